@@ -1,0 +1,49 @@
+"""What every engine promises."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from engines.capabilities import Capabilities
+from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, Health, TokenOutput
+
+
+class Engine(Protocol):
+    """One loaded base model that turns prompts into tokens. No exception but `engines.errors` leaves an engine."""
+
+    async def start(self) -> None:
+        """Load the model and return once requests can be answered.
+
+        Raises UnsupportedModel where this engine cannot run the model as asked, EngineFailure where it died starting.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End every request with an error and free everything. May be called in any state, and twice."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """Fixed by the model; raises EngineUnavailable before the first `start` has returned."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+        """Yield what each step adds, for all n outputs, until each has finished. Closing the iterator aborts.
+
+        Its first `anext` raises QueueFull, EngineUnavailable or InvalidRequest where the request was not taken, so a
+        server can await the first output before it opens a stream. Later, EngineFailure where the engine died.
+        """
+        ...
+
+    def finish(self, request_id: str, index: int) -> None:
+        """End one of the n outputs early (it met a stop string): it yields nothing more, the others go on.
+
+        Nothing happens where that output has finished already.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> list[float]:
+        """Return the L2-normalised last hidden state of the prompt's last token: (hidden_size,) floats."""
+        ...
+
+    def health(self) -> Health: ...
+
+    def stats(self) -> EngineStats: ...

@@ -1,0 +1,142 @@
+"""Data that crosses the engine boundary: plain, immutable, and free of torch.
+
+An engine deals in token ids only. Text is made of them above the engine, once for all engines, in `engines/text.py`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """An end-of-sequence token or a stop token id (or, above the engine, a stop string)."""
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structured:
+    """A constraint on the output, enforced token by token."""
+
+    kind: StructuredKind
+    value: str
+    """The JSON text of a schema ("json_schema") or of a list of strings ("choice"), a regular expression ("regex"),
+    a grammar in Lark or GBNF syntax ("grammar"), or "" ("json_object")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to choose tokens and when to stop. Every default is neutral: it changes nothing."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    """End-of-sequence and stop tokens are forbidden before this many tokens."""
+    temperature: float = 1.0
+    """0: greedy."""
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and output (Keskar et al. 2019, CTRL, section 4.1)."""
+    presence_penalty: float = 0.0
+    """Over the output only, as `frequency_penalty` (OpenAI)."""
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that must not appear in the output."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    """End the generation, besides the model's end-of-sequence tokens."""
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    """None: no logprobs; k: of the sampled token and of the k likeliest. Of the model's own distribution: temperature 1,
+    before penalties, bias, constraints and filters."""
+    prompt_logprobs: int | None = None
+    """The same for every prompt token but the first."""
+    structured: Structured | None = None
+    num_beams: int = 1
+    """More than 1: beam search; `n` then is at most `num_beams`, and outputs come when the search has ended."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by length ** length_penalty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    request_id: str
+    prompt_ids: list[int]
+    sampling: Sampling
+    n: int = 1
+    """Independent outputs of one prompt; the engine computes the prompt once. With a seed, output i uses seed + i."""
+    adapter: str | None = None
+    """`name@version`, as the registry resolved it; None: the base model."""
+    priority: int = 0
+    """Lower is sooner; equal priorities in order of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with their logprobs, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """What one step adds to one output of a request. The last one of each output, and only it, has a finish reason."""
+
+    index: int = 0
+    """Which of the request's n outputs."""
+    token_ids: tuple[int, ...] = ()
+    """The new tokens. A stop token that ended the output is the last of them."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token of `token_ids`, where the request asked for them."""
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The stop token that ended the output."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache gave. On the first output of a request only."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """One for each prompt token, None for the first. On the first output of a request only, where asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    request_id: str
+    prompt_ids: list[int]
+    adapter: str | None = None
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    """The engine died and is being started again."""
+    STOPPED = "stopped"
+    FAILED = "failed"
+    """It cannot run; `Health.detail` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    state: EngineState
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Gauges as of the last step, and counters since the engine was created (they survive its restarts)."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """0 to 1."""
+    prefix_cache_queries: int = 0
+    """In tokens."""
+    prefix_cache_hits: int = 0
+    preemptions: int = 0
