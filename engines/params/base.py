@@ -1,6 +1,9 @@
-"""The one base class every parameter group shares."""
+"""The one base class every parameter group shares, and the shapes that several groups use."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Params(BaseModel):
@@ -10,3 +13,21 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    starred: ClassVar[frozenset[str]] = frozenset()
+    """Those of the group's own fields that most users meet first; help and documentation mark them."""
+
+
+def listed(value: Any) -> Any:
+    """Let one value stand for a list of one, as it does on the command line."""
+    return value if value is None or isinstance(value, list | tuple | Mapping) else (value,)
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(listed)]
+"""Zero or more strings; a string alone counts as one."""
+
+Integers = Annotated[tuple[int, ...], BeforeValidator(listed)]
+"""Zero or more integers; an integer alone counts as one."""
+
+JsonObject = dict[str, Any]
+"""A JSON object. The command line also takes the path of a JSON file that holds one."""

@@ -1,0 +1,54 @@
+"""What every command shares: model, template, data, generation, quantisation, and the rest of the reference's base."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from engines.params.base import JsonObject, Strings
+from engines.params.data import DataParams
+from engines.params.generation import GenerationParams
+from engines.params.model import ModelParams
+from engines.params.quantization import QuantizationParams
+from engines.params.template import TemplateParams
+
+TrainType = Literal[
+    "lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft", "bone"
+]
+
+
+class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParams, ModelParams):
+    """What every command shares."""
+
+    starred: ClassVar = frozenset({"tuner_backend", "train_type", "adapters"})
+
+    tuner_backend: Literal["peft", "unsloth"] = "peft"
+    """Library that puts adapters into the model."""
+    train_type: TrainType = "lora"
+    """What is trained: the model's own weights (`full`), or an adapter of the kind named. `bone` is here although the
+    reference does not list it, because its `init_weights` has a value for it."""
+    adapters: Strings = ()
+    """Adapters to load on top of the model, as paths or hub ids; `NAME=PATH` gives one a name to be asked for."""
+    seed: int = Field(42, ge=0)
+    """Seed of everything random, except about data."""
+    model_kwargs: JsonObject | None = None
+    """Settings of one model family (see the model-specific parameters), as a JSON object: `{"max_pixels": 602112}`.
+    Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""
+    load_args: bool = True
+    """Where `model`, `adapters` or `resume_from_checkpoint` names a checkpoint of ours, take the parameters that it was
+    trained with, all but those of data and generation, for those that are not given here."""
+    load_data_args: bool = False
+    """With `load_args`, take the parameters of data as well."""
+    use_hf: bool = True
+    """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
+    ModelScope, the reference's other hub, is not built in."""
+    hub_token: str | None = Field(None, repr=False)
+    """Access token for the hub."""
+    custom_register_path: Strings = ()
+    """Python files that register further models, chat templates or data sets. Their code is run."""
+
+    @field_validator("use_hf")
+    @classmethod
+    def _only_hugging_face(cls, use_hf: bool) -> bool:
+        if not use_hf:
+            raise ValueError("ModelScope is not supported; models and data sets come from the Hugging Face hub")
+        return use_hf

@@ -1,0 +1,59 @@
+"""Serving a model over HTTP."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from engines.params.base import Params, Strings, listed
+from engines.params.infer import InferParams
+
+Keys = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(listed), Field(min_length=1)
+]
+
+
+class ServerParams(Params):
+    """How the HTTP server behaves. An addition to the reference's parameters."""
+
+    shutdown_timeout: float = Field(30, ge=0)
+    """Seconds that running requests have to finish, once the server was told to stop."""
+    chat_template: str | None = None
+    """A Jinja chat template in place of the model's own: the path of a .jinja file, or the template itself."""
+    tool_call_parser: Literal["hermes", "llama3_json", "mistral", "none"] | None = None
+    """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
+    given."""
+    reasoning_parser: Literal["deepseek_r1", "none"] | None = None
+    """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
+    tags; `none` leaves it in the text. Found from the chat template unless given."""
+    metrics_auth: bool = False
+    """Ask for a key on `/metrics` too, where `api_key` is set."""
+    sse_keep_alive_interval: float = Field(15, gt=0)
+    """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
+    max_body_size: float = Field(32, gt=0)
+    """MiB of the largest request body; larger ones are refused with status 413."""
+    allowed_origins: Strings = ()
+    """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
+
+
+class DeployParams(ServerParams, InferParams):
+    """Serving a model over HTTP."""
+
+    starred: ClassVar = frozenset({"served_model_name"})
+
+    host: str = "0.0.0.0"
+    """Address to listen on; 0.0.0.0: on all of the machine's."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0: a free one. A port that is taken is an error."""
+    api_key: Keys | None = Field(None, repr=False)
+    """Keys of which a request must bring one. `KEY` alone may do everything; `infer:KEY` may only ask for answers,
+    `train:KEY` only run jobs, `admin:KEY` only administer. The server is open to everybody unless given."""
+    owned_by: str = "tuneserve"
+    """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
+    served_model_name: str | None = None
+    """Name that requests ask for. The last part of `model` unless given."""
+    verbose: bool = True
+    """Log every request."""
+    log_interval: int = Field(20, ge=-1)
+    """Seconds between log lines about throughput; -1: none."""
+    max_logprobs: int = Field(20, ge=0)
+    """The most `top_logprobs` that a request may ask for."""

@@ -1,0 +1,34 @@
+"""How tokens are chosen where a request does not say."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from engines.params.base import Params, Strings
+
+
+class GenerationParams(Params):
+    """How tokens are chosen where a request does not say."""
+
+    starred: ClassVar = frozenset({"max_new_tokens", "stream"})
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    """The most tokens to generate. As many as the model's context leaves room for unless given."""
+    temperature: float | None = Field(None, ge=0)
+    """Divides the logits before sampling: below 1 the likely tokens become likelier still; 0 always takes the
+    likeliest. From the model's generation_config.json unless given."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample among this many of the likeliest tokens; 0: among all. From generation_config.json unless given."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample among the fewest tokens that have at least this much of the probability together. From
+    generation_config.json unless given."""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """Above 1, makes tokens that occurred in prompt or output less likely. From generation_config.json unless given."""
+    num_beams: int = Field(1, ge=1)
+    """Beams of a beam search; 1: no beam search."""
+    stream: bool = False
+    """Print or send text while it is generated. A request over HTTP says so itself."""
+    stop_words: Strings = ()
+    """Further texts that end the generation when they appear."""
+    logprobs: bool = False
+    """Give the log-probability of each generated token."""

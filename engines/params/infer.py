@@ -1,0 +1,29 @@
+"""Running a model: which engine, and its settings."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.common import BaseParams
+from engines.params.lmdeploy import LmdeployParams
+from engines.params.merge import MergeLoraParams
+from engines.params.pt import PtEngineParams
+from engines.params.vllm import VllmParams
+
+
+class InferParams(MergeLoraParams, VllmParams, LmdeployParams, PtEngineParams, BaseParams):
+    """Answering a data set, or a person at the terminal."""
+
+    starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})
+
+    infer_backend: Literal["pt", "vllm", "lmdeploy"] = "pt"
+    """Which engine runs the model: our own (`pt`), vLLM or LMDeploy."""
+    max_batch_size: int | None = Field(None, ge=1)
+    """The most sequences that the pt engine works on at once. Automatic unless given, where the reference says 1: our
+    engine lets requests join and leave a running batch, so waiting for others costs a request nothing."""
+    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
+    """How the processes of an inference on several GPUs talk to one another."""
+    result_path: str | None = None
+    """Where answers are written, as JSON lines. In the checkpoint's folder, or in ./result, unless given."""
+    val_dataset_sample: int | None = Field(None, ge=1)
+    """Answer this many rows of the data set. All unless given."""

@@ -1,0 +1,21 @@
+"""Adding a trained adapter to the weights of its base model."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from engines.params.base import Params
+
+
+class MergeLoraParams(Params):
+    """Adding a trained adapter to the weights of its base model."""
+
+    starred: ClassVar = frozenset({"merge_lora"})
+
+    merge_lora: bool = False
+    """Add the adapter to the base model's weights first, and go on with the merged model. For adapters that can be
+    merged: LoRA and its kin, LLaMA Pro, LongLoRA."""
+    safe_serialization: bool = True
+    """Write weights as safetensors, which hold no code; false writes PyTorch's pickle files."""
+    max_shard_size: str = Field("5GB", pattern=r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$")
+    """The largest weight file to write; more weights go into further files."""

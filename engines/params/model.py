@@ -1,0 +1,42 @@
+"""Which weights, and how to load them."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.base import JsonObject, Params
+
+DType = Literal["float16", "bfloat16", "float32"]
+
+
+class ModelParams(Params):
+    """Which weights, and how to load them."""
+
+    starred: ClassVar = frozenset({"model", "torch_dtype"})
+
+    model: str | None = None
+    """The model: the path of a local folder, or an id on the Hugging Face hub."""
+    model_type: str | None = None
+    """Which family the model belongs to (its architecture, chat template and way of loading). Found from the model's
+    config.json unless given; needed only where several families share one architecture, or for a registered model."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a model on the hub. The repository's main branch unless given."""
+    torch_dtype: DType | None = None
+    """Type of the weights and of the computation. The type named in config.json unless given; only on a CPU without
+    bf16 instructions do bfloat16 checkpoints then run in float32, because every bfloat16 value is also a float32 value
+    and such a CPU computes far faster in float32."""
+    task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
+    """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
+    attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None
+    """Attention kernel. `sdpa` unless given. Not every model runs with each of them: one that cannot is refused when
+    it is loaded."""
+    num_labels: int | None = Field(None, ge=1)
+    """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
+    rope_scaling: Literal["linear", "dynamic"] | None = None
+    """Stretch the rotary position embedding so that the model takes `max_length` tokens, more than it was trained
+    with. `linear` scales all positions; `dynamic` raises the base, the more the longer the text is."""
+    device_map: str | JsonObject | None = None
+    """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
+    (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""
+    local_repo_path: str | None = None
+    """A local clone of the GitHub repository that some models need beside their weights, in place of cloning it."""

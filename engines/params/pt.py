@@ -1,0 +1,26 @@
+"""Settings of our own engine, pt. An addition to the reference's parameters: its pt engine does not batch continuously."""
+
+from pydantic import Field
+
+from engines.params.base import Params
+
+
+class PtEngineParams(Params):
+    """Settings of our own engine. It also reads `max_num_seqs`, `max_model_len` and `gpu_memory_utilization`."""
+
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """The most tokens that one step computes, prompts and outputs of all requests together: more is faster for prompts,
+    fewer keeps running outputs smoother. Fitted to the device unless given."""
+    block_size: int | None = Field(None, ge=1)
+    """Tokens of one page of the KV cache: small pages share more of common prompts, large ones cost less to look up.
+    Fitted to the device unless given."""
+    kv_cache_memory: float | None = Field(None, gt=0)
+    """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights, on a CPU a
+    part of the free memory, and never more than `max_num_seqs` full-length sequences can fill."""
+    enable_prefix_caching: bool = True
+    """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
+    max_num_queued_reqs: int = Field(256, ge=0)
+    """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
+    started."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the engine. The number of physical cores unless given."""

@@ -1,0 +1,31 @@
+"""Quantising weights while they are loaded."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.base import Params
+from engines.params.model import DType
+
+
+class QuantizationParams(Params):
+    """Quantising weights while they are loaded."""
+
+    starred: ClassVar = frozenset({"quant_method", "quant_bits"})
+
+    quant_method: Literal["bnb", "hqq", "eetq"] | None = None
+    """Library that quantises the weights while they are loaded: bitsandbytes, HQQ or EETQ. Not quantised unless given.
+    (A checkpoint that is quantised already needs no parameter.)"""
+    quant_bits: int | None = Field(None, ge=1, le=8)
+    """Bits for each weight."""
+    hqq_axis: int | None = Field(None, ge=0, le=1)
+    """Along which axis HQQ groups weights that share a scale."""
+    bnb_4bit_compute_dtype: DType | None = None
+    """In which type bitsandbytes computes with 4-bit weights. That of `torch_dtype` unless given."""
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] = "nf4"
+    """The sixteen values of a 4-bit weight: a small floating-point number (`fp4`), or levels spaced as normally
+    distributed weights are (`nf4`)."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the scales of 4-bit weights too."""
+    bnb_4bit_quant_storage: str | None = None
+    """In which type packed 4-bit weights are kept, which matters for sharding them. bitsandbytes' own unless given."""

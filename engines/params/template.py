@@ -1,0 +1,39 @@
+"""How messages become one prompt."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.base import Params
+
+
+class TemplateParams(Params):
+    """How messages become one prompt."""
+
+    starred: ClassVar = frozenset({"template", "system", "max_length", "truncation_strategy", "max_pixels"})
+
+    template: str | None = None
+    """Name of a registered chat template. The model's own unless given."""
+    system: str | None = None
+    """System message for conversations that bring none. The template's own unless given."""
+    max_length: int | None = Field(None, ge=1)
+    """The most tokens of one sample or conversation. The model's limit unless given."""
+    truncation_strategy: Literal["delete", "left", "right"] = "delete"
+    """What happens to a sample of more than `max_length` tokens: it is left out (`delete`), or loses its beginning
+    (`left`) or its end (`right`)."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Images with more pixels (height times width) are scaled down to this many. Not scaled unless given."""
+    tools_prompt: str = "react_en"
+    """In which form the tools of an agent's conversation are written into the system message."""
+    padding_side: Literal["left", "right"] = "right"
+    """Which side short samples of a training batch are padded on. Generation does not depend on it."""
+    loss_scale: Literal["default", "last_round", "all", "react", "agentflan", "alpha_umi", "qwen"] = "default"
+    """How much each part of a sample weighs in the loss: every answer (`default`), only the last one (`last_round`),
+    every token (`all`), or one of the weightings for agents (`react`, `agentflan`, `alpha_umi`, `qwen`)."""
+    sequence_parallel_size: int = Field(1, ge=1)
+    """Over how many devices each training sequence is divided."""
+    use_chat_template: bool = True
+    """Build prompts with the chat template. Without it texts follow one another as they are, as pre-training does."""
+    template_backend: Literal["swift", "jinja"] = "swift"
+    """What builds prompts from messages: the registered template (`swift`), or the Jinja template that comes with the
+    model's tokenizer (`jinja`)."""

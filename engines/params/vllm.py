@@ -1,0 +1,35 @@
+"""Settings of the vLLM engine. Our own engine reads some of them too."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from engines.params.base import Params
+
+
+class VllmParams(Params):
+    """Settings of the vLLM engine. The pt engine reads `gpu_memory_utilization`, `max_num_seqs` and `max_model_len`."""
+
+    starred: ClassVar = frozenset(
+        {"gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "limit_mm_per_prompt"}
+    )
+
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """The part of a GPU's memory that the engine may fill with weights, activations and KV cache together."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """Over how many GPUs each layer is divided."""
+    pipeline_parallel_size: int = Field(1, ge=1)
+    """Over how many stages, each on its own GPUs, the layers are divided."""
+    max_num_seqs: int = Field(256, ge=1)
+    """The most sequences that one step works on."""
+    max_model_len: int | None = Field(None, ge=1)
+    """The most tokens of a prompt and its output together. The model's limit unless given."""
+    disable_custom_all_reduce: bool = False
+    """Let NCCL sum up over the GPUs instead of vLLM's own kernel."""
+    enforce_eager: bool = False
+    """Run without CUDA graphs: less memory and a faster start, slower steps."""
+    limit_mm_per_prompt: dict[str, int] | None = None
+    """The most images, videos or audio clips of one prompt: `{"image": 10, "video": 5}`. vLLM's own limit unless
+    given."""
+    vllm_max_lora_rank: int = Field(16, ge=1)
+    """The highest rank of an adapter that can be loaded."""
