@@ -1,6 +1,6 @@
 """What every engine promises."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from engines.capabilities import Capabilities
@@ -25,7 +25,7 @@ class Engine(Protocol):
         """Fixed by the model; raises EngineUnavailable before the first `start` has returned."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         """Yield what each step adds, for all n outputs, until each has finished. Closing the iterator aborts.
 
         Its first `anext` raises QueueFull, EngineUnavailable or InvalidRequest where the request was not taken, so a

@@ -101,6 +101,8 @@ class TokenOutput:
     """The stop token that ended the output."""
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache gave. On the first output of a request only."""
+    queue_seconds: float | None = None
+    """How long the request waited for its first step. On the first output of a request only."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """One for each prompt token, None for the first. On the first output of a request only, where asked for."""
 

@@ -1,0 +1,278 @@
+"""An engine without a model: it says the prompt's last message back, one token a step. For tests and documentation.
+
+Everything around the model is real: queue, aborts, stop tokens, logprobs, `n`, faults. It keeps every promise of
+`engines.engine.Engine`, so that what is built above can be tried in milliseconds.
+"""
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engines.capabilities import Capabilities
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.types import (
+    EmbeddingRequest,
+    EngineState,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Health,
+    Sampling,
+    TokenLogprob,
+    TokenOutput,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BYTES = 256
+"""Token ids below it are single bytes."""
+END_OF_TEXT, IM_START, IM_END = range(BYTES, BYTES + 3)
+VOCAB_SIZE = BYTES + 3
+EMBEDDING_SIZE = 32
+FORBIDDEN = -100.0
+"""OpenAI's logit bias that bans a token."""
+
+
+@dataclass(kw_only=True)
+class EchoFaults:
+    """What shall go wrong. Tests change it while the engine runs."""
+
+    start_delay: float = 0.0
+    start_error: TuneserveError | None = None
+    token_delay: float = 0.0
+    """Seconds before every step, the first too."""
+    die_after: int | None = None
+    """The engine dies before this step (counted from 0) of a request."""
+
+
+class EchoEngine:
+    """Answers with the content of the last ChatML message, or with the whole prompt where there is none.
+
+    It always takes its likeliest token, so parameters that only reshape the distribution change nothing; those that
+    forbid tokens (bad words, allowed tokens, a bias of -100, a minimum length) do.
+    """
+
+    def __init__(
+        self, *, max_model_len: int = 4096, max_requests: int | None = None, faults: EchoFaults | None = None
+    ) -> None:
+        """With `max_requests`, more than that at once are refused as by a full queue."""
+        self.faults = faults or EchoFaults()
+        self._max_requests = max_requests
+        self._state = EngineState.STARTING
+        self._unfinished: dict[str, set[int]] = {}  # request id -> outputs that still yield
+        self._capabilities = Capabilities(
+            max_model_len=max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(IM_END, END_OF_TEXT),
+            unsupported=frozenset({"structured", "num_beams", "adapter"}),
+            embeddings=True,
+        )
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.faults.start_delay)
+        if self.faults.start_error is not None:
+            self._state = EngineState.FAILED
+            raise self.faults.start_error
+        self._state = EngineState.READY
+
+    async def stop(self) -> None:
+        self._state = EngineState.STOPPED
+
+    def die(self) -> None:
+        """Behave as an engine whose process was killed: running requests fail. `start` brings it back."""
+        self._state = EngineState.RESTARTING
+
+    def capabilities(self) -> Capabilities:
+        if self._state is EngineState.STARTING:
+            raise EngineUnavailable("The model is still loading.")
+        return self._capabilities
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        self._admit(request)
+        unfinished = self._unfinished[request.request_id] = set(range(request.n))
+        outputs = [_outputs(request, index) for index in range(request.n)]
+        try:
+            for step in itertools.count():
+                await asyncio.sleep(self.faults.token_delay)
+                self._run_step(step)
+                for index in sorted(unfinished):
+                    output = next(outputs[index])
+                    if output.finish_reason is not None:
+                        unfinished.discard(index)
+                    yield output
+                if not unfinished:
+                    return
+        finally:
+            del self._unfinished[request.request_id]
+
+    def finish(self, request_id: str, index: int) -> None:
+        self._unfinished.get(request_id, set()).discard(index)
+
+    async def embed(self, request: EmbeddingRequest) -> list[float]:
+        self._check_prompt(request.prompt_ids)
+        await asyncio.sleep(self.faults.token_delay)
+        self._run_step(0)
+        values = [math.sin(1 + i * (1 + sum(request.prompt_ids))) for i in range(EMBEDDING_SIZE)]
+        norm = math.sqrt(sum(value * value for value in values))
+        return [value / norm for value in values]
+
+    def health(self) -> Health:
+        return Health(self._state)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._unfinished))
+
+    def _admit(self, request: GenerationRequest) -> None:
+        self._check_prompt(request.prompt_ids)
+        if self._state is not EngineState.READY:
+            raise EngineUnavailable(f"The engine is {self._state}.")
+        if self._max_requests is not None and len(self._unfinished) >= self._max_requests:
+            raise QueueFull(f"{self._max_requests} requests are running already.")
+
+    def _check_prompt(self, prompt_ids: list[int]) -> None:
+        if not prompt_ids or not all(0 <= token < VOCAB_SIZE for token in prompt_ids):
+            raise InvalidRequest(f"A prompt is one or more token ids below {VOCAB_SIZE}.", param="prompt")
+
+    def _run_step(self, step: int) -> None:
+        if step == self.faults.die_after:
+            self.die()
+        if self._state is not EngineState.READY:
+            raise EngineFailure(f"The engine is {self._state}.")
+
+
+def _outputs(request: GenerationRequest, index: int) -> Iterator[TokenOutput]:
+    """What each step adds to one output."""
+    sampling = request.sampling
+    first = True
+    for token, finish_reason in _answer(request):
+        yield TokenOutput(
+            index=index,
+            token_ids=(token,),
+            logprobs=None if sampling.logprobs is None else (_logprob(token, sampling.logprobs),),
+            finish_reason=finish_reason,
+            stop_token_id=token if finish_reason is FinishReason.STOP else None,
+            cached_tokens=0 if first and index == 0 else None,
+            queue_seconds=0.0 if first and index == 0 else None,
+            prompt_logprobs=_prompt_logprobs(request) if first and index == 0 else None,
+        )
+        first = False
+
+
+def _answer(request: GenerationRequest) -> Iterator[tuple[int, FinishReason | None]]:
+    """The answer's tokens, the last of them with its finish reason."""
+    sampling = request.sampling
+    stops = {*sampling.stop_token_ids} | (set() if sampling.ignore_eos else {IM_END, END_OF_TEXT})
+    content = _last_message(request.prompt_ids)
+    again: Iterator[int] = itertools.cycle(content or [ord(" ")])
+    wanted = again if sampling.ignore_eos else itertools.chain(content, itertools.repeat(IM_END))
+    produced: list[int] = []
+    for token in wanted:
+        forbidden = stops if len(produced) < sampling.min_new_tokens else set()
+        produced.append(_likeliest(token, produced, forbidden, sampling))
+        if produced[-1] in stops:
+            yield produced[-1], FinishReason.STOP
+            return
+        if len(produced) == sampling.max_new_tokens:
+            yield produced[-1], FinishReason.LENGTH
+            return
+        yield produced[-1], None
+
+
+def _last_message(prompt_ids: list[int]) -> list[int]:
+    """The content of the last message that has ended; the whole prompt where it has no messages."""
+    ends = [position for position, token in enumerate(prompt_ids) if token == IM_END]
+    starts = [position for position, token in enumerate(prompt_ids[: ends[-1]]) if token == IM_START] if ends else []
+    if not starts:
+        return prompt_ids
+    message = prompt_ids[starts[-1] + 1 : ends[-1]]
+    role_end = message.index(ord("\n")) if ord("\n") in message else -1
+    return message[role_end + 1 :]
+
+
+def _likeliest(wanted: int, produced: list[int], forbidden: set[int], sampling: Sampling) -> int:
+    """The first token from `wanted` upwards that nothing forbids."""
+    for token in _by_likelihood(wanted):
+        allowed = sampling.allowed_token_ids is None or token in sampling.allowed_token_ids
+        biased = sampling.logit_bias.get(token, 0.0) <= FORBIDDEN
+        if allowed and not biased and token not in forbidden and not _ends_bad_word(token, produced, sampling):
+            return token
+    raise InvalidRequest("Every token is forbidden.")
+
+
+def _ends_bad_word(token: int, produced: list[int], sampling: Sampling) -> bool:
+    return any(tuple([*produced, token][-len(word) :]) == word for word in sampling.bad_words_ids)
+
+
+def _by_likelihood(first: int) -> Iterator[int]:
+    """The made-up distribution: each token upwards from `first`, around the vocabulary, is half as likely."""
+    return ((first + i) % VOCAB_SIZE for i in range(VOCAB_SIZE))
+
+
+def _logprob(token: int, count: int) -> TokenLogprob:
+    top = itertools.islice(_by_likelihood(token), count)
+    return TokenLogprob(token, math.log(0.5), tuple((other, (i + 1) * math.log(0.5)) for i, other in enumerate(top)))
+
+
+def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprob | None, ...] | None:
+    count = request.sampling.prompt_logprobs
+    if count is None:
+        return None
+    return (None, *(_logprob(token, count) for token in request.prompt_ids[1:]))
+
+
+CHAT_TEMPLATE = """\
+{%- if tools %}
+{{- "<|im_start|>system\\n" }}
+{%- if messages[0].role == "system" %}{{ messages[0].content + "\\n\\n" }}{% endif %}
+{{- "You may call functions, described within <tools></tools>:\\n<tools>" }}
+{%- for tool in tools %}{{ "\\n" + tool | tojson }}{% endfor %}
+{{- '\\n</tools>\\nCall one with <tool_call>\\n{"name": ..., "arguments": ...}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if not (tools and loop.first and message.role == "system") %}
+{{- "<|im_start|>" + ("user" if message.role == "tool" else message.role) + "\\n" }}
+{%- if message.role == "tool" %}{{ "<tool_response>\\n" + message.content + "\\n</tool_response>" }}
+{%- elif message.content is string %}{{ message.content }}
+{%- else %}{% for part in message.content or [] %}{{ part.text }}{% endfor %}
+{%- endif %}
+{%- for call in message.tool_calls or [] %}
+{{- "\\n<tool_call>\\n" + {"name": call.function.name, "arguments": call.function.arguments} | tojson }}
+{{- "\\n</tool_call>" }}
+{%- endfor %}
+{{- "<|im_end|>\\n" }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" }}{% endif %}"""
+
+
+def echo_tokenizer(max_model_len: int = 4096) -> "PreTrainedTokenizerFast":
+    """A real tokenizer: one token a byte, ChatML, tools in Hermes' format."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in _byte_characters()}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # in the order of their ids
+    tokenizer.add_special_tokens([AddedToken(special, special=True, normalized=False) for special in specials])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=max_model_len,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _byte_characters() -> Iterator[tuple[int, str]]:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    spare = itertools.count(BYTES)
+    for byte in range(BYTES):
+        printable = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
+        yield byte, chr(byte if printable else next(spare))

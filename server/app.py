@@ -1,0 +1,54 @@
+"""Put the parts together: routes, error shape, keys, request ids, and the engine's start and stop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server import operations
+from server.auth import Auth, parse_keys
+from server.deps import Serving
+from server.errors import add_error_handlers
+from server.middleware import RequestContext
+
+ROUTERS = (operations.router,)
+
+
+def create_app(serving: Serving) -> FastAPI:
+    """The server for `serving`, whose engine starts behind it and stops with it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        start = asyncio.create_task(serving.lifecycle.start_engine())
+        try:
+            yield
+        finally:
+            start.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await start
+            await serving.engine.stop()
+
+    app = FastAPI(title="tuneserve", lifespan=lifespan, redirect_slashes=False)
+    app.state.serving = serving
+    add_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    _add_middleware(app, serving)
+    return app
+
+
+def _add_middleware(app: FastAPI, serving: Serving) -> None:
+    """From the innermost to the outermost."""
+    params = serving.params
+    app.add_middleware(Auth, keys=parse_keys(params.api_key or ()), metrics_auth=params.metrics_auth)
+    if params.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=params.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(RequestContext, lifecycle=serving.lifecycle, verbose=params.verbose)

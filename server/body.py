@@ -1,0 +1,89 @@
+"""Request bodies: read within the size limit, parsed once, validated; every fault is a 400 or 413 in OpenAI's shape."""
+
+import re
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from engines.errors import InvalidRequest
+from server.errors import BodyTooLarge
+from server.validation import to_invalid_request
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MIB = 1 << 20
+MAX_DEPTH = 100
+"""Levels of nesting. What reads the parsed body later may recurse."""
+JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
+
+
+def json_body(model: type[Model]) -> Any:
+    """A dependency that gives the request's body as `model`: `body: Annotated[ChatRequest, json_body(ChatRequest)]`."""
+
+    async def parse(request: Request) -> Model:
+        limit = int(request.app.state.serving.params.max_body_size * MIB)
+        return parse_json(model, await read_body(request, limit))
+
+    return Depends(parse)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body as it was sent; BodyTooLarge as soon as more than `limit` bytes are announced or have come."""
+    _check_headers(request)
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def parse_json(model: type[Model], data: bytes) -> Model:
+    body = _load(data)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+
+
+def _check_headers(request: Request) -> None:
+    content_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
+    if not JSON_TYPES.fullmatch(content_type):
+        raise InvalidRequest(f"The content type must be application/json, not {content_type[:60]!r}.")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"The content encoding {encoding[:60]!r} is not supported.")
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request's body is larger than {limit / MIB:g} MiB.")
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        reason = "it is empty" if not data else f"{error.msg}, line {error.lineno}, column {error.colno}"
+        raise InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
+        raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    return body
+
+
+def _is_deeper(body: Any, depth: int) -> bool:
+    level = [body]
+    for _ in range(depth):
+        level = [
+            child
+            for value in level
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)

@@ -1,0 +1,74 @@
+"""What the routes share: made once, kept in `app.state`, handed out as FastAPI dependencies."""
+
+import time
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+
+from engines.engine import Engine
+from engines.errors import ModelNotFound
+from engines.params.deploy import DeployParams
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """One served model and what surrounds it."""
+
+    engine: Engine
+    tokenizer: "PreTrainedTokenizerBase"
+    params: DeployParams
+    model_name: str
+    """The base model's name in the API."""
+    model_root: str
+    """What the base model was loaded from, without its folders."""
+    created: int
+    """Unix time at which the server started: models have no other date of birth."""
+    metrics: Metrics
+    lifecycle: Lifecycle
+
+    def resolve(self, model: str) -> str | None:
+        """The adapter that `model` selects, None for the base model; raises ModelNotFound."""
+        if model == self.model_name:
+            return None
+        raise ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {self.model_name!r}.", param="model")
+
+
+def make_serving(engine: Engine, tokenizer: "PreTrainedTokenizerBase", params: DeployParams) -> Serving:
+    root = PurePath(params.model or "").name
+    name = params.served_model_name or root
+    return Serving(
+        engine=engine,
+        tokenizer=tokenizer,
+        params=params,
+        model_name=name,
+        model_root=root,
+        created=int(time.time()),
+        metrics=Metrics(engine, model_name=name, engine_name=params.infer_backend),
+        lifecycle=Lifecycle(engine),
+    )
+
+
+def get_serving(request: Request) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+def get_ready_serving(request: Request) -> Serving:
+    """As `get_serving`, but only while requests can be answered; else EngineUnavailable."""
+    serving = get_serving(request)
+    serving.lifecycle.check_ready()
+    return serving
+
+
+AnyServing = Annotated[Serving, Depends(get_serving)]
+"""For routes that answer in every state of the engine."""
+
+ReadyServing = Annotated[Serving, Depends(get_ready_serving)]
+"""For routes that need the model."""

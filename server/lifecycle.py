@@ -1,0 +1,80 @@
+"""From listening to gone: the engine starts behind a listening server, and requests drain before it stops."""
+
+import asyncio
+import logging
+import time
+
+from engines.engine import Engine
+from engines.errors import EngineUnavailable, TuneserveError
+from engines.types import EngineState
+
+logger = logging.getLogger(__name__)
+
+WHY_UNAVAILABLE = {
+    EngineState.STARTING: "The model is still loading.",
+    EngineState.RESTARTING: "The engine is restarting.",
+    EngineState.STOPPED: "The engine has stopped.",
+    EngineState.FAILED: "The engine has failed.",
+}
+
+
+class Lifecycle:
+    """Whether requests are taken, how many run, and whether the engine came up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._draining = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.start_failed = asyncio.Event()
+
+    async def start_engine(self) -> None:
+        """Start the engine. A failure is logged and told by `start_failed`: nobody awaits a start in the background."""
+        began = time.monotonic()
+        try:
+            await self._engine.start()
+        except Exception as error:
+            expected = isinstance(error, TuneserveError)  # its message is all there is to know
+            logger.error("The engine did not start: %s", error, exc_info=not expected)
+            self.start_failed.set()
+        else:
+            logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
+
+    def check_ready(self) -> None:
+        """Raise EngineUnavailable where requests cannot be answered now."""
+        if self._draining:
+            raise EngineUnavailable("The server is shutting down.")
+        state = self._engine.health().state
+        if state is not EngineState.READY:
+            raise EngineUnavailable(WHY_UNAVAILABLE[state])
+
+    def enter(self) -> None:
+        """A request has begun."""
+        self._in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """It has been answered, or its client has gone."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more requests; return once none runs. Those that still run after `timeout` end with an error."""
+        self._draining = True
+        if not await self._wait_until_idle(timeout):
+            logger.warning("%d requests did not finish within %g s and are ended.", self._in_flight, timeout)
+            await self._engine.stop()
+            await self._wait_until_idle(ERROR_DELIVERY_SECONDS)
+
+    async def _wait_until_idle(self, timeout: float) -> bool:
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+
+ERROR_DELIVERY_SECONDS = 5.0
+"""For the clients of requests that were ended to receive the error."""

@@ -1,0 +1,155 @@
+"""Prometheus metrics, named as vLLM's. Each app has a registry of its own."""
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engines.engine import Engine
+from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
+from engines.types import GenerationRequest, TokenOutput
+
+PREFIX = "tuneserve:"
+LABELS = ("model_name", "engine")
+REJECTIONS = {
+    QueueFull: "queue_full",
+    EngineUnavailable: "unavailable",
+    ContextLengthExceeded: "context_length",
+}
+FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+TOKEN_SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5)
+REQUEST_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+
+
+class Metrics:
+    """Everything that is counted while the server runs."""
+
+    def __init__(self, engine: Engine, *, model_name: str, engine_name: str) -> None:
+        self._values = (model_name, engine_name)
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(engine, self._values))
+        self._finished = self._family("request_success", "Outputs that ended, by reason.", "finished_reason")
+        self._rejected = self._family("admission_rejections", "Requests that were not taken, by reason.", "reason")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts that were answered.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens that were generated.")
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request to its first token.", FIRST_TOKEN_SECONDS
+        )
+        self.inter_token = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of one output.", TOKEN_SECONDS
+        )
+        self.end_to_end = self._histogram(
+            "e2e_request_latency_seconds", "From the request to its last token.", REQUEST_SECONDS
+        )
+        self.queue = self._histogram(
+            "request_queue_time_seconds", "From the request to its first step.", FIRST_TOKEN_SECONDS
+        )
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def count_rejection(self, error: Exception) -> None:
+        """Count `error` where it means that a request was not taken."""
+        reason = next((reason for kind, reason in REJECTIONS.items() if isinstance(error, kind)), None)
+        if reason is not None:
+            self._rejected.labels(*self._values, reason).inc()
+
+    def count_finished(self, reason: str) -> None:
+        self._finished.labels(*self._values, reason).inc()
+
+    async def observed(
+        self, request: GenerationRequest, outputs: AsyncGenerator[TokenOutput, None]
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """Pass the outputs on, measured. Closing this closes them.
+
+        Outputs that are still open when the engine ends by itself were finished from above, by a stop string.
+        """
+        watch = _Watch(self, request)
+        how_the_rest_ended = "abort"
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    watch.see(output)
+                    yield output
+            how_the_rest_ended = "stop"
+        except TuneserveError:
+            how_the_rest_ended = "error"
+            raise
+        finally:
+            watch.end(how_the_rest_ended)
+
+    def _family(self, name: str, text: str, label: str) -> Counter:
+        return Counter(PREFIX + name, text, (*LABELS, label), registry=self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(PREFIX + name, text, LABELS, registry=self._registry).labels(*self._values)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, LABELS, registry=self._registry, buckets=buckets).labels(*self._values)
+
+
+class _Watch:
+    """One request, measured."""
+
+    def __init__(self, metrics: Metrics, request: GenerationRequest) -> None:
+        self._metrics = metrics
+        self._request = request
+        self._began = time.perf_counter()
+        self._last_token: dict[int, float] = {}  # of each output
+        self._unfinished = request.n
+
+    def see(self, output: TokenOutput) -> None:
+        now = time.perf_counter()
+        if not self._last_token:
+            self._metrics.prompt_tokens.inc(len(self._request.prompt_ids))
+            self._metrics.first_token.observe(now - self._began)
+            if output.queue_seconds is not None:
+                self._metrics.queue.observe(output.queue_seconds)
+        elif output.index in self._last_token and output.token_ids:
+            step = (now - self._last_token[output.index]) / len(output.token_ids)
+            for _ in output.token_ids:
+                self._metrics.inter_token.observe(step)
+        self._last_token[output.index] = now
+        self._metrics.generation_tokens.inc(len(output.token_ids))
+        if output.finish_reason is not None:
+            self._unfinished -= 1
+            self._metrics.count_finished(output.finish_reason)
+
+    def end(self, how_the_rest_ended: str) -> None:
+        """The request is over; one that failed before its first token was never taken."""
+        if how_the_rest_ended == "error" and not self._last_token:
+            return
+        self._metrics.end_to_end.observe(time.perf_counter() - self._began)
+        for _ in range(self._unfinished):
+            self._metrics.count_finished(how_the_rest_ended)
+
+
+class _EngineCollector(Collector):
+    """Asks the engine at every scrape."""
+
+    def __init__(self, engine: Engine, values: tuple[str, str]) -> None:
+        self._engine = engine
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        yield self._gauge("num_requests_running", "Requests in the batch.", stats.running)
+        yield self._gauge("num_requests_waiting", "Requests that wait for their first step.", stats.waiting)
+        yield self._gauge("kv_cache_usage_perc", "Used part of the KV cache, 0 to 1.", stats.kv_cache_usage)
+        yield self._counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
+        yield self._counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
+        yield self._counter("num_preemptions", "Requests put back to make room.", stats.preemptions)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
+        family.add_metric(self._values, value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
+        family.add_metric(self._values, value)
+        return family

@@ -1,0 +1,64 @@
+"""What surrounds every request: its id, the access log, the count of those in flight, the last answer to a bug."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import CLIENT_CLOSED_REQUEST, error_response
+from server.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("server.access")
+
+SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+class RequestContext:
+    """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside."""
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, verbose: bool) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._verbose = verbose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+        began = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._lifecycle.enter()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status is not None:
+                raise  # the answer is half out: the server below closes the connection
+            await error_response(error, request_id)(scope, receive, send_with_id)
+        finally:
+            self._lifecycle.leave()
+            if self._verbose:
+                _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+def _log(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    client = scope["client"][0] if scope["client"] else "-"
+    path = ascii(scope["path"])[1:201]
+    access.info("%s %s %s %d %.3fs %s", client, scope["method"], path, status, seconds, request_id)

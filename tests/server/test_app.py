@@ -1,0 +1,26 @@
+"""The app without a model: operations, the error shape, keys."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import make_serving
+
+
+@pytest.fixture
+def client():
+    serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
+    with TestClient(create_app(serving)) as client:
+        yield client
+
+
+def test_a_ready_server_says_so(client):
+    assert client.get("/ready").json() == {"status": "ready", "model": "echo"}
+
+
+def test_an_unknown_path_is_a_404_in_openais_shape(client):
+    reply = client.get("/nope")
+    assert reply.status_code == 404
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
