@@ -10,7 +10,7 @@ from engines.params.base import Params
 class TemplateParams(Params):
     """How messages become one prompt."""
 
-    starred: ClassVar = frozenset({"template", "system", "max_length", "truncation_strategy", "max_pixels"})
+    starred: ClassVar = frozenset({"template", "system", "max_length", "max_pixels"})
 
     template: str | None = None
     """Name of a registered chat template. The model's own unless given."""

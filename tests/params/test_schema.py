@@ -1,0 +1,201 @@
+"""The schema against the reference's parameters: each name, default, choice and star, and how commands are composed."""
+
+import json
+import re
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+
+from engines.params.base import Params
+from engines.params.common import BaseParams
+from engines.params.data import DataParams
+from engines.params.deploy import DeployParams, ServerParams
+from engines.params.generation import GenerationParams
+from engines.params.infer import InferParams
+from engines.params.lmdeploy import LmdeployParams
+from engines.params.merge import MergeLoraParams
+from engines.params.model import ModelParams
+from engines.params.model_kwargs import FAMILIES
+from engines.params.pt import PtEngineParams
+from engines.params.quantization import QuantizationParams
+from engines.params.template import TemplateParams
+from engines.params.vllm import VllmParams
+from training.params import tuner
+from training.params.app import AppParams
+from training.params.eval import EvalParams
+from training.params.export import ExportParams, MergeParams
+from training.params.rlhf import PpoParams, RlhfParams
+from training.params.sft import PtParams, SftParams
+from training.params.trainer import TrainerParams
+from training.params.web_ui import WebUiParams
+
+REFERENCE: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "parameters.json").read_text())
+
+GROUPS: dict[str, type[Params]] = {
+    "base": BaseParams,
+    "model": ModelParams,
+    "data": DataParams,
+    "template": TemplateParams,
+    "generation": GenerationParams,
+    "quantization": QuantizationParams,
+    "trainer": TrainerParams,
+    "tuner": tuner.TunerParams,
+    "tuner.full": tuner.FullParams,
+    "tuner.lora": tuner.LoraParams,
+    "tuner.lora_ga": tuner.LoraGaParams,
+    "tuner.fourierft": tuner.FourierFtParams,
+    "tuner.boft": tuner.BoftParams,
+    "tuner.vera": tuner.VeraParams,
+    "tuner.galore": tuner.GaloreParams,
+    "tuner.lisa": tuner.LisaParams,
+    "tuner.llamapro": tuner.LlamaproParams,
+    "tuner.adalora": tuner.AdaloraParams,
+    "tuner.reft": tuner.ReftParams,
+    "tuner.liger": tuner.LigerParams,
+    "lmdeploy": LmdeployParams,
+    "vllm": VllmParams,
+    "merge": MergeLoraParams,
+    "training": SftParams,
+    "rlhf": RlhfParams,
+    "rlhf.ppo": PpoParams,
+    "infer": InferParams,
+    "deploy": DeployParams,
+    "web_ui": WebUiParams,
+    "app": AppParams,
+    "eval": EvalParams,
+    "export": ExportParams,
+} | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
+
+ADDITIONS: tuple[type[Params], ...] = (PtEngineParams, ServerParams)
+"""Groups of our own, which the reference does not have."""
+
+OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True}
+"""Documented deviations: the field's docstring gives the reason."""
+
+REQUIRED = {"rlhf_type"}
+
+OTHER_CHOICES = {
+    "train_type": {"lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft"}
+    | {"bone"},
+    "eval_strategy": {"no", "steps", "epoch"},  # follows save_strategy, so it has that one's choices
+    "init_weights": set(),  # the reference gives patterns; the validator has tests of its own
+}
+
+BASE = {"base", "model", "data", "template", "generation", "quantization"}
+TRAINING = BASE | {group for group in GROUPS if group.startswith("tuner")} | {"trainer", "training"}
+INFER = BASE | {"vllm", "lmdeploy", "merge", "infer"}
+COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
+    SftParams: (TRAINING, ()),
+    PtParams: (TRAINING, ()),
+    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, ()),
+    InferParams: (INFER, (PtEngineParams,)),
+    DeployParams: (INFER | {"deploy"}, ADDITIONS),
+    AppParams: (INFER | {"deploy", "web_ui", "app"}, ADDITIONS),
+    EvalParams: (INFER | {"deploy", "eval"}, ADDITIONS),
+    ExportParams: (BASE | {"merge", "export"}, ()),
+    MergeParams: (BASE | {"merge", "export"}, ()),
+    WebUiParams: ({"web_ui"}, ()),
+}
+
+
+def own_fields(group: type[Params]) -> set[str]:
+    return set(vars(group)["__annotations__"]) & set(group.model_fields)
+
+
+def home(row: dict[str, Any]) -> type[Params]:
+    """The reference lists init_weights twice, and the namespace is flat."""
+    return tuner.TunerParams if row["name"] == "init_weights" else GROUPS[row["group"]]
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def choices(annotation: Any) -> set[Any]:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return set(get_args(annotation))
+    if origin is Annotated:
+        return choices(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return set().union(*(choices(arg) for arg in get_args(annotation) if arg is not NoneType))
+    return set()
+
+
+def test_the_reference_has_285_parameters() -> None:
+    assert len(REFERENCE) == 285
+    assert {row["group"] for row in REFERENCE} == set(GROUPS)
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=lambda row: f"{row['group']}-{row['name']}")
+def test_each_parameter_is_as_the_reference_has_it(row: dict[str, Any]) -> None:
+    name, group = row["name"], home(row)
+    assert name in own_fields(group)
+    field = group.model_fields[name]
+    if name in REQUIRED:
+        assert field.is_required()
+    else:
+        assert plain(field.get_default()) == OTHER_DEFAULTS.get(name, row["default"])
+    assert choices(field.annotation) == OTHER_CHOICES.get(name, set(row.get("choices", ())))
+    assert (name in group.starred) == any(r.get("starred", False) for r in REFERENCE if same_field(r, row))
+
+
+def same_field(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one["name"] == other["name"] and home(one) is home(other)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_no_group_has_a_parameter_that_the_reference_does_not_have(group: str) -> None:
+    named = {row["name"] for row in REFERENCE if home(row) is GROUPS[group]}
+    assert own_fields(GROUPS[group]) == named
+
+
+def test_additions_of_our_own_do_not_take_a_name_of_the_references() -> None:
+    names = [name for group in ADDITIONS for name in own_fields(group)]
+    assert len(names) == len(set(names))
+    assert not set(names) & {row["name"] for row in REFERENCE}
+
+
+@pytest.mark.parametrize("command", COMPOSITION, ids=lambda command: command.__name__)
+def test_each_command_is_composed_as_the_reference_composes_it(command: type[Params]) -> None:
+    groups, additions = COMPOSITION[command]
+    expected = {row["name"] for row in REFERENCE if row["group"] in groups}
+    assert set(command.model_fields) == expected | {name for group in additions for name in own_fields(group)}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "default"),
+    [
+        (SftParams, "temperature", 0.0),
+        (SftParams, "max_new_tokens", 64),
+        (SftParams, "use_chat_template", True),
+        (PtParams, "use_chat_template", False),
+        (RlhfParams, "temperature", 0.7),
+        (RlhfParams, "max_new_tokens", 64),
+        (InferParams, "temperature", None),
+        (EvalParams, "temperature", 0.0),
+        (EvalParams, "verbose", False),
+        (DeployParams, "verbose", True),
+        (WebUiParams, "lang", "zh"),
+        (AppParams, "lang", "en"),
+        (ExportParams, "max_length", 2048),
+        (MergeParams, "merge_lora", True),
+    ],
+)
+def test_a_command_may_have_a_default_of_its_own(command: type[Params], name: str, default: object) -> None:
+    assert command.model_fields[name].get_default() == default
+
+
+@pytest.mark.parametrize("command", COMPOSITION, ids=lambda command: command.__name__)
+def test_every_parameter_is_described_in_whole_sentences(command: type[Params]) -> None:
+    for name, field in command.model_fields.items():
+        assert field.description, name
+        assert re.fullmatch(r"[A-Z`\d].*[.)]", field.description, re.DOTALL), name
+
+
+@pytest.mark.parametrize("name", OTHER_DEFAULTS)
+def test_a_deviation_says_why(name: str) -> None:
+    description = DeployParams.model_fields[name].description or ""
+    assert "reference" in description

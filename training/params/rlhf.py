@@ -1,0 +1,80 @@
+"""Teaching a model by preferences and rewards."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.base import Params, Strings
+from training.params.sft import SftParams
+
+
+class PpoParams(Params):
+    """PPO: answers are generated, a reward model judges them, and the judgement is learned from."""
+
+    reward_model: str | None = None
+    """The model that judges answers, as `model`."""
+    reward_adapters: Strings = ()
+    """Adapters of the reward model, as `adapters`."""
+    reward_model_type: str | None = None
+    """Family of the reward model, as `model_type`."""
+    reward_model_revision: str | None = None
+    """Branch, tag or commit of the reward model, as `model_revision`."""
+    num_ppo_epochs: int = Field(4, ge=1)
+    """How often each batch of answers is learned from."""
+    whiten_rewards: bool = False
+    """Bring the rewards of a batch to mean 0 and variance 1."""
+    kl_coef: float = Field(0.05, ge=0)
+    """What it costs to move away from the reference model."""
+    cliprange: float = Field(0.2, gt=0)
+    """How far the probability of a token may move in one update."""
+    vf_coef: float = Field(0.1, ge=0)
+    """Weight of the value function's loss."""
+    cliprange_value: float = Field(0.2, gt=0)
+    """How far the value function may move in one update."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """What a reward one token later is worth."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """How far the advantage estimate looks ahead (GAE): less is steadier, more is less biased."""
+    num_mini_batches: int = Field(1, ge=1)
+    """Parts that a batch is divided into, with one update after each."""
+    local_rollout_forward_batch_size: int = Field(64, ge=1)
+    """Answers scored in one forward pass."""
+    num_sample_generations: int = Field(10, ge=0)
+    """How often sample answers are logged in the course of training."""
+    response_length: int = Field(512, ge=1)
+    """Tokens of each answer that is generated for training."""
+    temperature: float = Field(0.7, gt=0)
+    """Temperature of the answers that are generated for training."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Taken off the reward of an answer that does not come to an end. Nothing unless given."""
+
+
+class RlhfParams(PpoParams, SftParams):
+    """Preference and reward training."""
+
+    starred: ClassVar = frozenset({"rlhf_type", "beta", "rpo_alpha"})
+
+    rlhf_type: Literal["dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"]
+    """The algorithm: from pairs of answers `dpo`, `orpo`, `simpo`, `cpo`; from single good and bad answers `kto`; from
+    rewards `ppo`; `rm` trains a reward model."""
+    ref_model: str | None = None
+    """The model that the trained one is compared with, as `model`. What training started from unless given."""
+    ref_model_type: str | None = None
+    """Family of the reference model, as `model_type`."""
+    ref_model_revision: str | None = None
+    """Branch, tag or commit of the reference model, as `model_revision`."""
+    beta: float | None = Field(None, ge=0)
+    """How strongly the model is held to the reference model; in SimPO, the scale of the reward. 2.0 for simpo and 0.1
+    for the others unless given."""
+    label_smoothing: float = Field(0.0, ge=0, le=0.5)
+    """The part of the preferences that is taken to be wrong, in DPO."""
+    rpo_alpha: float = Field(1.0, ge=0)
+    """Weight of the chosen answers' own loss, added to DPO's."""
+    cpo_alpha: float = Field(1.0, ge=0)
+    """Weight of the chosen answers' own loss, added to that of CPO and SimPO."""
+    simpo_gamma: float = Field(1.0, ge=0)
+    """By how much the chosen answer's reward is to exceed the other's, in SimPO; 0.5 to 1.5 is usual."""
+    desirable_weight: float = Field(1.0, ge=0)
+    """Weight of good answers in KTO."""
+    undesirable_weight: float = Field(1.0, ge=0)
+    """Weight of bad answers in KTO."""

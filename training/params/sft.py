@@ -1,0 +1,75 @@
+"""Teaching a model by examples (sft), or by plain text (pt)."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.common import BaseParams
+from training.params.trainer import TrainerParams
+from training.params.tuner import (
+    AdaloraParams,
+    BoftParams,
+    FourierFtParams,
+    FullParams,
+    GaloreParams,
+    LigerParams,
+    LisaParams,
+    LlamaproParams,
+    LoraGaParams,
+    LoraParams,
+    ReftParams,
+    TunerParams,
+    VeraParams,
+)
+
+
+class SftParams(
+    LigerParams,
+    ReftParams,
+    AdaloraParams,
+    LlamaproParams,
+    LisaParams,
+    GaloreParams,
+    VeraParams,
+    BoftParams,
+    FourierFtParams,
+    LoraGaParams,
+    LoraParams,
+    FullParams,
+    TunerParams,
+    TrainerParams,
+    BaseParams,
+):
+    """Supervised fine-tuning: teaching a model by examples of conversations."""
+
+    starred: ClassVar = frozenset({"lazy_tokenize"})
+
+    add_version: bool = True
+    """Put the results of each run into a folder of its own, named by number and time, under `output_dir`."""
+    resume_only_model: bool = False
+    """With `resume_from_checkpoint`, take the weights only, and start optimiser, schedule and data anew."""
+    check_model: bool = True
+    """Compare local files of the model with the hub's, and warn where they differ. Turn it off without a network."""
+    loss_type: str | None = None
+    """Name of the loss. The model's own unless given."""
+    packing: bool = False
+    """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
+    lazy_tokenize: bool | None = None
+    """Tokenise samples when they are needed instead of all before training. Unless given, for multimodal models only."""
+    acc_strategy: Literal["seq", "token"] = "token"
+    """Whether accuracy counts tokens, or whole sequences that have every token right."""
+    max_new_tokens: int = Field(64, ge=1)
+    """The most tokens of a text that evaluation generates."""
+    temperature: float = Field(0.0, ge=0)
+    """Temperature of a text that evaluation generates; 0: the likeliest tokens."""
+    optimizer: str | None = None
+    """Name of a registered optimiser in place of AdamW."""
+    metric: str | None = None
+    """Name of a registered metric to evaluate by."""
+
+
+class PtParams(SftParams):
+    """Pre-training, or training on: the same as sft over plain text."""
+
+    use_chat_template: bool = False
+    """Build samples with the chat template. Plain text has none, so that this is false here."""

@@ -1,0 +1,100 @@
+"""The optimisation loop: what transformers' trainer is told."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engines.params.base import JsonObject, Params, Strings
+
+Deepspeed = Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+
+
+class TrainerParams(Params):
+    """The optimisation loop."""
+
+    starred: ClassVar = frozenset(
+        {
+            "output_dir", "gradient_checkpointing", "deepspeed", "per_device_train_batch_size",
+            "per_device_eval_batch_size", "learning_rate", "gradient_checkpointing_kwargs", "num_train_epochs",
+            "gradient_accumulation_steps", "save_strategy", "save_steps", "eval_strategy", "eval_steps",
+            "save_total_limit", "warmup_ratio", "resume_from_checkpoint", "ddp_backend", "ddp_find_unused_parameters",
+            "dataloader_num_workers", "neftune_noise_alpha",
+        }
+    )  # fmt: skip
+
+    output_dir: str | None = None
+    """Folder for checkpoints and logs. `output/` followed by the model's name unless given."""
+    gradient_checkpointing: bool = True
+    """Compute activations a second time in the backward pass instead of keeping them: less memory, slower steps."""
+    deepspeed: Deepspeed | JsonObject | None = None
+    """Train with DeepSpeed: one of the configurations built in, or a configuration as a JSON object or the path of a
+    JSON file."""
+    per_device_train_batch_size: int = Field(1, ge=1)
+    """Samples of one forward pass on one device while training."""
+    per_device_eval_batch_size: int = Field(1, ge=1)
+    """The same while evaluating."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of the optimiser."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate. Unless given: 1e-5 where all weights are trained, 1e-4 with an adapter."""
+    lr_scheduler_type: str = "cosine"
+    """How the learning rate goes after the warm-up, by transformers' names: `cosine`, `linear`, `constant`..."""
+    lr_scheduler_kwargs: JsonObject | None = None
+    """Further settings of that schedule."""
+    gradient_checkpointing_kwargs: JsonObject | None = None
+    """Settings of torch.utils.checkpoint: `{"use_reentrant": false}`."""
+    report_to: Strings = ("tensorboard",)
+    """Where metrics go besides the job's events: `tensorboard`, `wandb`, `all`, `none`..."""
+    remove_unused_columns: bool = False
+    """Drop the columns of the data that the model's forward does not take."""
+    logging_first_step: bool = True
+    """Log the first step also where `logging_steps` would skip it."""
+    logging_steps: int | float = Field(5, gt=0)
+    """Steps between two log lines; below 1: as a part of all steps."""
+    metric_for_best_model: str | None = None
+    """By which metric the best checkpoint is told. `loss` unless given, `rouge-l` where evaluation generates text."""
+    greater_is_better: bool | None = None
+    """Whether more of that metric is better. Unless given, true for all but losses."""
+    num_train_epochs: int | float = Field(3, gt=0)
+    """How often all data is gone through. `max_steps` goes before it."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Forward passes whose gradients are added up for one step."""
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When checkpoints are written: never, every `save_steps` steps, or after each epoch."""
+    save_steps: int | float = Field(500, gt=0)
+    """Steps between two checkpoints; below 1: as a part of all steps."""
+    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    """When the model is evaluated. As `save_strategy` unless given."""
+    eval_steps: int | float | None = Field(None, gt=0)
+    """Steps between two evaluations. As `save_steps` unless given, where there is data to evaluate on."""
+    save_total_limit: int | None = Field(None, ge=1)
+    """Keep this many checkpoints and delete older ones. All are kept unless given."""
+    max_steps: int = Field(-1, ge=-1)
+    """Stop after this many steps; -1: when the epochs are over. Needed where the data is streamed."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """The part of all steps in which the learning rate rises from 0 to its peak."""
+    save_on_each_node: bool = False
+    """With several machines, write checkpoints on each instead of on the first only."""
+    save_only_model: bool = False
+    """Write weights only, without the state of optimiser and schedule: smaller, but training cannot be resumed."""
+    resume_from_checkpoint: str | None = None
+    """Folder of the checkpoint to go on from."""
+    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
+    """How the processes of a training on several devices talk to one another. torch's choice for the device unless
+    given."""
+    ddp_find_unused_parameters: bool | None = None
+    """Let data-parallel training look for weights that a step did not use. transformers' choice unless given."""
+    dataloader_num_workers: int = Field(0, ge=0)
+    """Processes that make batches; 0: the training process does."""
+    neftune_noise_alpha: float = Field(0, ge=0)
+    """Strength of the noise added to embeddings while training (NEFTune), often 5 to 15; 0: none."""
+    average_tokens_across_devices: bool = False
+    """Divide the loss by the tokens of all devices together instead of by each device's own."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients with a larger norm are scaled down to it; 0: never."""
+    push_to_hub: bool = False
+    """Upload the result to the hub."""
+    hub_model_id: str | None = None
+    """Name of the repository that it is uploaded to."""
+    hub_private_repo: bool = False
+    """Make that repository private, where it has to be created."""
