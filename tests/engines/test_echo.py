@@ -1,0 +1,142 @@
+"""The engine without a model keeps the promises of every engine."""
+
+import math
+from contextlib import aclosing
+
+import pytest
+
+from engines.echo import IM_END, EchoEngine, EchoFaults, echo_tokenizer
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
+from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Sampling
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return echo_tokenizer()
+
+
+@pytest.fixture
+async def engine():
+    engine = EchoEngine(max_requests=2)
+    await engine.start()
+    return engine
+
+
+def request(
+    text: str, *, n: int = 1, request_id: str = "r", max_new_tokens: int = 100, **sampling
+) -> GenerationRequest:
+    ids = list(text.encode())
+    return GenerationRequest(
+        request_id=request_id, prompt_ids=ids, n=n, sampling=Sampling(max_new_tokens=max_new_tokens, **sampling)
+    )
+
+
+async def answer(engine, request):
+    outputs = [output async for output in engine.generate(request)]
+    return bytes(token for output in outputs for token in output.token_ids if token < 256), outputs[-1]
+
+
+async def test_the_last_message_comes_back_and_ends_with_the_end_of_sequence(engine, tokenizer):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "héllo 😀"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    text, last = await answer(
+        engine, GenerationRequest(request_id="r", prompt_ids=ids, sampling=Sampling(max_new_tokens=100))
+    )
+    assert text.decode() == "héllo 😀"
+    assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, IM_END)
+
+
+async def test_without_messages_the_prompt_comes_back(engine):
+    assert (await answer(engine, request("abc")))[0] == b"abc"
+
+
+async def test_the_length_limit_ends_the_output(engine):
+    text, last = await answer(engine, request("abc", max_new_tokens=2))
+    assert (text, last.finish_reason) == (b"ab", FinishReason.LENGTH)
+
+
+async def test_a_stop_token_ends_the_output(engine):
+    text, last = await answer(engine, request("abc", stop_token_ids=(ord("b"),)))
+    assert (text, last.stop_token_id) == (b"ab", ord("b"))
+
+
+async def test_before_the_least_length_nothing_ends_the_output(engine):
+    text, last = await answer(engine, request("a", min_new_tokens=4))
+    assert len(text) == 4 and last.token_ids == (IM_END,)
+
+
+async def test_ignoring_the_end_of_sequence_fills_the_length(engine):
+    assert (await answer(engine, request("ab", max_new_tokens=5, ignore_eos=True)))[0] == b"ababa"
+
+
+async def test_forbidden_tokens_do_not_come(engine):
+    assert (await answer(engine, request("aa", logit_bias={ord("a"): -100.0})))[0] == b"bb"
+    assert (await answer(engine, request("aa", bad_words_ids=((ord("a"), ord("a")),))))[0] == b"ab"
+    assert (await answer(engine, request("aa", allowed_token_ids=(ord("c"), IM_END))))[0] == b"cc"
+
+
+async def test_logprobs_belong_to_one_distribution(engine):
+    _, last = await answer(engine, request("a", logprobs=20, max_new_tokens=1, prompt_logprobs=1))
+    (token,) = last.logprobs
+    assert token.top[0] == (token.token_id, token.logprob)
+    assert 0.99 < sum(math.exp(logprob) for _, logprob in token.top) < 1
+    assert last.prompt_logprobs == (None,)
+
+
+async def test_each_of_n_outputs_ends_once_and_one_can_be_finished_early(engine):
+    outputs = []
+    async for output in engine.generate(request("abc", n=3)):
+        outputs.append(output)
+        engine.finish("r", 1)
+    assert [output.index for output in outputs if output.finish_reason] == [0, 2]
+    assert not any(output.index == 1 for output in outputs)
+
+
+async def test_closing_the_iterator_frees_its_place(engine):
+    async with aclosing(engine.generate(request("abc"))) as outputs:
+        await anext(outputs)
+        assert engine.stats().running == 1
+    assert engine.stats().running == 0
+
+
+async def test_more_requests_than_there_is_room_for_are_refused(engine):
+    running = [engine.generate(request("abc", request_id=name)) for name in "ab"]
+    for outputs in running:
+        await anext(outputs)
+    with pytest.raises(QueueFull):
+        await anext(engine.generate(request("abc", request_id="c")))
+    for outputs in running:
+        await outputs.aclose()
+
+
+async def test_a_dying_engine_fails_its_requests_and_can_be_started_again(engine):
+    engine.faults.die_after = 1
+    outputs = engine.generate(request("abc"))
+    await anext(outputs)
+    with pytest.raises(EngineFailure):
+        await anext(outputs)
+    assert engine.health().state is EngineState.RESTARTING
+    with pytest.raises(EngineUnavailable):
+        await anext(engine.generate(request("abc")))
+    engine.faults.die_after = None
+    await engine.start()
+    assert (await answer(engine, request("abc")))[0] == b"abc"
+
+
+async def test_an_engine_that_cannot_start_says_why():
+    engine = EchoEngine(faults=EchoFaults(start_error=EngineFailure("no memory")))
+    with pytest.raises(EngineFailure, match="no memory"):
+        await engine.start()
+    assert engine.health().state is EngineState.FAILED
+
+
+async def test_token_ids_outside_the_vocabulary_are_refused(engine):
+    with pytest.raises(InvalidRequest):
+        await anext(
+            engine.generate(GenerationRequest(request_id="r", prompt_ids=[999], sampling=Sampling(max_new_tokens=1)))
+        )
+
+
+async def test_embeddings_have_length_one_and_depend_on_the_prompt(engine):
+    one, two = [await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[i])) for i in (1, 2)]
+    assert math.isclose(sum(value * value for value in one), 1) and one != two
