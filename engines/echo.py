@@ -100,6 +100,8 @@ class EchoEngine:
                 await asyncio.sleep(self.faults.token_delay)
                 self._run_step(step)
                 for index in sorted(unfinished):
+                    if index not in unfinished:
+                        continue  # `finish` came while an earlier output of this step was read
                     output = next(outputs[index])
                     if output.finish_reason is not None:
                         unfinished.discard(index)
