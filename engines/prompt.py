@@ -1,0 +1,230 @@
+"""Requests to prompt tokens: messages by the model's own chat template, texts by its tokenizer."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+
+from engines.capabilities import Capabilities
+from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+
+Message = Mapping[str, Any]
+"""A message of OpenAI's chat completions request."""
+
+Result = TypeVar("Result")
+
+LONG = 20_000
+"""Characters. What is longer is rendered in a thread, so that the event loop goes on meanwhile."""
+
+RESERVED_KWARGS = frozenset(
+    [
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+"""What `chat_template_kwargs` may not set: parameters of the rendering itself, not variables of the template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PromptRenderer:
+    """Renders and tokenizes for one model. Everything it cannot render is an InvalidRequest that says why."""
+
+    def __init__(self, tokenizer: Any, *, system: str | None = None) -> None:
+        """`system` opens conversations that bring no system message."""
+        self._tokenizer = tokenizer
+        self._system = system
+        self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        self._wants_parts = tokenizer.chat_template is not None and self._find_wants_parts()
+        self._bos = tokenizer.bos_token_id
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template (of all of them, where there are several); "" where there is none."""
+        template = self._tokenizer.chat_template or ""
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
+    async def chat(self, conversation: Conversation, capabilities: Capabilities) -> list[int]:
+        """Messages to prompt ids."""
+        size = sum(_size(message) for message in conversation.messages)
+        self._refuse_giant(size, capabilities)
+        return await _run(size, lambda: self._chat(conversation, capabilities))
+
+    async def text(
+        self, text: str, capabilities: Capabilities, *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[int]:
+        """A text to prompt ids, with the special tokens that the tokenizer adds (a text that brings its own
+        beginning-of-sequence token gets no second one)."""
+        self._refuse_giant(len(text), capabilities)
+        return await _run(len(text), lambda: self._text(text, capabilities, add_special_tokens, param))
+
+    def ids(self, ids: list[int], capabilities: Capabilities, *, param: str = "prompt") -> list[int]:
+        """The same ids, checked."""
+        wrong = next((token_id for token_id in ids if not 0 <= token_id < capabilities.vocab_size), None)
+        if wrong is not None:
+            limit = capabilities.vocab_size
+            raise InvalidRequest(f"Token id {wrong} is not in the vocabulary, which has {limit} tokens.", param=param)
+        return _checked_length(ids, capabilities, param)
+
+    def _chat(self, conversation: Conversation, capabilities: Capabilities) -> list[int]:
+        text = self.render(conversation)
+        self._refuse_giant(len(text), capabilities)
+        return self._text(text, capabilities, add_special_tokens=False, param="messages")
+
+    def render(self, conversation: Conversation) -> str:
+        """The text that the chat template makes of a conversation."""
+        if self._tokenizer.chat_template is None:
+            raise InvalidRequest(
+                "This model has no chat template, so it cannot answer messages. Use completions.", param="messages"
+            )
+        _check_kwargs(conversation)
+        return self._apply(
+            self._messages(conversation.messages),
+            tools=None if conversation.tools is None else [dict(tool) for tool in conversation.tools],
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            **conversation.template_kwargs,
+        )
+
+    def _text(self, text: str, capabilities: Capabilities, add_special_tokens: bool, param: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        if self._bos is not None and ids[:2] == [self._bos, self._bos]:
+            ids = ids[1:]
+        return self.ids(ids, capabilities, param=param)
+
+    def _messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """OpenAI's messages as chat templates expect them."""
+        own_system = any(message["role"] in ("system", "developer") for message in messages)
+        opening: list[Message] = []
+        if self._system is not None and not own_system:
+            opening = [{"role": "system", "content": self._system}]
+        ready = [self._message(message, f"messages[{position}]") for position, message in enumerate(messages)]
+        return [*(self._message(message, "system") for message in opening), *ready]
+
+    def _message(self, message: Message, path: str) -> dict[str, Any]:
+        ready = {key: value for key, value in message.items() if value is not None}
+        if ready["role"] == "developer" and "developer" not in self.template:
+            ready["role"] = "system"
+        text = _content_text(message.get("content"), path)
+        ready["content"] = [{"type": "text", "text": text}] if self._wants_parts else text
+        if ready.get("tool_calls"):
+            calls = enumerate(ready["tool_calls"])
+            ready["tool_calls"] = [_tool_call(call, f"{path}.tool_calls[{position}]") for position, call in calls]
+        return ready
+
+    def _apply(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        except TemplateError as error:
+            reason = str(error)[:200].rstrip(".")
+            raise InvalidRequest(f"The model's chat template refuses this: {reason}.", param="messages") from error
+        except Exception as error:  # a template is the model's own code: any exception can come out of it
+            what = "continue the final message" if kwargs.get("continue_final_message") else "render these messages"
+            raise InvalidRequest(f"The model's chat template cannot {what}.", param="messages") from error
+        return text
+
+    def _find_wants_parts(self) -> bool:
+        """Whether the template reads content as a list of parts only, and would lose one that is a string."""
+        probe = "tuneserve probe"
+        for wants_parts, content in ((False, probe), (True, [{"type": "text", "text": probe}])):
+            try:
+                if probe in self._apply([{"role": "user", "content": content}]):
+                    return wants_parts
+            except InvalidRequest:
+                continue
+        return False
+
+    def _refuse_giant(self, characters: int, capabilities: Capabilities) -> None:
+        """Refuse what cannot fit at any rate before any time is spent on it."""
+        at_least = characters // self._longest_token
+        if at_least > capabilities.max_model_len:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {capabilities.max_model_len} tokens. "
+                f"However, your prompt has at least {at_least} tokens. Please shorten it.",
+            )
+
+
+async def _run(characters: int, function: Callable[[], Result]) -> Result:
+    return function() if characters < LONG else await asyncio.to_thread(function)
+
+
+def _size(message: Message) -> int:
+    """Characters of its content."""
+    content = message.get("content")
+    if content is None:
+        return 0
+    return len(content) if isinstance(content, str) else sum(len(part.get("text") or "") for part in content)
+
+
+def _checked_length(ids: list[int], capabilities: Capabilities, param: str) -> list[int]:
+    if not ids:
+        raise InvalidRequest("The prompt is empty: it must have at least one token.", param=param)
+    if len(ids) >= capabilities.max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {capabilities.max_model_len} tokens, prompt and output together. "
+            f"However, your prompt has {len(ids)} tokens. Please shorten it.",
+            param=param,
+        )
+    return ids
+
+
+def _check_kwargs(conversation: Conversation) -> None:
+    if conversation.continue_final_message and conversation.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message needs add_generation_prompt to be false.", param="continue_final_message"
+        )
+    for name in conversation.template_kwargs:
+        if name in RESERVED_KWARGS:
+            raise InvalidRequest(f"chat_template_kwargs cannot set {name!r}.", param="chat_template_kwargs")
+
+
+def _content_text(content: str | Sequence[Mapping[str, Any]] | None, path: str) -> str:
+    """Several text parts become lines of one text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(_part_text(part, f"{path}.content[{position}]") for position, part in enumerate(content))
+
+
+def _part_text(part: Mapping[str, Any], path: str) -> str:
+    kind = part["type"]
+    if kind not in ("text", "refusal"):
+        raise UnsupportedParameter(f"{path} is of type {kind!r}: this model reads text only.", param=path)
+    return str(part[kind])
+
+
+def _tool_call(call: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Templates expect the arguments as an object; OpenAI sends its JSON text."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except json.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        where = f"{path}.function.arguments"
+        raise InvalidRequest(f"{where} must be the text of a JSON object.", param=where)
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,196 @@
+"""Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the reason."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from engines.capabilities import Capabilities
+from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
+from engines.prompt import LONG, Conversation, PromptRenderer
+from tests.engines.tokenizers import byte_fallback, byte_level
+
+TOKENIZER = byte_level()
+LIMITS = Capabilities(max_model_len=100_000, vocab_size=len(TOKENIZER))
+SMALL = Capabilities(max_model_len=20, vocab_size=len(TOKENIZER))
+HELLO = {"role": "user", "content": "hello"}
+ALTERNATE = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+SHOWS_ALL = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
+)
+
+
+def renderer(template: str | None = TOKENIZER.chat_template, **kwargs: Any) -> PromptRenderer:
+    tokenizer = deepcopy(TOKENIZER)
+    tokenizer.chat_template = template
+    return PromptRenderer(tokenizer, **kwargs)
+
+
+def conversation(*messages: dict[str, Any], **kwargs: Any) -> Conversation:
+    return Conversation(messages=messages, **kwargs)
+
+
+async def error_of(awaitable: Any) -> TuneserveError:
+    with pytest.raises(TuneserveError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def test_messages_are_rendered_by_the_models_own_template() -> None:
+    ids = await renderer().chat(conversation(HELLO), LIMITS)
+    assert TOKENIZER.decode(ids) == "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert ids.count(TOKENIZER.bos_token_id) == 1
+
+
+async def test_a_long_conversation_is_rendered_the_same() -> None:
+    message = {"role": "user", "content": "hello " * LONG}
+    limits = Capabilities(max_model_len=10**6, vocab_size=len(TOKENIZER))
+    ids = await renderer().chat(conversation(message), limits)
+    assert TOKENIZER.decode(ids, skip_special_tokens=True).startswith("user\nhello hello")
+
+
+def test_text_parts_become_lines_of_one_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert renderer(SHOWS_ALL).render(conversation({"role": "user", "content": parts})) == "[user]one\ntwo"
+
+
+def test_a_template_that_reads_parts_only_gets_parts() -> None:
+    assert renderer(PARTS_ONLY).render(conversation(HELLO)) == "user:hello"
+
+
+def test_the_developer_role_is_the_system_role_unless_the_template_knows_it() -> None:
+    message = {"role": "developer", "content": "be brief"}
+    assert renderer(SHOWS_ALL).render(conversation(message)) == "[system]be brief"
+    assert renderer("{# developer #}" + SHOWS_ALL).render(conversation(message)) == "[developer]be brief"
+
+
+def test_the_servers_system_message_opens_conversations_without_one() -> None:
+    prompts = renderer(SHOWS_ALL, system="You help.")
+    assert prompts.render(conversation(HELLO)) == "[system]You help.[user]hello"
+    own = {"role": "system", "content": "mine"}
+    assert prompts.render(conversation(own, HELLO)) == "[system]mine[user]hello"
+
+
+def test_the_final_message_can_be_continued() -> None:
+    started = {"role": "assistant", "content": "It is"}
+    text = renderer().render(conversation(HELLO, started, add_generation_prompt=False, continue_final_message=True))
+    assert text.endswith("<|im_start|>assistant\nIt is")
+
+
+async def test_continuing_and_a_generation_prompt_exclude_each_other() -> None:
+    error = await error_of(renderer().chat(conversation(HELLO, continue_final_message=True), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "continue_final_message")
+
+
+def test_template_kwargs_reach_the_template() -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking %} think{% endif %}"
+    text = renderer(template).render(conversation(HELLO, template_kwargs={"enable_thinking": True}))
+    assert text == "hello think"
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "tools"])
+async def test_template_kwargs_cannot_replace_the_rendering(name: str) -> None:
+    error = await error_of(renderer().chat(conversation(HELLO, template_kwargs={name: "x"}), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "chat_template_kwargs")
+    assert name in error.message
+
+
+def test_tools_reach_the_template() -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+    text = renderer("{{ tools | tojson }}{{ messages[0].content }}").render(conversation(HELLO, tools=[tool]))
+    assert '"get_weather"' in text
+
+
+def call(arguments: str) -> dict[str, Any]:
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
+def test_tool_call_arguments_reach_the_template_as_an_object() -> None:
+    text = renderer(SHOWS_ALL).render(conversation(HELLO, call('{"x": 1}')))
+    assert '"arguments": {"x": 1}' in text
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", '"text"'])
+async def test_tool_call_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+    error = await error_of(renderer().chat(conversation(HELLO, call(arguments)), LIMITS))
+    assert error.param == "messages[1].tool_calls[0].function.arguments"
+
+
+async def test_what_the_template_refuses_is_the_requests_fault() -> None:
+    error = await error_of(renderer(ALTERNATE).chat(conversation(HELLO, HELLO), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "messages")
+    assert "roles must alternate" in error.message
+
+
+async def test_what_breaks_the_template_is_refused_without_its_details() -> None:
+    error = await error_of(renderer("{{ messages[0].content + 1 }}").chat(conversation(HELLO), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "messages")
+    assert "cannot render these messages" in error.message
+
+
+async def test_a_model_without_a_template_says_so() -> None:
+    error = await error_of(renderer(None).chat(conversation(HELLO), LIMITS))
+    assert "no chat template" in error.message
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+async def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
+    parts = [{"type": "text", "text": "look"}, {"type": kind, kind: {"url": "https://example.com/a.png"}}]
+    error = await error_of(renderer().chat(conversation(HELLO, {"role": "user", "content": parts}), LIMITS))
+    assert (type(error), error.param) == (UnsupportedParameter, "messages[1].content[1]")
+
+
+async def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
+    bos = TOKENIZER.bos_token_id
+    plain = await renderer().text("hello", LIMITS)
+    assert plain == await renderer().text("<s>hello", LIMITS)
+    assert (plain[0], plain.count(bos)) == (bos, 1)
+    assert await renderer().text("hello", LIMITS, add_special_tokens=False) == plain[1:]
+
+
+@pytest.mark.parametrize("wrong", [-1, len(TOKENIZER), 2**40])
+def test_ids_outside_the_vocabulary_are_refused(wrong: int) -> None:
+    assert renderer().ids([1, 2], LIMITS) == [1, 2]
+    with pytest.raises(InvalidRequest, match=str(wrong)):
+        renderer().ids([1, wrong], LIMITS)
+
+
+async def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="empty"):
+        renderer().ids([], LIMITS)
+    assert "empty" in (await error_of(renderer().text("", LIMITS, add_special_tokens=False))).message
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_with_its_length() -> None:
+    error = await error_of(renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), SMALL))
+    assert isinstance(error, ContextLengthExceeded)
+    assert "20 tokens" in error.message
+    length = len(await renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS))
+    assert f"has {length} tokens" in error.message
+
+
+async def test_a_giant_text_is_refused_without_tokenizing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = renderer()
+    monkeypatch.setattr(prompts, "_text", None)
+    for refused in (
+        prompts.text("x" * 10_000_000, SMALL),
+        prompts.chat(conversation({"role": "user", "content": "x" * 10_000_000}), SMALL),
+    ):
+        error = await error_of(refused)
+        assert isinstance(error, ContextLengthExceeded)
+        assert "at least" in error.message
+
+
+async def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
+    tokenizer = byte_fallback()
+    limits = Capabilities(max_model_len=100, vocab_size=len(tokenizer))
+    ids = await PromptRenderer(tokenizer).text("<s>the", limits)
+    assert ids.count(tokenizer.bos_token_id) == 1
