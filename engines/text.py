@@ -6,7 +6,7 @@ once, every step costs the same however long the output is, and a character appe
 
 import codecs
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -70,7 +70,7 @@ async def generate_text(
     """Run a request and yield its text. Raises what `engine.generate` raises; closing it aborts the request."""
     outputs = [OutputText(vocabulary, options, request, index) for index in range(request.n)]
     running = request.n
-    async with aclosing(closeable(engine.generate(request))) as steps:
+    async with aclosing(engine.generate(request)) as steps:
         async for step in steps:
             output = outputs[step.index]
             if output.finished:
@@ -83,11 +83,6 @@ async def generate_text(
             yield delta
             if not running:
                 return
-
-
-def closeable(steps: AsyncIterator[TokenOutput]) -> AsyncGenerator[TokenOutput, None]:
-    """Every engine's iterator is a generator: the protocol promises that it can be closed."""
-    return cast(AsyncGenerator[TokenOutput, None], steps)
 
 
 class OutputText:
