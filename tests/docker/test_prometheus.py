@@ -1,0 +1,128 @@
+"""What Prometheus makes of us: a real one, with the configuration of the container, scrapes a real server."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "docker" / "prometheus.yml"
+WAIT_SECONDS = 60
+T = TypeVar("T")
+
+pytestmark = [
+    pytest.mark.prometheus,
+    pytest.mark.skipif(
+        not (shutil.which("prometheus") and shutil.which("promtool")),
+        reason="prometheus and promtool are not installed",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server that is ready."""
+    address = f"127.0.0.1:{_free_port()}"
+    script = Path(__file__).with_name("echo_server.py")
+    with _process([sys.executable, str(script), address.split(":")[1]]):
+        _until(lambda: _get(f"http://{address}/ready"), "the server is ready")
+        yield address
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus that runs the container's configuration: only the target and the pace differ."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load(CONFIG.read_text())
+    config["global"]["scrape_interval"] = "1s"
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [server]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{_free_port()}"
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    with _process(command):
+        _until(lambda: _get(f"http://{address}/-/ready"), "Prometheus is ready")
+        yield address
+
+
+def test_promtool_accepts_the_configuration() -> None:
+    done = subprocess.run(["promtool", "check", "config", str(CONFIG)], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_promtool_finds_nothing_to_mend_in_the_metrics_but_the_colon_of_their_prefix(server: str) -> None:
+    """`tuneserve:` is meant to be like `vllm:`, so that a dashboard is carried over by one replacement."""
+    metrics = _get(f"http://{server}/metrics")
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, check=False)
+
+    findings = done.stderr.decode().splitlines()
+    assert [line for line in findings if not line.endswith("metric names should not contain ':'")] == []
+    assert all(line.startswith("tuneserve:") for line in findings)
+
+
+def test_prometheus_sees_the_server_up_and_its_series(prometheus: str, server: str) -> None:
+    up = _until(lambda: _query(prometheus, 'up{job="tuneserve"} == 1'), "the server is up")
+    (running,) = _until(lambda: _query(prometheus, "tuneserve:num_requests_running"), "a series of ours is there")
+
+    assert [series["metric"]["instance"] for series in up] == [server]
+    assert running["metric"]["model_name"] == "echo"
+    assert running["value"][1] == "0"
+
+
+def _query(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    answer = json.loads(_get(f"http://{prometheus}/api/v1/query?query={urllib.parse.quote(expression)}"))
+    series: list[dict[str, Any]] = answer["data"]["result"]
+    return series
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+def _until(attempt: Callable[[], T], what: str) -> T:
+    """Repeat what fails or gives nothing."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if found := attempt():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{WAIT_SECONDS} s have passed before {what}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _process(command: list[str]) -> Iterator[None]:
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
