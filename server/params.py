@@ -1,0 +1,66 @@
+"""Every command with the parameters it takes, and the sections that help and documentation show them in."""
+
+import inspect
+import re
+from dataclasses import dataclass
+
+from pydantic.fields import FieldInfo
+
+from engines.params.base import Params
+from engines.params.deploy import DeployParams
+from engines.params.infer import InferParams
+from training.params.app import AppParams
+from training.params.eval import EvalParams
+from training.params.export import ExportParams, MergeParams
+from training.params.rlhf import RlhfParams
+from training.params.sft import PtParams, SftParams
+from training.params.web_ui import WebUiParams
+
+COMMANDS: dict[str, type[Params]] = {
+    "deploy": DeployParams,
+    "sft": SftParams,
+    "pt": PtParams,
+    "rlhf": RlhfParams,
+    "infer": InferParams,
+    "merge": MergeParams,
+    "export": ExportParams,
+    "eval": EvalParams,
+    "app": AppParams,
+    "web-ui": WebUiParams,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Those parameters of a command that one group defines."""
+
+    group: type[Params]
+    fields: dict[str, FieldInfo]
+
+    @property
+    def title(self) -> str:
+        """`LoraGaParams` -> `lora ga`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", " ", self.group.__name__.removesuffix("Params")).lower()
+
+    @property
+    def description(self) -> str:
+        return inspect.getdoc(self.group) or ""
+
+
+def sections(model: type[Params]) -> list[Section]:
+    """The parameters of `model`, each in the section of the group whose definition counts, the most general first."""
+    owners = _owners(model)
+    return [
+        Section(group, {name: model.model_fields[name] for name in owners if owners[name] is group})
+        for group in reversed(model.__mro__)
+        if group in owners.values()
+    ]
+
+
+def _owners(model: type[Params]) -> dict[str, type[Params]]:
+    """The group whose definition of each parameter counts in `model`: the first that Python would look it up in."""
+    owners: dict[str, type[Params]] = {}
+    for group in reversed(model.__mro__):
+        if issubclass(group, Params):
+            owners |= {name: group for name in inspect.get_annotations(group) if name in model.model_fields}
+    return owners
