@@ -12,6 +12,7 @@ from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.errors import add_error_handlers
 from server.middleware import RequestContext
+from server.throughput import log_throughput
 
 ROUTERS = (operations.router,)
 
@@ -21,13 +22,15 @@ def create_app(serving: Serving) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        start = asyncio.create_task(serving.lifecycle.start_engine())
+        tasks = [asyncio.create_task(serving.lifecycle.start_engine())]
+        if serving.params.log_interval > 0:
+            tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
         try:
             yield
         finally:
-            start.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await start
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await serving.engine.stop()
 
     app = FastAPI(title="tuneserve", lifespan=lifespan, redirect_slashes=False)

@@ -33,8 +33,8 @@ class Metrics:
         self._registry.register(_EngineCollector(engine, self._values))
         self._finished = self._family("request_success", "Outputs that ended, by reason.", "finished_reason")
         self._rejected = self._family("admission_rejections", "Requests that were not taken, by reason.", "reason")
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts that were answered.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens that were generated.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts that were answered.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens that were generated.")
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "From the request to its first token.", FIRST_TOKEN_SECONDS
         )
@@ -48,6 +48,9 @@ class Metrics:
             "request_queue_time_seconds", "From the request to its first step.", FIRST_TOKEN_SECONDS
         )
 
+        self.tokens = (0, 0)
+        """Tokens of prompts and of outputs so far."""
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
@@ -60,6 +63,11 @@ class Metrics:
 
     def count_finished(self, reason: str) -> None:
         self._finished.labels(*self._values, reason).inc()
+
+    def count_tokens(self, *, prompt: int = 0, generated: int = 0) -> None:
+        self._prompt_tokens.inc(prompt)
+        self._generation_tokens.inc(generated)
+        self.tokens = (self.tokens[0] + prompt, self.tokens[1] + generated)
 
     async def observed(
         self, request: GenerationRequest, outputs: AsyncGenerator[TokenOutput, None]
@@ -105,7 +113,7 @@ class _Watch:
     def see(self, output: TokenOutput) -> None:
         now = time.perf_counter()
         if not self._last_token:
-            self._metrics.prompt_tokens.inc(len(self._request.prompt_ids))
+            self._metrics.count_tokens(prompt=len(self._request.prompt_ids))
             self._metrics.first_token.observe(now - self._began)
             if output.queue_seconds is not None:
                 self._metrics.queue.observe(output.queue_seconds)
@@ -114,7 +122,7 @@ class _Watch:
             for _ in output.token_ids:
                 self._metrics.inter_token.observe(step)
         self._last_token[output.index] = now
-        self._metrics.generation_tokens.inc(len(output.token_ids))
+        self._metrics.count_tokens(generated=len(output.token_ids))
         if output.finish_reason is not None:
             self._unfinished -= 1
             self._metrics.count_finished(output.finish_reason)

@@ -1,0 +1,28 @@
+"""One line of log about throughput every few seconds, while there is any."""
+
+import asyncio
+import logging
+import time
+
+from server.deps import Serving
+
+logger = logging.getLogger(__name__)
+
+
+async def log_throughput(serving: Serving, interval: float) -> None:
+    """Log until cancelled. An idle server says nothing."""
+    counted, since = serving.metrics.tokens, time.monotonic()
+    while True:
+        await asyncio.sleep(interval)
+        now, tokens, stats = time.monotonic(), serving.metrics.tokens, serving.engine.stats()
+        prompt, generated = ((after - before) / (now - since) for before, after in zip(counted, tokens, strict=True))
+        if prompt or generated or stats.running or stats.waiting:
+            logger.info(
+                "%.1f prompt tokens/s, %.1f generated tokens/s, %d running, %d waiting, KV cache %.1f%% full",
+                prompt,
+                generated,
+                stats.running,
+                stats.waiting,
+                100 * stats.kv_cache_usage,
+            )
+        counted, since = tokens, now
