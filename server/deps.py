@@ -10,6 +10,8 @@ from fastapi import Depends, Request
 from engines.engine import Engine
 from engines.errors import ModelNotFound
 from engines.params.deploy import DeployParams
+from engines.prompt import PromptRenderer
+from engines.text import Vocabulary
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 
@@ -23,6 +25,8 @@ class Serving:
 
     engine: Engine
     tokenizer: "PreTrainedTokenizerBase"
+    renderer: PromptRenderer
+    vocabulary: Vocabulary
     params: DeployParams
     model_name: str
     """The base model's name in the API."""
@@ -46,6 +50,8 @@ def make_serving(engine: Engine, tokenizer: "PreTrainedTokenizerBase", params: D
     return Serving(
         engine=engine,
         tokenizer=tokenizer,
+        renderer=PromptRenderer(tokenizer, system=params.system),
+        vocabulary=Vocabulary(tokenizer),
         params=params,
         model_name=name,
         model_root=root,

@@ -1,0 +1,45 @@
+"""A server on EchoEngine in its own process, and the openai SDK as its client."""
+
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+
+from tests.server.process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def echo_url() -> Iterator[str]:
+    """A server that all tests share: they must leave it as it was."""
+    server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8})
+    try:
+        yield server.wait_until_listening()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def start_echo() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers of a test's own; see `echo_server.py` for the settings."""
+    servers: list[ServerProcess] = []
+
+    def start(**settings: object) -> ServerProcess:
+        servers.append(ServerProcess.echo(**settings))
+        servers[-1].wait_until_listening()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def openai_client(echo_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{echo_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_openai_client(echo_url: str):
+    async with openai.AsyncOpenAI(base_url=f"{echo_url}/v1", api_key="none", max_retries=0) as client:
+        yield client

@@ -1,0 +1,29 @@
+"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...}}'`."""
+
+import json
+import sys
+
+from engines import errors
+from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
+from engines.params.deploy import DeployParams
+from server.deploy import configure_logging, listen, serve
+from server.deps import make_serving
+
+
+def main(settings: dict) -> int:
+    configure_logging()
+    params = DeployParams(**{"model": "tests/echo", "host": "127.0.0.1", "port": 0} | settings.get("params", {}))
+    faults = settings.get("faults", {})
+    if "start_error" in faults:
+        faults["start_error"] = errors.EngineFailure(faults["start_error"])
+    engine = EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
+    try:
+        listener = listen(params.host, params.port)
+    except errors.TuneserveError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return serve(make_serving(engine, echo_tokenizer(), params), listener)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,65 @@
+"""A server in a process of its own, for tests that need real sockets and signals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LISTENING = re.compile(r"Listening on (http://[\d.]+:\d+)")
+
+
+class ServerProcess:
+    """Runs from construction to `close`; its log is kept."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.log: list[str] = []
+        self._address = threading.Event()
+        self.url = ""
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    @classmethod
+    def echo(cls, **settings: object) -> "ServerProcess":
+        """EchoEngine; settings as in `echo_server.py`."""
+        return cls([sys.executable, str(Path(__file__).with_name("echo_server.py")), json.dumps(settings)])
+
+    def wait_until_listening(self, timeout: float = 60) -> str:
+        """The server's address."""
+        assert self._address.wait(timeout) and self.url, f"the server did not listen:\n{''.join(self.log)}"
+        return self.url
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit status."""
+        status = self._process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        self._process.stderr.close()
+
+    def _read_log(self) -> None:
+        for line in self._process.stderr:
+            self.log.append(line)
+            if found := LISTENING.search(line):
+                self.url = found[1]
+                self._address.set()
+        self._address.set()
