@@ -20,7 +20,7 @@ def main(settings: dict) -> int:
     try:
         listener = listen(params.host, params.port)
     except errors.TuneserveError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return serve(make_serving(engine, echo_tokenizer(), params), listener)
 
