@@ -57,10 +57,21 @@ def sections(model: type[Params]) -> list[Section]:
     ]
 
 
+def groups() -> list[Section]:
+    """Every group that any command is composed of, once, with all that it defines."""
+    found = dict.fromkeys(section.group for model in COMMANDS.values() for section in sections(model))
+    return [Section(group, {name: group.model_fields[name] for name in own_names(group)}) for group in found]
+
+
+def own_names(group: type[Params]) -> list[str]:
+    """The parameters that the group itself defines, in their order."""
+    return [name for name in inspect.get_annotations(group) if name in group.model_fields]
+
+
 def _owners(model: type[Params]) -> dict[str, type[Params]]:
     """The group whose definition of each parameter counts in `model`: the first that Python would look it up in."""
     owners: dict[str, type[Params]] = {}
     for group in reversed(model.__mro__):
         if issubclass(group, Params):
-            owners |= {name: group for name in inspect.get_annotations(group) if name in model.model_fields}
+            owners |= dict.fromkeys(own_names(group), group)
     return owners

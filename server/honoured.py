@@ -1,0 +1,39 @@
+"""Which parameters of `deploy` the built parts read. One that none of them reads is refused, never ignored."""
+
+from engines.params.deploy import DeployParams
+
+HONOURED: frozenset[str] = frozenset(
+    {
+        # which model, and how it is loaded
+        "model", "model_revision", "hub_token", "torch_dtype", "attn_impl", "rope_scaling", "device_map",
+        "max_length", "seed", "infer_backend",
+        # the pt engine
+        "max_model_len", "max_num_seqs", "max_batch_size", "max_num_batched_tokens", "block_size", "kv_cache_memory",
+        "gpu_memory_utilization", "enable_prefix_caching", "max_num_queued_reqs", "threads", "max_logprobs",
+        # prompts, and what requests do not say
+        "chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens", "temperature", "top_k",
+        "top_p", "repetition_penalty", "num_beams", "stop_words",
+        # the server
+        "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
+        "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
+    }
+)  # fmt: skip
+"""A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""
+
+BUILT: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
+"""The one choice that is built, of parameters that have more."""
+
+
+def refusals(params: DeployParams) -> list[str]:
+    """One line for each parameter that was given in vain, and for a model that was not given."""
+    missing = [] if params.model else ["--model: name the model to serve, a folder or an id on the hub"]
+    return missing + [reason for name in sorted(params.model_fields_set) if (reason := _refusal(params, name))]
+
+
+def _refusal(params: DeployParams, name: str) -> str | None:
+    value = getattr(params, name)
+    if name in BUILT:
+        return None if value == BUILT[name] else f"--{name}: {value} is not built yet; choose {BUILT[name]}"
+    if name in HONOURED or value == DeployParams.model_fields[name].get_default():
+        return None
+    return f"--{name}: nothing in this version of deploy depends on it"

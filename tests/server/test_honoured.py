@@ -1,0 +1,82 @@
+"""No parameter is accepted and ignored: what deploy honours is what the code reads."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.params.deploy import DeployParams
+from server.honoured import BUILT, HONOURED, refusals
+
+ROOT = Path(__file__).parents[2]
+
+
+def built_modules() -> list[Path]:
+    """What may read a parameter of deploy: all but the schema and the command line."""
+    files = [*(ROOT / "server").rglob("*.py"), *(ROOT / "engines").rglob("*.py")]
+    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py"}
+    return [file for file in files if not schema & {file, *file.parents}]
+
+
+def reads(tree: ast.Module) -> Iterator[str]:
+    """Names read as `params.NAME`, `something.params.NAME`, or by `params.model_dump(include={"NAME"})`."""
+    nodes = list(ast.walk(tree))
+    imports = any(isinstance(node, ast.ImportFrom) and "engines.params" in (node.module or "") for node in nodes)
+    holds = any(isinstance(node, ast.Attribute) and node.attr == "params" for node in nodes)
+    for node in nodes:
+        match node:
+            case ast.Attribute(value=ast.Attribute(attr="params"), attr=name):
+                yield name
+            case ast.Attribute(value=ast.Name(id="params"), attr=name) if imports or holds:
+                yield name
+            case ast.keyword(arg="include", value=ast.Set(elts=elements)):
+                yield from (str(element.value) for element in elements if isinstance(element, ast.Constant))
+
+
+def parameters_read() -> set[str]:
+    found = {name for file in built_modules() for name in reads(ast.parse(file.read_text()))}
+    return found & set(DeployParams.model_fields)
+
+
+def test_what_the_code_reads_is_declared_as_honoured() -> None:
+    assert parameters_read() <= HONOURED, "add it to server/honoured.py, or deploy refuses it"
+
+
+def test_only_parameters_are_declared() -> None:
+    assert HONOURED | set(BUILT) <= set(DeployParams.model_fields)
+
+
+def test_honoured_parameters_are_taken() -> None:
+    assert refusals(DeployParams(model="m", port=1, temperature=0.5, api_key=("k",), torch_dtype="float32")) == []
+
+
+def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
+    params = DeployParams(model="m", tensor_parallel_size=2, tp=2, dataset=("a",))
+    assert refusals(params) == [
+        f"--{name}: nothing in this version of deploy depends on it"
+        for name in ("dataset", "tensor_parallel_size", "tp")
+    ]
+
+
+def test_a_parameter_given_at_its_default_asks_for_nothing() -> None:
+    assert refusals(DeployParams(model="m", tensor_parallel_size=1, use_hf=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "built"),
+    [
+        ("infer_backend", "vllm", "pt"),
+        ("infer_backend", "lmdeploy", "pt"),
+        ("task_type", "seq_cls", "causal_lm"),
+        ("template_backend", "swift", "jinja"),
+    ],
+)
+def test_a_choice_that_is_not_built_is_refused(name: str, value: str, built: str) -> None:
+    given = DeployParams.model_validate({"model": "m", name: value})
+    assert refusals(given) == [f"--{name}: {value} is not built yet; choose {built}"]
+    assert refusals(DeployParams.model_validate({"model": "m", name: built})) == []
+
+
+def test_a_model_must_be_named() -> None:
+    assert refusals(DeployParams()) == ["--model: name the model to serve, a folder or an id on the hub"]
