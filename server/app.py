@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from server import operations
+from server import operations, tokenization
 from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.errors import add_error_handlers
 from server.middleware import RequestContext
+from server.openai import embeddings, models
 from server.throughput import log_throughput
 
-ROUTERS = (operations.router,)
+ROUTERS = (operations.router, models.router, embeddings.router, tokenization.router)
 
 
 def create_app(serving: Serving) -> FastAPI:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.errors import InvalidRequest
 from server.errors import BodyTooLarge
@@ -17,6 +17,12 @@ MIB = 1 << 20
 MAX_DEPTH = 100
 """Levels of nesting. What reads the parsed body later may recurse."""
 JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
+
+
+class RequestBody(BaseModel):
+    """Base of all bodies: no type is guessed from another, and no field is ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 def json_body(model: type[Model]) -> Any:

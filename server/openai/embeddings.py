@@ -1,0 +1,96 @@
+"""/v1/embeddings: texts to vectors of length one."""
+
+import asyncio
+import base64
+import math
+import struct
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from engines.capabilities import Capabilities
+from engines.engine import Engine
+from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.types import EmbeddingRequest
+from server.body import RequestBody, json_body
+from server.deps import ReadyServing, Serving
+from server.openai.inputs import Input, Inputs
+from server.sse import until_disconnect
+
+router = APIRouter(prefix="/v1")
+
+CONCURRENCY = 16
+"""Inputs of one request that the engine has at a time, so that a long list does not fill its queue."""
+
+
+class EmbeddingsBody(RequestBody):
+    model: str
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+@router.post("/embeddings")
+async def embed(
+    request: Request, body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)], serving: ReadyServing
+) -> dict[str, Any]:
+    adapter = serving.resolve(body.model)
+    capabilities = serving.engine.capabilities()
+    if not capabilities.embeddings:
+        raise UnsupportedParameter("This engine makes no embeddings.", param="model")
+    prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
+    requests = [
+        EmbeddingRequest(request_id=f"{request.state.request_id}-{index}", prompt_ids=ids, adapter=adapter)
+        for index, ids in enumerate(prompts)
+    ]
+    vectors = await until_disconnect(request, _embed_all(serving.engine, requests))
+    tokens = sum(map(len, prompts))
+    serving.metrics.count_tokens(prompt=tokens)
+    return {
+        "object": "list",
+        "model": body.model,
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _encode(_shorten(vector, body.dimensions), body)}
+            for index, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+async def _to_ids(item: Input, serving: Serving, capabilities: Capabilities) -> list[int]:
+    if isinstance(item, str):
+        return await serving.renderer.text(item, capabilities, param="input")
+    return serving.renderer.ids(item, capabilities, param="input")
+
+
+async def _embed_all(engine: Engine, requests: list[EmbeddingRequest]) -> list[list[float]]:
+    slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def embed_one(request: EmbeddingRequest) -> list[float]:
+        async with slots:
+            return await engine.embed(request)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(embed_one(request)) for request in requests]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _shorten(vector: list[float], dimensions: int | None) -> list[float]:
+    """The first `dimensions` numbers, of length one again."""
+    if dimensions is None:
+        return vector
+    if dimensions > len(vector):
+        raise InvalidRequest(f"dimensions is {dimensions}, but this model has {len(vector)}.", param="dimensions")
+    norm = math.sqrt(math.fsum(value * value for value in vector[:dimensions])) or 1.0
+    return [value / norm for value in vector[:dimensions]]
+
+
+def _encode(vector: list[float], body: EmbeddingsBody) -> list[float] | str:
+    if body.encoding_format == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,98 @@
+"""Keys and roles: what is public, what each role may do, and that nothing is open by omission."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import make_serving
+
+KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
+
+
+def make_client(**params) -> TestClient:
+    return TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with make_client(api_key=KEYS) as client:
+        yield client
+
+
+def status(client, method, path, key=None, body=None):
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return client.request(method, path, headers=headers, json=body).status_code
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_public_paths_need_no_key(client, path):
+    assert status(client, "GET", path) == 200
+
+
+def test_every_other_path_needs_one_whether_it_exists_or_not(client):
+    paths = [route.path for route in client.app.routes if route.path not in ("/health", "/ready", "/metrics")]
+    for path in [*paths, "/nope", "//health", "/health/", "/HEALTH", "/v1/models/../health"]:
+        assert status(client, "GET", path) == 401, path
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer nope", "Basic full", "full", "Bearer infer:ask"])
+def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header):
+    reply = client.get("/v1/models", headers={"authorization": header})
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "invalid_api_key"
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert "x-request-id" in reply.headers
+
+
+@pytest.mark.parametrize("key", ["full", "ask", "teach", "rule"])
+def test_every_role_sees_the_models(client, key):
+    assert status(client, "GET", "/v1/models", key) == 200
+
+
+TOKENIZE = {"prompt": "a"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "role"),
+    [
+        ("POST", "/tokenize", TOKENIZE, "ask"),
+        ("DELETE", "/v1/models/nope", None, "rule"),
+        ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
+    ],
+)
+def test_a_role_opens_its_own_paths_only(client, method, path, body, role):
+    for key in ("ask", "teach", "rule"):
+        assert (status(client, method, path, key, body) == 403) == (key != role), key
+    assert status(client, method, path, "full", body) in (200, 404)
+
+
+def test_a_key_without_the_role_is_told_so_in_openais_shape(client):
+    reply = client.post("/tokenize", headers={"authorization": "Bearer teach"}, json=TOKENIZE)
+    assert reply.json()["error"]["code"] == "insufficient_permissions"
+    assert "teach" not in reply.text
+
+
+def test_the_scheme_is_not_case_sensitive(client):
+    assert client.get("/v1/models", headers={"authorization": "bearer full"}).status_code == 200
+
+
+def test_metrics_ask_for_a_key_where_they_are_told_to():
+    with make_client(api_key="k", metrics_auth=True) as client:
+        assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", "k")) == (401, 200)
+
+
+def test_without_keys_everything_is_open():
+    with make_client() as client:
+        assert status(client, "GET", "/v1/models") == 200
+
+
+def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same():
+    preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    with make_client(api_key="k", allowed_origins="https://chat.example") as client:
+        reply = client.options("/v1/models", headers=preflight)
+        assert reply.headers["access-control-allow-origin"] == "https://chat.example"
+        reply = client.get("/v1/models", headers={"origin": "https://chat.example"})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (401, "https://chat.example")
+        assert client.options("/v1/models", headers=preflight | {"origin": "https://evil.example"}).status_code == 400
