@@ -84,10 +84,11 @@ def beam_candidates(
     """The `count` best continuations of each beam with their logprobs, best first; fewer where fewer are allowed.
 
     As in transformers, penalties and bias change the logprobs, which are not normalised again.
+    Raises SamplingError where a row's logits are not numbers.
     """
     scores = _edited(logits.float().log_softmax(-1), rows, masks)
     values, ids = _largest(scores, count)
-    _check(values[:, 0].tolist())
+    _check(values[:, 0].tolist(), dead_ends=True)
     return [
         [(token_id, value) for token_id, value in zip(some_ids, some_values, strict=True) if value > -torch.inf]
         for some_ids, some_values in zip(ids.tolist(), values.tolist(), strict=True)
@@ -169,14 +170,16 @@ def _joined(arrays: list[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
-def _check(best: list[float]) -> None:
+def _check(best: list[float], *, dead_ends: bool = False) -> None:
     failures: dict[int, TuneserveError] = {}
     for i, value in enumerate(best):
+        if value == -torch.inf and dead_ends:
+            continue
         if value == -torch.inf:
             failures[i] = InvalidRequest(
-                "no token is allowed to come next: the request's constraints exclude each other"
+                "no token may come next: the constraints of the request exclude each other or became too complex"
             )
-        elif not -torch.inf < value < torch.inf:
+        elif not value < torch.inf:
             failures[i] = EngineFailure("the model's logits are not finite numbers")
     if failures:
         raise SamplingError(failures)

@@ -433,3 +433,10 @@ def test_a_token_outside_the_vocabulary_is_refused_by_name(name: str, parameters
     with pytest.raises(InvalidRequest) as caught:
         row(**parameters)
     assert caught.value.param == name
+
+
+def test_a_beam_without_an_allowed_token_has_no_candidates() -> None:
+    masks = torch.cat([mask_of(), mask_of(4, 5)])
+    dead, alive = beam_candidates(logits_of(SMALL, rows=2), [row(), row()], masks, 8)
+    assert dead == []
+    assert {token_id for token_id, _ in alive} == {4, 5}
