@@ -155,7 +155,9 @@ def _worded(error: ValidationError, model: type[Params], labels: Mapping[str, st
 def _strayed(strays: Sequence[str], model: type[Params]) -> list[str]:
     """What argparse could not place. Words after an unknown flag belong to it, and are not told of."""
     flags = [word.partition("=")[0] for word in strays if word.startswith("-")]
-    return [_unknown(flag, flag, model) for flag in flags] or [f"{word!r} belongs to no parameter" for word in strays]
+    return [_unknown(flag, flag, model) for flag in flags] or [
+        f"{word!r} belongs to no parameter (a file comes first)" for word in strays
+    ]
 
 
 def _unknown(label: str, name: str, model: type[Params]) -> str:

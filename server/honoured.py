@@ -20,20 +20,31 @@ HONOURED: frozenset[str] = frozenset(
 )  # fmt: skip
 """A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""
 
-BUILT: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
+BUILT_CHOICES: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
 """The one choice that is built, of parameters that have more."""
+
+
+TWINS = (("max_batch_size", "max_num_seqs"), ("max_length", "max_model_len"))
+"""Parameters that mean the same to the pt engine."""
 
 
 def refusals(params: DeployParams) -> list[str]:
     """One line for each parameter that was given in vain, and for a model that was not given."""
+    given = params.model_fields_set
     missing = [] if params.model else ["--model: name the model to serve, a folder or an id on the hub"]
-    return missing + [reason for name in sorted(params.model_fields_set) if (reason := _refusal(params, name))]
+    vain = [reason for name in sorted(given) if (reason := _refusal(params, name))]
+    twice = [f"--{one} and --{other} mean the same here: give one" for one, other in TWINS if {one, other} <= given]
+    return missing + vain + twice
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:
     value = getattr(params, name)
-    if name in BUILT:
-        return None if value == BUILT[name] else f"--{name}: {value} is not built yet; choose {BUILT[name]}"
+    if name in BUILT_CHOICES:
+        return (
+            None
+            if value == BUILT_CHOICES[name]
+            else f"--{name}: {value} is not built yet; choose {BUILT_CHOICES[name]}"
+        )
     if name in HONOURED or value == DeployParams.model_fields[name].get_default():
         return None
     return f"--{name}: nothing in this version of deploy depends on it"

@@ -36,4 +36,4 @@ class TemplateParams(Params):
     """Build prompts with the chat template. Without it texts follow one another as they are, as pre-training does."""
     template_backend: Literal["swift", "jinja"] = "swift"
     """What builds prompts from messages: the registered template (`swift`), or the Jinja template that comes with the
-    model's tokenizer (`jinja`)."""
+    model's tokenizer (`jinja`). A model without a registered template uses the latter either way."""

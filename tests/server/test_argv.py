@@ -10,6 +10,7 @@ from engines.params.base import Params
 from engines.params.deploy import DeployParams
 from server.argv import build_parser, parse
 from server.params import COMMANDS
+from server.shapes import default_of
 from training.params.export import ExportParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
@@ -183,3 +184,13 @@ def test_an_overridden_parameter_stands_with_the_command_that_overrides_it() -> 
     words = build_parser(SftParams, prog="tuneserve").format_help()
     assert words.index("--temperature") > words.index("sft:")
     assert "(default: 0.0)" in words[words.index("--temperature") :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_default_can_be_written_as_words(command: str) -> None:
+    model, words = COMMANDS[command], []
+    for name, field in model.model_fields.items():
+        if (default := default_of(field)) is not None:
+            words += [f"--{name}", *(default.split() if isinstance(field.default, tuple) else [default])]
+    required = ["--rlhf_type", "dpo"] if command == "rlhf" else []
+    assert given(model, *words, *required).items() <= parse(model, required, prog="tuneserve").model_dump().items()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.params.deploy import DeployParams
-from server.honoured import BUILT, HONOURED, refusals
+from server.honoured import BUILT_CHOICES, HONOURED, refusals
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def test_what_the_code_reads_is_declared_as_honoured() -> None:
 
 
 def test_only_parameters_are_declared() -> None:
-    assert HONOURED | set(BUILT) <= set(DeployParams.model_fields)
+    assert HONOURED | set(BUILT_CHOICES) <= set(DeployParams.model_fields)
 
 
 def test_honoured_parameters_are_taken() -> None:
@@ -80,3 +80,9 @@ def test_a_choice_that_is_not_built_is_refused(name: str, value: str, built: str
 
 def test_a_model_must_be_named() -> None:
     assert refusals(DeployParams()) == ["--model: name the model to serve, a folder or an id on the hub"]
+
+
+def test_two_names_of_one_thing_are_not_given_together() -> None:
+    told = ["--max_length and --max_model_len mean the same here: give one"]
+    assert refusals(DeployParams(model="m", max_length=8, max_model_len=16)) == told
+    assert refusals(DeployParams(model="m", max_length=8, max_num_seqs=16)) == []
