@@ -37,7 +37,7 @@ def parse(model: type[P], argv: Sequence[str], *, prog: str) -> P:
     file = words.pop(0) if words and not words[0].startswith("-") else None
     flags, strays = build_parser(model, prog=prog).parse_known_args(_spelled(words))
     try:
-        in_file = read_parameters(Path(file)) if file else {}
+        in_file = {} if file is None else read_parameters(Path(file))
     except ValueError as error:
         refuse(prog, [str(error)])
     labels = {name: f"{name} in {file}" for name in in_file} | {name: f"--{name}" for name in vars(flags)}

@@ -2,14 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field
 
-from engines.params.base import Params, Strings, listed
+from engines.params.base import Params, Strings
 from engines.params.infer import InferParams
-
-Keys = Annotated[
-    tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(listed), Field(min_length=1)
-]
 
 
 class ServerParams(Params):
@@ -44,7 +40,7 @@ class DeployParams(ServerParams, InferParams):
     """Address to listen on; 0.0.0.0: on all of the machine's."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
-    api_key: Keys | None = Field(None, repr=False)
+    api_key: Annotated[Strings, Field(min_length=1)] | None = Field(None, repr=False)
     """Keys of which a request must bring one. `KEY` alone may do everything; `infer:KEY` may only ask for answers,
     `train:KEY` only run jobs, `admin:KEY` only administer. The server is open to everybody unless given."""
     owned_by: str = "tuneserve"

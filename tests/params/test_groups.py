@@ -32,7 +32,10 @@ def test_one_string_counts_as_a_list_of_one() -> None:
     [
         ("api_key", ""),
         ("api_key", []),
+        ("stop_words", ["a", ""]),
         ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("repetition_penalty", float("inf")),
         ("top_p", 0),
         ("port", 65536),
         ("max_model_len", 0),

@@ -105,6 +105,8 @@ def test_words_mean(model: type[Params], words: list[str], meaning: dict[str, An
         pytest.param(SftParams, ["--deepspeed", "zero9"], "'zero0', 'zero1'", id="a union tells its choices"),
         pytest.param(RlhfParams, [], "--rlhf_type: Field required", id="a required parameter"),
         pytest.param(DeployParams, ["server.txt"], "ends in .yaml, .yml or .json", id="a file of another kind"),
+        pytest.param(DeployParams, [""], "ends in .yaml, .yml or .json", id="an empty word"),
+        pytest.param(DeployParams, ["--port", "1", "p.yaml"], "(a file comes first)", id="a file that comes last"),
         pytest.param(DeployParams, ["none.yaml"], "none.yaml: No such file", id="no such file"),
     ],
 )
