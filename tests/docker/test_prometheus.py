@@ -1,21 +1,20 @@
 """What Prometheus makes of us: a real one, with the configuration of the container, scrapes a real server."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import yaml
+
+from tests.server.process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "docker" / "prometheus.yml"
@@ -34,11 +33,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a server that is ready."""
-    address = f"127.0.0.1:{_free_port()}"
-    script = Path(__file__).with_name("echo_server.py")
-    with _process([sys.executable, str(script), address.split(":")[1]]):
-        _until(lambda: _get(f"http://{address}/ready"), "the server is ready")
-        yield address
+    process = ServerProcess.echo()
+    try:
+        url = process.wait_until_listening()
+        _until(lambda: _get(f"{url}/ready"), "the server is ready")
+        yield url.removeprefix("http://")
+    finally:
+        process.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,12 @@ def prometheus(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
     ]
-    with _process(command):
-        _until(lambda: _get(f"http://{address}/-/ready"), "Prometheus is ready")
-        yield address
+    with subprocess.Popen(command) as process:
+        try:
+            _until(lambda: _get(f"http://{address}/-/ready"), "Prometheus is ready")
+            yield address
+        finally:
+            process.terminate()
 
 
 def test_promtool_accepts_the_configuration() -> None:
@@ -116,13 +120,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextmanager
-def _process(command: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)

@@ -208,14 +208,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         demo.demo_model(tmp_path)
 
 
-def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
-    assert demo.default_cache() == tmp_path
-
-    monkeypatch.setenv("TUNESERVE_CACHE", "")
-    assert demo.default_cache().name == "tuneserve"
-
-
 @pytest.mark.demo
 def test_the_demo_model_knows_the_capital_of_france(demo_model: Path) -> None:
     from transformers import AutoModelForCausalLM
