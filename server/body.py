@@ -16,6 +16,10 @@ Model = TypeVar("Model", bound=BaseModel)
 MIB = 1 << 20
 MAX_DEPTH = 100
 """Levels of nesting. What reads the parsed body later may recurse."""
+MAX_VALUES = 1_000_000
+"""Members of objects and items of lists together. Each may be an error that takes memory to describe."""
+MAX_ERRORS = 1_000
+"""Beyond it no error is described: pydantic describes all of them or none."""
 JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
 
 
@@ -54,6 +58,8 @@ def parse_json(model: type[Model], data: bytes) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
+        if error.error_count() > MAX_ERRORS:
+            raise InvalidRequest(f"The body has {error.error_count()} values that do not fit.") from None
         raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
 
 
@@ -67,7 +73,7 @@ def _check_headers(request: Request) -> None:
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request's body is larger than {limit / MIB:g} MiB.")
+    return BodyTooLarge(f"The request's body is larger than {limit / MIB:.3g} MiB.")
 
 
 def _load(data: bytes) -> dict[str, Any]:
@@ -78,18 +84,20 @@ def _load(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
-        raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH or data.count(b",") > MAX_VALUES:
+        _check_shape(body)
     return body
 
 
-def _is_deeper(body: Any, depth: int) -> bool:
-    level = [body]
-    for _ in range(depth):
-        level = [
-            child
-            for value in level
-            for child in (value.values() if isinstance(value, dict) else value)
-            if isinstance(child, dict | list)
-        ]
-    return bool(level)
+def _check_shape(body: dict[str, Any]) -> None:
+    level: list[Any] = [body]
+    values = 0
+    for _ in range(MAX_DEPTH):
+        values += sum(map(len, level))
+        if values > MAX_VALUES:
+            raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
+        children = (child for parent in level for child in (parent.values() if isinstance(parent, dict) else parent))
+        level = [child for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")

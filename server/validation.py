@@ -6,32 +6,45 @@ from typing import Any
 from engines.errors import InvalidRequest
 
 MAX_ERRORS = 3
+MAX_PATH = 200
 MAX_VALUE = 60
 """Characters of a wrong value that a message quotes."""
+PathError = tuple[str, Mapping[str, Any]]
+"""An error of pydantic's with the path of its field; "" for the whole body."""
 CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
 def to_invalid_request(errors: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequest:
-    """One error of at most a few of pydantic's `errors`; the first gives `param` and `code`.
+    """One error of at most a few of pydantic's `errors`; the first gives `param` and `code`."""
+    told = _worth_telling([(_path(error, body), error) for error in errors])
+    messages = list(dict.fromkeys(_tell(path, error) for path, error in told[:MAX_ERRORS]))
+    more = f"; and {len(told) - MAX_ERRORS} more" if len(told) > MAX_ERRORS else ""
+    path, first = told[0]
+    return InvalidRequest("; ".join(messages) + more + ".", param=path or None, code=CODES.get(first["type"]))
+
+
+def _worth_telling(errors: list[PathError]) -> list[PathError]:
+    """Without those of a union's other branches, which stopped short of where one went on.
 
     Unknown fields come first: they explain a missing one that was misspelt.
     """
-    ranked = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
-    told = list(dict.fromkeys(_tell(error, body) for error in ranked[:MAX_ERRORS]))
-    more = len(errors) - MAX_ERRORS
-    message = "; ".join(told) + (f"; and {more} more" if more > 0 else "") + "."
-    return InvalidRequest(message, param=_path(ranked[0], body), code=CODES.get(ranked[0]["type"]))
+    reached = {path[:end] for path, _ in errors for end in _ends_of_steps(path)}
+    kept = [(path, error) for path, error in errors if path not in reached]
+    return sorted(kept, key=lambda path_error: path_error[1]["type"] != "extra_forbidden")
 
 
-def _tell(error: Mapping[str, Any], body: Any) -> str:
-    path, kind = _path(error, body), error["type"]
-    if kind == "extra_forbidden":
+def _ends_of_steps(path: str) -> list[int]:
+    """Where each step of the path but the last ends: `messages`, `messages[0]` for `messages[0].content`."""
+    return [position for position, character in enumerate(path) if character in ".[" and position]
+
+
+def _tell(path: str, error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
         return f"Unknown parameter: {path!r}"
-    if kind == "missing":
+    if error["type"] == "missing":
         return f"Missing required parameter: {path!r}"
     reason = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
-    where = "" if path is None else f"{path}: "
-    return where + reason + _quote(error["input"])
+    return (f"{path}: " if path else "") + reason + _quote(error["input"])
 
 
 def _quote(value: Any) -> str:
@@ -42,18 +55,22 @@ def _quote(value: Any) -> str:
     return f" (got {text[:MAX_VALUE]})"
 
 
-def _path(error: Mapping[str, Any], body: Any) -> str | None:
+def _path(error: Mapping[str, Any], body: Any) -> str:
     """`messages[0].content` for ("messages", 0, "user", "content"): steps that pydantic adds for the branch of a union
     lead nowhere in the body and are left out."""
-    loc = error["loc"]
+    *steps, last = error["loc"] or ("",)
     path, value = "", body
-    for step in loc[:-1] if error["type"] == "missing" else loc:
+    for step in steps:
         if body is None or _has(value, step):
-            path += f"[{step}]" if isinstance(step, int) else f".{step}"
+            path += _step(step)
             value = None if body is None else value[step]
-    if error["type"] == "missing":
-        path += f".{loc[-1]}"
-    return path.removeprefix(".")[:200] or None
+    if body is None or error["type"] == "missing" or _has(value, last):
+        path += _step(last)
+    return path.removeprefix(".")[:MAX_PATH]
+
+
+def _step(step: int | str) -> str:
+    return f"[{step}]" if isinstance(step, int) else f".{step}"
 
 
 def _has(value: Any, step: int | str) -> bool:
