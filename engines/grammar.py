@@ -5,6 +5,7 @@ accepted is what is enforced. Free of torch and of any tokenizer.
 """
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ JSON_OPTIONS: "JsonCompileOptions" = {
 }
 MAX_TEXT = 256 * 1024
 MAX_REGEX = 16 * 1024
-MAX_GRAMMAR = 64 * 1024
+MAX_GRAMMAR = 128 * 1024
+GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 MAX_SCHEMA_DEPTH = 100
 """Nested objects and lists in the schema's own JSON; the compiler's reader stops at 128, ours is not to."""
 MAX_SCHEMA_NODES = 10_000
@@ -44,7 +46,16 @@ def to_llguidance(structured: Structured) -> str:
 
     Raises InvalidRequest where the constraint cannot even be written as a grammar; `validate` finds the rest.
     """
-    return WRITERS[structured.kind](structured.value)
+    if structured.kind in ("json_schema", "json_object"):
+        return LLMatcher.grammar_from_json_schema(_schema(structured))
+    return LLMatcher.grammar_from_lark(LARK_WRITERS[structured.kind](structured.value))
+
+
+def to_lark_rule(structured: Structured) -> str:
+    """Return the same as an expression for the right-hand side of a rule in a larger Lark grammar."""
+    if structured.kind in ("json_schema", "json_object"):
+        return f"%json {_schema(structured)}"
+    return f"%lark {{\n{LARK_WRITERS[structured.kind](structured.value)}\n}}"
 
 
 def validate(structured: Structured, param: str | None = None) -> None:
@@ -85,8 +96,24 @@ def parse_schema(value: str) -> dict[str, Any]:
         raise InvalidRequest(f"Invalid JSON schema: expected an object, got {_shorten(value)}")
     if "x-guidance" in schema:  # the compiler's own options: white space is not the client's to choose
         raise InvalidRequest("Invalid JSON schema: the keyword 'x-guidance' is not supported")
-    _check_schema_size(schema)
+    check_schema_size(schema)
     return schema
+
+
+def check_schema_size(schema: dict[str, Any], param: str | None = None) -> None:
+    """Raise InvalidRequest for a schema that is nested too deeply, or too large to compile in good time."""
+    # Without recursion, so that the depth of the input cannot exhaust our stack.
+    nodes, level, depth = 0, [schema], 0
+    while level:
+        nodes, depth = nodes + len(level), depth + 1
+        if depth > MAX_SCHEMA_DEPTH:
+            raise InvalidRequest(f"Invalid JSON schema: nested deeper than {MAX_SCHEMA_DEPTH} levels", param=param)
+        if nodes > MAX_SCHEMA_NODES:
+            message = f"Invalid JSON schema: more than {MAX_SCHEMA_NODES} objects, lists and values"
+            raise InvalidRequest(message, param=param)
+        for node in level:
+            _check_repeats(node, param)
+        level = [child for node in level for child in _children(node)]
 
 
 def lark_string(text: str) -> str:
@@ -94,48 +121,48 @@ def lark_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _write_json_schema(value: str) -> str:
-    schema = parse_schema(value)
+def schema_text(schema: dict[str, Any], options: "JsonCompileOptions" = JSON_OPTIONS) -> str:
+    """Return the JSON text of a schema with options for the compiler, such as grammars hold it."""
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema, allow_nan=False), overrides=JSON_OPTIONS)
-    except ValueError as error:  # a number beyond a double, half of a surrogate pair
+        return json.dumps({**schema, "x-guidance": options}, allow_nan=False)
+    except ValueError as error:  # a number beyond a double
         raise InvalidRequest(f"Invalid JSON schema: {_shorten(str(error))}") from None
 
 
-def _write_json_object(value: str) -> str:
-    return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)
+def _schema(structured: Structured) -> str:
+    return schema_text({"type": "object"} if structured.kind == "json_object" else parse_schema(structured.value))
 
 
-def _write_regex(value: str) -> str:
+def _lark_of_regex(value: str) -> str:
     _check_length(value, MAX_REGEX, "regular expression")
-    return LLMatcher.grammar_from_regex(value)
+    grammar: str = json.loads(LLMatcher.grammar_from_regex(value))["grammars"][0]["lark_grammar"]
+    return grammar
 
 
-def _write_choice(value: str) -> str:
+def _lark_of_choice(value: str) -> str:
     _check_length(value, MAX_TEXT, "choice")
     choices: list[str] = json.loads(value)
+    _check_length("".join(choices), MAX_TEXT, "choice")
     if not 0 < len(choices) <= MAX_CHOICES:
         raise InvalidRequest(f"Invalid choice: expected 1 to {MAX_CHOICES} strings, got {len(choices)}")
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(lark_string, choices)))
+    return "start: " + " | ".join(map(lark_string, choices))
 
 
-def _write_grammar(value: str) -> str:
+def _lark_of_grammar(value: str) -> str:
     _check_length(value, MAX_GRAMMAR, "grammar")
-    if "::=" not in value:
-        return LLMatcher.grammar_from_lark(value)
+    if not GBNF_RULE.search(value):
+        return value
     try:
-        return LLMatcher.grammar_from_lark(gbnf_to_lark(value))
+        return gbnf_to_lark(value)
     except (GbnfToLarkError, RecursionError, IndexError) as error:
         # The converter runs off the end of a text that stops within an escape: IndexError.
         raise InvalidRequest(f"Invalid GBNF grammar: {_shorten(str(error))}") from None
 
 
-WRITERS: dict[StructuredKind, Callable[[str], str]] = {
-    "json_schema": _write_json_schema,
-    "json_object": _write_json_object,
-    "regex": _write_regex,
-    "choice": _write_choice,
-    "grammar": _write_grammar,
+LARK_WRITERS: dict[StructuredKind, Callable[[str], str]] = {
+    "regex": _lark_of_regex,
+    "choice": _lark_of_choice,
+    "grammar": _lark_of_grammar,
 }
 NAMES: dict[StructuredKind, str] = {
     "json_schema": "JSON schema",
@@ -157,28 +184,16 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_schema_size(schema: dict[str, Any]) -> None:
-    # Without recursion, so that the depth of the input cannot exhaust our stack.
-    nodes, level, depth = 0, [schema], 0
-    while level:
-        nodes, depth = nodes + len(level), depth + 1
-        if depth > MAX_SCHEMA_DEPTH:
-            raise InvalidRequest(f"Invalid JSON schema: nested deeper than {MAX_SCHEMA_DEPTH} levels")
-        if nodes > MAX_SCHEMA_NODES:
-            raise InvalidRequest(f"Invalid JSON schema: more than {MAX_SCHEMA_NODES} objects, lists and values")
-        for node in level:
-            _check_repeats(node)
-        level = [child for node in level for child in _children(node)]
-
-
-def _check_repeats(node: Any) -> None:
+def _check_repeats(node: Any, param: str | None) -> None:
     if not isinstance(node, dict):
         return
     if len(node) > MAX_PROPERTIES:
-        raise InvalidRequest(f"Invalid JSON schema: {len(node)} members in one object, at most {MAX_PROPERTIES}")
+        message = f"Invalid JSON schema: {len(node)} members in one object, at most {MAX_PROPERTIES}"
+        raise InvalidRequest(message, param=param)
     for key in REPEATS & node.keys():
         if isinstance(node[key], int | float) and node[key] > MAX_REPEAT:
-            raise InvalidRequest(f"Invalid JSON schema: '{key}' is {node[key]}, at most {MAX_REPEAT} is accepted")
+            message = f"Invalid JSON schema: '{key}' is {node[key]}, at most {MAX_REPEAT} is accepted"
+            raise InvalidRequest(message, param=param)
 
 
 def _children(node: Any) -> list[Any]:

@@ -1,0 +1,45 @@
+"""What a piece of model output adds to an answer: content, reasoning or a tool call."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The first delta of a call has its id and name, those after it only more of the arguments."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Just one of the three is set."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_call: ToolCallDelta | None = None
+
+
+def joined(deltas: list[Delta]) -> list[Delta]:
+    """Return the same deltas with neighbours of one kind made one, so that what came at once is sent at once."""
+    result: list[Delta] = []
+    for delta in deltas:
+        both = _both(result[-1], delta) if result else None
+        if both is None:
+            result.append(delta)
+        else:
+            result[-1] = both
+    return result
+
+
+def _both(first: Delta, second: Delta) -> Delta | None:
+    if first.content is not None and second.content is not None:
+        return Delta(content=first.content + second.content)
+    if first.reasoning_content is not None and second.reasoning_content is not None:
+        return Delta(reasoning_content=first.reasoning_content + second.reasoning_content)
+    one, two = first.tool_call, second.tool_call
+    if one is not None and two is not None and one.index == two.index and two.id is None:
+        return Delta(tool_call=ToolCallDelta(one.index, one.id, one.name, one.arguments + two.arguments))
+    return None

@@ -1,0 +1,58 @@
+"""Checks on the parts of a request that are free-form JSON."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from engines.errors import InvalidRequest
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def as_object(value: Any, known: Collection[str], param: str) -> dict[str, Any]:
+    """Return an object that has no other than the known fields."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"Expected an object, got {shown(value)}", param=param)
+    for key in value:
+        if key not in known:
+            name = f"{param}.{key[:80]}"
+            raise InvalidRequest(f"Unknown parameter: '{name}'", param=name, code="unknown_parameter")
+    return value
+
+
+def as_string(value: Any, param: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"Expected a string, got {shown(value)}", param=param)
+    return value
+
+
+def as_name(value: Any, param: str) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise InvalidRequest(f"Expected 1 to 64 of the characters a-z A-Z 0-9 _ -, got {shown(value)}", param=param)
+    return value
+
+
+def check_description(value: Any, param: str) -> None:
+    if value is not None:
+        as_string(value, param)
+
+
+def as_flag(value: Any, param: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidRequest(f"Expected true or false, got {shown(value)}", param=param)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message quotes it: cut short, whatever its size and depth."""
+    match value:
+        case str():
+            return repr(value if len(value) <= 80 else value[:80] + "...")
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case _:
+            return f"{value!r:.80}"

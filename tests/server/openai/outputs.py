@@ -1,0 +1,50 @@
+"""Reading what a parser gave."""
+
+import random
+from collections.abc import Iterable
+
+from server.openai.deltas import Delta
+from server.openai.output import OutputParser
+
+
+def parse(parser: OutputParser, pieces: Iterable[str]) -> list[Delta]:
+    deltas = [delta for piece in pieces for delta in parser.push(piece)]
+    return deltas + parser.finish()
+
+
+def cut(text: str, seed: int) -> list[str]:
+    """Cut the text at random places, often into single characters."""
+    rng = random.Random(seed)
+    pieces = []
+    while text:
+        size = rng.choice([1, 1, 2, 3, 7, 30])
+        pieces.append(text[:size])
+        text = text[size:]
+    return pieces
+
+
+def content(deltas: list[Delta]) -> str:
+    return "".join(delta.content or "" for delta in deltas)
+
+
+def reasoning(deltas: list[Delta]) -> str:
+    return "".join(delta.reasoning_content or "" for delta in deltas)
+
+
+def calls(deltas: list[Delta]) -> list[tuple[str, str]]:
+    """Names and arguments; checks that each call is announced once, in order, before its arguments."""
+    result: list[tuple[str, str]] = []
+    for delta in deltas:
+        call = delta.tool_call
+        if call is None:
+            continue
+        if call.id is not None:
+            assert call.index == len(result)
+            assert call.id.startswith("call_")
+            assert call.name
+            result.append((call.name, call.arguments))
+        else:
+            assert call.index == len(result) - 1
+            assert call.name is None
+            result[-1] = (result[-1][0], result[-1][1] + call.arguments)
+    return result
