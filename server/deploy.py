@@ -30,7 +30,8 @@ def run(params: DeployParams) -> int:
     configure_logging()
     try:
         listener = listen(params.host, params.port)
-        serving = make_serving(build_engine(params), load_tokenizer(params), params)
+        tokenizer = load_tokenizer(params.model or "", revision=params.model_revision, token=params.hub_token)
+        serving = make_serving(build_engine(params), tokenizer, params)
     except TuneserveError as error:
         print(f"tuneserve deploy: {error}", file=sys.stderr)  # noqa: T201 (the command line's own voice)
         return 1

@@ -1,0 +1,106 @@
+"""Find a model, and load its tokenizer, configuration and weights through transformers."""
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
+    """Return the tokenizer (a `PreTrainedTokenizerBase`) of a folder or hub id. Raises UnsupportedModel."""
+    from transformers import AutoTokenizer
+
+    with _loading("tokenizer", model):
+        return AutoTokenizer.from_pretrained(model, revision=revision, token=token)
+
+
+def load_config(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
+    """Return the `PreTrainedConfig` of a folder or hub id. Raises UnsupportedModel."""
+    from transformers import AutoConfig
+
+    with _loading("configuration", model):
+        return AutoConfig.from_pretrained(model, revision=revision, token=token)
+
+
+def load_generation_config(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
+    """Return the model's own sampling defaults (a `GenerationConfig`), made from its config where it has no file."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model, revision=revision, token=token)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(model, revision=revision, token=token))
+
+
+def load_model(
+    model: str,
+    *,
+    config: Any,
+    dtype: "torch.dtype",
+    device_map: str | dict[str, Any],
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Any:
+    """Return the causal language model (a `PreTrainedModel`), ready for inference. Raises UnsupportedModel."""
+    from transformers import AutoModelForCausalLM
+
+    with _loading("weights", model):
+        return AutoModelForCausalLM.from_pretrained(
+            model,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            token=token,
+        ).eval()
+
+
+def choose_dtype(asked: str | None, config: Any, device: str) -> "torch.dtype":
+    """Return the dtype to compute in: the one asked for, else the checkpoint's.
+
+    A CPU without half-precision instructions computes bfloat16 several times slower than float32, to which every
+    bfloat16 and float16 value widens exactly: there float32 is the default.
+    """
+    import torch
+
+    if asked is not None:
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[asked]
+    text_config = config.get_text_config()
+    stored: torch.dtype = text_config.dtype or config.dtype or torch.float32
+    if device == "cpu" and stored in (torch.float16, torch.bfloat16) and not _cpu_computes(stored):
+        log.info("this CPU has no %s instructions: computing in float32", str(stored).removeprefix("torch."))
+        return torch.float32
+    return stored
+
+
+def _cpu_computes(dtype: "torch.dtype") -> bool:
+    import torch
+
+    if dtype is torch.float16:
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def _loading(what: str, model: str) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be had into one sentence for the person who named it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        known = "" if Path(model).is_dir() else " (it is not a folder, so it was looked up as a hub id)"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"the {what} of model {model!r} cannot be loaded{known}: {reason}"
+        raise UnsupportedModel(message, param="model") from error

@@ -1,0 +1,258 @@
+"""Attention over the paged key-value cache, registered with transformers so that its models call it.
+
+A step runs all its tokens as one flat row, `input_ids[None]`; what ties a token to its sequence is in the `StepContext`
+that travels through the model's keyword arguments as `step`. Three ways to compute the same thing:
+
+- `kernel`: the C kernel, on CPUs (float32, bfloat16)
+- `varlen`: torch's varlen_attn (FlashAttention with block tables), on CUDA (float16, bfloat16)
+- `gather`: plain torch operations, anywhere, any dtype; the reference that the others are tested against
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from engines.errors import UnsupportedModel
+from engines.pt.kernels import build
+
+NAME = "tuneserve_paged"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a layer's cache must hold, found by running the model once."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
+
+
+class KVCache:
+    """Keys and values of every layer: (pages, page_size, kv_heads, dim) tensors."""
+
+    def __init__(self, layers: dict[int, LayerShape], num_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.num_pages = num_pages
+        self.keys = {i: _pages(num_pages, page_size, s.kv_heads, s.key_dim, s) for i, s in layers.items()}
+        self.values = {i: _pages(num_pages, page_size, s.kv_heads, s.value_dim, s) for i, s in layers.items()}
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): page * page_size + offset."""
+        self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
+        self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
+
+    def copy_pages(self, sources: list[int], targets: list[int]) -> None:
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[targets] = tensor[sources]
+
+
+def _pages(num_pages: int, page_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:
+    # Not torch.zeros: untouched pages of an empty tensor take no memory yet.
+    return torch.empty(num_pages, page_size, heads, dim, dtype=shape.dtype, device=shape.device)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where each token of a step stands. Segment s is the s-th sequence of the step; its tokens are consecutive."""
+
+    cache: KVCache
+    attend: "Attend"
+    slots: Tensor  # (tokens,) int64: where each token's key and value are stored
+    rows: Tensor  # (tokens,) int32: the segment of each token
+    lens: Tensor  # (tokens,) int32: keys each token sees, its own included
+    table: Tensor  # (segments, max_pages) int32: pages of each segment
+    starts: list[int]  # first token of each segment, and the number of tokens at the end
+
+    @cached_property
+    def segment_lens(self) -> Tensor:
+        """(segments,) int32: keys that the last token of each segment sees."""
+        return self.lens[[end - 1 for end in self.starts[1:]]]
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """(segments + 1,) int32, `starts` on the device."""
+        return torch.tensor(self.starts, dtype=torch.int32, device=self.lens.device)
+
+    @cached_property
+    def longest_query(self) -> int:
+        return max(end - start for start, end in zip(self.starts, self.starts[1:], strict=False))
+
+    @cached_property
+    def longest_key(self) -> int:
+        return int(self.segment_lens.max())
+
+    def on(self, device: torch.device) -> "StepContext":
+        """The same step for a layer on another device (a model spread by `device_map`)."""
+        if device == self.slots.device:
+            return self
+        if device not in self._elsewhere:
+            slots, rows, lens, table = (t.to(device) for t in (self.slots, self.rows, self.lens, self.table))
+            self._elsewhere[device] = StepContext(self.cache, self.attend, slots, rows, lens, table, self.starts)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, "StepContext"]:
+        return {}
+
+
+# (query (tokens, heads, dim), keys, values, step, scale, window, softcap) -> (tokens, heads, value_dim)
+Attend = Callable[[Tensor, Tensor, Tensor, StepContext, float, int, float], Tensor]
+
+
+def register() -> None:
+    """Make `attn_implementation=NAME` known to transformers. No mask is registered: the model then builds none."""
+    AttentionInterface.register(NAME, paged_attention_forward)
+
+
+def paged_attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,  # (1, heads, tokens, dim)
+    key: Tensor,  # (1, kv_heads, tokens, dim)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    step: "StepContext | ShapeProbe | None" = None,
+    **ignored: Any,  # dropout, position_ids and the like: nothing that changes a causal forward pass
+) -> tuple[Tensor, None]:
+    """The attention function that transformers' layers call; see `transformers.AttentionInterface`."""
+    if step is None:
+        raise UnsupportedModel(f"{type(module).__name__} does not hand its keyword arguments on to its attention")
+    if s_aux is not None:
+        raise UnsupportedModel(f"{type(module).__name__} uses attention sinks, which this engine does not compute")
+    layer: int = module.layer_idx
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    if isinstance(step, ShapeProbe):
+        step.layers[layer] = LayerShape(k.shape[1], k.shape[2], v.shape[2], k.dtype, k.device)
+        return torch.zeros_like(q[..., :1]).expand(*q.shape[:2], v.shape[2])[None], None
+    here = step.on(q.device)
+    here.cache.write(layer, here.slots, k, v)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    keys, values = here.cache.keys[layer], here.cache.values[layer]
+    return here.attend(q.contiguous(), keys, values, here, scale, sliding_window or 0, softcap or 0.0)[None], None
+
+
+class ShapeProbe:
+    """Stands in for a StepContext in a first, throw-away forward pass that finds the shape of every layer's cache."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerShape] = {}
+
+
+def choose(attn_impl: str | None, layers: dict[int, LayerShape]) -> Attend:
+    """Return the attention for these layers: by `attn_impl` where given (`eager` is `gather`), else the fastest.
+
+    Raises UnsupportedModel where `flash_attn` is asked for and cannot be had.
+    """
+    shapes = set(layers.values())
+    on_cuda = all(shape.device.type == "cuda" for shape in shapes)
+    half = all(shape.dtype in (torch.float16, torch.bfloat16) for shape in shapes)
+    if attn_impl == "flash_attn":
+        if not (on_cuda and half):
+            raise UnsupportedModel(
+                "attn_impl flash_attn needs a CUDA device and float16 or bfloat16", param="attn_impl"
+            )
+        return attend_varlen
+    if attn_impl == "eager":
+        return attend_gather
+    if on_cuda and half:
+        return attend_varlen
+    on_cpu = all(shape.device.type == "cpu" for shape in shapes)
+    known = all(shape.dtype in (torch.float32, torch.bfloat16) for shape in shapes)
+    square = all(shape.key_dim == shape.value_dim for shape in shapes)
+    library = build.load() if on_cpu and known and square else None
+    return attend_gather if library is None else KernelAttention(library)
+
+
+class KernelAttention:
+    """The C kernel. Calls release the GIL."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointers, ints = [ctypes.c_void_p] * 7, [ctypes.c_int] * 6
+        self._functions = {torch.float32: library.paged_attention_float, torch.bfloat16: library.paged_attention_bf16}
+        for function in self._functions.values():
+            function.argtypes = [*pointers, *ints, ctypes.c_float, ctypes.c_int, ctypes.c_float]
+
+    def __call__(
+        self, q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
+    ) -> Tensor:
+        out = torch.empty_like(q)
+        tokens, heads, dim = q.shape
+        tensors = (q, keys, values, out, step.table, step.rows, step.lens)
+        sizes = (tokens, heads, keys.shape[2], dim, keys.shape[1], step.table.shape[1])
+        function = self._functions[q.dtype]
+        if function(*(tensor.data_ptr() for tensor in tensors), *sizes, scale, window, softcap):
+            raise MemoryError("no memory for attention scores")
+        return out
+
+
+def attend_varlen(
+    q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
+) -> Tensor:
+    """FlashAttention over block tables (Dao 2023, arXiv:2307.08691), through torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if softcap:
+        return attend_gather(q, keys, values, step, scale, window, softcap)
+    out: Tensor = varlen_attn(
+        q,
+        keys,
+        values,
+        step.cumulative,
+        None,
+        step.longest_query,
+        step.longest_key,
+        scale=scale,
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=q.shape[1] != keys.shape[2],
+        seqused_k=step.segment_lens,
+        block_table=step.table,
+        num_splits=1,  # results do not depend on what else is in the batch
+    )
+    return out
+
+
+def attend_gather(
+    q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
+) -> Tensor:
+    """One sequence after another: collect its pages, attend with a mask."""
+    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    for s, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
+        length = int(step.lens[end - 1])
+        pages = step.table[s, : -(-length // step.cache.page_size)].long()
+        k = keys[pages].flatten(0, 1)[:length]
+        v = values[pages].flatten(0, 1)[:length]
+        out[start:end] = _attend_one(q[start:end], k, v, step.lens[start:end], scale, window, softcap)
+    return out
+
+
+def _attend_one(q: Tensor, k: Tensor, v: Tensor, lens: Tensor, scale: float, window: int, softcap: float) -> Tensor:
+    """(tokens, heads, dim) queries of one sequence over its (length, kv_heads, dim) keys; token t sees lens[t] of them."""
+    at = torch.arange(k.shape[0], device=k.device)[None]
+    seen = at < lens[:, None]
+    if window:
+        seen &= at >= lens[:, None] - window
+    groups = q.shape[1] // k.shape[1]
+    q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    if not softcap:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, scale=scale)[0].transpose(0, 1)
+    scores = torch.tanh(q.float() @ k.float().transpose(1, 2) * scale / softcap) * softcap
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype)
+    return (weights @ v).transpose(0, 1)

@@ -1,0 +1,227 @@
+"""The pt engine as the server sees it: an `Engine` whose work happens in a child process."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import psutil
+
+from engines.capabilities import Capabilities
+from engines.errors import EngineFailure, EngineUnavailable, QueueFull, TuneserveError
+from engines.pt import wire
+from engines.pt.config import PtConfig
+from engines.supervisor import Supervisor
+from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
+
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request that the engine has: where its outputs go, and which of them are still open."""
+
+    open: set[int]
+    queue: asyncio.Queue[TokenOutput | list[float] | TuneserveError | None] = field(default_factory=asyncio.Queue)
+    """None: one of its outputs was ended from this side."""
+
+
+class PtEngine:
+    """Our own engine, in its own process: a crash there ends the running requests, and a new process takes over."""
+
+    def __init__(self, config: PtConfig, *, max_num_queued_reqs: int) -> None:
+        self._config = config
+        self._most = config.max_num_seqs + max_num_queued_reqs
+        self._supervisor = Supervisor(self._start_process, self._fail_all)
+        self._capabilities: Capabilities | None = None
+        self._pending: dict[str, _Pending] = {}
+        self._sequences = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._stats = EngineStats()
+        self._before = EngineStats()  # counters of earlier lives of the process
+
+    # ---- life
+
+    async def start(self) -> None:
+        await self._supervisor.start()
+
+    async def stop(self) -> None:
+        await self._supervisor.stop()
+        self._fail_all("the server stops")
+        if self._writer is not None:
+            self._writer.close()  # the process ends when its socket does
+        if self._process is not None:
+            await asyncio.to_thread(_end, self._process)
+
+    def health(self) -> Health:
+        return self._supervisor.health
+
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise EngineUnavailable("the engine is starting")
+        return self._capabilities
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def _start_process(self) -> Awaitable[str]:
+        """Begin a life: start the process, load the model. Returns a task that ends, with the reason, when it does."""
+        ours, theirs = socket.socketpair()
+        self._process = process = self._spawn(theirs)
+        theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            self._writer.write(wire.frame(wire.Start(self._config)))
+            first = await _read(reader)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            code = await asyncio.to_thread(process.wait)
+            raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        if isinstance(first, wire.Refused):
+            await asyncio.to_thread(process.wait)
+            raise wire.put_together(first.failure)
+        assert isinstance(first, wire.Ready), "nothing else comes first"
+        self._capabilities = first.capabilities
+        return asyncio.create_task(self._read_until_death(reader, process))
+
+    def _spawn(self, connection: socket.socket) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "engines.pt.process", str(connection.fileno())],
+            pass_fds=[connection.fileno()],
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        threads = self._config.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        packages = Path(__file__).parents[2]
+        path = os.pathsep.join(part for part in (str(packages), os.environ.get("PYTHONPATH", "")) if part)
+        ours = {
+            "OMP_NUM_THREADS": str(threads),
+            # A thread that waits gives its core to the HTTP process instead of spinning on it.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": path,
+        }
+        return os.environ | ours
+
+    async def _read_until_death(self, reader: asyncio.StreamReader, process: "subprocess.Popen[bytes]") -> str:
+        try:
+            while True:
+                message = await _read(reader)
+                assert isinstance(message, wire.Step), "the process has started"
+                self._dispatch(message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return f"its process ended with {_status(await asyncio.to_thread(process.wait))}"
+
+    def _dispatch(self, step: wire.Step) -> None:
+        self._stats = _sum(step.stats, self._before)
+        for request_id, output in step.outputs:
+            pending = self._pending.get(request_id)
+            if pending is not None and output.index in pending.open:
+                if output.finish_reason is not None:
+                    pending.open.discard(output.index)
+                pending.queue.put_nowait(output)
+        for request_id, embedding in step.embeddings:
+            if request_id in self._pending:
+                self._pending[request_id].queue.put_nowait(embedding)
+        for request_id, failure in step.failures:
+            if request_id in self._pending:
+                self._pending[request_id].queue.put_nowait(wire.put_together(failure))
+
+    def _fail_all(self, reason: str) -> None:
+        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS})
+        self._stats = self._before
+        for pending in self._pending.values():
+            pending.queue.put_nowait(EngineFailure(f"the engine ended while it ran this request: {reason}"))
+
+    # ---- requests
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        seats = max(request.n, request.sampling.num_beams)
+        pending = self._take(request.request_id, set(range(request.n)), seats)
+        try:
+            self._send(wire.Generate(request))
+            while pending.open or not pending.queue.empty():
+                item = await pending.queue.get()
+                if isinstance(item, TuneserveError):
+                    pending.open.clear()
+                    raise item
+                if isinstance(item, TokenOutput):
+                    yield item
+        finally:
+            self._release(request.request_id, seats)
+            if pending.open and self._supervisor.health.state is EngineState.READY:
+                self._send(wire.Abort(request.request_id))
+
+    def finish(self, request_id: str, index: int) -> None:
+        pending = self._pending.get(request_id)
+        if pending is not None and index in pending.open:
+            pending.open.discard(index)
+            pending.queue.put_nowait(None)
+            self._send(wire.Finish(request_id, index))
+
+    async def embed(self, request: EmbeddingRequest) -> list[float]:
+        pending = self._take(request.request_id, {0}, 1)
+        try:
+            self._send(wire.Embed(request))
+            item = await pending.queue.get()
+            pending.open.clear()
+            if isinstance(item, TuneserveError):
+                raise item
+            assert isinstance(item, list), "an embedding request yields one embedding"
+            return item
+        finally:
+            self._release(request.request_id, 1)
+            if pending.open and self._supervisor.health.state is EngineState.READY:
+                self._send(wire.Abort(request.request_id))
+
+    def _take(self, request_id: str, outputs: set[int], seats: int) -> _Pending:
+        """Admit a request, or raise EngineUnavailable or QueueFull."""
+        state = self._supervisor.health.state
+        if state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {state}")
+        if self._sequences and self._sequences + seats > self._most:
+            raise QueueFull(f"{len(self._pending)} requests are running or waiting already; try again later")
+        self._sequences += seats
+        self._pending[request_id] = pending = _Pending(outputs)
+        return pending
+
+    def _release(self, request_id: str, seats: int) -> None:
+        del self._pending[request_id]
+        self._sequences -= seats
+
+    def _send(self, message: wire.ToEngine) -> None:
+        assert self._writer is not None, "the engine has been started"
+        self._writer.write(wire.frame(message))
+
+
+async def _read(reader: asyncio.StreamReader) -> wire.FromEngine:
+    (length,) = wire.LENGTH.unpack(await reader.readexactly(wire.LENGTH.size))
+    message: wire.FromEngine = wire.decode_from_engine(await reader.readexactly(length))
+    return message
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _status(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def _sum(now: EngineStats, before: EngineStats) -> EngineStats:
+    values = {f.name: getattr(now, f.name) for f in fields(EngineStats)}
+    return EngineStats(**values | {name: values[name] + getattr(before, name) for name in COUNTERS})

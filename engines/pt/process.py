@@ -1,0 +1,217 @@
+"""The engine's own process: `python -m engines.pt.process FD`. Reads requests from a socket, steps, writes outputs.
+
+One thread reads, steps and writes in turn: between two steps it takes in everything that has arrived. Constraints are
+compiled in a second thread, so that a large schema does not hold up the requests that run.
+"""
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import get_args
+
+from transformers.utils.logging import disable_progress_bar
+
+from engines.capabilities import Capabilities
+from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
+from engines.loading import load_generation_config, load_tokenizer
+from engines.pt import wire
+from engines.pt.config import PtConfig
+from engines.pt.core import EngineCore, StepReport
+from engines.pt.grammar import GrammarCompiler, GrammarState
+from engines.pt.runner import ModelRunner
+from engines.types import GenerationRequest, StructuredKind
+
+log = logging.getLogger(__name__)
+
+FAILED_STEPS = 3
+"""So many steps that fail one after another, and the process ends: a fresh one is the better bet."""
+
+
+class Closed(Exception):
+    """The server has gone."""
+
+
+class Connection:
+    """A stream socket that carries `wire` messages."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._buffer = bytearray()
+
+    def receive(self) -> list[wire.ToEngine]:
+        """Return what has arrived, without waiting. Raises Closed."""
+        messages = self._whole()
+        while select.select([self.socket], [], [], 0)[0]:
+            data = self.socket.recv(1 << 20)
+            if not data:
+                raise Closed
+            self._buffer += data
+            messages += self._whole()
+        return messages
+
+    def _whole(self) -> list[wire.ToEngine]:
+        messages = []
+        while len(self._buffer) >= wire.LENGTH.size:
+            end = wire.LENGTH.size + wire.LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            messages.append(wire.decode_to_engine(self._buffer[wire.LENGTH.size : end]))
+            del self._buffer[:end]
+        return messages
+
+    def send(self, message: wire.FromEngine) -> None:
+        try:
+            self.socket.sendall(wire.frame(message))
+        except OSError as error:
+            raise Closed from error
+
+
+class EngineProcess:
+    """The core, the connection, and the constraints that are being compiled."""
+
+    def __init__(self, connection: Connection, core: EngineCore, grammars: GrammarCompiler | None) -> None:
+        self._connection = connection
+        self._core = core
+        self._grammars = grammars
+        self._compiler = ThreadPoolExecutor(1, "grammar")
+        self._compiling: dict[str, tuple[GenerationRequest, Future[GrammarState]]] = {}
+        self._compiled, self._wake = socket.socketpair()
+        self._failed_steps = 0
+
+    def run(self) -> None:
+        """Step until the server goes. Raises Closed then, EngineFailure where steps keep failing."""
+        while True:
+            if not self._core.busy:
+                select.select([self._connection.socket, self._compiled], [], [])
+            report = StepReport()
+            for message in self._connection.receive():
+                self._handle(message, report)
+            self._add_compiled(report)
+            self._step(report)
+            if report.outputs or report.embeddings or report.errors or not self._core.busy:
+                self._tell(report)
+
+    def _handle(self, message: wire.ToEngine, report: StepReport) -> None:
+        match message:
+            case wire.Generate(request) if request.sampling.structured is not None:
+                self._compile(request)
+            case wire.Generate(request) | wire.Embed(request):
+                try:
+                    self._core.add(request)
+                except TuneserveError as error:
+                    report.errors.append((request.request_id, error))
+            case wire.Finish(request_id, index):
+                self._core.finish(request_id, index)
+            case wire.Abort(request_id):
+                self._compiling.pop(request_id, None)
+                self._core.abort(request_id)
+
+    def _compile(self, request: GenerationRequest) -> None:
+        structured = request.sampling.structured
+        assert structured is not None and self._grammars is not None, "capabilities tell what can be asked for"
+        future = self._compiler.submit(self._grammars.compile, structured)
+        future.add_done_callback(lambda _: self._wake.send(b"."))
+        self._compiling[request.request_id] = (request, future)
+
+    def _add_compiled(self, report: StepReport) -> None:
+        """Queue the requests whose constraints have been compiled."""
+        if not select.select([self._compiled], [], [], 0)[0]:
+            return
+        self._compiled.recv(4096)
+        for request_id, (request, future) in list(self._compiling.items()):
+            if not future.done():
+                continue
+            del self._compiling[request_id]
+            try:
+                self._core.add(request, future.result())
+            except TuneserveError as error:
+                report.errors.append((request_id, error))
+
+    def _step(self, report: StepReport) -> None:
+        try:
+            done = self._core.step()
+            self._failed_steps = 0
+        except Exception as error:
+            log.exception("a step failed")
+            self._failed_steps += 1
+            if self._failed_steps == FAILED_STEPS or "CUDA" in str(error):
+                raise EngineFailure(f"steps keep failing: {error}") from error
+            done = self._core.fail_running(EngineFailure("the engine failed while it computed this request"))
+        report.outputs.extend(done.outputs)
+        report.embeddings.extend(done.embeddings)
+        report.errors.extend(done.errors)
+
+    def _tell(self, report: StepReport) -> None:
+        failures = [(request_id, wire.take_apart(error)) for request_id, error in report.errors]
+        self._connection.send(wire.Step(self._core.stats(), report.outputs, report.embeddings, failures))
+
+
+def serve(connection: Connection) -> None:
+    """Load what the first message asks for, and run. Returns when the server has gone."""
+    select.select([connection.socket], [], [])
+    (start,) = connection.receive()
+    assert isinstance(start, wire.Start), "the first message says what to load"
+    try:
+        core, grammars, capabilities = load(start.config)
+    except UnsupportedModel as error:
+        connection.send(wire.Refused(wire.take_apart(error)))
+        return
+    connection.send(wire.Ready(capabilities))
+    try:
+        EngineProcess(connection, core, grammars).run()
+    except Closed:
+        return
+
+
+def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabilities]:
+    """Load the model and say what it can do. Raises UnsupportedModel."""
+    source = {"revision": config.revision, "token": config.token}
+    eos = load_generation_config(config.model, **source).eos_token_id
+    eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    runner = ModelRunner(config)
+    try:
+        grammars = GrammarCompiler(load_tokenizer(config.model, **source), runner.vocab_size, eos_token_ids)
+    except UnsupportedModel as error:
+        log.warning("%s", error.message)
+        grammars = None
+    core = EngineCore(runner, config, eos_token_ids, grammars)
+    kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
+    capabilities = Capabilities(
+        max_model_len=runner.max_model_len,
+        vocab_size=runner.vocab_size,
+        max_logprobs=config.max_logprobs,
+        eos_token_ids=eos_token_ids,
+        structured=kinds if grammars else frozenset(),
+        unsupported=frozenset({"adapter"}),
+        embeddings=True,
+        max_beams=config.max_num_seqs,
+    )
+    return core, grammars, capabilities
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when the server's dies, however it does."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    die_with_parent()
+    # The terminal's Ctrl-C and a process manager's SIGTERM to the group are for the server, which then ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    disable_progress_bar()
+    logging.basicConfig(
+        level=os.environ.get("TUNESERVE_LOG_LEVEL", "INFO"), format="%(levelname)s pt engine: %(message)s"
+    )
+    serve(Connection(socket.socket(fileno=int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Run the model: load it, prove that it can be run this way, and compute one step after another.
+
+A step is one forward pass of the transformers model over all tokens of all its sequences, as one flat row. The logits
+are computed only where someone asks for them.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from engines import loading
+from engines.errors import UnsupportedModel
+from engines.pt import attention, rope
+from engines.pt.attention import KVCache, LayerShape, ShapeProbe, StepContext
+from engines.pt.config import PtConfig
+from engines.pt.linear import pack_linears
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one sequence that a step computes."""
+
+    token_ids: list[int]
+    start: int
+    """Position of the first of them in the sequence."""
+    pages: list[int]
+    wants: int
+    """Logits are wanted after the last `wants` of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    logits: Tensor  # (wanted rows, vocab_size), in the order of the segments
+    hidden: Tensor  # (wanted rows, hidden_size): what the logits are computed from
+
+
+class ModelRunner:
+    """The model on its device, with its paged cache."""
+
+    def __init__(self, config: PtConfig) -> None:
+        """Load and check the model. Raises UnsupportedModel where it cannot be run as asked, and says why."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        attention.register()
+        hf_config = loading.load_config(config.model, revision=config.revision, token=config.token)
+        _refuse_other_architectures(hf_config)
+        text_config = hf_config.get_text_config()
+        limit = getattr(text_config, "max_position_embeddings", None)
+        asked = config.max_model_len
+        rope.scale(text_config, config.rope_scaling, asked)
+        if asked is not None and limit is not None and asked > limit and config.rope_scaling is None:
+            message = f"max_model_len {asked} is beyond the model's {limit} positions; set rope_scaling to go further"
+            raise UnsupportedModel(message, param="max_model_len")
+        self.max_model_len: int = asked or limit or 2048
+        device_map = config.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
+        on_cpu = device_map == "cpu" or not torch.cuda.is_available()
+        dtype = loading.choose_dtype(config.dtype, hf_config, "cpu" if on_cpu else "cuda")
+        self.model = loading.load_model(
+            config.model,
+            config=hf_config,
+            dtype=dtype,
+            device_map="cpu" if on_cpu and device_map == "auto" else device_map,
+            attn_implementation="eager" if config.attn_impl == "eager" else None,
+            revision=config.revision,
+            token=config.token,
+        )
+        rope.freeze(self.model, self.max_model_len)
+        self.device: torch.device = self.model.get_input_embeddings().weight.device
+        self.dtype = dtype
+        self.vocab_size: int = text_config.vocab_size
+        self._hidden: Tensor | None = None
+        page_size = config.block_size or (256 if self.device.type == "cuda" else 32)
+        with torch.inference_mode():
+            layers = self._convert(config.attn_impl, page_size)
+        self.cache = KVCache(layers, self._num_pages(config, layers, page_size), page_size)
+        capacity = self.cache.num_pages * page_size
+        if capacity < self.max_model_len:
+            self._shorten(config, capacity)
+        log.info(
+            "%s in %s on %s: attention %s, cache for %d tokens in pages of %d, context of %d",
+            config.model,
+            str(dtype).removeprefix("torch."),
+            self.device,
+            getattr(self._attend, "__name__", type(self._attend).__name__),
+            capacity,
+            page_size,
+            self.max_model_len,
+        )
+
+    def _convert(self, attn_impl: str | None, page_size: int) -> dict[int, LayerShape]:
+        """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
+        expected = _reference(self.model, self._check_ids(), self.device)
+        pack_linears(self.model)
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+        self.model.set_attn_implementation(attention.NAME)
+        layers = self._probe()
+        self._attend = attention.choose(attn_impl, layers)
+        self._check(expected, layers, page_size)
+        return layers
+
+    def step(self, segments: list[Segment]) -> StepResult:
+        """Compute all tokens of `segments`, store their keys and values, return the logits asked for."""
+        with torch.inference_mode():
+            return self._forward(segments, self.cache)
+
+    def _forward(self, segments: list[Segment], cache: KVCache) -> StepResult:
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        rows: list[int] = []
+        wanted: list[int] = []
+        starts = [0]
+        size = cache.page_size
+        for row, segment in enumerate(segments):
+            span = range(segment.start, segment.start + len(segment.token_ids))
+            ids += segment.token_ids
+            positions += span
+            slots += [segment.pages[p // size] * size + p % size for p in span]
+            rows += [row] * len(span)
+            starts.append(len(ids))
+            wanted += range(len(ids) - segment.wants, len(ids))
+        width = max(len(segment.pages) for segment in segments)
+        table = [segment.pages + [0] * (width - len(segment.pages)) for segment in segments]
+        position_ids = torch.tensor(positions, device=self.device)
+        step = StepContext(
+            cache,
+            self._attend,
+            torch.tensor(slots, device=self.device),
+            torch.tensor(rows, dtype=torch.int32, device=self.device),
+            (position_ids + 1).int(),
+            torch.tensor(table, dtype=torch.int32, device=self.device),
+            starts,
+        )
+        # The model needs a row to work on even where nobody wants one.
+        keep = torch.tensor(wanted or [0], device=self.device)
+        input_ids = torch.tensor([ids], device=self.device)
+        output = self.model(
+            input_ids=input_ids, position_ids=position_ids[None], use_cache=False, logits_to_keep=keep, step=step
+        )
+        assert self._hidden is not None, "the head has run"
+        return StepResult(output.logits[0, : len(wanted)], self._hidden[0, : len(wanted)])
+
+    def _keep_hidden(self, head: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._hidden = args[0]
+
+    def _check_ids(self) -> list[int]:
+        """Eleven tokens from all over the vocabulary."""
+        return [(i * 7919 + 13) % self.vocab_size for i in range(11)]
+
+    def _probe(self) -> dict[int, LayerShape]:
+        """Run the model once to see what each layer's cache must hold."""
+        probe = ShapeProbe()
+        ids = torch.tensor([self._check_ids()], device=self.device)
+        try:
+            self.model(
+                input_ids=ids, position_ids=torch.arange(11, device=self.device)[None], use_cache=False, step=probe
+            )
+        except UnsupportedModel:
+            raise
+        except Exception as error:
+            raise UnsupportedModel(f"{self._name} fails on flat batches: {error}") from error
+        expected = self.model.config.get_text_config().num_hidden_layers
+        if len(probe.layers) != expected:
+            message = f"only {len(probe.layers)} of the {expected} layers of {self._name} use the attention interface"
+            raise UnsupportedModel(message)
+        return probe.layers
+
+    def _check(self, expected: tuple[Tensor, Tensor], layers: dict[int, LayerShape], page_size: int) -> None:
+        """Compare two sequences, computed together in pieces, with plain forward passes of each alone."""
+        ids = self._check_ids()
+        cache = KVCache(layers, 2, max(page_size, len(ids)))
+        try:
+            self._forward([Segment(ids[:6], 0, [0], 0), Segment(ids[:4], 0, [1], 0)], cache)
+            found = self._forward([Segment(ids[6:], 6, [0], 1), Segment(ids[4:5], 4, [1], 1)], cache).logits
+        except UnsupportedModel:
+            raise
+        except Exception as error:
+            raise UnsupportedModel(f"{self._name} fails on flat batches: {error}") from error
+        reference = torch.stack(expected).float()
+        deviation = ((found.float() - reference).norm() / reference.norm()).item()
+        if not deviation < (1e-3 if self.dtype is torch.float32 else 0.1):
+            message = (
+                f"{self._name} computes something else on flat batches than alone (relative deviation {deviation:.2g})"
+            )
+            raise UnsupportedModel(f"{message}: this engine cannot run it")
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+    def _num_pages(self, config: PtConfig, layers: dict[int, LayerShape], page_size: int) -> int:
+        page_bytes = page_size * sum(shape.bytes_per_token for shape in layers.values())
+        if config.kv_cache_memory is not None:
+            memory = int(config.kv_cache_memory * GIB)
+        elif self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            memory = int(total * config.gpu_memory_utilization) - (total - free)
+        else:
+            # As much as the weights take: enough to batch well, small beside the model itself.
+            weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+            memory = min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
+        pages = memory // page_bytes
+        if pages < 1:
+            message = f"{memory / GIB:.3g} GiB for the cache do not hold one page of {page_bytes / GIB:.3g} GiB"
+            raise UnsupportedModel(message, param="kv_cache_memory")
+        # More than every sequence at full length is of no use.
+        return min(pages, config.max_num_seqs * -(-self.max_model_len // page_size))
+
+    def _shorten(self, config: PtConfig, capacity: int) -> None:
+        if config.max_model_len is not None:
+            message = f"the cache holds {capacity} tokens, less than the max_model_len of {config.max_model_len}"
+            raise UnsupportedModel(f"{message}; set kv_cache_memory", param="max_model_len")
+        log.warning("context shortened from %d to the %d tokens that the cache holds", self.max_model_len, capacity)
+        self.max_model_len = capacity
+
+
+def _refuse_other_architectures(config: Any) -> None:
+    text_config = config.get_text_config()
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(f"{config.model_type} is an encoder-decoder: this engine runs decoders")
+    kinds = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModel(
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: this engine pages attention only"
+        )
+
+
+def _reference(model: Any, ids: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (vocab_size,) after all of `ids`, and after the first five of them alone, by plain forward passes."""
+    whole, part = torch.tensor([ids], device=device), torch.tensor([ids[:5]], device=device)
+    return model(input_ids=whole, use_cache=False).logits[0, -1], model(input_ids=part, use_cache=False).logits[0, -1]

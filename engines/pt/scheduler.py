@@ -1,0 +1,162 @@
+"""Which tokens of which sequences the next step computes.
+
+Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
+one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
+arrival. Where pages run out, the latest comer gives its pages back and computes them anew later (preemption by
+recompute); the first in line never does, so every request gets done.
+"""
+
+import time
+from bisect import insort
+from dataclasses import dataclass
+
+from engines.pt.kv_cache import PagePool
+from engines.pt.sequence import Group, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`length` tokens of `sequence`, from its first token that has not been computed."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def completes(self) -> bool:
+        """After this chunk the next token can be sampled."""
+        return self.length == self.sequence.remaining
+
+
+class Scheduler:
+    def __init__(self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.running: list[Sequence] = []  # in order of admission
+        self.waiting: list[Sequence] = []  # in order of `Group.order`
+        self.preemptions = 0
+        self.prefix_queries = 0  # in tokens
+        self.prefix_hits = 0
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is (a fork may be nowhere yet), and free its pages."""
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._free(sequence)
+
+    def run(self, sequence: Sequence) -> None:
+        """Let a sequence that forked off a running one run beside it; its pages are its own already."""
+        self.running.append(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """Choose the next step's chunks and give each sequence the pages it needs. Decodes come first in the list."""
+        budget = self.max_num_batched_tokens
+        preemptions = self.preemptions
+        chunks: list[Chunk] = []
+        for sequence in sorted(self.running, key=_order):
+            if sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
+                chunks.append(Chunk(sequence, 1))
+                budget -= 1
+        # Making room may have preempted a sequence that was chosen before it.
+        chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
+        chosen = {id(chunk.sequence) for chunk in chunks}
+        for sequence in self.running:
+            if budget > 0 and sequence.remaining and id(sequence) not in chosen:
+                chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
+                budget -= chunks[-1].length
+        if self.preemptions > preemptions:
+            return chunks  # who just gave up pages must not take them back in the same step
+        while budget > 0 and self.waiting and self._admit(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            self.running.append(sequence)
+            chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
+            budget -= chunks[-1].length
+        return chunks
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Make sure that a decode has a page for its next token; False if it had to give up its own pages."""
+        while len(sequence.pages) * self.pool.page_size < len(sequence.tokens):
+            if self.pool.free:
+                sequence.pages += self.pool.allocate(1)
+                continue
+            victim = max(self.running, key=_order)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        self.add(sequence)
+        self.preemptions += 1
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence all pages of its tokens, those of a known prefix shared; False if they don't fit now.
+
+        A prompt gets its pages at once: a prefill that has begun never waits for pages that another one holds.
+        """
+        seats = 1 if sequence.group.forked else sequence.group.seats
+        if self.running and len(self._seated()) + seats > self.max_num_seqs:
+            return False
+        hits = self._known_prefix(sequence)
+        fresh = self.pool.pages_for(len(sequence.tokens)) - len(hits)
+        self.pool.share(hits)
+        if fresh > self.pool.free:
+            self.pool.release(hits)
+            return False
+        sequence.pages = hits + self.pool.allocate(fresh)
+        sequence.computed = len(hits) * self.pool.page_size
+        self._count(sequence)
+        return True
+
+    def _seated(self) -> list[None]:
+        """One entry for each sequence that runs or will fork off a running one."""
+        return [None for sequence in self.running for _ in range(1 if sequence.group.forked else sequence.group.seats)]
+
+    def _known_prefix(self, sequence: Sequence) -> list[int]:
+        if sequence.group.request.sampling.prompt_logprobs is not None and not sequence.num_output:
+            return []  # every prompt token's logits are asked for
+        # The last token is always computed: its logits are what the next token is sampled from.
+        full_pages = (len(sequence.tokens) - 1) // self.pool.page_size
+        return self.pool.match(sequence.names.of(sequence.tokens, full_pages))
+
+    def _count(self, sequence: Sequence) -> None:
+        group = sequence.group
+        if group.cached_tokens is None:
+            group.cached_tokens = sequence.computed
+            group.queue_seconds = time.monotonic() - group.added
+            self.prefix_queries += len(sequence.tokens)
+            self.prefix_hits += sequence.computed
+
+    def computed(self, chunk: Chunk) -> None:
+        """Note that a chunk's keys and values are in its pages, and make the pages it filled findable."""
+        sequence = chunk.sequence
+        first = sequence.computed // self.pool.page_size
+        sequence.computed += chunk.length
+        full = sequence.computed // self.pool.page_size
+        if full > first:
+            names = sequence.names.of(sequence.tokens, full)
+            for page, name in zip(sequence.pages[first:full], names[first:full], strict=True):
+                self.pool.name(page, name)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.pages)
+        sequence.pages, sequence.computed, sequence.candidates = [], 0, None
+
+
+def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:
+    return (sequence.group.order, sequence.index)
+
+
+def fits(group: Group, pool: PagePool, max_num_seqs: int) -> str | None:
+    """Return why a request can never run with this pool, or None."""
+    if group.seats > max_num_seqs:
+        return f"{group.seats} outputs at once are more than the {max_num_seqs} sequences this engine runs"
+    if pool.pages_for(group.num_prompt) > pool.num_pages:
+        return f"a prompt of {group.num_prompt} tokens does not fit the cache of {pool.num_pages * pool.page_size}"
+    return None

@@ -1,0 +1,90 @@
+"""What the server's process and the engine's process say to each other: msgpack messages behind their length."""
+
+import struct
+from typing import Any
+
+import msgspec
+
+from engines import errors
+from engines.capabilities import Capabilities
+from engines.errors import TuneserveError
+from engines.pt.config import PtConfig
+from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
+
+LENGTH = struct.Struct("!I")
+
+
+class Start(msgspec.Struct, tag=True):
+    """First message to the engine."""
+
+    config: PtConfig
+
+
+class Generate(msgspec.Struct, tag=True):
+    request: GenerationRequest
+
+
+class Embed(msgspec.Struct, tag=True):
+    request: EmbeddingRequest
+
+
+class Finish(msgspec.Struct, tag=True):
+    request_id: str
+    index: int
+
+
+class Abort(msgspec.Struct, tag=True):
+    request_id: str
+
+
+class Failure(msgspec.Struct):
+    """An error of `engines.errors`, taken apart."""
+
+    kind: str
+    message: str
+    param: str | None
+    code: str | None
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The model is loaded."""
+
+    capabilities: Capabilities
+
+
+class Refused(msgspec.Struct, tag=True):
+    """The model cannot be run; the process ends."""
+
+    failure: Failure
+
+
+class Step(msgspec.Struct, tag=True):
+    """Everything that one step has to tell."""
+
+    stats: EngineStats
+    outputs: list[tuple[str, TokenOutput]] = []
+    embeddings: list[tuple[str, list[float]]] = []
+    failures: list[tuple[str, Failure]] = []
+
+
+ToEngine = Start | Generate | Embed | Finish | Abort
+FromEngine = Ready | Refused | Step
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def take_apart(error: TuneserveError) -> Failure:
+    return Failure(type(error).__name__, error.message, error.param, error.code)
+
+
+def put_together(failure: Failure) -> TuneserveError:
+    kind: Any = getattr(errors, failure.kind)
+    error: TuneserveError = kind(failure.message, param=failure.param, code=failure.code)
+    return error
