@@ -11,7 +11,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from engines.engine import Engine
 from engines.types import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
 
 
@@ -24,6 +23,8 @@ class TextOptions:
     include_stop_str_in_output: bool = False
     """Show the stop string or stop token that ended the output."""
     skip_special_tokens: bool = True
+    kept_special_ids: frozenset[int] = frozenset()
+    """Special tokens that are shown all the same, because they mean something to whoever reads the text."""
     min_tokens: int = 0
     """Stop strings are looked for after this many tokens."""
     starts_text: bool = True
@@ -65,24 +66,27 @@ class TextDelta:
 
 
 async def generate_text(
-    engine: Engine, request: GenerationRequest, vocabulary: "Vocabulary", options: TextOptions
+    steps: AsyncGenerator[TokenOutput, None],
+    request: GenerationRequest,
+    vocabulary: "Vocabulary",
+    options: TextOptions,
+    *,
+    finish: Callable[[str, int], None],
 ) -> AsyncGenerator[TextDelta, None]:
-    """Run a request and yield its text. Raises what `engine.generate` raises; closing it aborts the request."""
+    """The text of what an engine yields for a request. `finish` is the engine's: it ends outputs at their stop string.
+
+    Closing this closes `steps`, whose errors it passes on.
+    """
     outputs = [OutputText(vocabulary, options, request, index) for index in range(request.n)]
-    running = request.n
-    async with aclosing(engine.generate(request)) as steps:
+    async with aclosing(steps):
         async for step in steps:
             output = outputs[step.index]
             if output.finished:
                 continue  # steps that were under way when a stop string ended this output
             delta = output.push(step)
-            if delta.finish_reason is not None:
-                running -= 1
-                if step.finish_reason is None:
-                    engine.finish(request.request_id, step.index)
+            if output.finished and step.finish_reason is None:
+                finish(request.request_id, step.index)
             yield delta
-            if not running:
-                return
 
 
 class OutputText:
@@ -93,7 +97,7 @@ class OutputText:
         self._index = index
         self._options = options
         self._vocabulary = vocabulary
-        self._hidden = vocabulary.special_ids if options.skip_special_tokens else frozenset()
+        self._hidden = vocabulary.special_ids - options.kept_special_ids if options.skip_special_tokens else frozenset()
         self._stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self._detokenizer = Detokenizer(vocabulary, starts_text=options.starts_text)
         self._stops = StopStrings(options.stop)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.errors import EngineFailure
 from engines.text import (
     Detokenizer,
     OutputText,
@@ -261,6 +262,8 @@ def test_special_tokens_within_the_text_are_left_out_or_shown() -> None:
     steps = steps_of([*byte_level_bytes("a"), special, *byte_level_bytes("b")])
     assert text_of(deltas_of("byte_level", steps, TextOptions())) == "ab"
     assert text_of(deltas_of("byte_level", steps, TextOptions(skip_special_tokens=False))) == "a<|im_start|>b"
+    kept = TextOptions(kept_special_ids=frozenset({special}))
+    assert text_of(deltas_of("byte_level", steps, kept)) == "a<|im_start|>b"
 
 
 # --- entries
@@ -321,9 +324,16 @@ def script(*parts: tuple[int, str, FinishReason | None]) -> list[TokenOutput]:
     ]
 
 
+def text_deltas(engine: Any, options: TextOptions, n: int = 1) -> AsyncGenerator[TextDelta, None]:
+    wanted = request(n=n)
+    return generate_text(
+        engine.generate(wanted), wanted, VOCABULARIES["byte_level"], options, finish=engine.finish
+    )
+
+
 async def run(engine: Any, options: TextOptions, n: int = 1) -> dict[int, str]:
     texts = dict.fromkeys(range(n), "")
-    async for delta in generate_text(engine, request(n=n), VOCABULARIES["byte_level"], options):
+    async for delta in text_deltas(engine, options, n):
         texts[delta.index] += delta.text
     return texts
 
@@ -343,15 +353,27 @@ async def test_an_output_that_met_a_stop_string_is_finished_early_and_the_others
     assert engine.finished == [("r", 0)]
 
 
-async def test_the_engine_is_left_when_the_last_output_met_its_stop_string() -> None:
+async def test_what_was_under_way_when_a_stop_string_was_met_is_dropped() -> None:
     engine = ScriptedEngine(script((0, "a.", None), (0, "late", None)))
     assert await run(engine, TextOptions(stop=(".",))) == {0: "a"}
-    assert (engine.finished, engine.given, engine.closed) == ([("r", 0)], 1, True)
+    assert (engine.finished, engine.closed) == ([("r", 0)], True)
+
+
+async def test_errors_of_the_engine_come_through() -> None:
+    async def steps() -> AsyncGenerator[TokenOutput, None]:
+        yield TokenOutput(token_ids=tuple(byte_level_bytes("a")))
+        raise EngineFailure("died")
+
+    wanted = request()
+    deltas = generate_text(steps(), wanted, VOCABULARIES["byte_level"], TextOptions(), finish=lambda name, index: None)
+    assert (await anext(deltas)).text == "a"
+    with pytest.raises(EngineFailure):
+        await anext(deltas)
 
 
 async def test_closing_the_text_closes_the_engines_iterator() -> None:
     engine: Any = ScriptedEngine(script((0, "a", None), (0, "b", None)))
-    deltas = generate_text(engine, request(), VOCABULARIES["byte_level"], TextOptions())
+    deltas = text_deltas(engine, TextOptions())
     assert (await anext(deltas)).text == "a"
     await deltas.aclose()
     assert engine.closed

@@ -1,0 +1,317 @@
+"""Wire requests to engine requests: whose default counts, and what this model and engine cannot honour.
+
+A value comes from the request, else from the server's parameters, else from the model's generation_config.json, else
+from OpenAI's defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from engines.capabilities import Capabilities
+from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from engines.params.generation import GenerationParams
+from engines.text import TextOptions
+from engines.types import GenerationRequest, Sampling, Structured
+from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
+
+COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default for completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What holds where a request says nothing."""
+
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+def sampling_defaults(params: GenerationParams, generation_config: Mapping[str, Any]) -> SamplingDefaults:
+    """`generation_config` holds what the model's generation_config.json says, and nothing of transformers' defaults."""
+    from_model = {
+        name: generation_config[name]
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        if generation_config.get(name) is not None
+    }
+    given = params.model_dump(
+        include={"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "logprobs"},
+        exclude_none=True,
+    )
+    return SamplingDefaults(**{**from_model, **given}, stop=params.stop_words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the engine can do, and the most logprobs that the server gives."""
+
+    capabilities: Capabilities
+    max_logprobs: int
+
+
+def check_request(body: GenerationFields) -> None:
+    """Refuse fields that exclude each other, whatever the model."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        raise UnsupportedParameter("Streams are not obfuscated.", param="stream_options.include_obfuscation")
+    if body.structured_outputs is not None and body.response_format is not None:
+        raise InvalidRequest(
+            "'structured_outputs' and 'response_format' exclude each other.", param="structured_outputs"
+        )
+    if isinstance(body, ChatRequest):
+        _check_chat(body)
+    if isinstance(body, CompletionRequest):
+        _check_completion(body)
+
+
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "audio": ((), "This model gives text only."),
+    "modalities": ((["text"],), "This model gives text only."),
+    "web_search_options": ((), "There is no web search here."),
+    "prediction": ((), "Predicted outputs are not supported."),
+    "moderation": ((), "There is no moderation here."),
+    "store": ((False,), "Answers are not stored."),
+    "service_tier": (("auto", "default"), "There is only the default service tier."),
+    "verbosity": (("medium",), "Models of this server have no verbosity; say it in a message."),
+    "prompt_cache_options": ((), "The prompt cache has no options."),
+    "prompt_cache_retention": (("in_memory",), "The prompt cache is in memory only."),
+    "functions": ((), "'functions' is deprecated; use 'tools'."),
+    "function_call": ((), "'function_call' is deprecated; use 'tool_choice'."),
+    "suffix": ((), "Text cannot be inserted before a suffix."),
+}
+"""Fields of OpenAI's that cannot be honoured, the values that ask for nothing, and why."""
+
+
+def _check_supported(body: GenerationFields) -> None:
+    for name in UNSUPPORTED.keys() & body.model_fields_set:
+        allowed, reason = UNSUPPORTED[name]
+        if getattr(body, name) not in allowed:
+            raise UnsupportedParameter(f"{name!r} cannot be honoured. {reason}", param=name)
+
+
+def _check_chat(body: ChatRequest) -> None:
+    _check_supported(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
+    if body.tools is None and body.tool_choice not in (None, "none"):
+        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")
+    if body.tools is None and body.parallel_tool_calls is not None:
+        raise InvalidRequest(
+            "'parallel_tool_calls' is only allowed when 'tools' are given.", param="parallel_tool_calls"
+        )
+    if body.continue_final_message and body.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "'continue_final_message' needs a final message of role 'assistant'.", param="continue_final_message"
+        )
+
+
+def _check_completion(body: CompletionRequest) -> None:
+    _check_supported(body)
+    if body.best_of is not None and body.best_of < body.n:
+        raise InvalidRequest(f"'best_of' must be at least 'n', which is {body.n}.", param="best_of")
+    if body.best_of is not None and body.best_of > body.n and body.stream:
+        raise InvalidRequest("'best_of' above 'n' cannot be streamed: the best are known at the end.", param="best_of")
+
+
+def to_sampling(
+    body: GenerationFields,
+    defaults: SamplingDefaults,
+    limits: Limits,
+    *,
+    prompt_length: int,
+    logprobs: int | None,
+    structured: Structured | None = None,
+    bad_words_ids: tuple[tuple[int, ...], ...] = (),
+) -> Sampling:
+    """The request's sampling for one of its prompts; raises where it does not fit the model or the engine."""
+    capabilities = limits.capabilities
+    max_new_tokens = _max_new_tokens(body, defaults, capabilities, prompt_length)
+    top_k = max(0, defaults.top_k if body.top_k is None else body.top_k)
+    top_p = defaults.top_p if body.top_p is None else body.top_p
+    if top_p == 0:
+        top_k, top_p = 1, 1.0  # nothing but the likeliest token
+    _check_logprobs("prompt_logprobs", body.prompt_logprobs, limits)
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=_min_new_tokens(body, max_new_tokens),
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=defaults.min_p if "min_p" not in body.model_fields_set else body.min_p,
+        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_logit_bias(body.logit_bias, capabilities),
+        bad_words_ids=bad_words_ids,
+        allowed_token_ids=_token_ids("allowed_token_ids", body.allowed_token_ids, capabilities),
+        stop_token_ids=_token_ids("stop_token_ids", body.stop_token_ids, capabilities) or (),
+        ignore_eos=body.ignore_eos,
+        seed=body.seed,
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        structured=structured,
+        num_beams=_num_beams(body, defaults),
+        length_penalty=_length_penalty(body, defaults),
+    )
+
+
+def to_text_options(body: GenerationFields, defaults: SamplingDefaults, **options: Any) -> TextOptions:
+    return TextOptions(
+        stop=(*(body.stop or ()), *defaults.stop),
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        skip_special_tokens=body.skip_special_tokens,
+        min_tokens=body.min_tokens,
+        **options,
+    )
+
+
+WIRE_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "bad_words_ids": "bad_words",
+    "structured": "response_format",
+    "adapter": "model",
+}
+
+
+def check_capabilities(request: GenerationRequest, capabilities: Capabilities) -> None:
+    """Refuse what this engine cannot honour, by the name that the client gave it."""
+    sampling = request.sampling
+    asked = {entry.name for entry in fields(sampling) if getattr(sampling, entry.name) != _neutral(entry.name)}
+    asked |= {name for name, neutral in NEUTRAL_REQUEST.items() if getattr(request, name) != neutral}
+    refused = asked & capabilities.unsupported
+    if refused:
+        param = WIRE_NAMES.get(name := sorted(refused)[0], name)
+        raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
+    structured = sampling.structured
+    if structured is not None and structured.kind not in capabilities.structured:
+        raise UnsupportedParameter(
+            f"This engine cannot constrain output by {structured.kind!r}.", param=WIRE_NAMES["structured"]
+        )
+    if sampling.num_beams > capabilities.max_beams:
+        raise UnsupportedParameter(
+            f"This engine searches with at most {capabilities.max_beams} beams.", param="num_beams"
+        )
+
+
+NEUTRAL_SAMPLING = Sampling(max_new_tokens=0)
+NEUTRAL_REQUEST = {"n": 1, "adapter": None, "priority": 0}
+
+
+def _neutral(name: str) -> Any:
+    return getattr(NEUTRAL_SAMPLING, name)
+
+
+def chat_logprobs(body: ChatRequest, defaults: SamplingDefaults, limits: Limits) -> int | None:
+    """How many top logprobs each token gets; None: not even its own."""
+    _check_logprobs("top_logprobs", body.top_logprobs, limits)
+    wanted = defaults.logprobs if body.logprobs is None else body.logprobs
+    return (body.top_logprobs or 0) if wanted else None
+
+
+def completion_logprobs(body: CompletionRequest, limits: Limits) -> int | None:
+    _check_logprobs("logprobs", body.logprobs, limits)
+    return body.logprobs
+
+
+def _check_logprobs(name: str, count: int | None, limits: Limits) -> None:
+    most = min(limits.capabilities.max_logprobs, limits.max_logprobs)
+    if count is not None and count > most:
+        raise InvalidRequest(f"{name!r} must be at most {most}, not {count}.", param=name)
+
+
+def _max_new_tokens(
+    body: GenerationFields, defaults: SamplingDefaults, capabilities: Capabilities, prompt_length: int
+) -> int:
+    room = capabilities.max_model_len - prompt_length
+    asked = body.max_tokens
+    if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+        asked = body.max_completion_tokens
+    if asked is None:
+        otherwise = room if isinstance(body, ChatRequest) else COMPLETION_MAX_TOKENS
+        return min(_first(defaults.max_new_tokens, otherwise), room)
+    if asked > room:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {capabilities.max_model_len} tokens. However, you requested "
+            f"{prompt_length + asked} tokens ({prompt_length} in the prompt, {asked} for the completion). "
+            "Please shorten one of them.",
+            param="messages" if isinstance(body, ChatRequest) else "prompt",
+        )
+    return max(asked, 1)  # 0 scores the prompt: whoever asks for it drops the token
+
+
+def _min_new_tokens(body: GenerationFields, max_new_tokens: int) -> int:
+    if body.min_tokens > max_new_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is {body.min_tokens}, but there are at most {max_new_tokens} tokens to generate.",
+            param="min_tokens",
+        )
+    return body.min_tokens
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _logit_bias(bias: dict[str, float], capabilities: Capabilities) -> dict[int, float]:
+    return {_token_id(key, capabilities): value for key, value in bias.items()}
+
+
+def _token_id(key: str, capabilities: Capabilities) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < capabilities.vocab_size):
+        raise InvalidRequest(
+            f"{key[:20]!r} is not a token id: 'logit_bias' takes ids below {capabilities.vocab_size}.",
+            param="logit_bias",
+        )
+    return int(key)
+
+
+def _token_ids(name: str, token_ids: list[int] | None, capabilities: Capabilities) -> tuple[int, ...] | None:
+    if token_ids is None:
+        return None
+    wrong = [token_id for token_id in token_ids if not 0 <= token_id < capabilities.vocab_size]
+    if wrong:
+        raise InvalidRequest(
+            f"{wrong[0]} is not a token id: {name!r} takes ids below {capabilities.vocab_size}.", param=name
+        )
+    return tuple(token_ids)
+
+
+# --- beam search
+
+
+def _num_beams(body: GenerationFields, defaults: SamplingDefaults) -> int:
+    """As many as asked for; with vLLM's `use_beam_search` alone, as many as there are outputs."""
+    if body.use_beam_search is False:
+        if body.num_beams is not None and body.num_beams > 1:
+            raise InvalidRequest("'num_beams' above 1 is a beam search.", param="use_beam_search")
+        return 1
+    beams = _first(body.num_beams, defaults.num_beams)
+    if body.use_beam_search and body.num_beams is None:
+        beams = max(beams, body.n)
+    if beams > 1:
+        _check_beams(body, beams)
+    return beams
+
+
+def _check_beams(body: GenerationFields, beams: int) -> None:
+    if body.n > beams:
+        raise InvalidRequest(f"'n' is {body.n}, but a search with {beams} beams has {beams} outputs.", param="n")
+    sampled = {"temperature": (0, 1), "top_p": (1,), "top_k": (-1, 0), "min_p": (0,), "seed": ()}
+    for name, neutral in sampled.items():
+        if name in body.model_fields_set and getattr(body, name) not in neutral:
+            raise InvalidRequest(f"{name!r} has no meaning in a beam search, which does not sample.", param=name)
+
+
+def _length_penalty(body: GenerationFields, defaults: SamplingDefaults) -> float:
+    if body.length_penalty != 1 and _num_beams(body, defaults) == 1:
+        raise InvalidRequest("'length_penalty' is for beam searches: set 'num_beams'.", param="length_penalty")
+    return body.length_penalty

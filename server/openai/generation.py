@@ -1,0 +1,147 @@
+"""What the answers of chat completions and completions have in common: running requests, usage, logprobs."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engines.errors import EngineUnavailable
+from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
+from engines.types import FinishReason, GenerationRequest, TokenLogprob
+from server.deps import Serving
+
+LOGPROB_FLOOR = -9999.0
+"""OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
+
+
+async def run(serving: Serving, request: GenerationRequest, options: TextOptions) -> AsyncGenerator[TextDelta, None]:
+    """The request's text, measured. Raises what the engine raises; EngineUnavailable where it gave the request up."""
+    steps = serving.metrics.observed(request, serving.engine.generate(request))
+    deltas = generate_text(steps, request, serving.vocabulary, options, finish=serving.engine.finish)
+    async with aclosing(deltas):
+        async for delta in deltas:
+            if delta.finish_reason is FinishReason.ABORT:
+                raise EngineUnavailable("The request was ended by the server.")
+            yield delta
+
+
+async def run_together(
+    runs: Sequence[AsyncGenerator[TextDelta, None]], outputs_each: int
+) -> AsyncGenerator[TextDelta, None]:
+    """Several requests as one: the outputs of the second have the indices after those of the first, and so on.
+
+    A refusal of one that is there with the first output of any is raised in its place. When one fails all are closed.
+    """
+    queue: asyncio.Queue[TextDelta | None] = asyncio.Queue()
+
+    async def read(number: int) -> None:
+        try:
+            async with aclosing(runs[number]) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait(replace(delta, index=delta.index + number * outputs_each))
+        finally:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(read(number)) for number in range(len(runs))]
+    try:
+        running = len(tasks)
+        while running:
+            delta = await queue.get()
+            raise_first_error(tasks)
+            if delta is None:
+                running -= 1
+            else:
+                yield delta
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def raise_first_error(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+class Usage:
+    """Tokens of an answer, counted as they come."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.completion_tokens = 0
+        self.reasoning_tokens: int | None = None
+        """None where the model's reasoning is not told apart."""
+        self._prompt_tokens = prompt_tokens
+        self._cached_tokens: int | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        self.completion_tokens += len(delta.token_ids)
+        if delta.cached_tokens is not None:
+            self._cached_tokens = (self._cached_tokens or 0) + delta.cached_tokens
+
+    def to_wire(self) -> dict[str, Any]:
+        usage: dict[str, Any] = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self._prompt_tokens + self.completion_tokens,
+        }
+        if self._cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self._cached_tokens}
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return usage
+
+
+FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+def floored(logprob: float) -> float:
+    return max(logprob, LOGPROB_FLOOR)
+
+
+def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, Any]:
+    """One of `logprobs.content`. The sampled token looks the same where it is among the likeliest."""
+    shown = to_token(entry.shown, entry.logprob)
+    top = [
+        {**shown, "logprob": floored(logprob)}
+        if token_id == entry.token_id
+        else to_token(vocabulary.token_bytes(token_id), logprob)
+        for token_id, logprob in entry.top
+    ]
+    return {**shown, "top_logprobs": top}
+
+
+def to_token(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": data.decode(errors="replace"), "logprob": floored(logprob), "bytes": list(data)}
+
+
+def prompt_logprobs(
+    prompt_ids: list[int], logprobs: tuple[TokenLogprob | None, ...], vocabulary: Vocabulary
+) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: for every prompt token its own and its likeliest rivals', by token id."""
+    return [None if entry is None else rivals(entry, vocabulary) for entry in logprobs]
+
+
+def rivals(entry: TokenLogprob, vocabulary: Vocabulary) -> dict[str, Any]:
+    ranked = {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, 1)}
+    own = {} if entry.token_id in ranked else {entry.token_id: (entry.logprob, None)}
+    return {
+        str(token_id): {"logprob": floored(logprob), "decoded_token": vocabulary.token_text(token_id)}
+        | ({} if rank is None else {"rank": rank})
+        for token_id, (logprob, rank) in {**own, **ranked}.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What is the same in all pieces of one answer."""
+
+    id: str
+    created: int
+    model: str
+    """As the request named it."""
+
+    def to_wire(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -1,0 +1,275 @@
+"""The requests of chat completions and completions as they arrive: OpenAI's fields and vLLM's extras.
+
+Unknown fields are refused, types are strict, ranges are OpenAI's. What is well-formed but cannot be honoured is refused
+by `server.openai.convert`, which knows the model and its engine.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+INT64 = 2**63
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class JsonSchemaFormat(Wire):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _schema_goes_with_its_type(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' must be given with the type 'json_schema', and only with it")
+        return self
+
+
+class StructuredOutputs(Wire):
+    """vLLM's constraints: exactly one."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: NonEmpty | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: NonEmpty | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [value for value in (self.json_, self.regex, self.choice, self.grammar) if value is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of 'json', 'regex', 'choice', 'grammar' must be given")
+        return self
+
+
+def as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class GenerationFields(Wire):
+    """What chat completions and completions have in common."""
+
+    model: str
+    n: int = Field(1, ge=1, le=128)
+    max_tokens: int | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: float = Field(0, ge=-2, le=2)
+    presence_penalty: float = Field(0, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    stop: Annotated[list[NonEmpty], Field(min_length=1, max_length=4), BeforeValidator(as_list)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    # vLLM's extras
+    top_k: int | None = Field(None, ge=-1)
+    """0 and -1: all tokens."""
+    min_p: float = Field(0, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = Field(None, ge=0)
+    echo: bool = False
+    bad_words: list[NonEmpty] = Field(default_factory=list)
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    response_format: ResponseFormat | None = None
+    priority: int = Field(0, ge=-INT64, lt=INT64)
+    use_beam_search: bool | None = None
+    num_beams: int | None = Field(None, ge=1)
+    length_penalty: float = 1.0
+    return_token_ids: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, body: Any) -> Any:
+        """OpenAI's description allows null for most optional fields; it means the default."""
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
+
+
+# --- messages
+
+
+class ContentPart(Wire):
+    type: Literal["text", "refusal", "image_url", "input_audio", "file"]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: dict[str, Any] | None = None
+    input_audio: dict[str, Any] | None = None
+    file: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_says(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a part of type {self.type!r} must have {self.type!r}")
+        return self
+
+
+class FunctionCall(Wire):
+    name: NonEmpty
+    arguments: str
+
+
+class MessageToolCall(Wire):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(Wire):
+    """A message of any role. Fields of answers that have no effect as input are taken, so that an answer can be sent
+    back as it came."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | Annotated[list[ContentPart], Field(min_length=1)] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_role_says(self) -> Self:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a message of role 'tool' must have 'tool_call_id'")
+        if self.role != "assistant":
+            self._refuse(("tool_calls", "reasoning_content", "refusal"))
+        if self.role != "tool":
+            self._refuse(("tool_call_id",))
+        if self.content is None and not (self.tool_calls or self.refusal is not None):
+            raise ValueError(f"a message of role {self.role!r} must have 'content'")
+        return self
+
+    def _refuse(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"a message of role {self.role!r} cannot have {name!r}")
+
+
+# --- tools
+
+
+class FunctionDefinition(Wire):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function", "custom"]
+    function: FunctionDefinition | None = None
+    custom: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_says(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a tool of type {self.type!r} must have {self.type!r}")
+        return self
+
+
+class FunctionName(Wire):
+    name: str
+
+
+class ToolChoice(Wire):
+    type: Literal["function", "custom", "allowed_tools"]
+    function: FunctionName | None = None
+    custom: FunctionName | None = None
+    allowed_tools: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_says(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a tool choice of type {self.type!r} must have {self.type!r}")
+        return self
+
+
+# --- requests
+
+
+class ChatRequest(GenerationFields):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    """Wins over `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    modalities: list[str] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: str | None = None
+    store: bool = False
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+
+    # vLLM's extras
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+Prompt = str | list[int]
+
+
+def parse_prompts(value: Any) -> list[Prompt]:
+    """A string, a list of strings, token ids, or lists of token ids, as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(prompt, str) for prompt in value) or all(is_token_ids(prompt) for prompt in value):
+            return value
+        if is_token_ids(value):
+            return [value]
+    raise ValueError("must be a string, or a non-empty array of strings, of token ids, or of arrays of token ids")
+
+
+def is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token_id) is int for token_id in value)
+
+
+class CompletionRequest(GenerationFields):
+    prompt: Annotated[list[Prompt], PlainValidator(parse_prompts)]
+    max_tokens: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(None, ge=0)
+    best_of: int | None = Field(None, ge=1, le=20)
+    suffix: str | None = None
+    add_special_tokens: bool = True
