@@ -12,10 +12,17 @@ from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.errors import add_error_handlers
 from server.middleware import RequestContext
-from server.openai import embeddings, models
+from server.openai import chat, completions, embeddings, models
 from server.throughput import log_throughput
 
-ROUTERS = (operations.router, models.router, embeddings.router, tokenization.router)
+ROUTERS = (
+    operations.router,
+    chat.router,
+    completions.router,
+    models.router,
+    embeddings.router,
+    tokenization.router,
+)
 
 
 def create_app(serving: Serving) -> FastAPI:

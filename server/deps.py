@@ -1,9 +1,10 @@
 """What the routes share: made once, kept in `app.state`, handed out as FastAPI dependencies."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -14,6 +15,7 @@ from engines.prompt import PromptRenderer
 from engines.text import Vocabulary
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.openai.defaults import SamplingDefaults, sampling_defaults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ class Serving:
     renderer: PromptRenderer
     vocabulary: Vocabulary
     params: DeployParams
+    defaults: SamplingDefaults
     model_name: str
     """The base model's name in the API."""
     model_root: str
@@ -44,7 +47,13 @@ class Serving:
         raise ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {self.model_name!r}.", param="model")
 
 
-def make_serving(engine: Engine, tokenizer: "PreTrainedTokenizerBase", params: DeployParams) -> Serving:
+def make_serving(
+    engine: Engine,
+    tokenizer: "PreTrainedTokenizerBase",
+    params: DeployParams,
+    generation_config: Mapping[str, Any] | None = None,
+) -> Serving:
+    """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
     return Serving(
@@ -53,6 +62,7 @@ def make_serving(engine: Engine, tokenizer: "PreTrainedTokenizerBase", params: D
         renderer=PromptRenderer(tokenizer, system=params.system),
         vocabulary=Vocabulary(tokenizer),
         params=params,
+        defaults=sampling_defaults(params, generation_config or {}),
         model_name=name,
         model_root=root,
         created=int(time.time()),

@@ -4,48 +4,20 @@ A value comes from the request, else from the server's parameters, else from the
 from OpenAI's defaults.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from engines.params.generation import GenerationParams
 from engines.text import TextOptions
 from engines.types import GenerationRequest, Sampling, Structured
+from server.openai.defaults import SamplingDefaults
 from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
+
+Value = TypeVar("Value")
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for completions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
-    """What holds where a request says nothing."""
-
-    max_new_tokens: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    num_beams: int = 1
-    stop: tuple[str, ...] = ()
-    logprobs: bool = False
-
-
-def sampling_defaults(params: GenerationParams, generation_config: Mapping[str, Any]) -> SamplingDefaults:
-    """`generation_config` holds what the model's generation_config.json says, and nothing of transformers' defaults."""
-    from_model = {
-        name: generation_config[name]
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        if generation_config.get(name) is not None
-    }
-    given = params.model_dump(
-        include={"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "logprobs"},
-        exclude_none=True,
-    )
-    return SamplingDefaults(**{**from_model, **given}, stop=params.stop_words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +34,6 @@ def check_request(body: GenerationFields) -> None:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         raise UnsupportedParameter("Streams are not obfuscated.", param="stream_options.include_obfuscation")
-    if body.structured_outputs is not None and body.response_format is not None:
-        raise InvalidRequest(
-            "'structured_outputs' and 'response_format' exclude each other.", param="structured_outputs"
-        )
     if isinstance(body, ChatRequest):
         _check_chat(body)
     if isinstance(body, CompletionRequest):
@@ -101,12 +69,8 @@ def _check_chat(body: ChatRequest) -> None:
     _check_supported(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
-    if body.tools is None and body.tool_choice not in (None, "none"):
-        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")
     if body.tools is None and body.parallel_tool_calls is not None:
-        raise InvalidRequest(
-            "'parallel_tool_calls' is only allowed when 'tools' are given.", param="parallel_tool_calls"
-        )
+        raise InvalidRequest("'parallel_tool_calls' is only allowed with 'tools'.", param="parallel_tool_calls")
     if body.continue_final_message and body.messages[-1].role != "assistant":
         raise InvalidRequest(
             "'continue_final_message' needs a final message of role 'assistant'.", param="continue_final_message"
@@ -134,15 +98,16 @@ def to_sampling(
     """The request's sampling for one of its prompts; raises where it does not fit the model or the engine."""
     capabilities = limits.capabilities
     max_new_tokens = _max_new_tokens(body, defaults, capabilities, prompt_length)
-    top_k = max(0, defaults.top_k if body.top_k is None else body.top_k)
-    top_p = defaults.top_p if body.top_p is None else body.top_p
+    num_beams = _num_beams(body, defaults)
+    top_k = max(0, _first(body.top_k, defaults.top_k))
+    top_p = _first(body.top_p, defaults.top_p)
     if top_p == 0:
         top_k, top_p = 1, 1.0  # nothing but the likeliest token
     _check_logprobs("prompt_logprobs", body.prompt_logprobs, limits)
     return Sampling(
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(body, max_new_tokens),
-        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        temperature=0.0 if _is_search(body, num_beams) else _first(body.temperature, defaults.temperature),
         top_k=top_k,
         top_p=top_p,
         min_p=defaults.min_p if "min_p" not in body.model_fields_set else body.min_p,
@@ -158,9 +123,15 @@ def to_sampling(
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
         structured=structured,
-        num_beams=_num_beams(body, defaults),
-        length_penalty=_length_penalty(body, defaults),
+        num_beams=num_beams,
+        length_penalty=_length_penalty(body, num_beams),
     )
+
+
+def bad_words_ids(words: list[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """Each word's tokens, at the beginning of a text and after a space: most tokenizers spell the two differently."""
+    spelt = [tokenizer.encode(text, add_special_tokens=False) for word in words for text in (word, f" {word}")]
+    return tuple(dict.fromkeys(tuple(ids) for ids in spelt if ids))
 
 
 def to_text_options(body: GenerationFields, defaults: SamplingDefaults, **options: Any) -> TextOptions:
@@ -189,7 +160,7 @@ def check_capabilities(request: GenerationRequest, capabilities: Capabilities) -
     asked |= {name for name, neutral in NEUTRAL_REQUEST.items() if getattr(request, name) != neutral}
     refused = asked & capabilities.unsupported
     if refused:
-        param = WIRE_NAMES.get(name := sorted(refused)[0], name)
+        param = WIRE_NAMES.get(name := min(refused), name)
         raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
     structured = sampling.structured
     if structured is not None and structured.kind not in capabilities.structured:
@@ -257,7 +228,7 @@ def _min_new_tokens(body: GenerationFields, max_new_tokens: int) -> int:
     return body.min_tokens
 
 
-def _first(value: Any, otherwise: Any) -> Any:
+def _first(value: Value | None, otherwise: Value) -> Value:
     return otherwise if value is None else value
 
 
@@ -311,7 +282,12 @@ def _check_beams(body: GenerationFields, beams: int) -> None:
             raise InvalidRequest(f"{name!r} has no meaning in a beam search, which does not sample.", param=name)
 
 
-def _length_penalty(body: GenerationFields, defaults: SamplingDefaults) -> float:
-    if body.length_penalty != 1 and _num_beams(body, defaults) == 1:
+def _is_search(body: GenerationFields, beams: int) -> bool:
+    """A beam search takes the likeliest; with one beam that is what greedy decoding does."""
+    return beams > 1 or body.use_beam_search is True
+
+
+def _length_penalty(body: GenerationFields, beams: int) -> float:
+    if body.length_penalty != 1 and beams == 1:
         raise InvalidRequest("'length_penalty' is for beam searches: set 'num_beams'.", param="length_penalty")
     return body.length_penalty

@@ -6,6 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+from fastapi import Response
+
 from engines.errors import EngineUnavailable
 from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
 from engines.types import FinishReason, GenerationRequest, TokenLogprob
@@ -117,21 +120,20 @@ def to_token(data: bytes, logprob: float) -> dict[str, Any]:
     return {"token": data.decode(errors="replace"), "logprob": floored(logprob), "bytes": list(data)}
 
 
-def prompt_logprobs(
-    prompt_ids: list[int], logprobs: tuple[TokenLogprob | None, ...], vocabulary: Vocabulary
+def to_prompt_logprobs(
+    logprobs: Sequence[TokenLogprob | None], count: int, vocabulary: Vocabulary
 ) -> list[dict[str, Any] | None]:
-    """vLLM's `prompt_logprobs`: for every prompt token its own and its likeliest rivals', by token id."""
-    return [None if entry is None else rivals(entry, vocabulary) for entry in logprobs]
+    """vLLM's `prompt_logprobs`: every prompt token's own logprob and the likeliest ones', by token id."""
+    return [None if entry is None else _rivals(entry, count, vocabulary) for entry in logprobs]
 
 
-def rivals(entry: TokenLogprob, vocabulary: Vocabulary) -> dict[str, Any]:
-    ranked = {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, 1)}
-    own = {} if entry.token_id in ranked else {entry.token_id: (entry.logprob, None)}
-    return {
-        str(token_id): {"logprob": floored(logprob), "decoded_token": vocabulary.token_text(token_id)}
-        | ({} if rank is None else {"rank": rank})
-        for token_id, (logprob, rank) in {**own, **ranked}.items()
+def _rivals(entry: TokenLogprob, count: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    ranked = {
+        str(token_id): {"logprob": floored(logprob), "rank": rank, "decoded_token": vocabulary.token_text(token_id)}
+        for rank, (token_id, logprob) in enumerate(entry.top[:count], 1)
     }
+    own = {"logprob": floored(entry.logprob), "decoded_token": vocabulary.token_text(entry.token_id)}
+    return {str(entry.token_id): own, **ranked}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,3 +147,7 @@ class Envelope:
 
     def to_wire(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def json_response(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

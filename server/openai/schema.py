@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+Json = Any
+"""As it came: whoever reads it checks it."""
 INT64 = 2**63
 
 
@@ -21,40 +23,6 @@ class Wire(BaseModel):
 class StreamOptions(Wire):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-
-
-class JsonSchemaFormat(Wire):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Wire):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-
-    @model_validator(mode="after")
-    def _schema_goes_with_its_type(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' must be given with the type 'json_schema', and only with it")
-        return self
-
-
-class StructuredOutputs(Wire):
-    """vLLM's constraints: exactly one."""
-
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
-    regex: NonEmpty | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
-    grammar: NonEmpty | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [value for value in (self.json_, self.regex, self.choice, self.grammar) if value is not None]
-        if len(given) != 1:
-            raise ValueError("exactly one of 'json', 'regex', 'choice', 'grammar' must be given")
-        return self
 
 
 def as_list(value: Any) -> Any:
@@ -76,6 +44,7 @@ class GenerationFields(Wire):
     stop: Annotated[list[NonEmpty], Field(min_length=1, max_length=4), BeforeValidator(as_list)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: Json = None
     user: str | None = None
 
     # vLLM's extras
@@ -92,8 +61,7 @@ class GenerationFields(Wire):
     echo: bool = False
     bad_words: list[NonEmpty] = Field(default_factory=list)
     allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
-    structured_outputs: StructuredOutputs | None = None
-    response_format: ResponseFormat | None = None
+    structured_outputs: Json = None
     priority: int = Field(0, ge=-INT64, lt=INT64)
     use_beam_search: bool | None = None
     num_beams: int | None = Field(None, ge=1)
@@ -172,45 +140,6 @@ class ChatMessage(Wire):
                 raise ValueError(f"a message of role {self.role!r} cannot have {name!r}")
 
 
-# --- tools
-
-
-class FunctionDefinition(Wire):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Wire):
-    type: Literal["function", "custom"]
-    function: FunctionDefinition | None = None
-    custom: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _has_what_its_type_says(self) -> Self:
-        if getattr(self, self.type) is None:
-            raise ValueError(f"a tool of type {self.type!r} must have {self.type!r}")
-        return self
-
-
-class FunctionName(Wire):
-    name: str
-
-
-class ToolChoice(Wire):
-    type: Literal["function", "custom", "allowed_tools"]
-    function: FunctionName | None = None
-    custom: FunctionName | None = None
-    allowed_tools: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _has_what_its_type_says(self) -> Self:
-        if getattr(self, self.type) is None:
-            raise ValueError(f"a tool choice of type {self.type!r} must have {self.type!r}")
-        return self
-
-
 # --- requests
 
 
@@ -221,8 +150,8 @@ class ChatRequest(GenerationFields):
     """Wins over `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tools: Json = None
+    tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     modalities: list[str] | None = None

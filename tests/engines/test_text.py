@@ -326,9 +326,7 @@ def script(*parts: tuple[int, str, FinishReason | None]) -> list[TokenOutput]:
 
 def text_deltas(engine: Any, options: TextOptions, n: int = 1) -> AsyncGenerator[TextDelta, None]:
     wanted = request(n=n)
-    return generate_text(
-        engine.generate(wanted), wanted, VOCABULARIES["byte_level"], options, finish=engine.finish
-    )
+    return generate_text(engine.generate(wanted), wanted, VOCABULARIES["byte_level"], options, finish=engine.finish)
 
 
 async def run(engine: Any, options: TextOptions, n: int = 1) -> dict[int, str]:

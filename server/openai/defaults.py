@@ -1,0 +1,34 @@
+"""What holds where a request says nothing: the server's parameters, then what the model's authors recommend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engines.params.generation import GenerationParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """Every default is OpenAI's."""
+
+    max_new_tokens: int | None = None
+    """None: whatever fits the context in a chat, 16 in a completion."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+FROM_MODEL = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+FROM_PARAMS = {"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "logprobs"}
+
+
+def sampling_defaults(params: GenerationParams, generation_config: Mapping[str, Any]) -> SamplingDefaults:
+    """`generation_config` holds what the model's generation_config.json says, and nothing of transformers' defaults."""
+    from_model = {name: generation_config[name] for name in FROM_MODEL if generation_config.get(name) is not None}
+    given = params.model_dump(include=FROM_PARAMS, exclude_none=True)
+    return SamplingDefaults(**{**from_model, **given}, stop=params.stop_words)
