@@ -1,7 +1,6 @@
 """Requests to prompt tokens: messages by the model's own chat template, texts by its tokenizer."""
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -44,6 +43,7 @@ RESERVED_KWARGS = frozenset(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
     messages: Sequence[Message]
+    """As `PromptRenderer.messages` returns them."""
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -66,6 +66,21 @@ class PromptRenderer:
         """The source of the chat template (of all of them, where there are several); "" where there is none."""
         template = self._tokenizer.chat_template or ""
         return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
+    def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """OpenAI's messages in the roles that the template knows, each with one text as its content, the server's system
+        message before them where they bring none. UnsupportedParameter for content that is no text."""
+        ready = [self._message(message, f"messages[{position}]") for position, message in enumerate(messages)]
+        if self._system is None or any(message["role"] in ("system", "developer") for message in ready):
+            return ready
+        return [{"role": "system", "content": self._system}, *ready]
+
+    def _message(self, message: Message, path: str) -> dict[str, Any]:
+        ready = {key: value for key, value in message.items() if value is not None}
+        if ready["role"] == "developer" and "developer" not in self.template:
+            ready["role"] = "system"
+        ready["content"] = _content_text(message.get("content"), path)
+        return ready
 
     async def chat(self, conversation: Conversation, capabilities: Capabilities) -> list[int]:
         """Messages to prompt ids."""
@@ -102,7 +117,7 @@ class PromptRenderer:
             )
         _check_kwargs(conversation)
         return self._apply(
-            self._messages(conversation.messages),
+            [self._with_content(message) for message in conversation.messages],
             tools=None if conversation.tools is None else [dict(tool) for tool in conversation.tools],
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
@@ -115,25 +130,11 @@ class PromptRenderer:
             ids = ids[1:]
         return self.ids(ids, capabilities, param=param)
 
-    def _messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """OpenAI's messages as chat templates expect them."""
-        own_system = any(message["role"] in ("system", "developer") for message in messages)
-        opening: list[Message] = []
-        if self._system is not None and not own_system:
-            opening = [{"role": "system", "content": self._system}]
-        ready = [self._message(message, f"messages[{position}]") for position, message in enumerate(messages)]
-        return [*(self._message(message, "system") for message in opening), *ready]
-
-    def _message(self, message: Message, path: str) -> dict[str, Any]:
-        ready = {key: value for key, value in message.items() if value is not None}
-        if ready["role"] == "developer" and "developer" not in self.template:
-            ready["role"] = "system"
-        text = _content_text(message.get("content"), path)
-        ready["content"] = [{"type": "text", "text": text}] if self._wants_parts else text
-        if ready.get("tool_calls"):
-            calls = enumerate(ready["tool_calls"])
-            ready["tool_calls"] = [_tool_call(call, f"{path}.tool_calls[{position}]") for position, call in calls]
-        return ready
+    def _with_content(self, message: Message) -> dict[str, Any]:
+        content = message.get("content")
+        if self._wants_parts and isinstance(content, str):
+            return {**message, "content": [{"type": "text", "text": content}]}
+        return dict(message)
 
     def _apply(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         try:
@@ -173,10 +174,7 @@ async def _run(characters: int, function: Callable[[], Result]) -> Result:
 
 def _size(message: Message) -> int:
     """Characters of its content."""
-    content = message.get("content")
-    if content is None:
-        return 0
-    return len(content) if isinstance(content, str) else sum(len(part.get("text") or "") for part in content)
+    return len(message.get("content") or "")
 
 
 def _checked_length(ids: list[int], capabilities: Capabilities, param: str) -> list[int]:
@@ -215,16 +213,3 @@ def _part_text(part: Mapping[str, Any], path: str) -> str:
     if kind not in ("text", "refusal"):
         raise UnsupportedParameter(f"{path} is of type {kind!r}: this model reads text only.", param=path)
     return str(part[kind])
-
-
-def _tool_call(call: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Templates expect the arguments as an object; OpenAI sends its JSON text."""
-    function = call["function"]
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except json.JSONDecodeError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        where = f"{path}.function.arguments"
-        raise InvalidRequest(f"{where} must be the text of a JSON object.", param=where)
-    return {**call, "function": {**function, "arguments": arguments}}

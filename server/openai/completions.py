@@ -58,6 +58,7 @@ async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswe
     limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
     envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     logprobs = completion_logprobs(body, limits)
+    bad_words = bad_words_ids(body.bad_words, serving.tokenizer)
     prompts = [await _prompt(prompt, body, serving, limits) for prompt in body.prompt]
     requests = []
     for number, prompt in enumerate(prompts):
@@ -67,7 +68,7 @@ async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswe
             limits,
             prompt_length=len(prompt.ids),
             logprobs=0 if logprobs is None and body.best_of is not None else logprobs,
-            bad_words_ids=bad_words_ids(body.bad_words, serving.tokenizer),
+            bad_words_ids=bad_words,
         )
         if body.echo and logprobs is not None:
             sampling = replace(sampling, prompt_logprobs=max(logprobs, sampling.prompt_logprobs or 0))

@@ -34,6 +34,8 @@ def check_request(body: GenerationFields) -> None:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         raise UnsupportedParameter("Streams are not obfuscated.", param="stream_options.include_obfuscation")
+    if body.prompt_logprobs is not None and body.stream:
+        raise UnsupportedParameter("'prompt_logprobs' cannot be streamed.", param="prompt_logprobs")
     if isinstance(body, ChatRequest):
         _check_chat(body)
     if isinstance(body, CompletionRequest):
@@ -71,7 +73,16 @@ def _check_chat(body: ChatRequest) -> None:
         raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
     if body.tools is None and body.parallel_tool_calls is not None:
         raise InvalidRequest("'parallel_tool_calls' is only allowed with 'tools'.", param="parallel_tool_calls")
-    if body.continue_final_message and body.messages[-1].role != "assistant":
+    if body.continue_final_message:
+        _check_continued(body)
+
+
+def _check_continued(body: ChatRequest) -> None:
+    if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
+        raise InvalidRequest(
+            "'add_generation_prompt' and 'continue_final_message' exclude each other.", param="continue_final_message"
+        )
+    if body.messages[-1].role != "assistant":
         raise InvalidRequest(
             "'continue_final_message' needs a final message of role 'assistant'.", param="continue_final_message"
         )
@@ -126,6 +137,19 @@ def to_sampling(
         num_beams=num_beams,
         length_penalty=_length_penalty(body, num_beams),
     )
+
+
+def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
+    """The variables for the chat template; `reasoning_effort` is one where the template knows it, or can be told whether
+    to think at all."""
+    effort = body.reasoning_effort
+    if effort is None:
+        return body.chat_template_kwargs
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": effort, **body.chat_template_kwargs}
+    if "enable_thinking" in template and effort in ("none", "medium"):
+        return {"enable_thinking": effort != "none", **body.chat_template_kwargs}
+    raise UnsupportedParameter(f"This model has no reasoning effort {effort!r}.", param="reasoning_effort")
 
 
 def bad_words_ids(words: list[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:

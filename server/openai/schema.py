@@ -6,7 +6,10 @@ by `server.openai.convert`, which knows the model and its engine.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from server.body import RequestBody
+from server.openai.inputs import Inputs
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Json = Any
@@ -14,13 +17,7 @@ Json = Any
 INT64 = 2**63
 
 
-class Wire(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class StreamOptions(Wire):
+class StreamOptions(RequestBody):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -29,7 +26,7 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class GenerationFields(Wire):
+class GenerationFields(RequestBody):
     """What chat completions and completions have in common."""
 
     model: str
@@ -80,7 +77,7 @@ class GenerationFields(Wire):
 # --- messages
 
 
-class ContentPart(Wire):
+class ContentPart(RequestBody):
     type: Literal["text", "refusal", "image_url", "input_audio", "file"]
     text: str | None = None
     refusal: str | None = None
@@ -96,18 +93,18 @@ class ContentPart(Wire):
         return self
 
 
-class FunctionCall(Wire):
+class FunctionCall(RequestBody):
     name: NonEmpty
     arguments: str
 
 
-class MessageToolCall(Wire):
+class MessageToolCall(RequestBody):
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class ChatMessage(Wire):
+class ChatMessage(RequestBody):
     """A message of any role. Fields of answers that have no effect as input are taken, so that an answer can be sent
     back as it came."""
 
@@ -176,27 +173,8 @@ class ChatRequest(GenerationFields):
     continue_final_message: bool = False
 
 
-Prompt = str | list[int]
-
-
-def parse_prompts(value: Any) -> list[Prompt]:
-    """A string, a list of strings, token ids, or lists of token ids, as a list of prompts."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if all(isinstance(prompt, str) for prompt in value) or all(is_token_ids(prompt) for prompt in value):
-            return value
-        if is_token_ids(value):
-            return [value]
-    raise ValueError("must be a string, or a non-empty array of strings, of token ids, or of arrays of token ids")
-
-
-def is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token_id) is int for token_id in value)
-
-
 class CompletionRequest(GenerationFields):
-    prompt: Annotated[list[Prompt], PlainValidator(parse_prompts)]
+    prompt: Inputs
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1, le=20)

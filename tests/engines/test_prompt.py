@@ -37,6 +37,10 @@ def conversation(*messages: dict[str, Any], **kwargs: Any) -> Conversation:
     return Conversation(messages=messages, **kwargs)
 
 
+def rendered(prompts: PromptRenderer, *messages: dict[str, Any]) -> str:
+    return prompts.render(conversation(*prompts.messages(messages)))
+
+
 async def error_of(awaitable: Any) -> TuneserveError:
     with pytest.raises(TuneserveError) as caught:
         await awaitable
@@ -58,24 +62,24 @@ async def test_a_long_conversation_is_rendered_the_same() -> None:
 
 def test_text_parts_become_lines_of_one_text() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert renderer(SHOWS_ALL).render(conversation({"role": "user", "content": parts})) == "[user]one\ntwo"
+    assert rendered(renderer(SHOWS_ALL), {"role": "user", "content": parts}) == "[user]one\ntwo"
 
 
 def test_a_template_that_reads_parts_only_gets_parts() -> None:
-    assert renderer(PARTS_ONLY).render(conversation(HELLO)) == "user:hello"
+    assert rendered(renderer(PARTS_ONLY), HELLO) == "user:hello"
 
 
 def test_the_developer_role_is_the_system_role_unless_the_template_knows_it() -> None:
     message = {"role": "developer", "content": "be brief"}
-    assert renderer(SHOWS_ALL).render(conversation(message)) == "[system]be brief"
-    assert renderer("{# developer #}" + SHOWS_ALL).render(conversation(message)) == "[developer]be brief"
+    assert rendered(renderer(SHOWS_ALL), message) == "[system]be brief"
+    assert rendered(renderer("{# developer #}" + SHOWS_ALL), message) == "[developer]be brief"
 
 
 def test_the_servers_system_message_opens_conversations_without_one() -> None:
     prompts = renderer(SHOWS_ALL, system="You help.")
-    assert prompts.render(conversation(HELLO)) == "[system]You help.[user]hello"
+    assert rendered(prompts, HELLO) == "[system]You help.[user]hello"
     own = {"role": "system", "content": "mine"}
-    assert prompts.render(conversation(own, HELLO)) == "[system]mine[user]hello"
+    assert rendered(prompts, own, HELLO) == "[system]mine[user]hello"
 
 
 def test_the_final_message_can_be_continued() -> None:
@@ -108,22 +112,6 @@ def test_tools_reach_the_template() -> None:
     assert '"get_weather"' in text
 
 
-def call(arguments: str) -> dict[str, Any]:
-    function = {"name": "f", "arguments": arguments}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
-
-
-def test_tool_call_arguments_reach_the_template_as_an_object() -> None:
-    text = renderer(SHOWS_ALL).render(conversation(HELLO, call('{"x": 1}')))
-    assert '"arguments": {"x": 1}' in text
-
-
-@pytest.mark.parametrize("arguments", ["{", "[1]", '"text"'])
-async def test_tool_call_arguments_that_are_no_object_are_refused(arguments: str) -> None:
-    error = await error_of(renderer().chat(conversation(HELLO, call(arguments)), LIMITS))
-    assert error.param == "messages[1].tool_calls[0].function.arguments"
-
-
 async def test_what_the_template_refuses_is_the_requests_fault() -> None:
     error = await error_of(renderer(ALTERNATE).chat(conversation(HELLO, HELLO), LIMITS))
     assert (type(error), error.param) == (InvalidRequest, "messages")
@@ -142,10 +130,11 @@ async def test_a_model_without_a_template_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
-async def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
+def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
     parts = [{"type": "text", "text": "look"}, {"type": kind, kind: {"url": "https://example.com/a.png"}}]
-    error = await error_of(renderer().chat(conversation(HELLO, {"role": "user", "content": parts}), LIMITS))
-    assert (type(error), error.param) == (UnsupportedParameter, "messages[1].content[1]")
+    with pytest.raises(UnsupportedParameter) as caught:
+        renderer().messages([HELLO, {"role": "user", "content": parts}])
+    assert caught.value.param == "messages[1].content[1]"
 
 
 async def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
