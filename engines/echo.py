@@ -11,8 +11,11 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.grammar import WRITERS, parser_limits, to_llguidance
 from engines.types import (
     EmbeddingRequest,
     EngineState,
@@ -21,6 +24,7 @@ from engines.types import (
     GenerationRequest,
     Health,
     Sampling,
+    Structured,
     TokenLogprob,
     TokenOutput,
 )
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
 BYTES = 256
 """Token ids below it are single bytes."""
 END_OF_TEXT, IM_START, IM_END = range(BYTES, BYTES + 3)
-VOCAB_SIZE = BYTES + 3
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+"""In the order of their ids."""
+VOCAB_SIZE = BYTES + len(SPECIALS)
 EMBEDDING_SIZE = 32
 FORBIDDEN = -100.0
 """OpenAI's logit bias that bans a token."""
@@ -53,7 +59,7 @@ class EchoEngine:
     """Answers with the content of the last ChatML message, or with the whole prompt where there is none.
 
     It always takes its likeliest token, so parameters that only reshape the distribution change nothing; those that
-    forbid tokens (bad words, allowed tokens, a bias of -100, a minimum length) do.
+    forbid tokens (structured output, bad words, allowed tokens, a bias of -100, a minimum length) do.
     """
 
     def __init__(
@@ -68,7 +74,8 @@ class EchoEngine:
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(IM_END, END_OF_TEXT),
-            unsupported=frozenset({"structured", "num_beams", "adapter"}),
+            structured=frozenset(WRITERS),
+            unsupported=frozenset({"num_beams", "adapter"}),
             embeddings=True,
         )
 
@@ -171,17 +178,23 @@ def _answer(request: GenerationRequest) -> Iterator[tuple[int, FinishReason | No
     content = _last_message(request.prompt_ids)
     again: Iterator[int] = itertools.cycle(content or [ord(" ")])
     wanted = again if sampling.ignore_eos else itertools.chain(content, itertools.repeat(IM_END))
+    constraint = None if sampling.structured is None else _Constraint(sampling.structured)
+    if constraint is not None:
+        stops |= {IM_END}  # nothing can follow it
     produced: list[int] = []
     for token in wanted:
         forbidden = stops if len(produced) < sampling.min_new_tokens else set()
-        produced.append(_likeliest(token, produced, forbidden, sampling))
-        if produced[-1] in stops:
-            yield produced[-1], FinishReason.STOP
+        token = _likeliest(token, produced, forbidden, sampling, constraint)
+        produced.append(token)
+        if constraint is not None:
+            constraint.push(token)
+        if token in stops:
+            yield token, FinishReason.STOP
             return
         if len(produced) == sampling.max_new_tokens:
-            yield produced[-1], FinishReason.LENGTH
+            yield token, FinishReason.LENGTH
             return
-        yield produced[-1], None
+        yield token, None
 
 
 def _last_message(prompt_ids: list[int]) -> list[int]:
@@ -195,14 +208,47 @@ def _last_message(prompt_ids: list[int]) -> list[int]:
     return message[role_end + 1 :]
 
 
-def _likeliest(wanted: int, produced: list[int], forbidden: set[int], sampling: Sampling) -> int:
-    """The first token from `wanted` upwards that nothing forbids."""
-    for token in _by_likelihood(wanted):
+def _likeliest(
+    wanted: int, produced: list[int], forbidden: set[int], sampling: Sampling, constraint: "_Constraint | None"
+) -> int:
+    """The first candidate that nothing forbids."""
+    candidates = _by_likelihood(wanted)
+    if constraint is not None:
+        forbidden = forbidden | constraint.forbidden()
+        candidates = itertools.chain((wanted, IM_END, *b'"}]'), candidates)  # rather end than go astray
+    for token in candidates:
         allowed = sampling.allowed_token_ids is None or token in sampling.allowed_token_ids
         biased = sampling.logit_bias.get(token, 0.0) <= FORBIDDEN
         if allowed and not biased and token not in forbidden and not _ends_bad_word(token, produced, sampling):
             return token
     raise InvalidRequest("Every token is forbidden.")
+
+
+class _Constraint:
+    """Which tokens structured output leaves."""
+
+    def __init__(self, structured: Structured) -> None:
+        tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary()))
+        self._matcher = LLMatcher(tokenizer, to_llguidance(structured), log_level=0, limits=parser_limits())
+
+    def forbidden(self) -> set[int]:
+        mask = self._matcher.compute_bitmask()
+        return {token for token in range(VOCAB_SIZE) if not mask[token // 8] >> token % 8 & 1}
+
+    def push(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance wants it described."""
+
+    eos_token_id = IM_END
+    bos_token_id = None
+    tokens = (*(bytes([byte]) for byte in range(BYTES)), *(special.encode() for special in SPECIALS))
+    special_token_ids = (END_OF_TEXT, IM_START, IM_END)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
 
 
 def _ends_bad_word(token: int, produced: list[int], sampling: Sampling) -> bool:
@@ -259,8 +305,7 @@ def echo_tokenizer(max_model_len: int = 4096) -> "PreTrainedTokenizerFast":
     tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in _byte_characters()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # in the order of their ids
-    tokenizer.add_special_tokens([AddedToken(special, special=True, normalized=False) for special in specials])
+    tokenizer.add_special_tokens([AddedToken(special, special=True, normalized=False) for special in SPECIALS])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

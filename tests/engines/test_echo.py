@@ -1,13 +1,15 @@
 """The engine without a model keeps the promises of every engine."""
 
+import json
 import math
 from contextlib import aclosing
 
+import jsonschema
 import pytest
 
 from engines.echo import IM_END, EchoEngine, EchoFaults, echo_tokenizer
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
-from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Sampling
+from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Sampling, Structured
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,29 @@ async def test_forbidden_tokens_do_not_come(engine):
     assert (await answer(engine, request("aa", logit_bias={ord("a"): -100.0})))[0] == b"bb"
     assert (await answer(engine, request("aa", bad_words_ids=((ord("a"), ord("a")),))))[0] == b"ab"
     assert (await answer(engine, request("aa", allowed_token_ids=(ord("c"), IM_END))))[0] == b"cc"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("message", ['{"name": "Ada", "age": 36}', "Ada", ""])
+async def test_structured_output_is_enforced_and_comes_back_as_it_is_where_it_fits(engine, message):
+    structured = Structured(kind="json_schema", value=json.dumps(SCHEMA))
+    text, last = await answer(engine, request(message or " ", structured=structured))
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert last.finish_reason is FinishReason.STOP
+    if message.startswith("{"):
+        assert text.decode() == message
+
+
+async def test_a_choice_is_made(engine):
+    structured = Structured(kind="choice", value='["yes", "no"]')
+    assert (await answer(engine, request("n", structured=structured)))[0] == b"no"
 
 
 async def test_logprobs_belong_to_one_distribution(engine):
