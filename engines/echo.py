@@ -9,13 +9,13 @@ import itertools
 import math
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
-from engines.grammar import WRITERS, parser_limits, to_llguidance
+from engines.grammar import parser_limits, to_llguidance
 from engines.types import (
     EmbeddingRequest,
     EngineState,
@@ -25,6 +25,7 @@ from engines.types import (
     Health,
     Sampling,
     Structured,
+    StructuredKind,
     TokenLogprob,
     TokenOutput,
 )
@@ -74,7 +75,7 @@ class EchoEngine:
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(IM_END, END_OF_TEXT),
-            structured=frozenset(WRITERS),
+            structured=frozenset(get_args(StructuredKind)),
             unsupported=frozenset({"num_beams", "adapter"}),
             embeddings=True,
         )
