@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 SPECIAL = ("<|end|>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>", "<|python_tag|>")
 TOKEN_IDS = {text: 256 + i for i, text in enumerate(SPECIAL)}
 END = TOKEN_IDS["<|end|>"]
+CLOSING = {*b'"]},', *TOKEN_IDS.values()}
 
 
 class _Vocabulary:
@@ -32,7 +33,7 @@ def accepts(grammar: str, text: str, *, special: tuple[str, ...] = ()) -> bool:
 
 
 def sample(grammar: str, rng: random.Random, limit: int = 4000) -> str:
-    """Draw tokens among those the grammar allows until it ends; favours the end and plain ASCII to keep it short."""
+    """Draw tokens among those the grammar allows until it ends; favours what comes to an end, to keep it short."""
     matcher = LLMatcher(tokenizer(), grammar, log_level=0)
     output: list[int] = []
     for _ in range(limit):
@@ -47,7 +48,7 @@ def sample(grammar: str, rng: random.Random, limit: int = 4000) -> str:
 
 
 def _pick(allowed: list[int], rng: random.Random) -> int:
-    closing = [token for token in allowed if token in b'"]},']
+    closing = [token for token in allowed if token in CLOSING]
     return rng.choice(closing) if closing and rng.random() < 0.4 else rng.choice(allowed)
 
 

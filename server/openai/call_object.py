@@ -30,7 +30,7 @@ class CallObject:
         self.reading = Reading.GOING
         self.name: str | None = None
         self.raw = ""
-        """All that was read, to be given back as text where it proves to be no call."""
+        """What was read as long as it was uncertain, to be given back as text where it is no call."""
         self._names = names
         self._scanner = JsonScanner()
         self._ready = ""  # argument text not yet taken
@@ -41,29 +41,29 @@ class CallObject:
 
     def push(self, text: str) -> int:
         """Read on; return how many characters belong to the call. The rest comes after its end, or after an error."""
-        before = len(self.raw)
-        for character in text:
-            self._read(character)
+        for position, character in enumerate(text):
+            place, depth = self._scanner.place, self._scanner.depth
+            if not self._scanner.push(character):
+                self.reading = Reading.MALFORMED
+                return position
+            self._read(character, place, depth)
             if self.reading is not Reading.GOING:
-                break
-        return len(self.raw) - before
+                return position + 1
+        return len(text)
 
     def take(self) -> str:
         """Return the argument text that has come since the last time."""
         ready, self._ready = self._ready, ""
         return ready
 
-    def _read(self, character: str) -> None:
-        before = self._scanner.place
-        depth = self._scanner.depth
-        if not self._scanner.push(character):
-            self.reading = Reading.MALFORMED
-            return
+    def _read(self, character: str, place: "Place", depth: int) -> None:
+        """Take a character of the JSON; `place` and `depth` are those in front of it."""
         if self._streaming:
             self._stream(character)
-        elif depth <= 1:
-            self._track(character, before)
-        elif depth == 2 and before is Place.FIRST_KEY and character not in SPACE:
+            return
+        if depth <= 1:
+            self._track(character, place)
+        elif depth == 2 and place is Place.FIRST_KEY and character not in SPACE:
             self._open_arguments(character)
         self.raw += character
         if self._scanner.depth == 0:
@@ -178,6 +178,7 @@ class Place(Enum):
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 NUMBER_START = re.compile(r"-?((0|[1-9][0-9]*)((\.([0-9]+)?)?|(\.[0-9]+)?[eE][+-]?[0-9]*))?")
+DIGITS = "0123456789"
 LITERALS = {"t": "true", "f": "false", "n": "null"}
 CLOSING = {"{": "}", "[": "]"}
 MAX_DEPTH = 500
@@ -273,6 +274,8 @@ class JsonScanner:
         return character in "0123456789abcdefABCDEF"
 
     def _number(self, character: str) -> bool:
+        if character in DIGITS and self._rest[-2:].isdecimal() and len(self._rest) > 2:
+            return True  # more digits in a run of them say nothing new
         if NUMBER_START.fullmatch(self._rest + character):
             self._rest += character
             return True
