@@ -1,10 +1,12 @@
 """Routes for those who run the server: /health, /ready, /version, /metrics."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from engines.errors import EngineUnavailable
 from server import __version__
-from server.deps import AnyServing, ReadyServing
+from server.deps import AnyServing
+from server.errors import error_response
 
 router = APIRouter()
 
@@ -15,9 +17,13 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready")
-async def ready(serving: ReadyServing) -> dict[str, str]:
-    """Requests can be answered; else 503."""
+@router.get("/ready", response_model=None)
+async def ready(request: Request, serving: AnyServing) -> Response | dict[str, str]:
+    """Requests can be answered; else 503. To ask is no request that was turned away, so none is counted."""
+    try:
+        serving.lifecycle.check_ready()
+    except EngineUnavailable as error:
+        return error_response(error, request.state.request_id)
     return {"status": "ready", "model": serving.model_name}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import math
 import struct
+import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -41,8 +42,9 @@ async def embed(
     if not capabilities.embeddings:
         raise UnsupportedParameter("This engine makes no embeddings.", param="model")
     prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
+    name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
-        EmbeddingRequest(request_id=f"{request.state.request_id}-{index}", prompt_ids=ids, adapter=adapter)
+        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=adapter)
         for index, ids in enumerate(prompts)
     ]
     vectors = await until_disconnect(request, _embed_all(serving.engine, requests))

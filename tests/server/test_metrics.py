@@ -102,7 +102,7 @@ def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_par
     watched = Watched()
     watched.engine.faults.start_delay = 60
     with TestClient(create_app(watched.serving)) as client:
-        assert client.get("/v1/models").status_code == 503
+        assert client.get("/v1/models").status_code == client.get("/ready").status_code == 503
         reply = client.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=")
     assert watched.value("tuneserve:admission_rejections_total", reason="unavailable") == 1

@@ -1,0 +1,118 @@
+"""Whatever a client sends, it gets an answer in OpenAI's shape that says it is the client's fault, and others go on."""
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+VALID: dict[str, dict] = {
+    "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
+    "/tokenize": {"model": "echo", "prompt": "hello", "return_token_strs": True},
+    "/detokenize": {"model": "echo", "tokens": [1, 2, 3]},
+}
+JSON = {"content-type": "application/json"}
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([2**31, 2**63, 2**64, -(2**63) - 1, 1e308, "", "\x00", "￿", "a" * 10_000])
+    | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def client(echo_url):
+    with httpx.Client(base_url=echo_url, timeout=60) as client:
+        yield client
+        assert client.get("/ready").status_code == 200
+
+
+def assert_clients_fault(reply: httpx.Response) -> None:
+    assert 400 <= reply.status_code < 500, reply.text[:300]
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error" and len(error["message"]) < 2000
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_the_battery_begins_with_bodies_that_are_right(client, path):
+    assert client.post(path, json=VALID[path]).status_code == 200
+
+
+@pytest.mark.parametrize("path", VALID)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b'{"model": NaN}',
+        b'{"model": "\xff\xfe"}',
+        b'{"model": "\\ud800"}',
+        b"{" * 100_000,
+        b'{"a":' * 90 + b"1" + b"}" * 90,
+        b"[" * 2_000_000,
+        b'{"model": "echo", "input": [' + b"[1]," * 100_000 + b'"x"], "prompt": 1, "tokens": ["x"]}',
+        b"\x00" * 10_000_000,
+        b'{"x": "' + b"y" * 10_000_000 + b'"}',
+    ],
+    ids=range(13),
+)
+def test_malformed_bodies(client, path, data):
+    assert_clients_fault(client.post(path, content=data, headers=JSON))
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_bodies_without_a_length_are_limited_too(client, path):
+    assert client.post(path, content=iter([b" " * 1_000_000] * 12), headers=JSON).status_code == 413
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_any_json_in_any_field(client, path):
+    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(field=st.sampled_from([*VALID[path], "unknown"]), value=json_values)
+    def check(field: str, value: object) -> None:
+        reply = client.post(path, content=json.dumps(VALID[path] | {field: value}), headers=JSON)
+        if reply.status_code != 200:
+            assert_clients_fault(reply)
+
+    check()
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_any_bytes(client, path):
+    @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(data=st.binary(max_size=100))
+    def check(data: bytes) -> None:
+        assert_clients_fault(client.post(path, content=data, headers=JSON))
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{",
+        b"GET /v1/models/%ff%00%2e%2e%2f HTTP/1.1\r\nhost: x\r\nx-request-id: \xff\x01\r\n\r\n",
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+    ],
+    ids=range(5),
+)
+def test_a_client_that_breaks_off_or_speaks_no_http_harms_nobody(client, echo_url, head):
+    address = urlsplit(echo_url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head)
+        connection.shutdown(socket.SHUT_WR)
+        assert not connection.recv(65536).startswith(b"HTTP/1.1 5")
+    assert client.get("/ready").status_code == 200
