@@ -6,7 +6,7 @@ accepted is what is enforced. Free of torch and of any tokenizer.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ JSON_OPTIONS: "JsonCompileOptions" = {
     "key_separator": ": ",
     "whitespace_flexible": False,
 }
+UNFORESEEN = '%llguidance {"no_forcing": true}\n'
 MAX_TEXT = 256 * 1024
 MAX_REGEX = 16 * 1024
 MAX_GRAMMAR = 128 * 1024
@@ -41,11 +42,16 @@ REPEATS = frozenset({"minItems", "maxItems", "minProperties", "maxProperties"})
 MAX_MESSAGE = 300
 
 
-def to_llguidance(structured: Structured) -> str:
+def to_llguidance(structured: Structured, *, spelled: Iterable[str] = ()) -> str:
     """Return the grammar that llguidance compiles for a constraint.
 
+    `spelled`: the texts that are single tokens of the vocabulary beside the ordinary ones. Where the constraint has one as
+    text it is spelled out in ordinary tokens.
     Raises InvalidRequest where the constraint cannot even be written as a grammar; `validate` finds the rest.
     """
+    if any(text in structured.value for text in spelled):
+        # The compiler would tokenize the text it can foresee, find the single token, and then refuse it as a marker.
+        return f"{UNFORESEEN}start: {to_lark_rule(structured)}"
     if structured.kind in ("json_schema", "json_object"):
         return LLMatcher.grammar_from_json_schema(_schema(structured))
     return LLMatcher.grammar_from_lark(LARK_WRITERS[structured.kind](structured.value))

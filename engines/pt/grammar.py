@@ -73,6 +73,7 @@ class GrammarCompiler:
             self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=list(eos_token_ids))
         except ValueError as error:
             raise UnsupportedModel(f"structured output does not work with this tokenizer: {error}") from None
+        self._added_tokens = tuple(tokenizer.get_added_vocab())
         self.vocab_size = vocab_size
         self.mask_words = -(-width // 32)
         self._compiled = lru_cache(maxsize=COMPILED_KEPT)(self._compile)
@@ -82,7 +83,8 @@ class GrammarCompiler:
         return self._compiled(structured).fork()
 
     def _compile(self, structured: Structured) -> GrammarState:
-        matcher = LLMatcher(self._tokenizer, to_llguidance(structured), log_level=0, limits=parser_limits())
+        grammar = to_llguidance(structured, spelled=self._added_tokens)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=parser_limits())
         if matcher.is_error():
             first_line = str(matcher.get_error()).partition("\n")[0]
             raise InvalidRequest(f"Invalid {structured.kind}: {first_line}")

@@ -121,6 +121,28 @@ def test_every_choice_comes_and_nothing_else(
     assert outputs == set(choices)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("json_schema", {"const": "an <eos> token"}, '"an <eos> token"'),
+        ("regex", "an <eos> token", "an <eos> token"),
+        ("grammar", 'start: "an <eos> token"', "an <eos> token"),
+        ("grammar", 'root ::= "an <eos> token"', "an <eos> token"),
+    ],
+)
+def test_the_text_of_a_special_token_is_spelled_out(
+    kind: StructuredKind,
+    value: object,
+    text: str,
+    compiler: GrammarCompiler,
+    worker: MaskWorker,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    output = walk(compiler.compile(constraint(kind, value)), compiler, worker, 1)
+    assert EOS not in output
+    assert tokenizer.decode(output) == text
+
+
 def test_a_grammar_in_lark_holds(
     compiler: GrammarCompiler, worker: MaskWorker, tokenizer: PreTrainedTokenizerFast
 ) -> None:
