@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
@@ -50,22 +51,41 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    ids: list[int]
+
+
+def read_chat_template(value: str) -> str:
+    """A template, from the path of its .jinja file or as it is. InvalidRequest where it is none."""
+    text = Path(value).read_text() if value.endswith(".jinja") and Path(value).is_file() else value
+    if value.endswith(".jinja") and text is value:
+        raise InvalidRequest(f"There is no file {value!r}.", param="chat_template")
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except TemplateError as error:
+        raise InvalidRequest(f"The chat template is not valid Jinja: {error}", param="chat_template") from error
+    return text
+
+
 class PromptRenderer:
     """Renders and tokenizes for one model. Everything it cannot render is an InvalidRequest that says why."""
 
-    def __init__(self, tokenizer: Any, *, system: str | None = None) -> None:
-        """`system` opens conversations that bring no system message."""
+    def __init__(self, tokenizer: Any, *, system: str | None = None, chat_template: str | None = None) -> None:
+        """`system` opens conversations that bring no system message; `chat_template` replaces the tokenizer's own."""
         self._tokenizer = tokenizer
         self._system = system
+        self._template: str | dict[str, str] | None = chat_template or tokenizer.chat_template
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
-        self._wants_parts = tokenizer.chat_template is not None and self._find_wants_parts()
+        self._wants_parts = self._template is not None and self._find_wants_parts()
         self._bos = tokenizer.bos_token_id
 
     @property
     def template(self) -> str:
         """The source of the chat template (of all of them, where there are several); "" where there is none."""
-        template = self._tokenizer.chat_template or ""
-        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+        template = self._template or ""
+        return "\n".join(template.values()) if isinstance(template, dict) else template
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """OpenAI's messages in the roles that the template knows, each with one text as its content, the server's system
@@ -82,8 +102,8 @@ class PromptRenderer:
         ready["content"] = _content_text(message.get("content"), path)
         return ready
 
-    async def chat(self, conversation: Conversation, capabilities: Capabilities) -> list[int]:
-        """Messages to prompt ids."""
+    async def chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
+        """Render and tokenize a conversation."""
         size = sum(_size(message) for message in conversation.messages)
         self._refuse_giant(size, capabilities)
         return await _run(size, lambda: self._chat(conversation, capabilities))
@@ -104,14 +124,14 @@ class PromptRenderer:
             raise InvalidRequest(f"Token id {wrong} is not in the vocabulary, which has {limit} tokens.", param=param)
         return _checked_length(ids, capabilities, param)
 
-    def _chat(self, conversation: Conversation, capabilities: Capabilities) -> list[int]:
+    def _chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
         text = self.render(conversation)
         self._refuse_giant(len(text), capabilities)
-        return self._text(text, capabilities, add_special_tokens=False, param="messages")
+        return Prompt(text, self._text(text, capabilities, add_special_tokens=False, param="messages"))
 
     def render(self, conversation: Conversation) -> str:
         """The text that the chat template makes of a conversation."""
-        if self._tokenizer.chat_template is None:
+        if self._template is None:
             raise InvalidRequest(
                 "This model has no chat template, so it cannot answer messages. Use completions.", param="messages"
             )
@@ -138,7 +158,9 @@ class PromptRenderer:
 
     def _apply(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+            text: str = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._chosen(), tokenize=False, **kwargs
+            )
         except TemplateError as error:
             reason = str(error)[:200].rstrip(".")
             raise InvalidRequest(f"The model's chat template refuses this: {reason}.", param="messages") from error
@@ -146,6 +168,10 @@ class PromptRenderer:
             what = "continue the final message" if kwargs.get("continue_final_message") else "render these messages"
             raise InvalidRequest(f"The model's chat template cannot {what}.", param="messages") from error
         return text
+
+    def _chosen(self) -> str | None:
+        """A template that replaces the tokenizer's; None: the tokenizer has several and chooses by itself."""
+        return self._template if isinstance(self._template, str) else None
 
     def _find_wants_parts(self) -> bool:
         """Whether the template reads content as a list of parts only, and would lose one that is a string."""

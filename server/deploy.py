@@ -25,13 +25,15 @@ CLOSING_SECONDS = 5
 def run(params: DeployParams) -> int:
     """Serve until a signal; return the exit status."""
     from engines.build import build_engine
-    from engines.loading import load_tokenizer
+    from engines.loading import load_generation_config, load_tokenizer
 
     configure_logging()
     try:
         listener = listen(params.host, params.port)
-        tokenizer = load_tokenizer(params.model or "", revision=params.model_revision, token=params.hub_token)
-        serving = make_serving(build_engine(params), tokenizer, params)
+        where = {"revision": params.model_revision, "token": params.hub_token}
+        tokenizer = load_tokenizer(params.model or "", **where)
+        recommended = load_generation_config(params.model or "", **where).to_dict()
+        serving = make_serving(build_engine(params), tokenizer, params, recommended)
     except TuneserveError as error:
         print(f"tuneserve deploy: {error}", file=sys.stderr)  # noqa: T201 (the command line's own voice)
         return 1

@@ -11,11 +11,12 @@ from fastapi import Depends, Request
 from engines.engine import Engine
 from engines.errors import ModelNotFound
 from engines.params.deploy import DeployParams
-from engines.prompt import PromptRenderer
+from engines.prompt import PromptRenderer, read_chat_template
 from engines.text import Vocabulary
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.openai.defaults import SamplingDefaults, sampling_defaults
+from server.openai.output import OutputFormat, find_output_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ class Serving:
     tokenizer: "PreTrainedTokenizerBase"
     renderer: PromptRenderer
     vocabulary: Vocabulary
+    output_format: OutputFormat
     params: DeployParams
     defaults: SamplingDefaults
     model_name: str
@@ -56,10 +58,18 @@ def make_serving(
     """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
+    template = None if params.chat_template is None else read_chat_template(params.chat_template)
+    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=template)
     return Serving(
         engine=engine,
         tokenizer=tokenizer,
-        renderer=PromptRenderer(tokenizer, system=params.system),
+        renderer=renderer,
+        output_format=find_output_format(
+            renderer.template,
+            tokenizer.get_added_vocab(),
+            tool_call_parser=params.tool_call_parser,
+            reasoning_parser=params.reasoning_parser,
+        ),
         vocabulary=Vocabulary(tokenizer),
         params=params,
         defaults=sampling_defaults(params, generation_config or {}),

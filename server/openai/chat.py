@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: messages in, one answer or several out, whole or in chunks."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -8,10 +9,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from engines.errors import InvalidRequest, UnsupportedParameter
-from engines.prompt import Conversation
+from engines.errors import InvalidRequest
+from engines.prompt import Conversation, Prompt
 from engines.text import TextDelta, TextOptions, Vocabulary
-from engines.types import GenerationRequest
+from engines.types import FinishReason, GenerationRequest
 from server.body import json_body
 from server.deps import ReadyServing, Serving
 from server.openai.convert import (
@@ -24,16 +25,22 @@ from server.openai.convert import (
     to_sampling,
     to_text_options,
 )
+from server.openai.deltas import Delta
 from server.openai.generation import (
     FINISH_REASONS,
     Envelope,
     Usage,
     chat_entry,
     json_response,
+    read_constraint,
     run,
     to_prompt_logprobs,
 )
+from server.openai.message import Message, delta_to_wire
+from server.openai.output import OutputParser, OutputPlan
 from server.openai.schema import ChatRequest
+from server.openai.tool_messages import for_template
+from server.openai.tools import NO_TOOLS, read_tools
 from server.sse import stream_events, until_disconnect
 
 router = APIRouter()
@@ -52,38 +59,57 @@ async def create_chat_completion(
 async def prepare(body: ChatRequest, serving: Serving) -> "ChatAnswer":
     """Everything that can be refused is refused here, but for what the engine itself refuses."""
     check_request(body)
-    for name in ("tools", "response_format", "structured_outputs"):  # the parsers come with the next commit
-        if getattr(body, name) is not None:
-            raise UnsupportedParameter(f"{name!r} cannot be honoured yet.", param=name)
     adapter = serving.resolve(body.model)
     limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
-    conversation = Conversation(
-        messages=serving.renderer.messages([message.model_dump(exclude_unset=True) for message in body.messages]),
-        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
-        continue_final_message=body.continue_final_message,
-        template_kwargs=template_kwargs(body, serving.renderer.template),
-    )
-    prompt_ids = await serving.renderer.chat(conversation, limits.capabilities)
+    prompt, plan = await _prompt_and_plan(body, serving, limits)
     sampling = to_sampling(
         body,
         serving.defaults,
         limits,
-        prompt_length=len(prompt_ids),
-        logprobs=chat_logprobs(body, serving.defaults, limits),
+        prompt_length=len(prompt.ids),
+        logprobs=chat_logprobs(body, limits),
+        structured=plan.structured,
         bad_words_ids=bad_words_ids(body.bad_words, serving.tokenizer),
     )
     envelope = Envelope(id=f"chatcmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     request = GenerationRequest(
         request_id=envelope.id,
-        prompt_ids=prompt_ids,
+        prompt_ids=prompt.ids,
         sampling=sampling,
         n=body.n,
         adapter=adapter,
         priority=body.priority,
     )
-    check_capabilities(request, limits.capabilities)
-    options = to_text_options(body, serving.defaults, starts_text=not body.continue_final_message)
-    return ChatAnswer(serving, body, envelope, request, options)
+    check_capabilities(request, limits.capabilities, body)
+    options = to_text_options(
+        body,
+        serving.defaults,
+        starts_text=not body.continue_final_message,
+        kept_special_ids=plan.marker_ids,
+    )
+    return ChatAnswer(serving, body, envelope, request, options, plan)
+
+
+async def _prompt_and_plan(body: ChatRequest, serving: Serving, limits: Limits) -> tuple[Prompt, OutputPlan]:
+    """The prompt, and how its answer is constrained and read. What may take long is done in threads."""
+    template = serving.renderer.template
+    messages = serving.renderer.messages([message.model_dump(exclude_unset=True) for message in body.messages])
+    tools = NO_TOOLS
+    if body.tools is not None or body.tool_choice is not None:
+        tools = await asyncio.to_thread(read_tools, body.tools, body.tool_choice, body.parallel_tool_calls)
+    messages, shown = for_template(messages, tools, serving.output_format.tools, template)
+    conversation = Conversation(
+        messages=messages,
+        tools=shown,
+        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+        continue_final_message=body.continue_final_message,
+        template_kwargs=template_kwargs(body, template),
+    )
+    prompt = await serving.renderer.chat(conversation, limits.capabilities)
+    structured = await read_constraint(body)
+    if structured is None and tools.mode == "none":
+        return prompt, serving.output_format.plan(tools, None, prompt.text)
+    return prompt, await asyncio.to_thread(serving.output_format.plan, tools, structured, prompt.text)
 
 
 class ChatAnswer:
@@ -96,14 +122,18 @@ class ChatAnswer:
         envelope: Envelope,
         request: GenerationRequest,
         options: TextOptions,
+        plan: OutputPlan,
     ) -> None:
         self._serving = serving
         self._body = body
         self._envelope = envelope
         self._request = request
         self._options = options
+        self._plan = plan
         self._echoed = _echoed(body)
         self._usage = Usage(len(request.prompt_ids))
+        if plan.reasoning is not None:
+            self._usage.reasoning_tokens = 0
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         head = self._envelope.to_wire("chat.completion.chunk")
@@ -111,9 +141,9 @@ class ChatAnswer:
         nothing_yet = {"usage": None} if include_usage else {}
         choices = self._choices()
         begun = False
-        async with aclosing(run(self._serving, self._request, self._options)) as deltas:
-            async for delta in deltas:
-                for piece in choices[delta.index].pieces(delta):
+        async with aclosing(self._steps(choices)) as steps:
+            async for delta, parsed in steps:
+                for piece in choices[delta.index].pieces(delta, parsed):
                     chunk = {**head, "choices": [piece], **nothing_yet}
                     if not begun and self._body.return_token_ids:
                         chunk["prompt_token_ids"] = self._request.prompt_ids
@@ -125,9 +155,9 @@ class ChatAnswer:
     async def completion(self) -> dict[str, Any]:
         choices = self._choices()
         extra: dict[str, Any] = {"prompt_token_ids": self._request.prompt_ids} if self._body.return_token_ids else {}
-        async with aclosing(run(self._serving, self._request, self._options)) as deltas:
-            async for delta in deltas:
-                choices[delta.index].add(delta)
+        async with aclosing(self._steps(choices)) as steps:
+            async for delta, parsed in steps:
+                choices[delta.index].add(delta, parsed)
                 if delta.prompt_logprobs is not None:
                     extra["prompt_logprobs"] = to_prompt_logprobs(
                         delta.prompt_logprobs, self._request.sampling.prompt_logprobs or 0, self._serving.vocabulary
@@ -139,9 +169,20 @@ class ChatAnswer:
             **extra,
         }
 
+    async def _steps(self, choices: list["Choice"]) -> AsyncGenerator[tuple[TextDelta, list[Delta]], None]:
+        """What the engine gives, with what it means. An output whose last call is complete is ended."""
+        async with aclosing(run(self._serving, self._request, self._options)) as deltas:
+            async for delta in deltas:
+                choice = choices[delta.index]
+                if choice.finished:
+                    continue  # steps that were under way when the output was ended
+                yield delta, choice.read(delta)
+                if choice.finished and delta.finish_reason is None:
+                    self._serving.engine.finish(self._request.request_id, delta.index)
+
     def _choices(self) -> list["Choice"]:
         return [
-            Choice(index, self._body, self._request, self._echoed, self._usage, self._serving.vocabulary)
+            Choice(index, self._body, self._echoed, self._plan.parser(), self._usage, self._serving.vocabulary)
             for index in range(self._request.n)
         ]
 
@@ -157,44 +198,58 @@ def _echoed(body: ChatRequest) -> str:
 
 
 class Choice:
-    """One of the answer's choices while it grows."""
+    """One of the answer's choices while it grows: `read` each delta, then `add` it to the whole or cut it in `pieces`."""
 
     def __init__(
-        self,
-        index: int,
-        body: ChatRequest,
-        request: GenerationRequest,
-        echoed: str,
-        usage: Usage,
-        vocabulary: Vocabulary,
+        self, index: int, body: ChatRequest, echoed: str, parser: OutputParser, usage: Usage, vocabulary: Vocabulary
     ) -> None:
+        self.finished = False
         self._index = index
-        self._logprobs = request.sampling.logprobs is not None
+        self._logprobs = bool(body.logprobs)
         self._return_token_ids = body.return_token_ids
         self._echoed = echoed
+        self._parser = parser
         self._usage = usage
         self._vocabulary = vocabulary
         self._begun = False
-        # of the whole answer
-        self._texts = [echoed] if echoed else []
+        self._message = Message(echoed)
         self._entries: list[dict[str, Any]] = []
         self._token_ids: list[int] = []
         self._finish: dict[str, Any] = {}
 
+    def read(self, delta: TextDelta) -> list[Delta]:
+        """What the delta means: content, reasoning, calls."""
+        parsed = self._parser.push(delta.text) if delta.text else []
+        self.finished = delta.finish_reason is not None or self._parser.done
+        if self.finished:
+            parsed += self._parser.finish()
+            self._finish = self._finish_of(delta)
+        self._usage.add(delta)
+        if any(part.reasoning_content is not None for part in parsed):
+            self._usage.add_reasoning(delta)
+        return parsed
+
+    def _finish_of(self, delta: TextDelta) -> dict[str, Any]:
+        reason = FINISH_REASONS[delta.finish_reason or FinishReason.STOP]
+        if self._parser.called and reason == "stop":
+            reason = "tool_calls"
+        return {"finish_reason": reason} | ({} if delta.stop_reason is None else {"stop_reason": delta.stop_reason})
+
+    def _wire_entries(self, delta: TextDelta) -> list[dict[str, Any]]:
+        return [chat_entry(entry, self._vocabulary) for entry in delta.entries]
+
     # --- as a whole
 
-    def add(self, delta: TextDelta) -> None:
-        self._usage.add(delta)
-        self._texts.append(delta.text)
+    def add(self, delta: TextDelta, parsed: list[Delta]) -> None:
+        for part in parsed:
+            self._message.add(part)
         self._entries += self._wire_entries(delta)
         self._token_ids += delta.token_ids
-        if delta.finish_reason is not None:
-            self._finish = self._finish_of(delta)
 
     def to_wire(self) -> dict[str, Any]:
         choice = {
             "index": self._index,
-            "message": {"role": "assistant", "content": "".join(self._texts), "refusal": None},
+            "message": self._message.to_wire(),
             "logprobs": {"content": self._entries, "refusal": None} if self._logprobs else None,
             **self._finish,
         }
@@ -204,13 +259,12 @@ class Choice:
 
     # --- in pieces
 
-    def pieces(self, delta: TextDelta) -> list[dict[str, Any]]:
+    def pieces(self, delta: TextDelta, parsed: list[Delta]) -> list[dict[str, Any]]:
         """The delta as choices of chunks: none where it has nothing to say yet, several where it says several things."""
-        self._usage.add(delta)
-        pieces = self._begin()
+        pieces = [] if self._begun else [self._piece({"role": "assistant", "content": self._echoed})]
+        self._begun = True
         told = len(pieces)
-        if delta.text:
-            pieces.append(self._piece({"content": delta.text}))
+        pieces += [self._piece(delta_to_wire(part)) for part in parsed]
         entries = self._wire_entries(delta)
         if len(pieces) == told and (entries or self._return_token_ids):
             pieces.append(self._piece({}))
@@ -218,27 +272,9 @@ class Choice:
             pieces[told]["logprobs"] = {"content": entries, "refusal": None}
         if self._return_token_ids:
             pieces[told]["token_ids"] = delta.token_ids
-        if delta.finish_reason is not None:
-            pieces.append({**self._piece({}), **self._finish_of(delta)})
+        if self.finished:
+            pieces.append({**self._piece({}), **self._finish})
         return pieces
-
-    def _begin(self) -> list[dict[str, Any]]:
-        if self._begun:
-            return []
-        self._begun = True
-        return [self._piece({"role": "assistant", "content": self._echoed})]
 
     def _piece(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "finish_reason": None}
-
-    # --- of both
-
-    def _wire_entries(self, delta: TextDelta) -> list[dict[str, Any]]:
-        return [chat_entry(entry, self._vocabulary) for entry in delta.entries]
-
-    def _finish_of(self, delta: TextDelta) -> dict[str, Any]:
-        assert delta.finish_reason is not None
-        finish: dict[str, Any] = {"finish_reason": FINISH_REASONS[delta.finish_reason]}
-        if delta.stop_reason is not None:
-            finish["stop_reason"] = delta.stop_reason
-        return finish

@@ -29,6 +29,7 @@ from server.openai.generation import (
     Usage,
     floored,
     json_response,
+    read_constraint,
     run,
     run_together,
     to_prompt_logprobs,
@@ -58,6 +59,7 @@ async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswe
     limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
     envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     logprobs = completion_logprobs(body, limits)
+    structured = await read_constraint(body)
     bad_words = bad_words_ids(body.bad_words, serving.tokenizer)
     prompts = [await _prompt(prompt, body, serving, limits) for prompt in body.prompt]
     requests = []
@@ -68,6 +70,7 @@ async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswe
             limits,
             prompt_length=len(prompt.ids),
             logprobs=0 if logprobs is None and body.best_of is not None else logprobs,
+            structured=structured,
             bad_words_ids=bad_words,
         )
         if body.echo and logprobs is not None:
@@ -82,7 +85,7 @@ async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswe
                 priority=body.priority,
             )
         )
-        check_capabilities(requests[-1], limits.capabilities)
+        check_capabilities(requests[-1], limits.capabilities, body)
     options = to_text_options(body, serving.defaults, starts_text=False, hidden_entries=body.echo)
     return CompletionAnswer(serving, body, envelope, prompts, requests, options)
 

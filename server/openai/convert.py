@@ -172,29 +172,36 @@ WIRE_NAMES = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "bad_words_ids": "bad_words",
-    "structured": "response_format",
     "adapter": "model",
 }
 
 
-def check_capabilities(request: GenerationRequest, capabilities: Capabilities) -> None:
+def check_capabilities(request: GenerationRequest, capabilities: Capabilities, body: GenerationFields) -> None:
     """Refuse what this engine cannot honour, by the name that the client gave it."""
+    names = {**WIRE_NAMES, "structured": _constrained_by(body)}
     sampling = request.sampling
     asked = {entry.name for entry in fields(sampling) if getattr(sampling, entry.name) != _neutral(entry.name)}
     asked |= {name for name, neutral in NEUTRAL_REQUEST.items() if getattr(request, name) != neutral}
     refused = asked & capabilities.unsupported
     if refused:
-        param = WIRE_NAMES.get(name := min(refused), name)
+        param = names.get(name := min(refused), name)
         raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
     structured = sampling.structured
     if structured is not None and structured.kind not in capabilities.structured:
         raise UnsupportedParameter(
-            f"This engine cannot constrain output by {structured.kind!r}.", param=WIRE_NAMES["structured"]
+            f"This engine cannot constrain its output by a {structured.kind}.", param=names["structured"]
         )
     if sampling.num_beams > capabilities.max_beams:
         raise UnsupportedParameter(
             f"This engine searches with at most {capabilities.max_beams} beams.", param="num_beams"
         )
+
+
+def _constrained_by(body: GenerationFields) -> str:
+    """The field that asks for a constraint on the output."""
+    if isinstance(body, ChatRequest) and body.tools is not None:
+        return "tools"
+    return "response_format" if body.structured_outputs is None else "structured_outputs"
 
 
 NEUTRAL_SAMPLING = Sampling(max_new_tokens=0)
@@ -205,11 +212,10 @@ def _neutral(name: str) -> Any:
     return getattr(NEUTRAL_SAMPLING, name)
 
 
-def chat_logprobs(body: ChatRequest, defaults: SamplingDefaults, limits: Limits) -> int | None:
+def chat_logprobs(body: ChatRequest, limits: Limits) -> int | None:
     """How many top logprobs each token gets; None: not even its own."""
     _check_logprobs("top_logprobs", body.top_logprobs, limits)
-    wanted = defaults.logprobs if body.logprobs is None else body.logprobs
-    return (body.top_logprobs or 0) if wanted else None
+    return (body.top_logprobs or 0) if body.logprobs else None
 
 
 def completion_logprobs(body: CompletionRequest, limits: Limits) -> int | None:

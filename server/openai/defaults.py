@@ -20,15 +20,16 @@ class SamplingDefaults:
     repetition_penalty: float = 1.0
     num_beams: int = 1
     stop: tuple[str, ...] = ()
-    logprobs: bool = False
 
 
 FROM_MODEL = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-FROM_PARAMS = {"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "logprobs"}
 
 
 def sampling_defaults(params: GenerationParams, generation_config: Mapping[str, Any]) -> SamplingDefaults:
     """`generation_config` holds what the model's generation_config.json says, and nothing of transformers' defaults."""
     from_model = {name: generation_config[name] for name in FROM_MODEL if generation_config.get(name) is not None}
-    given = params.model_dump(include=FROM_PARAMS, exclude_none=True)
+    given = params.model_dump(
+        include={"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams"},
+        exclude_none=True,
+    )
     return SamplingDefaults(**{**from_model, **given}, stop=params.stop_words)

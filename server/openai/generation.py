@@ -11,8 +11,10 @@ from fastapi import Response
 
 from engines.errors import EngineUnavailable
 from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
-from engines.types import FinishReason, GenerationRequest, TokenLogprob
+from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
 from server.deps import Serving
+from server.openai.schema import GenerationFields
+from server.openai.structured import read_structured
 
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
@@ -84,6 +86,9 @@ class Usage:
         if delta.cached_tokens is not None:
             self._cached_tokens = (self._cached_tokens or 0) + delta.cached_tokens
 
+    def add_reasoning(self, delta: TextDelta) -> None:
+        self.reasoning_tokens = (self.reasoning_tokens or 0) + len(delta.token_ids)
+
     def to_wire(self) -> dict[str, Any]:
         usage: dict[str, Any] = {
             "prompt_tokens": self._prompt_tokens,
@@ -95,6 +100,13 @@ class Usage:
         if self.reasoning_tokens is not None:
             usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
         return usage
+
+
+async def read_constraint(body: GenerationFields) -> Structured | None:
+    """What `response_format` and `structured_outputs` ask for. In a thread: a grammar takes its time to check."""
+    if body.response_format is None and body.structured_outputs is None:
+        return None
+    return await asyncio.to_thread(read_structured, body.response_format, body.structured_outputs)
 
 
 FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}

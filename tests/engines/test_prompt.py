@@ -1,13 +1,14 @@
 """Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the reason."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.prompt import LONG, Conversation, PromptRenderer
+from engines.prompt import LONG, Conversation, PromptRenderer, read_chat_template
 from tests.engines.tokenizers import byte_fallback, byte_level
 
 TOKENIZER = byte_level()
@@ -27,7 +28,7 @@ SHOWS_ALL = (
 )
 
 
-def renderer(template: str | None = TOKENIZER.chat_template, **kwargs: Any) -> PromptRenderer:
+def renderer(template: Any = TOKENIZER.chat_template, **kwargs: Any) -> PromptRenderer:
     tokenizer = deepcopy(TOKENIZER)
     tokenizer.chat_template = template
     return PromptRenderer(tokenizer, **kwargs)
@@ -48,15 +49,16 @@ async def error_of(awaitable: Any) -> TuneserveError:
 
 
 async def test_messages_are_rendered_by_the_models_own_template() -> None:
-    ids = await renderer().chat(conversation(HELLO), LIMITS)
-    assert TOKENIZER.decode(ids) == "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    prompt = await renderer().chat(conversation(HELLO), LIMITS)
+    ids = prompt.ids
+    assert TOKENIZER.decode(ids) == prompt.text == "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert ids.count(TOKENIZER.bos_token_id) == 1
 
 
 async def test_a_long_conversation_is_rendered_the_same() -> None:
     message = {"role": "user", "content": "hello " * LONG}
     limits = Capabilities(max_model_len=10**6, vocab_size=len(TOKENIZER))
-    ids = await renderer().chat(conversation(message), limits)
+    ids = (await renderer().chat(conversation(message), limits)).ids
     assert TOKENIZER.decode(ids, skip_special_tokens=True).startswith("user\nhello hello")
 
 
@@ -162,7 +164,7 @@ async def test_a_prompt_that_fills_the_context_is_refused_with_its_length() -> N
     error = await error_of(renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), SMALL))
     assert isinstance(error, ContextLengthExceeded)
     assert "20 tokens" in error.message
-    length = len(await renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS))
+    length = len((await renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS)).ids)
     assert f"has {length} tokens" in error.message
 
 
@@ -183,3 +185,26 @@ async def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
     limits = Capabilities(max_model_len=100, vocab_size=len(tokenizer))
     ids = await PromptRenderer(tokenizer).text("<s>the", limits)
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_of_ones_own_replaces_the_models() -> None:
+    assert rendered(renderer(chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
+    assert rendered(renderer(None, chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
+
+
+def test_a_model_with_several_templates_uses_the_one_for_tools_where_there_are_tools() -> None:
+    prompts = renderer({"default": "plain {{ messages[0].content }}", "tool_use": "tools {{ messages[0].content }}"})
+    assert rendered(prompts, HELLO) == "plain hello"
+    assert prompts.render(conversation(HELLO, tools=[{"type": "function", "function": {}}])) == "tools hello"
+
+
+def test_a_template_is_read_from_a_file_or_taken_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages }}")
+    assert read_chat_template(str(file)) == read_chat_template("{{ messages }}") == "{{ messages }}"
+
+
+@pytest.mark.parametrize("value", ["no/such.jinja", "{% if %}"])
+def test_a_template_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read_chat_template(value)
