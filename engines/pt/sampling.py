@@ -21,19 +21,26 @@ from engines.types import TokenLogprob
 
 __all__ = ["SampledBatch", "SamplerRow", "SamplingError", "beam_candidates", "sample", "token_logprobs"]
 
-CANDIDATES = 256
-"""Tokens of a filtered row that are looked at first."""
+CANDIDATES = (256, 4096)
+"""How many of the likeliest tokens of a filtered row are sorted first, and how many where that settles nothing."""
 
 BLOCK = 64
 """Rows are padded to whole blocks of neighbours: reducing these first is several times faster than reducing a row."""
 
 LANES = 16
-"""Tokens that stand in for one another while the largest are looked for: a divisor of BLOCK."""
+"""A divisor of BLOCK."""
+
+SORTED_WHOLE = 1024
+"""Rows up to this width are sorted whole."""
 
 LOWEST_LOGPROB = -9999.0
 
 CPU_ELEMENTS = 1 << 20
-"""Logits that are worked on at once on a CPU: more would leave the cache, and the kernel clears fresh pages each time."""
+"""Logits that are worked on at once on a CPU. Larger buffers are given back to the kernel, which clears their pages anew
+each time; clearing costs more than computing."""
+
+CPU_CACHE_ELEMENTS = 1 << 18
+"""The same where the work is a few operations and leaves no more than sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +108,17 @@ def beam_candidates(
 def _edited(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
     """A float32 copy, padded to whole blocks with -inf, with all but the filters applied."""
     assert len(rows) == len(logits)
-    scores = logits.to(torch.float32, copy=True)
-    if padding := -scores.shape[1] % BLOCK:
-        scores = functional.pad(scores, (0, padding), value=-torch.inf)
+    scores = _padded(logits.to(torch.float32, copy=True))
     _apply_penalties(scores, rows)
     _apply_bias(scores, rows)
     _apply_bans(scores, rows)
     _apply_masks(scores, rows, masks)
     return scores
+
+
+def _padded(scores: Tensor) -> Tensor:
+    padding = -scores.shape[1] % BLOCK
+    return functional.pad(scores, (0, padding), value=-torch.inf) if padding else scores
 
 
 def _apply_penalties(scores: Tensor, rows: Sequence[SamplerRow]) -> None:
@@ -203,9 +213,9 @@ def _choose(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) ->
     return torch.stack((chosen.double(), best.double()))
 
 
-def _rows_at_once(logits: Tensor) -> int:
+def _rows_at_once(logits: Tensor, cpu_elements: int = CPU_ELEMENTS) -> int:
     rows, width = (int(size) for size in logits.shape)
-    return max(1, CPU_ELEMENTS // width) if logits.device.type == "cpu" else max(1, rows)
+    return max(1, cpu_elements // width) if logits.device.type == "cpu" else max(1, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,35 +244,37 @@ class _Params:
 def _argmax(scores: Tensor, block_maxima: Tensor) -> Tensor:
     """The first of the largest, as `argmax` has it."""
     block = block_maxima.argmax(-1)
-    inside = scores.view(len(scores), -1, BLOCK)[torch.arange(len(scores), device=scores.device), block]
-    return block * BLOCK + inside.argmax(-1)
+    return block * BLOCK + _of_block(scores, block).argmax(-1)
 
 
 def _draw_unfiltered(scores: Tensor, best: Tensor, params: _Params) -> Tensor:
-    blocks = _weights(scores, best, params.temperature).view(len(scores), -1, BLOCK)
-    sums = blocks.sum(-1).double()
-    cumulative = sums.cumsum(-1)
+    masses = _block_masses(scores, best, params.temperature)
+    cumulative = masses.cumsum(-1)
     target = params.uniform * cumulative[:, -1]
     block = _first_above(cumulative, target, cumulative[:, -1])
-    inside = blocks[torch.arange(len(scores), device=scores.device), block].double().cumsum(-1)
-    before = (cumulative - sums).gather(1, block[:, None])[:, 0]
+    before = (cumulative - masses).gather(1, block[:, None])[:, 0]
+    inside = _weights(_of_block(scores, block), best, params.temperature).double().cumsum(-1)
     return block * BLOCK + _first_above(inside, target - before, inside[:, -1])
 
 
 def _draw_filtered(scores: Tensor, best: Tensor, params: _Params) -> Tensor:
     mass = torch.ones_like(params.uniform)
-    # The whole row's mass matters only to a top_p that follows no top_k.
+    # The mass of the whole row matters only to a top_p that follows no top_k.
     needed = ((params.top_p < 1) & (params.top_k == 0)).nonzero()[:, 0]
     if len(needed):
         some = (scores, best) if len(needed) == len(scores) else (scores[needed], best[needed])
-        weights = _weights(*some, params.temperature[needed])
-        mass[needed] = weights.view(len(needed), -1, BLOCK).sum(-1).double().sum(-1)
-    chosen, settled = _draw_sorted(*_largest(scores, CANDIDATES), scores.shape[1], best, mass, params)
-    rest = (~settled).nonzero()[:, 0]
-    if len(rest):
-        every_id = torch.arange(scores.shape[1], device=scores.device).expand(len(rest), -1)
-        values, ids = _falling(scores[rest], every_id)
-        chosen[rest], _ = _draw_sorted(values, ids, scores.shape[1], best[rest], mass[rest], params.at(rest))
+        mass[needed] = _block_masses(*some, params.temperature[needed]).sum(-1)
+    chosen = torch.empty(scores.shape[:1], dtype=torch.int64, device=scores.device)
+    pending = torch.arange(len(scores), device=scores.device)
+    for count in (*CANDIDATES, scores.shape[1]):
+        left = scores if len(pending) == len(scores) else scores[pending]
+        values, ids = _largest(left, count)
+        chosen[pending], settled = _draw_sorted(
+            values, ids, scores.shape[1], best[pending], mass[pending], params.at(pending)
+        )
+        pending = pending[~settled]
+        if not len(pending):
+            break
     return chosen
 
 
@@ -298,6 +310,18 @@ def _draw_sorted(
     return ids.gather(1, place[:, None])[:, 0], settled
 
 
+def _block_masses(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """(rows, blocks) float64: the sums of the weights of each block."""
+    size = _rows_at_once(scores, CPU_CACHE_ELEMENTS)
+    parts = zip(scores.split(size), best.split(size), temperature.split(size), strict=True)
+    return torch.cat([_weights(*part).view(len(part[0]), -1, BLOCK).sum(-1) for part in parts]).double()
+
+
+def _of_block(scores: Tensor, block: Tensor) -> Tensor:
+    """(rows, BLOCK): one block of each row."""
+    return scores.view(len(scores), -1, BLOCK)[torch.arange(len(scores), device=scores.device), block]
+
+
 def _weights(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
     """Probabilities up to a factor: the likeliest token has 1."""
     return (scores - best[:, None]).mul_(1 / temperature[:, None]).exp_()
@@ -314,16 +338,27 @@ def _first_above(cumulative: Tensor, target: Tensor, total: Tensor) -> Tensor:
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(values, ids) of the `count` largest of each row, falling."""
-    rows, width = scores.shape
-    stride = width // LANES
-    if stride <= max(count, BLOCK):
-        values, ids = _falling(scores, torch.arange(width, device=scores.device).expand(rows, -1))
+    width = scores.shape[1]
+    if count * 2 >= width or width <= SORTED_WHOLE:
+        values, ids = _falling(scores, torch.arange(width, device=scores.device).expand(len(scores), -1))
         return values[:, :count], ids[:, :count]
-    # The largest lie in the lanes with the largest maxima. Lanes are strided, for their maxima are then vector operations.
-    lanes = scores.view(rows, LANES, stride).amax(1).topk(count, sorted=False).indices
+    if scores.device.type == "cpu" and count > CANDIDATES[0]:
+        # numpy partitions with vector instructions; topk is as fast only for a few.
+        partitioned = np.argpartition(scores.numpy(), width - count, axis=-1)
+        return _falling(scores, torch.from_numpy(partitioned[:, width - count :]))
+    if count < width // LANES:
+        return _falling(scores, _largest_by_lanes(scores, count))
+    return _falling(scores, scores.topk(count, sorted=False).indices)
+
+
+def _largest_by_lanes(scores: Tensor, count: int) -> Tensor:
+    """The ids of the `count` largest: these lie in the lanes with the largest maxima. Half the time of topk on a CPU."""
+    # A lane's tokens are far apart, so that the maxima of many lanes are one vector operation.
+    stride = scores.shape[1] // LANES
+    lanes = scores.view(len(scores), LANES, stride).amax(1).topk(count, sorted=False).indices
     steps = torch.arange(LANES, device=scores.device) * stride
-    ids = (lanes[:, None, :] + steps[None, :, None]).view(rows, -1)
-    return _falling(scores, ids.gather(1, scores.gather(1, ids).topk(count, sorted=False).indices))
+    ids = (lanes[:, None, :] + steps[None, :, None]).view(len(scores), -1)
+    return ids.gather(1, scores.gather(1, ids).topk(count, sorted=False).indices)
 
 
 def _falling(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,9 +383,9 @@ def _sampled_logprobs(logits: Tensor, rows: Sequence[SamplerRow], token_ids: lis
     wanted = [(i, row.sampling.logprobs) for i, row in enumerate(rows) if row.sampling.logprobs is not None]
     if wanted:
         index = torch.tensor([i for i, _ in wanted], device=logits.device)
+        own = logits if len(wanted) == len(rows) else logits[index]
         ids = torch.tensor([token_ids[i] for i, _ in wanted], device=logits.device)
-        found = _logprobs(logits[index], ids, [top_k for _, top_k in wanted])
-        for (i, _), logprob in zip(wanted, found, strict=True):
+        for (i, _), logprob in zip(wanted, _logprobs(own, ids, [top_k for _, top_k in wanted]), strict=True):
             result[i] = logprob
     return result
 
@@ -364,14 +399,11 @@ def _logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int]) -> list[Toke
 
 
 def _some_logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int]) -> list[TokenLogprob]:
-    scores = functional.pad(logits.float(), (0, -logits.shape[1] % BLOCK), value=-torch.inf)
-    norm = scores.logsumexp(-1, keepdim=True)
-    own = (scores.gather(1, token_ids[:, None]) - norm).clamp(min=LOWEST_LOGPROB)[:, 0].tolist()
-    values, ids = _largest(scores, min(max(top_ks), logits.shape[1]))
-    tops = (values - norm).clamp(min=LOWEST_LOGPROB).tolist()
-    return [
-        TokenLogprob(token_id, logprob, tuple(zip(some_ids, some_values, strict=True))[:top_k])
-        for token_id, logprob, some_ids, some_values, top_k in zip(
-            token_ids.tolist(), own, ids.tolist(), tops, top_ks, strict=True
-        )
-    ]
+    logprobs = _padded(logits.float().log_softmax(-1))
+    own = logprobs.gather(1, token_ids[:, None]).clamp(min=LOWEST_LOGPROB)[:, 0].tolist()
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(top_ks)
+    if count := min(max(top_ks), logits.shape[1]):
+        values, ids = _largest(logprobs, count)
+        pairs = zip(ids.tolist(), values.clamp(min=LOWEST_LOGPROB).tolist(), top_ks, strict=True)
+        tops = [tuple(zip(some_ids[:k], some_values[:k], strict=True)) for some_ids, some_values, k in pairs]
+    return [TokenLogprob(*each) for each in zip(token_ids.tolist(), own, tops, strict=True)]

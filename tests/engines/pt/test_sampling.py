@@ -269,7 +269,7 @@ def test_the_shortcut_chooses_what_the_full_sort_chooses(
     logits = logits_of(LARGE, rows=200).to(dtype)
     rows = [row(vocab=LARGE, seed=i, **parameters) for i in range(len(logits))]
     chosen = sample(logits, rows, None).token_ids
-    monkeypatch.setattr(sampling_module, "CANDIDATES", LARGE * 2)
+    monkeypatch.setattr(sampling_module, "CANDIDATES", (LARGE * 2,))
     assert sample(logits, rows, None).token_ids == chosen
 
 
