@@ -29,7 +29,8 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     adapters: Strings = ()
     """Adapters to load on top of the model, as paths or hub ids; `NAME=PATH` gives one a name to be asked for."""
     seed: int = Field(42, ge=0)
-    """Seed of everything random, except about data."""
+    """Seed of everything random, except about data. A server draws the texts of requests that bring no seed from it
+    only where it is given; without, they differ after each start."""
     model_kwargs: JsonObject | None = None
     """Settings of one model family (see the model-specific parameters), as a JSON object: `{"max_pixels": 602112}`.
     Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""

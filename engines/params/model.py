@@ -22,9 +22,9 @@ class ModelParams(Params):
     model_revision: str | None = None
     """Branch, tag or commit of a model on the hub. The repository's main branch unless given."""
     torch_dtype: DType | None = None
-    """Type of the weights and of the computation. The type named in config.json unless given; only on a CPU without
-    bf16 instructions do bfloat16 checkpoints then run in float32, because every bfloat16 value is also a float32 value
-    and such a CPU computes far faster in float32."""
+    """Type of the weights and of the computation. The type named in config.json unless given, but float32 on a CPU
+    that has no instructions for that type: every bfloat16 or float16 value is also a float32 value, and such a CPU
+    computes several times faster in float32."""
     task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
     """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
     attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None

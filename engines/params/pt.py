@@ -15,8 +15,9 @@ class PtEngineParams(Params):
     """Tokens of one page of the KV cache: small pages share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""
     kv_cache_memory: float | None = Field(None, gt=0)
-    """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights, on a CPU a
-    part of the free memory, and never more than `max_num_seqs` full-length sequences can fill."""
+    """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
+    as the weights take, 0.5 to 4 GiB, and at most a quarter of the free memory. Never more than `max_num_seqs`
+    sequences of full length can fill."""
     enable_prefix_caching: bool = True
     """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
     max_num_queued_reqs: int = Field(256, ge=0)

@@ -20,18 +20,23 @@ def built_modules() -> list[Path]:
 
 
 def reads(tree: ast.Module) -> Iterator[str]:
-    """Names read as `params.NAME`, `something.params.NAME`, or by `params.model_dump(include={"NAME"})`."""
+    """Names read as `params.NAME` or `something.params.NAME`, or in a set that `model_dump(include=...)` takes."""
     nodes = list(ast.walk(tree))
     imports = any(isinstance(node, ast.ImportFrom) and "engines.params" in (node.module or "") for node in nodes)
     holds = any(isinstance(node, ast.Attribute) and node.attr == "params" for node in nodes)
+    sets = {
+        target.id: node.value for node in nodes if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }  # fmt: skip
     for node in nodes:
         match node:
             case ast.Attribute(value=ast.Attribute(attr="params"), attr=name):
                 yield name
             case ast.Attribute(value=ast.Name(id="params"), attr=name) if imports or holds:
                 yield name
-            case ast.keyword(arg="include", value=ast.Set(elts=elements)):
-                yield from (str(element.value) for element in elements if isinstance(element, ast.Constant))
+            case ast.keyword(arg="include", value=value):
+                named = sets.get(value.id, value) if isinstance(value, ast.Name) else value
+                yield from (str(word.value) for word in ast.walk(named) if isinstance(word, ast.Constant))
 
 
 def parameters_read() -> set[str]:
