@@ -12,7 +12,7 @@ HONOURED: frozenset[str] = frozenset(
         "gpu_memory_utilization", "enable_prefix_caching", "max_num_queued_reqs", "threads", "max_logprobs",
         # prompts, and what requests do not say
         "chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens", "temperature", "top_k",
-        "top_p", "repetition_penalty", "num_beams", "stop_words", "logprobs",
+        "top_p", "repetition_penalty", "num_beams", "stop_words",
         # the server
         "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
         "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
