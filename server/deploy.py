@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
@@ -24,20 +23,26 @@ CLOSING_SECONDS = 5
 
 def run(params: DeployParams) -> int:
     """Serve until a signal; return the exit status."""
-    from engines.build import build_engine
-    from engines.loading import load_generation_config, load_tokenizer
-
     configure_logging()
     try:
         listener = listen(params.host, params.port)
-        where = {"revision": params.model_revision, "token": params.hub_token}
-        tokenizer = load_tokenizer(params.model or "", **where)
-        recommended = load_generation_config(params.model or "", **where).to_dict()
-        serving = make_serving(build_engine(params), tokenizer, params, recommended)
+        serving = load(params)
     except TuneserveError as error:
-        print(f"tuneserve deploy: {error}", file=sys.stderr)  # noqa: T201 (the command line's own voice)
+        logger.error("%s", error)
         return 1
     return serve(serving, listener)
+
+
+def load(params: DeployParams) -> Serving:
+    """What `params` names: the engine, not started, and everything that surrounds it. Raises UnsupportedModel."""
+    from engines.build import build_engine
+    from engines.loading import load_generation_config, load_tokenizer
+
+    assert params.model is not None, "the command line asks for one"
+    engine = build_engine(params)
+    tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
+    generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
+    return make_serving(engine, tokenizer, params, generation.to_dict())
 
 
 def configure_logging() -> None:

@@ -60,5 +60,5 @@ def _request_id(headers: Headers) -> str:
 
 def _log(scope: Scope, status: int, seconds: float, request_id: str) -> None:
     client = scope["client"][0] if scope["client"] else "-"
-    path = ascii(scope["path"])[1:201]
+    path = ascii(scope["path"])[1:-1][:200]  # a line of log stays a line
     access.info("%s %s %s %d %.3fs %s", client, scope["method"], path, status, seconds, request_id)

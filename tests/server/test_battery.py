@@ -9,7 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+SETTINGS = {
+    "max_tokens": 3,
+    "n": 2,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "logit_bias": {"5": 1},
+    "stop": ["x"],
+    "seed": 1,
+    "stop_token_ids": [7],
+    "bad_words": ["y"],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+}
 VALID: dict[str, dict] = {
+    "/v1/chat/completions": {"model": "echo", "messages": HELLO, "logprobs": True, "top_logprobs": 2, **SETTINGS},
+    "/v1/completions": {"model": "echo", "prompt": ["hello"], "logprobs": 2, **SETTINGS},
     "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
     "/tokenize": {"model": "echo", "prompt": "hello", "return_token_strs": True},
     "/detokenize": {"model": "echo", "tokens": [1, 2, 3]},
@@ -74,6 +89,92 @@ def test_malformed_bodies(client, path, data):
 @pytest.mark.parametrize("path", VALID)
 def test_bodies_without_a_length_are_limited_too(client, path):
     assert client.post(path, content=iter([b" " * 1_000_000] * 12), headers=JSON).status_code == 413
+
+
+def user(content: object) -> dict:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def schema(value: object) -> dict:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": value}}}
+
+
+def nested(levels: int) -> dict:
+    return {"type": "object", "properties": {"a": nested(levels - 1)} if levels else {}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 10**9},
+        {"n": 0},
+        {"n": -1},
+        {"max_tokens": 0},
+        {"max_tokens": 10**9},
+        {"temperature": -1},
+        {"temperature": 1e308},
+        {"top_p": 2},
+        {"top_logprobs": 10**6},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {"99999999": 1}},
+        {"logit_bias": {"1": 1000}},
+        {"stop": [""]},
+        {"stop": ["a"] * 100},
+        {"seed": 2**70},
+        {"stop_token_ids": [-1]},
+        {"stop_token_ids": [10**12]},
+        {"bad_words": [""]},
+        {"allowed_token_ids": []},
+        {"min_tokens": 10**6},
+        {"priority": 2**80},
+        {"stream_options": {"include_usage": True}},
+        {"messages": []},
+        {"messages": [[]]},
+        {"messages": [{}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "", "content": "a"}]},
+        {"messages": [{"role": "wizard", "content": "a"}]},
+        {"messages": [{"role": "tool", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a", "secret": 1}]},
+        {"messages": [1] * 200_000},
+        user(None),
+        user([]),
+        user([{"type": "text"}]),
+        user([{"type": "nonsense", "text": "a"}]),
+        user([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]),
+        user("long " * 10_000),
+        user("a" * 5_000_000),
+        schema(1),
+        schema({"type": "nonsense"}),
+        schema({"type": "string", "pattern": "("}),
+        schema({"$ref": "#/nowhere"}),
+        schema({"$ref": "file:///etc/passwd"}),
+        schema(nested(60)),
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "nonsense"}},
+        {"response_format": 1},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"regex": "("}},
+        {"structured_outputs": {"regex": "(a{1000}){1000}"}},
+        {"structured_outputs": {"choice": []}},
+        {"structured_outputs": {"grammar": "nonsense ("}},
+        {"structured_outputs": {"json": "{"}},
+        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+        {"tools": 1},
+        {"tools": [1]},
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"chat_template_kwargs": {"messages": []}},
+        {"model": ""},
+        {"model": "../../etc/passwd"},
+    ],
+    ids=lambda fields: json.dumps(fields)[:60],
+)
+def test_chat_requests_that_cannot_be_honoured(client, fields):
+    reply = client.post("/v1/chat/completions", json=VALID["/v1/chat/completions"] | fields)
+    assert_clients_fault(reply)
+    assert "root:" not in reply.text  # no local file was read
 
 
 @pytest.mark.parametrize("path", VALID)
