@@ -68,7 +68,8 @@ class ModelRunner:
             config=hf_config,
             dtype=dtype,
             device_map="cpu" if on_cpu and device_map == "auto" else device_map,
-            attn_implementation="eager" if config.attn_impl == "eager" else None,
+            # What paged attention is checked against: the others leave out what they cannot do, as sdpa the softcap.
+            attn_implementation="eager",
             revision=config.revision,
             token=config.token,
         )
