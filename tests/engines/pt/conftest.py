@@ -1,0 +1,57 @@
+"""Tiny models on disk and loaded, each made once a session."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from engines.pt.runner import ModelRunner
+from tests.engines.pt.driving import Reference, cache_of, settings
+from tests.engines.pt.tiny import CONFIGS, save
+
+GetRunner = Callable[..., ModelRunner]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model, by its name in `tiny.CONFIGS`."""
+    known: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in known:
+            known[name] = save(CONFIGS[name](), tmp_path_factory.mktemp(name), tokenizer=True)
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference(folder: Callable[[str], Path]) -> Callable[[str], Reference]:
+    """The same model in plain transformers, with eager attention: the one that leaves nothing out."""
+    known: dict[str, Reference] = {}
+
+    def get(name: str) -> Reference:
+        if name not in known:
+            model = AutoModelForCausalLM.from_pretrained(folder(name), attn_implementation="eager").eval()
+            known[name] = Reference(model)
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def runner(folder: Callable[[str], Path]) -> GetRunner:
+    """The same model in the engine. `pages` bounds the cache; the rest is as in `PtConfig`."""
+    known: dict[tuple[str, str], ModelRunner] = {}
+
+    def get(name: str, *, pages: int | None = None, **changes: Any) -> ModelRunner:
+        if pages is not None:
+            changes["kv_cache_memory"] = cache_of(pages, get(name))
+        key = (name, repr(sorted(changes.items())))
+        if key not in known:
+            known[key] = ModelRunner(settings(folder(name), **changes))
+        return known[key]
+
+    return get
