@@ -35,11 +35,12 @@ class PtEngine:
 
     def __init__(self, config: PtConfig, *, max_num_queued_reqs: int) -> None:
         self._config = config
-        self._most = config.max_num_seqs + max_num_queued_reqs
+        self._max_num_queued_reqs = max_num_queued_reqs
         self._supervisor = Supervisor(self._start_process, self._fail_all)
         self._capabilities: Capabilities | None = None
         self._pending: dict[str, _Pending] = {}
-        self._sequences = 0
+        self._sent = 0
+        self._received = 0  # of those sent, how many `_stats` knows of
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._stats = EngineStats()
@@ -123,7 +124,7 @@ class PtEngine:
             return f"its process ended with {_status(await asyncio.to_thread(process.wait))}"
 
     def _dispatch(self, step: wire.Step) -> None:
-        self._stats = _sum(step.stats, self._before)
+        self._stats, self._received = _sum(step.stats, self._before), step.received
         for request_id, output in step.outputs:
             pending = self._pending.get(request_id)
             if pending is not None and output.index in pending.open:
@@ -140,14 +141,14 @@ class PtEngine:
     def _fail_all(self, reason: str) -> None:
         self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS})
         self._stats = self._before
+        self._sent = self._received = 0
         for pending in self._pending.values():
             pending.queue.put_nowait(EngineFailure(f"the engine ended while it ran this request: {reason}"))
 
     # ---- requests
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
-        seats = max(request.n, request.sampling.num_beams)
-        pending = self._take(request.request_id, set(range(request.n)), seats)
+        pending = self._take(request.request_id, set(range(request.n)))
         try:
             self._send(wire.Generate(request))
             while pending.open or not pending.queue.empty():
@@ -158,7 +159,7 @@ class PtEngine:
                 if isinstance(item, TokenOutput):
                     yield item
         finally:
-            self._release(request.request_id, seats)
+            del self._pending[request.request_id]
             if pending.open and self._supervisor.health.state is EngineState.READY:
                 self._send(wire.Abort(request.request_id))
 
@@ -170,7 +171,7 @@ class PtEngine:
             self._send(wire.Finish(request_id, index))
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
-        pending = self._take(request.request_id, {0}, 1)
+        pending = self._take(request.request_id, {0})
         try:
             self._send(wire.Embed(request))
             item = await pending.queue.get()
@@ -180,24 +181,22 @@ class PtEngine:
             assert isinstance(item, list), "an embedding request yields one embedding"
             return item
         finally:
-            self._release(request.request_id, 1)
+            del self._pending[request.request_id]
             if pending.open and self._supervisor.health.state is EngineState.READY:
                 self._send(wire.Abort(request.request_id))
 
-    def _take(self, request_id: str, outputs: set[int], seats: int) -> _Pending:
+    def _take(self, request_id: str, outputs: set[int]) -> _Pending:
         """Admit a request, or raise EngineUnavailable or QueueFull."""
         state = self._supervisor.health.state
         if state is not EngineState.READY:
             raise EngineUnavailable(f"the engine is {state}")
-        if self._sequences and self._sequences + seats > self._most:
-            raise QueueFull(f"{len(self._pending)} requests are running or waiting already; try again later")
-        self._sequences += seats
+        free_seats = self._config.max_num_seqs - self._stats.running
+        waiting = self._stats.waiting + max(0, self._sent + 1 - self._received - free_seats)
+        if waiting > self._max_num_queued_reqs:
+            raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
+        self._sent += 1
         self._pending[request_id] = pending = _Pending(outputs)
         return pending
-
-    def _release(self, request_id: str, seats: int) -> None:
-        del self._pending[request_id]
-        self._sequences -= seats
 
     def _send(self, message: wire.ToEngine) -> None:
         assert self._writer is not None, "the engine has been started"

@@ -6,7 +6,6 @@ compiled in a second thread, so that a large schema does not hold up the request
 
 import ctypes
 import logging
-import os
 import select
 import signal
 import socket
@@ -82,6 +81,7 @@ class EngineProcess:
         self._compiling: dict[str, tuple[GenerationRequest, Future[GrammarState]]] = {}
         self._compiled, self._wake = socket.socketpair()
         self._failed_steps = 0
+        self._received = 0
 
     def run(self) -> None:
         """Step until the server goes. Raises Closed then, EngineFailure where steps keep failing."""
@@ -90,6 +90,7 @@ class EngineProcess:
                 select.select([self._connection.socket, self._compiled], [], [])
             report = StepReport()
             for message in self._connection.receive():
+                self._received += isinstance(message, (wire.Generate, wire.Embed))
                 self._handle(message, report)
             self._add_compiled(report)
             self._step(report)
@@ -148,7 +149,9 @@ class EngineProcess:
 
     def _tell(self, report: StepReport) -> None:
         failures = [(request_id, wire.take_apart(error)) for request_id, error in report.errors]
-        self._connection.send(wire.Step(self._core.stats(), report.outputs, report.embeddings, failures))
+        self._connection.send(
+            wire.Step(self._core.stats(), self._received, report.outputs, report.embeddings, failures)
+        )
 
 
 def serve(connection: Connection) -> None:
@@ -207,9 +210,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     disable_progress_bar()
-    logging.basicConfig(
-        level=os.environ.get("TUNESERVE_LOG_LEVEL", "INFO"), format="%(levelname)s pt engine: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     serve(Connection(socket.socket(fileno=int(sys.argv[1]))))
 
 

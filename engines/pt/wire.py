@@ -62,6 +62,8 @@ class Step(msgspec.Struct, tag=True):
     """Everything that one step has to tell."""
 
     stats: EngineStats
+    received: int
+    """How many requests the process has taken in since it started: `stats` knows of these."""
     outputs: list[tuple[str, TokenOutput]] = []
     embeddings: list[tuple[str, list[float]]] = []
     failures: list[tuple[str, Failure]] = []
