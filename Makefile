@@ -57,7 +57,7 @@ format: $(READY) ## Format the code, and mend what can be mended
 	$(BIN)/ruff format .
 
 bench: $(READY) ## Measure our server beside its peers, on a quiet machine
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/python -m benchmarks.serving $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
 
 docs: $(READY) ## Write docs/parameters.md from the schema
 	$(BIN)/python -m server.docs

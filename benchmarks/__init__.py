@@ -1,0 +1,1 @@
+"""What is measured, beside whom. `make bench` runs `serving`."""

