@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.environments import ROOT
-from benchmarks.servers import SERVERS, Server, Setting
+from benchmarks.servers import SERVERS, Server, Setting, with_port
 from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -224,7 +224,7 @@ def servers(rows: list[Row], setting: Setting) -> list[dict[str, Any]]:
     return [
         {
             "server": server.name,
-            "command": shlex.join(server.command(setting)),
+            "command": shlex.join(server.command(with_port(setting, server))),
             "variables": {"OMP_NUM_THREADS": str(setting.threads), **server.variables},
             "body": {mode: server.body(sampling) for mode, sampling in MODES.items()},
             "versions": versions(server),
@@ -282,7 +282,8 @@ def tables(document: dict[str, Any]) -> str:
     ratios = [["", "value", "target"]]
     ratios += [[c["what"], f"{c['value']:.2f}", verdict(c)] for c in document["comparisons"]]
     missing = [f"- {_where(row)}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row]
-    return "\n\n".join(part for part in (_table(cells), _table(ratios), "\n".join(missing)) if part)
+    full = [_table(table) for table in (cells, ratios) if len(table) > 1]
+    return "\n\n".join([*full, "\n".join(missing)]).strip()
 
 
 def as_markdown(document: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.environments import Environment, VllmCpu
@@ -147,3 +147,8 @@ SERVERS = (
         body=ignore_eos,
     ),
 )
+
+
+def with_port(setting: Setting, server: Server) -> Setting:
+    """A port for each: the last server's closed connections linger on its own, and some then take another unasked."""
+    return replace(setting, port=setting.port + SERVERS.index(server))

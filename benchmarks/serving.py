@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
-from benchmarks.servers import SERVERS, Server, Setting
+from benchmarks.servers import SERVERS, Server, Setting, with_port
 from benchmarks.workload import MODES, Load, make_prompts
 from engines.loading import choose_dtype, load_config, load_tokenizer
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     report.check_quiet()
     began = time.time()
     for server in ready:
-        results += measure_server(server, setting, arguments)
+        results += measure_server(server, with_port(setting, server), arguments)
         report.write(results, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
     document = report.write(results, setting, arguments, time.time() - began)
     sys.stdout.write(f"\n{report.tables(document)}\n")
@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", type=int, help="of every server (default: the physical cores)")
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
-    add("--port", type=int, default=8199)
+    add("--port", type=int, default=8190, help="the first of one for each server")
     add("--torch-index", help="one more package index for the peers' environments")
     return parser.parse_args(argv)
 
