@@ -1,0 +1,63 @@
+"""The benchmark's client against a real server."""
+
+import socket
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from benchmarks.client import Client
+from benchmarks.driver import run_concurrently
+from benchmarks.workload import Load
+from tests.server.process import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = ServerProcess.echo(params={"served_model_name": "bench", "verbose": False})
+    try:
+        url = server.wait_until_listening()
+        wait_until_connectable(url)
+        yield url
+    finally:
+        server.close()
+
+
+def wait_until_connectable(url: str) -> None:
+    """The port is announced a moment before it is open."""
+    address = urlsplit(url)
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex((address.hostname, address.port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"{url} did not open")
+
+
+def make_load(**changes: object) -> Load:
+    messages = [[{"role": "user", "content": f"a sentence to repeat, number {number}"}] for number in range(5)]
+    return Load(
+        **{"messages": messages, "concurrency": 2, "sampling": {"temperature": 0.0}, "output_tokens": 6} | changes
+    )
+
+
+async def test_every_request_is_answered_with_its_tokens_counted_and_its_pieces_timed(url: str) -> None:
+    answers = await run_concurrently(make_load(), Client(url, "bench").ask)
+
+    assert len(answers) == 5
+    assert [answer.error for answer in answers] == [""] * 5
+    assert all(answer.output_tokens == 6 and answer.prompt_tokens > 0 for answer in answers)
+    assert all(answer.started <= answer.arrivals[0] <= answer.arrivals[-1] <= answer.ended for answer in answers)
+
+
+async def test_a_refusal_becomes_the_answers_error(url: str) -> None:
+    answers = await run_concurrently(make_load(extra={"no_such_field": 1}), Client(url, "bench").ask)
+
+    assert all("no_such_field" in answer.error for answer in answers)
+
+
+async def test_a_server_that_is_not_there_becomes_the_answers_error() -> None:
+    answers = await run_concurrently(make_load(), Client("http://127.0.0.1:9", "bench").ask)
+
+    assert all(answer.error for answer in answers)

@@ -1,0 +1,70 @@
+"""What a run of the serving benchmark concludes."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.report import comparisons, median_of, percentile, summarize, verdict
+
+
+def row(server: str, mode: str, concurrency: int, speed: float, **more: Any) -> dict[str, Any]:
+    head = {"server": server, "mode": mode, "concurrency": concurrency, "output_tokens_per_second": speed}
+    return head | {"startup_seconds": 9.0, "pss_mib": 1500.0} | more
+
+
+def test_percentiles_are_nearest_ranks_in_milliseconds() -> None:
+    seconds = [number / 1000 for number in range(100, 0, -1)]
+
+    assert percentile(seconds, 50) == pytest.approx(50)
+    assert percentile(seconds, 99) == pytest.approx(99)
+    assert percentile([], 50) is None
+
+
+def test_speed_is_of_the_tokens_that_were_really_made_and_failures_are_kept() -> None:
+    good = {
+        "started": 0.0,
+        "arrivals": [0.5, 0.6, 0.8],
+        "ended": 1.0,
+        "prompt_tokens": 128,
+        "output_tokens": 30,
+        "error": "",
+    }
+    bad = good | {"error": "status 500", "arrivals": [], "output_tokens": 0}
+
+    summary = summarize({"seconds": 2.0, "answers": [good, bad]}, cpu_seconds=3.0)
+
+    assert summary["output_tokens_per_second"] == 15
+    assert summary["tokens_per_cpu_second"] == 10
+    assert summary["ttft_p50_ms"] == 500
+    assert (summary["failed"], summary["first_error"]) == (1, "status 500")
+
+
+def test_the_median_of_repeats_adds_up_their_failures() -> None:
+    runs = [
+        {"cpu_seconds": 1.0, "failed": 1, "first_error": "a"},
+        {"cpu_seconds": 3.0, "failed": 2, "first_error": None},
+    ]
+
+    assert median_of(runs) == {"cpu_seconds": 2.0, "failed": 3, "first_error": "a"}
+
+
+def test_ours_is_divided_by_the_peer_of_the_same_concurrency_and_mode() -> None:
+    rows = [
+        row("tuneserve", "greedy", 32, 300.0),
+        row("tuneserve", "greedy", 8, 100.0),
+        row("swift", "greedy", 32, 150.0),
+        row("swift", "sampled", 32, 150.0),
+    ]
+
+    found = {comparison["what"]: comparison for comparison in comparisons(rows)}
+
+    assert found["tuneserve / swift, c=32, greedy"]["value"] == 2
+    assert verdict(found["tuneserve / swift, c=32, greedy"]) == "at least 1.5: reached"
+    assert "tuneserve / swift, c=32, sampled" not in found
+    assert verdict(found["tuneserve start-up, s"]) == "at most 15: reached"
+
+
+def test_a_target_that_is_missed_is_called_so() -> None:
+    rows = [row("tuneserve", "greedy", 8, 30.0), row("transformers", "greedy", 8, 10.0)]
+
+    assert verdict(comparisons(rows)[0]) == "at least 4: MISSED"
