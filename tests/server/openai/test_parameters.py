@@ -1,0 +1,403 @@
+"""Every parameter of a request reaches the engine or the text, or is refused by its name: none is ignored."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engines.capabilities import Capabilities
+from engines.echo import VOCAB_SIZE, EchoEngine
+from engines.types import GenerationRequest, Sampling, TokenOutput
+from server.openai.convert import UNSUPPORTED
+from server.openai.schema import ChatRequest, CompletionRequest
+from tests.server.openai.wire import Api
+
+PATHS = ("/v1/chat/completions", "/v1/completions")
+ASSISTANT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It"}]
+
+
+class RecordingEngine(EchoEngine):
+    """Remembers what it was asked. `changes` are to its capabilities."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.requests: list[GenerationRequest] = []
+        self.changes = changes
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), **self.changes)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        self.requests.append(request)
+        async for output in super().generate(replace(request, sampling=replace(request.sampling, num_beams=1))):
+            yield output
+
+
+@pytest.fixture
+def engine() -> RecordingEngine:
+    return RecordingEngine(unsupported=frozenset(), max_beams=8)
+
+
+@pytest.fixture
+def recording(make_api, engine: RecordingEngine) -> Api:
+    return make_api(engine=engine)
+
+
+# --- what reaches the engine
+
+SAMPLING: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None, "repetition_penalty": 1.0}),
+    ({"max_tokens": 7}, {"max_new_tokens": 7}),
+    ({"temperature": 0.3}, {"temperature": 0.3}),
+    ({"temperature": 0}, {"temperature": 0}),
+    ({"temperature": None}, {"temperature": 1.0}),
+    ({"top_p": 0.5}, {"top_p": 0.5, "top_k": 0}),
+    ({"top_p": 0}, {"top_p": 1.0, "top_k": 1}),
+    ({"top_k": 5}, {"top_k": 5}),
+    ({"top_k": -1}, {"top_k": 0}),
+    ({"min_p": 0.1}, {"min_p": 0.1}),
+    ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+    ({"frequency_penalty": -0.5}, {"frequency_penalty": -0.5}),
+    ({"presence_penalty": 1.5}, {"presence_penalty": 1.5}),
+    ({"logit_bias": {"65": -100, "66": 2.5}}, {"logit_bias": {65: -100, 66: 2.5}}),
+    ({"seed": 42}, {"seed": 42}),
+    ({"seed": -(2**63)}, {"seed": -(2**63)}),
+    ({"min_tokens": 2}, {"min_new_tokens": 2}),
+    ({"ignore_eos": True, "max_tokens": 9}, {"ignore_eos": True}),
+    ({"stop_token_ids": [104, 105]}, {"stop_token_ids": (104, 105)}),
+    ({"allowed_token_ids": [104, 258]}, {"allowed_token_ids": (104, 258)}),
+    ({"bad_words": ["ab"]}, {"bad_words_ids": ((97, 98), (32, 97, 98))}),
+    ({"prompt_logprobs": 3}, {"prompt_logprobs": 3}),
+    ({"num_beams": 4}, {"num_beams": 4, "temperature": 0}),
+    ({"use_beam_search": True, "n": 3}, {"num_beams": 3}),
+    ({"use_beam_search": True}, {"num_beams": 1, "temperature": 0}),
+    ({"num_beams": 2, "length_penalty": 0.5}, {"length_penalty": 0.5}),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("body", "expected"), SAMPLING, ids=[", ".join(body) or "nothing" for body, _ in SAMPLING])
+def test_sampling_parameters_reach_the_engine(recording, engine, path, body, expected):
+    reply = recording.client.post(path, json={"model": "echo", **MINIMAL[path], **body})
+    assert reply.status_code == 200, reply.text
+    (request,) = engine.requests
+    assert {name: getattr(request.sampling, name) for name in expected} == expected
+
+
+MINIMAL: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+    "/v1/completions": {"prompt": "hello"},
+}
+
+
+def test_n_and_priority_reach_the_engine(recording, engine):
+    recording.chat(n=3, priority=-2)
+    recording.complete(n=2, priority=5)
+    assert [(request.n, request.priority) for request in engine.requests] == [(3, -2), (2, 5)]
+
+
+def test_logprobs_reach_the_engine(recording, engine):
+    recording.chat(logprobs=True)
+    recording.chat(logprobs=True, top_logprobs=4)
+    recording.chat(logprobs=False)
+    recording.complete(logprobs=0)
+    recording.complete(logprobs=5)
+    recording.complete()
+    assert [request.sampling.logprobs for request in engine.requests] == [0, 4, None, 0, 5, None]
+
+
+def test_best_of_asks_for_that_many_outputs_and_their_scores(recording, engine):
+    recording.complete(best_of=4, n=2)
+    (request,) = engine.requests
+    assert (request.n, request.sampling.logprobs) == (4, 0)
+
+
+def test_every_request_has_an_id_of_its_own(recording, engine):
+    for _ in range(2):
+        recording.complete(["a", "b"])
+    assert len({request.request_id for request in engine.requests}) == 4
+
+
+# --- whose default counts
+
+GENERATION_CONFIG = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
+
+
+def sampling_of(api: Api, engine: RecordingEngine, **body: Any) -> Sampling:
+    api.chat(**body)
+    return engine.requests[-1].sampling
+
+
+def test_the_models_generation_config_comes_before_openais_defaults(make_api, engine):
+    api = make_api(engine=engine, generation_config={**GENERATION_CONFIG, "eos_token_id": 2, "top_h": None})
+    sampling = sampling_of(api, engine)
+    assert {name: getattr(sampling, name) for name in GENERATION_CONFIG} == GENERATION_CONFIG
+
+
+def test_the_servers_parameters_come_before_the_models(make_api, engine):
+    params = {"temperature": 0.0, "top_p": 0.5, "top_k": 0, "repetition_penalty": 1.5, "max_new_tokens": 3}
+    sampling = sampling_of(make_api(engine=engine, generation_config=GENERATION_CONFIG, **params), engine)
+    assert {name: getattr(sampling, name) for name in params} == params
+    assert sampling.min_p == 0.1
+
+
+def test_the_request_comes_before_all(make_api, engine):
+    api = make_api(engine=engine, generation_config=GENERATION_CONFIG, temperature=0.0, max_new_tokens=3)
+    asked = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0, "repetition_penalty": 1.0}
+    sampling = sampling_of(api, engine, **asked, max_tokens=5)
+    assert {name: getattr(sampling, name) for name in asked} == asked
+    assert sampling.max_new_tokens == 5
+
+
+def test_the_servers_limit_holds_for_completions_too(make_api, engine):
+    api = make_api(engine=engine, max_new_tokens=3)
+    assert api.complete("hello")["choices"][0]["text"] == "hel"
+
+
+def test_the_servers_stop_words_are_added_to_the_requests(make_api):
+    api = make_api(stop_words=("l",))
+    assert api.chat("hello")["choices"][0]["message"]["content"] == "he"
+    assert api.chat("hello", stop="e")["choices"][0]["message"]["content"] == "h"
+
+
+def test_the_servers_beams_are_searched_unless_the_request_says_otherwise(make_api, engine):
+    api = make_api(engine=engine, num_beams=3)
+    assert sampling_of(api, engine).num_beams == 3
+    assert sampling_of(api, engine, num_beams=1).num_beams == 1
+    assert sampling_of(api, engine, use_beam_search=False).num_beams == 1
+
+
+# --- what changes the text
+
+
+def test_special_tokens_are_shown_where_asked_for(api):
+    assert api.chat("hi", skip_special_tokens=False)["choices"][0]["message"]["content"] == "hi<|im_end|>"
+    assert api.complete("hi", skip_special_tokens=False)["choices"][0]["text"] == "hi<|im_end|>"
+
+
+def test_stop_strings_wait_for_min_tokens(api):
+    assert api.chat("aXbXc", stop="X", min_tokens=2)["choices"][0]["message"]["content"] == "aXb"
+
+
+def test_a_stop_token_is_told_as_the_reason(api):
+    (choice,) = api.chat("hello", stop_token_ids=[ord("l")])["choices"]
+    assert (choice["message"]["content"], choice["stop_reason"]) == ("he", ord("l"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"user": "u"},
+        {"metadata": {"a": "b"}},
+        {"store": False},
+        {"service_tier": "auto"},
+        {"service_tier": "default"},
+        {"safety_identifier": "s"},
+        {"prompt_cache_key": "k"},
+        {"prompt_cache_retention": "in_memory"},
+        {"modalities": ["text"]},
+        {"verbosity": "medium"},
+        {"parallel_tool_calls": None},
+        {"stream_options": None},
+        {"tools": None, "tool_choice": None, "response_format": None},
+        {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"logit_bias": {}},
+        {"bad_words": []},
+        {"stop_token_ids": []},
+    ],
+    ids=lambda body: ", ".join(body),
+)
+def test_what_asks_for_nothing_is_accepted(api, body):
+    assert api.chat("hello", **body)["choices"][0]["message"]["content"] == "hello"
+
+
+def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api):
+    shout = "{{ messages[0].content }} {{ reasoning_effort }}"
+    answer = make_api(chat_template=shout).chat("think", reasoning_effort="high", return_token_ids=True)
+    assert bytes(answer["prompt_token_ids"]) == b"think high"
+    switch = "{{ messages[0].content }} {{ enable_thinking }}"
+    answer = make_api(chat_template=switch).chat("think", reasoning_effort="none", return_token_ids=True)
+    assert bytes(answer["prompt_token_ids"]) == b"think False"
+
+
+def test_chat_template_kwargs_are_variables_of_the_template(make_api):
+    api = make_api(chat_template="{{ messages[0].content }} {{ style }}")
+    answer = api.chat("hi", chat_template_kwargs={"style": "bold"}, return_token_ids=True)
+    assert bytes(answer["prompt_token_ids"]) == b"hi bold"
+
+
+# --- what is refused
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "n"),
+    ({"n": 129}, "n"),
+    ({"n": True}, "n"),
+    ({"n": 1.5}, "n"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 1.1}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"frequency_penalty": 2.1}, "frequency_penalty"),
+    ({"presence_penalty": -2.1}, "presence_penalty"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"seed": 2**63}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": []}, "stop"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": 5}, "stop"),
+    ({"logit_bias": {"65": 101}}, "logit_bias.65"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias"),
+    ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"bad_words": [""]}, "bad_words[0]"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    ({"stream": "yes"}, "stream"),
+    ({"length_penalty": 2.0}, "length_penalty"),
+    ({"num_beams": 2, "n": 3}, "n"),
+    ({"num_beams": 2, "use_beam_search": False}, "use_beam_search"),
+    ({"num_beams": 2, "temperature": 0.7}, "temperature"),
+    ({"num_beams": 2, "seed": 1}, "seed"),
+    ({"num_beams": 9}, "num_beams"),
+    ({"model": "other"}, "model"),
+    ({"model": 5}, "model"),
+    ({"colour": "red"}, "colour"),
+    ({"colour": None}, "colour"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("body", "param"), REFUSED, ids=[", ".join(map(str, body.items())) for body, _ in REFUSED])
+def test_values_that_cannot_be_meant_are_refused_by_name(recording, path, body, param):
+    refusal = recording.refusal(path, **body)
+    assert (refusal.status, refusal.param) == (404 if refusal.code == "model_not_found" else 400, param)
+
+
+REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": []}, "messages", "invalid_request"),
+    ({"messages": [{"role": "", "content": "x"}]}, "messages[0].role", "invalid_request"),
+    ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_request"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "invalid_request"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]},
+        "messages[0].content[0]",
+        "unsupported_parameter",
+    ),
+    ({"max_tokens": 0}, "max_tokens", "invalid_request"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_request"),
+    ({"max_completion_tokens": 10**6}, "messages", "context_length_exceeded"),
+    ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "context_length_exceeded"),
+    ({"top_logprobs": 3}, "top_logprobs", "invalid_request"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
+    ({"logprobs": 5}, "logprobs", "invalid_request"),
+    ({"echo": True}, "echo", "invalid_request"),
+    ({"continue_final_message": True}, "continue_final_message", "invalid_request"),
+    (
+        {"messages": ASSISTANT, "continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "invalid_request",
+    ),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "invalid_request"),
+    ({"chat_template": "x"}, "chat_template", "unknown_parameter"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
+    ({"store": True}, "store", "unsupported_parameter"),
+    ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
+    ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
+    ({"audio": {"voice": "a", "format": "wav"}}, "audio", "unsupported_parameter"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction", "unsupported_parameter"),
+    ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
+    ({"moderation": {}}, "moderation", "unsupported_parameter"),
+    ({"verbosity": "low"}, "verbosity", "unsupported_parameter"),
+    ({"prompt_cache_options": {}}, "prompt_cache_options", "unsupported_parameter"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "unsupported_parameter"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+    ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
+    ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "invalid_request"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"), REFUSED_CHAT, ids=[f"{param}: {code}" for _, param, code in REFUSED_CHAT]
+)
+def test_chats_that_cannot_be_honoured_are_refused_by_name(api, body, param, code):
+    refusal = api.refused_chat(**body)
+    assert (refusal.status, refusal.param, refusal.code) == (400, param, code)
+
+
+REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": []}, "prompt", "invalid_request"),
+    ({"prompt": ""}, "prompt", "invalid_request"),
+    ({"prompt": ["a", ""]}, "prompt", "invalid_request"),
+    ({"prompt": [1, True]}, "prompt", "invalid_request"),
+    ({"prompt": [[1], "a"]}, "prompt", "invalid_request"),
+    ({"prompt": [VOCAB_SIZE]}, "prompt", "invalid_request"),
+    ({"prompt": "x" * 5000}, "prompt", "context_length_exceeded"),
+    ({"max_tokens": 5000}, "prompt", "context_length_exceeded"),
+    ({"logprobs": True}, "logprobs", "invalid_request"),
+    ({"logprobs": 21}, "logprobs", "invalid_request"),
+    ({"best_of": 21}, "best_of", "invalid_request"),
+    ({"best_of": 2, "n": 3}, "best_of", "invalid_request"),
+    ({"best_of": 2, "stream": True}, "best_of", "invalid_request"),
+    ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ({"tools": []}, "tools", "unknown_parameter"),
+    ({"messages": []}, "messages", "unknown_parameter"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    REFUSED_COMPLETION,
+    ids=[", ".join(map(str, body.items()))[:60] for body, _, _ in REFUSED_COMPLETION],
+)
+def test_completions_that_cannot_be_honoured_are_refused_by_name(api, body, param, code):
+    refusal = api.refused_completion(**body)
+    assert (refusal.status, refusal.param, refusal.code) == (400, param, code)
+
+
+def test_what_is_called_unsupported_is_a_field_of_a_request():
+    assert UNSUPPORTED.keys() <= ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
+
+
+# --- what an engine cannot do
+
+ENGINE_CANNOT: list[tuple[str, dict[str, Any], str]] = [
+    ("top_k", {"top_k": 5}, "top_k"),
+    ("seed", {"seed": 1}, "seed"),
+    ("bad_words_ids", {"bad_words": ["a"]}, "bad_words"),
+    ("min_new_tokens", {"min_tokens": 1}, "min_tokens"),
+    ("n", {"n": 2}, "n"),
+    ("priority", {"priority": 1}, "priority"),
+    ("logit_bias", {"logit_bias": {"1": 1}}, "logit_bias"),
+    ("prompt_logprobs", {"prompt_logprobs": 1}, "prompt_logprobs"),
+    ("num_beams", {"num_beams": 2}, "num_beams"),
+    ("structured", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("structured", {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("name", "body", "param"), ENGINE_CANNOT, ids=[param for _, _, param in ENGINE_CANNOT])
+def test_what_the_engine_cannot_honour_is_refused_by_its_wire_name(make_api, path, name, body, param):
+    api = make_api(engine=RecordingEngine(unsupported=frozenset({name}), max_beams=8))
+    refusal = api.refusal(path, **body)
+    assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")
+    assert api.refusal(path, model="other").code == "model_not_found"
+
+
+def test_kinds_of_constraints_that_the_engine_lacks_are_refused(make_api):
+    api = make_api(engine=RecordingEngine(structured=frozenset({"json_object"})))
+    assert api.refused_chat(structured_outputs={"regex": "a"}).param == "structured_outputs"
+    api.chat('{"a": 1}', response_format={"type": "json_object"})
