@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from engines.errors import InvalidRequest
+from engines.grammar_check import problem_within_limits
 from engines.types import Structured, StructuredKind
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ JSON_OPTIONS: "JsonCompileOptions" = {
 }
 UNFORESEEN = '%llguidance {"no_forcing": true}\n'
 MAX_TEXT = 256 * 1024
+PLAIN_TEXT = 16 * 1024
 MAX_REGEX = 16 * 1024
 MAX_GRAMMAR = 128 * 1024
 GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
@@ -65,14 +67,23 @@ def to_lark_rule(structured: Structured) -> str:
 
 
 def validate(structured: Structured, param: str | None = None) -> None:
-    """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint. Bounded in time and memory."""
+    """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint.
+
+    Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a tenth of
+    a second the first time; the worst takes seconds: call it in a thread.
+    """
     try:
         grammar = to_llguidance(structured)
-        problem = _compile_problem(grammar) or _first_step_problem(grammar)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
+    problem = problem_of(grammar) if _is_plain(structured.kind, grammar) else problem_within_limits(grammar)
     if problem:
         raise InvalidRequest(f"Invalid {NAMES[structured.kind]}: {_shorten(problem)}", param=param)
+
+
+def problem_of(grammar: str) -> str | None:
+    """Say why llguidance cannot run a grammar, None where it can. May take for ever: see `grammar_check`."""
+    return _compile_problem(grammar) or _first_step_problem(grammar)
 
 
 def parser_limits() -> LLParserLimits:
@@ -84,6 +95,7 @@ def parser_limits() -> LLParserLimits:
     return LLParserLimits(
         initial_lexer_fuel=200_000,
         step_lexer_fuel=50_000,
+        max_lexer_states=50_000,
         max_grammar_size=200_000,
         verbose_errors=False,
     )
@@ -206,6 +218,15 @@ def _children(node: Any) -> list[Any]:
     if isinstance(node, dict):
         return list(node.values())
     return node if isinstance(node, list) else []
+
+
+def _is_plain(kind: StructuredKind, grammar: str) -> bool:
+    """Whether the compiler is sure to be quick: not much text, no patterns to intersect or to tell apart."""
+    if len(grammar) > PLAIN_TEXT or '"patternProperties"' in grammar:
+        return False
+    if grammar.count('"pattern"') + grammar.count('"format"') > 1:
+        return False
+    return kind != "grammar" or not any(sign in grammar for sign in ("&", "~", "\\u"))
 
 
 def _compile_problem(grammar: str) -> str | None:

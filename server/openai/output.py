@@ -67,7 +67,8 @@ class OutputFormat:
     def plan(self, tools: ToolRequest, structured: Structured | None, prompt: str) -> "OutputPlan":
         """Settle how the answer to one request is constrained and read. `prompt` is the rendered text of it.
 
-        Raises InvalidRequest where what is asked for cannot be enforced. As costly as `read_structured`.
+        Raises InvalidRequest where what is asked for cannot be enforced. As costly as `read_structured`: call it in a
+        thread where there are tools or a constraint.
         """
         if tools.mode == "required" and self.tools is None:
             message = "This server leaves tool calls in the text (tool_call_parser is 'none'): none can be required"

@@ -16,9 +16,8 @@ OUTPUT_KINDS = "'json', 'regex', 'choice' or 'grammar'"
 def read_structured(response_format: Any, structured_outputs: Any = None) -> Structured | None:
     """Check the two fields, given as parsed JSON (None where the request has none), and return what they ask for.
 
-    Raises InvalidRequest for what is malformed or cannot be enforced, naming the field. Costs well under a millisecond for
-    what people write, and up to a second for the worst that is accepted: for bodies of more than some KB call it in a
-    thread.
+    Raises InvalidRequest for what is malformed or cannot be enforced, naming the field. As costly as
+    `engines.grammar.validate`: call it in a thread.
     """
     constraint = _of_response_format(response_format) if response_format is not None else None
     if structured_outputs is None:

@@ -179,5 +179,20 @@ def test_what_is_too_big_is_refused_before_it_costs_anything(kind: StructuredKin
         validate(structured(kind, value))
 
 
+PATTERNS = {"zip": {"type": "string", "pattern": "^[0-9]{5}$"}, "phone": {"type": "string", "pattern": "^[+][0-9 ]+$"}}
+
+
+def test_several_patterns_are_checked_in_a_process_of_its_own_and_accepted() -> None:
+    validate(structured("json_schema", {"type": "object", "properties": PATTERNS}))
+    with pytest.raises(InvalidRequest, match="look-ahead"):
+        validate(structured("json_schema", {"properties": {**PATTERNS, "bad": {"type": "string", "pattern": "(?!a)"}}}))
+
+
+def test_a_check_without_end_is_ended() -> None:
+    endless = {"patternProperties": {f"^a{i}b": {} for i in range(300)}}
+    with pytest.raises(InvalidRequest, match="too complex"):
+        validate(structured("json_schema", endless))
+
+
 def test_a_grammar_may_name_the_models_special_tokens() -> None:
     validate(structured("grammar", 'start: <|python_tag|> "a" <[12]>'))
