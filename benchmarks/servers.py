@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.environments import Environment, VllmCpu
+from benchmarks.workload import MODES
 
 MOST_AT_ONCE = 32
 NEVER = -1
@@ -41,6 +42,7 @@ class Server:
     variables: dict[str, str] = field(default_factory=dict)
     body: Callable[[dict[str, float]], dict[str, Any]] = lambda sampling: {}
     """What a request needs besides, given its sampling, to be of full length and sampled as asked."""
+    modes: tuple[str, ...] = tuple(MODES)
     one_mode: bool = False
     """It keeps the sampling of its first request for all: it is started anew for each mode."""
     most: int = MOST_AT_ONCE
@@ -117,8 +119,8 @@ def ignore_eos(sampling: dict[str, float]) -> dict[str, Any]:
 
 SERVERS = (
     Server("tuneserve", "tuneserve", ours, body=ignore_eos),
-    Server("engine", "tuneserve's engine alone, no HTTP", engine_alone, http=False),
-    Server("generate", "transformers generate, static batch, no HTTP", static_generate, http=False),
+    Server("engine", "tuneserve's engine alone, no HTTP", engine_alone, http=False, modes=("greedy",)),
+    Server("generate", "transformers generate, static batch, no HTTP", static_generate, http=False, modes=("greedy",)),
     Server(
         "transformers",
         "transformers serve",

@@ -94,11 +94,12 @@ def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server
 def measure_server(server: Server, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All measurements of one server: rows, the last of which may say why there are no more."""
     rows: list[dict[str, Any]] = []
-    lives = [[mode] for mode in arguments.modes] if server.one_mode else [arguments.modes]
+    modes = [mode for mode in arguments.modes if mode in server.modes]
+    lives = [[mode] for mode in modes] if server.one_mode else [modes] if modes else []
     try:
-        for modes in lives:
-            with started(server, setting, modes[0]) as (tree, driver, startup):
-                for mode in modes:
+        for life in lives:
+            with started(server, setting, life[0]) as (tree, driver, startup):
+                for mode in life:
                     for concurrency in arguments.concurrency:
                         row = measure(server, setting, tree, driver, mode, concurrency, arguments)
                         rows.append(row | {"startup_seconds": startup, **asdict(tree.peak)})
