@@ -53,9 +53,8 @@ class EngineCore:
         cache = self.runner.cache
         pool = PagePool(cache.num_pages, cache.page_size, prefix_caching=config.enable_prefix_caching)
         budget = config.max_num_batched_tokens or (2048 if self.runner.device.type == "cuda" else 256)
-        self.scheduler = Scheduler(
-            pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=max(budget, config.max_num_seqs)
-        )
+        self.scheduler = Scheduler(pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget)
+        self._report = StepReport()  # of the step that runs; kept here so that a step which fails loses nothing
         self._groups: dict[str, Group] = {}
         self._arrivals = 0
         self._seeds = None if config.seed is None else random.Random(config.seed)
@@ -77,7 +76,7 @@ class EngineCore:
         self._refuse(group)
         self._arrivals += 1
         sampling = request.sampling
-        if sampling.num_beams > 1:
+        if sampling.num_beams > 1 and sampling.max_new_tokens:
             group.beams = BeamSearch(
                 num_beams=sampling.num_beams,
                 length_penalty=sampling.length_penalty,
@@ -125,6 +124,11 @@ class EngineCore:
         group = self._groups.get(request_id)
         if group is None or group.beams is not None:
             return  # a beam is not an output
+        if not group.forked:
+            group.ended.add(index)
+            if len(group.ended) == group.request.n:
+                self.abort(request_id)
+            return
         for sequence in [s for s in group.sequences if s.index == index]:
             self._drop(sequence)
 
@@ -151,8 +155,10 @@ class EngineCore:
         What fails in it, fails alone: its request gets an error. An exception that leaves here concerns all requests
         of the step, which `fail_running` then ends.
         """
-        report = StepReport()
+        self._report = report = StepReport()
         chunks = self.scheduler.schedule()
+        if self.scheduler.stuck is not None:
+            self._fail(self.scheduler.stuck.group, _too_many_beams(self.scheduler), report)
         if not chunks:
             return report
         # 1. Whose logits are sampled from, new outputs of a shared prompt included; their masks are filled meanwhile.
@@ -172,8 +178,8 @@ class EngineCore:
         return report
 
     def fail_running(self, error: TuneserveError) -> StepReport:
-        """End all requests that take part in steps with an error."""
-        report = StepReport()
+        """End all requests that take part in steps with an error; what the failed step did get done is told too."""
+        report, self._report = self._report, StepReport()
         for group in {id(s.group): s.group for s in self.scheduler.running}.values():
             self._fail(group, error, report)
         return report
@@ -268,7 +274,14 @@ class EngineCore:
         groups = {id(s.group): s.group for s in sequences}.values()
         count = max(group.beams.candidates for group in groups if group.beams is not None)
         logits = result.logits[[ends[id(s)] for s in sequences]]
-        candidates = beam_candidates(logits, [s.sampler for s in sequences], None, count)
+        try:
+            candidates = beam_candidates(logits, [s.sampler for s in sequences], None, count)
+        except SamplingError as error:
+            for at, reason in error.failures.items():
+                self._fail(sequences[at].group, reason, report)
+            failed = {id(sequences[at].group) for at in error.failures}
+            self._search([s for s in sequences if id(s.group) not in failed], ends, result, report)
+            return
         for sequence, found in zip(sequences, candidates, strict=True):
             sequence.candidates = found
         for group in groups:
@@ -289,7 +302,10 @@ class EngineCore:
             child.sampler.accept(token)
         for parent_sequence in parents:
             self.scheduler.remove(parent_sequence)
-        if not step:
+        if not step and len(search.hypotheses()) < group.request.n:
+            message = f"the constraints leave fewer than the {group.request.n} outputs asked for"
+            self._fail(group, InvalidRequest(message, param="n"), report)
+        elif not step:
             for index, hypothesis in enumerate(search.hypotheses()):
                 ids = hypothesis.token_ids
                 output = TokenOutput(
@@ -332,6 +348,11 @@ class EngineCore:
     def _take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, report: StepReport) -> None:
         """Add a sampled token to its sequence, and end it where it ends."""
         group = sequence.group
+        if group.request.request_id not in self._groups:
+            return  # another of its outputs has just failed, and the request with it
+        if sequence.index in group.ended:
+            self._drop(sequence)
+            return
         sequence.tokens.append(token)
         sequence.sampler.accept(token)
         stops = token in group.request.sampling.stop_token_ids
@@ -398,6 +419,13 @@ def _refuse_beside_beams(request: GenerationRequest) -> None:
     for name in ("logprobs", "structured"):
         if getattr(sampling, name) is not None:
             raise UnsupportedParameter(f"{name} cannot be combined with beam search", param=name)
+
+
+def _too_many_beams(scheduler: Scheduler) -> InvalidRequest:
+    tokens = scheduler.pool.num_pages * scheduler.pool.page_size
+    return InvalidRequest(
+        f"the beams of this request do not fit the cache of {tokens} tokens at once", param="num_beams"
+    )
 
 
 def _wants_prompt(sequence: Sequence) -> bool:

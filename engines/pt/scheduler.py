@@ -34,6 +34,8 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Sequence] = []  # in order of admission
         self.waiting: list[Sequence] = []  # in order of `Group.order`
+        self.stuck: Sequence | None = None
+        """The first in line, where it can never be admitted: what it needs is held by its own sisters, which wait for it."""
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -56,9 +58,10 @@ class Scheduler:
         """Choose the next step's chunks and give each sequence the pages it needs. Decodes come first in the list."""
         budget = self.max_num_batched_tokens
         preemptions = self.preemptions
+        self.stuck = None
         chunks: list[Chunk] = []
         for sequence in sorted(self.running, key=_order):
-            if sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
+            if budget > 0 and sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
                 chunks.append(Chunk(sequence, 1))
                 budget -= 1
         # Making room may have preempted a sequence that was chosen before it.
@@ -70,12 +73,24 @@ class Scheduler:
                 budget -= chunks[-1].length
         if self.preemptions > preemptions:
             return chunks  # who just gave up pages must not take them back in the same step
-        while budget > 0 and self.waiting and self._admit(self.waiting[0]):
-            sequence = self.waiting.pop(0)
-            self.running.append(sequence)
-            chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
-            budget -= chunks[-1].length
+        while budget > 0 and self.waiting:
+            sequence = self.waiting[0]
+            if self._admit(sequence):
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
+                budget -= chunks[-1].length
+            elif chunks or not self._preempt_resting(sequence):
+                self.stuck = None if chunks else sequence
+                break
         return chunks
+
+    def _preempt_resting(self, first: Sequence) -> bool:
+        """Nothing moves: beams rest on what the first in line needs, and their sisters wait behind it. Preempt one."""
+        others = [sequence for sequence in self.running if sequence.group is not first.group]
+        if others:
+            self._preempt(max(others, key=_order))
+        return bool(others)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Make sure that a decode has a page for its next token; False if it had to give up its own pages."""

@@ -46,6 +46,8 @@ class Group:
     embed: bool = False
     """Wants the last hidden state, not tokens."""
     forked: bool = False
+    ended: set[int] = field(default_factory=set)
+    """Outputs that nobody wants any more, of those that had not begun when this was said."""
     beams: BeamSearch | None = None
     sequences: list[Sequence] = field(default_factory=list)
     """Those that have not finished."""
