@@ -28,8 +28,8 @@ class ModelParams(Params):
     task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
     """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
     attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None
-    """Attention kernel. `sdpa` unless given. Not every model runs with each of them: one that cannot is refused when
-    it is loaded."""
+    """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that cannot
+    is refused when it is loaded."""
     num_labels: int | None = Field(None, ge=1)
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
     rope_scaling: Literal["linear", "dynamic"] | None = None

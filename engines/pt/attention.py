@@ -17,21 +17,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from engines.errors import UnsupportedModel
 from engines.pt.kernels import build
 
 NAME = "tuneserve_paged"
+PROBE = "tuneserve_probe"
+"""For the first, throw-away forward pass that finds the shape of every layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer's cache must hold, found by running the model once."""
+    """What a layer's cache must hold and how far back its tokens look, found by running the model once."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
+    window: int
+    """Keys that a token sees, its own included; 0: all."""
     dtype: torch.dtype
     device: torch.device
 
@@ -48,6 +52,7 @@ class KVCache:
         self.num_pages = num_pages
         self.keys = {i: _pages(num_pages, page_size, s.kv_heads, s.key_dim, s) for i, s in layers.items()}
         self.values = {i: _pages(num_pages, page_size, s.kv_heads, s.value_dim, s) for i, s in layers.items()}
+        self.windows = {i: s.window for i, s in layers.items()}
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): page * page_size + offset."""
@@ -113,8 +118,10 @@ Attend = Callable[[Tensor, Tensor, Tensor, StepContext, float, int, float], Tens
 
 
 def register() -> None:
-    """Make `attn_implementation=NAME` known to transformers. No mask is registered: the model then builds none."""
+    """Make NAME and PROBE known to transformers. NAME has no mask registered: the model then builds none."""
     AttentionInterface.register(NAME, paged_attention_forward)
+    AttentionInterface.register(PROBE, probe_forward)
+    AttentionMaskInterface.register(PROBE, _window_as_mask)
 
 
 def paged_attention_forward(
@@ -124,38 +131,57 @@ def paged_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    step: "StepContext | ShapeProbe | None" = None,
+    *,
+    step: StepContext,
     **ignored: Any,  # dropout, position_ids and the like: nothing that changes a causal forward pass
 ) -> tuple[Tensor, None]:
     """The attention function that transformers' layers call; see `transformers.AttentionInterface`."""
-    if step is None:
-        raise UnsupportedModel(f"{type(module).__name__} does not hand its keyword arguments on to its attention")
-    if s_aux is not None:
-        raise UnsupportedModel(f"{type(module).__name__} uses attention sinks, which this engine does not compute")
     layer: int = module.layer_idx
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if isinstance(step, ShapeProbe):
-        step.layers[layer] = LayerShape(k.shape[1], k.shape[2], v.shape[2], k.dtype, k.device)
-        return torch.zeros_like(q[..., :1]).expand(*q.shape[:2], v.shape[2])[None], None
     here = step.on(q.device)
     here.cache.write(layer, here.slots, k, v)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = here.cache.keys[layer], here.cache.values[layer]
-    return here.attend(q.contiguous(), keys, values, here, scale, sliding_window or 0, softcap or 0.0)[None], None
+    window = here.cache.windows[layer]
+    return here.attend(q.contiguous(), keys, values, here, scale, window, softcap or 0.0)[None], None
 
 
-class ShapeProbe:
-    """Stands in for a StepContext in a first, throw-away forward pass that finds the shape of every layer's cache."""
+def probe_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    step: "dict[int, LayerShape] | None" = None,
+    **ignored: Any,
+) -> tuple[Tensor, None]:
+    """Note the layer's shape in `step`, and compute nothing. Raises UnsupportedModel for what cannot be paged."""
+    name = type(module).__name__
+    if step is None:
+        raise UnsupportedModel(f"{name} does not hand its keyword arguments on to its attention")
+    if s_aux is not None:
+        raise UnsupportedModel(f"{name} uses attention sinks, which this engine does not compute")
+    # Some layers are told their window by the mask alone.
+    window = sliding_window or 0 if attention_mask is None else int(attention_mask.flatten()[0])
+    if sliding_window and window != sliding_window:
+        raise UnsupportedModel(f"{name} has a window of {sliding_window} and a mask for a window of {window}")
+    kv_heads, key_dim, value_dim = key.shape[1], key.shape[3], value.shape[3]
+    step[module.layer_idx] = LayerShape(kv_heads, key_dim, value_dim, window, key.dtype, key.device)
+    return query.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
 
-    def __init__(self) -> None:
-        self.layers: dict[int, LayerShape] = {}
+
+def _window_as_mask(
+    batch_size: int, q_length: int, kv_length: int, local_size: int | None = None, **ignored: Any
+) -> Tensor:
+    """In place of a mask for PROBE: the size of its window, 0 where it has none."""
+    return torch.full((batch_size, 1, q_length, kv_length), local_size or 0)
 
 
 def choose(attn_impl: str | None, layers: dict[int, LayerShape]) -> Attend:
-    """Return the attention for these layers: by `attn_impl` where given (`eager` is `gather`), else the fastest.
+    """Return the attention for these layers: by `attn_impl` where given (`sdpa`, `eager`: `gather`), else the fastest.
 
     Raises UnsupportedModel where `flash_attn` is asked for and cannot be had.
     """
@@ -168,7 +194,7 @@ def choose(attn_impl: str | None, layers: dict[int, LayerShape]) -> Attend:
                 "attn_impl flash_attn needs a CUDA device and float16 or bfloat16", param="attn_impl"
             )
         return attend_varlen
-    if attn_impl == "eager":
+    if attn_impl in ("sdpa", "eager"):
         return attend_gather
     if on_cuda and half:
         return attend_varlen

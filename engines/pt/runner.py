@@ -15,7 +15,7 @@ from torch import Tensor
 from engines import loading
 from engines.errors import UnsupportedModel
 from engines.pt import attention, rope
-from engines.pt.attention import KVCache, LayerShape, ShapeProbe, StepContext
+from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.linear import pack_linears
 
@@ -79,9 +79,10 @@ class ModelRunner:
         self.vocab_size: int = text_config.vocab_size
         self._hidden: Tensor | None = None
         page_size = config.block_size or (256 if self.device.type == "cuda" else 32)
+        weights = sum(p.numel() * p.itemsize for p in self.model.parameters())
         with torch.inference_mode():
             layers = self._convert(config.attn_impl, page_size)
-        self.cache = KVCache(layers, self._num_pages(config, layers, page_size), page_size)
+        self.cache = KVCache(layers, self._num_pages(config, weights, layers, page_size), page_size)
         capacity = self.cache.num_pages * page_size
         if capacity < self.max_model_len:
             self._shorten(config, capacity)
@@ -101,8 +102,8 @@ class ModelRunner:
         expected = _reference(self.model, self._check_ids(), self.device)
         pack_linears(self.model)
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
-        self.model.set_attn_implementation(attention.NAME)
         layers = self._probe()
+        self.model.set_attn_implementation(attention.NAME)
         self._attend = attention.choose(attn_impl, layers)
         self._check(expected, layers, page_size)
         return layers
@@ -158,21 +159,21 @@ class ModelRunner:
 
     def _probe(self) -> dict[int, LayerShape]:
         """Run the model once to see what each layer's cache must hold."""
-        probe = ShapeProbe()
+        layers: dict[int, LayerShape] = {}
         ids = torch.tensor([self._check_ids()], device=self.device)
+        positions = torch.arange(ids.shape[1], device=self.device)[None]
         try:
-            self.model(
-                input_ids=ids, position_ids=torch.arange(11, device=self.device)[None], use_cache=False, step=probe
-            )
+            self.model.set_attn_implementation(attention.PROBE)
+            self.model(input_ids=ids, position_ids=positions, use_cache=False, step=layers)
         except UnsupportedModel:
             raise
         except Exception as error:
             raise UnsupportedModel(f"{self._name} fails on flat batches: {error}") from error
         expected = self.model.config.get_text_config().num_hidden_layers
-        if len(probe.layers) != expected:
-            message = f"only {len(probe.layers)} of the {expected} layers of {self._name} use the attention interface"
+        if len(layers) != expected:
+            message = f"only {len(layers)} of the {expected} layers of {self._name} use the attention interface"
             raise UnsupportedModel(message)
-        return probe.layers
+        return layers
 
     def _check(self, expected: tuple[Tensor, Tensor], layers: dict[int, LayerShape], page_size: int) -> None:
         """Compare two sequences, computed together in pieces, with plain forward passes of each alone."""
@@ -197,7 +198,7 @@ class ModelRunner:
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def _num_pages(self, config: PtConfig, layers: dict[int, LayerShape], page_size: int) -> int:
+    def _num_pages(self, config: PtConfig, weights: int, layers: dict[int, LayerShape], page_size: int) -> int:
         page_bytes = page_size * sum(shape.bytes_per_token for shape in layers.values())
         if config.kv_cache_memory is not None:
             memory = int(config.kv_cache_memory * GIB)
@@ -206,7 +207,6 @@ class ModelRunner:
             memory = int(total * config.gpu_memory_utilization) - (total - free)
         else:
             # As much as the weights take: enough to batch well, small beside the model itself.
-            weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             memory = min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
         pages = memory // page_bytes
         if pages < 1:
