@@ -194,10 +194,14 @@ def write(rows: list[Row], setting: Setting, arguments: argparse.Namespace, seco
         "rows": rows,
     }
     stem = RESULTS / f"{document['date']}-serving{'-quick' if arguments.quick else ''}"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1).replace(str(Path.home()), "~") + "\n")
-    text = as_markdown(document).replace(str(Path.home()), "~").replace(f"{ROOT}/", "")
-    stem.with_suffix(".md").write_text(text)
+    stem.with_suffix(".json").write_text(_without_paths(json.dumps(document, indent=1)) + "\n")
+    stem.with_suffix(".md").write_text(_without_paths(as_markdown(document)))
     return document
+
+
+def _without_paths(text: str) -> str:
+    """Commands as anybody would type them in the checkout."""
+    return text.replace(sys.executable, "python").replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
 
 
 def machine() -> dict[str, Any]:
