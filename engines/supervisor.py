@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from engines.errors import TuneserveError, UnsupportedModel
+from engines.errors import EngineUnavailable, TuneserveError, UnsupportedModel
 from engines.types import EngineState, Health
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,11 @@ class Supervisor:
         try:
             end = await self._start()
         except TuneserveError as error:
-            self.health = Health(EngineState.FAILED, error.message)
+            if self.health.state is not EngineState.STOPPED:
+                self.health = Health(EngineState.FAILED, error.message)
             raise
+        if self.health.state is EngineState.STOPPED:
+            raise EngineUnavailable("the engine was stopped while it started")
         self.health = Health(EngineState.READY)
         self._watcher = asyncio.create_task(self._watch(end))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from engines.capabilities import Capabilities
-from engines.errors import EngineFailure, EngineUnavailable, QueueFull, TuneserveError
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
 from engines.pt import wire
 from engines.pt.config import PtConfig
 from engines.supervisor import Supervisor
@@ -80,26 +80,31 @@ class PtEngine:
             self._writer.write(wire.frame(wire.Start(self._config)))
             first = await _read(reader)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
+            self._writer.close()
             code = await asyncio.to_thread(process.wait)
             raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
         except asyncio.CancelledError:
             process.kill()
             raise
         if isinstance(first, wire.Refused):
+            self._writer.close()
             await asyncio.to_thread(process.wait)
             raise wire.put_together(first.failure)
         assert isinstance(first, wire.Ready), "nothing else comes first"
         self._capabilities = first.capabilities
-        return asyncio.create_task(self._read_until_death(reader, process))
+        return asyncio.create_task(self._read_until_death(reader, self._writer, process))
 
     def _spawn(self, connection: socket.socket) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "engines.pt.process", str(connection.fileno())],
-            pass_fds=[connection.fileno()],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "engines.pt.process", str(connection.fileno())],
+                pass_fds=[connection.fileno()],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:  # the machine is out of memory or processes: that may pass
+            raise EngineFailure(f"the engine process cannot be started: {error}") from error
 
     def _environment(self) -> dict[str, str]:
         threads = self._config.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
@@ -114,7 +119,9 @@ class PtEngine:
         }
         return os.environ | ours
 
-    async def _read_until_death(self, reader: asyncio.StreamReader, process: "subprocess.Popen[bytes]") -> str:
+    async def _read_until_death(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: "subprocess.Popen[bytes]"
+    ) -> str:
         try:
             while True:
                 message = await _read(reader)
@@ -122,6 +129,8 @@ class PtEngine:
                 self._dispatch(message)
         except (asyncio.IncompleteReadError, ConnectionError):
             return f"its process ended with {_status(await asyncio.to_thread(process.wait))}"
+        finally:
+            writer.close()
 
     def _dispatch(self, step: wire.Step) -> None:
         self._stats, self._received = _sum(step.stats, self._before), step.received
@@ -148,9 +157,10 @@ class PtEngine:
     # ---- requests
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        message = wire.frame(wire.Generate(request))
         pending = self._take(request.request_id, set(range(request.n)))
         try:
-            self._send(wire.Generate(request))
+            self._send(message)
             while pending.open or not pending.queue.empty():
                 item = await pending.queue.get()
                 if isinstance(item, TuneserveError):
@@ -160,20 +170,21 @@ class PtEngine:
                     yield item
         finally:
             del self._pending[request.request_id]
-            if pending.open and self._supervisor.health.state is EngineState.READY:
-                self._send(wire.Abort(request.request_id))
+            if pending.open:
+                self._send(wire.frame(wire.Abort(request.request_id)))
 
     def finish(self, request_id: str, index: int) -> None:
         pending = self._pending.get(request_id)
         if pending is not None and index in pending.open:
             pending.open.discard(index)
             pending.queue.put_nowait(None)
-            self._send(wire.Finish(request_id, index))
+            self._send(wire.frame(wire.Finish(request_id, index)))
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
+        message = wire.frame(wire.Embed(request))
         pending = self._take(request.request_id, {0})
         try:
-            self._send(wire.Embed(request))
+            self._send(message)
             item = await pending.queue.get()
             pending.open.clear()
             if isinstance(item, TuneserveError):
@@ -182,14 +193,16 @@ class PtEngine:
             return item
         finally:
             del self._pending[request.request_id]
-            if pending.open and self._supervisor.health.state is EngineState.READY:
-                self._send(wire.Abort(request.request_id))
+            if pending.open:
+                self._send(wire.frame(wire.Abort(request.request_id)))
 
     def _take(self, request_id: str, outputs: set[int]) -> _Pending:
-        """Admit a request, or raise EngineUnavailable or QueueFull."""
+        """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
         state = self._supervisor.health.state
         if state is not EngineState.READY:
             raise EngineUnavailable(f"the engine is {state}")
+        if request_id in self._pending:
+            raise InvalidRequest(f"request id {request_id!r} is in use")
         free_seats = self._config.max_num_seqs - self._stats.running
         waiting = self._stats.waiting + max(0, self._sent + 1 - self._received - free_seats)
         if waiting > self._max_num_queued_reqs:
@@ -198,9 +211,11 @@ class PtEngine:
         self._pending[request_id] = pending = _Pending(outputs)
         return pending
 
-    def _send(self, message: wire.ToEngine) -> None:
+    def _send(self, message: bytes) -> None:
+        """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""
         assert self._writer is not None, "the engine has been started"
-        self._writer.write(wire.frame(message))
+        if self._supervisor.health.state is EngineState.READY and not self._writer.is_closing():
+            self._writer.write(message)
 
 
 async def _read(reader: asyncio.StreamReader) -> wire.FromEngine:

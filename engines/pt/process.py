@@ -23,7 +23,7 @@ from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
 from engines.pt.grammar import GrammarCompiler, GrammarState
 from engines.pt.runner import ModelRunner
-from engines.types import GenerationRequest, StructuredKind
+from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +102,7 @@ class EngineProcess:
             case wire.Generate(request) if request.sampling.structured is not None:
                 self._compile(request)
             case wire.Generate(request) | wire.Embed(request):
-                try:
-                    self._core.add(request)
-                except TuneserveError as error:
-                    report.errors.append((request.request_id, error))
+                self._add(request, None, report)
             case wire.Finish(request_id, index):
                 self._core.finish(request_id, index)
             case wire.Abort(request_id):
@@ -128,15 +125,26 @@ class EngineProcess:
             if not future.done():
                 continue
             del self._compiling[request_id]
-            try:
-                self._core.add(request, future.result())
-            except TuneserveError as error:
-                report.errors.append((request_id, error))
+            self._add(request, future, report)
+
+    def _add(
+        self, request: GenerationRequest | EmbeddingRequest, grammar: Future[GrammarState] | None, report: StepReport
+    ) -> None:
+        """Queue a request. Whatever is wrong with it or its constraint concerns nobody else."""
+        try:
+            self._core.add(request, None if grammar is None else grammar.result())
+        except TuneserveError as error:
+            report.errors.append((request.request_id, error))
+        except Exception:
+            log.exception("a request could not be taken in")
+            failure = EngineFailure("the engine failed while it took this request in")
+            report.errors.append((request.request_id, failure))
 
     def _step(self, report: StepReport) -> None:
         try:
             done = self._core.step()
-            self._failed_steps = 0
+            if done.outputs or done.embeddings:
+                self._failed_steps = 0
         except Exception as error:
             log.exception("a step failed")
             self._failed_steps += 1

@@ -7,7 +7,7 @@ import msgspec
 
 from engines import errors
 from engines.capabilities import Capabilities
-from engines.errors import TuneserveError
+from engines.errors import InvalidRequest, TuneserveError
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
 
@@ -78,7 +78,11 @@ decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:
-    body = _encoder.encode(message)
+    """Raises InvalidRequest where a number has more than 64 bits."""
+    try:
+        body = _encoder.encode(message)
+    except OverflowError:
+        raise InvalidRequest("a number in the request is out of range") from None
     return LENGTH.pack(len(body)) + body
 
 
