@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from engines.pt.grammar import GrammarCompiler
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import Reference, cache_of, settings
-from tests.engines.pt.tiny import CONFIGS, save
+from tests.engines.pt.tiny import CONFIGS, EOS, VOCAB_SIZE, byte_level_tokenizer, save
 
 GetRunner = Callable[..., ModelRunner]
 
@@ -55,3 +56,15 @@ def runner(folder: Callable[[str], Path]) -> GetRunner:
         return known[key]
 
     return get
+
+
+class Grammars(GrammarCompiler):
+    """A compiler that can also say what its tokens mean."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode_bytes(tokens).decode()
+
+
+@pytest.fixture(scope="session")
+def grammars() -> Grammars:
+    return Grammars(byte_level_tokenizer(), VOCAB_SIZE, (EOS,))

@@ -1,0 +1,139 @@
+"""The engine process's loop over its socket, with a runner that breaks when told to."""
+
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+
+from engines.errors import EngineFailure
+from engines.pt import wire
+from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess
+from engines.types import EmbeddingRequest, Structured
+from tests.engines.pt.driving import core_of, prompt, request
+from tests.engines.pt.test_core import Watched
+
+
+class Served:
+    """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
+
+    def __init__(self, runner, *, grammars=None):
+        self.runner = Watched(runner)
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(30)
+        process = EngineProcess(Connection(theirs), core_of(self.runner, max_num_seqs=4, grammars=grammars), grammars)
+        self.end: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(process,))
+        self.thread.start()
+
+    def _run(self, process):
+        try:
+            process.run()
+        except (Closed, EngineFailure) as error:
+            self.end = error
+
+    def send(self, *messages):
+        self.socket.sendall(b"".join(wire.frame(message) for message in messages))
+
+    def receive(self):
+        (length,) = wire.LENGTH.unpack(self.socket.recv(wire.LENGTH.size, socket.MSG_WAITALL))
+        return wire.decode_from_engine(self.socket.recv(length, socket.MSG_WAITALL))
+
+    def until_ended(self, *request_ids):
+        """All steps up to that in which the last of these requests ended."""
+        steps, open_ids = [], {*request_ids}
+        while open_ids:
+            steps.append(self.receive())
+            open_ids -= {request_id for request_id, output in steps[-1].outputs if output.finish_reason}
+            open_ids -= {request_id for request_id, _ in (*steps[-1].failures, *steps[-1].embeddings)}
+        return steps
+
+    def close(self):
+        self.socket.close()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def served(runner):
+    made = Served(runner("llama"))
+    yield made
+    made.close()
+
+
+def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served):
+    served.send(wire.Generate(request(prompt(9), max_new_tokens=4, ignore_eos=True)))
+    steps = served.until_ended("r")
+    assert [len(step.outputs) for step in steps] == [1] * 4
+    assert (steps[-1].stats.running, steps[-1].received) == (0, 1)
+    served.close()
+    assert isinstance(served.end, Closed)
+
+
+def test_a_step_that_raises_fails_only_the_requests_in_it(served):
+    served.runner.fail_at = {0}
+    served.send(
+        wire.Generate(request(prompt(9), "in it")), wire.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
+    )
+    [step] = served.until_ended("in it", "too")
+    assert {request_id: failure.kind for request_id, failure in step.failures} == {
+        "in it": "EngineFailure",
+        "too": "EngineFailure",
+    }
+    served.send(wire.Generate(request(prompt(9), "after", max_new_tokens=3, ignore_eos=True)))
+    assert not any(step.failures for step in served.until_ended("after"))
+
+
+def test_steps_that_fail_one_after_another_end_the_process(served):
+    served.runner.fail_at = {*range(FAILED_STEPS)}
+    for i in range(FAILED_STEPS - 1):
+        served.send(wire.Generate(request(prompt(9), f"r{i}")))
+        served.until_ended(f"r{i}")
+        served.send(wire.Abort("unknown"))  # a step of nothing in between proves nothing
+        served.receive()
+    served.send(wire.Generate(request(prompt(9), "last")))
+    served.thread.join(30)
+    assert isinstance(served.end, EngineFailure)
+
+
+def test_a_step_that_succeeds_in_between_is_a_new_beginning(served):
+    served.runner.fail_at = {0, 1, 3, 4}
+    for i, fails in enumerate((True, True, False, True, True, False)):
+        served.send(wire.Generate(request(prompt(9), f"r{i}", max_new_tokens=1)))
+        assert bool(served.until_ended(f"r{i}")[-1].failures) == fails
+
+
+def test_a_request_that_cannot_be_taken_in_fails_alone(served):
+    good = request(prompt(9), "good", max_new_tokens=3, ignore_eos=True)
+    bad = replace(good, request_id="bad", prompt_ids=[])
+    odd = replace(good, request_id="odd", sampling=replace(good.sampling, bad_words_ids=((),)))
+    served.send(wire.Generate(bad), wire.Generate(odd), wire.Generate(good))
+    failures = dict(failure for step in served.until_ended("good", "bad", "odd") for failure in step.failures)
+    assert {name: failure.kind for name, failure in failures.items()} == {
+        "bad": "InvalidRequest",
+        "odd": "EngineFailure",
+    }
+
+
+def test_abort_and_finish_are_heard_between_steps(served):
+    one = request(prompt(9), n=2, max_new_tokens=100, ignore_eos=True)
+    served.send(wire.Generate(one))
+    served.receive()
+    served.send(wire.Finish("r", 0))
+    while len(served.receive().outputs) == 2:
+        pass
+    served.send(wire.Abort("r"))
+    while (step := served.receive()).outputs:
+        pass
+    assert (step.stats.running, step.stats.kv_cache_usage) == (0, 0)
+
+
+def test_constraints_are_compiled_beside_the_steps(runner, grammars):
+    served = Served(runner("llama"), grammars=grammars)
+    free = request(prompt(9), "free", max_new_tokens=5, ignore_eos=True)
+    bound = request(prompt(9), "bound", structured=Structured(kind="choice", value='["red", "blue"]'))
+    wrong = request(prompt(9), "wrong", structured=Structured(kind="regex", value="("))
+    served.send(wire.Generate(bound), wire.Generate(wrong), wire.Generate(free))
+    steps = served.until_ended("free", "bound", "wrong")
+    served.close()
+    assert [request_id for step in steps for request_id, _ in step.failures] == ["wrong"]
