@@ -1,0 +1,274 @@
+"""What `engines.engine.Engine` promises, tried on every engine."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from engines.echo import BYTES, EchoEngine, EchoFaults
+from engines.engine import Engine
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest
+from engines.pt.client import PtEngine
+from engines.pt.config import PtConfig
+from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
+from tests.contract.engines import Contestant, answer, collect, request, whole
+from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def echo(tmp_path_factory) -> Contestant:
+    return Contestant(
+        make=lambda: EchoEngine(faults=EchoFaults(token_delay=0.001)),
+        decode=lambda ids: bytes(token for token in ids if token < BYTES).decode(),
+    )
+
+
+def pt(tmp_path_factory) -> Contestant:
+    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("pt"), tokenizer=True)
+    config = PtConfig(model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8)
+    tokenizer = byte_level_tokenizer()
+    return Contestant(
+        make=lambda: PtEngine(config, max_num_queued_reqs=64),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+    )
+
+
+@pytest.fixture(scope="module", params=[echo, pt])
+def contestant(request, tmp_path_factory) -> Contestant:
+    return request.param(tmp_path_factory)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(contestant) -> AsyncIterator[Engine]:
+    engine = contestant.make()
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+# ---- life
+
+
+async def test_an_engine_from_before_its_start_to_after_its_stop(contestant):
+    engine = contestant.make()
+    assert engine.health().state is not EngineState.READY
+    with pytest.raises(EngineUnavailable):
+        engine.capabilities()
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, request())
+    await engine.start()
+    assert engine.health().state is EngineState.READY
+    async with aclosing(engine.generate(request(max_new_tokens=100, ignore_eos=True))) as outputs:
+        await anext(outputs)
+        await engine.stop()
+        with pytest.raises(EngineFailure):
+            [output async for output in outputs]
+    await engine.stop()
+    assert engine.health().state is EngineState.STOPPED
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, request())
+
+
+# ---- outputs
+
+
+@pytest.mark.parametrize("n", [1, 4])
+async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, n):
+    outputs = await collect(engine, request(n=n, ignore_eos=True))
+    assert {output.index for output in outputs} == {*range(n)}
+    for index in range(n):
+        mine = [output for output in outputs if output.index == index]
+        assert [output.finish_reason for output in mine] == [None] * (len(mine) - 1) + [FinishReason.LENGTH]
+        assert len(whole(outputs, index).token_ids) == 8
+
+
+async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engine):
+    first, *rest = await collect(engine, request(n=3, ignore_eos=True, prompt_logprobs=0))
+    assert first.cached_tokens is not None and first.cached_tokens >= 0
+    assert first.queue_seconds is not None and first.queue_seconds >= 0
+    assert first.prompt_logprobs is not None
+    for output in rest:
+        assert (output.cached_tokens, output.queue_seconds, output.prompt_logprobs) == (None, None, None)
+
+
+async def test_one_token_is_the_least(engine):
+    only = await answer(engine, request(max_new_tokens=1, ignore_eos=True))
+    assert (len(only.token_ids), only.finish_reason) == (1, FinishReason.LENGTH)
+
+
+async def test_a_greedy_answer_repeats_alone_and_beside_others(engine):
+    alone = await answer(engine, request(ignore_eos=True))
+    others = [request(f"another text {i}", f"r{i}", ignore_eos=True, max_new_tokens=5 + i) for i in range(6)]
+    again, *rest = await asyncio.gather(*(answer(engine, one) for one in (request(ignore_eos=True), *others)))
+    assert again.token_ids == alone.token_ids
+    assert [len(one.token_ids) for one in rest] == [5 + i for i in range(6)]
+
+
+async def test_a_seed_repeats_an_answer(engine):
+    asked = request(temperature=1.0, seed=7, ignore_eos=True)
+    assert (await answer(engine, asked)).token_ids == (await answer(engine, asked)).token_ids
+
+
+# ---- how an output ends
+
+
+async def test_a_stop_token_is_the_last_and_is_named(engine):
+    tokens = (await answer(engine, request(ignore_eos=True))).token_ids
+    end = await answer(engine, request(ignore_eos=True, stop_token_ids=(tokens[3],)))
+    assert (end.finish_reason, end.stop_token_id) == (FinishReason.STOP, tokens[3])
+    assert end.token_ids == tokens[: tokens.index(tokens[3]) + 1]
+
+
+async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine):
+    eos = engine.capabilities().eos_token_ids[0]
+    forced = request(allowed_token_ids=(eos,))
+    end = await answer(engine, forced)
+    assert (end.token_ids, end.finish_reason, end.stop_token_id) == ([eos], FinishReason.STOP, eos)
+    sampling = replace(forced.sampling, ignore_eos=True)
+    goes_on = await answer(engine, replace(forced, sampling=sampling))
+    assert (goes_on.token_ids, goes_on.finish_reason) == ([eos] * 8, FinishReason.LENGTH)
+    assert goes_on.stop_token_id is None
+
+
+async def test_no_stop_token_comes_before_the_shortest_length(engine):
+    tokens = (await answer(engine, request(ignore_eos=True))).token_ids
+    end = await answer(engine, request(stop_token_ids=(tokens[1],), min_new_tokens=5))
+    assert len(end.token_ids) >= 5
+    assert tokens[1] not in end.token_ids[:5]
+
+
+async def test_finish_ends_one_output_and_the_others_go_on(engine):
+    lengths = dict.fromkeys(range(3), 0)
+    async with aclosing(engine.generate(request(n=3, max_new_tokens=30, ignore_eos=True))) as outputs:
+        async for output in outputs:
+            lengths[output.index] += len(output.token_ids)
+            if output.index == 1 and lengths[1] == 2:
+                engine.finish("r", 1)
+                engine.finish("r", 1)  # nothing happens where it has finished
+    assert lengths == {0: 30, 1: 2, 2: 30}
+
+
+async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine):
+    seen = 0
+    async with aclosing(engine.generate(request(n=2, max_new_tokens=100, ignore_eos=True))) as outputs:
+        async for _ in outputs:
+            seen += 1
+            engine.finish("r", 0)
+            engine.finish("r", 1)
+    assert seen <= 2
+    engine.finish("r", 0)
+    engine.finish("never heard of", 0)
+    assert (await answer(engine, request())).token_ids
+
+
+async def test_closing_the_iterator_aborts(engine):
+    async with aclosing(engine.generate(request(max_new_tokens=100, ignore_eos=True))) as outputs:
+        await anext(outputs)
+    async with asyncio.timeout(30):
+        while engine.stats().running or engine.stats().waiting:
+            await asyncio.sleep(0.01)
+    assert engine.stats().kv_cache_usage == 0
+    assert (await answer(engine, request())).token_ids
+
+
+# ---- what may come next
+
+
+async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine):
+    tokens = (await answer(engine, request(ignore_eos=True))).token_ids
+    biased = await answer(engine, request(ignore_eos=True, logit_bias={tokens[0]: -100.0}))
+    assert tokens[0] not in biased.token_ids
+    allowed = await answer(engine, request(ignore_eos=True, allowed_token_ids=(65, 66)))
+    assert {*allowed.token_ids} <= {65, 66}
+    pair = tuple(tokens[:2])
+    without = await answer(engine, request(ignore_eos=True, bad_words_ids=(pair,)))
+    assert pair not in zip(without.token_ids, without.token_ids[1:], strict=False)
+
+
+async def test_nothing_allowed_is_the_requests_own_fault(engine):
+    with pytest.raises(InvalidRequest):
+        await answer(engine, request(allowed_token_ids=(65,), bad_words_ids=((65,),)))
+    assert (await answer(engine, request())).token_ids
+
+
+async def test_structured_output_is_what_it_shall_be(engine, contestant):
+    assert {"json_schema", "choice", "regex"} <= engine.capabilities().structured
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 22]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    kinds = {
+        "json_schema": json.dumps(schema),
+        "choice": json.dumps(["red", "blue"]),
+        "regex": "[a-c]{3}",
+    }
+    asked = [
+        request("x", kind, structured=Structured(kind=kind, value=value), max_new_tokens=60)
+        for kind, value in kinds.items()
+    ]
+    texts = [contestant.decode(end.token_ids) for end in await asyncio.gather(*(answer(engine, one) for one in asked))]
+    assert json.loads(texts[0])["a"] in (1, 22)
+    assert texts[1] in ("red", "blue")
+    assert len(texts[2]) == 3 and {*texts[2]} <= {*"abc"}
+
+
+# ---- logprobs
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+async def test_each_token_has_its_logprob_and_the_likeliest(engine, count):
+    end = await answer(engine, request(ignore_eos=True, logprobs=count))
+    assert [logprob.token_id for logprob in end.logprobs] == end.token_ids
+    for logprob in end.logprobs:
+        assert logprob.logprob <= 0
+        values = [value for _, value in logprob.top]
+        assert len(values) == count and values == sorted(values, reverse=True)
+
+
+async def test_no_logprobs_unless_asked_for(engine):
+    outputs = await collect(engine, request())
+    assert all(output.logprobs is None for output in outputs)
+    assert outputs[0].prompt_logprobs is None
+
+
+async def test_prompt_logprobs_are_of_each_token_but_the_first(engine):
+    asked = request(prompt_logprobs=2)
+    first = (await collect(engine, asked))[0]
+    nothing, *told = first.prompt_logprobs
+    assert nothing is None
+    assert [logprob.token_id for logprob in told] == asked.prompt_ids[1:]
+    assert all(len(logprob.top) == 2 for logprob in told)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("prompt_ids", [[], [10**6], [-1]])
+async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prompt_ids):
+    with pytest.raises(InvalidRequest):
+        await anext(engine.generate(replace(request(), prompt_ids=prompt_ids)))
+    with pytest.raises(InvalidRequest):
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=prompt_ids))
+
+
+# ---- embeddings
+
+
+async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine):
+    asked = EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"))
+    alone = await engine.embed(asked)
+    assert math.isclose(sum(value * value for value in alone), 1, rel_tol=1e-4)
+    beside, *_ = await asyncio.gather(
+        engine.embed(asked), *(answer(engine, request(f"text {i}", f"r{i}")) for i in range(4))
+    )
+    assert beside == pytest.approx(alone, abs=1e-4)
+    other = await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"goodbye")))
+    assert other != pytest.approx(alone, abs=1e-2)
