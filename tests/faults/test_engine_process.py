@@ -1,0 +1,204 @@
+"""The engine's process is killed, frozen, overloaded, orphaned; the server's side of it keeps its word."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, UnsupportedModel
+from engines.pt.client import PtEngine
+from engines.pt.config import PtConfig
+from engines.types import EmbeddingRequest, EngineState
+from tests.contract.engines import answer, request
+from tests.engines.pt.tiny import CONFIGS, save
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATIENCE = 60
+"""Seconds after which something has not happened."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> PtConfig:
+    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("model"), tokenizer=True)
+    return PtConfig(
+        model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8, max_num_seqs=2, seed=1
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(config) -> AsyncIterator[PtEngine]:
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def process_of(engine: PtEngine) -> psutil.Process:
+    return psutil.Process(engine._process.pid)
+
+
+def long(request_id: str, text: str = "hello"):
+    return request(text, request_id, max_new_tokens=100, ignore_eos=True)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def started(engine: PtEngine, *requests) -> list[asyncio.Task]:
+    """Tasks that collect the answers; each request has reached the engine's side of the queue."""
+    tasks = [asyncio.create_task(answer(engine, one)) for one in requests]
+    await until(lambda: all(one.request_id in engine._pending for one in requests))
+    return tasks
+
+
+async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engine):
+    process_of(engine).suspend()
+    tasks = await started(engine, long("a"), long("b"), long("c"))
+    with pytest.raises(QueueFull):
+        await answer(engine, long("d"))
+    with pytest.raises(QueueFull):
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
+    process_of(engine).resume()
+    assert [len(one.token_ids) for one in await asyncio.gather(*tasks)] == [100] * 3
+    assert len((await answer(engine, long("d"))).token_ids) == 100
+
+
+async def test_an_id_cannot_be_used_twice_at_once(engine):
+    process_of(engine).suspend()
+    [task] = await started(engine, long("same"))
+    with pytest.raises(InvalidRequest, match="in use"):
+        await answer(engine, long("same", "other"))
+    process_of(engine).resume()
+    assert len((await task).token_ids) == 100
+
+
+async def test_a_number_beyond_64_bits_is_the_requests_fault(engine):
+    one = request()
+    with pytest.raises(InvalidRequest):
+        await answer(engine, replace(one, sampling=replace(one.sampling, top_k=2**70)))
+    assert (await answer(engine, one)).token_ids
+
+
+async def test_a_cancelled_client_frees_the_pages(engine):
+    [task] = await started(engine, long("gone"))
+    await until(lambda: engine.stats().running == 1)
+    assert engine.stats().kv_cache_usage > 0
+    task.cancel()
+    await until(lambda: engine.stats().running == 0)
+    assert engine.stats().kv_cache_usage == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, how):
+    expected = (await answer(engine, request("tell me a longer story"))).token_ids
+    await answer(engine, request("tell me a longer story"))  # the second time with prefix hits
+    before = engine.stats()
+    assert before.prefix_cache_hits > 0
+    killed = process_of(engine)
+    killed.suspend()
+    tasks = await started(engine, long("a"), long("b"))
+    killed.send_signal(how)
+    killed.resume()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, EngineFailure)
+    assert engine.health().state is EngineState.RESTARTING
+    assert f"signal {how:d}" in engine.health().detail
+    engine.finish("a", 0)
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, request())
+    await until(lambda: engine.health().state is EngineState.READY)
+    assert not killed.is_running()
+    assert engine.stats().prefix_cache_hits >= before.prefix_cache_hits
+    assert (await answer(engine, request("tell me a longer story"))).token_ids == expected
+    assert engine.stats().prefix_cache_queries > before.prefix_cache_queries
+    assert engine.stats().prefix_cache_hits == before.prefix_cache_hits
+
+
+async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process_of(engine).send_signal(number)
+    assert (await answer(engine, request())).token_ids
+    assert engine.health().state is EngineState.READY
+
+
+async def test_stopping_ends_the_process_and_what_it_ran(config):
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    await engine.start()
+    process = process_of(engine)
+    async with aclosing(engine.generate(long("a"))) as outputs:
+        await anext(outputs)
+        await engine.stop()
+        with pytest.raises(EngineFailure):
+            [output async for output in outputs]
+    assert not process.is_running()
+
+
+async def test_a_process_that_dies_while_it_starts_is_reported(config):
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    starting = asyncio.create_task(engine.start())
+    await until(lambda: engine._process is not None)
+    engine._process.kill()
+    with pytest.raises(EngineFailure, match="signal 9 while it started"):
+        await starting
+    assert engine.health().state is EngineState.FAILED
+    await engine.stop()
+
+
+async def test_stopped_while_it_starts_nothing_is_left(config):
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    starting = asyncio.create_task(engine.start())
+    await until(lambda: engine._writer is not None)
+    process = process_of(engine)
+    await engine.stop()
+    with pytest.raises((EngineFailure, EngineUnavailable)):
+        await starting
+    assert not process.is_running()
+    assert engine.health().state is EngineState.STOPPED
+
+
+async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config, tmp_path):
+    engine = PtEngine(replace(config, model=str(tmp_path)), max_num_queued_reqs=1)
+    with pytest.raises(UnsupportedModel, match="cannot be loaded") as refused:
+        await engine.start()
+    assert refused.value.param == "model"
+    assert engine.health().state is EngineState.FAILED
+    assert engine._process.poll() is not None
+    await engine.stop()
+
+
+SERVER = """
+import asyncio, sys
+from engines.pt.client import PtEngine
+from engines.pt.config import PtConfig
+
+async def main():
+    engine = PtEngine(PtConfig(model=sys.argv[1], dtype="float32", device_map="cpu", threads=1), max_num_queued_reqs=1)
+    await engine.start()
+    print(engine._process.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_the_process_dies_with_its_server(config):
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, config.model, stdout=subprocess.PIPE, cwd=os.getcwd()
+    )
+    child = psutil.Process(int(await server.stdout.readline()))
+    child.suspend()  # so that it cannot notice by itself
+    server.kill()
+    await server.wait()
+    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
