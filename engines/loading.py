@@ -97,9 +97,11 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
 @contextmanager
 def _loading(what: str, model: str) -> Iterator[None]:
     """Turn what transformers raises for a model that cannot be had into one sentence for the person who named it."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         known = "" if Path(model).is_dir() else " (it is not a folder, so it was looked up as a hub id)"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f"the {what} of model {model!r} cannot be loaded{known}: {reason}"

@@ -61,6 +61,8 @@ class ModelRunner:
             raise UnsupportedModel(message, param="max_model_len")
         self.max_model_len: int = asked or limit or 2048
         device_map = config.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
+        if str(device_map).startswith("cuda") and not torch.cuda.is_available():
+            raise UnsupportedModel(f"device_map is {device_map}, but there is no CUDA device here", param="device_map")
         on_cpu = device_map == "cpu" or not torch.cuda.is_available()
         dtype = loading.choose_dtype(config.dtype, hf_config, "cpu" if on_cpu else "cuda")
         self.model = loading.load_model(
