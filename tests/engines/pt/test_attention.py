@@ -1,0 +1,203 @@
+"""Three ways to attend to pages, one answer: that of plain attention over the whole sequence."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engines.errors import UnsupportedModel
+from engines.pt import attention
+from engines.pt.attention import KernelAttention, KVCache, LayerShape, StepContext, attend_gather, attend_varlen, choose
+from engines.pt.kernels import build
+
+PAGE_SIZE = 4
+SEGMENTS = ((0, 1), (12, 13), (0, 9), (5, 22), (30, 31))
+"""Positions (first, behind the last) that each segment of the step computes: prompts, chunks, decodes."""
+
+
+def shape(*, dim=16, value_dim=None, dtype=torch.float32, device="cpu", window=0, kv_heads=2):
+    return LayerShape(kv_heads, dim, value_dim or dim, window, dtype, torch.device(device))
+
+
+class Step:
+    """Random queries, keys and values of a step, with their pages scattered over the cache."""
+
+    def __init__(self, layer, *, heads=4, page_size=PAGE_SIZE, large=1.0):
+        torch.manual_seed(0)
+        device, dtype = layer.device, layer.dtype
+        lengths = [end for _, end in SEGMENTS]
+        counts = [-(-length // page_size) for length in lengths]
+        order = torch.randperm(sum(counts) + 3).tolist()
+        pages = [[order.pop() for _ in range(count)] for count in counts]
+        self.cache = KVCache({0: layer}, sum(counts) + 3, page_size)
+        # What no token may see: the rest of the last pages, and pages of nobody.
+        self.cache.keys[0].fill_(float("nan"))
+        self.cache.values[0].fill_(float("nan"))
+        self.keys = [torch.randn(n, layer.kv_heads, layer.key_dim, device=device, dtype=dtype) for n in lengths]
+        self.values = [torch.randn(n, layer.kv_heads, layer.value_dim, device=device, dtype=dtype) for n in lengths]
+        for own, keys, values in zip(pages, self.keys, self.values, strict=True):
+            slots = torch.tensor([own[p // page_size] * page_size + p % page_size for p in range(len(keys))])
+            self.cache.write(0, slots.to(device), keys, values)
+        spans = [end - first for first, end in SEGMENTS]
+        starts = [sum(spans[:i]) for i in range(len(spans) + 1)]
+        width = max(counts)
+        self.query = large * torch.randn(starts[-1], heads, layer.key_dim, device=device, dtype=dtype)
+        self.context = StepContext(
+            self.cache,
+            attend_gather,
+            torch.empty(0, device=device),
+            torch.tensor([s for s, span in enumerate(spans) for _ in range(span)], dtype=torch.int32, device=device),
+            torch.tensor([p + 1 for a, b in SEGMENTS for p in range(a, b)], dtype=torch.int32, device=device),
+            torch.tensor([own + [0] * (width - len(own)) for own in pages], dtype=torch.int32, device=device),
+            starts,
+        )
+
+    def run(self, attend, scale=0.3, window=0, softcap=0.0):
+        keys, values = self.cache.keys[0], self.cache.values[0]
+        return attend(self.query, keys, values, self.context, scale, window, softcap).float()
+
+    def plain(self, scale=0.3, window=0, softcap=0.0):
+        """One sequence after another, one head after another, in double precision."""
+        out = []
+        for s, (first, end) in enumerate(SEGMENTS):
+            query = self.query[self.context.starts[s] : self.context.starts[s + 1]].double()
+            keys, values = self.keys[s].double(), self.values[s].double()
+            group = query.shape[1] // keys.shape[1]
+            at, position = torch.arange(end)[None], torch.arange(first, end)[:, None]
+            seen = (at <= position) & (at > position - window if window else True)
+            heads = []
+            for h in range(query.shape[1]):
+                scores = query[:, h] @ keys[:, h // group].T * scale
+                scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+                weights = scores.masked_fill(~seen.to(scores.device), -torch.inf).softmax(-1)
+                heads.append(weights @ values[:, h // group])
+            out.append(torch.stack(heads, 1))
+        return torch.cat(out).float()
+
+
+@pytest.fixture(scope="session")
+def kernel():
+    library = build.load()
+    if library is None:
+        pytest.skip("no C compiler")
+    return KernelAttention(library)
+
+
+VARIANTS = [{}, {"window": 1}, {"window": 5}, {"window": 100}, {"softcap": 1.5}, {"window": 7, "softcap": 0.8}]
+
+
+@pytest.mark.parametrize("heads", [2, 4, 6])
+@pytest.mark.parametrize("dim", [8, 20, 64, 128])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, heads):
+    step = Step(shape(dim=dim), heads=heads)
+    plain = step.plain(**options)
+    assert (step.run(kernel, **options) - plain).abs().max() < 1e-5
+    assert (step.run(attend_gather, **options) - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 32])
+def test_any_page_size_gives_the_same(kernel, page_size):
+    step = Step(shape(), page_size=page_size)
+    assert (step.run(kernel, window=6) - step.plain(window=6)).abs().max() < 1e-5
+    assert (step.run(attend_gather, window=6) - step.plain(window=6)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_bfloat16_loses_no_more_than_its_own_rounding(kernel, options):
+    step = Step(shape(dim=64, dtype=torch.bfloat16))
+    plain = step.plain(**options)
+    assert (step.run(kernel, **options) - plain).abs().max() < 2**-7
+    assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
+
+
+def test_scores_beyond_the_range_of_exp_do_no_harm(kernel):
+    step = Step(shape(), large=300.0)
+    assert (step.run(kernel) - step.plain()).abs().max() < 1e-3
+
+
+def test_gather_takes_values_of_another_width_than_keys():
+    step = Step(shape(dim=16, value_dim=24))
+    assert step.run(attend_gather).shape[-1] == 24
+    assert (step.run(attend_gather) - step.plain()).abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn runs on CUDA only")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_varlen_agrees_with_plain_attention(options, dtype):
+    step = Step(shape(dim=64, dtype=dtype, device="cuda"), page_size=256)
+    assert (step.run(attend_varlen, **options) - step.plain(**options)).abs().max() < 2**-6
+
+
+def test_copied_pages_hold_the_same():
+    cache = KVCache({0: shape(), 3: shape(value_dim=8)}, 4, PAGE_SIZE)
+    for tensor in (*cache.keys.values(), *cache.values.values()):
+        tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
+    cache.copy_pages([0, 2], [3, 1])
+    for tensor in (*cache.keys.values(), *cache.values.values()):
+        assert torch.equal(tensor[0], tensor[3]) and torch.equal(tensor[2], tensor[1])
+
+
+# ---- which of them is chosen
+
+
+def test_the_kernel_is_chosen_where_it_can_run(kernel):
+    assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}), KernelAttention)
+    assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}), KernelAttention)
+
+
+@pytest.mark.parametrize("odd", [shape(value_dim=8), shape(dtype=torch.float16)])
+def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(odd):
+    assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}) is attend_gather
+
+
+@pytest.mark.parametrize("attn_impl", ["eager", "sdpa"])
+def test_plain_torch_is_used_where_it_is_asked_for(attn_impl):
+    assert choose(attn_impl, {0: shape()}) is attend_gather
+
+
+def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert choose(None, {0: shape()}) is attend_gather
+    assert "no C compiler found" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [(shape(dtype=torch.float16), attend_varlen), (shape(dtype=torch.float32), attend_gather)],
+)
+def test_on_cuda_varlen_takes_half_precision(layer, expected):
+    assert choose(None, {0: replace(layer, device=torch.device("cuda"))}) is expected
+
+
+def test_flash_attention_needs_cuda():
+    with pytest.raises(UnsupportedModel, match="CUDA device") as refused:
+        choose("flash_attn", {0: shape(dtype=torch.bfloat16)})
+    assert refused.value.param == "attn_impl"
+
+
+def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, caplog):
+    broken = tmp_path / "broken.c"
+    broken.write_text("int main(")
+    monkeypatch.setattr(build, "SOURCE", broken)
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
+    assert build.load() is None
+    assert "could not be built" in caplog.text
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
+
+
+def test_a_built_kernel_is_kept(monkeypatch, tmp_path, kernel):
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
+    assert build.load() is not None
+    [library] = (tmp_path / "kernels").iterdir()
+    monkeypatch.setattr(build.subprocess, "run", None)  # it is not built again
+    assert build.load() is not None
+    assert library.exists()
+
+
+def test_models_are_told_of_both_names():
+    attention.register()
+    known = attention.AttentionInterface().valid_keys()
+    assert {attention.NAME, attention.PROBE} <= {*known}

@@ -1,0 +1,231 @@
+"""A model that cannot be run as asked is refused at start, with the reason; what can be asked for is honoured."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MambaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen3NextConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from engines.errors import UnsupportedModel
+from engines.pt.attention import KernelAttention, attend_gather
+from engines.pt.runner import GIB, ModelRunner
+from tests.engines.pt.driving import cache_of, core_of, prompt, request, run, settings
+from tests.engines.pt.tiny import POSITIONS, SIZES, VOCAB_SIZE, save
+
+REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
+    "mamba": (
+        MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, state_size=4),
+        "layers of kind linear_attention",
+    ),
+    "linear attention": (
+        Qwen3NextConfig(
+            **SIZES,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+        "layers of kind linear_attention",
+    ),
+    "own attention": (BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4), "BloomForCausalLM"),
+    "attention sinks": (
+        GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+        "attention sinks",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(REFUSED))
+def test_an_architecture_that_cannot_be_paged_is_refused(kind, tmp_path):
+    config, reason = REFUSED[kind]
+    save(config, tmp_path)
+    with pytest.raises(UnsupportedModel, match=reason):
+        ModelRunner(settings(tmp_path))
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = T5Config(vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="t5 is an encoder-decoder"):
+        ModelRunner(settings(tmp_path))
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match=r"the configuration of model .* cannot be loaded") as refused:
+        ModelRunner(settings(tmp_path))
+    assert refused.value.param == "model"
+
+
+def test_a_folder_without_weights_is_refused(tmp_path, folder):
+    (tmp_path / "config.json").write_bytes((folder("llama") / "config.json").read_bytes())
+    with pytest.raises(UnsupportedModel, match="the weights of model"):
+        ModelRunner(settings(tmp_path))
+
+
+def test_broken_weights_are_refused(tmp_path, folder):
+    for path in folder("llama").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UnsupportedModel, match="the weights of model"):
+        ModelRunner(settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "reason"),
+    [
+        ({"max_model_len": POSITIONS + 1}, "max_model_len", "beyond the model's 128 positions"),
+        ({"attn_impl": "flash_attn"}, "attn_impl", "flash_attn needs a CUDA device"),
+        ({"rope_scaling": "linear"}, "rope_scaling", "max_length"),
+        ({"kv_cache_memory": 1e-9}, "kv_cache_memory", "do not hold one page"),
+        ({"device_map": "cuda"}, "device_map", "cuda"),
+        ({"device_map": "nonsense"}, "model", "nonsense"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused_by_name(folder, asked, param, reason):
+    with pytest.raises(UnsupportedModel, match=reason) as refused:
+        ModelRunner(settings(folder("llama"), **asked))
+    assert refused.value.param == param
+
+
+def test_rotary_positions_cannot_be_stretched_where_there_are_none(folder):
+    with pytest.raises(UnsupportedModel, match="no single set of rotary embeddings"):
+        ModelRunner(settings(folder("gpt2"), rope_scaling="linear", max_model_len=256))
+
+
+def test_a_cache_that_does_not_hold_the_context_asked_for_is_refused(folder, runner):
+    memory = cache_of(7, runner("llama"))
+    with pytest.raises(UnsupportedModel, match="the cache holds 56 tokens, less than the max_model_len of 64"):
+        ModelRunner(settings(folder("llama"), kv_cache_memory=memory, max_model_len=64))
+
+
+def test_a_context_that_nobody_asked_for_is_shortened_to_the_cache(folder, runner):
+    short = ModelRunner(settings(folder("llama"), kv_cache_memory=cache_of(7, runner("llama"))))
+    assert short.max_model_len == 56
+
+
+# ---- what is honoured
+
+
+def test_the_cache_is_of_the_size_asked_for(folder):
+    runner = ModelRunner(settings(folder("llama"), kv_cache_memory=0.001, max_num_seqs=1000))
+    tensors = (*runner.cache.keys.values(), *runner.cache.values.values())
+    assert 0.0009 * GIB < sum(tensor.nbytes for tensor in tensors) <= 0.001 * GIB
+
+
+def test_the_cache_never_holds_more_than_the_sequences_can_fill(folder):
+    assert ModelRunner(settings(folder("llama"), max_num_seqs=3)).cache.num_pages == 3 * POSITIONS // 8
+
+
+@pytest.mark.parametrize(
+    ("attn_impl", "attend"), [(None, KernelAttention), ("sdpa", attend_gather), ("eager", attend_gather)]
+)
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_every_attention_gives_the_same_answers(runner, reference, name, attn_impl, attend):
+    chosen = runner(name, attn_impl=attn_impl)
+    assert chosen._attend is attend or type(chosen._attend) is attend
+    asked = [request(prompt(30 + i, i), f"r{i}", logprobs=3, ignore_eos=True) for i in range(3)]
+    answers = run(core_of(chosen), asked)
+    for one in asked:
+        reference(name).check_greedy(one, answers[one.request_id].outputs[0])
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_device_map_is_honoured(runner, reference, device_map):
+    chosen = runner("llama", device_map=device_map)
+    assert chosen.device.type == "cpu" or torch.cuda.is_available()
+    one = request(prompt(20), logprobs=1, ignore_eos=True)
+    reference("llama").check_greedy(one, run(core_of(chosen), [one])["r"].outputs[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3-moe", "gpt2"])
+def test_bfloat16_answers_within_its_precision(runner, reference, name):
+    chosen = runner(name, dtype="bfloat16")
+    assert chosen.dtype is torch.bfloat16
+    assert chosen.cache.keys[0].dtype is torch.bfloat16
+    one = request(prompt(24), prompt_logprobs=0, max_new_tokens=1)
+    told = run(core_of(chosen), [one])["r"].first.prompt_logprobs[1:]
+    truth = reference(name).logits(one.prompt_ids)[:-1].log_softmax(-1)
+    errors = [abs(t.logprob - row[t.token_id].item()) for t, row in zip(told, truth, strict=True)]
+    assert sum(errors) / len(errors) < 0.25
+
+
+def test_the_checkpoints_dtype_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr("engines.loading._cpu_computes", lambda dtype: True)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert ModelRunner(settings(tmp_path, dtype=None, device_map="cpu")).dtype is torch.bfloat16
+
+
+# ---- positions
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_stretched_positions_are_transformers_own(folder, tmp_path, kind):
+    """The model's own config with the same scaling says the same; `dynamic` as for a text of the whole length."""
+    length = 2 * POSITIONS
+    runner = ModelRunner(settings(folder("llama"), rope_scaling=kind, max_model_len=length))
+    assert runner.max_model_len == length
+    config = json.loads((folder("llama") / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": kind, "factor": 2.0}
+    model = AutoModelForCausalLM.from_pretrained(folder("llama"), config=LlamaConfig(**config)).eval()
+    ids = prompt(length - 1)
+    one = request(ids, max_new_tokens=1, ignore_eos=True, prompt_logprobs=0, logprobs=0)
+    [told] = run(core_of(runner), [one]).values()
+    with torch.inference_mode():
+        model.model.rotary_emb(torch.zeros(1), torch.tensor([[length - 1]]))
+        if kind == "dynamic":
+            model.model.rotary_emb.rope_type = "default"
+        truth = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    assert told.tokens[0] == truth[-1].argmax().item()
+    for token, row in zip(told.first.prompt_logprobs[1:], truth[:-1], strict=True):
+        assert abs(token.logprob - row[token.token_id].item()) < 1e-3
+
+
+def longrope() -> PreTrainedConfig:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]}
+    return Phi3Config(
+        **SIZES,
+        original_max_position_embeddings=POSITIONS // 4,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": POSITIONS // 4,
+            **factors,
+        },
+    )
+
+
+def dynamic() -> PreTrainedConfig:
+    return LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0})
+
+
+@pytest.mark.parametrize("config", [longrope, dynamic])
+def test_a_long_neighbour_changes_nobodys_positions(config, tmp_path):
+    save(config(), tmp_path)
+    runner = ModelRunner(settings(tmp_path))
+    short = request(prompt(10), "short", logprobs=5, ignore_eos=True)
+    long = request(prompt(POSITIONS - 20), "long", ignore_eos=True)
+    alone = run(core_of(runner), [short])["short"].outputs[0]
+    beside = run(core_of(runner), [long, short])["short"].outputs[0]
+    after = run(core_of(runner), [short])["short"].outputs[0]
+    for other in (beside, after):
+        assert other.token_ids == alone.token_ids
+        assert [t.logprob for t in other.logprobs] == pytest.approx([t.logprob for t in alone.logprobs], abs=1e-4)
