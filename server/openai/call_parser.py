@@ -140,12 +140,12 @@ class CallParser:
             return self._begin(CallObject(None if self._in_list else self._names))
         if end and text.startswith(end):
             self._pending = text.removeprefix(end)
-        elif not last and (end or "").startswith(text):
-            return False
-        elif text:
-            self._pending = text if self._in_list else skipped.strip(SPACE) + text
+        elif (end or "").startswith(text):
+            if not last:
+                return False
+            self._pending = ""  # the output was cut off within the call's end: that is no content
         else:
-            self._pending = ""
+            self._pending = text if self._in_list else skipped.strip(SPACE) + text
         self._in_list = False
         self._state = self._text
         return True

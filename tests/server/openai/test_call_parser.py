@@ -32,6 +32,7 @@ FOUND = [
     ("hermes", f"<tool_call>\n{CALL}\n</tool_call>", "", [("add", ARGUMENTS)]),
     ("hermes", f"<tool_call>{CALL}", "", [("add", ARGUMENTS)]),
     ("hermes", f"Let me add.\n\n<tool_call>\n{CALL}\n</tool_call>\n", "Let me add.", [("add", ARGUMENTS)]),
+    ("hermes", f"<tool_call>\n{CALL}\n</tool_ca", "", [("add", ARGUMENTS)]),
     ("hermes", f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{CALL}\n</tool_call>", "", [("add", ARGUMENTS)] * 2),
     ("hermes", f"<tool_call>\n{CALL}\n{CALL}\n</tool_call>", "", [("add", ARGUMENTS)] * 2),
     ("hermes", f"<tool_call>[{CALL}, {CALL}]</tool_call>", "", [("add", ARGUMENTS)] * 2),
