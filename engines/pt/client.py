@@ -26,6 +26,8 @@ class _Pending:
     """A request that the engine has: where its outputs go, and which of them are still open."""
 
     open: set[int]
+    ended: set[int] = field(default_factory=set)
+    """Those that `finish` ended: what of theirs is still in the queue is not for the reader."""
     queue: asyncio.Queue[TokenOutput | list[float] | TuneserveError | None] = field(default_factory=asyncio.Queue)
     """None: one of its outputs was ended from this side."""
 
@@ -166,7 +168,7 @@ class PtEngine:
                 if isinstance(item, TuneserveError):
                     pending.open.clear()
                     raise item
-                if isinstance(item, TokenOutput):
+                if isinstance(item, TokenOutput) and item.index not in pending.ended:
                     yield item
         finally:
             del self._pending[request.request_id]
@@ -177,6 +179,7 @@ class PtEngine:
         pending = self._pending.get(request_id)
         if pending is not None and index in pending.open:
             pending.open.discard(index)
+            pending.ended.add(index)
             pending.queue.put_nowait(None)
             self._send(wire.frame(wire.Finish(request_id, index)))
 

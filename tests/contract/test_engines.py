@@ -159,9 +159,10 @@ async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine):
     async with aclosing(engine.generate(request(n=2, max_new_tokens=100, ignore_eos=True))) as outputs:
         async for _ in outputs:
             seen += 1
+            await asyncio.sleep(0.05)  # more outputs come meanwhile: they are not for a reader who had enough
             engine.finish("r", 0)
             engine.finish("r", 1)
-    assert seen <= 2
+    assert seen == 1
     engine.finish("r", 0)
     engine.finish("never heard of", 0)
     assert (await answer(engine, request())).token_ids
