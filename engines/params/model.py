@@ -34,7 +34,8 @@ class ModelParams(Params):
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
     rope_scaling: Literal["linear", "dynamic"] | None = None
     """Stretch the rotary position embedding so that the model takes `max_length` tokens, more than it was trained
-    with. `linear` scales all positions; `dynamic` raises the base, the more the longer the text is."""
+    with. `linear` scales all positions; `dynamic` raises the base for the whole of that length (NTK). A model that was
+    trained with a scaling of another kind (llama3, yarn, longrope) is refused."""
     device_map: str | JsonObject | None = None
     """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
     (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from engines.errors import UnsupportedModel
+from engines.pt import rope
 from engines.pt.attention import KernelAttention, attend_gather
 from engines.pt.runner import GIB, ModelRunner
 from tests.engines.pt.driving import cache_of, core_of, prompt, request, run, settings
@@ -110,6 +111,22 @@ def test_rotary_positions_cannot_be_stretched_where_there_are_none(folder):
         ModelRunner(settings(folder("gpt2"), rope_scaling="linear", max_model_len=256))
 
 
+OWN_SCALINGS = {
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("own", list(OWN_SCALINGS))
+def test_a_scaling_that_the_model_was_trained_with_is_not_replaced(own, tmp_path):
+    scaling = {"rope_type": own, "rope_theta": 10000.0, "original_max_position_embeddings": POSITIONS // 4}
+    save(LlamaConfig(**SIZES, rope_parameters=scaling | OWN_SCALINGS[own]), tmp_path)
+    with pytest.raises(UnsupportedModel, match=f"rope_scaling linear would replace the model's own, {own}") as refused:
+        ModelRunner(settings(tmp_path, rope_scaling="linear", max_model_len=2 * POSITIONS))
+    assert refused.value.param == "rope_scaling"
+
+
 def test_a_cache_that_does_not_hold_the_context_asked_for_is_refused(folder, runner):
     memory = cache_of(7, runner("llama"))
     with pytest.raises(UnsupportedModel, match="the cache holds 56 tokens, less than the max_model_len of 64"):
@@ -197,6 +214,21 @@ def test_stretched_positions_are_transformers_own(folder, tmp_path, kind):
     assert told.tokens[0] == truth[-1].argmax().item()
     for token, row in zip(told.first.prompt_logprobs[1:], truth[:-1], strict=True):
         assert abs(token.logprob - row[token.token_id].item()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "factor"),
+    [
+        ("linear", 2 * POSITIONS, 3.0 * 2),  # from the stretched positions onwards
+        ("linear", POSITIONS // 2, 3.0),  # never less than the model was trained with
+        ("dynamic", 2 * POSITIONS, 3.0),  # which covers the length already
+        ("dynamic", 4 * POSITIONS, 4.0),
+    ],
+)
+def test_a_scaling_of_the_same_kind_starts_from_the_models_own(kind, length, factor):
+    config = LlamaConfig(**SIZES, rope_parameters={"rope_type": kind, "rope_theta": 500.0, "factor": 3.0})
+    rope.scale(config, kind, length)
+    assert config.rope_parameters == {"rope_type": kind, "rope_theta": 500.0, "factor": factor}
 
 
 def longrope() -> PreTrainedConfig:
