@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server import operations, tokenization
 from server.auth import Auth, parse_keys
 from server.deps import Serving
+from server.description import DescribedApp
 from server.errors import add_error_handlers
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
@@ -41,7 +42,7 @@ def create_app(serving: Serving) -> FastAPI:
             await asyncio.gather(*tasks, return_exceptions=True)
             await serving.engine.stop()
 
-    app = FastAPI(title="tuneserve", lifespan=lifespan, redirect_slashes=False)
+    app = DescribedApp(lifespan)
     app.state.serving = serving
     add_error_handlers(app)
     for router in ROUTERS:

@@ -29,6 +29,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"GET"}), "/v1/models", ALL_ROLES),
     (frozenset({"GET"}), "/version", ALL_ROLES),
     (frozenset({"GET"}), "/metrics", ALL_ROLES),
+    (frozenset({"GET"}), "/openapi.json", ALL_ROLES),
     (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),

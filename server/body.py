@@ -1,7 +1,8 @@
 """Request bodies: read within the size limit, parsed once, validated; every fault is a 400 or 413 in OpenAI's shape."""
 
 import re
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Request
@@ -29,14 +30,20 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
-def json_body(model: type[Model]) -> Any:
-    """A dependency that gives the request's body as `model`: `body: Annotated[ChatRequest, json_body(ChatRequest)]`."""
+@dataclass(frozen=True, slots=True)
+class JsonBody(Generic[Model]):
+    """Reads the request's body as `model`."""
 
-    async def parse(request: Request) -> Model:
+    model: type[Model]
+
+    async def __call__(self, request: Request) -> Model:
         limit = int(request.app.state.serving.params.max_body_size * MIB)
-        return parse_json(model, await read_body(request, limit))
+        return parse_json(self.model, await read_body(request, limit))
 
-    return Depends(parse)
+
+def json_body(model: type[BaseModel]) -> Any:
+    """A dependency that gives the request's body as `model`: `body: Annotated[ChatRequest, json_body(ChatRequest)]`."""
+    return Depends(JsonBody(model))
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -27,4 +27,7 @@ def _is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-Inputs = Annotated[list[Input], BeforeValidator(_listed)]
+Inputs = Annotated[
+    list[Input],
+    BeforeValidator(_listed, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]

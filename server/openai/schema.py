@@ -26,6 +26,12 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+Stops = Annotated[
+    Annotated[list[NonEmpty], Field(min_length=1, max_length=4)],
+    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
+]
+
+
 class GenerationFields(RequestBody):
     """What chat completions and completions have in common."""
 
@@ -38,7 +44,7 @@ class GenerationFields(RequestBody):
     presence_penalty: float = Field(0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    stop: Annotated[list[NonEmpty], Field(min_length=1, max_length=4), BeforeValidator(as_list)] | None = None
+    stop: Stops | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: Json = None

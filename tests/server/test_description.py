@@ -1,0 +1,77 @@
+"""/openapi.json describes what the server takes, and a client that follows it is understood."""
+
+import pytest
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import make_serving
+from tests.server.test_battery import VALID
+
+PUBLIC = {"/health", "/ready"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def description(client):
+    return client.get("/openapi.json").json()
+
+
+def test_it_is_a_valid_openapi_document(description):
+    validate(description)
+
+
+def test_every_route_that_takes_a_body_says_which(description):
+    posts = {path: operations["post"] for path, operations in description["paths"].items() if "post" in operations}
+    assert VALID.keys() == posts.keys()
+    assert all(operation["requestBody"]["required"] for operation in posts.values())
+
+
+def accepts(description, path, body):
+    content = description["paths"][path]["post"]["requestBody"]["content"]
+    schema = {**content["application/json"]["schema"], "components": description["components"]}
+    return Draft202012Validator(schema).is_valid(body)
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_bodies_fit_the_description_where_the_server_takes_them(client, description, path):
+    assert accepts(description, path, VALID[path])
+    assert not accepts(description, path, VALID[path] | {"nonsense": 1})
+    assert not accepts(description, path, {})
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], [[1], [2]]])
+def test_the_forms_of_a_prompt_and_of_stops_are_described(description, prompt):
+    body = {"model": "echo", "prompt": prompt}
+    assert accepts(description, "/v1/completions", body | {"stop": "x"})
+    assert accepts(description, "/v1/completions", body | {"stop": ["x", "y"]})
+    assert not accepts(description, "/v1/completions", body | {"stop": 1})
+
+
+def test_every_operation_but_the_public_ones_names_the_key(description):
+    assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert operation.get("security") == (None if path in PUBLIC else [{"key": []}])
+
+
+def test_every_error_is_openais_and_never_fastapis(client, description):
+    schema = {"$ref": "#/components/schemas/Error", "components": description["components"]}
+    assert Draft202012Validator(schema).is_valid(client.post("/tokenize", json={}).json())
+    for operations in description["paths"].values():
+        for operation in operations.values():
+            assert operation["responses"].keys() == {"200", "default"}
+
+
+def test_the_page_shows_the_description(client):
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/openapi.json" in page.text
