@@ -116,6 +116,11 @@ class PromptRenderer:
         self._refuse_giant(len(text), capabilities)
         return await _run(len(text), lambda: self._text(text, capabilities, add_special_tokens, param))
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The same without any check, whatever the length."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        return ids[1:] if self._bos is not None and ids[:2] == [self._bos, self._bos] else ids
+
     def ids(self, ids: list[int], capabilities: Capabilities, *, param: str = "prompt") -> list[int]:
         """The same ids, checked."""
         wrong = next((token_id for token_id in ids if not 0 <= token_id < capabilities.vocab_size), None)
@@ -145,10 +150,7 @@ class PromptRenderer:
         )
 
     def _text(self, text: str, capabilities: Capabilities, add_special_tokens: bool, param: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
-        if self._bos is not None and ids[:2] == [self._bos, self._bos]:
-            ids = ids[1:]
-        return self.ids(ids, capabilities, param=param)
+        return self.ids(self.encode(text, add_special_tokens=add_special_tokens), capabilities, param=param)
 
     def _with_content(self, message: Message) -> dict[str, Any]:
         content = message.get("content")

@@ -4,19 +4,29 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import FailFast, Field
+from pydantic import ConfigDict, FailFast, Field
 
 from engines.errors import InvalidRequest
 from server.body import RequestBody, json_body
 from server.deps import ReadyServing, Serving
+from server.openai.conversation import check_conversation, to_conversation
+from server.openai.schema import ChatMessage, ConversationFields
+from server.openai.tools import read_tools
+from server.validation import MISSING
 
 router = APIRouter()
 
 
-class TokenizeBody(RequestBody):
+class TokenizeBody(ConversationFields):
+    """A text, or the messages of a chat as its prompt would hold them."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+
     model: str | None = None
-    prompt: str
-    add_special_tokens: bool = True
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    """Unless given, they are added to a text; a chat template writes its own."""
     return_token_strs: bool = False
 
 
@@ -28,7 +38,7 @@ class DetokenizeBody(RequestBody):
 @router.post("/tokenize")
 async def tokenize(body: Annotated[TokenizeBody, json_body(TokenizeBody)], serving: ReadyServing) -> dict[str, Any]:
     _check_model(body.model, serving)
-    ids = await asyncio.to_thread(_encode, serving, body.prompt, body.add_special_tokens)
+    ids = await asyncio.to_thread(_encode, body, serving)
     answer = {"count": len(ids), "max_model_len": serving.engine.capabilities().max_model_len, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = serving.tokenizer.convert_ids_to_tokens(ids)
@@ -51,6 +61,28 @@ def _check_model(model: str | None, serving: Serving) -> None:
         serving.resolve(model)
 
 
-def _encode(serving: Serving, text: str, add_special_tokens: bool) -> list[int]:
-    ids: list[int] = serving.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
-    return ids
+def _encode(body: TokenizeBody, serving: Serving) -> list[int]:
+    text, adds = _text(body, serving)
+    return serving.renderer.encode(
+        text, add_special_tokens=adds if body.add_special_tokens is None else body.add_special_tokens
+    )
+
+
+def _text(body: TokenizeBody, serving: Serving) -> tuple[str, bool]:
+    """The text to tokenize, and whether special tokens are added to it where the request does not say."""
+    if body.messages is not None:
+        if body.prompt is not None:
+            raise InvalidRequest("'prompt' and 'messages' exclude each other.", param="messages")
+        return _rendered(body, body.messages, serving), False
+    if body.prompt is None:
+        raise InvalidRequest("Either 'prompt' or 'messages' must be given.", param="prompt", code=MISSING)
+    vain = sorted(ConversationFields.model_fields.keys() & body.model_fields_set)
+    if vain:
+        raise InvalidRequest(f"{vain[0]!r} is only allowed with 'messages'.", param=vain[0])
+    return body.prompt, True
+
+
+def _rendered(body: TokenizeBody, messages: list[ChatMessage], serving: Serving) -> str:
+    check_conversation(body, messages)
+    tools = read_tools(body.tools)
+    return serving.renderer.render(to_conversation(body, messages, tools, serving, body.chat_template_kwargs))

@@ -11,7 +11,8 @@ MAX_VALUE = 60
 """Characters of a wrong value that a message quotes."""
 PathError = tuple[str, Mapping[str, Any]]
 """An error of pydantic's with the path of its field; "" for the whole body."""
-CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+MISSING = "missing_required_parameter"
+CODES = {"missing": MISSING, "extra_forbidden": "unknown_parameter"}
 
 
 def to_invalid_request(errors: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequest:

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from engines.errors import InvalidRequest
-from engines.prompt import Conversation, Prompt
+from engines.prompt import Prompt
 from engines.text import TextDelta, TextOptions, Vocabulary
 from engines.types import FinishReason, GenerationRequest
 from server.body import json_body
 from server.deps import ReadyServing, Serving
+from server.openai.conversation import to_conversation
 from server.openai.convert import (
     Limits,
     bad_words_ids,
@@ -39,7 +40,6 @@ from server.openai.generation import (
 from server.openai.message import Message, delta_to_wire
 from server.openai.output import OutputParser, OutputPlan
 from server.openai.schema import ChatRequest
-from server.openai.tool_messages import for_template
 from server.openai.tools import NO_TOOLS, read_tools
 from server.sse import stream_events, until_disconnect
 
@@ -92,19 +92,11 @@ async def prepare(body: ChatRequest, serving: Serving) -> "ChatAnswer":
 
 async def _prompt_and_plan(body: ChatRequest, serving: Serving, limits: Limits) -> tuple[Prompt, OutputPlan]:
     """The prompt, and how its answer is constrained and read. What may take long is done in threads."""
-    template = serving.renderer.template
-    messages = serving.renderer.messages([message.model_dump(exclude_unset=True) for message in body.messages])
     tools = NO_TOOLS
     if body.tools is not None or body.tool_choice is not None:
         tools = await asyncio.to_thread(read_tools, body.tools, body.tool_choice, body.parallel_tool_calls)
-    messages, shown = for_template(messages, tools, serving.output_format.tools, template)
-    conversation = Conversation(
-        messages=messages,
-        tools=shown,
-        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
-        continue_final_message=body.continue_final_message,
-        template_kwargs=template_kwargs(body, template),
-    )
+    kwargs = template_kwargs(body, serving.renderer.template)
+    conversation = to_conversation(body, body.messages, tools, serving, kwargs)
     prompt = await serving.renderer.chat(conversation, limits.capabilities)
     structured = await read_constraint(body)
     if structured is None and tools.mode == "none":

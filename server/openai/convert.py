@@ -11,6 +11,7 @@ from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from engines.text import TextOptions
 from engines.types import GenerationRequest, Sampling, Structured
+from server.openai.conversation import check_conversation
 from server.openai.defaults import SamplingDefaults
 from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
 
@@ -73,19 +74,7 @@ def _check_chat(body: ChatRequest) -> None:
         raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
     if body.tools is None and body.parallel_tool_calls is not None:
         raise InvalidRequest("'parallel_tool_calls' is only allowed with 'tools'.", param="parallel_tool_calls")
-    if body.continue_final_message:
-        _check_continued(body)
-
-
-def _check_continued(body: ChatRequest) -> None:
-    if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
-        raise InvalidRequest(
-            "'add_generation_prompt' and 'continue_final_message' exclude each other.", param="continue_final_message"
-        )
-    if body.messages[-1].role != "assistant":
-        raise InvalidRequest(
-            "'continue_final_message' needs a final message of role 'assistant'.", param="continue_final_message"
-        )
+    check_conversation(body, body.messages)
 
 
 def _check_completion(body: CompletionRequest) -> None:

@@ -146,14 +146,24 @@ class ChatMessage(RequestBody):
 # --- requests
 
 
-class ChatRequest(GenerationFields):
+class ConversationFields(RequestBody):
+    """How messages become a prompt."""
+
+    tools: Json = None
+
+    # vLLM's extras
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class ChatRequest(ConversationFields, GenerationFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """Wins over `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    tools: Json = None
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -172,11 +182,6 @@ class ChatRequest(GenerationFields):
     web_search_options: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
-
-    # vLLM's extras
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
 
 
 class CompletionRequest(GenerationFields):

@@ -1,0 +1,44 @@
+"""The messages of a request and how they are rendered: the same where they are answered and where they are counted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engines.errors import InvalidRequest
+from engines.prompt import Conversation
+from server.deps import Serving
+from server.openai.schema import ChatMessage, ConversationFields
+from server.openai.tool_messages import for_template
+from server.openai.tools import ToolRequest
+
+
+def check_conversation(body: ConversationFields, messages: Sequence[ChatMessage]) -> None:
+    """Refuse what excludes each other, whatever the model."""
+    if not body.continue_final_message:
+        return
+    if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
+        raise InvalidRequest(
+            "'add_generation_prompt' and 'continue_final_message' exclude each other.", param="continue_final_message"
+        )
+    if messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "'continue_final_message' needs a final message of role 'assistant'.", param="continue_final_message"
+        )
+
+
+def to_conversation(
+    body: ConversationFields,
+    messages: Sequence[ChatMessage],
+    tools: ToolRequest,
+    serving: Serving,
+    template_kwargs: Mapping[str, Any],
+) -> Conversation:
+    """What the chat template gets to see."""
+    ready = serving.renderer.messages([message.model_dump(exclude_unset=True) for message in messages])
+    ready, shown = for_template(ready, tools, serving.output_format.tools, serving.renderer.template)
+    return Conversation(
+        messages=ready,
+        tools=shown,
+        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+        continue_final_message=body.continue_final_message,
+        template_kwargs=template_kwargs,
+    )
