@@ -73,6 +73,8 @@ class CallParser:
             self._pending = self._pending.lstrip(SPACE)
         position = self._pending.find(marker)
         if position < 0:
+            if last and self._after_call and marker.startswith(self._pending):
+                self._pending = ""  # the output was cut off within the start of one more call: that is no content
             self._content(self._cut(marker, last))
             return False
         head = self._pending[:position].rstrip(SPACE)
@@ -92,6 +94,8 @@ class CallParser:
             return True
         if text.startswith("{"):
             return self._begin(CallObject())
+        if last and self._after_call and not text and not self._in_list:
+            return False  # nothing but the start of one more call
         if self._form.named and not self._in_list and (NAME.match(text) or not text):
             return self._named_call(last)
         return self._give_back() if text or last else False
