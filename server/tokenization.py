@@ -4,10 +4,10 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import ConfigDict, FailFast, Field
+from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
-from server.body import RequestBody, json_body
+from server.body import Items, RequestBody, json_body
 from server.deps import ReadyServing, Serving
 from server.openai.conversation import check_conversation, to_conversation
 from server.openai.schema import ChatMessage, ConversationFields
@@ -24,7 +24,7 @@ class TokenizeBody(ConversationFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     """Unless given, they are added to a text; a chat template writes its own."""
     return_token_strs: bool = False
@@ -32,7 +32,7 @@ class TokenizeBody(ConversationFields):
 
 class DetokenizeBody(RequestBody):
     model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
+    tokens: Items[Annotated[int, Field(ge=0)]]
 
 
 @router.post("/tokenize")

@@ -4,9 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from server.body import Items
+
 MAX_INPUTS = 2048
 
-Input = str | list[int]
+Input = str | Items[int]
 """One text: as it is, or as token ids."""
 
 
@@ -16,11 +18,22 @@ def _listed(value: Any) -> list[Input]:
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("Input should be a string, a list of strings, a list of token ids, or a list of such lists")
-    if len(value) > MAX_INPUTS:
+    if len(value) > MAX_INPUTS and type(value[0]) is not int:
         raise ValueError(f"A list should have at most {MAX_INPUTS} inputs, this one has {len(value)}")
-    if all(isinstance(item, str) for item in value) or all(_is_ids(item) for item in value):
-        return list(value)
-    raise ValueError("All inputs of a list should be strings, or all of them lists of token ids")
+    odd = _first_odd(value)
+    if odd is not None:
+        raise ValueError(f"A list should hold strings, or token ids, or lists of token ids: item {odd} does not fit")
+    return value
+
+
+def _first_odd(items: list[Any]) -> int | None:
+    """The position of the first item that is no input, or not one of the first's kind."""
+    kind = _kind(items[0])
+    return next((position for position, item in enumerate(items) if kind is None or _kind(item) is not kind), None)
+
+
+def _kind(item: object) -> type | None:
+    return type(item) if type(item) in (str, int) or _is_ids(item) else None
 
 
 def _is_ids(value: object) -> bool:
@@ -28,6 +41,6 @@ def _is_ids(value: object) -> bool:
 
 
 Inputs = Annotated[
-    list[Input],
+    Items[Input],
     BeforeValidator(_listed, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]

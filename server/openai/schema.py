@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.body import RequestBody
+from server.body import Items, Members, RequestBody
 from server.openai.inputs import Inputs
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -27,7 +27,7 @@ def as_list(value: Any) -> Any:
 
 
 Stops = Annotated[
-    Annotated[list[NonEmpty], Field(min_length=1, max_length=4)],
+    Annotated[Items[NonEmpty], Field(min_length=1, max_length=4)],
     BeforeValidator(as_list, json_schema_input_type=str | list[str]),
 ]
 
@@ -42,7 +42,7 @@ class GenerationFields(RequestBody):
     top_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     presence_penalty: float = Field(0, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    logit_bias: Members[Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: Stops | None = None
     stream: bool = False
@@ -57,13 +57,13 @@ class GenerationFields(RequestBody):
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: list[int] = Field(default_factory=list)
+    stop_token_ids: Items[int] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = Field(None, ge=0)
     echo: bool = False
-    bad_words: list[NonEmpty] = Field(default_factory=list)
-    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: Items[NonEmpty] = Field(default_factory=list)
+    allowed_token_ids: Annotated[Items[int], Field(min_length=1)] | None = None
     structured_outputs: Json = None
     priority: int = Field(0, ge=-INT64, lt=INT64)
     use_beam_search: bool | None = None
@@ -77,7 +77,8 @@ class GenerationFields(RequestBody):
         """OpenAI's description allows null for most optional fields; it means the default."""
         if not isinstance(body, dict):
             return body
-        return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
+        nulls = {key for key in cls.model_fields if body.get(key, key) is None}
+        return {key: value for key, value in body.items() if key not in nulls} if nulls else body
 
 
 # --- messages
@@ -115,9 +116,9 @@ class ChatMessage(RequestBody):
     back as it came."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1)] | None = None
+    content: str | Annotated[Items[ContentPart], Field(min_length=1)] | None = None
     name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Items[MessageToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
@@ -158,7 +159,7 @@ class ConversationFields(RequestBody):
 
 
 class ChatRequest(ConversationFields, GenerationFields):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """Wins over `max_tokens`."""
@@ -167,11 +168,11 @@ class ChatRequest(ConversationFields, GenerationFields):
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    modalities: list[str] | None = None
+    modalities: Items[str] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: str | None = None
     store: bool = False
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[Members[str], Field(max_length=16)] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
@@ -180,7 +181,7 @@ class ChatRequest(ConversationFields, GenerationFields):
     prediction: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
+    functions: Items[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
 
 

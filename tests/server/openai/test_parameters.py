@@ -342,6 +342,10 @@ REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "invalid_request"),
     ({"prompt": ["a", ""]}, "prompt", "invalid_request"),
     ({"prompt": [1, True]}, "prompt", "invalid_request"),
+    ({"prompt": [True]}, "prompt", "invalid_request"),
+    ({"prompt": [[1], [2], []]}, "prompt", "invalid_request"),
+    ({"prompt": [1] * 5000 + ["a"]}, "prompt", "invalid_request"),
+    ({"prompt": ["a"] * 5000}, "prompt", "invalid_request"),
     ({"prompt": [[1], "a"]}, "prompt", "invalid_request"),
     ({"prompt": [VOCAB_SIZE]}, "prompt", "invalid_request"),
     ({"prompt": "x" * 5000}, "prompt", "context_length_exceeded"),
@@ -365,6 +369,11 @@ REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
 def test_completions_that_cannot_be_honoured_are_refused_by_name(api, body, param, code):
     refusal = api.refused_completion(**body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, code)
+
+
+@pytest.mark.parametrize(("prompt", "odd"), [([1] * 5000 + ["a"], 5000), (["a", "b", 3], 2), ([None], 0)])
+def test_the_odd_item_of_a_list_of_prompts_is_named(api, prompt, odd):
+    assert f"item {odd} " in api.refused_completion(prompt=prompt).message
 
 
 def test_what_is_called_unsupported_is_a_field_of_a_request():
