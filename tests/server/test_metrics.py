@@ -127,6 +127,13 @@ def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_par
     } <= names
 
 
+async def test_no_series_tells_when_it_began(watched):
+    assert [output async for output in watched.outputs()]
+    page = watched.metrics.exposition().decode()
+    assert "request_success_total" in page and "first_token_seconds_bucket" in page
+    assert "_created" not in page
+
+
 def test_two_apps_in_one_process_count_apart():
     one, two = Watched(), Watched()
     one.metrics.count_tokens(prompt=5)
