@@ -1,0 +1,79 @@
+"""The access log: one line for each request, whatever becomes of it."""
+
+import logging
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import make_serving
+
+LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], "stream": True}
+
+
+@pytest.fixture
+def client_of(caplog):
+    """Makes a client of a server of its own; its access log is in `caplog`."""
+    caplog.set_level(logging.INFO, logger="server.access")
+
+    def make(**params):
+        app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params)))
+
+        @app.get("/bug")
+        async def bug() -> None:
+            raise RuntimeError
+
+        return TestClient(app, raise_server_exceptions=False)
+
+    return make
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "server.access"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/health", None, 200),
+        ("POST", "/v1/chat/completions", CHAT, 200),
+        ("POST", "/v1/chat/completions", {}, 400),
+        ("GET", "/v1/models", None, 401),
+        ("GET", "/nope", None, 404),
+        ("GET", "/bug", None, 500),
+    ],
+)
+def test_every_request_is_a_line_with_its_status_and_id(client_of, caplog, method, path, body, status):
+    with client_of(api_key=["k"]) as client:
+        headers = {"x-request-id": "mine"} if status == 401 else {"authorization": "Bearer k", "x-request-id": "mine"}
+        assert client.request(method, path, json=body, headers=headers).status_code == status
+    (line,) = lines(caplog)
+    found = LINE.fullmatch(line)
+    assert found and found["request"] == f"{method} {path}"
+    assert (int(found["status"]), found["id"]) == (status, "mine")
+
+
+def test_a_request_without_an_id_is_logged_under_the_one_that_it_was_given(client_of, caplog):
+    with client_of() as client:
+        given = client.get("/health").headers["x-request-id"]
+    assert lines(caplog)[0].endswith(f" {given}")
+
+
+def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(client_of, caplog):
+    with client_of(api_key=["k"]) as client:
+        headers = {"authorization": "Bearer k"}
+        client.get("/a%0a127.0.0.1 GET /forged%1b[31m" + "x" * 5000, params={"token": "hidden"}, headers=headers)
+        client.post("/v1/chat/completions", json=CHAT, headers=headers)
+    for line in lines(caplog):
+        assert line.isprintable() and len(line) < 400
+        assert not any(word in line for word in ("secret", "hidden", "Bearer"))
+
+
+def test_a_server_told_to_be_quiet_logs_no_requests(client_of, caplog):
+    with client_of(verbose=False) as client:
+        client.get("/health")
+    assert lines(caplog) == []
