@@ -24,11 +24,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATIENCE = 60
 """Seconds after which something has not happened."""
+POSITIONS = 8192
+"""So many that no output reaches its end while a test does something to it, however busy the machine."""
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> PtConfig:
-    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("model"), tokenizer=True)
+    llama = CONFIGS["llama"]()
+    llama.max_position_embeddings = POSITIONS
+    folder = save(llama, tmp_path_factory.mktemp("model"), tokenizer=True)
     return PtConfig(
         model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8, max_num_seqs=2, seed=1
     )
@@ -92,7 +96,7 @@ async def test_a_number_beyond_64_bits_is_the_requests_fault(engine):
 
 
 async def test_a_cancelled_client_frees_the_pages(engine):
-    [task] = await started(engine, long("gone"))
+    [task] = await started(engine, request("hello", "gone", max_new_tokens=POSITIONS - 5, ignore_eos=True))
     await until(lambda: engine.stats().running == 1)
     assert engine.stats().kv_cache_usage > 0
     task.cancel()
@@ -137,7 +141,8 @@ async def test_stopping_ends_the_process_and_what_it_ran(config):
     engine = PtEngine(config, max_num_queued_reqs=1)
     await engine.start()
     process = process_of(engine)
-    async with aclosing(engine.generate(long("a"))) as outputs:
+    endless = request("hello", "a", max_new_tokens=POSITIONS - 5, ignore_eos=True)
+    async with aclosing(engine.generate(endless)) as outputs:
         await anext(outputs)
         await engine.stop()
         with pytest.raises(EngineFailure):

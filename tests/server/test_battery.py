@@ -179,7 +179,7 @@ def test_chat_requests_that_cannot_be_honoured(client, fields):
 
 @pytest.mark.parametrize("path", VALID)
 def test_any_json_in_any_field(client, path):
-    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck))
     @given(field=st.sampled_from([*VALID[path], "unknown"]), value=json_values)
     def check(field: str, value: object) -> None:
         reply = client.post(path, content=json.dumps(VALID[path] | {field: value}), headers=JSON)
@@ -191,7 +191,7 @@ def test_any_json_in_any_field(client, path):
 
 @pytest.mark.parametrize("path", VALID)
 def test_any_bytes(client, path):
-    @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50, suppress_health_check=list(HealthCheck))
     @given(data=st.binary(max_size=100))
     def check(data: bytes) -> None:
         assert_clients_fault(client.post(path, content=data, headers=JSON))

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 
 import httpx
 
@@ -9,9 +10,9 @@ from tests.server.process import ServerProcess
 
 
 def until_ready(url: str) -> None:
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         while client.get("/ready").status_code != 200:
-            pass
+            time.sleep(0.02)
 
 
 def test_a_signal_ends_an_idle_server_with_status_0(start_echo):
@@ -35,7 +36,7 @@ def test_a_taken_port_is_an_error_and_never_another_port():
 
 def test_the_server_listens_while_the_engine_starts(start_echo):
     server = start_echo(faults={"start_delay": 60})
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get("/health").status_code == 200
         assert client.get("/metrics").status_code == 200
         reply = client.get("/ready")
@@ -45,7 +46,7 @@ def test_the_server_listens_while_the_engine_starts(start_echo):
 
 def test_a_server_that_is_told_to_stop_while_it_starts_stops(start_echo):
     server = start_echo(faults={"start_delay": 60})
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     server.signal()
     assert server.wait() == 0
 

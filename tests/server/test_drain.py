@@ -110,7 +110,7 @@ def test_a_second_signal_ends_the_server_at_once(slow):
 
 
 def test_comments_keep_a_slow_stream_alive_even_before_its_first_token(start_echo):
-    server = start_echo(faults={"token_delay": 0.5}, params={"sse_keep_alive_interval": 0.1})
+    server = start_echo(faults={"token_delay": 1}, params={"sse_keep_alive_interval": 0.05})
     with httpx.Client(base_url=server.url, timeout=60) as client:
         until(lambda: client.get("/ready").status_code == 200)
         text = client.post("/v1/chat/completions", json=chat(stream=True, max_tokens=2)).text

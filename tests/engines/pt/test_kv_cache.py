@@ -78,7 +78,7 @@ class Pool(RuleBasedStateMachine):
         assert all(self.pool.match([name]) == [page] for page, name in self.names.items())
 
 
-Pool.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Pool.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestPool = Pool.TestCase
 
 

@@ -14,11 +14,24 @@ from tests.engines.pt.driving import core_of, prompt, request
 from tests.engines.pt.test_core import Watched
 
 
+class Paced(Watched):
+    """A runner that computes a step only when told to, once `pace` is set."""
+
+    def __init__(self, runner):
+        super().__init__(runner)
+        self.pace: threading.Semaphore | None = None
+
+    def step(self, segments):
+        if self.pace is not None:
+            assert self.pace.acquire(timeout=30)
+        return super().step(segments)
+
+
 class Served:
     """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
 
     def __init__(self, runner, *, grammars=None):
-        self.runner = Watched(runner)
+        self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
         process = EngineProcess(Connection(theirs), core_of(self.runner, max_num_seqs=4, grammars=grammars), grammars)
@@ -117,15 +130,19 @@ def test_a_request_that_cannot_be_taken_in_fails_alone(served):
 
 def test_abort_and_finish_are_heard_between_steps(served):
     one = request(prompt(9), n=2, max_new_tokens=100, ignore_eos=True)
+    served.runner.pace = threading.Semaphore(1)
     served.send(wire.Generate(one))
-    served.receive()
+    assert len(served.receive().outputs) == 2
+    # The next step has begun, or begins once these have been read: they count from the one after it at the latest.
     served.send(wire.Finish("r", 0))
-    while len(served.receive().outputs) == 2:
-        pass
+    served.runner.pace.release(2)
+    assert [len(served.receive().outputs) for _ in range(2)][1] == 1
     served.send(wire.Abort("r"))
+    served.runner.pace.release()
     while (step := served.receive()).outputs:
         pass
     assert (step.stats.running, step.stats.kv_cache_usage) == (0, 0)
+    assert len(served.runner.steps) <= 4
 
 
 def test_constraints_are_compiled_beside_the_steps(runner, grammars):

@@ -298,7 +298,7 @@ def stream(some_row: SamplerRow, logits: Tensor, others: list[SamplerRow], place
 some_parameters = st.sampled_from([*FILTERS, {"temperature": 0.0}, {"presence_penalty": 1.0, "top_p": 0.8}])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     own=some_parameters,
     others=st.lists(some_parameters, max_size=6),
