@@ -175,22 +175,29 @@ def check_capabilities(request: GenerationRequest, capabilities: Capabilities, b
     if refused:
         param = names.get(name := min(refused), name)
         raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
-    structured = sampling.structured
-    if structured is not None and structured.kind not in capabilities.structured:
-        raise UnsupportedParameter(
-            f"This engine cannot constrain its output by a {structured.kind}.", param=names["structured"]
-        )
+    if sampling.structured is not None:
+        _check_structured(sampling.structured.kind, sampling.num_beams, capabilities, param=names["structured"])
     if sampling.num_beams > capabilities.max_beams:
         raise UnsupportedParameter(
             f"This engine searches with at most {capabilities.max_beams} beams.", param="num_beams"
         )
 
 
+def _check_structured(kind: str, num_beams: int, capabilities: Capabilities, param: str) -> None:
+    if kind not in capabilities.structured:
+        raise UnsupportedParameter(
+            f"{param!r} asks for output that is constrained by a {kind}; this engine and model cannot do that.",
+            param=param,
+        )
+    if num_beams > 1:
+        raise UnsupportedParameter(f"{param!r} cannot be combined with a beam search.", param=param)
+
+
 def _constrained_by(body: GenerationFields) -> str:
-    """The field that asks for a constraint on the output."""
-    if isinstance(body, ChatRequest) and body.tools is not None:
-        return "tools"
-    return "response_format" if body.structured_outputs is None else "structured_outputs"
+    """The field that asks for a constraint on the output, where one does."""
+    if body.structured_outputs is not None:
+        return "structured_outputs"
+    return "tools" if body.response_format in (None, {"type": "text"}) else "response_format"
 
 
 NEUTRAL_SAMPLING = Sampling(max_new_tokens=0)

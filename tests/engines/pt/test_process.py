@@ -5,13 +5,16 @@ import threading
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from engines.errors import EngineFailure
 from engines.pt import wire
-from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess
+from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
 from engines.types import EmbeddingRequest, Structured
-from tests.engines.pt.driving import core_of, prompt, request
+from tests.engines.pt.driving import core_of, prompt, request, run, settings
 from tests.engines.pt.test_core import Watched
+from tests.engines.pt.tiny import CONFIGS, EOS, save
 
 
 class Paced(Watched):
@@ -154,3 +157,23 @@ def test_constraints_are_compiled_beside_the_steps(runner, grammars):
     steps = served.until_ended("free", "bound", "wrong")
     served.close()
     assert [request_id for step in steps for request_id, _ in step.failures] == ["wrong"]
+
+
+def wordy_tokenizer():
+    """Its tokens have no bytes of their own, which a constraint on the output needs."""
+    words = {"<eos>": 0, "<unk>": 1, "red": 2, "blue": 3}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+@pytest.mark.parametrize("lack", ["bytes", "end"])
+def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_the_same(tmp_path, lack):
+    config = CONFIGS["llama"]()
+    config.eos_token_id = None if lack == "end" else EOS
+    save(config, tmp_path, tokenizer=True)
+    if lack == "bytes":
+        wordy_tokenizer().save_pretrained(tmp_path)
+    core, grammars, capabilities = load(settings(tmp_path))
+    assert grammars is None
+    assert capabilities.structured == frozenset()
+    assert run(core, [request(prompt(9))])

@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from engines.capabilities import Capabilities
 from engines.echo import VOCAB_SIZE, EchoEngine
-from engines.types import GenerationRequest, Sampling, TokenOutput
+from engines.types import GenerationRequest, Sampling, StructuredKind, TokenOutput
 from server.openai.convert import UNSUPPORTED
 from server.openai.schema import ChatRequest, CompletionRequest
 from tests.server.openai.wire import Api
@@ -406,7 +406,49 @@ def test_what_the_engine_cannot_honour_is_refused_by_its_wire_name(make_api, pat
     assert api.refusal(path, model="other").code == "model_not_found"
 
 
-def test_kinds_of_constraints_that_the_engine_lacks_are_refused(make_api):
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "look_up"}}
+JSON_OBJECT = {"type": "json_object"}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+CONSTRAINED: list[tuple[dict[str, Any], str, str]] = [
+    ({"response_format": JSON_OBJECT}, "response_format", "json_object"),
+    ({"response_format": JSON_SCHEMA}, "response_format", "json_schema"),
+    ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "regex"),
+    ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", "choice"),
+    ({"structured_outputs": {"grammar": 'start: "a"'}}, "structured_outputs", "grammar"),
+    ({"tools": [TOOL], "tool_choice": "required"}, "tools", "grammar"),
+    ({"tools": [TOOL], "tool_choice": NAMED, "response_format": {"type": "text"}}, "tools", "grammar"),
+    ({"tools": [TOOL], "tool_choice": "none", "response_format": JSON_OBJECT}, "response_format", "json_object"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "kind"), CONSTRAINED)
+def test_constraints_that_the_engine_lacks_are_refused_by_name_and_kind(make_api, body, param, kind):
+    engine = RecordingEngine(structured=frozenset(get_args(StructuredKind)) - {kind})
+    refusal = make_api(engine=engine).refused_chat(**body)
+    assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")
+    assert kind in refusal.message and not engine.requests
+
+
+def test_an_engine_without_constraints_answers_what_needs_none(make_api):
+    api = make_api(engine=RecordingEngine(structured=frozenset()))
+    api.chat(response_format={"type": "text"})
+    api.chat(tools=[TOOL])
+    api.chat(tools=[TOOL], tool_choice="none")
+
+
+def test_other_kinds_of_constraints_than_the_engine_lacks_are_honoured(make_api):
     api = make_api(engine=RecordingEngine(structured=frozenset({"json_object"})))
-    assert api.refused_chat(structured_outputs={"regex": "a"}).param == "structured_outputs"
     api.chat('{"a": 1}', response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"response_format": JSON_OBJECT}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ],
+)
+def test_a_beam_search_is_refused_beside_a_constraint_by_the_constraints_name(recording, body, param):
+    refusal = recording.refused_chat(num_beams=2, **body)
+    assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")
