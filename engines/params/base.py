@@ -1,9 +1,9 @@
 """The one base class every parameter group shares, and the shapes that several groups use."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationInfo, field_validator
 
 
 class Params(BaseModel):
@@ -18,6 +18,25 @@ class Params(BaseModel):
 
     starred: ClassVar[frozenset[str]] = frozenset()
     """Those of the group's own fields that most users meet first; help and documentation mark them."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """A file's `max_length: yes` is a mistake, though to pydantic true is 1."""
+        assert info.field_name is not None
+        kinds = _kinds(cls.model_fields[info.field_name].annotation)
+        if bool not in kinds and kinds & {int, float} and _has_bool(value):
+            raise ValueError("true and false are not numbers")
+        return value
+
+
+def _kinds(annotation: Any) -> frozenset[Any]:
+    """An annotation with all that it is made of."""
+    return frozenset([annotation]).union(*map(_kinds, get_args(annotation)))
+
+
+def _has_bool(value: Any) -> bool:
+    return any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value]))
 
 
 def _listed(value: Any) -> Any:

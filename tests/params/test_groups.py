@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from engines.params.deploy import DeployParams
 from engines.params.model_kwargs import FAMILIES, Qwen2VlKwargs, family_of, resolve_model_kwargs
+from server.params import COMMANDS
+from server.shapes import shape_of
 
 
 def test_parameters_cannot_be_changed() -> None:
@@ -44,12 +46,31 @@ def test_one_string_counts_as_a_list_of_one() -> None:
         ("max_shard_size", "five"),
         ("model_name", ["a", "b", "c"]),
         ("use_hf", False),
+        ("port", True),
+        ("temperature", False),
+        ("max_new_tokens", True),
+        ("model_name", [True]),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError) as error:
         DeployParams.model_validate({name: value})
     assert error.value.errors()[0]["loc"][0] == name
+
+
+def test_a_truth_value_is_no_number_in_any_parameter_of_any_command() -> None:
+    for model in COMMANDS.values():
+        for name, field in model.model_fields.items():
+            kinds = shape_of(field.annotation).kinds
+            if kinds & {int, float} and bool not in kinds:
+                with pytest.raises(ValidationError) as error:
+                    model.model_validate({name: True})
+                assert name in {problem["loc"][0] for problem in error.value.errors()}, name
+
+
+@pytest.mark.parametrize("value", [True, "true", "yes", 1])
+def test_a_yes_or_no_parameter_is_given_in_many_ways(value: object) -> None:
+    assert DeployParams.model_validate({"verbose": value}).verbose is True
 
 
 def test_secrets_are_not_printed() -> None:

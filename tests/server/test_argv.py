@@ -160,6 +160,8 @@ def test_a_file_may_come_first_and_flags_win(tmp_path: Path, name: str, text: st
     [
         ("p.yaml", "prot: 1", "p.yaml: unknown parameter; did you mean --port?"),
         ("p.yaml", "port: x", "p.yaml: Input should be a valid integer"),
+        ("p.yaml", "port: yes", "port in {path}: true and false are not numbers (given True)"),
+        ("p.json", '{"temperature": false}', "temperature in {path}: true and false are not numbers (given False)"),
         ("p.yaml", "port: 1\nport: 2", "port is given twice"),
         ("p.yaml", "max-seqs: 1\nmax_seqs: 2", "max_seqs is given twice"),
         ("p.json", '{"port": 1, "port": 2}', "port is given twice"),
@@ -171,7 +173,7 @@ def test_a_file_may_come_first_and_flags_win(tmp_path: Path, name: str, text: st
 )
 def test_a_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, text: str, told: str) -> None:
     (tmp_path / name).write_text(text)
-    assert told in refusal(capsys, DeployParams, str(tmp_path / name))
+    assert told.format(path=tmp_path / name) in refusal(capsys, DeployParams, str(tmp_path / name))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
