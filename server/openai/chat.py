@@ -32,16 +32,16 @@ from server.openai.generation import (
     Envelope,
     Usage,
     chat_entry,
-    json_response,
     read_constraint,
+    respond,
     run,
+    to_chunks,
     to_prompt_logprobs,
 )
 from server.openai.message import Message, delta_to_wire
 from server.openai.output import OutputParser, OutputPlan
 from server.openai.schema import ChatRequest
 from server.openai.tools import NO_TOOLS, read_tools
-from server.sse import stream_events, until_disconnect
 
 router = APIRouter()
 
@@ -50,10 +50,7 @@ router = APIRouter()
 async def create_chat_completion(
     request: Request, body: Annotated[ChatRequest, json_body(ChatRequest)], serving: ReadyServing
 ) -> Response:
-    answer = await prepare(body, serving)
-    if body.stream:
-        return await stream_events(request, answer.chunks(), keep_alive=serving.params.sse_keep_alive_interval)
-    return json_response(await until_disconnect(request, answer.completion()))
+    return await respond(request, await prepare(body, serving), body, serving)
 
 
 async def prepare(body: ChatRequest, serving: Serving) -> "ChatAnswer":
@@ -127,26 +124,23 @@ class ChatAnswer:
         if plan.reasoning is not None:
             self._usage.reasoning_tokens = 0
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+    def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         head = self._envelope.to_wire("chat.completion.chunk")
-        include_usage = self._body.stream_options is not None and bool(self._body.stream_options.include_usage)
-        nothing_yet = {"usage": None} if include_usage else {}
+        return to_chunks(self._pieces(), head, self._usage, self._body.stream_options, **self._prompt_token_ids())
+
+    async def _pieces(self) -> AsyncGenerator[dict[str, Any], None]:
         choices = self._choices()
-        begun = False
         async with aclosing(self._steps(choices)) as steps:
             async for delta, parsed in steps:
                 for piece in choices[delta.index].pieces(delta, parsed):
-                    chunk = {**head, "choices": [piece], **nothing_yet}
-                    if not begun and self._body.return_token_ids:
-                        chunk["prompt_token_ids"] = self._request.prompt_ids
-                    begun = True
-                    yield chunk
-        if include_usage:
-            yield {**head, "choices": [], "usage": self._usage.to_wire()}
+                    yield piece
+
+    def _prompt_token_ids(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self._request.prompt_ids} if self._body.return_token_ids else {}
 
     async def completion(self) -> dict[str, Any]:
         choices = self._choices()
-        extra: dict[str, Any] = {"prompt_token_ids": self._request.prompt_ids} if self._body.return_token_ids else {}
+        extra = self._prompt_token_ids()
         async with aclosing(self._steps(choices)) as steps:
             async for delta, parsed in steps:
                 choices[delta.index].add(delta, parsed)

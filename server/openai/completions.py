@@ -28,14 +28,14 @@ from server.openai.generation import (
     Envelope,
     Usage,
     floored,
-    json_response,
     read_constraint,
+    respond,
     run,
     run_together,
+    to_chunks,
     to_prompt_logprobs,
 )
 from server.openai.schema import CompletionRequest
-from server.sse import stream_events, until_disconnect
 
 router = APIRouter()
 
@@ -46,10 +46,7 @@ KIND = "text_completion"
 async def create_completion(
     request: Request, body: Annotated[CompletionRequest, json_body(CompletionRequest)], serving: ReadyServing
 ) -> Response:
-    answer = await prepare(body, serving)
-    if body.stream:
-        return await stream_events(request, answer.chunks(), keep_alive=serving.params.sse_keep_alive_interval)
-    return json_response(await until_disconnect(request, answer.completion()))
+    return await respond(request, await prepare(body, serving), body, serving)
 
 
 async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswer":
@@ -126,32 +123,25 @@ class CompletionAnswer:
         self._requests = requests
         self._options = options
         self._outputs_each = requests[0].n
+        self._usage = Usage(sum(len(prompt.ids) for prompt in prompts))
 
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        usage = self._usage()
-        include_usage = self._body.stream_options is not None and bool(self._body.stream_options.include_usage)
-        nothing_yet = {"usage": None} if include_usage else {}
+    def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        return to_chunks(self._pieces(), self._head, self._usage, self._body.stream_options)
+
+    async def _pieces(self) -> AsyncGenerator[dict[str, Any], None]:
         choices = self._choices()
         async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                usage.add(delta)
                 for piece in choices[delta.index].pieces(delta):
-                    yield {**self._head, "choices": [piece], **nothing_yet}
-        if include_usage:
-            yield {**self._head, "choices": [], "usage": usage.to_wire()}
+                    yield piece
 
     async def completion(self) -> dict[str, Any]:
-        usage = self._usage()
         choices = self._choices()
         async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                usage.add(delta)
                 choices[delta.index].add(delta)
         chosen = self._best(choices)
-        return {**self._head, "choices": [c.to_wire(i) for i, c in enumerate(chosen)], "usage": usage.to_wire()}
-
-    def _usage(self) -> Usage:
-        return Usage(sum(len(prompt.ids) for prompt in self._prompts))
+        return {**self._head, "choices": [c.to_wire(i) for i, c in enumerate(chosen)], "usage": self._usage.to_wire()}
 
     def _choices(self) -> list["Choice"]:
         return [
@@ -165,7 +155,10 @@ class CompletionAnswer:
         together = runs[0] if len(runs) == 1 else run_together(runs, self._outputs_each)
         async with aclosing(together) as deltas:
             async for delta in deltas:
-                yield delta if self._body.max_tokens != 0 else _without_output(delta)
+                if self._body.max_tokens == 0:
+                    delta = _without_output(delta)
+                self._usage.add(delta)
+                yield delta
 
     def _best(self, choices: list["Choice"]) -> list["Choice"]:
         """Of each prompt's outputs the n that the model finds likeliest, by the mean logprob of their tokens."""

@@ -4,17 +4,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
-from fastapi import Response
+from fastapi import Request, Response
 
 from engines.errors import EngineUnavailable
 from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
 from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
 from server.deps import Serving
-from server.openai.schema import GenerationFields
+from server.openai.schema import GenerationFields, StreamOptions
 from server.openai.structured import read_structured
+from server.sse import stream_events, until_disconnect
 
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
@@ -161,5 +162,38 @@ class Envelope:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def json_response(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
+class Answer(Protocol):
+    """What a request is answered with. One of the two is called, once."""
+
+    def chunks(self) -> AsyncGenerator[dict[str, Any], None]: ...
+
+    async def completion(self) -> dict[str, Any]: ...
+
+
+async def respond(request: Request, answer: Answer, body: GenerationFields, serving: Serving) -> Response:
+    """The answer as the request wants it: in chunks or as a whole."""
+    if body.stream:
+        return await stream_events(request, answer.chunks(), keep_alive=serving.params.sse_keep_alive_interval)
+    whole = await until_disconnect(request, answer.completion())
+    return Response(orjson.dumps(whole), media_type="application/json")
+
+
+async def to_chunks(
+    pieces: AsyncGenerator[dict[str, Any], None],
+    head: dict[str, Any],
+    usage: Usage,
+    options: StreamOptions | None,
+    **first: Any,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """A chunk around each piece, which is a choice; `first` is told in the first chunk only.
+
+    With `include_usage`, one more chunk at the end has what `usage` has counted by then, and all others have none.
+    """
+    include_usage = options is not None and bool(options.include_usage)
+    nothing_yet = {"usage": None} if include_usage else {}
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield {**head, "choices": [piece], **nothing_yet, **first}
+            first = {}
+    if include_usage:
+        yield {**head, "choices": [], "usage": usage.to_wire()}
