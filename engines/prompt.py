@@ -69,6 +69,13 @@ def read_chat_template(value: str) -> str:
     return text
 
 
+def plain_template(tokenizer: Any) -> str:
+    """A template without form: messages follow one another as they are, behind the token that begins every text."""
+    first = tokenizer.encode("a")[:1]
+    begin = "{{ bos_token }}" if first and first[0] == tokenizer.bos_token_id else ""
+    return begin + "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
 class PromptRenderer:
     """Renders and tokenizes for one model. Everything it cannot render is an InvalidRequest that says why."""
 

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from engines.engine import Engine
 from engines.errors import ModelNotFound
 from engines.params.deploy import DeployParams
-from engines.prompt import PromptRenderer, read_chat_template
+from engines.prompt import PromptRenderer, plain_template, read_chat_template
 from engines.text import Vocabulary
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -58,8 +58,7 @@ def make_serving(
     """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
-    template = None if params.chat_template is None else read_chat_template(params.chat_template)
-    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=template)
+    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
     return Serving(
         engine=engine,
         tokenizer=tokenizer,
@@ -79,6 +78,13 @@ def make_serving(
         metrics=Metrics(engine, model_name=name, engine_name=params.infer_backend),
         lifecycle=Lifecycle(engine),
     )
+
+
+def _chat_template(params: DeployParams, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The template in place of the model's own, None for that one."""
+    if not params.use_chat_template:
+        return plain_template(tokenizer)
+    return None if params.chat_template is None else read_chat_template(params.chat_template)
 
 
 def get_serving(request: Request) -> Serving:

@@ -11,8 +11,8 @@ HONOURED: frozenset[str] = frozenset(
         "max_model_len", "max_num_seqs", "max_batch_size", "max_num_batched_tokens", "block_size", "kv_cache_memory",
         "gpu_memory_utilization", "enable_prefix_caching", "max_num_queued_reqs", "threads", "max_logprobs",
         # prompts, and what requests do not say
-        "chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens", "temperature", "top_k",
-        "top_p", "repetition_penalty", "num_beams", "stop_words",
+        "chat_template", "use_chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens",
+        "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words",
         # the server
         "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
         "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
@@ -23,6 +23,8 @@ HONOURED: frozenset[str] = frozenset(
 BUILT_CHOICES: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
 """The one choice that is built, of parameters that have more."""
 
+SAID_BY_REQUESTS = frozenset({"stream", "logprobs"})
+"""What OpenAI's API leaves to each request, and answers without where it does not ask."""
 
 TWINS = (("max_batch_size", "max_num_seqs"), ("max_length", "max_model_len"))
 """Parameters that mean the same to the pt engine."""
@@ -34,7 +36,9 @@ def refusals(params: DeployParams) -> list[str]:
     missing = [] if params.model else ["--model: name the model to serve, a folder or an id on the hub"]
     vain = [reason for name in sorted(given) if (reason := _refusal(params, name))]
     twice = [f"--{one} and --{other} mean the same here: give one" for one, other in TWINS if {one, other} <= given]
-    return missing + vain + twice
+    unused = "chat_template" in given and not params.use_chat_template
+    plain = ["--chat_template: nothing uses it where --use_chat_template is false"] if unused else []
+    return missing + vain + twice + plain
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:
@@ -47,4 +51,6 @@ def _refusal(params: DeployParams, name: str) -> str | None:
         )
     if name in HONOURED or value == DeployParams.model_fields[name].get_default():
         return None
+    if name in SAID_BY_REQUESTS:
+        return f"--{name}: a request over HTTP says so itself"
     return f"--{name}: nothing in this version of deploy depends on it"

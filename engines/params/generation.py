@@ -31,4 +31,4 @@ class GenerationParams(Params):
     stop_words: Strings = ()
     """Further texts that end the generation when they appear."""
     logprobs: bool = False
-    """Give the log-probability of each generated token."""
+    """Give the log-probability of each generated token. A request over HTTP says so itself."""

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.prompt import LONG, Conversation, PromptRenderer, read_chat_template
+from engines.prompt import LONG, Conversation, PromptRenderer, plain_template, read_chat_template
 from tests.engines.tokenizers import byte_fallback, byte_level
 
 TOKENIZER = byte_level()
@@ -190,6 +191,17 @@ async def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
 def test_a_template_of_ones_own_replaces_the_models() -> None:
     assert rendered(renderer(chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
     assert rendered(renderer(None, chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_without_a_template_messages_follow_one_another_as_texts_do(begins: bool) -> None:
+    tokenizer = deepcopy(TOKENIZER)
+    tokenizer.chat_template = None
+    if not begins:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    prompts = PromptRenderer(tokenizer, chat_template=plain_template(tokenizer))
+    messages = conversation(HELLO, {"role": "assistant", "content": " world"})
+    assert (await prompts.chat(messages, LIMITS)).ids == await prompts.text("hello world", LIMITS)
 
 
 def test_a_model_with_several_templates_uses_the_one_for_tools_where_there_are_tools() -> None:

@@ -20,6 +20,14 @@ def test_a_ready_server_says_so(client):
     assert client.get("/ready").json() == {"status": "ready", "model": "echo"}
 
 
+def test_without_the_chat_template_messages_are_one_text():
+    params = DeployParams(model="tests/echo", use_chat_template=False)
+    with TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
+        messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]
+        reply = client.post("/v1/chat/completions", json={"model": "echo", "messages": messages})
+    assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"
+
+
 def test_an_unknown_path_is_a_404_in_openais_shape(client):
     reply = client.get("/nope")
     assert reply.status_code == 404

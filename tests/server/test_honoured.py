@@ -88,6 +88,18 @@ def test_a_model_must_be_named() -> None:
     assert refusals(DeployParams()) == ["--model: name the model to serve, a folder or an id on the hub"]
 
 
+@pytest.mark.parametrize("name", ["stream", "logprobs"])
+def test_what_requests_say_themselves_is_refused_with_that_reason(name: str) -> None:
+    given = DeployParams.model_validate({"model": "m", name: True})
+    assert refusals(given) == [f"--{name}: a request over HTTP says so itself"]
+
+
+def test_a_template_that_nothing_uses_is_refused() -> None:
+    told = ["--chat_template: nothing uses it where --use_chat_template is false"]
+    assert refusals(DeployParams(model="m", chat_template="{{ messages }}", use_chat_template=False)) == told
+    assert refusals(DeployParams(model="m", chat_template="{{ messages }}", use_chat_template=True)) == []
+
+
 def test_two_names_of_one_thing_are_not_given_together() -> None:
     told = ["--max_length and --max_model_len mean the same here: give one"]
     assert refusals(DeployParams(model="m", max_length=8, max_model_len=16)) == told
