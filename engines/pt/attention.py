@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engines.errors import UnsupportedModel
-from engines.pt.kernels import build
 
 NAME = "tuneserve_paged"
 PROBE = "tuneserve_probe"
@@ -180,8 +179,10 @@ def _window_as_mask(
     return torch.full((batch_size, 1, q_length, kv_length), local_size or 0)
 
 
-def choose(attn_impl: str | None, layers: dict[int, LayerShape]) -> Attend:
+def choose(attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes.CDLL | None) -> Attend:
     """Return the attention for these layers: by `attn_impl` where given (`sdpa`, `eager`: `gather`), else the fastest.
+
+    `library` has the kernels for CPUs, where there are any.
 
     Raises UnsupportedModel where `flash_attn` is asked for and cannot be had.
     """
@@ -201,8 +202,7 @@ def choose(attn_impl: str | None, layers: dict[int, LayerShape]) -> Attend:
     on_cpu = all(shape.device.type == "cpu" for shape in shapes)
     known = all(shape.dtype in (torch.float32, torch.bfloat16) for shape in shapes)
     square = all(shape.key_dim == shape.value_dim for shape in shapes)
-    library = build.load() if on_cpu and known and square else None
-    return attend_gather if library is None else KernelAttention(library)
+    return KernelAttention(library) if library is not None and on_cpu and known and square else attend_gather
 
 
 class KernelAttention:

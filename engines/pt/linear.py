@@ -1,16 +1,48 @@
-"""Linear layers with their weights laid out for the CPU's matrix kernels ahead of time (oneDNN prepacking).
+"""Linear layers laid out for the CPU ahead of time, and embeddings beside them.
 
-Through torch alone oneDNN reorders a weight at every call, which is most of the time of a small batch.
+Through torch alone a weight is reordered at every call, which is most of the time of a small batch. Two layouts:
+
+- `WideningLinear`: weights that are bfloat16 values, as most checkpoints hold, stay bfloat16 in memory when the model
+  computes in float32, and widen in registers: the same result for half of the memory and of the reading. Our C kernel.
+- `PackedLinear`: everything else, by oneDNN.
 """
+
+import ctypes
 
 import torch
 from torch import Tensor, nn
 
-# Rows for which the layout is chosen: a typical decode batch. Other batches run on the same layout.
+# Rows for which oneDNN chooses its layout: a typical decode batch. Other batches run on the same layout.
 TYPICAL_ROWS = 32
 
 
-class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """y = x W^T + b in float32, W kept in bfloat16; (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, linear: nn.Linear, library: ctypes.CDLL) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        library.packed_size.restype = ctypes.c_int64
+        size = library.packed_size(self.in_features, self.out_features)
+        weight = linear.weight.detach().bfloat16().contiguous()
+        self._packed = torch.empty(size, dtype=torch.bfloat16)
+        pointers = ctypes.c_void_p(weight.data_ptr()), ctypes.c_void_p(self._packed.data_ptr())
+        library.pack_weights(*pointers, self.in_features, self.out_features)
+        self._bias = None if linear.bias is None else linear.bias.detach().contiguous()
+        self._multiply = library.linear_widening
+        self._multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], self.out_features)
+        rows = x.numel() // self.in_features
+        bias = None if self._bias is None else self._bias.data_ptr()
+        pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
+        self._multiply(*pointers, rows, self.in_features, self.out_features)
+        return out
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """y = x W^T + b with W prepacked; (..., in_features) -> (..., out_features), in W's dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -24,16 +56,37 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return out
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Replace every plain nn.Linear on a CPU in a dtype that oneDNN computes; the original weights are dropped."""
-    if not torch.backends.mkldnn.is_available():
-        return
-    half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+class WideningEmbedding(nn.Module):  # type: ignore[misc]
+    """Rows of a table kept in bfloat16, looked up as float32; (...) ids -> (..., embedding_dim)."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(embedding.weight.detach().bfloat16(), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.weight).float()
+
+
+def pack(model: nn.Module, library: ctypes.CDLL | None) -> None:
+    """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped."""
+    packs = _onednn_dtypes()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if (
-                type(child) is nn.Linear
-                and child.weight.device.type == "cpu"
-                and child.weight.dtype in (torch.float32, half)
-            ):
+            if type(child) not in (nn.Linear, nn.Embedding) or child.weight.device.type != "cpu":
+                continue
+            if library is not None and _is_bfloat16(child.weight):
+                narrow = WideningLinear(child, library) if type(child) is nn.Linear else WideningEmbedding(child)
+                setattr(parent, name, narrow)
+            elif type(child) is nn.Linear and child.weight.dtype in packs:
                 setattr(parent, name, PackedLinear(child))
+
+
+def _is_bfloat16(weight: Tensor) -> bool:
+    """Whether float32 weights are bfloat16 values, every one."""
+    return weight.dtype is torch.float32 and torch.equal(weight.bfloat16().float(), weight)
+
+
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)

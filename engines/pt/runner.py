@@ -17,7 +17,8 @@ from engines.errors import UnsupportedModel
 from engines.pt import attention, rope
 from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
-from engines.pt.linear import pack_linears
+from engines.pt.kernels import build
+from engines.pt.linear import pack
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +103,12 @@ class ModelRunner:
     def _convert(self, attn_impl: str | None, page_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = _reference(self.model, self._check_ids(), self.device)
-        pack_linears(self.model)
+        library = build.load() if self.device.type == "cpu" else None
+        pack(self.model, library)
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         layers = self._probe()
         self.model.set_attn_implementation(attention.NAME)
-        self._attend = attention.choose(attn_impl, layers)
+        self._attend = attention.choose(attn_impl, layers, library)
         self._check(expected, layers, page_size)
         return layers
 

@@ -76,10 +76,15 @@ class Step:
 
 
 @pytest.fixture(scope="session")
-def kernel():
-    library = build.load()
-    if library is None:
+def library():
+    found = build.load()
+    if found is None:
         pytest.skip("no C compiler")
+    return found
+
+
+@pytest.fixture(scope="session")
+def kernel(library):
     return KernelAttention(library)
 
 
@@ -143,24 +148,25 @@ def test_copied_pages_hold_the_same():
 # ---- which of them is chosen
 
 
-def test_the_kernel_is_chosen_where_it_can_run(kernel):
-    assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}), KernelAttention)
-    assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}), KernelAttention)
+def test_the_kernel_is_chosen_where_it_can_run(library):
+    assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}, library), KernelAttention)
+    assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}, library), KernelAttention)
 
 
 @pytest.mark.parametrize("odd", [shape(value_dim=8), shape(dtype=torch.float16)])
-def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(odd):
-    assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}) is attend_gather
+def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library, odd):
+    assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}, library) is attend_gather
 
 
 @pytest.mark.parametrize("attn_impl", ["eager", "sdpa"])
-def test_plain_torch_is_used_where_it_is_asked_for(attn_impl):
-    assert choose(attn_impl, {0: shape()}) is attend_gather
+def test_plain_torch_is_used_where_it_is_asked_for(library, attn_impl):
+    assert choose(attn_impl, {0: shape()}, library) is attend_gather
 
 
 def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    assert choose(None, {0: shape()}) is attend_gather
+    assert build.load() is None
+    assert choose(None, {0: shape()}, None) is attend_gather
     assert "no C compiler found" in caplog.text
 
 
@@ -169,19 +175,19 @@ def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog):
     [(shape(dtype=torch.float16), attend_varlen), (shape(dtype=torch.float32), attend_gather)],
 )
 def test_on_cuda_varlen_takes_half_precision(layer, expected):
-    assert choose(None, {0: replace(layer, device=torch.device("cuda"))}) is expected
+    assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None) is expected
 
 
 def test_flash_attention_needs_cuda():
     with pytest.raises(UnsupportedModel, match="CUDA device") as refused:
-        choose("flash_attn", {0: shape(dtype=torch.bfloat16)})
+        choose("flash_attn", {0: shape(dtype=torch.bfloat16)}, None)
     assert refused.value.param == "attn_impl"
 
 
 def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, caplog):
     broken = tmp_path / "broken.c"
     broken.write_text("int main(")
-    monkeypatch.setattr(build, "SOURCE", broken)
+    monkeypatch.setattr(build, "SOURCES", [broken])
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     assert build.load() is None
     assert "could not be built" in caplog.text

@@ -20,9 +20,10 @@ from transformers import (
 from engines.errors import UnsupportedModel
 from engines.pt import rope
 from engines.pt.attention import KernelAttention, attend_gather
+from engines.pt.linear import PackedLinear, WideningLinear
 from engines.pt.runner import GIB, ModelRunner
-from tests.engines.pt.driving import cache_of, core_of, prompt, request, run, settings
-from tests.engines.pt.tiny import POSITIONS, SIZES, VOCAB_SIZE, save
+from tests.engines.pt.driving import Reference, cache_of, core_of, prompt, request, run, settings
+from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, VOCAB_SIZE, save
 
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
     "mamba": (
@@ -189,6 +190,16 @@ def test_the_checkpoints_dtype_is_the_default(tmp_path, monkeypatch):
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     assert ModelRunner(settings(tmp_path, dtype=None, device_map="cpu")).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("digits", "kind"), [("bfloat16", WideningLinear), ("float32", PackedLinear)])
+def test_bfloat16_weights_stay_narrow_and_others_wide_for_the_same_answers(tmp_path, digits, kind):
+    save(CONFIGS["llama"](), tmp_path, digits=digits)
+    chosen = ModelRunner(settings(tmp_path))
+    assert type(chosen.model.get_output_embeddings()) is kind
+    one = request(prompt(24), max_new_tokens=16, ignore_eos=True, logprobs=5)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    Reference(plain).check_greedy(one, run(core_of(chosen), [one])["r"].outputs[0])
 
 
 # ---- positions

@@ -127,8 +127,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-def save(config: PreTrainedConfig, folder: Path, *, seed: int = 0, tokenizer: bool = False) -> Path:
-    """Write a model with random weights to `folder`."""
+def save(
+    config: PreTrainedConfig, folder: Path, *, seed: int = 0, tokenizer: bool = False, digits: str = "bfloat16"
+) -> Path:
+    """Write a float32 model to `folder`, its weights random values of the dtype `digits`: most models' are bfloat16."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # Biases and norms start as zeros and ones, which would hide that one of them is forgotten.
@@ -136,6 +138,7 @@ def save(config: PreTrainedConfig, folder: Path, *, seed: int = 0, tokenizer: bo
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.copy_(parameter.to(getattr(torch, digits)))
     model.save_pretrained(folder)
     if tokenizer:
         byte_level_tokenizer().save_pretrained(folder)

@@ -1,0 +1,122 @@
+/* y = x W^T + b on a CPU: float32 activations, bfloat16 weights, float32 sums.
+ *
+ * A bfloat16 value widens to float32 exactly, so the result is the float32 one, while the weights take half of the
+ * memory and, in a small batch, half of the time, which goes into reading them.
+ *
+ * x       [rows, in]      float32
+ * w       [panels][in][NR] bfloat16: the rows of W, NR at a time, transposed (pack_weights); the last panel is padded
+ * bias    [out] float32, or NULL
+ * y       [rows, out]     float32
+ *
+ * A task is one panel times up to MC rows of x, which stay in the second-level cache from panel to panel. For more than
+ * MR rows a block of the panel is widened once, into the first-level cache, and used for all rows. The innermost loop
+ * holds an MR x NR tile of y in registers (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication").
+ */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define NR (2 * LANES)
+#define MR 6
+#define MC 66
+#define KC 256
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+
+static inline lanes widen(const uint16_t *p) {
+  return (lanes)(__builtin_convertvector(*(const halves *)p, bits) << 16);
+}
+
+/* Add x[0..rows) * panel to the tile; `FROM(k, half)` is the k-th row of the panel, its first or second half. */
+#define MULTIPLY(NAME, ROWS, TYPE, FROM)                                                                              \
+  static void NAME##_##ROWS(const float *x, int64_t stride, const TYPE *panel, int depth, float *tile) {              \
+    lanes sum[ROWS][2];                                                                                               \
+    _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)                                                            \
+        sum[r][0] = *(lanes *)(tile + r * NR), sum[r][1] = *(lanes *)(tile + r * NR + LANES);                         \
+    for (int k = 0; k < depth; k++) {                                                                                 \
+      lanes first = FROM(panel + (int64_t)k * NR), second = FROM(panel + (int64_t)k * NR + LANES);                    \
+      _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++) {                                                        \
+        float scalar = x[r * stride + k];                                                                             \
+        sum[r][0] += scalar * first;                                                                                  \
+        sum[r][1] += scalar * second;                                                                                 \
+      }                                                                                                               \
+    }                                                                                                                 \
+    _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)                                                            \
+        *(lanes *)(tile + r * NR) = sum[r][0], *(lanes *)(tile + r * NR + LANES) = sum[r][1];                         \
+  }
+
+#define WIDE(p) (*(const lanes *)(p))
+#define EVERY_HEIGHT(NAME, TYPE, FROM)                                                                                \
+  MULTIPLY(NAME, 1, TYPE, FROM) MULTIPLY(NAME, 2, TYPE, FROM) MULTIPLY(NAME, 3, TYPE, FROM)                           \
+  MULTIPLY(NAME, 4, TYPE, FROM) MULTIPLY(NAME, 5, TYPE, FROM) MULTIPLY(NAME, 6, TYPE, FROM)                           \
+  static void NAME(int rows, const float *x, int64_t stride, const TYPE *panel, int depth, float *tile) {             \
+    switch (rows) {                                                                                                   \
+      case 1: NAME##_1(x, stride, panel, depth, tile); break;                                                         \
+      case 2: NAME##_2(x, stride, panel, depth, tile); break;                                                         \
+      case 3: NAME##_3(x, stride, panel, depth, tile); break;                                                         \
+      case 4: NAME##_4(x, stride, panel, depth, tile); break;                                                         \
+      case 5: NAME##_5(x, stride, panel, depth, tile); break;                                                         \
+      default: NAME##_6(x, stride, panel, depth, tile);                                                               \
+    }                                                                                                                 \
+  }
+
+EVERY_HEIGHT(multiply_packed, uint16_t, widen)
+EVERY_HEIGHT(multiply_widened, float, WIDE)
+
+/* y[0..rows, 0..columns) = x * panel + bias for up to MC rows. */
+static void one_task(const float *x, const uint16_t *panel, const float *bias, float *y, int rows, int columns, int in,
+                     int64_t out) {
+  float tile[MC * NR] __attribute__((aligned(64)));
+  float widened[KC * NR] __attribute__((aligned(64)));
+  memset(tile, 0, sizeof(float) * (size_t)rows * NR);
+  int tiles = (rows + MR - 1) / MR;
+  for (int k = 0; k < in; k += KC) {
+    int depth = in - k < KC ? in - k : KC;
+    const uint16_t *block = panel + (int64_t)k * NR;
+    if (tiles > 2)
+      for (int i = 0; i < depth * NR; i += LANES) *(lanes *)(widened + i) = widen(block + i);
+    /* Rows are dealt out evenly: 8 are 4 and 4, not 6 and 2. */
+    for (int t = 0, r = 0; t < tiles; t++) {
+      int height = (rows - r) / (tiles - t) + ((rows - r) % (tiles - t) != 0);
+      if (tiles > 2)
+        multiply_widened(height, x + (int64_t)r * in + k, in, widened, depth, tile + r * NR);
+      else
+        multiply_packed(height, x + (int64_t)r * in + k, in, block, depth, tile + r * NR);
+      r += height;
+    }
+  }
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < columns; c++) y[r * out + c] = tile[r * NR + c] + (bias ? bias[c] : 0.0f);
+}
+
+void linear_widening(const float *x, const uint16_t *w, const float *bias, float *y, int64_t rows, int in, int out) {
+  int64_t panels = (out + NR - 1) / NR, blocks = (rows + MC - 1) / MC;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t task = 0; task < panels * blocks; task++) {
+    int64_t first = task / panels * MC, panel = task % panels;
+    int height = rows - first < MC ? (int)(rows - first) : MC;
+    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
+    one_task(x + first * in, w + panel * in * NR, bias ? bias + panel * NR : 0, y + first * out + panel * NR, height,
+             columns, in, out);
+  }
+}
+
+/* Values that `pack_weights` writes. */
+int64_t packed_size(int in, int out) { return (int64_t)((out + NR - 1) / NR) * in * NR; }
+
+/* w [out, in] bfloat16 -> packed [panels][in][NR]. */
+void pack_weights(const uint16_t *w, uint16_t *packed, int in, int out) {
+#pragma omp parallel for
+  for (int n = 0; n < (out + NR - 1) / NR * NR; n++) {
+    uint16_t *to = packed + (int64_t)(n / NR) * in * NR + n % NR;
+    for (int k = 0; k < in; k++) to[(int64_t)k * NR] = n < out ? w[(int64_t)n * in + k] : 0;
+  }
+}
