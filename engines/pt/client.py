@@ -153,7 +153,7 @@ class PtEngine:
         self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS})
         self._stats = self._before
         self._sent = self._received = 0
-        for pending in self._pending.values():
+        for pending in [pending for pending in self._pending.values() if pending.open]:
             pending.queue.put_nowait(EngineFailure(f"the engine ended while it ran this request: {reason}"))
 
     # ---- requests

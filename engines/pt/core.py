@@ -48,7 +48,6 @@ class EngineCore:
         """`grammars` None: no request will bring a constraint."""
         self.runner = runner
         self.eos_token_ids = eos_token_ids
-        self.max_logprobs = config.max_logprobs
         self._masks = None if grammars is None else MaskWorker(grammars)
         cache = self.runner.cache
         pool = PagePool(cache.num_pages, cache.page_size, prefix_caching=config.enable_prefix_caching)
@@ -102,7 +101,7 @@ class EngineCore:
         if self._room(group) < min(request.sampling.max_new_tokens, 1):
             limit = self.runner.max_model_len
             message = f"This model's maximum context length is {limit} tokens, but the prompt has {group.num_prompt}."
-            raise ContextLengthExceeded(message, param="messages")
+            raise ContextLengthExceeded(message)
         if request.sampling.num_beams > 1:
             _refuse_beside_beams(request)
         reason = fits(group, self.scheduler.pool, self.scheduler.max_num_seqs)

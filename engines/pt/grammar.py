@@ -41,15 +41,6 @@ class GrammarState:
         """The grammar became too complex: nothing can follow, and the output is not complete."""
         return bool(self.matcher.is_error())
 
-    def fill(self, mask_row: Tensor) -> None:
-        """Set the bits of the tokens that may come next; none where the grammar failed.
-
-        mask_row: (words,) int32 of a compiler's `mask_words`, on the CPU
-        """
-        llguidance.numpy.fill_next_token_bitmask(self.matcher, mask_row.numpy()[None], 0)
-        if self.failed:
-            mask_row.zero_()
-
     def fork(self) -> "GrammarState":
         """A copy that goes its own way from here."""
         return GrammarState(self.matcher.deep_copy())

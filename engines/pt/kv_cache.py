@@ -71,9 +71,6 @@ class PagePool:
                 else:
                     self._idle[page] = None
 
-    def is_shared(self, page: int) -> bool:
-        return self._references[page] > 1
-
     def name(self, page: int, name: bytes) -> None:
         """Make a computed, full page findable. Where an equal page has the name already, that one keeps it."""
         if self._prefix_caching and name not in self._page_of and self._hash_of[page] is None:
@@ -89,11 +86,6 @@ class PagePool:
                 break
             pages.append(page)
         return pages
-
-    def clear(self) -> None:
-        """Forget all content that no running request holds."""
-        while self._idle:
-            self._blank.append(self._evict())
 
 
 class PageNames:

@@ -30,7 +30,9 @@ def echo(tmp_path_factory) -> Contestant:
 
 
 def pt(tmp_path_factory) -> Contestant:
-    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("pt"), tokenizer=True)
+    llama = CONFIGS["llama"]()
+    llama.max_position_embeddings = 4096  # as many as echo has
+    folder = save(llama, tmp_path_factory.mktemp("pt"), tokenizer=True)
     config = PtConfig(model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8)
     tokenizer = byte_level_tokenizer()
     return Contestant(
@@ -64,7 +66,7 @@ async def test_an_engine_from_before_its_start_to_after_its_stop(contestant):
         await answer(engine, request())
     await engine.start()
     assert engine.health().state is EngineState.READY
-    async with aclosing(engine.generate(request(max_new_tokens=100, ignore_eos=True))) as outputs:
+    async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
         await engine.stop()
         with pytest.raises(EngineFailure):
@@ -169,7 +171,7 @@ async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine):
 
 
 async def test_closing_the_iterator_aborts(engine):
-    async with aclosing(engine.generate(request(max_new_tokens=100, ignore_eos=True))) as outputs:
+    async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
     async with asyncio.timeout(30):
         while engine.stats().running or engine.stats().waiting:

@@ -130,6 +130,18 @@ async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, ho
     assert engine.stats().prefix_cache_hits == before.prefix_cache_hits
 
 
+async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine):
+    async with aclosing(engine.generate(long("a"))) as outputs:
+        tokens = [*(await anext(outputs)).token_ids]
+        await until(lambda: engine.stats().running == 0)
+        process_of(engine).kill()
+        await until(lambda: engine.health().state is EngineState.RESTARTING)
+        async for output in outputs:
+            tokens += output.token_ids
+    assert len(tokens) == 100
+    await until(lambda: engine.health().state is EngineState.READY)
+
+
 async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine):
     for number in (signal.SIGINT, signal.SIGTERM):
         process_of(engine).send_signal(number)

@@ -157,17 +157,16 @@ def allowed(mask: torch.Tensor) -> list[int]:
     return bits.flatten().nonzero()[:, 0].tolist()
 
 
-def test_a_finished_output_allows_its_end_only(compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_finished_output_allows_its_end_only(
+    compiler: GrammarCompiler, worker: MaskWorker, tokenizer: PreTrainedTokenizerFast
+) -> None:
     state = compiler.compile(constraint("choice", ["red"]))
-    mask = torch.empty(compiler.mask_words, dtype=torch.int32)
     for token_id in tokenizer.encode("red"):
         assert not state.finished
-        state.fill(mask)
-        assert token_id in allowed(mask)
+        assert token_id in allowed(worker.start([state]).result()[0])
         state.accept(token_id)
     assert state.finished
-    state.fill(mask)
-    assert allowed(mask) == [EOS]
+    assert allowed(worker.start([state]).result()[0]) == [EOS]
     state.accept(EOS)
     assert state.finished
 

@@ -58,19 +58,11 @@ class Pool(RuleBasedStateMachine):
             self.holders.append(pages)
             self.idle = [page for page in self.idle if page not in pages]
 
-    @rule()
-    def clear(self):
-        self.pool.clear()
-        for page in self.idle:
-            del self.names[page]
-        self.idle = []
-
     @invariant()
     def every_page_is_free_or_held(self):
         held = Counter(page for pages in self.holders for page in pages)
         assert self.pool.free + len(held) == PAGES
         assert self.pool.usage == 1 - self.pool.free / PAGES
-        assert all(self.pool.is_shared(page) == (held[page] > 1) for page in range(PAGES))
 
     @invariant()
     def names_are_unique_and_known(self):
