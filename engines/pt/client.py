@@ -44,11 +44,16 @@ class PtEngine:
         self._sent = 0
         self._received = 0  # of those sent, how many `_stats` knows of
         self._process: subprocess.Popen[bytes] | None = None
+        self._prepared: socket.socket | None = None  # leads to a process that waits to be told what to load
         self._writer: asyncio.StreamWriter | None = None
         self._stats = EngineStats()
         self._before = EngineStats()  # counters of earlier lives of the process
 
     # ---- life
+
+    def prepare(self) -> None:
+        """Begin the process ahead of `start`: its imports take seconds, which the caller may have a use for."""
+        self._prepared = self._spawn()
 
     async def start(self) -> None:
         await self._supervisor.start()
@@ -56,6 +61,8 @@ class PtEngine:
     async def stop(self) -> None:
         await self._supervisor.stop()
         self._fail_all("the server stops")
+        if self._prepared is not None:
+            self._prepared.close()
         if self._writer is not None:
             self._writer.close()  # the process ends when its socket does
         if self._process is not None:
@@ -74,9 +81,9 @@ class PtEngine:
 
     async def _start_process(self) -> Awaitable[str]:
         """Begin a life: start the process, load the model. Returns a task that ends, with the reason, when it does."""
-        ours, theirs = socket.socketpair()
-        self._process = process = self._spawn(theirs)
-        theirs.close()
+        ours, self._prepared = self._prepared or self._spawn(), None
+        process = self._process
+        assert process is not None, "it has just been started"
         reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
             self._writer.write(wire.frame(wire.Start(self._config)))
@@ -96,17 +103,22 @@ class PtEngine:
         self._capabilities = first.capabilities
         return asyncio.create_task(self._read_until_death(reader, self._writer, process))
 
-    def _spawn(self, connection: socket.socket) -> "subprocess.Popen[bytes]":
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-m", "engines.pt.process", str(connection.fileno())],
-                pass_fds=[connection.fileno()],
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError as error:  # the machine is out of memory or processes: that may pass
-            raise EngineFailure(f"the engine process cannot be started: {error}") from error
+    def _spawn(self) -> socket.socket:
+        """Start `_process`; return our end of its connection."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "engines.pt.process", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=self._environment(),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:  # the machine is out of memory or processes: that may pass
+                ours.close()
+                raise EngineFailure(f"the engine process cannot be started: {error}") from error
+        return ours
 
     def _environment(self) -> dict[str, str]:
         threads = self._config.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1

@@ -165,7 +165,10 @@ class EngineProcess:
 def serve(connection: Connection) -> None:
     """Load what the first message asks for, and run. Returns when the server has gone."""
     select.select([connection.socket], [], [])
-    (start,) = connection.receive()
+    try:
+        (start,) = connection.receive()
+    except Closed:
+        return
     assert isinstance(start, wire.Start), "the first message says what to load"
     try:
         core, grammars, capabilities = load(start.config)

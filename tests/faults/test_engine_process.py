@@ -185,6 +185,24 @@ async def test_stopped_while_it_starts_nothing_is_left(config):
     assert engine.health().state is EngineState.STOPPED
 
 
+async def test_a_process_begun_ahead_is_the_one_that_starts(config):
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    engine.prepare()
+    ahead = process_of(engine)
+    await engine.start()
+    assert process_of(engine) == ahead
+    assert (await answer(engine, request())).token_ids
+    await engine.stop()
+
+
+async def test_a_process_begun_ahead_that_is_never_needed_ends(config):
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    engine.prepare()
+    ahead = engine._process
+    await engine.stop()
+    assert ahead.poll() is not None
+
+
 async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config, tmp_path):
     engine = PtEngine(replace(config, model=str(tmp_path)), max_num_queued_reqs=1)
     with pytest.raises(UnsupportedModel, match="cannot be loaded") as refused:
