@@ -35,6 +35,16 @@ class ServerProcess:
         """EchoEngine; settings as in `echo_server.py`."""
         return cls([sys.executable, str(Path(__file__).with_name("echo_server.py")), json.dumps(settings)])
 
+    @classmethod
+    def deploy(cls, *words: str) -> "ServerProcess":
+        """`tuneserve deploy`, with these words, on a free port."""
+        program = "import sys; from server.cli import main; sys.exit(main())"
+        return cls([sys.executable, "-c", program, "deploy", *words, "--host", "127.0.0.1", "--port", "0"])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_until_listening(self, timeout: float = 60) -> str:
         """The server's address."""
         assert self._address.wait(timeout) and self.url, f"the server did not listen:\n{''.join(self.log)}"
