@@ -138,6 +138,8 @@ def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
         return {"reasoning_effort": effort, **body.chat_template_kwargs}
     if "enable_thinking" in template and effort in ("none", "medium"):
         return {"enable_thinking": effort != "none", **body.chat_template_kwargs}
+    if effort == "none" and "think" not in template.lower():
+        return body.chat_template_kwargs  # a model that does not reason anyway
     raise UnsupportedParameter(f"This model has no reasoning effort {effort!r}.", param="reasoning_effort")
 
 

@@ -203,6 +203,7 @@ def test_a_stop_token_is_told_as_the_reason(api):
         {"tools": None, "tool_choice": None, "response_format": None},
         {"tool_choice": "none"},
         {"response_format": {"type": "text"}},
+        {"reasoning_effort": "none"},
         {"logit_bias": {}},
         {"bad_words": []},
         {"stop_token_ids": []},
@@ -220,6 +221,11 @@ def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api):
     switch = "{{ messages[0].content }} {{ enable_thinking }}"
     answer = make_api(chat_template=switch).chat("think", reasoning_effort="none", return_token_ids=True)
     assert bytes(answer["prompt_token_ids"]) == b"think False"
+
+
+def test_a_model_that_always_reasons_cannot_be_asked_not_to(make_api):
+    always = make_api(chat_template="{{ messages[0].content }}<think>\n")
+    assert always.refused_chat(reasoning_effort="none").param == "reasoning_effort"
 
 
 def test_chat_template_kwargs_are_variables_of_the_template(make_api):
