@@ -100,20 +100,26 @@ class ContentPart(RequestBody):
         return self
 
 
+Returned = Annotated[Any, Field(exclude=True)]
+"""A field of answers, or of what OpenAI's SDK makes of them, that has no effect as input: it is taken, so that an answer
+can be sent back as it came, and then left out."""
+
+
 class FunctionCall(RequestBody):
     name: NonEmpty
     arguments: str
+    parsed_arguments: Returned = None
 
 
 class MessageToolCall(RequestBody):
     id: str
     type: Literal["function"]
     function: FunctionCall
+    index: Returned = None
 
 
 class ChatMessage(RequestBody):
-    """A message of any role. Fields of answers that have no effect as input are taken, so that an answer can be sent
-    back as it came."""
+    """A message of any role."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: str | Annotated[Items[ContentPart], Field(min_length=1)] | None = None
@@ -122,9 +128,10 @@ class ChatMessage(RequestBody):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
+    annotations: Returned = None
+    parsed: Returned = None
 
     @model_validator(mode="after")
     def _has_what_its_role_says(self) -> Self:

@@ -166,6 +166,18 @@ def test_a_conversation_with_tools_goes_on(openai_client: openai.OpenAI):
     assert answer.choices[0].message.content == "thanks"
 
 
+def test_what_the_helpers_made_can_be_sent_back_as_it_is(openai_client: openai.OpenAI):
+    chats, tools = openai_client.chat.completions, [openai.pydantic_function_tool(Weather)]
+    asked: dict[str, Any] = {"model": "echo", "messages": said(CALL), "tools": tools}
+    with chats.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    for message in (streamed, chats.parse(**asked).choices[0].message):
+        assert message.tool_calls
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
+        answer = chats.create(model="echo", messages=[*said(CALL), message, result, *said("thanks")], tools=tools)
+        assert answer.choices[0].message.content == "thanks"
+
+
 # --- refusals
 
 

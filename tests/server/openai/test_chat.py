@@ -232,3 +232,15 @@ def test_an_engine_that_dies_later_is_told_in_the_stream(make_api):
     assert reply.status_code == 200
     assert error.startswith('data: {"error":')
     assert done == "data: [DONE]"
+
+
+def test_fields_of_answers_do_not_reach_the_template(make_api):
+    api = make_api(chat_template="{{ messages[1] | tojson }}")
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    seen = {**call, "index": 0, "function": {**call["function"], "parsed_arguments": {"a": 1}}}
+    extra = {"parsed": {"a": 1}, "annotations": [], "refusal": None, "audio": None}
+    plain, returned = (
+        api.chat(messages=[{"role": "user", "content": "x"}, {"role": "assistant", **message}])
+        for message in ({"content": "hi", "tool_calls": [call]}, {"content": "hi", "tool_calls": [seen], **extra})
+    )
+    assert plain["choices"] == returned["choices"]
