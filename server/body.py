@@ -1,6 +1,9 @@
 """Request bodies: read within the size limit, parsed once, validated; every fault is a 400 or 413 in OpenAI's shape."""
 
+import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -19,6 +22,7 @@ MAX_DEPTH = 100
 """Levels of nesting. What reads the parsed body later may recurse."""
 MAX_VALUES = 1_000_000
 """Members of objects and items of lists together."""
+LINGER_SECONDS = 5.0
 JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
 
 
@@ -60,17 +64,30 @@ def json_body(model: type[BaseModel]) -> Any:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body as it was sent; BodyTooLarge as soon as more than `limit` bytes are announced or have come."""
+    """The body as it was sent; BodyTooLarge where more than `limit` bytes are announced or come."""
     _check_headers(request)
+    stream = request.stream()
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
+        if request.headers.get("expect", "").lower() != "100-continue":  # else the client waits for our word
+            await _linger(stream)
         raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in stream:
         body += chunk
         if len(body) > limit:
+            await _linger(stream)
             raise _too_large(limit)
     return bytes(body)
+
+
+async def _linger(stream: AsyncIterator[bytes]) -> None:
+    """Let the rest of a body that is refused come, for a while: a client that finds the connection closed while it still
+    sends may not get to see why."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            async for _ in stream:
+                pass
 
 
 def parse_json(model: type[Model], data: bytes) -> Model:

@@ -87,8 +87,24 @@ def test_malformed_bodies(client, path, data):
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_bodies_without_a_length_are_limited_too(client, path):
-    assert client.post(path, content=iter([b" " * 1_000_000] * 12), headers=JSON).status_code == 413
+@pytest.mark.parametrize("announced", [True, False])
+async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, announced):
+    async def pieces():
+        for _ in range(60):
+            yield b" " * 1_000_000
+
+    async with httpx.AsyncClient(base_url=echo_url, timeout=60) as client:
+        reply = await client.post(path, content=b" " * 60_000_000 if announced else pieces(), headers=JSON)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_client_that_asks_before_it_sends_is_told_at_once(client, echo_url):
+    address = urlsplit(echo_url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /tokenize HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 60000000\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
 def user(content: object) -> dict:
