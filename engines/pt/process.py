@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import get_args
 
 from transformers.utils.logging import disable_progress_bar
@@ -157,9 +158,9 @@ class EngineProcess:
 
     def _tell(self, report: StepReport) -> None:
         failures = [(request_id, wire.take_apart(error)) for request_id, error in report.errors]
-        self._connection.send(
-            wire.Step(self._core.stats(), self._received, report.outputs, report.embeddings, failures)
-        )
+        stats = self._core.stats()
+        stats = replace(stats, waiting=stats.waiting + len(self._compiling))
+        self._connection.send(wire.Step(stats, self._received, report.outputs, report.embeddings, failures))
 
 
 def serve(connection: Connection) -> None:

@@ -177,3 +177,30 @@ def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_th
     assert grammars is None
     assert capabilities.structured == frozenset()
     assert run(core, [request(prompt(9))])
+
+
+class Slow:
+    """A compiler that waits for `go` before each constraint."""
+
+    def __init__(self, grammars):
+        self._grammars = grammars
+        self.go = threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._grammars, name)
+
+    def compile(self, structured):
+        assert self.go.wait(30)
+        return self._grammars.compile(structured)
+
+
+def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars):
+    slow = Slow(grammars)
+    served = Served(runner("llama"), grammars=slow)
+    served.send(wire.Generate(request(prompt(9), structured=Structured(kind="choice", value='["red", "blue"]'))))
+    step = served.receive()
+    assert (step.stats.waiting, step.stats.running, step.received) == (1, 0, 1)
+    slow.go.set()
+    steps = served.until_ended("r")
+    served.close()
+    assert steps[-1].stats.waiting == 0
