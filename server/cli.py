@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engines.params.deploy import DeployParams
 from server import __version__
 from server.argv import parse, refuse
-from server.honoured import refusals
+from server.honoured import UNREAD, refusals
 from server.params import COMMANDS
 
 BUILT = ("deploy",)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _deploy(words: Sequence[str]) -> int:
-    params = parse(DeployParams, words, prog="tuneserve deploy")
+    params = parse(DeployParams, words, prog="tuneserve deploy", unread=UNREAD)
     if problems := refusals(params):
         refuse("tuneserve deploy", problems)
     from server.deploy import run

@@ -23,6 +23,9 @@ HONOURED: frozenset[str] = frozenset(
 BUILT_CHOICES: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
 """The one choice that is built, of parameters that have more."""
 
+UNREAD = frozenset(DeployParams.model_fields) - HONOURED - frozenset(BUILT_CHOICES)
+"""What is refused in any value but its default."""
+
 SAID_BY_REQUESTS = frozenset({"stream", "logprobs"})
 """What OpenAI's API leaves to each request, and answers without where it does not ask."""
 
@@ -49,7 +52,7 @@ def _refusal(params: DeployParams, name: str) -> str | None:
             if value == BUILT_CHOICES[name]
             else f"--{name}: {value} is not built yet; choose {BUILT_CHOICES[name]}"
         )
-    if name in HONOURED or value == DeployParams.model_fields[name].get_default():
+    if name not in UNREAD or value == DeployParams.model_fields[name].get_default():
         return None
     if name in SAID_BY_REQUESTS:
         return f"--{name}: a request over HTTP says so itself"

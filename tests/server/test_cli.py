@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from server import __version__, cli
+from server.honoured import UNREAD
 from server.params import COMMANDS
 
 UNBUILT = [name for name in COMMANDS if name != "deploy"]
@@ -34,6 +35,14 @@ def test_help_of_a_command_shows_sections_and_stars(capsys: pytest.CaptureFixtur
     if command != "web-ui":
         assert "\nmodel:\n" in told
         assert "* The model:" in told
+
+
+def test_help_of_deploy_marks_what_nothing_reads_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["deploy", "--help"])
+    entries = capsys.readouterr().out.split("\n  --")[1:]
+    marked = {entry.split()[0] for entry in entries if "(nothing reads it yet)" in " ".join(entry.split())}
+    assert marked == UNREAD
 
 
 @pytest.mark.parametrize("command", UNBUILT)
