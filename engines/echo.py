@@ -150,6 +150,8 @@ class EchoEngine:
     def _run_step(self, step: int) -> None:
         if step == self.faults.die_after:
             self.die()
+        if self._state is EngineState.STOPPED:
+            raise EngineUnavailable("The server is shutting down.")
         if self._state is not EngineState.READY:
             raise EngineFailure(f"The engine is {self._state}.")
 

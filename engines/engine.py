@@ -18,7 +18,7 @@ class Engine(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End every request with an error and free everything. May be called in any state, and twice."""
+        """End every request with EngineUnavailable and free everything. May be called in any state, and twice."""
         ...
 
     def capabilities(self) -> Capabilities:

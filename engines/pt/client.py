@@ -38,7 +38,7 @@ class PtEngine:
     def __init__(self, config: PtConfig, *, max_num_queued_reqs: int) -> None:
         self._config = config
         self._max_num_queued_reqs = max_num_queued_reqs
-        self._supervisor = Supervisor(self._start_process, self._fail_all)
+        self._supervisor = Supervisor(self._start_process, self._on_death)
         self._capabilities: Capabilities | None = None
         self._pending: dict[str, _Pending] = {}
         self._sent = 0
@@ -60,7 +60,7 @@ class PtEngine:
 
     async def stop(self) -> None:
         await self._supervisor.stop()
-        self._fail_all("the server stops")
+        self._fail_all(EngineUnavailable, "The server is shutting down.")
         if self._prepared is not None:
             self._prepared.close()
         if self._writer is not None:
@@ -161,12 +161,15 @@ class PtEngine:
             if request_id in self._pending:
                 self._pending[request_id].queue.put_nowait(wire.put_together(failure))
 
-    def _fail_all(self, reason: str) -> None:
+    def _on_death(self, reason: str) -> None:
+        self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
+
+    def _fail_all(self, kind: type[TuneserveError], message: str) -> None:
         self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS})
         self._stats = self._before
         self._sent = self._received = 0
         for pending in [pending for pending in self._pending.values() if pending.open]:
-            pending.queue.put_nowait(EngineFailure(f"the engine ended while it ran this request: {reason}"))
+            pending.queue.put_nowait(kind(message))
 
     # ---- requests
 

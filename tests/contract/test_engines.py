@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from engines.echo import BYTES, EchoEngine, EchoFaults
 from engines.engine import Engine
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest
+from engines.errors import EngineUnavailable, InvalidRequest
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
@@ -69,7 +69,7 @@ async def test_an_engine_from_before_its_start_to_after_its_stop(contestant):
     async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
         await engine.stop()
-        with pytest.raises(EngineFailure):
+        with pytest.raises(EngineUnavailable):
             [output async for output in outputs]
     await engine.stop()
     assert engine.health().state is EngineState.STOPPED

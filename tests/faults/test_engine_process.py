@@ -157,7 +157,7 @@ async def test_stopping_ends_the_process_and_what_it_ran(config):
     async with aclosing(engine.generate(endless)) as outputs:
         await anext(outputs)
         await engine.stop()
-        with pytest.raises(EngineFailure):
+        with pytest.raises(EngineUnavailable):
             [output async for output in outputs]
     assert not process.is_running()
 

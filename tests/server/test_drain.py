@@ -94,10 +94,12 @@ def test_what_does_not_finish_within_the_grace_time_ends_with_an_error(start_ech
             server.signal(signal.SIGTERM)
             *_, error, done = lines
         waiting.join()
-    assert json.loads(error.removeprefix("data: "))["error"]["type"] == "server_error"
+    streamed = json.loads(error.removeprefix("data: "))
+    assert (streamed["error"]["type"], streamed["error"]["code"]) == ("server_error", "service_unavailable")
     assert done == "data: [DONE]"
-    assert whole[0].status_code >= 500 and whole[0].json()["error"]["type"] == "server_error"
+    assert (whole[0].status_code, whole[0].json()) == (503, streamed)
     assert server.wait() == 0
+    assert "Traceback" not in "".join(server.log)
 
 
 def test_a_second_signal_ends_the_server_at_once(slow):
