@@ -17,7 +17,7 @@ from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.pt.kv_cache import PageNames, PagePool
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.sampling import SamplerRow, SamplingError, beam_candidates, sample, token_logprobs
-from engines.pt.scheduler import Chunk, Scheduler, fits
+from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
 from engines.types import (
     EmbeddingRequest,
@@ -104,9 +104,7 @@ class EngineCore:
             raise ContextLengthExceeded(message)
         if request.sampling.num_beams > 1:
             _refuse_beside_beams(request)
-        reason = fits(group, self.scheduler.pool, self.scheduler.max_num_seqs)
-        if reason:
-            raise InvalidRequest(reason)
+        check_fits(group, self.scheduler.pool, self.scheduler.max_num_seqs)
 
     def _room(self, group: Group) -> int:
         """How many tokens the request may generate."""

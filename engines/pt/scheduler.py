@@ -10,6 +10,7 @@ import time
 from bisect import insort
 from dataclasses import dataclass
 
+from engines.errors import ContextLengthExceeded, InvalidRequest
 from engines.pt.kv_cache import PagePool
 from engines.pt.sequence import Group, Sequence
 
@@ -168,10 +169,13 @@ def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:
     return (sequence.group.order, sequence.index)
 
 
-def fits(group: Group, pool: PagePool, max_num_seqs: int) -> str | None:
-    """Return why a request can never run with this pool, or None."""
+def check_fits(group: Group, pool: PagePool, max_num_seqs: int) -> None:
+    """Raise InvalidRequest for a request that can never run with this pool."""
     if group.seats > max_num_seqs:
-        return f"{group.seats} outputs at once are more than the {max_num_seqs} sequences this engine runs"
+        raise InvalidRequest(
+            f"{group.seats} outputs at once are more than the {max_num_seqs} sequences this engine runs",
+            param="n" if group.request.sampling.num_beams == 1 else "num_beams",
+        )
     if pool.pages_for(group.num_prompt) > pool.num_pages:
-        return f"a prompt of {group.num_prompt} tokens does not fit the cache of {pool.num_pages * pool.page_size}"
-    return None
+        tokens = pool.num_pages * pool.page_size
+        raise ContextLengthExceeded(f"a prompt of {group.num_prompt} tokens does not fit the cache of {tokens}")

@@ -226,6 +226,14 @@ def test_a_request_that_can_never_run_is_refused(runner, prompt_ids, sampling, e
     assert not core.busy
 
 
+def test_too_many_outputs_are_refused_by_their_name(runner):
+    core = core_of(runner("llama"), max_num_seqs=2)
+    for name, sampling in (("n", {"n": 3}), ("num_beams", {"num_beams": 3})):
+        with pytest.raises(InvalidRequest) as refusal:
+            core.add(request(prompt(4), **sampling))
+        assert refusal.value.param == name
+
+
 def test_a_request_id_cannot_be_used_twice_at_once(runner):
     core = core_of(runner("llama"))
     core.add(request(prompt(4)))
