@@ -15,6 +15,7 @@ from engines.cache import cache_folder
 log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # -march=native: the library is built where it runs. -ffast-math lets sums be vectorised; no kernel makes infinities.
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 
@@ -36,7 +37,7 @@ def load() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str) -> Path:
-    code = b"".join(source.read_bytes() for source in SOURCES)
+    code = b"".join(source.read_bytes() for source in SOURCES + HEADERS)
     key = hashlib.sha256(code + repr((FLAGS, compiler, _cpu())).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"kernels-{key}.so"
     if not library.exists():

@@ -12,24 +12,14 @@
  * MR rows a block of the panel is widened once, into the first-level cache, and used for all rows. The innermost loop
  * holds an MR x NR tile of y in registers (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication").
  */
-#include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX2__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
+#include "lanes.h"
+
 #define NR (2 * LANES)
 #define MR 6
 #define MC 66
 #define KC 256
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
 static inline lanes widen(const uint16_t *p) {
   return (lanes)(__builtin_convertvector(*(const halves *)p, bits) << 16);
@@ -44,9 +34,9 @@ static inline lanes widen(const uint16_t *p) {
     for (int k = 0; k < depth; k++) {                                                                                 \
       lanes first = FROM(panel + (int64_t)k * NR), second = FROM(panel + (int64_t)k * NR + LANES);                    \
       _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++) {                                                        \
-        float scalar = x[r * stride + k];                                                                             \
-        sum[r][0] += scalar * first;                                                                                  \
-        sum[r][1] += scalar * second;                                                                                 \
+        lanes value = x[r * stride + k] - (lanes){0};                                                                 \
+        sum[r][0] = multiply_add(value, first, sum[r][0]);                                                            \
+        sum[r][1] = multiply_add(value, second, sum[r][1]);                                                           \
       }                                                                                                               \
     }                                                                                                                 \
     _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)                                                            \
