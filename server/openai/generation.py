@@ -17,6 +17,8 @@ from server.openai.schema import GenerationFields, StreamOptions
 from server.openai.structured import read_structured
 from server.sse import stream_events, until_disconnect
 
+CONCURRENCY = 64
+"""Prompts of one request that the engine has at a time, so that a long list does not fill its queue."""
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
 
@@ -39,11 +41,12 @@ async def run_together(
 
     A refusal of one that is there with the first output of any is raised in its place. When one fails all are closed.
     """
+    slots = asyncio.Semaphore(CONCURRENCY)
     queue: asyncio.Queue[TextDelta | None] = asyncio.Queue()
 
     async def read(number: int) -> None:
         try:
-            async with aclosing(runs[number]) as deltas:
+            async with slots, aclosing(runs[number]) as deltas:
                 async for delta in deltas:
                     queue.put_nowait(replace(delta, index=delta.index + number * outputs_each))
         finally:

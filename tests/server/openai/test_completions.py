@@ -159,3 +159,9 @@ def test_one_refused_prompt_refuses_the_request(make_api):
         refusal = api.refused_completion(prompt=["ab", "cd"], stream=stream)
         assert refusal.status == 429
     assert texts(api.complete("ab")) == ["ab"]
+
+
+def test_a_list_of_more_prompts_than_the_queue_holds_is_answered_all_the_same(make_api):
+    prompts = [f"prompt {number}" for number in range(150)]
+    answer = make_api(engine=EchoEngine(max_requests=70)).complete(prompts)
+    assert [choice["text"] for choice in answer["choices"]] == prompts
