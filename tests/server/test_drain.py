@@ -23,8 +23,8 @@ def running(client: httpx.Client) -> float:
 
 
 def until(condition) -> None:
-    """Wait for something that is to happen soon; pytest's own patience is the limit."""
-    for _ in range(1000):
+    """Wait for something that is to happen soon, a minute at most."""
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.02)
