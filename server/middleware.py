@@ -14,6 +14,9 @@ from server.lifecycle import Lifecycle
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
 
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked for every few seconds by machines: these would drown the others in the log."""
+
 SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
@@ -49,7 +52,7 @@ class RequestContext:
             await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
             self._lifecycle.leave()
-            if self._verbose:
+            if self._verbose and scope["path"] not in PROBES:
                 _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
 
 

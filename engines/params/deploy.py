@@ -48,7 +48,7 @@ class DeployParams(ServerParams, InferParams):
     served_model_name: str | None = None
     """Name that requests ask for. The last part of `model` unless given."""
     verbose: bool = True
-    """Log every request."""
+    """Log every request but those for `/health`, `/ready` and `/metrics`."""
     log_interval: int = Field(20, ge=-1)
     """Seconds between log lines about throughput; -1: none."""
     max_logprobs: int = Field(20, ge=0)

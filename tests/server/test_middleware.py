@@ -1,4 +1,4 @@
-"""The access log: one line for each request, whatever becomes of it."""
+"""The access log: one line for each request but the probes, whatever becomes of it."""
 
 import logging
 import re
@@ -39,7 +39,7 @@ def lines(caplog):
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
-        ("GET", "/health", None, 200),
+        ("GET", "/version", None, 200),
         ("POST", "/v1/chat/completions", CHAT, 200),
         ("POST", "/v1/chat/completions", {}, 400),
         ("GET", "/v1/models", None, 401),
@@ -57,9 +57,16 @@ def test_every_request_is_a_line_with_its_status_and_id(client_of, caplog, metho
     assert (int(found["status"]), found["id"]) == (status, "mine")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_what_machines_ask_all_the_time_is_no_line(client_of, caplog, path):
+    with client_of() as client:
+        client.get(path)
+    assert lines(caplog) == []
+
+
 def test_a_request_without_an_id_is_logged_under_the_one_that_it_was_given(client_of, caplog):
     with client_of() as client:
-        given = client.get("/health").headers["x-request-id"]
+        given = client.get("/version").headers["x-request-id"]
     assert lines(caplog)[0].endswith(f" {given}")
 
 
@@ -75,5 +82,5 @@ def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(client_of, ca
 
 def test_a_server_told_to_be_quiet_logs_no_requests(client_of, caplog):
     with client_of(verbose=False) as client:
-        client.get("/health")
+        client.get("/version")
     assert lines(caplog) == []
