@@ -55,6 +55,12 @@ class SamplerRow:
         if self.penalties is not None:
             self.penalties.add_output(token_id)
 
+    @property
+    def edits(self) -> bool:
+        """Whether anything but temperature and filters bears on the next token."""
+        steady = self.penalties is not None or len(self.bias_ids) > 0 or self.allowed_words is not None
+        return steady or bool(self.banned())
+
     def banned(self) -> list[int]:
         """The tokens that must not come next: they end the output too early, or would complete a bad word."""
         too_short = len(self._output) < self.sampling.min_new_tokens

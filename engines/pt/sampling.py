@@ -106,9 +106,12 @@ def beam_candidates(
 
 
 def _edited(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
-    """A float32 copy, padded to whole blocks with -inf, with all but the filters applied."""
+    """In float32, padded to whole blocks with -inf, with all but the filters applied. A copy where that changes anything."""
     assert len(rows) == len(logits)
-    scores = _padded(logits.to(torch.float32, copy=True))
+    changed = masks is not None or any(row.edits for row in rows)
+    scores = _padded(logits.to(torch.float32, copy=changed))
+    if not changed:
+        return scores
     _apply_penalties(scores, rows)
     _apply_bias(scores, rows)
     _apply_bans(scores, rows)
