@@ -6,6 +6,21 @@ from engines.types import StructuredKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSupport:
+    """Which LoRA adapters an engine can serve on its model. Modules are named by their path in the model."""
+
+    max_rank: int
+    linears: dict[str, tuple[int, int]]
+    """(in_features, out_features) of every layer that may be adapted."""
+    embeddings: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(num_embeddings, embedding_dim) of every embedding that may be."""
+    replaceable: frozenset[str] = frozenset()
+    """Of these modules an adapter may bring one of its own in place of the model's (PEFT's `modules_to_save`)."""
+    max_pinned: int = 0
+    """Adapters that may be kept from being swapped out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     max_model_len: int
     """Prompt and output together, in tokens."""
@@ -18,3 +33,5 @@ class Capabilities:
     """Fields of `Sampling` and `GenerationRequest` that this engine cannot honour: a request that sets one is refused."""
     embeddings: bool = False
     max_beams: int = 1
+    adapters: AdapterSupport | None = None
+    """None: this engine serves the base model only."""

@@ -1,6 +1,7 @@
 """What every engine promises."""
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Protocol
 
 from engines.capabilities import Capabilities
@@ -42,6 +43,22 @@ class Engine(Protocol):
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         """Return the L2-normalised last hidden state of the prompt's last token: (hidden_size,) floats."""
+        ...
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        """Take in the PEFT adapter of `folder`; return once requests may name it by `version`.
+
+        The folder has been checked against `capabilities().adapters`, and stays as it is until the version is unloaded:
+        an engine with more adapters than room reads it again, and after a death of its process it does so by itself.
+        `pinned`: never swapped out. Raises InvalidAdapter, EngineUnavailable, EngineFailure.
+        """
+        ...
+
+    async def unload_adapter(self, version: str) -> None:
+        """Forget a version and free its memory. The caller has made sure that no request names it any more.
+
+        Nothing happens where it is unknown.
+        """
         ...
 
     def health(self) -> Health: ...

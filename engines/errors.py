@@ -33,6 +33,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class InvalidAdapter(InvalidRequest):
+    """The adapter's files are broken, or the engine cannot serve such an adapter: `param` is the field at fault."""
+
+    code = "invalid_adapter"
+
+
 class NotFound(TuneserveError):
     """What the request names does not exist."""
 

@@ -142,3 +142,11 @@ class EngineStats:
     """In tokens."""
     prefix_cache_hits: int = 0
     preemptions: int = 0
+    adapter_slots: tuple[str, ...] = ()
+    """Versions whose weights are where the engine computes with them."""
+    adapter_host: tuple[str, ...] = ()
+    """Versions whose weights are in host memory."""
+    adapter_loads: int = 0
+    """Copies into a slot."""
+    adapter_evictions: int = 0
+    """Slots given to another adapter."""

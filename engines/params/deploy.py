@@ -29,6 +29,13 @@ class ServerParams(Params):
     """MiB of the largest request body; larger ones are refused with status 413."""
     allowed_origins: Strings = ()
     """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
+    adapter_roots: Strings = ()
+    """Folders under which an adapter must lie that is loaded through the API. Unless given, the API loads none."""
+    adapter_dir: str | None = None
+    """A folder whose subfolders are adapters: one that a request names is loaded then."""
+    state_dir: str | None = None
+    """Where the server keeps what it must know after a restart: adapters, later files and jobs. Only its own user can
+    read it. Unless given, the platform's folder for user data."""
 
 
 class DeployParams(ServerParams, InferParams):

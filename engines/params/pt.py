@@ -25,3 +25,10 @@ class PtEngineParams(Params):
     started."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the engine. The number of physical cores unless given."""
+    max_loras: int = Field(8, ge=1)
+    """Different adapters that one step computes with. More may be loaded: they take turns."""
+    max_cpu_loras: int | None = Field(None, ge=1)
+    """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
+    when they are asked for. Four times `max_loras` unless given."""
+    max_lora_rank: int = Field(64, ge=1)
+    """The highest rank of an adapter that can be loaded."""

@@ -18,7 +18,7 @@ from engines.pt.config import PtConfig
 from engines.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions", "adapter_loads", "adapter_evictions")
 
 
 @dataclass(slots=True)
@@ -41,6 +41,8 @@ class PtEngine:
         self._supervisor = Supervisor(self._start_process, self._on_death)
         self._capabilities: Capabilities | None = None
         self._pending: dict[str, _Pending] = {}
+        self._adapters: dict[str, wire.LoadAdapter] = {}  # what a new process must be told
+        self._loading: dict[str, asyncio.Future[None]] = {}
         self._sent = 0
         self._received = 0  # of those sent, how many `_stats` knows of
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,6 +103,8 @@ class PtEngine:
             raise wire.put_together(first.failure)
         assert isinstance(first, wire.Ready), "nothing else comes first"
         self._capabilities = first.capabilities
+        for adapter in self._adapters.values():
+            self._writer.write(wire.frame(adapter))
         return asyncio.create_task(self._read_until_death(reader, self._writer, process))
 
     def _spawn(self) -> socket.socket:
@@ -157,6 +161,8 @@ class PtEngine:
         for request_id, embedding in step.embeddings:
             if request_id in self._pending:
                 self._pending[request_id].queue.put_nowait(embedding)
+        for version, reason in step.adapters:
+            self._end_loading(version, None if reason is None else wire.put_together(reason))
         for request_id, failure in step.failures:
             if request_id in self._pending:
                 self._pending[request_id].queue.put_nowait(wire.put_together(failure))
@@ -170,6 +176,36 @@ class PtEngine:
         self._sent = self._received = 0
         for pending in [pending for pending in self._pending.values() if pending.open]:
             pending.queue.put_nowait(kind(message))
+        for version in list(self._loading):
+            self._end_loading(version, kind(message))
+
+    # ---- adapters
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        self._check_ready()
+        message = wire.LoadAdapter(version, str(folder), pinned)
+        self._loading[version] = loaded = asyncio.get_running_loop().create_future()
+        self._send(wire.frame(message))
+        try:
+            await loaded
+        except BaseException:
+            await self.unload_adapter(version)
+            raise
+        self._adapters[version] = message
+
+    async def unload_adapter(self, version: str) -> None:
+        self._loading.pop(version, None)
+        self._adapters.pop(version, None)
+        self._send(wire.frame(wire.UnloadAdapter(version)))
+
+    def _end_loading(self, version: str, error: TuneserveError | None) -> None:
+        loaded = self._loading.pop(version, None)
+        if loaded is None or loaded.done():
+            return
+        if error is None:
+            loaded.set_result(None)
+        else:
+            loaded.set_exception(error)
 
     # ---- requests
 
@@ -216,9 +252,7 @@ class PtEngine:
 
     def _take(self, request_id: str, outputs: set[int]) -> _Pending:
         """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
-        state = self._supervisor.health.state
-        if state is not EngineState.READY:
-            raise EngineUnavailable(f"the engine is {state}")
+        self._check_ready()
         if request_id in self._pending:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         free_seats = self._config.max_num_seqs - self._stats.running
@@ -228,6 +262,11 @@ class PtEngine:
         self._sent += 1
         self._pending[request_id] = pending = _Pending(outputs)
         return pending
+
+    def _check_ready(self) -> None:
+        state = self._supervisor.health.state
+        if state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {state}")
 
     def _send(self, message: bytes) -> None:
         """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""

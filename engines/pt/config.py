@@ -29,3 +29,6 @@ class PtConfig:
     seed: int | None = None
     """Of the random streams of requests that bring no seed of their own; None: a fresh one each start."""
     max_logprobs: int = 20
+    max_loras: int = 8
+    max_cpu_loras: int | None = None
+    max_lora_rank: int = 64

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
+from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
+from engines.pt.adapter_slots import AdapterSlots
+from engines.pt.adapter_store import AdapterStore, Arrival
 from engines.pt.beam import BeamSearch
 from engines.pt.config import PtConfig
 from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
@@ -39,6 +41,7 @@ class StepReport:
     outputs: list[tuple[str, TokenOutput]] = field(default_factory=list)
     embeddings: list[tuple[str, list[float]]] = field(default_factory=list)
     errors: list[tuple[str, TuneserveError]] = field(default_factory=list)
+    adapters: list[Arrival] = field(default_factory=list)
 
 
 class EngineCore:
@@ -52,7 +55,12 @@ class EngineCore:
         cache = self.runner.cache
         pool = PagePool(cache.num_pages, cache.page_size, prefix_caching=config.enable_prefix_caching)
         budget = config.max_num_batched_tokens or (2048 if self.runner.device.type == "cuda" else 256)
-        self.scheduler = Scheduler(pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget)
+        slots = AdapterSlots(config.max_loras)
+        self.scheduler = Scheduler(
+            pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget, adapters=slots
+        )
+        max_in_host = config.max_cpu_loras or 4 * config.max_loras
+        self.adapters = AdapterStore(runner.lora, slots, dtype=runner.dtype, max_in_host=max_in_host)
         self._report = StepReport()  # of the step that runs; kept here so that a step which fails loses nothing
         self._groups: dict[str, Group] = {}
         self._arrivals = 0
@@ -92,6 +100,8 @@ class EngineCore:
 
     def _refuse(self, group: Group) -> None:
         request = group.request
+        if request.adapter is not None and request.adapter not in self.adapters:
+            raise EngineFailure(f"the engine does not hold the adapter {request.adapter!r}")
         if request.request_id in self._groups:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
         if not request.prompt_ids:
@@ -133,6 +143,11 @@ class EngineCore:
     def busy(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether all that waits, waits for adapters that are being read."""
+        return not self.scheduler.running and self.adapters.reading
+
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
         return EngineStats(
@@ -142,7 +157,29 @@ class EngineCore:
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
+            adapter_slots=scheduler.adapters.resident,
+            adapter_host=self.adapters.in_host,
+            adapter_loads=scheduler.adapters.loads,
+            adapter_evictions=scheduler.adapters.evictions,
         )
+
+    # ---- adapters
+
+    def unload_adapter(self, version: str) -> None:
+        """Forget an adapter; requests that name it still are ended."""
+        for group in [g for g in self._groups.values() if g.request.adapter == version]:
+            self.abort(group.request.request_id)
+        self.adapters.unload(version)
+
+    def _read_adapters(self, report: StepReport) -> None:
+        """Fetch those of the first in line; requests whose adapter has gone from the disk end with an error."""
+        for arrival in self.adapters.arrivals():
+            report.adapters.append(arrival)
+            if arrival.error is not None:
+                for group in [g for g in self._groups.values() if g.request.adapter == arrival.version]:
+                    self._fail(group, EngineFailure(arrival.error.message), report)
+        adapters = (sequence.group.request.adapter for sequence in self.scheduler.waiting)
+        self.adapters.want(adapter for adapter in adapters if adapter is not None)
 
     # ---- one step
 
@@ -153,7 +190,9 @@ class EngineCore:
         of the step, which `fail_running` then ends.
         """
         self._report = report = StepReport()
+        self._read_adapters(report)
         chunks = self.scheduler.schedule()
+        self.adapters.fill_slots()
         if self.scheduler.stuck is not None:
             self._fail(self.scheduler.stuck.group, _too_many_beams(self.scheduler), report)
         if not chunks:
@@ -185,7 +224,7 @@ class EngineCore:
         sequence = chunk.sequence
         tokens = sequence.tokens[sequence.computed : sequence.computed + chunk.length]
         wants = chunk.length if _wants_prompt(sequence) else int(chunk.completes)
-        return Segment(tokens, sequence.computed, sequence.pages, wants)
+        return Segment(tokens, sequence.computed, sequence.pages, wants, sequence.slot)
 
     def _read_prompts(self, chunks: list[Chunk], result: StepResult) -> dict[int, int]:
         """Note prompt logprobs; return the row of the last logits of each sequence that is complete, by its id()."""

@@ -12,6 +12,7 @@ import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 from transformers.utils.logging import disable_progress_bar
@@ -20,6 +21,7 @@ from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 from engines.loading import load_generation_config, load_tokenizer
 from engines.pt import wire
+from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
 from engines.pt.grammar import GrammarCompiler, GrammarState
@@ -80,22 +82,23 @@ class EngineProcess:
         self._grammars = grammars
         self._compiler = ThreadPoolExecutor(1, "grammar")
         self._compiling: dict[str, tuple[GenerationRequest, Future[GrammarState]]] = {}
-        self._compiled, self._wake = socket.socketpair()
+        self._woken, self._wake = socket.socketpair()
+        core.adapters.wake = self._wake_up
         self._failed_steps = 0
         self._received = 0
 
     def run(self) -> None:
         """Step until the server goes. Raises Closed then, EngineFailure where steps keep failing."""
         while True:
-            if not self._core.busy:
-                select.select([self._connection.socket, self._compiled], [], [])
+            if not self._core.busy or self._core.stalled:
+                select.select([self._connection.socket, self._woken], [], [])
             report = StepReport()
             for message in self._connection.receive():
                 self._received += isinstance(message, (wire.Generate, wire.Embed))
                 self._handle(message, report)
             self._add_compiled(report)
             self._step(report)
-            if report.outputs or report.embeddings or report.errors or not self._core.busy:
+            if report.outputs or report.embeddings or report.errors or report.adapters or not self._core.busy:
                 self._tell(report)
 
     def _handle(self, message: wire.ToEngine, report: StepReport) -> None:
@@ -109,19 +112,27 @@ class EngineProcess:
             case wire.Abort(request_id):
                 self._compiling.pop(request_id, None)
                 self._core.abort(request_id)
+            case wire.LoadAdapter(version, folder, pinned):
+                self._load_adapter(version, Path(folder), pinned, report)
+            case wire.UnloadAdapter(version):
+                self._core.unload_adapter(version)
 
     def _compile(self, request: GenerationRequest) -> None:
         structured = request.sampling.structured
         assert structured is not None and self._grammars is not None, "capabilities tell what can be asked for"
         future = self._compiler.submit(self._grammars.compile, structured)
-        future.add_done_callback(lambda _: self._wake.send(b"."))
+        future.add_done_callback(lambda _: self._wake_up())
         self._compiling[request.request_id] = (request, future)
+
+    def _wake_up(self) -> None:
+        """From another thread: something has come that `run` may be waiting for."""
+        self._wake.send(b".")
 
     def _add_compiled(self, report: StepReport) -> None:
         """Queue the requests whose constraints have been compiled."""
-        if not select.select([self._compiled], [], [], 0)[0]:
+        if not select.select([self._woken], [], [], 0)[0]:
             return
-        self._compiled.recv(4096)
+        self._woken.recv(4096)
         for request_id, (request, future) in list(self._compiling.items()):
             if not future.done():
                 continue
@@ -141,6 +152,12 @@ class EngineProcess:
             failure = EngineFailure("the engine failed while it took this request in")
             report.errors.append((request.request_id, failure))
 
+    def _load_adapter(self, version: str, folder: Path, pinned: bool, report: StepReport) -> None:
+        try:
+            self._core.adapters.load(version, folder, pinned=pinned)
+        except TuneserveError as error:
+            report.adapters.append(Arrival(version, error))
+
     def _step(self, report: StepReport) -> None:
         try:
             done = self._core.step()
@@ -155,12 +172,14 @@ class EngineProcess:
         report.outputs.extend(done.outputs)
         report.embeddings.extend(done.embeddings)
         report.errors.extend(done.errors)
+        report.adapters.extend(done.adapters)
 
     def _tell(self, report: StepReport) -> None:
         failures = [(request_id, wire.take_apart(error)) for request_id, error in report.errors]
         stats = self._core.stats()
         stats = replace(stats, waiting=stats.waiting + len(self._compiling))
-        self._connection.send(wire.Step(stats, self._received, report.outputs, report.embeddings, failures))
+        adapters = [(a.version, None if a.error is None else wire.take_apart(a.error)) for a in report.adapters]
+        self._connection.send(wire.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
 
 
 def serve(connection: Connection) -> None:
@@ -202,9 +221,9 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
         max_logprobs=config.max_logprobs,
         eos_token_ids=eos_token_ids,
         structured=kinds if grammars else frozenset(),
-        unsupported=frozenset({"adapter"}),
         embeddings=True,
         max_beams=config.max_num_seqs,
+        adapters=runner.lora.support,
     )
     return core, grammars, capabilities
 

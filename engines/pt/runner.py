@@ -19,6 +19,7 @@ from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.kernels import build
 from engines.pt.linear import pack
+from engines.pt.lora import LoraSlots
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Segment:
     pages: list[int]
     wants: int
     """Logits are wanted after the last `wants` of its tokens."""
+    slot: int = -1
+    """Where the sequence's adapter is; -1: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class ModelRunner:
         page_size = config.block_size or (256 if self.device.type == "cuda" else 32)
         weights = sum(p.numel() * p.itemsize for p in self.model.parameters())
         with torch.inference_mode():
-            layers = self._convert(config.attn_impl, page_size)
+            layers = self._convert(config, page_size)
         self.cache = KVCache(layers, self._num_pages(config, weights, layers, page_size), page_size)
         capacity = self.cache.num_pages * page_size
         if capacity < self.max_model_len:
@@ -100,15 +103,16 @@ class ModelRunner:
             self.max_model_len,
         )
 
-    def _convert(self, attn_impl: str | None, page_size: int) -> dict[int, LayerShape]:
+    def _convert(self, config: PtConfig, page_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = _reference(self.model, self._check_ids(), self.device)
         library = build.load() if self.device.type == "cpu" else None
         pack(self.model, library)
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+        self.lora = LoraSlots(self.model, num_slots=config.max_loras, max_rank=config.max_lora_rank, library=library)
         layers = self._probe()
         self.model.set_attn_implementation(attention.NAME)
-        self._attend = attention.choose(attn_impl, layers, library)
+        self._attend = attention.choose(config.attn_impl, layers, library)
         self._check(expected, layers, page_size)
         return layers
 
@@ -145,14 +149,23 @@ class ModelRunner:
             torch.tensor(table, dtype=torch.int32, device=self.device),
             starts,
         )
-        # The model needs a row to work on even where nobody wants one.
-        keep = torch.tensor(wanted or [0], device=self.device)
+        count = len(wanted)
+        wanted = wanted or [0]  # the model needs a row to work on even where nobody wants one
+        keep = torch.tensor(wanted, device=self.device)
         input_ids = torch.tensor([ids], device=self.device)
-        output = self.model(
-            input_ids=input_ids, position_ids=position_ids[None], use_cache=False, logits_to_keep=keep, step=step
-        )
+        with self.lora.using(*self._slots_of(segments, wanted)):
+            output = self.model(
+                input_ids=input_ids, position_ids=position_ids[None], use_cache=False, logits_to_keep=keep, step=step
+            )
         assert self._hidden is not None, "the head has run"
-        return StepResult(output.logits[0, : len(wanted)], self._hidden[0, : len(wanted)])
+        return StepResult(output.logits[0, :count], self._hidden[0, :count])
+
+    def _slots_of(self, segments: list[Segment], wanted: list[int]) -> tuple[Tensor | None, Tensor | None]:
+        """The adapters' slots of all tokens and of the wanted ones; None where nobody uses one."""
+        if all(segment.slot < 0 for segment in segments):
+            return None, None
+        slots = torch.tensor([segment.slot for segment in segments for _ in segment.token_ids], dtype=torch.int32)
+        return slots.to(self.device), slots[wanted].to(self.device)
 
     def _keep_hidden(self, head: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]

@@ -11,6 +11,7 @@ from bisect import insort
 from dataclasses import dataclass
 
 from engines.errors import ContextLengthExceeded, InvalidRequest
+from engines.pt.adapter_slots import AdapterSlots
 from engines.pt.kv_cache import PagePool
 from engines.pt.sequence import Group, Sequence
 
@@ -29,8 +30,11 @@ class Chunk:
 
 
 class Scheduler:
-    def __init__(self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int, adapters: AdapterSlots
+    ) -> None:
         self.pool = pool
+        self.adapters = adapters
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Sequence] = []  # in order of admission
@@ -52,8 +56,11 @@ class Scheduler:
         self._free(sequence)
 
     def run(self, sequence: Sequence) -> None:
-        """Let a sequence that forked off a running one run beside it; its pages are its own already."""
+        """Let a sequence run that has its pages: one just admitted, or a fork of a running one."""
         self.running.append(sequence)
+        adapter = sequence.group.request.adapter
+        if adapter is not None:
+            sequence.slot = self.adapters.acquire(adapter)
 
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks and give each sequence the pages it needs. Decodes come first in the list."""
@@ -74,11 +81,15 @@ class Scheduler:
                 budget -= chunks[-1].length
         if self.preemptions > preemptions:
             return chunks  # who just gave up pages must not take them back in the same step
-        while budget > 0 and self.waiting:
-            sequence = self.waiting[0]
-            if self._admit(sequence):
+        self.adapters.begin()
+        passed = 0  # of those first in line: their adapter is on its way, or waits for a slot, and others may go first
+        while budget > 0 and passed < len(self.waiting):
+            sequence = self.waiting[passed]
+            if not self.adapters.may_run(sequence.group.request.adapter):
+                passed += 1
+            elif self._admit(sequence):
                 self.waiting.remove(sequence)
-                self.running.append(sequence)
+                self.run(sequence)
                 chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
                 budget -= chunks[-1].length
             elif chunks or not self._preempt_resting(sequence):
@@ -162,7 +173,9 @@ class Scheduler:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.computed, sequence.candidates = [], 0, None
+        if sequence.slot >= 0:
+            self.adapters.release(sequence.slot)
+        sequence.pages, sequence.computed, sequence.candidates, sequence.slot = [], 0, None, -1
 
 
 def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:

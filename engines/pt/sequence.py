@@ -23,6 +23,8 @@ class Sequence:
     computed: int = 0
     """How many of `tokens` have their keys and values in `pages`."""
     pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    """Of its adapter, while it runs with one."""
     candidates: list[tuple[int, float]] | None = None
     """Of a beam: its likeliest next tokens. It then rests until its sisters have theirs."""
 

@@ -37,6 +37,16 @@ class Abort(msgspec.Struct, tag=True):
     request_id: str
 
 
+class LoadAdapter(msgspec.Struct, tag=True):
+    version: str
+    folder: str
+    pinned: bool
+
+
+class UnloadAdapter(msgspec.Struct, tag=True):
+    version: str
+
+
 class Failure(msgspec.Struct):
     """An error of `engines.errors`, taken apart."""
 
@@ -67,9 +77,11 @@ class Step(msgspec.Struct, tag=True):
     outputs: list[tuple[str, TokenOutput]] = []
     embeddings: list[tuple[str, list[float]]] = []
     failures: list[tuple[str, Failure]] = []
+    adapters: list[tuple[str, Failure | None]] = []
+    """Versions that have been read, or could not be."""
 
 
-ToEngine = Start | Generate | Embed | Finish | Abort
+ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter
 FromEngine = Ready | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,250 @@
+"""Read a PEFT adapter's folder, and refuse what the engine could not serve exactly: by name, before anything is loaded.
+
+The configuration comes from anybody, so it is read as data: nothing in it names code or files. Weights are read as
+safetensors only; a pickle can run code.
+"""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec, LoraModule
+from engines.capabilities import AdapterSupport
+from engines.errors import InvalidAdapter
+
+PREFIX = "base_model.model."
+MAX_CONFIG_BYTES = 1 << 20
+
+Number = TypeVar("Number", int, float)
+
+
+class _Config(BaseModel):
+    """Of `adapter_config.json` what determines the outputs; PEFT's other fields say how it was or is to be trained."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+
+    # Served only where they are off.
+    use_dora: Any = False
+    lora_bias: Any = False
+    bias: Any = "none"
+    use_qalora: Any = False
+    layer_replication: Any = None
+    alora_invocation_tokens: Any = None
+    target_parameters: Any = None
+    trainable_token_indices: Any = None
+    ensure_weight_tying: Any = False
+    arrow_config: Any = None
+    init_lora_weights: Any = True
+
+
+OFF: dict[str, str] = {
+    "use_dora": "DoRA scales the base model's weights themselves: merge the adapter into the model",
+    "lora_bias": "adapters with a bias of their own are not served",
+    "use_qalora": "QA-LoRA pools the layers' inputs, which is not served",
+    "layer_replication": "replicated layers make it another model: merge the adapter into the model",
+    "alora_invocation_tokens": "activated LoRA depends on where in the prompt it begins, which is not served",
+    "target_parameters": "adapters of bare parameters (mixtures of experts) are not served",
+    "trainable_token_indices": "adapters with embeddings of single tokens are not served",
+    "ensure_weight_tying": "weights tied within the adapter are not served",
+    "arrow_config": "routing between adapters is not served",
+}
+
+CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Initialisations that subtract the adapter's first state from the base model's weights."""
+
+
+def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
+    """Return what the adapter in `folder` consists of. Raises InvalidAdapter, whose `param` names the field at fault."""
+    config_bytes = _read_config(folder)
+    config = _parse(config_bytes)
+    _refuse_what_is_not_served(config)
+    shapes = _read_shapes(folder / WEIGHTS)
+    linears, embeddings, saved = _sort_tensors(config, shapes, support)
+    modules = [*linears.values(), *embeddings.values()]
+    rank = max((module.rank for module in modules), default=0)
+    if rank > support.max_rank:
+        raise InvalidAdapter(f"rank {rank} is above the {support.max_rank} that is served (max_lora_rank)", param="r")
+    return AdapterSpec(
+        folder=folder,
+        content_hash=_content_hash(config, folder / WEIGHTS),
+        base_model=config.base_model_name_or_path or "",
+        rank=rank,
+        num_bytes=(folder / WEIGHTS).stat().st_size,
+        linears=linears,
+        embeddings=embeddings,
+        saved=saved,
+    )
+
+
+def check_base_model(spec: AdapterSpec, model: str) -> None:
+    """Refuse an adapter that says it was trained on another model. Raises InvalidAdapter.
+
+    The last part of the names decides, as a hub id and the folder of a copy differ in what comes before it.
+    """
+    named, served = (name.rstrip("/").rpartition("/")[2] for name in (spec.base_model, model))
+    if named and named.lower() != served.lower():
+        message = f"the adapter was trained on {named[:100]!r}, and this server serves {served!r}"
+        raise InvalidAdapter(message, param="base_model_name_or_path")
+
+
+def _read_config(folder: Path) -> bytes:
+    try:
+        with (folder / CONFIG).open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError:
+        raise InvalidAdapter(f"the folder has no {CONFIG} that can be read", param=CONFIG) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InvalidAdapter(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes", param=CONFIG)
+    return data
+
+
+def _parse(data: bytes) -> _Config:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidAdapter(f"{CONFIG} is not JSON", param=CONFIG) from None
+    try:
+        return _Config.model_validate(parsed)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"])) or CONFIG
+        raise InvalidAdapter(f"{CONFIG}: {field}: {first['msg']}", param=field) from None
+
+
+def _refuse_what_is_not_served(config: _Config) -> None:
+    if config.peft_type != "LORA":
+        message = f"adapters of type {config.peft_type[:50]!r} are not served, only 'LORA'"
+        raise InvalidAdapter(message, param="peft_type")
+    if config.bias != "none":
+        raise InvalidAdapter("adapters that change biases are not served, only bias 'none'", param="bias")
+    for field, reason in OFF.items():
+        if getattr(config, field):
+            raise InvalidAdapter(f"{field}: {reason}", param=field)
+    init = config.init_lora_weights
+    if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
+        message = (
+            f"init_lora_weights {init[:50]!r} changed the base model's weights: save the adapter relative to the "
+            "original ones (PEFT's path_initial_model_for_weight_conversion)"
+        )
+        raise InvalidAdapter(message, param="init_lora_weights")
+
+
+def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, from the file's header."""
+    if not weights.is_file():
+        raise InvalidAdapter(f"the folder has no {WEIGHTS}: weights are read as safetensors only", param=WEIGHTS)
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InvalidAdapter(f"{WEIGHTS} is broken: {error}", param=WEIGHTS) from None
+
+
+def _sort_tensors(
+    config: _Config, shapes: dict[str, tuple[int, ...]], support: AdapterSupport
+) -> tuple[dict[str, LoraModule], dict[str, LoraModule], dict[str, str]]:
+    """The adapter's linears, embeddings and replaced modules, each by its path in the model."""
+    linears: dict[str, LoraModule] = {}
+    embeddings: dict[str, LoraModule] = {}
+    saved: dict[str, str] = {}
+    for name, shape in shapes.items():
+        path, _, kind = name.removeprefix(PREFIX).partition(".lora_")
+        if not name.startswith(PREFIX):
+            raise InvalidAdapter(f"{name[:200]!r} is not the name of a tensor of a PEFT adapter", param=name[:200])
+        if kind == "A.weight":
+            b = f"{PREFIX}{path}.lora_B.weight"
+            inputs, outputs = _known(path, support.linears)
+            linears[path] = _pair(config, path, (name, shape), (b, shapes.get(b)), inputs, outputs)
+        elif kind == "embedding_A":
+            b = f"{PREFIX}{path}.lora_embedding_B"
+            inputs, outputs = _known(path, support.embeddings)
+            embeddings[path] = _pair(config, path, (name, shape), (b, shapes.get(b)), inputs, outputs)
+        elif kind in ("B.weight", "embedding_B"):
+            a = name.replace(".lora_B.", ".lora_A.").replace(".lora_embedding_B", ".lora_embedding_A")
+            if a not in shapes:
+                raise InvalidAdapter(f"{name} has no {a} beside it", param=name)
+        elif kind:
+            raise InvalidAdapter(f"{name[:200]!r} is not a tensor that is served", param=name[:200])
+        else:
+            path = _saved_path(name, shape, support)
+            saved[path] = name
+    if not shapes:
+        raise InvalidAdapter(f"{WEIGHTS} holds no tensors", param=WEIGHTS)
+    return linears, embeddings, saved
+
+
+def _known(path: str, modules: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    if path not in modules:
+        message = f"the model has no layer {path[:200]!r} that can be adapted"
+        raise InvalidAdapter(message, param="target_modules")
+    return modules[path]
+
+
+def _pair(
+    config: _Config,
+    path: str,
+    a: tuple[str, tuple[int, ...]],
+    b: tuple[str, tuple[int, ...] | None],
+    inputs: int,
+    outputs: int,
+) -> LoraModule:
+    rank, alpha = (
+        _by_pattern(config.rank_pattern, path, config.r),
+        _by_pattern(config.alpha_pattern, path, config.lora_alpha),
+    )
+    for (name, shape), expected in ((a, (rank, inputs)), (b, (outputs, rank))):
+        if shape is None:
+            raise InvalidAdapter(f"{a[0]} has no {name} beside it", param=a[0])
+        if shape != expected:
+            of_rank = len(shape) == 2 and (shape[0], expected[1]) == (expected[0], shape[1])
+            field = "r" if of_rank else "base_model_name_or_path"
+            message = f"{name} is of shape {list(shape)}; with this model and rank {rank} it would be {list(expected)}"
+            raise InvalidAdapter(message, param=field)
+    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+    return LoraModule(a=a[0], b=b[0], rank=rank, scale=scale)
+
+
+def _by_pattern(pattern: dict[str, Number] | None, path: str, default: Number) -> Number:
+    """As PEFT: the first key that is the end of the path, or as a regular expression matches its end."""
+    for key, value in (pattern or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error:
+            raise InvalidAdapter(f"{key[:100]!r} is not a regular expression", param="rank_pattern") from None
+    return default
+
+
+def _saved_path(name: str, shape: tuple[int, ...], support: AdapterSupport) -> str:
+    path, _, last = name.removeprefix(PREFIX).rpartition(".")
+    path = path.removesuffix(".base_layer")  # PEFT saves it of the embeddings that it adapts
+    if path not in support.replaceable or last != "weight":
+        message = f"modules_to_save: {name[:200]!r} cannot be replaced; only {sorted(support.replaceable)} can"
+        raise InvalidAdapter(message, param="modules_to_save")
+    expected = support.embeddings.get(path) or tuple(reversed(support.linears[path]))
+    if shape != expected:
+        message = f"{name} is of shape {list(shape)}, the model's of {list(expected)}"
+        raise InvalidAdapter(message, param="modules_to_save")
+    return path
+
+
+def _content_hash(config: _Config, weights: Path) -> str:
+    digest = hashlib.sha256(config.model_dump_json(exclude={"base_model_name_or_path"}).encode())
+    with weights.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""What a PEFT adapter consists of, once its files have been checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraModule:
+    """The low-rank update of one module: delta W = scale * B A (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
+
+    a: str
+    """Name of the tensor A: (rank, in_features); of an embedding (rank, num_embeddings)."""
+    b: str
+    """Name of the tensor B: (out_features, rank); of an embedding (embedding_dim, rank)."""
+    rank: int
+    scale: float
+    """alpha / rank, or alpha / sqrt(rank) (rsLoRA: Kalajdzievski 2023, arXiv:2312.03732)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """One adapter. Modules are named by their path in the model."""
+
+    folder: Path
+    content_hash: str
+    """Hex digest of what determines the adapter's outputs: the configuration's meaning and the weights."""
+    base_model: str
+    """`base_model_name_or_path`, "" where the adapter does not say."""
+    rank: int
+    """The highest of its modules'."""
+    num_bytes: int
+    """Of the weights' file."""
+    linears: dict[str, LoraModule]
+    embeddings: dict[str, LoraModule]
+    saved: dict[str, str]
+    """Modules that the adapter replaces -> name of the tensor with the new weight."""

@@ -1,0 +1,121 @@
+"""The adapters of the engine's process: on disk, in host memory, in slots.
+
+Every loaded adapter has its folder on disk. The weights of the most recently used are in host memory as well, read by a
+thread of their own, so that no step waits for a disk; those of waiting requests are fetched in the order of the queue.
+From there they go into slots (`adapter_slots.py`, `lora.py`).
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engines.adapters.folder import read_adapter
+from engines.adapters.spec import AdapterSpec
+from engines.errors import EngineFailure, InvalidAdapter, TuneserveError
+from engines.pt.adapter_slots import AdapterSlots
+from engines.pt.lora import AdapterWeights, LoraSlots, read_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The end of a read."""
+
+    version: str
+    error: TuneserveError | None
+
+
+class AdapterStore:
+    def __init__(self, lora: LoraSlots, slots: AdapterSlots, *, dtype: torch.dtype, max_in_host: int) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        """Called, in another thread, when a read has ended."""
+        self._lora = lora
+        self._slots = slots
+        self._dtype = dtype
+        self._max_in_host = max_in_host
+        self._reader = ThreadPoolExecutor(1, "adapter")
+        self._folders: dict[str, Path] = {}
+        self._host: OrderedDict[str, AdapterWeights] = OrderedDict()  # least recently used first
+        self._reading: dict[str, Future[AdapterWeights]] = {}
+        self._wanted: list[str] = []
+
+    def __contains__(self, version: str) -> bool:
+        return version in self._folders
+
+    @property
+    def in_host(self) -> tuple[str, ...]:
+        return tuple(self._host)
+
+    @property
+    def reading(self) -> bool:
+        return bool(self._reading)
+
+    def load(self, version: str, folder: Path, *, pinned: bool) -> None:
+        """Take a version in; its `Arrival` says whether that went well. A version that is there already arrives again."""
+        if pinned and version not in self._slots.pinned and len(self._slots.pinned) >= self._lora.support.max_pinned:
+            count = self._lora.support.max_pinned
+            raise InvalidAdapter(f"{count} adapters are pinned, and max_loras leaves room for no more", param="pinned")
+        self._folders[version] = folder
+        if pinned:
+            self._slots.pinned.add(version)
+        self._read(version)
+
+    def unload(self, version: str) -> None:
+        self._folders.pop(version, None)
+        self._reading.pop(version, None)
+        self._host.pop(version, None)
+        self._slots.forget(version)
+
+    def want(self, versions: Iterable[str]) -> None:
+        """Read those of the first in line that are neither in host memory nor in a slot; never more than have room."""
+        self._wanted = list(dict.fromkeys(versions))[: self._max_in_host]
+        for version in self._wanted:
+            if version in self._host:
+                self._host.move_to_end(version)
+            elif self._slots.slot_of(version) is None and version in self._folders:
+                self._read(version)
+
+    def _read(self, version: str) -> None:
+        if version not in self._reading:
+            self._reading[version] = future = self._reader.submit(self._read_folder, self._folders[version])
+            future.add_done_callback(lambda _: self.wake())
+
+    def _read_folder(self, folder: Path) -> AdapterWeights:
+        spec: AdapterSpec = read_adapter(folder, self._lora.support)
+        return read_weights(spec, self._dtype)
+
+    def arrivals(self) -> list[Arrival]:
+        """The reads that have ended since the last call."""
+        return [self._arrive(version, f) for version, f in list(self._reading.items()) if f.done()]
+
+    def _arrive(self, version: str, future: Future[AdapterWeights]) -> Arrival:
+        del self._reading[version]
+        try:
+            self._host[version] = future.result()
+        except TuneserveError as error:
+            return Arrival(version, error)
+        except Exception as error:
+            log.exception("an adapter could not be read")
+            return Arrival(version, EngineFailure(f"the adapter could not be read: {error}"))
+        self._slots.ready.add(version)
+        self._make_room()
+        return Arrival(version, None)
+
+    def _make_room(self) -> None:
+        """Forget the least recently used, but none that the first in line wait for."""
+        spare = [version for version in self._host if version not in self._wanted]
+        for version in spare[: max(0, len(self._host) - self._max_in_host)]:
+            del self._host[version]
+            self._slots.ready.discard(version)
+
+    def fill_slots(self) -> None:
+        """Copy what the scheduler has given a slot to where it is computed with."""
+        for slot, version in self._slots.take_writes():
+            self._lora.write(slot, self._host[version])
+            self._host.move_to_end(version)
