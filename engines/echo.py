@@ -9,12 +9,21 @@ import itertools
 import math
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from engines.capabilities import Capabilities
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.adapters.spec import WEIGHTS
+from engines.capabilities import AdapterSupport, Capabilities
+from engines.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    InvalidAdapter,
+    InvalidRequest,
+    QueueFull,
+    TuneserveError,
+)
 from engines.grammar import parser_limits, to_llguidance
 from engines.types import (
     EmbeddingRequest,
@@ -39,7 +48,7 @@ END_OF_TEXT, IM_START, IM_END = range(BYTES, BYTES + 3)
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """In the order of their ids."""
 VOCAB_SIZE = BYTES + len(SPECIALS)
-EMBEDDING_SIZE = 32
+HIDDEN_SIZE = 32
 FORBIDDEN = -100.0
 """OpenAI's logit bias that bans a token."""
 
@@ -54,6 +63,10 @@ class EchoFaults:
     """Seconds before every step, the first too."""
     die_after: int | None = None
     """The engine dies before this step (counted from 0) of a request."""
+    adapter_delay: float = 0.0
+    """Seconds that the loading of an adapter takes."""
+    adapter_error: TuneserveError | None = None
+    """How it ends."""
 
 
 class EchoEngine:
@@ -61,23 +74,32 @@ class EchoEngine:
 
     It always takes its likeliest token, so parameters that only reshape the distribution change nothing; those that
     forbid tokens (structured output, bad words, allowed tokens, a bias of -100, a minimum length) do.
+
+    An adapter puts its version before the answer, `name@hash: `, where no structure is asked for.
     """
 
     def __init__(
-        self, *, max_model_len: int = 4096, max_requests: int | None = None, faults: EchoFaults | None = None
+        self,
+        *,
+        max_model_len: int = 4096,
+        max_requests: int | None = None,
+        max_loras: int = 8,
+        faults: EchoFaults | None = None,
     ) -> None:
         """With `max_requests`, more than that at once are refused as by a full queue."""
         self.faults = faults or EchoFaults()
         self._max_requests = max_requests
         self._state = EngineState.STARTING
         self._unfinished: dict[str, set[int]] = {}  # request id -> outputs that still yield
+        self._adapters = _Adapters(max_loras)
         self._capabilities = Capabilities(
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(IM_END, END_OF_TEXT),
             structured=frozenset(get_args(StructuredKind)),
-            unsupported=frozenset({"num_beams", "adapter"}),
+            unsupported=frozenset({"num_beams"}),
             embeddings=True,
+            adapters=adapter_support(max_loras),
         )
 
     async def start(self) -> None:
@@ -106,7 +128,7 @@ class EchoEngine:
         try:
             for step in itertools.count():
                 await asyncio.sleep(self.faults.token_delay)
-                self._run_step(step)
+                self._run_step(step, request.adapter)
                 for index in sorted(unfinished):
                     if index not in unfinished:
                         continue  # `finish` came while an earlier output of this step was read
@@ -124,36 +146,126 @@ class EchoEngine:
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         self._check_prompt(request.prompt_ids)
+        self._adapters.use(request.adapter)
         await asyncio.sleep(self.faults.token_delay)
-        self._run_step(0)
-        values = [math.sin(1 + i * (1 + sum(request.prompt_ids))) for i in range(EMBEDDING_SIZE)]
+        self._run_step(0, request.adapter)
+        seed = sum(request.prompt_ids) + sum((request.adapter or "").encode())
+        values = [math.sin(1 + i * (1 + seed)) for i in range(HIDDEN_SIZE)]
         norm = math.sqrt(sum(value * value for value in values))
         return [value / norm for value in values]
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        self._check_ready()
+        await asyncio.sleep(self.faults.adapter_delay)
+        if self.faults.adapter_error is not None:
+            raise self.faults.adapter_error
+        self._check_ready()
+        self._adapters.load(version, folder, pinned)
+
+    async def unload_adapter(self, version: str) -> None:
+        self._adapters.unload(version)
 
     def health(self) -> Health:
         return Health(self._state)
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self._unfinished))
+        return EngineStats(
+            running=len(self._unfinished),
+            adapter_slots=tuple(self._adapters.slots),
+            adapter_host=tuple(self._adapters.folders),
+            adapter_loads=self._adapters.loads,
+            adapter_evictions=self._adapters.evictions,
+        )
 
     def _admit(self, request: GenerationRequest) -> None:
         self._check_prompt(request.prompt_ids)
-        if self._state is not EngineState.READY:
-            raise EngineUnavailable(f"The engine is {self._state}.")
+        self._check_ready()
         if self._max_requests is not None and len(self._unfinished) >= self._max_requests:
             raise QueueFull(f"{self._max_requests} requests are running already.")
+        self._adapters.use(request.adapter)
+
+    def _check_ready(self) -> None:
+        if self._state is not EngineState.READY:
+            raise EngineUnavailable(f"The engine is {self._state}.")
 
     def _check_prompt(self, prompt_ids: list[int]) -> None:
         if not prompt_ids or not all(0 <= token < VOCAB_SIZE for token in prompt_ids):
             raise InvalidRequest(f"A prompt is one or more token ids below {VOCAB_SIZE}.", param="prompt")
 
-    def _run_step(self, step: int) -> None:
+    def _run_step(self, step: int, adapter: str | None) -> None:
         if step == self.faults.die_after:
             self.die()
         if self._state is EngineState.STOPPED:
             raise EngineUnavailable("The server is shutting down.")
         if self._state is not EngineState.READY:
             raise EngineFailure(f"The engine is {self._state}.")
+        self._adapters.check(adapter)
+
+
+def adapter_support(max_loras: int) -> AdapterSupport:
+    """As of a Llama of two layers."""
+    linears = {"lm_head": (HIDDEN_SIZE, VOCAB_SIZE)}
+    for layer in ("model.layers.0", "model.layers.1"):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            linears[f"{layer}.self_attn.{name}"] = (HIDDEN_SIZE, HIDDEN_SIZE)
+        for name in ("gate_proj", "up_proj"):
+            linears[f"{layer}.mlp.{name}"] = (HIDDEN_SIZE, 2 * HIDDEN_SIZE)
+        linears[f"{layer}.mlp.down_proj"] = (2 * HIDDEN_SIZE, HIDDEN_SIZE)
+    return AdapterSupport(
+        max_rank=16,
+        linears=linears,
+        embeddings={"model.embed_tokens": (VOCAB_SIZE, HIDDEN_SIZE)},
+        replaceable=frozenset({"lm_head", "model.embed_tokens"}),
+        max_pinned=max_loras - 1,
+    )
+
+
+class _Adapters:
+    """Those that the engine holds, and which of them have a slot. They outlive the engine's deaths."""
+
+    def __init__(self, max_loras: int) -> None:
+        self._max_loras = max_loras
+        self.folders: dict[str, Path] = {}
+        self.pinned: set[str] = set()
+        self.slots: list[str] = []  # least recently used first
+        self.loads = 0
+        self.evictions = 0
+
+    def load(self, version: str, folder: Path, pinned: bool) -> None:
+        if pinned and version not in self.pinned and len(self.pinned) >= self._max_loras - 1:
+            raise InvalidAdapter(
+                f"{len(self.pinned)} adapters are pinned, and there is room for no more", param="pinned"
+            )
+        self.folders[version] = folder
+        if pinned:
+            self.pinned.add(version)
+
+    def unload(self, version: str) -> None:
+        self.folders.pop(version, None)
+        self.pinned.discard(version)
+        if version in self.slots:
+            self.slots.remove(version)
+
+    def check(self, version: str | None) -> None:
+        """A request that names a version which is not there has been let down by the registry."""
+        if version is not None and version not in self.folders:
+            raise EngineFailure(f"The engine does not hold the adapter {version!r}.")
+
+    def use(self, version: str | None) -> None:
+        """Give a version a slot, that of the one which has been idle longest where none is free."""
+        self.check(version)
+        if version is None:
+            return
+        if version in self.slots:
+            self.slots.remove(version)
+        else:
+            if not (self.folders[version] / WEIGHTS).is_file():
+                raise EngineFailure(f"The folder of {version!r} has gone.")
+            self.loads += 1
+            if len(self.slots) == self._max_loras:
+                self.slots.remove(next(idle for idle in self.slots if idle not in self.pinned))
+                self.evictions += 1
+        self.slots.append(version)
 
 
 def _outputs(request: GenerationRequest, index: int) -> Iterator[TokenOutput]:
@@ -179,6 +291,8 @@ def _answer(request: GenerationRequest) -> Iterator[tuple[int, FinishReason | No
     sampling = request.sampling
     stops = {*sampling.stop_token_ids} | (set() if sampling.ignore_eos else {IM_END, END_OF_TEXT})
     content = _last_message(request.prompt_ids)
+    if request.adapter is not None and sampling.structured is None:
+        content = [*f"{request.adapter}: ".encode(), *content]
     again: Iterator[int] = itertools.cycle(content or [ord(" ")])
     wanted = again if sampling.ignore_eos else itertools.chain(content, itertools.repeat(IM_END))
     constraint = None if sampling.structured is None else _Constraint(sampling.structured)

@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 from contextlib import aclosing
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
 from engines.echo import IM_END, EchoEngine, EchoFaults, echo_tokenizer
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
+from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest, QueueFull
 from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Sampling, Structured
+from tests.adapter_folders import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +168,61 @@ async def test_token_ids_outside_the_vocabulary_are_refused(engine):
 async def test_embeddings_have_length_one_and_depend_on_the_prompt(engine):
     one, two = [await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[i])) for i in (1, 2)]
     assert math.isclose(sum(value * value for value in one), 1) and one != two
+
+
+async def test_an_adapter_tells_its_version_and_the_base_model_answers_as_before(engine, tmp_path):
+    for version in ("a@1", "b@1"):
+        await engine.load_adapter(version, write_adapter(tmp_path / version))
+    asked = [request("abc", request_id=name) for name in "xy"]
+    answers = [await answer(engine, replace(one, adapter=v)) for one, v in zip(asked, ("a@1", None), strict=True)]
+    assert [text for text, _ in answers] == [b"a@1: abc", b"abc"]
+    embeddings = [
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter=v)) for v in (None, "a@1", "b@1")
+    ]
+    assert len({*map(tuple, embeddings)}) == 3
+
+
+async def test_an_adapter_that_is_not_loaded_is_no_adapter(engine, tmp_path):
+    await engine.load_adapter("a@1", write_adapter(tmp_path))
+    outputs = engine.generate(replace(request("abc"), adapter="a@1"))
+    await anext(outputs)
+    await engine.unload_adapter("a@1")
+    await engine.unload_adapter("a@1")
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await anext(outputs)
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await anext(engine.generate(replace(request("abc"), adapter="a@1")))
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter="a@1"))
+
+
+async def test_adapters_take_turns_in_the_slots_and_pinned_ones_stay(tmp_path):
+    engine = EchoEngine(max_loras=2)
+    await engine.start()
+    folder = write_adapter(tmp_path)
+    for version in ("a@1", "b@1", "c@1"):
+        await engine.load_adapter(version, folder, pinned=version == "a@1")
+        await answer(engine, replace(request("x"), adapter=version))
+    stats = engine.stats()
+    assert stats.adapter_slots == ("a@1", "c@1") and set(stats.adapter_host) == {"a@1", "b@1", "c@1"}
+    assert (stats.adapter_loads, stats.adapter_evictions) == (3, 1)
+    with pytest.raises(InvalidAdapter) as refused:
+        await engine.load_adapter("d@1", folder, pinned=True)
+    assert refused.value.param == "pinned"
+
+
+async def test_an_adapter_whose_folder_has_gone_cannot_be_swapped_in(engine, tmp_path):
+    await engine.load_adapter("a@1", write_adapter(tmp_path / "a"))
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(EngineFailure, match="has gone"):
+        await answer(engine, replace(request("x"), adapter="a@1"))
+
+
+async def test_loading_an_adapter_can_fail(engine, tmp_path):
+    engine.faults.adapter_error = EngineFailure("no memory")
+    with pytest.raises(EngineFailure, match="no memory"):
+        await engine.load_adapter("a@1", write_adapter(tmp_path))
+    engine.die()
+    with pytest.raises(EngineUnavailable):
+        await engine.load_adapter("a@1", tmp_path)
+    assert engine.stats().adapter_host == ()
