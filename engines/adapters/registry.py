@@ -5,12 +5,43 @@ version; a request leases the version that its model's name stands for, and keep
 becomes of the name meanwhile. A version that no name stands for is unloaded when nobody leases it any more.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
 
+from filelock import FileLock, Timeout
+
+from engines.adapters.folder import check_base_model
+from engines.adapters.names import check_name
+from engines.adapters.snapshot import Snapshot, Snapshots
+from engines.adapters.state import Record, State, read_state, write_state
+from engines.adapters.table import Entry, Table, Version, adapter_not_found
+from engines.adapters.watched import Found, Signature, WatchedFolder
+from engines.capabilities import AdapterSupport
 from engines.engine import Engine
+from engines.errors import (
+    Conflict,
+    EngineUnavailable,
+    InvalidAdapter,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    TuneserveError,
+    UnsupportedParameter,
+)
+from engines.types import EngineState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.2
+NAMES_IN_MESSAGE = 20
 
 AdapterState = Literal["slot", "host", "disk", "draining", "failed"]
 
@@ -21,15 +52,16 @@ class Adapter:
 
     name: str
     version: str
-    """`name@hash`, as `GenerationRequest.adapter` wants it."""
+    """`name@hash`, as `GenerationRequest.adapter` wants it; "" of one that has failed."""
     source: str
     """The last part of the path that it was copied from."""
     rank: int
     num_bytes: int
     state: AdapterState
-    """Where its weights are; `draining`: replaced or unloaded, and in use until its last request ends; `failed`: it was
-    loaded before the server started, and cannot be served now (`error`)."""
+    """Where its weights are; `draining`: replaced or unloaded, and in use until its last request ends; `failed`: not
+    served, as `error` says."""
     error: str = ""
+    """Also of an adapter that is served: why what `adapter_dir` has now is not."""
     pinned: bool
     created: int
     """Unix time at which this version was loaded."""
@@ -57,6 +89,19 @@ class Lease:
             on_release()
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What `load` is asked for."""
+
+    name: str
+    folder: Path
+    replace: bool
+    pinned: bool | None
+    durable: bool
+    follow_links: bool
+    found: Signature | None = None
+
+
 class AdapterRegistry:
     def __init__(
         self, engine: Engine, *, base_name: str, model: str, state_dir: Path, adapter_dir: Path | None = None
@@ -65,19 +110,76 @@ class AdapterRegistry:
 
         The subfolders of `adapter_dir` are adapters too: one that a request names is loaded then.
         """
-        raise NotImplementedError
+        self._engine = engine
+        self._base_name = base_name
+        self._model = model
+        self._folder = state_dir / "adapters"
+        self._file = self._folder / "state.json"
+        self._ours = FileLock(self._folder / "lock", thread_local=False)
+        self._snapshots = Snapshots(self._folder)
+        self._watched = None if adapter_dir is None else WatchedFolder(adapter_dir)
+        self._table = Table()
+        self._saved = State()
+        self._held: dict[str, Version] = {}  # all that the engine holds, by id
+        self._changing = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one a name
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ---- from one run of the server to the next
 
     async def restore(self) -> None:
         """Load what was loaded when the server ended. Comes once, after `engine.start` and before anything else.
 
         An adapter that cannot be served any more is kept, as `failed`. Where another server uses `state_dir`, nothing
-        is restored, and `load` and `alias` raise Conflict.
+        is restored, and `load` and `alias` raise Conflict. Raises BrokenState.
         """
-        raise NotImplementedError
+        try:
+            self._saved = await asyncio.to_thread(self._open)
+        except Timeout:
+            log.warning("Another server uses %s: none can be loaded here without a state_dir of its own.", self._folder)
+            return
+        records = self._saved.adapters
+        entries = await asyncio.gather(*(self._restore(name, record) for name, record in records.items()))
+        self._table = Table(dict(zip(records, entries, strict=True)), self._saved.aliases)
 
     async def close(self) -> None:
         """Let another server use `state_dir`. Comes last, after `engine.stop`."""
-        raise NotImplementedError
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._ours.release()
+
+    def _open(self) -> State:
+        """Raises Timeout where another server uses the folder."""
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        self._ours.acquire(blocking=False)
+        state = read_state(self._file)
+        self._snapshots.open([record.snapshot for record in state.adapters.values()])
+        return state
+
+    async def _restore(self, name: str, record: Record) -> Entry:
+        try:
+            check_name(name, base_name=self._base_name)
+            snapshot = await self._snapshots.read(record.snapshot, self._support())
+            check_base_model(snapshot.spec, self._model)
+            version = Version(name, snapshot, record.source, record.pinned, record.created)
+            await self._give_patiently(version)
+        except TuneserveError as error:
+            log.error("The adapter %r cannot be served: %s", name, error)
+            return Entry(version=None, record=record, error=error.message)
+        return Entry(version=version, record=record)
+
+    async def _give_patiently(self, version: Version) -> None:
+        """As `_give`, but wait out a death of the engine: it may have come of another adapter."""
+        while True:
+            try:
+                return await self._give(version)
+            except EngineUnavailable:
+                if self._engine.health().state not in (EngineState.READY, EngineState.RESTARTING):
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+
+    # ---- changes
 
     async def load(
         self,
@@ -93,21 +195,23 @@ class AdapterRegistry:
 
         Raises Conflict where the name is taken, unless `replace`: then requests from now on get the new version, those
         in flight keep theirs, and the same content again is no new version. `pinned`: never swapped out; None: as what
-        it replaces, else not. `durable`: it is back after a restart. `follow_links`: the files in `folder` may be
-        symbolic links, as in the hub's cache; else they are refused.
+        it replaces, else not. `durable`: it is back after a restart; else neither it nor what it replaces is.
+        `follow_links`: the files in `folder` may be symbolic links, as in the hub's cache; else they are refused.
 
         Raises InvalidAdapter (`param` is the field at fault), NotFound where there is no such folder, Conflict,
         InvalidRequest for a name that cannot be one (`param` "name"), EngineUnavailable, EngineFailure. A load that
         fails leaves everything as it was; one whose caller is cancelled goes on.
         """
-        raise NotImplementedError
+        check_name(name, base_name=self._base_name)
+        order = _Order(name, folder, replace, pinned, durable, follow_links)
+        return await asyncio.shield(self._begin(name, self._load(order)))
 
     async def unload(self, name: str) -> None:
         """Take back an adapter's name, or an alias. The weights go once running requests have ended.
 
         Raises ModelNotFound (code "adapter_not_found"), or Conflict where aliases stand for it.
         """
-        raise NotImplementedError
+        await asyncio.shield(self._begin(name, self._unload(name)))
 
     async def alias(self, alias: str, target: str) -> None:
         """Have `alias` stand for the adapter `target` from now on; requests in flight keep what they have.
@@ -115,24 +219,261 @@ class AdapterRegistry:
         Raises ModelNotFound (code "adapter_not_found"), InvalidRequest where `target` is an alias itself or `alias`
         cannot be a name, Conflict where it is an adapter's name.
         """
-        raise NotImplementedError
+        check_name(alias, base_name=self._base_name)
+        self._check_ours()
+        if target == self._base_name:
+            raise InvalidRequest(f"{target!r} is the base model; an alias stands for an adapter", param="target")
+        await self._look(target)
+        change = self._change(lambda table: table.with_alias(alias, target))
+        await asyncio.shield(self._begin(alias, change))
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do `work` while nobody else changes what `name` stands for; to its end, whatever becomes of who asked."""
+
+        async def alone() -> T:
+            lock = self._locks.setdefault(name, asyncio.Lock())
+            async with lock:
+                return await work
+
+        task = asyncio.create_task(alone())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, order: _Order) -> Adapter:
+        # 1. What can be refused at once.
+        self._check_ours()
+        support = self._support()
+        self._table.check_free(order.name, replace=order.replace)
+        # 2. A copy of our own. That one is checked: the source may change under us.
+        snapshot = await self._snapshots.take(order.folder, support, follow_links=order.follow_links)
+        # 3. The engine.
+        before = self._table.adapters.get(order.name)
+        try:
+            check_base_model(snapshot.spec, self._model)
+            version = await self._hold(order, snapshot, before)
+        except BaseException:
+            await self._snapshots.drop(snapshot.id)
+            raise
+        # 4. The name.
+        try:
+            await self._publish(order, version)
+        except BaseException:
+            await self._unload_unused(version)
+            raise
+        # 5. What the name has stood for.
+        await self._let_go(before)
+        return self.get(order.name)
+
+    async def _hold(self, order: _Order, snapshot: Snapshot, before: Entry | None) -> Version:
+        """The version with this content: the one that the engine holds already, or a new one."""
+        pinned = order.pinned if order.pinned is not None else before is not None and before.pinned
+        version = Version(order.name, snapshot, order.folder.name, pinned, int(time.time()))
+        held = self._held.get(version.id)
+        if held is None:
+            await self._give(version)
+            return version
+        if held.pinned != pinned:
+            state = "pinned" if held.pinned else "not pinned"
+            message = f"{order.name!r} is loaded with this content, and {state}: unload it first to change that"
+            raise Conflict(message, param="pinned")
+        await self._snapshots.drop(snapshot.id)
+        return held
+
+    async def _give(self, version: Version) -> None:
+        await self._engine.load_adapter(version.id, version.snapshot.spec.folder, pinned=version.pinned)
+        self._held[version.id] = version
+
+    async def _publish(self, order: _Order, version: Version) -> None:
+        record = version.to_record() if order.durable else None
+        if record is not None:
+            await asyncio.to_thread(self._snapshots.sync, record.snapshot)
+        entry = Entry(version=version, record=record, found=order.found)
+        await self._change(lambda table: table.with_adapter(order.name, entry))
+
+    async def _unload(self, name: str) -> None:
+        before = self._table.adapters.get(name)
+
+        def change(table: Table) -> Table:
+            table.check_unused(name)
+            return table.without(name)
+
+        await self._change(change)
+        await self._let_go(before)
+
+    async def _change(self, change: Callable[[Table], Table]) -> None:
+        """First the file, then the table by which requests go: what a client has seen outlives the server."""
+        async with self._changing:
+            table = change(self._table)
+            state = table.to_state()
+            if state != self._saved:
+                await asyncio.to_thread(write_state, self._file, state)
+                self._saved = state
+            self._table = table
+
+    async def _let_go(self, before: Entry | None) -> None:
+        """No name stands for `before` any more."""
+        if before is None:
+            return
+        if before.version is not None:
+            await self._unload_unused(before.version)
+        elif before.record is not None:
+            await self._snapshots.drop(before.record.snapshot)
+
+    async def _unload_unused(self, version: Version) -> None:
+        """Unload a version unless some name or request needs it."""
+        if version.in_flight or self._table.names(version) or self._held.get(version.id) is not version:
+            return
+        del self._held[version.id]
+        await self._engine.unload_adapter(version.id)
+        await self._snapshots.drop(version.snapshot.id)
+
+    # ---- requests
 
     async def lease(self, model: str) -> Lease:
         """What `model` stands for: the base model, an adapter, an alias, `<base>:<adapter>`, or a subfolder of
         `adapter_dir`, which is loaded first, and again where it has changed.
 
-        Raises ModelNotFound; for a subfolder also what `load` raises.
+        Raises ModelNotFound; for a subfolder also EngineUnavailable, EngineFailure and Conflict, as `load`.
         """
-        raise NotImplementedError
+        if model == self._base_name:
+            return Lease(None, model)
+        model = model.removeprefix(f"{self._base_name}:")
+        name = self._table.aliases.get(model, model)
+        await self._look(name)
+        entry = self._table.adapters.get(name)
+        if entry is None:
+            raise ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {self._served()}.", param="model")
+        if entry.version is None:
+            raise ModelNotFound(f"The adapter {name!r} cannot be served: {entry.error}", param="model")
+        return self._lease(entry.version)
+
+    def _lease(self, version: Version) -> Lease:
+        version.requests += 1
+        version.in_flight += 1
+        version.last_used = int(time.time())
+
+        def on_release() -> None:
+            version.in_flight -= 1
+            if not version.in_flight and not self._table.names(version):
+                self._begin(version.name, self._unload_unused(version))
+
+        return Lease(version.id, version.name, on_release)
+
+    # ---- the folder in which adapters are found on demand
+
+    async def _look(self, name: str) -> None:
+        """Have `name` stand for what its subfolder of `adapter_dir` holds now, unless it stands for something else."""
+        entry = self._table.adapters.get(name)
+        if self._watched is None or name in self._table.aliases or (entry is not None and entry.found is None):
+            return
+        try:
+            check_name(name, base_name=self._base_name)
+        except InvalidRequest:
+            return
+        found = await asyncio.to_thread(self._watched.find, name)
+        if not self._is_current(name, found):
+            await asyncio.shield(self._begin(name, self._look_again(name, self._watched)))
+
+    async def _look_again(self, name: str, watched: WatchedFolder) -> None:
+        """As the only one: who came first has done it for the others."""
+        found = await asyncio.to_thread(watched.find, name)
+        before = self._table.adapters.get(name)
+        if self._is_current(name, found):
+            return
+        if found is None:
+            await self._change(lambda table: table.without(name))
+            await self._let_go(before)
+            return
+        order = _Order(name, found.folder, True, None, False, False, found.signature)
+        try:
+            await self._load(order)
+        except (InvalidAdapter, NotFound) as error:
+            log.warning("The adapter in the folder %r cannot be served: %s", name, error)
+            refused = replace(before or Entry(version=None), found=found.signature, error=error.message)
+            await self._change(lambda table: table.with_adapter(name, refused))
+
+    def _is_current(self, name: str, found: Found | None) -> bool:
+        entry = self._table.adapters.get(name)
+        if entry is None:
+            return found is None
+        return entry.found is None or (found is not None and entry.found == found.signature)
+
+    # ---- what there is
 
     def get(self, name: str) -> Adapter:
         """The adapter that a name or an alias stands for. Raises ModelNotFound (code "adapter_not_found")."""
-        raise NotImplementedError
+        name = self._table.aliases.get(name, name)
+        entry = self._table.adapters.get(name)
+        if entry is None:
+            raise adapter_not_found(name)
+        return self._describe(name, entry)
 
     def adapters(self) -> list[Adapter]:
         """Those that have a name, by name, and then the draining ones."""
-        raise NotImplementedError
+        named = [self._describe(name, entry) for name, entry in sorted(self._table.adapters.items())]
+        draining = [version for version in self._held.values() if not self._table.names(version)]
+        return named + [self._describe(version.name, Entry(version=version)) for version in draining]
 
     def aliases(self) -> dict[str, str]:
         """Alias -> name of the adapter, by alias."""
-        raise NotImplementedError
+        return dict(sorted(self._table.aliases.items()))
+
+    def _describe(self, name: str, entry: Entry) -> Adapter:
+        version = entry.version
+        if version is None:
+            record = entry.record
+            return Adapter(
+                name=name,
+                version="",
+                source=name if record is None else record.source,
+                rank=0,
+                num_bytes=0,
+                state="failed",
+                error=entry.error,
+                pinned=entry.pinned,
+                created=0 if record is None else record.created,
+                requests=0,
+                in_flight=0,
+                last_used=None,
+            )
+        return Adapter(
+            name=name,
+            version=version.id,
+            source=version.source,
+            rank=version.snapshot.spec.rank,
+            num_bytes=version.snapshot.spec.num_bytes,
+            state=self._state_of(version),
+            error=entry.error,
+            pinned=version.pinned,
+            created=version.created,
+            requests=version.requests,
+            in_flight=version.in_flight,
+            last_used=version.last_used,
+        )
+
+    def _state_of(self, version: Version) -> AdapterState:
+        if not self._table.names(version):
+            return "draining"
+        stats = self._engine.stats()
+        if version.id in stats.adapter_slots:
+            return "slot"
+        return "host" if version.id in stats.adapter_host else "disk"
+
+    def _served(self) -> str:
+        """For a message: the first of all names."""
+        adapters = (name for name, entry in sorted(self._table.adapters.items()) if entry.version is not None)
+        names = [self._base_name, *adapters, *self.aliases()]
+        return ", ".join(map(repr, names[:NAMES_IN_MESSAGE])) + (", ..." if len(names) > NAMES_IN_MESSAGE else "")
+
+    # ---- conditions
+
+    def _check_ours(self) -> None:
+        if not self._ours.is_locked:
+            raise Conflict("another server uses the state_dir of this one: adapters need one of their own")
+
+    def _support(self) -> AdapterSupport:
+        support = self._engine.capabilities().adapters
+        if support is None:
+            raise UnsupportedParameter("this engine serves the base model only")
+        return support

@@ -1,0 +1,42 @@
+"""A folder whose subfolders are adapters, looked at when a request names one: nothing is scanned."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.adapters.names import SEGMENT
+from engines.adapters.spec import CONFIG, WEIGHTS
+
+Signature = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    folder: Path
+    signature: Signature
+    """Another one means that the files have changed."""
+
+
+class WatchedFolder:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, name: str) -> Found | None:
+        """The subfolder `name` where it holds an adapter. A link that leads out of the folder is none of its subfolders."""
+        if not re.fullmatch(SEGMENT, name):
+            return None
+        try:
+            folder = (self._folder / name).resolve(strict=True)
+            if not folder.is_relative_to(self._folder.resolve()) or not (folder / CONFIG).is_file():
+                return None
+            return Found(folder, (folder, *_stamp(folder / CONFIG), *_stamp(folder / WEIGHTS)))
+        except OSError:  # it has gone, or is not for us to read
+            return None
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return ()
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
