@@ -232,12 +232,11 @@ class _Adapters:
         self.evictions = 0
 
     def load(self, version: str, folder: Path, pinned: bool) -> None:
-        others = {other.partition("@")[0] for other in self.pinned} - {version.partition("@")[0]}
+        others = self.pinned - {version}
         if pinned and len(others) >= self._max_loras - 1:
             raise InvalidAdapter(f"{len(others)} adapters are pinned, and there is room for no more", param="pinned")
         self.folders[version] = folder
-        if pinned:
-            self.pinned.add(version)
+        self.pinned = others | {version} if pinned else others
 
     def unload(self, version: str) -> None:
         self.folders.pop(version, None)
@@ -262,7 +261,7 @@ class _Adapters:
                 raise EngineFailure(f"The folder of {version!r} has gone.")
             self.loads += 1
             if len(self.slots) == self._max_loras:
-                self.slots.remove(next((idle for idle in self.slots if idle not in self.pinned), self.slots[0]))
+                self.slots.remove(next(idle for idle in self.slots if idle not in self.pinned))
                 self.evictions += 1
         self.slots.append(version)
 

@@ -50,8 +50,7 @@ class Engine(Protocol):
 
         The folder has been checked against `capabilities().adapters`, and stays as it is until the version is unloaded:
         an engine with more adapters than room reads it again, and after a death of its process it does so by itself.
-        `pinned`: never swapped out. Raises InvalidAdapter, EngineUnavailable, EngineFailure; nothing of the version is
-        held then.
+        `pinned`: never swapped out. Raises InvalidAdapter, EngineUnavailable, EngineFailure.
         """
         ...
 

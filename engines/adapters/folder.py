@@ -7,10 +7,11 @@ safetensors only; a pickle can run code.
 import hashlib
 import json
 import math
-import re
+import time
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
+import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +21,8 @@ from engines.errors import InvalidAdapter
 
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
+MATCHING_SECONDS = 5.0
+"""For all patterns of an adapter: a regular expression can be written that takes years."""
 
 Number = TypeVar("Number", int, float)
 
@@ -27,7 +30,7 @@ Number = TypeVar("Number", int, float)
 class _Config(BaseModel):
     """Of `adapter_config.json` what determines the outputs; PEFT's other fields say how it was or is to be trained."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
     peft_type: str
     base_model_name_or_path: str | None = None
@@ -161,18 +164,24 @@ def _sort_tensors(
     linears: dict[str, LoraModule] = {}
     embeddings: dict[str, LoraModule] = {}
     saved: dict[str, str] = {}
+    ranks = _ByPattern("rank_pattern", config.rank_pattern, config.r)
+    alphas = _ByPattern("alpha_pattern", config.alpha_pattern, config.lora_alpha)
+
+    def pair(path: str, a: str, b: str, shape: tuple[int, int]) -> LoraModule:
+        rank = ranks[path]
+        _check_pair(shapes, a, b, rank, *shape)
+        return LoraModule(a=a, b=b, rank=rank, scale=alphas[path] / (math.sqrt(rank) if config.use_rslora else rank))
+
     for name, shape in shapes.items():
         path, _, kind = name.removeprefix(PREFIX).partition(".lora_")
         if not name.startswith(PREFIX):
             raise InvalidAdapter(f"{name[:200]!r} is not the name of a tensor of a PEFT adapter", param=name[:200])
         if kind == "A.weight":
             b = f"{PREFIX}{path}.lora_B.weight"
-            inputs, outputs = _known(path, support.linears)
-            linears[path] = _pair(config, path, (name, shape), (b, shapes.get(b)), inputs, outputs)
+            linears[path] = pair(path, name, b, _known(path, support.linears))
         elif kind == "embedding_A":
             b = f"{PREFIX}{path}.lora_embedding_B"
-            inputs, outputs = _known(path, support.embeddings)
-            embeddings[path] = _pair(config, path, (name, shape), (b, shapes.get(b)), inputs, outputs)
+            embeddings[path] = pair(path, name, b, _known(path, support.embeddings))
         elif kind in ("B.weight", "embedding_B"):
             a = name.replace(".lora_B.", ".lora_A.").replace(".lora_embedding_B", ".lora_embedding_A")
             if a not in shapes:
@@ -194,39 +203,39 @@ def _known(path: str, modules: dict[str, tuple[int, int]]) -> tuple[int, int]:
     return modules[path]
 
 
-def _pair(
-    config: _Config,
-    path: str,
-    a: tuple[str, tuple[int, ...]],
-    b: tuple[str, tuple[int, ...] | None],
-    inputs: int,
-    outputs: int,
-) -> LoraModule:
-    rank, alpha = (
-        _by_pattern(config.rank_pattern, path, config.r),
-        _by_pattern(config.alpha_pattern, path, config.lora_alpha),
-    )
-    for (name, shape), expected in ((a, (rank, inputs)), (b, (outputs, rank))):
-        if shape is None:
-            raise InvalidAdapter(f"{a[0]} has no {name} beside it", param=a[0])
+def _check_pair(shapes: dict[str, tuple[int, ...]], a: str, b: str, rank: int, inputs: int, outputs: int) -> None:
+    if b not in shapes:
+        raise InvalidAdapter(f"{a} has no {b} beside it", param=a)
+    for name, expected in ((a, (rank, inputs)), (b, (outputs, rank))):
+        shape = shapes[name]
         if shape != expected:
-            of_rank = len(shape) == 2 and (shape[0], expected[1]) == (expected[0], shape[1])
+            other = 1 if name == a else 0
+            of_rank = len(shape) == 2 and shape[other] == expected[other]
             field = "r" if of_rank else "base_model_name_or_path"
             message = f"{name} is of shape {list(shape)}; with this model and rank {rank} it would be {list(expected)}"
             raise InvalidAdapter(message, param=field)
-    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-    return LoraModule(a=a[0], b=b[0], rank=rank, scale=scale)
 
 
-def _by_pattern(pattern: dict[str, Number] | None, path: str, default: Number) -> Number:
-    """As PEFT: the first key that is the end of the path, or as a regular expression matches its end."""
-    for key, value in (pattern or {}).items():
+class _ByPattern(Generic[Number]):
+    """As PEFT: of the keys that are the end of a module's path, or match it as regular expressions, the first decides."""
+
+    def __init__(self, field: str, pattern: dict[str, Number] | None, default: Number) -> None:
+        self._field = field
+        self._default = default
+        self._deadline = time.monotonic() + MATCHING_SECONDS
         try:
-            if re.match(rf"(.*\.)?({key})$", path):
-                return value
-        except re.error:
-            raise InvalidAdapter(f"{key[:100]!r} is not a regular expression", param="rank_pattern") from None
-    return default
+            self._values = [(regex.compile(rf"(.*\.)?({key})$"), value) for key, value in (pattern or {}).items()]
+        except regex.error as error:
+            raise InvalidAdapter(f"{field} has a key that is no regular expression: {error}", param=field) from None
+
+    def __getitem__(self, path: str) -> Number:
+        try:
+            for key, value in self._values:
+                if key.match(path, timeout=max(0.0, self._deadline - time.monotonic()), concurrent=True):
+                    return value
+        except TimeoutError:
+            raise InvalidAdapter(f"{self._field} takes too long to match", param=self._field) from None
+        return self._default
 
 
 def _saved_path(name: str, shape: tuple[int, ...], support: AdapterSupport) -> str:

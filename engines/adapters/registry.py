@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -245,44 +246,52 @@ class AdapterRegistry:
         self._check_ours()
         support = self._support()
         self._table.check_free(order.name, replace=order.replace)
-        # 2. A copy of our own. That one is checked: the source may change under us.
-        snapshot = await self._snapshots.take(order.folder, support, follow_links=order.follow_links)
-        # 3. The engine.
         before = self._table.adapters.get(order.name)
-        try:
+        async with AsyncExitStack() as undo:
+            # 2. A copy of our own. That one is checked: the source may change under us.
+            snapshot = await self._snapshots.take(order.folder, support, follow_links=order.follow_links)
+            undo.push_async_callback(self._snapshots.drop, snapshot.id)
             check_base_model(snapshot.spec, self._model)
-            version = await self._hold(order, snapshot, before)
-        except BaseException:
-            await self._snapshots.drop(snapshot.id)
-            raise
-        # 4. The name.
-        try:
+            # 3. The engine.
+            version = await self._hold(order, snapshot, before, undo)
+            # 4. The name.
             await self._publish(order, version)
-        except BaseException:
-            await self._unload_unused(version)
-            raise
-        # 5. What the name has stood for.
+            undo.pop_all()
+        # 5. What is not needed any more.
+        if version.snapshot is not snapshot:
+            await self._snapshots.drop(snapshot.id)
         await self._let_go(before)
         return self.get(order.name)
 
-    async def _hold(self, order: _Order, snapshot: Snapshot, before: Entry | None) -> Version:
-        """The version with this content: the one that the engine holds already, or a new one."""
+    async def _hold(self, order: _Order, snapshot: Snapshot, before: Entry | None, undo: AsyncExitStack) -> Version:
+        """The version with this content, which the engine then holds: one that it has held already, or a new one."""
         pinned = order.pinned if order.pinned is not None else before is not None and before.pinned
-        version = Version(order.name, snapshot, order.folder.name, pinned, int(time.time()))
-        held = self._held.get(version.id)
-        if held is None:
-            await self._give(version)
-            return version
-        if held.pinned != pinned:
-            state = "pinned" if held.pinned else "not pinned"
-            message = f"{order.name!r} is loaded with this content, and {state}: unload it first to change that"
-            raise Conflict(message, param="pinned")
-        await self._snapshots.drop(snapshot.id)
-        return held
+        new = Version(order.name, snapshot, order.folder.name, pinned, int(time.time()))
+        version = self._held.get(new.id, new)
+        old = None if before is None else before.version
+        if old is not None and old is not version:  # its pin may be the one that there is room for
+            undo.push_async_callback(self._pin, old, old.pinned)
+            await self._pin(old, False)
+        if version is new:
+            await self._give(new)
+            undo.push_async_callback(self._take_back, new)
+        else:
+            undo.push_async_callback(self._pin, version, version.pinned)
+            await self._pin(version, pinned)
+        return version
 
     async def _give(self, version: Version) -> None:
         await self._engine.load_adapter(version.id, version.snapshot.spec.folder, pinned=version.pinned)
         self._held[version.id] = version
+
+    async def _take_back(self, version: Version) -> None:
+        del self._held[version.id]
+        await self._engine.unload_adapter(version.id)
+
+    async def _pin(self, version: Version, pinned: bool) -> None:
+        if version.pinned != pinned:
+            await self._engine.load_adapter(version.id, version.snapshot.spec.folder, pinned=pinned)
+            version.pinned = pinned
 
     async def _publish(self, order: _Order, version: Version) -> None:
         record = version.to_record() if order.durable else None
@@ -324,8 +333,7 @@ class AdapterRegistry:
         """Unload a version unless some name or request needs it."""
         if version.in_flight or self._table.names(version) or self._held.get(version.id) is not version:
             return
-        del self._held[version.id]
-        await self._engine.unload_adapter(version.id)
+        await self._take_back(version)
         await self._snapshots.drop(version.snapshot.id)
 
     # ---- requests

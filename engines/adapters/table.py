@@ -13,7 +13,7 @@ VERSION_DIGITS = 12
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """What the engine holds. Its counts are all that changes."""
+    """What the engine holds. Only its counts and its pin change."""
 
     name: str
     snapshot: Snapshot

@@ -58,11 +58,9 @@ class AdapterStore:
 
     def load(self, version: str, folder: Path, *, pinned: bool) -> None:
         """Take a version in; its `Arrival` says whether that went well. A version that is there already arrives again."""
-        # Versions of one name count once: it is being replaced, and the older one is on its way out.
-        others = {_name(other) for other in self._slots.pinned} - {_name(version)}
-        if pinned and len(others) >= self._lora.support.max_pinned:
-            message = f"{len(others)} adapters are pinned, and max_loras leaves room for no more"
-            raise InvalidAdapter(message, param="pinned")
+        if pinned and version not in self._slots.pinned and len(self._slots.pinned) >= self._lora.support.max_pinned:
+            count = self._lora.support.max_pinned
+            raise InvalidAdapter(f"{count} adapters are pinned, and max_loras leaves room for no more", param="pinned")
         self._folders[version] = folder
         if pinned:
             self._slots.pinned.add(version)
@@ -121,7 +119,3 @@ class AdapterStore:
         for slot, version in self._slots.take_writes():
             self._lora.write(slot, self._host[version])
             self._host.move_to_end(version)
-
-
-def _name(version: str) -> str:
-    return version.partition("@")[0]
