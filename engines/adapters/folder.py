@@ -221,10 +221,12 @@ class _ByPattern(Generic[Number]):
 
     def __init__(self, field: str, pattern: dict[str, Number] | None, default: Number) -> None:
         self._field = field
-        self._default = default
+        self._default: Number = default
         self._deadline = time.monotonic() + MATCHING_SECONDS
         try:
-            self._values = [(regex.compile(rf"(.*\.)?({key})$"), value) for key, value in (pattern or {}).items()]
+            self._values: list[tuple[Any, Number]] = [
+                (regex.compile(rf"(.*\.)?({key})$"), value) for key, value in (pattern or {}).items()
+            ]
         except regex.error as error:
             raise InvalidAdapter(f"{field} has a key that is no regular expression: {error}", param=field) from None
 

@@ -119,6 +119,7 @@ class AdapterRegistry:
         self._ours = FileLock(self._folder / "lock", thread_local=False)
         self._snapshots = Snapshots(self._folder)
         self._watched = None if adapter_dir is None else WatchedFolder(adapter_dir)
+        self._why_closed = ""  # why no adapters can be kept
         self._table = Table()
         self._saved = State()
         self._held: dict[str, Version] = {}  # all that the engine holds, by id
@@ -131,17 +132,21 @@ class AdapterRegistry:
     async def restore(self) -> None:
         """Load what was loaded when the server ended. Comes once, after `engine.start` and before anything else.
 
-        An adapter that cannot be served any more is kept, as `failed`. Where another server uses `state_dir`, nothing
-        is restored, and `load` and `alias` raise Conflict. Raises BrokenState.
+        An adapter that cannot be served any more is kept, as `failed`. Where `state_dir` cannot be used, or another
+        server uses it, nothing is restored, and `load` and `alias` raise Conflict. Raises BrokenState.
         """
         try:
             self._saved = await asyncio.to_thread(self._open)
         except Timeout:
-            log.warning("Another server uses %s: none can be loaded here without a state_dir of its own.", self._folder)
+            self._why_closed = "another server uses the state_dir of this one, and adapters need one of their own"
+        except OSError as error:
+            self._why_closed = f"the state_dir of this server cannot be used ({error.strerror})"
+        if self._why_closed:
+            log.warning("No adapters can be loaded: %s: %s.", self._why_closed, self._folder)
             return
-        records = self._saved.adapters
-        entries = await asyncio.gather(*(self._restore(name, record) for name, record in records.items()))
-        self._table = Table(dict(zip(records, entries, strict=True)), self._saved.aliases)
+        # One after another: where the engine dies of one, the others wait until it is back.
+        entries = {name: await self._restore(name, record) for name, record in self._saved.adapters.items()}
+        self._table = Table(entries, self._saved.aliases)
 
     async def close(self) -> None:
         """Let another server use `state_dir`. Comes last, after `engine.stop`."""
@@ -221,7 +226,7 @@ class AdapterRegistry:
         cannot be a name, Conflict where it is an adapter's name.
         """
         check_name(alias, base_name=self._base_name)
-        self._check_ours()
+        self._check_open()
         if target == self._base_name:
             raise InvalidRequest(f"{target!r} is the base model; an alias stands for an adapter", param="target")
         await self._look(target)
@@ -243,7 +248,7 @@ class AdapterRegistry:
 
     async def _load(self, order: _Order) -> Adapter:
         # 1. What can be refused at once.
-        self._check_ours()
+        self._check_open()
         support = self._support()
         self._table.check_free(order.name, replace=order.replace)
         before = self._table.adapters.get(order.name)
@@ -476,9 +481,9 @@ class AdapterRegistry:
 
     # ---- conditions
 
-    def _check_ours(self) -> None:
-        if not self._ours.is_locked:
-            raise Conflict("another server uses the state_dir of this one: adapters need one of their own")
+    def _check_open(self) -> None:
+        if self._why_closed:
+            raise Conflict(self._why_closed)
 
     def _support(self) -> AdapterSupport:
         support = self._engine.capabilities().adapters

@@ -44,6 +44,7 @@ class Snapshots:
         self._copies = folder / "copies"
         self._partial = folder / "partial"
         self._users: Counter[str] = Counter()
+        self._broken: set[str] = set()  # copies in use that cannot be read
         self._moving = asyncio.Lock()
 
     def open(self, needed: Collection[str]) -> None:
@@ -62,8 +63,9 @@ class Snapshots:
         try:
             snapshot = await asyncio.to_thread(_copy_and_check, source, partial, support, follow_links)
             async with self._moving:
-                if not self._users[snapshot.id]:
-                    await asyncio.to_thread(partial.rename, self._copies / snapshot.id)
+                if not self._users[snapshot.id] or snapshot.id in self._broken:
+                    await asyncio.to_thread(self._place, partial, self._copies / snapshot.id)
+                    self._broken.discard(snapshot.id)
                 self._users[snapshot.id] += 1
         finally:
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
@@ -71,7 +73,14 @@ class Snapshots:
 
     async def read(self, id: str, support: AdapterSupport) -> Snapshot:
         """A copy of an earlier run of the server, which the caller uses already. Raises InvalidAdapter."""
-        return Snapshot(id, await asyncio.to_thread(read_adapter, self._copies / id, support))
+        try:
+            return Snapshot(id, await asyncio.to_thread(read_adapter, self._copies / id, support))
+        except InvalidAdapter:
+            self._broken.add(id)
+            raise
+        except OSError as error:
+            self._broken.add(id)
+            raise InvalidAdapter(f"the server's copy of it cannot be read: {error.strerror}") from None
 
     async def drop(self, id: str) -> None:
         """One fewer uses a copy; it goes with the last."""
@@ -79,12 +88,18 @@ class Snapshots:
             self._users[id] -= 1
             if not self._users[id]:
                 del self._users[id]
+                self._broken.discard(id)
                 await asyncio.to_thread(self._remove, self._copies / id)
 
     def sync(self, id: str) -> None:
         """Have a copy outlive a loss of power."""
         for path in (self._copies / id / CONFIG, self._copies / id / WEIGHTS, self._copies / id, self._copies):
             sync(path)
+
+    def _place(self, partial: Path, copy: Path) -> None:
+        if copy.exists():
+            self._remove(copy)
+        partial.rename(copy)
 
     def _remove(self, copy: Path) -> None:
         partial = Path(tempfile.mkdtemp(dir=self._partial))

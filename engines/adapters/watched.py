@@ -1,5 +1,6 @@
 """A folder whose subfolders are adapters, looked at when a request names one: nothing is scanned."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ class WatchedFolder:
         if not re.fullmatch(SEGMENT, name):
             return None
         try:
-            folder = (self._folder / name).resolve(strict=True)
-            if not folder.is_relative_to(self._folder.resolve()) or not (folder / CONFIG).is_file():
+            folder = Path(os.path.realpath(self._folder / name, strict=True))  # `resolve` raises otherwise at a loop
+            if not folder.is_relative_to(os.path.realpath(self._folder)) or not (folder / CONFIG).is_file():
                 return None
             return Found(folder, (folder, *_stamp(folder / CONFIG), *_stamp(folder / WEIGHTS)))
         except OSError:  # it has gone, or is not for us to read

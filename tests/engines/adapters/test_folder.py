@@ -1,0 +1,329 @@
+"""What an adapter's folder may hold, and how the rest is refused: by the name of the field at fault."""
+
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from engines.adapters import folder as adapter_folder
+from engines.adapters.folder import check_base_model, read_adapter
+from engines.adapters.spec import CONFIG, WEIGHTS, LoraModule
+from engines.errors import InvalidAdapter
+from tests.adapter_folders import ECHO, MODULES, lora_tensors, write_adapter
+
+Q_PROJ, DOWN_PROJ = MODULES
+EMBEDDING = "model.embed_tokens"
+PREFIX = "base_model.model."
+
+
+def refused(folder: Path, support=ECHO) -> InvalidAdapter:
+    with pytest.raises(InvalidAdapter) as error:
+        read_adapter(folder, support)
+    return error.value
+
+
+# ---- what is read
+
+
+def test_each_layer_has_its_matrices_its_rank_and_its_scale(tmp_path):
+    spec = read_adapter(write_adapter(tmp_path, rank=2, lora_alpha=6), ECHO)
+    assert spec.linears == {
+        path: LoraModule(a=f"{PREFIX}{path}.lora_A.weight", b=f"{PREFIX}{path}.lora_B.weight", rank=2, scale=3.0)
+        for path in MODULES
+    }
+    assert (spec.rank, spec.base_model, spec.embeddings, spec.saved) == (2, "tests/echo", {}, {})
+    assert spec.num_bytes == (tmp_path / WEIGHTS).stat().st_size
+
+
+def test_rank_stabilised_lora_divides_by_the_root_of_the_rank(tmp_path):
+    spec = read_adapter(write_adapter(tmp_path, rank=4, lora_alpha=6, use_rslora=True), ECHO)
+    assert spec.linears[Q_PROJ].scale == 3.0
+
+
+def test_the_settings_that_peft_writes_and_that_are_neutral_are_let_through(tmp_path):
+    neutral = {
+        "use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False, "layer_replication": None,
+        "alora_invocation_tokens": None, "target_parameters": None, "trainable_token_indices": None,
+        "arrow_config": None, "init_lora_weights": True, "lora_dropout": 0.1, "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "down_proj"], "modules_to_save": None, "inference_mode": True,
+        "rank_pattern": {}, "alpha_pattern": {}, "megatron_config": None, "a_setting_of_tomorrow": {"x": 1},
+    }  # fmt: skip
+    assert read_adapter(write_adapter(tmp_path, **neutral), ECHO).rank == 2
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj", r".*\.0\..*", r"layers\.[0-9]+\.self_attn\..*"],
+)
+def test_a_pattern_gives_the_layers_that_it_matches_a_rank_and_an_alpha_of_their_own(tmp_path, key):
+    tensors = lora_tensors([Q_PROJ], rank=4) | lora_tensors([DOWN_PROJ], rank=2)
+    spec = read_adapter(
+        write_adapter(tmp_path, tensors=tensors, lora_alpha=2, rank_pattern={key: 4}, alpha_pattern={key: 12}), ECHO
+    )
+    assert (spec.linears[Q_PROJ].rank, spec.linears[Q_PROJ].scale) == (4, 3.0)
+    assert (spec.linears[DOWN_PROJ].rank, spec.linears[DOWN_PROJ].scale) == (2, 1.0)
+    assert spec.rank == 4
+
+
+def test_the_first_pattern_that_matches_decides(tmp_path):
+    tensors = lora_tensors(rank=4)
+    patterns = {"nothing": 1, "proj": 3, r"\w+_proj": 4, "q_proj": 5}
+    spec = read_adapter(write_adapter(tmp_path, tensors=tensors, rank_pattern=patterns), ECHO)
+    assert {module.rank for module in spec.linears.values()} == {4}
+
+
+def test_embeddings_can_be_adapted(tmp_path):
+    spec = read_adapter(write_adapter(tmp_path, tensors=lora_tensors([EMBEDDING])), ECHO)
+    assert spec.embeddings == {
+        EMBEDDING: LoraModule(
+            a=f"{PREFIX}{EMBEDDING}.lora_embedding_A", b=f"{PREFIX}{EMBEDDING}.lora_embedding_B", rank=2, scale=2.0
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.embed_tokens.base_layer.weight", "lm_head.weight"]
+)
+def test_embeddings_and_the_output_head_can_be_replaced(tmp_path, name):
+    vocabulary, hidden = ECHO.embeddings[EMBEDDING]
+    tensors = {f"{PREFIX}{name}": np.zeros((vocabulary, hidden), np.float32)}
+    spec = read_adapter(write_adapter(tmp_path, tensors=tensors), ECHO)
+    assert spec.saved == {name.removesuffix(".weight").removesuffix(".base_layer"): f"{PREFIX}{name}"}
+    assert spec.rank == 0
+
+
+# ---- the hash
+
+
+def test_the_hash_is_of_what_determines_the_outputs(tmp_path):
+    def content(name: str, **changes: object) -> str:
+        return read_adapter(write_adapter(tmp_path / name, **changes), ECHO).content_hash
+
+    same = content("a")
+    assert content("b", base_model_name_or_path="elsewhere/echo", lora_dropout=0.5, revision="main") == same
+    others = [
+        content("c", seed=1),
+        content("d", rank=3),
+        content("e", lora_alpha=5),
+        content("f", use_rslora=True),
+        content("g", alpha_pattern={"q_proj": 1}),
+    ]
+    assert len({same, *others}) == 6
+
+
+# ---- what is refused: the configuration
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("peft_type", "LOHA"),
+        ("peft_type", None),
+        ("r", 0),
+        ("r", "8"),
+        ("r", 2.5),
+        ("lora_alpha", "many"),
+        ("lora_alpha", math.nan),
+        ("lora_alpha", math.inf),
+        ("use_rslora", "yes"),
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("use_qalora", True),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("alora_invocation_tokens", [1, 2]),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("trainable_token_indices", {"embed_tokens": [1]}),
+        ("ensure_weight_tying", True),
+        ("arrow_config", {"top_k": 2}),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
+        ("rank_pattern", ["q_proj"]),
+        ("rank_pattern", {"q_proj(": 2}),
+        ("alpha_pattern", {"*": 2}),
+        ("alpha_pattern", {"q_proj": math.inf}),
+    ],
+)
+def test_what_cannot_be_served_exactly_is_refused_by_its_name(tmp_path, field, value):
+    error = refused(write_adapter(tmp_path, **{field: value}))
+    assert error.param is not None and error.param.split(".")[0] == field
+    assert error.code == "invalid_adapter"
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva", False])
+def test_initialisations_that_leave_the_base_model_alone_do_not_matter(tmp_path, init):
+    assert read_adapter(write_adapter(tmp_path, init_lora_weights=init), ECHO).rank == 2
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[1, 2]", "null", '"text"', "[" * 100_000, '{"a":' * 100_000, "\xff"])
+def test_a_configuration_that_is_none_is_refused(tmp_path, text):
+    write_adapter(tmp_path)
+    (tmp_path / CONFIG).write_bytes(text.encode("latin-1"))
+    assert refused(tmp_path).param == CONFIG
+
+
+def test_a_huge_configuration_is_not_read(tmp_path):
+    write_adapter(tmp_path, filler="x" * adapter_folder.MAX_CONFIG_BYTES)
+    error = refused(tmp_path)
+    assert error.param == CONFIG and "larger" in error.message
+
+
+def test_a_pattern_that_would_take_years_ends_with_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_folder, "MATCHING_SECONDS", 0.05)
+    error = refused(write_adapter(tmp_path, rank_pattern={r"(\w|\w\w|.)+[A-Z]": 2}))
+    assert error.param == "rank_pattern" and "too long" in error.message
+
+
+def test_a_rank_above_what_is_served_is_refused(tmp_path):
+    error = refused(write_adapter(tmp_path, rank=ECHO.max_rank + 1))
+    assert error.param == "r" and str(ECHO.max_rank) in error.message
+
+
+# ---- what is refused: the weights
+
+
+def test_a_folder_without_files_says_which_it_lacks(tmp_path):
+    assert refused(tmp_path / "nothing").param == CONFIG
+    write_adapter(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    assert refused(tmp_path).param == WEIGHTS
+
+
+def test_a_pickle_is_not_read(tmp_path):
+    write_adapter(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    for name in ("adapter_model.bin", "adapter_model.pt", WEIGHTS):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        error = refused(tmp_path)
+        assert error.param == WEIGHTS and "safetensors" in error.message
+    assert not (tmp_path / "exploded").exists()
+
+
+def damage(weights: Path, kind: str) -> None:
+    data = weights.read_bytes()
+    match kind:
+        case "empty":
+            weights.write_bytes(b"")
+        case "cut":
+            weights.write_bytes(data[:-1])
+        case "longer":
+            weights.write_bytes(data + b"x")
+        case "a header that never ends":
+            weights.write_bytes((2**62).to_bytes(8, "little") + data[8:])
+        case "a header that is none":
+            weights.write_bytes(data[:8] + b"x" + data[9:])
+        case "a folder":
+            weights.unlink()
+            weights.mkdir()
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "cut", "longer", "a header that never ends", "a header that is none", "a folder"]
+)
+def test_a_broken_file_is_refused(tmp_path, kind):
+    damage(write_adapter(tmp_path) / WEIGHTS, kind)
+    assert refused(tmp_path).param == WEIGHTS
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    write_adapter(tmp_path)
+    save_file({}, tmp_path / WEIGHTS)
+    assert refused(tmp_path).param == WEIGHTS
+
+
+def changed(name: str | None, tensor: np.ndarray | None, **more: np.ndarray) -> dict[str, np.ndarray]:
+    """The usual tensors, one of them taken out or put in the place of another."""
+    tensors = lora_tensors()
+    if name is not None:
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    return tensors | more
+
+
+A, B = f"{PREFIX}{Q_PROJ}.lora_A.weight", f"{PREFIX}{Q_PROJ}.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "param"),
+    [
+        pytest.param(changed(A, None), B, id="B alone"),
+        pytest.param(changed(B, None), A, id="A alone"),
+        pytest.param(changed(A, np.zeros((3, 32), np.float32)), "r", id="another rank in A"),
+        pytest.param(changed(B, np.zeros((32, 3), np.float32)), "r", id="another rank in B"),
+        pytest.param(changed(A, np.zeros((2, 33), np.float32)), "base_model_name_or_path", id="another input"),
+        pytest.param(changed(B, np.zeros((31, 2), np.float32)), "base_model_name_or_path", id="another output"),
+        pytest.param(changed(A, np.zeros(64, np.float32)), "base_model_name_or_path", id="a vector"),
+    ],
+)
+def test_matrices_that_do_not_fit_the_model_are_refused(tmp_path, tensors, param):
+    assert refused(write_adapter(tmp_path, tensors=tensors)).param == param
+
+
+@pytest.mark.parametrize(
+    ("name", "param"),
+    [
+        ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", "target_modules"),
+        ("base_model.model.model.embed_tokens.lora_A.weight", "target_modules"),
+        ("base_model.model.lm_head.lora_embedding_A", "target_modules"),
+        (f"{PREFIX}{Q_PROJ}.lora_magnitude_vector", f"{PREFIX}{Q_PROJ}.lora_magnitude_vector"),
+        (f"{PREFIX}{Q_PROJ}.lora_B.bias", f"{PREFIX}{Q_PROJ}.lora_B.bias"),
+        (f"{PREFIX}{Q_PROJ}.lora_A.default.weight", f"{PREFIX}{Q_PROJ}.lora_A.default.weight"),
+        (f"{Q_PROJ}.lora_A.weight", f"{Q_PROJ}.lora_A.weight"),
+        ("transformer.weight", "transformer.weight"),
+        ("base_model.model.model.norm.weight", "modules_to_save"),
+        ("base_model.model.lm_head.bias", "modules_to_save"),
+        ("base_model.model.score.weight", "modules_to_save"),
+        ("base_model.model.lm_head.weight", "modules_to_save"),
+    ],
+)
+def test_a_tensor_that_has_no_place_in_the_model_is_refused(tmp_path, name, param):
+    tensors = changed(None, None, **{name: np.zeros((2, 32), np.float32)})
+    assert refused(write_adapter(tmp_path, tensors=tensors)).param == param
+
+
+def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_path):
+    vocabulary, hidden = ECHO.embeddings[EMBEDDING]
+    tensors = {f"{PREFIX}lm_head.weight": np.zeros((vocabulary, hidden), np.float32)}
+    support = replace(ECHO, replaceable=frozenset())
+    assert refused(write_adapter(tmp_path, tensors=tensors), support).param == "modules_to_save"
+
+
+def test_long_names_are_quoted_in_part(tmp_path):
+    name = f"{PREFIX}{'x' * 5000}.lora_A.weight"
+    error = refused(write_adapter(tmp_path, tensors={name: np.zeros((2, 2), np.float32)}))
+    assert len(error.message) < 500
+
+
+# ---- the base model
+
+
+@pytest.mark.parametrize("named", ["org/echo", "echo", "/models/Echo/", "ECHO", ""])
+def test_the_last_part_of_a_base_models_name_decides(tmp_path, named):
+    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=named), ECHO)
+    check_base_model(spec, "tests/echo")
+
+
+def test_an_adapter_of_another_base_model_is_refused(tmp_path):
+    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path="org/echo-large"), ECHO)
+    with pytest.raises(InvalidAdapter, match=r"'echo-large'.*'echo'") as error:
+        check_base_model(spec, "tests/echo")
+    assert error.value.param == "base_model_name_or_path"
+
+
+def test_an_adapter_that_names_no_base_model_fits_by_its_shapes(tmp_path):
+    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=None), ECHO)
+    check_base_model(spec, "tests/echo")
