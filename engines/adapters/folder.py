@@ -21,6 +21,8 @@ from engines.errors import InvalidAdapter
 
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of numbers, as safetensors calls them."""
 MATCHING_SECONDS = 5.0
 """For all patterns of an adapter: a regular expression can be written that takes years."""
 
@@ -160,9 +162,16 @@ def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
         raise InvalidAdapter(f"the folder has no {WEIGHTS}: weights are read as safetensors only", param=WEIGHTS)
     try:
         with safe_open(weights, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            kinds = {name: tensor.get_dtype() for name, tensor in slices.items()}
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise InvalidAdapter(f"{WEIGHTS} is broken: {error}", param=WEIGHTS) from None
+        raise InvalidAdapter(f"{WEIGHTS} is broken: {str(error)[:200]!r}", param=WEIGHTS) from None
+    for name, kind in kinds.items():
+        if kind not in FLOATS:
+            message = f"{name[:200]!r} is of type {kind}; served are {', '.join(FLOATS)}: quantized adapters are not"
+            raise InvalidAdapter(message, param=name[:200])
+    return shapes
 
 
 def _sort_tensors(
@@ -193,7 +202,7 @@ def _sort_tensors(
         elif kind in ("B.weight", "embedding_B"):
             a = name.replace(".lora_B.", ".lora_A.").replace(".lora_embedding_B", ".lora_embedding_A")
             if a not in shapes:
-                raise InvalidAdapter(f"{name} has no {a} beside it", param=name)
+                raise InvalidAdapter(f"{name[:200]!r} has no {a[:200]!r} beside it", param=name[:200])
         elif kind:
             raise InvalidAdapter(f"{name[:200]!r} is not a tensor that is served", param=name[:200])
         else:

@@ -129,6 +129,8 @@ def test_the_hash_is_of_what_determines_the_outputs(tmp_path):
         ("lora_alpha", "many"),
         ("lora_alpha", math.nan),
         ("lora_alpha", math.inf),
+        ("lora_alpha", 10**400),
+        ("r", 10**400),
         ("use_rslora", "yes"),
         ("use_dora", True),
         ("lora_bias", True),
@@ -302,10 +304,25 @@ def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_
     assert refused(write_adapter(tmp_path, tensors=tensors), support).param == "modules_to_save"
 
 
-def test_long_names_are_quoted_in_part(tmp_path):
-    name = f"{PREFIX}{'x' * 5000}.lora_A.weight"
+@pytest.mark.parametrize("name", ["{}.lora_A.weight", "{}.lora_B.weight", "{}.lora_C.weight", "{}.weight"])
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_names_that_are_long_or_hold_control_characters_are_quoted_in_part(tmp_path, prefix, name):
+    name = prefix + name.format("\n\x1b[31m" + "x" * 5000)
     error = refused(write_adapter(tmp_path, tensors={name: np.zeros((2, 2), np.float32)}))
-    assert len(error.message) < 500
+    assert len(error.message) < 600 and error.message.isprintable()
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint8, np.bool_])
+def test_numbers_that_are_no_floats_are_refused(tmp_path, kind):
+    tensors = lora_tensors() | {A: np.ones((2, 32), kind)}
+    error = refused(write_adapter(tmp_path, tensors=tensors))
+    assert error.param == A and "quantized" in error.message
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_of_any_width_are_served(tmp_path, kind):
+    tensors = {name: tensor.astype(kind) for name, tensor in lora_tensors().items()}
+    assert read_adapter(write_adapter(tmp_path, tensors=tensors), ECHO).rank == 2
 
 
 # ---- the base model

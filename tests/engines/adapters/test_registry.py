@@ -3,9 +3,10 @@
 import asyncio
 import shutil
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -464,6 +465,50 @@ async def test_no_request_fails_and_none_gets_a_version_that_was_replaced_before
     await settled(registry)
     assert all(answered in published[known - 1 :] for known, answered in answers)
     assert engine.stats().adapter_host == (published[-1],) and copies(tmp_path) == 1
+
+
+async def test_whatever_is_done_at_once_no_answer_fails_and_nothing_is_left_over(registry, make, engine, tmp_path):
+    random = Random(0)
+    names, aliases = ["a", "b", "c"], ["x", "y"]
+    folders = [write_adapter(tmp_path / f"{seed}", seed=seed) for seed in range(4)]
+    engine.faults.adapter_delay = engine.faults.token_delay = 0.0001
+
+    async def change() -> None:
+        match random.choice(["load", "replace", "replace", "unload", "alias"]):
+            case "load":
+                await registry.load(random.choice(names), random.choice(folders), durable=random.random() < 0.7)
+            case "replace":
+                pinned = random.choice([True, False, None])
+                await registry.load(random.choice(names), random.choice(folders), replace=True, pinned=pinned)
+            case "unload":
+                await registry.unload(random.choice(names + aliases))
+            case "alias":
+                await registry.alias(random.choice(aliases), random.choice(names))
+
+    async def work(something: Callable[[], Awaitable[object]], times: int) -> None:
+        for _ in range(times):
+            try:
+                await something()
+            except (Conflict, ModelNotFound):
+                pass
+            except InvalidAdapter as error:
+                assert error.param == "pinned"
+            await asyncio.sleep(random.random() / 1000)
+
+    changes = [work(change, 50) for _ in range(4)]
+    requests = [work(lambda: ask(engine, registry, random.choice(names + aliases)), 100) for _ in range(8)]
+    await asyncio.gather(*changes, *requests)
+    await settled(registry)
+
+    adapters = registry.adapters()
+    assert {*engine.stats().adapter_host} == {adapter.version for adapter in adapters}
+    assert all(adapter.in_flight == 0 for adapter in adapters) and {*registry.aliases().values()} <= {*names}
+    contents = {adapter.version.partition("@")[2] for adapter in adapters}
+    assert copies(tmp_path) == len(contents)
+    kept, pins = registry.aliases(), {adapter.version: adapter.pinned for adapter in adapters}
+    _, again = await restarted(make, registry)
+    assert again.aliases() == kept
+    assert {adapter.version: adapter.pinned for adapter in again.adapters()}.items() <= pins.items()
 
 
 # ---- from one run of the server to the next
