@@ -37,17 +37,18 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home tuneserve \
-    && install --directory --owner tuneserve /cache
+    && install --directory --owner tuneserve /cache /data
 COPY --from=build /opt/demo /opt/demo
 COPY --from=build /opt/tuneserve /opt/tuneserve
 ENV PATH=/opt/tuneserve/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/cache \
+    XDG_DATA_HOME=/data \
     MODEL=/opt/demo/models/SmolLM2-135M-Instruct
 USER 10001
 WORKDIR /home/tuneserve
-# Models from the hub and compiled kernels are kept here.
-VOLUME /cache
+# Models from the hub and compiled kernels are kept in the one, what was loaded through the API in the other.
+VOLUME /cache /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]

@@ -44,4 +44,7 @@ def pt_config(params: "DeployParams") -> PtConfig:
         threads=params.threads,
         seed=params.seed if "seed" in params.model_fields_set else None,
         max_logprobs=params.max_logprobs,
+        max_loras=params.max_loras,
+        max_cpu_loras=params.max_cpu_loras,
+        max_lora_rank=params.max_lora_rank,
     )

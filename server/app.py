@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from server import operations, tokenization
+from server import adapters, operations, tokenization
 from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.description import DescribedApp
@@ -23,6 +23,7 @@ ROUTERS = (
     models.router,
     embeddings.router,
     tokenization.router,
+    adapters.router,
 )
 
 
@@ -41,6 +42,7 @@ def create_app(serving: Serving) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await serving.engine.stop()
+            await serving.registry.close()
 
     app = DescribedApp(lifespan)
     app.state.serving = serving

@@ -36,6 +36,9 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/adapters", frozenset({Role.ADMIN})),
 )
 """What is not here needs a key with every role."""
 

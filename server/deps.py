@@ -3,16 +3,20 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from functools import partial
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
+from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
-from engines.errors import ModelNotFound
 from engines.params.deploy import DeployParams
 from engines.prompt import PromptRenderer, plain_template, read_chat_template
+from engines.state import state_folder
 from engines.text import Vocabulary
+from server.adapter_roots import AdapterRoots
+from server.adapters_at_start import load_adapters
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.openai.defaults import SamplingDefaults, sampling_defaults
@@ -39,14 +43,11 @@ class Serving:
     """What the base model was loaded from, without its folders."""
     created: int
     """Unix time at which the server started: models have no other date of birth."""
+    registry: AdapterRegistry
+    """What `model` may name besides the base model."""
+    adapter_roots: AdapterRoots
     metrics: Metrics
     lifecycle: Lifecycle
-
-    def resolve(self, model: str) -> str | None:
-        """The adapter that `model` selects, None for the base model; raises ModelNotFound."""
-        if model == self.model_name:
-            return None
-        raise ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {self.model_name!r}.", param="model")
 
 
 def make_serving(
@@ -58,6 +59,13 @@ def make_serving(
     """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
+    registry = AdapterRegistry(
+        engine,
+        base_name=name,
+        model=params.model or "",
+        state_dir=state_folder(params.state_dir),
+        adapter_dir=None if params.adapter_dir is None else Path(params.adapter_dir).expanduser(),
+    )
     renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
     return Serving(
         engine=engine,
@@ -75,8 +83,10 @@ def make_serving(
         model_name=name,
         model_root=root,
         created=int(time.time()),
-        metrics=Metrics(engine, model_name=name, engine_name=params.infer_backend),
-        lifecycle=Lifecycle(engine),
+        registry=registry,
+        adapter_roots=AdapterRoots(params.adapter_roots),
+        metrics=Metrics(engine, registry, model_name=name, engine_name=params.infer_backend),
+        lifecycle=Lifecycle(engine, partial(load_adapters, registry, params)),
     )
 
 
@@ -104,3 +114,13 @@ AnyServing = Annotated[Serving, Depends(get_serving)]
 
 ReadyServing = Annotated[Serving, Depends(get_ready_serving)]
 """For routes that need the model."""
+
+
+async def lease(request: Request, model: str) -> Lease:
+    """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.
+
+    The adapter's version stays loaded until this request has been answered, however that ends.
+    """
+    found = await get_serving(request).registry.lease(model)
+    request.state.answered.callback(found.release)
+    return found

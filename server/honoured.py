@@ -1,5 +1,9 @@
 """Which parameters of `deploy` the built parts read. One that none of them reads is refused, never ignored."""
 
+from pathlib import Path
+
+from engines.adapters.source import name_adapters
+from engines.errors import InvalidAdapter
 from engines.params.deploy import DeployParams
 
 HONOURED: frozenset[str] = frozenset(
@@ -10,6 +14,8 @@ HONOURED: frozenset[str] = frozenset(
         # the pt engine
         "max_model_len", "max_num_seqs", "max_batch_size", "max_num_batched_tokens", "block_size", "kv_cache_memory",
         "gpu_memory_utilization", "enable_prefix_caching", "max_num_queued_reqs", "threads", "max_logprobs",
+        # adapters
+        "adapters", "adapter_roots", "adapter_dir", "state_dir", "max_loras", "max_cpu_loras", "max_lora_rank",
         # prompts, and what requests do not say
         "chat_template", "use_chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens",
         "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words",
@@ -41,7 +47,19 @@ def refusals(params: DeployParams) -> list[str]:
     twice = [f"--{one} and --{other} mean the same here: give one" for one, other in TWINS if {one, other} <= given]
     unused = "chat_template" in given and not params.use_chat_template
     plain = ["--chat_template: nothing uses it where --use_chat_template is false"] if unused else []
-    return missing + vain + twice + plain
+    return missing + vain + twice + plain + _adapter_refusals(params)
+
+
+def _adapter_refusals(params: DeployParams) -> list[str]:
+    """Folders that are not there, and adapters that cannot be told apart."""
+    folders = [("adapter_roots", root) for root in params.adapter_roots]
+    folders += [] if params.adapter_dir is None else [("adapter_dir", params.adapter_dir)]
+    lines = [f"--{name}: {path!r} is not a folder" for name, path in folders if not Path(path).expanduser().is_dir()]
+    try:
+        name_adapters(params.adapters)
+    except InvalidAdapter as error:
+        lines.append(f"--adapters: {error.message}")
+    return lines
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:

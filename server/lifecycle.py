@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, TuneserveError
@@ -21,8 +22,11 @@ WHY_UNAVAILABLE = {
 class Lifecycle:
     """Whether requests are taken, how many run, and whether the engine came up."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, load_adapters: Callable[[], Awaitable[None]]) -> None:
+        """`load_adapters` is called once the engine has started, before the first request is taken."""
         self._engine = engine
+        self._load_adapters = load_adapters
+        self._started = False
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -30,15 +34,18 @@ class Lifecycle:
         self.start_failed = asyncio.Event()
 
     async def start_engine(self) -> None:
-        """Start the engine. A failure is logged and told by `start_failed`: nobody awaits a start in the background."""
+        """Start the engine with its adapters. A failure is logged and told by `start_failed`: nobody awaits a start in
+        the background."""
         began = time.monotonic()
         try:
             await self._engine.start()
+            await self._load_adapters()
         except Exception as error:
             expected = isinstance(error, TuneserveError)  # its message is all there is to know
-            logger.error("The engine did not start: %s", error, exc_info=not expected)
+            logger.error("The server cannot start: %s", error, exc_info=not expected)
             self.start_failed.set()
         else:
+            self._started = True
             logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
 
     def check_ready(self) -> None:
@@ -48,6 +55,8 @@ class Lifecycle:
         state = self._engine.health().state
         if state is not EngineState.READY:
             raise EngineUnavailable(WHY_UNAVAILABLE[state])
+        if not self._started:
+            raise EngineUnavailable("The adapters are still loading.")
 
     def enter(self) -> None:
         """A request has begun."""

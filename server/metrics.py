@@ -8,9 +8,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engines.adapters.registry import AdapterRegistry
 from engines.engine import Engine
 from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
 from engines.types import GenerationRequest, TokenOutput
+from server.adapter_metrics import AdapterMetrics
 
 PREFIX = "tuneserve:"
 LABELS = ("model_name", "engine")
@@ -27,7 +29,7 @@ REQUEST_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 class Metrics:
     """Everything that is counted while the server runs."""
 
-    def __init__(self, engine: Engine, *, model_name: str, engine_name: str) -> None:
+    def __init__(self, engine: Engine, adapters: AdapterRegistry, *, model_name: str, engine_name: str) -> None:
         self._values = (model_name, engine_name)
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine, self._values))
@@ -47,12 +49,19 @@ class Metrics:
         self.queue = self._histogram(
             "request_queue_time_seconds", "From the request to its first step.", FIRST_TOKEN_SECONDS
         )
-
+        self.adapters = AdapterMetrics(
+            adapters,
+            self._registry,
+            prefix=PREFIX,
+            labels=dict(zip(LABELS, self._values, strict=True)),
+            first_token_seconds=FIRST_TOKEN_SECONDS,
+        )
         self.tokens = (0, 0)
         """Tokens of prompts and of outputs so far."""
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
+        self.adapters.forget_unloaded()
         return generate_latest(_WithoutCreated(self._registry))
 
     def count_rejection(self, error: Exception) -> None:
@@ -68,6 +77,14 @@ class Metrics:
         self._prompt_tokens.inc(prompt)
         self._generation_tokens.inc(generated)
         self.tokens = (self.tokens[0] + prompt, self.tokens[1] + generated)
+
+    def count_embeddings(self, prompt_tokens: int, adapter: str | None) -> None:
+        """A request for embeddings was answered."""
+        self.count_tokens(prompt=prompt_tokens)
+        if adapter is not None:
+            counts = self.adapters.of(adapter)
+            counts.requests.inc()
+            counts.prompt_tokens.inc(prompt_tokens)
 
     async def observed(
         self, request: GenerationRequest, outputs: AsyncGenerator[TokenOutput, None]
@@ -106,6 +123,7 @@ class _Watch:
     def __init__(self, metrics: Metrics, request: GenerationRequest) -> None:
         self._metrics = metrics
         self._request = request
+        self._adapter = None if request.adapter is None else metrics.adapters.of(request.adapter)
         self._began = time.perf_counter()
         self._last_token: dict[int, float] = {}  # of each output
         self._unfinished = request.n
@@ -115,6 +133,10 @@ class _Watch:
         if not self._last_token:
             self._metrics.count_tokens(prompt=len(self._request.prompt_ids))
             self._metrics.first_token.observe(now - self._began)
+            if self._adapter is not None:
+                self._adapter.requests.inc()
+                self._adapter.prompt_tokens.inc(len(self._request.prompt_ids))
+                self._adapter.first_token.observe(now - self._began)
             if output.queue_seconds is not None:
                 self._metrics.queue.observe(output.queue_seconds)
         elif output.index in self._last_token and output.token_ids:
@@ -123,6 +145,8 @@ class _Watch:
                 self._metrics.inter_token.observe(step)
         self._last_token[output.index] = now
         self._metrics.count_tokens(generated=len(output.token_ids))
+        if self._adapter is not None:
+            self._adapter.generation_tokens.inc(len(output.token_ids))
         if output.finish_reason is not None:
             self._unfinished -= 1
             self._metrics.count_finished(output.finish_reason)
@@ -166,6 +190,8 @@ class _EngineCollector(Collector):
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
         yield self._counter("num_preemptions", "Requests put back to make room.", stats.preemptions)
+        yield self._counter("adapter_loads", "Adapters copied to where they are computed with.", stats.adapter_loads)
+        yield self._counter("adapter_evictions", "Adapters that had to make room there.", stats.adapter_evictions)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)

@@ -1,5 +1,6 @@
 """What surrounds every request: its id, the access log, the count of those in flight, the last answer to a bug."""
 
+import contextlib
 import logging
 import re
 import time
@@ -21,7 +22,10 @@ SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside."""
+    """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside.
+
+    `request.state.answered` is an ExitStack for what a request holds until its answer has ended, however it ended.
+    """
 
     def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, verbose: bool) -> None:
         self._app = app
@@ -32,7 +36,8 @@ class RequestContext:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        answered = contextlib.ExitStack()
+        scope.setdefault("state", {}).update(request_id=request_id, answered=answered)
         status: int | None = None
         began = time.perf_counter()
 
@@ -51,6 +56,7 @@ class RequestContext:
                 raise  # the answer is half out: the server below closes the connection
             await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
+            answered.close()
             self._lifecycle.leave()
             if self._verbose and scope["path"] not in PROBES:
                 _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)

@@ -3,12 +3,12 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
 from server.body import Items, RequestBody, json_body
-from server.deps import ReadyServing, Serving
+from server.deps import ReadyServing, Serving, lease
 from server.openai.conversation import check_conversation, to_conversation
 from server.openai.schema import ChatMessage, ConversationFields
 from server.openai.tools import read_tools
@@ -36,8 +36,10 @@ class DetokenizeBody(RequestBody):
 
 
 @router.post("/tokenize")
-async def tokenize(body: Annotated[TokenizeBody, json_body(TokenizeBody)], serving: ReadyServing) -> dict[str, Any]:
-    _check_model(body.model, serving)
+async def tokenize(
+    request: Request, body: Annotated[TokenizeBody, json_body(TokenizeBody)], serving: ReadyServing
+) -> dict[str, Any]:
+    await _check_model(request, body.model)
     ids = await asyncio.to_thread(_encode, body, serving)
     answer = {"count": len(ids), "max_model_len": serving.engine.capabilities().max_model_len, "tokens": ids}
     if body.return_token_strs:
@@ -47,18 +49,19 @@ async def tokenize(body: Annotated[TokenizeBody, json_body(TokenizeBody)], servi
 
 @router.post("/detokenize")
 async def detokenize(
-    body: Annotated[DetokenizeBody, json_body(DetokenizeBody)], serving: ReadyServing
+    request: Request, body: Annotated[DetokenizeBody, json_body(DetokenizeBody)], serving: ReadyServing
 ) -> dict[str, Any]:
-    _check_model(body.model, serving)
+    await _check_model(request, body.model)
     limit = serving.engine.capabilities().vocab_size
     if (highest := max(body.tokens, default=0)) >= limit:
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
     return {"prompt": await asyncio.to_thread(serving.tokenizer.decode, body.tokens)}
 
 
-def _check_model(model: str | None, serving: Serving) -> None:
+async def _check_model(request: Request, model: str | None) -> None:
+    """Adapters have the base model's tokenizer: it is enough that the model is there."""
     if model is not None:
-        serving.resolve(model)
+        await lease(request, model)
 
 
 def _encode(body: TokenizeBody, serving: Serving) -> list[int]:

@@ -14,7 +14,7 @@ from engines.prompt import Prompt
 from engines.text import TextDelta, TextOptions, Vocabulary
 from engines.types import FinishReason, GenerationRequest
 from server.body import json_body
-from server.deps import ReadyServing, Serving
+from server.deps import ReadyServing, Serving, lease
 from server.openai.conversation import to_conversation
 from server.openai.convert import (
     Limits,
@@ -50,13 +50,13 @@ router = APIRouter()
 async def create_chat_completion(
     request: Request, body: Annotated[ChatRequest, json_body(ChatRequest)], serving: ReadyServing
 ) -> Response:
-    return await respond(request, await prepare(body, serving), body, serving)
-
-
-async def prepare(body: ChatRequest, serving: Serving) -> "ChatAnswer":
-    """Everything that can be refused is refused here, but for what the engine itself refuses."""
     check_request(body)
-    adapter = serving.resolve(body.model)
+    leased = await lease(request, body.model)
+    return await respond(request, await prepare(body, serving, leased.version), body, serving)
+
+
+async def prepare(body: ChatRequest, serving: Serving, adapter: str | None) -> "ChatAnswer":
+    """Everything that can be refused of a checked request is refused here, but for what the engine itself refuses."""
     limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
     prompt, plan = await _prompt_and_plan(body, serving, limits)
     sampling = to_sampling(

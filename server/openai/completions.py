@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenLogprob
 from server.body import json_body
-from server.deps import ReadyServing, Serving
+from server.deps import ReadyServing, Serving, lease
 from server.openai.convert import (
     Limits,
     bad_words_ids,
@@ -46,13 +46,13 @@ KIND = "text_completion"
 async def create_completion(
     request: Request, body: Annotated[CompletionRequest, json_body(CompletionRequest)], serving: ReadyServing
 ) -> Response:
-    return await respond(request, await prepare(body, serving), body, serving)
-
-
-async def prepare(body: CompletionRequest, serving: Serving) -> "CompletionAnswer":
-    """Everything that can be refused is refused here, but for what the engine itself refuses."""
     check_request(body)
-    adapter = serving.resolve(body.model)
+    leased = await lease(request, body.model)
+    return await respond(request, await prepare(body, serving, leased.version), body, serving)
+
+
+async def prepare(body: CompletionRequest, serving: Serving, adapter: str | None) -> "CompletionAnswer":
+    """Everything that can be refused of a checked request is refused here, but for what the engine itself refuses."""
     limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
     envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     logprobs = completion_logprobs(body, limits)

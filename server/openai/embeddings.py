@@ -15,7 +15,7 @@ from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.types import EmbeddingRequest
 from server.body import RequestBody, json_body
-from server.deps import ReadyServing, Serving
+from server.deps import ReadyServing, Serving, lease
 from server.openai.inputs import Input, Inputs
 from server.sse import until_disconnect
 
@@ -37,19 +37,19 @@ class EmbeddingsBody(RequestBody):
 async def embed(
     request: Request, body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)], serving: ReadyServing
 ) -> dict[str, Any]:
-    adapter = serving.resolve(body.model)
+    leased = await lease(request, body.model)
     capabilities = serving.engine.capabilities()
     if not capabilities.embeddings:
         raise UnsupportedParameter("This engine makes no embeddings.", param="model")
     prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
-        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=adapter)
+        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=leased.version)
         for index, ids in enumerate(prompts)
     ]
     vectors = await until_disconnect(request, _embed_all(serving.engine, requests))
     tokens = sum(map(len, prompts))
-    serving.metrics.count_tokens(prompt=tokens)
+    serving.metrics.count_embeddings(tokens, leased.version)
     return {
         "object": "list",
         "model": body.model,

@@ -1,18 +1,18 @@
 """The app without a model: operations, the error shape, keys."""
 
 import pytest
-from fastapi.testclient import TestClient
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
+from tests.server.client import ReadyClient
 
 
 @pytest.fixture
 def client():
     serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
-    with TestClient(create_app(serving)) as client:
+    with ReadyClient(create_app(serving)) as client:
         yield client
 
 
@@ -22,7 +22,7 @@ def test_a_ready_server_says_so(client):
 
 def test_without_the_chat_template_messages_are_one_text():
     params = DeployParams(model="tests/echo", use_chat_template=False)
-    with TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
+    with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
         messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]
         reply = client.post("/v1/chat/completions", json={"model": "echo", "messages": messages})
     assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"

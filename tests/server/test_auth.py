@@ -1,18 +1,18 @@
 """Keys and roles: what is public, what each role may do, and that nothing is open by omission."""
 
 import pytest
-from fastapi.testclient import TestClient
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
+from tests.server.client import ReadyClient
 
 KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
 
 
-def make_client(**params) -> TestClient:
-    return TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))))
+def make_client(**params) -> ReadyClient:
+    return ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,10 @@ TOKENIZE = {"prompt": "a"}
     [
         ("POST", "/tokenize", TOKENIZE, "ask"),
         ("DELETE", "/v1/models/nope", None, "rule"),
+        ("DELETE", "/v1/adapters/nope", None, "rule"),
+        ("GET", "/v1/adapters/nope", None, "rule"),
+        ("GET", "/v1/adapters", None, "rule"),
+        ("POST", "/v1/unload_lora_adapter", {"lora_name": "nope"}, "rule"),
         ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
     ],
 )

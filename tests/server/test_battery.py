@@ -2,12 +2,16 @@
 
 import json
 import socket
+import time
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.server.adapter_folders import write_adapter
+from tests.server.process import ServerProcess
 
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
 SETTINGS = {
@@ -28,6 +32,10 @@ VALID: dict[str, dict] = {
     "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
     "/tokenize": {"model": "echo", "prompt": "hello", "return_token_strs": True},
     "/detokenize": {"model": "echo", "tokens": [1, 2, 3]},
+    "/v1/load_lora_adapter": {"lora_name": "sql", "lora_path": "a", "load_inplace": True},
+    "/v1/adapters": {"name": "sql", "path": "a", "replace": True, "pinned": False},
+    "/v1/adapters/{alias}/alias": {"target": "sql"},
+    "/v1/unload_lora_adapter": {"lora_name": "free"},
 }
 JSON = {"content-type": "application/json"}
 
@@ -44,8 +52,28 @@ json_values = st.recursive(
 
 
 @pytest.fixture(scope="module")
+def echo_url(tmp_path_factory):
+    """A server of this module's own, which is left with adapters of all kinds of names."""
+    folder = tmp_path_factory.mktemp("battery")
+    write_adapter(folder / "root" / "a")
+    params = {"adapter_roots": [str(folder / "root")], "state_dir": str(folder / "state")}
+    server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8, **params})
+    try:
+        yield server.wait_until_listening()
+    finally:
+        server.close()
+
+
+class Client(httpx.Client):
+    def post(self, path, **options):
+        return super().post(path.replace("{alias}", "stable"), **options)
+
+
+@pytest.fixture(scope="module")
 def client(echo_url):
-    with httpx.Client(base_url=echo_url, timeout=60) as client:
+    with Client(base_url=echo_url, timeout=60) as client:
+        while client.get("/ready").status_code != 200:
+            time.sleep(0.02)
         yield client
         assert client.get("/ready").status_code == 200
 
@@ -59,6 +87,8 @@ def assert_clients_fault(reply: httpx.Response) -> None:
 
 @pytest.mark.parametrize("path", VALID)
 def test_the_battery_begins_with_bodies_that_are_right(client, path):
+    for name in ("sql", "free"):
+        client.post("/v1/adapters", json={"name": name, "path": "a", "replace": True})
     assert client.post(path, json=VALID[path]).status_code == 200
 
 
@@ -94,7 +124,8 @@ async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, 
             yield b" " * 1_000_000
 
     async with httpx.AsyncClient(base_url=echo_url, timeout=60) as client:
-        reply = await client.post(path, content=b" " * 60_000_000 if announced else pieces(), headers=JSON)
+        url = path.replace("{alias}", "stable")
+        reply = await client.post(url, content=b" " * 60_000_000 if announced else pieces(), headers=JSON)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
 

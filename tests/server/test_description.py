@@ -1,7 +1,6 @@
 """/openapi.json describes what the server takes, and a client that follows it is understood."""
 
 import pytest
-from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
@@ -9,6 +8,7 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
+from tests.server.client import ReadyClient
 from tests.server.test_battery import VALID
 
 PUBLIC = {"/health", "/ready"}
@@ -16,7 +16,7 @@ PUBLIC = {"/health", "/ready"}
 
 @pytest.fixture(scope="module")
 def client():
-    with TestClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))) as client:
+    with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))) as client:
         yield client
 
 

@@ -6,7 +6,6 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from pydantic import Field
 
 from engines import errors
@@ -19,6 +18,7 @@ from server.errors import BodyTooLarge, InsufficientPermissions, InvalidApiKey
 from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.tokenization import DetokenizeBody, TokenizeBody
+from tests.server.client import ReadyClient
 
 ERRORS = [
     (errors.InvalidRequest("no", param="n"), 400, "invalid_request"),
@@ -73,7 +73,7 @@ def app() -> FastAPI:
 
 @pytest.fixture(scope="module")
 def client(app):
-    with TestClient(app) as client:
+    with ReadyClient(app) as client:
         yield client
 
 
@@ -273,7 +273,7 @@ def test_the_callers_request_id_comes_back_where_it_is_sane(client):
 
 def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client():
     engine = EchoEngine(faults=EchoFaults(start_error=errors.EngineFailure("no memory")))
-    with TestClient(create_app(make_serving(engine, echo_tokenizer(), DeployParams(model="echo")))) as client:
+    with ReadyClient(create_app(make_serving(engine, echo_tokenizer(), DeployParams(model="echo")))) as client:
         for method, path in (
             ("GET", "/ready"),
             ("GET", "/v1/models"),

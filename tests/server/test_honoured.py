@@ -104,3 +104,16 @@ def test_two_names_of_one_thing_are_not_given_together() -> None:
     told = ["--max_length and --max_model_len mean the same here: give one"]
     assert refusals(DeployParams(model="m", max_length=8, max_model_len=16)) == told
     assert refusals(DeployParams(model="m", max_length=8, max_num_seqs=16)) == []
+
+
+def test_folders_of_adapters_must_be_there(tmp_path: Path) -> None:
+    given = DeployParams(model="m", adapter_roots=(str(tmp_path), "/no/such"), adapter_dir="/nor/this")
+    assert refusals(given) == [
+        "--adapter_roots: '/no/such' is not a folder",
+        "--adapter_dir: '/nor/this' is not a folder",
+    ]
+
+
+def test_two_adapters_of_one_name_are_refused() -> None:
+    [told] = refusals(DeployParams(model="m", adapters=("a=x", "y/a")))
+    assert told.startswith("--adapters: two adapters have the name 'a'")

@@ -1,15 +1,17 @@
-"""The access log: one line for each request but the probes, whatever becomes of it."""
+"""The access log: one line for each request but the probes. What a request holds is let go with it."""
 
 import logging
 import re
 
 import pytest
-from fastapi.testclient import TestClient
+from fastapi import Request
+from fastapi.responses import StreamingResponse
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
+from tests.server.client import ReadyClient
 
 LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], "stream": True}
@@ -27,7 +29,7 @@ def client_of(caplog):
         async def bug() -> None:
             raise RuntimeError
 
-        return TestClient(app, raise_server_exceptions=False)
+        return ReadyClient(app, raise_server_exceptions=False)
 
     return make
 
@@ -84,3 +86,24 @@ def test_a_server_told_to_be_quiet_logs_no_requests(client_of, caplog):
     with client_of(verbose=False) as client:
         client.get("/version")
     assert lines(caplog) == []
+
+
+def test_what_a_request_holds_is_let_go_once_its_answer_has_ended():
+    app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
+    story = []
+
+    @app.get("/hold/{how}")
+    async def hold(how: str, request: Request) -> StreamingResponse:
+        request.state.answered.callback(story.append, "let go")
+        if how == "fails":
+            raise RuntimeError
+        return StreamingResponse(pieces())
+
+    async def pieces():
+        yield "a"
+        story.append("sent")
+
+    client = ReadyClient(app, raise_server_exceptions=False)
+    for how in ("streams", "fails"):
+        client.get(f"/hold/{how}")
+    assert story == ["sent", "let go", "let go"]

@@ -4,19 +4,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
+from tests.server.client import ReadyClient
 from tests.server.openai.wire import Api
 
 
 @pytest.fixture
 def make_api() -> Iterator[Callable[..., Api]]:
     """Makes APIs of a test's own: `params` for the server, `generation_config` for the model."""
-    clients: list[TestClient] = []
+    clients: list[ReadyClient] = []
 
     def make(
         *, generation_config: dict[str, Any] | None = None, engine: EchoEngine | None = None, **params: Any
@@ -24,7 +24,7 @@ def make_api() -> Iterator[Callable[..., Api]]:
         serving = make_serving(
             engine or EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params), generation_config
         )
-        clients.append(TestClient(create_app(serving)))
+        clients.append(ReadyClient(create_app(serving)))
         clients[-1].__enter__()
         return Api(clients[-1])
 
@@ -36,5 +36,5 @@ def make_api() -> Iterator[Callable[..., Api]]:
 @pytest.fixture(scope="module")
 def api() -> Iterator[Api]:
     serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
-    with TestClient(create_app(serving)) as client:
+    with ReadyClient(create_app(serving)) as client:
         yield Api(client)

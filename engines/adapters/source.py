@@ -1,0 +1,47 @@
+"""What the parameter `adapters` names: folders or repositories on the Hugging Face hub, each with the name to serve it by."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.errors import InvalidAdapter
+
+
+def name_adapters(texts: Iterable[str]) -> dict[str, str]:
+    """Name -> folder or hub id, from `NAME=PATH` or a path alone, which is named by its last part.
+
+    A text that is a folder is a path alone, whatever signs are in it. Raises InvalidAdapter where a name comes twice.
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        name, source = _split(text)
+        if not name or not source:
+            raise InvalidAdapter(f"{text!r} is neither a path nor NAME=PATH", param="adapters")
+        if name in named:
+            message = f"two adapters have the name {name!r}: give them others, as NAME=PATH"
+            raise InvalidAdapter(message, param="adapters")
+        named[name] = source
+    return named
+
+
+def _split(text: str) -> tuple[str, str]:
+    if "=" not in text or Path(text).expanduser().is_dir():
+        return PurePath(text).name, text
+    name, _, source = text.partition("=")
+    return name, source
+
+
+def fetch_adapter(source: str, *, token: str | None) -> Path:
+    """The folder of an adapter, downloaded where `source` is no folder but a hub id. Raises InvalidAdapter."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError, HTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"{source!r} is no folder, so it was looked up as a hub id: {reason}"
+        raise InvalidAdapter(message, param="adapters") from error

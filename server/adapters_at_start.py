@@ -1,0 +1,30 @@
+"""The adapters that a server has from its first request on: those it had before, and those its command line names."""
+
+import asyncio
+import logging
+import time
+
+from engines.adapters.registry import AdapterRegistry
+from engines.adapters.source import fetch_adapter, name_adapters
+from engines.errors import TuneserveError
+from engines.params.deploy import DeployParams
+
+logger = logging.getLogger(__name__)
+
+
+async def load_adapters(registry: AdapterRegistry, params: DeployParams) -> None:
+    """Load them into the engine, which has started.
+
+    Raises for the first of `adapters` that cannot be served: a server that lacks what it was told to serve must not
+    look ready.
+    """
+    began = time.monotonic()
+    await registry.restore()
+    for name, source in name_adapters(params.adapters).items():
+        try:
+            folder = await asyncio.to_thread(fetch_adapter, source, token=params.hub_token)
+            await registry.load(name, folder, replace=True, durable=False, follow_links=True)
+        except TuneserveError as error:
+            raise type(error)(f"--adapters: {name}: {error.message}", param="adapters") from error
+    if names := [adapter.name for adapter in registry.adapters() if adapter.state != "failed"]:
+        logger.info("Loaded %d adapters in %.1f s: %s", len(names), time.monotonic() - began, ", ".join(names))
