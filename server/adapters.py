@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -86,19 +87,21 @@ def _vllms_errors() -> Iterator[None]:
 
 @router.get("/adapters")
 async def list_adapters(serving: ReadyServing) -> dict[str, Any]:
-    return {"object": "list", "data": [to_wire(adapter, serving) for adapter in serving.registry.adapters()]}
+    aliases = _aliases_of_each(serving)
+    data = [_to_wire(adapter, serving, aliases) for adapter in serving.registry.adapters()]
+    return {"object": "list", "data": data}
 
 
 @router.post("/adapters")
 async def create_adapter(body: Annotated[AdapterBody, json_body(AdapterBody)], serving: ReadyServing) -> dict[str, Any]:
     folder = await asyncio.to_thread(serving.adapter_roots.find, body.path, param="path")
     adapter = await serving.registry.load(body.name, folder, replace=body.replace, pinned=body.pinned)
-    return to_wire(adapter, serving)
+    return _to_wire(adapter, serving, _aliases_of_each(serving))
 
 
 @router.get("/adapters/{name:path}")
 async def get_adapter(name: str, serving: ReadyServing) -> dict[str, Any]:
-    return to_wire(serving.registry.get(name), serving)
+    return _to_wire(serving.registry.get(name), serving, _aliases_of_each(serving))
 
 
 @router.delete("/adapters/{name:path}")
@@ -116,12 +119,19 @@ async def set_alias(
     return {"id": alias, "object": "adapter.alias", "target": body.target}
 
 
-def to_wire(adapter: Adapter, serving: Serving) -> dict[str, Any]:
-    aliases = serving.registry.aliases()
+def _aliases_of_each(serving: Serving) -> dict[str, list[str]]:
+    """Adapter -> its aliases."""
+    aliases = defaultdict(list)
+    for alias, target in serving.registry.aliases().items():
+        aliases[target].append(alias)
+    return aliases
+
+
+def _to_wire(adapter: Adapter, serving: Serving, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
     return {
         "id": adapter.name,
         "object": "adapter",
-        "version": adapter.version,
+        "version": adapter.version or None,
         "source": adapter.source,
         "parent": serving.model_name,
         "rank": adapter.rank,
@@ -129,7 +139,7 @@ def to_wire(adapter: Adapter, serving: Serving) -> dict[str, Any]:
         "state": adapter.state,
         "error": adapter.error or None,
         "pinned": adapter.pinned,
-        "aliases": sorted(alias for alias, target in aliases.items() if target == adapter.name),
+        "aliases": aliases.get(adapter.name, []),
         "created": adapter.created,
         "in_flight": adapter.in_flight,
         "requests": adapter.requests,

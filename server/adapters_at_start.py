@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from pathlib import PurePath
 
 from engines.adapters.registry import AdapterRegistry
 from engines.adapters.source import fetch_adapter, name_adapters
@@ -23,7 +24,8 @@ async def load_adapters(registry: AdapterRegistry, params: DeployParams) -> None
     for name, source in name_adapters(params.adapters).items():
         try:
             folder = await asyncio.to_thread(fetch_adapter, source, token=params.hub_token)
-            await registry.load(name, folder, replace=True, durable=False, follow_links=True)
+            origin = PurePath(source).name
+            await registry.load(name, folder, replace=True, durable=False, follow_links=True, source=origin)
         except TuneserveError as error:
             raise type(error)(f"--adapters: {name}: {error.message}", param="adapters") from error
     if names := [adapter.name for adapter in registry.adapters() if adapter.state != "failed"]:

@@ -100,6 +100,7 @@ class _Order:
     pinned: bool | None
     durable: bool
     follow_links: bool
+    source: str
     found: Signature | None = None
 
 
@@ -196,6 +197,7 @@ class AdapterRegistry:
         pinned: bool | None = None,
         durable: bool = True,
         follow_links: bool = False,
+        source: str | None = None,
     ) -> Adapter:
         """Copy the PEFT adapter of `folder`, have the engine load it, and publish it as `name`; `folder` may go then.
 
@@ -203,13 +205,14 @@ class AdapterRegistry:
         in flight keep theirs, and the same content again is no new version. `pinned`: never swapped out; None: as what
         it replaces, else not. `durable`: it is back after a restart; else neither it nor what it replaces is.
         `follow_links`: the files in `folder` may be symbolic links, as in the hub's cache; else they are refused.
+        `source`: what the adapter says it was copied from; None: the last part of `folder`.
 
         Raises InvalidAdapter (`param` is the field at fault), NotFound where there is no such folder, Conflict,
         InvalidRequest for a name that cannot be one (`param` "name"), EngineUnavailable, EngineFailure. A load that
         fails leaves everything as it was; one whose caller is cancelled goes on.
         """
         check_name(name, base_name=self._base_name)
-        order = _Order(name, folder, replace, pinned, durable, follow_links)
+        order = _Order(name, folder, replace, pinned, durable, follow_links, source or folder.name)
         return await asyncio.shield(self._begin(name, self._load(order)))
 
     async def unload(self, name: str) -> None:
@@ -271,7 +274,7 @@ class AdapterRegistry:
     async def _hold(self, order: _Order, snapshot: Snapshot, before: Entry | None, undo: AsyncExitStack) -> Version:
         """The version with this content, which the engine then holds: one that it has held already, or a new one."""
         pinned = order.pinned if order.pinned is not None else before is not None and before.pinned
-        new = Version(order.name, snapshot, order.folder.name, pinned, int(time.time()))
+        new = Version(order.name, snapshot, order.source, pinned, int(time.time()))
         version = self._held.get(new.id, new)
         old = None if before is None else before.version
         if old is not None and old is not version:  # its pin may be the one that there is room for
@@ -398,7 +401,7 @@ class AdapterRegistry:
             await self._change(lambda table: table.without(name))
             await self._let_go(before)
             return
-        order = _Order(name, found.folder, True, None, False, False, found.signature)
+        order = _Order(name, found.folder, True, None, False, False, found.folder.name, found.signature)
         try:
             await self._load(order)
         except (InvalidAdapter, NotFound) as error:

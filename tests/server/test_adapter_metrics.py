@@ -10,7 +10,7 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
-from tests.server.adapter_folders import write_adapter
+from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient
 
 LABELS = {"model_name": "echo", "engine": "pt"}

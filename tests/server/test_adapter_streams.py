@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.adapter_folders import write_adapter
+from tests.adapter_folders import write_adapter
 from tests.server.process import ServerProcess
 
 TEXT = "abcdefgh"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import huggingface_hub
 import openai
 import pytest
 
@@ -12,7 +13,7 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import make_serving
-from tests.server.adapter_folders import write_adapter
+from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient
 from tests.server.process import ServerProcess
 
@@ -120,7 +121,7 @@ def test_all_there_is_to_know_of_an_adapter(api: Api) -> None:
         "object": "adapter",
         "source": "a",
         "parent": "echo",
-        "rank": 4,
+        "rank": 2,
         "state": "slot",
         "error": None,
         "pinned": False,
@@ -318,6 +319,22 @@ def test_what_was_loaded_and_aliased_is_there_after_a_restart(make_api: Callable
     assert (again.names(), again.answer("stable")) == (["b"], before)
 
 
+def test_an_adapter_that_cannot_be_served_any_more_says_why_and_is_no_model(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    api.load("sql", "a")
+    api.post("/v1/adapters/stable/alias", target="sql")
+    api.client.__exit__(None, None, None)
+    other = make_api(model="org/other")
+    adapter = other.adapter("sql")
+    assert (adapter["state"], adapter["version"]) == ("failed", None)
+    assert "'other'" in adapter["error"]
+    assert [card["id"] for card in other.client.get("/v1/models").json()["data"]] == ["other"]
+    for model in ("sql", "stable"):
+        assert other.post("/v1/completions", model=model, prompt="a").status_code == 404
+    for name in ("stable", "sql"):
+        assert other.client.delete(f"/v1/adapters/{name}").status_code == 200
+
+
 def test_adapters_of_the_command_line_come_from_it_each_time(make_api: Callable[..., Api], root: Path) -> None:
     api = make_api(adapters=(str(root / "a"), f"sql={root / 'b'}"))
     assert api.names() == ["a", "sql"]
@@ -326,6 +343,19 @@ def test_adapters_of_the_command_line_come_from_it_each_time(make_api: Callable[
     again = make_api(adapters=(f"sql={root / 'a'}",))
     assert again.names() == ["sql"]
     assert again.answer("sql") != before
+
+
+def test_an_adapter_of_the_hub_is_served_from_its_cache_of_links(
+    make_api: Callable[..., Api], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    for file in (root / "a").iterdir():
+        (cached / file.name).symlink_to(file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(cached))
+    api = make_api(adapters=("org/translator",))
+    assert api.answer("translator").startswith("translator@")
+    assert api.client.get("/v1/models/translator").json()["root"] == "translator"
 
 
 def test_a_request_finds_an_adapter_in_the_watched_folder(make_api: Callable[..., Api], root: Path) -> None:
