@@ -74,8 +74,7 @@ CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
     """Return what the adapter in `folder` consists of. Raises InvalidAdapter, whose `param` names the field at fault."""
-    config_bytes = _read_config(folder)
-    config = _parse(config_bytes)
+    config = _parse(_read_config(folder))
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
     linears, embeddings, saved = _sort_tensors(config, shapes, support)
@@ -85,7 +84,6 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
         raise InvalidAdapter(f"rank {rank} is above the {support.max_rank} that is served (max_lora_rank)", param="r")
     return AdapterSpec(
         folder=folder,
-        content_hash=_content_hash(config, folder / WEIGHTS),
         base_model=config.base_model_name_or_path or "",
         rank=rank,
         num_bytes=(folder / WEIGHTS).stat().st_size,
@@ -104,6 +102,16 @@ def check_base_model(spec: AdapterSpec, model: str) -> None:
     if named and named.lower() != served.lower():
         message = f"the adapter was trained on {named[:100]!r}, and this server serves {served!r}"
         raise InvalidAdapter(message, param="base_model_name_or_path")
+
+
+def content_hash(folder: Path) -> str:
+    """Hex digest of what determines the outputs of an adapter that has been read: its settings and its weights."""
+    config = _parse(_read_config(folder))
+    digest = hashlib.sha256(config.model_dump_json(exclude={"base_model_name_or_path"}).encode())
+    with (folder / WEIGHTS).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _read_config(folder: Path) -> bytes:
@@ -260,11 +268,3 @@ def _saved_path(name: str, shape: tuple[int, ...], support: AdapterSupport) -> s
         message = f"{name} is of shape {list(shape)}, the model's of {list(expected)}"
         raise InvalidAdapter(message, param="modules_to_save")
     return path
-
-
-def _content_hash(config: _Config, weights: Path) -> str:
-    digest = hashlib.sha256(config.model_dump_json(exclude={"base_model_name_or_path"}).encode())
-    with weights.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

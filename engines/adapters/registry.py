@@ -260,8 +260,11 @@ class AdapterRegistry:
             snapshot = await self._snapshots.take(order.folder, support, follow_links=order.follow_links)
             undo.push_async_callback(self._snapshots.drop, snapshot.id)
             check_base_model(snapshot.spec, self._model)
-            # 3. The engine.
+            # 3. The engine, while the disk takes in the copy.
+            writing = asyncio.create_task(asyncio.to_thread(self._snapshots.sync, snapshot.id))
+            undo.push_async_callback(asyncio.wait, [writing])
             version = await self._hold(order, snapshot, before, undo)
+            await writing
             # 4. The name.
             await self._publish(order, version)
             undo.pop_all()
@@ -303,8 +306,6 @@ class AdapterRegistry:
 
     async def _publish(self, order: _Order, version: Version) -> None:
         record = version.to_record() if order.durable else None
-        if record is not None:
-            await asyncio.to_thread(self._snapshots.sync, record.snapshot)
         entry = Entry(version=version, record=record, found=order.found)
         await self._change(lambda table: table.with_adapter(order.name, entry))
 

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.adapters.folder import MAX_CONFIG_BYTES, read_adapter
+from engines.adapters.folder import MAX_CONFIG_BYTES, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 from engines.adapters.state import sync
 from engines.capabilities import AdapterSupport
@@ -33,7 +33,9 @@ LONGEST_HEADER = 100 << 20
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     id: str
-    """Hash of the content, and the name of the copy's folder."""
+    """Hash of the two files, and the name of the copy's folder."""
+    content_hash: str
+    """Of what determines the outputs: what the adapter says of its base model, for one, does not."""
     spec: AdapterSpec
 
 
@@ -73,8 +75,10 @@ class Snapshots:
 
     async def read(self, id: str, support: AdapterSupport) -> Snapshot:
         """A copy of an earlier run of the server, which the caller uses already. Raises InvalidAdapter."""
+        copy = self._copies / id
         try:
-            return Snapshot(id, await asyncio.to_thread(read_adapter, self._copies / id, support))
+            spec = await asyncio.to_thread(read_adapter, copy, support)
+            return Snapshot(id, await asyncio.to_thread(content_hash, copy), spec)
         except InvalidAdapter:
             self._broken.add(id)
             raise
@@ -120,8 +124,9 @@ def _copy_and_check(source: Path, target: Path, support: AdapterSupport, follow_
     finally:
         os.close(folder)
     spec = read_adapter(target, support)
-    config = (target / CONFIG).read_bytes()  # two that compute the same may differ in what they say of their base model
-    return Snapshot(hashlib.sha256(spec.content_hash.encode() + config).hexdigest(), spec)
+    content = content_hash(target)
+    digest = hashlib.sha256(content.encode() + (target / CONFIG).read_bytes())
+    return Snapshot(digest.hexdigest(), content, spec)
 
 
 def _copy(name: str, folder: int, target: Path, limit: int, links: int) -> None:

@@ -25,8 +25,6 @@ class AdapterSpec:
     """One adapter. Modules are named by their path in the model."""
 
     folder: Path
-    content_hash: str
-    """Hex digest of what determines the adapter's outputs: the configuration's meaning and the weights."""
     base_model: str
     """`base_model_name_or_path`, "" where the adapter does not say."""
     rank: int

@@ -26,7 +26,7 @@ class Version:
 
     @property
     def id(self) -> str:
-        return f"{self.name}@{self.snapshot.spec.content_hash[:VERSION_DIGITS]}"
+        return f"{self.name}@{self.snapshot.content_hash[:VERSION_DIGITS]}"
 
     def to_record(self) -> Record:
         return Record(snapshot=self.snapshot.id, source=self.source, pinned=self.pinned, created=self.created)

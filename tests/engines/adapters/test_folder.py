@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engines.adapters import folder as adapter_folder
-from engines.adapters.folder import check_base_model, read_adapter
+from engines.adapters.folder import check_base_model, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, LoraModule
 from engines.errors import InvalidAdapter
 from tests.adapter_folders import ECHO, MODULES, lora_tensors, write_adapter
@@ -101,7 +101,7 @@ def test_embeddings_and_the_output_head_can_be_replaced(tmp_path, name):
 
 def test_the_hash_is_of_what_determines_the_outputs(tmp_path):
     def content(name: str, **changes: object) -> str:
-        return read_adapter(write_adapter(tmp_path / name, **changes), ECHO).content_hash
+        return content_hash(write_adapter(tmp_path / name, **changes))
 
     same = content("a")
     assert content("b", base_model_name_or_path="elsewhere/echo", lora_dropout=0.5, revision="main") == same

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 KILLED_AT_EVERY_STEP = """
-import asyncio, os, shutil, signal, sys
+import asyncio, os, shutil, signal, sys, threading
 from pathlib import Path
 from engines.adapters.registry import AdapterRegistry
 from engines.echo import EchoEngine
@@ -19,11 +19,13 @@ EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", 
 
 class Killer:
     left = None
-    def step(self, *_):
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    lock = threading.Lock()
+    def step(self):
+        with self.lock:
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
 killer = Killer()
 

@@ -68,7 +68,7 @@ async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_p
 async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the_same_content(snapshots, tmp_path):
     one = await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
     other = await snapshots.take(write_adapter(tmp_path / "b", base_model_name_or_path=None), ECHO)
-    assert one.id != other.id and one.spec.content_hash == other.spec.content_hash
+    assert one.id != other.id and one.content_hash == other.content_hash
 
 
 # ---- links and other things that are not files
