@@ -90,17 +90,17 @@ class Lease:
             on_release()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
     """What `load` is asked for."""
 
     name: str
     folder: Path
-    replace: bool
-    pinned: bool | None
-    durable: bool
-    follow_links: bool
     source: str
+    replace: bool
+    pinned: bool | None = None
+    durable: bool = False
+    follow_links: bool = False
     found: Signature | None = None
 
 
@@ -212,7 +212,15 @@ class AdapterRegistry:
         fails leaves everything as it was; one whose caller is cancelled goes on.
         """
         check_name(name, base_name=self._base_name)
-        order = _Order(name, folder, replace, pinned, durable, follow_links, source or folder.name)
+        order = _Order(
+            name=name,
+            folder=folder,
+            source=source or folder.name,
+            replace=replace,
+            pinned=pinned,
+            durable=durable,
+            follow_links=follow_links,
+        )
         return await asyncio.shield(self._begin(name, self._load(order)))
 
     async def unload(self, name: str) -> None:
@@ -402,7 +410,7 @@ class AdapterRegistry:
             await self._change(lambda table: table.without(name))
             await self._let_go(before)
             return
-        order = _Order(name, found.folder, True, None, False, False, found.folder.name, found.signature)
+        order = _Order(name=name, folder=found.folder, source=found.folder.name, replace=True, found=found.signature)
         try:
             await self._load(order)
         except (InvalidAdapter, NotFound) as error:
