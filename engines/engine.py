@@ -50,14 +50,14 @@ class Engine(Protocol):
 
         The folder has been checked against `capabilities().adapters`, and stays as it is until the version is unloaded:
         an engine with more adapters than room reads it again, and after a death of its process it does so by itself.
-        `pinned`: never swapped out. Raises InvalidAdapter, EngineUnavailable, EngineFailure.
+        `pinned`: never swapped out. Raises InvalidAdapter, EngineUnavailable, EngineFailure, and Conflict where it was
+        unloaded meanwhile. Loading what is there already changes `pinned` and nothing else.
         """
         ...
 
     async def unload_adapter(self, version: str) -> None:
-        """Forget a version and free its memory. The caller has made sure that no request names it any more.
-
-        Nothing happens where it is unknown.
+        """Forget a version and free its memory. The caller has made sure that no request names it any more: one that does
+        ends with EngineFailure. Nothing happens where the version is unknown.
         """
         ...
 

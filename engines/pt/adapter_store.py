@@ -42,7 +42,8 @@ class AdapterStore:
         self._reader = ThreadPoolExecutor(1, "adapter")
         self._folders: dict[str, Path] = {}
         self._host: OrderedDict[str, AdapterWeights] = OrderedDict()  # least recently used first
-        self._reading: dict[str, Future[AdapterWeights]] = {}
+        self._reading: dict[str, Future[AdapterWeights]] = {}  # neither in host memory nor in a slot yet
+        self._arrived: list[Arrival] = []
         self._wanted: list[str] = []
 
     def __contains__(self, version: str) -> bool:
@@ -58,27 +59,34 @@ class AdapterStore:
 
     def load(self, version: str, folder: Path, *, pinned: bool) -> None:
         """Take a version in; its `Arrival` says whether that went well. A version that is there already arrives again."""
-        if pinned and version not in self._slots.pinned and len(self._slots.pinned) >= self._lora.support.max_pinned:
-            count = self._lora.support.max_pinned
+        others = self._slots.pinned - {version}
+        if pinned and len(others) >= self._lora.support.max_pinned:
+            count = len(others)
             raise InvalidAdapter(f"{count} adapters are pinned, and max_loras leaves room for no more", param="pinned")
         self._folders[version] = folder
-        if pinned:
-            self._slots.pinned.add(version)
-        self._read(version)
+        self._slots.pinned = others | {version} if pinned else others
+        if version in self._host or self._slots.slot_of(version) is not None:
+            self._arrived.append(Arrival(version, None))
+        else:
+            self._read(version)
 
     def unload(self, version: str) -> None:
+        """Forget a version and free its memory; no sequence runs with it."""
         self._folders.pop(version, None)
         self._reading.pop(version, None)
         self._host.pop(version, None)
-        self._slots.forget(version)
+        slot = self._slots.forget(version)
+        if slot is not None:
+            self._lora.clear(slot)
 
     def want(self, versions: Iterable[str]) -> None:
-        """Read those of the first in line that are neither in host memory nor in a slot; never more than have room."""
-        self._wanted = list(dict.fromkeys(versions))[: self._max_in_host]
+        """Read those of the first in line that are neither in a slot nor in host memory; never more than have room."""
+        waiting = [version for version in dict.fromkeys(versions) if self._slots.slot_of(version) is None]
+        self._wanted = waiting[: self._max_in_host]
         for version in self._wanted:
             if version in self._host:
                 self._host.move_to_end(version)
-            elif self._slots.slot_of(version) is None and version in self._folders:
+            elif version in self._folders:
                 self._read(version)
 
     def _read(self, version: str) -> None:
@@ -91,31 +99,50 @@ class AdapterStore:
         return read_weights(spec, self._dtype)
 
     def arrivals(self) -> list[Arrival]:
-        """The reads that have ended since the last call."""
-        return [self._arrive(version, f) for version, f in list(self._reading.items()) if f.done()]
+        """What has come since the last call."""
+        at_once, self._arrived = self._arrived, []
+        return at_once + [self._arrive(version, f) for version, f in list(self._reading.items()) if f.done()]
 
     def _arrive(self, version: str, future: Future[AdapterWeights]) -> Arrival:
         del self._reading[version]
         try:
             self._host[version] = future.result()
         except TuneserveError as error:
+            log.warning("adapter %s: %s", version, error.message)
             return Arrival(version, error)
-        except Exception as error:
-            log.exception("an adapter could not be read")
-            return Arrival(version, EngineFailure(f"the adapter could not be read: {error}"))
+        except Exception:
+            log.exception("adapter %s could not be read", version)
+            return Arrival(version, EngineFailure("the adapter could not be read"))
         self._slots.ready.add(version)
+        if version in self._slots.pinned:
+            self._slots.settle(version)
         self._make_room()
         return Arrival(version, None)
 
     def _make_room(self) -> None:
-        """Forget the least recently used, but none that the first in line wait for."""
-        spare = [version for version in self._host if version not in self._wanted]
+        """Forget the least recently used, but none that the first in line wait for or that is on its way to a slot."""
+        kept = {*self._wanted, *self._slots.unwritten}
+        spare = [version for version in self._host if version not in kept]
         for version in spare[: max(0, len(self._host) - self._max_in_host)]:
             del self._host[version]
             self._slots.ready.discard(version)
 
-    def fill_slots(self) -> None:
-        """Copy what the scheduler has given a slot to where it is computed with."""
+    def fill_slots(self) -> list[Arrival]:
+        """Copy what was given a slot to where it is computed with. Returns those where that failed.
+
+        The caller ends what runs with these, and then calls `vacate`: their slots hold nothing that can be used.
+        """
+        failed = []
         for slot, version in self._slots.take_writes():
-            self._lora.write(slot, self._host[version])
-            self._host.move_to_end(version)
+            try:
+                self._lora.write(slot, self._host[version])
+                self._host.move_to_end(version)
+            except Exception:
+                log.exception("adapter %s could not be copied to its slot", version)
+                failed.append(Arrival(version, EngineFailure("the engine has no room for this adapter's weights")))
+        self._make_room()
+        return failed
+
+    def vacate(self, version: str) -> None:
+        """Empty its slot; it can be given another."""
+        self._slots.vacate(version)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from engines.capabilities import Capabilities
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.errors import Conflict, EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
 from engines.pt import wire
 from engines.pt.config import PtConfig
 from engines.supervisor import Supervisor
@@ -42,7 +42,7 @@ class PtEngine:
         self._capabilities: Capabilities | None = None
         self._pending: dict[str, _Pending] = {}
         self._adapters: dict[str, wire.LoadAdapter] = {}  # what a new process must be told
-        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._loading: dict[str, set[asyncio.Future[None]]] = {}  # those who wait for a version
         self._sent = 0
         self._received = 0  # of those sent, how many `_stats` knows of
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,28 +184,33 @@ class PtEngine:
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
         self._check_ready()
         message = wire.LoadAdapter(version, str(folder), pinned)
-        self._loading[version] = loaded = asyncio.get_running_loop().create_future()
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._loading.setdefault(version, set())
+        waiting.add(loaded)
         self._send(wire.frame(message))
         try:
             await loaded
-        except BaseException:
-            await self.unload_adapter(version)
-            raise
-        self._adapters[version] = message
+            self._adapters[version] = message
+        finally:
+            waiting.discard(loaded)
+            if not waiting:
+                del self._loading[version]
+                if version not in self._adapters:  # it failed, or the only one who wanted it gave up
+                    self._send(wire.frame(wire.UnloadAdapter(version)))
 
     async def unload_adapter(self, version: str) -> None:
-        self._loading.pop(version, None)
         self._adapters.pop(version, None)
+        self._end_loading(version, Conflict(f"the adapter {version!r} was unloaded while it was loaded"))
         self._send(wire.frame(wire.UnloadAdapter(version)))
 
     def _end_loading(self, version: str, error: TuneserveError | None) -> None:
-        loaded = self._loading.pop(version, None)
-        if loaded is None or loaded.done():
-            return
-        if error is None:
-            loaded.set_result(None)
-        else:
-            loaded.set_exception(error)
+        for loaded in self._loading.get(version, ()):
+            if loaded.done():
+                continue  # by an earlier report, or cancelled
+            if error is None:
+                loaded.set_result(None)
+            else:
+                loaded.set_exception(error)
 
     # ---- requests
 
@@ -270,8 +275,10 @@ class PtEngine:
 
     def _send(self, message: bytes) -> None:
         """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""
+        if self._supervisor.health.state is not EngineState.READY:
+            return
         assert self._writer is not None, "the engine has been started"
-        if self._supervisor.health.state is EngineState.READY and not self._writer.is_closing():
+        if not self._writer.is_closing():
             self._writer.write(message)
 
 

@@ -55,11 +55,11 @@ class EngineCore:
         cache = self.runner.cache
         pool = PagePool(cache.num_pages, cache.page_size, prefix_caching=config.enable_prefix_caching)
         budget = config.max_num_batched_tokens or (2048 if self.runner.device.type == "cuda" else 256)
-        slots = AdapterSlots(config.max_loras)
+        slots = AdapterSlots(runner.lora.num_slots)
         self.scheduler = Scheduler(
             pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget, adapters=slots
         )
-        max_in_host = config.max_cpu_loras or 4 * config.max_loras
+        max_in_host = config.max_cpu_loras or 4 * runner.lora.num_slots
         self.adapters = AdapterStore(runner.lora, slots, dtype=runner.dtype, max_in_host=max_in_host)
         self._report = StepReport()  # of the step that runs; kept here so that a step which fails loses nothing
         self._groups: dict[str, Group] = {}
@@ -146,7 +146,7 @@ class EngineCore:
     @property
     def stalled(self) -> bool:
         """Whether all that waits, waits for adapters that are being read."""
-        return not self.scheduler.running and self.adapters.reading
+        return self.scheduler.blocked and self.adapters.reading
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -165,21 +165,32 @@ class EngineCore:
 
     # ---- adapters
 
-    def unload_adapter(self, version: str) -> None:
-        """Forget an adapter; requests that name it still are ended."""
-        for group in [g for g in self._groups.values() if g.request.adapter == version]:
-            self.abort(group.request.request_id)
+    def unload_adapter(self, version: str, report: StepReport) -> None:
+        """Forget an adapter; requests that name it still end with an error."""
+        self._fail_users(version, EngineFailure(f"the adapter {version!r} was unloaded"), report)
         self.adapters.unload(version)
 
     def _read_adapters(self, report: StepReport) -> None:
         """Fetch those of the first in line; requests whose adapter has gone from the disk end with an error."""
+        adapters = (sequence.group.request.adapter for sequence in self.scheduler.waiting)
+        self.adapters.want(adapter for adapter in adapters if adapter is not None)
         for arrival in self.adapters.arrivals():
             report.adapters.append(arrival)
             if arrival.error is not None:
-                for group in [g for g in self._groups.values() if g.request.adapter == arrival.version]:
-                    self._fail(group, EngineFailure(arrival.error.message), report)
-        adapters = (sequence.group.request.adapter for sequence in self.scheduler.waiting)
-        self.adapters.want(adapter for adapter in adapters if adapter is not None)
+                self._fail_users(arrival.version, EngineFailure(arrival.error.message), report)
+
+    def _fill_slots(self, chunks: list[Chunk], report: StepReport) -> list[Chunk]:
+        """Copy adapters to their slots; return the chunks without those of adapters for which that failed."""
+        failed = self.adapters.fill_slots()
+        for arrival in failed:
+            assert arrival.error is not None, "it failed"
+            self._fail_users(arrival.version, arrival.error, report)
+            self.adapters.vacate(arrival.version)
+        return [chunk for chunk in chunks if chunk.sequence in self.scheduler.running] if failed else chunks
+
+    def _fail_users(self, version: str, error: TuneserveError, report: StepReport) -> None:
+        for group in [g for g in self._groups.values() if g.request.adapter == version]:
+            self._fail(group, error, report)
 
     # ---- one step
 
@@ -191,8 +202,7 @@ class EngineCore:
         """
         self._report = report = StepReport()
         self._read_adapters(report)
-        chunks = self.scheduler.schedule()
-        self.adapters.fill_slots()
+        chunks = self._fill_slots(self.scheduler.schedule(), report)
         if self.scheduler.stuck is not None:
             self._fail(self.scheduler.stuck.group, _too_many_beams(self.scheduler), report)
         if not chunks:

@@ -28,7 +28,7 @@ class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self._packed = torch.empty(size, dtype=torch.bfloat16)
         pointers = ctypes.c_void_p(weight.data_ptr()), ctypes.c_void_p(self._packed.data_ptr())
         library.pack_weights(*pointers, self.in_features, self.out_features)
-        self._bias = None if linear.bias is None else linear.bias.detach().contiguous()
+        self.bias = None if linear.bias is None else linear.bias.detach().contiguous()
         self._multiply = library.linear_widening
         self._multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
 
@@ -36,7 +36,7 @@ class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self.out_features)
         rows = x.numel() // self.in_features
-        bias = None if self._bias is None else self._bias.data_ptr()
+        bias = None if self.bias is None else self.bias.data_ptr()
         pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
         self._multiply(*pointers, rows, self.in_features, self.out_features)
         return out
@@ -49,10 +49,10 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), TYPICAL_ROWS)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self._bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.bias, "none", [], "")
         return out
 
 

@@ -10,7 +10,9 @@ A layer that no adapter has ever adapted is not touched, and where a step has no
 """
 
 import ctypes
+import logging
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear
+
+log = logging.getLogger(__name__)
 
 LINEARS = (nn.Linear, PackedLinear, WideningLinear, Conv1D)
 EMBEDDINGS = (nn.Embedding, WideningEmbedding)
@@ -43,22 +48,46 @@ def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
     try:
         with safe_open(spec.folder / WEIGHTS, framework="pt") as file:
 
-            def read(name: str) -> Tensor:
-                tensor: Tensor = file.get_tensor(name)
+            def read(name: str, scale: float = 1.0) -> Tensor:
+                # The product is in memory of its own, where the file's tensor would be read when it is used.
+                tensor: Tensor = (file.get_tensor(name).float() * scale).to(dtype)
                 if not tensor.isfinite().all():
-                    raise InvalidAdapter(f"{name} has values that are not finite numbers", param=name)
-                return tensor.float()
+                    message = f"{name} has values that are not finite numbers in {str(dtype).removeprefix('torch.')}"
+                    raise InvalidAdapter(message, param=name)
+                return tensor
 
             def up(module: LoraModule) -> Tensor:
-                return (read(module.b).T * module.scale).to(dtype).contiguous()
+                return read(module.b, module.scale).T.contiguous()
 
             return AdapterWeights(
-                linears={path: (read(m.a).to(dtype).contiguous(), up(m)) for path, m in spec.linears.items()},
-                embeddings={path: (read(m.a).T.to(dtype).contiguous(), up(m)) for path, m in spec.embeddings.items()},
-                saved={path: read(name).to(dtype) for path, name in spec.saved.items()},
+                linears={path: (read(m.a), up(m)) for path, m in spec.linears.items()},
+                embeddings={path: (read(m.a).T.contiguous(), up(m)) for path, m in spec.embeddings.items()},
+                saved={path: read(name) for path, name in spec.saved.items()},
             )
     except (OSError, SafetensorError) as error:
-        raise InvalidAdapter(f"the adapter's weights cannot be read: {error}") from error
+        log.warning("%s cannot be read: %s", spec.folder / WEIGHTS, error)
+        raise InvalidAdapter(f"{WEIGHTS} cannot be read", param=WEIGHTS) from error
+
+
+@contextmanager
+def counting_rows(model: nn.Module) -> Iterator[dict[str, set[int]]]:
+    """While it lasts, note how many rows each layer that could be adapted gets. A layer that is not called has none."""
+    counts: dict[str, set[int]] = {}
+
+    def watch(path: str, module: nn.Module, width: int) -> RemovableHandle:
+        counts[path] = set()
+        return module.register_forward_pre_hook(lambda _, args: counts[path].add(args[0].numel() // width))
+
+    handles = [
+        watch(path, module, _linear_shape(module)[0] if type(module) in LINEARS else 1)
+        for path, module in model.named_modules()
+        if type(module) in LINEARS + EMBEDDINGS
+    ]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Rows:
@@ -76,13 +105,22 @@ class Rows:
 class LoraSlots:
     """The slots of a model: what is in them, and which rows use them."""
 
-    def __init__(self, model: nn.Module, *, num_slots: int, max_rank: int, library: ctypes.CDLL | None) -> None:
-        """`library` has the C kernel; None: plain torch."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: AbstractSet[str],
+        *,
+        num_slots: int,
+        max_rank: int,
+        library: ctypes.CDLL | None,
+    ) -> None:
+        """`layers`: the paths of those that get a row for each token. `library` has the C kernel; None: plain torch."""
+        self.num_slots = num_slots
         self._model = model
         self._library = library
         self._rows = Rows(num_slots)
         self._layers: dict[str, LoraLinear | LoraEmbedding] = {}
-        modules = dict(model.named_modules())
+        modules = {path: module for path, module in model.named_modules() if path in layers}
         self._head = next((path for path, m in modules.items() if m is model.get_output_embeddings()), "")
         entrance = next((path for path, m in modules.items() if m is model.get_input_embeddings()), "")
         linears = {path: _linear_shape(m) for path, m in modules.items() if type(m) in LINEARS}
@@ -97,12 +135,17 @@ class LoraSlots:
 
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
+        matrices = weights.linears | weights.embeddings
         with torch.inference_mode():
-            for path in weights.linears.keys() | weights.embeddings.keys() | weights.saved.keys():
+            for path in matrices.keys() | weights.saved.keys():
                 if path not in self._layers:
                     self._layers[path] = self._adapt(path)
             for path, layer in self._layers.items():
-                layer.write(slot, {**weights.linears, **weights.embeddings}.get(path), weights.saved.get(path))
+                layer.write(slot, matrices.get(path), weights.saved.get(path))
+
+    def clear(self, slot: int) -> None:
+        """Leave nothing in a slot."""
+        self.write(slot, AdapterWeights({}, {}, {}))
 
     def _adapt(self, path: str) -> "LoraLinear | LoraEmbedding":
         """Set a layer with slots in the place of a layer of the model."""
@@ -139,18 +182,21 @@ class Stack:
         if rank > self.a.shape[1]:
             more = (0, 0, 0, rank - self.a.shape[1])
             self.a, self.b = F.pad(self.a, more), F.pad(self.b, more)
+        before = int(self.ranks[slot])
+        self.ranks[slot] = max(rank, before)  # beyond it are zeros, also where this fails half-way
+        for stack in (self.a, self.b):
+            stack[slot, rank:before] = 0
+        if matrices is not None:
+            self.a[slot, :rank].copy_(matrices[0])
+            self.b[slot, :rank].copy_(matrices[1])
         self.ranks[slot] = rank
-        for stack, matrix in zip((self.a, self.b), matrices or (), strict=False):
-            stack[slot, :rank].copy_(matrix)
-        # What the one before left behind would be multiplied by zeros, too, but not skipped.
-        self.a[slot, rank:], self.b[slot, rank:] = 0, 0
 
     def add(self, x: Tensor, y: Tensor, slots: Tensor) -> None:
         """y (rows, out) += B A x of each row's slot; x (rows, in)."""
-        rank = self.a.shape[1]
-        own = F.one_hot(slots.long() + 1, len(self.a) + 1)[:, 1:].to(x.dtype)  # (rows, slots)
-        low = (x @ self.a.flatten(0, 1).T).view(len(x), -1, rank) * own[:, :, None]
-        y.addmm_(low.flatten(1), self.b.flatten(0, 1))
+        foreign = slots[:, None] != torch.arange(len(self.a), device=slots.device)  # (rows, slots)
+        low = (x @ self.a.flatten(0, 1).T).view(len(x), len(self.a), -1)
+        # Not multiplied by zeros: what overflows in another's matrices must not become a NaN here.
+        y.addmm_(low.masked_fill_(foreign[:, :, None], 0).flatten(1), self.b.flatten(0, 1))
 
 
 class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -182,11 +228,14 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         slots = self._rows.of(head=self._head)
         if slots is None:
             return y
-        rows, results = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
-        slots = slots.to(x.device)
+        # Where the model is spread over devices, y is on the layer's own; x may come from another.
+        rows, results = x.reshape(-1, self.in_features).to(y.device), y.view(-1, self.out_features)
+        slots = slots.to(y.device)
+        if len(rows) != len(slots):
+            raise RuntimeError(f"a layer got {len(rows)} rows in a step of {len(slots)}")
         for slot, weight in self._saved.items():
             own = (slots == slot).nonzero()[:, 0]
-            results[own] = F.linear(rows[own], weight, getattr(self.base, "bias", None))
+            results[own] = F.linear(rows[own], weight, self.base.bias)
         if self._stack is not None:
             self._add(self._stack, rows, results, slots)
         return y
@@ -227,8 +276,7 @@ class LoraEmbedding(nn.Module):  # type: ignore[misc]
         slots = self._rows.of(head=False)
         if slots is None:
             return y
-        results, flat = y.view(-1, y.shape[-1]), ids.reshape(-1)
-        slots = slots.to(ids.device)
+        results, flat, slots = y.view(-1, y.shape[-1]), ids.reshape(-1).to(y.device), slots.to(y.device)
         for slot, table in self._saved.items():
             own = (slots == slot).nonzero()[:, 0]
             results[own] = table[flat[own]]

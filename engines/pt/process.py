@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -83,6 +84,7 @@ class EngineProcess:
         self._compiler = ThreadPoolExecutor(1, "grammar")
         self._compiling: dict[str, tuple[GenerationRequest, Future[GrammarState]]] = {}
         self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
         core.adapters.wake = self._wake_up
         self._failed_steps = 0
         self._received = 0
@@ -115,7 +117,7 @@ class EngineProcess:
             case wire.LoadAdapter(version, folder, pinned):
                 self._load_adapter(version, Path(folder), pinned, report)
             case wire.UnloadAdapter(version):
-                self._core.unload_adapter(version)
+                self._core.unload_adapter(version, report)
 
     def _compile(self, request: GenerationRequest) -> None:
         structured = request.sampling.structured
@@ -126,7 +128,8 @@ class EngineProcess:
 
     def _wake_up(self) -> None:
         """From another thread: something has come that `run` may be waiting for."""
-        self._wake.send(b".")
+        with suppress(BlockingIOError):  # it has been woken so often already that one more changes nothing
+            self._wake.send(b".")
 
     def _add_compiled(self, report: StepReport) -> None:
         """Queue the requests whose constraints have been compiled."""

@@ -41,6 +41,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in order of `Group.order`
         self.stuck: Sequence | None = None
         """The first in line, where it can never be admitted: what it needs is held by its own sisters, which wait for it."""
+        self.blocked = False
+        """The last step had nothing to compute, and all that waits, waits for adapters."""
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -66,7 +68,7 @@ class Scheduler:
         """Choose the next step's chunks and give each sequence the pages it needs. Decodes come first in the list."""
         budget = self.max_num_batched_tokens
         preemptions = self.preemptions
-        self.stuck = None
+        self.stuck, self.blocked = None, False
         chunks: list[Chunk] = []
         for sequence in sorted(self.running, key=_order):
             if budget > 0 and sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
@@ -85,7 +87,8 @@ class Scheduler:
         passed = 0  # of those first in line: their adapter is on its way, or waits for a slot, and others may go first
         while budget > 0 and passed < len(self.waiting):
             sequence = self.waiting[passed]
-            if not self.adapters.may_run(sequence.group.request.adapter):
+            group = sequence.group
+            if not self.adapters.may_run(group.request.adapter, begun=group.forked):
                 passed += 1
             elif self._admit(sequence):
                 self.waiting.remove(sequence)
@@ -95,6 +98,7 @@ class Scheduler:
             elif chunks or not self._preempt_resting(sequence):
                 self.stuck = None if chunks else sequence
                 break
+        self.blocked = not chunks and passed == len(self.waiting)
         return chunks
 
     def _preempt_resting(self, first: Sequence) -> bool:

@@ -28,11 +28,19 @@ class Whole:
 
 
 def request(
-    text: str = "hello world", request_id: str = "r", *, n: int = 1, max_new_tokens: int = 8, **sampling: object
+    text: str = "hello world",
+    request_id: str = "r",
+    *,
+    n: int = 1,
+    adapter: str | None = None,
+    max_new_tokens: int = 8,
+    **sampling: object,
 ) -> GenerationRequest:
     """Greedy unless asked otherwise. Bytes of the text are tokens in every model here."""
     chosen = Sampling(**{"max_new_tokens": max_new_tokens, "temperature": 0.0} | sampling)
-    return GenerationRequest(request_id=request_id, prompt_ids=list(text.encode()), sampling=chosen, n=n)
+    return GenerationRequest(
+        request_id=request_id, prompt_ids=list(text.encode()), sampling=chosen, n=n, adapter=adapter
+    )
 
 
 async def collect(engine: Engine, asked: GenerationRequest) -> list[TokenOutput]:

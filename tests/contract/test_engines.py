@@ -12,10 +12,11 @@ import pytest_asyncio
 
 from engines.echo import BYTES, EchoEngine, EchoFaults
 from engines.engine import Engine
-from engines.errors import EngineUnavailable, InvalidRequest
+from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
+from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import Contestant, answer, collect, request, whole
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 
@@ -275,3 +276,148 @@ async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine
     assert beside == pytest.approx(alone, abs=1e-4)
     other = await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"goodbye")))
     assert other != pytest.approx(alone, abs=1e-2)
+
+
+# ---- adapters
+
+
+@pytest.fixture
+def adapter_folder(engine, tmp_path):
+    """The folder of an adapter that this engine can serve; another seed makes another one."""
+
+    def get(seed: int):
+        tensors = lora_tensors(seed=seed, support=engine.capabilities().adapters)
+        return write_adapter(tmp_path / str(seed), tensors=tensors)
+
+    return get
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def adapters(engine, adapter_folder) -> AsyncIterator[tuple[str, str]]:
+    """Two versions of one adapter that the engine holds."""
+    versions = ("a@1", "a@2")
+    for seed, version in enumerate(versions):
+        await engine.load_adapter(version, adapter_folder(seed))
+    yield versions
+    for version in versions:
+        await engine.unload_adapter(version)
+
+
+async def answers(engine: Engine, *asked) -> list[list[int]]:
+    return [end.token_ids for end in await asyncio.gather(*(answer(engine, one) for one in asked))]
+
+
+def in_batch(*adapters, **changes):
+    """The same request once for each of these versions."""
+    return [request("hello", f"r{i}", adapter=one, ignore_eos=True, **changes) for i, one in enumerate(adapters)]
+
+
+async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine, adapters):
+    asked = in_batch(None, *adapters)
+    alone = [(await answers(engine, one))[0] for one in asked]
+    assert len({tuple(tokens) for tokens in alone}) == 3
+    assert await answers(engine, *asked) == alone
+    assert await answers(engine, *reversed(asked)) == alone[::-1]
+
+
+async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, adapters):
+    base, one, other = [
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
+        for adapter in (None, *adapters)
+    ]
+    assert one != pytest.approx(base, abs=1e-2) and other != pytest.approx(one, abs=1e-2)
+
+
+async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine):
+    with pytest.raises(EngineFailure):
+        await anext(engine.generate(request(adapter="never@heard")))
+    with pytest.raises(EngineFailure):
+        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
+    await engine.unload_adapter("never@heard")
+    assert (await answer(engine, request())).token_ids
+
+
+async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(engine, adapters, adapter_folder):
+    one, other = adapters
+    [old, new] = [(await answers(engine, asked))[0] for asked in in_batch(one, other, max_new_tokens=60)]
+    [base] = await answers(engine, request("hello", max_new_tokens=60, ignore_eos=True))
+    await engine.unload_adapter(other)
+    running = asyncio.create_task(answers(engine, *in_batch(None, one, max_new_tokens=60)))
+    await engine.load_adapter(other, adapter_folder(1))
+    late = request("hello", "late", adapter=other, max_new_tokens=60, ignore_eos=True)
+    assert await answers(engine, late) == [new]
+    assert await running == [base, old]
+    await engine.unload_adapter(one)
+    assert await answers(engine, late) == [new]
+    with pytest.raises(EngineFailure):
+        await answer(engine, request(adapter=one))
+
+
+async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(engine, adapters):
+    [mine, others] = in_batch(*adapters, max_new_tokens=4000)
+    async with aclosing(engine.generate(mine)) as outputs, aclosing(engine.generate(others)) as going_on:
+        await anext(outputs)
+        await anext(going_on)
+        await engine.unload_adapter(adapters[0])
+        with pytest.raises(EngineFailure):
+            async with asyncio.timeout(30):
+                [output async for output in outputs]
+        for _ in range(20):
+            await anext(going_on)
+
+
+async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engine, adapter_folder):
+    folder = adapter_folder(0)
+    await asyncio.gather(*(engine.load_adapter("a@1", folder) for _ in range(3)))
+    [tokens] = await answers(engine, request(adapter="a@1"))
+    await engine.load_adapter("a@1", folder)
+    assert await answers(engine, request(adapter="a@1")) == [tokens]
+    await engine.unload_adapter("a@1")
+    with pytest.raises(EngineFailure):
+        await answer(engine, request(adapter="a@1"))
+
+
+async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folder):
+    versions = [f"a@{seed}" for seed in range(12)]
+    for seed, version in enumerate(versions):
+        await engine.load_adapter(version, adapter_folder(seed))
+    asked = in_batch(*versions)
+    alone = [(await answers(engine, one))[0] for one in asked]
+    before = engine.stats()
+    assert len(before.adapter_slots) == 8 and {*before.adapter_slots} < {*versions}
+    assert await answers(engine, *asked) == alone
+    assert engine.stats().adapter_loads > before.adapter_loads
+    assert engine.stats().adapter_evictions > before.adapter_evictions
+    for version in versions:
+        await engine.unload_adapter(version)
+    async with asyncio.timeout(30):
+        while engine.stats().adapter_slots or engine.stats().adapter_host:
+            await answer(engine, request())
+
+
+async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder):
+    most = engine.capabilities().adapters.max_pinned
+    folder = adapter_folder(0)
+    for i in range(most):
+        await engine.load_adapter(f"pinned@{i}", folder, pinned=True)
+    with pytest.raises(InvalidAdapter) as refused:
+        await engine.load_adapter("one@more", folder, pinned=True)
+    assert refused.value.param == "pinned"
+    await engine.load_adapter("pinned@0", folder, pinned=False)
+    await engine.load_adapter("one@more", folder, pinned=True)
+    with pytest.raises(InvalidAdapter):
+        await engine.load_adapter("pinned@0", folder, pinned=True)
+    for version in ("one@more", *(f"pinned@{i}" for i in range(most))):
+        assert (await answer(engine, request(adapter=version))).token_ids
+        await engine.unload_adapter(version)
+
+
+async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_path):
+    engine = contestant.make()
+    with pytest.raises(EngineUnavailable):
+        await engine.load_adapter("a@1", tmp_path)
+    await engine.unload_adapter("a@1")
+    await engine.stop()
+    with pytest.raises(EngineUnavailable):
+        await engine.load_adapter("a@1", tmp_path)
+    await engine.unload_adapter("a@1")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,20 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, UnsupportedModel
+from engines.adapters.spec import WEIGHTS
+from engines.errors import (
+    Conflict,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidAdapter,
+    InvalidRequest,
+    QueueFull,
+    UnsupportedModel,
+)
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState
+from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
 
@@ -140,6 +151,96 @@ async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_
             tokens += output.token_ids
     assert len(tokens) == 100
     await until(lambda: engine.health().state is EngineState.READY)
+
+
+@pytest.fixture
+def adapter_folder(engine, tmp_path):
+    """The folder of an adapter of this model; another seed makes another one."""
+
+    def get(seed: int):
+        return write_adapter(
+            tmp_path / str(seed), tensors=lora_tensors(seed=seed, support=engine.capabilities().adapters)
+        )
+
+    return get
+
+
+async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_folder):
+    """Those that were there; not one that was being loaded, nor one that is unloaded before the next process is there."""
+    for seed, version in enumerate(("kept", "gone", "unloaded")):
+        await engine.load_adapter(version, adapter_folder(seed))
+    expected = (await answer(engine, request(adapter="kept"))).token_ids
+    assert expected != (await answer(engine, request())).token_ids
+    loads = engine.stats().adapter_loads
+    killed = process_of(engine)
+    killed.suspend()
+    loading = asyncio.create_task(engine.load_adapter("loading", adapter_folder(3)))
+    again = asyncio.create_task(engine.load_adapter("kept", adapter_folder(0)))
+    [running] = await started(engine, request(adapter="kept"))
+    killed.kill()
+    for result in await asyncio.gather(loading, again, running, return_exceptions=True):
+        assert isinstance(result, EngineFailure)
+    with pytest.raises(EngineUnavailable):
+        await engine.load_adapter("loading", adapter_folder(3))
+    await engine.unload_adapter("unloaded")
+    shutil.rmtree(adapter_folder(1))
+    await until(lambda: engine.health().state is EngineState.READY)
+    assert (await answer(engine, request(adapter="kept"))).token_ids == expected
+    assert engine.stats().adapter_loads == loads + 1
+    for lost, reason in (("gone", "can be read"), ("unloaded", "does not hold"), ("loading", "does not hold")):
+        with pytest.raises(EngineFailure, match=reason):
+            await answer(engine, request(adapter=lost))
+    assert (await answer(engine, request())).token_ids
+    for version in ("kept", "gone"):
+        await engine.unload_adapter(version)
+
+
+async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder):
+    folder = adapter_folder(0)
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(weights[:-10])
+    with pytest.raises(InvalidAdapter):
+        await engine.load_adapter("a", folder)
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await answer(engine, request(adapter="a"))
+    (folder / WEIGHTS).write_bytes(weights)
+    await engine.load_adapter("a", folder)
+    assert (await answer(engine, request(adapter="a"))).token_ids
+    (folder / WEIGHTS).write_bytes(weights[:-10])
+    await engine.load_adapter("a", folder)  # it is there already
+    assert (await answer(engine, request(adapter="a"))).token_ids
+    await engine.unload_adapter("a")
+
+
+async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_folder):
+    process_of(engine).suspend()
+    alone, *several = [
+        asyncio.create_task(engine.load_adapter(version, adapter_folder(0)))
+        for version in ("alone", "wanted", "wanted")
+    ]
+    await asyncio.sleep(0)
+    alone.cancel()
+    several[0].cancel()
+    process_of(engine).resume()
+    results = await asyncio.gather(alone, *several, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, asyncio.CancelledError, type(None)]
+    assert (await answer(engine, request(adapter="wanted"))).token_ids
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await answer(engine, request(adapter="alone"))
+    assert engine._loading == {}
+    await engine.unload_adapter("wanted")
+
+
+async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_folder):
+    process_of(engine).suspend()
+    loading = asyncio.create_task(engine.load_adapter("a", adapter_folder(0)))
+    await asyncio.sleep(0)
+    await engine.unload_adapter("a")
+    with pytest.raises(Conflict):
+        await loading
+    process_of(engine).resume()
+    with pytest.raises(EngineFailure, match="does not hold"):
+        await answer(engine, request(adapter="a"))
 
 
 async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine):

@@ -43,7 +43,8 @@ static __attribute__((noinline)) float total(lanes sum, const float *row, const 
   return result;
 }
 
-static inline void add(float *y, float factor, const float *row, int out) {
+/* Not inlined, as `total`: the compiler would be free to round differently for one row than for four. */
+static __attribute__((noinline)) void add(float *y, float factor, const float *row, int out) {
   for (int o = 0; o < out; o++) y[o] += factor * row[o];
 }
 

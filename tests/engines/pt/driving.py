@@ -1,5 +1,6 @@
 """Run the engine's core by hand, one step after another, and compare what it says with plain transformers."""
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,8 @@ def run(
 ) -> dict[str, Answer]:
     """Add all requests and step until each has its answer; `between` is called with the number of steps so far."""
     answers = {}
+    woken = threading.Event()
+    core.adapters.wake = woken.set
     for one in requests:
         answers[one.request_id] = Answer()
         core.add(one)
@@ -116,6 +119,7 @@ def run(
         between(step)
         if not core.busy:
             break
+        woken.clear()
         report = core.step()
         for request_id, output in report.outputs:
             answers[request_id].add(output)
@@ -123,6 +127,8 @@ def run(
             answers[request_id].embedding = embedding
         for request_id, error in report.errors:
             answers[request_id].error = error
+        if core.stalled:
+            assert woken.wait(60), "an adapter never comes"
     assert not core.busy, f"still busy after {most_steps} steps"
     assert core.scheduler.pool.free == core.scheduler.pool.num_pages, "pages are left behind"
     return answers

@@ -291,17 +291,6 @@ def test_the_facts_come_with_the_first_output_only(runner):
 # ---- the prefix cache
 
 
-def test_an_adapters_pages_are_its_own(runner):
-    core = core_of(runner("llama"))
-    cached = {}
-    for number, adapter in enumerate((None, "a@1", "a@2", None, "a@1")):
-        [answer] = run(core, [request(prompt(20), f"r{number}", adapter=adapter)]).values()
-        cached[number] = answer.first.cached_tokens
-    assert cached == {0: 0, 1: 0, 2: 0, 3: 16, 4: 16}
-    assert core.stats().prefix_cache_hits == 32
-    assert core.stats().prefix_cache_queries == 100
-
-
 def test_an_answer_is_found_again_as_the_prefix_of_the_next_turn(runner):
     core = core_of(runner("llama"))
     first = run(core, [request(prompt(20), ignore_eos=True)])["r"].tokens

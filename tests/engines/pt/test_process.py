@@ -12,6 +12,7 @@ from engines.errors import EngineFailure
 from engines.pt import wire
 from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
 from engines.types import EmbeddingRequest, Structured
+from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
 from tests.engines.pt.test_core import Watched
 from tests.engines.pt.tiny import CONFIGS, EOS, save
@@ -37,7 +38,8 @@ class Served:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
-        process = EngineProcess(Connection(theirs), core_of(self.runner, max_num_seqs=4, grammars=grammars), grammars)
+        self.core = core_of(self.runner, max_num_seqs=4, grammars=grammars)
+        process = EngineProcess(Connection(theirs), self.core, grammars)
         self.end: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(process,))
         self.thread.start()
@@ -63,6 +65,12 @@ class Served:
             open_ids -= {request_id for request_id, output in steps[-1].outputs if output.finish_reason}
             open_ids -= {request_id for request_id, _ in (*steps[-1].failures, *steps[-1].embeddings)}
         return steps
+
+    def until_loaded(self, version):
+        """The step that tells of an adapter, and how its load ended."""
+        while version not in (told := dict((step := self.receive()).adapters)):
+            pass
+        return step, told[version]
 
     def close(self):
         self.socket.close()
@@ -204,3 +212,71 @@ def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars):
     steps = served.until_ended("r")
     served.close()
     assert steps[-1].stats.waiting == 0
+
+
+# ---- adapters
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    return save_adapter(folder("llama"), tmp_path / "adapter", target_modules=["q_proj"])
+
+
+class Held:
+    """Holds up the reading of adapters until `go`."""
+
+    def __init__(self, core, monkeypatch):
+        self._read = core.adapters._read_folder
+        self.go = threading.Event()
+        monkeypatch.setattr(core.adapters, "_read_folder", self.read)
+
+    def read(self, folder):
+        assert self.go.wait(30)
+        return self._read(folder)
+
+
+def test_how_a_load_ended_is_told(served, adapter, tmp_path):
+    served.send(wire.LoadAdapter("a", str(adapter), False), wire.LoadAdapter("b", str(tmp_path / "none"), False))
+    step, error = served.until_loaded("a")
+    assert error is None and "a" in step.stats.adapter_host
+    if "b" not in dict(step.adapters):
+        step, error = served.until_loaded("b")
+    assert dict(step.adapters)["b"].kind == "InvalidAdapter"
+    served.send(wire.Generate(request(prompt(9), adapter="a", max_new_tokens=3, ignore_eos=True)))
+    steps = served.until_ended("r")
+    assert (steps[-1].failures, steps[-1].stats.adapter_slots) == ([], ("a",))
+
+
+def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, adapter, monkeypatch):
+    held = Held(served.core, monkeypatch)
+    mine = request(prompt(9), "mine", adapter="a", max_new_tokens=3, ignore_eos=True)
+    others = [request(prompt(9), f"r{i}", max_new_tokens=2, ignore_eos=True) for i in range(9)]
+    served.send(wire.LoadAdapter("a", str(adapter), False), wire.Generate(mine))
+    served.send(*(wire.Generate(one) for one in others))
+    served.until_ended(*(one.request_id for one in others))
+    held.go.set()
+    steps = served.until_ended("mine")
+    assert [version for step in steps for version, _ in step.adapters] == ["a"]
+    assert not any(step.failures for step in steps)
+
+
+def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(served, adapter, monkeypatch):
+    served.send(wire.LoadAdapter("a", str(adapter), False))
+    served.until_loaded("a")
+    endless = request(prompt(9), "running", adapter="a", max_new_tokens=110, ignore_eos=True)
+    served.runner.pace = threading.Semaphore(1)
+    served.send(wire.Generate(endless))
+    assert served.receive().outputs
+    held = Held(served.core, monkeypatch)
+    waiting = request(prompt(9), "waiting", adapter="b")
+    served.send(wire.LoadAdapter("b", str(adapter), False), wire.Generate(waiting))
+    served.send(wire.UnloadAdapter("a"), wire.UnloadAdapter("b"))
+    served.runner.pace.release(3)
+    failures = dict(failure for step in served.until_ended("running", "waiting") for failure in step.failures)
+    assert {name: failure.kind for name, failure in failures.items()} == dict.fromkeys(
+        ("running", "waiting"), "EngineFailure"
+    )
+    held.go.set()
+    served.runner.pace = None
+    served.send(wire.Generate(request(prompt(9), max_new_tokens=3, ignore_eos=True)))
+    assert served.until_ended("r")[-1].stats.adapter_slots == ()

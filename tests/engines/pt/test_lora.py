@@ -1,0 +1,438 @@
+"""Batched LoRA against the formula, layer by layer, and against PEFT, whole models."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.errors import InvalidAdapter
+from engines.pt.kernels import build
+from engines.pt.linear import pack
+from engines.pt.lora import LoraEmbedding, LoraLinear, Rows, counting_rows, read_weights
+from engines.pt.runner import ModelRunner
+from tests.engines.pt.adapters import load, save_adapter, spec_of, with_peft
+from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings
+from tests.engines.pt.test_parity import check
+from tests.engines.pt.tiny import CONFIGS, VOCAB_SIZE, save
+
+SLOTS = 5
+RANKS = (4, 0, 1, 16, 7)
+"""Of the adapters in the slots; 0: it leaves the layer alone."""
+
+
+@pytest.fixture(scope="session")
+def library():
+    found = build.load()
+    if found is None:
+        pytest.skip("no C compiler")
+    return found
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request):
+    """The kernel's library, or None for plain torch."""
+    return request.getfixturevalue("library") if request.param == "kernel" else None
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def matrices(rank, inputs, outputs, **options):
+    return torch.randn(rank, inputs, **options), torch.randn(rank, outputs, **options)
+
+
+class Layer:
+    """A linear layer with an adapter of its own rank in every slot."""
+
+    def __init__(self, library, inputs=64, outputs=48, *, ranks=RANKS, dtype=torch.float32, device="cpu", head=False):
+        self.base = nn.Linear(inputs, outputs, dtype=dtype, device=device)
+        self.rows = Rows(len(ranks))
+        self.layer = LoraLinear(self.base, (inputs, outputs), self.rows, head, library)
+        self.adapters = [
+            matrices(rank, inputs, outputs, dtype=dtype, device=device) if rank else None for rank in ranks
+        ]
+        for slot, adapter in enumerate(self.adapters):
+            self.layer.write(slot, adapter, None)
+
+    def __call__(self, x, slots):
+        self.rows.tokens = torch.tensor(slots, dtype=torch.int32, device=x.device)
+        with torch.inference_mode():
+            return self.layer(x)
+
+    def by_hand(self, x, slots):
+        y = self.base(x).detach().clone()
+        for row, slot in enumerate(slots):
+            if slot >= 0 and self.adapters[slot] is not None:
+                a, b = self.adapters[slot]
+                y[0, row] += (x[0, row].float() @ a.float().T @ b.float()).to(y.dtype)
+        return y
+
+
+def some_slots(rows):
+    return torch.randint(-1, SLOTS, (rows,)).tolist()
+
+
+# ---- one layer
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9, 33, 150])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 48), (33, 17), (100, 7), (577, 129)])
+def test_each_row_gets_the_update_of_its_own_adapter(way, inputs, outputs, rows):
+    layer = Layer(way, inputs, outputs)
+    x, slots = torch.randn(1, rows, inputs), some_slots(rows)
+    torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("slots", [[3] * 20, [0] * 3 + [3] * 9 + [-1] * 2 + [3] * 6, [-1] * 20, [1] * 20])
+def test_rows_of_one_adapter_beside_each_other(way, slots):
+    layer = Layer(way)
+    x = torch.randn(1, 20, 64)
+    torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("outputs", [48, 129])
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, outputs):
+    layer = Layer(library, 577, outputs)
+    pack(model := nn.Sequential(layer.base), library)
+    layer.layer.base = model[0]
+    x, slots = torch.randn(1, 60, 577), sorted(some_slots(60))
+    alone = torch.cat([layer(x[:, i : i + 1], slots[i : i + 1]) for i in range(60)], dim=1)
+    for first, last in ((0, 60), (0, 2), (1, 4), (7, 11), (13, 59)):
+        assert torch.equal(layer(x[:, first:last], slots[first:last]), alone[:, first:last])
+    shuffled = torch.randperm(60)
+    assert torch.equal(layer(x[:, shuffled], [slots[i] for i in shuffled]), alone[:, shuffled])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes(way, dtype):
+    layer = Layer(way, dtype=dtype)
+    x, slots = torch.randn(1, 30, 64, dtype=dtype), some_slots(30)
+    expected = layer.by_hand(x, slots)
+    found = layer(x, slots)
+    assert found.dtype is dtype
+    assert ((found - expected).norm() / expected.norm()).item() < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_cuda(library, dtype):
+    layer = Layer(library, dtype=dtype, device="cuda")
+    x, slots = torch.randn(1, 150, 64, dtype=dtype, device="cuda"), some_slots(150)
+    expected = layer.by_hand(x, slots)
+    assert ((layer(x, slots) - expected).norm() / expected.norm()).item() < 2e-2
+
+
+def test_what_overflows_with_another_adapter_is_no_harm():
+    layer = Layer(None, dtype=torch.float16)
+    layer.layer.write(0, tuple(torch.full_like(m, 60000.0) for m in layer.adapters[0]), None)
+    x, slots = torch.randn(1, 8, 64, dtype=torch.float16), [3] * 7 + [0]
+    found = layer(x, slots)
+    assert found[0, :7].isfinite().all() and not found[0, 7].isfinite().any()
+
+
+def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way):
+    layer, x = Layer(way), torch.randn(1, 9, 64)
+    for rank in (2, 32, 0, 5):
+        layer.adapters[3] = matrices(rank, 64, 48) if rank else None
+        layer.layer.write(3, layer.adapters[3], None)
+        for slots in ([3] * 9, [0, 3, 2] * 3):
+            torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
+    layer.layer.write(3, None, None)
+    assert torch.equal(layer(x, [3] * 9), layer.base(x))
+    assert not layer.layer._stack.a[3].any() and not layer.layer._stack.b[3].any()
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way):
+    layer, x = Layer(way), torch.randn(1, 9, 64)
+    a, _ = matrices(12, 64, 48)
+    with pytest.raises(RuntimeError):
+        layer.layer.write(0, (a, torch.randn(3, 5)), None)
+    layer.adapters[0] = matrices(2, 64, 48)
+    layer.layer.write(0, layer.adapters[0], None)
+    torch.testing.assert_close(layer(x, [0] * 9), layer.by_hand(x, [0] * 9), rtol=1e-4, atol=1e-3)
+
+
+def test_stacks_grow_to_the_highest_rank_and_no_further(way):
+    layer = Layer(way, ranks=(0,) * SLOTS)
+    assert layer.layer._stack is None
+    for rank in (3, 8, 5, 8):
+        for slot in range(SLOTS):
+            layer.layer.write(slot, matrices(rank, 64, 48), None)
+    assert layer.layer._stack.a.shape == (SLOTS, 8, 64) and layer.layer._stack.b.shape == (SLOTS, 8, 48)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_adapter_may_bring_a_weight_of_its_own(way, packed):
+    layer = Layer(way, head=True)
+    if packed:
+        pack(model := nn.Sequential(layer.base), way)
+        layer.layer.base = model[0]
+    own, x = torch.randn(48, 64), torch.randn(1, 6, 64)
+    layer.layer.write(0, layer.adapters[0], own)
+    layer.rows.wanted = torch.tensor([2, 0, -1, 0, 3, 0], dtype=torch.int32)
+    expected = layer.by_hand(x, layer.rows.wanted.tolist())
+    for row in (1, 3, 5):
+        a, b = layer.adapters[0]
+        expected[0, row] = nn.functional.linear(x[0, row], own, layer.base.bias) + x[0, row] @ a.T @ b
+    with torch.inference_mode():
+        torch.testing.assert_close(layer.layer(x), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_layer_that_gets_other_rows_than_the_step_has_fails(way):
+    with pytest.raises(RuntimeError, match="rows"):
+        Layer(way)(torch.randn(1, 4, 64), [0, 1, 2])
+
+
+def test_embeddings(library):
+    table = nn.Embedding(50, 8)
+    table.weight.data = table.weight.data.bfloat16().float()
+    pack(model := nn.Sequential(table), library)
+    rows = Rows(3)
+    layer = LoraEmbedding(model[0], rows)
+    a, b, own = torch.randn(50, 4), torch.randn(4, 8), torch.randn(50, 8)
+    layer.write(0, (a, b), None)
+    layer.write(1, (a, b), own)
+    ids = torch.tensor([[3, 49, 0, 3, 7]])
+    rows.tokens = torch.tensor([0, 1, -1, 2, 0], dtype=torch.int32)
+    expected = table(ids).clone()
+    expected[0, [0, 4]] += a[ids[0, [0, 4]]] @ b
+    expected[0, 1] = own[49] + a[49] @ b
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(ids), expected)
+        layer.write(0, None, None)
+        layer.write(1, None, None)
+        assert torch.equal(layer(ids), table(ids))
+
+
+class Routed(nn.Module):
+    """Its expert gets some of the tokens, its tower none, its table and its inner layer all."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner = nn.Embedding(10, 4), nn.Linear(4, 4)
+        self.expert, self.tower = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, ids):
+        x = self.inner(self.table(ids))
+        return x + self.expert(x[:, ::2]).sum()
+
+
+def test_layers_tell_how_many_rows_they_get():
+    model = Routed()
+    with counting_rows(model) as rows:
+        model(torch.zeros(1, 6, dtype=torch.long))
+        model(torch.zeros(1, 6, dtype=torch.long))
+    model(torch.zeros(1, 9, dtype=torch.long))
+    assert rows == {"table": {6}, "inner": {6}, "expert": {3}, "tower": set()}
+
+
+# ---- whole models
+
+
+KINDS = {
+    "ranks of their own": {
+        "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 9},
+        "alpha_pattern": {"v_proj": 3, "down_proj": 20},
+    },
+    "rslora": {"use_rslora": True, "r": 8},
+    "a few layers": {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
+    "embeddings": {"target_modules": ["embed_tokens", "o_proj"]},
+    "head": {"target_modules": ["lm_head", "gate_proj"]},
+    "embeddings and head": {"target_modules": ["embed_tokens", "lm_head"]},
+    "own head": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    "own embeddings": {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]},
+    "own embeddings and head": {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+def check_kind(core, model, config, plain, tmp_path, *, merged=True):
+    """A batch of the base, of an adapter of this kind and of a usual one: each answer is PEFT's."""
+    kind = save_adapter(model, tmp_path / "kind", seed=1, **config)
+    usual = save_adapter(model, tmp_path / "usual", seed=2, r=6)
+    load(core, kind=kind, usual=usual)
+    asked = [
+        request(prompt(11 + i, i), f"r{i}", adapter=(None, "kind", "usual")[i % 3], ignore_eos=True, logprobs=3)
+        for i in range(9)
+    ]
+    answers = run(core, asked)
+    truths = {None: plain, "kind": with_peft(model, kind, merged=merged), "usual": with_peft(model, usual)}
+    for version, truth in truths.items():
+        check(truth, [one for one in asked if one.adapter == version], answers)
+    return kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_answers_as_in_peft(kind, runner, folder, reference, tmp_path):
+    check_kind(core_of(runner("llama")), folder("llama"), KINDS[kind], reference("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "own embeddings", "own head", "head"])
+def test_a_model_with_tied_embeddings(kind, tmp_path, runner_of):
+    config = CONFIGS["llama"]()
+    config.tie_word_embeddings = True
+    model = save(config, tmp_path / "model", tokenizer=True)
+    plain = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()
+    check_kind(core_of(runner_of(model)), model, KINDS[kind], Reference(plain), tmp_path, merged=False)
+
+
+@pytest.fixture
+def runner_of():
+    return lambda model, **changes: ModelRunner(settings(model, **changes))
+
+
+def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, folder, tmp_path):
+    """PEFT saves `embed_tokens.base_layer` beside them: it takes the place of the model's own."""
+    path = save_adapter(folder("llama"), tmp_path, **KINDS["embeddings"])
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    tensors = load_file(path / WEIGHTS)
+    tensors[name] = tensors[name] + 0.3 * torch.randn_like(tensors[name])
+    save_file(tensors, path / WEIGHTS)
+    spec = spec_of(runner("llama"), path)
+    assert spec.saved == {"model.embed_tokens": name}
+    core = core_of(runner("llama"))
+    load(core, a=path)
+    one = request(prompt(15), adapter="a", ignore_eos=True, logprobs=3)
+    check(with_peft(folder("llama"), path), [one], run(core, [one]))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [("phi3", ["qkv_proj", "gate_up_proj"]), ("gpt2", ["c_attn", "wte", "wpe"])]
+)
+def test_fused_and_transposed_layers(name, targets, runner, folder, reference, tmp_path):
+    check_kind(core_of(runner(name)), folder(name), {"target_modules": targets}, reference(name), tmp_path)
+
+
+def test_a_bfloat16_model(folder, runner, tmp_path):
+    """In its dtype the answers are near PEFT's; how near, its own rounding of the base model tells."""
+    path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
+    narrow = runner("llama", dtype="bfloat16")
+    core = core_of(narrow)
+    load(core, a=path)
+    one = request(prompt(30), adapter="a", max_new_tokens=0, prompt_logprobs=0)
+    told = run(core, [one])["r"].first.prompt_logprobs
+    plain = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.bfloat16, attn_implementation="eager")
+    adapted = PeftModel.from_pretrained(plain, path, autocast_adapter_dtype=False).eval()
+    with torch.inference_mode():
+        logprobs = adapted(input_ids=torch.tensor([one.prompt_ids])).logits[0].float().log_softmax(-1)
+    exact = with_peft(folder("llama"), path).logits(one.prompt_ids).log_softmax(-1)
+    ids = torch.tensor(one.prompt_ids[1:])
+    truth, theirs = (p[:-1].gather(1, ids[:, None])[:, 0] for p in (exact, logprobs))
+    ours = torch.tensor([logprob.logprob for logprob in told[1:]])
+    assert (ours - truth).norm() < 2 * (theirs - truth).norm()
+
+
+class Counted:
+    """A library that counts the calls of `lora_add`."""
+
+    def __init__(self, library):
+        self._library = library
+        self.calls = 0
+
+    def lora_add(self, *args):
+        self.calls += 1
+        return self._library.lora_add(*args)
+
+
+def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of, folder, tmp_path):
+    counted = Counted(library)
+    own = runner_of(folder("llama"))
+    own.lora._library = counted
+    core = core_of(own)
+    load(core, a=save_adapter(folder("llama"), tmp_path))
+    run(core, [request(prompt(9), ignore_eos=True)])
+    assert counted.calls == 0
+    run(core, [request(prompt(9), adapter="a", max_new_tokens=1)])
+    layers = 2 * 7
+    assert counted.calls == layers
+
+
+def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_path):
+    own = runner_of(folder("llama"))
+    before = [type(module) for module in own.model.modules()]
+    core = core_of(own)
+    load(core, a=save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"]))
+    assert [type(module) for module in own.model.modules()] == before
+    run(core, [request(prompt(9), adapter="a")])
+    assert sum(isinstance(module, LoraLinear) for module in own.model.modules()) == 2
+
+
+# ---- what can be adapted, and what is refused
+
+
+def test_a_model_says_which_of_its_layers_can_be_adapted(runner):
+    support = runner("llama").lora.support
+    assert support.linears["model.layers.1.mlp.down_proj"] == (48, 32)
+    assert support.linears["lm_head"] == (32, VOCAB_SIZE)
+    assert support.embeddings == {"model.embed_tokens": (VOCAB_SIZE, 32)}
+    assert support.replaceable == {"model.embed_tokens", "lm_head"}
+    assert len(support.linears) == 2 * 7 + 1
+    assert runner("gpt2").lora.support.linears["transformer.h.0.attn.c_attn"] == (32, 96)
+
+
+def test_embeddings_that_compute_more_than_a_row_cannot_be_adapted(runner):
+    assert runner("gemma2").lora.support.embeddings == {}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_are_refused(name, runner, folder, tmp_path):
+    path = save_adapter(
+        folder(name), tmp_path, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
+    )
+    with pytest.raises(InvalidAdapter) as refused:
+        spec_of(runner(name), path)
+    assert refused.value.param == "target_parameters"
+    config = json.loads((path / CONFIG).read_text())
+    (path / CONFIG).write_text(json.dumps(config | {"target_parameters": None}))  # the tensors are there still
+    with pytest.raises(InvalidAdapter) as refused:
+        spec_of(runner(name), path)
+    assert refused.value.param == "target_modules"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("kind", ["lora_A", "lora_B"])
+def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp_path):
+    path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"])
+    tensors = load_file(path / WEIGHTS)
+    name = next(name for name in tensors if kind in name)
+    tensors[name] = tensors[name].double()  # 1e39 is a number there, but none in float32
+    tensors[name][0, 1] = value
+    save_file(tensors, path / WEIGHTS)
+    with pytest.raises(InvalidAdapter, match="finite") as refused:
+        read_weights(spec_of(runner("llama"), path), torch.float32)
+    assert refused.value.param == name
+
+
+def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path):
+    path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"], lora_alpha=10**8)
+    spec = spec_of(runner("llama"), path)
+    read_weights(spec, torch.float32)
+    with pytest.raises(InvalidAdapter, match="finite"):
+        read_weights(spec, torch.float16)
+
+
+def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folder, tmp_path):
+    path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
+    weights = read_weights(spec_of(runner("llama"), path), torch.float32)
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        before = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    with (path / WEIGHTS).open("r+b") as raw:
+        raw.seek(-4096, 2)
+        raw.write(bytes(4096))
+    for path_of, (a, _) in weights.linears.items():
+        assert torch.equal(a, before[f"base_model.model.{path_of}.lora_A.weight"])
+    assert torch.equal(weights.saved["lm_head"], before["base_model.model.lm_head.weight"])
+
+
+def test_without_a_kernel_the_model_answers_alike(runner_of, folder, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr("engines.pt.runner.build.load", lambda: None)
+    own = runner_of(folder("llama"))
+    check_kind(core_of(own), folder("llama"), KINDS["rslora"], reference("llama"), tmp_path)
