@@ -29,4 +29,4 @@ async def load_adapters(registry: AdapterRegistry, params: DeployParams) -> None
         except TuneserveError as error:
             raise type(error)(f"--adapters: {name}: {error.message}", param="adapters") from error
     if names := [adapter.name for adapter in registry.adapters() if adapter.state != "failed"]:
-        logger.info("Loaded %d adapters in %.1f s: %s", len(names), time.monotonic() - began, ", ".join(names))
+        logger.info("The adapters were loaded after %.1f s: %s", time.monotonic() - began, ", ".join(names))
