@@ -36,7 +36,7 @@ class Client:
 
     def _body(self, load: Load, position: int) -> dict[str, Any]:
         return {
-            "model": self._model,
+            "model": load.models[position % len(load.models)] if load.models else self._model,
             "messages": load.messages[position],
             "max_tokens": load.output_tokens,
             "stream": True,

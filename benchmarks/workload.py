@@ -33,6 +33,8 @@ class Load:
     output_tokens: int = OUTPUT_TOKENS
     extra: dict[str, Any] = field(default_factory=dict)
     """What the body needs besides on this server, so that no answer ends early."""
+    models: list[str] = field(default_factory=list)
+    """What requests name as `model`, in turn; none: the driver's own."""
 
 
 def make_prompts(tokenizer: Any, count: int, *, seed: int) -> list[list[dict[str, str]]]:
