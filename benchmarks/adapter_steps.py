@@ -52,7 +52,9 @@ def ours(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]
 
     def prefill(adapters: int) -> list[Segment]:
         return [
-            Segment([7 + i] * PROMPT_TOKENS, 0, list(range(i * pages, (i + 1) * pages)), 1, i % adapters if adapters else -1)
+            Segment(
+                [7 + i] * PROMPT_TOKENS, 0, list(range(i * pages, (i + 1) * pages)), 1, i % adapters if adapters else -1
+            )
             for i in range(PROMPTS)
         ]
 

@@ -25,7 +25,6 @@ from benchmarks.environments import HOME, ROOT, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import SERVERS, Server, Setting, with_port
 
-
 ADAPTERS = (0, 1, 8, 32)
 CONCURRENCY = 32
 HOT_LOADS = 20
@@ -97,7 +96,13 @@ def step_rows(which: str, setting: Setting, folder: Path) -> list[Row]:
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     return [
-        {"what": f"{which}: {kind} step", "adapters": count, "value": value, "unit": "ms", "share": value / times["base"]}
+        {
+            "what": f"{which}: {kind} step",
+            "adapters": count,
+            "value": value,
+            "unit": "ms",
+            "share": value / times["base"],
+        }
         for kind, times in result.items()
         for count, value in times.items()
     ]
@@ -173,13 +178,21 @@ def hot_load_rows(server: Server, setting: Setting, folder: Path) -> list[Row]:
         for number in range(max(ADAPTERS), max(ADAPTERS) + HOT_LOADS):
             plain.append(first_token(setting, "bench"))
             began = time.perf_counter()
-            post(setting, "/v1/load_lora_adapter", {"lora_name": f"hot-{number}", "lora_path": str(folder / str(number))})
+            post(
+                setting, "/v1/load_lora_adapter", {"lora_name": f"hot-{number}", "lora_path": str(folder / str(number))}
+            )
             loads.append(time.perf_counter() - began)
             first_token(setting, f"hot-{number}")
             firsts.append(time.perf_counter() - began)
     shutil.rmtree(state)
     return [
-        {"what": what, "adapters": "1", "value": 1000 * statistics.median(times), "unit": "ms", "most_of_all": 1000 * max(times)}
+        {
+            "what": what,
+            "adapters": "1",
+            "value": 1000 * statistics.median(times),
+            "unit": "ms",
+            "most_of_all": 1000 * max(times),
+        }
         for what, times in (
             ("tuneserve: load an adapter of rank 8 (POST)", loads),
             ("tuneserve: POST to the first token with it", firsts),

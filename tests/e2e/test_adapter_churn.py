@@ -1,0 +1,113 @@
+"""Two hundred loads, replacements and unloads of adapters while others answer: no failure, no wrong answer, no leak."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.e2e.test_deploy import PATIENCE, TEMPLATE, engine_of, until
+from tests.engines.pt.tiny import CONFIGS, save
+from tests.server.process import ServerProcess
+
+CYCLES = 200
+SETTLED = 60
+"""Cycles after which the memory has its size."""
+GROWTH = 24 * 2**20
+"""Bytes that heaps may still wander."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model, and a folder of adapters for it."""
+    model = save(CONFIGS["llama"](), tmp_path_factory.mktemp("model") / "tiny", tokenizer=True)
+    adapters = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("resident", "first", "second")):
+        network = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4 + 4 * seed, target_modules="all-linear")
+        )
+        torch.manual_seed(seed)
+        for parameter_name, parameter in network.named_parameters():
+            if "lora_" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        network.save_pretrained(adapters / name)
+    return model, adapters
+
+
+@pytest.fixture
+def busy(tiny: tuple[Path, Path], tmp_path: Path) -> Iterator[ServerProcess]:
+    model, adapters = tiny
+    flags = ["--threads", "1", "--torch-dtype", "float32", "--chat-template", TEMPLATE, "--state-dir", str(tmp_path)]
+    flags += [
+        "--adapters",
+        f"resident={adapters / 'resident'}",
+        "--adapter-roots",
+        str(adapters),
+        "--log-interval",
+        "-1",
+    ]
+    process = ServerProcess.deploy("--model", str(model), *flags, "--max-loras", "2", "--verbose", "false")
+    try:
+        url = process.wait_until_listening()
+        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
+            until(lambda: http.get("/ready").status_code == 200)
+        yield process
+    finally:
+        process.close()
+
+
+def complete(http: httpx.Client, model: str) -> str:
+    body = {"model": model, "prompt": "the red and the blue", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_behind(busy, tiny) -> None:
+    stop, wrong = threading.Event(), []
+
+    def traffic(model: str) -> None:
+        with httpx.Client(base_url=busy.url, timeout=PATIENCE) as http:
+            expected = complete(http, model)
+            while not stop.is_set():
+                answer = complete(http, model)
+                if answer != expected:
+                    wrong.append((model, answer, expected))
+
+    threads = [threading.Thread(target=traffic, args=(model,)) for model in ("tiny", "resident")]
+    for thread in threads:
+        thread.start()
+    try:
+        with httpx.Client(base_url=busy.url, timeout=PATIENCE) as http:
+            known: dict[str, str] = {}
+            settled = 0
+            for cycle in range(CYCLES):
+                for version, fresh in (("first", True), ("second", False)):
+                    body = {"lora_name": "changing", "lora_path": version, "load_inplace": not fresh}
+                    answer = http.post("/v1/load_lora_adapter", json=body)
+                    assert answer.status_code == 200, answer.text
+                    assert complete(http, "changing") == known.setdefault(version, complete(http, "changing"))
+                answer = http.post("/v1/unload_lora_adapter", json={"lora_name": "changing"})
+                assert answer.status_code == 200, answer.text
+                if cycle == SETTLED:
+                    settled = memory_of(busy)
+            assert known["first"] != known["second"]
+            assert http.get("/v1/models").json()["data"][-1]["id"] == "resident"
+        grown = memory_of(busy) - settled
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert grown < GROWTH
+
+
+def memory_of(server: ServerProcess) -> int:
+    """Bytes of the server and its engine that nobody else uses."""
+    processes = [psutil.Process(server.pid), engine_of(server)]
+    return sum(process.memory_full_info().uss for process in processes)
