@@ -8,7 +8,7 @@
  * ranks  [slots] int32            0: the adapter leaves this layer alone
  * slots  [rows] int32             -1: no adapter
  *
- * A task is a run of neighbouring rows with the same adapter, of up to ROWS: they share the reading of its matrices.
+ * A task is up to ROWS rows with the same adapter, wherever they are: they share the reading of its matrices.
  * The sums of a row are made in the same order whatever rows are beside it.
  */
 #include <stdlib.h>
@@ -18,7 +18,7 @@
 #define ROWS 4
 
 #define RUN(COUNT)                                                                                                    \
-  static void run_##COUNT(const float *x, float *y, const float *a, const float *b, int rank, int in, int out,        \
+  static void run_##COUNT(const float **x, float **y, const float *a, const float *b, int rank, int in, int out,      \
                           float *low) {                                                                               \
     for (int r = 0; r < rank; r++) {                                                                                  \
       const float *row = a + (int64_t)r * in;                                                                         \
@@ -26,12 +26,12 @@
       int k = 0;                                                                                                      \
       for (; k + LANES <= in; k += LANES)                                                                             \
         _Pragma("GCC unroll 4") for (int i = 0; i < COUNT; i++)                                                       \
-            sum[i] = multiply_add(*(const lanes *)(row + k), *(const lanes *)(x + (int64_t)i * in + k), sum[i]);      \
-      for (int i = 0; i < COUNT; i++) low[r * COUNT + i] = total(sum[i], row + k, x + (int64_t)i * in + k, in - k);    \
+            sum[i] = multiply_add(*(const lanes *)(row + k), *(const lanes *)(x[i] + k), sum[i]);                     \
+      for (int i = 0; i < COUNT; i++) low[r * COUNT + i] = total(sum[i], row + k, x[i] + k, in - k);                   \
     }                                                                                                                 \
     for (int r = 0; r < rank; r++) {                                                                                  \
       const float *row = b + (int64_t)r * out;                                                                        \
-      for (int i = 0; i < COUNT; i++) add(y + (int64_t)i * out, low[r * COUNT + i], row, out);                        \
+      for (int i = 0; i < COUNT; i++) add(y[i], low[r * COUNT + i], row, out);                                        \
     }                                                                                                                 \
   }
 
@@ -50,34 +50,48 @@ static __attribute__((noinline)) void add(float *y, float factor, const float *r
 
 RUN(1) RUN(2) RUN(3) RUN(4)
 
+/* Rows by slot, those without one left out, as tasks: `order[starts[task]]` to `order[starts[task + 1] - 1]`. Returns how
+ * many; both arrays have room for rows + 1. */
+static int deal_out(const int32_t *slots, int rows, int *order, int *starts) {
+  int highest = -1, dealt = 0, tasks = 0;
+  for (int t = 0; t < rows; t++) highest = slots[t] > highest ? slots[t] : highest;
+  for (int slot = 0; slot <= highest; slot++) {
+    int first = dealt;
+    for (int t = 0; t < rows; t++)
+      if (slots[t] == slot) order[dealt++] = t;
+    for (int at = first; at < dealt; at += ROWS) starts[tasks++] = at;
+  }
+  starts[tasks] = dealt;
+  return tasks;
+}
+
 /* Returns 1 where there is no memory. */
 int lora_add(const float *x, float *y, const float *a, const float *b, const int32_t *ranks, const int32_t *slots,
              int rows, int in, int out, int max_rank) {
-  int *starts = malloc(sizeof(int) * ((size_t)rows + 1)), tasks = 0, failed = 0;
-  if (starts == NULL) return 1;
-  for (int t = 0; t < rows; t++)
-    if (t == 0 || slots[t] != slots[t - 1] || t - starts[tasks - 1] == ROWS) starts[tasks++] = t;
-  starts[tasks] = rows;
+  int *order = malloc(2 * sizeof(int) * ((size_t)rows + 1)), failed = 0;
+  if (order == NULL) return 1;
+  int *starts = order + rows + 1, tasks = deal_out(slots, rows, order, starts);
 #pragma omp parallel reduction(| : failed)
   {
     float *low = malloc(sizeof(float) * ROWS * (size_t)max_rank);
     failed |= low == NULL;
 #pragma omp for schedule(dynamic, 1)
     for (int task = 0; task < tasks; task++) {
-      int t = starts[task], count = starts[task + 1] - t, slot = slots[t];
-      if (low == NULL || slot < 0 || ranks[slot] == 0) continue;
-      const float *from = x + (int64_t)t * in, *down = a + (int64_t)slot * max_rank * in,
-                  *up = b + (int64_t)slot * max_rank * out;
-      float *to = y + (int64_t)t * out;
+      const int *own = order + starts[task];
+      int count = starts[task + 1] - starts[task], slot = slots[own[0]], rank = ranks[slot];
+      if (low == NULL || rank == 0) continue;
+      const float *from[ROWS], *down = a + (int64_t)slot * max_rank * in, *up = b + (int64_t)slot * max_rank * out;
+      float *to[ROWS];
+      for (int i = 0; i < count; i++) from[i] = x + (int64_t)own[i] * in, to[i] = y + (int64_t)own[i] * out;
       switch (count) {
-        case 1: run_1(from, to, down, up, ranks[slot], in, out, low); break;
-        case 2: run_2(from, to, down, up, ranks[slot], in, out, low); break;
-        case 3: run_3(from, to, down, up, ranks[slot], in, out, low); break;
-        default: run_4(from, to, down, up, ranks[slot], in, out, low);
+        case 1: run_1(from, to, down, up, rank, in, out, low); break;
+        case 2: run_2(from, to, down, up, rank, in, out, low); break;
+        case 3: run_3(from, to, down, up, rank, in, out, low); break;
+        default: run_4(from, to, down, up, rank, in, out, low);
       }
     }
     free(low);
   }
-  free(starts);
+  free(order);
   return failed;
 }
