@@ -131,11 +131,12 @@ def _to_wire(adapter: Adapter, serving: Serving, aliases: Mapping[str, list[str]
     return {
         "id": adapter.name,
         "object": "adapter",
+        "name": adapter.name,
         "version": adapter.version or None,
         "source": adapter.source,
         "parent": serving.model_name,
         "rank": adapter.rank,
-        "bytes": adapter.num_bytes,
+        "size": adapter.num_bytes,
         "state": adapter.state,
         "error": adapter.error or None,
         "pinned": adapter.pinned,

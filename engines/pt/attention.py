@@ -209,10 +209,7 @@ class KernelAttention:
     """The C kernel. Calls release the GIL."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        pointers, ints = [ctypes.c_void_p] * 7, [ctypes.c_int] * 6
         self._functions = {torch.float32: library.paged_attention_float, torch.bfloat16: library.paged_attention_bf16}
-        for function in self._functions.values():
-            function.argtypes = [*pointers, *ints, ctypes.c_float, ctypes.c_int, ctypes.c_float]
 
     def __call__(
         self, q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float

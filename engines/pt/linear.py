@@ -22,15 +22,12 @@ class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def __init__(self, linear: nn.Linear, library: ctypes.CDLL) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        library.packed_size.restype = ctypes.c_int64
         size = library.packed_size(self.in_features, self.out_features)
         weight = linear.weight.detach().bfloat16().contiguous()
         self._packed = torch.empty(size, dtype=torch.bfloat16)
-        pointers = ctypes.c_void_p(weight.data_ptr()), ctypes.c_void_p(self._packed.data_ptr())
-        library.pack_weights(*pointers, self.in_features, self.out_features)
+        library.pack_weights(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
         self.bias = None if linear.bias is None else linear.bias.detach().contiguous()
         self._multiply = library.linear_widening
-        self._multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()

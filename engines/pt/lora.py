@@ -245,8 +245,7 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             stack.add(x, y, slots)
             return
         x = x.contiguous()
-        tensors = (x, y, stack.a, stack.b, stack.ranks, slots)
-        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+        pointers = [tensor.data_ptr() for tensor in (x, y, stack.a, stack.b, stack.ranks, slots)]
         if self._library.lora_add(*pointers, len(x), self.in_features, self.out_features, stack.a.shape[1]):
             raise MemoryError("no memory for adapters")
 

@@ -115,9 +115,10 @@ def test_all_there_is_to_know_of_an_adapter(api: Api) -> None:
     adapter = api.adapter("org/sql")
     assert adapter["version"].startswith("org/sql@")
     assert adapter["created"] <= adapter["last_used"]
-    assert adapter["bytes"] > 0
-    assert {key: adapter[key] for key in adapter.keys() - {"version", "created", "last_used", "bytes"}} == {
+    assert adapter["size"] > 0
+    assert {key: adapter[key] for key in adapter.keys() - {"version", "created", "last_used", "size"}} == {
         "id": "org/sql",
+        "name": "org/sql",
         "object": "adapter",
         "source": "a",
         "parent": "echo",

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from engines.cache import cache_folder
 
@@ -30,10 +31,30 @@ def load() -> ctypes.CDLL | None:
         log.warning("no C compiler found: plain torch operations are used, which are slower")
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return _declared(ctypes.CDLL(str(_built(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the kernels could not be built (%s): plain torch operations are used, which are slower", error)
         return None
+
+
+P, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+ATTENTION = [*[P] * 7, *[INT] * 6, FLOAT, INT, FLOAT]
+SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "paged_attention_float": (ATTENTION, INT),
+    "paged_attention_bf16": (ATTENTION, INT),
+    "linear_widening": ([P, P, P, P, LONG, INT, INT], None),
+    "packed_size": ([INT, INT], LONG),
+    "pack_weights": ([P, P, INT, INT], None),
+    "lora_add": ([*[P] * 6, *[INT] * 4], INT),
+}
+"""As the C files have them: types of the arguments and of the result. Pointers are given as numbers (`data_ptr`)."""
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (arguments, result) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+    return library
 
 
 def _built(compiler: str) -> Path:
