@@ -113,16 +113,20 @@ def step_rows(which: str, setting: Setting, folder: Path) -> list[Row]:
 
 def server_rows(server: Server, setting: Setting, folder: Path) -> list[Row]:
     """Output tokens/s at CONCURRENCY, greedy, by how many adapters the requests name in turn."""
-    arguments = argparse.Namespace(requests=CONCURRENCY)
     rows: list[Row] = []
     try:
         with running(with_adapters(server, folder), setting) as (tree, driver):
             serving.wait_for_answer(server, setting, driver, tree, "greedy")
             for count in ADAPTERS:
                 models = [str(number) for number in range(count)]
-                load = serving.make_load(server, setting, "greedy", CONCURRENCY, arguments.requests, seed=count + 1)
-                driver.run(replace(load, models=models, output_tokens=2))
-                done = driver.run(replace(load, models=models))
+                warm_up, load = (
+                    replace(
+                        serving.make_load(server, setting, "greedy", CONCURRENCY, CONCURRENCY, seed=seed), models=models
+                    )
+                    for seed in (2 * count, 2 * count + 1)
+                )
+                driver.run(replace(warm_up, output_tokens=2))
+                done = driver.run(load)
                 summary = report.summarize(done, cpu_seconds=0.0)
                 speed = summary["output_tokens_per_second"]
                 base = rows[0]["value"] if rows else speed

@@ -7,6 +7,7 @@ Everything around the model is real: queue, aborts, stop tokens, logprobs, `n`, 
 import asyncio
 import itertools
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,8 @@ class EchoEngine:
             running=len(self._unfinished),
             adapter_slots=tuple(self._adapters.slots),
             adapter_host=tuple(self._adapters.folders),
-            adapter_loads=self._adapters.loads,
-            adapter_evictions=self._adapters.evictions,
+            adapter_loads=dict(self._adapters.loads),
+            adapter_evictions=dict(self._adapters.evictions),
         )
 
     def _admit(self, request: GenerationRequest) -> None:
@@ -228,8 +229,8 @@ class _Adapters:
         self.folders: dict[str, Path] = {}
         self.pinned: set[str] = set()
         self.slots: list[str] = []  # least recently used first
-        self.loads = 0
-        self.evictions = 0
+        self.loads: Counter[str] = Counter()
+        self.evictions: Counter[str] = Counter()
 
     def load(self, version: str, folder: Path, pinned: bool) -> None:
         others = self.pinned - {version}
@@ -241,6 +242,8 @@ class _Adapters:
     def unload(self, version: str) -> None:
         self.folders.pop(version, None)
         self.pinned.discard(version)
+        self.loads.pop(version, None)
+        self.evictions.pop(version, None)
         if version in self.slots:
             self.slots.remove(version)
 
@@ -259,10 +262,11 @@ class _Adapters:
         else:
             if not (self.folders[version] / WEIGHTS).is_file():
                 raise EngineFailure(f"The folder of {version!r} has gone.")
-            self.loads += 1
+            self.loads[version] += 1
             if len(self.slots) == self._max_loras:
-                self.slots.remove(next(idle for idle in self.slots if idle not in self.pinned))
-                self.evictions += 1
+                evicted = next(idle for idle in self.slots if idle not in self.pinned)
+                self.slots.remove(evicted)
+                self.evictions[evicted] += 1
         self.slots.append(version)
 
 

@@ -146,7 +146,7 @@ class EngineStats:
     """Versions whose weights are where the engine computes with them."""
     adapter_host: tuple[str, ...] = ()
     """Versions whose weights are in host memory."""
-    adapter_loads: int = 0
-    """Copies into a slot."""
-    adapter_evictions: int = 0
-    """Slots given to another adapter."""
+    adapter_loads: dict[str, int] = field(default_factory=dict)
+    """How often each version was copied into a slot, while it is loaded."""
+    adapter_evictions: dict[str, int] = field(default_factory=dict)
+    """How often each version had to give its slot to another, while it is loaded."""

@@ -1,6 +1,7 @@
 """Prometheus metrics, named as vLLM's. Each app has a registry of its own."""
 
 import time
+from collections import Counter as Multiset
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
@@ -190,12 +191,25 @@ class _EngineCollector(Collector):
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
         yield self._counter("num_preemptions", "Requests put back to make room.", stats.preemptions)
-        yield self._counter("adapter_loads", "Adapters copied to where they are computed with.", stats.adapter_loads)
-        yield self._counter("adapter_evictions", "Adapters that had to make room there.", stats.adapter_evictions)
+        yield self._by_adapter(
+            "adapter_loads", "How often the adapter was copied to where it is computed with.", stats.adapter_loads
+        )
+        yield self._by_adapter(
+            "adapter_evictions", "How often the adapter had to make room there.", stats.adapter_evictions
+        )
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
         family.add_metric(self._values, value)
+        return family
+
+    def _by_adapter(self, name: str, text: str, by_version: dict[str, int]) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=(*LABELS, "adapter"))
+        counts: Multiset[str] = Multiset()
+        for version, count in by_version.items():
+            counts[version.rpartition("@")[0]] += count
+        for adapter, count in counts.items():
+            family.add_metric((*self._values, adapter), count)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:

@@ -7,6 +7,7 @@ for it. So a busy adapter cannot keep a rare one waiting, and the other slots go
 that has begun is admitted to an emptying slot, too: beams rest until their sisters, which may have been preempted, catch up.
 """
 
+from collections import Counter
 from collections.abc import Set as AbstractSet
 
 
@@ -22,8 +23,8 @@ class AdapterSlots:
         self.ready: set[str] = set()
         """Versions whose weights are in host memory: these can be put into a slot."""
         self.pinned: set[str] = set()
-        self.loads = 0
-        self.evictions = 0
+        self.loads: Counter[str] = Counter()
+        self.evictions: Counter[str] = Counter()
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -61,8 +62,10 @@ class AdapterSlots:
         if slot is None:
             slot = self._idle_slot()
             assert slot is not None and version in self.ready, "it may run"
-            self.evictions += self._version[slot] is not None
-            self.loads += 1
+            evicted = self._version[slot]
+            if evicted is not None:
+                self.evictions[evicted] += 1
+            self.loads[version] += 1
             self._version[slot] = version
             self._writes[slot] = version
         self._users[slot] += 1
@@ -90,7 +93,9 @@ class AdapterSlots:
         return slot
 
     def forget(self, version: str) -> int | None:
-        """The version is gone: `vacate`, and it is neither ready nor pinned."""
+        """The version is gone: `vacate`, and it is neither ready nor pinned nor counted."""
+        self.loads.pop(version, None)
+        self.evictions.pop(version, None)
         self.ready.discard(version)
         self.pinned.discard(version)
         return self.vacate(version)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,8 @@ from engines.pt.config import PtConfig
 from engines.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions", "adapter_loads", "adapter_evictions")
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
 
 
 @dataclass(slots=True)
@@ -171,7 +173,7 @@ class PtEngine:
         self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
 
     def _fail_all(self, kind: type[TuneserveError], message: str) -> None:
-        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS})
+        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_VERSION})
         self._stats = self._before
         self._sent = self._received = 0
         for pending in [pending for pending in self._pending.values() if pending.open]:
@@ -200,6 +202,8 @@ class PtEngine:
 
     async def unload_adapter(self, version: str) -> None:
         self._adapters.pop(version, None)
+        for name in COUNTERS_BY_VERSION:
+            getattr(self._before, name).pop(version, None)
         self._end_loading(version, Conflict(f"the adapter {version!r} was unloaded while it was loaded"))
         self._send(wire.frame(wire.UnloadAdapter(version)))
 
@@ -302,4 +306,6 @@ def _status(code: int) -> str:
 
 def _sum(now: EngineStats, before: EngineStats) -> EngineStats:
     values = {f.name: getattr(now, f.name) for f in fields(EngineStats)}
-    return EngineStats(**values | {name: values[name] + getattr(before, name) for name in COUNTERS})
+    values |= {name: values[name] + getattr(before, name) for name in COUNTERS}
+    values |= {name: Counter(values[name]) + Counter(getattr(before, name)) for name in COUNTERS_BY_VERSION}
+    return EngineStats(**values)

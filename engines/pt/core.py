@@ -159,8 +159,8 @@ class EngineCore:
             preemptions=scheduler.preemptions,
             adapter_slots=scheduler.adapters.resident,
             adapter_host=self.adapters.in_host,
-            adapter_loads=scheduler.adapters.loads,
-            adapter_evictions=scheduler.adapters.evictions,
+            adapter_loads=dict(scheduler.adapters.loads),
+            adapter_evictions=dict(scheduler.adapters.evictions),
         )
 
     # ---- adapters

@@ -386,8 +386,8 @@ async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folde
     before = engine.stats()
     assert len(before.adapter_slots) == 8 and {*before.adapter_slots} < {*versions}
     assert await answers(engine, *asked) == alone
-    assert engine.stats().adapter_loads > before.adapter_loads
-    assert engine.stats().adapter_evictions > before.adapter_evictions
+    assert sum(engine.stats().adapter_loads.values()) > sum(before.adapter_loads.values())
+    assert sum(engine.stats().adapter_evictions.values()) > sum(before.adapter_evictions.values())
     for version in versions:
         await engine.unload_adapter(version)
     async with asyncio.timeout(30):

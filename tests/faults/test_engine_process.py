@@ -171,7 +171,7 @@ async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_fo
         await engine.load_adapter(version, adapter_folder(seed))
     expected = (await answer(engine, request(adapter="kept"))).token_ids
     assert expected != (await answer(engine, request())).token_ids
-    loads = engine.stats().adapter_loads
+    loads = engine.stats().adapter_loads["kept"]
     killed = process_of(engine)
     killed.suspend()
     loading = asyncio.create_task(engine.load_adapter("loading", adapter_folder(3)))
@@ -186,7 +186,7 @@ async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_fo
     shutil.rmtree(adapter_folder(1))
     await until(lambda: engine.health().state is EngineState.READY)
     assert (await answer(engine, request(adapter="kept"))).token_ids == expected
-    assert engine.stats().adapter_loads == loads + 1
+    assert engine.stats().adapter_loads["kept"] == loads + 1
     for lost, reason in (("gone", "can be read"), ("unloaded", "does not hold"), ("loading", "does not hold")):
         with pytest.raises(EngineFailure, match=reason):
             await answer(engine, request(adapter=lost))
