@@ -96,6 +96,7 @@ def test_the_prefix_cache_never_crosses_versions(name, adapted_core, references)
             answers = run(core, [one])
             check(references(name)[version], [one], answers)
             assert answers["r"].first.cached_tokens == seen
+    assert (core.stats().prefix_cache_queries, core.stats().prefix_cache_hits) == (6 * 35, 3 * 32)
 
 
 # ---- everything that a request may ask for
