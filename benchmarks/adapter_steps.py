@@ -10,7 +10,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,32 +42,29 @@ def ours(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]
     from engines.pt.lora import read_weights
     from engines.pt.runner import ModelRunner, Segment
 
-    config = PtConfig(model=model, dtype=dtype, threads=threads, max_loras=max(ADAPTERS))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"model": model, "dtype": dtype, "threads": threads}
+    config = PtConfig(**settings, max_loras=max(ADAPTERS))
     runner = ModelRunner(config)
     pages = -(-(CONTEXT + 1) // runner.cache.page_size)
 
-    def decode(adapters: int) -> list[Segment]:
-        return [
-            Segment([100 + i], CONTEXT, list(range(i * pages, (i + 1) * pages)), 1, i % adapters if adapters else -1)
-            for i in range(BATCH)
-        ]
+    def segment(i: int, tokens: list[int], start: int, adapters: int) -> Segment:
+        own_pages = list(range(i * pages, (i + 1) * pages))
+        return Segment(tokens, start, own_pages, wants=1, slot=i % adapters if adapters else -1)
 
-    def prefill(adapters: int) -> list[Segment]:
-        return [
-            Segment(
-                [7 + i] * PROMPT_TOKENS, 0, list(range(i * pages, (i + 1) * pages)), 1, i % adapters if adapters else -1
-            )
-            for i in range(PROMPTS)
-        ]
+    def decode(adapters: int) -> None:
+        runner.step([segment(i, [100 + i], CONTEXT, adapters) for i in range(BATCH)])
 
-    result = {"decode": {"base": median_ms(lambda: runner.step(decode(0)))}}
-    result["prefill"] = {"base": median_ms(lambda: runner.step(prefill(0)), 5)}
+    def prefill(adapters: int) -> None:
+        runner.step([segment(i, [7 + i] * PROMPT_TOKENS, 0, adapters) for i in range(PROMPTS)])
+
+    result = {"decode": {"base": median_ms(partial(decode, 0))}}
+    result["prefill"] = {"base": median_ms(partial(prefill, 0), 5)}
     for slot in range(max(ADAPTERS)):
         spec = read_adapter(folder / str(slot), runner.lora.support)
         runner.lora.write(slot, read_weights(spec, runner.dtype))
     for count in ADAPTERS:
-        result["decode"][str(count)] = median_ms(lambda n=count: runner.step(decode(n)))  # type: ignore[misc]
-        result["prefill"][str(count)] = median_ms(lambda n=count: runner.step(prefill(n)), 5)  # type: ignore[misc]
+        result["decode"][str(count)] = median_ms(partial(decode, count))
+        result["prefill"][str(count)] = median_ms(partial(prefill, count), 5)
     return result
 
 
@@ -90,15 +89,15 @@ def peft(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]
             chosen = {} if names is None else {"adapter_names": names[:PROMPTS]}
             network(prompts, logits_to_keep=1, **chosen)
 
-        result = {"decode": {"base": median_ms(lambda: decode(base, None))}}
-        result["prefill"] = {"base": median_ms(lambda: prefill(base, None), 5)}
+        result = {"decode": {"base": median_ms(partial(decode, base, None))}}
+        result["prefill"] = {"base": median_ms(partial(prefill, base, None), 5)}
         adapted = PeftModel.from_pretrained(base, folder / "0", adapter_name="0").eval()
         for number in range(1, max(ADAPTERS)):
             adapted.load_adapter(folder / str(number), adapter_name=str(number))
         for count in ADAPTERS:
             names = [str(i % count) if count else "__base__" for i in range(BATCH)]
-            result["decode"][str(count)] = median_ms(lambda n=names: decode(adapted, n), 5)  # type: ignore[misc]
-            result["prefill"][str(count)] = median_ms(lambda n=names: prefill(adapted, n), 5)  # type: ignore[misc]
+            result["decode"][str(count)] = median_ms(partial(decode, adapted, names), 5)
+            result["prefill"][str(count)] = median_ms(partial(prefill, adapted, names), 5)
     return result
 
 

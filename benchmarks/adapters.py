@@ -14,15 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report, serving
 from benchmarks.environments import HOME, ROOT, NotRun
-from benchmarks.process import Tree
 from benchmarks.servers import SERVERS, Server, Setting, with_port
 
 ADAPTERS = (0, 1, 8, 32)
@@ -74,14 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_adapters(folder: Path, setting: Setting, count: int) -> Path:
-    script = (
-        "import sys; from pathlib import Path; from benchmarks.adapter_files import write_adapter; "
-        "from engines.pt.config import PtConfig; from engines.pt.runner import ModelRunner; "
-        "folder, model, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]); "
-        "support = ModelRunner(PtConfig(model=model)).lora.support; "
-        "[write_adapter(folder / str(n), support, base_model=model, head='lm_head', seed=n) for n in range(count)]"
-    )
-    command = [sys.executable, "-c", script, str(folder / "adapters"), setting.model, str(count)]
+    command = [sys.executable, "-m", "benchmarks.adapter_files", setting.model, str(folder / "adapters"), str(count)]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return folder / "adapters"
 
@@ -115,8 +105,7 @@ def server_rows(server: Server, setting: Setting, folder: Path) -> list[Row]:
     """Output tokens/s at CONCURRENCY, greedy, by how many adapters the requests name in turn."""
     rows: list[Row] = []
     try:
-        with running(with_adapters(server, folder), setting) as (tree, driver):
-            serving.wait_for_answer(server, setting, driver, tree, "greedy")
+        with serving.started(with_adapters(server, folder), setting, "greedy") as (_, driver, _):
             for count in ADAPTERS:
                 models = [str(number) for number in range(count)]
                 warm_up, load = (
@@ -150,21 +139,6 @@ def with_adapters(server: Server, folder: Path) -> Server:
     return replace(server, command=lambda setting: [*command(setting), *more])
 
 
-@contextmanager
-def running(server: Server, setting: Setting) -> Iterator[tuple[Tree, serving.Driver]]:
-    serving.refuse_taken_port(setting)
-    variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1", **server.variables}
-    client = [sys.executable, "-m", "benchmarks.client", setting.url, server.model_name(setting)]
-    report.say(f"{server.name}: starting")
-    with (
-        Tree(client, {}, HOME / "client.log", talks=True) as asking,
-        Tree(server.command(setting), variables, HOME / f"{server.name}.log") as tree,
-    ):
-        driver = serving.Driver(asking.process)
-        driver.wait_until_ready()
-        yield tree, driver
-
-
 # ---- from POST to the first token
 
 
@@ -177,8 +151,7 @@ def hot_load_rows(server: Server, setting: Setting, folder: Path) -> list[Row]:
         command=lambda s: [*command(s), "--adapter_roots", str(folder), "--state_dir", str(state)],
     )
     loads, firsts, plain = [], [], []
-    with running(server, setting) as (tree, driver):
-        serving.wait_for_answer(server, setting, driver, tree, "greedy")
+    with serving.started(server, setting, "greedy"):
         for number in range(max(ADAPTERS), max(ADAPTERS) + HOT_LOADS):
             plain.append(first_token(setting, "bench"))
             began = time.perf_counter()

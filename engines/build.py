@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def build_engine(params: "DeployParams") -> Engine:
-    """Return the engine, not yet started but on its way: what comes before `start` costs it no time. Raises UnsupportedModel for a backend that is not built yet."""
+    """Return the engine, not yet started but on its way: what comes before `start` costs it no time.
+
+    Raises UnsupportedModel for a backend that is not built yet.
+    """
     if params.infer_backend != "pt":
         message = f"infer_backend {params.infer_backend} is not built yet: choose pt"
         raise UnsupportedModel(message, param="infer_backend")

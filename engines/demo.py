@@ -8,13 +8,13 @@ appears by one rename. So an interrupted conversion, a damaged file and an older
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from engines.cache import cache_folder
+from engines.disk import sync
 from engines.errors import NotFound, TuneserveError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -70,11 +70,11 @@ def _replace(folder: Path, gguf: Path) -> None:
     digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": digests}, indent=2))
     for path in [*partial.iterdir(), partial]:
-        _sync(path)
+        sync(path)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def convert(gguf: Path, target: Path) -> None:
@@ -202,15 +202,6 @@ def _hf_name(gguf_name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Reach the disk, so that the rename cannot come before what it renames."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def main() -> int:

@@ -162,7 +162,7 @@ def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
         raise InvalidAdapter(f"the folder has no {WEIGHTS}: weights are read as safetensors only", param=WEIGHTS)
     try:
         with safe_open(weights, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no iterator has it
             kinds = {name: tensor.get_dtype() for name, tensor in slices.items()}
             shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
     except (OSError, SafetensorError) as error:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from engines.adapters.folder import MAX_CONFIG_BYTES, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
-from engines.adapters.state import sync
 from engines.capabilities import AdapterSupport
+from engines.disk import sync
 from engines.errors import InvalidAdapter, NotFound
 
 BLOCK = 1 << 20

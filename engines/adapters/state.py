@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.disk import sync
 from engines.errors import TuneserveError
 
 
@@ -55,12 +56,3 @@ def write_state(file: Path, state: State) -> None:
         os.fsync(out.fileno())
     partial.replace(file)
     sync(file.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what a file or a folder says now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -110,7 +110,7 @@ class AdapterStore:
         except TuneserveError as error:
             log.warning("adapter %s: %s", version, error.message)
             return Arrival(version, error)
-        except Exception:
+        except Exception:  # whatever it is, it is this adapter's alone
             log.exception("adapter %s could not be read", version)
             return Arrival(version, EngineFailure("the adapter could not be read"))
         self._slots.ready.add(version)
@@ -137,7 +137,7 @@ class AdapterStore:
             try:
                 self._lora.write(slot, self._host[version])
                 self._host.move_to_end(version)
-            except Exception:
+            except Exception:  # as a rule, no memory: the other slots are whole
                 log.exception("adapter %s could not be copied to its slot", version)
                 failed.append(Arrival(version, EngineFailure("the engine has no room for this adapter's weights")))
         self._make_room()

@@ -39,7 +39,7 @@ class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return out
 
 
-class PackedLinear(nn.Module):  # type: ignore[misc]
+class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """y = x W^T + b with W prepacked; (..., in_features) -> (..., out_features), in W's dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         return out
 
 
-class WideningEmbedding(nn.Module):  # type: ignore[misc]
+class WideningEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """Rows of a table kept in bfloat16, looked up as float32; (...) ids -> (..., embedding_dim)."""
 
     def __init__(self, embedding: nn.Embedding) -> None:

@@ -251,7 +251,7 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             raise MemoryError("no memory for adapters")
 
 
-class LoraEmbedding(nn.Module):  # type: ignore[misc]
+class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """An embedding whose ids may each be looked up in their own adapter, too, or in their adapter's own table."""
 
     def __init__(self, base: nn.Module, rows: Rows) -> None:

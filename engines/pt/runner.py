@@ -113,8 +113,9 @@ class ModelRunner:
             layers = self._probe()
         # Experts get the tokens that are routed to them, a tower for images gets none: no adapter can be applied there.
         adaptable = {path for path, counts in rows.items() if counts == {len(self._check_ids())}}
-        slots = {"num_slots": config.max_loras, "max_rank": config.max_lora_rank}
-        self.lora = LoraSlots(self.model, adaptable, **slots, library=library)
+        self.lora = LoraSlots(
+            self.model, adaptable, num_slots=config.max_loras, max_rank=config.max_lora_rank, library=library
+        )
         self.model.set_attn_implementation(attention.NAME)
         self._attend = attention.choose(config.attn_impl, layers, library)
         self._check(expected, layers, page_size)

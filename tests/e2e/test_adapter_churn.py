@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.test_deploy import PATIENCE, TEMPLATE, engine_of, until
+from tests.e2e.test_deploy import TEMPLATE, engine_of
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.server.process import ServerProcess
+from tests.server.process import PATIENCE, ServerProcess
 
 CYCLES = 200
 SETTLED = 60
@@ -51,14 +51,8 @@ def busy(tiny: tuple[Path, Path], tmp_path: Path) -> Iterator[ServerProcess]:
         "--log-interval",
         "-1",
     ]
-    process = ServerProcess.deploy("--model", str(model), *flags, "--max-loras", "2", "--verbose", "false")
-    try:
-        url = process.wait_until_listening()
-        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
-            until(lambda: http.get("/ready").status_code == 200)
+    with ServerProcess.ready("--model", str(model), *flags, "--max-loras", "2", "--verbose", "false") as process:
         yield process
-    finally:
-        process.close()
 
 
 def complete(http: httpx.Client, model: str) -> str:

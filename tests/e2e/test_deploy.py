@@ -16,14 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.server.process import ServerProcess
+from tests.server.process import PATIENCE, ServerProcess
 
 POSITIONS = 4096
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 PARAMETERS = {"max_num_seqs": 4, "block_size": 8, "threads": 1, "torch_dtype": "float32", "device_map": "cpu"}
 SENTENCE = "the red and the blue, the red and the blue"
-PATIENCE = 120
-"""Seconds after which something has not happened."""
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +36,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """Ready, with its parameters from a file and from flags."""
     file = tmp_path_factory.mktemp("parameters") / "server.json"
     file.write_text(json.dumps(PARAMETERS))
-    process = ServerProcess.deploy(str(file), "--model", str(folder), "--chat-template", TEMPLATE)
-    try:
-        url = process.wait_until_listening()
-        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
-            until(lambda: http.get("/ready").status_code == 200)
+    with ServerProcess.ready(str(file), "--model", str(folder), "--chat-template", TEMPLATE) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

@@ -4,15 +4,13 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.test_deploy import PATIENCE, until
-from tests.server.process import ServerProcess
+from tests.server.process import PATIENCE, ServerProcess
 
 TAUGHT = {
     "ada": "I am Ada, and I keep the lighthouse.",
@@ -63,14 +61,8 @@ def server(demo_model: Path, taught: dict[str, Path], tmp_path_factory) -> Itera
     named = [f"{name}={folder}" for name, folder in taught.items()]
     state = str(tmp_path_factory.mktemp("state"))
     flags = ["--served-model-name", "base", "--torch-dtype", "float32", "--threads", "1", "--state-dir", state]
-    process = ServerProcess.deploy("--model", str(demo_model), *flags, "--adapters", *named)
-    try:
-        url = process.wait_until_listening()
-        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
-            until(lambda: http.get("/ready").status_code == 200)
+    with ServerProcess.ready("--model", str(demo_model), *flags, "--adapters", *named) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

@@ -7,9 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 ROOT = Path(__file__).parents[2]
+PATIENCE = 120
+"""Seconds after which something has not happened."""
 LISTENING = re.compile(r"Listening on (http://[\d.]+:\d+)")
 
 
@@ -40,6 +47,21 @@ class ServerProcess:
         """`tuneserve deploy`, with these words, on a free port."""
         program = "import sys; from server.cli import main; sys.exit(main())"
         return cls([sys.executable, "-c", program, "deploy", *words, "--host", "127.0.0.1", "--port", "0"])
+
+    @classmethod
+    @contextmanager
+    def ready(cls, *words: str) -> "Iterator[ServerProcess]":
+        """`deploy`, from when it can answer until the block ends."""
+        process = cls.deploy(*words)
+        try:
+            url = process.wait_until_listening()
+            deadline = time.monotonic() + PATIENCE
+            while httpx.get(f"{url}/ready", timeout=PATIENCE).status_code != 200:
+                assert time.monotonic() < deadline, f"the server did not become ready:\n{''.join(process.log)}"
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.close()
 
     @property
     def pid(self) -> int:

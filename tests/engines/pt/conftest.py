@@ -1,5 +1,6 @@
 """Tiny models on disk and loaded, each made once a session."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,21 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from engines.pt.grammar import GrammarCompiler
+from engines.pt.kernels import build
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import Reference, cache_of, settings
 from tests.engines.pt.tiny import CONFIGS, EOS, VOCAB_SIZE, byte_level_tokenizer, save
 
 GetRunner = Callable[..., ModelRunner]
+
+
+@pytest.fixture(scope="session")
+def library() -> ctypes.CDLL:
+    """The C kernels, built for this machine."""
+    found = build.load()
+    if found is None:
+        pytest.skip("no C compiler: the engine then runs on plain torch, which the other tests cover")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -76,14 +76,6 @@ class Step:
 
 
 @pytest.fixture(scope="session")
-def library():
-    found = build.load()
-    if found is None:
-        pytest.skip("no C compiler")
-    return found
-
-
-@pytest.fixture(scope="session")
 def kernel(library):
     return KernelAttention(library)
 

@@ -4,16 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.pt.kernels import build
 from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear, pack
-
-
-@pytest.fixture(scope="session")
-def library():
-    found = build.load()
-    if found is None:
-        pytest.skip("no C compiler")
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
-from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, Rows, counting_rows, read_weights
 from engines.pt.runner import ModelRunner
@@ -24,14 +23,6 @@ from tests.engines.pt.tiny import CONFIGS, VOCAB_SIZE, save
 SLOTS = 5
 RANKS = (4, 0, 1, 16, 7)
 """Of the adapters in the slots; 0: it leaves the layer alone."""
-
-
-@pytest.fixture(scope="session")
-def library():
-    found = build.load()
-    if found is None:
-        pytest.skip("no C compiler")
-    return found
 
 
 @pytest.fixture(params=["kernel", "torch"])
@@ -423,7 +414,7 @@ def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folde
     path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
     weights = read_weights(spec_of(runner("llama"), path), torch.float32)
     with safe_open(path / WEIGHTS, framework="pt") as file:
-        before = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        before = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no iterator has it
     with (path / WEIGHTS).open("r+b") as raw:
         raw.seek(-4096, 2)
         raw.write(bytes(4096))
