@@ -1,0 +1,112 @@
+"""What creates a fine-tuning job, as it arrives: OpenAI's fields, and `parameters` for everything that it has none for."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engines.errors import UnsupportedParameter
+from server.body import Items, Members, RequestBody
+from training.params.auto import Hyperparameters, Method
+
+NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
+Auto = Literal["auto"]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
+NOT_BUILT = ("kto", "orpo", "simpo", "cpo", "rm", "ppo")
+
+
+class SupervisedHyperparameters(RequestBody):
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=10_000)] = "auto"
+    """The learning rate, in units of 1e-4."""
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+
+
+class DpoHyperparameters(SupervisedHyperparameters):
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+
+
+class Supervised(RequestBody):
+    hyperparameters: SupervisedHyperparameters | None = None
+
+
+class Dpo(RequestBody):
+    hyperparameters: DpoHyperparameters | None = None
+
+
+class MethodBody(RequestBody):
+    """How the model is taught: `type`, and beside it what belongs to that type."""
+
+    type: MethodName
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+    reinforcement: Any = None
+
+
+class CreateFineTuningJob(RequestBody):
+    model: NonEmpty
+    """The served base model's name."""
+    training_file: NonEmpty
+    """Id of an uploaded file."""
+    validation_file: NonEmpty | None = None
+    method: MethodBody | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
+    """Of the method `supervised`, where `method` does not say them. OpenAI calls this place deprecated."""
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    """Part of the name of the model that comes out: 1 to 64 letters, digits and ._-"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: Metadata | None = None
+    integrations: Items[Any] | None = None
+    parameters: Members[Any] = Field(default_factory=dict)
+    """Any parameter of the command line's `sft` or `rlhf` that no field of OpenAI's stands for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {key: value for key, value in body.items() if value is not None or key not in optional}
+
+    @model_validator(mode="after")
+    def _one_place_for_hyperparameters(self) -> Self:
+        """What belongs to another method than the one that is asked for would be ignored."""
+        name = self.method.type if self.method else "supervised"
+        if self.method:
+            for other in ("supervised", "dpo", "reinforcement"):
+                if other != name and getattr(self.method, other) is not None:
+                    raise ValueError(f"method.{other} was given, and the method's type is {name!r}")
+        if self.hyperparameters and (name != "supervised" or (self.method and self.method.supervised)):
+            raise ValueError("hyperparameters: give them in the method of that type alone")
+        return self
+
+    def check_built(self) -> None:
+        """Raises UnsupportedParameter for what OpenAI's API has, or ours is to have, and this version has not."""
+        name = self.method.type if self.method else "supervised"
+        if name == "reinforcement":
+            message = "The method 'reinforcement' is not supported: there are no graders. Choose 'supervised' or 'dpo'."
+            raise UnsupportedParameter(message, param="method.type")
+        if name in NOT_BUILT:
+            message = f"The method {name!r} is not built yet. Choose 'supervised' or 'dpo'."
+            raise UnsupportedParameter(message, param="method.type")
+        if self.integrations:
+            raise UnsupportedParameter("integrations are not supported: leave them out.", param="integrations")
+
+    @property
+    def method_name(self) -> Method:
+        """Of a body that `check_built` lets pass."""
+        return "dpo" if self.method and self.method.type == "dpo" else "supervised"
+
+    @property
+    def wanted(self) -> Hyperparameters:
+        """The hyperparameters that are given as numbers."""
+        if self.method_name == "dpo":
+            assert self.method is not None
+            given: SupervisedHyperparameters | None = self.method.dpo.hyperparameters if self.method.dpo else None
+        else:
+            of_method = self.method.supervised if self.method else None
+            given = of_method.hyperparameters if of_method else self.hyperparameters
+        numbers = {} if given is None else given.model_dump()
+        return Hyperparameters(**{name: value for name, value in numbers.items() if value != "auto"})

@@ -1,0 +1,35 @@
+"""What a job remembers of the fine-tuning request that it came from: the column `fine_tuning` of its row."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from training.params.auto import Hyperparameters, Method
+
+
+class FineTuning(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """The base model's name in the API."""
+    name: str
+    """What the model that comes out is called once it is published."""
+    owner: str
+    training_file: str
+    validation_file: str | None
+    method: Method
+    wanted: Hyperparameters
+    chosen: Hyperparameters | None = None
+    """With a number for each `"auto"`, once the data has been looked at."""
+    suffix: str | None
+    seed: int
+    metadata: dict[str, str] | None
+    parameters: dict[str, Any]
+    result_files: tuple[str, ...] = ()
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """As they are told: a number or `"auto"` for each."""
+        told = self.chosen or self.wanted
+        names = ["batch_size", "learning_rate_multiplier", "n_epochs", *(["beta"] if self.method == "dpo" else [])]
+        return {name: "auto" if (value := getattr(told, name)) is None else value for name in names}

@@ -1,0 +1,99 @@
+"""From a fine-tuning request to what the worker process is told: the same task as the command line's."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.params.deploy import DeployParams
+from server.fine_tuning.record import FineTuning
+from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
+from training.params.rlhf import RlhfParams
+from training.params.sft import SftParams
+from training.params.task import RlhfTask, SftTask
+
+AS_SERVED = (
+    "model", "model_type", "model_revision", "torch_dtype", "attn_impl", "rope_scaling", "template",
+    "template_backend", "use_chat_template", "system",
+)  # fmt: skip
+"""Parameters of `deploy` that the training repeats: it is to see the prompts and the weights that are served."""
+MOST_SAMPLES_A_PASS = 4
+"""Of a batch, unless `per_device_train_batch_size` says how many: the rest is accumulated, which costs no memory."""
+MOST_LOG_LINES = 2000
+"""Steps that a job logs: each of a short training, and every so many of a long one."""
+MOST_CHECKPOINTS = 100
+
+
+class TooManyCheckpoints(ValueError):
+    """`save_steps` asks for so many that they would fill the disk, each published under its own name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFiles:
+    training: Path
+    validation: Path | None
+
+
+def first_task(record: FineTuning, files: DataFiles, served: DeployParams) -> SftTask | RlhfTask:
+    """What is known before anybody looked at the data, which is enough to look at it."""
+    return _task(record, {**_fixed(record, files, served), **record.parameters})
+
+
+def final_task(
+    record: FineTuning, files: DataFiles, served: DeployParams, *, chosen: Hyperparameters, rows: int
+) -> SftTask | RlhfTask:
+    """The whole task. Raises TooManyCheckpoints."""
+    assert chosen.n_epochs and chosen.batch_size and chosen.learning_rate_multiplier
+    in_a_pass = samples_in_a_pass(chosen.batch_size, record.parameters.get("per_device_train_batch_size"))
+    steps = math.ceil(rows / chosen.batch_size) * chosen.n_epochs
+    numbers: dict[str, Any] = {
+        "num_train_epochs": chosen.n_epochs,
+        "learning_rate": chosen.learning_rate_multiplier * BASE_LEARNING_RATE,
+        "per_device_train_batch_size": in_a_pass,
+        "gradient_accumulation_steps": chosen.batch_size // in_a_pass,
+        "logging_steps": max(1, math.ceil(steps / MOST_LOG_LINES)),
+    }
+    if chosen.beta is not None:
+        numbers["beta"] = chosen.beta
+    task = _task(record, {**_fixed(record, files, served), **record.parameters, **numbers})
+    _check_checkpoints(task.params, steps)
+    return task
+
+
+def samples_in_a_pass(batch_size: int, most: int | None) -> int:
+    """The largest part of a batch that divides it and is not larger than `most`."""
+    limit = min(batch_size, most or MOST_SAMPLES_A_PASS)
+    return next(part for part in range(limit, 0, -1) if batch_size % part == 0)
+
+
+def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[str, Any]:
+    """What `parameters` may replace, where a client may choose it at all."""
+    repeated = {name: getattr(served, name) for name in AS_SERVED if name in served.model_fields_set}
+    validation = {"split_dataset_ratio": 0} if files.validation is None else {"val_dataset": [str(files.validation)]}
+    return {
+        **repeated,
+        **validation,
+        "dataset": [str(files.training)],
+        "strict": True,
+        "load_args": False,
+        "seed": record.seed,
+        "save_strategy": "steps" if "save_steps" in record.parameters else "epoch",
+        "report_to": ["tensorboard"],
+    }
+
+
+def _task(record: FineTuning, values: dict[str, Any]) -> SftTask | RlhfTask:
+    if record.method == "dpo":
+        return RlhfTask(params=RlhfParams.model_validate({**values, "rlhf_type": "dpo"}))
+    return SftTask(params=SftParams.model_validate(values))
+
+
+def _check_checkpoints(params: SftParams, steps: int) -> None:
+    if params.save_strategy != "steps":
+        return
+    every = params.save_steps if params.save_steps >= 1 else max(1.0, params.save_steps * steps)
+    if steps / every > MOST_CHECKPOINTS:
+        raise TooManyCheckpoints(
+            f"save_steps {params.save_steps:g} would make {steps / every:.0f} checkpoints in {steps} steps, and "
+            f"here {MOST_CHECKPOINTS} are the most"
+        )

@@ -1,0 +1,106 @@
+"""The extra field `parameters`: what it may hold, and what is refused by its name."""
+
+from typing import Any
+
+import pytest
+
+from engines.capabilities import AdapterSupport
+from engines.errors import InvalidRequest, UnsupportedParameter
+from server.fine_tuning.parameters import CHOSEN_HERE, SAID_BY_OPENAI, check_parameters, parse
+from server.fine_tuning.servable import check_servable
+from training.params.rlhf import RlhfParams
+from training.params.sft import SftParams
+
+SUPPORT = AdapterSupport(
+    max_rank=16,
+    linears={"model.layers.0.self_attn.q_proj": (8, 8), "lm_head": (8, 32)},
+    embeddings={"model.embed_tokens": (32, 8)},
+    replaceable=frozenset({"lm_head"}),
+)
+
+
+def check(**given: Any) -> None:
+    check_parameters(given, SftParams, max_model_len=4096)
+
+
+def test_parameters_of_the_command_line_pass() -> None:
+    check(lora_rank=16, lora_alpha=32, target_modules=["q_proj"], warmup_ratio=0.1, packing=True, max_length=4096)
+
+
+@pytest.mark.parametrize("name", sorted(SAID_BY_OPENAI | CHOSEN_HERE))
+def test_what_openai_has_a_field_for_and_what_the_server_chooses_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedParameter, match=name) as error:
+        check(**{name: "x"})
+    assert error.value.param == f"parameters.{name}"
+
+
+def test_every_refused_name_is_a_parameter() -> None:
+    assert RlhfParams.model_fields.keys() >= SAID_BY_OPENAI.keys() | CHOSEN_HERE.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"lora_rang": 8}, "lora_rang"),
+        ({"lora_rank": "many"}, "lora_rank"),
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_rank": 10**9}, "lora_rank"),
+        ({"max_length": 4097}, "max_length"),
+        ({"per_device_eval_batch_size": 10**6}, "per_device_eval_batch_size"),
+        ({"dataset_num_proc": 10**6}, "dataset_num_proc"),
+        ({"dataloader_num_workers": 10**6}, "dataloader_num_workers"),
+        ({"save_strategy": "no"}, "save_strategy"),
+        ({"label_smoothing": 0.1}, "label_smoothing"),
+    ],
+)
+def test_what_is_no_parameter_or_absurd_is_refused(given: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        check(**given)
+    assert error.value.param == f"parameters.{param}"
+
+
+def test_dpo_has_parameters_of_its_own() -> None:
+    check_parameters({"label_smoothing": 0.1}, RlhfParams, max_model_len=4096)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"lora_rank": 16},
+        {"target_modules": ["all-linear"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_regex": r".*\.q_proj"},
+        {"modules_to_save": ["lm_head"]},
+    ],
+)
+def test_what_can_be_served_passes(given: dict[str, Any]) -> None:
+    check_servable(parse(given, SftParams), SUPPORT)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_type": "full"},
+        {"train_type": "adalora"},
+        {"use_dora": True},
+        {"lora_bias": "all"},
+        {"lora_rank": 17},
+        {"init_weights": "pissa_niter_4"},
+        {"target_modules": ["nothing"]},
+        {"target_modules": ["proj"]},
+        {"target_regex": "q_proj"},
+        {"target_regex": "("},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_what_can_never_be_served_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        check_servable(parse(given, SftParams), SUPPORT)
+    assert error.value.param == f"parameters.{next(iter(given))}"
+
+
+def test_an_engine_without_adapters_has_nothing_to_fine_tune() -> None:
+    with pytest.raises(UnsupportedParameter) as error:
+        check_servable(SftParams(), None)
+    assert error.value.param == "model"

@@ -1,0 +1,84 @@
+"""What the worker is told of a fine-tuning request."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.params.deploy import DeployParams
+from server.fine_tuning.record import FineTuning
+from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, first_task, samples_in_a_pass
+from training.params.auto import Hyperparameters, choose
+
+FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None)
+SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100)
+CHOSEN = Hyperparameters(n_epochs=3, batch_size=8, learning_rate_multiplier=5.0)
+
+
+def record(**changes: Any) -> FineTuning:
+    values = {
+        "model": "demo",
+        "name": "ft:demo:org::abc",
+        "owner": "org",
+        "training_file": "file-1",
+        "validation_file": None,
+        "method": "supervised",
+        "wanted": Hyperparameters(),
+        "suffix": None,
+        "seed": 7,
+        "metadata": None,
+        "parameters": {},
+    }
+    return FineTuning.model_validate(values | changes)
+
+
+def test_the_model_is_trained_as_it_is_served() -> None:
+    params = first_task(record(), FILES, SERVED).params
+    assert (params.model, params.torch_dtype, params.max_length) == ("/models/demo", "float32", None)
+    assert (params.dataset, params.split_dataset_ratio, params.strict) == (("/jobs/1/data/train.jsonl",), 0, True)
+    assert params.seed == 7
+
+
+def test_hyperparameters_become_the_trainers() -> None:
+    params = final_task(record(), FILES, SERVED, chosen=CHOSEN, rows=60).params
+    assert (params.num_train_epochs, params.learning_rate) == (3, pytest.approx(5e-4))
+    assert (params.per_device_train_batch_size, params.gradient_accumulation_steps) == (4, 2)
+    assert (params.save_strategy, params.logging_steps) == ("epoch", 1)
+
+
+def test_a_validation_file_is_evaluated_on() -> None:
+    files = DataFiles(training=FILES.training, validation=Path("/jobs/1/data/valid.jsonl"))
+    assert first_task(record(), files, SERVED).params.val_dataset == ("/jobs/1/data/valid.jsonl",)
+
+
+def test_dpo_is_the_task_rlhf() -> None:
+    chosen = choose(Hyperparameters(beta=0.3), method="dpo", rows=60, model_parameters=None)
+    task = final_task(record(method="dpo", parameters={"rpo_alpha": 0.0}), FILES, SERVED, chosen=chosen, rows=60)
+    assert (task.task, task.params.rlhf_type, task.params.beta, task.params.rpo_alpha) == ("rlhf", "dpo", 0.3, 0.0)
+
+
+def test_parameters_replace_what_the_server_would_choose() -> None:
+    given = {"lora_rank": 4, "split_dataset_ratio": 0.1, "torch_dtype": "bfloat16", "per_device_train_batch_size": 2}
+    params = final_task(record(parameters=given), FILES, SERVED, chosen=CHOSEN, rows=60).params
+    assert (params.lora_rank, params.split_dataset_ratio, params.torch_dtype) == (4, 0.1, "bfloat16")
+    assert (params.per_device_train_batch_size, params.gradient_accumulation_steps) == (2, 4)
+
+
+def test_a_long_training_logs_every_so_many_steps() -> None:
+    assert final_task(record(), FILES, SERVED, chosen=CHOSEN, rows=100_000).params.logging_steps == 19
+
+
+def test_checkpoints_are_limited_in_number() -> None:
+    def checkpoints(**given: Any) -> None:
+        final_task(record(parameters=given), FILES, SERVED, chosen=CHOSEN, rows=8000)  # 3000 steps
+
+    checkpoints(save_steps=30)
+    checkpoints(save_steps=0.01)
+    for too_many in (29, 0.009):
+        with pytest.raises(TooManyCheckpoints, match="save_steps"):
+            checkpoints(save_steps=too_many)
+
+
+@pytest.mark.parametrize(("batch", "most", "part"), [(4, None, 4), (16, None, 4), (7, None, 1), (6, 4, 3), (1, 9, 1)])
+def test_a_pass_is_a_whole_part_of_a_batch(batch: int, most: int | None, part: int) -> None:
+    assert samples_in_a_pass(batch, most) == part
