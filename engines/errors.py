@@ -71,6 +71,19 @@ class EngineUnavailable(TuneserveError):
     retry_after: int = 5
 
 
+class StoreUnavailable(TuneserveError):
+    """The database cannot be reached now. Come back after `retry_after` seconds."""
+
+    code = "service_unavailable"
+    retry_after: int = 5
+
+
+class StorageFull(TuneserveError):
+    """There is no room left on the server's disk."""
+
+    code = "insufficient_storage"
+
+
 class EngineFailure(TuneserveError):
     """Our fault: the engine failed while it ran a sound request."""
 

@@ -1,4 +1,4 @@
-"""Where tuneserve keeps what it must know after a restart: adapters, later files and jobs."""
+"""Where tuneserve keeps what it must know after a restart: adapters, files, jobs."""
 
 from pathlib import Path
 
@@ -8,3 +8,11 @@ def state_folder(state_dir: str | None) -> Path:
     from platformdirs import user_data_path
 
     return Path(state_dir).expanduser() if state_dir else user_data_path("tuneserve")
+
+
+def private_folder(folder: Path) -> Path:
+    """`folder`, a part of the state, made where it is missing. Only this user can enter it. Raises OSError."""
+    for each in (folder.parent, folder):  # the mode is not for the parents of what is made
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from engines.errors import TuneserveError
 from server import adapters, operations, tokenization
 from server.auth import Auth, parse_keys
 from server.deps import Serving
@@ -32,6 +33,7 @@ def create_app(serving: Serving) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await _open_database(serving)
         tasks = [asyncio.create_task(serving.lifecycle.start_engine())]
         if serving.params.log_interval > 0:
             tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
@@ -43,6 +45,7 @@ def create_app(serving: Serving) -> FastAPI:
             await asyncio.gather(*tasks, return_exceptions=True)
             await serving.engine.stop()
             await serving.registry.close()
+            await serving.database.close()
 
     app = DescribedApp(lifespan)
     app.state.serving = serving
@@ -51,6 +54,13 @@ def create_app(serving: Serving) -> FastAPI:
         app.include_router(router)
     _add_middleware(app, serving)
     return app
+
+
+async def _open_database(serving: Serving) -> None:
+    try:
+        await serving.database.open()
+    except TuneserveError as error:
+        serving.lifecycle.fail(error)
 
 
 def _add_middleware(app: FastAPI, serving: Serving) -> None:

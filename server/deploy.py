@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection, so that they close it, never we under a request on its way."""
+BACKLOG = 2048
+"""Connections that wait to be taken."""
 CLOSING_SECONDS = 5
 """For connections to close, once every request has been answered."""
 
@@ -47,7 +49,8 @@ def load(params: DeployParams) -> Serving:
 
 def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for library in ("uvicorn", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 class CannotListen(TuneserveError):
@@ -57,12 +60,16 @@ class CannotListen(TuneserveError):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises CannotListen."""
+    """A socket to which clients can connect: they wait until the server takes them. Port 0 takes a free one.
+
+    Raises CannotListen.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -21,6 +21,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.openai.defaults import SamplingDefaults, sampling_defaults
 from server.openai.output import OutputFormat, find_output_format
+from server.store.database import Database
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,9 @@ class Serving:
     registry: AdapterRegistry
     """What `model` may name besides the base model."""
     adapter_roots: AdapterRoots
+    state_dir: Path
+    """What outlives the server."""
+    database: Database
     metrics: Metrics
     lifecycle: Lifecycle
 
@@ -59,11 +63,12 @@ def make_serving(
     """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
+    state_dir = state_folder(params.state_dir)
     registry = AdapterRegistry(
         engine,
         base_name=name,
         model=params.model or "",
-        state_dir=state_folder(params.state_dir),
+        state_dir=state_dir,
         adapter_dir=None if params.adapter_dir is None else Path(params.adapter_dir).expanduser(),
     )
     renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
@@ -85,6 +90,8 @@ def make_serving(
         created=int(time.time()),
         registry=registry,
         adapter_roots=AdapterRoots(params.adapter_roots),
+        state_dir=state_dir,
+        database=Database(state_dir, params.database_url),
         metrics=Metrics(engine, registry, model_name=name, engine_name=params.infer_backend),
         lifecycle=Lifecycle(engine, partial(load_adapters, registry, params)),
     )

@@ -16,6 +16,8 @@ from engines.errors import (
     InvalidRequest,
     NotFound,
     QueueFull,
+    StorageFull,
+    StoreUnavailable,
     TuneserveError,
 )
 from server.validation import to_invalid_request
@@ -50,6 +52,8 @@ STATUS: dict[type[TuneserveError], int] = {
     BodyTooLarge: 413,
     QueueFull: 429,
     EngineUnavailable: 503,
+    StoreUnavailable: 503,
+    StorageFull: 507,
 }
 """Error classes that are answered with their own message. All others are our fault: 500, and the message stays here."""
 
@@ -68,7 +72,7 @@ def error_response(error: Exception, request_id: str) -> Response:
     """The answer that tells `error`."""
     status = _status(error)
     headers = {}
-    if isinstance(error, QueueFull | EngineUnavailable):
+    if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"

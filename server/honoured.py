@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engines.adapters.source import name_adapters
-from engines.errors import InvalidAdapter
+from engines.errors import InvalidAdapter, InvalidRequest
 from engines.params.deploy import DeployParams
 
 HONOURED: frozenset[str] = frozenset(
@@ -22,6 +22,7 @@ HONOURED: frozenset[str] = frozenset(
         # the server
         "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
         "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
+        "database_url",
     }
 )  # fmt: skip
 """A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""
@@ -47,7 +48,19 @@ def refusals(params: DeployParams) -> list[str]:
     twice = [f"--{one} and --{other} mean the same here: give one" for one, other in TWINS if {one, other} <= given]
     unused = "chat_template" in given and not params.use_chat_template
     plain = ["--chat_template: nothing uses it where --use_chat_template is false"] if unused else []
-    return missing + vain + twice + plain + _adapter_refusals(params)
+    return missing + vain + twice + plain + _adapter_refusals(params) + _database_refusals(params)
+
+
+def _database_refusals(params: DeployParams) -> list[str]:
+    if params.database_url is None:
+        return []
+    from server.store.address import read_address
+
+    try:
+        read_address(params.database_url)
+    except InvalidRequest as error:
+        return [f"--database_url: {error.message}"]
+    return []
 
 
 def _adapter_refusals(params: DeployParams) -> list[str]:

@@ -40,13 +40,17 @@ class Lifecycle:
         try:
             await self._engine.start()
             await self._load_adapters()
-        except Exception as error:
-            expected = isinstance(error, TuneserveError)  # its message is all there is to know
-            logger.error("The server cannot start: %s", error, exc_info=not expected)
-            self.start_failed.set()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
+            self.fail(error)
         else:
             self._started = True
             logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
+
+    def fail(self, error: Exception) -> None:
+        """The server cannot start, and ends."""
+        expected = isinstance(error, TuneserveError)  # its message is all there is to know
+        logger.error("The server cannot start: %s", error, exc_info=not expected)
+        self.start_failed.set()
 
     def check_ready(self) -> None:
         """Raise EngineUnavailable where requests cannot be answered now."""

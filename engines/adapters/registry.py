@@ -35,6 +35,7 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
+from engines.state import private_folder
 from engines.types import EngineState
 
 log = logging.getLogger(__name__)
@@ -156,9 +157,7 @@ class AdapterRegistry:
 
     def _open(self) -> State:
         """Raises Timeout where another server uses the folder."""
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder.chmod(0o700)
+        private_folder(self._folder)
         self._ours.acquire(blocking=False)
         state = read_state(self._file)
         self._snapshots.open([record.snapshot for record in state.adapters.values()])

@@ -34,8 +34,11 @@ class ServerParams(Params):
     adapter_dir: str | None = None
     """A folder whose subfolders are adapters: one that a request names is loaded then."""
     state_dir: str | None = None
-    """Where the server keeps what it must know after a restart: adapters, later files and jobs. Only its own user can
-    read it. Unless given, the platform's folder for user data."""
+    """Where the server keeps what it must know after a restart: adapters, files, jobs. Only its own user can read
+    it. Unless given, the platform's folder for user data."""
+    database_url: str | None = Field(None, repr=False)
+    """The database of files, jobs and batches: `postgresql://user:password@host/name`, or `sqlite:///FILE`. Unless
+    given, a SQLite file in `state_dir`. It serves one server at a time."""
 
 
 class DeployParams(ServerParams, InferParams):

@@ -1,0 +1,187 @@
+"""The database: SQLite in `state_dir` unless `database_url` names another. Opened with the server, closed with it."""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from engines.errors import Conflict, StorageFull, StoreUnavailable, TuneserveError
+from engines.state import private_folder
+from server.store.address import read_address, sqlite_address
+from server.store.migrate import migrate
+from server.store.ownership import FileOwnership, Ownership, SessionOwnership
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 30
+CONNECT_SECONDS = 10
+KEEP_ALIVE = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+"""For Postgres to notice, within half a minute, that the machine of a server is gone."""
+
+
+class UnusableDatabase(TuneserveError):
+    """The database that the parameters name cannot be used: the server must not start without it."""
+
+    code = "unusable_database"
+
+
+class Database:
+    """Transactions on the tables of `tables.METADATA`.
+
+    Where it is not open, because another server uses it or `state_dir` cannot be written, every transaction raises
+    Conflict with the reason.
+    """
+
+    def __init__(self, state_dir: Path, url: str | None = None) -> None:
+        """Raises InvalidRequest for a `url` that the store cannot use."""
+        self._folder = state_dir / "store"
+        self._url = None if url is None else read_address(url)
+        self._engine: AsyncEngine | None = None
+        self._ownership: Ownership | None = None
+        self._why_closed = "it has not been opened"
+        self._turn = asyncio.Lock()  # SQLite takes one writer at a time, and lets the others poll
+
+    async def open(self) -> None:
+        """Take the database and bring its tables up to date. Raises UnusableDatabase, NewerDatabase."""
+        try:
+            await self._open()
+            self._why_closed = ""
+        except Conflict as error:
+            self._why_closed = error.message
+        except OSError as error:
+            if self._url is not None:
+                raise _unusable(error) from error
+            self._why_closed = f"the state_dir of this server cannot be used ({error.strerror})"
+        except TuneserveError:
+            raise
+        except Exception as error:  # each driver has classes of its own
+            raise _unusable(error) from error
+        finally:
+            if self._why_closed:
+                await self.close()
+        if self._why_closed:
+            log.warning("No files can be kept and no jobs run: %s.", self._why_closed)
+
+    async def _open(self) -> None:
+        url = self._url or sqlite_address(private_folder(self._folder) / "tuneserve.sqlite3")
+        self._engine = _engine(url)
+        if url.get_backend_name() == "sqlite":
+            self._ownership = FileOwnership(Path(url.database or "").with_suffix(".lock"))
+            await self._ownership.take()
+            async with self._begin(write=True) as connection:
+                await connection.run_sync(migrate)
+        else:
+            self._ownership = ours = SessionOwnership(self._engine)
+            await ours.take()
+            async with self._begin(write=True) as connection:
+                await connection.run_sync(migrate)
+                await ours.sign(connection)
+
+    async def close(self) -> None:
+        """Let another server use it. Comes last."""
+        self._why_closed = self._why_closed or "this server is shutting down"
+        if self._ownership is not None:
+            await self._ownership.release()
+        if self._engine is not None:
+            await self._engine.dispose()
+        self._engine = self._ownership = None
+
+    def check_open(self) -> None:
+        """Raises Conflict where it is not."""
+        if self._why_closed:
+            raise Conflict(f"This server keeps no files and runs no jobs: {self._why_closed}.")
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that changes nothing: all its statements see the same state, in SQLite.
+
+        Raises Conflict where the database is not open, StoreUnavailable.
+        """
+        self.check_open()
+        with _our_errors():
+            async with self._begin(write=False) as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is committed as the block ends, and rolled back where it raises.
+
+        What is read to be changed needs `.with_for_update()`: Postgres lets others write meanwhile; SQLite never does.
+        Raises Conflict where the database is not open or another server has taken it over, StoreUnavailable,
+        StorageFull.
+        """
+        self.check_open()
+        assert self._ownership is not None, "open"
+        with _our_errors():
+            async with self._turn_to_write(), self._begin(write=True) as connection:
+                await self._ownership.check(connection)
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def _turn_to_write(self) -> AsyncIterator[None]:
+        assert self._engine is not None, "open"
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        async with self._turn:
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _begin(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
+        assert self._engine is not None, "open"
+        async with self._engine.execution_options(write=write).begin() as connection:
+            yield connection
+
+
+def _unusable(error: Exception) -> UnusableDatabase:
+    return UnusableDatabase(f"the database cannot be used: {type(error).__name__}: {error}")
+
+
+def _engine(url: URL) -> AsyncEngine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    if importlib.util.find_spec("asyncpg") is None:
+        raise UnusableDatabase("a Postgres database needs asyncpg: pip install 'tuneserve[postgres]'")
+    return create_async_engine(
+        url, pool_pre_ping=True, connect_args={"timeout": CONNECT_SECONDS, "server_settings": KEEP_ALIVE}
+    )
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    """What is committed outlives a loss of power; transactions begin where we say."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    """A transaction that will write says so at once: one that finds out later fails where another wrote meanwhile."""
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextlib.contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
+            raise StorageFull("There is no room left on the server's disk.") from error
+        if error.connection_invalidated:
+            raise StoreUnavailable("The server has lost its database.") from error
+        raise
+    except ConnectionError as error:
+        raise StoreUnavailable("The server cannot reach its database.") from error

@@ -1,0 +1,16 @@
+"""What all tables share: they are declared beside the code that uses them, on this metadata."""
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text
+
+METADATA = MetaData()
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""An integer of 64 bits that counts up by itself as a primary key: rows are listed in the order in which they came."""
+
+OWNERS = Table(
+    "owners",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("token", Text, nullable=False),
+)
+"""One row: which run of which server may write. See `ownership.py`."""
