@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -14,7 +13,6 @@ from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.description import DescribedApp
 from server.errors import add_error_handlers
-from server.files import routes as files
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
 from server.throughput import log_throughput
@@ -27,7 +25,6 @@ ROUTERS = (
     embeddings.router,
     tokenization.router,
     adapters.router,
-    files.router,
 )
 
 
@@ -36,8 +33,8 @@ def create_app(serving: Serving) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in await _open_store(serving)]
-        tasks.append(asyncio.create_task(serving.lifecycle.start_engine()))
+        await _open_database(serving)
+        tasks = [asyncio.create_task(serving.lifecycle.start_engine())]
         if serving.params.log_interval > 0:
             tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
         try:
@@ -59,17 +56,11 @@ def create_app(serving: Serving) -> FastAPI:
     return app
 
 
-async def _open_store(serving: Serving) -> list[Coroutine[Any, Any, None]]:
-    """Open the database and what is kept in it; return what is to run as long as the server."""
+async def _open_database(serving: Serving) -> None:
     try:
         await serving.database.open()
-        if not serving.database.is_open:
-            return []
-        await serving.files.open()
-    except (TuneserveError, OSError) as error:
+    except TuneserveError as error:
         serving.lifecycle.fail(error)
-        return []
-    return [serving.files.delete_expired_for_ever()]
 
 
 def _add_middleware(app: FastAPI, serving: Serving) -> None:

@@ -4,10 +4,10 @@ import re
 import uuid
 from collections.abc import Callable
 
+from engines.tool_formats import ToolFormat
 from server.openai.call_object import NAME, SPACE, Arguments, CallObject, Reading
 from server.openai.deltas import Delta, ToolCallDelta, joined
 from server.openai.markers import beginning_of
-from server.openai.tool_formats import ToolFormat
 
 NAMED_CALL = re.compile(rf"({NAME.pattern})\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)?(?=\{{)")
 MAX_NAMED_CALL = 256

@@ -5,9 +5,9 @@ from typing import Any
 
 from engines.errors import InvalidRequest
 from engines.prompt import Conversation
+from engines.tool_messages import for_template
 from server.deps import Serving
 from server.openai.schema import ChatMessage, ConversationFields
-from server.openai.tool_messages import for_template
 from server.openai.tools import ToolRequest
 
 
@@ -34,7 +34,8 @@ def to_conversation(
 ) -> Conversation:
     """What the chat template gets to see."""
     ready = serving.renderer.messages([message.model_dump(exclude_unset=True) for message in messages])
-    ready, shown = for_template(ready, tools, serving.output_format.tools, serving.renderer.template)
+    definitions = [tool.definition for tool in tools.tools]
+    ready, shown = for_template(ready, definitions, serving.output_format.tools, serving.renderer.template)
     return Conversation(
         messages=ready,
         tools=shown,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engines.errors import UnsupportedParameter
+from engines.tool_formats import ToolCallParser, ToolFormat, find_tool_format
 from engines.types import Structured
 from server.openai.call_parser import CallParser
 from server.openai.deltas import Delta, joined
@@ -13,7 +14,6 @@ from server.openai.reasoning import (
     ReasoningParserName,
     find_reasoning_format,
 )
-from server.openai.tool_formats import ToolCallParser, ToolFormat, find_tool_format
 from server.openai.tool_grammar import constrain
 from server.openai.tools import ToolRequest
 

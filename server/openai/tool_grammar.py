@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from engines.errors import InvalidRequest
 from engines.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule, validate
+from engines.tool_formats import ToolFormat
 from engines.types import Structured
 from server.openai.reasoning import ReasoningFormat
-from server.openai.tool_formats import ToolFormat
 from server.openai.tools import Tool, ToolRequest
 
 MAX_CALLS = 16

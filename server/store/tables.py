@@ -13,5 +13,4 @@ OWNERS = Table(
     Column("name", Text, primary_key=True),
     Column("token", Text, nullable=False),
 )
-"""`database`: what tells this database from every other. `server`: which run of which server may write; see
-`ownership.py`."""
+"""One row: which run of which server may write. See `ownership.py`."""

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.tool_formats import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat
 from server.openai.call_parser import CallParser
 from server.openai.output import OutputParser
-from server.openai.tool_formats import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat
 from tests.server.openai.outputs import calls, content, cut, parse
 
 FORMS = {"hermes": HERMES, "llama3": LLAMA3_JSON, "mistral": MISTRAL, "mistral_named": MISTRAL_NAMED}

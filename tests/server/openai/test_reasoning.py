@@ -2,10 +2,10 @@
 
 import pytest
 
+from engines.tool_formats import HERMES
 from server.openai.call_parser import CallParser
 from server.openai.output import OutputParser
 from server.openai.reasoning import ReasoningParser, find_reasoning_format
-from server.openai.tool_formats import HERMES
 from tests.server.openai.outputs import calls, content, cut, parse, reasoning
 
 QWEN3 = "{%- if '</think>' in content %}...{% endif %}<|im_start|>assistant\n"

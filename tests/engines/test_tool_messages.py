@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from server.openai.tool_formats import find_tool_format
-from server.openai.tool_messages import for_template
+from engines.tool_formats import find_tool_format
+from engines.tool_messages import for_template
 from server.openai.tools import ToolRequest, read_tools
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, UNKNOWN_FORM, render
 
@@ -43,7 +43,8 @@ HISTORY: list[dict[str, Any]] = [
 def rendered(template: str, messages: list[dict[str, Any]], tools: ToolRequest | None = None) -> str:
     given = copy.deepcopy(messages)
     form = find_tool_format(template, {})
-    shown, definitions = for_template(messages, tools or read_tools(TOOLS), form, template)
+    offered = [tool.definition for tool in (tools or read_tools(TOOLS)).tools]
+    shown, definitions = for_template(messages, offered, form, template)
     assert messages == given, "what was given is not changed"
     return render(template, shown, definitions)
 
@@ -73,7 +74,7 @@ def test_mistral_gets_ids_of_nine_characters_that_still_match() -> None:
 
 
 def test_a_result_gets_the_name_of_what_was_called() -> None:
-    shown, _ = for_template(HISTORY, read_tools(TOOLS), find_tool_format(QWEN, {}), QWEN)
+    shown, _ = for_template(HISTORY, TOOLS, find_tool_format(QWEN, {}), QWEN)
     assert [message.get("name") for message in shown if message["role"] == "tool"] == ["get_weather", "get_weather"]
 
 

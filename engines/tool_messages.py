@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from server.openai.tool_formats import ToolFormat
-from server.openai.tools import ToolRequest
+from engines.tool_formats import ToolFormat
 
 Message = dict[str, Any]
 
@@ -29,17 +28,16 @@ helps to answer; otherwise answer in plain text."""
 
 
 def for_template(
-    messages: list[Message], tools: ToolRequest, form: ToolFormat | None, chat_template: str
+    messages: list[Message], tools: list[dict[str, Any]], form: ToolFormat | None, chat_template: str
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Return the messages, and the tools, to render with the template. What was given is not changed.
 
-    `messages` are OpenAI's as plain objects, with contents as the template takes them.
+    `messages` are OpenAI's as plain objects, with contents as the template takes them; `tools` are OpenAI's definitions.
     """
-    shown = [tool.definition for tool in tools.tools]
     if form is None or form.native:
-        return _native(messages, chat_template), shown or None
+        return _native(messages, chat_template), tools or None
     messages = list(_as_text(messages, form))
-    return (_instructed(messages, shown, chat_template) if shown else messages), None
+    return (_instructed(messages, tools, chat_template) if tools else messages), None
 
 
 def _native(messages: list[Message], chat_template: str) -> list[Message]:

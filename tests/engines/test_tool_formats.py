@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.openai.tool_formats import find_tool_format
+from engines.tool_formats import find_tool_format
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, QWEN3, UNKNOWN_FORM
 
 

@@ -1,0 +1,89 @@
+"""A look at the data of a job before anything is loaded for it: what is wrong, and where; how much there is.
+
+Reads the files once, a row at a time. Data sets of the hub, and those that a Python file makes, are not looked at here:
+the training finds out.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+from engines.errors import TuneserveError
+from training.data.columns import Learns
+from training.data.problems import BadData
+from training.data.rows import Dropped, usable
+from training.data.sources import Param, Source, sources
+from training.folder import JobError, Validation
+from training.params.rlhf import RlhfParams
+from training.params.sft import PtParams, SftParams
+
+MAX_HEADER = 100 << 20
+"""Bytes of a safetensors header, by its specification."""
+
+
+def check(params: SftParams) -> Validation:
+    try:
+        rows = _rows(params, "dataset")
+        _rows(params, "val_dataset")
+    except TuneserveError as error:
+        return Validation(
+            error=JobError(code=error.code or "invalid_request", message=error.message, param=error.param)
+        )
+    return Validation(rows=rows, model_parameters=model_parameters(params))
+
+
+def learns_of(params: SftParams) -> Learns:
+    """What the rows of a task's data are to hold."""
+    if isinstance(params, PtParams):
+        return "text"
+    if not isinstance(params, RlhfParams):
+        return "answers"
+    return {"kto": "labels", "ppo": "answers"}.get(params.rlhf_type, "pairs")  # type: ignore[return-value]
+
+
+def _rows(params: SftParams, param: Param) -> int:
+    """Usable rows. Raises BadData."""
+    found = sources(params, param)
+    if param == "dataset" and not found:
+        raise BadData("there is no data to train on: name a file, a folder or a data set of the hub", param=param)
+    return sum(_source_rows(source, params) for source in found if source.files)
+
+
+def _source_rows(source: Source, params: SftParams) -> int:
+    rows = sum(1 for _ in usable(source, params, learns_of(params), Dropped()))
+    return rows if source.count is None else source.count
+
+
+def model_parameters(params: SftParams) -> int | None:
+    """Weights of the model, as its safetensors files say; None where they are not on this machine."""
+    folder = _model_folder(params)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    try:
+        return sum(map(_weights, files)) or None
+    except (OSError, ValueError, KeyError, struct.error):
+        return None
+
+
+def _model_folder(params: SftParams) -> Path | None:
+    if not params.model:
+        return None
+    local = Path(params.model).expanduser()
+    if local.is_dir():
+        return local
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(params.model, "config.json", revision=params.model_revision)
+    except ValueError:  # it is no id
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _weights(path: Path) -> int:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > MAX_HEADER:
+            raise ValueError(f"{path.name} has no safetensors header")
+        header = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

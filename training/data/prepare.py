@@ -1,0 +1,284 @@
+"""The data sets of a job, as its trainer takes them: read, checked, split, encoded, packed."""
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import InvalidRequest
+from engines.loading import load_config
+from training.data.columns import Learns
+from training.data.encode import Encoded, Encoder, TooLong
+from training.data.packing import best_fit, pack_stream, packed
+from training.data.problems import BadData, BadRow
+from training.data.rows import Dropped, usable
+from training.data.sources import Param, Source, sources
+from training.params.sft import SftParams
+
+COLUMNS: dict[Learns, tuple[str, ...]] = {
+    "answers": ("input_ids", "labels"),
+    "text": ("input_ids", "labels"),
+    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "labels": ("prompt_ids", "completion_ids", "label"),
+}
+"""What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it."""
+SHUFFLED = 1000
+"""Samples of a stream that are in memory to be drawn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    train: Any
+    """A `datasets.Dataset`; a `LazyDataset` with `lazy_tokenize`; a `datasets.IterableDataset` with `streaming`."""
+    evaluation: Any | None
+    """The same; None where there is none."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: rows that were left out."""
+
+
+def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
+    """Raises BadData where the data cannot be used, InvalidRequest where the parameters contradict one another."""
+    _check(params, learns)
+    train, evaluation = sources(params, "dataset"), sources(params, "val_dataset")
+    if not train:
+        raise BadData("there is no data to train on: name a file, a folder or a data set of the hub", param="dataset")
+    limit = _limit(params, tokenizer)
+    if params.packing and limit is None:
+        raise InvalidRequest("packing needs it: the model does not say how much it takes", param="max_length")
+    encoder = Encoder(params, tokenizer, learns, limit)
+    if params.streaming:
+        return Datasets(
+            _streamed(train, params, encoder, learns, limit, shuffled=True),
+            _streamed(evaluation, params, encoder, learns, limit) if evaluation else None,
+        )
+    return _Preparation(params, encoder, learns, limit).run(train, evaluation)
+
+
+def _check(params: SftParams, learns: Learns) -> None:
+    if params.packing and learns in ("pairs", "labels"):
+        raise InvalidRequest("answers that are compared cannot be packed", param="packing")
+    if params.packing and params.lazy_tokenize:
+        raise InvalidRequest(
+            "packing needs to know every length beforehand: choose one of the two", param="lazy_tokenize"
+        )
+    if params.streaming and params.lazy_tokenize:
+        raise InvalidRequest("what is streamed is encoded when it is read anyway", param="lazy_tokenize")
+    splits = "split_dataset_ratio" in params.model_fields_set and params.split_dataset_ratio > 0
+    if params.streaming and splits and not params.val_dataset:
+        message = "nothing can be set aside from data of unknown length: name a val_dataset"
+        raise InvalidRequest(message, param="split_dataset_ratio")
+
+
+def _limit(params: SftParams, tokenizer: Any) -> int | None:
+    """The most tokens of a sample."""
+    if params.max_length is not None:
+        return params.max_length
+    if params.model:
+        config = load_config(params.model, revision=params.model_revision, token=params.hub_token)
+        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None:
+            return limit
+    return tokenizer.model_max_length if tokenizer.model_max_length < 1 << 30 else None
+
+
+# ---- everything before training
+
+
+class _Preparation:
+    """Keeps what it makes on disk, in a folder that is gone from sight as soon as it is mapped into memory."""
+
+    def __init__(self, params: SftParams, encoder: Encoder, learns: Learns, limit: int | None) -> None:
+        self._params = params
+        self._encoder = encoder
+        self._learns = learns
+        self._limit = limit
+        self._notes: list[str] = []
+        self._folder = Path()
+
+    def run(self, train: Sequence[Source], evaluation: Sequence[Source]) -> Datasets:
+        import datasets
+
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        self._folder = Path(tempfile.mkdtemp(prefix="tuneserve-data-"))
+        try:
+            rows = self._rows(train)
+            held = self._rows(evaluation) if evaluation else None
+            if held is None:
+                rows, held = self._split(rows)
+            made = self._made(rows, "dataset")
+            other = None if held is None else self._made(held, "val_dataset" if evaluation else "dataset")
+            return Datasets(made, other, tuple(self._notes))
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _rows(self, found: Sequence[Source]) -> Any:
+        """A Dataset of the usable rows as JSON text, and where each comes from."""
+        import datasets
+
+        return datasets.concatenate_datasets([self._source_rows(source) for source in found])
+
+    def _source_rows(self, source: Source) -> Any:
+        dropped = Dropped()
+        texts = (
+            {"row": json.dumps(row, default=str), "place": place}
+            for place, row in usable(source, self._params, self._learns, dropped)
+        )
+        rows = self._written(texts, {"row": "large_string", "place": "string"})
+        if dropped.count:
+            self._notes.append(
+                f"{dropped.count} rows of {source.name} were left out, the first because: {dropped.first}"
+            )
+        return rows if source.count is None else rows.select(_drawn(len(rows), source.count, self._params.data_seed))
+
+    def _split(self, rows: Any) -> tuple[Any, Any | None]:
+        aside = int(len(rows) * self._params.split_dataset_ratio)
+        if aside == len(rows):
+            raise InvalidRequest("that leaves no row to train on", param="split_dataset_ratio")
+        if aside == 0:
+            return rows, None
+        order = list(range(len(rows)))
+        random.Random(self._params.data_seed).shuffle(order)
+        return rows.select(sorted(order[aside:])), rows.select(sorted(order[:aside]))
+
+    def _made(self, rows: Any, param: Param) -> Any:
+        if self._params.lazy_tokenize:
+            from training.data.lazy import LazyDataset
+
+            return LazyDataset(rows, self._encoder, param, self._params)
+        encoded = rows.map(
+            _encode_batch,
+            batched=True,
+            num_proc=self._params.dataset_num_proc if self._params.dataset_num_proc > 1 else None,
+            remove_columns=rows.column_names,
+            features=_features(self._learns),
+            fn_kwargs={"encoder": self._encoder, "columns": COLUMNS[self._learns]},
+            load_from_cache_file=False,
+            cache_file_name=self._file(),
+            desc="Encoding",
+        )
+        encoded = self._without_problems(encoded, param)
+        if not self._params.packing:
+            return encoded
+        assert self._limit is not None
+        return self._packed(encoded, self._limit)
+
+    def _without_problems(self, encoded: Any, param: Param) -> Any:
+        problems: list[str] = list(encoded["problem"])
+        wrong = [i for i, problem in enumerate(problems) if problem]
+        if wrong:
+            hard = [problems[i] for i in wrong if not encoded[i]["too_long"]]
+            if hard and self._params.strict:
+                raise BadData(hard[0], param=param)
+            if len(wrong) == len(problems):
+                raise BadData(f"no row can be used. {problems[0]}", param=param)
+            self._notes.append(f"{len(wrong)} rows were left out, the first because: {problems[wrong[0]]}")
+            encoded = encoded.select([i for i, problem in enumerate(problems) if not problem])
+        return encoded.select_columns(list(COLUMNS[self._learns]))
+
+    def _packed(self, encoded: Any, room: int) -> Any:
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        rows = (packed(encoded[position] for position in row) for row in best_fit(lengths, room))
+        return self._written(rows, dict.fromkeys(("input_ids", "labels", "seq_lengths"), "list"))
+
+    def _written(self, rows: Iterator[Any], columns: dict[str, str]) -> Any:
+        import datasets
+        from datasets.arrow_writer import ArrowWriter
+
+        features = datasets.Features({name: _feature(form) for name, form in columns.items()})
+        path = self._file()
+        with ArrowWriter(path=path, features=features) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+        return datasets.Dataset.from_file(path)
+
+    def _file(self) -> str:
+        return str(self._folder / f"{len(list(self._folder.iterdir()))}.arrow")
+
+
+def _drawn(length: int, count: int, seed: int) -> list[int]:
+    """So many rows at random, all of them as often as they must be."""
+    whole, rest = divmod(count, length)
+    return [*range(length)] * whole + sorted(random.Random(seed).sample(range(length), rest))
+
+
+def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, columns: Sequence[str]) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {name: [] for name in (*columns, "problem", "too_long")}
+    for row, place in zip(batch["row"], batch["place"], strict=True):
+        for sample in _encoded(row, place, encoder, columns):
+            for name, values in made.items():
+                values.append(sample[name])
+    return made
+
+
+def _encoded(row: str, place: str, encoder: Encoder, columns: Sequence[str]) -> list[Encoded]:
+    try:
+        return [{**sample, "problem": "", "too_long": False} for sample in encoder.encode(json.loads(row))]
+    except BadRow as error:
+        nothing: Encoded = {name: False if name == "label" else [] for name in columns}
+        problem = f"{place[:1].upper()}{place[1:]}: {error}"
+        return [{**nothing, "problem": problem, "too_long": isinstance(error, TooLong)}]
+
+
+def _features(learns: Learns) -> Any:
+    import datasets
+
+    columns = {name: _feature("bool" if name == "label" else "list") for name in COLUMNS[learns]}
+    return datasets.Features(columns | {"problem": _feature("string"), "too_long": _feature("bool")})
+
+
+def _feature(form: str) -> Any:
+    import datasets
+
+    return datasets.List(datasets.Value("int32")) if form == "list" else datasets.Value(form)
+
+
+# ---- while training
+
+
+def _streamed(
+    found: Sequence[Source],
+    params: SftParams,
+    encoder: Encoder,
+    learns: Learns,
+    limit: int | None,
+    *,
+    shuffled: bool = False,
+) -> Any:
+    import datasets
+
+    settings = {"found": list(found), "params": params, "encoder": encoder, "learns": learns}
+    stream = datasets.IterableDataset.from_generator(_stream, gen_kwargs=settings | {"limit": limit})
+    return stream.shuffle(seed=params.data_seed, buffer_size=SHUFFLED) if shuffled else stream
+
+
+def _stream(
+    found: Sequence[Source], params: SftParams, encoder: Encoder, learns: Learns, limit: int | None
+) -> Iterator[Encoded]:
+    samples = _samples(found, params, encoder, learns)
+    if params.packing:
+        assert limit is not None
+        return pack_stream(samples, limit)
+    return samples
+
+
+def _samples(found: Sequence[Source], params: SftParams, encoder: Encoder, learns: Learns) -> Iterator[Encoded]:
+    """Raises BadData."""
+    for source in found:
+        left = source.count
+        for place, row in usable(source, params, learns, Dropped()):
+            if left == 0:
+                break
+            try:
+                yield from encoder.encode(row)
+            except BadRow as error:
+                if params.strict and not isinstance(error, TooLong):
+                    raise BadData(f"{place}: {error}", param=source.param) from error
+                continue
+            left = None if left is None else left - 1

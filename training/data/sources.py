@@ -1,0 +1,230 @@
+"""What the parameters `dataset` and `val_dataset` name, and the rows of it."""
+
+import json
+import runpy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.errors import InvalidRequest
+from engines.params.common import BaseParams
+from training.data import self_cognition
+from training.data.problems import BadData
+from training.data.read import READERS, Unreadable, read_file
+
+Param = Literal["dataset", "val_dataset"]
+KINDS = ", ".join(READERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row, or why there is none."""
+
+    place: str
+    """For messages: `line 3 of train.jsonl`."""
+    row: Any = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One of the data sets that are named, as `params` has it read."""
+
+    name: str
+    param: Param
+    count: int | None
+    """So many rows of it; None: all."""
+    files: tuple[Path, ...] = ()
+    hub: "HubSet | None" = None
+    function: Callable[[], Iterable[Any]] | None = None
+    """Of a file in `custom_register_path`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Name in the data -> the name that it is known by."""
+
+    def rows(self, params: BaseParams) -> Iterator[Found]:
+        """Where no row follows that can be told, the last one has the problem. Raises InvalidRequest."""
+        named = self_cognition.names(params)
+        for found in self._rows(params):
+            row = found.row
+            if self.columns and isinstance(row, Mapping):
+                row = {self.columns.get(name, name): value for name, value in row.items()}
+            yield Found(found.place, row if named is None else self_cognition.named(row, named), found.problem)
+
+    def _rows(self, params: BaseParams) -> Iterator[Found]:
+        if self.function is not None:
+            rows: Iterable[Any] = self.function()
+        elif self.hub is not None:
+            rows = self.hub.rows(params)
+        else:
+            for path in self.files:
+                yield from _file_rows(path)
+            return
+        for number, row in enumerate(rows, start=1):
+            yield Found(f"row {number} of {self.name}", row)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSet:
+    id: str
+    subset: str | None
+    splits: tuple[str, ...] = ("train",)
+
+    def rows(self, params: BaseParams) -> Iterator[Any]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise InvalidRequest("data sets of the hub need the package datasets: install tuneserve[train]") from error
+        for split in self.splits:
+            try:
+                found = datasets.load_dataset(
+                    self.id,
+                    self.subset,
+                    split=split,
+                    streaming=params.streaming,
+                    download_mode=params.download_mode,
+                    token=params.hub_token,
+                )
+            except Exception as error:  # whatever the hub, the network or a script of the data set raises
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise BadData(
+                    f"{self.id!r} is no file or folder here, and cannot be had from the hub: {reason}"
+                ) from error
+            yield from found
+
+
+def sources(params: BaseParams, param: Param) -> list[Source]:
+    """Raises BadData where one of them cannot be."""
+    described = _described(params)
+    return [_source(name, param, described) for name in getattr(params, param)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Description:
+    """What `custom_dataset_info` or `custom_register_path` says of a name."""
+
+    path: str | None = None
+    hub_id: str | None = None
+    splits: tuple[str, ...] = ("train",)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    function: Callable[[], Iterable[Any]] | None = None
+
+
+def _source(name: str, param: Param, described: Mapping[str, _Description]) -> Source:
+    place, count = _count(name, param)
+    whole, subset = place, None
+    if whole not in described and whole not in self_cognition.NAMES and not Path(whole).expanduser().exists():
+        head, colon, tail = whole.rpartition(":")
+        whole, subset = (head, tail) if colon and head and tail else (whole, None)
+    description = described.get(whole, _Description(path=whole))
+    base: dict[str, Any] = {"name": name, "param": param, "count": count, "columns": description.columns}
+    if description.function is not None:
+        if subset is not None:
+            raise BadData(f"{whole!r} is made by a function, and has no subset {subset!r}", param=param)
+        return Source(**base, function=description.function)
+    if whole in self_cognition.NAMES and whole not in described:
+        return Source(**base, files=(self_cognition.FILE,))
+    if description.hub_id is not None:
+        return Source(**base, hub=HubSet(description.hub_id, subset, description.splits))
+    path = Path(description.path or whole).expanduser()
+    if path.exists():
+        return Source(**base, files=_files(path, subset, param))
+    if path.suffix.lower() in READERS or path.is_absolute() or whole.startswith((".", "~")) or whole.count("/") > 1:
+        raise BadData(f"there is no file {str(path)!r}", param=param)
+    return Source(**base, hub=HubSet(whole, subset, description.splits))
+
+
+def _count(name: str, param: Param) -> tuple[str, int | None]:
+    place, sharp, count = name.rpartition("#")
+    if not sharp or Path(name).expanduser().exists():
+        return name, None
+    if not count.isdecimal() or int(count) < 1:
+        raise BadData(f"{name!r}: after # there must be a number of rows, not {count!r}", param=param)
+    return place, int(count)
+
+
+def _files(path: Path, subset: str | None, param: Param) -> tuple[Path, ...]:
+    """The files of a folder: of its subset, which is a folder or a file's name in it, and only for training."""
+    if path.is_file():
+        if subset is not None:
+            raise BadData(f"{str(path)!r} is a file, and has no subset {subset!r}", param=param)
+        if path.suffix.lower() not in READERS:
+            raise BadData(
+                f"{path.name!r}: a data set is a file of {KINDS}, not {path.suffix or 'without an end'!r}", param=param
+            )
+        return (path,)
+    inside = path / subset if subset is not None and (path / subset).is_dir() else path
+    found = sorted(file for file in inside.rglob("*") if file.suffix.lower() in READERS and file.is_file())
+    if subset is not None and inside == path:
+        found = [file for file in found if file.stem == subset]
+    if not found:
+        what = f"the subset {subset!r} of {str(path)!r}" if subset else repr(str(path))
+        raise BadData(f"{what} holds no file of {KINDS}", param=param)
+    for_training = [file for file in found if "train" in file.relative_to(path).as_posix().lower()]
+    return tuple(for_training or found)
+
+
+def _file_rows(path: Path) -> Iterator[Found]:
+    try:
+        for read in read_file(path):
+            yield Found(f"line {read.line} of {path.name}", read.value, read.problem)
+    except Unreadable as error:
+        yield Found(f"line {error.line} of {path.name}", problem=str(error))
+    except OSError as error:
+        yield Found(path.name, problem=f"it cannot be read: {error.strerror}")
+
+
+# ---- custom_dataset_info, custom_register_path
+
+KNOWN_KEYS = {"dataset_name", "dataset_path", "hf_dataset_id", "columns", "split", "tags", "help"}
+
+
+def _described(params: BaseParams) -> dict[str, _Description]:
+    found: dict[str, _Description] = {}
+    for name in params.custom_dataset_info:
+        path = Path(name).expanduser()
+        try:
+            entries = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"{name!r} cannot be read: {error}", param="custom_dataset_info") from error
+        for entry in entries if isinstance(entries, list) else [entries]:
+            found |= _entry(entry, path)
+    for name in params.custom_register_path:
+        found |= _registered(Path(name).expanduser())
+    return found
+
+
+def _entry(entry: Any, file: Path) -> dict[str, _Description]:
+    def refuse(why: str) -> InvalidRequest:
+        return InvalidRequest(f"{file.name}: {why}", param="custom_dataset_info")
+
+    if not isinstance(entry, dict):
+        raise refuse("each entry must be an object")
+    unknown = sorted(entry.keys() - KNOWN_KEYS)
+    if unknown:
+        raise refuse(f"{', '.join(unknown)} cannot be read; what can be is {', '.join(sorted(KNOWN_KEYS))}")
+    path, hub_id = entry.get("dataset_path"), entry.get("hf_dataset_id")
+    if (path is None) == (hub_id is None) or not isinstance(path or hub_id, str):
+        raise refuse("each entry must say either dataset_path or hf_dataset_id")
+    columns, splits = entry.get("columns", {}), entry.get("split", ["train"])
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        raise refuse("columns must be an object from names to names")
+    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+        raise refuse("split must be a list of names")
+    where = None if path is None else str(file.parent / Path(path).expanduser())
+    name = entry.get("dataset_name") or hub_id or where
+    described = _Description(path=where, hub_id=hub_id, splits=tuple(splits), columns=columns)
+    return {str(name): described}
+
+
+def _registered(path: Path) -> dict[str, _Description]:
+    """The file's `DATASETS`: name -> a function that returns the rows."""
+    try:
+        functions = runpy.run_path(str(path)).get("DATASETS")
+    except Exception as error:  # it is the user's code
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidRequest(f"{path.name} cannot be run: {reason}", param="custom_register_path") from error
+    if not isinstance(functions, dict) or not all(callable(function) for function in functions.values()):
+        message = f"{path.name} must define DATASETS, a dict from names to functions that return rows"
+        raise InvalidRequest(message, param="custom_register_path")
+    return {str(name): _Description(function=function) for name, function in functions.items()}
