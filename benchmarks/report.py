@@ -286,7 +286,7 @@ def tables(document: dict[str, Any]) -> str:
     ratios = [["", "value", "target"]]
     ratios += [[c["what"], f"{c['value']:.2f}", verdict(c)] for c in document["comparisons"]]
     missing = [f"- {_where(row)}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row]
-    full = [_table(table) for table in (cells, ratios) if len(table) > 1]
+    full = [table(table) for table in (cells, ratios) if len(table) > 1]
     return "\n\n".join([*full, "\n".join(missing)]).strip()
 
 
@@ -310,7 +310,7 @@ def as_markdown(document: dict[str, Any]) -> str:
     )
 
 
-def _table(cells: list[list[str]]) -> str:
+def table(cells: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -3,6 +3,7 @@
     task.json        what to do: the parameters that were given, by whoever makes the folder
     validation.json  what a look at the data found, by `python -m training.validate FOLDER`
     events.jsonl     what happened, a line each, appended by the worker
+    .partial/        where a checkpoint grows until it has its name
     checkpoint-N/    the training after N steps, whole as soon as it has this name
     runs/            TensorBoard's files
     result.json      how it ended, by the worker as the last thing it does
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.disk import sync
 from training.params.task import TASK, Task
+
+PARTIAL = ".partial"
 
 
 class _Written(BaseModel):

@@ -1,0 +1,393 @@
+"""Training, measured: a job of ours beside a bare TRL script and LLaMA-Factory, on the same samples and settings, and
+how long a job takes from its creation to its first step.
+
+`python -m benchmarks.training`, or `--peers tuneserve trl` for a part of it. See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from benchmarks import report, serving
+from benchmarks.environments import HOME, LLAMA_FACTORY_REQUIREMENTS, LlamaFactory, NotRun
+from benchmarks.process import Tree
+from benchmarks.servers import TUNESERVE, Setting, ours
+from benchmarks.workload import WORDS
+from training.folder import JobFolder
+
+SAMPLE_TOKENS = 256
+SYSTEM = "You tell long stories."
+SHARE_LEAST = 0.97
+"""Of the bare TRL script's tokens/s."""
+FIRST_STEP_MOST = 20.0
+"""Seconds from creating a job to its first step."""
+JOBS = 3
+PATIENCE = 300.0
+LLAMAFACTORY = LlamaFactory("llamafactory", LLAMA_FACTORY_REQUIREMENTS)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What all trainers are told."""
+
+    model: str
+    dtype: str
+    steps: int
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
+    rank: int = 8
+    alpha: int = 32
+    dropout: float = 0.0
+    max_length: int = 2 * SAMPLE_TOKENS
+    gradient_checkpointing: bool = True
+    logging_steps: int = 5
+    seed: int = 42
+    cpu: bool = not torch.cuda.is_available()
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_size * SAMPLE_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    name: str
+    title: str
+    command: Callable[[Training, Path], list[str]]
+    """Given what to train and a folder of its own, in which `data/` lies."""
+    runtime: Callable[[Path], float]
+    """Seconds of the training itself, as transformers' trainer counts them in all of them."""
+
+
+# ---- the three
+
+
+def tuneserve(training: Training, folder: Path) -> list[str]:
+    t = training
+    words: list[object] = [
+        *("--model", t.model, "--dataset", folder / "data" / "messages.jsonl", "--output_dir", folder / "out"),
+        *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
+        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
+        *("--weight_decay", t.weight_decay, "--lora_rank", t.rank, "--lora_alpha", t.alpha),
+        *("--lora_dropout", t.dropout, "--gradient_checkpointing", t.gradient_checkpointing),
+        *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
+    ]
+    return [sys.executable, "-c", TUNESERVE, "sft", *map(str, words)]
+
+
+def tuneserve_runtime(folder: Path) -> float:
+    result = JobFolder(folder / "out").read_result()
+    if result is None or result.status != "succeeded":
+        raise NotRun(f"it did not succeed: {result.error if result else 'see its log under .bench/'}")
+    return result.metrics["train_runtime"]
+
+
+def trl(training: Training, folder: Path) -> list[str]:
+    settings = asdict(training) | {"dataset": str(folder / "data" / "pairs.jsonl"), "output_dir": str(folder / "out")}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return [sys.executable, "-m", "benchmarks.trl_sft", str(folder / "settings.json")]
+
+
+def llamafactory(training: Training, folder: Path) -> list[str]:
+    t = training
+    tags = {"role_tag": "role", "content_tag": "content", "system_tag": "system"}
+    tags |= {"user_tag": "user", "assistant_tag": "assistant"}
+    data = {"file_name": "messages.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps({"bench": data}))
+    settings = {
+        "model_name_or_path": t.model,
+        "stage": "sft",
+        "do_train": True,
+        "output_dir": str(folder / "out"),
+        "dataset": "bench",
+        "dataset_dir": str(folder / "data"),
+        "template": "qwen",
+        "cutoff_len": t.max_length,
+        "finetuning_type": "lora",
+        "lora_rank": t.rank,
+        "lora_alpha": t.alpha,
+        "lora_dropout": t.dropout,
+        "lora_target": "all",
+        "per_device_train_batch_size": t.batch_size,
+        "max_steps": t.steps,
+        "learning_rate": t.learning_rate,
+        "weight_decay": t.weight_decay,
+        "lr_scheduler_type": "cosine",
+        "disable_gradient_checkpointing": not t.gradient_checkpointing,
+        "logging_steps": t.logging_steps,
+        "bf16": t.dtype == "bfloat16",
+        "use_cpu": t.cpu,
+        "save_strategy": "no",
+        "seed": t.seed,
+        "report_to": "tensorboard",
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))  # JSON is YAML too, and it asks for that ending
+    (folder / "settings.json").rename(folder / "settings.yaml")
+    return [LLAMAFACTORY.program("llamafactory-cli"), "train", str(folder / "settings.yaml")]
+
+
+def train_runtime(name: str) -> Callable[[Path], float]:
+    def read(folder: Path) -> float:
+        file = folder / "out" / name
+        if not file.exists():
+            raise NotRun("it made no result: see its log under .bench/")
+        return float(json.loads(file.read_text())["train_runtime"])
+
+    return read
+
+
+TRAINERS = (
+    Trainer("tuneserve", "tuneserve sft", tuneserve, tuneserve_runtime),
+    Trainer("trl", "TRL's SFTTrainer, bare", trl, train_runtime("train_runtime.json")),
+    Trainer("llamafactory", "llamafactory-cli train", llamafactory, train_runtime("train_results.json")),
+)
+
+
+# ---- the samples
+
+
+def write_data(tokenizer: Any, folder: Path, count: int) -> None:
+    """`count` conversations of SAMPLE_TOKENS tokens each, so that every batch is full whatever the order: as messages,
+    and as prompt and completion, of which TRL trains on the completion only, as we do."""
+    folder.mkdir()
+    rng = random.Random(0)
+    samples = [_sample(tokenizer, rng) for _ in range(count)]
+    _write(folder / "messages.jsonl", [{"messages": sample} for sample in samples])
+    _write(folder / "pairs.jsonl", [{"prompt": sample[:-1], "completion": sample[-1:]} for sample in samples])
+
+
+def _sample(tokenizer: Any, rng: random.Random) -> list[dict[str, str]]:
+    words = rng.choices(WORDS, k=SAMPLE_TOKENS)
+    for length in range(SAMPLE_TOKENS, 0, -1):
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"Tell a story about: {' '.join(words[:20])}."},
+            {"role": "assistant", "content": " ".join(words[20:length])},
+        ]
+        if _length(tokenizer, messages) == SAMPLE_TOKENS:
+            return messages
+    raise AssertionError("some length fits: the words have one token each")
+
+
+def _length(tokenizer: Any, messages: list[dict[str, str]]) -> int:
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+# ---- one training
+
+
+def measure(trainer: Trainer, training: Training, tokenizer: Any, setting: Setting) -> Row:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_data(tokenizer, folder / "data", training.steps * training.batch_size)
+        command = trainer.command(training, folder)
+        variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
+        with Tree(command, variables, HOME / f"{trainer.name}-train.log") as tree:
+            tree.process.wait()
+            seconds = time.perf_counter() - tree.started
+        runtime = trainer.runtime(folder)
+        return {
+            "tokens_per_second": training.tokens / runtime,
+            "seconds": seconds,
+            "around_seconds": seconds - runtime,
+            "pss_mib": tree.peak.pss_mib,
+            "command": shlex.join(command),
+        }
+
+
+def measure_all(names: list[str], training: Training, setting: Setting, repeats: int) -> list[Row]:
+    """In turns, so that what changes about the machine meanwhile meets all of them."""
+    tokenizer = serving.load_tokenizer(setting.model)
+    runs: dict[str, list[Row]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+    for _ in range(repeats):
+        for trainer in TRAINERS:
+            if trainer.name not in names or trainer.name in failed:
+                continue
+            try:
+                row = measure(trainer, training, tokenizer, setting)
+            except NotRun as reason:
+                failed[trainer.name] = str(reason)
+                continue
+            runs[trainer.name].append(row)
+            report.say(f"{trainer.title}: {row['tokens_per_second']:.1f} tokens/s, {row['pss_mib']:.0f} MiB")
+    return [_row(trainer, runs, failed) for trainer in TRAINERS if trainer.name in names]
+
+
+def _row(trainer: Trainer, runs: dict[str, list[Row]], failed: dict[str, str]) -> Row:
+    head: Row = {"trainer": trainer.name, "title": trainer.title}
+    if trainer.name in failed:
+        return head | {"not_run": failed[trainer.name]}
+    mine = runs[trainer.name]
+    names = ("tokens_per_second", "seconds", "around_seconds", "pss_mib")
+    row = head | {name: statistics.median(run[name] for run in mine) for name in names} | {"runs": mine}
+    if trainer.name == "tuneserve" and runs.get("trl"):
+        pairs = zip(mine, runs["trl"], strict=False)
+        row["of_trl"] = statistics.median(a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs)
+    return row
+
+
+# ---- from creating a job to its first step
+
+
+def first_steps(setting: Setting) -> Row:
+    """Seconds from POST /v1/fine_tuning/jobs to the first step of JOBS jobs in turn, on a running server."""
+    with tempfile.TemporaryDirectory() as scratch:
+        state = Path(scratch) / "state"
+        command = [*ours(setting), "--state_dir", str(state)]
+        serving.refuse_taken_port(setting)
+        variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
+        with (
+            Tree(command, variables, HOME / "tuneserve-jobs.log"),
+            httpx.Client(base_url=setting.url, timeout=PATIENCE) as client,
+        ):
+            _wait(lambda: _ready(client))
+            seconds = [_first_step(client) for _ in range(JOBS)]
+    return {"what": "create to first step", "seconds": statistics.median(seconds), "all": seconds}
+
+
+def _ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _first_step(client: httpx.Client) -> float:
+    lines = [
+        {"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word}!"}]}
+        for word in WORDS[:60]
+    ]
+    data = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    upload = client.post("/v1/files", files={"file": ("words.jsonl", data)}, data={"purpose": "fine-tune"})
+    began = time.time()
+    job = client.post("/v1/fine_tuning/jobs", json={"model": "bench", "training_file": upload.json()["id"]}).json()
+    path = f"/v1/jobs/{job['id']}"
+
+    def started() -> list[Row]:
+        return [event for event in client.get(f"{path}/events").json()["data"] if event["type"] == "started"]
+
+    _wait(lambda: bool(started()))
+    seconds: float = started()[0]["time"] - began
+    client.post(f"{path}/cancel")
+    _wait(lambda: client.get(path).json()["status"] == "cancelled")
+    report.say(f"the first step began after {seconds:.1f} s")
+    return seconds
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        if time.monotonic() > deadline:
+            raise SystemExit("it did not happen in time: see .bench/tuneserve-jobs.log")
+        time.sleep(0.1)
+
+
+# ---- the run, and its words
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    HOME.mkdir(exist_ok=True)
+    setting = serving.make_setting(arguments)
+    training = Training(setting.model, setting.dtype, arguments.steps)
+    if "llamafactory" in arguments.peers:
+        LLAMAFACTORY.prepare(arguments.torch_index)
+    report.check_quiet()
+    rows = measure_all(arguments.peers, training, setting, arguments.repeats)
+    first = first_steps(setting) if "tuneserve" in arguments.peers else None
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": report.machine(),
+        "setting": asdict(training) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "rows": rows,
+        "first_step": first,
+    }
+    text = f"{tables(rows, first)}\n"
+    target = report.RESULTS / f"{document['date']}-training"
+    target.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    target.with_suffix(".md").write_text(_page(document, text))
+    sys.stdout.write(f"\n{text}")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    names = [trainer.name for trainer in TRAINERS]
+    parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__)
+    add = parser.add_argument
+    add("--peers", nargs="+", choices=names, default=names)
+    add("--steps", type=int, default=20, help="of each training")
+    add("--repeats", type=int, default=3)
+    add("--threads", type=int, help="of everything (default: the physical cores)")
+    add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
+    add("--model", help="a folder (default: the demo model)")
+    add("--port", type=int, default=8390)
+    add("--torch-index", help="one more package index for LLaMA-Factory's environment")
+    return parser.parse_args(argv)
+
+
+def tables(rows: list[Row], first: Row | None) -> str:
+    cells = [
+        ["trainer", "tokens/s", "peak PSS MiB", "seconds in all", "of them around the training", "of TRL's", "target"]
+    ]
+    for row in rows:
+        if "not_run" in row:
+            cells.append([row["title"], "not run", "", "", "", "", row["not_run"]])
+            continue
+        share = row.get("of_trl")
+        target = "" if share is None else f"at least {SHARE_LEAST:g}: {_verdict(share >= SHARE_LEAST)}"
+        numbers = [f"{row['tokens_per_second']:.1f}", f"{row['pss_mib']:.0f}"]
+        numbers += [f"{row['seconds']:.1f}", f"{row['around_seconds']:.1f}"]
+        cells.append([row["title"], *numbers, "" if share is None else f"{share:.3f}", target])
+    text = report.table(cells)
+    if first is not None:
+        verdict = _verdict(first["seconds"] <= FIRST_STEP_MOST)
+        text += (
+            f"\n\nFrom creating a job to its first step: {first['seconds']:.1f} s, the median of {JOBS} "
+            f"(at most {FIRST_STEP_MOST:g}: {verdict})."
+        )
+    return text
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "MISSED"
+
+
+def _page(document: dict[str, Any], text: str) -> str:
+    m, s = document["machine"], document["setting"]
+    return (
+        f"# Training, {document['date']}\n\n"
+        f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
+        f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
+        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear layers, "
+        f"{s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each, gradient checkpointing "
+        f"{'on' if s['gradient_checkpointing'] else 'off'}. What is compared and how: ../README.md.\n\n{text}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

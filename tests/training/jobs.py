@@ -1,0 +1,75 @@
+"""Jobs on a tiny model: its folder, data to train it on, and runs in this process or in one of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from training.folder import Evaluation, JobFolder, Result, Step
+from training.params.task import TASK
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WORDS = ["red", "blue", "name", "value", "numbers", "the", "and", "one", "two", "three", "four", "five"]
+
+
+def make_model(folder: Path) -> Path:
+    """A tiny Llama with a tokenizer that has a chat template."""
+    save(CONFIGS["llama"](), folder)
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_data(file: Path, rows: int = 12) -> Path:
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{WORDS[i % len(WORDS)]} {i}"},
+                {"role": "assistant", "content": " ".join(WORDS[i % 5 : i % 5 + 1 + i % 4])},
+            ]
+        }
+        for i in range(rows)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
+    folder.mkdir(parents=True)
+    job = JobFolder(folder)
+    job.write_task(TASK.validate_python({"task": task, "params": params}))
+    return job
+
+
+def start(job: JobFolder) -> "subprocess.Popen[bytes]":
+    """The worker process of a job; its output goes to worker.log."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (job.path / "worker.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "training.run", str(job.path)], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+
+
+def finish(job: JobFolder) -> Result:
+    """Run the job in a process of its own, to its end."""
+    start(job).wait(300)
+    result = job.read_result()
+    assert result is not None, (job.path / "worker.log").read_text()
+    return result
+
+
+def losses(job: JobFolder) -> dict[int, float]:
+    """Step -> loss."""
+    return {event.step: event.metrics["loss"] for event, _ in job.read_events() if isinstance(event, Step)}
+
+
+def evaluations(job: JobFolder) -> dict[int, dict[str, float]]:
+    return {event.step: event.metrics for event, _ in job.read_events() if isinstance(event, Evaluation)}

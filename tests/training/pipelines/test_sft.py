@@ -1,0 +1,310 @@
+"""Supervised training: what TRL alone would have learned, in checkpoints that others can read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from engines.adapters.folder import read_adapter
+from engines.errors import InvalidRequest, TuneserveError
+from engines.pt.config import PtConfig
+from engines.pt.runner import ModelRunner
+from tests.training.jobs import evaluations, losses, make_job
+from training.data import build
+from training.folder import Checkpoint, JobFolder, Message, Result, Started
+from training.params.sft import SftParams
+from training.pipelines import sft
+from training.report import Diverged, Report
+
+QUICK: dict[str, Any] = {
+    "torch_dtype": "float32", "per_device_train_batch_size": 2, "max_steps": 6, "logging_steps": 1, "save_steps": 3,
+    "learning_rate": 1e-2, "report_to": "none", "split_dataset_ratio": 0.0, "lora_dropout": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny: Path, lines: Path):
+    """Run a job in this process; its folder and result."""
+
+    def run(**params: Any) -> tuple[JobFolder, Result]:
+        given = {"model": str(tiny), "dataset": str(lines), **QUICK, **params}
+        job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
+        return job, sft.run(job.read_task().params, Report(job))
+
+    return run
+
+
+def weights(job: JobFolder, step: int) -> dict[str, torch.Tensor]:
+    (file,) = (job.path / f"checkpoint-{step}").glob("*model.safetensors")
+    return load_file(file)
+
+
+def trl_losses(tiny: Path, lines: Path, folder: Path, **more: Any) -> list[float]:
+    """What TRL's own trainer says, of the same tokens."""
+    set_seed(42)
+    params = SftParams.model_validate({"model": str(tiny), "dataset": str(lines), **QUICK})
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    arguments = SFTConfig(
+        output_dir=str(folder), per_device_train_batch_size=2, max_steps=6, logging_steps=1, learning_rate=1e-2,
+        weight_decay=0.1, lr_scheduler_type="cosine", max_length=None, save_strategy="no", use_cpu=True, bf16=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, report_to=[], seed=42, data_seed=42,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    data = build(params, tokenizer, learns="answers").train
+    trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer, **more)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_loss_of_lora_is_trls_own(train, tiny, lines, tmp_path) -> None:
+    job, _ = train(lora_rank=4, lora_alpha=8)
+
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = trl_losses(tiny, lines, tmp_path / "trl", peft_config=lora)
+    assert list(losses(job).values()) == pytest.approx(theirs, abs=1e-4)
+    assert theirs[-1] < theirs[0]
+
+
+def test_the_loss_of_full_training_is_trls_own(train, tiny, lines, tmp_path) -> None:
+    job, _ = train(train_type="full")
+
+    assert list(losses(job).values()) == pytest.approx(trl_losses(tiny, lines, tmp_path / "trl"), abs=1e-4)
+
+
+def test_a_job_says_what_happens(train) -> None:
+    job, result = train()
+
+    events = [event for event, _ in job.read_events()]
+    assert Started(time=0, total_steps=6, rows=12) in [e.model_copy(update={"time": 0}) for e in events]
+    assert [event.step for event in events if isinstance(event, Checkpoint)] == [3, 6]
+    assert job.checkpoints() == [3, 6]
+    assert any(isinstance(event, Message) for event in events)
+    assert (result.status, result.artifact, result.kind, result.final_step) == (
+        "succeeded", "checkpoint-6", "adapter", 6,
+    )  # fmt: skip
+    assert result.trained_tokens and result.metrics["train_runtime"] > 0
+
+
+def test_an_adapter_is_one_that_peft_and_our_engine_load(train, tiny) -> None:
+    job, result = train()
+    folder = job.path / result.artifact
+
+    support = ModelRunner(PtConfig(model=str(tiny), dtype="float32", max_loras=1)).lora.support
+    assert read_adapter(folder, support).rank == 8
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), folder)
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_full_training_writes_a_model(train, tiny) -> None:
+    job, result = train(train_type="full")
+
+    model = AutoModelForCausalLM.from_pretrained(job.path / result.artifact)
+    before = AutoModelForCausalLM.from_pretrained(tiny)
+    assert result.kind == "model"
+    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+
+
+def test_what_is_frozen_stays_as_it_is(train, tiny) -> None:
+    job, result = train(train_type="full", freeze_parameters_ratio=1.0, trainable_parameters=["model.layers.1."])
+
+    before = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(job.path / result.artifact).state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and all(name.startswith("model.layers.1.") for name in changed)
+
+
+def test_resumed_training_ends_as_one_that_was_never_stopped(train) -> None:
+    whole, _ = train(lora_dropout=0.1)
+    resumed, result = train(lora_dropout=0.1, resume_from_checkpoint=str(whole.path / "checkpoint-3"))
+
+    assert result.final_step == 6
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    for name, tensor in weights(whole, 6).items():
+        assert torch.equal(tensor, weights(resumed, 6)[name])
+
+
+def test_resumed_full_training_ends_as_one_that_was_never_stopped(train) -> None:
+    whole, _ = train(train_type="full")
+    resumed, _ = train(train_type="full", resume_from_checkpoint=str(whole.path / "checkpoint-3"))
+
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    for name, tensor in weights(whole, 6).items():
+        assert torch.equal(tensor, weights(resumed, 6)[name]), (tensor - weights(resumed, 6)[name]).abs().max()
+
+
+def test_resuming_at_the_end_gives_the_result_again(train) -> None:
+    whole, _ = train()
+    _, result = train(resume_from_checkpoint=str(whole.path / "checkpoint-6"))
+
+    assert (result.status, result.artifact) == ("succeeded", "checkpoint-6")
+
+
+def test_with_resume_only_model_the_steps_begin_anew(train) -> None:
+    whole, _ = train()
+    again, result = train(resume_from_checkpoint=str(whole.path / "checkpoint-6"), resume_only_model=True)
+
+    assert result.final_step == 6
+    assert losses(again)[1] < losses(whole)[1]
+
+
+def test_a_checkpoint_without_its_optimizer_is_not_resumed(train) -> None:
+    whole, _ = train(save_only_model=True)
+
+    with pytest.raises(InvalidRequest, match=r"optimizer\.pt"):
+        train(resume_from_checkpoint=str(whole.path / "checkpoint-3"))
+
+
+def test_training_goes_on_with_an_adapter(train) -> None:
+    first, result = train()
+    second, _ = train(adapters=str(first.path / result.artifact))
+
+    assert losses(second)[1] < losses(first)[1]
+
+
+def test_what_a_checkpoint_was_trained_with_is_read_back(train) -> None:
+    first, result = train(lora_rank=2, learning_rate=5e-3)
+    args = json.loads((first.path / result.artifact / "args.json").read_text())
+    second, again = train(adapters=str(first.path / result.artifact), load_args=True)
+
+    assert (args["lora_rank"], args["train_type"]) == (2, "lora")
+    assert "hub_token" not in args
+    assert json.loads((second.path / again.artifact / "args.json").read_text())["lora_rank"] == 2
+
+
+@pytest.mark.parametrize(
+    ("params", "holds"),
+    [
+        ({"target_modules": ["q_proj"]}, lambda names: all("q_proj" in name for name in names)),
+        ({"target_regex": r".*layers\.1\..*up_proj"}, lambda names: all("layers.1.mlp.up_proj" in n for n in names)),
+        ({"modules_to_save": ["lm_head"]}, lambda names: any("lm_head" in name for name in names)),
+        ({"use_dora": True}, lambda names: any("magnitude" in name for name in names)),
+    ],
+    ids=["target_modules", "target_regex", "modules_to_save", "use_dora"],
+)
+def test_the_adapter_is_where_it_was_asked_for(train, params, holds) -> None:
+    job, _ = train(**params, max_steps=1)
+
+    assert holds(weights(job, 1))
+
+
+@pytest.mark.parametrize(
+    ("params", "config"),
+    [
+        ({"use_rslora": True}, {"use_rslora": True}),
+        ({"lora_rank": 3, "lora_alpha": 5}, {"r": 3, "lora_alpha": 5}),
+        ({"init_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
+        ({"lora_dropout": 0.2, "lora_bias": "all"}, {"lora_dropout": 0.2, "bias": "all"}),
+    ],
+    ids=["rslora", "rank and alpha", "gaussian", "dropout and bias"],
+)
+def test_the_adapter_is_of_the_kind_asked_for(train, params, config) -> None:
+    job, _ = train(**params, max_steps=1)
+
+    written = json.loads((job.path / "checkpoint-1" / "adapter_config.json").read_text())
+    assert config.items() <= written.items()
+
+
+def test_lora_dtype_is_the_type_of_the_adapter(train) -> None:
+    job, _ = train(lora_dtype="bfloat16", max_steps=1)
+
+    assert {tensor.dtype for tensor in weights(job, 1).values()} == {torch.bfloat16}
+
+
+def test_with_lora_plus_the_second_matrix_learns_faster(train) -> None:
+    plain, _ = train(max_steps=1)
+    plus, _ = train(max_steps=1, lorap_lr_ratio=16)
+
+    moved = {name: (plain_w, weights(plus, 1)[name]) for name, plain_w in weights(plain, 1).items()}
+    assert all(b.abs().sum() > 4 * a.abs().sum() for name, (a, b) in moved.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"weight_decay": 0.9}, {"warmup_ratio": 0.9}, {"lr_scheduler_type": "constant"}, {"max_grad_norm": 1e-4},
+     {"neftune_noise_alpha": 15}, {"gradient_accumulation_steps": 2}, {"seed": 1}, {"data_seed": 1},
+     {"learning_rate": 1e-3}, {"per_device_train_batch_size": 3}],
+    ids=lambda params: next(iter(params)),
+)  # fmt: skip
+def test_a_parameter_of_the_trainer_changes_what_is_learned(train, params) -> None:
+    before, _ = train(max_steps=2)
+    after, _ = train(**{"max_steps": 2, **params})
+
+    first, second = weights(before, 2), weights(after, 2)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("params", [{"gradient_checkpointing": False}, {"dataloader_num_workers": 1}], ids=str)
+def test_how_it_is_computed_changes_nothing(train, params) -> None:
+    before, _ = train(max_steps=2)
+    after, _ = train(**params, max_steps=2)
+
+    assert losses(after) == pytest.approx(losses(before), abs=1e-5)
+
+
+def test_the_validation_data_is_evaluated(train, lines) -> None:
+    job, _ = train(val_dataset=str(lines), eval_steps=2, acc_strategy="seq")
+
+    found = evaluations(job)
+    assert list(found) == [2, 4, 6]
+    assert found[6]["loss"] < found[2]["loss"]
+    assert 0 <= found[6]["sequence_accuracy"] <= 1
+
+
+def test_only_so_many_checkpoints_are_kept(train) -> None:
+    job, _ = train(save_steps=1, save_total_limit=2)
+
+    assert job.checkpoints() == [5, 6]
+
+
+def test_the_best_checkpoint_is_kept(train, lines) -> None:
+    rate = {"learning_rate": 0.3, "lr_scheduler_type": "constant"}  # it destroys more with each step
+    job, _ = train(val_dataset=str(lines), save_steps=1, save_total_limit=2, **rate)
+
+    scores = {step: metrics["loss"] for step, metrics in evaluations(job).items()}
+    best = min(scores, key=scores.get)
+    assert best < 5
+    assert job.checkpoints() == [best, 6]
+
+
+def test_what_is_learned_is_kept_also_where_no_checkpoints_are_asked_for(train) -> None:
+    job, result = train(save_strategy="no")
+
+    assert job.checkpoints() == [6]
+    assert result.artifact == "checkpoint-6"
+
+
+def test_metrics_go_to_tensorboard_unless_told_otherwise(train, monkeypatch) -> None:
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    job, _ = train(report_to="tensorboard", max_steps=1)
+
+    assert list(job.path.glob("runs/**/events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(train) -> None:
+    with pytest.raises(Diverged, match="learning_rate"):
+        train(train_type="full", learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", weight_decay=0)
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"target_modules": ["nothing_proj"]}, "target_modules"),
+        ({"target_modules": ["all-linear", "q_proj"]}, "target_modules"),
+        ({"train_type": "full", "freeze_parameters_ratio": 1.0}, "freeze_parameters_ratio"),
+        ({"train_type": "full", "freeze_parameters": ["no.such"]}, "freeze_parameters"),
+        ({"torch_dtype": "float16"}, "torch_dtype"),
+        ({"model": "/no/such/folder"}, "model"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_trained_is_refused_by_name(train, params, param) -> None:
+    with pytest.raises(TuneserveError) as refused:
+        train(**params)
+
+    assert refused.value.param == param

@@ -1,0 +1,50 @@
+"""Our parameters in the words of transformers' TrainingArguments, which TRL's configurations extend."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.params.sft import SftParams
+
+if TYPE_CHECKING:
+    import torch
+
+LEARNING_RATE, LEARNING_RATE_FULL = 1e-4, 1e-5
+SAME = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "gradient_checkpointing", "logging_first_step", "logging_steps", "greater_is_better",
+    "num_train_epochs", "gradient_accumulation_steps", "save_strategy", "save_steps", "max_steps", "save_on_each_node",
+    "save_only_model", "ddp_backend", "ddp_find_unused_parameters", "dataloader_num_workers", "max_grad_norm",
+    "average_tokens_across_devices", "seed", "data_seed",
+)  # fmt: skip
+"""Parameters that mean the same there under the same name."""
+
+
+def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", evaluates: bool) -> dict[str, Any]:
+    """`evaluates`: there is validation data."""
+    import torch
+
+    accelerated = torch.accelerator.is_available()
+    return {
+        **{name: getattr(params, name) for name in SAME},
+        "output_dir": str(folder),
+        "learning_rate": learning_rate(params),
+        "warmup_steps": min(params.warmup_ratio, 0.999999),  # below 1 it is a part of all steps
+        "gradient_checkpointing_kwargs": params.gradient_checkpointing_kwargs or {"use_reentrant": False},
+        "neftune_noise_alpha": params.neftune_noise_alpha or None,
+        "report_to": list(params.report_to),
+        "eval_strategy": (params.eval_strategy or params.save_strategy) if evaluates else "no",
+        "eval_steps": params.eval_steps or params.save_steps,
+        "metric_for_best_model": (params.metric_for_best_model or "loss") if evaluates else None,
+        "prediction_loss_only": True,
+        "include_num_input_tokens_seen": "non_padding",
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
+        "remove_unused_columns": False,
+        "disable_tqdm": True,  # whoever watches reads our events
+        "use_cpu": not accelerated,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+    }
+
+
+def learning_rate(params: SftParams) -> float:
+    return params.learning_rate or (LEARNING_RATE_FULL if params.train_type == "full" else LEARNING_RATE)

@@ -1,0 +1,89 @@
+"""Supervised training: of answers (sft), or of plain text (pt)."""
+
+from typing import Any, Literal
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from training.accuracy import Accuracy
+from training.arguments import trainer_arguments
+from training.collate import Packed, Padded
+from training.data import build
+from training.folder import Result
+from training.loss import answer_loss
+from training.model import load_for_training, load_tokenizer_for
+from training.params.sft import PtParams, SftParams
+from training.report import Report
+from training.saved_args import with_saved_args, write_args
+from training.trainer import Events, WholeCheckpoints, train
+from training.tuners.tuned import tuned
+
+
+def run(params: SftParams, report: Report) -> Result:
+    """Raises TuneserveError, Stopped, and what the libraries raise."""
+    params = with_saved_args(params)
+    write_args(params, report.folder.path)
+    learns: Literal["text", "answers"] = "text" if isinstance(params, PtParams) else "answers"
+    set_seed(params.seed)
+    tokenizer = load_tokenizer_for(params)
+    data = build(params, tokenizer, learns=learns)
+    report.message("Loading the model.")
+    model = tuned(load_for_training(params), params)
+    evaluates = data.evaluation is not None
+    arguments = trainer_arguments(params, report.folder.path, dtype=model.dtype, evaluates=evaluates)
+    trainer = SftTrainer(
+        model=model,
+        args=TrainingArguments(**arguments),
+        data_collator=Packed() if params.packing else Padded(tokenizer.pad_token_id, params.padding_side),
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        processing_class=tokenizer,
+    )
+    trainer.job_params, trainer.job_report = params, report
+    trainer.add_callback(Events(report, None if params.streaming else len(data.train)))
+    return train(trainer, params, report)
+
+
+class SftTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """transformers' trainer with our loss, which also says how many predictions were right."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
+        self._accuracy = {"train": Accuracy(), "eval": Accuracy()}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        learned = answer_loss(model, inputs, num_items_in_batch)
+        self._accuracy["train" if model.training else "eval"].add(learned)
+        return (learned.loss, None) if return_outputs else learned.loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        import torch
+
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
+            if mark in logs:
+                logs |= self._accuracy[mode].taken(self.accelerator, self.job_params.acc_strategy, prefix)
+        super().log(logs, start_time)
+
+    def create_optimizer(self, *given: Any) -> Any:
+        """With `lorap_lr_ratio`, LoRA+ (Hayou et al. 2024): the matrices B learn faster than the matrices A."""
+        if self.job_params.lorap_lr_ratio is None:
+            return super().create_optimizer(*given)
+        import torch
+        from peft.optimizers import create_loraplus_optimizer
+
+        self.optimizer: Any = create_loraplus_optimizer(
+            self.model,
+            torch.optim.AdamW,
+            lr=self.args.learning_rate,
+            loraplus_lr_ratio=self.job_params.lorap_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+        )
+        return self.optimizer

@@ -1,0 +1,91 @@
+"""What a pipeline tells whoever waits for the job, and what it is told: to stop."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Literal
+
+from engines.errors import TuneserveError
+from training.folder import Checkpoint, Evaluation, Event, JobFolder, Message, Started, Step
+
+NOT_A_MEASURE = frozenset(
+    {"epoch", "total_flos", "num_input_tokens_seen", "train_runtime", "train_tokens_per_second"}
+    | {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+)
+"""What transformers logs besides measurements."""
+
+
+class Stopped(Exception):
+    """SIGTERM came, and there is nothing that has to be kept first."""
+
+
+class Diverged(TuneserveError):
+    """The loss is no number any more: every further step would be in vain."""
+
+    code = "training_diverged"
+
+
+class Report:
+    """Appends to the folder's events. In a training by several processes, all but the first of them are silent."""
+
+    def __init__(self, folder: JobFolder, *, silent: bool = False) -> None:
+        self.folder = folder
+        self.stop_requested = False
+        self._silent = silent
+        self._deferred = False
+
+    # ---- told
+
+    def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:
+        self._append(Message(time=time.time(), level=level, message=text))
+
+    def started(self, *, total_steps: int, rows: int | None) -> None:
+        self._append(Started(time=time.time(), total_steps=total_steps, rows=rows))
+
+    def step(self, step: int, *, total_steps: int, epoch: float, logs: dict[str, float]) -> None:
+        """Raises Diverged."""
+        metrics = {name: float(value) for name, value in logs.items() if name not in NOT_A_MEASURE}
+        self._check(step, metrics)
+        self._append(Step(time=time.time(), step=step, total_steps=total_steps, epoch=epoch, metrics=metrics))
+
+    def evaluation(self, step: int, logs: dict[str, float]) -> None:
+        named = {name.removeprefix("eval_"): value for name, value in logs.items() if name not in NOT_A_MEASURE}
+        metrics = {name: float(value) for name, value in named.items() if math.isfinite(value)}
+        self._append(Evaluation(time=time.time(), step=step, metrics=metrics))
+
+    def checkpoint(self, step: int) -> None:
+        self._append(Checkpoint(time=time.time(), step=step, path=f"checkpoint-{step}"))
+
+    def _check(self, step: int, metrics: dict[str, float]) -> None:
+        strays = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if "loss" in strays:
+            raise Diverged(f"the loss of step {step} is not a number: try a lower learning_rate", param="learning_rate")
+        for name in strays:  # a norm of gradients may be, of a step that was left out
+            del metrics[name]
+
+    def _append(self, event: Event) -> None:
+        if not self._silent:
+            self.folder.append(event)
+
+    # ---- is told
+
+    def heed_signals(self) -> None:
+        """From now on SIGTERM raises Stopped, or, where it is deferred, sets `stop_requested`."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    @contextmanager
+    def stop_deferred(self) -> Iterator[None]:
+        """Within, whoever runs looks at `stop_requested` where it suits."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        if not self._deferred:
+            raise Stopped

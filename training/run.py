@@ -1,0 +1,114 @@
+"""The worker process: `python -m training.run FOLDER` does what the folder's task says, and writes how it ended.
+
+Exit status 0: succeeded, or stopped on SIGTERM; 1: failed, as result.json says. See `training.folder`.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engines.errors import TuneserveError
+from training.folder import PARTIAL, JobError, JobFolder, Result
+from training.params.honoured import refusals
+from training.params.task import Task
+from training.report import Report, Stopped
+
+logger = logging.getLogger(__name__)
+
+PIPELINES = {"sft": "sft", "pt": "sft", "rlhf": "rlhf", "merge": "merge"}
+"""Task -> the file in `pipelines` that does it."""
+FULL_BELOW = 1 << 20
+"""Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""
+
+
+def main(folder: JobFolder) -> int:
+    first = os.environ.get("RANK", "0") == "0"
+    report = Report(folder, silent=not first)
+    report.heed_signals()
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / "runs"))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
+    result = run(folder, report)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; what is left must be written
+    if first:
+        if result.error is not None:
+            report.message(result.error.message, level="error")
+        folder.write_result(result)
+    return 1 if result.status == "failed" else 0
+
+
+def run(folder: JobFolder, report: Report) -> Result:
+    try:
+        task = folder.read_task()
+        check(task)
+        pipeline = import_module(f"training.pipelines.{PIPELINES[task.task]}")
+        result: Result = pipeline.run(task.params, report)
+        return result
+    except Stopped:
+        return Result(status="stopped")
+    except TuneserveError as error:  # its message is all there is to know
+        return _failed(folder, error)
+    except Exception as error:
+        logger.exception("The job failed.")
+        return _failed(folder, error)
+
+
+def _failed(folder: JobFolder, error: Exception) -> Result:
+    shutil.rmtree(folder.path / PARTIAL, ignore_errors=True)  # on a full disk, this makes room to say so
+    return Result(status="failed", error=to_job_error(error, folder.path))
+
+
+def check(task: Task) -> None:
+    """Raises TuneserveError for the first parameter that nothing would read."""
+    for param, reason in refusals(task):
+        raise TuneserveError(reason, param=param, code="unsupported_parameter")
+
+
+def to_job_error(error: Exception, folder: Path) -> JobError:
+    """In words for whoever asked for the job."""
+    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if isinstance(error, TuneserveError):
+        return JobError(code=error.code or "failed", message=error.message, param=error.param)
+    if isinstance(error, ValidationError):
+        return JobError(code="invalid_request", message=f"task.json cannot be understood: {text}")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return JobError(
+            code="out_of_memory",
+            message="memory ran out: make per_device_train_batch_size or max_length smaller, and gradient_accumulation_"
+            f"steps larger in exchange ({text})",
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or _full(folder):
+        return JobError(code="disk_full", message=f"the disk that holds the job's folder is full ({text})")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return JobError(code="folder_not_writable", message=f"the job's folder cannot be written ({text})")
+    return JobError(code="internal_error", message=f"the training failed: {type(error).__name__}: {text}")
+
+
+def _full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL_BELOW
+    except OSError:
+        return False
+
+
+def die_with_parent() -> None:
+    """Have every process that this one forks (data loaders, tokenizers) end with it, however it ends. Linux only."""
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl
+        set_death_signal = 1
+        os.register_at_fork(after_in_child=lambda: prctl(set_death_signal, signal.SIGKILL))
+
+
+if __name__ == "__main__":
+    sys.exit(main(JobFolder(Path(sys.argv[1]).resolve())))

@@ -1,0 +1,28 @@
+"""Training the model's own weights, all or some of them."""
+
+from typing import Any
+
+from engines.errors import InvalidRequest
+from training.params.sft import SftParams
+
+
+def choose_weights(model: Any, params: SftParams) -> Any:
+    """`model`, of which those weights are to be trained that the parameters say. Raises InvalidRequest."""
+    weights = list(model.named_parameters())
+    frozen_numel = params.freeze_parameters_ratio * sum(weight.numel() for _, weight in weights)
+    seen = 0
+    for name, weight in weights:
+        seen += weight.numel()
+        frozen = seen <= frozen_numel or name.startswith(params.freeze_parameters)
+        weight.requires_grad_(not frozen or name.startswith(params.trainable_parameters))
+    _check_prefixes("freeze_parameters", params.freeze_parameters, weights)
+    _check_prefixes("trainable_parameters", params.trainable_parameters, weights)
+    if not any(weight.requires_grad for _, weight in weights):
+        raise InvalidRequest("every weight is frozen: nothing would be trained", param="freeze_parameters_ratio")
+    return model
+
+
+def _check_prefixes(param: str, prefixes: tuple[str, ...], weights: list[tuple[str, Any]]) -> None:
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name, _ in weights):
+            raise InvalidRequest(f"no weight's name begins with {prefix!r}", param=param)
