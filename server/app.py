@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +14,7 @@ from server.auth import Auth, parse_keys
 from server.deps import Serving
 from server.description import DescribedApp
 from server.errors import add_error_handlers
+from server.files import routes as files
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
 from server.throughput import log_throughput
@@ -25,6 +27,7 @@ ROUTERS = (
     embeddings.router,
     tokenization.router,
     adapters.router,
+    files.router,
 )
 
 
@@ -33,8 +36,8 @@ def create_app(serving: Serving) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await _open_database(serving)
-        tasks = [asyncio.create_task(serving.lifecycle.start_engine())]
+        tasks = [asyncio.create_task(work) for work in await _open_store(serving)]
+        tasks.append(asyncio.create_task(serving.lifecycle.start_engine()))
         if serving.params.log_interval > 0:
             tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
         try:
@@ -56,11 +59,17 @@ def create_app(serving: Serving) -> FastAPI:
     return app
 
 
-async def _open_database(serving: Serving) -> None:
+async def _open_store(serving: Serving) -> list[Coroutine[Any, Any, None]]:
+    """Open the database and what is kept in it; return what is to run as long as the server."""
     try:
         await serving.database.open()
-    except TuneserveError as error:
+        if not serving.database.is_open:
+            return []
+        await serving.files.open()
+    except (TuneserveError, OSError) as error:
         serving.lifecycle.fail(error)
+        return []
+    return [serving.files.delete_expired_for_ever()]
 
 
 def _add_middleware(app: FastAPI, serving: Serving) -> None:

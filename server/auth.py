@@ -35,6 +35,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/files", frozenset({Role.TRAIN, Role.INFER})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),
@@ -66,7 +67,10 @@ def _digest(key: str) -> bytes:
 
 
 class Auth:
-    """Lets a request through, or answers it with 401 or 403."""
+    """Lets a request through, or answers it with 401 or 403.
+
+    `request.state.roles` are those of the key that it brought; all, where none is needed.
+    """
 
     def __init__(self, app: ASGIApp, *, keys: tuple[ApiKey, ...], metrics_auth: bool) -> None:
         self._app = app
@@ -74,21 +78,25 @@ class Auth:
         self._public = PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._keys or scope["type"] != "http" or scope["path"] in self._public:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        scope["state"]["roles"] = ALL_ROLES
+        if not self._keys or scope["path"] in self._public:
             return await self._app(scope, receive, send)
         try:
-            self._check(scope)
+            scope["state"]["roles"] = self._check(scope)
         except TuneserveError as error:
             return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> frozenset[Role]:
         roles = self._roles(Headers(scope=scope).get("authorization", ""))
         if not roles:
             raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
         needed = _needed_roles(scope["method"], scope["path"])
         if not roles & needed and roles != ALL_ROLES:
             raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
+        return roles
 
     def _roles(self, authorization: str) -> frozenset[Role]:
         """What the key may do; every key is compared, so that the time tells nothing."""

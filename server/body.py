@@ -65,23 +65,29 @@ def json_body(model: type[BaseModel]) -> Any:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The body as it was sent; BodyTooLarge where more than `limit` bytes are announced or come."""
-    _check_headers(request)
+    _check_content_type(request)
+    check_encoding(request)
     stream = request.stream()
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        if request.headers.get("expect", "").lower() != "100-continue":  # else the client waits for our word
-            await _linger(stream)
-        raise _too_large(limit)
+    await check_announced(request, stream, limit)
     body = bytearray()
     async for chunk in stream:
         body += chunk
         if len(body) > limit:
-            await _linger(stream)
+            await linger(stream)
             raise _too_large(limit)
     return bytes(body)
 
 
-async def _linger(stream: AsyncIterator[bytes]) -> None:
+async def check_announced(request: Request, stream: AsyncIterator[bytes], limit: int) -> None:
+    """Raise BodyTooLarge where more than `limit` bytes are announced."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        if request.headers.get("expect", "").lower() != "100-continue":  # else the client waits for our word
+            await linger(stream)
+        raise _too_large(limit)
+
+
+async def linger(stream: AsyncIterator[bytes]) -> None:
     """Let the rest of a body that is refused come, for a while: a client that finds the connection closed while it still
     sends may not get to see why."""
     with contextlib.suppress(TimeoutError):
@@ -98,10 +104,13 @@ def parse_json(model: type[Model], data: bytes) -> Model:
         raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
 
 
-def _check_headers(request: Request) -> None:
+def _check_content_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
     if not JSON_TYPES.fullmatch(content_type):
         raise InvalidRequest(f"The content type must be application/json, not {content_type[:60]!r}.")
+
+
+def check_encoding(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise InvalidRequest(f"The content encoding {encoding[:60]!r} is not supported.")

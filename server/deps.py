@@ -17,6 +17,7 @@ from engines.state import state_folder
 from engines.text import Vocabulary
 from server.adapter_roots import AdapterRoots
 from server.adapters_at_start import load_adapters
+from server.files.files import Files
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.openai.defaults import SamplingDefaults, sampling_defaults
@@ -50,6 +51,7 @@ class Serving:
     state_dir: Path
     """What outlives the server."""
     database: Database
+    files: Files
     metrics: Metrics
     lifecycle: Lifecycle
 
@@ -64,6 +66,7 @@ def make_serving(
     root = PurePath(params.model or "").name
     name = params.served_model_name or root
     state_dir = state_folder(params.state_dir)
+    database = Database(state_dir, params.database_url)
     registry = AdapterRegistry(
         engine,
         base_name=name,
@@ -91,7 +94,8 @@ def make_serving(
         registry=registry,
         adapter_roots=AdapterRoots(params.adapter_roots),
         state_dir=state_dir,
-        database=Database(state_dir, params.database_url),
+        database=database,
+        files=Files(database, state_dir / "files"),
         metrics=Metrics(engine, registry, model_name=name, engine_name=params.infer_backend),
         lifecycle=Lifecycle(engine, partial(load_adapters, registry, params)),
     )

@@ -76,7 +76,7 @@ def error_response(error: Exception, request_id: str) -> Response:
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | StorageFull):
         headers["connection"] = "close"  # the rest of the body must not be taken for the next request
     return _respond(status, error_body(error, request_id), headers)
 
@@ -106,7 +106,8 @@ def _respond(status: int, body: dict[str, Any], headers: Mapping[str, str]) -> R
 
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):  # of the path or the query: bodies are parsed in `server.body`
-        error = to_invalid_request(error.errors(), None)
+        errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "path" and "query"
+        error = to_invalid_request(errors, None)
     request.app.state.serving.metrics.count_rejection(error)
     return error_response(error, request.state.request_id)
 

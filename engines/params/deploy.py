@@ -27,6 +27,8 @@ class ServerParams(Params):
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
     max_body_size: float = Field(32, gt=0)
     """MiB of the largest request body; larger ones are refused with status 413."""
+    max_file_size: float = Field(512, gt=0)
+    """MiB of the largest file that can be uploaded."""
     allowed_origins: Strings = ()
     """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
     adapter_roots: Strings = ()

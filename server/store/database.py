@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, insert, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -16,8 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from engines.errors import Conflict, StorageFull, StoreUnavailable, TuneserveError
 from engines.state import private_folder
 from server.store.address import read_address, sqlite_address
+from server.store.ids import new_id
 from server.store.migrate import migrate
 from server.store.ownership import FileOwnership, Ownership, SessionOwnership
+from server.store.tables import OWNERS
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Database:
         self._engine: AsyncEngine | None = None
         self._ownership: Ownership | None = None
         self._why_closed = "it has not been opened"
+        self.id = ""
+        """Tells it from every other database, once it is open: what belongs to its rows lies under this name."""
         self._turn = asyncio.Lock()  # SQLite takes one writer at a time, and lets the others poll
 
     async def open(self) -> None:
@@ -78,12 +82,14 @@ class Database:
             await self._ownership.take()
             async with self._begin(write=True) as connection:
                 await connection.run_sync(migrate)
+                self.id = await _id(connection)
         else:
             self._ownership = ours = SessionOwnership(self._engine)
             await ours.take()
             async with self._begin(write=True) as connection:
                 await connection.run_sync(migrate)
                 await ours.sign(connection)
+                self.id = await _id(connection)
 
     async def close(self) -> None:
         """Let another server use it. Comes last."""
@@ -93,6 +99,10 @@ class Database:
         if self._engine is not None:
             await self._engine.dispose()
         self._engine = self._ownership = None
+
+    @property
+    def is_open(self) -> bool:
+        return not self._why_closed
 
     def check_open(self) -> None:
         """Raises Conflict where it is not."""
@@ -139,6 +149,14 @@ class Database:
         assert self._engine is not None, "open"
         async with self._engine.execution_options(write=write).begin() as connection:
             yield connection
+
+
+async def _id(connection: AsyncConnection) -> str:
+    found = await connection.execute(select(OWNERS.c.token).where(OWNERS.c.name == "database"))
+    if (id := found.scalar_one_or_none()) is None:
+        id = new_id("")
+        await connection.execute(insert(OWNERS).values(name="database", token=id))
+    return id
 
 
 def _unusable(error: Exception) -> UnusableDatabase:

@@ -78,11 +78,11 @@ class SessionOwnership:
 
     async def sign(self, connection: AsyncConnection) -> None:
         """Shut out the owner before this one. Its transactions that are under way end first."""
-        await connection.execute(delete(OWNERS))
+        await connection.execute(delete(OWNERS).where(OWNERS.c.name == "server"))
         await connection.execute(insert(OWNERS).values(name="server", token=self._token))
 
     async def check(self, connection: AsyncConnection) -> None:
-        row = select(OWNERS.c.token).with_for_update(read=True)
+        row = select(OWNERS.c.token).where(OWNERS.c.name == "server").with_for_update(read=True)
         if (await connection.execute(row)).scalar_one_or_none() != self._token:
             raise Conflict(TAKEN)
 

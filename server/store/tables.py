@@ -13,4 +13,5 @@ OWNERS = Table(
     Column("name", Text, primary_key=True),
     Column("token", Text, nullable=False),
 )
-"""One row: which run of which server may write. See `ownership.py`."""
+"""`database`: what tells this database from every other. `server`: which run of which server may write; see
+`ownership.py`."""

@@ -1,0 +1,241 @@
+"""Files of the API: a row in the database and a content in the storage, which never disagree.
+
+A content is stored before its row is written, and deleted after its row: a content without a row is a leftover, which
+the next start removes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from sqlalchemy import ColumnElement, RowMapping, delete, insert, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engines.errors import NotFound, TuneserveError
+from server.files.storage import FileStorage, LocalStorage, Stored
+from server.files.table import FILES
+from server.store.database import Database
+from server.store.ids import new_id
+from server.store.pages import read_page
+
+log = logging.getLogger(__name__)
+
+Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output"]
+ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "batch", "batch_output")
+READ_BYTES = 1 << 20
+EXPIRY_SECONDS = 60.0
+"""Between two looks for files whose time has come; from then on they are not found in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileObject:
+    id: str
+    purpose: Purpose
+    filename: str
+    bytes: int
+    sha256: str
+    created_at: int
+    expires_at: int | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """As OpenAI has it."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.bytes,
+            "created_at": self.created_at,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            **({} if self.expires_at is None else {"expires_at": self.expires_at}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is stored, but no file yet."""
+
+    id: str
+    stored: Stored
+
+    def as_file(self, purpose: Purpose, filename: str, *, expires_after: int | None) -> FileObject:
+        now = int(time.time())
+        return FileObject(
+            id=self.id,
+            purpose=purpose,
+            filename=filename,
+            bytes=self.stored.bytes,
+            sha256=self.stored.sha256,
+            created_at=now,
+            expires_at=None if expires_after is None else now + expires_after,
+        )
+
+
+class Files:
+    """`purposes` are those that a caller may see: a file of another purpose is not found."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+        self._storage: FileStorage | None = None
+
+    async def open(self) -> None:
+        """Remove what a server that was killed has left. Comes once, where the database is open."""
+        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id)
+        async with self._database.reading() as connection:
+            ids = (await connection.execute(select(FILES.c.id))).scalars()
+            await storage.keep_only(set(ids))
+        self._storage = storage
+
+    # ---- making
+
+    async def create(
+        self,
+        purpose: Purpose,
+        filename: str,
+        content: Path | bytes | AsyncIterator[bytes],
+        *,
+        expires_after: int | None = None,
+    ) -> FileObject:
+        """A new file, of which `content` is read to its end. Raises StorageFull, Conflict, and what `content` raises."""
+        async with self.storing(content) as stored:
+            file = stored.as_file(purpose, filename, expires_after=expires_after)
+            await self.keep(file)
+        return file
+
+    @contextlib.asynccontextmanager
+    async def storing(self, content: Path | bytes | AsyncIterator[bytes]) -> AsyncIterator["Content"]:
+        """The content is stored for the block, which is to `keep` or `add` a file of it. Where the block raises, it is gone."""
+        storage = self._open_storage()
+        id = new_id("file-")
+        stored = await storage.store(id, _pieces(content))
+        try:
+            yield Content(id, stored)
+        except BaseException:
+            await self._delete_content_without_row(id)
+            raise
+
+    async def _delete_content_without_row(self, id: str) -> None:
+        """A transaction that was broken off may have been committed all the same."""
+        with contextlib.suppress(TuneserveError):  # without a database, the next start looks
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(select(FILES.c.id).where(FILES.c.id == id))).all()
+            if not rows:
+                await self._open_storage().delete(id)
+
+    async def keep(self, file: FileObject) -> None:
+        """The file is there from now on."""
+        async with self._database.writing() as connection:
+            await self.add(connection, file)
+
+    async def add(self, connection: AsyncConnection, file: FileObject) -> None:
+        """The file is there as soon as the transaction of `connection` is committed."""
+        await connection.execute(insert(FILES).values(**asdict(file)))
+
+    # ---- finding
+
+    async def get(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> FileObject:
+        """Raises NotFound."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(select(FILES).where(FILES.c.id == id, _visible(purposes)))
+            row = found.mappings().one_or_none()
+        if row is None:
+            raise _no_such(id)
+        return _to_file(row)
+
+    async def list(
+        self,
+        purposes: Collection[str] = ALL_PURPOSES,
+        *,
+        after: str | None = None,
+        limit: int = 10_000,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> tuple[list[FileObject], bool]:
+        """One page, and whether more follow. Raises NotFound where there is no file `after`."""
+        query = select(FILES).where(_visible(purposes))
+        async with self._database.reading() as connection:
+            rows, more = await read_page(connection, FILES, query, after=after, limit=limit, order=order)
+        return [_to_file(row) for row in rows], more
+
+    async def read(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> tuple[FileObject, BinaryIO]:
+        """The file with its content, to be closed, which stays readable where the file is deleted. Raises NotFound."""
+        file = await self.get(id, purposes)
+        try:
+            return file, await self._open_storage().open(id)
+        except FileNotFoundError:
+            raise _no_such(id) from None
+
+    async def copy_to(self, id: str, target: Path) -> FileObject:
+        """Have the content at `target`, a new file, for as long as it is needed there. Raises NotFound, StorageFull."""
+        file = await self.get(id)
+        try:
+            await self._open_storage().copy_to(id, target)
+        except FileNotFoundError:
+            raise _no_such(id) from None
+        return file
+
+    # ---- deleting
+
+    async def delete(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> None:
+        """Raises NotFound."""
+        if not await self._delete(FILES.c.id == id, _visible(purposes)):
+            raise _no_such(id)
+
+    async def delete_expired(self) -> None:
+        await self._delete(FILES.c.expires_at <= int(time.time()))
+
+    async def delete_expired_for_ever(self) -> None:
+        while True:
+            try:
+                await self.delete_expired()
+            except TuneserveError as error:
+                log.warning("Expired files could not be deleted: %s", error)
+            await asyncio.sleep(EXPIRY_SECONDS)
+
+    async def _delete(self, *which: ColumnElement[bool]) -> Iterable[str]:
+        storage = self._open_storage()
+        async with self._database.writing() as connection:
+            ids = (await connection.execute(delete(FILES).where(*which).returning(FILES.c.id))).scalars().all()
+        for id in ids:
+            await storage.delete(id)
+        return ids
+
+    def _open_storage(self) -> FileStorage:
+        self._database.check_open()
+        assert self._storage is not None, "opened after the database"
+        return self._storage
+
+
+def _visible(purposes: Collection[str]) -> ColumnElement[bool]:
+    return FILES.c.purpose.in_(purposes) & or_(FILES.c.expires_at.is_(None), FILES.c.expires_at > int(time.time()))
+
+
+def _no_such(id: str) -> NotFound:
+    return NotFound(f"No such File object: {id[:100]}", param="id")
+
+
+def _to_file(row: RowMapping) -> FileObject:
+    return FileObject(**{name: value for name, value in row.items() if name != "number"})
+
+
+async def _pieces(content: Path | bytes | AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+    elif isinstance(content, Path):
+        with await asyncio.to_thread(content.open, "rb") as file:
+            async for piece in read_pieces(file):
+                yield piece
+    else:
+        async for piece in content:
+            yield piece
+
+
+async def read_pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    """The rest of `file`, never much of it at a time."""
+    while piece := await asyncio.to_thread(file.read, READ_BYTES):
+        yield piece

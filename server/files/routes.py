@@ -1,0 +1,116 @@
+"""/v1/files: what jobs and batches read, and what they have made."""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from engines.errors import TuneserveError
+from server.auth import Role
+from server.body import MIB, check_announced, check_encoding, linger
+from server.deps import AnyServing
+from server.files.files import Purpose, read_pieces
+from server.files.form import Form
+from server.files.upload import receive
+
+router = APIRouter(prefix="/v1/files")
+
+PURPOSES: dict[Role, tuple[Purpose, ...]] = {
+    Role.TRAIN: ("fine-tune", "fine-tune-results"),
+    Role.INFER: ("batch", "batch_output"),
+}
+"""What a key sees: one that only asks for answers has no business with what others train on."""
+FORM_BYTES = 64 << 10
+"""What a form may have beside its file."""
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSON Lines: a .jsonl file."},
+                        "purpose": {"type": "string", "enum": ["fine-tune", "batch"]},
+                        "expires_after": {
+                            "type": "object",
+                            "required": ["anchor", "seconds"],
+                            "additionalProperties": False,
+                            "description": "Sent as `expires_after[anchor]` and `expires_after[seconds]`.",
+                            "properties": {
+                                "anchor": {"type": "string", "enum": ["created_at"]},
+                                "seconds": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                            },
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=FORM)
+async def upload_file(request: Request, serving: AnyServing) -> dict[str, Any]:
+    serving.database.check_open()
+    check_encoding(request)
+    max_bytes = int(serving.params.max_file_size * MIB)
+    stream = request.stream()
+    await check_announced(request, stream, max_bytes + FORM_BYTES)
+    try:
+        form = Form(request.headers.get("content-type", ""), stream)
+        file = await receive(form, serving.files, _purposes(request), max_bytes)
+    except TuneserveError:
+        await linger(stream)
+        raise
+    return file.to_wire()
+
+
+@router.get("")
+async def list_files(
+    request: Request,
+    serving: AnyServing,
+    purpose: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> dict[str, Any]:
+    purposes = [each for each in _purposes(request) if purpose in (None, each)]
+    files, more = await serving.files.list(purposes, after=after, limit=limit, order=order)
+    return {
+        "object": "list",
+        "data": [file.to_wire() for file in files],
+        "first_id": files[0].id if files else "",
+        "last_id": files[-1].id if files else "",
+        "has_more": more,
+    }
+
+
+@router.get("/{file_id}")
+async def get_file(request: Request, file_id: str, serving: AnyServing) -> dict[str, Any]:
+    return (await serving.files.get(file_id, _purposes(request))).to_wire()
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse)
+async def get_file_content(request: Request, file_id: str, serving: AnyServing) -> StreamingResponse:
+    file, content = await serving.files.read(file_id, _purposes(request))
+    request.state.answered.callback(content.close)
+    headers = {
+        "content-length": str(file.bytes),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+    }
+    return StreamingResponse(read_pieces(content), headers=headers, media_type="application/octet-stream")
+
+
+@router.delete("/{file_id}")
+async def delete_file(request: Request, file_id: str, serving: AnyServing) -> dict[str, Any]:
+    """What runs with the file goes on: it has the content for itself."""
+    await serving.files.delete(file_id, _purposes(request))
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+def _purposes(request: Request) -> list[Purpose]:
+    return [purpose for role, purposes in PURPOSES.items() if role in request.state.roles for purpose in purposes]

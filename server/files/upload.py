@@ -1,0 +1,105 @@
+"""One upload: a form with a file, its purpose and perhaps its expiry, streamed into the storage."""
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from engines.errors import InvalidRequest
+from server.body import MIB, RequestBody
+from server.errors import BodyTooLarge
+from server.files.expiry import ExpiresAfter
+from server.files.files import Content, FileObject, Files, Purpose
+from server.files.form import Field, FilePart, Form
+from server.validation import MISSING, to_invalid_request
+
+BATCH_EXPIRY_SECONDS = 30 * 24 * 3600
+"""OpenAI's, for the input of batches that does not say."""
+
+
+class UploadFields(RequestBody):
+    """What a form says beside the file."""
+
+    purpose: Literal["fine-tune", "batch"]
+    expires_after: ExpiresAfter | None = None
+
+
+async def receive(form: Form, files: Files, purposes: Collection[Purpose], max_bytes: int) -> FileObject:
+    """The file that the form brings. Where the form is refused or breaks off, nothing is left."""
+    given: dict[str, str] = {}
+    filename = ""
+    content: Content | None = None
+    async with AsyncExitStack() as stack, aclosing(form.parts()) as parts:
+        async for part in parts:
+            if isinstance(part, Field):
+                _take(given, part)
+                continue
+            _check_part(part, content)
+            filename = part.filename
+            if "purpose" in given:
+                _check(_read(given), filename, purposes)  # before a byte is stored
+            content = await stack.enter_async_context(files.storing(_limited(part.pieces, max_bytes)))
+        fields = _read(given)
+        if content is None:
+            raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
+        _check(fields, filename, purposes)
+        file = content.as_file(fields.purpose, filename, expires_after=_seconds(fields))
+        await files.keep(file)
+    return file
+
+
+def _take(given: dict[str, str], field: Field) -> None:
+    if field.name in given:
+        raise InvalidRequest("The field is given twice.", param=field.name[:100])
+    if field.name == "file":
+        raise InvalidRequest("The file must be sent as one: the part has no 'filename'.", param="file")
+    given[field.name] = field.value
+
+
+def _check_part(part: FilePart, content: Content | None) -> None:
+    if part.name != "file":
+        name = part.name[:100]
+        raise InvalidRequest(f"Unknown parameter: {name!r}.", param=name, code="unknown_parameter")
+    if content is not None:
+        raise InvalidRequest("One upload is one file: 'file' is given twice.", param="file")
+
+
+def _read(given: Mapping[str, str]) -> UploadFields:
+    """Forms are flat, so that OpenAI's clients write `expires_after[seconds]`, and have no numbers."""
+    body: dict[str, Any] = {}
+    for name, value in given.items():
+        outer, _, inner = name.partition("[")
+        if inner.endswith("]"):
+            body.setdefault(outer, {})[inner.removesuffix("]")] = int(value) if value.isdecimal() else value
+        else:
+            body[name] = value
+    try:
+        return UploadFields.model_validate(body)
+    except ValidationError as error:
+        raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+
+
+def _check(fields: UploadFields, filename: str, purposes: Collection[Purpose]) -> None:
+    if fields.purpose not in purposes:
+        raise InvalidRequest(f"This API key uploads no files for {fields.purpose!r}.", param="purpose")
+    if not filename.lower().endswith(".jsonl"):
+        raise InvalidRequest(
+            f"A file for {fields.purpose!r} is JSON Lines, and named so: it must end in .jsonl (got {filename[-60:]!r}).",
+            param="file",
+        )
+
+
+def _seconds(fields: UploadFields) -> int | None:
+    if fields.expires_after is not None:
+        return fields.expires_after.seconds
+    return BATCH_EXPIRY_SECONDS if fields.purpose == "batch" else None
+
+
+async def _limited(pieces: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    total = 0
+    async for piece in pieces:
+        total += len(piece)
+        if total > max_bytes:
+            raise BodyTooLarge(f"The file is larger than {max_bytes / MIB:.3g} MiB.", param="file")
+        yield piece
