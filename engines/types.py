@@ -112,6 +112,7 @@ class EmbeddingRequest:
     request_id: str
     prompt_ids: list[int]
     adapter: str | None = None
+    priority: int = 0
 
 
 class EngineState(StrEnum):

@@ -11,10 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from engines.errors import TuneserveError
 from server import adapters, operations, tokenization
 from server.auth import Auth, parse_keys
+from server.batches import routes as batch_routes
+from server.batches.service import Batches
 from server.deps import Serving
 from server.description import DescribedApp
 from server.errors import add_error_handlers
-from server.files import routes as files
+from server.files import routes as file_routes
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
 from server.throughput import log_throughput
@@ -27,16 +29,18 @@ ROUTERS = (
     embeddings.router,
     tokenization.router,
     adapters.router,
-    files.router,
+    file_routes.router,
+    batch_routes.router,
 )
 
 
 def create_app(serving: Serving) -> FastAPI:
     """The server for `serving`, whose engine starts behind it and stops with it."""
+    batches = Batches(serving)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in await _open_store(serving)]
+        tasks = [asyncio.create_task(work) for work in await _open_store(serving, batches)]
         tasks.append(asyncio.create_task(serving.lifecycle.start_engine()))
         if serving.params.log_interval > 0:
             tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
@@ -52,6 +56,7 @@ def create_app(serving: Serving) -> FastAPI:
 
     app = DescribedApp(lifespan)
     app.state.serving = serving
+    app.state.batches = batches
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -59,17 +64,18 @@ def create_app(serving: Serving) -> FastAPI:
     return app
 
 
-async def _open_store(serving: Serving) -> list[Coroutine[Any, Any, None]]:
+async def _open_store(serving: Serving, batches: Batches) -> list[Coroutine[Any, Any, None]]:
     """Open the database and what is kept in it; return what is to run as long as the server."""
     try:
         await serving.database.open()
         if not serving.database.is_open:
             return []
         await serving.files.open()
+        await batches.open()
     except (TuneserveError, OSError) as error:
         serving.lifecycle.fail(error)
         return []
-    return [serving.files.delete_expired_for_ever()]
+    return [serving.files.delete_expired_for_ever(), batches.run_for_ever()]
 
 
 def _add_middleware(app: FastAPI, serving: Serving) -> None:

@@ -36,6 +36,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/files", frozenset({Role.TRAIN, Role.INFER})),
+    (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),

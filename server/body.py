@@ -97,7 +97,16 @@ async def linger(stream: AsyncIterator[bytes]) -> None:
 
 
 def parse_json(model: type[Model], data: bytes) -> Model:
-    body = _load(data)
+    return _validate(model, _load(data))
+
+
+def parse_object(model: type[Model], body: dict[str, Any]) -> Model:
+    """The same for what has been parsed as a part of something else."""
+    _check_shape(body)
+    return _validate(model, body)
+
+
+def _validate(model: type[Model], body: dict[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:

@@ -70,7 +70,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: Exception, request_id: str) -> Response:
     """The answer that tells `error`."""
-    status = _status(error)
+    status = error_status(error)
     headers = {}
     if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable):
         headers["retry-after"] = str(error.retry_after)
@@ -83,7 +83,7 @@ def error_response(error: Exception, request_id: str) -> Response:
 
 def error_body(error: Exception, request_id: str) -> dict[str, Any]:
     """OpenAI's error object, for an answer or for a stream. An error that is our fault is logged, not shown."""
-    status = _status(error)
+    status = error_status(error)
     if not isinstance(error, TuneserveError) or status == 500:
         logger.error("Request %s failed: %s", request_id, error, exc_info=error)
         message = f"The server failed to answer this request. Its log has the details under {request_id}."
@@ -91,7 +91,7 @@ def error_body(error: Exception, request_id: str) -> dict[str, Any]:
     return _body(status, error.message, param=error.param, code=error.code)
 
 
-def _status(error: Exception) -> int:
+def error_status(error: Exception) -> int:
     return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 

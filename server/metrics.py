@@ -5,7 +5,7 @@ from collections import Counter as Multiset
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -14,6 +14,7 @@ from engines.engine import Engine
 from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
 from engines.types import GenerationRequest, TokenOutput
 from server.adapter_metrics import AdapterMetrics
+from server.batches.priority import BATCH_PRIORITY
 
 PREFIX = "tuneserve:"
 LABELS = ("model_name", "engine")
@@ -57,6 +58,11 @@ class Metrics:
             labels=dict(zip(LABELS, self._values, strict=True)),
             first_token_seconds=FIRST_TOKEN_SECONDS,
         )
+        self._batches = self._family("batches", "Batches that ended, by status.", "status")
+        self._batch_requests = self._family("batch_requests", "Requests of batches that were answered.", "result")
+        self.batches_unfinished = Gauge(
+            PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self._registry
+        ).labels(*self._values)
         self.tokens = (0, 0)
         """Tokens of prompts and of outputs so far."""
 
@@ -78,6 +84,12 @@ class Metrics:
         self._prompt_tokens.inc(prompt)
         self._generation_tokens.inc(generated)
         self.tokens = (self.tokens[0] + prompt, self.tokens[1] + generated)
+
+    def count_batch(self, status: str) -> None:
+        self._batches.labels(*self._values, status).inc()
+
+    def count_batch_request(self, result: str) -> None:
+        self._batch_requests.labels(*self._values, result).inc()
 
     def count_embeddings(self, prompt_tokens: int, adapter: str | None) -> None:
         """A request for embeddings was answered."""
@@ -119,12 +131,13 @@ class Metrics:
 
 
 class _Watch:
-    """One request, measured."""
+    """One request, measured. How long one of a batch takes says nothing about how long others wait: it is left out."""
 
     def __init__(self, metrics: Metrics, request: GenerationRequest) -> None:
         self._metrics = metrics
         self._request = request
         self._adapter = None if request.adapter is None else metrics.adapters.of(request.adapter)
+        self._timed = request.priority < BATCH_PRIORITY
         self._began = time.perf_counter()
         self._last_token: dict[int, float] = {}  # of each output
         self._unfinished = request.n
@@ -133,14 +146,12 @@ class _Watch:
         now = time.perf_counter()
         if not self._last_token:
             self._metrics.count_tokens(prompt=len(self._request.prompt_ids))
-            self._metrics.first_token.observe(now - self._began)
             if self._adapter is not None:
                 self._adapter.requests.inc()
                 self._adapter.prompt_tokens.inc(len(self._request.prompt_ids))
-                self._adapter.first_token.observe(now - self._began)
-            if output.queue_seconds is not None:
-                self._metrics.queue.observe(output.queue_seconds)
-        elif output.index in self._last_token and output.token_ids:
+            if self._timed:
+                self._time_first(output, now - self._began)
+        elif self._timed and output.index in self._last_token and output.token_ids:
             step = (now - self._last_token[output.index]) / len(output.token_ids)
             for _ in output.token_ids:
                 self._metrics.inter_token.observe(step)
@@ -152,11 +163,19 @@ class _Watch:
             self._unfinished -= 1
             self._metrics.count_finished(output.finish_reason)
 
+    def _time_first(self, output: TokenOutput, seconds: float) -> None:
+        self._metrics.first_token.observe(seconds)
+        if self._adapter is not None:
+            self._adapter.first_token.observe(seconds)
+        if output.queue_seconds is not None:
+            self._metrics.queue.observe(output.queue_seconds)
+
     def end(self, how_the_rest_ended: str) -> None:
         """The request is over; one that failed before its first token was never taken."""
         if how_the_rest_ended == "error" and not self._last_token:
             return
-        self._metrics.end_to_end.observe(time.perf_counter() - self._began)
+        if self._timed:
+            self._metrics.end_to_end.observe(time.perf_counter() - self._began)
         for _ in range(self._unfinished):
             self._metrics.count_finished(how_the_rest_ended)
 

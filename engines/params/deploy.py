@@ -31,6 +31,9 @@ class ServerParams(Params):
     """MiB of the largest file that can be uploaded."""
     allowed_origins: Strings = ()
     """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
+    batch_concurrency: int = Field(16, ge=1)
+    """Requests of batches that run at once, and never more than half of what the engine runs. With more a batch is done
+    sooner, and the answers to other requests come slower."""
     adapter_roots: Strings = ()
     """Folders under which an adapter must lie that is loaded through the API. Unless given, the API loads none."""
     adapter_dir: str | None = None

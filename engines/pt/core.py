@@ -74,7 +74,11 @@ class EngineCore:
         if isinstance(request, EmbeddingRequest):
             nothing = Sampling(max_new_tokens=0)
             request = GenerationRequest(
-                request_id=request.request_id, prompt_ids=request.prompt_ids, sampling=nothing, adapter=request.adapter
+                request_id=request.request_id,
+                prompt_ids=request.prompt_ids,
+                sampling=nothing,
+                adapter=request.adapter,
+                priority=request.priority,
             )
         if request.sampling.seed is None and self._seeds is not None:
             seed = self._seeds.getrandbits(63)

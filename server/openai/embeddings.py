@@ -38,18 +38,22 @@ async def embed(
     request: Request, body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)], serving: ReadyServing
 ) -> dict[str, Any]:
     leased = await lease(request, body.model)
+    return await until_disconnect(request, answer(body, serving, leased.version))
+
+
+async def answer(body: EmbeddingsBody, serving: Serving, adapter: str | None, *, priority: int = 0) -> dict[str, Any]:
     capabilities = serving.engine.capabilities()
     if not capabilities.embeddings:
         raise UnsupportedParameter("This engine makes no embeddings.", param="model")
     prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
-        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=leased.version)
+        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=adapter, priority=priority)
         for index, ids in enumerate(prompts)
     ]
-    vectors = await until_disconnect(request, _embed_all(serving.engine, requests))
+    vectors = await _embed_all(serving.engine, requests)
     tokens = sum(map(len, prompts))
-    serving.metrics.count_embeddings(tokens, leased.version)
+    serving.metrics.count_embeddings(tokens, adapter)
     return {
         "object": "list",
         "model": body.model,

@@ -36,6 +36,13 @@ VALID: dict[str, dict] = {
     "/v1/adapters": {"name": "sql", "path": "a", "replace": True, "pinned": False},
     "/v1/adapters/{alias}/alias": {"target": "sql"},
     "/v1/unload_lora_adapter": {"lora_name": "free"},
+    "/v1/batches": {
+        "input_file_id": "file-of-the-battery",  # in its place comes the id of a file that is there
+        "endpoint": "/v1/embeddings",
+        "completion_window": "24h",
+        "metadata": {"a": "b"},
+        "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+    },
 }
 JSON = {"content-type": "application/json"}
 
@@ -74,6 +81,8 @@ def client(echo_url):
     with Client(base_url=echo_url, timeout=60) as client:
         while client.get("/ready").status_code != 200:
             time.sleep(0.02)
+        upload = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"")}}
+        VALID["/v1/batches"]["input_file_id"] = client.post("/v1/files", **upload).json()["id"]
         yield client
         assert client.get("/ready").status_code == 200
 

@@ -1,0 +1,74 @@
+"""/v1/batches: many requests in a file, answered while there is nothing more urgent to do."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
+
+from engines.errors import InvalidRequest
+from server.batches.service import Batches
+from server.body import RequestBody, json_body
+from server.deps import AnyServing
+from server.files.expiry import ExpiresAfter
+
+router = APIRouter(prefix="/v1/batches")
+
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class BatchBody(RequestBody):
+    input_file_id: str
+    """A file with the purpose `batch`."""
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    completion_window: Literal["24h"]
+    """What has not been answered then never will be."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+def get_batches(request: Request) -> Batches:
+    batches: Batches = request.app.state.batches
+    return batches
+
+
+AllBatches = Annotated[Batches, Depends(get_batches)]
+
+
+@router.post("")
+async def create_batch(
+    body: Annotated[BatchBody, json_body(BatchBody)], serving: AnyServing, batches: AllBatches
+) -> dict[str, Any]:
+    file = await serving.files.get(body.input_file_id)
+    if file.purpose != "batch":
+        raise InvalidRequest(
+            f"The file {file.id} has the purpose {file.purpose!r}, not 'batch'.", param="input_file_id"
+        )
+    batch = await batches.create(
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        completion_window=body.completion_window,
+        metadata=body.metadata,
+        output_expires_after=None if body.output_expires_after is None else body.output_expires_after.seconds,
+    )
+    return batch.to_wire()
+
+
+@router.get("")
+async def list_batches(
+    batches: AllBatches, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    page, more = await batches.page(after=after, limit=limit)
+    ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {}
+    return {"object": "list", "data": [batch.to_wire() for batch in page], **ends, "has_more": more}
+
+
+@router.get("/{batch_id}")
+async def get_batch(batch_id: str, batches: AllBatches) -> dict[str, Any]:
+    return (await batches.get(batch_id)).to_wire()
+
+
+@router.post("/{batch_id}/cancel")
+async def cancel_batch(batch_id: str, batches: AllBatches) -> dict[str, Any]:
+    """What has been answered is kept; what is being answered is broken off."""
+    return (await batches.cancel(batch_id)).to_wire()

@@ -1,0 +1,179 @@
+"""All batches: made, cancelled, and run in the background, those that were made first first."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from engines.disk import sync
+from engines.errors import Conflict, TuneserveError
+from engines.state import private_folder
+from server.batches.batch import UNFINISHED, Batch
+from server.batches.run import BatchRun, Changed
+from server.batches.store import BatchStore
+from server.deps import Serving
+from server.store.ids import new_id
+
+log = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 24 * 3600
+MAX_RUNNING = 16
+"""Batches that share the slots; later ones wait."""
+RETRY_SECONDS = 10.0
+"""Before another try, where the disk is full or the database is gone."""
+
+
+class Batches:
+    """Each batch has a folder as long as it is not over, `state_dir/batches/<id of the database>/<id>`."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._store = BatchStore(serving.database)
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: dict[str, asyncio.Event] = {}
+        self._news = asyncio.Event()
+        self._concurrency = _concurrency(serving)
+        self._slots = asyncio.Semaphore(self._concurrency)
+
+    # ---- asked for over HTTP
+
+    async def create(
+        self,
+        *,
+        endpoint: str,
+        input_file_id: str,
+        completion_window: str,
+        metadata: dict[str, str] | None,
+        output_expires_after: int | None,
+    ) -> Batch:
+        """A new batch, which has its input for itself. Raises NotFound, StorageFull."""
+        now = int(time.time())
+        batch = Batch(
+            id=new_id("batch_"),
+            status="validating",
+            endpoint=endpoint,
+            input_file_id=input_file_id,
+            completion_window=completion_window,
+            metadata=metadata,
+            output_expires_after=output_expires_after,
+            created_at=now,
+            expires_at=now + WINDOW_SECONDS,
+        )
+        folder = self._folder(batch.id)
+        await asyncio.to_thread(_make, folder)
+        try:
+            await self._serving.files.copy_to(input_file_id, folder / "input.jsonl")
+            await self._store.add(batch)
+        except TuneserveError:
+            await asyncio.to_thread(_remove, folder)
+            raise
+        self._news.set()
+        return batch
+
+    async def get(self, id: str) -> Batch:
+        return await self._store.get(id)
+
+    async def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        return await self._store.page(after=after, limit=limit)
+
+    async def cancel(self, id: str) -> Batch:
+        """Raises NotFound, and Conflict where nothing is left to cancel."""
+        batch = await self._store.cancel(id)
+        if id in self._cancelled:
+            self._cancelled[id].set()
+        return batch
+
+    # ---- in the background
+
+    async def open(self) -> None:
+        """Remove the folders of batches that are over. Comes once, where the database is open."""
+        unfinished = {batch.id for batch in await self._store.unfinished()}
+        await asyncio.to_thread(self._keep_only, unfinished)
+
+    def _keep_only(self, ids: set[str]) -> None:
+        for folder in private_folder(self._folder("x").parent).iterdir():
+            if folder.name not in ids:
+                _remove(folder)
+
+    async def run_for_ever(self) -> None:
+        """Run what is to be run, until cancelled: what is under way then goes on with the next server."""
+        try:
+            while True:
+                self._news.clear()
+                await self._start_waiting()
+                await self._news.wait()
+        finally:
+            tasks = list(self._running.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start_waiting(self) -> None:
+        try:
+            unfinished = await self._store.unfinished()
+        except TuneserveError as error:
+            log.warning("Batches wait: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+            self._news.set()
+            return
+        self._serving.metrics.batches_unfinished.set(len(unfinished))
+        for batch in unfinished:
+            if batch.id not in self._running and len(self._running) < MAX_RUNNING:
+                self._running[batch.id] = asyncio.create_task(self._run(batch.id))
+
+    async def _run(self, id: str) -> None:
+        try:
+            status = await self._try_until_over(id)
+            self._serving.metrics.count_batch(status)
+            await asyncio.to_thread(_remove, self._folder(id))
+            self._news.set()
+        except Conflict as error:
+            log.error("The batch %s is left to another server: %s", id, error)
+        finally:
+            del self._running[id]
+            self._cancelled.pop(id, None)
+
+    async def _try_until_over(self, id: str) -> str:
+        """The status in which it ended. Raises Conflict where the database is another server's now."""
+        while True:
+            cancelled = self._cancelled[id] = asyncio.Event()  # before the batch is read: no cancellation is missed
+            try:
+                batch = await self._store.get(id)
+                run = BatchRun(
+                    batch, self._folder(id), self._store, self._serving, self._slots, self._concurrency, cancelled
+                )
+                return await run.run()
+            except Changed:
+                continue
+            except Conflict:
+                raise
+            except (TuneserveError, OSError) as error:
+                log.warning("The batch %s waits: %s", id, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                log.exception("The batch %s failed", id)
+                errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
+                return (await self._store.move(id, UNFINISHED, "failed", errors=errors)).status
+
+    def _folder(self, id: str) -> Path:
+        return self._serving.state_dir / "batches" / self._serving.database.id / id
+
+
+def _concurrency(serving: Serving) -> int:
+    """Requests of batches that the engine has at a time, so that its seats and its queue have room for others."""
+    params = serving.params
+    seats = params.max_batch_size or params.max_num_seqs
+    return max(1, min(params.batch_concurrency, seats // 2, params.max_num_queued_reqs))
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    sync(folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    """What the disk does not let go of, the next start removes."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)

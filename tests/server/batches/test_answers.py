@@ -1,0 +1,118 @@
+"""One request of a batch, and the files in which its answers come together."""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
+from engines.params.deploy import DeployParams
+from engines.types import EngineState, GenerationRequest
+from server.batches.answers import MAX_FAILURES, answer
+from server.batches.priority import BATCH_PRIORITY
+from server.batches.results import Results
+from server.deps import Serving, make_serving
+
+CHAT = "/v1/chat/completions"
+HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class Engine(EchoEngine):
+    """Tells what it was asked, and comes back when it dies."""
+
+    def __init__(self, faults: EchoFaults) -> None:
+        super().__init__(faults=faults)
+        self.requests: list[GenerationRequest] = []
+
+    def generate(self, request: GenerationRequest):
+        self.requests.append(request)
+        return super().generate(request)
+
+    async def keep_alive(self) -> None:
+        while True:
+            if self.health().state is EngineState.RESTARTING:
+                await self.start()
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def engine():
+    engine = Engine(EchoFaults())
+    keeper = asyncio.create_task(engine.keep_alive())
+    yield engine
+    keeper.cancel()
+
+
+@pytest.fixture
+async def serving(engine: Engine, tmp_path: Path):
+    serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo", state_dir=str(tmp_path)))
+    await serving.lifecycle.start_engine()
+    yield serving
+    await serving.registry.close()
+
+
+async def test_a_request_of_a_batch_comes_after_all_others(engine: Engine, serving: Serving) -> None:
+    reply = await answer(serving, CHAT, HELLO)
+    assert (reply.status, reply.body["choices"][0]["message"]["content"]) == (200, "hello")
+    assert [request.priority for request in engine.requests] == [BATCH_PRIORITY]
+
+
+async def test_a_request_waits_until_the_engine_is_back(engine: Engine, serving: Serving) -> None:
+    engine.die()
+    assert (await answer(serving, CHAT, HELLO)).status == 200
+
+
+async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(engine: Engine, serving: Serving) -> None:
+    engine.faults.die_after = 2
+    reply = await answer(serving, CHAT, HELLO)
+    assert (reply.status, reply.body["error"]["code"], len(engine.requests)) == (500, "internal_error", MAX_FAILURES)
+    engine.faults.die_after = None
+    assert (await answer(serving, CHAT, HELLO)).status == 200
+
+
+async def test_a_body_that_is_nested_too_deep_is_refused(serving: Serving) -> None:
+    deep: list = []
+    for _ in range(1000):
+        deep = [deep]
+    assert (await answer(serving, CHAT, {**HELLO, "tools": deep})).status == 400
+
+
+# ---- the files
+
+
+def test_what_was_cut_is_taken_off_and_the_rest_counts(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    results.add_answer("a", 200, "req-1", {"usage": usage})
+    results.add_answer("b", 400, "req-2", {"error": {}})
+    results.add_expired("c")
+    for path in (results.output, results.errors):
+        whole = path.read_bytes()
+        path.write_bytes(whole + whole.splitlines()[0][:-1])
+    again = Results(tmp_path)
+    assert (again.done, again.completed, again.failed) == ({"a", "b", "c"}, 1, 2)
+    assert again.usage == results.usage
+    assert (again.usage.input_tokens, again.usage.cached_tokens, again.usage.output_tokens) == (3, 1, 2)
+    again.add_answer("d", 200, "req-3", {})
+    assert Results(tmp_path).done == {"a", "b", "c", "d"}
+
+
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path)
+    results.add_answer("a", 200, "req-1", {})
+    before = results.output.read_bytes()
+
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:-5])
+
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space"):
+            results.add_answer("b", 200, "req-2", {})
+    assert results.output.read_bytes() == before
+    assert results.done == {"a"} == Results(tmp_path).done
