@@ -1,5 +1,6 @@
 """The fixtures `postgres` and `database_url`: tests that ask for the second run on SQLite and on Postgres."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,17 @@ from tests.postgres import Postgres, find_binaries
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("Postgres is not installed")
-    server = Postgres(binaries, tmp_path_factory.mktemp("postgres"))
-    try:
-        yield server
-    finally:
-        server.close()
+    # Not in pytest's folder, which only its own user can enter: Postgres may have to run as another.
+    with tempfile.TemporaryDirectory(prefix="tuneserve-postgres-") as folder:
+        server = Postgres(binaries, Path(folder))
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
