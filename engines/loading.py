@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import UnsupportedModel
 
@@ -45,7 +45,7 @@ def load_model(
     model: str,
     *,
     config: Any,
-    dtype: "torch.dtype",
+    dtype: "torch.dtype | Literal['auto']",
     device_map: str | dict[str, Any],
     attn_implementation: str | None = None,
     revision: str | None = None,

@@ -9,8 +9,11 @@ from server import __version__
 from server.argv import parse, refuse
 from server.honoured import UNREAD, refusals
 from server.params import COMMANDS
+from training.params import honoured
+from training.params.task import TASK
 
-BUILT = ("deploy",)
+TRAINING = ("sft", "pt", "rlhf", "merge")
+BUILT = ("deploy", *TRAINING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse("tuneserve", [f"{name!r} is not a command{_nearest(name)}"])
     if name == "deploy":
         return _deploy(words)
+    if name in TRAINING:
+        return _train(name, words)
     parse(COMMANDS[name], words, prog=f"tuneserve {name}")
     refuse(f"tuneserve {name}", [f"{name} is not built yet: its parameters are right, but nothing would run"])
 
@@ -37,6 +42,17 @@ def _deploy(words: Sequence[str]) -> int:
     from server.deploy import run
 
     return run(params)
+
+
+def _train(name: str, words: Sequence[str]) -> int:
+    prog = f"tuneserve {name}"
+    params = parse(COMMANDS[name], words, prog=prog, unread=honoured.unread(COMMANDS[name]))
+    task = TASK.validate_python({"task": name, "params": params})
+    if problems := honoured.refusals(task):
+        refuse(prog, [f"--{param}: {reason}" for param, reason in problems])
+    from server.train import run
+
+    return run(task)
 
 
 def overview() -> str:

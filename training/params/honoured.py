@@ -43,7 +43,8 @@ PREFERENCES = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta",
 HONOURED: dict[type[Params], frozenset[str]] = {
     SftParams: DATA | MODEL | TUNER | TRAINER,
     PtParams: DATA | MODEL | TUNER | TRAINER,
-    RlhfParams: (DATA | MODEL | TUNER | TRAINER | PREFERENCES) - {"packing", "acc_strategy", "loss_scale"},
+    RlhfParams: (DATA | MODEL | TUNER | TRAINER | PREFERENCES)
+    - {"packing", "acc_strategy", "loss_scale", "padding_side"},
     MergeParams: frozenset(
         {
             "model", "model_revision", "hub_token", "torch_dtype", "adapters", "merge_lora", "safe_serialization",
@@ -84,13 +85,15 @@ def refusals(task: Task) -> list[tuple[str, str]]:
     """Each parameter that was given in vain, and why."""
     params = task.params
     found = [(name, reason) for name in sorted(params.model_fields_set) if (reason := _refusal(params, name))]
-    return found + ([] if isinstance(params, MergeParams) else _unfit(params))
+    if isinstance(params, MergeParams):
+        return found + ([] if params.adapters else [("adapters", "name the adapter to merge")])
+    return found + _unfit(params) + (_unfit_for_dpo(params) if isinstance(params, RlhfParams) else [])
 
 
 def _refusal(params: Params, name: str) -> str | None:
     value = getattr(params, name)
     if name in BUILT_CHOICES and value not in BUILT_CHOICES[name]:
-        return f"{value} is not built yet; choose {' or '.join(map(_word, BUILT_CHOICES[name]))}"
+        return f"{_word(value)} is not built yet; choose {' or '.join(map(_word, BUILT_CHOICES[name]))}"
     default = type(params).model_fields[name].get_default(call_default_factory=True)
     if name in unread(type(params)) and value != default:
         return "nothing in this version depends on it"
@@ -123,4 +126,17 @@ def _unfit(params: SftParams) -> list[tuple[str, str]]:
         found.append(("target_modules", "target_regex goes before it: give one of the two"))
     if params.packing and params.lazy_tokenize:
         found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
+    return found
+
+
+def _unfit_for_dpo(params: RlhfParams) -> list[tuple[str, str]]:
+    found = []
+    if params.lora_dropout and "lora_dropout" in params.model_fields_set:
+        found.append(("lora_dropout", "dpo compares with a reference, and trains without dropout: leave it out"))
+    if params.lora_bias != "none":
+        found.append(("lora_bias", "the reference shares the model's biases, which must then stay as they are"))
+    if params.label_smoothing == 0.5:
+        found.append(("label_smoothing", "at 0.5 no preference means anything: choose less"))
+    if params.ref_model_revision is not None and params.ref_model is None:
+        found.append(("ref_model_revision", "it belongs to ref_model, which is not given"))
     return found

@@ -15,6 +15,7 @@ from training.params.sft import PtParams, SftParams
 from training.report import Report
 from training.saved_args import with_saved_args, write_args
 from training.trainer import Events, WholeCheckpoints, train
+from training.tuners.loraplus import LoraPlus
 from training.tuners.tuned import tuned
 
 
@@ -43,7 +44,7 @@ def run(params: SftParams, report: Report) -> Result:
     return train(trainer, params, report)
 
 
-class SftTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class SftTrainer(LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # transformers is untyped here
     """transformers' trainer with our loss, which also says how many predictions were right."""
 
     def __init__(self, **settings: Any) -> None:
@@ -69,21 +70,3 @@ class SftTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]  # transforme
             if mark in logs:
                 logs |= self._accuracy[mode].taken(self.accelerator, self.job_params.acc_strategy, prefix)
         super().log(logs, start_time)
-
-    def create_optimizer(self, *given: Any) -> Any:
-        """With `lorap_lr_ratio`, LoRA+ (Hayou et al. 2024): the matrices B learn faster than the matrices A."""
-        if self.job_params.lorap_lr_ratio is None:
-            return super().create_optimizer(*given)
-        import torch
-        from peft.optimizers import create_loraplus_optimizer
-
-        self.optimizer: Any = create_loraplus_optimizer(
-            self.model,
-            torch.optim.AdamW,
-            lr=self.args.learning_rate,
-            loraplus_lr_ratio=self.job_params.lorap_lr_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-        )
-        return self.optimizer

@@ -1,0 +1,57 @@
+"""Where a command's results go."""
+
+import re
+import time
+from pathlib import Path
+
+from engines.adapters.source import name_adapters
+from engines.errors import Conflict
+from training.params.export import MergeParams
+from training.params.sft import SftParams
+
+VERSION = re.compile(r"v(\d+)-")
+
+
+def new_training_folder(params: SftParams) -> Path:
+    """Make the folder of a training: `output/<model>/v0-<time>`, or as `output_dir` and `add_version` say.
+
+    Raises Conflict where it was used before, OSError.
+    """
+    name = Path(params.model).name if params.model else "model"
+    parent = Path(params.output_dir or Path("output", name)).expanduser()
+    if params.add_version:
+        return _new_version(parent)
+    if (parent / "task.json").exists():
+        message = f"{parent} holds an earlier run: give another output_dir, or leave add_version true"
+        raise Conflict(message, param="output_dir")
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent.resolve()
+
+
+def _new_version(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        versions = [int(found[1]) for path in parent.iterdir() if (found := VERSION.match(path.name))]
+        folder = parent / f"v{max(versions, default=-1) + 1}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process was faster
+            continue
+        return folder.resolve()
+
+
+def merged_folder(params: MergeParams) -> Path:
+    """Where the merged model is to be: `<adapter>-merged` beside the last adapter, unless `output_dir` says.
+
+    Raises Conflict where there is something already, InvalidAdapter.
+    """
+    if params.output_dir:
+        folder = Path(params.output_dir).expanduser()
+    else:
+        last = [*name_adapters(params.adapters).values()][-1]
+        beside = Path(last).expanduser().resolve()
+        parent = beside.parent if beside.is_dir() else Path("output")
+        folder = parent / f"{beside.name}-merged"
+    if folder.exists():
+        raise Conflict(f"{folder} is there already: remove it, or give another output_dir", param="output_dir")
+    return folder.absolute()

@@ -1,0 +1,214 @@
+"""Preference training: what TRL computes on the same data, and what a job adds to it."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer
+
+from engines.errors import InvalidRequest
+from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from training.folder import Evaluation, JobFolder, Step
+from training.params.rlhf import RlhfParams
+from training.pipelines import rlhf
+from training.report import Report
+
+ROWS = [{"prompt": f"number {i} the", "chosen": " red and", "rejected": " blue value"} for i in range(12)]
+SETTINGS = {
+    "rlhf_type": "dpo",
+    "torch_dtype": "float32",
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "max_steps": 6,
+    "logging_steps": 1,
+    "save_steps": 3,
+    "report_to": ["none"],
+    "rpo_alpha": 0.0,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+}
+
+
+@dataclass
+class Datasets:
+    train: Dataset
+    evaluation: Dataset | None
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("base"), tokenizer=True)
+    return folder
+
+
+def encoded(row):
+    tokenizer = byte_level_tokenizer()
+    prompt, chosen, rejected = (tokenizer(row[name])["input_ids"] for name in ("prompt", "chosen", "rejected"))
+    return {"prompt_ids": prompt, "chosen_ids": [*chosen, 1], "rejected_ids": [*rejected, 1]}
+
+
+@pytest.fixture
+def train(base, tmp_path, monkeypatch):
+    """Run a job on ROWS; returns its folder."""
+
+    def build(params, tokenizer, *, learns):
+        assert learns == "pairs"
+        rows = Dataset.from_list([encoded(row) for row in ROWS])
+        return Datasets(rows, rows.select(range(4)) if params.eval_strategy else None)
+
+    monkeypatch.setattr(rlhf, "build", build)
+
+    def run(name="job", **params):
+        folder = JobFolder(tmp_path / name)
+        folder.path.mkdir()
+        result = rlhf.run(RlhfParams.model_validate(SETTINGS | {"model": str(base)} | params), Report(folder))
+        assert result.status == "succeeded"
+        return folder
+
+    return run
+
+
+def steps(folder):
+    return {event.step: event.metrics for event, _ in folder.read_events() if isinstance(event, Step)}
+
+
+def losses(folder):
+    return [metrics["loss"] for metrics in steps(folder).values()]
+
+
+def losses_of_trl(base, folder, *, full=False, **settings):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    arguments = {
+        name: SETTINGS[name]
+        for name in ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "max_steps", "logging_steps")
+    }
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(
+            str(folder), **arguments, bf16=False, use_cpu=True, report_to="none", save_strategy="no", weight_decay=0.1,
+            disable_tqdm=True, **settings,
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=byte_level_tokenizer(),
+        peft_config=None if full else LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("params", "settings"),
+    [
+        ({}, {}),
+        ({"beta": 0.5}, {"beta": 0.5}),
+        ({"rpo_alpha": 0.7}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}),
+        ({"train_type": "full", "learning_rate": 1e-3}, {"full": True, "learning_rate": 1e-3}),
+    ],
+    ids=["lora", "beta", "rpo", "full"],
+)
+def test_the_loss_is_trls(train, base, tmp_path, monkeypatch, params, settings):
+    monkeypatch.setitem(SETTINGS, "learning_rate", settings.pop("learning_rate", SETTINGS["learning_rate"]))
+    found = losses(train(**params))
+    assert found == pytest.approx(losses_of_trl(base, tmp_path / "trl", **settings), abs=1e-4)
+    assert found[-1] < found[0]
+
+
+def test_the_margin_of_what_is_preferred_rises(train):
+    logged = steps(train(eval_strategy="steps", eval_steps=3))
+    assert logged[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)  # model and reference are the same yet
+    assert logged[6]["rewards/margins"] > 0.5
+    assert logged[6]["rewards/accuracies"] == 1
+    assert {"loss", "learning_rate", "grad_norm", "token_accuracy", "rewards/chosen", "rewards/rejected"} <= set(
+        logged[6]
+    )
+
+
+def test_validation_data_is_measured_alike(train):
+    folder = train(eval_strategy="steps", eval_steps=3)
+    told = [event for event, _ in folder.read_events() if isinstance(event, Evaluation)]
+    assert [event.step for event in told] == [3, 6]
+    assert told[1].metrics["rewards/margins"] > told[0].metrics["rewards/margins"] > 0
+    assert told[1].metrics["loss"] < told[0].metrics["loss"]
+
+
+def test_label_smoothing_is_dpos_own(train):
+    """TRL's sigmoid loss leaves it out, and its robust loss is another."""
+    for metrics in steps(train(label_smoothing=0.2, per_device_train_batch_size=1)).values():
+        margin = torch.tensor(metrics["rewards/margins"])
+        expected = -0.8 * logsigmoid(margin) - 0.2 * logsigmoid(-margin)
+        assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_loraplus_has_b_learn_faster(train):
+    plain, plus = (
+        load_file(train(name, max_steps=1, **params).path / "checkpoint-1" / "adapter_model.safetensors")
+        for name, params in (("plain", {}), ("plus", {"lorap_lr_ratio": 8}))
+    )
+    b = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"  # Adam's first step is as long as the rate
+    assert plus[b].abs().max() == pytest.approx(8 * plain[b].abs().max().item(), rel=1e-3)
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"use_dora": True},
+        {"modules_to_save": ["embed_tokens"]},
+        {"init_weights": "false"},
+        {"train_type": "full", "learning_rate": 1e-3},
+    ],
+    ids=["lora", "dora", "saved", "random", "full"],
+)
+def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train, params):
+    whole = train("whole", **params)
+    resumed = train("resumed", resume_from_checkpoint=str(whole.path / "checkpoint-3"), **params)
+    assert [*steps(resumed)] == [4, 5, 6]
+    for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+        told = [metrics[name] for metrics in steps(whole).values()]
+        assert [metrics[name] for metrics in steps(resumed).values()] == pytest.approx(told[3:], abs=1e-5), name
+
+
+def test_the_reference_is_no_part_of_a_checkpoint(train, base):
+    checkpoint = train().path / "checkpoint-6"
+    assert not any(path.is_dir() for path in checkpoint.iterdir())
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), checkpoint)
+    assert list(model.peft_config) == ["default"]
+
+
+def test_with_an_adapter_the_reference_is_what_it_said_before(train):
+    """Not what the base model says."""
+    first = train("first")
+    second = steps(train("second", adapters=[str(first.path / "checkpoint-6")]))
+    assert second[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert second[1]["logps/chosen"] > steps(first)[1]["logps/chosen"] + 1
+
+
+@pytest.mark.parametrize("train_type", ["lora", "full"])
+def test_another_reference_can_be_named(train, base, tmp_path, train_type):
+    other = save(CONFIGS["llama"](), tmp_path / "other", seed=1, tokenizer=True)
+    params = {"train_type": train_type, "max_steps": 1}
+    logged = steps(train("other-reference", ref_model=str(other), **params))
+    assert abs(logged[1]["rewards/margins"]) > 0.1
+    same = steps(train("same-reference", ref_model=str(base), **params))
+    assert same[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_adapter_on_the_output_head_is_refused(train):
+    with pytest.raises(InvalidRequest, match="output head") as refused:
+        train(target_modules=["lm_head", "q_proj"])
+    assert refused.value.param == "target_modules"
+
+
+def test_an_output_head_that_is_saved_whole_is_trained(train, base):
+    weights = load_file(train(modules_to_save=["lm_head"]).path / "checkpoint-6" / "adapter_model.safetensors")
+    before = load_file(base / "model.safetensors")["lm_head.weight"]
+    assert (weights["base_model.model.lm_head.weight"] - before).abs().max() > 1e-3

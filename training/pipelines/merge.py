@@ -1,0 +1,210 @@
+"""Add trained adapters to the weights of their base model, and write a model that needs no adapter any more.
+
+PEFT merges, one layer at a time: its weights are widened to float32, the update is added, and the sum is rounded once
+to the type of the model. So a model in half precision needs little more memory than its own weights.
+"""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engines.adapters.folder import CHANGES_THE_BASE
+from engines.adapters.source import fetch_adapter, name_adapters
+from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.disk import sync
+from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
+from engines.loading import load_config, load_model
+from training.folder import Result
+from training.params.export import MergeParams
+from training.report import Report
+
+OUTPUT = "merged"
+"""The model's folder within the job's."""
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+BESIDE_WEIGHTS = (*TOKENIZER, "generation_config.json", "*processor_config.json", "*.py")
+"""Files of a model that the merged one shares with it."""
+
+
+def run(params: MergeParams, report: Report) -> Result:
+    """Write the merged model to `merged/` in the job's folder. Raises TuneserveError."""
+    adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
+    if not adapters:
+        raise InvalidRequest("name the adapter to merge", param="adapters")
+    configs = [_read_config(folder) for folder in adapters]
+    base = params.model or configs[0].get("base_model_name_or_path")
+    if not base:
+        raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
+    target = report.folder.path / OUTPUT
+    if target.exists():
+        raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
+    revision = params.model_revision or (None if params.model else configs[0].get("revision"))
+    report.message(f"Loading {Path(base).name}.")
+    model = _load_base(base, revision, params)
+    for folder, config in zip(adapters, configs, strict=True):
+        report.message(f"Merging {folder.name}.")
+        model = merge(model, folder, config)
+    report.message("Writing the merged model.")
+    with _written_whole(target) as partial:
+        model.save_pretrained(partial, max_shard_size=_bytes(params.max_shard_size))
+        _copy_what_belongs_to_it(_folder_of(base, revision, params.hub_token), adapters, partial)
+    return Result(status="succeeded", artifact=OUTPUT, kind="model")
+
+
+def merge(model: Any, folder: Path, config: dict[str, Any]) -> Any:
+    """The model with the adapter in `folder` added to its weights, which keep their types. `model` is used up.
+
+    Raises InvalidAdapter.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    dtypes = {name: tensor.dtype for name, tensor in model.named_parameters()}
+    tied = _untie(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # about tied embeddings, which were untied, and about merging what is merged
+            adapted = PeftModel.from_pretrained(model, str(folder))
+            loaded = adapted.load_adapter(str(folder), "default")  # again, as only this says what found no place
+            if strays := [*loaded.unexpected_keys, *loaded.missing_keys]:
+                raise ValueError(f"it does not fit the model: {strays[0]} belongs to one of them alone")
+            _merge_layers(adapted)
+            merged = adapted.merge_and_unload()
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"the adapter {folder.name!r} ({config['peft_type']}) cannot be merged: {reason}"
+        raise InvalidAdapter(message, param="adapters") from error
+    for name, parameter in merged.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, merged.dtype))
+    if tied:
+        _tie_again_if_equal(merged)
+    return merged
+
+
+def _merge_layers(adapted: Any) -> None:
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.merged:
+            dtypes = {name: tensor.dtype for name, tensor in layer.get_base_layer().named_parameters()}
+            layer.to(torch.float32)
+            layer.merge(safe_merge=True)  # safe: refuses an adapter with NaNs
+            for name, tensor in layer.get_base_layer().named_parameters():
+                tensor.data = tensor.data.to(dtypes[name])
+
+
+def _untie(model: Any) -> bool:
+    """Give the output head weights of its own, as an adapter may change it or the embedding alone."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return False
+    import torch
+
+    head.weight = torch.nn.Parameter(embedding.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config().tie_word_embeddings = False
+    return True
+
+
+def _tie_again_if_equal(model: Any) -> None:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight.shape == embedding.weight.shape and bool((head.weight == embedding.weight).all()):
+        head.weight = embedding.weight
+        model.config.tie_word_embeddings = True
+        model.config.get_text_config().tie_word_embeddings = True
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration, once it is clear that it can be merged exactly. Raises InvalidAdapter."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        raise InvalidAdapter(f"{folder.name!r} has no {CONFIG} that can be read", param="adapters") from None
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise InvalidAdapter(f"{CONFIG} of {folder.name!r} names no peft_type", param="adapters")
+    if not (folder / WEIGHTS).is_file():
+        message = f"{folder.name!r} has no {WEIGHTS}: weights are read as safetensors only"
+        raise InvalidAdapter(message, param="adapters")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
+        message = f"init_lora_weights {init!r} changed the base model's weights: save the adapter relative to the original ones"
+        raise InvalidAdapter(message, param="adapters")
+    if config.get("ensure_weight_tying"):
+        raise InvalidAdapter("ensure_weight_tying: weights tied within the adapter are not merged", param="adapters")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        message = f"adapters of the task {config['task_type']!r} are not merged yet, only those of CAUSAL_LM"
+        raise InvalidAdapter(message, param="adapters")
+    return config
+
+
+def _load_base(base: str, revision: str | None, params: MergeParams) -> Any:
+    """The base model on the CPU, in the type asked for or its own. Raises UnsupportedModel."""
+    import torch
+
+    config = load_config(base, revision=revision, token=params.hub_token)
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        message = f"{Path(base).name!r} is quantised ({method}): merge into the model that it was quantised from"
+        raise UnsupportedModel(message, param="model")
+    return load_model(
+        base,
+        config=config,
+        dtype="auto" if params.torch_dtype is None else getattr(torch, params.torch_dtype),
+        device_map="cpu",
+        revision=revision,
+        token=params.hub_token,
+    )
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `target` at the end of the block, or goes if that fails."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            if path.suffix == ".safetensors":
+                path.chmod(0o644)  # which safetensors leaves to its owner alone
+            sync(path)
+        partial.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> None:
+    """The base model's files as they are; over them the adapters' tokenizers, where they bring one."""
+    for folder, patterns in ((base, BESIDE_WEIGHTS), *((adapter, TOKENIZER) for adapter in adapters)):
+        for source in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+            copy = target / source.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, copy)
+
+
+def _folder_of(model: str, revision: str | None, token: str | None) -> Path:
+    """Where the model's files are; of a model on the hub, what the loading of weights did not bring is downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, token=token, allow_patterns=list(BESIDE_WEIGHTS)))
+
+
+def _bytes(size: str) -> int:
+    """`5GB` -> 5000000000; `1MiB` -> 1048576."""
+    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?)B", size.upper())
+    assert found, "the parameter's pattern"
+    return int(float(found[1]) * UNITS[found[2]])
