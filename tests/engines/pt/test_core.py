@@ -1,6 +1,6 @@
 """What the engine's core promises for requests that run together: order, sharing, ends, facts about the prompt."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest
 from engines.pt.runner import Segment
 from engines.types import EmbeddingRequest, FinishReason
-from tests.engines.pt.driving import PAGE_SIZE, core_of, prompt, request, run
+from tests.engines.pt.driving import PAGE_SIZE, Answer, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS, POSITIONS, VOCAB_SIZE
 
 
@@ -71,6 +71,37 @@ def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arri
     while core.busy:
         finished += [request_id for request_id, output in core.step().outputs if output.finish_reason]
     assert finished == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("scarce", ["seats", "pages"])
+def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner, scarce):
+    few = {"max_num_seqs": 2} if scarce == "seats" else {}
+    core = core_of(runner("llama") if scarce == "seats" else runner("llama", pages=8, max_model_len=64), **few)
+    asked = {
+        name: request(prompt(9, i), name, priority=9, max_new_tokens=16, ignore_eos=True) for i, name in enumerate("ab")
+    }
+    for one in asked.values():
+        core.add(one)
+    answers: dict[str, Answer] = defaultdict(Answer)
+    finished = []
+    for step in range(200):
+        if step == 4:
+            asked["now"] = request(prompt(33, 7), "now", max_new_tokens=8, ignore_eos=True)
+            core.add(asked["now"])
+        for request_id, output in core.step().outputs:
+            answers[request_id].add(output)
+            finished += [request_id] if output.finish_reason else []
+        if not core.busy:
+            break
+    assert finished == ["now", "a", "b"] and core.stats().preemptions == 1
+    for name, one in asked.items():
+        assert answers[name].tokens == greedy(runner, one.prompt_ids, max_new_tokens=one.sampling.max_new_tokens)
+
+
+def test_equals_make_no_way(runner):
+    core = core_of(runner("llama"), max_num_seqs=1)
+    run(core, [request(prompt(9, i), f"r{i}", max_new_tokens=4, ignore_eos=True) for i in range(3)])
+    assert core.stats().preemptions == 0
 
 
 def test_no_more_sequences_run_than_allowed(watched):
