@@ -34,7 +34,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", 
         "report_to": list(params.report_to),
         "eval_strategy": (params.eval_strategy or params.save_strategy) if evaluates else "no",
         "eval_steps": params.eval_steps or params.save_steps,
-        "metric_for_best_model": (params.metric_for_best_model or "loss") if evaluates else None,
+        "metric_for_best_model": best_metric(params) if evaluates else None,
         "prediction_loss_only": True,
         "include_num_input_tokens_seen": "non_padding",
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
@@ -44,6 +44,10 @@ def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", 
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
     }
+
+
+def best_metric(params: SftParams) -> str:
+    return params.metric_for_best_model or ("rouge-l" if params.predict_with_generate else "loss")
 
 
 def learning_rate(params: SftParams) -> float:

@@ -16,17 +16,16 @@ class Padded:
     side: Literal["left", "right"] = "right"
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `labels`, (samples, tokens of the longest)."""
+        """`input_ids`, `attention_mask`, `position_ids` and `labels`, (samples, tokens of the longest)."""
         longest = max(len(sample["input_ids"]) for sample in samples)
-
-        def padded(name: str, value: int) -> Tensor:
-            return torch.tensor([self._pad(list(sample[name]), longest, value) for sample in samples])
-
-        mask = [self._pad([1] * len(sample["input_ids"]), longest, 0) for sample in samples]
+        ids = [self._pad(list(sample["input_ids"]), longest, self.pad_token_id) for sample in samples]
+        labels = [self._pad([IGNORED, *sample["labels"][1:]], longest, IGNORED) for sample in samples]
+        mask = torch.tensor([self._pad([1] * len(sample["input_ids"]), longest, 0) for sample in samples])
         return {
-            "input_ids": padded("input_ids", self.pad_token_id),
-            "attention_mask": torch.tensor(mask),
-            "labels": padded("labels", IGNORED),
+            "input_ids": torch.tensor(ids),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "labels": torch.tensor(labels),
         }
 
     def _pad(self, values: list[int], length: int, value: int) -> list[int]:

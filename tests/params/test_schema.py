@@ -27,7 +27,7 @@ from training.params.app import AppParams
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.rlhf import PpoParams, RlhfParams
-from training.params.sft import PtParams, SftParams
+from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
 from training.params.web_ui import WebUiParams
 
@@ -68,7 +68,8 @@ GROUPS: dict[str, type[Params]] = {
     "export": ExportParams,
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
-ADDITIONS: tuple[type[Params], ...] = (PtEngineParams, ServerParams)
+SERVING: tuple[type[Params], ...] = (PtEngineParams, ServerParams)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True}
@@ -87,13 +88,13 @@ BASE = {"base", "model", "data", "template", "generation", "quantization"}
 TRAINING = BASE | {group for group in GROUPS if group.startswith("tuner")} | {"trainer", "training"}
 INFER = BASE | {"vllm", "lmdeploy", "merge", "infer"}
 COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
-    SftParams: (TRAINING, ()),
-    PtParams: (TRAINING, ()),
-    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, ()),
+    SftParams: (TRAINING, (PredictParams,)),
+    PtParams: (TRAINING, (PredictParams,)),
+    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (PredictParams,)),
     InferParams: (INFER, (PtEngineParams,)),
-    DeployParams: (INFER | {"deploy"}, ADDITIONS),
-    AppParams: (INFER | {"deploy", "web_ui", "app"}, ADDITIONS),
-    EvalParams: (INFER | {"deploy", "eval"}, ADDITIONS),
+    DeployParams: (INFER | {"deploy"}, SERVING),
+    AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
+    EvalParams: (INFER | {"deploy", "eval"}, SERVING),
     ExportParams: (BASE | {"merge", "export"}, ()),
     MergeParams: (BASE | {"merge", "export"}, ()),
     WebUiParams: ({"web_ui"}, ()),

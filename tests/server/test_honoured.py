@@ -19,10 +19,10 @@ def built_modules() -> list[Path]:
     return [file for file in files if not schema & {file, *file.parents}]
 
 
-def reads(tree: ast.Module) -> Iterator[str]:
-    """Names read as `params.NAME` or `something.params.NAME`, or in a set that `model_dump(include=...)` takes."""
+def reads(tree: ast.Module, schema: str = "engines.params") -> Iterator[str]:
+    """Names of a module that knows `schema`: those read as `params.NAME` or `something.params.NAME`, or in a set that `model_dump(include=...)` takes."""
     nodes = list(ast.walk(tree))
-    imports = any(isinstance(node, ast.ImportFrom) and "engines.params" in (node.module or "") for node in nodes)
+    imports = any(isinstance(node, ast.ImportFrom) and schema in (node.module or "") for node in nodes)
     holds = any(isinstance(node, ast.Attribute) and node.attr == "params" for node in nodes)
     for node in nodes:
         match node:

@@ -35,16 +35,18 @@ TRAINER = frozenset(
         "save_total_limit", "max_steps", "warmup_ratio", "save_on_each_node", "save_only_model",
         "resume_from_checkpoint", "resume_only_model", "ddp_backend", "ddp_find_unused_parameters",
         "dataloader_num_workers", "neftune_noise_alpha", "average_tokens_across_devices", "max_grad_norm",
-        "acc_strategy",
+        "acc_strategy", "predict_with_generate", "max_new_tokens", "temperature",
     }
 )  # fmt: skip
+ONLY_SFT = frozenset(
+    {"packing", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate", "max_new_tokens", "temperature"}
+)
 PREFERENCES = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta", "label_smoothing", "rpo_alpha"})
 
 HONOURED: dict[type[Params], frozenset[str]] = {
     SftParams: DATA | MODEL | TUNER | TRAINER,
     PtParams: DATA | MODEL | TUNER | TRAINER,
-    RlhfParams: (DATA | MODEL | TUNER | TRAINER | PREFERENCES)
-    - {"packing", "acc_strategy", "loss_scale", "padding_side"},
+    RlhfParams: (DATA | MODEL | TUNER | TRAINER | PREFERENCES) - ONLY_SFT,
     MergeParams: frozenset(
         {
             "model", "model_revision", "hub_token", "torch_dtype", "adapters", "merge_lora", "safe_serialization",
@@ -124,6 +126,9 @@ def _unfit(params: SftParams) -> list[tuple[str, str]]:
         found.append(("max_steps", "streamed data has no known length: say how many steps to train"))
     if params.target_regex is not None and "target_modules" in given:
         found.append(("target_modules", "target_regex goes before it: give one of the two"))
+    for name in sorted({"max_new_tokens", "temperature"} & given):
+        if isinstance(params, SftParams) and not isinstance(params, RlhfParams) and not params.predict_with_generate:
+            found.append((name, "predict_with_generate is what writes text here: set it to true"))
     if params.packing and params.lazy_tokenize:
         found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
     return found

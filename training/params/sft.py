@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.base import Params
 from engines.params.common import BaseParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
@@ -23,7 +24,16 @@ from training.params.tuner import (
 )
 
 
+class PredictParams(Params):
+    """Evaluation by what the model writes. An addition to the reference's parameters, which its notes speak of."""
+
+    predict_with_generate: bool = False
+    """Have the model answer the validation data, and compare its answers with those there: ROUGE and BLEU, in percent,
+    beside the loss."""
+
+
 class SftParams(
+    PredictParams,
     LigerParams,
     ReftParams,
     AdaloraParams,

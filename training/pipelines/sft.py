@@ -9,6 +9,7 @@ from training.arguments import trainer_arguments
 from training.collate import Packed, Padded
 from training.data import build
 from training.folder import Result
+from training.generated import score_answers
 from training.loss import answer_loss
 from training.model import load_for_training, load_tokenizer_for
 from training.params.sft import PtParams, SftParams
@@ -64,6 +65,13 @@ class SftTrainer(LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # 
 
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    def evaluation_loop(self, dataloader: Any, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        output = super().evaluation_loop(dataloader, *given, metric_key_prefix=metric_key_prefix, **named)
+        if self.job_params.predict_with_generate:
+            scores = score_answers(self.model, dataloader.dataset, self.processing_class, self.job_params)
+            output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):

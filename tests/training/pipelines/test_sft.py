@@ -308,3 +308,11 @@ def test_what_cannot_be_trained_is_refused_by_name(train, params, param) -> None
         train(**params)
 
     assert refused.value.param == param
+
+
+def test_what_the_model_writes_is_compared_with_the_validation_data(train, lines) -> None:
+    job, _ = train(val_dataset=str(lines), predict_with_generate=True, max_new_tokens=8, max_steps=60, save_steps=60)
+
+    (scores,) = evaluations(job).values()
+    assert {"loss", "token_accuracy", "rouge-1", "rouge-2", "rouge-l", "bleu-4"} <= set(scores)
+    assert scores["rouge-l"] > 50, "it has learned the answers by heart"

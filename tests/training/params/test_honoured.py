@@ -1,0 +1,64 @@
+"""No parameter of a training is accepted and ignored: what is honoured is what the code reads."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.test_honoured import reads
+from training.arguments import SAME
+from training.params.honoured import BUILT_CHOICES, HONOURED, refusals
+from training.params.rlhf import RlhfParams
+from training.params.task import TASK
+
+ROOT = Path(__file__).parents[3]
+ALL = frozenset().union(*(frozenset(params.model_fields) for params in HONOURED))
+
+
+def parameters_read() -> set[str]:
+    """By what makes folders and runs them: training without the schema, and the command line's choice of folder."""
+    files = [f for f in (ROOT / "training").rglob("*.py") if ROOT / "training" / "params" not in f.parents]
+    files += [ROOT / "server" / "output_folder.py", ROOT / "engines" / "adapters" / "source.py"]
+    found = {name for file in files if file.exists() for name in reads(ast.parse(file.read_text()), "training.params")}
+    return (found | set(SAME)) & ALL
+
+
+def test_what_the_code_reads_is_declared_as_honoured() -> None:
+    assert parameters_read() <= frozenset().union(*HONOURED.values()) | set(BUILT_CHOICES)
+
+
+def test_only_parameters_have_choices() -> None:
+    assert set(BUILT_CHOICES) <= ALL
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "refused"),
+    [
+        ("sft", {"use_galore": True}, "use_galore"),
+        ("sft", {"train_type": "vera"}, "train_type"),
+        ("sft", {"init_weights": "lora-ga"}, "init_weights"),
+        ("sft", {"train_type": "full", "lora_rank": 4}, "lora_rank"),
+        ("sft", {"freeze_parameters": ["a"]}, "freeze_parameters"),
+        ("sft", {"streaming": True}, "max_steps"),
+        ("sft", {"temperature": 0.5}, "temperature"),
+        ("sft", {"loss_scale": "react"}, "loss_scale"),
+        ("rlhf", {"rlhf_type": "orpo"}, "rlhf_type"),
+        ("rlhf", {"rlhf_type": "dpo", "packing": True}, "packing"),
+        ("merge", {"adapters": ["a"], "safe_serialization": False}, "safe_serialization"),
+        ("merge", {"adapters": ["a"], "quant_method": "gptq"}, "quant_method"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_parameter_given_in_vain_is_refused_by_name(task: str, params: dict[str, Any], refused: str) -> None:
+    found = refusals(TASK.validate_python({"task": task, "params": params}))
+
+    assert [name for name, _ in found] == [refused]
+
+
+def test_a_parameter_at_its_default_asks_for_nothing() -> None:
+    assert refusals(TASK.validate_python({"task": "sft", "params": {"use_galore": False, "lora_rank": 16}})) == []
+
+
+def test_every_parameter_of_a_task_has_an_answer() -> None:
+    assert set(RlhfParams.model_fields) > HONOURED[RlhfParams]

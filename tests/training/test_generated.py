@@ -1,0 +1,24 @@
+"""Answers are compared with those that were wanted."""
+
+import pytest
+
+from training.generated import score
+
+
+def test_the_same_words_score_all_there_is() -> None:
+    assert score("The cat sat on the mat.", "the cat sat on the mat") == pytest.approx(
+        {"rouge-1": 100, "rouge-2": 100, "rouge-l": 100, "bleu-4": 100}
+    )
+
+
+def test_other_words_score_nothing() -> None:
+    assert score("red", "blue sky") == {"rouge-1": 0, "rouge-2": 0, "rouge-l": 0, "bleu-4": 0}
+
+
+def test_rouge_counts_what_both_have() -> None:
+    # Four of four words, of five that were wanted: 2 * 1 * 0.8 / 1.8.
+    assert score("a b c d", "a b c d e")["rouge-1"] == pytest.approx(100 * 1.6 / 1.8)
+
+
+def test_chinese_is_compared_by_character() -> None:
+    assert score("我是马洛", "我是马可")["rouge-1"] == pytest.approx(75)

@@ -1,0 +1,83 @@
+"""Evaluation by what the model writes: it answers the validation data, and its answers are compared with those there."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from training.loss import IGNORED
+from training.params.sft import SftParams
+
+WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaff]")
+"""A run of letters and digits, or one character of a script that does not space its words."""
+
+
+def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any, params: SftParams) -> dict[str, float]:
+    """`rouge-1`, `rouge-2`, `rouge-l` (F-measures) and `bleu-4`, in percent, averaged over `rows`.
+
+    Each row's last answer is asked for again, given all that is before it.
+    """
+    pairs = [parts for row in rows if (parts := _parts(row))]
+    size = params.per_device_eval_batch_size
+    scores = []
+    for start in range(0, len(pairs), size):
+        batch = pairs[start : start + size]
+        answers = _generate(model, [prompt for prompt, _ in batch], tokenizer, params)
+        scores += [score(answer, tokenizer.decode(there, skip_special_tokens=True)) for answer, (_, there) in zip(
+            answers, batch, strict=True
+        )]  # fmt: skip
+    return {name: sum(found[name] for found in scores) / len(scores) for name in scores[0]} if scores else {}
+
+
+def score(answer: str, reference: str) -> dict[str, float]:
+    """Of one answer. ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) over the words of both, in lower case."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu import sentence_bleu
+
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
+    rouge = scorer.score(reference, answer)
+    words = [" ".join(_Words().tokenize(text)) for text in (answer, reference)]
+    return {
+        "rouge-1": 100 * rouge["rouge1"].fmeasure,
+        "rouge-2": 100 * rouge["rouge2"].fmeasure,
+        "rouge-l": 100 * rouge["rougeL"].fmeasure,
+        "bleu-4": sentence_bleu(words[0], [words[1]], tokenize="none").score,
+    }
+
+
+class _Words:
+    """rouge-score's own tokenizer knows ASCII only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.lower())
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+    """The prompt and the answer of the last stretch that is learned from."""
+    ids, labels = list(row["input_ids"]), list(row["labels"])
+    learned = [i for i, label in enumerate(labels) if label != IGNORED]
+    if not learned:
+        return None
+    end = learned[-1] + 1
+    start = end
+    while start > 0 and labels[start - 1] != IGNORED:
+        start -= 1
+    return (ids[:start], ids[start:end]) if start else None
+
+
+def _generate(model: Any, prompts: Sequence[list[int]], tokenizer: Any, params: SftParams) -> list[str]:
+    import torch
+
+    longest = max(map(len, prompts))
+    padded = [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    sampled = {"do_sample": True, "temperature": params.temperature} if params.temperature else {"do_sample": False}
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=params.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            **sampled,
+        )
+    return [tokenizer.decode(ids[longest:], skip_special_tokens=True) for ids in made]
