@@ -50,6 +50,7 @@ def create_app(serving: Serving) -> FastAPI:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await serving.jobs.stop(serving.params.shutdown_timeout)
             await serving.engine.stop()
             await serving.registry.close()
             await serving.database.close()
@@ -72,6 +73,7 @@ async def _open_store(serving: Serving, batches: Batches) -> list[Coroutine[Any,
             return []
         await serving.files.open()
         await batches.open()
+        await serving.jobs.open()
     except (TuneserveError, OSError) as error:
         serving.lifecycle.fail(error)
         return []

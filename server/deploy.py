@@ -115,8 +115,9 @@ async def _stop_in_order(server: "_Server", serving: Serving) -> None:
     await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()
     if told.done():
-        logger.info("Stopping: no new requests; running ones have %g s.", serving.params.shutdown_timeout)
-        await serving.lifecycle.drain(serving.params.shutdown_timeout)
+        logger.info("Stopping: no new requests; running ones and jobs have %g s.", serving.params.shutdown_timeout)
+        grace = serving.params.shutdown_timeout
+        await asyncio.gather(serving.lifecycle.drain(grace), serving.jobs.stop(grace))
     told.cancel()
     server.should_exit = True
 

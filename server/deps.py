@@ -18,6 +18,7 @@ from engines.text import Vocabulary
 from server.adapter_roots import AdapterRoots
 from server.adapters_at_start import load_adapters
 from server.files.files import Files
+from server.jobs.jobs import Jobs
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.openai.defaults import SamplingDefaults, sampling_defaults
@@ -52,6 +53,7 @@ class Serving:
     """What outlives the server."""
     database: Database
     files: Files
+    jobs: Jobs
     metrics: Metrics
     lifecycle: Lifecycle
 
@@ -74,6 +76,7 @@ def make_serving(
         state_dir=state_dir,
         adapter_dir=None if params.adapter_dir is None else Path(params.adapter_dir).expanduser(),
     )
+    metrics = Metrics(engine, registry, model_name=name, engine_name=params.infer_backend)
     renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
     return Serving(
         engine=engine,
@@ -96,7 +99,16 @@ def make_serving(
         state_dir=state_dir,
         database=database,
         files=Files(database, state_dir / "files"),
-        metrics=Metrics(engine, registry, model_name=name, engine_name=params.infer_backend),
+        jobs=Jobs(
+            database,
+            state_dir / "jobs",
+            metrics.jobs,
+            max_running=params.max_running_jobs,
+            retries=params.job_retries,
+            gpu_memory=params.job_gpu_memory,
+            hub_token=params.hub_token,
+        ),
+        metrics=metrics,
         lifecycle=Lifecycle(engine, partial(load_adapters, registry, params)),
     )
 

@@ -22,7 +22,7 @@ HONOURED: frozenset[str] = frozenset(
         # the server
         "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
         "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
-        "database_url", "max_file_size", "batch_concurrency",
+        "database_url", "max_file_size", "batch_concurrency", "max_running_jobs", "job_retries", "job_gpu_memory",
     }
 )  # fmt: skip
 """A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""

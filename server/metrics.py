@@ -15,6 +15,7 @@ from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, 
 from engines.types import GenerationRequest, TokenOutput
 from server.adapter_metrics import AdapterMetrics
 from server.batches.priority import BATCH_PRIORITY
+from server.jobs.metrics import JobMetrics
 
 PREFIX = "tuneserve:"
 LABELS = ("model_name", "engine")
@@ -63,6 +64,7 @@ class Metrics:
         self.batches_unfinished = Gauge(
             PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self._registry
         ).labels(*self._values)
+        self.jobs = JobMetrics(self._registry, prefix=PREFIX)
         self.tokens = (0, 0)
         """Tokens of prompts and of outputs so far."""
 

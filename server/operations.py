@@ -34,4 +34,5 @@ async def get_version() -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(serving: AnyServing) -> Response:
+    await serving.jobs.look()
     return Response(serving.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -44,6 +44,12 @@ class ServerParams(Params):
     database_url: str | None = Field(None, repr=False)
     """The database of files, jobs and batches: `postgresql://user:password@host/name`, or `sqlite:///FILE`. Unless
     given, a SQLite file in `state_dir`. It serves one server at a time."""
+    max_running_jobs: int = Field(1, ge=0)
+    """Training jobs that run at a time; 0: they stay in the queue."""
+    job_retries: int = Field(2, ge=0)
+    """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
+    job_gpu_memory: float = Field(4, ge=0)
+    """GiB that must be free on a GPU before a job gets it."""
 
 
 class DeployParams(ServerParams, InferParams):

@@ -1,0 +1,321 @@
+"""One attempt of a job, from its folder to its end, and one look at a job's data."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import Conflict, TuneserveError
+from server.jobs.executor import Executor, Order, Worker
+from server.jobs.folders import JobFolders
+from server.jobs.hooks import Hooks
+from server.jobs.job import Job, JobStatus, given_parameters
+from server.jobs.metrics import JobMetrics
+from server.jobs.patience import AWAY, patiently
+from server.jobs.store import JobStore, message
+from server.jobs.table import CHECKPOINTS
+from server.jobs.tail import Tail
+from training.folder import JobError, JobFolder, Result, Step, Validation
+from training.params.task import MergeTask, Task
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+PROBE_BYTES = 1 << 16
+COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
+"""What an attempt that comes to its end may still change: one that was told to pause may have been faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What attempts share."""
+
+    store: JobStore
+    executor: Executor
+    folders: JobFolders
+    hooks: Hooks
+    metrics: JobMetrics
+    mark: str
+    """Begins the marks of all processes."""
+    retries: int
+    """How many workers of a job may die before it has failed."""
+    back_off_seconds: float
+    """Of the first retry; each further one waits twice as long."""
+
+
+class Run:
+    """Something of a job that goes on now: `work` in a task of its own."""
+
+    devices: Sequence[str] = ()
+
+    def __init__(self, shop: Workshop, job: Job) -> None:
+        self.shop = shop
+        self.job = job
+        self.publishing = asyncio.Lock()
+        """Held while a result is made known: nobody cancels the job meanwhile."""
+        self.worker: Worker | None = None
+        self.stopping = False
+        self.handing_back = False
+        """The server stops: the job goes back into the queue."""
+
+    async def work(self) -> None:
+        raise NotImplementedError
+
+    async def stop(self, grace: float) -> None:
+        """Have the worker save a checkpoint and end; after `grace` seconds kill it."""
+        self.stopping = True
+        if self.worker is None:
+            return
+        if grace > 0:
+            self.worker.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.worker.wait(), grace)
+                return
+        await self.worker.kill()
+
+    async def launch(self, order: Order) -> Worker:
+        """Raises OSError."""
+        worker = self.worker = await self.shop.executor.start(order)
+        if self.stopping:  # it was told while there was no worker to tell
+            await worker.kill()
+        return worker
+
+    async def fail(self, error: JobError, status: Collection[JobStatus], **values: Any) -> None:
+        await self.change(
+            status,
+            message(error.message, "error"),
+            status=JobStatus.FAILED,
+            error=error.model_dump(),
+            finished_at=time.time(),
+            **values,
+        )
+
+    async def change(self, before: Collection[JobStatus], *events: Any, **values: Any) -> Job | None:
+        job = self.job
+        changed = await patiently(
+            lambda: self.shop.store.change(job.id, *events, attempt=job.attempt, before=before, **values)
+        )
+        if changed is not None and changed.ended:
+            self.shop.metrics.ended(changed)
+        return changed
+
+    async def retry_or_fail(self, exit_status: int, folder: Path, status: JobStatus, back: JobStatus) -> None:
+        """The process died without saying why."""
+        if (error := await asyncio.to_thread(storage_error, folder)) is not None:
+            return await self.fail(error, {status})
+        deaths = self.job.deaths + 1
+        what = _tell_death(exit_status)
+        if deaths > self.shop.retries:
+            return await self.fail(JobError(code="worker_died", message=what), {status}, deaths=deaths)
+        pause = self.shop.back_off_seconds * 2 ** (deaths - 1)
+        text = message(f"{what} It is started again in {pause:.3g} s.", "warn")
+        await self.change({status}, text, status=back, deaths=deaths, not_before=time.time() + pause)
+
+
+class ValidationRun(Run):
+    """A look at the data, before the job is queued."""
+
+    async def work(self) -> None:
+        folder = self.shop.folders.validation(self.job.id)
+        try:
+            await asyncio.to_thread(_make_folder, folder, self.job.task())
+            worker = await self.launch(
+                Order(program="validate", folder=folder, mark=f"{self.shop.mark}/{self.job.id}/validation")
+            )
+        except OSError as error:
+            return await self.fail(_to_job_error(error), {JobStatus.VALIDATING})
+        exit_status = await worker.wait()
+        if self.stopping:
+            return
+        validation = await asyncio.to_thread(_read, JobFolder(folder).read_validation)
+        if validation is None:
+            again = JobStatus.VALIDATING
+            return await self.retry_or_fail(exit_status, folder, again, again)
+        await self._settle(validation)
+
+    async def _settle(self, validation: Validation) -> None:
+        if validation.error is not None:
+            return await self.fail(validation.error, {JobStatus.VALIDATING})
+        try:
+            task = await patiently(lambda: self.shop.hooks.prepare(self.job, validation))
+        except TuneserveError as error:
+            return await self.fail(_told(error), {JobStatus.VALIDATING})
+        await self.change(
+            {JobStatus.VALIDATING},
+            message("Files validated, moving job to queued state"),
+            status=JobStatus.QUEUED,
+            parameters=given_parameters(task),
+            validated=True,
+            queued_at=time.time(),
+            deaths=0,
+        )
+
+
+class AttemptRun(Run):
+    """A worker process, from its start to the result."""
+
+    def __init__(self, shop: Workshop, job: Job, devices: Sequence[str]) -> None:
+        super().__init__(shop, job)
+        self.devices = devices
+        self._folder = shop.folders.attempt(job.id, job.attempt)
+        self._tail = Tail(shop.store, job, self._folder)
+
+    async def work(self) -> None:
+        try:
+            await asyncio.to_thread(self._make)
+            worker = await self.launch(self._order())
+        except OSError as error:
+            return await self.fail(_to_job_error(error), COUNTING)
+        await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
+        ended = asyncio.create_task(worker.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=POLL_SECONDS)
+                await self.take_in()
+        except BaseException:
+            await worker.kill()
+            raise
+        finally:
+            self.shop.metrics.forget(self.job)
+        await self.settle(ended.result())
+
+    def _make(self) -> None:
+        """A folder that says what to do, from the last checkpoint on. Raises OSError."""
+        task = self.job.task()
+        checkpoint = self.shop.folders.newest_checkpoint(self.job)
+        if checkpoint is not None and not isinstance(task, MergeTask) and not task.params.save_only_model:
+            update: dict[str, Any] = {"resume_from_checkpoint": str(checkpoint)}
+            if task.params.resume_only_model:  # which was said of another training's checkpoint
+                update["resume_only_model"] = False
+            task = task.model_copy(update={"params": task.params.model_copy(update=update)})
+        _make_folder(self._folder, task)
+
+    def _order(self) -> Order:
+        mark = f"{self.shop.mark}/{self.job.id}/{self.job.attempt}"
+        return Order(program="run", folder=self._folder, mark=mark, devices=self.devices)
+
+    async def take_in(self) -> None:
+        """Have the tables say what the worker has said, and announce its checkpoints."""
+        try:
+            for event in await self._tail.read():
+                if isinstance(event, Step):
+                    self.shop.metrics.stepped(self.job, event)
+            await self._announce()
+        except AWAY as error:  # there is time until the next look
+            log.debug("Job %s has to wait: %s", self.job.id, error)
+
+    async def _announce(self) -> None:
+        store, job = self.shop.store, self.job
+        waiting = await store.checkpoints(job.id, CHECKPOINTS.c.announced.is_(False))
+        for checkpoint in waiting:
+            if (await store.get(job.id)).status is JobStatus.CANCELLED:
+                return
+            folder = self.shop.folders.attempt(job.id, checkpoint.attempt) / checkpoint.path
+            try:
+                async with self.publishing:
+                    await self.shop.hooks.on_checkpoint(job, checkpoint.attempt, folder, checkpoint.step)
+            except AWAY:
+                raise
+            except TuneserveError as error:
+                await store.add_event(job, message(f"Checkpoint {checkpoint.step}: {error.message}", "warn"))
+            await store.set_announced(checkpoint)
+
+    async def settle(self, exit_status: int | None) -> None:
+        """Draw the conclusions. `exit_status` is None where the server that started the worker has died."""
+        await patiently(self._tail.read)
+        result = await asyncio.to_thread(_read, JobFolder(self._folder).read_result)
+        if result is not None and result.status == "succeeded":
+            await self._succeed(result)
+        elif result is not None and result.status == "failed":
+            error = result.error or JobError(code="failed", message="The job failed; its log has the details.")
+            await self.fail(error, COUNTING, result=result.model_dump(mode="json"))
+        elif self.handing_back or self.stopping or exit_status is None or result is not None:
+            await self.change({JobStatus.RUNNING}, message("The job goes back to the queue"), status=JobStatus.QUEUED)
+            await self.take_in()
+        else:
+            await self.retry_or_fail(exit_status, self._folder, JobStatus.RUNNING, JobStatus.QUEUED)
+
+    async def _succeed(self, result: Result) -> None:
+        await patiently(self._announce)
+        try:
+            await patiently(lambda: self._publish(result))
+        except Conflict:
+            raise  # the database is another server's now
+        except TuneserveError as error:
+            await self.fail(_told(error), COUNTING, result=result.model_dump(mode="json"))
+
+    async def _publish(self, result: Result) -> None:
+        async with self.publishing:
+            job = await self.shop.store.get(self.job.id)
+            if job.attempt != self.job.attempt or job.status not in COUNTING:
+                return
+            columns = await self.shop.hooks.on_success(job, job.attempt, self._folder, result)
+            await self.change(
+                COUNTING,
+                message("The job has successfully completed"),
+                status=JobStatus.SUCCEEDED,
+                result=result.model_dump(mode="json"),
+                finished_at=time.time(),
+                **columns,
+            )
+
+
+class RecoveredRun(AttemptRun):
+    """An attempt whose server died, and with it, by now, its worker."""
+
+    async def work(self) -> None:
+        await self.settle(None)
+
+
+def storage_error(folder: Path) -> JobError | None:
+    """Why nothing can be written to `folder`; None where something can."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        probe.write_bytes(b"\0" * PROBE_BYTES)
+    except OSError as error:
+        return _to_job_error(error)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
+def _to_job_error(error: OSError) -> JobError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return JobError(code="storage_full", message="There is no room left on the server's disk for this job.")
+    reason = error.strerror or type(error).__name__
+    return JobError(code="storage_unusable", message=f"The server cannot write this job's folder: {reason}.")
+
+
+def _told(error: TuneserveError) -> JobError:
+    return JobError(code=error.code or "failed", message=error.message, param=error.param)
+
+
+def _tell_death(exit_status: int) -> str:
+    if exit_status == -9:
+        return "The worker process was killed, as the system does where memory runs out."
+    if exit_status < 0:
+        return f"The worker process was ended by signal {-exit_status}."
+    return f"The worker process ended with status {exit_status} and no result; its log may say why."
+
+
+def _make_folder(folder: Path, task: Task) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    JobFolder(folder).write_task(task)
+
+
+def _read(read: Any) -> Any:
+    """What a worker wrote; None where that is no whole answer."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        log.warning("What a worker wrote cannot be read: %s", error)
+        return None

@@ -1,0 +1,136 @@
+"""Runs the worker processes of jobs on this machine.
+
+A worker leads a process group of its own; it dies with the server wherever the system can promise that, and takes no
+module from the folder that it runs in.
+"""
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import psutil
+
+from server.jobs.processes import MARK, kill_marked, start_time
+
+LOG = "worker.log"
+NICENESS = 10
+"""Of a worker on the CPU, which the model that is served computes on as well."""
+
+Program = Literal["run", "validate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    program: Program
+    folder: Path
+    mark: str
+    """Tells the processes of this worker from all others."""
+    devices: Sequence[str] = ()
+    """GPUs, as CUDA_VISIBLE_DEVICES takes them; none: the CPU."""
+
+
+class Worker(Protocol):
+    pid: int
+    started: float
+
+    def terminate(self) -> None:
+        """Ask it to save a checkpoint and end."""
+
+    async def kill(self) -> None:
+        """End it at once, with everything that it has started."""
+
+    async def wait(self) -> int:
+        """Its exit status, once nothing of it is left; below 0, the signal that ended it."""
+
+
+class Executor(Protocol):
+    async def start(self, order: Order) -> Worker:
+        """Raises OSError."""
+
+
+class LocalExecutor:
+    def __init__(self, *, hub_token: str | None = None, command: Sequence[str] | None = None) -> None:
+        """`command` takes the place of `python -m training.PROGRAM`, in tests."""
+        self._hub_token = hub_token
+        self._command = command
+
+    async def start(self, order: Order) -> Worker:
+        with (order.folder / LOG).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *_wrapped(self._program(order), on_cpu=not order.devices),
+                cwd=order.folder,
+                env=self._environment(order),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return LocalWorker(process, order.mark)
+
+    def _program(self, order: Order) -> list[str]:
+        folder = str(order.folder)
+        if self._command is not None:
+            return [*self._command, order.program, folder]
+        module = ["-m", f"training.{order.program}", folder]
+        if len(order.devices) > 1:
+            number = str(len(order.devices))
+            return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number, *module]
+        return [sys.executable, *module]
+
+    def _environment(self, order: Order) -> Mapping[str, str]:
+        token = {} if self._hub_token is None else {"HF_TOKEN": self._hub_token}
+        return {
+            **os.environ,
+            **token,
+            MARK: order.mark,
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+            "CUDA_VISIBLE_DEVICES": ",".join(order.devices),
+        }
+
+
+def _wrapped(program: Sequence[str], *, on_cpu: bool) -> list[str]:
+    """Both wrappers become the program: its process is the one that we start."""
+    nice, setpriv = shutil.which("nice"), shutil.which("setpriv")
+    politely = [nice, "-n", str(NICENESS)] if on_cpu and nice else []
+    mortally = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    return [*politely, *mortally, *program]
+
+
+class LocalWorker:
+    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
+        self._process = process
+        self._mark = mark
+        self.pid = process.pid
+        try:
+            self.started = start_time(process.pid)
+        except psutil.NoSuchProcess:  # it has ended already
+            self.started = 0.0
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self.wait()
+
+    async def wait(self) -> int:
+        status = await self._process.wait()
+        await asyncio.to_thread(kill_marked, self._mark)
+        return status
+
+
+def check_training_is_installed() -> str | None:
+    """Why no job could run here."""
+    missing = [name for name in ("peft", "trl", "datasets") if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} is missing: pip install 'tuneserve[train]'" if missing else None

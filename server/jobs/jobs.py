@@ -1,0 +1,247 @@
+"""All that can be done with jobs: what the routes call."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.errors import Conflict, InvalidRequest
+from server.jobs.attempt import Workshop
+from server.jobs.devices import Devices, NvidiaDevices
+from server.jobs.executor import Executor, LocalExecutor
+from server.jobs.folders import JobFolders
+from server.jobs.hooks import Hooks, NoHooks
+from server.jobs.job import ENDED, Job, JobStatus, given_parameters
+from server.jobs.metrics import JobMetrics
+from server.jobs.scheduler import Limits, Scheduler
+from server.jobs.store import JobStore, message
+from server.store.database import Database
+from server.store.ids import new_id
+from training.folder import Event
+from training.params.task import MergeTask, Task
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+BACK_OFF_SECONDS = 5.0
+STOP_SECONDS = 120.0
+NOT_ENDED = frozenset(JobStatus) - ENDED
+
+
+class Jobs:
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        metrics: JobMetrics,
+        *,
+        max_running: int,
+        retries: int,
+        gpu_memory: float,
+        hub_token: str | None = None,
+        executor: Executor | None = None,
+        devices: Devices | None = None,
+        back_off_seconds: float = BACK_OFF_SECONDS,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        """`folder` is that of all databases' jobs; `gpu_memory` in GiB."""
+        self.store = JobStore(database)
+        self.metrics = metrics
+        self.devices = devices or NvidiaDevices()
+        self.hooks: Hooks = NoHooks()
+        """To be set before `open`."""
+        self._database = database
+        self._folder = folder
+        self._executor = executor or LocalExecutor(hub_token=hub_token)
+        self._retries = retries
+        self._back_off_seconds = back_off_seconds
+        self._limits = Limits(max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=stop_seconds)
+        self._opened: tuple[JobFolders, Scheduler] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # ---- with the server
+
+    async def open(self) -> None:
+        """Take up what a server before this one has left, and run jobs. Comes where the database is open."""
+        folders = JobFolders(self._folder / self._database.id)
+        await asyncio.to_thread(folders.keep_only, await self.store.ids())
+        shop = Workshop(
+            store=self.store,
+            executor=self._executor,
+            folders=folders,
+            hooks=self.hooks,
+            metrics=self.metrics,
+            mark=self._database.id,
+            retries=self._retries,
+            back_off_seconds=self._back_off_seconds,
+        )
+        scheduler = Scheduler(shop, self.devices, self._limits)
+        await scheduler.recover()
+        self._opened = folders, scheduler
+        self._task = asyncio.create_task(scheduler.run())
+
+    async def stop(self, grace: float) -> None:
+        """Hand running jobs back to the queue, with a checkpoint of each that can save one within `grace` seconds."""
+        if self._opened is not None:
+            await self._opened[1].stop(grace)
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    async def look(self) -> None:
+        """Count the jobs, for the metrics."""
+        if self._database.is_open:
+            self.metrics.counts = await self.store.counts()
+
+    @property
+    def folders(self) -> JobFolders:
+        """Raises Conflict where this server runs no jobs."""
+        self._database.check_open()
+        assert self._opened is not None, "opened after the database"
+        return self._opened[0]
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        self._database.check_open()
+        assert self._opened is not None, "opened after the database"
+        return self._opened[1]
+
+    # ---- making
+
+    @contextlib.asynccontextmanager
+    async def making(self, prefix: str = "job-") -> AsyncIterator[str]:
+        """The id of a new job, whose folder is there with an empty `data`: the block fills it and calls `create`.
+
+        Where the block raises, the folder is removed. Raises StorageFull, Conflict.
+        """
+        id, folders = new_id(prefix), self.folders
+        try:
+            await asyncio.to_thread(folders.make, id)
+            yield id
+        except BaseException:
+            await asyncio.to_thread(folders.remove, id)
+            raise
+
+    async def create(
+        self,
+        id: str,
+        task: Task,
+        *events: Event,
+        priority: int = 0,
+        devices: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        fine_tuning: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Have it run as soon as its turn comes. `events` are told as its first.
+
+        Raises InvalidRequest where it asks for more GPUs than there are.
+        """
+        assert "hub_token" not in task.params.model_fields_set, "a secret is not written down"
+        if devices and devices > (there := len(await self.devices.look())):
+            raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
+        now = time.time()
+        validated = isinstance(task, MergeTask)  # there is no data to look at
+        job = Job(
+            id=id,
+            type=task.task,
+            status=JobStatus.QUEUED if validated else JobStatus.VALIDATING,
+            parameters=given_parameters(task),
+            priority=priority,
+            devices=0 if validated and devices is None else devices,
+            metadata=None if metadata is None else dict(metadata),
+            fine_tuning=None if fine_tuning is None else dict(fine_tuning),
+            fine_tuned_model=None,
+            attempt=0,
+            deaths=0,
+            validated=validated,
+            created_at=now,
+            queued_at=now if validated else None,
+            not_before=None,
+            started_at=None,
+            finished_at=None,
+            error=None,
+            result=None,
+        )
+        await self.store.create(job, *events)
+        self._scheduler.wake()
+        return job
+
+    # ---- changing
+
+    async def cancel(self, id: str) -> Job:
+        """Its worker saves a checkpoint and ends. Raises NotFound, Conflict."""
+        job = await self._move(id, NOT_ENDED, "cancelled", status=JobStatus.CANCELLED, finished_at=time.time())
+        self.metrics.ended(job)
+        self._scheduler.interrupt(id)
+        return job
+
+    async def pause(self, id: str) -> Job:
+        """Its worker saves a checkpoint and ends; `resume` goes on from there. Raises NotFound, Conflict."""
+        job = await self._move(id, NOT_ENDED - {JobStatus.PAUSED}, "paused", status=JobStatus.PAUSED)
+        self._scheduler.interrupt(id)
+        return job
+
+    async def resume(self, id: str) -> Job:
+        """Back into the queue. Raises NotFound, Conflict."""
+        return await self._enqueue(id, {JobStatus.PAUSED}, "resumed")
+
+    async def retry(self, id: str) -> Job:
+        """One that failed or was cancelled goes on from its last checkpoint. Raises NotFound, Conflict."""
+        again = {"error": None, "result": None, "finished_at": None, "deaths": 0}
+        return await self._enqueue(id, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
+
+    async def delete(self, id: str) -> None:
+        """With all its files. Raises NotFound; Conflict where something of it still runs."""
+        job = await self.store.get(id)
+        idle = frozenset(JobStatus) - {JobStatus.RUNNING, JobStatus.VALIDATING}
+        if self._scheduler.run_of(id) is not None or not await self.store.delete(id, before=idle):
+            raise Conflict(f"The job is {job.status} and its worker is there: cancel it first.", param="id")
+        await asyncio.to_thread(self.folders.remove, id)
+
+    async def _enqueue(self, id: str, before: set[JobStatus], verb: str, **values: Any) -> Job:
+        def status(job: Job) -> JobStatus:
+            return JobStatus.QUEUED if job.validated else JobStatus.VALIDATING
+
+        job = await self._move(id, before, verb, status=status, queued_at=time.time(), not_before=None, **values)
+        self._scheduler.wake()
+        return job
+
+    async def _move(
+        self,
+        id: str,
+        before: "frozenset[JobStatus] | set[JobStatus]",
+        verb: str,
+        *,
+        status: "JobStatus | Callable[[Job], JobStatus]",
+        **values: Any,
+    ) -> Job:
+        """Whatever else changes the job at the same time comes first or is too late."""
+        while True:
+            job = await self.store.get(id)
+            if job.status not in before:
+                raise Conflict(f"The job is {job.status} and cannot be {verb}.", param="id")
+            to = status(job) if callable(status) else status
+            async with self._publishing(id):
+                moved = await self.store.change(
+                    id,
+                    message(f"The job was {verb}"),
+                    attempt=job.attempt,
+                    before={job.status},
+                    status=to,
+                    **values,
+                )
+            if moved is not None:
+                return moved
+
+    @contextlib.asynccontextmanager
+    async def _publishing(self, id: str) -> AsyncIterator[None]:
+        """Nothing of the job is made known meanwhile."""
+        run = self._scheduler.run_of(id)
+        if run is None:
+            yield
+            return
+        async with run.publishing:
+            yield

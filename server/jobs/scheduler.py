@@ -1,0 +1,157 @@
+"""Which job runs when, and on what: by priority, then by age, as many at a time as there may be."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.errors import TuneserveError
+from server.jobs.attempt import AttemptRun, RecoveredRun, Run, ValidationRun, Workshop
+from server.jobs.devices import Device, Devices, choose
+from server.jobs.job import Job, JobStatus
+from server.jobs.processes import kill_marked
+from server.jobs.table import JOBS
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the queue where nobody asks for one."""
+MOST_VALIDATIONS = 2
+SETTLING_SECONDS = 5.0
+"""For what workers left that have ended to be taken in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    max_running: int
+    gpu_memory: int
+    """Bytes that must be free on a GPU before a job gets it."""
+    stop_seconds: float
+    """For a worker that was told to end to save a checkpoint."""
+
+
+class Scheduler:
+    def __init__(self, shop: Workshop, devices: Devices, limits: Limits) -> None:
+        self._shop = shop
+        self._devices = devices
+        self._limits = limits
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stops: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Something has changed: look at the queue."""
+        self._news.set()
+
+    def run_of(self, id: str) -> Run | None:
+        """What goes on of this job now; it may be on its way out, of a job that was cancelled or paused."""
+        return self._runs.get(id)
+
+    def interrupt(self, id: str) -> None:
+        """Have the worker of a job that was cancelled or paused save a checkpoint and end."""
+        if (run := self._runs.get(id)) is not None:
+            stopping = asyncio.create_task(run.stop(self._limits.stop_seconds))
+            self._stops.add(stopping)
+            stopping.add_done_callback(self._stops.discard)
+
+    async def recover(self) -> None:
+        """Deal with what a server before this one has left: end its processes, take up its jobs."""
+        store = self._shop.store
+        left = await store.all(JOBS.c.status.in_((JobStatus.RUNNING, JobStatus.PAUSED)))
+        attempts = [attempt for job in left for attempt in await store.attempts(job.id)]
+        known = [(each.pid, each.pid_started) for each in attempts if each.pid and each.pid_started]
+        if killed := await asyncio.to_thread(kill_marked, self._shop.mark, known):
+            log.warning("%d processes of jobs had outlived their server and were ended.", killed)
+        for job in left:
+            if job.attempt:
+                self._begin(RecoveredRun(self._shop, job, ()))
+
+    async def run(self) -> None:
+        """Start what can be started, until `stop`."""
+        while not self._stopping:
+            self._news.clear()
+            try:
+                await self._fill()
+            except TuneserveError as error:
+                log.warning("No job can be started now: %s", error)
+            except Exception:
+                log.exception("A look at the queue failed.")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
+
+    async def stop(self, grace: float) -> None:
+        """Hand all jobs back to the queue, each with a checkpoint where it can save one in `grace` seconds."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self.wake()
+        for run in self._runs.values():
+            run.handing_back = True
+        if self._tasks:
+            stops = [run.stop(0 if isinstance(run, ValidationRun) else grace) for run in list(self._runs.values())]
+            await asyncio.gather(*stops, *self._stops, return_exceptions=True)
+            _, late = await asyncio.wait(self._tasks, timeout=SETTLING_SECONDS)
+            for task in late:  # such as one that waits for the engine to take its result: the next server goes on
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    # ---- starting
+
+    async def _fill(self) -> None:
+        waiting = await self._shop.store.all(JOBS.c.status.in_((JobStatus.VALIDATING, JobStatus.QUEUED)))
+        now = time.time()
+        ready = [job for job in waiting if job.id not in self._runs and (job.not_before or 0) <= now]
+        for job in [job for job in ready if job.status is JobStatus.VALIDATING]:
+            if self._count(ValidationRun) < MOST_VALIDATIONS:
+                self._begin(ValidationRun(self._shop, job))
+        await self._start_queued([job for job in ready if job.status is JobStatus.QUEUED])
+
+    async def _start_queued(self, jobs: Sequence[Job]) -> None:
+        """One that has to wait for GPUs holds up those behind it that want some, or it might wait for ever."""
+        if not jobs or self._count(AttemptRun) >= self._limits.max_running:
+            return
+        devices = await self._devices.look()
+        gpus_are_awaited = False
+        for job in jobs:
+            if self._count(AttemptRun) >= self._limits.max_running or self._stopping:
+                return
+            wanted = min(1, len(devices)) if job.devices is None else job.devices
+            if wanted and gpus_are_awaited:
+                continue
+            chosen = self._choose(devices, wanted)
+            if chosen is None:
+                gpus_are_awaited = True
+                continue
+            begun = await self._shop.store.begin_attempt(job)
+            if begun is not None:
+                self._shop.metrics.began(begun)
+                self._begin(AttemptRun(self._shop, begun, [device.id for device in chosen]))
+
+    def _choose(self, devices: Sequence[Device], wanted: int) -> list[Device] | None:
+        taken = {id for run in self._runs.values() for id in run.devices}
+        return choose(devices, wanted, taken=taken, needed_bytes=self._limits.gpu_memory)
+
+    def _count(self, kind: type[Run]) -> int:
+        return sum(isinstance(run, kind) for run in self._runs.values())
+
+    def _begin(self, run: Run) -> None:
+        if self._stopping:
+            return
+        self._runs[run.job.id] = run
+        task = asyncio.create_task(self._attend(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attend(self, run: Run) -> None:
+        """A run that breaks off for a reason of ours leaves its job as it is; the next start takes it up."""
+        try:
+            await run.work()
+        except Exception:
+            log.exception("The run of job %s broke off.", run.job.id)
+        finally:
+            del self._runs[run.job.id]
+            self.wake()

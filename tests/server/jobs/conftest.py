@@ -1,0 +1,88 @@
+"""Jobs on a database of the test's own, with workers that take milliseconds."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.jobs.devices import FixedDevices
+from server.jobs.executor import LocalExecutor
+from server.jobs.job import Job, JobStatus
+from server.jobs.jobs import Jobs
+from server.jobs.metrics import JobMetrics
+from server.store.database import Database
+from training.params.task import TASK, Task
+
+WORKER = (sys.executable, "-S", str(Path(__file__).with_name("worker.py")))
+
+
+def sft_task(**params: Any) -> Task:
+    return TASK.validate_python({"task": "sft", "params": {"model": "m", "dataset": ["d.jsonl"], **params}})
+
+
+class Office:
+    """Jobs whose server can stop, or die, and come back."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.settings = {
+            "max_running": 2,
+            "retries": 2,
+            "gpu_memory": 1,
+            "devices": FixedDevices(),
+            "executor": LocalExecutor(command=WORKER),
+            "back_off_seconds": 0.01,
+            "stop_seconds": 5,
+        } | settings
+
+    async def open(self, prepare: Callable[[Jobs], None] = lambda jobs: None) -> None:
+        self.database = Database(self.folder)
+        await self.database.open()
+        self.registry = CollectorRegistry()
+        metrics = JobMetrics(self.registry, prefix="tuneserve:")
+        self.jobs = Jobs(self.database, self.folder / "jobs", metrics, **self.settings)
+        prepare(self.jobs)
+        await self.jobs.open()
+
+    async def close(self, grace: float = 5) -> None:
+        await self.jobs.stop(grace)
+        await self.database.close()
+
+    async def create(self, plan: dict[str, Any] | None = None, task: Task | None = None, **values: Any) -> Job:
+        async with self.jobs.making() as id:
+            (self.jobs.folders.job(id) / "plan.json").write_text(json.dumps(plan or {}))
+            return await self.jobs.create(id, task or sft_task(), **values)
+
+    async def until(self, job: Job, *statuses: JobStatus, timeout: float = 20) -> Job:
+        """The job once its status is one of these, or once it has ended."""
+        async with asyncio.timeout(timeout):
+            while True:
+                now = await self.jobs.store.get(job.id)
+                if now.status in statuses or (now.ended and self.jobs._scheduler.run_of(job.id) is None):
+                    assert not statuses or now.status in statuses, (now.status, now.error)
+                    return now
+                await asyncio.sleep(0.01)
+
+    async def until_step(self, job: Job, step: int) -> None:
+        async with asyncio.timeout(60):
+            while step not in await self.steps(job):
+                await asyncio.sleep(0.01)
+
+    async def steps(self, job: Job) -> list[int]:
+        return [each.event.step for each in await self.jobs.store.events(job.id, types=["step"])]
+
+    async def messages(self, job: Job) -> list[str]:
+        return [each.event.message for each in await self.jobs.store.events(job.id, types=["message"])]
+
+
+@pytest.fixture
+async def office(tmp_path: Path):
+    office = Office(tmp_path / "state")
+    await office.open()
+    yield office
+    await office.close()

@@ -1,0 +1,86 @@
+"""A worker in place of `training.run` and `training.validate`: `python worker.py PROGRAM FOLDER`, in milliseconds.
+
+What it does is said by `plan.json` in the folder above the attempts' folders: `steps`, `seconds` of each, `save_every`,
+`die_at` a step in the first `deaths` attempts, `fail_at` a step, `children`, `no_stop`, `invalid`, `validation_dies`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def write(path: Path, value: dict) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(value))
+    partial.rename(path)
+
+
+def main(program: str, folder: Path) -> int:
+    plan = folder.parent / "plan.json"
+    plan = json.loads(plan.read_text()) if plan.exists() else {}
+    if program == "validate":
+        return validate(folder, plan)
+    return run(folder, plan, json.loads((folder / "task.json").read_text()))
+
+
+def validate(folder: Path, plan: dict) -> int:
+    if plan.get("validation_dies"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder / "validation.json", {"rows": 8, "error": plan.get("invalid")})
+    return 0
+
+
+def run(folder: Path, plan: dict, task: dict) -> int:
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: plan.get("no_stop") or told.append(True))
+    sys.stdout.write("It begins.\n")
+    sys.stdout.flush()
+    steps, pause = plan.get("steps", 10), plan.get("seconds", 0.01)
+    if plan.get("children"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    resumed = task["params"].get("resume_from_checkpoint")
+    step = json.loads((Path(resumed) / "state.json").read_text())["step"] if resumed else 0
+    tell(folder, type="started", total_steps=steps, rows=8)
+    while step < steps:
+        time.sleep(pause)
+        step += 1
+        if step == plan.get("die_at") and int(folder.name) <= plan["deaths"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == plan.get("fail_at"):
+            error = {"code": "bad_data", "message": "Row 3 is empty.", "param": "dataset"}
+            write(folder / "result.json", {"status": "failed", "error": error})
+            return 1
+        tell(folder, type="step", step=step, total_steps=steps, epoch=step / steps, metrics={"loss": 1 / step})
+        if told or step % plan.get("save_every", 2) == 0:
+            save(folder, step)
+        if told:
+            write(folder / "result.json", {"status": "stopped", "final_step": step})
+            return 0
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    write(
+        folder / "result.json",
+        {"status": "succeeded", "artifact": "adapter", "kind": "adapter", "final_step": step, "trained_tokens": 80},
+    )
+    return 0
+
+
+def save(folder: Path, step: int) -> None:
+    partial = folder / f".checkpoint-{step}"
+    partial.mkdir()
+    (partial / "state.json").write_text(json.dumps({"step": step}))
+    partial.rename(folder / f"checkpoint-{step}")
+    tell(folder, type="checkpoint", step=step, path=f"checkpoint-{step}")
+
+
+def tell(folder: Path, **event: object) -> None:
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
