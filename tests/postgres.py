@@ -41,7 +41,7 @@ class Postgres:
 
     def stop(self) -> None:
         """At once: clients lose their connections."""
-        self._run("pg_ctl", "-D", str(self._data), "-w", "-t", str(PATIENCE), "-m", "immediate", "stop")
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-t", str(PATIENCE), "-m", "fast", "stop")
 
     close = stop
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
-from engines.errors import InvalidRequest
+from engines.errors import InvalidRequest, NotFound
 from server.batches.service import Batches
 from server.body import RequestBody, json_body
 from server.deps import AnyServing
@@ -39,7 +39,10 @@ AllBatches = Annotated[Batches, Depends(get_batches)]
 async def create_batch(
     body: Annotated[BatchBody, json_body(BatchBody)], serving: AnyServing, batches: AllBatches
 ) -> dict[str, Any]:
-    file = await serving.files.get(body.input_file_id)
+    try:
+        file = await serving.files.get(body.input_file_id)
+    except NotFound as error:
+        raise NotFound(error.message, param="input_file_id") from None
     if file.purpose != "batch":
         raise InvalidRequest(
             f"The file {file.id} has the purpose {file.purpose!r}, not 'batch'.", param="input_file_id"

@@ -80,13 +80,13 @@ class Database:
         if url.get_backend_name() == "sqlite":
             self._ownership = FileOwnership(Path(url.database or "").with_suffix(".lock"))
             await self._ownership.take()
-            async with self._begin(write=True) as connection:
+            async with self._engine.execution_options(write=True).begin() as connection:
                 await connection.run_sync(migrate)
                 self.id = await _id(connection)
         else:
             self._ownership = ours = SessionOwnership(self._engine)
             await ours.take()
-            async with self._begin(write=True) as connection:
+            async with self._engine.begin() as connection:
                 await connection.run_sync(migrate)
                 await ours.sign(connection)
                 self.id = await _id(connection)
@@ -147,7 +147,13 @@ class Database:
     @contextlib.asynccontextmanager
     async def _begin(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
         assert self._engine is not None, "open"
-        async with self._engine.execution_options(write=write).begin() as connection:
+        connection = self._engine.execution_options(write=write).connect()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(connection)
+            except Exception as error:  # each driver has classes of its own
+                raise StoreUnavailable("The server cannot reach its database.") from error
+            await stack.enter_async_context(connection.begin())
             yield connection
 
 
@@ -201,5 +207,3 @@ def _our_errors() -> Iterator[None]:
         if error.connection_invalidated:
             raise StoreUnavailable("The server has lost its database.") from error
         raise
-    except ConnectionError as error:
-        raise StoreUnavailable("The server cannot reach its database.") from error

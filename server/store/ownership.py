@@ -1,8 +1,9 @@
 """One server at a time owns a database: it runs the jobs and batches that the database says are to be run.
 
 A file beside a SQLite database is locked as long as the process lives. In Postgres a session holds an advisory lock;
-it can be lost with its connection, so the owner also writes a token of its own, and every transaction that writes looks
-whether it is still there: a server that has been replaced can change nothing any more.
+it can be lost with its connection: then the owner takes it again, unless another was faster. So the owner also writes a
+token of its own, and every transaction that writes looks whether it is still there: a server that has been replaced can
+change nothing any more.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 from sqlalchemy import delete, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from engines.errors import Conflict
@@ -61,6 +63,7 @@ class SessionOwnership:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._session: AsyncConnection | None = None
+        self._taking = asyncio.Lock()
         self._token = new_id("")
 
     async def take(self) -> None:
@@ -85,6 +88,19 @@ class SessionOwnership:
         row = select(OWNERS.c.token).where(OWNERS.c.name == "server").with_for_update(read=True)
         if (await connection.execute(row)).scalar_one_or_none() != self._token:
             raise Conflict(TAKEN)
+        async with self._taking:
+            if await self._is_lost():
+                await self.release()
+                await self.take()
+
+    async def _is_lost(self) -> bool:
+        """The connection has ended, and the lock with it."""
+        assert self._session is not None, "taken"
+        try:
+            raw = await self._session.get_raw_connection()
+        except SQLAlchemyError:
+            return True
+        return bool(raw.driver_connection is None or raw.driver_connection.is_closed())
 
     async def release(self) -> None:
         if self._session is not None:

@@ -197,7 +197,7 @@ def test_batches_are_listed_newest_first_in_pages(api: Api) -> None:
     [
         ({"endpoint": "/v1/responses"}, "endpoint", 400),
         ({"completion_window": "1h"}, "completion_window", 400),
-        ({"input_file_id": "file-nope"}, "id", 404),
+        ({"input_file_id": "file-nope"}, "input_file_id", 404),
         ({"metadata": {"k": 1}}, "metadata.k", 400),
         ({"metadata": {"k" * 65: "v"}}, None, 400),
         ({"metadata": {str(n): "v" for n in range(17)}}, "metadata", 400),
@@ -327,13 +327,20 @@ def test_what_is_not_answered_in_time_expires(start: Callable[..., Api]) -> None
 # ---- from one server to the next
 
 
-def test_a_server_that_is_killed_again_and_again_answers_every_request_once(start: Callable[..., Api]) -> None:
+def test_a_server_that_is_killed_again_and_again_answers_every_request_once(
+    start: Callable[..., Api], database_url: str
+) -> None:
     chance = random.Random(7)
-    api = start(faults={"token_delay": 0.002}, batch_concurrency=4)
-    count = 150
+    settings: dict[str, Any] = {
+        "faults": {"token_delay": 0.002},
+        "batch_concurrency": 4,
+        "database_url": database_url,
+    }
+    api = start(**settings)
+    count = 120
     batch = api.create(*(said(f"r{n}", f"text {n}") for n in range(count)))
     finished: dict[str, str] = {}  # custom id -> id of its result
-    for _ in range(4):
+    for _ in range(3):
         before = len(finished)
         goal = before + chance.randrange(3, 15)
         _until(lambda: bool(api.folders()) and _has_results(api) and len(api.results()) >= goal)  # noqa: B023
@@ -347,7 +354,7 @@ def test_a_server_that_is_killed_again_and_again_answers_every_request_once(star
             [output] = (api.folder / "batches").glob("*/*/output.jsonl")
             with output.open("ab") as file:
                 file.write(b'{"id": "batch_req_x", "custom_id": "r')
-        api = start(faults={"token_delay": 0.002}, batch_concurrency=4)
+        api = start(**settings)
     done = api.wait(batch)
     assert (done.status, done.request_counts.completed) == ("completed", count)
     lines = api.lines(done.output_file_id)

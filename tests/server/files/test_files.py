@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import socket
 import sqlite3
 import time
@@ -255,6 +256,15 @@ def test_a_client_that_goes_away_leaves_nothing(api: Api) -> None:
         _until(lambda: any(path.stat().st_size for path in api.contents()))
         assert api.http.get("/v1/files").json()["data"] == []
     _until(lambda: api.contents() == [])
+
+
+def test_a_disk_without_room_is_said_and_harms_nobody(start: Callable[..., Api]) -> None:
+    api = start()
+    resource.prlimit(api.server.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))  # no file gets larger
+    error = api.refused(api.upload(content=b"x" * (3 << 20), purpose="batch"), status=507)
+    assert (error["type"], error["code"]) == ("server_error", "insufficient_storage")
+    assert "no room left" in error["message"]
+    assert api.upload(purpose="batch").status_code == 200
 
 
 def test_many_files_are_uploaded_at_once(api: Api) -> None:

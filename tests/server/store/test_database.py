@@ -157,14 +157,28 @@ async def test_a_database_that_is_not_there_ends_the_start(postgres: Postgres, t
             await Database(tmp_path, address).open()
 
 
+async def test_a_server_whose_lock_was_lost_takes_it_again(postgres: Postgres, tmp_path: Path) -> None:
+    with postgres.database() as url:
+        first, second = Database(tmp_path, url), Database(tmp_path, url)
+        await first.open()
+        postgres.stop()
+        postgres.start()
+        async with first.writing():
+            pass
+        await second.open()
+        assert (first.is_open, second.is_open) == (True, False)
+        await first.close()
+
+
 async def test_a_server_whose_lock_was_lost_and_taken_writes_no_more(postgres: Postgres, tmp_path: Path) -> None:
     with postgres.database() as url:
         first, second = Database(tmp_path, url), Database(tmp_path, url)
         await first.open()
         postgres.stop()
-        with pytest.raises(StoreUnavailable):
-            async with first.writing():
-                pass
+        for transaction in (first.writing, first.reading):
+            with pytest.raises(StoreUnavailable):
+                async with transaction():
+                    pass
         postgres.start()
         await second.open()
         with pytest.raises(Conflict, match="another server uses the database"):
