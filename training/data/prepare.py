@@ -12,6 +12,7 @@ from typing import Any
 
 from engines.errors import InvalidRequest
 from engines.loading import load_config
+from training.data.cache import Made, kept
 from training.data.columns import Learns
 from training.data.encode import Encoded, Encoder, TooLong
 from training.data.packing import best_fit, pack_stream, packed
@@ -56,7 +57,12 @@ def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
             _streamed(train, params, encoder, learns, limit, shuffled=True),
             _streamed(evaluation, params, encoder, learns, limit) if evaluation else None,
         )
-    return _Preparation(params, encoder, learns, limit).run(train, evaluation)
+
+    def make() -> Made:
+        return _Preparation(params, encoder, learns, limit).run(train, evaluation)
+
+    made = kept(params, learns, limit, tokenizer, [*train, *evaluation], make) if params.enable_cache else make()
+    return Datasets(made[0], made[1], tuple(made[2]))
 
 
 def _check(params: SftParams, learns: Learns) -> None:
@@ -68,6 +74,8 @@ def _check(params: SftParams, learns: Learns) -> None:
         )
     if params.streaming and params.lazy_tokenize:
         raise InvalidRequest("what is streamed is encoded when it is read anyway", param="lazy_tokenize")
+    if params.enable_cache and (params.streaming or params.lazy_tokenize):
+        raise InvalidRequest("nothing is prepared beforehand that could be kept", param="enable_cache")
     splits = "split_dataset_ratio" in params.model_fields_set and params.split_dataset_ratio > 0
     if params.streaming and splits and not params.val_dataset:
         message = "nothing can be set aside from data of unknown length: name a val_dataset"
@@ -100,7 +108,7 @@ class _Preparation:
         self._notes: list[str] = []
         self._folder = Path()
 
-    def run(self, train: Sequence[Source], evaluation: Sequence[Source]) -> Datasets:
+    def run(self, train: Sequence[Source], evaluation: Sequence[Source]) -> Made:
         import datasets
 
         if not sys.stderr.isatty():
@@ -113,7 +121,7 @@ class _Preparation:
                 rows, held = self._split(rows)
             made = self._made(rows, "dataset")
             other = None if held is None else self._made(held, "val_dataset" if evaluation else "dataset")
-            return Datasets(made, other, tuple(self._notes))
+            return made, other, self._notes
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -51,11 +51,21 @@ def _jsonl(file: BinaryIO) -> Iterator[Read]:
             continue
         try:
             text = _text_of(line)
-            yield Read(number, json.loads(text))
+            yield _row(number, json.loads(text), text)
         except ValueError as error:
             yield Read(number, problem=_wrong(error))
         except RecursionError:
             yield Read(number, problem="this is not JSON that can be read: it is nested too deeply")
+
+
+def _row(line: int, value: Any, text: str) -> Read:
+    """The value, unless it holds what is no text, which JSON can write all the same."""
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return Read(line, problem="there is half a character, a surrogate without its other half")
+    return Read(line, value)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -146,8 +156,9 @@ class _Window:
                     at = self.line + self._text.count("\n", self._at, error.pos)
                     raise Unreadable(at, f"this is not valid JSON: {error.msg}") from None
                 raise Unreadable(line, "this is not JSON that can be read") from None
+            found = _row(line, value, self._text[self._at : end])
             self.take(end - self._at)
-            return Read(line, value)
+            return found
 
     def _more(self, size: int = CHUNK) -> bool:
         """Read on; False at the end."""

@@ -35,6 +35,8 @@ def run(params: RlhfParams, report: Report) -> Result:
     set_seed(params.seed)
     tokenizer = load_tokenizer_for(params)
     data = build(params, tokenizer, learns="pairs")
+    for note in data.notes:
+        report.message(note, level="warn")
     report.message("Loading the model.")
     model = tuned(load_for_training(params), params)
     _check_head(model)

@@ -28,6 +28,8 @@ def run(params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
     tokenizer = load_tokenizer_for(params)
     data = build(params, tokenizer, learns=learns)
+    for note in data.notes:
+        report.message(note, level="warn")
     report.message("Loading the model.")
     model = tuned(load_for_training(params), params)
     evaluates = data.evaluation is not None

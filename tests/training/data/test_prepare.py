@@ -1,0 +1,219 @@
+"""Data sets are found where they are named, read, drawn from, split, and given to trainers."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import InvalidRequest
+from tests.training.data.tokenizers import tokenizer
+from training.data import Datasets, build
+from training.data.columns import Learns
+from training.data.problems import BadData
+from training.params.sft import SftParams
+
+
+def question(number: int) -> dict[str, Any]:
+    return {"query": f"question {number}", "response": f"answer {number}"}
+
+
+def save(path: Path, rows: Iterable[Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> str:
+    return save(tmp_path / "ten.jsonl", map(question, range(10)))
+
+
+def built(learns: Learns = "answers", **params: Any) -> Datasets:
+    return build(SftParams(**params), tokenizer(), learns=learns)
+
+
+def texts(data: Any) -> list[str]:
+    """The answers, without their ends."""
+    return [
+        tokenizer().decode([label for label in row["labels"] if label >= 0]).removesuffix("<|im_end|>\n")
+        for row in data
+    ]
+
+
+def test_several_sets_follow_one_another(tmp_path: Path, ten: str) -> None:
+    other = save(tmp_path / "other.jsonl", [question(77)])
+    data = built(dataset=[ten, other])
+    assert texts(data.train) == [*(f"answer {i}" for i in range(10)), "answer 77"]
+    assert data.evaluation is None, "a hundredth of eleven rows is none"
+    assert data.train.column_names == ["input_ids", "labels"]
+
+
+def test_so_many_rows_are_drawn_the_same_ones_each_time(ten: str) -> None:
+    drawn = [texts(built(dataset=f"{ten}#4", data_seed=seed).train) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 4
+    more = texts(built(dataset=f"{ten}#25").train)
+    assert len(more) == 25
+    assert all(more.count(f"answer {i}") in (2, 3) for i in range(10))
+
+
+def test_a_part_is_set_aside_for_validation(ten: str) -> None:
+    data = built(dataset=ten, split_dataset_ratio=0.2)
+    assert data.evaluation is not None
+    assert len(data.evaluation) == 2
+    assert sorted(texts(data.train) + texts(data.evaluation)) == [f"answer {i}" for i in range(10)]
+    with pytest.raises(InvalidRequest, match="no row to train on"):
+        built(dataset=ten, split_dataset_ratio=1)
+
+
+def test_validation_data_of_its_own_is_taken_whole(tmp_path: Path, ten: str) -> None:
+    data = built(dataset=ten, val_dataset=save(tmp_path / "v.jsonl", [question(5)]), split_dataset_ratio=0.5)
+    assert len(data.train) == 10
+    assert texts(data.evaluation) == ["answer 5"]
+
+
+def test_of_a_folder_the_training_files_are_read_and_of_a_subset_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save(folder / "en" / "train.jsonl", [question(1)])
+    save(folder / "en" / "test.jsonl", [question(2)])
+    save(folder / "de.jsonl", [question(3)])
+    (folder / "README.md").write_text("# a set")
+    assert texts(built(dataset=str(folder)).train) == ["answer 1"]
+    assert texts(built(dataset=f"{folder}:en").train) == ["answer 1"]
+    assert texts(built(dataset=f"{folder}:de#1").train) == ["answer 3"]
+    with pytest.raises(BadData, match="the subset 'fr' of"):
+        built(dataset=f"{folder}:fr")
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "/no/where", "./here"])
+def test_what_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(BadData, match="there is no file") as caught:
+        built(dataset=name)
+    assert caught.value.param == "dataset"
+
+
+def test_a_set_of_the_hub_is_read_through_datasets(ten: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*place: Any, **settings: Any) -> Any:
+        asked.append((place, settings))
+        return datasets.Dataset.from_list([question(1)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = built(dataset="org/set:en", download_mode="force_redownload", hub_token="secret")
+    assert texts(data.train) == ["answer 1"]
+    settings = {"split": "train", "streaming": False, "download_mode": "force_redownload", "token": "secret"}
+    assert asked == [(("org/set", "en"), settings)]
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_told_or_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jsonl", [question(1), {"query": "alone"}, question(2)])
+    data = built(dataset=path)
+    assert texts(data.train) == ["answer 1", "answer 2"]
+    assert data.notes[0].startswith(f"1 rows of {path} were left out, the first because: Line 2 of a.jsonl:")
+    with pytest.raises(BadData, match=r"^Line 2 of a\.jsonl: the fields 'query' are of no known shape"):
+        built(dataset=path, strict=True)
+
+
+def test_rows_that_are_too_long_are_left_out_however_strict(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jsonl", [question(1), {"query": "q" * 200, "response": "a"}])
+    data = built(dataset=path, strict=True, max_length=60)
+    assert texts(data.train) == ["answer 1"]
+    assert "Line 2 of a.jsonl: it has" in data.notes[0]
+    with pytest.raises(BadData, match="no row can be used"):
+        built(dataset=path, max_length=3)
+
+
+def test_several_processes_make_the_same(ten: str) -> None:
+    assert texts(built(dataset=ten, dataset_num_proc=2).train) == texts(built(dataset=ten).train)
+
+
+def test_packed_rows(ten: str) -> None:
+    alone, together = built(dataset=ten).train, built(dataset=ten, packing=True, max_length=100).train
+    assert len(together) < len(alone)
+    assert max(len(row["input_ids"]) for row in together) <= 100
+    assert sorted(length for row in together for length in row["seq_lengths"]) == sorted(map(len, alone["input_ids"]))
+
+
+def test_lazy_rows_are_the_same_and_pass_over_what_is_too_long(tmp_path: Path) -> None:
+    rows = [question(1), {"query": "q" * 200, "response": "a"}, question(3)]
+    data = built(dataset=save(tmp_path / "a.jsonl", rows), lazy_tokenize=True, max_length=60)
+    assert len(data.train) == 3
+    assert texts(data.train) == ["answer 1", "answer 3", "answer 3"]
+
+
+def test_a_stream_gives_the_same_rows_again_and_again(ten: str) -> None:
+    data = built(dataset=[ten, f"{ten}#2"], streaming=True, val_dataset=f"{ten}#3")
+    for _ in range(2):
+        assert sorted(texts(data.train)) == sorted(f"answer {i}" for i in (*range(10), 0, 1))
+        assert texts(data.evaluation) == ["answer 0", "answer 1", "answer 2"]
+    packed = built(dataset=ten, streaming=True, packing=True, max_length=100).train
+    assert sum(len(row["seq_lengths"]) for row in packed) == 10
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"streaming": True, "split_dataset_ratio": 0.1}, "split_dataset_ratio"),
+        ({"streaming": True, "lazy_tokenize": True}, "lazy_tokenize"),
+        ({"packing": True, "lazy_tokenize": True}, "lazy_tokenize"),
+        ({"packing": True}, "max_length"),
+        ({"enable_cache": True, "streaming": True}, "enable_cache"),
+        ({"custom_dataset_info": "missing.json"}, "custom_dataset_info"),
+        ({"model_name": "A"}, "model_author"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(ten: str, params: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        built(dataset=ten, **params)
+    assert caught.value.param == param
+
+
+def test_prepared_data_is_used_again_until_something_changes(
+    tmp_path: Path, ten: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
+    settings: dict[str, Any] = {"dataset": ten, "enable_cache": True, "split_dataset_ratio": 0.2}
+    first, again = built(**settings), built(**settings, dataset_num_proc=2)
+    kept = list((tmp_path / "cache" / "data").iterdir())
+    assert len(kept) == 1
+    assert texts(again.train) == texts(first.train) == texts(built(**settings | {"enable_cache": False}).train)
+    assert texts(again.evaluation) == texts(first.evaluation)
+    built(**settings, system="Be kind.")
+    save(Path(ten), [question(1)])
+    assert texts(built(**settings).train) == ["answer 1"]
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 3
+
+
+def test_self_cognition_says_the_names_it_is_given() -> None:
+    names: dict[str, Any] = {"model_name": ["小明", "Ada"], "model_author": ["某组织", "Org"]}
+    answers = texts(built(dataset="self-cognition", **names).train)
+    assert "My name is Ada." in answers
+    assert not any("{{" in answer for answer in answers)
+    with pytest.raises(InvalidRequest) as caught:
+        built(dataset="self-cognition#5")
+    assert caught.value.param == "model_name"
+
+
+def test_a_described_set_has_its_columns_renamed(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "mine.jsonl", [{"q": "Hi", "a": "Hello"}])
+    info = tmp_path / "info.json"
+    entry = {"dataset_name": "mine", "dataset_path": "data/mine.jsonl", "columns": {"q": "query", "a": "response"}}
+    info.write_text(json.dumps([entry]))
+    assert texts(built(dataset="mine#1", custom_dataset_info=str(info)).train) == ["Hello"]
+    info.write_text(json.dumps([{"ms_dataset_id": "x"}]))
+    with pytest.raises(InvalidRequest, match="ms_dataset_id cannot be read"):
+        built(dataset="mine", custom_dataset_info=str(info))
+
+
+def test_a_registered_set_is_what_its_function_returns(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("DATASETS = {'mine': lambda: [{'query': 'Hi', 'response': 'Hello'}]}")
+    assert texts(built(dataset="mine", custom_register_path=str(plugin)).train) == ["Hello"]
+    plugin.write_text("x = 1 / 0")
+    with pytest.raises(InvalidRequest, match="ZeroDivisionError"):
+        built(dataset="mine", custom_register_path=str(plugin))
