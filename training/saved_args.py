@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from engines.errors import InvalidRequest
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
+from training.params.honoured import HONOURED
 from training.params.sft import SftParams
 
 ARGS = "args.json"
@@ -39,8 +40,8 @@ def with_saved_args(params: P) -> P:
         return params
     left_out = NOT_LOADED if params.load_data_args else NOT_LOADED | frozenset(DataParams.model_fields)
     saved = _read(folder)
-    fields = type(params).model_fields
-    loaded = {name: saved[name] for name in saved["given"] if name in fields and name not in left_out}
+    read = HONOURED[type(params)]  # a task of another kind may have been given what this one does not know
+    loaded = {name: saved[name] for name in saved["given"] if name in read and name not in left_out}
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)

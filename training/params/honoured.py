@@ -39,7 +39,16 @@ TRAINER = frozenset(
     }
 )  # fmt: skip
 ONLY_SFT = frozenset(
-    {"packing", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate", "max_new_tokens", "temperature"}
+    {
+        "packing",
+        "lazy_tokenize",
+        "padding_side",
+        "acc_strategy",
+        "loss_scale",
+        "predict_with_generate",
+        "max_new_tokens",
+        "temperature",
+    }
 )
 PREFERENCES = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta", "label_smoothing", "rpo_alpha"})
 
@@ -64,7 +73,9 @@ BUILT_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "template_backend": ("jinja", "swift"),
     "safe_serialization": (True,),
 }
-"""What is built, of parameters that have more choices. All templates are the models' own."""
+"""What is built, of parameters that have more choices."""
+EITHER_WAY = frozenset({"template_backend"})
+"""All templates are the models' own, which is what both choices come to."""
 
 ONLY_FOR: Mapping[str, frozenset[str]] = {
     "full": frozenset({"freeze_parameters", "freeze_parameters_ratio", "trainable_parameters"}),
@@ -80,7 +91,7 @@ ONLY_FOR: Mapping[str, frozenset[str]] = {
 
 def unread(params: type[Params]) -> frozenset[str]:
     """The parameters of a task that are refused in any value but their default."""
-    return frozenset(params.model_fields) - HONOURED[params] - frozenset(BUILT_CHOICES)
+    return frozenset(params.model_fields) - HONOURED[params] - EITHER_WAY
 
 
 def refusals(task: Task) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
@@ -39,7 +40,7 @@ def run(params: RlhfParams, report: Report) -> Result:
         report.message(note, level="warn")
     report.message("Loading the model.")
     model = tuned(load_for_training(params), params)
-    _check_head(model)
+    _check_adapter(model)
     evaluates = data.evaluation is not None
     arguments = trainer_arguments(params, report.folder.path, dtype=model.dtype, evaluates=evaluates)
     trainer = PairsTrainer(
@@ -55,11 +56,14 @@ def run(params: RlhfParams, report: Report) -> Result:
     return train(trainer, params, report)
 
 
-def _check_head(model: Any) -> None:
-    """Raises InvalidRequest where nothing would be learned: TRL's loss takes the head's weight, past its adapter."""
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+def _check_adapter(model: Any) -> None:
+    """Raises InvalidRequest for one that would not learn, or would change the reference too."""
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):  # TRL's loss takes its weight, past the adapter
         message = "dpo does not train an adapter on the output head: name other modules, or the head in modules_to_save"
         raise InvalidRequest(message, param="target_modules")
+    if isinstance(model, PeftModel) and model.active_peft_config.bias != "none":
+        message = "the adapter has changed biases, which the reference would share: merge it into the model first"
+        raise InvalidRequest(message, param="adapters")
 
 
 def dpo_arguments(params: RlhfParams) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Preference training: what TRL computes on the same data, and what a job adds to it."""
 
-from dataclasses import dataclass
+import json
 
 import pytest
 import torch
@@ -8,17 +8,28 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from engines.errors import InvalidRequest
-from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.engines.pt.adapters import save_adapter
+from tests.engines.pt.tiny import CONFIGS, save
 from training.folder import Evaluation, JobFolder, Step
+from training.params.honoured import refusals
 from training.params.rlhf import RlhfParams
-from training.pipelines import rlhf
+from training.params.sft import SftParams
+from training.params.task import RlhfTask
+from training.pipelines import rlhf, sft
 from training.report import Report
 
-ROWS = [{"prompt": f"number {i} the", "chosen": " red and", "rejected": " blue value"} for i in range(12)]
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"number {i}"}],
+        "chosen": [{"role": "assistant", "content": "the red and"}],
+        "rejected": [{"role": "assistant", "content": "the blue value"}],
+    }
+    for i in range(12)
+]
 SETTINGS = {
     "rlhf_type": "dpo",
     "torch_dtype": "float32",
@@ -29,45 +40,40 @@ SETTINGS = {
     "logging_steps": 1,
     "save_steps": 3,
     "report_to": ["none"],
+    "split_dataset_ratio": 0,
     "rpo_alpha": 0.0,
     "lora_rank": 4,
     "lora_alpha": 8,
 }
 
 
-@dataclass
-class Datasets:
-    train: Dataset
-    evaluation: Dataset | None
+@pytest.fixture(scope="session")
+def base(tiny):
+    return tiny
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    folder = save(CONFIGS["llama"](), tmp_path_factory.mktemp("base"), tokenizer=True)
-    return folder
-
-
-def encoded(row):
-    tokenizer = byte_level_tokenizer()
-    prompt, chosen, rejected = (tokenizer(row[name])["input_ids"] for name in ("prompt", "chosen", "rejected"))
-    return {"prompt_ids": prompt, "chosen_ids": [*chosen, 1], "rejected_ids": [*rejected, 1]}
+def pairs(tmp_path_factory):
+    """The same rows in a file, as people write them."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = [
+        {"messages": row["prompt"] + row["chosen"], "rejected_response": row["rejected"][0]["content"]} for row in ROWS
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
 
 
 @pytest.fixture
-def train(base, tmp_path, monkeypatch):
+def train(base, pairs, tmp_path):
     """Run a job on ROWS; returns its folder."""
-
-    def build(params, tokenizer, *, learns):
-        assert learns == "pairs"
-        rows = Dataset.from_list([encoded(row) for row in ROWS])
-        return Datasets(rows, rows.select(range(4)) if params.eval_strategy else None)
-
-    monkeypatch.setattr(rlhf, "build", build)
 
     def run(name="job", **params):
         folder = JobFolder(tmp_path / name)
         folder.path.mkdir()
-        result = rlhf.run(RlhfParams.model_validate(SETTINGS | {"model": str(base)} | params), Report(folder))
+        given = SETTINGS | {"model": str(base), "dataset": pairs} | params
+        if "eval_strategy" in params:
+            given["val_dataset"] = f"{pairs}#4"
+        result = rlhf.run(RlhfParams.model_validate(given), Report(folder))
         assert result.status == "succeeded"
         return folder
 
@@ -95,7 +101,7 @@ def losses_of_trl(base, folder, *, full=False, **settings):
             disable_tqdm=True, **settings,
         ),
         train_dataset=Dataset.from_list(ROWS),
-        processing_class=byte_level_tokenizer(),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=None if full else LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
     trainer.train()
@@ -212,3 +218,45 @@ def test_an_output_head_that_is_saved_whole_is_trained(train, base):
     weights = load_file(train(modules_to_save=["lm_head"]).path / "checkpoint-6" / "adapter_model.safetensors")
     before = load_file(base / "model.safetensors")["lm_head.weight"]
     assert (weights["base_model.model.lm_head.weight"] - before).abs().max() > 1e-3
+
+
+def test_data_may_be_streamed(train):
+    found = losses(train(streaming=True))
+    assert len(found) == 6
+    assert found[-1] < found[0]
+
+
+def test_an_adapter_with_biases_is_refused(train, base, tmp_path):
+    adapter = save_adapter(base, tmp_path / "adapter", bias="all")
+    with pytest.raises(InvalidRequest, match="biases") as refused:
+        train(adapters=[str(adapter)])
+    assert refused.value.param == "adapters"
+
+
+def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(train, base, lines, tmp_path):
+    folder = JobFolder(tmp_path / "sft")
+    folder.path.mkdir()
+    settings = {"model": str(base), "dataset": str(lines), "split_dataset_ratio": 0, "report_to": "none"}
+    taught = {"max_steps": 1, "packing": True, "max_length": 64, "padding_side": "left"}
+    sft.run(SftParams.model_validate(settings | taught), Report(folder))
+    train(adapters=[str(folder.path / "checkpoint-1")], max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"lora_dropout": 0.1}, ("lora_dropout", "without dropout")),
+        ({"lora_bias": "all"}, ("lora_bias", "shares the model's biases")),
+        ({"label_smoothing": 0.5}, ("label_smoothing", "choose less")),
+        ({"ref_model_revision": "main"}, ("ref_model_revision", "is not given")),
+        ({"packing": True}, ("packing", "nothing")),
+        ({"lazy_tokenize": True}, ("lazy_tokenize", "nothing")),
+        ({"padding_side": "left"}, ("padding_side", "nothing")),
+        ({"rlhf_type": "kto"}, ("rlhf_type", "kto is not built yet; choose dpo")),
+        ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "nothing")),
+    ],
+)
+def test_what_it_cannot_honour_is_refused_by_name(params, told):
+    task = RlhfTask(params=RlhfParams.model_validate({"rlhf_type": "dpo", "model": "m"} | params))
+    found = dict(refusals(task))
+    assert told[1] in found[told[0]]

@@ -1,0 +1,106 @@
+"""The commands that train and merge, from words to a folder, with the real worker."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.training.jobs import ROOT, make_data, make_model
+from training.folder import JobFolder
+
+PATIENCE = 240
+PROGRAM = "import sys; from server.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("here")
+    make_model(folder / "tiny")
+    make_data(folder / "lines.jsonl", rows=24)
+    pairs = [
+        {
+            "messages": [{"role": "user", "content": f"number {i}"}, {"role": "assistant", "content": "the red"}],
+            "rejected_response": "the blue value",
+        }
+        for i in range(12)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def start(here, *words):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(here, *words, status=0):
+    """The events that were shown, and the last line."""
+    with start(here, *words) as process:
+        told, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, errors
+    events = [json.loads(line) for line in told.splitlines()]
+    return events, events[-1]["message"] if status == 0 else errors
+
+
+TRAINING = ("--model", "tiny", "--dataset", "lines.jsonl", "--split_dataset_ratio", "0", "--report_to", "none")
+
+
+def test_sft_then_dpo_then_merge(here):
+    events, last = finish(here, "sft", *TRAINING, "--num_train_epochs", "1", "--logging_steps", "1")
+    losses = [event["metrics"]["loss"] for event in events if event["type"] == "step"]
+    assert len(losses) == 24
+    made = re.search(r"Serve it: tuneserve deploy --model tiny --adapters (\S+)$", last)
+    assert made, last
+    assert JobFolder(Path(made[1]).parent).read_result().final_step == 24
+
+    words = ("--rlhf_type", "dpo", "--adapters", made[1], "--dataset", "pairs.jsonl", "--split_dataset_ratio", "0")
+    events, last = finish(here, "rlhf", *words, "--num_train_epochs", "3", "--learning_rate", "1e-3")
+    margins = [event["metrics"]["rewards/margins"] for event in events if event["type"] == "step"]
+    assert margins[-1] > margins[0]
+    preferred = re.search(r"--adapters (\S+)$", last)[1]
+
+    _, last = finish(here, "merge", "--adapters", preferred)
+    merged = Path(f"{preferred}-merged")
+    assert last.endswith(f"tuneserve deploy --model {merged}")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in merged.iterdir()
+    }
+
+
+def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here):
+    (here / "broken.jsonl").write_text('{"messages": [{"role": "user"')
+    words = ("--model", "tiny", "--dataset", "broken.jsonl", "--strict", "true")
+    _, errors = finish(here, "sft", *words, status=1)
+    assert errors.startswith("tuneserve sft: failed: --dataset: ")
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here):
+    with start(here, "sft", *TRAINING, "--num_train_epochs", "500", "--logging_steps", "1") as process:
+        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog.start()
+        while '"type":"step"' not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        told, errors = process.communicate(timeout=PATIENCE)
+        watchdog.cancel()
+    assert process.returncode == 128 + signal.SIGINT, errors
+    checkpoint = re.search(r"go on with --resume_from_checkpoint (\S+)\.", told)[1]
+    stopped = int(checkpoint.rpartition("-")[2])
+    _, last = finish(
+        here, "sft", *TRAINING, "--resume_from_checkpoint", checkpoint, "--max_steps", str(stopped + 2)
+    )  # fmt: skip
+    assert last.endswith(f"checkpoint-{stopped + 2}")
