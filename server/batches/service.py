@@ -14,6 +14,7 @@ from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed
 from server.batches.store import BatchStore
 from server.deps import Serving
+from server.files.storage import told_full
 from server.store.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -169,8 +170,9 @@ def _concurrency(serving: Serving) -> int:
 
 
 def _make(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    sync(folder.parent)
+    with told_full():
+        folder.mkdir(mode=0o700)
+        sync(folder.parent)
 
 
 def _remove(folder: Path) -> None:

@@ -97,7 +97,7 @@ class _Writer:
         self._bytes = 0
 
     def write(self, data: bytes) -> None:
-        with self._lock, _full_disk():
+        with self._lock, told_full():
             file = self._open()
             rest = memoryview(data)
             while rest:
@@ -106,7 +106,7 @@ class _Writer:
             self._bytes += len(data)
 
     def finish(self) -> Stored:
-        with self._lock, _full_disk():
+        with self._lock, told_full():
             file = self._open()
             os.fsync(file.fileno())
             file.close()
@@ -136,7 +136,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:  # another disk, or one that knows no links
-        with _full_disk():
+        with told_full():
             partial = target.with_name(f".{target.name}.partial")
             try:
                 shutil.copyfile(source, partial)
@@ -148,7 +148,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
+def told_full() -> Iterator[None]:
+    """What fails for want of room raises StorageFull."""
     try:
         yield
     except OSError as error:

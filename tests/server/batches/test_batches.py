@@ -298,7 +298,7 @@ def test_a_full_queue_and_a_dead_engine_make_it_wait(start: Callable[..., Api]) 
 
 def test_it_leaves_room_for_others(start: Callable[..., Api]) -> None:
     api = start(faults={"token_delay": 0.01}, engine={"max_requests": 4}, max_num_seqs=4, batch_concurrency=100)
-    batch = api.create(*(said(f"r{n}", "a" * 20) for n in range(60)))
+    batch = api.create(*(said(f"r{n}", "a" * 20) for n in range(300)))
     api.wait(batch, "in_progress")
     for _ in range(10):
         assert api.client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "now"}])
