@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -62,7 +63,7 @@ def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 @contextmanager
 def _only_at(positions: Tensor, model: nn.Module) -> Iterator[None]:
     """Have the output head see `positions` (samples, tokens) of the hidden states only, as (positions, hidden)."""
-    head = model.get_output_embeddings()
+    head = extract_model_from_parallel(model).get_output_embeddings()
 
     def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0][positions],)

@@ -49,12 +49,17 @@ def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
     return job
 
 
-def start(job: JobFolder) -> "subprocess.Popen[bytes]":
-    """The worker process of a job; its output goes to worker.log."""
+def start(job: JobFolder, *, processes: int = 1) -> "subprocess.Popen[bytes]":
+    """The worker process of a job, or several of one training; their output goes to worker.log."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (job.path / "worker.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "training.run", str(job.path)], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, *(several if processes > 1 else []), "-m", "training.run", str(job.path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
 
 

@@ -33,8 +33,8 @@ def job(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., JobFolder]:
 def started() -> Iterator[Callable[[JobFolder], Any]]:
     processes = []
 
-    def begin(job: JobFolder) -> Any:
-        processes.append(start(job))
+    def begin(job: JobFolder, **how: Any) -> Any:
+        processes.append(start(job, **how))
         return processes[-1]
 
     yield begin
@@ -163,3 +163,17 @@ def test_a_training_says_that_it_began_before_its_first_step(job, started) -> No
     assert started(short).wait(PATIENCE) == 0
     kinds = [type(event) for event, _ in short.read_events()]
     assert kinds.index(Started) < kinds.index(Step)
+
+
+def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(job, started) -> None:
+    alike: dict[str, Any] = {"max_steps": 4, "lora_dropout": 0.0, "average_tokens_across_devices": True}
+    one = job("one", **alike, per_device_train_batch_size=2)
+    two = job("two", **alike, per_device_train_batch_size=1, ddp_backend="gloo")
+
+    assert started(one).wait(PATIENCE) == 0
+    assert started(two, processes=2).wait(PATIENCE) == 0
+    result = result_of(two)
+    assert result.trained_tokens == result_of(one).trained_tokens
+    weights = [load_file(job.path / "checkpoint-4" / "adapter_model.safetensors") for job in (one, two)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-5)

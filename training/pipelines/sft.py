@@ -60,7 +60,12 @@ class SftTrainer(LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # 
     ) -> Any:
         learned = answer_loss(model, inputs, num_items_in_batch)
         self._accuracy["train" if model.training else "eval"].add(learned)
-        return (learned.loss, None) if return_outputs else learned.loss
+        loss = learned.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # it was divided by the tokens of all, and is averaged over them
+        return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         import torch
