@@ -75,7 +75,7 @@ class LoraParams(Params):
     lora_bias: Literal["none", "all"] = "none"
     """Train none of the biases, or `all`."""
     lora_dtype: DType | None = None
-    """Type of the adapter's weights. The model's unless given."""
+    """Type of the adapter's weights. float32 unless given: half precision loses small steps."""
     use_dora: bool = False
     """Train the length of each weight vector apart from its direction (DoRA)."""
     use_rslora: bool = False
