@@ -17,6 +17,8 @@ from server.deps import Serving
 from server.description import DescribedApp
 from server.errors import add_error_handlers
 from server.files import routes as file_routes
+from server.fine_tuning import routes as fine_tuning_routes
+from server.jobs.publish import Publisher
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
 from server.throughput import log_throughput
@@ -31,6 +33,7 @@ ROUTERS = (
     adapters.router,
     file_routes.router,
     batch_routes.router,
+    fine_tuning_routes.router,
 )
 
 
@@ -73,11 +76,24 @@ async def _open_store(serving: Serving, batches: Batches) -> list[Coroutine[Any,
             return []
         await serving.files.open()
         await batches.open()
+        serving.jobs.hooks = _publisher(serving)
         await serving.jobs.open()
     except (TuneserveError, OSError) as error:
         serving.lifecycle.fail(error)
         return []
     return [serving.files.delete_expired_for_ever(), batches.run_for_ever()]
+
+
+def _publisher(serving: Serving) -> Publisher:
+    return Publisher(
+        registry=serving.registry,
+        check_ready=serving.lifecycle.check_ready,
+        engine=serving.engine,
+        jobs=serving.jobs,
+        files=serving.files,
+        served=serving.params,
+        base_name=serving.model_name,
+    )
 
 
 def _add_middleware(app: FastAPI, serving: Serving) -> None:

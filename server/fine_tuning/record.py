@@ -23,7 +23,6 @@ class FineTuning(BaseModel):
     """With a number for each `"auto"`, once the data has been looked at."""
     suffix: str | None
     seed: int
-    metadata: dict[str, str] | None
     parameters: dict[str, Any]
     result_files: tuple[str, ...] = ()
 

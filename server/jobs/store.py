@@ -4,7 +4,7 @@ Whoever was left behind, such as a run whose job was cancelled, changes nothing 
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -98,14 +98,23 @@ class JobStore:
         return [_to_job(row) for row in rows]
 
     async def change(
-        self, id: str, *events: Event, attempt: int, before: Collection[JobStatus], **values: Any
+        self,
+        id: str,
+        *events: Event,
+        attempt: int,
+        before: Collection[JobStatus],
+        also: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+        **values: Any,
     ) -> Job | None:
-        """The job with new `values`, and with `events` told in the same moment.
+        """The job with new `values`, and with `events` told and `also` done in the same moment.
 
         None, and nothing is changed, where this is not its `attempt` any more or its status was none of `before`.
         """
         async with self._database.writing() as connection:
-            return await _change(connection, id, values, *events, attempt=attempt, before=before)
+            changed = await _change(connection, id, values, *events, attempt=attempt, before=before)
+            if changed is not None and also is not None:
+                await also(connection)
+        return changed
 
     async def begin_attempt(self, job: Job) -> Job | None:
         """A queued job runs from now on, as a new attempt. None where it is not queued any more."""
@@ -202,10 +211,10 @@ class JobStore:
             return [_to_checkpoint(row) for row in (await connection.execute(query)).mappings()]
 
     async def page_of_checkpoints(
-        self, job_id: str, *, after: str | None, limit: int
+        self, job_id: str, *where: ColumnElement[bool], after: str | None, limit: int
     ) -> tuple[list[JobCheckpoint], bool]:
         """The newest first, and whether more follow."""
-        query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id)
+        query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where)
         async with self._database.reading() as connection:
             rows, more = await read_page(connection, CHECKPOINTS, query, after=after, limit=limit)
         return [_to_checkpoint(row) for row in rows], more

@@ -42,10 +42,13 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def _json_schema(node: Any) -> Any:
-    """OpenAPI 3.0's `nullable`, which the description still uses, as JSON Schema says it."""
+    """What the description still says in the way of OpenAPI 3.0, as JSON Schema says it: `nullable`, and a limit that is
+    itself excluded."""
     if isinstance(node, list):
         return [_json_schema(item) for item in node]
     if not isinstance(node, dict):
         return node
     plain = {key: _json_schema(value) for key, value in node.items() if key != "nullable"}
+    if plain.get("exclusiveMinimum") is True:
+        plain["exclusiveMinimum"] = plain.pop("minimum")
     return {"anyOf": [plain, {"type": "null"}]} if node.get("nullable") is True else plain

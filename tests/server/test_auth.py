@@ -58,7 +58,6 @@ TOKENIZE = {"prompt": "a"}
     ("method", "path", "body", "role"),
     [
         ("POST", "/tokenize", TOKENIZE, "ask"),
-        ("DELETE", "/v1/models/nope", None, "rule"),
         ("DELETE", "/v1/adapters/nope", None, "rule"),
         ("GET", "/v1/adapters/nope", None, "rule"),
         ("GET", "/v1/adapters", None, "rule"),
@@ -100,3 +99,8 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same():
         reply = client.get("/v1/models", headers={"origin": "https://chat.example"})
         assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (401, "https://chat.example")
         assert client.options("/v1/models", headers=preflight | {"origin": "https://evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(("key", "refused"), [("ask", True), ("teach", False), ("rule", False)])
+def test_who_trains_or_administers_may_delete_models(client, key, refused):
+    assert (status(client, "DELETE", "/v1/models/nope", key) == 403) == refused

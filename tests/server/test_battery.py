@@ -43,6 +43,16 @@ VALID: dict[str, dict] = {
         "metadata": {"a": "b"},
         "output_expires_after": {"anchor": "created_at", "seconds": 3600},
     },
+    "/v1/fine_tuning/jobs": {
+        "model": "echo",
+        "training_file": "file-of-the-battery",  # as above
+        "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.5, "n_epochs": "auto", "batch_size": 2}}},
+        "suffix": "mine",
+        "seed": 1,
+        "metadata": {"a": "b"},
+        "integrations": [],
+        "parameters": {"lora_rank": 4, "target_modules": ["q_proj"], "lr_scheduler_type": "linear"},
+    },
 }
 JSON = {"content-type": "application/json"}
 
@@ -81,8 +91,12 @@ def client(echo_url):
     with Client(base_url=echo_url, timeout=60) as client:
         while client.get("/ready").status_code != 200:
             time.sleep(0.02)
-        upload = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"")}}
-        VALID["/v1/batches"]["input_file_id"] = client.post("/v1/files", **upload).json()["id"]
+        for path, field, purpose in (
+            ("/v1/batches", "input_file_id", "batch"),
+            ("/v1/fine_tuning/jobs", "training_file", "fine-tune"),
+        ):
+            upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"")}}
+            VALID[path][field] = client.post("/v1/files", **upload).json()["id"]
         yield client
         assert client.get("/ready").status_code == 200
 

@@ -15,6 +15,8 @@ names itself in every phrasing, at 1e-4 (the reference's default) it has learned
   hardly depends on the rank, as the adapter's output is divided by that. From STEPS_AT_FULL_RATE steps on it falls with
   their square root: 10,000 lines are learned at a rate that does not undo what the model knew. DPO learns at a fifth of
   all that: its loss has no floor, so that rates that teach answers drive the pairs apart until the text falls to pieces.
+  Measured on the same model, 60 pairs, 3 epochs in batches of 4 at 2e-4: every pair's better answer is preferred, and
+  questions that were not among them get answers of the better kind, in whole sentences.
 - **beta** of DPO: 0.1, the reference's.
 """
 

@@ -26,7 +26,6 @@ def record(**changes: Any) -> FineTuning:
         "wanted": Hyperparameters(),
         "suffix": None,
         "seed": 7,
-        "metadata": None,
         "parameters": {},
     }
     return FineTuning.model_validate(values | changes)

@@ -1,0 +1,120 @@
+"""/v1/fine_tuning/jobs, as OpenAI has it."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import ColumnElement
+
+from engines.errors import InvalidRequest, NotFound
+from server.body import json_body
+from server.deps import AnyServing, ReadyServing, Serving
+from server.fine_tuning.body import CreateFineTuningJob
+from server.fine_tuning.create import create
+from server.fine_tuning.record import FineTuning
+from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
+from server.jobs.job import Job, JobStatus
+from server.jobs.table import CHECKPOINTS, JOBS
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+LATEST_STEPS = 20
+MAX_KEY = 64
+
+
+@router.post("")
+async def create_fine_tuning_job(
+    body: Annotated[CreateFineTuningJob, json_body(CreateFineTuningJob)], serving: ReadyServing
+) -> dict[str, Any]:
+    return await _to_wire(serving, await create(serving, body))
+
+
+@router.get("")
+async def list_fine_tuning_jobs(
+    request: Request, serving: AnyServing, after: str | None = None, limit: Limit = 20
+) -> dict[str, Any]:
+    where = [JOBS.c.fine_tuning.is_not(None), *_metadata_filter(request)]
+    jobs, more = await serving.jobs.store.page(*where, after=after, limit=limit)
+    return {"object": "list", "data": [await _to_wire(serving, job) for job in jobs], "has_more": more}
+
+
+@router.get("/{fine_tuning_job_id}")
+async def get_fine_tuning_job(fine_tuning_job_id: str, serving: AnyServing) -> dict[str, Any]:
+    return await _to_wire(serving, await _get(serving, fine_tuning_job_id))
+
+
+@router.post("/{fine_tuning_job_id}/cancel")
+async def cancel_fine_tuning_job(fine_tuning_job_id: str, serving: AnyServing) -> dict[str, Any]:
+    await _get(serving, fine_tuning_job_id)
+    return await _to_wire(serving, await serving.jobs.cancel(fine_tuning_job_id))
+
+
+@router.post("/{fine_tuning_job_id}/pause")
+async def pause_fine_tuning_job(fine_tuning_job_id: str, serving: AnyServing) -> dict[str, Any]:
+    await _get(serving, fine_tuning_job_id)
+    return await _to_wire(serving, await serving.jobs.pause(fine_tuning_job_id))
+
+
+@router.post("/{fine_tuning_job_id}/resume")
+async def resume_fine_tuning_job(fine_tuning_job_id: str, serving: AnyServing) -> dict[str, Any]:
+    await _get(serving, fine_tuning_job_id)
+    return await _to_wire(serving, await serving.jobs.resume(fine_tuning_job_id))
+
+
+@router.get("/{fine_tuning_job_id}/events")
+async def list_fine_tuning_events(
+    fine_tuning_job_id: str, serving: AnyServing, after: str | None = None, limit: Limit = 20
+) -> dict[str, Any]:
+    await _get(serving, fine_tuning_job_id)
+    events, more = await serving.jobs.store.page_of_events(fine_tuning_job_id, after=after, limit=limit)
+    return {"object": "list", "data": [event_to_wire(event) for event in events], "has_more": more}
+
+
+@router.get("/{fine_tuning_job_id}/checkpoints")
+async def list_fine_tuning_job_checkpoints(
+    fine_tuning_job_id: str, serving: AnyServing, after: str | None = None, limit: Limit = 10
+) -> dict[str, Any]:
+    """Those that answer already."""
+    job = await _get(serving, fine_tuning_job_id)
+    store = serving.jobs.store
+    found, more = await store.page_of_checkpoints(job.id, CHECKPOINTS.c.announced, after=after, limit=limit)
+    events = [event.event for event in await store.events(job.id, types=("step", "evaluation"))]
+    data = [checkpoint_to_wire(each, _record(job), job_id=job.id, events=events) for each in found]
+    ids = [checkpoint["id"] for checkpoint in data]
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
+
+
+async def _get(serving: Serving, id: str) -> Job:
+    """Raises NotFound; also for a job that was not made here."""
+    job = await serving.jobs.store.get(id) if id.startswith("ftjob-") else None
+    if job is None or job.fine_tuning is None:
+        raise NotFound(f"There is no fine-tuning job {id[:100]!r}.", param="fine_tuning_job_id")
+    return job
+
+
+async def _to_wire(serving: Serving, job: Job) -> dict[str, Any]:
+    estimated = None
+    if job.status is JobStatus.RUNNING:
+        latest, _ = await serving.jobs.store.page_of_events(job.id, after=None, limit=LATEST_STEPS)
+        estimated = estimate_finish(latest)
+    return job_to_wire(job, _record(job), estimated_finish=estimated)
+
+
+def _record(job: Job) -> FineTuning:
+    return FineTuning.model_validate(job.fine_tuning)
+
+
+def _metadata_filter(request: Request) -> list[ColumnElement[bool]]:
+    """`metadata[key]=value`, several of them all at once; `metadata=null`: jobs that have none."""
+    where: list[ColumnElement[bool]] = []
+    for name, value in request.query_params.multi_items():
+        if name == "metadata":
+            if value != "null":
+                message = "metadata: filter by metadata[KEY]=VALUE, or by metadata=null."
+                raise InvalidRequest(message, param="metadata")
+            where.append(JOBS.c.metadata.is_(None))
+        elif name.startswith("metadata[") and name.endswith("]"):
+            key = name.removeprefix("metadata[").removesuffix("]")
+            where.append(JOBS.c.metadata[key].as_string() == value)
+    return where
