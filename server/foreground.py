@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from server.progress import Progress
-from server.worker_process import worker_command, worker_environment
+from server.worker_process import dying_with_us, worker_command, worker_environment
 from training.folder import JobFolder, Result
 
 LOG = "worker.log"
@@ -35,7 +35,7 @@ def run_here(folder: JobFolder, progress: Progress, *, processes: int = 1) -> En
     """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it."""
     with (folder.path / LOG).open("ab") as log:
         process = subprocess.Popen(
-            worker_command(folder.path, processes=processes),
+            dying_with_us(worker_command(folder.path, processes=processes)),
             env=worker_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,

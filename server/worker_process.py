@@ -1,20 +1,31 @@
-"""How the process is started that runs a job's folder."""
+"""How a process is started that works on a job's folder, by a command or by the server."""
 
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+Program = Literal["run", "validate"]
 
 
-def worker_command(folder: Path, *, processes: int = 1) -> list[str]:
+def worker_command(folder: Path, *, program: Program = "run", processes: int = 1) -> list[str]:
     """The words that run `folder`: by torchrun where it takes several processes, which then belong to one training."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.run", str(folder)]
-    # Else a worker whose parent is killed lives on: nobody would watch it, and its job might be started again.
-    watched = shutil.which("setpriv")
-    return [watched, "--pdeathsig", "KILL", *command] if watched else command
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", f"training.{program}", str(folder)]
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The same program, which the system kills when we end, wherever it can promise that.
+
+    Else a worker whose parent is killed would live on: nobody would watch it, and its job might be started again.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else [*command]
 
 
 def worker_environment() -> dict[str, str]:
-    """Ours, but that a file beside the user's data is not taken for a library, and that no library reports home."""
-    return os.environ | {"PYTHONSAFEPATH": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Ours, but that a file beside the user's data is not taken for a library, that the log has every line at once, and
+    that no library reports home."""
+    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

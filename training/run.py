@@ -103,11 +103,14 @@ def _full(folder: Path) -> bool:
 
 
 def die_with_parent() -> None:
-    """Have every process that this one forks (data loaders, tokenizers) end with it, however it ends. Linux only."""
+    """Have every process that this one forks (data loaders, tokenizers) end with it, however it ends; and this one with
+    torchrun, where that has started it. Linux only."""
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         set_death_signal = 1
         os.register_at_fork(after_in_child=lambda: prctl(set_death_signal, signal.SIGKILL))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            prctl(set_death_signal, signal.SIGKILL)
 
 
 if __name__ == "__main__":

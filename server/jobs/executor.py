@@ -6,25 +6,22 @@ module from the folder that it runs in.
 
 import asyncio
 import importlib.util
-import os
 import shutil
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import psutil
 
 from server.jobs.processes import MARK, kill_marked, start_time
+from server.worker_process import Program, dying_with_us, worker_command, worker_environment
 
 LOG = "worker.log"
 NICENESS = 10
 """Of a worker on the CPU, which the model that is served computes on as well."""
-
-Program = Literal["run", "validate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,33 +73,25 @@ class LocalExecutor:
         return LocalWorker(process, order.mark)
 
     def _program(self, order: Order) -> list[str]:
-        folder = str(order.folder)
         if self._command is not None:
-            return [*self._command, order.program, folder]
-        module = ["-m", f"training.{order.program}", folder]
-        if len(order.devices) > 1:
-            number = str(len(order.devices))
-            return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number, *module]
-        return [sys.executable, *module]
+            return [*self._command, order.program, str(order.folder)]
+        return worker_command(order.folder, program=order.program, processes=max(1, len(order.devices)))
 
     def _environment(self, order: Order) -> Mapping[str, str]:
         token = {} if self._hub_token is None else {"HF_TOKEN": self._hub_token}
         return {
-            **os.environ,
+            **worker_environment(),
             **token,
             MARK: order.mark,
-            "PYTHONSAFEPATH": "1",
-            "PYTHONUNBUFFERED": "1",
             "CUDA_VISIBLE_DEVICES": ",".join(order.devices),
         }
 
 
 def _wrapped(program: Sequence[str], *, on_cpu: bool) -> list[str]:
     """Both wrappers become the program: its process is the one that we start."""
-    nice, setpriv = shutil.which("nice"), shutil.which("setpriv")
+    nice = shutil.which("nice")
     politely = [nice, "-n", str(NICENESS)] if on_cpu and nice else []
-    mortally = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
-    return [*politely, *mortally, *program]
+    return [*politely, *dying_with_us(program)]
 
 
 class LocalWorker:

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.training.jobs import ROOT, make_data, make_model
@@ -34,11 +35,11 @@ def here(tmp_path_factory):
     return folder
 
 
-def start(here, *words):
+def start(here, *words, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=here,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,19 +89,34 @@ def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here):
     assert len(errors.splitlines()) == 1
 
 
+def wait_for_a_step(process):
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    while '"type":"step"' not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    watchdog.cancel()
+
+
 def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here):
     with start(here, "sft", *TRAINING, "--num_train_epochs", "500", "--logging_steps", "1") as process:
-        watchdog = threading.Timer(PATIENCE, process.kill)
-        watchdog.start()
-        while '"type":"step"' not in process.stdout.readline():
-            assert process.poll() is None, process.stderr.read()
+        wait_for_a_step(process)
         process.send_signal(signal.SIGINT)
         told, errors = process.communicate(timeout=PATIENCE)
-        watchdog.cancel()
     assert process.returncode == 128 + signal.SIGINT, errors
     checkpoint = re.search(r"go on with --resume_from_checkpoint (\S+)\.", told)[1]
     stopped = int(checkpoint.rpartition("-")[2])
-    _, last = finish(
-        here, "sft", *TRAINING, "--resume_from_checkpoint", checkpoint, "--max_steps", str(stopped + 2)
-    )  # fmt: skip
+    words = (*TRAINING, "--resume_from_checkpoint", checkpoint, "--max_steps", str(stopped + 2))
+    _, last = finish(here, "sft", *words)
     assert last.endswith(f"checkpoint-{stopped + 2}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes to one another")
+def test_no_process_of_a_training_outlives_the_command(here):
+    words = ("--rlhf_type", "dpo", "--model", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "two")
+    more = ("--split_dataset_ratio", "0", "--report_to", "none", "--num_train_epochs", "9999")
+    with start(here, "rlhf", *words, *more, NPROC_PER_NODE="2") as process:
+        wait_for_a_step(process)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 3  # torchrun and its two
+        process.kill()
+    assert psutil.wait_procs(started, timeout=PATIENCE)[1] == []

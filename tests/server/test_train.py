@@ -197,8 +197,7 @@ time.sleep(60)
 PROGRAM = """
 import sys
 from server import cli, foreground
-real = foreground.worker_command
-foreground.worker_command = lambda folder, processes=1: [*real(folder)[:-3], "-c", SCRIPT, str(folder)]
+foreground.worker_command = lambda folder, processes=1: [sys.executable, "-c", SCRIPT, str(folder)]
 sys.exit(cli.main(["sft", "--model", "m"]))
 """
 

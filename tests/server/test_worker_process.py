@@ -4,16 +4,15 @@ import sys
 from pathlib import Path
 
 from server import worker_process
-from server.worker_process import worker_command, worker_environment
+from server.worker_process import dying_with_us, worker_command, worker_environment
 
 
-def test_one_process_is_plain_python(monkeypatch):
-    monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)
+def test_one_process_is_plain_python():
     assert worker_command(Path("/job")) == [sys.executable, "-m", "training.run", "/job"]
+    assert worker_command(Path("/job"), program="validate")[1:] == ["-m", "training.validate", "/job"]
 
 
-def test_several_are_torchruns(monkeypatch):
-    monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)
+def test_several_are_torchruns():
     assert worker_command(Path("/job"), processes=2)[1:] == [
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *("-m", "training.run", "/job"),
@@ -22,7 +21,9 @@ def test_several_are_torchruns(monkeypatch):
 
 def test_where_the_system_can_it_dies_with_its_parent(monkeypatch):
     monkeypatch.setattr(worker_process.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert worker_command(Path("/job"))[:3] == ["/usr/bin/setpriv", "--pdeathsig", "KILL"]
+    assert dying_with_us(["a", "b"]) == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "a", "b"]
+    monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)
+    assert dying_with_us(["a", "b"]) == ["a", "b"]
 
 
 def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told():

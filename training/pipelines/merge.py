@@ -5,6 +5,7 @@ to the type of the model. So a model in half precision needs little more memory 
 """
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -39,6 +40,8 @@ def run(params: MergeParams, report: Report) -> Result:
     adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
     if not adapters:
         raise InvalidRequest("name the adapter to merge", param="adapters")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InvalidRequest("merging is the work of one process", param="devices")
     configs = [_read_config(folder) for folder in adapters]
     base = params.model or configs[0].get("base_model_name_or_path")
     if not base:

@@ -110,6 +110,9 @@ class PairsTrainer(LoraPlus, WholeCheckpoints, DPOTrainer):  # type: ignore[misc
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: the job's folder and its args.json say what was done."""
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)  # which forgets what an earlier attempt has seen

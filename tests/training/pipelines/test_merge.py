@@ -216,6 +216,12 @@ def test_no_adapter(merged):
         merged(model="m")
 
 
+def test_several_processes(merged, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidRequest, match="one process"):
+        merged(adapters=[str(save_adapter(base(), tmp_path / "adapter"))])
+
+
 def test_a_folder_that_holds_no_adapter(base, merged, tmp_path):
     with pytest.raises(InvalidAdapter, match="adapter_config"):
         merged(model=str(base()), adapters=[str(tmp_path)])

@@ -184,7 +184,9 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train, p
 
 
 def test_the_reference_is_no_part_of_a_checkpoint(train, base):
-    checkpoint = train().path / "checkpoint-6"
+    job = train()
+    checkpoint = job.path / "checkpoint-6"
+    assert not (job.path / "README.md").exists()  # TRL's card
     assert not any(path.is_dir() for path in checkpoint.iterdir())
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), checkpoint)
     assert list(model.peft_config) == ["default"]
