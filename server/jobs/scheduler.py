@@ -91,10 +91,10 @@ class Scheduler:
         self.wake()
         for run in self._runs.values():
             run.handing_back = True
-        if self._tasks:
+        if tasks := set(self._tasks):
             stops = [run.stop(0 if isinstance(run, ValidationRun) else grace) for run in list(self._runs.values())]
             await asyncio.gather(*stops, *self._stops, return_exceptions=True)
-            _, late = await asyncio.wait(self._tasks, timeout=SETTLING_SECONDS)
+            _, late = await asyncio.wait(tasks, timeout=SETTLING_SECONDS)
             for task in late:  # such as one that waits for the engine to take its result: the next server goes on
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

@@ -6,9 +6,14 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.registry import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
+from server.auth import Role
 from server.deps import ReadyServing, Serving, lease
+from server.errors import InsufficientPermissions
 
 router = APIRouter(prefix="/v1/models")
+
+FINE_TUNED = "ft:"
+"""What the names of those begin with that jobs have made."""
 
 
 @router.get("")
@@ -30,10 +35,12 @@ async def get_model(request: Request, model: str, serving: ReadyServing) -> dict
 
 
 @router.delete("/{model:path}")
-async def delete_model(model: str, serving: ReadyServing) -> dict[str, Any]:
+async def delete_model(request: Request, model: str, serving: ReadyServing) -> dict[str, Any]:
     """Unload an adapter, or take back an alias; requests that run end with what they have."""
     if model == serving.model_name:
         raise InvalidRequest(f"{model!r} is the base model: it is served until the server stops.", param="model")
+    if Role.ADMIN not in request.state.roles and not model.startswith(FINE_TUNED):
+        raise InsufficientPermissions(f"This API key may only delete models that jobs have made: {FINE_TUNED}...")
     try:
         await serving.registry.unload(model)
     except ModelNotFound:

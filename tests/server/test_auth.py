@@ -101,6 +101,9 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same():
         assert client.options("/v1/models", headers=preflight | {"origin": "https://evil.example"}).status_code == 400
 
 
-@pytest.mark.parametrize(("key", "refused"), [("ask", True), ("teach", False), ("rule", False)])
-def test_who_trains_or_administers_may_delete_models(client, key, refused):
-    assert (status(client, "DELETE", "/v1/models/nope", key) == 403) == refused
+@pytest.mark.parametrize(
+    ("key", "made_by_a_job", "other"), [("ask", 403, 403), ("teach", 404, 403), ("rule", 404, 404), ("full", 404, 404)]
+)
+def test_who_trains_may_delete_what_jobs_have_made(client, key, made_by_a_job, other):
+    assert status(client, "DELETE", "/v1/models/ft:echo:tuneserve::nope", key) == made_by_a_job
+    assert status(client, "DELETE", "/v1/models/nope", key) == other
