@@ -1,12 +1,12 @@
 """No parameter of a training is accepted and ignored: what is honoured is what the code reads."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.test_honoured import reads
 from training.arguments import SAME
 from training.params.honoured import BUILT_CHOICES, HONOURED, refusals
 from training.params.rlhf import RlhfParams
@@ -16,16 +16,32 @@ ROOT = Path(__file__).parents[3]
 ALL = frozenset().union(*(frozenset(params.model_fields) for params in HONOURED))
 
 
+SCHEMA_HOLDS = {"merge_lora", "safe_serialization"}
+"""Of merge, which take one value only: the schema, and BUILT_CHOICES, say so."""
+
+
 def parameters_read() -> set[str]:
     """By what makes folders and runs them: training without the schema, and the command line's choice of folder."""
     files = [f for f in (ROOT / "training").rglob("*.py") if ROOT / "training" / "params" not in f.parents]
-    files += [ROOT / "server" / "output_folder.py", ROOT / "engines" / "adapters" / "source.py"]
-    found = {name for file in files if file.exists() for name in reads(ast.parse(file.read_text()), "training.params")}
-    return (found | set(SAME)) & ALL
+    found = {name for file in [*files, ROOT / "server" / "output_folder.py"] for name in reads(file)}
+    return (found | set(SAME) | SCHEMA_HOLDS) & ALL
+
+
+def reads(file: Path) -> Iterator[str]:
+    """Names read as `params.NAME`, whatever comes before or stands in front of `params`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Attribute(value=ast.Attribute(attr=owner) | ast.Name(id=owner), attr=name):
+                if owner.endswith("params"):
+                    yield name
 
 
 def test_what_the_code_reads_is_declared_as_honoured() -> None:
     assert parameters_read() <= frozenset().union(*HONOURED.values()) | set(BUILT_CHOICES)
+
+
+def test_what_is_declared_as_honoured_is_read_by_the_code() -> None:
+    assert parameters_read() >= frozenset().union(*HONOURED.values())
 
 
 def test_only_parameters_have_choices() -> None:
