@@ -105,6 +105,8 @@ def refusals(task: Task) -> list[tuple[str, str]]:
 
 def _refusal(params: Params, name: str) -> str | None:
     value = getattr(params, name)
+    if name == "init_weights" and str(value).startswith("pissa") and not isinstance(params, RlhfParams):
+        return None
     if name in BUILT_CHOICES and value not in BUILT_CHOICES[name]:
         return f"{_word(value)} is not built yet; choose {' or '.join(map(_word, BUILT_CHOICES[name]))}"
     default = type(params).model_fields[name].get_default(call_default_factory=True)
@@ -140,6 +142,12 @@ def _unfit(params: SftParams) -> list[tuple[str, str]]:
     for name in sorted({"max_new_tokens", "temperature"} & given):
         if isinstance(params, SftParams) and not isinstance(params, RlhfParams) and not params.predict_with_generate:
             found.append((name, "predict_with_generate is what writes text here: set it to true"))
+    if params.init_weights.startswith("pissa"):
+        for name in ("use_dora", "use_rslora"):
+            if getattr(params, name):
+                found.append((name, "not together with init_weights pissa"))
+        if params.lora_bias != "none":
+            found.append(("lora_bias", "not together with init_weights pissa"))
     if params.packing and params.lazy_tokenize:
         found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
     return found

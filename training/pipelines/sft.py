@@ -17,6 +17,7 @@ from training.report import Report
 from training.saved_args import with_saved_args, write_args
 from training.trainer import Events, WholeCheckpoints, train
 from training.tuners.loraplus import LoraPlus
+from training.tuners.pissa import Pissa
 from training.tuners.tuned import tuned
 
 
@@ -47,7 +48,7 @@ def run(params: SftParams, report: Report) -> Result:
     return train(trainer, params, report)
 
 
-class SftTrainer(LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class SftTrainer(Pissa, LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # transformers is untyped here
     """transformers' trainer with our loss, which also says how many predictions were right."""
 
     def __init__(self, **settings: Any) -> None:
@@ -62,9 +63,8 @@ class SftTrainer(LoraPlus, WholeCheckpoints, Trainer):  # type: ignore[misc]  # 
         self._accuracy["train" if model.training else "eval"].add(learned)
         loss = learned.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # it was divided by the tokens of all, and is averaged over them
+            # It was divided by the tokens of all processes, and is averaged over the processes.
+            loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:

@@ -6,7 +6,8 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.errors import InvalidRequest
 from training.params.sft import SftParams
 
-INITIALISATIONS: dict[str, bool | str] = {"true": True, "false": False, "gaussian": "gaussian"}
+INITIALISATIONS = {"true": True, "false": False}
+"""Those that PEFT has no word for."""
 
 
 def add_lora(model: Any, params: SftParams) -> Any:
@@ -41,7 +42,7 @@ def lora_config(params: SftParams) -> Any:
         modules_to_save=list(params.modules_to_save) or None,
         use_dora=params.use_dora,
         use_rslora=params.use_rslora,
-        init_lora_weights=INITIALISATIONS[params.init_weights],
+        init_lora_weights=INITIALISATIONS.get(params.init_weights, params.init_weights),
         task_type="CAUSAL_LM",
     )
 

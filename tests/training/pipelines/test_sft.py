@@ -316,3 +316,35 @@ def test_what_the_model_writes_is_compared_with_the_validation_data(train, lines
     (scores,) = evaluations(job).values()
     assert {"loss", "token_accuracy", "rouge-1", "rouge-2", "rouge-l", "bleu-4"} <= set(scores)
     assert scores["rouge-l"] > 50, "it has learned the answers by heart"
+
+
+@pytest.mark.parametrize("init_weights", ["pissa", "pissa_niter_4"])
+def test_pissa_is_written_as_a_plain_adapter_of_the_model_as_it_was(train, tiny, init_weights) -> None:
+    job, result = train(init_weights=init_weights, lora_rank=2, learning_rate=1e-3, weight_decay=0)
+    folder = job.path / result.artifact
+    config = json.loads((folder / "adapter_config.json").read_text())
+    before = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = PeftModel.from_pretrained(before, folder)
+
+    assert (config["r"], config["init_lora_weights"]) == (4, True)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        learned = model(ids).logits
+        with model.disable_adapter():
+            moved = (learned - model(ids).logits).abs().max()
+    inner = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), folder / "pissa")
+    assert moved > 1e-2
+    if init_weights == "pissa":  # which PEFT computes alike each time
+        assert torch.allclose(learned, inner(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("init_weights", ["pissa", "pissa_niter_4"])
+def test_resumed_pissa_ends_as_one_that_was_never_stopped(train, init_weights) -> None:
+    whole, _ = train(init_weights=init_weights, lora_rank=2)
+    resumed, _ = train(
+        init_weights=init_weights, lora_rank=2, resume_from_checkpoint=str(whole.path / "checkpoint-3"), seed=43
+    )
+
+    assert list(losses(resumed).values()) == pytest.approx(list(losses(whole).values())[3:], abs=1e-4)
+    for name, tensor in weights(whole, 6).items():
+        assert torch.allclose(tensor, weights(resumed, 6)[name], atol=1e-4)

@@ -1,0 +1,92 @@
+"""PiSSA (Meng et al. 2024, arXiv:2404.02948): an adapter that starts as the largest singular directions of each weight,
+which are taken out of the base model, W = W' + s B0 A0.
+
+So what is learned fits the changed base model only. A checkpoint holds instead the adapter of twice the rank that does the
+same to the model as it was, s (B A - B0 A0) = s [B, -B0] [A; A0] (their appendix C), and, in `pissa/`, what training goes
+on from.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.adapters.spec import CONFIG, WEIGHTS
+
+INNER = "pissa"
+BEGAN = "initial.safetensors"
+
+
+class Pissa:
+    """Goes before a Trainer among a class's bases; a model with another adapter it leaves alone."""
+
+    if TYPE_CHECKING:
+        model: Any
+        accelerator: Any
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        self._began = _adapter_weights(self.model) if _has_pissa(self.model) else None
+        return super().train(*given, **named)  # type: ignore[misc]  # the Trainer behind us
+
+    def _save(self, output_dir: str, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self._began is not None:
+            _make_plain(Path(output_dir), self._began)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._began is None:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc,no-any-return]
+        from safetensors.torch import load_file
+
+        inner = Path(resume_from_checkpoint) / INNER
+        began = load_file(inner / BEGAN)
+        _take_out_instead(self.model, self._began, began)
+        self._began = began
+        super()._load_from_checkpoint(str(inner), model)  # type: ignore[misc]
+
+
+def _has_pissa(model: Any) -> bool:
+    config = getattr(model, "peft_config", {}).get("default")  # a model trained whole has none
+    return config is not None and str(config.init_lora_weights).startswith(INNER)
+
+
+def _adapter_weights(model: Any) -> dict[str, Any]:
+    """Copies, by the names that files have."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items() if ".lora_" in name}
+
+
+def _make_plain(checkpoint: Path, began: dict[str, Any]) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    inner = checkpoint / INNER
+    inner.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (checkpoint / name).rename(inner / name)
+    save_file(began, inner / BEGAN)
+    learned = load_file(inner / WEIGHTS)
+    for name, start in began.items():
+        first = ".lora_A." in name
+        learned[name] = torch.cat([learned[name], start if first else -start], dim=0 if first else 1)
+    save_file({name: tensor.contiguous() for name, tensor in learned.items()}, checkpoint / WEIGHTS)
+    config = json.loads((inner / CONFIG).read_text())
+    config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
+    (checkpoint / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _take_out_instead(model: Any, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Put back into the base model what was taken out of it now, and take out what the checkpoint had taken out: singular
+    vectors that are computed twice can differ."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or f"{path}.lora_A.weight" not in mine:
+            continue
+        weight = layer.get_base_layer().weight
+        names = f"{path}.lora_B.weight", f"{path}.lora_A.weight"
+        delta = mine[names[0]] @ mine[names[1]] - theirs[names[0]] @ theirs[names[1]]
+        with torch.no_grad():
+            weight += layer.scaling["default"] * delta.to(weight)
