@@ -7,7 +7,6 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from training.params.sft import SftParams
 
 MATCHING_SECONDS = 1.0
-CHANGES_THE_MODEL = ("pissa", "lora-ga")
 MERGE = "train it as a job of /v1/jobs, merge it, and serve the result"
 
 
@@ -19,12 +18,11 @@ def check_servable(params: SftParams, support: AdapterSupport | None) -> None:
         raise _refused("train_type", f"{params.train_type!r} makes no LoRA adapter, and no other is served: {MERGE}")
     if params.use_dora:
         raise _refused("use_dora", f"DoRA scales the base model's weights themselves: {MERGE}")
-    if params.init_weights.startswith(CHANGES_THE_MODEL):
-        raise _refused("init_weights", f"{params.init_weights!r} changes the base model's weights, which others use")
     if params.lora_bias != "none":
         raise _refused("lora_bias", "adapters that change biases are not served")
-    if params.lora_rank > support.max_rank:
-        raise _refused("lora_rank", f"{params.lora_rank} is above the {support.max_rank} served (max_lora_rank)")
+    rank = params.lora_rank * (2 if params.init_weights.startswith("pissa") else 1)  # what its plain form has
+    if rank > support.max_rank:
+        raise _refused("lora_rank", f"{rank} is above the {support.max_rank} served (max_lora_rank)")
     _check_modules(params, support)
 
 

@@ -68,6 +68,7 @@ def test_dpo_has_parameters_of_its_own() -> None:
     [
         {},
         {"lora_rank": 16},
+        {"lora_rank": 8, "init_weights": "pissa"},
         {"target_modules": ["all-linear"]},
         {"target_modules": ["q_proj", "embed_tokens"]},
         {"target_regex": r".*\.q_proj"},
@@ -86,7 +87,7 @@ def test_what_can_be_served_passes(given: dict[str, Any]) -> None:
         {"use_dora": True},
         {"lora_bias": "all"},
         {"lora_rank": 17},
-        {"init_weights": "pissa_niter_4"},
+        {"lora_rank": 9, "init_weights": "pissa"},
         {"target_modules": ["nothing"]},
         {"target_modules": ["proj"]},
         {"target_regex": "q_proj"},
