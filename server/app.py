@@ -18,6 +18,7 @@ from server.description import DescribedApp
 from server.errors import add_error_handlers
 from server.files import routes as file_routes
 from server.fine_tuning import routes as fine_tuning_routes
+from server.jobs import routes as job_routes
 from server.jobs.publish import Publisher
 from server.middleware import RequestContext
 from server.openai import chat, completions, embeddings, models
@@ -34,6 +35,7 @@ ROUTERS = (
     file_routes.router,
     batch_routes.router,
     fine_tuning_routes.router,
+    job_routes.router,
 )
 
 

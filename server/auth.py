@@ -39,6 +39,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.ADMIN, Role.TRAIN})),
     (frozenset({"GET", "POST"}), "/v1/fine_tuning/", frozenset({Role.TRAIN})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/jobs", frozenset({Role.TRAIN})),
     (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/adapters", frozenset({Role.ADMIN})),

@@ -23,6 +23,7 @@ HONOURED: frozenset[str] = frozenset(
         "host", "port", "api_key", "metrics_auth", "owned_by", "served_model_name", "verbose", "log_interval",
         "shutdown_timeout", "sse_keep_alive_interval", "max_body_size", "allowed_origins",
         "database_url", "max_file_size", "batch_concurrency", "max_running_jobs", "job_retries", "job_gpu_memory",
+        "job_roots",
     }
 )  # fmt: skip
 """A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""
@@ -66,6 +67,7 @@ def _database_refusals(params: DeployParams) -> list[str]:
 def _adapter_refusals(params: DeployParams) -> list[str]:
     """Folders that are not there, and adapters that cannot be told apart."""
     folders = [("adapter_roots", root) for root in params.adapter_roots]
+    folders += [("job_roots", root) for root in params.job_roots]
     folders += [] if params.adapter_dir is None else [("adapter_dir", params.adapter_dir)]
     lines = [f"--{name}: {path!r} is not a folder" for name, path in folders if not Path(path).expanduser().is_dir()]
     try:

@@ -50,6 +50,9 @@ class ServerParams(Params):
     """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
     job_gpu_memory: float = Field(4, ge=0)
     """GiB that must be free on a GPU before a job gets it."""
+    job_roots: Strings = ()
+    """Folders under which the models, adapters and data must lie that a job of the API names by a path. Unless given,
+    such a job names uploaded files, other jobs and what is on the hub."""
 
 
 class DeployParams(ServerParams, InferParams):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import Conflict, TuneserveError
+from engines.errors import TuneserveError
 from server.jobs.executor import Executor, Order, Worker
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
@@ -87,10 +87,11 @@ class Run:
             await worker.kill()
         return worker
 
-    async def fail(self, error: JobError, status: Collection[JobStatus], **values: Any) -> None:
+    async def fail(self, error: JobError, status: Collection[JobStatus], *, told: bool = False, **values: Any) -> None:
+        """`told`: the worker has said so itself."""
         await self.change(
             status,
-            message(error.message, "error"),
+            *([] if told else [message(error.message, "error")]),
             status=JobStatus.FAILED,
             error=error.model_dump(),
             finished_at=time.time(),
@@ -235,7 +236,7 @@ class AttemptRun(Run):
             await self._succeed(result)
         elif result is not None and result.status == "failed":
             error = result.error or JobError(code="failed", message="The job failed; its log has the details.")
-            await self.fail(error, COUNTING, result=result.model_dump(mode="json"))
+            await self.fail(error, COUNTING, told=True, result=result.model_dump(mode="json"))
         elif self.handing_back or self.stopping or exit_status is None or result is not None:
             await self.change({JobStatus.RUNNING}, message("The job goes back to the queue"), status=JobStatus.QUEUED)
             await self.take_in()
@@ -246,8 +247,6 @@ class AttemptRun(Run):
         await patiently(self._announce)
         try:
             await patiently(lambda: self._publish(result))
-        except Conflict:
-            raise  # the database is another server's now
         except TuneserveError as error:
             await self.fail(_told(error), COUNTING, result=result.model_dump(mode="json"))
 

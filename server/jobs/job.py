@@ -35,7 +35,9 @@ class Job:
     type: JobType
     status: JobStatus
     parameters: dict[str, Any]
-    """Those that were given, by the names of the command line."""
+    """Of its task, by the names of the command line, with real paths in them."""
+    told: dict[str, Any] | None
+    """The same as whoever created it through `/v1/jobs` has given them."""
     priority: int
     """Of two that wait, the one with the higher number runs first."""
     devices: int | None

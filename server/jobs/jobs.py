@@ -130,12 +130,13 @@ class Jobs:
         id: str,
         task: Task,
         *events: Event,
+        told: Mapping[str, Any] | None = None,
         priority: int = 0,
         devices: int | None = None,
         metadata: Mapping[str, str] | None = None,
         fine_tuning: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Have it run as soon as its turn comes. `events` are told as its first.
+        """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of `task`.
 
         Raises InvalidRequest where it asks for more GPUs than there are.
         """
@@ -149,6 +150,7 @@ class Jobs:
             type=task.task,
             status=JobStatus.QUEUED if validated else JobStatus.VALIDATING,
             parameters=given_parameters(task),
+            told=None if told is None else dict(told),
             priority=priority,
             devices=0 if validated and devices is None else devices,
             metadata=None if metadata is None else dict(metadata),

@@ -171,12 +171,14 @@ class JobStore:
                 update(ATTEMPTS).where(*_of(job), ATTEMPTS.c.offset == before).values(offset=after)
             )
             if moved.rowcount == 1:
+                await _in_turn(connection, job.id)
                 await _add_events(connection, job.id, job.attempt, events)
 
     # ---- what they reported
 
     async def add_event(self, job: Job, event: Event) -> None:
         async with self._database.writing() as connection:
+            await _in_turn(connection, job.id)
             await _add_events(connection, job.id, job.attempt, [event])
 
     async def events(
@@ -242,6 +244,11 @@ async def _change(
     job = _to_job(row)
     await _add_events(connection, id, job.attempt, events)
     return job
+
+
+async def _in_turn(connection: AsyncConnection, job_id: str) -> None:
+    """A job's events get their numbers in the order in which they are seen."""
+    await connection.execute(select(JOBS.c.id).where(JOBS.c.id == job_id).with_for_update())
 
 
 async def _add_events(connection: AsyncConnection, job_id: str, attempt: int, events: Sequence[Event]) -> None:

@@ -12,6 +12,7 @@ JOBS = Table(
     Column("type", Text, nullable=False),
     Column("status", Text, nullable=False, index=True),
     Column("parameters", JSON, nullable=False),
+    Column("told", JSON(none_as_null=True)),
     Column("priority", Integer, nullable=False),
     Column("devices", Integer),
     Column("metadata", JSON(none_as_null=True)),

@@ -62,6 +62,8 @@ TOKENIZE = {"prompt": "a"}
         ("GET", "/v1/adapters/nope", None, "rule"),
         ("GET", "/v1/adapters", None, "rule"),
         ("POST", "/v1/unload_lora_adapter", {"lora_name": "nope"}, "rule"),
+        ("GET", "/v1/jobs/nope", None, "teach"),
+        ("POST", "/v1/jobs/nope/cancel", None, "teach"),
         ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
     ],
 )

@@ -53,6 +53,13 @@ VALID: dict[str, dict] = {
         "integrations": [],
         "parameters": {"lora_rank": 4, "target_modules": ["q_proj"], "lr_scheduler_type": "linear"},
     },
+    "/v1/jobs": {
+        "type": "merge",
+        "parameters": {"model": "echo", "adapters": ["org/adapter"], "max_shard_size": "1GB"},
+        "priority": 3,
+        "devices": 0,
+        "metadata": {"a": "b"},
+    },
 }
 JSON = {"content-type": "application/json"}
 
@@ -73,7 +80,7 @@ def echo_url(tmp_path_factory):
     """A server of this module's own, which is left with adapters of all kinds of names."""
     folder = tmp_path_factory.mktemp("battery")
     write_adapter(folder / "root" / "a")
-    params = {"adapter_roots": [str(folder / "root")], "state_dir": str(folder / "state")}
+    params = {"adapter_roots": [str(folder / "root")], "state_dir": str(folder / "state"), "max_running_jobs": 0}
     server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8, **params})
     try:
         yield server.wait_until_listening()

@@ -52,6 +52,7 @@ def run(folder: Path, plan: dict, task: dict) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == plan.get("fail_at"):
             error = {"code": "bad_data", "message": "Row 3 is empty.", "param": "dataset"}
+            tell(folder, type="message", level="error", message=error["message"])
             write(folder / "result.json", {"status": "failed", "error": error})
             return 1
         tell(folder, type="step", step=step, total_steps=steps, epoch=step / steps, metrics={"loss": 1 / step})
@@ -60,6 +61,7 @@ def run(folder: Path, plan: dict, task: dict) -> int:
         if told:
             write(folder / "result.json", {"status": "stopped", "final_step": step})
             return 0
+    sys.stdout.write("It ends.\n")
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     write(

@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("type", sa.Text, nullable=False),
         sa.Column("status", sa.Text, nullable=False, index=True),
         sa.Column("parameters", sa.JSON, nullable=False),
+        sa.Column("told", sa.JSON),
         sa.Column("priority", sa.Integer, nullable=False),
         sa.Column("devices", sa.Integer),
         sa.Column("metadata", sa.JSON),

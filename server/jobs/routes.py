@@ -1,0 +1,194 @@
+"""/v1/jobs: everything that the command line can run, beside the served model."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import FileResponse, Response
+
+from engines.errors import InvalidRequest
+from server.body import json_body
+from server.deps import AnyServing
+from server.jobs.artifacts import find_artifact, list_artifacts
+from server.jobs.job import Job, JobStatus
+from server.jobs.logs import read_log
+from server.jobs.request import JobBody, parse
+from server.jobs.sources import Sources
+from server.jobs.store import JobEvent, message
+from server.jobs.stream import stream_job_events
+from server.jobs.table import JOBS
+
+router = APIRouter(prefix="/v1/jobs")
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+LOG_BYTES = 64 << 10
+MOST_LOG_BYTES = 1 << 20
+
+
+@router.post("")
+async def create_job(body: Annotated[JobBody, json_body(JobBody)], serving: AnyServing) -> dict[str, Any]:
+    task = body.task()
+    given = task.params.model_dump(mode="json", exclude_unset=True)
+    sources = Sources(serving.jobs, serving.files, serving.params, served_name=serving.model_name)
+    async with serving.jobs.making() as id:
+        resolved = await sources.resolve(given, id)
+        job = await serving.jobs.create(
+            id,
+            parse(body.type, resolved),
+            message(f"Created the job {id}"),
+            told=given,
+            priority=body.priority,
+            devices=body.devices,
+            metadata=body.metadata,
+        )
+    return _to_wire(job)
+
+
+@router.get("")
+async def list_jobs(
+    serving: AnyServing,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Literal["asc", "desc"] = "desc",
+    status: JobStatus | None = None,
+    type: Literal["sft", "pt", "rlhf", "merge"] | None = None,
+) -> dict[str, Any]:
+    where = [column == value for column, value in ((JOBS.c.status, status), (JOBS.c.type, type)) if value is not None]
+    jobs, more = await serving.jobs.store.page(*where, after=after, limit=limit, order=order)
+    return _page([_to_wire(job) for job in jobs], more)
+
+
+@router.get("/{job_id}")
+async def get_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    return _to_wire(await serving.jobs.store.get(job_id))
+
+
+@router.delete("/{job_id}")
+async def delete_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    """With all that it has made, but for a model that is published: that one is deleted as a model."""
+    await serving.jobs.delete(job_id)
+    return {"id": job_id, "object": "job", "deleted": True}
+
+
+@router.post("/{job_id}/cancel")
+async def cancel_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    return _to_wire(await serving.jobs.cancel(job_id))
+
+
+@router.post("/{job_id}/pause")
+async def pause_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    return _to_wire(await serving.jobs.pause(job_id))
+
+
+@router.post("/{job_id}/resume")
+async def resume_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    return _to_wire(await serving.jobs.resume(job_id))
+
+
+@router.post("/{job_id}/retry")
+async def retry_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    """One that failed or was cancelled goes on from its last checkpoint."""
+    return _to_wire(await serving.jobs.retry(job_id))
+
+
+# ---- what it reports
+
+
+@router.get("/{job_id}/events", response_model=None)
+async def get_job_events(
+    request: Request,
+    job_id: str,
+    serving: AnyServing,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    order: Literal["asc", "desc"] = "asc",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response | dict[str, Any]:
+    """A page; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
+    await serving.jobs.store.get(job_id)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        if last_event_id is not None and not last_event_id.isdecimal():
+            raise InvalidRequest("Last-Event-ID is no id of an event of this stream.", param="Last-Event-ID")
+        keep_alive = serving.params.sse_keep_alive_interval
+        return await stream_job_events(serving.jobs.store, job_id, int(last_event_id or 0), keep_alive=keep_alive)
+    events, more = await serving.jobs.store.page_of_events(job_id, after=after, limit=limit, order=order)
+    return _page([event_to_wire(event) for event in events], more)
+
+
+@router.get("/{job_id}/metrics")
+async def get_job_metrics(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    """The loss curve: what was logged of each step and evaluation."""
+    await serving.jobs.store.get(job_id)
+    events = await serving.jobs.store.events(job_id, types=("step", "evaluation"))
+    return {"object": "list", "data": [each.event.model_dump(mode="json") for each in events]}
+
+
+@router.get("/{job_id}/logs")
+async def get_job_logs(
+    job_id: str,
+    serving: AnyServing,
+    attempt: Annotated[int | None, Query(ge=0)] = None,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_LOG_BYTES)] = LOG_BYTES,
+) -> dict[str, Any]:
+    """What the worker of an attempt, the last unless given, has written; attempt 0 is the look at the data."""
+    job = await serving.jobs.store.get(job_id)
+    number = job.attempt if attempt is None else attempt
+    folders = serving.jobs.folders
+    folder = folders.attempt(job.id, number) if number else folders.validation(job.id)
+    page = await asyncio.to_thread(read_log, folder, offset=offset, limit=limit)
+    return {"object": "job.logs", "attempt": number, **page}
+
+
+@router.get("/{job_id}/artifacts")
+async def get_job_artifacts(job_id: str, serving: AnyServing) -> dict[str, Any]:
+    """The files that it has made; `result` is the one or the folder that came out, where it succeeded."""
+    job = await serving.jobs.store.get(job_id)
+    files = await asyncio.to_thread(list_artifacts, serving.jobs.folders.job(job.id))
+    result = job.job_result()
+    artifact = None if result is None or result.artifact is None else f"{job.attempt}/{result.artifact}"
+    return {"object": "list", "data": files, "result": artifact}
+
+
+@router.get("/{job_id}/artifacts/{path:path}", response_class=FileResponse)
+async def get_job_artifact(job_id: str, path: str, serving: AnyServing) -> FileResponse:
+    job = await serving.jobs.store.get(job_id)
+    file = await asyncio.to_thread(find_artifact, serving.jobs.folders.job(job.id), path)
+    return FileResponse(file, filename=file.name, media_type="application/octet-stream")
+
+
+def event_to_wire(event: JobEvent) -> dict[str, Any]:
+    return {"id": event.id, "object": "job.event", "attempt": event.attempt, **event.event.model_dump(mode="json")}
+
+
+def _page(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, **ends, "has_more": more}
+
+
+def _to_wire(job: Job) -> dict[str, Any]:
+    result = job.job_result()
+    return {
+        "id": job.id,
+        "object": "job",
+        "type": job.type,
+        "status": job.status,
+        "parameters": job.told,
+        "priority": job.priority,
+        "devices": job.devices,
+        "metadata": job.metadata,
+        "attempt": job.attempt,
+        "fine_tuned_model": job.fine_tuned_model,
+        "created_at": int(job.created_at),
+        "queued_at": _seconds(job.queued_at),
+        "started_at": _seconds(job.started_at),
+        "finished_at": _seconds(job.finished_at),
+        "error": job.error,
+        "result": None
+        if result is None
+        else result.model_dump(mode="json", include={"kind", "final_step", "trained_tokens", "metrics"}),
+    }
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)

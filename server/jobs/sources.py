@@ -1,0 +1,162 @@
+"""What a job of the API may name: the served model, ids on the hub, uploaded files, other jobs, and what lies in `job_roots`.
+
+Nothing else of this machine is read, and a path that leads elsewhere is refused in the same words whatever is there.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from engines.errors import InvalidRequest, NotFound
+from engines.params.deploy import DeployParams
+from server.files.files import Files, Purpose
+from server.fine_tuning.task import model_to_train
+from server.jobs.job import Job, JobStatus
+from server.jobs.jobs import Jobs
+
+MODELS = ("model", "ref_model")
+DATA = ("dataset", "val_dataset")
+FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
+JOB_ID = re.compile(r"(job|ftjob)-[A-Za-z0-9]+")
+SUBSET = re.compile(r"[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".zst", ".gz", ".safetensors", ".bin", ".gguf")
+"""No repository of the hub is called so."""
+TRAINING: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results")
+
+
+class Sources:
+    def __init__(self, jobs: Jobs, files: Files, params: DeployParams, *, served_name: str) -> None:
+        self._jobs = jobs
+        self._files = files
+        self._params = params
+        self._served_name = served_name
+        self._roots = tuple(Path(root).expanduser().resolve() for root in params.job_roots)
+
+    async def resolve(self, given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+        """`given` with real folders and files in place of names; what was uploaded is in the job's own folder then.
+
+        Raises InvalidRequest and NotFound, whose `param` is `parameters.NAME`; StorageFull.
+        """
+        params = dict(given)
+        for name in MODELS:
+            if params.get(name):
+                params |= await self._model(name, params[name], params)
+        for name in DATA:
+            if name in params:
+                params[name] = [await self._data(name, each, job_id) for each in params[name]]
+        if "adapters" in params:
+            params["adapters"] = [await self._named("adapters", each) for each in params["adapters"]]
+        if params.get("resume_from_checkpoint"):
+            params["resume_from_checkpoint"] = await self._checkpoint(params["resume_from_checkpoint"])
+        return params
+
+    async def _model(self, param: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        if name != self._served_name:
+            return {param: await self._named(param, name)}
+        found: dict[str, Any] = {param: model_to_train(self._params)}
+        revision = f"{param}_revision"
+        if self._params.model_revision is not None and revision not in given:
+            found[revision] = self._params.model_revision
+        return found
+
+    async def _named(self, param: str, name: str) -> str:
+        if JOB_ID.fullmatch(name):
+            return str(await self._output(param, name))
+        return await asyncio.to_thread(self._place, param, name)
+
+    async def _data(self, param: str, text: str, job_id: str) -> str:
+        """`#N` at the end, and `:SUBSET` before it, stay as they are: neither can lead anywhere."""
+        name, sharp, count = text.partition("#")
+        if sharp and not count.isdecimal():
+            raise _refused(param, f"after # there must be a number of rows, not {count[:60]!r}")
+        if FILE_ID.fullmatch(name):
+            return str(await self._copy(param, name, job_id)) + sharp + count
+        head, colon, subset = name.partition(":")
+        if colon and (not SUBSET.fullmatch(subset) or ".." in subset):
+            raise _refused(param, f"{subset[:60]!r} is no name of a subset")
+        return await asyncio.to_thread(self._place, param, head) + colon + subset + sharp + count
+
+    async def _copy(self, param: str, file_id: str, job_id: str) -> Path:
+        try:
+            file = await self._files.get(file_id, TRAINING)
+        except NotFound as error:
+            raise NotFound(error.message, param=f"parameters.{param}") from None
+        end = PurePath(file.filename).suffix.lower()
+        target = self._jobs.folders.data(job_id) / f"{file.id}{end if end in FILES else '.jsonl'}"
+        if not target.exists():
+            await self._files.copy_to(file_id, target)
+        return target
+
+    async def _job(self, param: str, id: str) -> Job:
+        try:
+            return await self._jobs.store.get(id)
+        except NotFound as error:
+            raise NotFound(error.message, param=f"parameters.{param}") from None
+
+    async def _output(self, param: str, id: str) -> Path:
+        job = await self._job(param, id)
+        result = job.job_result()
+        wanted = "adapter" if param == "adapters" else "model"
+        if job.status is not JobStatus.SUCCEEDED or result is None or result.artifact is None:
+            raise _refused(param, f"the job {id} is {job.status} and has made nothing yet")
+        if result.kind != wanted:
+            raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}")
+        return self._jobs.folders.attempt(id, job.attempt) / result.artifact
+
+    async def _checkpoint(self, name: str) -> str:
+        """`JOB_ID` is that job's last checkpoint."""
+        param = "resume_from_checkpoint"
+        if not JOB_ID.fullmatch(name):
+            found = await asyncio.to_thread(self._find, param, name)
+            if found is None:
+                raise self._outside(param)
+            return str(found)
+        job = await self._job(param, name)
+        checkpoint = await asyncio.to_thread(self._jobs.folders.newest_checkpoint, job)
+        if checkpoint is None:
+            raise _refused(param, f"the job {name} has no checkpoint")
+        return str(checkpoint)
+
+    def _place(self, param: str, name: str) -> str:
+        """What lies in the roots, or else an id on the hub. (Of the worker's own folder, that it runs in, nothing has
+        the name of a repository.)"""
+        may_be_hub_id = bool(HUB_ID.fullmatch(name)) and not name.lower().endswith(FILES) and ".." not in name
+        try:
+            found = self._find(param, name)
+        except NotFound:
+            if may_be_hub_id:
+                return name
+            raise
+        if found is not None:
+            return str(found)
+        if may_be_hub_id:
+            return name
+        raise self._outside(param)
+
+    def _find(self, param: str, name: str) -> Path | None:
+        """None where it leads out of all roots. Raises NotFound where it lies in one, but is not there."""
+        try:
+            real = [(root / name).resolve() for root in self._roots]
+            inside = [path for path in real if any(path.is_relative_to(root) for root in self._roots)]
+            there = [path for path in inside if path.exists()]
+        except (OSError, ValueError, RuntimeError):  # no path at all, one too long, a circle of links, a locked folder
+            return None
+        if there:
+            return there[0]
+        if inside:
+            raise NotFound(f"parameters.{param}: there is no {name[:100]!r}.", param=f"parameters.{param}")
+        return None
+
+    def _outside(self, param: str) -> InvalidRequest:
+        where = "under a folder of job_roots" if self._roots else "nowhere: this server was started without job_roots"
+        kinds = (
+            "the served model, an id on the hub, a job" if param not in DATA else "an uploaded file, an id on the hub"
+        )
+        return _refused(param, f"name {kinds}, or a path, which must lie {where}")
+
+
+def _refused(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"parameters.{param}: {reason}.", param=f"parameters.{param}")
