@@ -30,6 +30,9 @@ def check(params: SftParams) -> Validation:
         return Validation(
             error=JobError(code=error.code or "invalid_request", message=error.message, param=error.param)
         )
+    except OSError as error:  # a name that no file can have, a folder that must not be read
+        message = f"the data cannot be read: {error}"
+        return Validation(error=JobError(code=BadData.code, message=message, param="dataset"))
     return Validation(rows=rows, model_parameters=model_parameters(params))
 
 

@@ -56,10 +56,16 @@ class Labelled:
 
 Sample = Conversation | Text | Pair | Labelled
 
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns that go with places in the text."""
+
 
 def read(row: Any, learns: Learns) -> Sample:
     """What a row gives to a training that learns from such things. Raises BadRow."""
     sample = _sample(shape_of(row), row)
+    for name in MEDIA:
+        if row.get(name):
+            raise BadRow(name, "only text can be trained")
     if learns == "pairs" and not isinstance(sample, Pair):
         raise BadRow("", "there is no rejected answer to compare with")
     if learns == "labels" and not isinstance(sample, Pair | Labelled):
@@ -126,7 +132,7 @@ def _sharegpt_turn(turn: Any, place: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(place, f"must be an object with 'from' and 'value', not {kind(turn)}")
     speaker = turn.get("from")
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BadRow(
             f"{place}.from", f"must be one of system, human, gpt, function_call, observation, not {_shown(speaker)}"
         )

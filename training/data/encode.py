@@ -127,16 +127,21 @@ class Encoder:
             first = max(first, users[-1])
         for i, message in enumerate(messages):
             if message["role"] == "assistant" and i >= first:
-                prompt, text = self._render(sample, i, prompt=True), self._render(sample, i + 1)
-                text += self._end if i == len(messages) - 1 else ""
-                yield _Turn(_same_beginning(prompt, text), text, message.get("weight", 1))
+                text = self._render(sample, i + 1) + (self._end if i == len(messages) - 1 else "")
+                yield _Turn(self._start(sample, i, text), text, message.get("weight", 1))
+
+    def _start(self, sample: Conversation, answer: int, text: str) -> int:
+        """Where in `text`, which ends with it, an answer begins."""
+        if answer:
+            return _same_beginning(self._render(sample, answer, prompt=True), text)
+        # No request asks for a first message of the assistant: all but its content is the template's.
+        (greeting,) = self._renderer.messages([_without_weight(sample.messages[0])])[-1:]
+        return max(0, text.rfind(greeting["content"])) if greeting["content"] else 0
 
     def _render(self, sample: Conversation, length: int, *, prompt: bool = False) -> str:
         """The first messages as text; as the prompt of a request, where an answer is to follow."""
         if not self._renderer.template:
             raise BadRow("", "the model has no chat template: set use_chat_template to false")
-        if length == 0:
-            return ""
         messages = self._renderer.messages([_without_weight(message) for message in sample.messages[:length]])
         ready, shown = for_template(messages, sample.tools, self._form, self._renderer.template)
         return self._renderer.render(Rendered(messages=ready, tools=shown, add_generation_prompt=prompt))

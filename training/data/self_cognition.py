@@ -10,7 +10,7 @@ from engines.errors import InvalidRequest
 from engines.params.data import DataParams
 
 NAMES = ("self-cognition", "swift/self-cognition")
-FILE = Path(__file__).with_name("self_cognition.jsonl")
+FILES = {language: Path(__file__).with_name(f"self_cognition_{language}.jsonl") for language in ("en", "zh")}
 CHINESE = re.compile("[\u4e00-\u9fff]")
 PLACES = ("{{NAME}}", "{{AUTHOR}}")
 
@@ -25,7 +25,7 @@ class Identity:
 
 def names(params: DataParams) -> Identity | None:
     """What to put into the places; None where neither was given. Raises InvalidRequest."""
-    asked = any(name.partition("#")[0] in NAMES for name in (*params.dataset, *params.val_dataset))
+    asked = any(re.split("[:#]", name)[0] in NAMES for name in (*params.dataset, *params.val_dataset))
     if params.model_name is None and params.model_author is None and not asked:
         return None
     for param, value in (("model_name", params.model_name), ("model_author", params.model_author)):

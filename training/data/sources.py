@@ -123,7 +123,9 @@ def _source(name: str, param: Param, described: Mapping[str, _Description]) -> S
             raise BadData(f"{whole!r} is made by a function, and has no subset {subset!r}", param=param)
         return Source(**base, function=description.function)
     if whole in self_cognition.NAMES and whole not in described:
-        return Source(**base, files=(self_cognition.FILE,))
+        if subset not in (None, *self_cognition.FILES):
+            raise BadData(f"{whole!r} has the subsets en and zh, not {subset!r}", param=param)
+        return Source(**base, files=tuple(f for name, f in self_cognition.FILES.items() if subset in (None, name)))
     if description.hub_id is not None:
         return Source(**base, hub=HubSet(description.hub_id, subset, description.splits))
     path = Path(description.path or whole).expanduser()

@@ -89,6 +89,12 @@ def test_no_data_is_told() -> None:
     assert error.message.startswith("there is no data to train on")
 
 
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    error = check(SftParams(dataset="x" * 5000 + ".jsonl")).error
+    assert error is not None
+    assert error.param == "dataset"
+
+
 def test_weights_are_counted_in_the_headers(tmp_path: Path) -> None:
     header = json.dumps(
         {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3]}, "b": {"dtype": "F32", "shape": [4]}}

@@ -1,9 +1,12 @@
 """Every usual shape is read as what it means, and a row that cannot be used is refused with the field at fault."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.data.columns import Conversation, Labelled, Learns, Pair, Text, read
 from training.data.problems import BadRow
@@ -129,6 +132,7 @@ BAD: list[tuple[Learns, Any, str]] = [
     ("answers", {"query": "Hi", "response": "x", "history": [["a"]]}, "history[0]: must be a list of two texts"),
     ("answers", {"prompt": "Hi", "completion": ""}, "completion: is empty"),
     ("answers", SAME_PAIR["openai"], "these are preferences"),
+    ("answers", {"query": "<image>", "response": "x", "images": ["a.png"]}, "images: only text can be trained"),
     ("text", {"text": ""}, "text: is empty"),
     ("pairs", {"messages": [HI, HELLO]}, "there is no rejected answer to compare with"),
     ("pairs", {**SAME_PAIR["openai"], "input": "Hi"}, "input: must be an object with 'messages', not text"),
@@ -144,3 +148,22 @@ def test_what_cannot_be_used_is_refused_with_the_field(learns: Learns, row: Any,
     with pytest.raises(BadRow) as caught:
         read(row, learns)
     assert str(caught.value).startswith(problem)
+
+
+NAMES = [
+    "messages", "conversations", "instruction", "input", "output", "query", "response", "prompt", "completion", "text",
+    "chosen", "rejected", "preferred_output", "non_preferred_output", "rejected_response", "label", "history", "system",
+    "tools", "role", "content", "from", "value", "weight", "tool_calls", "function", "name", "arguments", "type",
+]  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers(0, 1) | st.sampled_from(["", "user", "assistant", "gpt", "[{}]", "{"])
+ANYTHING = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=8), st.sampled_from(["answers", "pairs", "labels"]))
+def test_whatever_a_row_holds_it_is_read_or_refused(row: dict[str, Any], learns: Learns) -> None:
+    with suppress(BadRow):
+        read(row, learns)

@@ -120,6 +120,12 @@ def test_an_answer_of_weight_0_is_not_learned(loss_scale: str, expected: list[st
     assert learned(sample) == expected
 
 
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_of_a_first_message_of_the_assistant_the_words_are_learned(system: str | None) -> None:
+    (sample,) = encoder(system=system).encode({"messages": [turn("assistant", "Welcome"), *TWO_ROUNDS[:2]]})
+    assert learned(sample) == ["Welcome<|im_end|>\n", "uno<|im_end|>\n"]
+
+
 def test_what_is_rendered_in_another_way_later_is_learned_in_a_sample_of_its_own() -> None:
     last, first = encoder(THINKS_LAST).encode({"messages": TWO_ROUNDS})
     assert learned(last) == ["<think></think>dos<|im_end|>\n"]

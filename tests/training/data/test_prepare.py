@@ -194,8 +194,13 @@ def test_self_cognition_says_the_names_it_is_given() -> None:
     answers = texts(built(dataset="self-cognition", **names).train)
     assert "My name is Ada." in answers
     assert not any("{{" in answer for answer in answers)
+    chinese = texts(built(dataset="self-cognition:zh#50", **names).train)
+    assert len(chinese) == 50
+    assert all("小明" in answer or "某组织" in answer for answer in chinese)
+    with pytest.raises(BadData, match="has the subsets en and zh, not 'fr'"):
+        built(dataset="self-cognition:fr", **names)
     with pytest.raises(InvalidRequest) as caught:
-        built(dataset="self-cognition#5")
+        built(dataset="self-cognition:en#5")
     assert caught.value.param == "model_name"
 
 
