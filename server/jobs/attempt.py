@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -19,6 +17,7 @@ from server.jobs.hooks import Hooks
 from server.jobs.job import Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.patience import AWAY, patiently
+from server.jobs.storage import find_storage_error, to_storage_error
 from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
@@ -28,7 +27,6 @@ from training.params.task import MergeTask, Task
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-PROBE_BYTES = 1 << 16
 COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
 """What an attempt that comes to its end may still change: one that was told to pause may have been faster."""
 
@@ -109,8 +107,8 @@ class Run:
 
     async def retry_or_fail(self, exit_status: int, folder: Path, status: JobStatus, back: JobStatus) -> None:
         """The process died without saying why."""
-        if (error := await asyncio.to_thread(storage_error, folder)) is not None:
-            return await self.fail(error, {status})
+        if (error := await asyncio.to_thread(find_storage_error, folder)) is not None:
+            return await self.fail(_told(error), {status})
         deaths = self.job.deaths + 1
         what = _tell_death(exit_status)
         if deaths > self.shop.retries:
@@ -131,7 +129,7 @@ class ValidationRun(Run):
                 Order(program="validate", folder=folder, mark=f"{self.shop.mark}/{self.job.id}/validation")
             )
         except OSError as error:
-            return await self.fail(_to_job_error(error), {JobStatus.VALIDATING})
+            return await self.fail(_told(to_storage_error(error)), {JobStatus.VALIDATING})
         exit_status = await worker.wait()
         if self.stopping:
             return
@@ -173,7 +171,7 @@ class AttemptRun(Run):
             await asyncio.to_thread(self._make)
             worker = await self.launch(self._order())
         except OSError as error:
-            return await self.fail(_to_job_error(error), COUNTING)
+            return await self.fail(_told(to_storage_error(error)), COUNTING)
         await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
         ended = asyncio.create_task(worker.wait())
         try:
@@ -271,26 +269,6 @@ class RecoveredRun(AttemptRun):
 
     async def work(self) -> None:
         await self.settle(None)
-
-
-def storage_error(folder: Path) -> JobError | None:
-    """Why nothing can be written to `folder`; None where something can."""
-    probe = folder / f".probe.{os.getpid()}"
-    try:
-        probe.write_bytes(b"\0" * PROBE_BYTES)
-    except OSError as error:
-        return _to_job_error(error)
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return None
-
-
-def _to_job_error(error: OSError) -> JobError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return JobError(code="storage_full", message="There is no room left on the server's disk for this job.")
-    reason = error.strerror or type(error).__name__
-    return JobError(code="storage_unusable", message=f"The server cannot write this job's folder: {reason}.")
 
 
 def _told(error: TuneserveError) -> JobError:

@@ -17,6 +17,7 @@ from server.jobs.hooks import Hooks, NoHooks
 from server.jobs.job import ENDED, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.scheduler import Limits, Scheduler
+from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
 from server.store.database import Database
 from server.store.ids import new_id
@@ -119,7 +120,10 @@ class Jobs:
         """
         id, folders = new_id(prefix), self.folders
         try:
-            await asyncio.to_thread(folders.make, id)
+            try:
+                await asyncio.to_thread(folders.make, id)
+            except OSError as error:
+                raise to_storage_error(error) from error
             yield id
         except BaseException:
             await asyncio.to_thread(folders.remove, id)

@@ -1,0 +1,81 @@
+"""A disk that is full or read-only fails the job that needs it, in clear words, and nothing else."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engines.errors import StorageFull
+from server.jobs.job import JobStatus
+from server.jobs.storage import StorageUnusable
+from tests.server.jobs.conftest import Office
+
+SIZE = 512 << 10
+
+
+@pytest.fixture
+def disk(tmp_path: Path):
+    """A small file system, where the jobs' folders will lie."""
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+async def office(tmp_path: Path, disk: Path):
+    office = Office(tmp_path, retries=0)
+    await office.open()
+    yield office
+    await office.close()
+
+
+def fill(disk: Path) -> Path:
+    rest = disk / "rest"
+    with rest.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096) == 4096:
+                pass
+        except OSError:
+            pass
+    return rest
+
+
+async def test_a_disk_that_fills_up_fails_the_job_and_the_next_one_runs(office: Office, disk: Path) -> None:
+    job = await office.create({"steps": 1000, "seconds": 0.02})
+    await office.until_step(job, 1)
+    rest = fill(disk)
+    failed = await office.until(job, JobStatus.FAILED)
+    assert failed.error["code"] == "insufficient_storage"
+    assert "no room left" in failed.error["message"]
+    with pytest.raises((StorageFull, OSError)):
+        await office.create()
+    rest.unlink()
+    await office.jobs.delete(job.id)
+    await office.until(await office.create(), JobStatus.SUCCEEDED)
+
+
+async def test_a_read_only_folder_fails_the_job_and_the_server_is_well(tmp_path: Path, disk: Path) -> None:
+    office = Office(tmp_path, max_running=0)
+    await office.open()
+    job = await office.until(await office.create(), JobStatus.QUEUED)
+    await office.close()
+    remount(disk, "ro")
+    office = Office(tmp_path)
+    await office.open()
+    failed = await office.until(job, JobStatus.FAILED)
+    assert (failed.error["code"], failed.attempt) == ("storage_unusable", 1)
+    assert failed.error["message"] == "The server cannot write this job's folder: Read-only file system."
+    with pytest.raises(StorageUnusable, match="Read-only"):
+        await office.create()
+    remount(disk, "rw")
+    await office.jobs.retry(job.id)
+    await office.until(job, JobStatus.SUCCEEDED)
+    await office.close()
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
