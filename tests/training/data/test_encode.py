@@ -64,6 +64,15 @@ async def test_an_answer_follows_the_prompt_that_the_chat_endpoint_makes(templat
     assert all(label != IGNORED for label in sample["labels"][len(prompt) :])
 
 
+async def test_an_answer_that_would_join_the_prompts_last_token_does_not() -> None:
+    messages = [turn("user", "the "), turn("assistant", "ick brown")]
+    ids, prompt = (tokenizer().encode(text, add_special_tokens=False) for text in ("the quick brown", "the qu"))
+    assert ids[: len(prompt)] != prompt, "the tokenizer has a token for it"
+    (sample,) = encoder(MERGES).encode({"messages": messages})
+    assert sample["input_ids"][: len(prompt)] == await endpoint(messages[:1], [], MERGES) == prompt
+    assert learned(sample) == ["ick brown"]
+
+
 @pytest.mark.parametrize("template", [QWEN, PLAIN, LLAMA])
 async def test_tools_are_shown_as_the_chat_endpoint_shows_them(template: str) -> None:
     question = [turn("user", "What time is it?")]
