@@ -1,11 +1,13 @@
 """Where a command's results go."""
 
+import contextlib
+import json
 import re
 import time
 from pathlib import Path
 
 from engines.adapters.source import name_adapters
-from engines.errors import Conflict
+from engines.errors import Conflict, InvalidRequest
 from training.params.export import MergeParams
 from training.params.sft import SftParams
 
@@ -15,10 +17,9 @@ VERSION = re.compile(r"v(\d+)-")
 def new_training_folder(params: SftParams) -> Path:
     """Make the folder of a training: `output/<model>/v0-<time>`, or as `output_dir` and `add_version` say.
 
-    Raises Conflict where it was used before, OSError.
+    Raises InvalidRequest where nothing names a model, Conflict where the folder was used before, OSError.
     """
-    name = Path(params.model).name if params.model else "model"
-    parent = Path(params.output_dir or Path("output", name)).expanduser()
+    parent = Path(params.output_dir or Path("output", Path(_model(params)).name)).expanduser()
     if params.add_version:
         return _new_version(parent)
     if (parent / "task.json").exists():
@@ -26,6 +27,16 @@ def new_training_folder(params: SftParams) -> Path:
         raise Conflict(message, param="output_dir")
     parent.mkdir(parents=True, exist_ok=True)
     return parent.resolve()
+
+
+def _model(params: SftParams) -> str:
+    """What is trained: as given, or as a checkpoint that training goes on from says. Raises InvalidRequest."""
+    if params.model:
+        return params.model
+    for checkpoint in filter(None, (*name_adapters(params.adapters).values(), params.resume_from_checkpoint)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the worker tells what is wrong with it
+            return str(json.loads((Path(checkpoint).expanduser() / "args.json").read_bytes())["model"])
+    raise InvalidRequest("name the model to train, a folder or an id on the hub", param="model")
 
 
 def _new_version(parent: Path) -> Path:

@@ -13,6 +13,7 @@ from engines.errors import TuneserveError
 from server.foreground import Ended, end_of_log, run_here
 from server.output_folder import merged_folder, new_training_folder
 from server.progress import Progress, progress_on
+from server.worker_process import missing_for_training
 from training.folder import JobFolder
 from training.params.task import MergeTask, PtTask, RlhfTask, SftTask, Task
 
@@ -20,12 +21,14 @@ from training.params.task import MergeTask, PtTask, RlhfTask, SftTask, Task
 def run(task: Task) -> int:
     """Do what `task` says; return the exit status: 0, 1 where it failed, 128 and the signal's number where one came."""
     progress = progress_on(sys.stdout)
+    if reason := missing_for_training():
+        return _failed(task, reason, None)
     try:
         return _merge(task, progress) if isinstance(task, MergeTask) else _train(task, progress)
     except TuneserveError as error:
         return _failed(task, error.message, error.param)
     except OSError as error:
-        return _failed(task, f"{error.filename}: {error.strerror}", "output_dir")
+        return _failed(task, f"{error.filename or 'its folder'}: {error.strerror}", "output_dir")
 
 
 def _train(task: SftTask | PtTask | RlhfTask, progress: Progress) -> int:
@@ -106,6 +109,6 @@ def _died(task: Task, folder: JobFolder, ended: Ended) -> int:
 
 
 def _failed(task: Task, message: str, param: str | None) -> int:
-    label = f"--{param}: " if param else ""
+    label = f"--{param}: " if param in type(task.params).model_fields else ""
     sys.stderr.write(f"tuneserve {task.task}: failed: {label}{message}\n")
     return 1

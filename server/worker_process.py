@@ -1,5 +1,6 @@
 """How a process is started that works on a job's folder, by a command or by the server."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -29,3 +30,9 @@ def worker_environment() -> dict[str, str]:
     """Ours, but that a file beside the user's data is not taken for a library, that the log has every line at once, and
     that no library reports home."""
     return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def missing_for_training() -> str | None:
+    """Why no worker could run here."""
+    missing = [name for name in ("peft", "trl", "datasets") if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} is missing: pip install 'tuneserve[train]'" if missing else None

@@ -5,7 +5,6 @@ module from the folder that it runs in.
 """
 
 import asyncio
-import importlib.util
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -117,9 +116,3 @@ class LocalWorker:
         status = await self._process.wait()
         await asyncio.to_thread(kill_marked, self._mark)
         return status
-
-
-def check_training_is_installed() -> str | None:
-    """Why no job could run here."""
-    missing = [name for name in ("peft", "trl", "datasets") if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} is missing: pip install 'tuneserve[train]'" if missing else None

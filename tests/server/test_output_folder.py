@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import Conflict
+from engines.errors import Conflict, InvalidRequest
 from server.output_folder import merged_folder, new_training_folder
 from training.params.export import MergeParams
 from training.params.sft import SftParams
@@ -35,6 +35,21 @@ def test_without_versions_it_is_the_folder_itself_and_used_once(here):
     (here / "out" / "task.json").touch()
     with pytest.raises(Conflict, match="earlier run"):
         new_training_folder(params)
+
+
+def test_a_checkpoint_says_which_model_it_is_of(here):
+    checkpoint = here / "run" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "args.json").write_text('{"model": "org/tiny-model"}')
+    for params in (SftParams(resume_from_checkpoint="run/checkpoint-3"), SftParams(adapters=("run/checkpoint-3",))):
+        assert new_training_folder(params).parent == here / "output" / "tiny-model"
+
+
+def test_a_model_must_be_named(here):
+    for params in (SftParams(), SftParams(adapters=("none/there",))):
+        with pytest.raises(InvalidRequest, match="name the model"):
+            new_training_folder(params)
+    assert list(here.iterdir()) == []
 
 
 def test_a_merged_model_goes_beside_its_adapter(here):

@@ -131,6 +131,12 @@ def test_a_folder_that_cannot_be_made(here, capsys):
     assert "--output_dir" in capsys.readouterr().err
 
 
+def test_what_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else object())
+    assert cli.main(["sft", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "tuneserve sft: failed: trl is missing: pip install 'tuneserve[train]'\n"
+
+
 # ---- merge
 
 MERGES = """
