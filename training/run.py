@@ -41,8 +41,6 @@ def main(folder: JobFolder) -> int:
     result = run(folder, report)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; what is left must be written
     if first:
-        if result.error is not None:
-            report.message(result.error.message, level="error")
         folder.write_result(result)
     return 1 if result.status == "failed" else 0
 

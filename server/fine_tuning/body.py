@@ -9,10 +9,16 @@ from server.body import Items, Members, RequestBody
 from training.params.auto import Hyperparameters, Method
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
+FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Auto = Literal["auto"]
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[
+        Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")],
+        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
+    ],
+    Field(max_length=16),
 ]
+"""Without the sign that Postgres keeps in no text."""
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
 NOT_BUILT = ("kto", "orpo", "simpo", "cpo", "rm", "ppo")
 
@@ -48,9 +54,9 @@ class MethodBody(RequestBody):
 class CreateFineTuningJob(RequestBody):
     model: NonEmpty
     """The served base model's name."""
-    training_file: NonEmpty
+    training_file: FileId
     """Id of an uploaded file."""
-    validation_file: NonEmpty | None = None
+    validation_file: FileId | None = None
     method: MethodBody | None = None
     hyperparameters: SupervisedHyperparameters | None = None
     """Of the method `supervised`, where `method` does not say them. OpenAI calls this place deprecated."""

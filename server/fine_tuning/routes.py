@@ -1,5 +1,6 @@
 """/v1/fine_tuning/jobs, as OpenAI has it."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -19,7 +20,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 LATEST_STEPS = 20
-MAX_KEY = 64
+ID = re.compile(r"ftjob-[A-Za-z0-9]+")
 
 
 @router.post("")
@@ -87,7 +88,7 @@ async def list_fine_tuning_job_checkpoints(
 
 async def _get(serving: Serving, id: str) -> Job:
     """Raises NotFound; also for a job that was not made here."""
-    job = await serving.jobs.store.get(id) if id.startswith("ftjob-") else None
+    job = await serving.jobs.store.get(id) if ID.fullmatch(id) else None
     if job is None or job.fine_tuning is None:
         raise NotFound(f"There is no fine-tuning job {id[:100]!r}.", param="fine_tuning_job_id")
     return job
@@ -116,5 +117,9 @@ def _metadata_filter(request: Request) -> list[ColumnElement[bool]]:
             where.append(JOBS.c.metadata.is_(None))
         elif name.startswith("metadata[") and name.endswith("]"):
             key = name.removeprefix("metadata[").removesuffix("]")
+            if '"' in key or "\\" in key:  # a path in JSON, which the database takes for one, cannot say these
+                raise InvalidRequest('metadata: keys with " or \\ cannot be looked for.', param="metadata")
+            if "\x00" in key + value:
+                raise InvalidRequest("metadata: no key or value has a NUL in it.", param="metadata")
             where.append(JOBS.c.metadata[key].as_string() == value)
     return where

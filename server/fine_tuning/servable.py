@@ -32,6 +32,8 @@ def _check_modules(params: SftParams, support: AdapterSupport) -> None:
         if not _matches_any(params.target_regex, known):
             raise _refused("target_regex", "no layer that can be adapted matches it")
     else:
+        if not params.target_modules:
+            raise _refused("target_modules", "it names no layer")
         for module in params.target_modules:
             if module != "all-linear" and not _ends_any(module, known):
                 raise _refused("target_modules", f"the model has no layer {module[:100]!r} that can be adapted")

@@ -24,7 +24,7 @@ def job_to_wire(job: Job, record: FineTuning, *, estimated_finish: int | None) -
         "finished_at": None if job.finished_at is None else int(job.finished_at),
         "estimated_finish": estimated_finish,
         "status": job.status.value,
-        "error": None if error is None else _error_to_wire(error),
+        "error": None if error is None else _error_to_wire(error, record),
         "model": record.model,
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": record.owner,
@@ -42,9 +42,10 @@ def job_to_wire(job: Job, record: FineTuning, *, estimated_finish: int | None) -
     }
 
 
-def _error_to_wire(error: JobError) -> dict[str, Any]:
-    """With the names that OpenAI's API has for the data sets."""
-    param = FILES.get(error.param or "", error.param)
+def _error_to_wire(error: JobError, record: FineTuning) -> dict[str, Any]:
+    """With the names that the request has for what the worker names as the command line does."""
+    param = f"parameters.{error.param}" if error.param in record.parameters else error.param
+    param = FILES.get(param or "", param)
     code = "invalid_validation_file" if (error.code, param) == WRONG_VALIDATION_FILE else error.code
     return {"code": code, "message": error.message, "param": param}
 

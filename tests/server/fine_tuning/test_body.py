@@ -94,3 +94,9 @@ def test_two_places_for_hyperparameters_are_one_too_many() -> None:
         parse(hyperparameters={}, method={"type": "supervised", "supervised": {}})
     with pytest.raises(InvalidRequest, match="hyperparameters"):
         parse(hyperparameters={}, method={"type": "dpo"})
+
+
+@pytest.mark.parametrize("metadata", [{"a": "\x00"}, {"\x00": "a"}])
+def test_what_a_database_cannot_keep_is_refused(metadata: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(metadata=metadata)

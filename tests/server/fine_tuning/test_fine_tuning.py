@@ -1,6 +1,7 @@
 """/v1/fine_tuning/jobs on EchoEngine, with workers that take milliseconds: OpenAI's objects from the file to the model."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def test_a_bad_file_fails_the_job_before_anything_trains(api: Api, at: str, para
     assert list(api.models()) == ["echo"]
 
 
+def test_an_error_of_the_worker_names_what_the_request_does(api: Api) -> None:
+    api.plan(error={"code": "invalid_request", "message": "no", "param": "split_dataset_ratio"})
+    job = api.wait(api.create(parameters={"split_dataset_ratio": 1})["id"])
+    assert job["error"]["param"] == "parameters.split_dataset_ratio"
+
+
 def test_a_job_is_paused_resumed_and_goes_on_where_it_was(api: Api) -> None:
     api.plan(steps=20, seconds=0.05, save_every=100)
     job = api.create()
@@ -176,7 +183,14 @@ def test_jobs_are_listed_in_pages_the_newest_first(api: Api) -> None:
     assert ([job["id"] for job in page["data"]], page["has_more"]) == ([ids[0]], False)
 
 
-def test_jobs_are_found_by_their_metadata(api: Api) -> None:
+@pytest.fixture
+def on_any_database(start: Start, database_url: str) -> Iterator[Api]:
+    with start(database_url=database_url) as api:
+        yield api
+
+
+def test_jobs_are_found_by_their_metadata(on_any_database: Api) -> None:
+    api = on_any_database
     ids = {
         name: api.create(metadata=metadata)["id"]
         for name, metadata in {"none": None, "a": {"team": "a"}, "b": {"team": "b", "x y": "1"}}.items()
@@ -189,7 +203,8 @@ def test_jobs_are_found_by_their_metadata(api: Api) -> None:
     assert found("?metadata[team]=a") == [ids["a"]]
     assert found("?metadata%5Bteam%5D=b&metadata%5Bx%20y%5D=1") == [ids["b"]]
     assert found("?metadata[team]=c") == found("?metadata[nope]=a") == []
-    assert api.client.get("/v1/fine_tuning/jobs?metadata=a").status_code == 400
+    for query in ("metadata=a", "metadata[a%22b]=c", "metadata[a%5C]=c", "metadata[a]=%00"):
+        assert api.client.get(f"/v1/fine_tuning/jobs?{query}").status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -245,7 +260,7 @@ def test_the_worker_is_told_all_that_was_asked_for(api: Api) -> None:
 
 
 def test_an_unknown_job_is_not_found(api: Api) -> None:
-    for id in ("ftjob-nope", "job-1", "nope"):
+    for id in ("ftjob-nope", "ftjob-%00", "job-1", "nope"):
         for path in ("", "/events", "/checkpoints"):
             assert api.client.get(f"/v1/fine_tuning/jobs/{id}{path}").status_code == 404
         for verb in ("cancel", "pause", "resume"):

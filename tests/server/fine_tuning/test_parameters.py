@@ -88,6 +88,7 @@ def test_what_can_be_served_passes(given: dict[str, Any]) -> None:
         {"lora_bias": "all"},
         {"lora_rank": 17},
         {"lora_rank": 9, "init_weights": "pissa"},
+        {"target_modules": []},
         {"target_modules": ["nothing"]},
         {"target_modules": ["proj"]},
         {"target_regex": "q_proj"},
