@@ -1,0 +1,129 @@
+"""Which GPUs a job gets, and what its worker is told."""
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.errors import InvalidRequest
+from server.jobs.devices import Device, FixedDevices, choose, parse
+from server.jobs.executor import LocalExecutor, Order
+from server.jobs.job import JobStatus
+from tests.server.jobs.conftest import Office
+
+GIB = 1 << 30
+FOUR = tuple(Device(f"GPU-{n}", free * GIB) for n, free in enumerate((10, 40, 80, 20)))
+TELL = (
+    "import json, os, sys; print(json.dumps({'argv': sys.argv[1:], 'nice': os.nice(0), 'cwd': os.getcwd(),"
+    " 'group': os.getpgid(0) == os.getpid(), **{name: os.environ.get(name) for name in"
+    " ('CUDA_VISIBLE_DEVICES', 'HF_TOKEN', 'PYTHONSAFEPATH', 'TUNESERVE_JOB')}}))"
+)
+
+
+def test_what_nvidia_smi_says_is_read() -> None:
+    text = "GPU-a1, 81079\nGPU-b2, 512\nGPU-c3, [N/A]\n"
+    assert parse(text)[:2] == [Device("GPU-a1", 81079 << 20), Device("GPU-b2", 512 << 20)]
+    assert parse(text)[2].free_bytes > 1000 * GIB
+    assert parse("") == []
+
+
+@pytest.mark.parametrize(
+    ("count", "taken", "needed", "chosen"),
+    [
+        (1, (), 4, ["GPU-2"]),
+        (2, (), 4, ["GPU-2", "GPU-1"]),
+        (2, ("GPU-2",), 4, ["GPU-1", "GPU-3"]),
+        (0, (), 4, []),
+        (2, (), 50, None),
+        (1, ("GPU-0", "GPU-1", "GPU-2", "GPU-3"), 1, None),
+    ],
+)
+def test_a_job_gets_free_gpus_with_the_most_memory(count, taken, needed, chosen) -> None:
+    found = choose(FOUR, count, taken=taken, needed_bytes=needed * GIB)
+    assert (None if found is None else [device.id for device in found]) == chosen
+
+
+async def test_two_jobs_never_share_a_gpu_and_one_for_the_cpu_goes_past(tmp_path: Path) -> None:
+    office = Office(tmp_path, max_running=8, devices=FixedDevices(*FOUR[:2]))
+    await office.open()
+    long = {"steps": 10_000, "seconds": 0.02}
+    first = await office.create(long, devices=1)
+    await office.until_step(first, 1)
+    both = await office.create(long, devices=2)
+    await office.until(both, JobStatus.QUEUED)
+    one = await office.create(long, devices=1)
+    await office.until(one, JobStatus.QUEUED)
+    await office.until(await office.create(devices=0), JobStatus.SUCCEEDED)
+    # the one behind waits as well, or the one that needs both might never come to its turn
+    assert [(await office.jobs.store.get(job.id)).status for job in (both, one)] == [JobStatus.QUEUED] * 2
+    await office.jobs.cancel(first.id)
+    await office.until_step(both, 1)
+    assert set(office.jobs._scheduler.run_of(both.id).devices) == {"GPU-0", "GPU-1"}
+    with pytest.raises(InvalidRequest, match="this server has 2 GPUs"):
+        await office.create(devices=3)
+    await office.close(grace=0)
+
+
+# ---- the worker's command
+
+
+async def told(tmp_path: Path, *devices: str, hub_token: str | None = None) -> dict:
+    executor = LocalExecutor(hub_token=hub_token, command=(sys.executable, "-S", "-c", TELL))
+    worker = await executor.start(Order(program="run", folder=tmp_path, mark="mark/1", devices=devices))
+    assert await worker.wait() == 0
+    return json.loads((tmp_path / "worker.log").read_text().splitlines()[-1])
+
+
+async def test_a_worker_leads_its_own_group_in_its_folder_with_its_gpus(tmp_path: Path) -> None:
+    seen = await told(tmp_path, "GPU-1", "GPU-2", hub_token="hf_secret")
+    assert seen == {
+        "argv": ["run", str(tmp_path)],
+        "nice": 0,
+        "cwd": str(tmp_path),
+        "group": True,
+        "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2",
+        "HF_TOKEN": "hf_secret",
+        "PYTHONSAFEPATH": "1",
+        "TUNESERVE_JOB": "mark/1",
+    }
+    assert "hf_secret" not in "".join(path.read_text() for path in tmp_path.iterdir() if path.name != "worker.log")
+
+
+async def test_a_worker_on_the_cpu_is_polite_and_sees_no_gpu(tmp_path: Path) -> None:
+    seen = await told(tmp_path)
+    assert (seen["nice"], seen["CUDA_VISIBLE_DEVICES"]) == (10, "")
+
+
+def test_several_gpus_are_several_processes(tmp_path: Path) -> None:
+    def program(*devices: str) -> list[str]:
+        return LocalExecutor()._program(Order(program="run", folder=tmp_path, mark="m", devices=devices))
+
+    assert program("GPU-0") == [sys.executable, "-m", "training.run", str(tmp_path)]
+    several = program("GPU-0", "GPU-1")
+    assert several[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert several[6:] == ["-m", "training.run", str(tmp_path)]
+
+
+async def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """Where the system can promise that."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("there is no setpriv here")
+    script = (
+        "import asyncio, sys, time; from pathlib import Path; from server.jobs.executor import *\n"
+        "async def main():\n"
+        f"    executor = LocalExecutor(command=(sys.executable, '-c', 'import time; time.sleep(600)'))\n"
+        f"    worker = await executor.start(Order(program='run', folder=Path({str(tmp_path)!r}), mark='m'))\n"
+        "    print(worker.pid, flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    pid = int(await server.stdout.readline())
+    await asyncio.sleep(0.2)  # for setpriv to become the worker
+    server.kill()
+    await server.wait()
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            await asyncio.sleep(0.02)

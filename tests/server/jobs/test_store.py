@@ -1,0 +1,106 @@
+"""What is known of jobs, on SQLite and on Postgres."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from engines.errors import NotFound
+from server.jobs.job import Job, JobStatus
+from server.jobs.store import JobStore, message
+from server.jobs.table import JOBS
+from server.store.database import Database
+from training.folder import Checkpoint, Evaluation, Step
+
+QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
+
+
+@pytest.fixture
+async def store(database_url: str, tmp_path: Path):
+    database = Database(tmp_path, database_url)
+    await database.open()
+    yield JobStore(database)
+    await database.close()
+
+
+def job(id: str, **values: object) -> Job:
+    empty = dict.fromkeys(
+        ("devices", "metadata", "fine_tuning", "fine_tuned_model", "queued_at", "not_before", "started_at")
+    ) | dict.fromkeys(("finished_at", "error", "result", "told"))
+    defaults = {
+        "type": "sft", "status": QUEUED, "parameters": {}, "priority": 0, "attempt": 0, "deaths": 0, "validated": True,
+        "created_at": time.time(),
+    }  # fmt: skip
+    return Job(id=id, **{**empty, **defaults, **values})
+
+
+def step(number: int, loss: float = 1.0) -> Step:
+    return Step(time=1.0, step=number, total_steps=9, epoch=0.5, metrics={"loss": loss})
+
+
+async def test_a_job_is_what_was_created(store: JobStore) -> None:
+    one = job("job-1", metadata={"a": "b"}, fine_tuning={"model": "m"}, told={"x": [1, None]})
+    await store.create(one, message("Created"))
+    assert await store.get("job-1") == one
+    assert [event.event.message for event in await store.events("job-1")] == ["Created"]
+    with pytest.raises(NotFound):
+        await store.get("job-2")
+
+
+async def test_of_many_who_would_change_a_job_one_does(store: JobStore) -> None:
+    await store.create(job("job-1"))
+    one = await store.get("job-1")
+    begun = await asyncio.gather(*(store.begin_attempt(one) for _ in range(5)))
+    assert [each.attempt for each in begun if each is not None] == [1]
+    assert await store.change("job-1", attempt=0, before={RUNNING}, status=JobStatus.FAILED) is None
+    assert await store.change("job-1", attempt=1, before={QUEUED}, status=JobStatus.FAILED) is None
+    changed = await store.change("job-1", message("x"), attempt=1, before={RUNNING}, status=JobStatus.SUCCEEDED)
+    assert changed.status is JobStatus.SUCCEEDED
+    assert len(await store.events("job-1")) == 1
+
+
+async def test_the_queue_is_by_priority_and_then_by_age(store: JobStore) -> None:
+    for id, priority, queued_at in (("a", 0, 5.0), ("b", 1, 9.0), ("c", 0, 3.0), ("d", 1, 8.0)):
+        await store.create(job(id, priority=priority, queued_at=queued_at))
+    assert [each.id for each in await store.all(JOBS.c.status == QUEUED)] == ["d", "b", "c", "a"]
+
+
+async def test_events_are_taken_in_once_and_steps_told_once(store: JobStore) -> None:
+    await store.create(job("job-1"))
+    first = await store.begin_attempt(await store.get("job-1"))
+    events = [step(1), step(2), Evaluation(time=1, step=2, metrics={}), Checkpoint(time=1, step=2, path="checkpoint-2")]
+    for _ in range(2):
+        await store.take_in(first, events, before=0, after=100)
+    assert await store.offset(first) == 100
+    await store.change("job-1", attempt=1, before={RUNNING}, status=QUEUED)
+    second = await store.begin_attempt(await store.get("job-1"))
+    again = [step(2, loss=9.0), step(3), Checkpoint(time=1, step=2, path="other")]
+    await store.take_in(second, again, before=0, after=50)
+    told = await store.events("job-1", types=["step"])
+    assert [(each.event.step, each.attempt, each.event.metrics["loss"]) for each in told] == [
+        (1, 1, 1.0), (2, 1, 1.0), (3, 2, 1.0),
+    ]  # fmt: skip
+    (checkpoint,) = await store.checkpoints("job-1")
+    assert (checkpoint.attempt, str(checkpoint.path), checkpoint.announced) == (1, "checkpoint-2", False)
+    await store.set_announced(checkpoint)
+    assert [each.announced for each in await store.checkpoints("job-1")] == [True]
+
+
+async def test_pages_follow_one_another(store: JobStore) -> None:
+    await store.create(job("job-1"))
+    await store.begin_attempt(await store.get("job-1"))
+    one = await store.get("job-1")
+    await store.take_in(one, [step(n) for n in range(1, 6)], before=0, after=9)
+    page, more = await store.page_of_events("job-1", after=None, limit=2)
+    assert ([each.event.step for each in page], more) == ([5, 4], True)
+    page, more = await store.page_of_events("job-1", after=page[-1].id, limit=5)
+    assert ([each.event.step for each in page], more) == ([3, 2, 1], False)
+
+
+async def test_what_is_deleted_is_gone_with_all_that_it_reported(store: JobStore) -> None:
+    await store.create(job("job-1"), message("x"))
+    assert not await store.delete("job-1", before={RUNNING})
+    assert await store.delete("job-1", before={QUEUED})
+    assert await store.events("job-1") == []
+    assert await store.counts() == {}
