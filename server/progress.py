@@ -57,7 +57,7 @@ class TerminalProgress:
                 self.say(f"Training: {rows}{event.total_steps} steps.")
             case Step():
                 self._first = self._first or event
-                self._rewrite(_bar(event) + _remaining(self._first, event))
+                self._rewrite(f"{_bar(event)}{_remaining(self._first, event)}, {_told(event.metrics)}")
             case Evaluation():
                 self.say(f"Step {event.step}, validation: {_told(event.metrics)}")
             case Checkpoint():
@@ -89,7 +89,7 @@ class TerminalProgress:
 def _bar(step: Step) -> str:
     filled = BAR * step.step // max(step.total_steps, 1)
     done = "#" * filled + "." * (BAR - filled)
-    return f"[{done}] {step.step}/{step.total_steps}, epoch {step.epoch:.2f}, {_told(step.metrics)}"
+    return f"[{done}] {step.step}/{step.total_steps}, epoch {step.epoch:.2f}"
 
 
 def _told(metrics: dict[str, float]) -> str:

@@ -51,7 +51,7 @@ def test_a_terminal_shows_one_moving_line_below_what_stays():
         "Step 10, validation: loss 2, token_accuracy 0.5",
         "Step 10: wrote checkpoint-10.",
         "warn: One row was left out.",
-        "[##########..........] 20/40, epoch 1.00, loss 1.235, 0:00:20 left",
+        "[##########..........] 20/40, epoch 1.00, 0:00:20 left, loss 1.235",
         "",
     ]
 
