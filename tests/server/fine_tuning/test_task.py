@@ -11,7 +11,7 @@ from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, f
 from training.params.auto import Hyperparameters, choose
 
 FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None)
-SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100)
+SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100, system="Be brief.")
 CHOSEN = Hyperparameters(n_epochs=3, batch_size=8, learning_rate_multiplier=5.0)
 
 
@@ -35,7 +35,7 @@ def test_the_model_is_trained_as_it_is_served() -> None:
     params = first_task(record(), FILES, SERVED).params
     assert (params.model, params.torch_dtype, params.max_length) == ("/models/demo", "float32", None)
     assert (params.dataset, params.split_dataset_ratio, params.strict) == (("/jobs/1/data/train.jsonl",), 0, True)
-    assert params.seed == 7
+    assert (params.seed, params.system) == (7, "Be brief.")
 
 
 def test_hyperparameters_become_the_trainers() -> None:
