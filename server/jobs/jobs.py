@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.errors import Conflict, InvalidRequest
+from engines.errors import Conflict, InvalidRequest, NotFound, TuneserveError
 from server.jobs.attempt import Workshop
 from server.jobs.devices import Devices, NvidiaDevices
 from server.jobs.executor import Executor, LocalExecutor
@@ -92,6 +92,11 @@ class Jobs:
             await self._task
             self._task = None
 
+    @property
+    def stopping(self) -> bool:
+        """Nothing more happens here before the next start."""
+        return self._opened is not None and self._opened[1].stopping
+
     async def look(self) -> None:
         """Count the jobs, for the metrics."""
         if self._database.is_open:
@@ -126,8 +131,17 @@ class Jobs:
                 raise to_storage_error(error) from error
             yield id
         except BaseException:
-            await asyncio.to_thread(folders.remove, id)
+            await self._remove_without_row(id)
             raise
+
+    async def _remove_without_row(self, id: str) -> None:
+        """A transaction that was broken off may have been committed all the same."""
+        try:
+            await self.store.get(id)
+        except NotFound:
+            await asyncio.to_thread(self.folders.remove, id)
+        except TuneserveError as error:
+            log.warning("The folder of job %s is left to the next start: %s", id, error)
 
     async def create(
         self,

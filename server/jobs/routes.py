@@ -110,7 +110,7 @@ async def get_job_events(
         if last_event_id is not None and not last_event_id.isdecimal():
             raise InvalidRequest("Last-Event-ID is no id of an event of this stream.", param="Last-Event-ID")
         keep_alive = serving.params.sse_keep_alive_interval
-        return await stream_job_events(serving.jobs.store, job_id, int(last_event_id or 0), keep_alive=keep_alive)
+        return await stream_job_events(serving.jobs, job_id, int(last_event_id or 0), keep_alive=keep_alive)
     events, more = await serving.jobs.store.page_of_events(job_id, after=after, limit=limit, order=order)
     return _page([event_to_wire(event) for event in events], more)
 

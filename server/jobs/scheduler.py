@@ -13,6 +13,7 @@ from server.jobs.devices import Device, Devices, choose
 from server.jobs.job import Job, JobStatus
 from server.jobs.processes import kill_marked
 from server.jobs.table import JOBS
+from training.folder import JobError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ LOOK_SECONDS = 1.0
 MOST_VALIDATIONS = 2
 SETTLING_SECONDS = 5.0
 """For what workers left that have ended to be taken in."""
+
+OUR_FAULT = JobError(code="internal_error", message="The server failed to run this job; its log has the details.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,10 @@ class Scheduler:
         self._stops: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
     def wake(self) -> None:
         """Something has changed: look at the queue."""
@@ -147,11 +154,15 @@ class Scheduler:
         task.add_done_callback(self._tasks.discard)
 
     async def _attend(self, run: Run) -> None:
-        """A run that breaks off for a reason of ours leaves its job as it is; the next start takes it up."""
+        """A run that has lost the database leaves its job as it is; the next start takes it up."""
         try:
             await run.work()
+        except TuneserveError as error:
+            log.warning("The run of job %s broke off: %s", run.job.id, error)
         except Exception:
             log.exception("The run of job %s broke off.", run.job.id)
+            with contextlib.suppress(TuneserveError):
+                await run.fail(OUR_FAULT, {JobStatus.VALIDATING, JobStatus.RUNNING})
         finally:
             del self._runs[run.job.id]
             self.wake()

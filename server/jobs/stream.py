@@ -1,4 +1,5 @@
-"""A job's events as server-sent events: those that were told, then each as it comes, until the job has ended.
+"""A job's events as server-sent events: those that were told, then each as it comes, until the job has ended or the server
+stops.
 
 The id of an event is its number in the table, so that a client that comes back goes on where it was.
 """
@@ -10,8 +11,8 @@ import orjson
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from engines.errors import NotFound
-from server.jobs.store import JobStore
+from engines.errors import TuneserveError
+from server.jobs.jobs import Jobs
 
 LOOK_SECONDS = 0.5
 PAGE = 500
@@ -20,24 +21,24 @@ NO_CONTENT = 204
 """By which a client of server-sent events knows not to come back."""
 
 
-async def stream_job_events(store: JobStore, job_id: str, after: int, *, keep_alive: float) -> Response:
-    if after and (await store.get(job_id)).ended and not await store.events(job_id, after=after, limit=1):
+async def stream_job_events(jobs: Jobs, job_id: str, after: int, *, keep_alive: float) -> Response:
+    if after and (await jobs.store.get(job_id)).ended and not await jobs.store.events(job_id, after=after, limit=1):
         return Response(status_code=NO_CONTENT)
-    return EventSourceResponse(_events(store, job_id, after), ping=keep_alive, headers=HEADERS)
+    return EventSourceResponse(_events(jobs, job_id, after), ping=keep_alive, headers=HEADERS)
 
 
-async def _events(store: JobStore, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _events(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     while True:
         try:
-            ended = (await store.get(job_id)).ended  # before the events, or the last might be missed
-        except NotFound:
+            ended = (await jobs.store.get(job_id)).ended  # before the events, or the last might be missed
+            events = await jobs.store.events(job_id, after=after, limit=PAGE)
+        except TuneserveError:  # it is deleted, or the database is away: a client that comes back is told so
             return
-        events = await store.events(job_id, after=after, limit=PAGE)
         for each in events:
             after = each.number
             data = {"id": each.id, "attempt": each.attempt, **each.event.model_dump(mode="json")}
             yield ServerSentEvent(orjson.dumps(data).decode(), id=str(after), event=each.event.type)
         if not events:
-            if ended:
+            if ended or jobs.stopping:
                 return
             await asyncio.sleep(LOOK_SECONDS)

@@ -213,6 +213,16 @@ async def test_hooks_are_called_in_order_and_set_columns(tmp_path: Path) -> None
     await office.close()
 
 
+async def test_a_fault_of_the_servers_own_fails_the_job_and_the_next_one_runs(tmp_path: Path) -> None:
+    office, publisher = Office(tmp_path), Publisher()
+    await office.open(lambda jobs: setattr(jobs, "hooks", publisher))
+    publisher.error = ZeroDivisionError()
+    job = await office.until(await office.create(), JobStatus.FAILED)
+    assert job.error["code"] == "internal_error"
+    await office.until(await office.create(), JobStatus.SUCCEEDED)
+    await office.close()
+
+
 def marked(office: Office) -> list[psutil.Process]:
     """Every process of a job of this office's."""
     found = []

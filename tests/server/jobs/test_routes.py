@@ -1,6 +1,7 @@
 """/v1/jobs over HTTP, with workers that take milliseconds."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from server.jobs.jobs import Jobs
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
 
+SSE = {"accept": "text/event-stream"}
 SFT = {"model": "org/model", "dataset": ["org/data#20"]}
 
 
@@ -133,6 +135,20 @@ def test_events_stream_to_the_end_and_a_client_goes_on_where_it_was(client: Read
     assert [line for line in again.splitlines() if line.startswith("id:")] == [f"id: {b['id']}" for b in blocks[5:]]
     assert client.get(path, headers=accept | {"last-event-id": blocks[-1]["id"]}).status_code == 204
     assert client.get(path, headers=accept | {"last-event-id": "x"}).status_code == 400
+
+
+def test_a_stream_ends_with_the_server_and_not_the_server_with_the_stream(tmp_path: Path) -> None:
+    with make_client(tmp_path, max_running=0) as client:
+        job = create(client)
+        serving = client.app.state.serving
+        told: list[str] = []
+        reading = threading.Thread(
+            target=lambda: told.append(client.get(f"/v1/jobs/{job['id']}/events", headers=SSE).text)
+        )
+        reading.start()
+        client.portal.call(serving.jobs.stop, 0)
+        reading.join(20)
+    assert not reading.is_alive() and "Created the job" in told[0]
 
 
 def test_metrics_are_the_loss_curve(client: ReadyClient, done: dict[str, Any]) -> None:
