@@ -175,6 +175,21 @@ async def test_metrics_count_jobs_by_type_and_status(office: Office) -> None:
     assert value("tuneserve:job_duration_seconds_count", {"type": "sft", "status": "succeeded"}) == 1
 
 
+async def test_a_running_job_tells_its_step_and_loss_until_it_ends(office: Office) -> None:
+    job = await office.create({"steps": 10_000, "seconds": 0.02})
+
+    def value(name: str) -> float | None:
+        return office.registry.get_sample_value(f"tuneserve:job_{name}", {"job": job.id})
+
+    async with asyncio.timeout(20):
+        while (value("step") or 0) < 2:
+            await asyncio.sleep(0.01)
+    assert value("loss") == 1 / value("step")
+    await office.jobs.cancel(job.id)
+    await office.until(job)
+    assert value("step") is None
+
+
 # ---- hooks
 
 
