@@ -90,7 +90,8 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
 
 def _task(record: FineTuning, values: dict[str, Any]) -> SftTask | RlhfTask:
     if record.method == "dpo":
-        return RlhfTask(params=RlhfParams.model_validate({**values, "rlhf_type": "dpo"}))
+        # OpenAI's is DPO alone; the reference's adds the preferred answers' own loss, which `parameters` may ask for.
+        return RlhfTask(params=RlhfParams.model_validate({"rpo_alpha": 0, **values, "rlhf_type": "dpo"}))
     return SftTask(params=SftParams.model_validate(values))
 
 

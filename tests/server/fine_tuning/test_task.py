@@ -52,8 +52,12 @@ def test_a_validation_file_is_evaluated_on() -> None:
 
 def test_dpo_is_the_task_rlhf() -> None:
     chosen = choose(Hyperparameters(beta=0.3), method="dpo", rows=60, model_parameters=None)
-    task = final_task(record(method="dpo", parameters={"rpo_alpha": 0.0}), FILES, SERVED, chosen=chosen, rows=60)
+    task = final_task(record(method="dpo"), FILES, SERVED, chosen=chosen, rows=60)
     assert (task.task, task.params.rlhf_type, task.params.beta, task.params.rpo_alpha) == ("rlhf", "dpo", 0.3, 0.0)
+
+
+def test_dpo_may_be_asked_to_learn_the_preferred_answers_too() -> None:
+    assert first_task(record(method="dpo", parameters={"rpo_alpha": 1.0}), FILES, SERVED).params.rpo_alpha == 1.0
 
 
 def test_parameters_replace_what_the_server_would_choose() -> None:
