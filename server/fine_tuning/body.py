@@ -66,7 +66,7 @@ class CreateFineTuningJob(RequestBody):
     metadata: Metadata | None = None
     integrations: Items[Any] | None = None
     parameters: Members[Any] = Field(default_factory=dict)
-    """Any parameter of the command line's `sft` or `rlhf` that no field of OpenAI's stands for."""
+    """Any parameter of the command line's `sft` or `rlhf` that the server does not choose itself."""
 
     @model_validator(mode="before")
     @classmethod

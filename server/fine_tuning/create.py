@@ -12,6 +12,7 @@ from server.fine_tuning.prepare import data_files
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.servable import check_servable
 from server.fine_tuning.task import AS_SERVED, first_task
+from server.fine_tuning.twins import Said, said_once
 from server.jobs.job import Job
 from server.jobs.store import message
 from training.folder import Message
@@ -30,13 +31,14 @@ async def create(serving: Serving, body: CreateFineTuningJob) -> Job:
     await _check_model(serving, body.model)
     capabilities = serving.engine.capabilities()
     kind = RlhfParams if body.method_name == "dpo" else SftParams
-    check_parameters(body.parameters, kind, max_model_len=capabilities.max_model_len)
+    params = check_parameters(body.parameters, kind, max_model_len=capabilities.max_model_len)
+    said = said_once(body.parameters, params, body.wanted, body.seed)
     if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
         text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
         raise InvalidRequest(text, param="parameters.split_dataset_ratio")
     async with serving.jobs.making("ftjob-") as id:
         # 2. The whole task, as far as it is known without the data.
-        record = _record(serving, id, body)
+        record = _record(serving, id, body, said)
         data = data_files(serving.jobs.folders.data(id), record)
         task = first_task(record, data, serving.params)
         check_servable(task.params, capabilities.adapters)
@@ -61,7 +63,7 @@ async def _check_model(serving: Serving, model: str) -> None:
         raise UnsupportedParameter(text, param="model")
 
 
-def _record(serving: Serving, id: str, body: CreateFineTuningJob) -> FineTuning:
+def _record(serving: Serving, id: str, body: CreateFineTuningJob, said: Said) -> FineTuning:
     owner = serving.params.owned_by
     return FineTuning(
         model=serving.model_name,
@@ -70,10 +72,10 @@ def _record(serving: Serving, id: str, body: CreateFineTuningJob) -> FineTuning:
         training_file=body.training_file,
         validation_file=body.validation_file,
         method=body.method_name,
-        wanted=body.wanted,
+        wanted=said.wanted,
         suffix=body.suffix,
-        seed=secrets.randbelow(SEEDS) if body.seed is None else body.seed,
-        parameters=body.parameters,
+        seed=secrets.randbelow(SEEDS) if said.seed is None else said.seed,
+        parameters=said.parameters,
     )
 
 

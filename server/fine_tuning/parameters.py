@@ -12,18 +12,12 @@ from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 
 SAID_BY_OPENAI: dict[str, str] = {
-    "num_train_epochs": "hyperparameters.n_epochs",
-    "max_steps": "hyperparameters.n_epochs",
-    "learning_rate": "hyperparameters.learning_rate_multiplier, in units of 1e-4",
-    "gradient_accumulation_steps": "hyperparameters.batch_size, of which per_device_train_batch_size is one pass",
-    "beta": "hyperparameters.beta",
-    "seed": "seed",
     "dataset": "training_file",
     "val_dataset": "validation_file",
     "rlhf_type": "method.type",
     "task_type": "method.type",
 }
-"""Parameters that mean the same as a field of OpenAI's, and which one."""
+"""What a field of OpenAI's says, and which one. What may be said in either place is in `twins`."""
 
 A_FILE = "it names files or code of the server's machine"
 THE_MODEL = "the model that is served is the one that is trained"
@@ -33,7 +27,7 @@ CHOSEN_HERE: dict[str, str] = {
     **dict.fromkeys(("resume_from_checkpoint", "output_dir", "reward_model", "reward_adapters", "ref_model"), A_FILE),
     **dict.fromkeys(("model", "model_type", "model_revision", "model_kwargs", "adapters", "rope_scaling"), THE_MODEL),
     **dict.fromkeys(("template", "template_backend", "use_chat_template", "system", "num_labels"), THE_MODEL),
-    **dict.fromkeys(("device_map", "report_to", "logging_steps", "logging_first_step", "add_version"), THE_JOB),
+    **dict.fromkeys(("device_map", "report_to", "add_version"), THE_JOB),
     **dict.fromkeys(("hub_token", "push_to_hub", "hub_model_id", "hub_private_repo", "use_hf"), THE_JOB),
     **dict.fromkeys(("load_args", "load_data_args", "resume_only_model", "save_only_model", "check_model"), THE_JOB),
     **dict.fromkeys(("enable_cache", "download_mode", "save_on_each_node", "ddp_backend"), THE_JOB),
@@ -54,8 +48,11 @@ LARGEST: dict[str, int] = {
 }
 
 
-def check_parameters(given: Mapping[str, Any], kind: type[SftParams | RlhfParams], *, max_model_len: int) -> None:
-    """Refuse what is no parameter, what a client may not choose, and sizes that would only fill the machine.
+def check_parameters(
+    given: Mapping[str, Any], kind: type[SftParams | RlhfParams], *, max_model_len: int
+) -> SftParams | RlhfParams:
+    """`given`, parsed. Refuses what is no parameter, what a client may not choose, and sizes that would only fill the
+    machine.
 
     Raises InvalidRequest, whose `param` is `parameters.NAME`. A parameter that is sound but has no effect is refused
     later, with the whole task.
@@ -73,6 +70,7 @@ def check_parameters(given: Mapping[str, Any], kind: type[SftParams | RlhfParams
         if (value := getattr(params, name)) is not None and value > limits[name]:
             message = f"parameters.{name} is {value}, and here at most {limits[name]}."
             raise InvalidRequest(message, param=f"parameters.{name}")
+    return params
 
 
 def parse(given: Mapping[str, Any], kind: type[SftParams | RlhfParams]) -> SftParams | RlhfParams:

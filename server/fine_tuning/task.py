@@ -44,16 +44,19 @@ def final_task(
     assert chosen.n_epochs and chosen.batch_size and chosen.learning_rate_multiplier
     in_a_pass = samples_in_a_pass(chosen.batch_size, record.parameters.get("per_device_train_batch_size"))
     steps = math.ceil(rows / chosen.batch_size) * chosen.n_epochs
+    if (most := record.parameters.get("max_steps", -1)) > 0:
+        steps = most
     numbers: dict[str, Any] = {
+        "logging_steps": max(1, math.ceil(steps / MOST_LOG_LINES)),
+        **record.parameters,
         "num_train_epochs": chosen.n_epochs,
         "learning_rate": chosen.learning_rate_multiplier * BASE_LEARNING_RATE,
         "per_device_train_batch_size": in_a_pass,
         "gradient_accumulation_steps": chosen.batch_size // in_a_pass,
-        "logging_steps": max(1, math.ceil(steps / MOST_LOG_LINES)),
     }
     if chosen.beta is not None:
         numbers["beta"] = chosen.beta
-    task = _task(record, {**_fixed(record, files, served), **record.parameters, **numbers})
+    task = _task(record, {**_fixed(record, files, served), **numbers})
     _check_checkpoints(task.params, steps)
     return task
 

@@ -85,3 +85,10 @@ def test_checkpoints_are_limited_in_number() -> None:
 @pytest.mark.parametrize(("batch", "most", "part"), [(4, None, 4), (16, None, 4), (7, None, 1), (6, 4, 3), (1, 9, 1)])
 def test_a_pass_is_a_whole_part_of_a_batch(batch: int, most: int | None, part: int) -> None:
     assert samples_in_a_pass(batch, most) == part
+
+
+def test_a_client_may_say_how_many_steps_there_are_and_which_are_logged() -> None:
+    asked = record(parameters={"max_steps": 5, "logging_steps": 2, "save_steps": 1})
+    params = final_task(asked, FILES, SERVED, chosen=CHOSEN, rows=100_000).params
+
+    assert (params.max_steps, params.logging_steps, params.num_train_epochs) == (5, 2, 3)
