@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from engines.errors import TuneserveError
 from server.jobs.attempt import AttemptRun, RecoveredRun, Run, ValidationRun, Workshop
 from server.jobs.devices import Device, Devices, choose
-from server.jobs.job import Job, JobStatus
+from server.jobs.job import Job, JobStatus, JobType
 from server.jobs.processes import kill_marked
 from server.jobs.table import JOBS
 from training.folder import JobError
@@ -126,7 +126,7 @@ class Scheduler:
         for job in jobs:
             if self._count(AttemptRun) >= self._limits.max_running or self._stopping:
                 return
-            wanted = min(1, len(devices)) if job.devices is None else job.devices
+            wanted = usual_devices(job.type, len(devices)) if job.devices is None else job.devices
             if wanted and gpus_are_awaited:
                 continue
             chosen = self._choose(devices, wanted)
@@ -166,3 +166,8 @@ class Scheduler:
         finally:
             del self._runs[run.job.id]
             self.wake()
+
+
+def usual_devices(kind: JobType, gpus: int) -> int:
+    """How many GPUs a job gets that does not say: what trains wants one, a merge is computed on the CPU."""
+    return 0 if kind == "merge" else min(1, gpus)

@@ -12,6 +12,7 @@ from engines.errors import InvalidRequest
 from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
+from server.jobs.scheduler import usual_devices
 from tests.server.jobs.conftest import Office
 
 GIB = 1 << 30
@@ -65,6 +66,11 @@ async def test_two_jobs_never_share_a_gpu_and_one_for_the_cpu_goes_past(tmp_path
     with pytest.raises(InvalidRequest, match="this server has 2 GPUs"):
         await office.create(devices=3)
     await office.close(grace=0)
+
+
+def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
+    assert [usual_devices("sft", gpus) for gpus in (0, 1, 4)] == [0, 1, 1]
+    assert usual_devices("merge", 4) == 0
 
 
 # ---- the worker's command
