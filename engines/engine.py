@@ -35,9 +35,10 @@ class Engine(Protocol):
         ...
 
     def finish(self, request_id: str, index: int) -> None:
-        """End one of the n outputs early (it met a stop string): it yields nothing more, the others go on.
+        """End one of the n outputs early (it met a stop string): it yields nothing more, also of what was made and not
+        read yet; the others go on.
 
-        Nothing happens where that output has finished already.
+        Nothing happens where that output's end has been read already.
         """
         ...
 

@@ -9,6 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engines.errors import InvalidRequest
 from server.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.lifecycle import Lifecycle
 
@@ -50,6 +51,7 @@ class RequestContext:
 
         self._lifecycle.enter()
         try:
+            _check_text(scope)
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             if status is not None:
@@ -60,6 +62,12 @@ class RequestContext:
             self._lifecycle.leave()
             if self._verbose and scope["path"] not in PROBES:
                 _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
+
+
+def _check_text(scope: Scope) -> None:
+    """No path and no id has a NUL in it, and Postgres takes none. Raises InvalidRequest."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise InvalidRequest("The address of the request has a NUL character in it.")
 
 
 def _request_id(headers: Headers) -> str:

@@ -237,9 +237,11 @@ class PtEngine:
 
     def finish(self, request_id: str, index: int) -> None:
         pending = self._pending.get(request_id)
-        if pending is not None and index in pending.open:
+        if pending is None:
+            return
+        pending.ended.add(index)  # also of one that is done: what of it waits in the queue is not for the reader
+        if index in pending.open:
             pending.open.discard(index)
-            pending.ended.add(index)
             pending.queue.put_nowait(None)
             self._send(wire.frame(wire.Finish(request_id, index)))
 

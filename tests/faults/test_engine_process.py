@@ -90,6 +90,16 @@ async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engin
     assert len((await answer(engine, long("d"))).token_ids) == 100
 
 
+async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine):
+    seen = 0
+    async for _ in engine.generate(long("slow")):
+        seen += 1
+        await until(lambda: engine._pending["slow"].open == set())  # the engine is done with it
+        engine.finish("slow", 0)
+    assert seen == 1
+    assert len((await answer(engine, long("next"))).token_ids) == 100
+
+
 async def test_an_id_cannot_be_used_twice_at_once(engine):
     process_of(engine).suspend()
     [task] = await started(engine, long("same"))

@@ -107,3 +107,10 @@ def test_what_a_request_holds_is_let_go_once_its_answer_has_ended():
     for how in ("streams", "fails"):
         client.get(f"/hold/{how}")
     assert story == ["sent", "let go", "let go"]
+
+
+@pytest.mark.parametrize("address", ["/v1/files/a%00b", "/v1/files?after=a%00b"])
+def test_a_nul_in_an_address_is_the_clients_fault(client_of, address):
+    with client_of() as client:
+        answer = client.get(address)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
