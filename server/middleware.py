@@ -9,7 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engines.errors import InvalidRequest
+from engines.errors import InvalidRequest, NotFound
 from server.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.lifecycle import Lifecycle
 
@@ -65,9 +65,11 @@ class RequestContext:
 
 
 def _check_text(scope: Scope) -> None:
-    """No path and no id has a NUL in it, and Postgres takes none. Raises InvalidRequest."""
-    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-        raise InvalidRequest("The address of the request has a NUL character in it.")
+    """No name has a NUL in it, and Postgres takes none. Raises NotFound, InvalidRequest."""
+    if "\0" in scope["path"]:
+        raise NotFound("No path has a NUL character in it.")
+    if b"%00" in scope["query_string"]:
+        raise InvalidRequest("The request's query has a NUL character in it.")
 
 
 def _request_id(headers: Headers) -> str:

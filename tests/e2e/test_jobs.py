@@ -13,7 +13,8 @@ from tests.engines.pt.tiny import CONFIGS, save
 from tests.server.process import PATIENCE, ServerProcess
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
-STEPS = 300
+STEPS = 1000
+"""Long enough to be still running, on a slow machine, once a step of it was seen."""
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -67,18 +68,18 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
         for n in range(9)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    training = {"dataset": ["rows.jsonl"], "max_steps": STEPS, "save_steps": 50, "logging_steps": 5, "lora_rank": 2}
+    training = {"dataset": ["rows.jsonl"], "max_steps": STEPS, "save_steps": 100, "logging_steps": 5, "lora_rank": 2}
     client = Client(model, tmp_path)
     try:
         left_alone = client.create("sft", **training)
         disturbed = client.create("sft", **training)
         client.wait(left_alone)
         # 1. The server is killed, and its worker with it.
-        client.wait_for_step(disturbed, 60)
+        client.wait_for_step(disturbed, 150)
         client.server.close()
         client = Client(model, tmp_path)
         # 2. It is told to stop: the job saves a checkpoint.
-        client.wait_for_step(disturbed, 110)
+        client.wait_for_step(disturbed, 260)
         client.server.signal()
         assert client.server.wait() == 0
         client = Client(model, tmp_path)
