@@ -5,6 +5,7 @@ import contextlib
 import logging
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Workshop:
     """Of the first retry; each further one waits twice as long."""
 
 
-class Run:
+class Run(ABC):
     """Something of a job that goes on now: `work` in a task of its own."""
 
     devices: Sequence[str] = ()
@@ -63,8 +64,9 @@ class Run:
         self.handing_back = False
         """The server stops: the job goes back into the queue."""
 
+    @abstractmethod
     async def work(self) -> None:
-        raise NotImplementedError
+        """All that it has to do, to its end."""
 
     async def stop(self, grace: float) -> None:
         """Have the worker save a checkpoint and end; after `grace` seconds kill it."""
