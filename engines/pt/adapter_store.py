@@ -2,7 +2,7 @@
 
 Every loaded adapter has its folder on disk. The weights of the most recently used are in host memory as well, read by a
 thread of their own, so that no step waits for a disk; those of waiting requests are fetched in the order of the queue.
-From there they go into slots (`adapter_slots.py`, `lora.py`).
+From there they go into slots (`engines/adapters/slots.py`, `lora.py`).
 """
 
 import logging
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from engines.adapters.folder import read_adapter
+from engines.adapters.slots import AdapterSlots
 from engines.adapters.spec import AdapterSpec
 from engines.errors import EngineFailure, InvalidAdapter, TuneserveError
-from engines.pt.adapter_slots import AdapterSlots
 from engines.pt.lora import AdapterWeights, LoraSlots, read_weights
 
 log = logging.getLogger(__name__)

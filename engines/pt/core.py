@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.pt.adapter_slots import AdapterSlots
 from engines.pt.adapter_store import AdapterStore, Arrival
 from engines.pt.beam import BeamSearch
 from engines.pt.config import PtConfig

@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 from transformers.utils.logging import disable_progress_bar
 
+from engines import wire
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 from engines.loading import load_generation_config, load_tokenizer
-from engines.pt import wire
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
@@ -194,7 +195,7 @@ def serve(connection: Connection) -> None:
         return
     assert isinstance(start, wire.Start), "the first message says what to load"
     try:
-        core, grammars, capabilities = load(start.config)
+        core, grammars, capabilities = load(msgspec.convert(start.config, PtConfig))
     except UnsupportedModel as error:
         connection.send(wire.Refused(wire.take_apart(error)))
         return

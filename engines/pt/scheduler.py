@@ -11,8 +11,8 @@ import time
 from bisect import insort
 from dataclasses import dataclass
 
+from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
-from engines.pt.adapter_slots import AdapterSlots
 from engines.pt.kv_cache import PagePool
 from engines.pt.sequence import Group, Sequence
 

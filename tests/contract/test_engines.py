@@ -19,6 +19,7 @@ from engines.types import EmbeddingRequest, EngineState, FinishReason, Structure
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import Contestant, answer, collect, request, whole
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.hosted_echo import echo_in_its_process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,6 +29,10 @@ def echo(tmp_path_factory) -> Contestant:
         make=lambda: EchoEngine(faults=EchoFaults(token_delay=0.001)),
         decode=lambda ids: bytes(token for token in ids if token < BYTES).decode(),
     )
+
+
+def hosted_echo(tmp_path_factory) -> Contestant:
+    return replace(echo(tmp_path_factory), make=lambda: echo_in_its_process(token_delay=0.001))
 
 
 def pt(tmp_path_factory) -> Contestant:
@@ -42,7 +47,7 @@ def pt(tmp_path_factory) -> Contestant:
     )
 
 
-@pytest.fixture(scope="module", params=[echo, pt])
+@pytest.fixture(scope="module", params=[echo, hosted_echo, pt])
 def contestant(request, tmp_path_factory) -> Contestant:
     return request.param(tmp_path_factory)
 

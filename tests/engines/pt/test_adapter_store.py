@@ -8,9 +8,9 @@ from concurrent.futures import wait
 import pytest
 import torch
 
+from engines.adapters.slots import AdapterSlots
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import EngineFailure, InvalidAdapter
-from engines.pt.adapter_slots import AdapterSlots
 from engines.pt.adapter_store import AdapterStore
 from engines.pt.core import StepReport
 from engines.types import FinishReason

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from engines import wire
 from engines.errors import EngineFailure
-from engines.pt import wire
 from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
 from engines.types import EmbeddingRequest, Structured
 from tests.engines.pt.adapters import save_adapter

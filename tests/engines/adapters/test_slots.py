@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.pt.adapter_slots import AdapterSlots
+from engines.adapters.slots import AdapterSlots
 
 LONGEST = 6
 """Rounds that a request runs at most."""

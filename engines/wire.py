@@ -1,4 +1,7 @@
-"""What the server's process and the engine's process say to each other: msgpack messages behind their length."""
+"""What the server's process and an engine's process say to each other: msgpack messages behind their length.
+
+The same for every engine, whatever environment its process runs in.
+"""
 
 import struct
 from typing import Any
@@ -8,7 +11,6 @@ import msgspec
 from engines import errors
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, TuneserveError
-from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
 
 LENGTH = struct.Struct("!I")
@@ -17,7 +19,8 @@ LENGTH = struct.Struct("!I")
 class Start(msgspec.Struct, tag=True):
     """First message to the engine."""
 
-    config: PtConfig
+    config: dict[str, Any]
+    """The fields of the engine's configuration."""
 
 
 class Generate(msgspec.Struct, tag=True):

@@ -1,0 +1,339 @@
+"""An engine as the server sees it: an `Engine` whose work happens in a child process, the same for every engine."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from engines import wire
+from engines.capabilities import Capabilities
+from engines.errors import Conflict, EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.supervisor import Supervisor
+from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
+
+ENDING_SECONDS = 10
+"""That a process has to end in order, once the server has no more use for it."""
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request that the engine has: where its outputs go, and which of them are still open."""
+
+    open: set[int]
+    ended: set[int] = field(default_factory=set)
+    """Those that `finish` ended: what of theirs is still in the queue is not for the reader."""
+    queue: asyncio.Queue[TokenOutput | list[float] | TuneserveError | None] = field(default_factory=asyncio.Queue)
+    """None: one of its outputs was ended from this side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """How the engine's process is started."""
+
+    command: tuple[str, ...]
+    """What to run; the number of its socket is added to it."""
+    environment: dict[str, str]
+    """Variables besides the server's own."""
+    config: Any
+    """The dataclass that says what to load: it crosses as its fields."""
+    max_num_seqs: int
+    """How many sequences it runs at once."""
+
+
+class ProcessEngine:
+    """An engine in its own process: a crash there ends the running requests, and a new process takes over."""
+
+    def __init__(self, program: Program, *, max_num_queued_reqs: int) -> None:
+        self._program = program
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self._supervisor = Supervisor(self._start_process, self._on_death)
+        self._capabilities: Capabilities | None = None
+        self._pending: dict[str, _Pending] = {}
+        self._adapters: dict[str, wire.LoadAdapter] = {}  # what a new process must be told
+        self._loading: dict[str, set[asyncio.Future[None]]] = {}  # those who wait for a version
+        self._sent = 0
+        self._received = 0  # of those sent, how many `_stats` knows of
+        self._process: subprocess.Popen[bytes] | None = None
+        self._prepared: socket.socket | None = None  # leads to a process that waits to be told what to load
+        self._writer: asyncio.StreamWriter | None = None
+        self._stats = EngineStats()
+        self._before = EngineStats()  # counters of earlier lives of the process
+
+    # ---- life
+
+    def prepare(self) -> None:
+        """Begin the process ahead of `start`: its imports take seconds, which the caller may have a use for."""
+        self._prepared = self._spawn()
+
+    async def start(self) -> None:
+        await self._supervisor.start()
+
+    async def stop(self) -> None:
+        await self._supervisor.stop()
+        self._fail_all(EngineUnavailable, "The server is shutting down.")
+        if self._prepared is not None:
+            self._prepared.close()
+        if self._writer is not None:
+            self._writer.close()  # the process ends when its socket does
+        if self._process is not None:
+            await asyncio.to_thread(_end, self._process)
+
+    def health(self) -> Health:
+        return self._supervisor.health
+
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise EngineUnavailable("the engine is starting")
+        return self._capabilities
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def _start_process(self) -> Awaitable[str]:
+        """Begin a life: start the process, load the model. Returns a task that ends, with the reason, when it does."""
+        ours, self._prepared = self._prepared or self._spawn(), None
+        process = self._process
+        assert process is not None, "it has just been started"
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            self._writer.write(wire.frame(wire.Start(msgspec.to_builtins(self._program.config))))
+            first = await _read(reader)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            self._writer.close()
+            code = await asyncio.to_thread(_end, process)
+            raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
+        except asyncio.CancelledError:
+            _kill_group(process)
+            raise
+        if isinstance(first, wire.Refused):
+            self._writer.close()
+            await asyncio.to_thread(_end, process)
+            raise wire.put_together(first.failure)
+        assert isinstance(first, wire.Ready), "nothing else comes first"
+        self._capabilities = first.capabilities
+        for adapter in self._adapters.values():
+            self._writer.write(wire.frame(adapter))
+        return asyncio.create_task(self._read_until_death(reader, self._writer, process))
+
+    def _spawn(self) -> socket.socket:
+        """Start `_process`, as the leader of a group of its own; return our end of its connection."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [*self._program.command, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=self._environment(),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:  # the machine is out of memory or processes: that may pass
+                ours.close()
+                raise EngineFailure(f"the engine process cannot be started: {error}") from error
+        return ours
+
+    def _environment(self) -> dict[str, str]:
+        packages = Path(__file__).parents[1]
+        path = os.pathsep.join(part for part in (str(packages), os.environ.get("PYTHONPATH", "")) if part)
+        return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path} | self._program.environment
+
+    async def _read_until_death(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: "subprocess.Popen[bytes]"
+    ) -> str:
+        try:
+            while True:
+                message = await _read(reader)
+                assert isinstance(message, wire.Step), "the process has started"
+                self._dispatch(message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return f"its process ended with {_status(await asyncio.to_thread(_end, process))}"
+        finally:
+            writer.close()
+
+    def _dispatch(self, step: wire.Step) -> None:
+        self._stats, self._received = _sum(step.stats, self._before), step.received
+        for request_id, output in step.outputs:
+            pending = self._pending.get(request_id)
+            if pending is not None and output.index in pending.open:
+                if output.finish_reason is not None:
+                    pending.open.discard(output.index)
+                pending.queue.put_nowait(output)
+        for request_id, embedding in step.embeddings:
+            if request_id in self._pending:
+                self._pending[request_id].queue.put_nowait(embedding)
+        for version, reason in step.adapters:
+            self._end_loading(version, None if reason is None else wire.put_together(reason))
+        for request_id, failure in step.failures:
+            if request_id in self._pending:
+                self._pending[request_id].queue.put_nowait(wire.put_together(failure))
+
+    def _on_death(self, reason: str) -> None:
+        self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
+
+    def _fail_all(self, kind: type[TuneserveError], message: str) -> None:
+        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_VERSION})
+        self._stats = self._before
+        self._sent = self._received = 0
+        for pending in [pending for pending in self._pending.values() if pending.open]:
+            pending.queue.put_nowait(kind(message))
+        for version in list(self._loading):
+            self._end_loading(version, kind(message))
+
+    # ---- adapters
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        self._check_ready()
+        message = wire.LoadAdapter(version, str(folder), pinned)
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._loading.setdefault(version, set())
+        waiting.add(loaded)
+        self._send(wire.frame(message))
+        try:
+            await loaded
+            self._adapters[version] = message
+        finally:
+            waiting.discard(loaded)
+            if not waiting:
+                del self._loading[version]
+                if version not in self._adapters:  # it failed, or the only one who wanted it gave up
+                    self._send(wire.frame(wire.UnloadAdapter(version)))
+
+    async def unload_adapter(self, version: str) -> None:
+        self._adapters.pop(version, None)
+        for name in COUNTERS_BY_VERSION:
+            getattr(self._before, name).pop(version, None)
+        self._end_loading(version, Conflict(f"the adapter {version!r} was unloaded while it was loaded"))
+        self._send(wire.frame(wire.UnloadAdapter(version)))
+
+    def _end_loading(self, version: str, error: TuneserveError | None) -> None:
+        for loaded in self._loading.get(version, ()):
+            if loaded.done():
+                continue  # by an earlier report, or cancelled
+            if error is None:
+                loaded.set_result(None)
+            else:
+                loaded.set_exception(error)
+
+    # ---- requests
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        message = wire.frame(wire.Generate(request))
+        pending = self._take(request.request_id, set(range(request.n)))
+        try:
+            self._send(message)
+            while pending.open or not pending.queue.empty():
+                item = await pending.queue.get()
+                if isinstance(item, TuneserveError):
+                    pending.open.clear()
+                    raise item
+                if isinstance(item, TokenOutput) and item.index not in pending.ended:
+                    yield item
+        finally:
+            del self._pending[request.request_id]
+            if pending.open:
+                self._send(wire.frame(wire.Abort(request.request_id)))
+
+    def finish(self, request_id: str, index: int) -> None:
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return
+        pending.ended.add(index)  # also of one that is done: what of it waits in the queue is not for the reader
+        if index in pending.open:
+            pending.open.discard(index)
+            pending.queue.put_nowait(None)
+            self._send(wire.frame(wire.Finish(request_id, index)))
+
+    async def embed(self, request: EmbeddingRequest) -> list[float]:
+        message = wire.frame(wire.Embed(request))
+        pending = self._take(request.request_id, {0})
+        try:
+            self._send(message)
+            item = await pending.queue.get()
+            pending.open.clear()
+            if isinstance(item, TuneserveError):
+                raise item
+            assert isinstance(item, list), "an embedding request yields one embedding"
+            return item
+        finally:
+            del self._pending[request.request_id]
+            if pending.open:
+                self._send(wire.frame(wire.Abort(request.request_id)))
+
+    def _take(self, request_id: str, outputs: set[int]) -> _Pending:
+        """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
+        self._check_ready()
+        if request_id in self._pending:
+            raise InvalidRequest(f"request id {request_id!r} is in use")
+        free_seats = self._program.max_num_seqs - self._stats.running
+        waiting = self._stats.waiting + max(0, self._sent + 1 - self._received - free_seats)
+        if waiting > self._max_num_queued_reqs:
+            raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
+        self._sent += 1
+        self._pending[request_id] = pending = _Pending(outputs)
+        return pending
+
+    def _check_ready(self) -> None:
+        state = self._supervisor.health.state
+        if state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {state}")
+
+    def _send(self, message: bytes) -> None:
+        """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""
+        if self._supervisor.health.state is not EngineState.READY:
+            return
+        assert self._writer is not None, "the engine has been started"
+        if not self._writer.is_closing():
+            self._writer.write(message)
+
+
+async def _read(reader: asyncio.StreamReader) -> wire.FromEngine:
+    (length,) = wire.LENGTH.unpack(await reader.readexactly(wire.LENGTH.size))
+    message: wire.FromEngine = wire.decode_from_engine(await reader.readexactly(length))
+    return message
+
+
+def thread_environment(threads: int | None) -> dict[str, str]:
+    """Variables for a process that computes with this many CPU threads; None: one for each physical core."""
+    return {
+        "OMP_NUM_THREADS": str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
+        # A thread that waits gives its core to the HTTP process instead of spinning on it.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for the end of a process that has closed its connection, and end what it left of its group. Return its
+    status.
+    """
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=ENDING_SECONDS)
+    _kill_group(process)
+    return process.wait()
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _status(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def _sum(now: EngineStats, before: EngineStats) -> EngineStats:
+    values = {f.name: getattr(now, f.name) for f in fields(EngineStats)}
+    values |= {name: values[name] + getattr(before, name) for name in COUNTERS}
+    values |= {name: Counter(values[name]) + Counter(getattr(before, name)) for name in COUNTERS_BY_VERSION}
+    return EngineStats(**values)

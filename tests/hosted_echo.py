@@ -1,0 +1,34 @@
+"""The echo engine in a process of its own, as engines that are libraries run: `python -m tests.hosted_echo FD`."""
+
+import sys
+from typing import Any
+
+from engines.echo import EchoEngine, EchoFaults
+from engines.errors import TuneserveError, UnsupportedModel
+from engines.hosted import host
+from engines.process_engine import ProcessEngine, Program
+from engines.types import EngineState
+
+
+class DyingEcho(EchoEngine):
+    """Its deaths are final, as those of a library are; a new process gets over them."""
+
+    def die(self) -> None:
+        self._state = EngineState.FAILED
+
+
+def echo_in_its_process(**faults: Any) -> ProcessEngine:
+    """Not started. `faults` are those of `EchoFaults`; a `start_error` is given as its message."""
+    program = Program(
+        command=(sys.executable, "-m", "tests.hosted_echo"), environment={}, config=faults, max_num_seqs=1000
+    )
+    return ProcessEngine(program, max_num_queued_reqs=64)
+
+
+def make(faults: dict[str, Any]) -> EchoEngine:
+    error: TuneserveError | None = UnsupportedModel(faults["start_error"]) if "start_error" in faults else None
+    return DyingEcho(faults=EchoFaults(**faults | {"start_error": error}))
+
+
+if __name__ == "__main__":
+    host(make)
