@@ -208,7 +208,7 @@ def lmdeploy_steps() -> list[list[str]]:
     """
     if torch_cuda():
         return [[LMDEPLOY, *ENGINES_NEED], ["--no-deps", PEFT]]
-    return [[f"torch=={version('torch')}"], ["--no-deps", LMDEPLOY, PEFT], [*LMDEPLOY_NEEDS, *ENGINES_NEED]]
+    return [[f"torch=={version('torch')}", *LMDEPLOY_NEEDS, *ENGINES_NEED], ["--no-deps", LMDEPLOY, PEFT]]
 
 
 def is_whole(folder: Path) -> bool:
@@ -243,12 +243,14 @@ def torch_cuda() -> str | None:
 
 
 def pip(python: str, arguments: list[str], constraints: list[str], torch_index: str | None) -> None:
-    """`pip install` in the environment of `python`; what pip warns of is shown. Raises NotInstalled."""
+    """`pip install` in the environment of `python`; what pip warns of is shown, but not that requirements are missing:
+    the recipes leave some out. Raises NotInstalled.
+    """
     with tempfile.NamedTemporaryFile("w", prefix="constraints-", suffix=".txt") as file:
         file.write("\n".join(constraints))
         file.flush()
         index = ["--extra-index-url", torch_index] if torch_index else []
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+        quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
         _run([python, "-m", "pip", "install", *quiet, "--constraint", file.name, *index, *arguments])
 
 

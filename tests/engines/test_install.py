@@ -152,12 +152,19 @@ def test_the_extra_asks_for_the_same_vllm() -> None:
 def test_on_a_cpu_lmdeploy_gets_the_torch_that_we_have(commands: Commands) -> None:
     python = install.install_lmdeploy("https://index")
 
-    first, second, *rest = install.lmdeploy_steps()
-    assert first == [f"torch=={version('torch')}"]
-    assert second == ["--no-deps", "lmdeploy==0.18.0", "peft==0.21.2"]
-    assert {"msgspec", "llguidance"} <= {package for step in rest for package in step}
+    first, last = install.lmdeploy_steps()
+    assert first[0] == f"torch=={version('torch')}"
+    assert {"msgspec", "llguidance", "xgrammar"} <= set(first)
+    assert last == ["--no-deps", "lmdeploy==0.18.0", "peft==0.21.2"]
     assert commands.done[1][0] == str(python)
-    assert commands.done[1][-3:] == ["--extra-index-url", "https://index", first[0]]
+    assert commands.installed == [
+        "--extra-index-url",
+        "https://index",
+        *first,
+        "--extra-index-url",
+        "https://index",
+        *last,
+    ]
 
 
 def test_with_cuda_lmdeploy_gets_the_torch_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
