@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from engines.params.common import BaseParams
-from engines.params.lmdeploy import LmdeployParams
+from engines.params.lmdeploy import LmdeployBackendParams, LmdeployParams
 from engines.params.merge import MergeLoraParams
 from engines.params.pt import PtEngineParams
 from engines.params.vllm import VllmParams
 
 
-class InferParams(MergeLoraParams, VllmParams, LmdeployParams, PtEngineParams, BaseParams):
+class InferParams(MergeLoraParams, VllmParams, LmdeployParams, LmdeployBackendParams, PtEngineParams, BaseParams):
     """Answering a data set, or a person at the terminal."""
 
     starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})

@@ -93,7 +93,7 @@ def beam_candidates(
     As in transformers, penalties and bias change the logprobs, which are not normalised again.
     Raises SamplingError where a row's logits are not numbers.
     """
-    scores = _edited(logits.float().log_softmax(-1), rows, masks)
+    scores = edited(logits.float().log_softmax(-1), rows, masks)
     values, ids = _largest(scores, count)
     _check(values[:, 0].tolist(), dead_ends=True)
     return [
@@ -105,7 +105,7 @@ def beam_candidates(
 # Editing the logits
 
 
-def _edited(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
+def edited(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
     """In float32, padded to whole blocks with -inf, with all but the filters applied. A copy where that changes anything."""
     assert len(rows) == len(logits)
     changed = masks is not None or any(row.edits for row in rows)
@@ -203,7 +203,7 @@ def _check(best: list[float], *, dead_ends: bool = False) -> None:
 
 def _choose(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
     """(2, rows) float64: the chosen ids, which it holds exactly, and the best scores. One tensor: one copy to the host."""
-    scores = _edited(logits, rows, masks)
+    scores = edited(logits, rows, masks)
     block_maxima = scores.view(len(rows), -1, BLOCK).amax(-1)
     best = block_maxima.amax(-1)
     chosen = _argmax(scores, block_maxima)

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -18,6 +19,7 @@ from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import Contestant, answer, collect, request, whole
+from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.hosted_echo import echo_in_its_process
 
@@ -35,19 +37,30 @@ def hosted_echo(tmp_path_factory) -> Contestant:
     return replace(echo(tmp_path_factory), make=lambda: echo_in_its_process(token_delay=0.001))
 
 
-def pt(tmp_path_factory) -> Contestant:
+def tiny_llama(tmp_path_factory) -> Path:
     llama = CONFIGS["llama"]()
     llama.max_position_embeddings = 4096  # as many as echo has
-    folder = save(llama, tmp_path_factory.mktemp("pt"), tokenizer=True)
+    return save(llama, tmp_path_factory.mktemp("llama"), tokenizer=True)
+
+
+def decode(ids: Sequence[int]) -> str:
+    """The text of the tiny llama's tokens."""
+    return byte_level_tokenizer().decode(ids, skip_special_tokens=True)
+
+
+def pt(tmp_path_factory) -> Contestant:
+    folder = tiny_llama(tmp_path_factory)
     config = PtConfig(model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8)
-    tokenizer = byte_level_tokenizer()
-    return Contestant(
-        make=lambda: PtEngine(config, max_num_queued_reqs=64),
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-    )
+    return Contestant(make=lambda: PtEngine(config, max_num_queued_reqs=64), decode=decode)
 
 
-@pytest.fixture(scope="module", params=[echo, hosted_echo, pt])
+def lmdeploy(tmp_path_factory) -> Contestant:
+    folder = str(tiny_llama(tmp_path_factory))
+    lmdeploy_on_cpu(folder)
+    return Contestant(make=lambda: lmdeploy_on_cpu(folder), decode=decode)
+
+
+@pytest.fixture(scope="module", params=[echo, hosted_echo, pt, lmdeploy])
 def contestant(request, tmp_path_factory) -> Contestant:
     return request.param(tmp_path_factory)
 

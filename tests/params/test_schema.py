@@ -14,7 +14,7 @@ from engines.params.data import DataParams
 from engines.params.deploy import DeployParams, ServerParams
 from engines.params.generation import GenerationParams
 from engines.params.infer import InferParams
-from engines.params.lmdeploy import LmdeployParams
+from engines.params.lmdeploy import LmdeployBackendParams, LmdeployParams
 from engines.params.merge import MergeLoraParams
 from engines.params.model import ModelParams
 from engines.params.model_kwargs import FAMILIES
@@ -68,7 +68,8 @@ GROUPS: dict[str, type[Params]] = {
     "export": ExportParams,
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
-SERVING: tuple[type[Params], ...] = (PtEngineParams, ServerParams)
+ENGINES: tuple[type[Params], ...] = (PtEngineParams, LmdeployBackendParams)
+SERVING: tuple[type[Params], ...] = (*ENGINES, ServerParams)
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams)
 """Groups of our own, which the reference does not have."""
 
@@ -91,7 +92,7 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     SftParams: (TRAINING, (PredictParams,)),
     PtParams: (TRAINING, (PredictParams,)),
     RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (PredictParams,)),
-    InferParams: (INFER, (PtEngineParams,)),
+    InferParams: (INFER, ENGINES),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
     EvalParams: (INFER | {"deploy", "eval"}, SERVING),

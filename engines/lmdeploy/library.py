@@ -1,0 +1,238 @@
+"""LMDeploy's engine: built of our settings, asked for one output at a time, closed, and built again.
+
+What is relied on beyond LMDeploy's documented interface is in this file, `sampler.py` and `hot_slots.py`, and was read in
+the one release that is accepted.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmdeploy.messages import (
+    EngineOutput,
+    GenerationConfig,
+    PytorchEngineConfig,
+    ResponseType,
+    ScheduleMetrics,
+    TurbomindEngineConfig,
+)
+from lmdeploy.serve.core import AsyncEngine
+from lmdeploy.utils import get_logger, get_model
+
+from engines.errors import EngineFailure, UnsupportedModel
+from engines.lmdeploy import sampler
+from engines.lmdeploy.config import LmdeployConfig
+
+log = logging.getLogger(__name__)
+
+RELEASE = "0.18."
+"""The only one whose inside is known."""
+DTYPES = {"float16", "bfloat16"}
+"""That LMDeploy has kernels for."""
+
+
+class Library:
+    """One `AsyncEngine` at a time. Not to be asked while it is not built."""
+
+    def __init__(self, config: LmdeployConfig) -> None:
+        """Raises UnsupportedModel where this environment or the settings will not do."""
+        _check(config)
+        get_logger("lmdeploy").setLevel(logging.WARNING)
+        self._config = config
+        self.folder = _local(config)
+        self._engine: Any = None
+        self._session_ids = itertools.count()
+        self._asked = 0  # outputs that are wanted
+        self._inside = 0  # of these, those that the present engine has been asked for
+        self._running = 0  # of these, those that have a handle
+        self._open = asyncio.Event()  # clear: nobody may begin
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ---- life
+
+    def build(self, adapters: Mapping[str, Path]) -> None:
+        """Load the model, with these adapters fixed in it. Raises UnsupportedModel. Blocks: seconds to minutes."""
+        try:
+            self._engine = AsyncEngine(
+                self.folder, backend=self._config.backend, backend_config=_engine_config(self._config, adapters)
+            )
+        except (Exception, SystemExit) as error:  # it ends the process where it finds its environment wanting
+            log.exception("LMDeploy could not load the model")
+            raise UnsupportedModel(f"LMDeploy cannot run the model {self._config.model!r}: {_reason(error)}") from error
+        if self.agent is not None:
+            sampler.install(self.agent)
+        self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
+        self._open.set()
+
+    async def close(self) -> None:
+        """May be called twice. What runs ends with EngineFailure."""
+        self._open.clear()
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        loop = getattr(engine.engine, "_loop_main", None)
+        engine.close()
+        if loop is not None:
+            await asyncio.wait({loop})
+
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """Let what runs finish and nothing else begin, and close the engine; it is to be built again in this context."""
+        self._open.clear()
+        await self._idle.wait()
+        await self.close()
+        yield
+
+    def death(self) -> str | None:
+        """Why the engine will not answer any more; None where it will."""
+        if self._engine is None or not hasattr(self._engine.engine, "get_local_health_status"):
+            return None
+        status = self._engine.engine.get_local_health_status()
+        return None if status["alive"] else str(status["message"])
+
+    # ---- what it is
+
+    @property
+    def agent(self) -> Any:
+        """The `ModelAgent` with the model, where that is in this process; None where it is in others."""
+        executor = getattr(self._engine.engine, "executor", None)
+        return getattr(executor, "model_agent", None)
+
+    @property
+    def adapter_manager(self) -> Any:
+        return self._engine.engine.adapter_manager
+
+    @property
+    def max_model_len(self) -> int:
+        return int(getattr(self._engine.engine, "max_session_len", None) or self._engine.session_len)
+
+    @property
+    def vocab_size(self) -> int:
+        config = self._engine.hf_cfg
+        return int(config.get_text_config().vocab_size)
+
+    def metrics(self) -> ScheduleMetrics:
+        """As of now. Outputs that wait for a handle are not among those that it counts as waiting."""
+        metrics = None if self._engine is None else self._engine.engine.get_schedule_metrics()
+        return metrics or ScheduleMetrics()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        return self._asked - self._running
+
+    # ---- outputs
+
+    async def infer(
+        self, prompt_ids: list[int], config: GenerationConfig, adapter: str | None
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Yield what each step adds to one output, stop tokens included. Closing the iterator aborts.
+
+        `adapter` is a name that the engine knows: an unknown one would end it.
+        Raises EngineFailure where the engine ends before the output does.
+        """
+        async with self._handle() as handle:
+            outputs = handle.async_stream_infer(
+                next(self._session_ids),
+                input_ids=prompt_ids,
+                gen_config=config,
+                adapter_name=adapter,
+                stream_output=True,
+            )
+            async with aclosing(outputs):
+                async for output in outputs:
+                    if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
+                        raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
+                    yield output
+                    if output.status is ResponseType.FINISH:
+                        return
+        raise EngineFailure("LMDeploy ended this request without a reason")
+
+    @asynccontextmanager
+    async def _handle(self) -> AsyncIterator[Any]:
+        """One of the engine's `max_batch_size` handles, each of which carries one output at a time."""
+        self._asked += 1
+        try:
+            while not self._open.is_set():
+                await self._open.wait()
+            self._inside += 1
+            self._idle.clear()
+            try:
+                pool = self._engine.session_mgr.request_handle_pool
+                handle = await pool.get()
+                self._running += 1
+                try:
+                    yield handle
+                finally:
+                    self._running -= 1
+                    pool.put(handle)
+            finally:
+                self._inside -= 1
+                if not self._inside:
+                    self._idle.set()
+        finally:
+            self._asked -= 1
+
+
+def _check(config: LmdeployConfig) -> None:
+    installed = version("lmdeploy")
+    if not installed.startswith(RELEASE):
+        message = f"LMDeploy {installed} is installed, and only {RELEASE}* is supported: install the engine again"
+        raise UnsupportedModel(message)
+    if not torch.cuda.is_available():
+        raise UnsupportedModel("LMDeploy needs a CUDA GPU, and none is found", param="infer_backend")
+    if config.dtype is not None and config.dtype not in DTYPES:
+        message = f"LMDeploy computes in {' or '.join(sorted(DTYPES))}, not in {config.dtype}"
+        raise UnsupportedModel(message, param="torch_dtype")
+
+
+def _local(config: LmdeployConfig) -> str:
+    """The folder of the model, downloaded where it is named by its hub id."""
+    if Path(config.model).is_dir():
+        return config.model
+    try:
+        return str(get_model(config.model, revision=config.revision, token=config.token))
+    except Exception as error:  # as many kinds as there are hubs
+        message = f"the model {config.model!r} is neither a folder nor to be had from the hub: {_reason(error)}"
+        raise UnsupportedModel(message, param="model") from error
+
+
+def _engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> PytorchEngineConfig | TurbomindEngineConfig:
+    common: dict[str, Any] = {
+        "dtype": config.dtype or "auto",
+        "tp": config.tp,
+        "session_len": config.session_len,
+        "max_batch_size": config.max_batch_size,
+        "cache_max_entry_count": config.cache_max_entry_count,
+        "quant_policy": config.quant_policy,
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "enable_metrics": False,  # the gauges are ours
+    }
+    if config.max_prefill_token_num is not None:
+        common["max_prefill_token_num"] = config.max_prefill_token_num
+    if config.backend == "turbomind":
+        blocks = {} if config.block_size is None else {"cache_block_seq_len": config.block_size}
+        return TurbomindEngineConfig(**common, **blocks)
+    blocks = {} if config.block_size is None else {"block_size": config.block_size}
+    return PytorchEngineConfig(
+        **common,
+        **blocks,
+        eager_mode=config.eager_mode,
+        logprobs_mode="raw_logprobs",
+        adapters={name: str(folder) for name, folder in adapters.items()} or None,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,31 @@
+"""The engine's own process, run by the Python of LMDeploy's environment: `python -m engines.lmdeploy.process FD`."""
+
+import logging
+import sys
+from typing import Any
+
+import msgspec
+from transformers.utils.logging import disable_progress_bar
+
+from engines.engine import Engine
+from engines.errors import UnsupportedModel
+from engines.hosted import host
+from engines.lmdeploy.config import LmdeployConfig
+
+
+def make(config: dict[str, Any]) -> Engine:
+    try:
+        from engines.lmdeploy.core import LmdeployCore
+    except ImportError as error:
+        raise UnsupportedModel(f"LMDeploy cannot be imported by {sys.executable}: {error}") from error
+    return LmdeployCore(msgspec.convert(config, LmdeployConfig))
+
+
+def main() -> None:
+    disable_progress_bar()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    host(make)
+
+
+if __name__ == "__main__":
+    main()
