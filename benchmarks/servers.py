@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.environments import Environment, VllmCpu
+from benchmarks.environments import Environment, Vllm
 from benchmarks.workload import MODES
 
 MOST_AT_ONCE = 32
@@ -75,7 +75,7 @@ def _module(name: str, setting: Setting) -> list[str]:
 
 TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.23.0", "accelerate==1.15.0"))
 SWIFT = Environment("swift", ("ms-swift==4.6.0",))
-VLLM = VllmCpu("vllm", ())
+VLLM = Vllm("vllm", ())
 
 
 def transformers_serve(setting: Setting) -> list[str]:
