@@ -35,3 +35,5 @@ class Capabilities:
     max_beams: int = 1
     adapters: AdapterSupport | None = None
     """None: this engine serves the base model only."""
+    sleep: bool = False
+    """Whether it can give up its memory for a while."""

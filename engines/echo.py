@@ -101,6 +101,7 @@ class EchoEngine:
             unsupported=frozenset({"num_beams"}),
             embeddings=True,
             adapters=adapter_support(max_loras),
+            sleep=True,
         )
 
     async def start(self) -> None:
@@ -166,6 +167,19 @@ class EchoEngine:
     async def unload_adapter(self, version: str) -> None:
         self._adapters.unload(version)
 
+    async def sleep(self) -> None:
+        if self._state is EngineState.SLEEPING:
+            return
+        self._check_ready()
+        self._state = EngineState.SLEEPING
+        while self._unfinished:
+            await asyncio.sleep(0.001)
+
+    async def wake_up(self) -> None:
+        if self._state is not EngineState.SLEEPING:
+            return self._check_ready()
+        self._state = EngineState.READY
+
     def health(self) -> Health:
         return Health(self._state)
 
@@ -198,7 +212,7 @@ class EchoEngine:
             self.die()
         if self._state is EngineState.STOPPED:
             raise EngineUnavailable("The server is shutting down.")
-        if self._state is not EngineState.READY:
+        if self._state not in (EngineState.READY, EngineState.SLEEPING):
             raise EngineFailure(f"The engine is {self._state}.")
         self._adapters.check(adapter)
 

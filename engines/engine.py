@@ -62,6 +62,18 @@ class Engine(Protocol):
         """
         ...
 
+    async def sleep(self) -> None:
+        """Take no more requests; once those that run have ended, give up the memory of weights and KV cache.
+
+        Adapters stay loaded. Raises UnsupportedParameter where `capabilities().sleep` is false, EngineUnavailable,
+        EngineFailure. Nothing happens where it sleeps already.
+        """
+        ...
+
+    async def wake_up(self) -> None:
+        """Return once requests can be answered again. Raises what `sleep` raises."""
+        ...
+
     def health(self) -> Health: ...
 
     def stats(self) -> EngineStats: ...

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +108,10 @@ class _Hosted:
         self._tasks: set[asyncio.Task[None]] = set()
         self._orders: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """What is told of one adapter happens in the order in which it was told."""
+        self._changing = 0
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._resting = asyncio.Lock()
         self._received = 0
         self._news = asyncio.Event()
         self._step = wire.Step(engine.stats(), 0)
@@ -146,6 +150,10 @@ class _Hosted:
                 self._change(version, self._load_adapter(version, Path(folder), pinned))
             case wire.UnloadAdapter(version):
                 self._change(version, self._engine.unload_adapter(version))
+            case wire.Sleep():
+                self._keep(asyncio.create_task(self._rest(self._engine.sleep)))
+            case wire.WakeUp():
+                self._keep(asyncio.create_task(self._rest(self._engine.wake_up)))
 
     # ---- requests
 
@@ -202,15 +210,18 @@ class _Hosted:
     # ---- adapters
 
     def _change(self, version: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._in_order(version, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(asyncio.create_task(self._in_order(version, work)))
 
     async def _in_order(self, version: str, work: Coroutine[Any, Any, None]) -> None:
         order = self._orders[version]
         try:
             async with order:
-                await work
+                await self._awake.wait()
+                self._changing += 1
+                try:
+                    await work
+                finally:
+                    self._changing -= 1
         except Exception:
             log.exception("a change of the adapter %r failed", version)
         finally:
@@ -229,6 +240,31 @@ class _Hosted:
             log.exception("the adapter %r could not be loaded", version)
             error = EngineFailure(f"the engine could not load the adapter: {failure}")
         self._step.adapters.append((version, None if error is None else wire.take_apart(error)))
+
+    # ---- sleep
+
+    async def _rest(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Sleep or wake up. Adapters are not changed meanwhile, nor in sleep: what they lie in may not be there."""
+        error: TuneserveError | None = None
+        async with self._resting:
+            self._awake.clear()
+            while self._changing:
+                await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await change()
+            except TuneserveError as refusal:
+                error = refusal
+            except Exception as failure:
+                log.exception("the engine could not go to sleep or wake up")
+                error = EngineFailure(f"the engine could not go to sleep or wake up: {failure}")
+            if self._engine.health().state is EngineState.READY:
+                self._awake.set()
+        self._step.rests.append(None if error is None else wire.take_apart(error))
+        self._news.set()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ---- what the server is told
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -17,7 +17,15 @@ import psutil
 
 from engines import wire
 from engines.capabilities import Capabilities
-from engines.errors import Conflict, EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, TuneserveError
+from engines.errors import (
+    Conflict,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidRequest,
+    QueueFull,
+    TuneserveError,
+    UnsupportedParameter,
+)
 from engines.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
@@ -63,6 +71,11 @@ class ProcessEngine:
         self._pending: dict[str, _Pending] = {}
         self._adapters: dict[str, wire.LoadAdapter] = {}  # what a new process must be told
         self._loading: dict[str, set[asyncio.Future[None]]] = {}  # those who wait for a version
+        self._asleep = False
+        self._resting = asyncio.Lock()
+        self._rests: deque[asyncio.Future[None]] = deque()  # those who wait for a `Sleep` or `WakeUp`
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._sent = 0
         self._received = 0  # of those sent, how many `_stats` knows of
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +104,8 @@ class ProcessEngine:
             await asyncio.to_thread(_end, self._process)
 
     def health(self) -> Health:
-        return self._supervisor.health
+        health = self._supervisor.health
+        return Health(EngineState.SLEEPING) if self._asleep and health.state is EngineState.READY else health
 
     def capabilities(self) -> Capabilities:
         if self._capabilities is None:
@@ -125,6 +139,8 @@ class ProcessEngine:
         self._capabilities = first.capabilities
         for adapter in self._adapters.values():
             self._writer.write(wire.frame(adapter))
+        if self._asleep:
+            self._writer.write(wire.frame(wire.Sleep()))
         return asyncio.create_task(self._read_until_death(reader, self._writer, process))
 
     def _spawn(self) -> socket.socket:
@@ -175,6 +191,9 @@ class ProcessEngine:
                 self._pending[request_id].queue.put_nowait(embedding)
         for version, reason in step.adapters:
             self._end_loading(version, None if reason is None else wire.put_together(reason))
+        for failure_to_rest in step.rests:
+            if self._rests:  # else it is that of a new process, which was told to sleep as the one before it
+                self._end_rest(self._rests.popleft(), failure_to_rest)
         for request_id, failure in step.failures:
             if request_id in self._pending:
                 self._pending[request_id].queue.put_nowait(wire.put_together(failure))
@@ -190,6 +209,49 @@ class ProcessEngine:
             pending.queue.put_nowait(kind(message))
         for version in list(self._loading):
             self._end_loading(version, kind(message))
+        while self._rests:
+            self._end_rest(self._rests.popleft(), wire.take_apart(kind(message)))
+
+    # ---- sleep
+
+    async def sleep(self) -> None:
+        async with self._resting:
+            self._check_can_sleep()
+            if self._asleep:
+                return
+            self._check_ready()
+            self._asleep = True  # from now on no request is taken
+            try:
+                await self._idle.wait()
+                await self._rest(wire.Sleep())
+            except BaseException:
+                self._asleep = False
+                raise
+
+    async def wake_up(self) -> None:
+        async with self._resting:
+            self._check_can_sleep()
+            if self._asleep:
+                await self._rest(wire.WakeUp())
+                self._asleep = False
+
+    def _check_can_sleep(self) -> None:
+        if not self.capabilities().sleep:
+            raise UnsupportedParameter("this engine cannot sleep, or was not started with --enable_sleep_mode true")
+
+    async def _rest(self, message: wire.Sleep | wire.WakeUp) -> None:
+        if self._supervisor.health.state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {self._supervisor.health.state}")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rests.append(done)
+        self._send(wire.frame(message))
+        await asyncio.shield(done)
+
+    def _end_rest(self, done: asyncio.Future[None], failure: wire.Failure | None) -> None:
+        if failure is None:
+            done.set_result(None)
+        else:
+            done.set_exception(wire.put_together(failure))
 
     # ---- adapters
 
@@ -241,9 +303,7 @@ class ProcessEngine:
                 if isinstance(item, TokenOutput) and item.index not in pending.ended:
                     yield item
         finally:
-            del self._pending[request.request_id]
-            if pending.open:
-                self._send(wire.frame(wire.Abort(request.request_id)))
+            self._let_go(request.request_id, pending)
 
     def finish(self, request_id: str, index: int) -> None:
         pending = self._pending.get(request_id)
@@ -267,9 +327,14 @@ class ProcessEngine:
             assert isinstance(item, list), "an embedding request yields one embedding"
             return item
         finally:
-            del self._pending[request.request_id]
-            if pending.open:
-                self._send(wire.frame(wire.Abort(request.request_id)))
+            self._let_go(request.request_id, pending)
+
+    def _let_go(self, request_id: str, pending: _Pending) -> None:
+        del self._pending[request_id]
+        if not self._pending:
+            self._idle.set()
+        if pending.open:
+            self._send(wire.frame(wire.Abort(request_id)))
 
     def _take(self, request_id: str, outputs: set[int]) -> _Pending:
         """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
@@ -281,11 +346,12 @@ class ProcessEngine:
         if waiting > self._max_num_queued_reqs:
             raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
         self._sent += 1
+        self._idle.clear()
         self._pending[request_id] = pending = _Pending(outputs)
         return pending
 
     def _check_ready(self) -> None:
-        state = self._supervisor.health.state
+        state = self.health().state
         if state is not EngineState.READY:
             raise EngineUnavailable(f"the engine is {state}")
 

@@ -120,6 +120,8 @@ class EngineState(StrEnum):
     READY = "ready"
     RESTARTING = "restarting"
     """The engine died and is being started again."""
+    SLEEPING = "sleeping"
+    """It has given up its memory for a while: somebody asked it to."""
     STOPPED = "stopped"
     FAILED = "failed"
     """It cannot run; `Health.detail` says why."""

@@ -50,6 +50,14 @@ class UnloadAdapter(msgspec.Struct, tag=True):
     version: str
 
 
+class Sleep(msgspec.Struct, tag=True):
+    pass
+
+
+class WakeUp(msgspec.Struct, tag=True):
+    pass
+
+
 class Failure(msgspec.Struct):
     """An error of `engines.errors`, taken apart."""
 
@@ -82,9 +90,11 @@ class Step(msgspec.Struct, tag=True):
     failures: list[tuple[str, Failure]] = []
     adapters: list[tuple[str, Failure | None]] = []
     """Versions that have been read, or could not be."""
+    rests: list[Failure | None] = []
+    """How each `Sleep` and `WakeUp` went, in their order."""
 
 
-ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter
+ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter | Sleep | WakeUp
 FromEngine = Ready | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()

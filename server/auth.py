@@ -43,6 +43,9 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/adapters", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/sleep", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/wake_up", frozenset({Role.ADMIN})),
+    (frozenset({"GET"}), "/is_sleeping", frozenset({Role.ADMIN})),
 )
 """What is not here needs a key with every role."""
 

@@ -1,13 +1,13 @@
 """Write docs/parameters.md from the schema: `python -m server.docs`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
 from engines.params.model_kwargs import FAMILIES
 from server.cli import BUILT
-from server.honoured import HONOURED
+from server.honoured import ENGINES, HONOURED
 from server.params import COMMANDS, Section, groups, sections
 from server.shapes import default_of, shape_of
 
@@ -59,12 +59,16 @@ def _commands() -> str:
 
 
 def _honoured() -> str:
-    names = ", ".join(f"`{name}`" for name in sorted(HONOURED))
+    engines = "".join(f"- the engine {engine}: {_names(names - HONOURED)}\n" for engine, names in ENGINES.items())
     return (
         "Where two sections define a parameter, the later one in this list counts.\n\n"
-        "A parameter that no part of the program reads yet is refused, never ignored. Those that `deploy` reads today:\n"
-        f"{names}.\n"
+        "A parameter that no part of the program reads yet, or not with the chosen engine, is refused, never ignored.\n"
+        f"Those that `deploy` reads today, whatever the engine: {_names(HONOURED)}; and besides\n\n{engines}"
     )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def _link(section: Section) -> str:

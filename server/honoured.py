@@ -8,14 +8,11 @@ from engines.params.deploy import DeployParams
 
 HONOURED: frozenset[str] = frozenset(
     {
-        # which model, and how it is loaded
-        "model", "model_revision", "hub_token", "torch_dtype", "attn_impl", "rope_scaling", "device_map",
-        "max_length", "seed", "infer_backend",
-        # the pt engine
-        "max_model_len", "max_num_seqs", "max_batch_size", "max_num_batched_tokens", "block_size", "kv_cache_memory",
-        "gpu_memory_utilization", "enable_prefix_caching", "max_num_queued_reqs", "threads", "max_logprobs",
+        # which model, and how requests queue for it
+        "model", "model_revision", "hub_token", "infer_backend", "max_num_queued_reqs", "max_num_seqs",
+        "max_batch_size", "max_logprobs",
         # adapters
-        "adapters", "adapter_roots", "adapter_dir", "state_dir", "max_loras", "max_cpu_loras", "max_lora_rank",
+        "adapters", "adapter_roots", "adapter_dir", "state_dir",
         # prompts, and what requests do not say
         "chat_template", "use_chat_template", "system", "tool_call_parser", "reasoning_parser", "max_new_tokens",
         "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words",
@@ -26,19 +23,48 @@ HONOURED: frozenset[str] = frozenset(
         "job_roots",
     }
 )  # fmt: skip
-"""A test holds this set to the code of `server` and `engines`: what is here is read there, and the other way round."""
+"""Whatever the engine. A test holds this set to the code of `server` and `engines`: what is here is read there, and the
+other way round."""
 
-BUILT_CHOICES: dict[str, str] = {"infer_backend": "pt", "task_type": "causal_lm", "template_backend": "jinja"}
+EVERY_ENGINE = frozenset(
+    {
+        "model", "model_revision", "hub_token", "torch_dtype", "max_length", "max_model_len", "max_num_seqs",
+        "max_batch_size", "max_num_batched_tokens", "block_size", "enable_prefix_caching", "seed", "max_logprobs",
+        "max_loras",
+    }
+)  # fmt: skip
+ENGINES: dict[str, frozenset[str]] = {
+    "pt": EVERY_ENGINE
+    | {
+        "attn_impl", "rope_scaling", "device_map", "kv_cache_memory", "gpu_memory_utilization", "threads",
+        "max_cpu_loras", "max_lora_rank",
+    },
+    "lmdeploy": EVERY_ENGINE
+    | {
+        "tp", "session_len", "cache_max_entry_count", "quant_policy", "vision_batch_size", "lmdeploy_backend",
+        "enforce_eager", "max_lora_rank",
+    },
+}  # fmt: skip
+"""By engine, what its configuration is made of. The same test holds each to `engines/<engine>/config.py`."""
+
+BUILT_CHOICES: dict[str, str] = {"task_type": "causal_lm", "template_backend": "jinja"}
 """The one choice that is built, of parameters that have more."""
 
-UNREAD = frozenset(DeployParams.model_fields) - HONOURED - frozenset(BUILT_CHOICES)
+UNREAD = (
+    frozenset(DeployParams.model_fields) - HONOURED - frozenset(BUILT_CHOICES) - frozenset().union(*ENGINES.values())
+)
 """What is refused in any value but its default."""
 
 SAID_BY_REQUESTS = frozenset({"stream", "logprobs"})
 """What OpenAI's API leaves to each request, and answers without where it does not ask."""
 
-TWINS = (("max_batch_size", "max_num_seqs"), ("max_length", "max_model_len"))
-"""Parameters that mean the same to the pt engine."""
+TWINS = (
+    ("max_batch_size", "max_num_seqs"),
+    ("max_length", "max_model_len"),
+    ("session_len", "max_model_len"),
+    ("session_len", "max_length"),
+)
+"""Parameters that mean the same to an engine."""
 
 
 def refusals(params: DeployParams) -> list[str]:
@@ -85,8 +111,14 @@ def _refusal(params: DeployParams, name: str) -> str | None:
             if value == BUILT_CHOICES[name]
             else f"--{name}: {value} is not built yet; choose {BUILT_CHOICES[name]}"
         )
-    if name not in UNREAD or value == DeployParams.model_fields[name].get_default():
+    if (
+        name in HONOURED | ENGINES.get(params.infer_backend, frozenset())
+        or value == DeployParams.model_fields[name].get_default()
+    ):
         return None
     if name in SAID_BY_REQUESTS:
         return f"--{name}: a request over HTTP says so itself"
+    readers = [engine for engine, names in ENGINES.items() if name in names]
+    if readers:
+        return f"--{name}: the engine {params.infer_backend} does not know it; it is for {' and '.join(readers)}"
     return f"--{name}: nothing in this version of deploy depends on it"

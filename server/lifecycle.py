@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 WHY_UNAVAILABLE = {
     EngineState.STARTING: "The model is still loading.",
     EngineState.RESTARTING: "The engine is restarting.",
+    EngineState.SLEEPING: "The engine sleeps.",
     EngineState.STOPPED: "The engine has stopped.",
     EngineState.FAILED: "The engine has failed.",
 }

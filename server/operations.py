@@ -1,9 +1,12 @@
-"""Routes for those who run the server: /health, /ready, /version, /metrics."""
+"""Routes for those who run the server: /health, /ready, /version, /metrics, and the engine's sleep."""
+
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engines.errors import EngineUnavailable
+from engines.types import EngineState
 from server import __version__
 from server.deps import AnyServing
 from server.errors import error_response
@@ -30,6 +33,29 @@ async def ready(request: Request, serving: AnyServing) -> Response | dict[str, s
 @router.get("/version")
 async def get_version() -> dict[str, str]:
     return {"version": __version__}
+
+
+@router.post("/sleep")
+async def sleep(serving: AnyServing, level: Literal["1"] = "1", mode: Literal["wait"] = "wait") -> dict[str, bool]:
+    """Take no more requests, wait for those that run, and give up the GPU's memory until `/wake_up`.
+
+    As vLLM's route; of its levels the one that keeps the weights, in the host's memory, and of its modes the one that
+    ends no request.
+    """
+    await serving.engine.sleep()
+    return {"is_sleeping": True}
+
+
+@router.post("/wake_up")
+async def wake_up(serving: AnyServing) -> dict[str, bool]:
+    """Return once requests can be answered again."""
+    await serving.engine.wake_up()
+    return {"is_sleeping": False}
+
+
+@router.get("/is_sleeping")
+async def is_sleeping(serving: AnyServing) -> dict[str, bool]:
+    return {"is_sleeping": serving.engine.health().state is EngineState.SLEEPING}
 
 
 @router.get("/metrics", response_class=Response)

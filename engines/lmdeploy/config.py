@@ -1,9 +1,12 @@
 """What the LMDeploy engine was asked for, in the form that crosses to its process."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engines.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from engines.params.deploy import DeployParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class LmdeployConfig:
     max_lora_rank: int = 64
 
 
-def lmdeploy_config(params: Any) -> LmdeployConfig:
+def lmdeploy_config(params: "DeployParams") -> LmdeployConfig:
     """What the LMDeploy engine reads of the parameters of `deploy`. Raises UnsupportedModel for one that has no use yet."""
     assert params.model is not None, "deploy has checked it"
     if params.vision_batch_size != 1:

@@ -23,6 +23,7 @@ from engines.errors import (
     InvalidRequest,
     TuneserveError,
     UnsupportedModel,
+    UnsupportedParameter,
 )
 from engines.lmdeploy.adapters import adaptable_linears
 from engines.lmdeploy.config import LmdeployConfig
@@ -192,6 +193,12 @@ class LmdeployCore:
     async def unload_adapter(self, version: str) -> None:
         await self._turns.unload(version)
         self._names.pop(version, None)
+
+    async def sleep(self) -> None:
+        raise UnsupportedParameter("this engine cannot sleep")
+
+    async def wake_up(self) -> None:
+        raise UnsupportedParameter("this engine cannot sleep")
 
     async def _put(self, slot: int, version: str, folder: Path) -> None:
         assert self._slots is not None, "load_adapter has checked it"

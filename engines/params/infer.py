@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from engines.params.common import BaseParams
-from engines.params.lmdeploy import LmdeployBackendParams, LmdeployParams
+from engines.params.engine import EngineParams
+from engines.params.lmdeploy import LmdeployParams
 from engines.params.merge import MergeLoraParams
-from engines.params.pt import PtEngineParams
 from engines.params.vllm import VllmParams
 
 
-class InferParams(MergeLoraParams, VllmParams, LmdeployParams, LmdeployBackendParams, PtEngineParams, BaseParams):
+class InferParams(MergeLoraParams, VllmParams, LmdeployParams, EngineParams, BaseParams):
     """Answering a data set, or a person at the terminal."""
 
     starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})
@@ -19,8 +19,8 @@ class InferParams(MergeLoraParams, VllmParams, LmdeployParams, LmdeployBackendPa
     infer_backend: Literal["pt", "vllm", "lmdeploy"] = "pt"
     """Which engine runs the model: our own (`pt`), vLLM or LMDeploy."""
     max_batch_size: int | None = Field(None, ge=1)
-    """The most sequences that the pt engine works on at once. Automatic unless given, where the reference says 1: our
-    engine lets requests join and leave a running batch, so waiting for others costs a request nothing."""
+    """Another name of `max_num_seqs`. The reference says 1; here requests join and leave a running batch, so waiting for
+    others costs a request nothing."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
     """How the processes of an inference on several GPUs talk to one another."""
     result_path: str | None = None

@@ -1,6 +1,6 @@
 """Settings of the LMDeploy engine."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -22,10 +22,3 @@ class LmdeployParams(Params):
     """Bits of the numbers in the KV cache: 4, 8, or 0 for the model's own type."""
     vision_batch_size: int = Field(1, ge=1)
     """How many images the vision tower encodes at once."""
-
-
-class LmdeployBackendParams(Params):
-    """Which engine of LMDeploy's runs the model. An addition to the reference's parameters, which leave it to LMDeploy."""
-
-    lmdeploy_backend: Literal["pytorch", "turbomind"] = "pytorch"
-    """LMDeploy's engine: `pytorch`, which serves adapters, or `turbomind`, which serves the base model only."""

@@ -1,4 +1,4 @@
-"""Settings of the vLLM engine. Our own engine reads some of them too."""
+"""Settings of the vLLM engine. The other engines read some of them too."""
 
 from typing import ClassVar
 
@@ -8,7 +8,8 @@ from engines.params.base import Params
 
 
 class VllmParams(Params):
-    """Settings of the vLLM engine. The pt engine reads `gpu_memory_utilization`, `max_num_seqs` and `max_model_len`."""
+    """Settings of the vLLM engine. `max_num_seqs` and `max_model_len` are read by every engine, `gpu_memory_utilization` by
+    pt, `enforce_eager` by LMDeploy."""
 
     starred: ClassVar = frozenset(
         {"gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "limit_mm_per_prompt"}

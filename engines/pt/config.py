@@ -1,7 +1,11 @@
 """What the pt engine was asked for, in the form that crosses to its process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from engines.params.deploy import DeployParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +36,30 @@ class PtConfig:
     max_loras: int = 8
     max_cpu_loras: int | None = None
     max_lora_rank: int = 64
+
+
+def pt_config(params: "DeployParams") -> PtConfig:
+    """What the pt engine reads of the parameters."""
+    assert params.model is not None, "deploy has checked it"
+    return PtConfig(
+        model=params.model,
+        revision=params.model_revision,
+        token=params.hub_token,
+        dtype=params.torch_dtype,
+        device_map=dict(params.device_map) if isinstance(params.device_map, Mapping) else params.device_map,
+        attn_impl=params.attn_impl,
+        rope_scaling=params.rope_scaling,
+        max_model_len=params.max_model_len or params.max_length,
+        max_num_seqs=params.max_batch_size or params.max_num_seqs,
+        max_num_batched_tokens=params.max_num_batched_tokens,
+        block_size=params.block_size,
+        kv_cache_memory=params.kv_cache_memory,
+        gpu_memory_utilization=params.gpu_memory_utilization,
+        enable_prefix_caching=params.enable_prefix_caching,
+        threads=params.threads,
+        seed=params.seed if "seed" in params.model_fields_set else None,
+        max_logprobs=params.max_logprobs,
+        max_loras=params.max_loras,
+        max_cpu_loras=params.max_cpu_loras,
+        max_lora_rank=params.max_lora_rank,
+    )

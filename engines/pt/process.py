@@ -227,7 +227,7 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
         structured=kinds if grammars else frozenset(),
         embeddings=True,
         max_beams=config.max_num_seqs,
-        adapters=runner.lora.support,
+        adapters=runner.lora.support if config.max_loras else None,
     )
     return core, grammars, capabilities
 

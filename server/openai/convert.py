@@ -11,6 +11,7 @@ from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from engines.text import TextOptions
 from engines.types import GenerationRequest, Sampling, Structured
+from server.batches.priority import BATCH_PRIORITY
 from server.openai.conversation import check_conversation
 from server.openai.defaults import SamplingDefaults
 from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
@@ -173,6 +174,8 @@ def check_capabilities(request: GenerationRequest, capabilities: Capabilities, b
     sampling = request.sampling
     asked = {entry.name for entry in fields(sampling) if getattr(sampling, entry.name) != _neutral(entry.name)}
     asked |= {name for name, neutral in NEUTRAL_REQUEST.items() if getattr(request, name) != neutral}
+    if request.priority == BATCH_PRIORITY:
+        asked.discard("priority")  # nobody asked for it: where the engine knows none, requests of batches are as others
     refused = asked & capabilities.unsupported
     if refused:
         param = names.get(name := min(refused), name)

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from engines.echo import BYTES, EchoEngine, EchoFaults
 from engines.engine import Engine
-from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest
+from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest, UnsupportedParameter
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
@@ -439,3 +439,29 @@ async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_pa
     with pytest.raises(EngineUnavailable):
         await engine.load_adapter("a@1", tmp_path)
     await engine.unload_adapter("a@1")
+
+
+# ---- sleep
+
+
+async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_adapters(engine, adapters):
+    if not engine.capabilities().sleep:
+        with pytest.raises(UnsupportedParameter):
+            await engine.sleep()
+        return
+    asked = in_batch(None, *adapters)
+    before = await answers(engine, *asked)
+    running = asyncio.create_task(answer(engine, request("hello", "long", max_new_tokens=50, ignore_eos=True)))
+    await asyncio.sleep(0.01)
+    await asyncio.gather(engine.sleep(), engine.sleep())
+    assert len((await running).token_ids) == 50
+    assert engine.health().state is EngineState.SLEEPING
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, request())
+    await engine.unload_adapter(adapters[1])
+    await engine.wake_up()
+    await engine.wake_up()
+    assert engine.health().state is EngineState.READY
+    assert await answers(engine, *asked[:2]) == before[:2]
+    with pytest.raises(EngineFailure):
+        await answer(engine, asked[2])

@@ -12,13 +12,13 @@ from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.data import DataParams
 from engines.params.deploy import DeployParams, ServerParams
+from engines.params.engine import EngineParams
 from engines.params.generation import GenerationParams
 from engines.params.infer import InferParams
-from engines.params.lmdeploy import LmdeployBackendParams, LmdeployParams
+from engines.params.lmdeploy import LmdeployParams
 from engines.params.merge import MergeLoraParams
 from engines.params.model import ModelParams
 from engines.params.model_kwargs import FAMILIES
-from engines.params.pt import PtEngineParams
 from engines.params.quantization import QuantizationParams
 from engines.params.template import TemplateParams
 from engines.params.vllm import VllmParams
@@ -68,8 +68,7 @@ GROUPS: dict[str, type[Params]] = {
     "export": ExportParams,
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
-ENGINES: tuple[type[Params], ...] = (PtEngineParams, LmdeployBackendParams)
-SERVING: tuple[type[Params], ...] = (*ENGINES, ServerParams)
+SERVING: tuple[type[Params], ...] = (EngineParams, ServerParams)
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams)
 """Groups of our own, which the reference does not have."""
 
@@ -92,7 +91,7 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     SftParams: (TRAINING, (PredictParams,)),
     PtParams: (TRAINING, (PredictParams,)),
     RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (PredictParams,)),
-    InferParams: (INFER, ENGINES),
+    InferParams: (INFER, (EngineParams,)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
     EvalParams: (INFER | {"deploy", "eval"}, SERVING),

@@ -13,6 +13,8 @@ from tests.server.test_battery import VALID
 
 PUBLIC = {"/health", "/ready"}
 WITHOUT_BODY = {
+    "/sleep",
+    "/wake_up",
     "/v1/batches/{batch_id}/cancel",
     *(f"/v1/jobs/{{job_id}}/{verb}" for verb in ("cancel", "pause", "resume", "retry")),
     *(f"/v1/fine_tuning/jobs/{{fine_tuning_job_id}}/{verb}" for verb in ("cancel", "pause", "resume")),

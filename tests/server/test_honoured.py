@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from engines.params.deploy import DeployParams
-from server.honoured import BUILT_CHOICES, HONOURED, refusals
+from server.honoured import BUILT_CHOICES, ENGINES, HONOURED, refusals
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = {engine: ROOT / "engines" / engine / "config.py" for engine in ENGINES}
 
 
 def built_modules() -> list[Path]:
-    """What may read a parameter of deploy: all but the schema and the command line."""
+    """What may read a parameter of deploy: all but the schema, the command line and the engines' configurations."""
     files = [*(ROOT / "server").rglob("*.py"), *(ROOT / "engines").rglob("*.py")]
-    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py"}
+    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py", *CONFIGS.values()}
     return [file for file in files if not schema & {file, *file.parents}]
 
 
@@ -36,17 +37,27 @@ def reads(tree: ast.Module, schema: str = "engines.params") -> Iterator[str]:
                 )
 
 
-def parameters_read() -> set[str]:
-    found = {name for file in built_modules() for name in reads(ast.parse(file.read_text()))}
+def parameters_read(*files: Path) -> set[str]:
+    found = {name for file in files for name in reads(ast.parse(file.read_text()))}
     return found & set(DeployParams.model_fields)
 
 
 def test_what_the_code_reads_is_declared_as_honoured() -> None:
-    assert parameters_read() <= HONOURED, "add it to server/honoured.py, or deploy refuses it"
+    assert parameters_read(*built_modules()) <= HONOURED, "add it to server/honoured.py, or deploy refuses it"
 
 
 def test_what_is_declared_as_honoured_is_read_by_the_code() -> None:
-    assert parameters_read() >= HONOURED, "take it from server/honoured.py: nothing reads it"
+    assert parameters_read(*built_modules()) >= HONOURED, "take it from server/honoured.py: nothing reads it"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_engine_is_said_to_read_is_what_its_configuration_is_made_of(engine: str) -> None:
+    assert parameters_read(CONFIGS[engine]) == ENGINES[engine]
+
+
+def test_what_another_engine_reads_is_refused_by_name() -> None:
+    told = ["--threads: the engine lmdeploy does not know it; it is for pt"]
+    assert refusals(DeployParams(model="m", infer_backend="lmdeploy", threads=2, tp=2)) == told
 
 
 def test_only_parameters_have_choices() -> None:
@@ -58,10 +69,9 @@ def test_honoured_parameters_are_taken() -> None:
 
 
 def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
-    params = DeployParams(model="m", tensor_parallel_size=2, tp=2, dataset=("a",))
+    params = DeployParams(model="m", quant_bits=4, dataset=("a",))
     assert refusals(params) == [
-        f"--{name}: nothing in this version of deploy depends on it"
-        for name in ("dataset", "tensor_parallel_size", "tp")
+        f"--{name}: nothing in this version of deploy depends on it" for name in ("dataset", "quant_bits")
     ]
 
 
@@ -72,8 +82,6 @@ def test_a_parameter_given_at_its_default_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "built"),
     [
-        ("infer_backend", "vllm", "pt"),
-        ("infer_backend", "lmdeploy", "pt"),
         ("task_type", "seq_cls", "causal_lm"),
         ("template_backend", "swift", "jinja"),
     ],

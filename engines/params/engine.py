@@ -1,12 +1,14 @@
-"""Settings of our own engine, pt. An addition to the reference's parameters: its pt engine does not batch continuously."""
+"""How an engine batches, caches and holds adapters. An addition to the reference's parameters: it has no words for these."""
+
+from typing import Literal
 
 from pydantic import Field
 
 from engines.params.base import Params
 
 
-class PtEngineParams(Params):
-    """Settings of our own engine. It also reads `max_num_seqs`, `max_model_len` and `gpu_memory_utilization`."""
+class EngineParams(Params):
+    """How an engine batches, caches and holds adapters. Which engine reads which parameter says the list above."""
 
     max_num_batched_tokens: int | None = Field(None, ge=1)
     """The most tokens that one step computes, prompts and outputs of all requests together: more is faster for prompts,
@@ -20,15 +22,20 @@ class PtEngineParams(Params):
     sequences of full length can fill."""
     enable_prefix_caching: bool = True
     """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
+    enable_sleep_mode: bool = False
+    """Take memory in such a way that `/sleep` can give it back, and `/wake_up` take it again. For vLLM on a GPU."""
     max_num_queued_reqs: int = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
     started."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the engine. The number of physical cores unless given."""
-    max_loras: int = Field(8, ge=1)
-    """Different adapters that one step computes with. More may be loaded: they take turns."""
+    max_loras: int = Field(8, ge=0)
+    """Different adapters that one step computes with. More may be loaded: they take turns. 0: none can be loaded, which
+    makes vLLM faster."""
     max_cpu_loras: int | None = Field(None, ge=1)
     """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
     when they are asked for. Four times `max_loras` unless given."""
     max_lora_rank: int = Field(64, ge=1)
     """The highest rank of an adapter that can be loaded."""
+    lmdeploy_backend: Literal["pytorch", "turbomind"] = "pytorch"
+    """LMDeploy's engine: `pytorch`, which serves adapters, or `turbomind`, which serves the base model only."""
