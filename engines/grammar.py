@@ -53,10 +53,15 @@ def to_llguidance(structured: Structured, *, spelled: Iterable[str] = ()) -> str
     """
     if any(text in structured.value for text in spelled):
         # The compiler would tokenize the text it can foresee, find the single token, and then refuse it as a marker.
-        return f"{UNFORESEEN}start: {to_lark_rule(structured)}"
+        return to_lark(structured)
     if structured.kind in ("json_schema", "json_object"):
         return LLMatcher.grammar_from_json_schema(_schema(structured))
     return LLMatcher.grammar_from_lark(LARK_WRITERS[structured.kind](structured.value))
+
+
+def to_lark(structured: Structured) -> str:
+    """Return the same in Lark syntax, whatever its kind is, with every text spelled out in ordinary tokens."""
+    return f"{UNFORESEEN}start: {to_lark_rule(structured)}"
 
 
 def to_lark_rule(structured: Structured) -> str:

@@ -17,10 +17,13 @@ from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, Inv
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
+from engines.vllm.client import VllmEngine
+from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import Contestant, answer, collect, request, whole
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
 from tests.hosted_echo import echo_in_its_process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -60,7 +63,12 @@ def lmdeploy(tmp_path_factory) -> Contestant:
     return Contestant(make=lambda: lmdeploy_on_cpu(folder), decode=decode)
 
 
-@pytest.fixture(scope="module", params=[echo, hosted_echo, pt, lmdeploy])
+def vllm(tmp_path_factory) -> Contestant:
+    config = VllmConfig(**TINY, model=str(save_for_vllm(tmp_path_factory.mktemp("vllm"), positions=4096)))
+    return Contestant(make=lambda: VllmEngine(config, max_num_queued_reqs=64), decode=decode)
+
+
+@pytest.fixture(scope="module", params=[echo, hosted_echo, pt, lmdeploy, pytest.param(vllm, marks=needs_vllm)])
 def contestant(request, tmp_path_factory) -> Contestant:
     return request.param(tmp_path_factory)
 
@@ -284,7 +292,19 @@ async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prom
 # ---- embeddings
 
 
-async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine):
+@pytest.fixture
+def embeds(engine) -> None:
+    if not engine.capabilities().embeddings:
+        pytest.skip("this engine makes no embeddings")
+
+
+async def test_an_engine_without_embeddings_says_so(engine):
+    if not engine.capabilities().embeddings:
+        with pytest.raises(UnsupportedParameter):
+            await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
+
+
+async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine, embeds):
     asked = EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"))
     alone = await engine.embed(asked)
     assert math.isclose(sum(value * value for value in alone), 1, rel_tol=1e-4)
@@ -338,7 +358,7 @@ async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine
     assert await answers(engine, *reversed(asked)) == alone[::-1]
 
 
-async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, adapters):
+async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, adapters):
     base, one, other = [
         await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
         for adapter in (None, *adapters)
@@ -349,8 +369,9 @@ async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, adapters)
 async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine):
     with pytest.raises(EngineFailure):
         await anext(engine.generate(request(adapter="never@heard")))
-    with pytest.raises(EngineFailure):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
+    if engine.capabilities().embeddings:
+        with pytest.raises(EngineFailure):
+            await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
     await engine.unload_adapter("never@heard")
     assert (await answer(engine, request())).token_ids
 

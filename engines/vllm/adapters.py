@@ -1,0 +1,78 @@
+"""Adapters in vLLM's slots.
+
+vLLM gets a copy of each adapter, written anew: with a configuration in which there is nothing to misread, and the scale of
+each layer in its matrix B. The copy is kept while the adapter is in its slot: where vLLM misses a folder of one that
+computes, its whole engine ends.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from engines.adapters.folder import PREFIX, read_adapter
+from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
+from engines.capabilities import AdapterSupport
+from engines.errors import EngineFailure
+
+
+class VllmSlots:
+    """Puts adapters into the engine, and takes them out."""
+
+    def __init__(self, llm: AsyncLLM, support: AdapterSupport, folder: Path) -> None:
+        """`folder`: for the copies."""
+        self._llm = llm
+        self._support = support
+        self._folder = folder
+        # Never used twice: vLLM's caches go by number and name.
+        self._ids: Iterator[int] = count(1)
+        self.requests: dict[str, LoRARequest] = {}
+        """Of the versions in the engine: what a request names them by."""
+
+    async def put(self, slot: int, version: str, folder: Path) -> None:
+        number = next(self._ids)
+        copy = self._folder / str(number)
+        request = LoRARequest(lora_name=version, lora_int_id=number, lora_path=str(copy))
+        try:
+            await asyncio.to_thread(write_copy, folder, self._support, copy)
+            if not await self._llm.add_lora(request):
+                raise EngineFailure(f"vLLM did not take the adapter {version!r}")
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        self.requests[version] = request
+
+    async def take(self, slot: int, version: str) -> None:
+        request = self.requests.pop(version)
+        await self._llm.remove_lora(request.lora_int_id)
+        await asyncio.to_thread(shutil.rmtree, request.lora_path)
+
+
+def write_copy(folder: Path, support: AdapterSupport, copy: Path) -> None:
+    """Write the adapter of `folder` to `copy`. Raises InvalidAdapter."""
+    spec = read_adapter(folder, support)
+    copy.mkdir()
+    tensors = {}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for path, module in spec.linears.items():
+            tensors[f"{PREFIX}{path}.lora_A.weight"] = file.get_tensor(module.a).float()
+            tensors[f"{PREFIX}{path}.lora_B.weight"] = file.get_tensor(module.b).float() * module.scale
+    save_file(tensors, copy / WEIGHTS)
+    (copy / CONFIG).write_text(json.dumps(_config(spec)))
+
+
+def _config(spec: AdapterSpec) -> dict[str, object]:
+    """A scale of 1, whatever the ranks of the layers are: vLLM reads these from the matrices."""
+    return {
+        "peft_type": "LORA",
+        "r": spec.rank,
+        "lora_alpha": spec.rank,
+        "target_modules": sorted({path.rpartition(".")[2] for path in spec.linears}),
+    }

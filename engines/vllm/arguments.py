@@ -1,0 +1,93 @@
+"""From our configuration to vLLM's arguments."""
+
+import logging
+import random
+from typing import Any, get_args
+
+import psutil
+import torch
+from vllm.config.lora import MaxLoRARanks
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+from engines.errors import UnsupportedModel
+from engines.loading import choose_dtype
+from engines.vllm.config import VllmConfig
+from engines.vllm.structure import Structure
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+def engine_arguments(config: VllmConfig, structure: Structure, *, lora: bool) -> AsyncEngineArgs:
+    """Raises UnsupportedModel for a rank that is higher than vLLM's highest."""
+    on_cpu = current_platform.is_cpu()
+    if config.enable_sleep_mode and on_cpu:
+        log.warning("enable_sleep_mode: on a CPU an engine that sleeps keeps its memory")
+    given: dict[str, Any] = {
+        "max_model_len": config.max_model_len,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "block_size": config.block_size,
+        "kv_cache_memory_bytes": _kv_cache_bytes(config, structure) if on_cpu else _bytes(config.kv_cache_memory),
+        "limit_mm_per_prompt": config.limit_mm_per_prompt,
+        "hf_token": config.token,
+        "revision": config.revision,
+    }
+    return AsyncEngineArgs(
+        model=config.model,
+        dtype=_dtype(config, structure) if on_cpu else config.dtype or "auto",
+        max_num_seqs=config.max_num_seqs,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enable_prefix_caching=config.enable_prefix_caching,
+        tensor_parallel_size=config.tensor_parallel_size,
+        pipeline_parallel_size=config.pipeline_parallel_size,
+        disable_custom_all_reduce=config.disable_custom_all_reduce,
+        enforce_eager=config.enforce_eager,
+        enable_sleep_mode=config.enable_sleep_mode and not on_cpu,
+        seed=random.getrandbits(31) if config.seed is None else config.seed,
+        max_logprobs=config.max_logprobs,
+        scheduling_policy="priority",
+        structured_outputs_config={"backend": "guidance"},
+        # Sampling defaults of the checkpoint are the server's affair: here they would change what was asked for.
+        generation_config="vllm",
+        disable_log_stats=True,  # of its own loggers: ours gets the numbers all the same
+        use_tqdm_on_load=False,
+        worker_extension_cls="engines.vllm.worker.WorkerExtension",
+        **{name: value for name, value in given.items() if value is not None},
+        **(_lora_arguments(config, structure, on_cpu) if lora else {}),
+    )
+
+
+def _lora_arguments(config: VllmConfig, structure: Structure, on_cpu: bool) -> dict[str, Any]:
+    # On a CPU vLLM computes rows of the base with the last slot: one that stays empty keeps them right.
+    slots = config.max_loras + on_cpu
+    rank = next((rank for rank in sorted(get_args(MaxLoRARanks)) if rank >= config.max_lora_rank), None)
+    if rank is None:
+        message = f"vLLM serves adapters of rank {max(get_args(MaxLoRARanks))} at most, not {config.max_lora_rank}"
+        raise UnsupportedModel(message, param="vllm_max_lora_rank")
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": slots,
+        "max_lora_rank": rank,
+        # Not the head: with adapters on it vLLM dies on a CPU of the first request for the prompt's logprobs.
+        "lora_target_modules": sorted({path.rpartition(".")[2] for path in structure.linears}),
+    }
+
+
+def _dtype(config: VllmConfig, structure: Structure) -> str:
+    return str(choose_dtype(config.dtype, structure.config, "cpu")).removeprefix("torch.")
+
+
+def _kv_cache_bytes(config: VllmConfig, structure: Structure) -> int:
+    """On a CPU, where vLLM would take `gpu_memory_utilization` of the machine's memory."""
+    if config.kv_cache_memory is not None:
+        return int(config.kv_cache_memory * GIB)
+    itemsize = int(getattr(torch, _dtype(config, structure)).itemsize)
+    weights = structure.num_parameters * itemsize
+    return min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)

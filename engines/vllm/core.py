@@ -1,0 +1,338 @@
+"""vLLM's asyncio engine as an `Engine`.
+
+It lives in a process of its own (`process.py`), and vLLM starts others below that. Once they have died it says so and stays
+dead: the server starts another process.
+"""
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from transformers import PreTrainedTokenizerFast
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.model_executor.models import supports_lora
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from engines.adapters.turns import AdapterTurns
+from engines.capabilities import AdapterSupport, Capabilities
+from engines.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    InvalidRequest,
+    TuneserveError,
+    UnsupportedParameter,
+)
+from engines.loading import load_config, load_generation_config
+from engines.types import (
+    EmbeddingRequest,
+    EngineState,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Health,
+    StructuredKind,
+    TokenOutput,
+)
+from engines.vllm import failures, sampling
+from engines.vllm.adapters import VllmSlots
+from engines.vllm.arguments import engine_arguments
+from engines.vllm.config import VllmConfig
+from engines.vllm.failures import FailureLog
+from engines.vllm.stats import Gauges
+from engines.vllm.structure import Structure, describe
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS = 1.0
+"""That vLLM's processes get to end by themselves: they have nothing to save."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request: its outputs as they come, and the tasks that fetch them from vLLM."""
+
+    open: set[int]
+    queue: asyncio.Queue[tuple[int, RequestOutput] | TuneserveError | None] = field(default_factory=asyncio.Queue)
+    """None: one of its outputs was ended from this side."""
+    fetching: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    """When it was given to vLLM."""
+    told: bool = False
+    """Whether its first output is out, and with it what there is to tell of the prompt."""
+
+    def cancel(self) -> None:
+        for task in self.fetching.values():
+            task.cancel()
+
+
+class VllmCore:
+    def __init__(self, config: VllmConfig) -> None:
+        self._config = config
+        self._state = EngineState.STARTING
+        self._folder = tempfile.TemporaryDirectory(prefix="tuneserve-vllm-", ignore_cleanup_errors=True)
+        self._failures = FailureLog(Path(self._folder.name))
+        self._gauges = Gauges()
+        self._llm: AsyncLLM | None = None
+        self._capabilities: Capabilities | None = None
+        self._slots: VllmSlots | None = None
+        self._turns = AdapterTurns(0, put=_no_slot, take=_no_slot)
+        self._grammar_end: int | None = None
+        self._running: dict[str, _Running] = {}
+        self._asleep = False
+
+    # ---- life
+
+    async def start(self) -> None:
+        structure = describe(load_config(self._config.model, revision=self._config.revision, token=self._config.token))
+        self._llm = llm = await asyncio.to_thread(self._build, structure)
+        adapters = await self._adapter_support(llm, structure)
+        self._capabilities = self._describe(llm, adapters)
+        if adapters is not None:
+            self._slots = slots = VllmSlots(llm, adapters, Path(self._folder.name))
+            self._turns = AdapterTurns(self._config.max_loras, put=slots.put, take=slots.take)
+        self._state = EngineState.READY
+
+    def _build(self, structure: Structure) -> AsyncLLM:
+        """Blocks until the model is loaded, which takes from seconds to minutes."""
+        try:
+            config = engine_arguments(self._config, structure, lora=False).create_engine_config()
+            if self._config.max_loras and structure.linears and self._takes_adapters(config):
+                config = engine_arguments(self._config, structure, lora=True).create_engine_config()
+        except TuneserveError:
+            raise
+        except Exception as error:
+            raise failures.describe(error).to_error() from error
+        try:
+            return AsyncLLM.from_vllm_config(
+                config, stat_loggers=[lambda config, index: self._gauges], disable_log_stats=True
+            )
+        except Exception as error:
+            cause = self._failures.first()
+            if cause is not None:
+                raise cause.to_error() from error
+            raise EngineFailure(f"vLLM's processes ended while they started: {error}") from error
+
+    def _takes_adapters(self, config: Any) -> bool:
+        model_class, _ = config.model_config.registry.resolve_model_cls(
+            config.model_config.architectures, config.model_config
+        )
+        if supports_lora(model_class):
+            return True
+        log.warning("vLLM has no adapters for %s: the base model alone is served", model_class.__name__)
+        return False
+
+    async def _adapter_support(self, llm: AsyncLLM, structure: Structure) -> AdapterSupport | None:
+        if llm.vllm_config.lora_config is None:
+            return None
+        by_worker = await llm.collective_rpc("adapted", args=(list(structure.linears),))
+        adapted = {path for paths in by_worker for path in paths}
+        if not adapted:
+            log.warning("vLLM adapts no layer that the model has by its own names: the base model alone is served")
+            return None
+        return AdapterSupport(
+            max_rank=self._config.max_lora_rank,
+            linears={path: shape for path, shape in structure.linears.items() if path in adapted},
+            max_pinned=self._config.max_loras - 1,
+        )
+
+    def _describe(self, llm: AsyncLLM, adapters: AdapterSupport | None) -> Capabilities:
+        source = {"revision": self._config.revision, "token": self._config.token}
+        eos = load_generation_config(self._config.model, **source).eos_token_id
+        tokenizer: Any = llm.get_tokenizer()
+        constrained = isinstance(tokenizer, PreTrainedTokenizerFast) and tokenizer.eos_token_id is not None
+        self._grammar_end = tokenizer.eos_token_id if constrained else None
+        kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
+        return Capabilities(
+            max_model_len=llm.model_config.max_model_len,
+            vocab_size=llm.model_config.get_vocab_size(),
+            max_logprobs=self._config.max_logprobs,
+            eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            structured=kinds if constrained else frozenset(),
+            adapters=adapters,
+        )
+
+    async def stop(self) -> None:
+        self._state = EngineState.STOPPED
+        for running in self._running.values():
+            running.queue.put_nowait(EngineUnavailable("The server is shutting down."))
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # for it the end would be an error
+            await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
+        self._folder.cleanup()
+
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise EngineUnavailable("the engine is starting")
+        return self._capabilities
+
+    def health(self) -> Health:
+        if self._state is EngineState.READY and self._llm is not None and self._llm.errored:
+            cause = self._failures.first()
+            return Health(EngineState.FAILED, "vLLM's processes ended" if cause is None else str(cause))
+        return Health(self._state)
+
+    def stats(self) -> EngineStats:
+        # The scheduler tells its gauges with its steps, so what it said last need not be true of an idle engine.
+        outputs = sum(len(running.open) for running in self._running.values())
+        running = min(self._gauges.running, outputs)
+        return EngineStats(
+            running=running,
+            waiting=outputs - running,
+            kv_cache_usage=self._gauges.kv_cache_usage if outputs else 0.0,
+            prefix_cache_queries=self._gauges.prefix_cache_queries,
+            prefix_cache_hits=self._gauges.prefix_cache_hits,
+            preemptions=self._gauges.preemptions,
+            adapter_slots=self._turns.resident,
+            adapter_loads=self._turns.loads,
+            adapter_evictions=self._turns.evictions,
+        )
+
+    def _ready(self) -> AsyncLLM:
+        """Raises EngineUnavailable."""
+        health = self.health()
+        if self._llm is None or health.state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {health.state}")
+        if self._asleep:
+            raise EngineUnavailable("the engine is asleep")
+        return self._llm
+
+    # ---- sleep
+
+    async def sleep(self) -> None:
+        """Give back the GPU's memory: weights go to host memory, and the KV cache is dropped.
+
+        Requests that run end with EngineUnavailable, as do those that come before `wake_up`.
+        """
+        if not self._config.enable_sleep_mode:
+            raise UnsupportedParameter("the engine was started without enable_sleep_mode")
+        llm = self._ready()
+        self._asleep = True
+        for running in self._running.values():
+            running.queue.put_nowait(EngineUnavailable("the engine was put to sleep"))
+        await llm.sleep(level=1)
+
+    async def wake_up(self) -> None:
+        """Take the memory again. Nothing happens where the engine is awake."""
+        if self._asleep:
+            assert self._llm is not None, "it was put to sleep"
+            await self._llm.wake_up()
+            self._asleep = False
+
+    # ---- requests
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        llm = self._ready()
+        sampling.check(request, self.capabilities())
+        if request.request_id in self._running:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use")
+        running = self._running[request.request_id] = _Running(set(range(request.n)))
+        computing = asyncio.create_task(self._compute(llm, request, running))
+        try:
+            while running.open:
+                item = await running.queue.get()
+                if isinstance(item, TuneserveError):
+                    raise item
+                if item is not None and item[0] in running.open:
+                    output = self._tell(request, running, *item)
+                    if output.finish_reason is not None:
+                        running.open.discard(output.index)
+                    yield output
+        finally:
+            del self._running[request.request_id]
+            computing.cancel()
+            await asyncio.gather(computing, return_exceptions=True)
+
+    async def _compute(self, llm: AsyncLLM, request: GenerationRequest, running: _Running) -> None:
+        """Have vLLM make the outputs. Apart from who reads them, so that an adapter can be unloaded under a slow reader."""
+        try:
+            async with self._turns.use(request.adapter) as turn:
+                running.begun = time.monotonic()
+                lora = None if self._slots is None or turn.version is None else self._slots.requests[turn.version]
+                for index in running.open:
+                    running.fetching[index] = asyncio.create_task(self._fetch(llm, request, index, lora, running))
+                turn.end = running.cancel
+                await asyncio.gather(*running.fetching.values(), return_exceptions=True)
+        except TuneserveError as error:
+            running.queue.put_nowait(error)
+
+    async def _fetch(
+        self, llm: AsyncLLM, request: GenerationRequest, index: int, lora: LoRARequest | None, running: _Running
+    ) -> None:
+        """Read one output from vLLM to its end; a task that is cancelled ends it there too."""
+        try:
+            outputs = llm.generate(
+                tokens_input(request.prompt_ids),
+                sampling.to_vllm(request, index, self.capabilities(), self._grammar_end),
+                f"{request.request_id}-{index}",
+                lora_request=lora,
+                priority=request.priority,
+            )
+            async for output in outputs:
+                running.queue.put_nowait((index, output))
+        except VLLMClientError as error:
+            running.queue.put_nowait(InvalidRequest(str(error.args[0]), param=getattr(error, "parameter", None)))
+        except TuneserveError as error:
+            running.queue.put_nowait(error)
+        except EngineDeadError:
+            running.queue.put_nowait(EngineFailure("vLLM's processes ended while they ran this request"))
+        except Exception:
+            log.exception("a request failed")
+            running.queue.put_nowait(EngineFailure("vLLM failed while it computed this request"))
+
+    def _tell(self, request: GenerationRequest, running: _Running, index: int, made: RequestOutput) -> TokenOutput:
+        output = sampling.to_output(index, made.outputs[0])
+        if request.sampling.max_new_tokens == 0:
+            none = None if output.logprobs is None else ()
+            output = TokenOutput(index=index, logprobs=none, finish_reason=FinishReason.LENGTH)
+        if running.told:
+            return output
+        running.told = True
+        waited = running.begun - running.arrived
+        if made.metrics is not None:
+            waited += max(0.0, made.metrics.scheduled_ts - made.metrics.queued_ts)
+        prompt = made.prompt_logprobs
+        return replace(
+            output,
+            cached_tokens=made.num_cached_tokens or 0,
+            queue_seconds=waited,
+            prompt_logprobs=None if prompt is None else tuple(sampling.token_logprobs(prompt)),
+        )
+
+    def finish(self, request_id: str, index: int) -> None:
+        running = self._running.get(request_id)
+        if running is not None and index in running.open:
+            running.open.discard(index)
+            running.queue.put_nowait(None)
+            if index in running.fetching:
+                running.fetching[index].cancel()
+
+    async def embed(self, request: EmbeddingRequest) -> list[float]:
+        sampling.check_prompt(request.prompt_ids, self.capabilities())
+        raise UnsupportedParameter("vLLM makes either texts or embeddings of a model: this one makes texts")
+
+    # ---- adapters
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        self._ready()
+        if self.capabilities().adapters is None:
+            raise UnsupportedParameter("this engine serves the base model only")
+        await self._turns.load(version, folder, pinned=pinned)
+
+    async def unload_adapter(self, version: str) -> None:
+        await self._turns.unload(version)
+
+
+async def _no_slot(*_: object) -> None:
+    raise AssertionError("there are no slots")

@@ -1,0 +1,35 @@
+"""vLLM's numbers, as its scheduler tells them step by step."""
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+
+class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as it need not be there
+    """Keeps the last step's gauges and sums up the counters."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.kv_cache_usage = 0.0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self.preemptions = 0
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats is not None:
+            self.running = scheduler_stats.num_running_reqs
+            self.kv_cache_usage = scheduler_stats.kv_cache_usage
+            self.prefix_cache_queries += scheduler_stats.prefix_cache_stats.queries
+            self.prefix_cache_hits += scheduler_stats.prefix_cache_stats.hits
+        if iteration_stats is not None:
+            self.preemptions += iteration_stats.num_preempted_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""

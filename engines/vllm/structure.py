@@ -1,0 +1,43 @@
+"""What a model consists of, found from its configuration alone: no weights are read."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    config: Any
+    """transformers' configuration."""
+    num_parameters: int
+    linears: dict[str, tuple[int, int]]
+    """Path -> (in_features, out_features) of the linear layers, but for the head: as PEFT names them."""
+
+
+def describe(config: Any) -> Structure:
+    """Build the model without memory. Nothing is known of models that transformers has no class for."""
+    try:
+        with torch.device("meta"):
+            model = _model_class(config)._from_config(config)
+    except Exception as error:  # noqa: BLE001  # whatever it is, vLLM may run the model all the same
+        log.warning("the layers of %s cannot be told from its configuration: %s", config.model_type, error)
+        return Structure(config, 0, {})
+    head = model.get_output_embeddings()
+    linears = {
+        path: (module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return Structure(config, sum(parameter.numel() for parameter in model.parameters()), linears)
+
+
+def _model_class(config: Any) -> Any:
+    """The class that the checkpoint names: a model for images has other paths than its text part alone."""
+    named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or ()]
+    return next((one for one in named if one is not None), None) or AutoModelForCausalLM._model_mapping[type(config)]

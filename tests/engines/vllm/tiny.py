@@ -1,0 +1,28 @@
+"""A tiny model that vLLM runs on a CPU, and settings that keep an engine with it small."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from tests.engines.pt.tiny import SIZES, save
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+TINY: dict[str, Any] = {
+    "dtype": "float32",
+    "threads": 1,
+    "block_size": 32,
+    "kv_cache_memory": 0.05,
+    "max_num_seqs": 16,
+    "enforce_eager": True,
+}
+"""Settings of VllmConfig."""
+
+
+def save_for_vllm(folder: Path, *, positions: int) -> Path:
+    """Write a Llama with heads of 32: vLLM's attention on CPUs knows no smaller ones."""
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return save(LlamaConfig(**SIZES | shape | {"max_position_embeddings": positions}), folder, tokenizer=True)
