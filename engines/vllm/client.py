@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from engines.install import require_vllm
 from engines.process_engine import ProcessEngine, Program, thread_environment
 from engines.vllm.config import VllmConfig
 
@@ -11,6 +12,8 @@ class VllmEngine(ProcessEngine):
     """vLLM, in its own process."""
 
     def __init__(self, config: VllmConfig, *, max_num_queued_reqs: int) -> None:
+        """Raises UnsupportedModel where vLLM is not installed."""
+        require_vllm()
         program = Program(
             command=(sys.executable, "-m", "engines.vllm.process"),
             environment=environment(config),

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from engines import install
+from engines.errors import UnsupportedModel
 from engines.install import NotInstalled
+from engines.vllm.client import VllmEngine
+from engines.vllm.config import VllmConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,8 +136,8 @@ def test_vllm_changes_neither_torch_nor_transformers_nor_fastapi(commands: Comma
 def test_without_vllm_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "find_spec", lambda name: None)
 
-    with pytest.raises(NotInstalled) as caught:
-        install.require_vllm()
+    with pytest.raises(UnsupportedModel) as caught:
+        VllmEngine(VllmConfig(model="any"), max_num_queued_reqs=1)
 
     assert caught.value.message == "vLLM is not installed here: `python -m engines.install vllm` installs it"
     assert caught.value.param == "infer_backend"

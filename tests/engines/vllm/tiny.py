@@ -1,15 +1,15 @@
 """A tiny model that vLLM runs on a CPU, and settings that keep an engine with it small."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig
 
+from engines.install import vllm_installed
 from tests.engines.pt.tiny import SIZES, save
 
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="vLLM is not installed")
 
 TINY: dict[str, Any] = {
     "dtype": "float32",
