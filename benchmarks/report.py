@@ -41,6 +41,8 @@ TARGETS = (
 )
 SAMPLED_LEAST = 0.9
 ENGINE_LEAST = 0.9
+VLLM_LEAST, VLLM_FIRST_TOKEN_MOST = 0.95, 1.1
+"""Our server over vLLM, divided by vLLM's own: output tokens/s, and the time to the first token."""
 STARTUP_MOST = 15.0
 MEMORY_MOST_MIB = 2000.0
 
@@ -116,7 +118,20 @@ def comparisons(rows: list[Row]) -> list[Row]:
                     "least": least,
                 }
             )
-    return found + own(rows)
+    return found + over_vllm(rows) + own(rows)
+
+
+def over_vllm(rows: list[Row]) -> list[Row]:
+    """What our server adds to vLLM, or costs."""
+    found: list[Row] = []
+    for row in rows:
+        theirs = find(rows, "vllm", row["mode"], row["concurrency"])
+        if row["server"] == "tuneserve-vllm" and theirs and speed(row):
+            what = f"tuneserve over vLLM / vLLM, c={row['concurrency']}, {row['mode']}"
+            first = row["ttft_p50_ms"] / theirs["ttft_p50_ms"]
+            found.append({"what": what, "value": speed(row) / speed(theirs), "least": VLLM_LEAST})
+            found.append({"what": f"{what}, TTFT p50", "value": first, "most": VLLM_FIRST_TOKEN_MOST})
+    return found
 
 
 def own(rows: list[Row]) -> list[Row]:

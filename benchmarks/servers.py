@@ -61,6 +61,14 @@ def ours(setting: Setting) -> list[str]:
     ]
 
 
+def ours_over_vllm(setting: Setting) -> list[str]:
+    """As `vllm_serve`: the same vLLM, as many sequences, as long a context, and no adapters."""
+    return [
+        *(*ours(setting), "--infer_backend", "vllm", "--max_loras", "0"),
+        *("--max_model_len", "4096", "--max_num_seqs", "64", "--kv_cache_memory", "2"),
+    ]
+
+
 def engine_alone(setting: Setting) -> list[str]:
     return _module("benchmarks.engine_alone", setting)
 
@@ -119,6 +127,7 @@ def ignore_eos(sampling: dict[str, float]) -> dict[str, Any]:
 
 SERVERS = (
     Server("tuneserve", "tuneserve", ours, body=ignore_eos),
+    Server("tuneserve-vllm", "tuneserve over vLLM", ours_over_vllm, body=ignore_eos),
     Server("engine", "tuneserve's engine alone, no HTTP", engine_alone, http=False, modes=("greedy",)),
     Server("generate", "transformers generate, static batch, no HTTP", static_generate, http=False, modes=("greedy",)),
     Server(

@@ -64,6 +64,19 @@ def test_ours_is_divided_by_the_peer_of_the_same_concurrency_and_mode() -> None:
     assert verdict(found["tuneserve start-up, s"]) == "at most 15: reached"
 
 
+def test_our_server_over_vllm_is_held_to_vllms_own() -> None:
+    rows = [
+        row("tuneserve-vllm", "greedy", 8, 96.0, ttft_p50_ms=120.0),
+        row("vllm", "greedy", 8, 100.0, ttft_p50_ms=100.0),
+    ]
+
+    speed, first_token = comparisons(rows)
+
+    assert speed["what"] == "tuneserve over vLLM / vLLM, c=8, greedy"
+    assert verdict(speed) == "at least 0.95: reached"
+    assert verdict(first_token) == "at most 1.1: MISSED"
+
+
 def test_a_target_that_is_missed_is_called_so() -> None:
     rows = [row("tuneserve", "greedy", 8, 30.0), row("transformers", "greedy", 8, 10.0)]
 
