@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from engines.errors import UnsupportedModel
 from engines.process_engine import ProcessEngine
 
 if TYPE_CHECKING:
@@ -27,10 +26,13 @@ def _build(params: "DeployParams") -> ProcessEngine:
             from engines.pt.config import pt_config
 
             return PtEngine(pt_config(params), max_num_queued_reqs=waiting)
+        case "vllm":
+            from engines.vllm.client import VllmEngine
+            from engines.vllm.config import vllm_config
+
+            return VllmEngine(vllm_config(params), max_num_queued_reqs=waiting)
         case "lmdeploy":
             from engines.lmdeploy.client import LmdeployEngine
             from engines.lmdeploy.config import lmdeploy_config
 
             return LmdeployEngine(lmdeploy_config(params), max_num_queued_reqs=waiting)
-        case backend:
-            raise UnsupportedModel(f"infer_backend {backend} is not built yet: choose pt", param="infer_backend")

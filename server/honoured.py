@@ -39,6 +39,11 @@ ENGINES: dict[str, frozenset[str]] = {
         "attn_impl", "rope_scaling", "device_map", "kv_cache_memory", "gpu_memory_utilization", "threads",
         "max_cpu_loras", "max_lora_rank",
     },
+    "vllm": EVERY_ENGINE
+    | {
+        "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "disable_custom_all_reduce",
+        "enforce_eager", "limit_mm_per_prompt", "vllm_max_lora_rank", "kv_cache_memory", "threads", "enable_sleep_mode",
+    },
     "lmdeploy": EVERY_ENGINE
     | {
         "tp", "session_len", "cache_max_entry_count", "quant_policy", "vision_batch_size", "lmdeploy_backend",
@@ -111,10 +116,7 @@ def _refusal(params: DeployParams, name: str) -> str | None:
             if value == BUILT_CHOICES[name]
             else f"--{name}: {value} is not built yet; choose {BUILT_CHOICES[name]}"
         )
-    if (
-        name in HONOURED | ENGINES.get(params.infer_backend, frozenset())
-        or value == DeployParams.model_fields[name].get_default()
-    ):
+    if name in HONOURED | ENGINES[params.infer_backend] or value == DeployParams.model_fields[name].get_default():
         return None
     if name in SAID_BY_REQUESTS:
         return f"--{name}: a request over HTTP says so itself"

@@ -52,7 +52,7 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         token=params.hub_token,
         dtype=params.torch_dtype,
         max_model_len=params.max_model_len or params.max_length,
-        max_num_seqs=params.max_num_seqs,
+        max_num_seqs=params.max_batch_size or params.max_num_seqs,
         max_num_batched_tokens=params.max_num_batched_tokens,
         block_size=params.block_size,
         kv_cache_memory=params.kv_cache_memory,
@@ -68,4 +68,5 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         max_logprobs=params.max_logprobs,
         max_loras=params.max_loras,
         max_lora_rank=params.vllm_max_lora_rank,
+        enable_sleep_mode=params.enable_sleep_mode,
     )

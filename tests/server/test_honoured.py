@@ -56,7 +56,7 @@ def test_what_an_engine_is_said_to_read_is_what_its_configuration_is_made_of(eng
 
 
 def test_what_another_engine_reads_is_refused_by_name() -> None:
-    told = ["--threads: the engine lmdeploy does not know it; it is for pt"]
+    told = ["--threads: the engine lmdeploy does not know it; it is for pt and vllm"]
     assert refusals(DeployParams(model="m", infer_backend="lmdeploy", threads=2, tp=2)) == told
 
 
