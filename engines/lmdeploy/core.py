@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from lmdeploy.messages import EventType, GenerationConfig, RequestMetrics, ResponseType
+from lmdeploy.messages import EventType, RequestMetrics, ResponseType
 
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
@@ -27,11 +27,12 @@ from engines.errors import (
 )
 from engines.lmdeploy.adapters import adaptable_linears
 from engines.lmdeploy.config import LmdeployConfig
-from engines.lmdeploy.edits import EDITS, LastHidden, OutputEdits
+from engines.lmdeploy.edits import EDITS, OutputEdits
 from engines.lmdeploy.hot_slots import HotSlots
 from engines.lmdeploy.library import Library
+from engines.lmdeploy.prompts import PromptObserver
 from engines.lmdeploy.rebuild import Rebuild
-from engines.lmdeploy.translate import generation_config, scoring_config, token_logprob
+from engines.lmdeploy.translate import generation_config, prompt_config, token_logprob
 from engines.loading import load_generation_config, load_tokenizer
 from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.types import (
@@ -111,15 +112,15 @@ class LmdeployCore:
         kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
         if ours:
             self._compile_grammars()
-        beyond = frozenset() if ours else frozenset(EDITS)
-        lost = frozenset({"logprobs", "prompt_logprobs"}) if self._config.backend == "turbomind" else frozenset()
+        observed = frozenset() if ours else frozenset((*EDITS, "prompt_logprobs"))
+        lost = frozenset({"logprobs"}) if self._config.backend == "turbomind" else frozenset()
         self._capabilities = Capabilities(
             max_model_len=self._library.max_model_len,
             vocab_size=self._library.vocab_size,
             max_logprobs=min(self._config.max_logprobs, self._library.vocab_size),
             eos_token_ids=self._eos_token_ids,
             structured=kinds if self._grammars else frozenset(),
-            unsupported=beyond | lost | {"priority", "num_beams", "length_penalty"},
+            unsupported=observed | lost | {"priority", "num_beams", "length_penalty"},
             embeddings=ours,
             adapters=None if self._slots is None else self._slots.support,
         )
@@ -242,13 +243,11 @@ class LmdeployCore:
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         self._refuse(request)
-        observer = LastHidden(len(request.prompt_ids))
-        config = GenerationConfig(max_new_tokens=1, top_k=1, temperature=1.0, logits_processors=[observer])
         async with self._turns.use(request.adapter) as turn:
-            computing = asyncio.create_task(self._run_through(request.prompt_ids, config, request.adapter))
-            await _all_of([computing], turn)
-        assert observer.hidden is not None, "the prompt was computed"
-        embedding: list[float] = (observer.hidden / observer.hidden.norm()).tolist()
+            observer = PromptObserver(request.prompt_ids, head=self._library.head)
+            await self._compute_prompt(observer, request, turn)
+        assert observer.last_hidden is not None, "the prompt was computed"
+        embedding: list[float] = (observer.last_hidden / observer.last_hidden.norm()).tolist()
         return embedding
 
     async def _answer(self, answer: _Answer) -> None:
@@ -256,9 +255,11 @@ class LmdeployCore:
         try:
             grammar = await self._grammar(request)
             async with self._turns.use(request.adapter) as turn:
-                if request.sampling.prompt_logprobs is not None:
-                    scoring = asyncio.create_task(self._score(answer))
-                    await _all_of([scoring], turn)
+                count = request.sampling.prompt_logprobs
+                if count is not None:
+                    observer = PromptObserver(request.prompt_ids, top_logprobs=count, head=self._library.head)
+                    await self._compute_prompt(observer, request, turn)
+                    answer.prompt_logprobs = (None, *observer.logprobs)
                 answer.tasks = {
                     index: asyncio.create_task(self._output(answer, index, grammar)) for index in sorted(answer.open)
                 }
@@ -275,24 +276,18 @@ class LmdeployCore:
         assert self._grammars is not None, "capabilities tell what can be asked for"
         return await asyncio.to_thread(self._grammars.compile, request.sampling.structured)
 
-    async def _score(self, answer: _Answer) -> None:
-        request, count = answer.request, answer.request.sampling.prompt_logprobs
-        assert count is not None, "it was asked for"
-        told: list[TokenLogprob | None] = [None]
-        if len(request.prompt_ids) > 1:
-            rows = await self._run_through(request.prompt_ids, scoring_config(count), request.adapter)
-            told += [token_logprob(token, row, count) for token, row in zip(request.prompt_ids[1:], rows, strict=True)]
-        answer.prompt_logprobs = tuple(told)
+    async def _compute_prompt(
+        self, observer: PromptObserver, request: GenerationRequest | EmbeddingRequest, turn: Turn
+    ) -> None:
+        async def compute() -> None:
+            with self._library.alias(self._name(request.adapter)) as alone:
+                async with aclosing(self._library.infer(request.prompt_ids, prompt_config(observer), alone)) as steps:
+                    async for _ in steps:
+                        pass
 
-    async def _run_through(
-        self, prompt_ids: list[int], config: GenerationConfig, adapter: str | None
-    ) -> list[dict[int, float]]:
-        """Return the logprobs that come, where any were asked for."""
-        logprobs: list[dict[int, float]] = []
-        async with aclosing(self._library.infer(prompt_ids, config, self._name(adapter))) as outputs:
-            async for output in outputs:
-                logprobs += output.logprobs or ()
-        return logprobs
+        await _all_of([asyncio.create_task(compute())], turn)
+        if observer.failure is not None:
+            raise observer.failure
 
     async def _output(self, answer: _Answer, index: int, grammar: GrammarState | None) -> None:
         """Compute one output, and queue what each step brings."""

@@ -58,7 +58,7 @@ class OutputEdits:
         """The number of tokens after which the grammar allows nothing more."""
         self._begin_anew()
 
-    def begin(self, num_tokens: int, hidden: Tensor) -> None:
+    def begin(self, num_tokens: int, start: int, hidden: Tensor) -> None:
         known = num_tokens - len(self._request.prompt_ids)
         if known < len(self._tokens):  # steps were dropped
             tokens, self._tokens = self._tokens[:known], []
@@ -108,22 +108,3 @@ class OutputEdits:
     def _ended(self) -> bool:
         """LMDeploy has begun the step after the last one before it knew."""
         return self.complete_at is not None or (bool(self._tokens) and self._tokens[-1] in self.stops)
-
-
-class LastHidden:
-    """An observer that keeps the hidden state at the prompt's last token."""
-
-    def __init__(self, num_prompt: int) -> None:
-        self._num_prompt = num_prompt
-        self.hidden: Tensor | None = None
-        """(hidden_size,) float32."""
-
-    def begin(self, num_tokens: int, hidden: Tensor) -> None:
-        if num_tokens == self._num_prompt:  # of a prompt in parts, the last part counts
-            self.hidden = hidden.float().clone()
-
-    def __call__(self, token_ids: Tensor, logits: Tensor) -> Tensor:
-        return logits
-
-    def sampled(self, token_id: int) -> None:
-        pass

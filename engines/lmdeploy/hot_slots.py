@@ -4,8 +4,10 @@ LMDeploy takes adapters only when it builds the model. So it is given `max_loras
 rows in the stacked matrices of each layer are written between two steps. Storage is not replaced, so CUDA graphs hold.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +19,6 @@ from torch import Tensor
 
 from engines.adapters.folder import read_adapter
 from engines.capabilities import AdapterSupport
-from engines.errors import EngineFailure
 from engines.lmdeploy.adapters import PREFIX, leaves, plain_tensors, write_plain
 from engines.lmdeploy.library import Library
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PROBE = [1, 2, 3, 2]
 """A prompt for the check; its tokens are in every vocabulary."""
+PROBE_STEPS = 3
 
 
 class HotSlots:
@@ -53,7 +55,7 @@ class HotSlots:
             if found:
                 module.lora_A.data.zero_()
                 module.lora_B.data.zero_()
-        self._adapters = [self._ids.pop(name) for name in self._names]
+        self._adapters = [self._library.adapter_ids.pop(name) for name in self._names]
         self.support = AdapterSupport(
             max_rank=self._rank,
             linears={path: linears[path] for path in self._loras},
@@ -64,21 +66,21 @@ class HotSlots:
         """Try slots out. Returns what is wrong, None where a slot does to its own rows what it shall, and no more."""
         if not self._loras:
             return "none of the model's layers can be adapted"
-        base = await self._first_logprobs(None)
+        base = await self._logprobs(None)
         random = torch.Generator().manual_seed(0)
         tensors = {}
         for path, (inputs, outputs) in self.support.linears.items():
             tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(self._rank, inputs, generator=random)
             tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, self._rank, generator=random)
         self._write(0, tensors)
-        self._ids["check"] = self._adapters[0]
+        self._library.adapter_ids["check"] = self._adapters[0]
         try:
-            other, beside = await self._first_logprobs("check"), await self._first_logprobs(None)
+            other, beside = await asyncio.gather(self._logprobs("check"), self._logprobs(None))
             self._write(0, {})
-            empty = await self._first_logprobs("check")
+            empty = await self._logprobs("check")
         finally:
-            del self._ids["check"]
-        if other == base:
+            del self._library.adapter_ids["check"]
+        if any(one == same for one, same in zip(other, base, strict=True)):
             return "an adapter that was written into a slot changed nothing"
         if beside != base:
             return "an adapter in a slot changed the base model"
@@ -87,17 +89,11 @@ class HotSlots:
     async def put(self, slot: int, name: str, folder: Path) -> None:
         """Overwrite a slot that no request uses. From now on requests may name it so."""
         self._write(slot, plain_tensors(read_adapter(folder, self.support), self._rank))
-        self._ids[name] = self._adapters[slot]
+        self._library.adapter_ids[name] = self._adapters[slot]
 
     async def take(self, slot: int, name: str) -> None:
         """What the slot holds stays until it is overwritten, but nobody can name it any more."""
-        del self._ids[name]
-
-    @property
-    def _ids(self) -> dict[str | None, int]:
-        """Name -> LMDeploy's number. The prefix cache goes by the names: one that has been used means its adapter for ever."""
-        ids: dict[str | None, int] = self._library.adapter_manager.adapter_id_map
-        return ids
+        del self._library.adapter_ids[name]
 
     @property
     def _model(self) -> Any:
@@ -115,12 +111,14 @@ class HotSlots:
                 module.lora_B.data[start : start + self._rank].zero_()
             load(tensors.items(), adapter_id=adapter)
 
-    async def _first_logprobs(self, adapter: str | None) -> dict[int, float]:
-        config = GenerationConfig(max_new_tokens=1, top_k=1, temperature=1.0, logprobs=5)
-        async for output in self._library.infer(PROBE, config, adapter):
-            if output.logprobs:
-                return {token: round(value, 2) for token, value in output.logprobs[0].items()}
-        raise EngineFailure("LMDeploy gave no logprobs")
+    async def _logprobs(self, adapter: str | None) -> list[dict[int, float]]:
+        """Of the prompt's step and of some after it."""
+        config = GenerationConfig(max_new_tokens=PROBE_STEPS, top_k=1, temperature=1.0, logprobs=5)
+        told: list[dict[int, float]] = []
+        async with aclosing(self._library.infer(PROBE, config, adapter)) as outputs:
+            async for output in outputs:
+                told += [{token: round(value, 2) for token, value in row.items()} for row in output.logprobs or ()]
+        return told
 
 
 def _load_into(model: Any) -> Callable[..., None]:

@@ -7,8 +7,8 @@ the one release that is accepted.
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lmdeploy.messages import (
 )
 from lmdeploy.serve.core import AsyncEngine
 from lmdeploy.utils import get_logger, get_model
+from torch import Tensor
 
 from engines.errors import EngineFailure, UnsupportedModel
 from engines.lmdeploy import sampler
@@ -35,6 +36,7 @@ RELEASE = "0.18."
 """The only one whose inside is known."""
 DTYPES = {"float16", "bfloat16"}
 """That LMDeploy has kernels for."""
+BASE = "the base model"
 
 
 class Library:
@@ -48,6 +50,7 @@ class Library:
         self.folder = _local(config)
         self._engine: Any = None
         self._session_ids = itertools.count()
+        self._aliases = itertools.count()
         self._asked = 0  # outputs that are wanted
         self._inside = 0  # of these, those that the present engine has been asked for
         self._running = 0  # of these, those that have a handle
@@ -68,6 +71,8 @@ class Library:
             raise UnsupportedModel(f"LMDeploy cannot run the model {self._config.model!r}: {_reason(error)}") from error
         if self.agent is not None:
             sampler.install(self.agent)
+            # With no name but the base model's, LMDeploy would take it that there are no adapters, and forget it too late.
+            self.adapter_ids[BASE] = self.adapter_ids[None]
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
         self._open.set()
 
@@ -106,8 +111,26 @@ class Library:
         return getattr(executor, "model_agent", None)
 
     @property
-    def adapter_manager(self) -> Any:
-        return self._engine.engine.adapter_manager
+    def adapter_ids(self) -> dict[str | None, int]:
+        """Name -> LMDeploy's number. Its prefix cache goes by the names: one that has been used means its adapter for ever."""
+        ids: dict[str | None, int] = self._engine.engine.adapter_manager.adapter_id_map
+        return ids
+
+    @contextmanager
+    def alias(self, adapter: str | None) -> Iterator[str]:
+        """A name of the same adapter that nobody else uses: the prefix cache has nothing for it."""
+        alias = f"{BASE if adapter is None else adapter}, alone {next(self._aliases)}"
+        self.adapter_ids[alias] = self.adapter_ids[adapter]
+        try:
+            yield alias
+        finally:
+            self.adapter_ids.pop(alias, None)  # it may be another engine by now
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states, (1, tokens, hidden_size), to logits."""
+        head: Callable[[Tensor], Tensor] = self.agent.get_logits
+        return head
 
     @property
     def max_model_len(self) -> int:

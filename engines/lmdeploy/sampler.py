@@ -15,10 +15,11 @@ from torch import Tensor
 class Observer(Protocol):
     """What stands in `GenerationConfig.logits_processors`. None of its methods may raise: that would end the engine."""
 
-    def begin(self, num_tokens: int, hidden: Tensor) -> None:
-        """A step has computed `hidden`, (hidden_size,), at the last of `num_tokens` tokens, prompt and output together.
+    def begin(self, num_tokens: int, start: int, hidden: Tensor) -> None:
+        """A step has computed `hidden`, (tokens, hidden_size), of the tokens from `start` on.
 
-        The same number may come again, or a smaller one: LMDeploy drops steps, and samples from parts of long prompts.
+        `num_tokens`: prompt and output together, as far as they are known. The same number may come again, or a smaller
+        one: long prompts are computed in parts, and each time LMDeploy samples; and it drops what it computed too much.
         """
         ...
 
@@ -34,24 +35,28 @@ def install(agent: Any) -> None:
 
     Logits come in the model's type, of which LMDeploy would make log-probabilities with two or three digits.
     """
-    last_hidden: list[Tensor] = []
-    get_logits = agent.get_logits
+    computed: list[tuple[Any, Tensor]] = []
+    forward = agent.async_forward
 
-    def get_logits_and_remember(hidden_states: Tensor) -> Tensor:
-        last_hidden[:] = [hidden_states]  # (1, rows, hidden_size), the same rows as the sampler's
-        logits: Tensor = get_logits(hidden_states)
-        return logits
+    async def forward_and_remember(inputs: Any, *arguments: Any, **options: Any) -> Any:
+        output = await forward(inputs, *arguments, **options)
+        computed[:] = [(inputs, output["hidden_states"][0])]
+        return output
 
     class ObservedSampler(FusedLogitsProcessor):  # type: ignore[misc]
         async def __call__(self, scores: Tensor) -> Any:
-            inputs = self.sampling_inputs
             self.observers: list[tuple[int, Observer]] = [
-                (row, observer) for row, some in enumerate(inputs.logits_processors) for observer in some or ()
+                (row, observer)
+                for row, some in enumerate(self.sampling_inputs.logits_processors)
+                for observer in some or ()
             ]
+            inputs, hidden = computed.pop()
             if self.observers:
-                lengths = inputs.random_offsets.tolist()
+                lengths = self.sampling_inputs.random_offsets.tolist()
+                starts = inputs.history_lengths.tolist()
+                of_rows = hidden.split(inputs.seq_length.tolist())
                 for row, observer in self.observers:
-                    observer.begin(lengths[row], last_hidden[0][0, row])
+                    observer.begin(lengths[row], starts[row], of_rows[row])
             return await super().__call__(scores.float())
 
         def sampling(self, logits: Tensor) -> Tensor:
@@ -62,5 +67,5 @@ def install(agent: Any) -> None:
                     observer.sampled(chosen[row])
             return token_ids
 
-    agent.get_logits = get_logits_and_remember
+    agent.async_forward = forward_and_remember
     model_agent.FusedLogitsProcessor = ObservedSampler

@@ -42,9 +42,9 @@ def generation_config(
     )
 
 
-def scoring_config(count: int) -> GenerationConfig:
-    """Generate nothing, but tell the logprobs of the prompt and of the `count` likeliest tokens at each place."""
-    return GenerationConfig(max_new_tokens=0, top_k=1, temperature=1.0, logprob_start_len=0, logprobs=max(1, count))
+def prompt_config(observer: Any) -> GenerationConfig:
+    """Compute the prompt, and the one token that LMDeploy insists on."""
+    return GenerationConfig(max_new_tokens=1, top_k=1, temperature=1.0, logits_processors=[observer])
 
 
 def token_logprob(token_id: int, logprobs: Mapping[int, float], count: int) -> TokenLogprob:

@@ -1,21 +1,27 @@
 """The LMDeploy engine on a CPU, for tests."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from engines.lmdeploy.client import INSTALL, LmdeployEngine, lmdeploy_python
+from engines.install import NotInstalled, require_lmdeploy
+from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig
 
 
-class LmdeployOnCpu(LmdeployEngine):
-    program: ClassVar = "tests.engines.lmdeploy.on_cpu"
+def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
+    """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`.
 
-
-def lmdeploy_on_cpu(model: str, **settings: Any) -> LmdeployEngine:
-    """Not started. `settings` are those of `LmdeployConfig`. Skips the test where LMDeploy is not installed."""
-    if lmdeploy_python() is None:
-        pytest.skip(f"LMDeploy is not installed: run `{INSTALL}`")
+    Skips the test where LMDeploy is not installed.
+    """
+    try:
+        require_lmdeploy()
+    except NotInstalled as error:
+        pytest.skip(error.message)
     defaults = {"dtype": "float32", "block_size": 16, "eager_mode": True, "max_batch_size": 16, "max_lora_rank": 8}
-    config = LmdeployConfig(model=model, **defaults | settings)
-    return LmdeployOnCpu(config, max_num_queued_reqs=64, threads=1)
+    return LmdeployEngine(
+        LmdeployConfig(model=model, **defaults | settings),
+        max_num_queued_reqs=64,
+        threads=1,
+        module=f"tests.engines.lmdeploy.{module}",
+    )

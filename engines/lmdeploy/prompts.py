@@ -1,0 +1,64 @@
+"""What is asked about prompts: embeddings and logprobs, from the hidden states that are computed anyway.
+
+LMDeploy's own way to score prompts is no good beside others: whatever is computed in the same step ends with it.
+"""
+
+import logging
+from collections.abc import Callable
+
+from torch import Tensor
+
+from engines.errors import EngineFailure, TuneserveError
+from engines.pt.sampling import token_logprobs
+from engines.types import TokenLogprob
+
+log = logging.getLogger(__name__)
+
+ROWS = 256
+"""Logits are computed for so many tokens at once."""
+
+
+class PromptObserver:
+    """Sees the hidden states of a prompt of which the prefix cache gives nothing; leaves the logits as they are."""
+
+    def __init__(
+        self,
+        prompt_ids: list[int],
+        *,
+        top_logprobs: int | None = None,
+        head: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`top_logprobs` None: no logprobs are wanted. `head`: (1, tokens, hidden_size) -> (1, tokens, vocab)."""
+        self._prompt_ids = prompt_ids
+        self._top_logprobs = top_logprobs
+        self._head = head
+        self.last_hidden: Tensor | None = None
+        """Of the prompt's last token: (hidden_size,) float32."""
+        self.logprobs: list[TokenLogprob] = []
+        """Of each token but the first, where wanted."""
+        self.failure: TuneserveError | None = None
+
+    def begin(self, num_tokens: int, start: int, hidden: Tensor) -> None:
+        if num_tokens != len(self._prompt_ids):
+            return  # a step too much
+        try:
+            self.last_hidden = hidden[-1].float().clone()  # of a prompt in parts, the last part's counts
+            if self._top_logprobs is not None:
+                del self.logprobs[start:]  # it was preempted, and is computed again
+                self._score(start, hidden, self._top_logprobs)
+        except Exception:
+            log.exception("a prompt could not be scored")
+            self.failure = EngineFailure("the engine failed while it computed this prompt")
+
+    def __call__(self, token_ids: Tensor, logits: Tensor) -> Tensor:
+        return logits
+
+    def sampled(self, token_id: int) -> None:
+        pass
+
+    def _score(self, start: int, hidden: Tensor, top_logprobs: int) -> None:
+        """Each token's hidden state tells the logprobs of the one after it."""
+        following = self._prompt_ids[start + 1 : start + 1 + len(hidden)]
+        ids = hidden.new_tensor(following, dtype=int)
+        for states, some in zip(hidden[: len(ids)].split(ROWS), ids.split(ROWS), strict=True):
+            self.logprobs += token_logprobs(self._head(states[None])[0].float(), some, top_logprobs)

@@ -1,0 +1,89 @@
+"""LMDeploy says what plain transformers and PEFT say, in float32, whatever else is in the batch."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.contract.engines import collect, whole
+from tests.engines.pt.adapters import save_adapter, with_peft
+from tests.engines.pt.driving import Output, Reference, prompt, request
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LENGTHS = (1, 3, 15, 16, 17, 31, 33, 48, 64, 90)
+"""Of prompts: on, before and behind the borders of pages and of steps."""
+ADAPTERS = {
+    "plain": {"r": 4, "lora_alpha": 8},
+    "rank-stabilised": {"r": 8, "lora_alpha": 6, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
+    "patterns": {"r": 2, "rank_pattern": {"v_proj": 5}, "alpha_pattern": {"layers.1.mlp.up_proj": 30}},
+}
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory):
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: save_adapter(model, root / name, seed=i, **ADAPTERS[name]) for i, name in enumerate(ADAPTERS)}
+
+
+def asked(length: int, adapter: str | None = None, **sampling: object):
+    sampling = {"max_new_tokens": 6 + length % 5, "ignore_eos": True, "logprobs": 5} | sampling
+    one = request(prompt(length, seed=length), f"{adapter}-{length}", **sampling)
+    return replace(one, adapter=adapter)
+
+
+async def check(engine, reference, *requests) -> list:
+    """Compute these together; return the first output of each."""
+    answers = await asyncio.gather(*(collect(engine, one) for one in requests))
+    for one, outputs in zip(requests, answers, strict=True):
+        end = whole(outputs)
+        assert len(end.token_ids) == one.sampling.max_new_tokens
+        reference[one.adapter].check_greedy(one, Output(end.token_ids, end.logprobs))
+        if one.sampling.prompt_logprobs is not None:
+            reference[one.adapter].check_prompt(one.prompt_ids, outputs[0].prompt_logprobs)
+    return [outputs[0] for outputs in answers]
+
+
+@pytest.fixture(scope="module")
+def reference(model, adapters):
+    plain = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()
+    return {None: Reference(plain)} | {name: with_peft(model, folder) for name, folder in adapters.items()}
+
+
+async def test_the_base_model(engine, reference):
+    await check(engine, reference, *(asked(length) for length in LENGTHS))
+
+
+async def test_prompt_logprobs(engine, reference):
+    await check(engine, reference, *(asked(length, prompt_logprobs=3) for length in LENGTHS))
+
+
+async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters):
+    for name, folder in adapters.items():
+        await engine.load_adapter(name, folder)
+    await check(engine, reference, *(asked(length, name) for length in LENGTHS for name in (None, *adapters)))
+    await check(
+        engine, reference, *(asked(length, name, prompt_logprobs=2) for length in (40, 70) for name in adapters)
+    )
+    for name in adapters:
+        await engine.unload_adapter(name)
+
+
+async def test_prefix_hits(engine, reference):
+    await check(engine, reference, asked(90))
+    [again] = await check(engine, reference, asked(90))
+    assert again.cached_tokens >= 64
+
+
+async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(engine, reference, adapters):
+    long = [replace(asked(90), request_id=name, adapter="a@1") for name in ("first", "second", "third")]
+    await engine.load_adapter("a@1", adapters["plain"])
+    await check(engine, {"a@1": reference["plain"]}, long[0])
+    [cached] = await check(engine, {"a@1": reference["plain"]}, long[1])
+    assert cached.cached_tokens >= 64
+    await engine.unload_adapter("a@1")
+    await engine.load_adapter("a@1", adapters["patterns"])
+    [fresh] = await check(engine, {"a@1": reference["patterns"]}, long[2])
+    assert fresh.cached_tokens == 0
+    await engine.unload_adapter("a@1")
