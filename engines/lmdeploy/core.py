@@ -103,12 +103,10 @@ class LmdeployCore:
         generation = load_generation_config(self._library.folder)
         eos = generation.eos_token_id
         self._eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-        if ours and linears:
-            self._slots = await self._build_hot(linears)
-        if self._slots is None:
+        if linears:
+            self._slots = await self._build_with_adapters(linears, reachable=ours)
+        if not isinstance(self._slots, HotSlots):
             self._library.build({})
-        if self._slots is None and linears:
-            self._slots = Rebuild(self._library, self._config.max_loras, self._config.max_lora_rank, linears)
         kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
         if ours:
             self._compile_grammars()
@@ -125,16 +123,31 @@ class LmdeployCore:
             adapters=None if self._slots is None else self._slots.support,
         )
 
-    async def _build_hot(self, linears: dict[str, tuple[int, int]]) -> HotSlots | None:
-        """None, and nothing is built, where adapters cannot be written into the model while it runs."""
-        slots = HotSlots(self._library, self._config.max_loras, self._config.max_lora_rank)
-        slots.build(linears)
-        problem = await slots.check()
-        if problem is None:
-            return slots
-        log.warning("adapters are loaded by building the engine anew: %s", problem)
-        await self._library.close()
-        return None
+    async def _build_with_adapters(
+        self, linears: dict[str, tuple[int, int]], *, reachable: bool
+    ) -> HotSlots | Rebuild | None:
+        """Choose how adapters come and go, None where they cannot. Only with hot slots the engine is built then.
+
+        `reachable`: the model will be in this process.
+        """
+        slots, rank = self._config.max_loras, self._config.max_lora_rank
+        if reachable:
+            hot = HotSlots(self._library, slots, rank)
+            try:
+                hot.build(linears)
+                problem = await hot.check() if hot.support.linears else None
+            except UnsupportedModel as error:
+                if not isinstance(error.__cause__, AssertionError):
+                    raise
+                problem = None  # that is how LMDeploy says that a layer has no place for LoRA
+            if problem is None and hot.support.linears:
+                return hot
+            await self._library.close()
+            if problem is None:
+                log.warning("LMDeploy's model of this kind has no place for adapters")
+                return None
+            log.warning("adapters are loaded by building the engine anew: %s", problem)
+        return Rebuild(self._library, slots, rank, linears)
 
     def _compile_grammars(self) -> None:
         tokenizer = load_tokenizer(self._library.folder)
@@ -175,6 +188,7 @@ class LmdeployCore:
             kv_cache_usage=metrics.cache_usage,
             prefix_cache_queries=self._queries,
             prefix_cache_hits=self._hits,
+            preemptions=self._library.preemptions,
             adapter_slots=self._turns.resident,
             adapter_loads=self._turns.loads,
             adapter_evictions=self._turns.evictions,
@@ -292,8 +306,8 @@ class LmdeployCore:
     async def _output(self, answer: _Answer, index: int, grammar: GrammarState | None) -> None:
         """Compute one output, and queue what each step brings."""
         request, sampling = answer.request, answer.request.sampling
-        edits = OutputEdits(request, self._eos_token_ids, self._library.vocab_size, grammar, self._masks)
-        room = min(sampling.max_new_tokens, self._library.max_model_len - len(request.prompt_ids))
+        edits = OutputEdits(request, self._eos_token_ids, self.capabilities().vocab_size, grammar, self._masks)
+        room = min(sampling.max_new_tokens, self.capabilities().max_model_len - len(request.prompt_ids))
         if room == 0:
             self._tell(answer, TokenOutput(index=index, finish_reason=FinishReason.LENGTH), None)
             return
@@ -303,7 +317,7 @@ class LmdeployCore:
             seed=seed,
             max_new_tokens=room,
             eos_token_ids=self._eos_token_ids,
-            vocab_size=self._library.vocab_size,
+            vocab_size=self.capabilities().vocab_size,
             observer=edits if edits.needed else None,
         )
         count = 0
@@ -362,7 +376,7 @@ class LmdeployCore:
             raise EngineFailure(f"the engine does not hold the adapter {request.adapter!r}")
         if not request.prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        vocab_size, limit = self._library.vocab_size, self._library.max_model_len
+        vocab_size, limit = self.capabilities().vocab_size, self.capabilities().max_model_len
         if not all(0 <= token < vocab_size for token in request.prompt_ids):
             raise InvalidRequest(f"token ids must be below the vocabulary's {vocab_size}", param="prompt")
         more = 1 if isinstance(request, EmbeddingRequest) else min(request.sampling.max_new_tokens, 1)

@@ -64,8 +64,6 @@ class HotSlots:
 
     async def check(self) -> str | None:
         """Try slots out. Returns what is wrong, None where a slot does to its own rows what it shall, and no more."""
-        if not self._loras:
-            return "none of the model's layers can be adapted"
         base = await self._logprobs(None)
         random = torch.Generator().manual_seed(0)
         tensors = {}

@@ -7,7 +7,7 @@ the one release that is accepted.
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from lmdeploy.messages import (
     ScheduleMetrics,
     TurbomindEngineConfig,
 )
+from lmdeploy.pytorch.messages import MessageStatus
 from lmdeploy.serve.core import AsyncEngine
 from lmdeploy.utils import get_logger, get_model
 from torch import Tensor
@@ -49,8 +50,11 @@ class Library:
         self._config = config
         self.folder = _local(config)
         self._engine: Any = None
+        self._lost = False
         self._session_ids = itertools.count()
         self._aliases = itertools.count()
+        self.preemptions = 0
+        """Outputs that had to give their pages back, so far."""
         self._asked = 0  # outputs that are wanted
         self._inside = 0  # of these, those that the present engine has been asked for
         self._running = 0  # of these, those that have a handle
@@ -73,8 +77,20 @@ class Library:
             sampler.install(self.agent)
             # With no name but the base model's, LMDeploy would take it that there are no adapters, and forget it too late.
             self.adapter_ids[BASE] = self.adapter_ids[None]
+        if self._config.backend == "pytorch":
+            self._count_preemptions(self._engine.engine.scheduler)
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
         self._open.set()
+
+    def _count_preemptions(self, scheduler: Any) -> None:
+        preempt = scheduler.preempt_seqs
+
+        def count_and_preempt(sequences: Iterable[Any]) -> None:
+            sequences = tuple(sequences)
+            self.preemptions += sum(sequence.status is not MessageStatus.STOPPED for sequence in sequences)
+            preempt(sequences)
+
+        scheduler.preempt_seqs = count_and_preempt
 
     async def close(self) -> None:
         """May be called twice. What runs ends with EngineFailure."""
@@ -82,10 +98,11 @@ class Library:
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        loop = getattr(engine.engine, "_loop_main", None)
+        await asyncio.sleep(0)  # a loop that has not begun yet could not be ended
         engine.close()
-        if loop is not None:
-            await asyncio.wait({loop})
+        if hasattr(engine.engine, "wait_tasks"):
+            # To the end: the loop leaves torch in inference mode meanwhile, and then as it was when it began.
+            await asyncio.gather(engine.engine.wait_tasks(), return_exceptions=True)
 
     @asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
@@ -93,10 +110,15 @@ class Library:
         self._open.clear()
         await self._idle.wait()
         await self.close()
-        yield
+        try:
+            yield
+        finally:
+            self._lost = self._engine is None
 
     def death(self) -> str | None:
         """Why the engine will not answer any more; None where it will."""
+        if self._lost:
+            return "LMDeploy could not be built again"
         if self._engine is None or not hasattr(self._engine.engine, "get_local_health_status"):
             return None
         status = self._engine.engine.get_local_health_status()
