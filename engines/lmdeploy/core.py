@@ -397,6 +397,8 @@ async def _all_of(tasks: Sequence[asyncio.Task[Any]], turn: Turn) -> None:
         for task in tasks:
             task.cancel()
 
+    if not tasks:
+        return
     turn.end = cancel
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

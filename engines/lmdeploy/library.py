@@ -68,10 +68,10 @@ class Library:
         """Load the model, with these adapters fixed in it. Raises UnsupportedModel. Blocks: seconds to minutes."""
         try:
             self._engine = AsyncEngine(
-                self.folder, backend=self._config.backend, backend_config=_engine_config(self._config, adapters)
+                self.folder, backend=self._config.backend, backend_config=engine_config(self._config, adapters)
             )
         except (Exception, SystemExit) as error:  # it ends the process where it finds its environment wanting
-            log.exception("LMDeploy could not load the model")
+            log.debug("LMDeploy could not load the model", exc_info=True)
             raise UnsupportedModel(f"LMDeploy cannot run the model {self._config.model!r}: {_reason(error)}") from error
         if self.agent is not None:
             sampler.install(self.agent)
@@ -239,6 +239,10 @@ def _check(config: LmdeployConfig) -> None:
     if config.dtype is not None and config.dtype not in DTYPES:
         message = f"LMDeploy computes in {' or '.join(sorted(DTYPES))}, not in {config.dtype}"
         raise UnsupportedModel(message, param="torch_dtype")
+    try:
+        engine_config(config, {})
+    except (AssertionError, ValueError) as error:
+        raise UnsupportedModel(f"LMDeploy does not take these settings: {_reason(error)}") from error
 
 
 def _local(config: LmdeployConfig) -> str:
@@ -252,7 +256,7 @@ def _local(config: LmdeployConfig) -> str:
         raise UnsupportedModel(message, param="model") from error
 
 
-def _engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> PytorchEngineConfig | TurbomindEngineConfig:
+def engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> PytorchEngineConfig | TurbomindEngineConfig:
     common: dict[str, Any] = {
         "dtype": config.dtype or "auto",
         "tp": config.tp,
@@ -279,5 +283,4 @@ def _engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> Pyto
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

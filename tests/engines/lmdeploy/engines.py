@@ -1,5 +1,6 @@
 """The LMDeploy engine on a CPU, for tests."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,15 +10,17 @@ from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig
 
 
-def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
-    """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`.
-
-    Skips the test where LMDeploy is not installed.
-    """
+def lmdeploy_or_skip() -> Path:
+    """The Python of LMDeploy's environment. Skips the test, with the command that installs it, where there is none."""
     try:
-        require_lmdeploy()
+        return require_lmdeploy()
     except NotInstalled as error:
         pytest.skip(error.message)
+
+
+def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
+    """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`."""
+    lmdeploy_or_skip()
     defaults = {"dtype": "float32", "block_size": 16, "eager_mode": True, "max_batch_size": 16, "max_lora_rank": 8}
     return LmdeployEngine(
         LmdeployConfig(model=model, **defaults | settings),

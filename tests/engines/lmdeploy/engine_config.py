@@ -1,0 +1,35 @@
+"""What our settings become in LMDeploy's own, for both of its engines. Run by the Python of LMDeploy's environment."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from engines.lmdeploy.config import LmdeployConfig
+from engines.lmdeploy.library import engine_config
+
+SETTINGS = {
+    "model": "m",
+    "dtype": "bfloat16",
+    "tp": 2,
+    "session_len": 1024,
+    "cache_max_entry_count": 0.5,
+    "quant_policy": 8,
+    "max_batch_size": 32,
+    "eager_mode": True,
+    "block_size": 32,
+    "enable_prefix_caching": False,
+    "max_prefill_token_num": 512,
+}
+
+
+def main() -> None:
+    told = {}
+    for backend in ("pytorch", "turbomind"):
+        config = LmdeployConfig(**SETTINGS, backend=backend)
+        told[backend] = dataclasses.asdict(engine_config(config, {"a": Path("/a")}))
+    sys.stdout.write(json.dumps(told, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What LMDeploy cannot run is refused in one sentence, at once, and for good."""
+
+import asyncio
+import re
+
+import pytest
+
+from engines.errors import InvalidRequest, UnsupportedModel
+from engines.install import NotInstalled
+from engines.lmdeploy.client import LmdeployEngine
+from engines.lmdeploy.config import LmdeployConfig, lmdeploy_config
+from engines.params.deploy import DeployParams
+from engines.types import EngineState
+from tests.contract.engines import answer
+from tests.engines.lmdeploy.engines import lmdeploy_on_cpu, lmdeploy_or_skip
+from tests.engines.pt.driving import prompt, request
+from tests.engines.pt.tiny import CONFIGS, save
+
+
+async def refusal(engine) -> UnsupportedModel:
+    with pytest.raises(UnsupportedModel) as refused:
+        await engine.start()
+    assert engine.health().state is EngineState.FAILED
+    await engine.stop()
+    assert "\n" not in refused.value.message
+    return refused.value
+
+
+async def test_models_and_settings_that_it_cannot_run(model, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    cases = [
+        (lmdeploy_on_cpu(str(save(CONFIGS["opt"](), tmp_path / "opt", tokenizer=True))), "OPTForCausalLM"),
+        (lmdeploy_on_cpu(str(broken)), "broken"),
+        (lmdeploy_on_cpu(str(model), quant_policy=3), "quant_policy: 3"),
+        (lmdeploy_on_cpu(str(model), block_size=8), "kernel_block_size must be >= 16"),
+        (lmdeploy_on_cpu(str(model), cache_max_entry_count=1e-6), "memory"),
+        (lmdeploy_on_cpu(str(model), backend="turbomind", dtype="bfloat16"), "TurboMind"),
+    ]
+    refusals = await asyncio.gather(*(refusal(engine) for engine, _ in cases))
+    for (_, reason), refused in zip(cases, refusals, strict=True):
+        assert reason in refused.message
+
+
+async def test_a_machine_without_a_gpu(model):
+    lmdeploy_or_skip()
+    engine = LmdeployEngine(LmdeployConfig(model=str(model)), max_num_queued_reqs=1)
+    assert (await refusal(engine)).message == "LMDeploy needs a CUDA GPU, and none is found"
+
+
+def test_an_environment_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
+    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
+    with pytest.raises(NotInstalled, match=re.escape("python -m engines.install lmdeploy")):
+        LmdeployEngine(LmdeployConfig(model="m"), max_num_queued_reqs=1)
+
+
+def test_images_are_not_served_yet():
+    with pytest.raises(UnsupportedModel, match="vision_batch_size") as refused:
+        lmdeploy_config(DeployParams(model="m", vision_batch_size=2))
+    assert refused.value.param == "vision_batch_size"
+
+
+def test_parameters_of_deploy():
+    params = DeployParams(
+        model="m", max_length=100, max_num_seqs=7, enforce_eager=True, max_num_batched_tokens=50, seed=3
+    )
+    assert lmdeploy_config(params) == LmdeployConfig(
+        model="m",
+        session_len=100,
+        max_batch_size=7,
+        eager_mode=True,
+        max_prefill_token_num=50,
+        seed=3,
+        max_loras=params.max_loras,
+        max_lora_rank=params.max_lora_rank,
+    )
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prompt_that_is_too_long(engine):
+    limit = engine.capabilities().max_model_len
+    with pytest.raises(InvalidRequest, match=f"maximum context length is {limit} tokens"):
+        await answer(engine, request(prompt(limit)))
+    end = await answer(engine, request(prompt(limit - 3), max_new_tokens=100, ignore_eos=True))
+    assert len(end.token_ids) == 3
