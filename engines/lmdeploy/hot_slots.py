@@ -86,7 +86,8 @@ class HotSlots:
 
     async def put(self, slot: int, name: str, folder: Path) -> None:
         """Overwrite a slot that no request uses. From now on requests may name it so."""
-        self._write(slot, plain_tensors(read_adapter(folder, self.support), self._rank))
+        spec = read_adapter(folder, self.support)
+        self._write(slot, await asyncio.to_thread(plain_tensors, spec, self._rank))
         self._library.adapter_ids[name] = self._adapters[slot]
 
     async def take(self, slot: int, name: str) -> None:

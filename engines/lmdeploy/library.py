@@ -5,6 +5,7 @@ the one release that is accepted.
 """
 
 import asyncio
+import gc
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -103,6 +104,8 @@ class Library:
         if hasattr(engine.engine, "wait_tasks"):
             # To the end: the loop leaves torch in inference mode meanwhile, and then as it was when it began.
             await asyncio.gather(engine.engine.wait_tasks(), return_exceptions=True)
+        del engine
+        gc.collect()  # LMDeploy has the collector run seldom, and another engine may need the memory now
 
     @asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
@@ -187,20 +190,21 @@ class Library:
         Raises EngineFailure where the engine ends before the output does.
         """
         async with self._handle() as handle:
+            session_id = next(self._session_ids)
             outputs = handle.async_stream_infer(
-                next(self._session_ids),
-                input_ids=prompt_ids,
-                gen_config=config,
-                adapter_name=adapter,
-                stream_output=True,
+                session_id, input_ids=prompt_ids, gen_config=config, adapter_name=adapter, stream_output=True
             )
             async with aclosing(outputs):
-                async for output in outputs:
-                    if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
-                        raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
-                    yield output
-                    if output.status is ResponseType.FINISH:
-                        return
+                try:
+                    async for output in outputs:
+                        if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
+                            raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
+                        yield output
+                        if output.status is ResponseType.FINISH:
+                            return
+                except (asyncio.CancelledError, GeneratorExit):
+                    await handle.async_cancel(session_id)  # as its own server does, before it closes the iterator
+                    raise
         raise EngineFailure("LMDeploy ended this request without a reason")
 
     @asynccontextmanager

@@ -43,6 +43,7 @@ class Rebuild:
             try:
                 self._library.build(before | {name: plain})
             except UnsupportedModel as error:
+                shutil.rmtree(plain)
                 self._library.build(before)
                 raise EngineFailure(error.message) from error
         self._built[name] = plain

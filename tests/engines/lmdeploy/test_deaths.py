@@ -79,7 +79,7 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")
     ]
     assert after == before
-    assert engine.stats().running == engine.stats().waiting == 0
+    await until(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
 async def test_cancelled_requests_give_everything_back(engine):
