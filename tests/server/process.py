@@ -50,18 +50,26 @@ class ServerProcess:
 
     @classmethod
     @contextmanager
-    def ready(cls, *words: str) -> "Iterator[ServerProcess]":
+    def ready(cls, *words: str, patience: float = PATIENCE) -> "Iterator[ServerProcess]":
         """`deploy`, from when it can answer until the block ends."""
         process = cls.deploy(*words)
         try:
             url = process.wait_until_listening()
-            deadline = time.monotonic() + PATIENCE
-            while httpx.get(f"{url}/ready", timeout=PATIENCE).status_code != 200:
-                assert time.monotonic() < deadline, f"the server did not become ready:\n{''.join(process.log)}"
+            deadline = time.monotonic() + patience
+            while not process.is_ready():
+                late = time.monotonic() > deadline
+                assert not late, f"the server did not become ready:\n{''.join(process.log)}"
                 time.sleep(0.02)
             yield process
         finally:
             process.close()
+
+    def is_ready(self) -> bool:
+        """Whether it can answer. Fails the test where it has ended."""
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=PATIENCE).status_code == 200
+        except httpx.TransportError as error:
+            raise AssertionError(f"the server has ended:\n{''.join(self.log)}") from error
 
     @property
     def pid(self) -> int:
