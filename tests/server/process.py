@@ -54,7 +54,7 @@ class ServerProcess:
         """`deploy`, from when it can answer until the block ends."""
         process = cls.deploy(*words)
         try:
-            url = process.wait_until_listening()
+            process.wait_until_listening()
             deadline = time.monotonic() + patience
             while not process.is_ready():
                 late = time.monotonic() > deadline
