@@ -88,7 +88,6 @@ class VllmCore:
         self._turns = AdapterTurns(0, put=_no_slot, take=_no_slot)
         self._grammar_end: int | None = None
         self._running: dict[str, _Running] = {}
-        self._asleep = False
 
     # ---- life
 
@@ -158,7 +157,9 @@ class VllmCore:
             max_logprobs=self._config.max_logprobs,
             eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
             structured=kinds if constrained else frozenset(),
+            unsupported=frozenset({"num_beams", "length_penalty"}),
             adapters=adapters,
+            sleep=self._config.enable_sleep_mode,
         )
 
     async def stop(self) -> None:
@@ -178,7 +179,8 @@ class VllmCore:
         return self._capabilities
 
     def health(self) -> Health:
-        if self._state is EngineState.READY and self._llm is not None and self._llm.errored:
+        up = self._state in (EngineState.READY, EngineState.SLEEPING)
+        if up and self._llm is not None and self._llm.errored:
             cause = self._failures.first()
             return Health(EngineState.FAILED, "vLLM's processes ended" if cause is None else str(cause))
         return Health(self._state)
@@ -204,31 +206,26 @@ class VllmCore:
         health = self.health()
         if self._llm is None or health.state is not EngineState.READY:
             raise EngineUnavailable(f"the engine is {health.state}")
-        if self._asleep:
-            raise EngineUnavailable("the engine is asleep")
         return self._llm
 
     # ---- sleep
 
     async def sleep(self) -> None:
-        """Give back the GPU's memory: weights go to host memory, and the KV cache is dropped.
-
-        Requests that run end with EngineUnavailable, as do those that come before `wake_up`.
-        """
+        """Give back the GPU's memory: weights go to host memory, and the KV cache is dropped."""
         if not self._config.enable_sleep_mode:
             raise UnsupportedParameter("the engine was started without enable_sleep_mode")
+        if self._state is EngineState.SLEEPING:
+            return
         llm = self._ready()
-        self._asleep = True
-        for running in self._running.values():
-            running.queue.put_nowait(EngineUnavailable("the engine was put to sleep"))
+        self._state = EngineState.SLEEPING
+        while self._running:
+            await asyncio.sleep(0.05)
         await llm.sleep(level=1)
 
     async def wake_up(self) -> None:
-        """Take the memory again. Nothing happens where the engine is awake."""
-        if self._asleep:
-            assert self._llm is not None, "it was put to sleep"
+        if self._state is EngineState.SLEEPING and self._llm is not None:
             await self._llm.wake_up()
-            self._asleep = False
+            self._state = EngineState.READY
 
     # ---- requests
 

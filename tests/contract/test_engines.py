@@ -64,7 +64,9 @@ def lmdeploy(tmp_path_factory) -> Contestant:
 
 
 def vllm(tmp_path_factory) -> Contestant:
-    config = VllmConfig(**TINY, model=str(save_for_vllm(tmp_path_factory.mktemp("vllm"), positions=4096)))
+    config = VllmConfig(
+        **TINY, enable_sleep_mode=True, model=str(save_for_vllm(tmp_path_factory.mktemp("vllm"), positions=4096))
+    )
     return Contestant(make=lambda: VllmEngine(config, max_num_queued_reqs=64), decode=decode)
 
 
