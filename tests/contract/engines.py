@@ -15,6 +15,8 @@ class Contestant:
     """A new engine, not started."""
     decode: Callable[[Sequence[int]], str]
     """The text of its tokens, without special ones."""
+    samples: bool = True
+    """Whether it has a distribution of tokens that sampling parameters can reshape."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def echo(tmp_path_factory) -> Contestant:
     return Contestant(
         make=lambda: EchoEngine(faults=EchoFaults(token_delay=0.001)),
         decode=lambda ids: bytes(token for token in ids if token < BYTES).decode(),
+        samples=False,
     )
 
 
@@ -209,6 +210,19 @@ async def test_closing_the_iterator_aborts(engine):
     assert (await answer(engine, request())).token_ids
 
 
+async def test_a_reader_who_is_cancelled_aborts(engine):
+    reading = asyncio.create_task(collect(engine, request(max_new_tokens=4000, ignore_eos=True)))
+    async with asyncio.timeout(30):
+        while not engine.stats().running:
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        while engine.stats().running or engine.stats().waiting:
+            await asyncio.sleep(0.01)
+    assert (await answer(engine, request())).token_ids
+
+
 # ---- what may come next
 
 
@@ -221,6 +235,39 @@ async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine):
     pair = tuple(tokens[:2])
     without = await answer(engine, request(ignore_eos=True, bad_words_ids=(pair,)))
     assert pair not in zip(without.token_ids, without.token_ids[1:], strict=False)
+
+
+@pytest.mark.parametrize(
+    "filter_", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-3}], ids=lambda one: next(iter(one))
+)
+async def test_what_leaves_the_likeliest_token_alone_is_greedy(engine, filter_):
+    greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
+    sampled = await answer(engine, request(ignore_eos=True, max_new_tokens=20, **{"temperature": 1.0} | filter_))
+    assert sampled.token_ids == greedy.token_ids
+
+
+async def test_a_high_temperature_leads_elsewhere(engine, contestant):
+    if not contestant.samples:
+        pytest.skip("it always takes its likeliest token")
+    greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
+    hot = await answer(engine, request(ignore_eos=True, max_new_tokens=20, temperature=2.0, seed=1))
+    assert hot.token_ids != greedy.token_ids
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [{"repetition_penalty": 1000.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}],
+    ids=lambda one: next(iter(one)),
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty, temperature):
+    if not contestant.samples:
+        pytest.skip("it always takes its likeliest token")
+    asked = request("aabbcc", ignore_eos=True, max_new_tokens=40, temperature=temperature, seed=1, **penalty)
+    tokens = (await answer(engine, asked)).token_ids
+    assert len({*tokens}) == 40
+    if "repetition_penalty" in penalty:
+        assert not {*tokens} & {*asked.prompt_ids}
 
 
 async def test_nothing_allowed_is_the_requests_own_fault(engine):
