@@ -259,11 +259,10 @@ async def test_a_high_temperature_leads_elsewhere(engine, contestant):
     [{"repetition_penalty": 1000.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}],
     ids=lambda one: next(iter(one)),
 )
-@pytest.mark.parametrize("temperature", [0.0, 0.1])
-async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty, temperature):
+async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty):
     if not contestant.samples:
         pytest.skip("it always takes its likeliest token")
-    asked = request("aabbcc", ignore_eos=True, max_new_tokens=40, temperature=temperature, seed=1, **penalty)
+    asked = request("aabbcc", ignore_eos=True, max_new_tokens=40, **penalty)
     tokens = (await answer(engine, asked)).token_ids
     assert len({*tokens}) == 40
     if "repetition_penalty" in penalty:
