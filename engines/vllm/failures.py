@@ -10,7 +10,14 @@ from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 
 VARIABLE = "TUNESERVE_VLLM_FAILURES"
 """Tells vLLM's processes the file."""
-MAY_PASS = ("OutOfMemory", "MemoryError", "CUDA", "Cuda", "NCCL", "Free memory on device", "Available memory on node")
+MAY_PASS = (
+    "OutOfMemory",
+    "MemoryError",
+    "CUDA error",
+    "NCCL error",
+    "Free memory on device",
+    "Available memory on node",
+)
 """In the name or text of an error: not the model's fault, and gone perhaps when the engine is started again."""
 
 

@@ -1,6 +1,6 @@
 """The process of vLLM: `python -m engines.vllm.process FD`.
 
-vLLM starts its own processes below this one, and each of them imports this file again: it must do nothing then.
+vLLM starts its own processes below this one, and each of them imports this file again, under another name.
 """
 
 from typing import Any
@@ -10,11 +10,13 @@ import msgspec
 from engines.hosted import host
 from engines.vllm.config import VllmConfig
 from engines.vllm.core import VllmCore
+from engines.vllm.waiting import wait_asleep
 
 
 def make(config: dict[str, Any]) -> VllmCore:
     return VllmCore(msgspec.convert(config, VllmConfig))
 
 
+wait_asleep()
 if __name__ == "__main__":
     host(make)

@@ -13,6 +13,9 @@ from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogpro
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 LARGEST_SEED = 2**63 - 1
+MOST_TOKENS = {"allowed_token_ids": 1024, "logit_bias": 1024, "stop_token_ids": 128}
+"""In these fields of a request, as vLLM's tables on a GPU have room for: one more ends the whole engine."""
+MOST_BAD_WORDS, MOST_BAD_WORDS_TOKENS = 128, 1024
 
 
 def check(request: GenerationRequest, capabilities: Capabilities) -> None:
@@ -27,8 +30,21 @@ def check(request: GenerationRequest, capabilities: Capabilities) -> None:
         raise InvalidRequest("this engine has no beam search", param="num_beams")
     if not all(0 <= token < capabilities.vocab_size for word in sampling.bad_words_ids for token in word):
         raise InvalidRequest("bad_words names tokens outside the vocabulary", param="bad_words")
+    _check_lengths(sampling, capabilities)
     if sampling.allowed_token_ids is not None and not _allowed_first(sampling, capabilities.eos_token_ids):
         raise InvalidRequest("the parameters of this request forbid every token")
+
+
+def _check_lengths(sampling: Sampling, capabilities: Capabilities) -> None:
+    for name, most in MOST_TOKENS.items():
+        tokens = getattr(sampling, name)
+        own = len(capabilities.eos_token_ids) if name == "stop_token_ids" else 0
+        if tokens is not None and len(tokens) > most - own:
+            raise InvalidRequest(f"vLLM takes at most {most - own} tokens in {name}", param=name)
+    words = sampling.bad_words_ids
+    if len(words) > MOST_BAD_WORDS or sum(map(len, words)) > MOST_BAD_WORDS_TOKENS:
+        message = f"vLLM takes at most {MOST_BAD_WORDS} bad words, of {MOST_BAD_WORDS_TOKENS} tokens together"
+        raise InvalidRequest(message, param="bad_words")
 
 
 def check_prompt(prompt_ids: list[int], capabilities: Capabilities) -> None:

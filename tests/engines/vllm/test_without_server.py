@@ -1,0 +1,61 @@
+"""What vLLM refuses at its start, in words that say why; and its sleep, which no server asks for yet."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from engines.vllm.client import environment
+from engines.vllm.config import VllmConfig
+from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+
+pytestmark = needs_vllm
+
+POSITIONS = 1024
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict[str, Any]:
+    model = str(save_for_vllm(tmp_path_factory.mktemp("model"), positions=POSITIONS))
+    unknown = tmp_path_factory.mktemp("unknown")
+    config = {"architectures": ["NobodyForCausalLM"], "model_type": "llama", "max_position_embeddings": 64}
+    (unknown / "config.json").write_text(json.dumps(config))
+    wrong = {
+        "no folder": {"model": str(unknown / "nowhere")},
+        "architecture": {"model": str(unknown)},
+        "context": {"model": model, "max_model_len": 10 * POSITIONS},
+        "rank": {"model": model, "max_lora_rank": 1000},
+        "memory": {"model": model, "kv_cache_memory": 1e-5},
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engines.vllm.without_server", model, json.dumps(wrong)],
+        env=os.environ | environment(VllmConfig(**TINY, model=model)),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no folder", "nowhere"),
+        ("architecture", "NobodyForCausalLM"),
+        ("context", "max_model_len"),
+        ("rank", "512"),
+        ("memory", "memory for the cache"),
+    ],
+)
+def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(seen, what, words):
+    kind, message = seen["refusals"][what]
+    assert kind == "UnsupportedModel"
+    assert words in message and "Traceback" not in message and "\n" not in message
+
+
+def test_an_engine_without_adapters_that_sleeps_and_wakes(seen):
+    assert {what for what, was in seen["sleep"].items() if not was} == set()

@@ -1,0 +1,71 @@
+"""Run by a test in a process of its own: `VllmCore` without a server before it. Writes what came of it as JSON.
+
+vLLM changes the process that imports it (logging, environment), so no test process does.
+"""
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+
+from engines.errors import EngineUnavailable, TuneserveError, UnsupportedParameter
+from engines.types import EngineState
+from engines.vllm.config import VllmConfig
+from engines.vllm.core import VllmCore
+from tests.contract.engines import answer, request
+from tests.engines.vllm.tiny import TINY
+
+
+async def refusal(settings: dict) -> tuple[str, str]:
+    core = VllmCore(VllmConfig(**TINY | settings))
+    try:
+        await core.start()
+        return "none", ""
+    except TuneserveError as error:
+        return type(error).__name__, error.message
+    finally:
+        await core.stop()
+
+
+async def raises(error: type[Exception], awaitable) -> bool:
+    try:
+        await awaitable
+    except error:
+        return True
+    return False
+
+
+async def read_all(outputs) -> None:
+    async for _ in outputs:
+        pass
+
+
+async def sleep(model: str) -> dict[str, bool]:
+    """Also without adapters, which is another way through vLLM."""
+    core = VllmCore(VllmConfig(**TINY, model=model, max_loras=0, enable_sleep_mode=True))
+    await core.start()
+    seen = {"no adapters": core.capabilities().adapters is None}
+    seen["adapters are refused"] = await raises(UnsupportedParameter, core.load_adapter("a@1", None))
+    before = await answer(core, request(ignore_eos=True))
+    async with aclosing(core.generate(request("x", "long", max_new_tokens=1000, ignore_eos=True))) as outputs:
+        await anext(outputs)
+        await core.sleep()
+        seen["running ones end"] = await raises(EngineUnavailable, read_all(outputs))
+    seen["new ones are refused"] = await raises(EngineUnavailable, answer(core, request()))
+    seen["no death"] = core.health().state is EngineState.READY
+    await core.wake_up()
+    await core.wake_up()
+    seen["the same afterwards"] = (await answer(core, request(ignore_eos=True))) == before
+    await core.stop()
+    await core.stop()
+    seen["stopped"] = core.health().state is EngineState.STOPPED
+    return seen
+
+
+async def main(model: str, wrong: dict[str, dict]) -> None:
+    refusals = {name: await refusal(settings) for name, settings in wrong.items()}
+    sys.stdout.write(json.dumps({"refusals": refusals, "sleep": await sleep(model)}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))

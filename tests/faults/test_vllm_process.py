@@ -1,0 +1,115 @@
+"""Processes of vLLM are killed, and so is the server before them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from engines.errors import EngineFailure
+from engines.types import EngineState
+from engines.vllm.client import VllmEngine
+from engines.vllm.config import VllmConfig
+from tests.adapter_folders import lora_tensors, write_adapter
+from tests.contract.engines import answer, request
+from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+
+pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
+
+PATIENCE = 120
+"""Seconds after which something has not happened."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_for_vllm(tmp_path_factory.mktemp("model"), positions=4096)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(model) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(VllmConfig(**TINY, model=str(model)), max_num_queued_reqs=8)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def named(processes: list[psutil.Process], name: str) -> psutil.Process:
+    return next(process for process in processes if name in " ".join([process.name(), *process.cmdline()]))
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(engine, tmp_path):
+    tensors = lora_tensors(support=engine.capabilities().adapters)
+    await engine.load_adapter("a@1", write_adapter(tmp_path / "a", tensors=tensors))
+    asked = [request(ignore_eos=True), request(ignore_eos=True, adapter="a@1")]
+    before = [await answer(engine, one) for one in asked]
+    processes = family(engine._process.pid)
+    named(processes, "EngineCore").kill()
+    await until(lambda: engine.health().state is EngineState.RESTARTING)
+    await until(lambda: engine.health().state is EngineState.READY)
+    assert all(map(ended, processes))
+    assert [await answer(engine, one) for one in asked] == before
+    assert engine.stats().adapter_slots == ("a@1",)
+
+
+async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine):
+    processes = family(engine._process.pid)
+    endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
+    running = [asyncio.create_task(answer(engine, one)) for one in endless]
+    await until(lambda: engine.stats().running == 3)
+    named(processes, "Worker").kill()
+    for result in await asyncio.gather(*running, return_exceptions=True):
+        assert isinstance(result, EngineFailure)
+    await until(lambda: engine.health().state is EngineState.RESTARTING)
+    await until(lambda: all(map(ended, processes)))
+    assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+    await engine.stop()  # while it starts again
+    assert engine.health().state is EngineState.STOPPED
+
+
+SERVER = """
+import asyncio, sys
+from engines.vllm.client import VllmEngine
+from engines.vllm.config import VllmConfig
+from tests.engines.vllm.tiny import TINY
+
+async def main():
+    engine = VllmEngine(VllmConfig(**TINY, model=sys.argv[1]), max_num_queued_reqs=8)
+    engine.prepare()
+    print(engine._process.pid, flush=True)
+    await engine.start()
+
+asyncio.run(main())
+"""
+
+
+async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model):
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, str(model), stdout=subprocess.PIPE, cwd=os.getcwd()
+    )
+    pid = int(await server.stdout.readline())
+    await until(lambda: len(family(pid)) > 1)
+    processes = family(pid)
+    server.send_signal(signal.SIGKILL)
+    await server.wait()
+    await until(lambda: all(map(ended, processes)))
