@@ -42,7 +42,7 @@ ENGINES: dict[str, frozenset[str]] = {
     "vllm": EVERY_ENGINE
     | {
         "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "disable_custom_all_reduce",
-        "enforce_eager", "limit_mm_per_prompt", "vllm_max_lora_rank", "kv_cache_memory", "threads", "enable_sleep_mode",
+        "enforce_eager", "limit_mm_per_prompt", "vllm_max_lora_rank", "max_lora_rank", "kv_cache_memory", "threads", "enable_sleep_mode",
     },
     "lmdeploy": EVERY_ENGINE
     | {
@@ -68,6 +68,7 @@ TWINS = (
     ("max_length", "max_model_len"),
     ("session_len", "max_model_len"),
     ("session_len", "max_length"),
+    ("vllm_max_lora_rank", "max_lora_rank"),
 )
 """Parameters that mean the same to an engine."""
 

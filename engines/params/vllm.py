@@ -33,4 +33,4 @@ class VllmParams(Params):
     """The most images, videos or audio clips of one prompt: `{"image": 10, "video": 5}`. vLLM's own limit unless
     given."""
     vllm_max_lora_rank: int = Field(16, ge=1)
-    """The highest rank of an adapter that can be loaded."""
+    """The highest rank of an adapter that vLLM can load; `max_lora_rank` means the same."""

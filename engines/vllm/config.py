@@ -46,6 +46,7 @@ class VllmConfig:
 def vllm_config(params: "DeployParams") -> VllmConfig:
     """What vLLM reads of the parameters."""
     assert params.model is not None, "deploy has checked it"
+    named_as_elsewhere = "max_lora_rank" in params.model_fields_set
     return VllmConfig(
         model=params.model,
         revision=params.model_revision,
@@ -67,6 +68,6 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         seed=params.seed if "seed" in params.model_fields_set else None,
         max_logprobs=params.max_logprobs,
         max_loras=params.max_loras,
-        max_lora_rank=params.vllm_max_lora_rank,
+        max_lora_rank=params.max_lora_rank if named_as_elsewhere else params.vllm_max_lora_rank,
         enable_sleep_mode=params.enable_sleep_mode,
     )

@@ -112,6 +112,8 @@ def test_two_names_of_one_thing_are_not_given_together() -> None:
     told = ["--max_length and --max_model_len mean the same here: give one"]
     assert refusals(DeployParams(model="m", max_length=8, max_model_len=16)) == told
     assert refusals(DeployParams(model="m", max_length=8, max_num_seqs=16)) == []
+    told = ["--vllm_max_lora_rank and --max_lora_rank mean the same here: give one"]
+    assert refusals(DeployParams(model="m", infer_backend="vllm", vllm_max_lora_rank=8, max_lora_rank=8)) == told
 
 
 def test_folders_of_adapters_must_be_there(tmp_path: Path) -> None:
