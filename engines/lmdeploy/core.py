@@ -79,7 +79,8 @@ class LmdeployCore:
         self._masks: MaskWorker | None = None
         self._slots: HotSlots | Rebuild | None = None
         self._turns = AdapterTurns(config.max_loras, put=self._put, take=self._take)
-        self._names: dict[str, str] = {}  # version -> what LMDeploy knows it by
+        self._names: dict[str, str] = {}  # version -> what LMDeploy will know it by
+        self._names_in: dict[int, str] = {}  # slot -> what it knows what lies there by
         self._loads = itertools.count()
         self._answers: dict[str, _Answer] = {}
         self._seeds = random.Random(config.seed)
@@ -217,11 +218,13 @@ class LmdeployCore:
 
     async def _put(self, slot: int, version: str, folder: Path) -> None:
         assert self._slots is not None, "load_adapter has checked it"
-        await self._slots.put(slot, self._names[version], folder)
+        name = self._names[version]
+        await self._slots.put(slot, name, folder)
+        self._names_in[slot] = name
 
     async def _take(self, slot: int, version: str) -> None:
         assert self._slots is not None, "load_adapter has checked it"
-        await self._slots.take(slot, self._names[version])
+        await self._slots.take(slot, self._names_in.pop(slot))
 
     # ---- requests
 
@@ -275,7 +278,8 @@ class LmdeployCore:
                     await self._compute_prompt(observer, request, turn)
                     answer.prompt_logprobs = (None, *observer.logprobs)
                 answer.tasks = {
-                    index: asyncio.create_task(self._output(answer, index, grammar)) for index in sorted(answer.open)
+                    index: asyncio.create_task(self._output(answer, index, self._name(turn), grammar))
+                    for index in sorted(answer.open)
                 }
                 await _all_of(list(answer.tasks.values()), turn)
         except TuneserveError as error:
@@ -294,7 +298,7 @@ class LmdeployCore:
         self, observer: PromptObserver, request: GenerationRequest | EmbeddingRequest, turn: Turn
     ) -> None:
         async def compute() -> None:
-            with self._library.alias(self._name(request.adapter)) as alone:
+            with self._library.alias(self._name(turn)) as alone:
                 async with aclosing(self._library.infer(request.prompt_ids, prompt_config(observer), alone)) as steps:
                     async for _ in steps:
                         pass
@@ -303,7 +307,7 @@ class LmdeployCore:
         if observer.failure is not None:
             raise observer.failure
 
-    async def _output(self, answer: _Answer, index: int, grammar: GrammarState | None) -> None:
+    async def _output(self, answer: _Answer, index: int, adapter: str | None, grammar: GrammarState | None) -> None:
         """Compute one output, and queue what each step brings."""
         request, sampling = answer.request, answer.request.sampling
         edits = OutputEdits(request, self._eos_token_ids, self.capabilities().vocab_size, grammar, self._masks)
@@ -321,7 +325,7 @@ class LmdeployCore:
             observer=edits if edits.needed else None,
         )
         count = 0
-        async with aclosing(self._library.infer(request.prompt_ids, config, self._name(request.adapter))) as steps:
+        async with aclosing(self._library.infer(request.prompt_ids, config, adapter)) as steps:
             async for step in steps:
                 if edits.failure is not None:
                     raise edits.failure
@@ -386,8 +390,8 @@ class LmdeployCore:
             )
             raise ContextLengthExceeded(message)
 
-    def _name(self, adapter: str | None) -> str | None:
-        return None if adapter is None else self._names[adapter]
+    def _name(self, turn: Turn) -> str | None:
+        return None if turn.slot is None else self._names_in[turn.slot]
 
 
 async def _all_of(tasks: Sequence[asyncio.Task[Any]], turn: Turn) -> None:

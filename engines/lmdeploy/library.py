@@ -190,22 +190,21 @@ class Library:
         Raises EngineFailure where the engine ends before the output does.
         """
         async with self._handle() as handle:
-            session_id = next(self._session_ids)
             outputs = handle.async_stream_infer(
-                session_id, input_ids=prompt_ids, gen_config=config, adapter_name=adapter, stream_output=True
+                next(self._session_ids),
+                input_ids=prompt_ids,
+                gen_config=config,
+                adapter_name=adapter,
+                stream_output=True,
             )
             async with aclosing(outputs):
-                try:
-                    async for output in outputs:
-                        if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
-                            raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
-                        yield output
-                        if output.status is ResponseType.FINISH:
-                            return
-                except (asyncio.CancelledError, GeneratorExit):
-                    await handle.async_cancel(session_id)  # as its own server does, before it closes the iterator
-                    raise
-        raise EngineFailure("LMDeploy ended this request without a reason")
+                async for output in outputs:
+                    if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
+                        raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
+                    yield output
+                    if output.status is ResponseType.FINISH:
+                        return
+        raise EngineFailure("LMDeploy ended this request without a reason")  # so a cancellation looks that it swallowed
 
     @asynccontextmanager
     async def _handle(self) -> AsyncIterator[Any]:

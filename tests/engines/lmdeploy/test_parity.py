@@ -87,3 +87,19 @@ async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(en
     [fresh] = await check(engine, {"a@1": reference["patterns"]}, long[2])
     assert fresh.cached_tokens == 0
     await engine.unload_adapter("a@1")
+
+
+async def test_slots_change_hands_while_their_adapters_are_unloaded(engine, reference, adapters):
+    folders = adapters | {"again": adapters["plain"]}
+    references = reference | {"again": reference["plain"]}
+    for delay in range(8):
+        for name, folder in folders.items():
+            await engine.load_adapter(name, folder)
+            await check(engine, references, asked(20, name))
+        resident = engine.stats().adapter_slots
+        waiting = [name for name in folders if name not in resident]
+        checking = asyncio.create_task(check(engine, references, *(asked(21, name) for name in waiting)))
+        await asyncio.sleep(delay / 2000)
+        await asyncio.gather(checking, *(engine.unload_adapter(name) for name in resident))
+        for name in waiting:
+            await engine.unload_adapter(name)
