@@ -21,8 +21,11 @@ GIB = 2**30
 
 
 def engine_arguments(config: VllmConfig, structure: Structure, *, lora: bool) -> AsyncEngineArgs:
-    """Raises UnsupportedModel for a rank that is higher than vLLM's highest."""
+    """Raises UnsupportedModel for what vLLM takes, but cannot do."""
     on_cpu = current_platform.is_cpu()
+    if config.pipeline_parallel_size > 1 and on_cpu:  # its workers die of the first request
+        message = "vLLM does not divide a model into stages on CPUs: set tensor_parallel_size instead"
+        raise UnsupportedModel(message, param="pipeline_parallel_size")
     if config.enable_sleep_mode and on_cpu:
         log.warning("enable_sleep_mode: on a CPU an engine that sleeps keeps its memory")
     given: dict[str, Any] = {

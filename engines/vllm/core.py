@@ -6,7 +6,6 @@ dead: the server starts another process.
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.models import supports_lora
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -47,6 +47,7 @@ from engines.vllm.adapters import VllmSlots
 from engines.vllm.arguments import engine_arguments
 from engines.vllm.config import VllmConfig
 from engines.vllm.failures import FailureLog
+from engines.vllm.folder import PrivateFolder
 from engines.vllm.stats import Gauges
 from engines.vllm.structure import Structure, describe
 
@@ -79,8 +80,8 @@ class VllmCore:
     def __init__(self, config: VllmConfig) -> None:
         self._config = config
         self._state = EngineState.STARTING
-        self._folder = tempfile.TemporaryDirectory(prefix="tuneserve-vllm-", ignore_cleanup_errors=True)
-        self._failures = FailureLog(Path(self._folder.name))
+        self._folder = PrivateFolder()
+        self._failures = FailureLog(self._folder.path)
         self._gauges = Gauges()
         self._llm: AsyncLLM | None = None
         self._capabilities: Capabilities | None = None
@@ -97,7 +98,7 @@ class VllmCore:
         adapters = await self._adapter_support(llm, structure)
         self._capabilities = self._describe(llm, adapters)
         if adapters is not None:
-            self._slots = slots = VllmSlots(llm, adapters, Path(self._folder.name))
+            self._slots = slots = VllmSlots(llm, adapters, self._folder.path)
             self._turns = AdapterTurns(self._config.max_loras, put=slots.put, take=slots.take)
         self._state = EngineState.READY
 
@@ -122,6 +123,9 @@ class VllmCore:
             raise EngineFailure(f"vLLM's processes ended while they started: {error}") from error
 
     def _takes_adapters(self, config: Any) -> bool:
+        if config.model_config.is_moe and current_platform.is_cpu():  # its workers die of the first request
+            log.warning("vLLM has no adapters for mixtures of experts on CPUs: the base model alone is served")
+            return False
         model_class, _ = config.model_config.registry.resolve_model_cls(
             config.model_config.architectures, config.model_config
         )
@@ -171,7 +175,7 @@ class VllmCore:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # for it the end would be an error
             await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
-        self._folder.cleanup()
+        self._folder.remove()
 
     def capabilities(self) -> Capabilities:
         if self._capabilities is None:

@@ -1,4 +1,4 @@
-"""What vLLM refuses at its start, in words that say why; and its sleep, which no server asks for yet."""
+"""What vLLM refuses at its start, in words that say why; and an engine without adapters."""
 
 import json
 import os
@@ -28,6 +28,7 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         "architecture": {"model": str(unknown)},
         "context": {"model": model, "max_model_len": 10 * POSITIONS},
         "rank": {"model": model, "max_lora_rank": 1000},
+        "stages": {"model": model, "pipeline_parallel_size": 2},
         "memory": {"model": model, "kv_cache_memory": 1e-5},
     }
     done = subprocess.run(
@@ -48,6 +49,7 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         ("architecture", "NobodyForCausalLM"),
         ("context", "max_model_len"),
         ("rank", "512"),
+        ("stages", "tensor_parallel_size"),
         ("memory", "memory for the cache"),
     ],
 )
