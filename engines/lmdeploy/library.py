@@ -39,6 +39,10 @@ RELEASE = "0.18."
 DTYPES = {"float16", "bfloat16"}
 """That LMDeploy has kernels for."""
 BASE = "the base model"
+REST_SECONDS = 1.0
+"""Between two looks at whether LMDeploy's loop moves while something runs: where it does not, it is woken up."""
+MAX_RESTS = 120
+"""So often in vain, and it is given up."""
 
 
 class Library:
@@ -52,6 +56,8 @@ class Library:
         self.folder = _local(config)
         self._engine: Any = None
         self._lost = False
+        self._waking: asyncio.Task[None] | None = None
+        self._rests = 0  # how often LMDeploy's loop was found resting, one time after another
         self._session_ids = itertools.count()
         self._aliases = itertools.count()
         self.preemptions = 0
@@ -80,7 +86,11 @@ class Library:
             self.adapter_ids[BASE] = self.adapter_ids[None]
         if self._config.backend == "pytorch":
             self._count_preemptions(self._engine.engine.scheduler)
+            self._engine.engine.req_manager.prepare_send = _at_once
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
+        if self._config.backend == "pytorch":
+            self._rests = 0
+            self._waking = asyncio.create_task(self._wake(self._engine.engine))
         self._open.set()
 
     def _count_preemptions(self, scheduler: Any) -> None:
@@ -99,6 +109,8 @@ class Library:
         engine, self._engine = self._engine, None
         if engine is None:
             return
+        if self._waking is not None:
+            self._waking.cancel()
         await asyncio.sleep(0)  # a loop that has not begun yet could not be ended
         engine.close()
         if hasattr(engine.engine, "wait_tasks"):
@@ -125,7 +137,20 @@ class Library:
         if self._engine is None or not hasattr(self._engine.engine, "get_local_health_status"):
             return None
         status = self._engine.engine.get_local_health_status()
-        return None if status["alive"] else str(status["message"])
+        if not status["alive"]:
+            return str(status["message"])
+        return "LMDeploy's loop has stopped moving" if self._rests > MAX_RESTS else None
+
+    async def _wake(self, engine: Any) -> None:
+        """LMDeploy's loop waits for an event where nothing can be begun, though outputs may be running: then none comes."""
+        tick = None
+        while True:
+            await asyncio.sleep(REST_SECONDS)
+            metrics, loop = engine.get_schedule_metrics(), engine._engine_loop
+            moves = metrics.scheduler_tick != tick or not metrics.active_seqs
+            tick, self._rests = metrics.scheduler_tick, 0 if moves else self._rests + 1
+            if self._rests and loop is not None:
+                loop.has_runable_event.event.set()
 
     # ---- what it is
 
@@ -230,6 +255,12 @@ class Library:
                     self._idle.set()
         finally:
             self._asked -= 1
+
+
+async def _at_once() -> None:
+    """In place of the queue in which LMDeploy lets one reader of outputs at a time go on: it never forgets those that were
+    cancelled in it.
+    """
 
 
 def _check(config: LmdeployConfig) -> None:

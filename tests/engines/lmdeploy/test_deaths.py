@@ -92,3 +92,12 @@ async def test_cancelled_requests_give_everything_back(engine):
     await until(lambda: (engine.stats().running, engine.stats().waiting, engine.stats().kv_cache_usage) == (0, 0, 0))
     ends = await asyncio.gather(*(answer(engine, asked(f"r{i}", max_new_tokens=5)) for i in range(6)))
     assert [len(end.token_ids) for end in ends] == [5] * 6
+
+
+async def test_a_loop_that_rests_beside_its_work_is_woken_up(model, engine):
+    asked_for = asked("r", max_new_tokens=25)
+    forgetful = lmdeploy_on_cpu(str(model), module="forgetful")
+    await forgetful.start()
+    async with asyncio.timeout(PATIENCE):
+        assert await answer(forgetful, asked_for) == await answer(engine, asked_for)
+    await forgetful.stop()
