@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
 pytestmark = needs_vllm
 
 POSITIONS = 1024
+PATIENCE = 240
+"""Seconds after which something has not happened."""
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +35,19 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         "stages": {"model": model, "pipeline_parallel_size": 2},
         "memory": {"model": model, "kv_cache_memory": 1e-5},
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.engines.vllm.without_server", model, json.dumps(wrong)],
         env=os.environ | environment(VllmConfig(**TINY, model=model)),
         stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=True,
+        start_new_session=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with vLLM's processes, where it hangs
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
