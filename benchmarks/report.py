@@ -301,7 +301,7 @@ def tables(document: dict[str, Any]) -> str:
     ratios = [["", "value", "target"]]
     ratios += [[c["what"], f"{c['value']:.2f}", verdict(c)] for c in document["comparisons"]]
     missing = [f"- {_where(row)}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row]
-    full = [table(table) for table in (cells, ratios) if len(table) > 1]
+    full = [table(rows) for rows in (cells, ratios) if len(rows) > 1]
     return "\n\n".join([*full, "\n".join(missing)]).strip()
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import comparisons, median_of, percentile, summarize, verdict
+from benchmarks.report import comparisons, median_of, percentile, summarize, tables, verdict
 
 
 def row(server: str, mode: str, concurrency: int, speed: float, **more: Any) -> dict[str, Any]:
@@ -81,3 +81,13 @@ def test_a_target_that_is_missed_is_called_so() -> None:
     rows = [row("tuneserve", "greedy", 8, 30.0), row("transformers", "greedy", 8, 10.0)]
 
     assert verdict(comparisons(rows)[0]) == "at least 4: MISSED"
+
+
+def test_the_tables_have_a_line_for_each_measurement_each_ratio_and_what_was_not_run() -> None:
+    rows = [row("tuneserve", "greedy", 8, 30.0, title="ours"), row("swift", "greedy", 8, 10.0, title="theirs")]
+    not_run = {"server": "vllm", "title": "vLLM", "mode": None, "concurrency": None, "not_run": "no room"}
+
+    text = tables({"rows": [*rows, not_run], "comparisons": comparisons(rows)})
+
+    assert "30.0" in text and "tuneserve / swift, c=8, greedy" in text
+    assert "not run: no room" in text
