@@ -3,6 +3,7 @@
 vLLM starts its own processes below this one, and each of them imports this file again, under another name.
 """
 
+import os
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from engines.vllm.waiting import wait_asleep
 
 
 def make(config: dict[str, Any]) -> VllmCore:
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on a CPU vLLM would heed it in place of `kv_cache_memory`
     return VllmCore(msgspec.convert(config, VllmConfig))
 
 
