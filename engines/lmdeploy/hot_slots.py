@@ -17,9 +17,9 @@ from lmdeploy.messages import GenerationConfig
 from lmdeploy.pytorch.adapter.adapter import load_lora_weights
 from torch import Tensor
 
-from engines.adapters.folder import read_adapter
+from engines.adapters.folder import PREFIX, read_adapter
+from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
-from engines.lmdeploy.adapters import PREFIX, leaves, plain_tensors, write_plain
 from engines.lmdeploy.library import Library
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class HotSlots:
     def build(self, linears: Mapping[str, tuple[int, int]]) -> None:
         """Build the engine with empty slots for these layers, as far as it has room for them. Raises UnsupportedModel."""
         with TemporaryDirectory(prefix="tuneserve-") as folder:
-            empty = write_plain(Path(folder) / "empty", {}, rank=self._rank, targets=leaves(linears))
+            empty = write_plain(Path(folder) / "empty", {}, rank=self._rank, linears=linears)
             self._library.build(dict.fromkeys(self._names, empty))
         model = self._model
         for name, module in model.named_modules():

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from engines.adapters.folder import read_adapter
+from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
 from engines.errors import EngineFailure, UnsupportedModel
-from engines.lmdeploy.adapters import leaves, plain_tensors, write_plain
 from engines.lmdeploy.library import Library
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Rebuild:
             self._root / str(self._written),
             plain_tensors(spec, spec.rank),
             rank=spec.rank,
-            targets=leaves(spec.linears),
+            linears=spec.linears,
         )
         before = dict(self._built)
         async with self._library.closed():

@@ -1,24 +1,20 @@
 """Adapters in vLLM's slots.
 
-vLLM gets a copy of each adapter, written anew: with a configuration in which there is nothing to misread, and the scale of
-each layer in its matrix B. The copy is kept while the adapter is in its slot: where vLLM misses a folder of one that
+vLLM gets a copy of each adapter in the plain form, in which there is nothing to misread. The copy is kept while the adapter is in its slot: where vLLM misses a folder of one that
 computes, its whole engine ends.
 """
 
 import asyncio
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from engines.adapters.folder import PREFIX, read_adapter
-from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
+from engines.adapters.folder import read_adapter
+from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
 from engines.errors import EngineFailure
 
@@ -58,21 +54,4 @@ class VllmSlots:
 def write_copy(folder: Path, support: AdapterSupport, copy: Path) -> None:
     """Write the adapter of `folder` to `copy`. Raises InvalidAdapter."""
     spec = read_adapter(folder, support)
-    copy.mkdir()
-    tensors = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for path, module in spec.linears.items():
-            tensors[f"{PREFIX}{path}.lora_A.weight"] = file.get_tensor(module.a).float()
-            tensors[f"{PREFIX}{path}.lora_B.weight"] = file.get_tensor(module.b).float() * module.scale
-    save_file(tensors, copy / WEIGHTS)
-    (copy / CONFIG).write_text(json.dumps(_config(spec)))
-
-
-def _config(spec: AdapterSpec) -> dict[str, object]:
-    """A scale of 1, whatever the ranks of the layers are: vLLM reads these from the matrices."""
-    return {
-        "peft_type": "LORA",
-        "r": spec.rank,
-        "lora_alpha": spec.rank,
-        "target_modules": sorted({path.rpartition(".")[2] for path in spec.linears}),
-    }
+    write_plain(copy, plain_tensors(spec, spec.rank), rank=spec.rank, linears=spec.linears)

@@ -12,8 +12,8 @@ from vllm.platforms import current_platform
 
 from engines.errors import UnsupportedModel
 from engines.loading import choose_dtype
+from engines.structure import Structure
 from engines.vllm.config import VllmConfig
-from engines.vllm.structure import Structure
 
 log = logging.getLogger(__name__)
 

@@ -32,6 +32,7 @@ from engines.errors import (
     UnsupportedParameter,
 )
 from engines.loading import load_config, load_generation_config
+from engines.structure import Structure, describe
 from engines.types import (
     EmbeddingRequest,
     EngineState,
@@ -49,7 +50,6 @@ from engines.vllm.config import VllmConfig
 from engines.vllm.failures import FailureLog
 from engines.vllm.folder import PrivateFolder
 from engines.vllm.stats import Gauges
-from engines.vllm.structure import Structure, describe
 
 log = logging.getLogger(__name__)
 
