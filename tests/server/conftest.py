@@ -1,5 +1,6 @@
 """A server on EchoEngine in its own process, and the openai SDK as its client."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import openai
@@ -13,7 +14,10 @@ def echo_url() -> Iterator[str]:
     """A server that all tests share: they must leave it as it was."""
     server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8})
     try:
-        yield server.wait_until_listening()
+        url = server.wait_until_listening()
+        while not server.is_ready():
+            time.sleep(0.02)
+        yield url
     finally:
         server.close()
 
