@@ -14,10 +14,10 @@ import socket
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class _Running:
 
     request: GenerationRequest | EmbeddingRequest
     """With the id that the engine knows it by."""
+    after: asyncio.Task[None] | None
+    """The change of its adapter that was told before it: it is to be done first."""
     task: asyncio.Task[None] | None = None
 
 
@@ -106,9 +108,10 @@ class _Hosted:
         self._writer = writer
         self._requests: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._orders: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """What is told of one adapter happens in the order in which it was told."""
+        self._last_changes: dict[str, asyncio.Task[None]] = {}  # of each adapter: the next one waits for it
         self._changing = 0
+        self._still = asyncio.Event()  # no adapter is being changed
+        self._still.set()
         self._awake = asyncio.Event()
         self._awake.set()
         self._resting = asyncio.Lock()
@@ -147,9 +150,9 @@ class _Hosted:
             case wire.Abort(request_id):
                 self._abort(request_id)
             case wire.LoadAdapter(version, folder, pinned):
-                self._change(version, self._load_adapter(version, Path(folder), pinned))
+                self._change(version, partial(self._load_adapter, version, Path(folder), pinned))
             case wire.UnloadAdapter(version):
-                self._change(version, self._engine.unload_adapter(version))
+                self._change(version, partial(self._engine.unload_adapter, version))
             case wire.Sleep():
                 self._keep(asyncio.create_task(self._rest(self._engine.sleep)))
             case wire.WakeUp():
@@ -164,7 +167,8 @@ class _Hosted:
         self._received += 1
         request_id = asked.request_id
         self._abort(request_id)
-        running = _Running(replace(asked, request_id=f"{request_id}-{self._received}"))
+        after = None if asked.adapter is None else self._last_changes.get(asked.adapter)
+        running = _Running(replace(asked, request_id=f"{request_id}-{self._received}"), after)
         self._requests[request_id] = running
         running.task = asyncio.create_task(self._answer(request_id, running))
         self._tasks.add(running.task)
@@ -185,9 +189,8 @@ class _Hosted:
         """Whatever is wrong with a request concerns nobody else."""
         request = running.request
         try:
-            if request.adapter is not None and request.adapter in self._orders:
-                async with self._orders[request.adapter]:
-                    pass  # it was named before this request, so it is to be there before it
+            if running.after is not None:
+                await asyncio.wait((running.after,))
             if isinstance(request, EmbeddingRequest):
                 embedding = await self._engine.embed(request)
                 self._step.embeddings.append((request_id, embedding))
@@ -199,7 +202,7 @@ class _Hosted:
                         self._news.set()
         except TuneserveError as error:
             self._fail(request_id, running, error)
-        except Exception:
+        except Exception:  # the library's, of any kind: it must not end what others have asked for
             log.exception("a request failed")
             self._fail(request_id, running, EngineFailure("the engine failed while it computed this request"))
 
@@ -209,26 +212,34 @@ class _Hosted:
 
     # ---- adapters
 
-    def _change(self, version: str, work: Coroutine[Any, Any, None]) -> None:
-        self._keep(asyncio.create_task(self._in_order(version, work)))
+    def _change(self, version: str, change: Callable[[], Awaitable[None]]) -> None:
+        """What is told of one adapter happens in the order in which it was told."""
+        task = asyncio.create_task(self._change_after(self._last_changes.get(version), version, change))
+        self._last_changes[version] = task
+        self._keep(task)
+        task.add_done_callback(lambda done: self._end_change(version, done))
 
-    async def _in_order(self, version: str, work: Coroutine[Any, Any, None]) -> None:
-        order = self._orders[version]
+    async def _change_after(
+        self, before: asyncio.Task[None] | None, version: str, change: Callable[[], Awaitable[None]]
+    ) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        await self._awake.wait()
+        self._changing += 1
+        self._still.clear()
         try:
-            async with order:
-                await self._awake.wait()
-                self._changing += 1
-                try:
-                    await work
-                finally:
-                    self._changing -= 1
-        except Exception:
+            await change()
+        except Exception:  # an adapter that could not be taken out: requests and other adapters go on
             log.exception("a change of the adapter %r failed", version)
         finally:
-            work.close()
-            if not order.locked():
-                self._orders.pop(version, None)
-            self._news.set()
+            self._changing -= 1
+            if not self._changing:
+                self._still.set()
+
+    def _end_change(self, version: str, done: asyncio.Task[None]) -> None:
+        if self._last_changes.get(version) is done:
+            del self._last_changes[version]
+        self._news.set()
 
     async def _load_adapter(self, version: str, folder: Path, pinned: bool) -> None:
         error: TuneserveError | None = None
@@ -248,8 +259,7 @@ class _Hosted:
         error: TuneserveError | None = None
         async with self._resting:
             self._awake.clear()
-            while self._changing:
-                await asyncio.sleep(LOOK_SECONDS)
+            await self._still.wait()
             try:
                 await change()
             except TuneserveError as refusal:

@@ -226,8 +226,12 @@ class ProcessEngine:
             self._asleep = True  # from now on no request is taken
             try:
                 await self._idle.wait()
+            except asyncio.CancelledError:  # before the engine was told: it stays awake
+                self._asleep = False
+                raise
+            try:
                 await self._rest(wire.Sleep())
-            except BaseException:
+            except TuneserveError:
                 self._asleep = False
                 raise
 

@@ -78,7 +78,7 @@ class AdapterTurns:
         others = self._slots.pinned - {version}
         if pinned and len(others) >= self._num_slots - 1:
             raise InvalidAdapter(f"{len(others)} adapters are pinned, and there is room for no more", param="pinned")
-        new = version not in self._folders
+        new, was_pinned = version not in self._folders, version in self._slots.pinned
         self._folders[version] = folder
         self._slots.ready.add(version)
         self._slots.pinned = others | {version} if pinned else others
@@ -86,9 +86,11 @@ class AdapterTurns:
             try:
                 async with self.use(version):
                     pass
-            except BaseException:
+            except BaseException:  # also who gave up waiting has not loaded or pinned anything
                 if new:
                     await self.unload(version)
+                elif not was_pinned:
+                    self._slots.pinned.discard(version)
                 raise
 
     async def unload(self, version: str) -> None:

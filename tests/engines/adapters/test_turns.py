@@ -181,6 +181,18 @@ async def test_a_pinned_adapter_is_put_in_at_once_and_stays():
     assert {*library.turns.resident} == {"a", "b"}
 
 
+async def test_an_adapter_that_could_not_be_pinned_is_not():
+    library, done = Library(2), asyncio.Event()
+    done.set()
+    await library.load("a", "b", "c")
+    library.broken.add("c")
+    with pytest.raises(EngineFailure):
+        await library.turns.load("c", FOLDER, pinned=True)
+    assert "c" in library.turns.loaded
+    await library.turns.load("a", FOLDER, pinned=True)  # there is room for one pin: it was not taken
+    assert await library.hold("b", done) == "b"
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_comes_every_request_computes_with_its_own_weights_and_gets_its_turn(seed):
     dice = random.Random(seed)
