@@ -247,7 +247,7 @@ class _Hosted:
             await self._engine.load_adapter(version, folder, pinned=pinned)
         except TuneserveError as refusal:
             error = refusal
-        except Exception as failure:
+        except Exception as failure:  # the library's: who loads it is to hear of it
             log.exception("the adapter %r could not be loaded", version)
             error = EngineFailure(f"the engine could not load the adapter: {failure}")
         self._step.adapters.append((version, None if error is None else wire.take_apart(error)))
@@ -264,7 +264,7 @@ class _Hosted:
                 await change()
             except TuneserveError as refusal:
                 error = refusal
-            except Exception as failure:
+            except Exception as failure:  # the library's: who asked for it is to hear of it
                 log.exception("the engine could not go to sleep or wake up")
                 error = EngineFailure(f"the engine could not go to sleep or wake up: {failure}")
             if self._engine.health().state is EngineState.READY:

@@ -41,6 +41,12 @@ def load_generation_config(model: str, *, revision: str | None = None, token: st
         return GenerationConfig.from_model_config(load_config(model, revision=revision, token=token))
 
 
+def load_eos_token_ids(model: str, *, revision: str | None = None, token: str | None = None) -> tuple[int, ...]:
+    """The tokens that end a text of the model, as it says itself: none, one or several."""
+    eos = load_generation_config(model, revision=revision, token=token).eos_token_id
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
 def load_model(
     model: str,
     *,

@@ -25,7 +25,7 @@ def describe(config: Any) -> Structure:
     try:
         with torch.device("meta"):
             model = _model_class(config)._from_config(config)
-    except Exception as error:  # noqa: BLE001  # whatever it is, an engine may run the model all the same
+    except Exception as error:  # noqa: BLE001 (whatever it is, an engine may run the model all the same)
         log.warning("the layers of %s cannot be told from its configuration: %s", config.model_type, error)
         return Structure(config, 0, {})
     head = model.get_output_embeddings()

@@ -183,6 +183,6 @@ class AdapterTurns:
                     del self._filling[slot]
         except EngineFailure:
             raise
-        except Exception as error:
+        except Exception as error:  # `put` and `take` are a library's
             log.exception("the adapter %r could not be put into a slot", version)
             raise EngineFailure(f"the adapter {version!r} could not be loaded: {error}") from error

@@ -16,10 +16,8 @@ from lmdeploy.messages import EventType, RequestMetrics, ResponseType
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
 from engines.errors import (
-    ContextLengthExceeded,
     EngineFailure,
     EngineUnavailable,
-    InvalidAdapter,
     InvalidRequest,
     TuneserveError,
     UnsupportedModel,
@@ -33,8 +31,9 @@ from engines.lmdeploy.library import Library
 from engines.lmdeploy.prompts import PromptObserver
 from engines.lmdeploy.rebuild import Rebuild
 from engines.lmdeploy.translate import generation_config, prompt_config, token_logprob
-from engines.loading import load_generation_config, load_tokenizer
+from engines.loading import load_eos_token_ids, load_tokenizer
 from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
+from engines.request_check import check_prompt
 from engines.types import (
     EmbeddingRequest,
     EngineState,
@@ -101,9 +100,7 @@ class LmdeployCore:
     async def _build(self) -> None:
         ours = self._config.backend == "pytorch" and self._config.tp == 1  # the model is in this process
         linears = adaptable_linears(self._library.folder) if self._config.backend == "pytorch" else {}
-        generation = load_generation_config(self._library.folder)
-        eos = generation.eos_token_id
-        self._eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+        self._eos_token_ids = load_eos_token_ids(self._library.folder)
         if linears:
             self._slots = await self._build_with_adapters(linears, reachable=ours)
         if not isinstance(self._slots, HotSlots):
@@ -200,7 +197,7 @@ class LmdeployCore:
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
         self._check_ready()
         if self._slots is None:
-            raise InvalidAdapter("this engine serves no adapters")
+            raise UnsupportedParameter("this engine serves the base model only")
         if version not in self._turns.loaded:
             # Never the same name twice: it stands for its adapter in the prefix cache, which forgets nothing.
             self._names[version] = f"{version}#{next(self._loads)}"
@@ -284,7 +281,7 @@ class LmdeployCore:
                 await _all_of(list(answer.tasks.values()), turn)
         except TuneserveError as error:
             answer.queue.put_nowait(error)
-        except Exception:
+        except Exception:  # the library's, of any kind: whoever asked is to hear of it
             log.exception("a request failed")
             answer.queue.put_nowait(EngineFailure("the engine failed while it computed this request"))
 
@@ -378,17 +375,12 @@ class LmdeployCore:
         self._check_ready()
         if request.adapter is not None and request.adapter not in self._turns.loaded:
             raise EngineFailure(f"the engine does not hold the adapter {request.adapter!r}")
-        if not request.prompt_ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        vocab_size, limit = self.capabilities().vocab_size, self.capabilities().max_model_len
-        if not all(0 <= token < vocab_size for token in request.prompt_ids):
-            raise InvalidRequest(f"token ids must be below the vocabulary's {vocab_size}", param="prompt")
-        more = 1 if isinstance(request, EmbeddingRequest) else min(request.sampling.max_new_tokens, 1)
-        if len(request.prompt_ids) + more > limit:
-            message = (
-                f"This model's maximum context length is {limit} tokens, but the prompt has {len(request.prompt_ids)}."
-            )
-            raise ContextLengthExceeded(message)
+        check_prompt(
+            request.prompt_ids,
+            vocab_size=self.capabilities().vocab_size,
+            max_model_len=self.capabilities().max_model_len,
+            more=1 if isinstance(request, EmbeddingRequest) else min(request.sampling.max_new_tokens, 1),
+        )
 
     def _name(self, turn: Turn) -> str | None:
         return None if turn.slot is None else self._names_in[turn.slot]

@@ -77,7 +77,7 @@ class OutputEdits:
                 return scores
             message = "no token may come next: the constraints of the request exclude each other or became too complex"
             self.failure = InvalidRequest(message)
-        except Exception:
+        except Exception:  # in LMDeploy's loop: it would end the engine
             log.exception("the logits of a request could not be edited")
             self.failure = EngineFailure("the engine failed while it computed this request")
         return logits

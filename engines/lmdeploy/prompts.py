@@ -46,7 +46,7 @@ class PromptObserver:
             if self._top_logprobs is not None:
                 del self.logprobs[start:]  # it was preempted, and is computed again
                 self._score(start, hidden, self._top_logprobs)
-        except Exception:
+        except Exception:  # in LMDeploy's loop: it would end the engine
             log.exception("a prompt could not be scored")
             self.failure = EngineFailure("the engine failed while it computed this prompt")
 

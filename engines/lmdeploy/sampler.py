@@ -43,7 +43,7 @@ def install(agent: Any) -> None:
         computed[:] = [(inputs, output["hidden_states"][0])]
         return output
 
-    class ObservedSampler(FusedLogitsProcessor):  # type: ignore[misc]
+    class ObservedSampler(FusedLogitsProcessor):  # type: ignore[misc]  # LMDeploy is Any to mypy, as it is not there
         async def __call__(self, scores: Tensor) -> Any:
             self.observers: list[tuple[int, Observer]] = [
                 (row, observer)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engines.adapters.slots import AdapterSlots
-from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
 from engines.pt.adapter_store import AdapterStore, Arrival
 from engines.pt.beam import BeamSearch
 from engines.pt.config import PtConfig
@@ -21,6 +21,7 @@ from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.sampling import SamplerRow, SamplingError, beam_candidates, sample, token_logprobs
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
+from engines.request_check import check_prompt
 from engines.types import (
     EmbeddingRequest,
     EngineStats,
@@ -108,14 +109,12 @@ class EngineCore:
             raise EngineFailure(f"the engine does not hold the adapter {request.adapter!r}")
         if request.request_id in self._groups:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        if not request.prompt_ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if not all(0 <= token < self.runner.vocab_size for token in request.prompt_ids):
-            raise InvalidRequest(f"token ids must be below the vocabulary's {self.runner.vocab_size}", param="prompt")
-        if self._room(group) < min(request.sampling.max_new_tokens, 1):
-            limit = self.runner.max_model_len
-            message = f"This model's maximum context length is {limit} tokens, but the prompt has {group.num_prompt}."
-            raise ContextLengthExceeded(message)
+        check_prompt(
+            request.prompt_ids,
+            vocab_size=self.runner.vocab_size,
+            max_model_len=self.runner.max_model_len,
+            more=min(request.sampling.max_new_tokens, 1),
+        )
         if request.sampling.num_beams > 1:
             _refuse_beside_beams(request)
         check_fits(group, self.scheduler.pool, self.scheduler.max_num_seqs)

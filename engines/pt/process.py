@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from engines import wire
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
-from engines.loading import load_generation_config, load_tokenizer
+from engines.loading import load_eos_token_ids, load_tokenizer
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
@@ -209,8 +209,7 @@ def serve(connection: Connection) -> None:
 def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabilities]:
     """Load the model and say what it can do. Raises UnsupportedModel."""
     source = {"revision": config.revision, "token": config.token}
-    eos = load_generation_config(config.model, **source).eos_token_id
-    eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    eos_token_ids = load_eos_token_ids(config.model, **source)
     runner = ModelRunner(config)
     try:
         grammars = GrammarCompiler(load_tokenizer(config.model, **source), runner.vocab_size, eos_token_ids)

@@ -1,7 +1,7 @@
 """Adapters in vLLM's slots.
 
-vLLM gets a copy of each adapter in the plain form, in which there is nothing to misread. The copy is kept while the adapter is in its slot: where vLLM misses a folder of one that
-computes, its whole engine ends.
+vLLM gets a copy of each adapter in the plain form, in which there is nothing to misread. The copy is kept while the adapter
+is in its slot: where vLLM misses a folder of one that computes, its whole engine ends.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class VllmSlots:
             await asyncio.to_thread(write_copy, folder, self._support, copy)
             if not await self._llm.add_lora(request):
                 raise EngineFailure(f"vLLM did not take the adapter {version!r}")
-        except BaseException:
+        except BaseException:  # also where nobody waits for it any more: nothing else would remove the copy
             shutil.rmtree(copy, ignore_errors=True)
             raise
         self.requests[version] = request

@@ -10,6 +10,7 @@ from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+from engines.adapters.plain import leaves
 from engines.errors import UnsupportedModel
 from engines.loading import choose_dtype
 from engines.structure import Structure
@@ -75,7 +76,7 @@ def _lora_arguments(config: VllmConfig, structure: Structure, on_cpu: bool) -> d
         "max_cpu_loras": slots,
         "max_lora_rank": rank,
         # Not the head: with adapters on it vLLM dies on a CPU of the first request for the prompt's logprobs.
-        "lora_target_modules": sorted({path.rpartition(".")[2] for path in structure.linears}),
+        "lora_target_modules": leaves(structure.linears),
     }
 
 

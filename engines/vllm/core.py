@@ -31,7 +31,8 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
-from engines.loading import load_config, load_generation_config
+from engines.loading import load_config, load_eos_token_ids
+from engines.request_check import check_prompt
 from engines.structure import Structure, describe
 from engines.types import (
     EmbeddingRequest,
@@ -110,13 +111,13 @@ class VllmCore:
                 config = engine_arguments(self._config, structure, lora=True).create_engine_config()
         except TuneserveError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever vLLM raises while it reads its settings is about these
             raise failures.describe(error).to_error() from error
         try:
             return AsyncLLM.from_vllm_config(
                 config, stat_loggers=[lambda config, index: self._gauges], disable_log_stats=True
             )
-        except Exception as error:
+        except Exception as error:  # the reason is in its processes' logs, whatever is raised here
             cause = self._failures.first()
             if cause is not None:
                 raise cause.to_error() from error
@@ -150,7 +151,6 @@ class VllmCore:
 
     def _describe(self, llm: AsyncLLM, adapters: AdapterSupport | None) -> Capabilities:
         source = {"revision": self._config.revision, "token": self._config.token}
-        eos = load_generation_config(self._config.model, **source).eos_token_id
         tokenizer: Any = llm.get_tokenizer()
         constrained = isinstance(tokenizer, PreTrainedTokenizerFast) and tokenizer.eos_token_id is not None
         self._grammar_end = tokenizer.eos_token_id if constrained else None
@@ -159,7 +159,7 @@ class VllmCore:
             max_model_len=llm.model_config.max_model_len,
             vocab_size=llm.model_config.get_vocab_size(),
             max_logprobs=self._config.max_logprobs,
-            eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            eos_token_ids=load_eos_token_ids(self._config.model, **source),
             structured=kinds if constrained else frozenset(),
             unsupported=frozenset({"num_beams", "length_penalty"}),
             adapters=adapters,
@@ -288,7 +288,7 @@ class VllmCore:
             running.queue.put_nowait(error)
         except EngineDeadError:
             running.queue.put_nowait(EngineFailure("vLLM's processes ended while they ran this request"))
-        except Exception:
+        except Exception:  # vLLM's, of any kind: whoever asked is to hear of it
             log.exception("a request failed")
             running.queue.put_nowait(EngineFailure("vLLM failed while it computed this request"))
 
@@ -320,7 +320,9 @@ class VllmCore:
                 running.fetching[index].cancel()
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
-        sampling.check_prompt(request.prompt_ids, self.capabilities())
+        capabilities = self.capabilities()
+        limits = {"vocab_size": capabilities.vocab_size, "max_model_len": capabilities.max_model_len}
+        check_prompt(request.prompt_ids, **limits, more=0)
         raise UnsupportedParameter("vLLM makes either texts or embeddings of a model: this one makes texts")
 
     # ---- adapters

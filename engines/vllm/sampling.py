@@ -7,8 +7,9 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from engines.capabilities import Capabilities
-from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest
+from engines.errors import EngineFailure, InvalidRequest
 from engines.grammar import to_lark
+from engines.request_check import check_prompt
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
@@ -20,12 +21,9 @@ MOST_BAD_WORDS, MOST_BAD_WORDS_TOKENS = 128, 1024
 
 def check(request: GenerationRequest, capabilities: Capabilities) -> None:
     """Refuse what vLLM would not refuse, or not in our words. Raises InvalidRequest."""
-    check_prompt(request.prompt_ids, capabilities)
-    sampling = request.sampling
-    if len(request.prompt_ids) >= capabilities.max_model_len:
-        limit, length = capabilities.max_model_len, len(request.prompt_ids)
-        message = f"This model's maximum context length is {limit} tokens, but the prompt has {length}."
-        raise ContextLengthExceeded(message)
+    sampling, limit = request.sampling, capabilities.max_model_len
+    # One token more in any case: vLLM does not compute a prompt for its own sake.
+    check_prompt(request.prompt_ids, vocab_size=capabilities.vocab_size, max_model_len=limit, more=1)
     if sampling.num_beams > 1:
         raise InvalidRequest("this engine has no beam search", param="num_beams")
     if not all(0 <= token < capabilities.vocab_size for word in sampling.bad_words_ids for token in word):
@@ -45,14 +43,6 @@ def _check_lengths(sampling: Sampling, capabilities: Capabilities) -> None:
     if len(words) > MOST_BAD_WORDS or sum(map(len, words)) > MOST_BAD_WORDS_TOKENS:
         message = f"vLLM takes at most {MOST_BAD_WORDS} bad words, of {MOST_BAD_WORDS_TOKENS} tokens together"
         raise InvalidRequest(message, param="bad_words")
-
-
-def check_prompt(prompt_ids: list[int], capabilities: Capabilities) -> None:
-    """Raises InvalidRequest."""
-    if not prompt_ids:
-        raise InvalidRequest("the prompt is empty", param="prompt")
-    if not all(0 <= token < capabilities.vocab_size for token in prompt_ids):
-        raise InvalidRequest(f"token ids must be below the vocabulary's {capabilities.vocab_size}", param="prompt")
 
 
 def _allowed_first(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> set[int]:

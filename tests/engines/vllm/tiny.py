@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from engines.install import vllm_installed
 from tests.engines.pt.tiny import SIZES, save
 
-needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="vLLM is not installed")
+needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="vLLM is not installed: python -m engines.install vllm")
 
 TINY: dict[str, Any] = {
     "dtype": "float32",
