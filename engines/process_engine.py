@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
+from engines.outputs import Outputs
 from engines.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
@@ -36,17 +37,6 @@ GROUP_SECONDS = 1.0
 """That the processes which it started have to notice that it is gone."""
 COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A request that the engine has: where its outputs go, and which of them are still open."""
-
-    open: set[int]
-    ended: set[int] = field(default_factory=set)
-    """Those that `finish` ended: what of theirs is still in the queue is not for the reader."""
-    queue: asyncio.Queue[TokenOutput | list[float] | TuneserveError | None] = field(default_factory=asyncio.Queue)
-    """None: one of its outputs was ended from this side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +61,7 @@ class ProcessEngine:
         self._max_num_queued_reqs = max_num_queued_reqs
         self._supervisor = Supervisor(self._start_process, self._on_death)
         self._capabilities: Capabilities | None = None
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, Outputs | asyncio.Future[list[float]]] = {}
         self._adapters: dict[str, wire.LoadAdapter] = {}  # what a new process must be told
         self._loading: dict[str, set[asyncio.Future[None]]] = {}  # those who wait for a version
         self._asleep = False
@@ -184,22 +174,20 @@ class ProcessEngine:
     def _dispatch(self, step: wire.Step) -> None:
         self._stats, self._received = _sum(step.stats, self._before), step.received
         for request_id, output in step.outputs:
-            pending = self._pending.get(request_id)
-            if pending is not None and output.index in pending.open:
-                if output.finish_reason is not None:
-                    pending.open.discard(output.index)
-                pending.queue.put_nowait(output)
+            outputs = self._pending.get(request_id)
+            if isinstance(outputs, Outputs):
+                outputs.put(output)
         for request_id, embedding in step.embeddings:
-            if request_id in self._pending:
-                self._pending[request_id].queue.put_nowait(embedding)
+            embedded = self._pending.get(request_id)
+            if isinstance(embedded, asyncio.Future) and not embedded.done():
+                embedded.set_result(embedding)
         for version, reason in step.adapters:
             self._end_loading(version, None if reason is None else wire.put_together(reason))
         for failure_to_rest in step.rests:
             if self._rests:  # else it is that of a new process, which was told to sleep as the one before it
                 self._end_rest(self._rests.popleft(), failure_to_rest)
         for request_id, failure in step.failures:
-            if request_id in self._pending:
-                self._pending[request_id].queue.put_nowait(wire.put_together(failure))
+            self._fail(request_id, wire.put_together(failure))
 
     def _on_death(self, reason: str) -> None:
         self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
@@ -208,12 +196,19 @@ class ProcessEngine:
         self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_VERSION})
         self._stats = self._before
         self._sent = self._received = 0
-        for pending in [pending for pending in self._pending.values() if pending.open]:
-            pending.queue.put_nowait(kind(message))
+        for request_id in self._pending:
+            self._fail(request_id, kind(message))
         for version in list(self._loading):
             self._end_loading(version, kind(message))
         while self._rests:
             self._end_rest(self._rests.popleft(), wire.take_apart(kind(message)))
+
+    def _fail(self, request_id: str, error: TuneserveError) -> None:
+        pending = self._pending.get(request_id)
+        if isinstance(pending, Outputs) and pending.open:  # else the engine was done with it
+            pending.fail(error)
+        elif isinstance(pending, asyncio.Future) and not pending.done():
+            pending.set_exception(error)
 
     # ---- sleep
 
@@ -299,51 +294,39 @@ class ProcessEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         message = wire.frame(wire.Generate(request))
-        pending = self._take(request.request_id, set(range(request.n)))
+        outputs = Outputs(request.n)
+        self._take(request.request_id, outputs)
         try:
             self._send(message)
-            while pending.open or not pending.queue.empty():
-                item = await pending.queue.get()
-                if isinstance(item, TuneserveError):
-                    pending.open.clear()
-                    raise item
-                if isinstance(item, TokenOutput) and item.index not in pending.ended:
-                    yield item
+            async for output in outputs.read():
+                yield output
         finally:
-            self._let_go(request.request_id, pending)
+            self._let_go(request.request_id, still_wanted=bool(outputs.open))
 
     def finish(self, request_id: str, index: int) -> None:
-        pending = self._pending.get(request_id)
-        if pending is None:
-            return
-        pending.ended.add(index)  # also of one that is done: what of it waits in the queue is not for the reader
-        if index in pending.open:
-            pending.open.discard(index)
-            pending.queue.put_nowait(None)
+        outputs = self._pending.get(request_id)
+        if isinstance(outputs, Outputs) and outputs.finish(index):
             self._send(wire.frame(wire.Finish(request_id, index)))
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         message = wire.frame(wire.Embed(request))
-        pending = self._take(request.request_id, {0})
+        embedding: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self._take(request.request_id, embedding)
         try:
             self._send(message)
-            item = await pending.queue.get()
-            pending.open.clear()
-            if isinstance(item, TuneserveError):
-                raise item
-            assert isinstance(item, list), "an embedding request yields one embedding"
-            return item
+            return await embedding
         finally:
-            self._let_go(request.request_id, pending)
+            self._let_go(request.request_id, still_wanted=embedding.cancelled())
 
-    def _let_go(self, request_id: str, pending: _Pending) -> None:
+    def _let_go(self, request_id: str, *, still_wanted: bool) -> None:
+        """Whoever asked has what there was, or has gone. `still_wanted`: the engine is still at it."""
         del self._pending[request_id]
         if not self._pending:
             self._idle.set()
-        if pending.open:
+        if still_wanted:
             self._send(wire.frame(wire.Abort(request_id)))
 
-    def _take(self, request_id: str, outputs: set[int]) -> _Pending:
+    def _take(self, request_id: str, pending: "Outputs | asyncio.Future[list[float]]") -> None:
         """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
         self._check_ready()
         if request_id in self._pending:
@@ -354,8 +337,7 @@ class ProcessEngine:
             raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
         self._sent += 1
         self._idle.clear()
-        self._pending[request_id] = pending = _Pending(outputs)
-        return pending
+        self._pending[request_id] = pending
 
     def _check_ready(self) -> None:
         state = self.health().state

@@ -50,7 +50,8 @@ ENGINES: dict[str, frozenset[str]] = {
         "enforce_eager", "max_lora_rank",
     },
 }  # fmt: skip
-"""By engine, what its configuration is made of. The same test holds each to `engines/<engine>/config.py`."""
+"""By engine, what its configuration is made of: `engines/config.py` and `engines/<engine>/config.py`, to which the same test
+holds each."""
 
 BUILT_CHOICES: dict[str, str] = {"task_type": "causal_lm", "template_backend": "jinja"}
 """The one choice that is built, of parameters that have more."""

@@ -21,6 +21,6 @@ class LmdeployEngine(ProcessEngine):
             command=(str(require_lmdeploy()), "-m", module),
             environment=thread_environment(threads) | {"PYTHONPATH": str(import_folder())},
             config=config,
-            max_num_seqs=config.max_batch_size,
+            max_num_seqs=config.max_num_seqs,
         )
         super().__init__(program, max_num_queued_reqs=max_num_queued_reqs)

@@ -32,6 +32,7 @@ from engines.lmdeploy.prompts import PromptObserver
 from engines.lmdeploy.rebuild import Rebuild
 from engines.lmdeploy.translate import generation_config, prompt_config, token_logprob
 from engines.loading import load_eos_token_ids, load_tokenizer
+from engines.outputs import Outputs
 from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.request_check import check_prompt
 from engines.types import (
@@ -54,12 +55,8 @@ class _Answer:
     """A request that is being answered."""
 
     request: GenerationRequest
+    outputs: Outputs
     arrival: float = field(default_factory=time.time)
-    open: set[int] = field(default_factory=set)
-    ended: set[int] = field(default_factory=set)
-    """Those that `finish` ended: what of theirs is still in the queue is not for the reader."""
-    queue: asyncio.Queue[TokenOutput | TuneserveError | None] = field(default_factory=asyncio.Queue)
-    """None: one of its outputs was ended by `finish`."""
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     announced: bool = False
@@ -158,7 +155,7 @@ class LmdeployCore:
     async def stop(self) -> None:
         self._state = EngineState.STOPPED
         for answer in self._answers.values():
-            answer.queue.put_nowait(EngineUnavailable("The engine is stopping."))
+            answer.outputs.fail(EngineUnavailable("The engine is stopping."))
         await self._library.close()
         if isinstance(self._slots, Rebuild):
             self._slots.close()
@@ -229,16 +226,12 @@ class LmdeployCore:
         self._refuse(request)
         if request.request_id in self._answers:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        answer = _Answer(request, open={*range(request.n)})
+        answer = _Answer(request, Outputs(request.n))
         self._answers[request.request_id] = answer
         answering = asyncio.create_task(self._answer(answer))
         try:
-            while answer.open or not answer.queue.empty():
-                item = await answer.queue.get()
-                if isinstance(item, TuneserveError):
-                    raise item
-                if item is not None and item.index not in answer.ended:
-                    yield item
+            async for output in answer.outputs.read():
+                yield output
         finally:
             del self._answers[request.request_id]
             answering.cancel()
@@ -246,14 +239,8 @@ class LmdeployCore:
 
     def finish(self, request_id: str, index: int) -> None:
         answer = self._answers.get(request_id)
-        if answer is None:
-            return
-        answer.ended.add(index)
-        if index in answer.open:
-            answer.open.discard(index)
-            answer.queue.put_nowait(None)
-            if index in answer.tasks:
-                answer.tasks[index].cancel()
+        if answer is not None and answer.outputs.finish(index) and index in answer.tasks:
+            answer.tasks[index].cancel()
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         self._refuse(request)
@@ -276,14 +263,14 @@ class LmdeployCore:
                     answer.prompt_logprobs = (None, *observer.logprobs)
                 answer.tasks = {
                     index: asyncio.create_task(self._output(answer, index, self._name(turn), grammar))
-                    for index in sorted(answer.open)
+                    for index in sorted(answer.outputs.open)
                 }
                 await _all_of(list(answer.tasks.values()), turn)
         except TuneserveError as error:
-            answer.queue.put_nowait(error)
+            answer.outputs.fail(error)
         except Exception:  # the library's, of any kind: whoever asked is to hear of it
             log.exception("a request failed")
-            answer.queue.put_nowait(EngineFailure("the engine failed while it computed this request"))
+            answer.outputs.fail(EngineFailure("the engine failed while it computed this request"))
 
     async def _grammar(self, request: GenerationRequest) -> GrammarState | None:
         if request.sampling.structured is None:
@@ -348,7 +335,7 @@ class LmdeployCore:
                     return
 
     def _tell(self, answer: _Answer, output: TokenOutput, metrics: RequestMetrics | None) -> None:
-        if output.index not in answer.open:
+        if output.index not in answer.outputs.open:
             return
         if not answer.announced:
             answer.announced = True
@@ -361,9 +348,7 @@ class LmdeployCore:
                 queue_seconds=_queue_seconds(answer.arrival, metrics),
                 prompt_logprobs=answer.prompt_logprobs,
             )
-        if output.finish_reason is not None:
-            answer.open.discard(output.index)
-        answer.queue.put_nowait(output)
+        answer.outputs.put(output)
 
     # ---- what is refused
 

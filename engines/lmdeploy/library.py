@@ -294,15 +294,15 @@ def engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> Pytor
     common: dict[str, Any] = {
         "dtype": config.dtype or "auto",
         "tp": config.tp,
-        "session_len": config.session_len,
-        "max_batch_size": config.max_batch_size,
+        "session_len": config.max_model_len,
+        "max_batch_size": config.max_num_seqs,
         "cache_max_entry_count": config.cache_max_entry_count,
         "quant_policy": config.quant_policy,
         "enable_prefix_caching": config.enable_prefix_caching,
         "enable_metrics": False,  # the gauges are ours
     }
-    if config.max_prefill_token_num is not None:
-        common["max_prefill_token_num"] = config.max_prefill_token_num
+    if config.max_num_batched_tokens is not None:
+        common["max_prefill_token_num"] = config.max_num_batched_tokens
     if config.backend == "turbomind":
         blocks = {} if config.block_size is None else {"cache_block_seq_len": config.block_size}
         return TurbomindEngineConfig(**common, **blocks)
@@ -310,7 +310,7 @@ def engine_config(config: LmdeployConfig, adapters: Mapping[str, Path]) -> Pytor
     return PytorchEngineConfig(
         **common,
         **blocks,
-        eager_mode=config.eager_mode,
+        eager_mode=config.enforce_eager,
         logprobs_mode="raw_logprobs",
         adapters={name: str(folder) for name, folder in adapters.items()} or None,
     )

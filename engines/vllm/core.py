@@ -32,6 +32,7 @@ from engines.errors import (
     UnsupportedParameter,
 )
 from engines.loading import load_config, load_eos_token_ids
+from engines.outputs import Outputs
 from engines.request_check import check_prompt
 from engines.structure import Structure, describe
 from engines.types import (
@@ -62,9 +63,7 @@ SHUTDOWN_SECONDS = 1.0
 class _Running:
     """A request: its outputs as they come, and the tasks that fetch them from vLLM."""
 
-    open: set[int]
-    queue: asyncio.Queue[tuple[int, RequestOutput] | TuneserveError | None] = field(default_factory=asyncio.Queue)
-    """None: one of its outputs was ended from this side."""
+    outputs: Outputs
     fetching: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
     begun: float = 0.0
@@ -169,7 +168,7 @@ class VllmCore:
     async def stop(self) -> None:
         self._state = EngineState.STOPPED
         for running in self._running.values():
-            running.queue.put_nowait(EngineUnavailable("The server is shutting down."))
+            running.outputs.fail(EngineUnavailable("The server is shutting down."))
         llm, self._llm = self._llm, None
         if llm is not None:
             if llm.output_handler is not None:
@@ -191,7 +190,7 @@ class VllmCore:
 
     def stats(self) -> EngineStats:
         # The scheduler tells its gauges with its steps, so what it said last need not be true of an idle engine.
-        outputs = sum(len(running.open) for running in self._running.values())
+        outputs = sum(len(running.outputs.open) for running in self._running.values())
         running = min(self._gauges.running, outputs)
         return EngineStats(
             running=running,
@@ -238,18 +237,11 @@ class VllmCore:
         sampling.check(request, self.capabilities())
         if request.request_id in self._running:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
-        running = self._running[request.request_id] = _Running(set(range(request.n)))
+        running = self._running[request.request_id] = _Running(Outputs(request.n))
         computing = asyncio.create_task(self._compute(llm, request, running))
         try:
-            while running.open:
-                item = await running.queue.get()
-                if isinstance(item, TuneserveError):
-                    raise item
-                if item is not None and item[0] in running.open:
-                    output = self._tell(request, running, *item)
-                    if output.finish_reason is not None:
-                        running.open.discard(output.index)
-                    yield output
+            async for output in running.outputs.read():
+                yield output
         finally:
             del self._running[request.request_id]
             computing.cancel()
@@ -261,12 +253,12 @@ class VllmCore:
             async with self._turns.use(request.adapter) as turn:
                 running.begun = time.monotonic()
                 lora = None if self._slots is None or turn.version is None else self._slots.requests[turn.version]
-                for index in running.open:
+                for index in running.outputs.open:
                     running.fetching[index] = asyncio.create_task(self._fetch(llm, request, index, lora, running))
                 turn.end = running.cancel
                 await asyncio.gather(*running.fetching.values(), return_exceptions=True)
         except TuneserveError as error:
-            running.queue.put_nowait(error)
+            running.outputs.fail(error)
 
     async def _fetch(
         self, llm: AsyncLLM, request: GenerationRequest, index: int, lora: LoRARequest | None, running: _Running
@@ -281,43 +273,42 @@ class VllmCore:
                 priority=request.priority,
             )
             async for output in outputs:
-                running.queue.put_nowait((index, output))
+                self._tell(request, running, index, output)
         except VLLMClientError as error:
-            running.queue.put_nowait(InvalidRequest(str(error.args[0]), param=getattr(error, "parameter", None)))
+            running.outputs.fail(InvalidRequest(str(error.args[0]), param=getattr(error, "parameter", None)))
         except TuneserveError as error:
-            running.queue.put_nowait(error)
+            running.outputs.fail(error)
         except EngineDeadError:
-            running.queue.put_nowait(EngineFailure("vLLM's processes ended while they ran this request"))
+            running.outputs.fail(EngineFailure("vLLM's processes ended while they ran this request"))
         except Exception:  # vLLM's, of any kind: whoever asked is to hear of it
             log.exception("a request failed")
-            running.queue.put_nowait(EngineFailure("vLLM failed while it computed this request"))
+            running.outputs.fail(EngineFailure("vLLM failed while it computed this request"))
 
-    def _tell(self, request: GenerationRequest, running: _Running, index: int, made: RequestOutput) -> TokenOutput:
+    def _tell(self, request: GenerationRequest, running: _Running, index: int, made: RequestOutput) -> None:
+        if index not in running.outputs.open:
+            return
         output = sampling.to_output(index, made.outputs[0])
         if request.sampling.max_new_tokens == 0:
             none = None if output.logprobs is None else ()
             output = TokenOutput(index=index, logprobs=none, finish_reason=FinishReason.LENGTH)
-        if running.told:
-            return output
-        running.told = True
-        waited = running.begun - running.arrived
-        if made.metrics is not None:
-            waited += max(0.0, made.metrics.scheduled_ts - made.metrics.queued_ts)
-        prompt = made.prompt_logprobs
-        return replace(
-            output,
-            cached_tokens=made.num_cached_tokens or 0,
-            queue_seconds=waited,
-            prompt_logprobs=None if prompt is None else tuple(sampling.token_logprobs(prompt)),
-        )
+        if not running.told:
+            running.told = True
+            waited = running.begun - running.arrived
+            if made.metrics is not None:
+                waited += max(0.0, made.metrics.scheduled_ts - made.metrics.queued_ts)
+            prompt = made.prompt_logprobs
+            output = replace(
+                output,
+                cached_tokens=made.num_cached_tokens or 0,
+                queue_seconds=waited,
+                prompt_logprobs=None if prompt is None else tuple(sampling.token_logprobs(prompt)),
+            )
+        running.outputs.put(output)
 
     def finish(self, request_id: str, index: int) -> None:
         running = self._running.get(request_id)
-        if running is not None and index in running.open:
-            running.open.discard(index)
-            running.queue.put_nowait(None)
-            if index in running.fetching:
-                running.fetching[index].cancel()
+        if running is not None and running.outputs.finish(index) and index in running.fetching:
+            running.fetching[index].cancel()
 
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         capabilities = self.capabilities()

@@ -11,12 +11,13 @@ from server.honoured import BUILT_CHOICES, ENGINES, HONOURED, refusals
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {engine: ROOT / "engines" / engine / "config.py" for engine in ENGINES}
+COMMON = ROOT / "engines" / "config.py"
 
 
 def built_modules() -> list[Path]:
     """What may read a parameter of deploy: all but the schema, the command line and the engines' configurations."""
     files = [*(ROOT / "server").rglob("*.py"), *(ROOT / "engines").rglob("*.py")]
-    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py", *CONFIGS.values()}
+    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py", COMMON, *CONFIGS.values()}
     return [file for file in files if not schema & {file, *file.parents}]
 
 
@@ -52,7 +53,7 @@ def test_what_is_declared_as_honoured_is_read_by_the_code() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_an_engine_is_said_to_read_is_what_its_configuration_is_made_of(engine: str) -> None:
-    assert parameters_read(CONFIGS[engine]) == ENGINES[engine]
+    assert parameters_read(COMMON, CONFIGS[engine]) == ENGINES[engine]
 
 
 def test_what_another_engine_reads_is_refused_by_name() -> None:

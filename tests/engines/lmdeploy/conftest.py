@@ -21,7 +21,7 @@ def model(tmp_path_factory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model) -> AsyncIterator[LmdeployEngine]:
     """Two slots, and steps so short that prompts are computed in several."""
-    engine = lmdeploy_on_cpu(str(model), max_loras=2, max_prefill_token_num=32)
+    engine = lmdeploy_on_cpu(str(model), max_loras=2, max_num_batched_tokens=32)
     await engine.start()
     yield engine
     await engine.stop()

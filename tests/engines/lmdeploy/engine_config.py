@@ -12,14 +12,14 @@ SETTINGS = {
     "model": "m",
     "dtype": "bfloat16",
     "tp": 2,
-    "session_len": 1024,
+    "max_model_len": 1024,
     "cache_max_entry_count": 0.5,
     "quant_policy": 8,
-    "max_batch_size": 32,
-    "eager_mode": True,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
     "block_size": 32,
     "enable_prefix_caching": False,
-    "max_prefill_token_num": 512,
+    "max_num_batched_tokens": 512,
 }
 
 

@@ -33,7 +33,7 @@ def adapter(model, tmp_path_factory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model, adapter) -> AsyncIterator[LmdeployEngine]:
-    engine = lmdeploy_on_cpu(str(model), module="poisoned", max_batch_size=4)
+    engine = lmdeploy_on_cpu(str(model), module="poisoned", max_num_seqs=4)
     await engine.start()
     await engine.load_adapter("a@1", adapter)
     yield engine

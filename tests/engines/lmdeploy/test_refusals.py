@@ -68,10 +68,10 @@ def test_parameters_of_deploy():
     )
     assert lmdeploy_config(params) == LmdeployConfig(
         model="m",
-        session_len=100,
-        max_batch_size=7,
-        eager_mode=True,
-        max_prefill_token_num=50,
+        max_model_len=100,
+        max_num_seqs=7,
+        enforce_eager=True,
+        max_num_batched_tokens=50,
         seed=3,
         max_loras=params.max_loras,
         max_lora_rank=params.max_lora_rank,
