@@ -366,7 +366,7 @@ def thread_environment(threads: int | None) -> dict[str, str]:
         # A thread that waits gives its core to the HTTP process instead of spinning on it, but not at once: a step has
         # hundreds of parallel parts, and to be woken up for each of them costs more than a moment's spinning.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "20000",
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
     }
 
 

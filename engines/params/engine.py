@@ -31,7 +31,7 @@ class EngineParams(Params):
     """CPU threads of the engine. The number of physical cores unless given."""
     max_loras: int = Field(8, ge=0)
     """Different adapters that one step computes with. More may be loaded: they take turns. 0: none can be loaded, which
-    makes vLLM faster."""
+    makes vLLM faster on a CPU."""
     max_cpu_loras: int | None = Field(None, ge=1)
     """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
     when they are asked for. Four times `max_loras` unless given."""

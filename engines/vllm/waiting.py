@@ -1,8 +1,8 @@
 """How vLLM's processes wait for one another on a CPU.
 
 vLLM has them look again and again for the other's message, giving up the core (`sched_yield`) only for a moment each time.
-That takes two cores from what computes, and on machines with few cores it has kept the server's process waiting for tens of
-seconds. Sleeping between two looks costs a step about a tenth of a millisecond.
+That takes cores from what computes, and on a machine with few cores it has kept the server's process waiting for tens of
+seconds.
 """
 
 import time
