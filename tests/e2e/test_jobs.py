@@ -72,8 +72,8 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
     client = Client(model, tmp_path)
     try:
         left_alone = client.create("sft", **training)
+        client.wait(left_alone)  # of two jobs, the one whose files are checked first would run first
         disturbed = client.create("sft", **training)
-        client.wait(left_alone)
         # 1. The server is killed, and its worker with it.
         client.wait_for_step(disturbed, 150)
         client.server.close()
