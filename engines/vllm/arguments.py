@@ -6,9 +6,11 @@ from typing import Any, get_args
 
 import psutil
 import torch
+from vllm.config import VllmConfig as Settings
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 
 from engines.adapters.plain import leaves
 from engines.errors import UnsupportedModel
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 
 
-def engine_arguments(config: VllmConfig, structure: Structure, *, lora: bool) -> AsyncEngineArgs:
-    """Raises UnsupportedModel for what vLLM takes, but cannot do."""
+def engine_settings(config: VllmConfig, structure: Structure, *, lora: bool) -> Settings:
+    """Raises UnsupportedModel for what vLLM takes, but cannot do, and vLLM's own errors for the rest."""
     on_cpu = current_platform.is_cpu()
     if config.pipeline_parallel_size > 1 and on_cpu:  # its workers die of the first request
         message = "vLLM does not divide a model into stages on CPUs: set tensor_parallel_size instead"
@@ -38,7 +40,7 @@ def engine_arguments(config: VllmConfig, structure: Structure, *, lora: bool) ->
         "hf_token": config.token,
         "revision": config.revision,
     }
-    return AsyncEngineArgs(
+    arguments = AsyncEngineArgs(
         model=config.model,
         dtype=_dtype(config, structure) if on_cpu else config.dtype or "auto",
         max_num_seqs=config.max_num_seqs,
@@ -61,6 +63,8 @@ def engine_arguments(config: VllmConfig, structure: Structure, *, lora: bool) ->
         **{name: value for name, value in given.items() if value is not None},
         **(_lora_arguments(config, structure, on_cpu) if lora else {}),
     )
+    # As `vllm serve` does: how many tokens a step takes unless told depends on who asks, and on a large GPU by far.
+    return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def _lora_arguments(config: VllmConfig, structure: Structure, on_cpu: bool) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from engines.types import (
 )
 from engines.vllm import failures, sampling
 from engines.vllm.adapters import VllmSlots
-from engines.vllm.arguments import engine_arguments
+from engines.vllm.arguments import engine_settings
 from engines.vllm.config import VllmConfig
 from engines.vllm.failures import FailureLog
 from engines.vllm.folder import PrivateFolder
@@ -105,9 +105,9 @@ class VllmCore:
     def _build(self, structure: Structure) -> AsyncLLM:
         """Blocks until the model is loaded, which takes from seconds to minutes."""
         try:
-            config = engine_arguments(self._config, structure, lora=False).create_engine_config()
+            config = engine_settings(self._config, structure, lora=False)
             if self._config.max_loras and structure.linears and self._takes_adapters(config):
-                config = engine_arguments(self._config, structure, lora=True).create_engine_config()
+                config = engine_settings(self._config, structure, lora=True)
         except TuneserveError:
             raise
         except Exception as error:  # whatever vLLM raises while it reads its settings is about these

@@ -69,3 +69,8 @@ def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(seen, wh
 
 def test_an_engine_without_adapters_that_sleeps_and_wakes(seen):
     assert {what for what, was in seen["sleep"].items() if not was} == set()
+
+
+def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen):
+    tokens = seen["tokens of a step"]
+    assert tokens["ours"] == tokens["vllm serve"] > tokens["elsewhere"]

@@ -7,8 +7,14 @@ import asyncio
 import json
 import sys
 
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.usage.usage_lib import UsageContext
+
 from engines.errors import EngineUnavailable, TuneserveError, UnsupportedParameter
+from engines.loading import load_config
+from engines.structure import describe
 from engines.types import EngineState
+from engines.vllm.arguments import engine_settings
 from engines.vllm.config import VllmConfig
 from engines.vllm.core import VllmCore
 from engines.vllm.waiting import wait_asleep
@@ -57,9 +63,21 @@ async def sleep(model: str) -> dict[str, bool]:
     return seen
 
 
+def tokens_of_a_step(model: str) -> dict[str, int]:
+    """What `max_num_batched_tokens` is unless told. On two processes: on one, no way of using vLLM differs from another."""
+    asked = {"model": model, "tensor_parallel_size": 2}
+    settings = {
+        "ours": engine_settings(VllmConfig(**asked), describe(load_config(model)), lora=False),
+        "vllm serve": AsyncEngineArgs(**asked).create_engine_config(UsageContext.OPENAI_API_SERVER),
+        "elsewhere": AsyncEngineArgs(**asked).create_engine_config(),
+    }
+    return {user: made.scheduler_config.max_num_batched_tokens for user, made in settings.items()}
+
+
 async def main(model: str, wrong: dict[str, dict]) -> None:
     refusals = {name: await refusal(settings) for name, settings in wrong.items()}
-    sys.stdout.write(json.dumps({"refusals": refusals, "sleep": await sleep(model)}))
+    seen = {"refusals": refusals, "sleep": await sleep(model), "tokens of a step": tokens_of_a_step(model)}
+    sys.stdout.write(json.dumps(seen))
 
 
 wait_asleep()
