@@ -22,6 +22,8 @@ from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
+HEAD = ("server", "title", "mode", "concurrency")
+"""What a row is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ MEMORY_MOST_MIB = 2000.0
 
 
 def summarize(done: dict[str, Any], *, cpu_seconds: float) -> Row:
-    """One repeat: its speed from the tokens that were really made, its latencies over all requests."""
+    """One run: its speed from the tokens that were really made, its latencies over all requests."""
     answers = [answer for answer in done["answers"] if not answer["error"]]
     errors = [answer["error"] for answer in done["answers"] if answer["error"]]
     arrivals = [answer["arrivals"] for answer in answers if answer["arrivals"]]
@@ -60,6 +62,7 @@ def summarize(done: dict[str, Any], *, cpu_seconds: float) -> Row:
     tokens = sum(answer["output_tokens"] for answer in answers)
     return {
         "output_tokens_per_second": tokens / done["seconds"],
+        "ttft_mean_ms": 1000 * statistics.fmean(first) if first else None,
         "ttft_p50_ms": percentile(first, 50),
         "ttft_p99_ms": percentile(first, 99),
         "itl_p50_ms": percentile(gaps, 50),
@@ -81,8 +84,25 @@ def percentile(seconds: list[float], rank: int) -> float | None:
     return 1000 * ordered[max(0, -(-rank * len(ordered) // 100) - 1)]
 
 
+def rows_of(runs: list[Row]) -> list[Row]:
+    """A row for each thing that was measured, in as many rounds as it was, and for each that was not run."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for run in runs:
+        found.setdefault(tuple(run[name] for name in HEAD), []).append(run)
+    return [dict(zip(HEAD, head, strict=True)) | _together(of_it) for head, of_it in found.items()]
+
+
+def _together(runs: list[Row]) -> Row:
+    measured = [_without_head(run) for run in runs if "not_run" not in run]
+    return median_of(measured) | {"runs": measured} if measured else _without_head(runs[0])
+
+
+def _without_head(run: Row) -> Row:
+    return {name: value for name, value in run.items() if name not in HEAD}
+
+
 def median_of(runs: list[Row]) -> Row:
-    """The median of each number over the repeats; failures add up."""
+    """The median of each number over the runs; failures add up."""
     row: Row = {}
     for name in runs[0]:
         values = [run[name] for run in runs if run[name] is not None]
@@ -128,9 +148,10 @@ def over_vllm(rows: list[Row]) -> list[Row]:
         theirs = find(rows, "vllm", row["mode"], row["concurrency"])
         if row["server"] == "tuneserve-vllm" and theirs and speed(row):
             what = f"tuneserve over vLLM / vLLM, c={row['concurrency']}, {row['mode']}"
-            first = row["ttft_p50_ms"] / theirs["ttft_p50_ms"]
             found.append({"what": what, "value": speed(row) / speed(theirs), "least": VLLM_LEAST})
-            found.append({"what": f"{what}, TTFT p50", "value": first, "most": VLLM_FIRST_TOKEN_MOST})
+            for name, key in (("mean", "ttft_mean_ms"), ("p50", "ttft_p50_ms")):
+                first = row[key] / theirs[key]
+                found.append({"what": f"{what}, TTFT {name}", "value": first, "most": VLLM_FIRST_TOKEN_MOST})
     return found
 
 
@@ -194,9 +215,10 @@ def check_quiet() -> None:
         say(f"WARNING: this machine is busy ({busy:.0f}% of its CPUs): the numbers will not mean much")
 
 
-def write(rows: list[Row], setting: Setting, arguments: argparse.Namespace, seconds: float) -> Row:
+def write(runs: list[Row], setting: Setting, arguments: argparse.Namespace, seconds: float) -> Row:
     """Keep all that was measured so far, as JSON and to be read. Returns the document."""
     RESULTS.mkdir(exist_ok=True)
+    rows = rows_of(runs)
     document = {
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python -m benchmarks.serving {shlex.join(sys.argv[1:])}".strip(),
@@ -279,7 +301,8 @@ COLUMNS = (
     ("mode", "mode", ""),
     ("c", "concurrency", ".0f"),
     ("tokens/s", "output_tokens_per_second", ".1f"),
-    ("TTFT p50", "ttft_p50_ms", ".0f"),
+    ("TTFT mean", "ttft_mean_ms", ".0f"),
+    ("p50", "ttft_p50_ms", ".0f"),
     ("p99 ms", "ttft_p99_ms", ".0f"),
     ("ITL p50", "itl_p50_ms", ".1f"),
     ("p99 ms", "itl_p99_ms", ".1f"),

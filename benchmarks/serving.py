@@ -1,4 +1,4 @@
-"""Serving, measured: our server and its peers, one after another, on the same requests.
+"""Serving, measured: our server and its peers, one after another and all of them again, on the same requests.
 
 `make bench`, or `python -m benchmarks.serving --peers swift vllm --concurrency 1 32 --quick`. See benchmarks/README.md.
 """
@@ -37,13 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     HOME.mkdir(exist_ok=True)
     setting = make_setting(arguments)
     servers = [server for server in SERVERS if server.name in arguments.peers]
-    ready, results = prepare(servers, arguments.torch_index)
+    ready, runs = prepare(servers, arguments.torch_index)
     report.check_quiet()
     began = time.time()
-    for server in ready:
-        results += measure_server(server, with_port(setting, server), arguments)
-        report.write(results, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
-    document = report.write(results, setting, arguments, time.time() - began)
+    # All of them before any again: a machine is faster at one time than at another, and so both sides of a ratio get
+    # some of each.
+    for number in range(1 if arguments.quick else arguments.repeats):
+        for server in ready:
+            runs += measure_server(server, with_port(setting, server), arguments, number)
+            report.write(runs, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
+    document = report.write(runs, setting, arguments, time.time() - began)
     sys.stdout.write(f"\n{report.tables(document)}\n")
     return 0
 
@@ -56,8 +59,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--concurrency", nargs="+", type=int, default=[1, 8, 32], metavar="N")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
     add("--requests", type=int, help="for each measurement (default: 3, 16, 64 at concurrency 1, 8, 32)")
-    add("--repeats", type=int, default=2, help="measurements whose median counts")
-    add("--quick", action="store_true", help="one repeat, few requests: does everything run?")
+    add(
+        "--repeats", type=int, default=2, help="how often each is started and measured, all in turns; the median counts"
+    )
+    add("--quick", action="store_true", help="one round, few requests: does everything run?")
     add("--threads", type=int, help="of every server (default: the physical cores)")
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
@@ -77,9 +82,9 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
     return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
 
 
-def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[dict[str, Any]]]:
-    """Make the environments before anything is measured. Returns the servers to run, and a row for each other one."""
-    ready, rows = [], []
+def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[report.Row]]:
+    """Make the environments before anything is measured. Returns the servers to run, and why each other one is not."""
+    ready, runs = [], []
     for server in servers:
         try:
             if server.environment is not None:
@@ -87,13 +92,13 @@ def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server
                 server.environment.prepare(torch_index)
             ready.append(server)
         except NotRun as reason:
-            rows.append(report.not_run(server, str(reason)))
-    return ready, rows
+            runs.append(report.not_run(server, str(reason)))
+    return ready, runs
 
 
-def measure_server(server: Server, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All measurements of one server: rows, the last of which may say why there are no more."""
-    rows: list[dict[str, Any]] = []
+def measure_server(server: Server, setting: Setting, arguments: argparse.Namespace, number: int) -> list[report.Row]:
+    """All measurements of one server in one round, the last of which may say why there are no more."""
+    runs: list[report.Row] = []
     modes = [mode for mode in arguments.modes if mode in server.modes]
     lives = [[mode] for mode in modes] if server.one_mode else [modes] if modes else []
     try:
@@ -101,12 +106,12 @@ def measure_server(server: Server, setting: Setting, arguments: argparse.Namespa
             with started(server, setting, life[0]) as (tree, driver, startup):
                 for mode in life:
                     for concurrency in arguments.concurrency:
-                        row = measure(server, setting, tree, driver, mode, concurrency, arguments)
-                        rows.append(row | {"startup_seconds": startup, **asdict(tree.peak)})
-                        report.say_row(rows[-1])
+                        run = measure(server, setting, tree, driver, mode, concurrency, arguments, number)
+                        runs.append(run | {"startup_seconds": startup, **asdict(tree.peak)})
+                        report.say_row(runs[-1])
     except NotRun as reason:
-        rows.append(report.not_run(server, str(reason)))
-    return rows
+        runs.append(report.not_run(server, str(reason)))
+    return runs
 
 
 @contextmanager
@@ -200,27 +205,24 @@ def measure(
     mode: str,
     concurrency: int,
     arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """One row: a warm-up, then the repeats, each on prompts of its own."""
+    number: int,
+) -> report.Row:
+    """A warm-up, then one measurement, each on prompts of its own."""
     head = {"server": server.name, "title": server.title, "mode": mode, "concurrency": concurrency}
     if concurrency > server.most:
         return head | {"not_run": f"it answers one request at a time: above {server.most} they only queue"}
-    requests = arguments.requests or (concurrency if arguments.quick else REQUESTS.get(concurrency, 2 * concurrency))
-    seeds = [seed_of(mode, concurrency, repeat) for repeat in range(1 + (1 if arguments.quick else arguments.repeats))]
-    warm_up = make_load(server, setting, mode, concurrency, concurrency, seed=seeds[0])
+    warm_up = make_load(server, setting, mode, concurrency, concurrency, seed=seed_of(mode, concurrency, 0))
     driver.run(replace(warm_up, output_tokens=WARM_UP_TOKENS))
-    runs = []
-    for seed in seeds[1:]:
-        load = make_load(server, setting, mode, concurrency, requests, seed=seed)
-        before = tree.cpu_seconds()
-        done = driver.run(load)
-        runs.append(report.summarize(done, cpu_seconds=tree.cpu_seconds() - before))
-    return head | report.median_of(runs) | {"requests": requests, "runs": runs}
+    requests = arguments.requests or (concurrency if arguments.quick else REQUESTS.get(concurrency, 2 * concurrency))
+    load = make_load(server, setting, mode, concurrency, requests, seed=seed_of(mode, concurrency, 1 + number))
+    before = tree.cpu_seconds()
+    done = driver.run(load)
+    return head | report.summarize(done, cpu_seconds=tree.cpu_seconds() - before) | {"requests": requests}
 
 
-def seed_of(mode: str, concurrency: int, repeat: int) -> int:
+def seed_of(mode: str, concurrency: int, number: int) -> int:
     """A seed for the prompts of one measurement; the same for every server."""
-    return (list(MODES).index(mode) * 1000 + concurrency) * 100 + repeat + 1
+    return (list(MODES).index(mode) * 1000 + concurrency) * 100 + number + 1
 
 
 if __name__ == "__main__":
