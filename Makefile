@@ -40,17 +40,17 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # The other engines, for the targets that want them.
-$(VLLM): $(READY) engines/install.py
-	$(BIN)/python -m engines.install vllm $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
+$(VLLM): $(READY) engines/setup/install.py
+	$(BIN)/python -m engines.setup.install vllm $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
 	@touch $@
 
 # Kept in the user's cache for all checkouts. Where it is there, finding that out takes no more than a moment.
 lmdeploy-environment: $(READY)
-	@$(BIN)/python -m engines.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
+	@$(BIN)/python -m engines.setup.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
 
 serve: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM)) $(if $(filter lmdeploy,$(ENGINE)),lmdeploy-environment)
 serve: ## Serve a model: OpenAI's API on PORT
-	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.demo) || exit 1; \
+	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.setup.demo) || exit 1; \
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
 test: $(READY) $(VLLM) lmdeploy-environment ## Run the tests
@@ -72,4 +72,4 @@ bench: $(READY) ## Measure our server beside its peers, on a quiet machine
 	$(BIN)/python -m benchmarks.serving $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
 
 docs: $(READY) ## Write docs/parameters.md from the schema
-	$(BIN)/python -m server.docs
+	$(BIN)/python -m server.commands.docs

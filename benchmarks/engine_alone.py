@@ -10,7 +10,7 @@ import time
 
 from benchmarks.driver import Answer, run_concurrently, serve_loads
 from benchmarks.workload import Load, render
-from engines.loading import load_tokenizer
+from engines.checkpoint.loading import load_tokenizer
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import GenerationRequest, Sampling

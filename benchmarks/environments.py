@@ -55,7 +55,7 @@ class Vllm(Environment):
     """vLLM as tuneserve installs it, for CPUs or for CUDA."""
 
     def finish(self) -> None:
-        _run([self.program("python"), "-m", "engines.install", "vllm"])
+        _run([self.program("python"), "-m", "engines.setup.install", "vllm"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Server:
     """Above this concurrency it only queues, and is not measured."""
 
 
-TUNESERVE = "from server.cli import main; raise SystemExit(main())"
+TUNESERVE = "from server.commands.cli import main; raise SystemExit(main())"
 """The command `tuneserve`, also where the project itself is not installed."""
 
 

@@ -21,7 +21,7 @@ from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import SERVERS, Server, Setting, with_port
 from benchmarks.workload import MODES, Load, make_prompts
-from engines.loading import choose_dtype, load_config, load_tokenizer
+from engines.checkpoint.loading import choose_dtype, load_config, load_tokenizer
 
 REQUESTS = {1: 3, 8: 16, 32: 64}
 """How many, by concurrency; others: twice the concurrency."""
@@ -74,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def make_setting(arguments: argparse.Namespace) -> Setting:
     import psutil
 
-    from engines.demo import demo_model
+    from engines.setup.demo import demo_model
 
     model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
@@ -193,7 +193,7 @@ def make_load(server: Server, setting: Setting, mode: str, concurrency: int, req
         messages=make_prompts(load_tokenizer(setting.model), requests, seed=seed),
         concurrency=concurrency,
         sampling=MODES[mode],
-        extra=server.body(MODES[mode]),
+        extra=server.http.body(MODES[mode]),
     )
 
 

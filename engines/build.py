@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from engines.process_engine import ProcessEngine
+from engines.process.client import ProcessEngine
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams

@@ -25,7 +25,7 @@ from engines.errors import (
     QueueFull,
     TuneserveError,
 )
-from engines.grammar import parser_limits, to_llguidance
+from engines.text.grammar import parser_limits, to_llguidance
 from engines.types import (
     EmbeddingRequest,
     EngineState,

@@ -9,20 +9,21 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from engines.errors import TuneserveError
-from server import adapters, operations, tokenization
-from server.auth import Auth, parse_keys
+from server import operations
+from server.adapters import routes as adapter_routes
 from server.batches import routes as batch_routes
 from server.batches.service import Batches
 from server.deps import Serving
-from server.description import DescribedApp
-from server.errors import add_error_handlers
 from server.files import routes as file_routes
 from server.fine_tuning import routes as fine_tuning_routes
+from server.fine_tuning.publish import Publisher
+from server.http.auth import Auth, parse_keys
+from server.http.description import DescribedApp
+from server.http.errors import add_error_handlers
+from server.http.middleware import RequestContext
 from server.jobs import routes as job_routes
-from server.jobs.publish import Publisher
-from server.middleware import RequestContext
-from server.openai import chat, completions, embeddings, models
-from server.throughput import log_throughput
+from server.metrics.throughput import log_throughput
+from server.openai import chat, completions, embeddings, models, tokenization
 
 ROUTERS = (
     operations.router,
@@ -31,7 +32,7 @@ ROUTERS = (
     models.router,
     embeddings.router,
     tokenization.router,
-    adapters.router,
+    adapter_routes.router,
     file_routes.router,
     batch_routes.router,
     fine_tuning_routes.router,

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from engines.adapters.registry import AdapterRegistry, Lease
+from engines.adapters.state_folder import state_folder
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
-from engines.prompt import PromptRenderer, plain_template, read_chat_template
-from engines.state import state_folder
-from engines.text import Vocabulary
-from server.adapter_roots import AdapterRoots
-from server.adapters_at_start import load_adapters
+from engines.text.detokenize import Vocabulary
+from engines.text.prompt import PromptRenderer, plain_template, read_chat_template
+from server.adapters.at_start import load_adapters
+from server.adapters.roots import AdapterRoots
 from server.files.files import Files
+from server.http.lifecycle import Lifecycle
 from server.jobs.jobs import Jobs
-from server.lifecycle import Lifecycle
-from server.metrics import Metrics
-from server.openai.defaults import SamplingDefaults, sampling_defaults
-from server.openai.output import OutputFormat, find_output_format
+from server.metrics.metrics import Metrics
+from server.model.defaults import SamplingDefaults, sampling_defaults
+from server.model.output import OutputFormat, find_output_format
 from server.store.database import Database
 
 if TYPE_CHECKING:

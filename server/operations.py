@@ -9,7 +9,7 @@ from engines.errors import EngineUnavailable
 from engines.types import EngineState
 from server import __version__
 from server.deps import AnyServing
-from server.errors import error_response
+from server.http.errors import error_response
 
 router = APIRouter()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from engines.demo import demo_model as converted_demo_model
+from engines.setup.demo import demo_model as converted_demo_model
 from tests.databases import database_url, postgres
 
 __all__ = ["database_url", "demo_model", "postgres", "state_of_its_own"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from engines.echo import EchoEngine, EchoFaults
 from engines.errors import TuneserveError, UnsupportedModel
-from engines.hosted import host
-from engines.process_engine import ProcessEngine, Program
+from engines.process.client import ProcessEngine, Program
+from engines.process.host import host
 from engines.types import EngineState
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from engines.disk import sync
+from engines.adapters.disk import sync
 from training.params.task import TASK, Task
 
 PARTIAL = ".partial"

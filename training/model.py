@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint.loading import choose_dtype, load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
-from engines.loading import choose_dtype, load_config, load_model, load_tokenizer
 from training.params.sft import SftParams
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from engines.disk import sync
+from engines.adapters.disk import sync
 from engines.errors import InvalidRequest
 from training.folder import PARTIAL, Result
 from training.params.sft import SftParams

@@ -21,6 +21,7 @@ from engines.adapters.folder import check_base_model
 from engines.adapters.names import check_name
 from engines.adapters.snapshot import Snapshot, Snapshots
 from engines.adapters.state import Record, State, read_state, write_state
+from engines.adapters.state_folder import private_folder
 from engines.adapters.table import Entry, Table, Version, adapter_not_found
 from engines.adapters.watched import Found, Signature, WatchedFolder
 from engines.capabilities import AdapterSupport
@@ -35,7 +36,6 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
-from engines.state import private_folder
 from engines.types import EngineState
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engines.adapters.disk import sync
 from engines.adapters.folder import MAX_CONFIG_BYTES, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
-from engines.disk import sync
 from engines.errors import InvalidAdapter, NotFound
 
 BLOCK = 1 << 20

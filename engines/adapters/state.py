@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.disk import sync
+from engines.adapters.disk import sync
 from engines.errors import TuneserveError
 
 

@@ -1,7 +1,7 @@
 """Which layers LMDeploy may be asked to adapt."""
 
-from engines.loading import load_config
-from engines.structure import describe
+from engines.checkpoint.loading import load_config
+from engines.checkpoint.structure import describe
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 """LMDeploy has no place for LoRA there, and ends where it is asked for one."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from engines.config import EngineConfig, settings_of
 from engines.errors import UnsupportedModel
+from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams

@@ -15,6 +15,7 @@ from lmdeploy.messages import EventType, RequestMetrics, ResponseType
 
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
+from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
 from engines.errors import (
     EngineFailure,
     EngineUnavailable,
@@ -31,10 +32,9 @@ from engines.lmdeploy.library import Library
 from engines.lmdeploy.prompts import PromptObserver
 from engines.lmdeploy.rebuild import Rebuild
 from engines.lmdeploy.translate import generation_config, prompt_config, token_logprob
-from engines.loading import load_eos_token_ids, load_tokenizer
-from engines.outputs import Outputs
-from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
-from engines.request_check import check_prompt
+from engines.process.outputs import Outputs
+from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
+from engines.text.request_check import check_prompt
 from engines.types import (
     EmbeddingRequest,
     EngineState,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
-from engines.pt.grammar import GrammarState, MaskWorker
-from engines.pt.sampler_row import SamplerRow
-from engines.pt.sampling import edited
+from engines.sampler.grammar import GrammarState, MaskWorker
+from engines.sampler.row import SamplerRow
+from engines.sampler.sampling import edited
 from engines.types import GenerationRequest, Sampling
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from engines.engine import Engine
 from engines.errors import UnsupportedModel
-from engines.hosted import host
 from engines.lmdeploy.config import LmdeployConfig
+from engines.process.host import host
 
 
 def make(config: dict[str, Any]) -> Engine:

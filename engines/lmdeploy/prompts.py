@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from engines.errors import EngineFailure, TuneserveError
-from engines.pt.sampling import token_logprobs
+from engines.sampler.sampling import token_logprobs
 from engines.types import TokenLogprob
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import sys
 
-from engines.process_engine import ProcessEngine, Program, thread_environment
+from engines.process.client import ProcessEngine, Program, thread_environment
 from engines.pt.config import PtConfig
 
 

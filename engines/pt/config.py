@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from engines.config import EngineConfig, settings_of
+from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams

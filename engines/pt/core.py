@@ -15,13 +15,13 @@ from engines.errors import EngineFailure, InvalidRequest, TuneserveError, Unsupp
 from engines.pt.adapter_store import AdapterStore, Arrival
 from engines.pt.beam import BeamSearch
 from engines.pt.config import PtConfig
-from engines.pt.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.pt.kv_cache import PageNames, PagePool
 from engines.pt.runner import ModelRunner, Segment, StepResult
-from engines.pt.sampling import SamplerRow, SamplingError, beam_candidates, sample, token_logprobs
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
-from engines.request_check import check_prompt
+from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
+from engines.sampler.sampling import SamplerRow, SamplingError, beam_candidates, sample, token_logprobs
+from engines.text.request_check import check_prompt
 from engines.types import (
     EmbeddingRequest,
     EngineStats,

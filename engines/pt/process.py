@@ -19,15 +19,15 @@ from typing import get_args
 import msgspec
 from transformers.utils.logging import disable_progress_bar
 
-from engines import wire
 from engines.capabilities import Capabilities
+from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
-from engines.loading import load_eos_token_ids, load_tokenizer
+from engines.process import frames
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
-from engines.pt.grammar import GrammarCompiler, GrammarState
 from engines.pt.runner import ModelRunner
+from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Connection:
         self.socket = sock
         self._buffer = bytearray()
 
-    def receive(self) -> list[wire.ToEngine]:
+    def receive(self) -> list[frames.ToEngine]:
         """Return what has arrived, without waiting. Raises Closed."""
         messages = self._whole()
         while select.select([self.socket], [], [], 0)[0]:
@@ -58,19 +58,19 @@ class Connection:
             messages += self._whole()
         return messages
 
-    def _whole(self) -> list[wire.ToEngine]:
+    def _whole(self) -> list[frames.ToEngine]:
         messages = []
-        while len(self._buffer) >= wire.LENGTH.size:
-            end = wire.LENGTH.size + wire.LENGTH.unpack_from(self._buffer)[0]
+        while len(self._buffer) >= frames.LENGTH.size:
+            end = frames.LENGTH.size + frames.LENGTH.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 break
-            messages.append(wire.decode_to_engine(self._buffer[wire.LENGTH.size : end]))
+            messages.append(frames.decode_to_engine(self._buffer[frames.LENGTH.size : end]))
             del self._buffer[:end]
         return messages
 
-    def send(self, message: wire.FromEngine) -> None:
+    def send(self, message: frames.FromEngine) -> None:
         try:
-            self.socket.sendall(wire.frame(message))
+            self.socket.sendall(frames.frame(message))
         except OSError as error:
             raise Closed from error
 
@@ -97,27 +97,27 @@ class EngineProcess:
                 select.select([self._connection.socket, self._woken], [], [])
             report = StepReport()
             for message in self._connection.receive():
-                self._received += isinstance(message, (wire.Generate, wire.Embed))
+                self._received += isinstance(message, (frames.Generate, frames.Embed))
                 self._handle(message, report)
             self._add_compiled(report)
             self._step(report)
             if report.outputs or report.embeddings or report.errors or report.adapters or not self._core.busy:
                 self._tell(report)
 
-    def _handle(self, message: wire.ToEngine, report: StepReport) -> None:
+    def _handle(self, message: frames.ToEngine, report: StepReport) -> None:
         match message:
-            case wire.Generate(request) if request.sampling.structured is not None:
+            case frames.Generate(request) if request.sampling.structured is not None:
                 self._compile(request)
-            case wire.Generate(request) | wire.Embed(request):
+            case frames.Generate(request) | frames.Embed(request):
                 self._add(request, None, report)
-            case wire.Finish(request_id, index):
+            case frames.Finish(request_id, index):
                 self._core.finish(request_id, index)
-            case wire.Abort(request_id):
+            case frames.Abort(request_id):
                 self._compiling.pop(request_id, None)
                 self._core.abort(request_id)
-            case wire.LoadAdapter(version, folder, pinned):
+            case frames.LoadAdapter(version, folder, pinned):
                 self._load_adapter(version, Path(folder), pinned, report)
-            case wire.UnloadAdapter(version):
+            case frames.UnloadAdapter(version):
                 self._core.unload_adapter(version, report)
 
     def _compile(self, request: GenerationRequest) -> None:
@@ -179,11 +179,11 @@ class EngineProcess:
         report.adapters.extend(done.adapters)
 
     def _tell(self, report: StepReport) -> None:
-        failures = [(request_id, wire.take_apart(error)) for request_id, error in report.errors]
+        failures = [(request_id, frames.take_apart(error)) for request_id, error in report.errors]
         stats = self._core.stats()
         stats = replace(stats, waiting=stats.waiting + len(self._compiling))
-        adapters = [(a.version, None if a.error is None else wire.take_apart(a.error)) for a in report.adapters]
-        self._connection.send(wire.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
+        adapters = [(a.version, None if a.error is None else frames.take_apart(a.error)) for a in report.adapters]
+        self._connection.send(frames.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
 
 
 def serve(connection: Connection) -> None:
@@ -193,13 +193,13 @@ def serve(connection: Connection) -> None:
         (start,) = connection.receive()
     except Closed:
         return
-    assert isinstance(start, wire.Start), "the first message says what to load"
+    assert isinstance(start, frames.Start), "the first message says what to load"
     try:
         core, grammars, capabilities = load(msgspec.convert(start.config, PtConfig))
     except UnsupportedModel as error:
-        connection.send(wire.Refused(wire.take_apart(error)))
+        connection.send(frames.Refused(frames.take_apart(error)))
         return
-    connection.send(wire.Ready(capabilities))
+    connection.send(frames.Ready(capabilities))
     try:
         EngineProcess(connection, core, grammars).run()
     except Closed:

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from engines import loading
+from engines.checkpoint import loading
 from engines.errors import UnsupportedModel
 from engines.pt import attention, rope
 from engines.pt.attention import KVCache, LayerShape, StepContext

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass, field
 
 from engines.pt.beam import BeamSearch
-from engines.pt.grammar import GrammarState
 from engines.pt.kv_cache import PageNames
-from engines.pt.sampling import SamplerRow
+from engines.sampler.grammar import GrammarState
+from engines.sampler.sampling import SamplerRow
 from engines.types import GenerationRequest, TokenLogprob
 
 

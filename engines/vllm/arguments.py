@@ -13,9 +13,9 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from engines.adapters.plain import leaves
+from engines.checkpoint.loading import choose_dtype
+from engines.checkpoint.structure import Structure
 from engines.errors import UnsupportedModel
-from engines.loading import choose_dtype
-from engines.structure import Structure
 from engines.vllm.config import VllmConfig
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.config import EngineConfig, settings_of
+from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams

@@ -24,6 +24,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from engines.adapters.turns import AdapterTurns
 from engines.capabilities import AdapterSupport, Capabilities
+from engines.checkpoint.loading import load_config, load_eos_token_ids
+from engines.checkpoint.structure import Structure, describe
 from engines.errors import (
     EngineFailure,
     EngineUnavailable,
@@ -31,10 +33,8 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
-from engines.loading import load_config, load_eos_token_ids
-from engines.outputs import Outputs
-from engines.request_check import check_prompt
-from engines.structure import Structure, describe
+from engines.process.outputs import Outputs
+from engines.text.request_check import check_prompt
 from engines.types import (
     EmbeddingRequest,
     EngineState,

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engines.hosted import host
+from engines.process.host import host
 from engines.vllm.config import VllmConfig
 from engines.vllm.core import VllmCore
 from engines.vllm.waiting import wait_asleep

@@ -8,8 +8,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, InvalidRequest
-from engines.grammar import to_lark
-from engines.request_check import check_prompt
+from engines.text.grammar import to_lark
+from engines.text.request_check import check_prompt
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}

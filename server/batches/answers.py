@@ -9,9 +9,9 @@ from typing import Any
 
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
 from server.batches.priority import BATCH_PRIORITY
-from server.body import parse_object
 from server.deps import Serving
-from server.errors import error_body, error_status
+from server.http.body import parse_object
+from server.http.errors import error_body, error_status
 from server.openai import chat, completions, embeddings
 from server.openai.convert import check_request
 from server.openai.embeddings import EmbeddingsBody

@@ -9,8 +9,8 @@ import orjson
 from pydantic import Field, ValidationError
 
 from engines.errors import InvalidRequest
-from server.body import RequestBody
-from server.validation import to_invalid_request
+from server.http.body import RequestBody
+from server.http.validation import to_invalid_request
 
 MAX_REQUESTS = 50_000
 """OpenAI's."""

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from engines.errors import InvalidRequest, NotFound
 from server.batches.service import Batches
-from server.body import RequestBody, json_body
 from server.deps import AnyServing
 from server.files.expiry import ExpiresAfter
+from server.http.body import RequestBody, json_body
 
 router = APIRouter(prefix="/v1/batches")
 

@@ -12,16 +12,16 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from engines.disk import sync
+from engines.adapters.disk import sync
 from engines.errors import TuneserveError
 from server.batches.answers import answer
 from server.batches.batch import Batch, Status
 from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
 from server.batches.store import BatchStore
-from server.body import MIB
 from server.deps import Serving
 from server.files.files import FileObject
+from server.http.body import MIB
 
 PROGRESS_SECONDS = 1.0
 """Between two updates of a batch's counts."""

@@ -7,9 +7,9 @@ import shutil
 import time
 from pathlib import Path
 
-from engines.disk import sync
+from engines.adapters.disk import sync
+from engines.adapters.state_folder import private_folder
 from engines.errors import Conflict, TuneserveError
-from engines.state import private_folder
 from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed
 from server.batches.store import BatchStore

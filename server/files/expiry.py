@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.body import RequestBody
+from server.http.body import RequestBody
 
 
 class ExpiresAfter(RequestBody):

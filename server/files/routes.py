@@ -7,12 +7,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from engines.errors import TuneserveError
-from server.auth import Role
-from server.body import MIB, check_announced, check_encoding, linger
 from server.deps import AnyServing
 from server.files.files import Purpose, read_pieces
 from server.files.form import Form
 from server.files.upload import receive
+from server.http.auth import Role
+from server.http.body import MIB, check_announced, check_encoding, linger
 
 router = APIRouter(prefix="/v1/files")
 

@@ -13,9 +13,9 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from engines.disk import sync
+from engines.adapters.disk import sync
+from engines.adapters.state_folder import private_folder
 from engines.errors import StorageFull
-from engines.state import private_folder
 
 WRITE_BYTES = 1 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

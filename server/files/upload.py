@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from engines.errors import InvalidRequest
-from server.body import MIB, RequestBody
-from server.errors import BodyTooLarge
 from server.files.expiry import ExpiresAfter
 from server.files.files import Content, FileObject, Files, Purpose
 from server.files.form import Field, FilePart, Form
-from server.validation import MISSING, to_invalid_request
+from server.http.body import MIB, RequestBody
+from server.http.errors import BodyTooLarge
+from server.http.validation import MISSING, to_invalid_request
 
 BATCH_EXPIRY_SECONDS = 30 * 24 * 3600
 """OpenAI's, for the input of batches that does not say."""

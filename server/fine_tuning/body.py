@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
-from server.body import Items, Members, RequestBody
+from server.http.body import Items, Members, RequestBody
 from training.params.auto import Hyperparameters, Method
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]

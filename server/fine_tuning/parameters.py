@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from server.validation import to_invalid_request
+from server.http.validation import to_invalid_request
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import ColumnElement
 
 from engines.errors import InvalidRequest, NotFound
-from server.body import json_body
 from server.deps import AnyServing, ReadyServing, Serving
 from server.fine_tuning.body import CreateFineTuningJob
 from server.fine_tuning.create import create
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
+from server.http.body import json_body
 from server.jobs.job import Job, JobStatus
 from server.jobs.table import CHECKPOINTS, JOBS
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import psutil
 
 from server.jobs.processes import MARK, kill_marked, start_time
-from server.worker_process import Program, dying_with_us, worker_command, worker_environment
+from server.jobs.worker_process import Program, dying_with_us, worker_command, worker_environment
 
 LOG = "worker.log"
 NICENESS = 10

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from engines.state import private_folder
+from engines.adapters.state_folder import private_folder
 from server.jobs.job import Job
 from training.folder import JobFolder
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from server.body import RequestBody
-from server.validation import MISSING, to_invalid_request
+from server.http.body import RequestBody
+from server.http.validation import MISSING, to_invalid_request
 from training.params.honoured import refusals
 from training.params.task import TASK, MergeTask, Task
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from engines.errors import InvalidRequest
-from server.body import json_body
 from server.deps import AnyServing
+from server.http.body import json_body
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
 from server.jobs.logs import read_log

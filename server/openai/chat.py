@@ -10,11 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from engines.errors import InvalidRequest
-from engines.prompt import Prompt
-from engines.text import TextDelta, TextOptions, Vocabulary
+from engines.text.detokenize import TextDelta, TextOptions, Vocabulary
+from engines.text.prompt import Prompt
 from engines.types import FinishReason, GenerationRequest
-from server.body import json_body
 from server.deps import ReadyServing, Serving, lease
+from server.http.body import json_body
+from server.model.deltas import Delta
+from server.model.output import OutputParser, OutputPlan
+from server.model.tools import NO_TOOLS, read_tools
 from server.openai.conversation import to_conversation
 from server.openai.convert import (
     Limits,
@@ -26,7 +29,6 @@ from server.openai.convert import (
     to_sampling,
     to_text_options,
 )
-from server.openai.deltas import Delta
 from server.openai.generation import (
     FINISH_REASONS,
     Envelope,
@@ -39,9 +41,7 @@ from server.openai.generation import (
     to_prompt_logprobs,
 )
 from server.openai.message import Message, delta_to_wire
-from server.openai.output import OutputParser, OutputPlan
 from server.openai.schema import ChatRequest
-from server.openai.tools import NO_TOOLS, read_tools
 
 router = APIRouter()
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary
+from engines.text.detokenize import TextDelta, TextOptions, TokenEntry, Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenLogprob
-from server.body import json_body
 from server.deps import ReadyServing, Serving, lease
+from server.http.body import json_body
 from server.openai.convert import (
     Limits,
     bad_words_ids,

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.errors import InvalidRequest
-from engines.prompt import Conversation
-from engines.tool_messages import for_template
+from engines.text.prompt import Conversation
+from engines.text.tool_messages import for_template
 from server.deps import Serving
+from server.model.tools import ToolRequest
 from server.openai.schema import ChatMessage, ConversationFields
-from server.openai.tools import ToolRequest
 
 
 def check_conversation(body: ConversationFields, messages: Sequence[ChatMessage]) -> None:

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from engines.text import TextOptions
+from engines.text.detokenize import TextOptions
 from engines.types import GenerationRequest, Sampling, Structured
 from server.batches.priority import BATCH_PRIORITY
+from server.model.defaults import SamplingDefaults
 from server.openai.conversation import check_conversation
-from server.openai.defaults import SamplingDefaults
 from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
 
 Value = TypeVar("Value")

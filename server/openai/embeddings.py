@@ -14,10 +14,10 @@ from engines.capabilities import Capabilities
 from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.types import EmbeddingRequest
-from server.body import RequestBody, json_body
 from server.deps import ReadyServing, Serving, lease
+from server.http.body import RequestBody, json_body
+from server.http.sse import until_disconnect
 from server.openai.inputs import Input, Inputs
-from server.sse import until_disconnect
 
 router = APIRouter(prefix="/v1")
 

@@ -10,12 +10,12 @@ import orjson
 from fastapi import Request, Response
 
 from engines.errors import EngineUnavailable
-from engines.text import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
+from engines.text.detokenize import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
 from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
 from server.deps import Serving
+from server.http.sse import stream_events, until_disconnect
+from server.model.structured import read_structured
 from server.openai.schema import GenerationFields, StreamOptions
-from server.openai.structured import read_structured
-from server.sse import stream_events, until_disconnect
 
 CONCURRENCY = 64
 """Prompts of one request that the engine has at a time, so that a long list does not fill its queue."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from server.body import Items
+from server.http.body import Items
 
 MAX_INPUTS = 2048
 

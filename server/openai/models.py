@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.registry import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
-from server.auth import Role
 from server.deps import ReadyServing, Serving, lease
-from server.errors import InsufficientPermissions
+from server.http.auth import Role
+from server.http.errors import InsufficientPermissions
 
 router = APIRouter(prefix="/v1/models")
 

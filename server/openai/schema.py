@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.body import Items, Members, RequestBody
+from server.http.body import Items, Members, RequestBody
 from server.openai.inputs import Inputs
 
 NonEmpty = Annotated[str, Field(min_length=1)]

@@ -13,8 +13,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from engines.adapters.state_folder import private_folder
 from engines.errors import Conflict, StorageFull, StoreUnavailable, TuneserveError
-from engines.state import private_folder
 from server.store.address import read_address, sqlite_address
 from server.store.ids import new_id
 from server.store.migrate import migrate

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workload import PROMPT_TOKENS, count_tokens, make_prompts
-from engines.loading import load_tokenizer
+from engines.checkpoint.loading import load_tokenizer
 
 
 @pytest.mark.demo

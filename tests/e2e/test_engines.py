@@ -18,7 +18,7 @@ import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from transformers import AutoTokenizer
 
-from engines.install import NotInstalled, require_lmdeploy, require_vllm
+from engines.setup.install import NotInstalled, require_lmdeploy, require_vllm
 from tests.four_layers import cut, reference, write_adapter
 from tests.server.process import PATIENCE, ServerProcess
 

@@ -16,7 +16,7 @@ from tests.training.jobs import ROOT, make_data, make_model
 from training.folder import JobFolder
 
 PATIENCE = 240
-PROGRAM = "import sys; from server.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from server.commands.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from engines.echo import adapter_support
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, UnsupportedModel
-from engines.process_engine import ProcessEngine
+from engines.process.client import ProcessEngine
 from engines.types import EmbeddingRequest, EngineState
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request

@@ -6,7 +6,7 @@ import sys
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.deploy import configure_logging, listen, serve
+from server.commands.deploy import configure_logging, listen, serve
 from server.deps import make_serving
 
 

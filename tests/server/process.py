@@ -45,7 +45,7 @@ class ServerProcess:
     @classmethod
     def deploy(cls, *words: str) -> "ServerProcess":
         """`tuneserve deploy`, with these words, on a free port."""
-        program = "import sys; from server.cli import main; sys.exit(main())"
+        program = "import sys; from server.commands.cli import main; sys.exit(main())"
         return cls([sys.executable, "-c", program, "deploy", *words, "--host", "127.0.0.1", "--port", "0"])
 
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.cache import cache_folder
+from engines.setup.cache import cache_folder
 from training.data.sources import Source
 from training.params.sft import SftParams
 

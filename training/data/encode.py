@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 from engines.errors import InvalidRequest
-from engines.prompt import Conversation as Rendered
-from engines.prompt import PromptRenderer, plain_template
-from engines.tool_formats import find_tool_format
-from engines.tool_messages import for_template
+from engines.text.prompt import Conversation as Rendered
+from engines.text.prompt import PromptRenderer, plain_template
+from engines.text.tool_formats import find_tool_format
+from engines.text.tool_messages import for_template
 from training.data.columns import Conversation, Labelled, Learns, Message, Pair, Text, read
 from training.data.problems import BadRow
 from training.params.sft import SftParams

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint.loading import load_config
 from engines.errors import InvalidRequest
-from engines.loading import load_config
 from training.data.cache import Made, kept
 from training.data.columns import Learns
 from training.data.encode import Encoded, Encoder, TooLong

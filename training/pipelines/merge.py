@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engines.adapters.disk import sync
 from engines.adapters.folder import CHANGES_THE_BASE
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
-from engines.disk import sync
+from engines.checkpoint.loading import load_config, load_model
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
-from engines.loading import load_config, load_model
 from training.folder import Result
 from training.params.export import MergeParams
 from training.report import Report

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engines.cache import cache_folder
+from engines.setup.cache import cache_folder
 
 log = logging.getLogger(__name__)
 

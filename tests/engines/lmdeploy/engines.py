@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from engines.install import NotInstalled, require_lmdeploy
 from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig
+from engines.setup.install import NotInstalled, require_lmdeploy
 
 
 def lmdeploy_or_skip() -> Path:

@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import Any
 
-from engines.install import import_folder
+from engines.setup.install import import_folder
 from tests.engines.lmdeploy.engines import lmdeploy_or_skip
 
 

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from engines.errors import InvalidRequest, UnsupportedModel
-from engines.install import NotInstalled
 from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig, lmdeploy_config
 from engines.params.deploy import DeployParams
+from engines.setup.install import NotInstalled
 from engines.types import EngineState
 from tests.contract.engines import answer
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu, lmdeploy_or_skip
@@ -52,7 +52,7 @@ async def test_a_machine_without_a_gpu(model):
 def test_an_environment_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
-    with pytest.raises(NotInstalled, match=re.escape("python -m engines.install lmdeploy")):
+    with pytest.raises(NotInstalled, match=re.escape("python -m engines.setup.install lmdeploy")):
         LmdeployEngine(LmdeployConfig(model="m"), max_num_queued_reqs=1)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from engines.pt.grammar import GrammarCompiler
 from engines.pt.kernels import build
 from engines.pt.runner import ModelRunner
+from engines.sampler.grammar import GrammarCompiler
 from tests.engines.pt.driving import Reference, cache_of, settings
 from tests.engines.pt.tiny import CONFIGS, EOS, VOCAB_SIZE, byte_level_tokenizer, save
 

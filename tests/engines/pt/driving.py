@@ -12,8 +12,8 @@ from torch import Tensor
 from engines.errors import TuneserveError
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
-from engines.pt.grammar import GrammarCompiler
 from engines.pt.runner import GIB, ModelRunner
+from engines.sampler.grammar import GrammarCompiler
 from engines.types import EmbeddingRequest, FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.pt.tiny import EOS, VOCAB_SIZE
 

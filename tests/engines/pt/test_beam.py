@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.pt.beam import BeamSearch, Hypothesis
-from engines.pt.sampling import SamplerRow, beam_candidates
+from engines.sampler.sampling import SamplerRow, beam_candidates
 from engines.types import Sampling
 
 VOCAB = 40

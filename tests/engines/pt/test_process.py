@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from engines import wire
 from engines.errors import EngineFailure
+from engines.process import frames
 from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
 from engines.types import EmbeddingRequest, Structured
 from tests.engines.pt.adapters import save_adapter
@@ -51,11 +51,11 @@ class Served:
             self.end = error
 
     def send(self, *messages):
-        self.socket.sendall(b"".join(wire.frame(message) for message in messages))
+        self.socket.sendall(b"".join(frames.frame(message) for message in messages))
 
     def receive(self):
-        (length,) = wire.LENGTH.unpack(self.socket.recv(wire.LENGTH.size, socket.MSG_WAITALL))
-        return wire.decode_from_engine(self.socket.recv(length, socket.MSG_WAITALL))
+        (length,) = frames.LENGTH.unpack(self.socket.recv(frames.LENGTH.size, socket.MSG_WAITALL))
+        return frames.decode_from_engine(self.socket.recv(length, socket.MSG_WAITALL))
 
     def until_ended(self, *request_ids):
         """All steps up to that in which the last of these requests ended."""
@@ -86,7 +86,7 @@ def served(runner):
 
 
 def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served):
-    served.send(wire.Generate(request(prompt(9), max_new_tokens=4, ignore_eos=True)))
+    served.send(frames.Generate(request(prompt(9), max_new_tokens=4, ignore_eos=True)))
     steps = served.until_ended("r")
     assert [len(step.outputs) for step in steps] == [1] * 4
     assert (steps[-1].stats.running, steps[-1].received) == (0, 1)
@@ -97,25 +97,25 @@ def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served):
 def test_a_step_that_raises_fails_only_the_requests_in_it(served):
     served.runner.fail_at = {0}
     served.send(
-        wire.Generate(request(prompt(9), "in it")), wire.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
+        frames.Generate(request(prompt(9), "in it")), frames.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
     )
     [step] = served.until_ended("in it", "too")
     assert {request_id: failure.kind for request_id, failure in step.failures} == {
         "in it": "EngineFailure",
         "too": "EngineFailure",
     }
-    served.send(wire.Generate(request(prompt(9), "after", max_new_tokens=3, ignore_eos=True)))
+    served.send(frames.Generate(request(prompt(9), "after", max_new_tokens=3, ignore_eos=True)))
     assert not any(step.failures for step in served.until_ended("after"))
 
 
 def test_steps_that_fail_one_after_another_end_the_process(served):
     served.runner.fail_at = {*range(FAILED_STEPS)}
     for i in range(FAILED_STEPS - 1):
-        served.send(wire.Generate(request(prompt(9), f"r{i}")))
+        served.send(frames.Generate(request(prompt(9), f"r{i}")))
         served.until_ended(f"r{i}")
-        served.send(wire.Abort("unknown"))  # a step of nothing in between proves nothing
+        served.send(frames.Abort("unknown"))  # a step of nothing in between proves nothing
         served.receive()
-    served.send(wire.Generate(request(prompt(9), "last")))
+    served.send(frames.Generate(request(prompt(9), "last")))
     served.thread.join(30)
     assert isinstance(served.end, EngineFailure)
 
@@ -123,7 +123,7 @@ def test_steps_that_fail_one_after_another_end_the_process(served):
 def test_a_step_that_succeeds_in_between_is_a_new_beginning(served):
     served.runner.fail_at = {0, 1, 3, 4}
     for i, fails in enumerate((True, True, False, True, True, False)):
-        served.send(wire.Generate(request(prompt(9), f"r{i}", max_new_tokens=1)))
+        served.send(frames.Generate(request(prompt(9), f"r{i}", max_new_tokens=1)))
         assert bool(served.until_ended(f"r{i}")[-1].failures) == fails
 
 
@@ -131,7 +131,7 @@ def test_a_request_that_cannot_be_taken_in_fails_alone(served):
     good = request(prompt(9), "good", max_new_tokens=3, ignore_eos=True)
     bad = replace(good, request_id="bad", prompt_ids=[])
     odd = replace(good, request_id="odd", sampling=replace(good.sampling, bad_words_ids=((),)))
-    served.send(wire.Generate(bad), wire.Generate(odd), wire.Generate(good))
+    served.send(frames.Generate(bad), frames.Generate(odd), frames.Generate(good))
     failures = dict(failure for step in served.until_ended("good", "bad", "odd") for failure in step.failures)
     assert {name: failure.kind for name, failure in failures.items()} == {
         "bad": "InvalidRequest",
@@ -142,13 +142,13 @@ def test_a_request_that_cannot_be_taken_in_fails_alone(served):
 def test_abort_and_finish_are_heard_between_steps(served):
     one = request(prompt(9), n=2, max_new_tokens=100, ignore_eos=True)
     served.runner.pace = threading.Semaphore(1)
-    served.send(wire.Generate(one))
+    served.send(frames.Generate(one))
     assert len(served.receive().outputs) == 2
     # The next step has begun, or begins once these have been read: they count from the one after it at the latest.
-    served.send(wire.Finish("r", 0))
+    served.send(frames.Finish("r", 0))
     served.runner.pace.release(2)
     assert [len(served.receive().outputs) for _ in range(2)][1] == 1
-    served.send(wire.Abort("r"))
+    served.send(frames.Abort("r"))
     served.runner.pace.release()
     while (step := served.receive()).outputs:
         pass
@@ -161,7 +161,7 @@ def test_constraints_are_compiled_beside_the_steps(runner, grammars):
     free = request(prompt(9), "free", max_new_tokens=5, ignore_eos=True)
     bound = request(prompt(9), "bound", structured=Structured(kind="choice", value='["red", "blue"]'))
     wrong = request(prompt(9), "wrong", structured=Structured(kind="regex", value="("))
-    served.send(wire.Generate(bound), wire.Generate(wrong), wire.Generate(free))
+    served.send(frames.Generate(bound), frames.Generate(wrong), frames.Generate(free))
     steps = served.until_ended("free", "bound", "wrong")
     served.close()
     assert [request_id for step in steps for request_id, _ in step.failures] == ["wrong"]
@@ -205,7 +205,7 @@ class Slow:
 def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars):
     slow = Slow(grammars)
     served = Served(runner("llama"), grammars=slow)
-    served.send(wire.Generate(request(prompt(9), structured=Structured(kind="choice", value='["red", "blue"]'))))
+    served.send(frames.Generate(request(prompt(9), structured=Structured(kind="choice", value='["red", "blue"]'))))
     step = served.receive()
     assert (step.stats.waiting, step.stats.running, step.received) == (1, 0, 1)
     slow.go.set()
@@ -236,13 +236,13 @@ class Held:
 
 
 def test_how_a_load_ended_is_told(served, adapter, tmp_path):
-    served.send(wire.LoadAdapter("a", str(adapter), False), wire.LoadAdapter("b", str(tmp_path / "none"), False))
+    served.send(frames.LoadAdapter("a", str(adapter), False), frames.LoadAdapter("b", str(tmp_path / "none"), False))
     step, error = served.until_loaded("a")
     assert error is None and "a" in step.stats.adapter_host
     if "b" not in dict(step.adapters):
         step, error = served.until_loaded("b")
     assert dict(step.adapters)["b"].kind == "InvalidAdapter"
-    served.send(wire.Generate(request(prompt(9), adapter="a", max_new_tokens=3, ignore_eos=True)))
+    served.send(frames.Generate(request(prompt(9), adapter="a", max_new_tokens=3, ignore_eos=True)))
     steps = served.until_ended("r")
     assert (steps[-1].failures, steps[-1].stats.adapter_slots) == ([], ("a",))
 
@@ -251,8 +251,8 @@ def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, ada
     held = Held(served.core, monkeypatch)
     mine = request(prompt(9), "mine", adapter="a", max_new_tokens=3, ignore_eos=True)
     others = [request(prompt(9), f"r{i}", max_new_tokens=2, ignore_eos=True) for i in range(9)]
-    served.send(wire.LoadAdapter("a", str(adapter), False), wire.Generate(mine))
-    served.send(*(wire.Generate(one) for one in others))
+    served.send(frames.LoadAdapter("a", str(adapter), False), frames.Generate(mine))
+    served.send(*(frames.Generate(one) for one in others))
     served.until_ended(*(one.request_id for one in others))
     held.go.set()
     steps = served.until_ended("mine")
@@ -261,16 +261,16 @@ def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, ada
 
 
 def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(served, adapter, monkeypatch):
-    served.send(wire.LoadAdapter("a", str(adapter), False))
+    served.send(frames.LoadAdapter("a", str(adapter), False))
     served.until_loaded("a")
     endless = request(prompt(9), "running", adapter="a", max_new_tokens=110, ignore_eos=True)
     served.runner.pace = threading.Semaphore(1)
-    served.send(wire.Generate(endless))
+    served.send(frames.Generate(endless))
     assert served.receive().outputs
     held = Held(served.core, monkeypatch)
     waiting = request(prompt(9), "waiting", adapter="b")
-    served.send(wire.LoadAdapter("b", str(adapter), False), wire.Generate(waiting))
-    served.send(wire.UnloadAdapter("a"), wire.UnloadAdapter("b"))
+    served.send(frames.LoadAdapter("b", str(adapter), False), frames.Generate(waiting))
+    served.send(frames.UnloadAdapter("a"), frames.UnloadAdapter("b"))
     served.runner.pace.release(3)
     failures = dict(failure for step in served.until_ended("running", "waiting") for failure in step.failures)
     assert {name: failure.kind for name, failure in failures.items()} == dict.fromkeys(
@@ -278,5 +278,5 @@ def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(serv
     )
     held.go.set()
     served.runner.pace = None
-    served.send(wire.Generate(request(prompt(9), max_new_tokens=3, ignore_eos=True)))
+    served.send(frames.Generate(request(prompt(9), max_new_tokens=3, ignore_eos=True)))
     assert served.until_ended("r")[-1].stats.adapter_slots == ()

@@ -186,7 +186,7 @@ def test_bfloat16_answers_within_its_precision(runner, reference, name):
 
 
 def test_the_checkpoints_dtype_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr("engines.loading._cpu_computes", lambda dtype: True)
+    monkeypatch.setattr("engines.checkpoint.loading._cpu_computes", lambda dtype: True)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     assert ModelRunner(settings(tmp_path, dtype=None, device_map="cpu")).dtype is torch.bfloat16

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from engines.install import vllm_installed
+from engines.setup.install import vllm_installed
 from tests.engines.pt.tiny import SIZES, save
 
-needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="vLLM is not installed: python -m engines.install vllm")
+needs_vllm = pytest.mark.skipif(
+    not vllm_installed(), reason="vLLM is not installed: python -m engines.setup.install vllm"
+)
 
 TINY: dict[str, Any] = {
     "dtype": "float32",

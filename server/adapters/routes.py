@@ -1,0 +1,148 @@
+"""LoRA adapters over HTTP, loaded and replaced while requests run: vLLM's two endpoints, and one resource."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import Field
+
+from engines.adapters.registry import Adapter
+from engines.errors import Conflict, InvalidRequest, TuneserveError
+from server.deps import ReadyServing, Serving
+from server.http.body import RequestBody, json_body
+
+router = APIRouter(prefix="/v1")
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class LoadLoraBody(RequestBody):
+    lora_name: NonEmpty
+    lora_path: NonEmpty
+    """A folder under one of `adapter_roots`."""
+    load_inplace: bool = False
+    """Replace the adapter of this name: requests that run end with the old one, later ones get the new one."""
+
+
+class UnloadLoraBody(RequestBody):
+    lora_name: NonEmpty
+
+
+class AdapterBody(RequestBody):
+    name: NonEmpty
+    path: NonEmpty
+    """A folder under one of `adapter_roots`."""
+    replace: bool = False
+    """Replace the adapter of this name: requests that run end with the old one, later ones get the new one."""
+    pinned: bool | None = None
+    """Keep it where it is computed with: it never has to wait for its turn. As what it replaces unless given."""
+
+
+class AliasBody(RequestBody):
+    target: NonEmpty
+    """The adapter that requests get which ask for the alias."""
+
+
+# ---- vLLM's endpoints
+
+
+@router.post("/load_lora_adapter", response_class=PlainTextResponse)
+async def load_lora_adapter(
+    body: Annotated[LoadLoraBody, json_body(LoadLoraBody)], serving: ReadyServing
+) -> PlainTextResponse:
+    folder = await asyncio.to_thread(serving.adapter_roots.find, body.lora_path, param="lora_path")
+    with _vllms_errors():
+        await serving.registry.load(body.lora_name, folder, replace=body.load_inplace)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post("/unload_lora_adapter", response_class=PlainTextResponse)
+async def unload_lora_adapter(
+    body: Annotated[UnloadLoraBody, json_body(UnloadLoraBody)], serving: ReadyServing
+) -> PlainTextResponse:
+    with _vllms_errors():
+        await serving.registry.unload(body.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+@contextlib.contextmanager
+def _vllms_errors() -> Iterator[None]:
+    """A conflict is a 400, as vLLM has it, and a name is called what it is called here."""
+    try:
+        yield
+    except Conflict as error:
+        raise InvalidRequest(error.message, param="lora_name", code=error.code) from None
+    except TuneserveError as error:
+        if error.param == "name":
+            error.param = "lora_name"
+        raise
+
+
+# ---- the resource
+
+
+@router.get("/adapters")
+async def list_adapters(serving: ReadyServing) -> dict[str, Any]:
+    aliases = _aliases_of_each(serving)
+    data = [_to_wire(adapter, serving, aliases) for adapter in serving.registry.adapters()]
+    return {"object": "list", "data": data}
+
+
+@router.post("/adapters")
+async def create_adapter(body: Annotated[AdapterBody, json_body(AdapterBody)], serving: ReadyServing) -> dict[str, Any]:
+    folder = await asyncio.to_thread(serving.adapter_roots.find, body.path, param="path")
+    adapter = await serving.registry.load(body.name, folder, replace=body.replace, pinned=body.pinned)
+    return _to_wire(adapter, serving, _aliases_of_each(serving))
+
+
+@router.get("/adapters/{name:path}")
+async def get_adapter(name: str, serving: ReadyServing) -> dict[str, Any]:
+    return _to_wire(serving.registry.get(name), serving, _aliases_of_each(serving))
+
+
+@router.delete("/adapters/{name:path}")
+async def delete_adapter(name: str, serving: ReadyServing) -> dict[str, Any]:
+    await serving.registry.unload(name)
+    return {"id": name, "object": "adapter", "deleted": True}
+
+
+@router.post("/adapters/{alias:path}/alias")
+async def set_alias(
+    alias: str, body: Annotated[AliasBody, json_body(AliasBody)], serving: ReadyServing
+) -> dict[str, Any]:
+    """Point a name of one's own at an adapter, at once: requests that run keep the one they have."""
+    await serving.registry.alias(alias, body.target)
+    return {"id": alias, "object": "adapter.alias", "target": body.target}
+
+
+def _aliases_of_each(serving: Serving) -> dict[str, list[str]]:
+    """Adapter -> its aliases."""
+    aliases = defaultdict(list)
+    for alias, target in serving.registry.aliases().items():
+        aliases[target].append(alias)
+    return aliases
+
+
+def _to_wire(adapter: Adapter, serving: Serving, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
+    return {
+        "id": adapter.name,
+        "object": "adapter",
+        "name": adapter.name,
+        "version": adapter.version or None,
+        "source": adapter.source,
+        "parent": serving.model_name,
+        "rank": adapter.rank,
+        "size": adapter.num_bytes,
+        "state": adapter.state,
+        "error": adapter.error or None,
+        "pinned": adapter.pinned,
+        "aliases": aliases.get(adapter.name, []),
+        "created": adapter.created,
+        "in_flight": adapter.in_flight,
+        "requests": adapter.requests,
+        "last_used": adapter.last_used,
+    }

@@ -1,0 +1,74 @@
+"""`tuneserve COMMAND [FILE] [--PARAMETER VALUE ...]`. Light until a command runs: help and refusals import no torch."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from engines.params.deploy import DeployParams
+from server import __version__
+from server.commands.argv import parse, refuse
+from server.commands.honoured import UNREAD, refusals
+from server.commands.params import COMMANDS
+from training.params import honoured
+from training.params.task import TASK
+
+TRAINING = ("sft", "pt", "rlhf", "merge")
+BUILT = ("deploy", *TRAINING)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names; return the exit status: 2 where the words are wrong."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return 0
+    if name in ("-V", "--version"):
+        sys.stdout.write(f"tuneserve {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        refuse("tuneserve", [f"{name!r} is not a command{_nearest(name)}"])
+    if name == "deploy":
+        return _deploy(words)
+    if name in TRAINING:
+        return _train(name, words)
+    parse(COMMANDS[name], words, prog=f"tuneserve {name}")
+    refuse(f"tuneserve {name}", [f"{name} is not built yet: its parameters are right, but nothing would run"])
+
+
+def _deploy(words: Sequence[str]) -> int:
+    params = parse(DeployParams, words, prog="tuneserve deploy", unread=UNREAD)
+    if problems := refusals(params):
+        refuse("tuneserve deploy", problems)
+    from server.commands.deploy import run
+
+    return run(params)
+
+
+def _train(name: str, words: Sequence[str]) -> int:
+    prog = f"tuneserve {name}"
+    params = parse(COMMANDS[name], words, prog=prog, unread=honoured.unread(COMMANDS[name]))
+    task = TASK.validate_python({"task": name, "params": params})
+    if problems := honoured.refusals(task):
+        refuse(prog, [f"--{param}: {reason}" for param, reason in problems])
+    from server.commands.train import run
+
+    return run(task)
+
+
+def overview() -> str:
+    """What `tuneserve --help` says."""
+    lines = [
+        f"  {name:<8}{model.__doc__}{'' if name in BUILT else ' (not built yet)'}" for name, model in COMMANDS.items()
+    ]
+    return (
+        "usage: tuneserve COMMAND [FILE.yaml|FILE.json] [--PARAMETER VALUE ...]\n\n"
+        "Serve, train and hot-load language models behind one OpenAI-compatible API.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "`tuneserve COMMAND --help` describes the parameters of a command. A file of parameters may come first; flags\n"
+        "win over it. `tuneserve --version` tells the version.\n"
+    )
+
+
+def _nearest(name: str) -> str:
+    nearest = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(COMMANDS)}"

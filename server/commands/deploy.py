@@ -1,0 +1,134 @@
+"""`tuneserve deploy`: one process that listens at once, while the engine starts behind it."""
+
+import asyncio
+import errno
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+
+from engines.errors import TuneserveError
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import Serving, make_serving
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection, so that they close it, never we under a request on its way."""
+BACKLOG = 2048
+"""Connections that wait to be taken."""
+CLOSING_SECONDS = 5
+"""For connections to close, once every request has been answered."""
+
+
+def run(params: DeployParams) -> int:
+    """Serve until a signal; return the exit status."""
+    configure_logging()
+    try:
+        listener = listen(params.host, params.port)
+        serving = load(params)
+    except TuneserveError as error:
+        logger.error("%s", error)
+        return 1
+    return serve(serving, listener)
+
+
+def load(params: DeployParams) -> Serving:
+    """What `params` names: the engine, not started, and everything that surrounds it. Raises UnsupportedModel."""
+    from engines.build import build_engine
+    from engines.checkpoint.loading import load_generation_config, load_tokenizer
+
+    assert params.model is not None, "the command line asks for one"
+    engine = build_engine(params)
+    tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
+    generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
+    return make_serving(engine, tokenizer, params, generation.to_dict())
+
+
+def configure_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for library in ("uvicorn", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class CannotListen(TuneserveError):
+    """The address asked for is not to be had. Another one is never taken instead."""
+
+    code = "cannot_listen"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to which clients can connect: they wait until the server takes them. Port 0 takes a free one.
+
+    Raises CannotListen.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"port {port} is taken; stop what listens there, or choose another with --port"
+            ) from None
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def serve(serving: Serving, listener: socket.socket) -> int:
+    """Serve on `listener` until a signal, or until the engine fails to start; return the exit status."""
+    config = uvicorn.Config(
+        create_app(serving),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+    )
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        return runner.run(_serve(_Server(config), serving, listener))
+
+
+async def _serve(server: "_Server", serving: Serving, listener: socket.socket) -> int:
+    logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], serving.model_name)
+    if not serving.params.api_key:
+        logger.warning("No api_key is set: everybody who reaches this address may use the server.")
+    stopping = asyncio.create_task(_stop_in_order(server, serving))
+    await server.serve(sockets=[listener])
+    stopping.cancel()
+    return 1 if server.force_exit or serving.lifecycle.start_failed.is_set() else 0
+
+
+async def _stop_in_order(server: "_Server", serving: Serving) -> None:
+    """On the first signal, drain with the port still open, so that /ready can say it; then let uvicorn close it."""
+    told = asyncio.create_task(server.told_to_stop.wait())
+    failed = asyncio.create_task(serving.lifecycle.start_failed.wait())
+    await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
+    failed.cancel()
+    if told.done():
+        logger.info("Stopping: no new requests; running ones and jobs have %g s.", serving.params.shutdown_timeout)
+        grace = serving.params.shutdown_timeout
+        await asyncio.gather(serving.lifecycle.drain(grace), serving.jobs.stop(grace))
+    told.cancel()
+    server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told_to_stop = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks for an orderly end, the second for one at once."""
+        if self.told_to_stop.is_set():
+            self.should_exit = self.force_exit = True
+        self.told_to_stop.set()

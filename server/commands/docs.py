@@ -1,0 +1,108 @@
+"""Write docs/parameters.md from the schema: `python -m server.commands.docs`."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+from engines.params.model_kwargs import FAMILIES
+from server.commands.cli import BUILT
+from server.commands.honoured import ENGINES, HONOURED
+from server.commands.params import COMMANDS, Section, groups, sections
+from server.commands.shapes import default_of, shape_of
+
+PATH = Path(__file__).parents[2] / "docs" / "parameters.md"
+
+INTRODUCTION = """\
+# Parameters
+
+<!-- Written by `make docs` from the parameter classes: change those. -->
+
+Every command takes its parameters as flags, or from a YAML or JSON file that comes first; flags win over the file:
+
+```
+tuneserve deploy --model my/model --port 9000 --stop_words "###" "</answer>"
+tuneserve deploy server.yaml --port 9000
+```
+
+Dashes and underscores mean the same, a list takes its values one after another, a yes-or-no parameter alone means
+true, and a JSON object may also be the path of a JSON file. Where several things are wrong, all are told at once.
+A `*` marks the parameters that most users meet first.
+"""
+
+FAMILIES_INTRODUCTION = """\
+## model-specific
+
+What `model_kwargs` may hold, by the model's type. Each is also read from the environment variable of its name; what
+`model_kwargs` says goes before that.
+"""
+
+
+def write() -> None:
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The text of docs/parameters.md."""
+    parts = [INTRODUCTION, _commands(), _honoured(), *(_section(section) for section in groups()), _families()]
+    return "\n".join(parts)
+
+
+def _commands() -> str:
+    rows = [
+        f"| `{name}`{'' if name in BUILT else ' (not built yet)'} | {model.__doc__} "
+        f"| {', '.join(_link(section) for section in sections(model))} |"
+        for name, model in COMMANDS.items()
+    ]
+    return "## Commands\n\n| command | what it is for | its parameters |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _honoured() -> str:
+    engines = "".join(f"- the engine {engine}: {_names(names - HONOURED)}\n" for engine, names in ENGINES.items())
+    return (
+        "Where two sections define a parameter, the later one in this list counts.\n\n"
+        "A parameter that no part of the program reads yet, or not with the chosen engine, is refused, never ignored.\n"
+        f"Those that `deploy` reads today, whatever the engine: {_names(HONOURED)}; and besides\n\n{engines}"
+    )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _link(section: Section) -> str:
+    return f"[{section.title}](#{section.title.replace(' ', '-')})"
+
+
+def _section(section: Section) -> str:
+    return f"## {section.title}\n\n{section.description}\n\n{_table(section.fields, section.group.starred)}"
+
+
+def _families() -> str:
+    """The parameters that only some models have."""
+    parts = [FAMILIES_INTRODUCTION]
+    for family in FAMILIES:
+        types = ", ".join(f"`{model_type}`" for model_type in family.model_types)
+        parts.append(f"### {types}\n\n{family.__doc__}\n\n{_table(family.model_fields, family.starred)}")
+    return "\n".join(parts)
+
+
+def _table(fields: Mapping[str, FieldInfo], starred: frozenset[str]) -> str:
+    rows = [_row(f"`{name}`{' *' if name in starred else ''}", field) for name, field in fields.items()]
+    return "| parameter | value | default | |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else default_of(field)
+    cells = [
+        name,
+        str(shape_of(field.annotation)),
+        "" if default is None else f"`{default}`",
+        " ".join((field.description or "").split()),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    write()

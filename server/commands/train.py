@@ -1,0 +1,114 @@
+"""`tuneserve sft|pt|rlhf|merge`: make a job's folder, run it in the foreground, say what came of it."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from engines.errors import TuneserveError
+from server.commands.foreground import Ended, end_of_log, run_here
+from server.commands.output_folder import merged_folder, new_training_folder
+from server.commands.progress import Progress, progress_on
+from server.jobs.worker_process import missing_for_training
+from training.folder import JobFolder
+from training.params.task import MergeTask, PtTask, RlhfTask, SftTask, Task
+
+
+def run(task: Task) -> int:
+    """Do what `task` says; return the exit status: 0, 1 where it failed, 128 and the signal's number where one came."""
+    progress = progress_on(sys.stdout)
+    if reason := missing_for_training():
+        return _failed(task, reason, None)
+    try:
+        return _merge(task, progress) if isinstance(task, MergeTask) else _train(task, progress)
+    except TuneserveError as error:
+        return _failed(task, error.message, error.param)
+    except OSError as error:
+        return _failed(task, f"{error.filename or 'its folder'}: {error.strerror}", "output_dir")
+
+
+def _train(task: SftTask | PtTask | RlhfTask, progress: Progress) -> int:
+    processes = _processes()
+    folder = JobFolder(new_training_folder(task.params))
+    if task.params.resume_from_checkpoint:
+        # A folder is to mean the same wherever it is run from.
+        checkpoint = str(Path(task.params.resume_from_checkpoint).expanduser().resolve())
+        task = task.model_copy(update={"params": task.params.model_copy(update={"resume_from_checkpoint": checkpoint})})
+    folder.write_task(task)
+    progress.say(f"Results go to {folder.path}.")
+    ended = run_here(folder, progress, processes=processes)
+    if ended.result is None or ended.result.status == "failed":
+        return _died(task, folder, ended)
+    if ended.result.status == "stopped":
+        last = [f"checkpoint-{step}" for step in folder.checkpoints()[-1:]]
+        hint = f"; go on with --resume_from_checkpoint {folder.path / last[0]}" if last else ""
+        progress.say(f"Stopped after step {ended.result.final_step or 0}{hint}.")
+        return 128 + (ended.signal or signal.SIGTERM)
+    assert ended.result.artifact, "what succeeded has made something"
+    progress.say(_how_to_serve(folder.path / ended.result.artifact, task.params.model))
+    return 0
+
+
+def _merge(task: MergeTask, progress: Progress) -> int:
+    target = merged_folder(task.params)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = JobFolder(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
+    try:
+        folder.write_task(task)
+        ended = run_here(folder, progress)
+        if ended.result is None or ended.result.status == "failed":
+            return _died(task, folder, ended)
+        if ended.result.status == "stopped":
+            progress.say("Stopped: nothing was written.")
+            return 128 + (ended.signal or signal.SIGTERM)
+        assert ended.result.artifact, "what succeeded has made something"
+        (folder.path / ended.result.artifact).rename(target)
+    finally:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    progress.say(_how_to_serve(target, None))
+    return 0
+
+
+def _processes() -> int:
+    """As many as the reference's variable says. Raises TuneserveError."""
+    if os.environ.get("NNODES", "1") != "1":
+        raise TuneserveError("NNODES: training on several machines is not built yet")
+    given = os.environ.get("NPROC_PER_NODE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise TuneserveError(f"NPROC_PER_NODE is the number of processes, one for each GPU, not {given!r}")
+    return int(given)
+
+
+def _how_to_serve(made: Path, model: str | None) -> str:
+    path = shlex.quote(str(made))
+    config = made / "adapter_config.json"
+    if not config.exists():
+        return f"The model is in {made}. Serve it: tuneserve deploy --model {path}"
+    adapter = json.loads(config.read_bytes())
+    if adapter["peft_type"] != "LORA" or adapter.get("use_dora") or adapter.get("bias") != "none":
+        return f"The adapter is in {made}. Merge it into its model, to serve that: tuneserve merge --adapters {path}"
+    base = shlex.quote(model or adapter["base_model_name_or_path"])
+    return f"The adapter is in {made}. Serve it: tuneserve deploy --model {base} --adapters {path}"
+
+
+def _died(task: Task, folder: JobFolder, ended: Ended) -> int:
+    """Tell why: in the worker's words, or by the end of what its libraries said."""
+    if ended.result is not None:
+        assert ended.result.error is not None, "what failed says why"
+        return _failed(task, ended.result.error.message, ended.result.error.param)
+    if ended.signal is not None:
+        sys.stderr.write(f"tuneserve {task.task}: ended at once, nothing was kept.\n")
+        return 128 + ended.signal
+    killed = ended.status == -signal.SIGKILL
+    reason = "was killed, as it is where memory runs out" if killed else f"ended with status {ended.status}"
+    return _failed(task, f"the worker process {reason}. The end of its log:\n{end_of_log(folder.path)}", None)
+
+
+def _failed(task: Task, message: str, param: str | None) -> int:
+    label = f"--{param}: " if param in type(task.params).model_fields else ""
+    sys.stderr.write(f"tuneserve {task.task}: failed: {label}{message}\n")
+    return 1

@@ -1,0 +1,117 @@
+"""Keys and roles. Once a key is set, every path needs one, but for the few that are public."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engines.errors import TuneserveError
+from server.http.errors import InsufficientPermissions, InvalidApiKey, error_response
+
+
+class Role(StrEnum):
+    INFER = "infer"
+    """Ask for answers."""
+    TRAIN = "train"
+    """Run jobs."""
+    ADMIN = "admin"
+    """Administer the server."""
+
+
+ALL_ROLES = frozenset(Role)
+PUBLIC = frozenset({"/health", "/ready"})
+ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
+    # methods, start of the path, roles of which a key needs one
+    (frozenset({"GET"}), "/v1/models", ALL_ROLES),
+    (frozenset({"GET"}), "/version", ALL_ROLES),
+    (frozenset({"GET"}), "/metrics", ALL_ROLES),
+    (frozenset({"GET"}), "/openapi.json", ALL_ROLES),
+    (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/files", frozenset({Role.TRAIN, Role.INFER})),
+    (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER})),
+    (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.ADMIN, Role.TRAIN})),
+    (frozenset({"GET", "POST"}), "/v1/fine_tuning/", frozenset({Role.TRAIN})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/jobs", frozenset({Role.TRAIN})),
+    (frozenset({"POST"}), "/v1/load_lora_adapter", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/v1/unload_lora_adapter", frozenset({Role.ADMIN})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/adapters", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/sleep", frozenset({Role.ADMIN})),
+    (frozenset({"POST"}), "/wake_up", frozenset({Role.ADMIN})),
+    (frozenset({"GET"}), "/is_sleeping", frozenset({Role.ADMIN})),
+)
+"""What is not here needs a key with every role."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    digest: bytes
+    roles: frozenset[Role]
+
+
+def parse_keys(texts: Iterable[str]) -> tuple[ApiKey, ...]:
+    """`KEY` has every role; `infer:KEY`, `train:KEY` and `admin:KEY` have that one."""
+    return tuple(_parse_key(text) for text in texts)
+
+
+def _parse_key(text: str) -> ApiKey:
+    prefix, _, rest = text.partition(":")
+    if rest and prefix in ALL_ROLES:
+        return ApiKey(_digest(rest), frozenset({Role(prefix)}))
+    return ApiKey(_digest(text), ALL_ROLES)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Auth:
+    """Lets a request through, or answers it with 401 or 403.
+
+    `request.state.roles` are those of the key that it brought; all, where none is needed.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: tuple[ApiKey, ...], metrics_auth: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._public = PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        scope["state"]["roles"] = ALL_ROLES
+        if not self._keys or scope["path"] in self._public:
+            return await self._app(scope, receive, send)
+        try:
+            scope["state"]["roles"] = self._check(scope)
+        except TuneserveError as error:
+            return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> frozenset[Role]:
+        roles = self._roles(Headers(scope=scope).get("authorization", ""))
+        if not roles:
+            raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
+        needed = _needed_roles(scope["method"], scope["path"])
+        if not roles & needed and roles != ALL_ROLES:
+            raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
+        return roles
+
+    def _roles(self, authorization: str) -> frozenset[Role]:
+        """What the key may do; every key is compared, so that the time tells nothing."""
+        scheme, _, key = authorization.partition(" ")
+        digest = _digest(key.strip()) if scheme.lower() == "bearer" else b""
+        matches = [api_key.roles for api_key in self._keys if hmac.compare_digest(api_key.digest, digest)]
+        return frozenset().union(*matches)
+
+
+def _needed_roles(method: str, path: str) -> frozenset[Role]:
+    rows = (roles for methods, start, roles in ROLES_OF_PATHS if method in methods and path.startswith(start))
+    return next(rows, frozenset())

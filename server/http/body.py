@@ -1,0 +1,160 @@
+"""Request bodies: read within the size limit, parsed once, validated; every fault is a 400 or 413 in OpenAI's shape."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from engines.errors import InvalidRequest
+from server.http.errors import BodyTooLarge
+from server.http.validation import to_invalid_request
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MIB = 1 << 20
+MAX_DEPTH = 100
+"""Levels of nesting. What reads the parsed body later may recurse."""
+MAX_VALUES = 1_000_000
+"""Members of objects and items of lists together."""
+LINGER_SECONDS = 5.0
+JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
+
+
+Value = TypeVar("Value")
+Items = Annotated[list[Value], Field(fail_fast=True)]
+"""A list in a body. The first wrong item is told: to find all of a million takes seconds."""
+Members = Annotated[dict[str, Value], Field(fail_fast=True)]
+"""An object in a body, of which the same holds."""
+
+
+class RequestBody(BaseModel):
+    """Base of all bodies: no type is guessed from another, and no field is ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or len(body) <= len(cls.model_fields):
+            return body
+        unknown = next(key for key in body if key not in cls.model_fields)
+        return {key: body[key] for key in (*cls.model_fields, unknown) if key in body}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody(Generic[Model]):
+    """Reads the request's body as `model`."""
+
+    model: type[Model]
+
+    async def __call__(self, request: Request) -> Model:
+        limit = int(request.app.state.serving.params.max_body_size * MIB)
+        return parse_json(self.model, await read_body(request, limit))
+
+
+def json_body(model: type[BaseModel]) -> Any:
+    """A dependency that gives the request's body as `model`: `body: Annotated[ChatRequest, json_body(ChatRequest)]`."""
+    return Depends(JsonBody(model))
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body as it was sent; BodyTooLarge where more than `limit` bytes are announced or come."""
+    _check_content_type(request)
+    check_encoding(request)
+    stream = request.stream()
+    await check_announced(request, stream, limit)
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > limit:
+            await linger(stream)
+            raise _too_large(limit)
+    return bytes(body)
+
+
+async def check_announced(request: Request, stream: AsyncIterator[bytes], limit: int) -> None:
+    """Raise BodyTooLarge where more than `limit` bytes are announced."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        if request.headers.get("expect", "").lower() != "100-continue":  # else the client waits for our word
+            await linger(stream)
+        raise _too_large(limit)
+
+
+async def linger(stream: AsyncIterator[bytes]) -> None:
+    """Let the rest of a body that is refused come, for a while: a client that finds the connection closed while it still
+    sends may not get to see why."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            async for _ in stream:
+                pass
+
+
+def parse_json(model: type[Model], data: bytes) -> Model:
+    return _validate(model, _load(data))
+
+
+def parse_object(model: type[Model], body: dict[str, Any]) -> Model:
+    """The same for what has been parsed as a part of something else."""
+    _check_shape(body)
+    return _validate(model, body)
+
+
+def _validate(model: type[Model], body: dict[str, Any]) -> Model:
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+
+
+def _check_content_type(request: Request) -> None:
+    content_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
+    if not JSON_TYPES.fullmatch(content_type):
+        raise InvalidRequest(f"The content type must be application/json, not {content_type[:60]!r}.")
+
+
+def check_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"The content encoding {encoding[:60]!r} is not supported.")
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request's body is larger than {limit / MIB:.3g} MiB.")
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        reason = "it is empty" if not data else f"{error.msg}, line {error.lineno}, column {error.colno}"
+        raise InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH or data.count(b",") > MAX_VALUES:
+        _check_shape(body)
+    return body
+
+
+def _check_shape(body: dict[str, Any]) -> None:
+    level: list[Any] = [body]
+    values = 0
+    for _ in range(MAX_DEPTH):
+        values += sum(map(len, level))
+        if values > MAX_VALUES:
+            raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")

@@ -1,0 +1,105 @@
+"""/openapi.json: FastAPI's description of the routes, and what it cannot see of them: bodies, keys and errors."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
+
+from server import __version__
+from server.http.auth import PUBLIC
+from server.http.body import JsonBody
+
+REFERENCE = "#/components/schemas/{model}"
+KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "One of the server's keys. Where the server was started without any, no request needs one.",
+}
+NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+ERROR = {
+    "type": "object",
+    "title": "Error",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": NULLABLE_TEXT,
+                "code": NULLABLE_TEXT,
+            },
+        }
+    },
+}
+ANY_ERROR: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What went wrong, in OpenAI's shape.",
+        "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
+    }
+}
+
+
+class DescribedApp(FastAPI):
+    """An app whose description is complete. `/docs` shows it."""
+
+    def __init__(self, lifespan: Callable[[Any], Any]) -> None:
+        super().__init__(
+            title="tuneserve",
+            version=__version__,
+            lifespan=lifespan,
+            redirect_slashes=False,
+            responses=ANY_ERROR,
+            generate_unique_id_function=lambda route: route.name,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = _completed(super().openapi(), self.routes)
+        return self.openapi_schema
+
+
+def _completed(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    bodies = dict(_bodies(routes))
+    references, definitions = models_json_schema(
+        [(body, "validation") for body in bodies.values()], ref_template=REFERENCE
+    )
+    components = document.get("components", {})
+    schemas = {**components.get("schemas", {}), **definitions["$defs"], "Error": ERROR}
+    paths = {
+        path: {
+            method: {
+                **operation,
+                **({} if path in PUBLIC else {"security": [{"key": []}]}),
+                **_request_body(references, bodies.get((path, method))),
+            }
+            for method, operation in operations.items()
+        }
+        for path, operations in document["paths"].items()
+    }
+    components = {**components, "schemas": schemas, "securitySchemes": {"key": KEY}}
+    return {**document, "paths": paths, "components": components}
+
+
+def _bodies(routes: Iterable[BaseRoute]) -> Iterator[tuple[tuple[str, str], type[BaseModel]]]:
+    """The model of each body, by the path and the method that take it."""
+    for route in routes:
+        if not isinstance(route, APIRoute):
+            continue
+        for dependency in route.dependant.dependencies:
+            if isinstance(dependency.call, JsonBody):
+                for method in route.methods:
+                    yield (route.path_format, method.lower()), dependency.call.model
+
+
+def _request_body(references: Any, body: type[BaseModel] | None) -> dict[str, Any]:
+    if body is None:
+        return {}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": references[body, "validation"]}}}
+    }

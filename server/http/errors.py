@@ -1,0 +1,128 @@
+"""Errors become answers here, and only here: one shape, OpenAI's, whatever went wrong."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from engines.errors import (
+    Conflict,
+    EngineUnavailable,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    StorageFull,
+    StoreUnavailable,
+    TuneserveError,
+)
+from server.http.validation import to_invalid_request
+
+logger = logging.getLogger(__name__)
+
+
+class InvalidApiKey(TuneserveError):
+    """The request brings no key, or one that is not ours."""
+
+    code = "invalid_api_key"
+
+
+class InsufficientPermissions(TuneserveError):
+    """The key is ours, but lacks the role that the path needs."""
+
+    code = "insufficient_permissions"
+
+
+class BodyTooLarge(TuneserveError):
+    """The request's body exceeds `max_body_size`."""
+
+    code = "request_too_large"
+
+
+STATUS: dict[type[TuneserveError], int] = {
+    InvalidRequest: 400,
+    InvalidApiKey: 401,
+    InsufficientPermissions: 403,
+    NotFound: 404,
+    Conflict: 409,
+    BodyTooLarge: 413,
+    QueueFull: 429,
+    EngineUnavailable: 503,
+    StoreUnavailable: 503,
+    StorageFull: 507,
+}
+"""Error classes that are answered with their own message. All others are our fault: 500, and the message stays here."""
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for an answer nobody waits for; it shows in the access log only."""
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(TuneserveError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """The answer that tells `error`."""
+    status = error_status(error)
+    headers = {}
+    if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable):
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, InvalidApiKey):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge | StorageFull):
+        headers["connection"] = "close"  # the rest of the body must not be taken for the next request
+    return _respond(status, error_body(error, request_id), headers)
+
+
+def error_body(error: Exception, request_id: str) -> dict[str, Any]:
+    """OpenAI's error object, for an answer or for a stream. An error that is our fault is logged, not shown."""
+    status = error_status(error)
+    if not isinstance(error, TuneserveError) or status == 500:
+        logger.error("Request %s failed: %s", request_id, error, exc_info=error)
+        message = f"The server failed to answer this request. Its log has the details under {request_id}."
+        return _body(status, message, code="internal_error")
+    return _body(status, error.message, param=error.param, code=error.code)
+
+
+def error_status(error: Exception) -> int:
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def _body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _respond(status: int, body: dict[str, Any], headers: Mapping[str, str]) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):  # of the path or the query: bodies are parsed in `server.http.body`
+        errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "path" and "query"
+        error = to_invalid_request(errors, None)
+    request.app.state.serving.metrics.count_rejection(error)
+    return error_response(error, request.state.request_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:100]}"
+    if error.status_code == 404:
+        return _respond(404, _body(404, f"There is no {where}.", code="not_found"), {})
+    if error.status_code == 405:
+        allowed = error.headers or {}
+        return _respond(405, _body(405, f"{where} is not allowed.", code="method_not_allowed"), allowed)
+    return _respond(error.status_code, _body(error.status_code, str(error.detail)), error.headers or {})
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,83 @@
+"""What surrounds every request: its id, the access log, the count of those in flight, the last answer to a bug."""
+
+import contextlib
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engines.errors import InvalidRequest, NotFound
+from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
+from server.http.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("server.access")
+
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked for every few seconds by machines: these would drown the others in the log."""
+
+SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+class RequestContext:
+    """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside.
+
+    `request.state.answered` is an ExitStack for what a request holds until its answer has ended, however it ended.
+    """
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, verbose: bool) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._verbose = verbose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = _request_id(Headers(scope=scope))
+        answered = contextlib.ExitStack()
+        scope.setdefault("state", {}).update(request_id=request_id, answered=answered)
+        status: int | None = None
+        began = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._lifecycle.enter()
+        try:
+            _check_text(scope)
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status is not None:
+                raise  # the answer is half out: the server below closes the connection
+            await error_response(error, request_id)(scope, receive, send_with_id)
+        finally:
+            answered.close()
+            self._lifecycle.leave()
+            if self._verbose and scope["path"] not in PROBES:
+                _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
+
+
+def _check_text(scope: Scope) -> None:
+    """No name has a NUL in it, and Postgres takes none. Raises NotFound, InvalidRequest."""
+    if "\0" in scope["path"]:
+        raise NotFound("No path has a NUL character in it.")
+    if b"%00" in scope["query_string"]:
+        raise InvalidRequest("The request's query has a NUL character in it.")
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+def _log(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    client = scope["client"][0] if scope["client"] else "-"
+    path = ascii(scope["path"])[1:-1][:200]  # a line of log stays a line
+    access.info("%s %s %s %d %.3fs %s", client, scope["method"], path, status, seconds, request_id)

@@ -1,0 +1,138 @@
+"""Answers that a client may stop waiting for: server-sent events, and whatever else takes long."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.http.errors import error_body
+
+Result = TypeVar("Result")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # the second for nginx, which else holds events back
+
+
+async def stream_events(request: Request, events: AsyncGenerator[Any, None], *, keep_alive: float) -> StreamingResponse:
+    """Answer with `events`, each serialised as JSON, then `[DONE]`.
+
+    The first event must not come before the engine's first output: an error in its place is raised here, and so gets an
+    answer with a status. Only where the first output takes longer than `keep_alive` seconds does the stream open
+    without it; an error then goes into the stream, as any later one does. `events` is closed as soon as the client goes
+    away.
+    """
+    reader = _Reader(events)
+    try:
+        await until_disconnect(request, reader.wait(keep_alive))
+        reader.raise_if_refused()
+    except BaseException:
+        await reader.close()
+        raise
+    return _EventStream(request, reader, keep_alive)
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`. It is cancelled where the client goes away first: ClientDisconnect."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream(StreamingResponse):
+    def __init__(self, request: Request, reader: "_Reader", keep_alive: float) -> None:
+        super().__init__(_chunks(request, reader, keep_alive), headers=HEADERS, media_type="text/event-stream")
+        self._reader = reader
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reader.close()
+
+
+async def _chunks(request: Request, reader: "_Reader", keep_alive: float) -> AsyncGenerator[bytes, None]:
+    """Everything that is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
+    while not reader.ended:
+        if not await reader.wait(keep_alive):
+            yield KEEP_ALIVE
+        elif not reader.ended:
+            yield reader.take()
+    rest = reader.take()
+    if reader.error is not None:
+        request.app.state.serving.metrics.count_rejection(reader.error)
+        rest += _encode(error_body(reader.error, request.state.request_id))
+    yield rest + DONE
+
+
+def _encode(event: Any) -> bytes:
+    return b"data: " + orjson.dumps(event) + b"\n\n"
+
+
+class _Reader:
+    """Reads events in a task of its own and keeps those that are not sent yet."""
+
+    def __init__(self, events: AsyncGenerator[Any, None]) -> None:
+        self._ready: list[bytes] = []
+        self._news = asyncio.Event()  # events are ready, or no more will come
+        self.ended = False
+        """No more events will come. Some may be ready still."""
+        self.error: Exception | None = None
+        """What ended them before their time."""
+        self._task = asyncio.create_task(self._read(events))
+
+    async def _read(self, events: AsyncGenerator[Any, None]) -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    self._ready.append(_encode(event))
+                    self._news.set()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the client is told)
+            self.error = error
+        finally:
+            self.ended = True
+            self._news.set()
+
+    async def wait(self, timeout: float) -> bool:
+        """Whether there was news within `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def take(self) -> bytes:
+        ready = b"".join(self._ready)
+        self._ready.clear()
+        if not self.ended:
+            self._news.clear()
+        return ready
+
+    def raise_if_refused(self) -> None:
+        """Raise the error that came before any event."""
+        if self.error is not None and not self._ready:
+            raise self.error
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,124 @@
+"""How a model's answers are constrained and read: reasoning first, then content and tool calls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engines.errors import UnsupportedParameter
+from engines.text.tool_formats import ToolCallParser, ToolFormat, find_tool_format
+from engines.types import Structured
+from server.model.call_parser import CallParser
+from server.model.deltas import Delta, joined
+from server.model.reasoning import (
+    ReasoningFormat,
+    ReasoningParser,
+    ReasoningParserName,
+    find_reasoning_format,
+)
+from server.model.tool_grammar import constrain
+from server.model.tools import ToolRequest
+
+
+class OutputParser:
+    """`push` every piece of text, then `finish`; joined, the deltas are the same however the text was cut."""
+
+    def __init__(self, reasoning: ReasoningParser | None = None, tools: CallParser | None = None) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+
+    @property
+    def called(self) -> bool:
+        """Whether a tool was called: `finish_reason` is then "tool_calls" where it would be "stop"."""
+        return self._tools is not None and self._tools.calls > 0
+
+    @property
+    def done(self) -> bool:
+        """The answer is complete though the model may go on: the generation can be ended."""
+        return self._tools is not None and self._tools.done
+
+    def push(self, text: str) -> list[Delta]:
+        if self._reasoning is None or not self._reasoning.active:
+            return self._read(text)
+        reasoning, content = self._reasoning.push(text)
+        return _reasoning(reasoning) + self._read(content)
+
+    def finish(self) -> list[Delta]:
+        """Return what was held back. Where the output was cut short in a call, its arguments stay cut short."""
+        reasoning, content = self._reasoning.finish() if self._reasoning is not None else ("", "")
+        deltas = _reasoning(reasoning) + self._read(content)
+        return deltas if self._tools is None else joined(deltas + self._tools.finish())
+
+    def _read(self, content: str) -> list[Delta]:
+        if not content:
+            return []
+        return [Delta(content=content)] if self._tools is None else self._tools.push(content)
+
+
+def _reasoning(text: str) -> list[Delta]:
+    return [Delta(reasoning_content=text)] if text else []
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """How a model writes reasoning and tool calls."""
+
+    reasoning: ReasoningFormat | None
+    tools: ToolFormat | None
+
+    def plan(self, tools: ToolRequest, structured: Structured | None, prompt: str) -> "OutputPlan":
+        """Settle how the answer to one request is constrained and read. `prompt` is the rendered text of it.
+
+        Raises InvalidRequest where what is asked for cannot be enforced. As costly as `read_structured`: call it in a
+        thread where there are tools or a constraint.
+        """
+        if tools.mode == "required" and self.tools is None:
+            message = "This server leaves tool calls in the text (tool_call_parser is 'none'): none can be required"
+            raise UnsupportedParameter(message, param="tool_choice")
+        reasoning = self.reasoning if self.reasoning is not None and not self.reasoning.is_over(prompt) else None
+        is_open = reasoning is not None and reasoning.is_open(prompt)
+        return OutputPlan(
+            structured=constrain(tools, self.tools, structured, reasoning, reasoning_open=is_open),
+            tools=tools,
+            reasoning=reasoning,
+            reasoning_open=is_open,
+            form=self.tools if tools.mode != "none" else None,
+        )
+
+
+def find_output_format(
+    chat_template: str | None,
+    added_tokens: Mapping[str, int],
+    *,
+    tool_call_parser: ToolCallParser | None = None,
+    reasoning_parser: ReasoningParserName | None = None,
+) -> OutputFormat:
+    """Find out from the chat template, and the tokenizer's `get_added_vocab()`, unless it was set."""
+    return OutputFormat(
+        reasoning=find_reasoning_format(chat_template, added_tokens, reasoning_parser),
+        tools=find_tool_format(chat_template, added_tokens, tool_call_parser),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPlan:
+    """How the answer to one request is constrained and read."""
+
+    structured: Structured | None
+    """For `Sampling.structured`."""
+    tools: ToolRequest
+    form: ToolFormat | None
+    reasoning: ReasoningFormat | None
+    reasoning_open: bool
+
+    def parser(self) -> OutputParser:
+        """Return a parser for one of the n outputs."""
+        reasoning = ReasoningParser(self.reasoning, is_open=self.reasoning_open) if self.reasoning is not None else None
+        if self.form is None:
+            return OutputParser(reasoning)
+        names = frozenset(tool.name for tool in self.tools.callable)
+        return OutputParser(reasoning, CallParser(self.form, names, parallel=self.tools.parallel))
+
+    @property
+    def marker_ids(self) -> frozenset[int]:
+        """Special tokens that the parser has to see: they must be in the text even where special tokens are skipped."""
+        forms = [form for form in (self.form, self.reasoning) if form is not None]
+        return frozenset(token_id for form in forms for token_id in form.token_ids.values())

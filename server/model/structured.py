@@ -1,0 +1,98 @@
+"""`response_format` and `structured_outputs` of a request to the constraint that the engine enforces."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from engines.errors import InvalidRequest
+from engines.text.grammar import validate
+from engines.types import Structured
+from server.model.fields import as_flag, as_name, as_object, as_string, check_description, shown
+
+FORMAT_TYPES = "'text', 'json_object' or 'json_schema'"
+OUTPUT_KINDS = "'json', 'regex', 'choice' or 'grammar'"
+
+
+def read_structured(response_format: Any, structured_outputs: Any = None) -> Structured | None:
+    """Check the two fields, given as parsed JSON (None where the request has none), and return what they ask for.
+
+    Raises InvalidRequest for what is malformed or cannot be enforced, naming the field. As costly as
+    `engines.text.grammar.validate`: call it in a thread.
+    """
+    constraint = _of_response_format(response_format) if response_format is not None else None
+    if structured_outputs is None:
+        return constraint
+    if constraint is not None:
+        message = "'structured_outputs' and 'response_format' cannot both constrain the output"
+        raise InvalidRequest(message, param="structured_outputs")
+    return _of_structured_outputs(structured_outputs)
+
+
+def _of_response_format(value: Any) -> Structured | None:
+    kind = as_object(value, {"type", "json_schema"}, "response_format").get("type")
+    if kind == "json_schema":
+        return _of_json_schema(value.get("json_schema"), "response_format.json_schema")
+    as_object(value, {"type"}, "response_format")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Structured(kind="json_object", value="")
+    raise InvalidRequest(f"Expected {FORMAT_TYPES}, got {shown(kind)}", param="response_format.type")
+
+
+def _of_json_schema(value: Any, param: str) -> Structured:
+    as_object(value, {"name", "description", "schema", "strict"}, param)
+    as_name(value.get("name"), f"{param}.name")
+    check_description(value.get("description"), f"{param}.description")
+    as_flag(value.get("strict"), f"{param}.strict")
+    schema = value.get("schema")
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"Expected a JSON schema, got {shown(schema)}", param=f"{param}.schema")
+    return _checked(Structured(kind="json_schema", value=_text(schema, f"{param}.schema")), f"{param}.schema")
+
+
+def _of_structured_outputs(value: Any) -> Structured:
+    as_object(value, READERS, "structured_outputs")
+    given = [kind for kind in READERS if value.get(kind) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(f"Expected just one of {OUTPUT_KINDS}, got {given}", param="structured_outputs")
+    param = f"structured_outputs.{given[0]}"
+    return _checked(READERS[given[0]](value[given[0]], param), param)
+
+
+def _of_json(value: Any, param: str) -> Structured:
+    return Structured(kind="json_schema", value=value if isinstance(value, str) else _text(value, param))
+
+
+def _of_regex(value: Any, param: str) -> Structured:
+    return Structured(kind="regex", value=as_string(value, param))
+
+
+def _of_choice(value: Any, param: str) -> Structured:
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
+        raise InvalidRequest("Expected a list of strings", param=param)
+    return Structured(kind="choice", value=_text(value, param))
+
+
+def _of_grammar(value: Any, param: str) -> Structured:
+    return Structured(kind="grammar", value=as_string(value, param))
+
+
+READERS: dict[str, Callable[[Any, str], Structured]] = {
+    "json": _of_json,
+    "regex": _of_regex,
+    "choice": _of_choice,
+    "grammar": _of_grammar,
+}
+
+
+def _checked(structured: Structured, param: str) -> Structured:
+    validate(structured, param)
+    return structured
+
+
+def _text(value: Any, param: str) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("Expected JSON without NaN, infinity or hundreds of levels", param=param) from None

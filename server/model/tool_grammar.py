@@ -1,0 +1,117 @@
+"""The constraint on an answer, of all that asks for one: tools that must be called, a response format, reasoning first."""
+
+import re
+from collections.abc import Mapping
+
+from engines.errors import InvalidRequest
+from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule, validate
+from engines.text.tool_formats import ToolFormat
+from engines.types import Structured
+from server.model.reasoning import ReasoningFormat
+from server.model.tools import Tool, ToolRequest
+
+MAX_CALLS = 16
+"""In one constrained answer: a weak model that must call and may call again would not stop."""
+
+
+def constrain(
+    tools: ToolRequest,
+    form: ToolFormat | None,
+    structured: Structured | None,
+    reasoning: ReasoningFormat | None,
+    *,
+    reasoning_open: bool,
+) -> Structured | None:
+    """Return what the engine has to enforce, None for free text.
+
+    Calls that must be made (and, where the start of a call is a token of its own, calls of strict tools that may be made)
+    follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either. `reasoning`:
+    the block that may come, or with `reasoning_open` must come, first.
+    """
+    body = _body(tools, form, structured)
+    if body is None:
+        return None
+    if reasoning is None and structured is not None and tools.mode == "none":
+        return structured
+    start, thinking = _reasoning_rules(reasoning, reasoning_open)
+    grammar = Structured(kind="grammar", value="\n".join([f"start: {start}body", *thinking, *body]))
+    validate(grammar, "tools" if tools.mode != "none" else "response_format")
+    return grammar
+
+
+def _body(tools: ToolRequest, form: ToolFormat | None, structured: Structured | None) -> list[str] | None:
+    answer = [] if structured is None else [f"answer: {to_lark_rule(structured)}"]
+    if form is None or tools.mode == "none":
+        return ["body: answer", *answer] if answer else None
+    if tools.mode == "required":
+        return ["body: calls", *_call_rules(tools, form)]
+    if answer:
+        return ["body: answer | calls", *answer, *_call_rules(tools, form)]
+    if any(tool.strict for tool in tools.tools) and form.start in form.token_ids:
+        # Free text never contains the start token, so whatever begins with it is a call.
+        return ["body: TEXT? calls?", r"TEXT: /(.|\n)+/", *_call_rules(tools, form, marked=True)]
+    return None
+
+
+def _call_rules(tools: ToolRequest, form: ToolFormat, *, marked: bool = False) -> list[str]:
+    """Rules for `calls`; `marked`: each starts with the marker even in a form where it may be left out."""
+    names = [f"call_{index}" for index in range(len(tools.callable))]
+    text = _Writer(form.token_ids).text
+    first, last = text(form.first), text(form.last)
+    if marked and not (form.first + form.before).startswith(form.start):
+        first = f"{text(form.start)} {first}"
+    more = ""
+    if tools.parallel and form.separator is not None:
+        more = f"({text(form.separator)} call){{0,{MAX_CALLS - 1}}}"
+    rules = [f"calls: {first} call {more} {last}", f"call: {' | '.join(names)}"]
+    for name, tool in zip(names, tools.callable, strict=True):
+        before, after = text(form.before + tool.name + form.between), text(form.after)
+        rules.append(f"{name}: {before} {name}_arguments {after}")
+        rules.append(f"{name}_arguments: %json {_arguments_schema(tool)}")
+    return rules
+
+
+def _arguments_schema(tool: Tool) -> str:
+    """The schema of the arguments. Without `strict`, keywords that cannot be enforced are not, as with OpenAI."""
+    param = f"{tool.param}.parameters"
+    if tool.strict and "x-guidance" in tool.parameters:
+        raise InvalidRequest("The keyword 'x-guidance' is not supported", param=param)
+    lenient = not tool.strict
+    text = schema_text(tool.parameters, {**JSON_OPTIONS, "lenient": lenient, "coerce_one_of": lenient})
+    validate(Structured(kind="grammar", value=f"start: %json {text}"), param)
+    return text
+
+
+def _reasoning_rules(form: ReasoningFormat | None, is_open: bool) -> tuple[str, list[str]]:
+    if form is None:
+        return "", []
+    text = _Writer(form.token_ids).text
+    gap = r"GAP: /\n{0,2}/"
+    if form.end in form.token_ids:
+        thought = [f"thought: THOUGHT {text(form.end)} GAP", r"THOUGHT: /(.|\n)*/", gap]
+    else:
+        thought = ["thought: thinking GAP", f"thinking[suffix={lark_string(form.end)}]: /(.|\\n)*/", gap]
+    return ("thought ", thought) if is_open else (f"({text(form.start)} thought)? ", thought)
+
+
+class _Writer:
+    """Writes text as Lark, with the markers that are tokens of the vocabulary as tokens.
+
+    A marker spelled out in letters would be another sequence of tokens than the one the model was trained to write.
+    """
+
+    def __init__(self, token_ids: Mapping[str, int]) -> None:
+        self._token_ids = token_ids
+        self._markers = re.compile("|".join(map(re.escape, token_ids)) or r"(?!)")
+
+    def text(self, text: str) -> str:
+        parts, position = [], 0
+        for marker in self._markers.finditer(text):
+            parts.append(text[position : marker.start()])
+            parts.append(marker[0])
+            position = marker.end()
+        parts.append(text[position:])
+        return " ".join(self._part(part) for part in parts if part)
+
+    def _part(self, part: str) -> str:
+        return f"<[{self._token_ids[part]}]>" if part in self._token_ids else lark_string(part)

@@ -1,0 +1,91 @@
+"""/tokenize and /detokenize, as vLLM has them."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
+
+from engines.errors import InvalidRequest
+from server.deps import ReadyServing, Serving, lease
+from server.http.body import Items, RequestBody, json_body
+from server.http.validation import MISSING
+from server.model.tools import read_tools
+from server.openai.conversation import check_conversation, to_conversation
+from server.openai.schema import ChatMessage, ConversationFields
+
+router = APIRouter()
+
+
+class TokenizeBody(ConversationFields):
+    """A text, or the messages of a chat as its prompt would hold them."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    """Unless given, they are added to a text; a chat template writes its own."""
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(RequestBody):
+    model: str | None = None
+    tokens: Items[Annotated[int, Field(ge=0)]]
+
+
+@router.post("/tokenize")
+async def tokenize(
+    request: Request, body: Annotated[TokenizeBody, json_body(TokenizeBody)], serving: ReadyServing
+) -> dict[str, Any]:
+    await _check_model(request, body.model)
+    ids = await asyncio.to_thread(_encode, body, serving)
+    answer = {"count": len(ids), "max_model_len": serving.engine.capabilities().max_model_len, "tokens": ids}
+    if body.return_token_strs:
+        answer["token_strs"] = serving.tokenizer.convert_ids_to_tokens(ids)
+    return answer
+
+
+@router.post("/detokenize")
+async def detokenize(
+    request: Request, body: Annotated[DetokenizeBody, json_body(DetokenizeBody)], serving: ReadyServing
+) -> dict[str, Any]:
+    await _check_model(request, body.model)
+    limit = serving.engine.capabilities().vocab_size
+    if (highest := max(body.tokens, default=0)) >= limit:
+        raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
+    return {"prompt": await asyncio.to_thread(serving.tokenizer.decode, body.tokens)}
+
+
+async def _check_model(request: Request, model: str | None) -> None:
+    """Adapters have the base model's tokenizer: it is enough that the model is there."""
+    if model is not None:
+        await lease(request, model)
+
+
+def _encode(body: TokenizeBody, serving: Serving) -> list[int]:
+    text, adds = _text(body, serving)
+    return serving.renderer.encode(
+        text, add_special_tokens=adds if body.add_special_tokens is None else body.add_special_tokens
+    )
+
+
+def _text(body: TokenizeBody, serving: Serving) -> tuple[str, bool]:
+    """The text to tokenize, and whether special tokens are added to it where the request does not say."""
+    if body.messages is not None:
+        if body.prompt is not None:
+            raise InvalidRequest("'prompt' and 'messages' exclude each other.", param="messages")
+        return _rendered(body, body.messages, serving), False
+    if body.prompt is None:
+        raise InvalidRequest("Either 'prompt' or 'messages' must be given.", param="prompt", code=MISSING)
+    vain = sorted(ConversationFields.model_fields.keys() & body.model_fields_set)
+    if vain:
+        raise InvalidRequest(f"{vain[0]!r} is only allowed with 'messages'.", param=vain[0])
+    return body.prompt, True
+
+
+def _rendered(body: TokenizeBody, messages: list[ChatMessage], serving: Serving) -> str:
+    check_conversation(body, messages)
+    tools = read_tools(body.tools)
+    return serving.renderer.render(to_conversation(body, messages, tools, serving, body.chat_template_kwargs))

@@ -1,0 +1,93 @@
+"""What the host makes of the server's messages, whatever moment they come in."""
+
+import asyncio
+from pathlib import Path
+
+from engines.echo import EchoEngine
+from engines.process import frames
+from engines.process.host import _Hosted
+from engines.types import GenerationRequest, Sampling
+
+
+class SlowAdapters(EchoEngine):
+    """Each change of an adapter takes until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[str] = []
+        self.gates: list[asyncio.Event] = []
+
+    async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
+        await self._take_time(f"load {version}")
+        self._adapters.load(version, folder, pinned)
+
+    async def unload_adapter(self, version: str) -> None:
+        await self._take_time(f"unload {version}")
+
+    async def _take_time(self, change: str) -> None:
+        self.begun.append(change)
+        self.gates.append(asyncio.Event())
+        await self.gates[-1].wait()
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def hosted(engine: SlowAdapters) -> _Hosted:
+    await engine.start()
+    return _Hosted(engine, asyncio.StreamReader(), None)  # type: ignore[arg-type]  # nothing is told here
+
+
+LOAD, UNLOAD = frames.LoadAdapter("a@1", "nowhere", False), frames.UnloadAdapter("a@1")
+
+
+async def test_changes_of_one_adapter_happen_in_their_order_whenever_they_are_told():
+    engine = SlowAdapters()
+    host = await hosted(engine)
+    host._handle(LOAD)
+    host._handle(UNLOAD)
+    await settled()
+    assert engine.begun == ["load a@1"]
+    engine.gates[0].set()
+    host._handle(LOAD)  # as the first one ends, and before the second has
+    await settled()
+    assert engine.begun == ["load a@1", "unload a@1"]
+    host._handle(LOAD)
+    await settled()
+    assert engine.begun == ["load a@1", "unload a@1"]
+    engine.gates[1].set()
+    await settled()
+    engine.gates[2].set()
+    await settled()
+    assert engine.begun == ["load a@1", "unload a@1", "load a@1", "load a@1"]
+    engine.gates[3].set()
+    await settled()
+    assert not host._last_changes
+
+
+async def test_adapters_do_not_wait_for_each_other():
+    engine = SlowAdapters()
+    host = await hosted(engine)
+    host._handle(LOAD)
+    host._handle(frames.LoadAdapter("b@1", "nowhere", False))
+    await settled()
+    assert engine.begun == ["load a@1", "load b@1"]
+
+
+async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_no_later_change(tmp_path):
+    engine = SlowAdapters()
+    host = await hosted(engine)
+    (tmp_path / "adapter_model.safetensors").touch()
+    host._handle(frames.LoadAdapter("a@1", str(tmp_path), False))
+    sampling = Sampling(max_new_tokens=1)
+    host._handle(frames.Generate(GenerationRequest(request_id="r", prompt_ids=[65], sampling=sampling, adapter="a@1")))
+    await settled()
+    assert not host._step.outputs and not host._step.failures
+    engine.gates[0].set()
+    host._handle(frames.LoadAdapter("a@1", str(tmp_path), True))
+    while not host._step.outputs:
+        assert not host._step.failures
+        await asyncio.sleep(0.001)
+    assert engine.begun == ["load a@1"] * 2 and not engine.gates[1].is_set()

@@ -1,0 +1,125 @@
+"""An engine that dies is started again, with growing pauses, until it cannot be started at all."""
+
+import asyncio
+
+import pytest
+
+from engines.errors import EngineFailure, EngineUnavailable, UnsupportedModel
+from engines.process import supervisor
+from engines.process.supervisor import STEADY, Supervisor
+from engines.types import EngineState
+
+
+class Lives:
+    """What each start shall do: an error to raise, or the seconds of a life."""
+
+    def __init__(self, *plans):
+        self.plans = list(plans)
+        self.now = 0.0
+        self.pauses: list[float] = []
+        self.deaths: list[str] = []
+        self.states: list[EngineState] = []
+        self.supervisor = Supervisor(self.start, self.deaths.append)
+        self.over = asyncio.Event()
+
+    async def start(self):
+        if not self.plans:
+            self.over.set()
+            await asyncio.Event().wait()
+        plan = self.plans.pop(0)
+        if isinstance(plan, Exception):
+            raise plan
+        return self.live(plan)
+
+    async def live(self, seconds):
+        self.states.append(self.supervisor.health.state)
+        self.now += seconds
+        return f"lived {seconds:g} s"
+
+    async def pause(self, seconds):
+        self.states.append(self.supervisor.health.state)
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def lives(monkeypatch):
+    made = []
+
+    def make(*plans):
+        made.append(Lives(*plans))
+        monkeypatch.setattr(supervisor.time, "monotonic", lambda: made[-1].now)
+        monkeypatch.setattr(supervisor.asyncio, "sleep", made[-1].pause)
+        return made[-1]
+
+    return make
+
+
+async def test_pauses_double_up_to_the_longest(lives):
+    run = lives(*[1] * 9)
+    await run.supervisor.start()
+    await run.over.wait()
+    assert run.pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert run.deaths == ["lived 1 s"] * 9
+    await run.supervisor.stop()
+
+
+async def test_a_good_life_makes_the_next_pause_short_again(lives):
+    run = lives(1, 1, 1, STEADY + 1, 1)
+    await run.supervisor.start()
+    await run.over.wait()
+    assert run.pauses == [0.5, 1, 2, 0.5, 1]
+    await run.supervisor.stop()
+
+
+async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives):
+    run = lives(STEADY + 1, EngineFailure("no memory"), EngineFailure("no memory"), 1)
+    await run.supervisor.start()
+    await run.over.wait()
+    assert run.pauses == [0.5, 1, 2, 4]
+    await run.supervisor.stop()
+
+
+async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives):
+    run = lives(1, 1)
+    await run.supervisor.start()
+    await run.over.wait()
+    ready, restarting = EngineState.READY, EngineState.RESTARTING
+    assert run.states == [ready, restarting, ready, restarting]
+    assert (run.supervisor.health.state, run.supervisor.health.detail) == (restarting, "lived 1 s")
+    await run.supervisor.stop()
+    assert run.supervisor.health.state is EngineState.STOPPED
+
+
+async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives):
+    run = lives(1, UnsupportedModel("the folder is gone"))
+    await run.supervisor.start()
+    await run.supervisor._watcher
+    assert run.supervisor.health.state is EngineState.FAILED
+    assert run.supervisor.health.detail == "the folder is gone"
+    await run.supervisor.stop()
+
+
+async def test_the_first_start_raises_what_is_wrong(lives):
+    run = lives(UnsupportedModel("not a model"))
+    with pytest.raises(UnsupportedModel):
+        await run.supervisor.start()
+    assert (run.supervisor.health.state, run.supervisor.health.detail) == (EngineState.FAILED, "not a model")
+    assert run.pauses == []
+
+
+async def test_stopped_while_it_starts_it_stays_stopped():
+    loaded = asyncio.Event()
+
+    async def start():
+        await loaded.wait()
+        return asyncio.get_running_loop().create_future()
+
+    slow = Supervisor(start, lambda reason: None)
+    starting = asyncio.create_task(slow.start())
+    await asyncio.sleep(0)
+    await slow.stop()
+    loaded.set()
+    with pytest.raises(EngineUnavailable):
+        await starting
+    assert slow.health.state is EngineState.STOPPED

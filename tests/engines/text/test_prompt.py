@@ -1,0 +1,222 @@
+"""Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the reason."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import processors
+
+from engines.capabilities import Capabilities
+from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
+from engines.text.prompt import LONG, Conversation, PromptRenderer, plain_template, read_chat_template
+from tests.engines.tokenizers import byte_fallback, byte_level
+
+TOKENIZER = byte_level()
+LIMITS = Capabilities(max_model_len=100_000, vocab_size=len(TOKENIZER))
+SMALL = Capabilities(max_model_len=20, vocab_size=len(TOKENIZER))
+HELLO = {"role": "user", "content": "hello"}
+ALTERNATE = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+SHOWS_ALL = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
+)
+
+
+def renderer(template: Any = TOKENIZER.chat_template, **kwargs: Any) -> PromptRenderer:
+    tokenizer = deepcopy(TOKENIZER)
+    tokenizer.chat_template = template
+    return PromptRenderer(tokenizer, **kwargs)
+
+
+def conversation(*messages: dict[str, Any], **kwargs: Any) -> Conversation:
+    return Conversation(messages=messages, **kwargs)
+
+
+def rendered(prompts: PromptRenderer, *messages: dict[str, Any]) -> str:
+    return prompts.render(conversation(*prompts.messages(messages)))
+
+
+async def error_of(awaitable: Any) -> TuneserveError:
+    with pytest.raises(TuneserveError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def test_messages_are_rendered_by_the_models_own_template() -> None:
+    prompt = await renderer().chat(conversation(HELLO), LIMITS)
+    ids = prompt.ids
+    assert TOKENIZER.decode(ids) == prompt.text == "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert ids.count(TOKENIZER.bos_token_id) == 1
+
+
+async def test_a_long_conversation_is_rendered_the_same() -> None:
+    message = {"role": "user", "content": "hello " * LONG}
+    limits = Capabilities(max_model_len=10**6, vocab_size=len(TOKENIZER))
+    ids = (await renderer().chat(conversation(message), limits)).ids
+    assert TOKENIZER.decode(ids, skip_special_tokens=True).startswith("user\nhello hello")
+
+
+def test_text_parts_become_lines_of_one_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert rendered(renderer(SHOWS_ALL), {"role": "user", "content": parts}) == "[user]one\ntwo"
+
+
+def test_a_template_that_reads_parts_only_gets_parts() -> None:
+    assert rendered(renderer(PARTS_ONLY), HELLO) == "user:hello"
+
+
+def test_the_developer_role_is_the_system_role_unless_the_template_knows_it() -> None:
+    message = {"role": "developer", "content": "be brief"}
+    assert rendered(renderer(SHOWS_ALL), message) == "[system]be brief"
+    assert rendered(renderer("{# developer #}" + SHOWS_ALL), message) == "[developer]be brief"
+
+
+def test_the_servers_system_message_opens_conversations_without_one() -> None:
+    prompts = renderer(SHOWS_ALL, system="You help.")
+    assert rendered(prompts, HELLO) == "[system]You help.[user]hello"
+    own = {"role": "system", "content": "mine"}
+    assert rendered(prompts, own, HELLO) == "[system]mine[user]hello"
+
+
+def test_the_final_message_can_be_continued() -> None:
+    started = {"role": "assistant", "content": "It is"}
+    text = renderer().render(conversation(HELLO, started, add_generation_prompt=False, continue_final_message=True))
+    assert text.endswith("<|im_start|>assistant\nIt is")
+
+
+async def test_continuing_and_a_generation_prompt_exclude_each_other() -> None:
+    error = await error_of(renderer().chat(conversation(HELLO, continue_final_message=True), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "continue_final_message")
+
+
+def test_template_kwargs_reach_the_template() -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking %} think{% endif %}"
+    text = renderer(template).render(conversation(HELLO, template_kwargs={"enable_thinking": True}))
+    assert text == "hello think"
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "tools"])
+async def test_template_kwargs_cannot_replace_the_rendering(name: str) -> None:
+    error = await error_of(renderer().chat(conversation(HELLO, template_kwargs={name: "x"}), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "chat_template_kwargs")
+    assert name in error.message
+
+
+def test_tools_reach_the_template() -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+    text = renderer("{{ tools | tojson }}{{ messages[0].content }}").render(conversation(HELLO, tools=[tool]))
+    assert '"get_weather"' in text
+
+
+async def test_what_the_template_refuses_is_the_requests_fault() -> None:
+    error = await error_of(renderer(ALTERNATE).chat(conversation(HELLO, HELLO), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "messages")
+    assert "roles must alternate" in error.message
+
+
+async def test_what_breaks_the_template_is_refused_without_its_details() -> None:
+    error = await error_of(renderer("{{ messages[0].content + 1 }}").chat(conversation(HELLO), LIMITS))
+    assert (type(error), error.param) == (InvalidRequest, "messages")
+    assert "cannot render these messages" in error.message
+
+
+async def test_a_model_without_a_template_says_so() -> None:
+    error = await error_of(renderer(None).chat(conversation(HELLO), LIMITS))
+    assert "no chat template" in error.message
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
+    parts = [{"type": "text", "text": "look"}, {"type": kind, kind: {"url": "https://example.com/a.png"}}]
+    with pytest.raises(UnsupportedParameter) as caught:
+        renderer().messages([HELLO, {"role": "user", "content": parts}])
+    assert caught.value.param == "messages[1].content[1]"
+
+
+async def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
+    bos = TOKENIZER.bos_token_id
+    plain = await renderer().text("hello", LIMITS)
+    assert plain == await renderer().text("<s>hello", LIMITS)
+    assert (plain[0], plain.count(bos)) == (bos, 1)
+    assert await renderer().text("hello", LIMITS, add_special_tokens=False) == plain[1:]
+
+
+@pytest.mark.parametrize("wrong", [-1, len(TOKENIZER), 2**40])
+def test_ids_outside_the_vocabulary_are_refused(wrong: int) -> None:
+    assert renderer().ids([1, 2], LIMITS) == [1, 2]
+    with pytest.raises(InvalidRequest, match=str(wrong)):
+        renderer().ids([1, wrong], LIMITS)
+
+
+async def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="empty"):
+        renderer().ids([], LIMITS)
+    assert "empty" in (await error_of(renderer().text("", LIMITS, add_special_tokens=False))).message
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_with_its_length() -> None:
+    error = await error_of(renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), SMALL))
+    assert isinstance(error, ContextLengthExceeded)
+    assert "20 tokens" in error.message
+    length = len((await renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS)).ids)
+    assert f"has {length} tokens" in error.message
+
+
+async def test_a_giant_text_is_refused_without_tokenizing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = renderer()
+    monkeypatch.setattr(prompts, "_text", None)
+    for refused in (
+        prompts.text("x" * 10_000_000, SMALL),
+        prompts.chat(conversation({"role": "user", "content": "x" * 10_000_000}), SMALL),
+    ):
+        error = await error_of(refused)
+        assert isinstance(error, ContextLengthExceeded)
+        assert "at least" in error.message
+
+
+async def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
+    tokenizer = byte_fallback()
+    limits = Capabilities(max_model_len=100, vocab_size=len(tokenizer))
+    ids = await PromptRenderer(tokenizer).text("<s>the", limits)
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_of_ones_own_replaces_the_models() -> None:
+    assert rendered(renderer(chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
+    assert rendered(renderer(None, chat_template="own: {{ messages[0].content }}"), HELLO) == "own: hello"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_without_a_template_messages_follow_one_another_as_texts_do(begins: bool) -> None:
+    tokenizer = deepcopy(TOKENIZER)
+    tokenizer.chat_template = None
+    if not begins:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    prompts = PromptRenderer(tokenizer, chat_template=plain_template(tokenizer))
+    messages = conversation(HELLO, {"role": "assistant", "content": " world"})
+    assert (await prompts.chat(messages, LIMITS)).ids == await prompts.text("hello world", LIMITS)
+
+
+def test_a_model_with_several_templates_uses_the_one_for_tools_where_there_are_tools() -> None:
+    prompts = renderer({"default": "plain {{ messages[0].content }}", "tool_use": "tools {{ messages[0].content }}"})
+    assert rendered(prompts, HELLO) == "plain hello"
+    assert prompts.render(conversation(HELLO, tools=[{"type": "function", "function": {}}])) == "tools hello"
+
+
+def test_a_template_is_read_from_a_file_or_taken_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages }}")
+    assert read_chat_template(str(file)) == read_chat_template("{{ messages }}") == "{{ messages }}"
+
+
+@pytest.mark.parametrize("value", ["no/such.jinja", "{% if %}"])
+def test_a_template_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read_chat_template(value)

@@ -1,0 +1,51 @@
+"""The form of calls is found from the template and the vocabulary."""
+
+import pytest
+
+from engines.text.tool_formats import find_tool_format
+from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, QWEN3, UNKNOWN_FORM
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "native"),
+    [
+        (QWEN, "hermes", True),
+        (QWEN3, "hermes", True),
+        (LLAMA, "llama3_json", True),
+        ("{{ tools }} <|python_tag|>", "llama3_json", True),
+        (MISTRAL, "mistral", True),
+        (PLAIN, "hermes", False),
+        (NO_SYSTEM, "hermes", False),
+        (UNKNOWN_FORM, "hermes", False),
+        (None, "hermes", False),
+    ],
+)
+def test_the_template_tells_the_form(template: str | None, name: str, native: bool) -> None:
+    form = find_tool_format(template, {})
+    assert form is not None
+    assert (form.name, form.native) == (name, native)
+
+
+def test_newer_mistral_models_write_the_name_before_the_arguments() -> None:
+    by_template = find_tool_format("{{ tools }}[TOOL_CALLS]name[ARGS]{}", {})
+    by_vocabulary = find_tool_format(MISTRAL, {"[TOOL_CALLS]": 9, "[ARGS]": 32})
+    older = find_tool_format(MISTRAL, {"[TOOL_CALLS]": 5})
+    assert by_template is not None and by_template.before == "[TOOL_CALLS]"
+    assert by_vocabulary is not None and by_vocabulary.token_ids == {"[TOOL_CALLS]": 9, "[ARGS]": 32}
+    assert older is not None and older.first == "[TOOL_CALLS] ["
+
+
+def test_markers_in_the_vocabulary_are_known_as_tokens() -> None:
+    form = find_tool_format(QWEN, {"<tool_call>": 7, "</tool_call>": 8, "<|im_end|>": 2})
+    assert form is not None
+    assert form.token_ids == {"<tool_call>": 7, "</tool_call>": 8}
+
+
+def test_a_setting_goes_before_the_template() -> None:
+    llama = find_tool_format(QWEN, {}, "llama3_json")
+    assert llama is not None
+    assert (llama.name, llama.native) == ("llama3_json", True)
+    on_a_plain_template = find_tool_format(PLAIN, {}, "hermes")
+    assert on_a_plain_template is not None
+    assert not on_a_plain_template.native
+    assert find_tool_format(QWEN, {}, "none") is None

@@ -1,0 +1,135 @@
+"""Messages about tools reach each kind of template in the shape it wants."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from engines.text.tool_formats import find_tool_format
+from engines.text.tool_messages import for_template
+from server.model.tools import ToolRequest, read_tools
+from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, UNKNOWN_FORM, render
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+def call(call_id: str, city: str) -> dict[str, Any]:
+    return {
+        "id": call_id,
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'},
+    }
+
+
+HISTORY: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather in Paris and Köln?"},
+    {"role": "assistant", "content": None, "tool_calls": [call("call_a", "Paris"), call("call_b", "Köln")]},
+    {"role": "tool", "tool_call_id": "call_b", "content": '{"sky": "grey"}'},
+    {"role": "tool", "tool_call_id": "call_a", "content": '{"sky": "blue"}'},
+    {"role": "assistant", "content": "Blue and grey."},
+    {"role": "user", "content": "Thanks"},
+]
+
+
+def rendered(template: str, messages: list[dict[str, Any]], tools: ToolRequest | None = None) -> str:
+    given = copy.deepcopy(messages)
+    form = find_tool_format(template, {})
+    offered = [tool.definition for tool in (tools or read_tools(TOOLS)).tools]
+    shown, definitions = for_template(messages, offered, form, template)
+    assert messages == given, "what was given is not changed"
+    return render(template, shown, definitions)
+
+
+def test_qwen_and_hermes_get_arguments_as_objects_and_both_calls_at_once() -> None:
+    prompt = rendered(QWEN, HISTORY)
+    assert '"description": "The weather in a city"' in prompt
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>\n<tool_call>' in prompt
+    assert '{"city": "Köln"}' in prompt
+    assert "<tool_response>\n{\"sky\": \"grey\"}\n</tool_response>" in prompt  # fmt: skip
+    assert "None" not in prompt
+
+
+def test_llama_gets_one_call_at_a_time_each_with_its_result_after_it() -> None:
+    prompt = rendered(LLAMA, HISTORY)
+    order = ['"parameters": {"city": "Paris"}', "blue", '"parameters": {"city": "Köln"}', "grey", "Blue and grey."]
+    positions = [prompt.index(part) for part in order]
+    assert positions == sorted(positions)
+
+
+def test_mistral_gets_ids_of_nine_characters_that_still_match() -> None:
+    prompt = rendered(MISTRAL, HISTORY)
+    assert "[AVAILABLE_TOOLS]" in prompt
+    assert '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "' in prompt
+    call_id = prompt.split('"Paris"}, "id": "')[1][:9]
+    assert f'{{"sky": "blue"}}, "call_id": "{call_id}"' in prompt
+
+
+def test_a_result_gets_the_name_of_what_was_called() -> None:
+    shown, _ = for_template(HISTORY, TOOLS, find_tool_format(QWEN, {}), QWEN)
+    assert [message.get("name") for message in shown if message["role"] == "tool"] == ["get_weather", "get_weather"]
+
+
+@pytest.mark.parametrize("template", [PLAIN, UNKNOWN_FORM])
+def test_a_template_without_tools_gets_everything_as_text(template: str) -> None:
+    prompt = rendered(template, HISTORY)
+    assert '{"name": "get_weather", "description": "The weather in a city"' in prompt.split("<|im_start|>user")[0]
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>\n<tool_call>' in prompt
+    assert (
+        '<|im_start|>user\n<tool_response>\n{"sky": "grey"}\n</tool_response>\n<tool_response>\n{"sky": "blue"}'
+        in prompt
+    )
+
+
+def test_the_instructions_join_the_system_message_that_is_there() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    prompt = rendered(PLAIN, messages)
+    assert prompt.count("<|im_start|>system") == 1
+    assert prompt.index("Be brief.") < prompt.index("get_weather")
+
+
+def test_where_there_can_be_no_system_message_the_first_of_the_user_has_them() -> None:
+    prompt = rendered(NO_SYSTEM, HISTORY)
+    assert prompt.index("get_weather") < prompt.index("Weather in Paris and Köln?")
+
+
+def test_without_tools_a_plain_template_gets_no_instructions() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    assert (
+        rendered(PLAIN, messages, read_tools(TOOLS, "none"))
+        == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_arguments_that_are_no_object_are_shown_as_they_were_written() -> None:
+    broken = call("call_a", "Paris")
+    broken["function"]["arguments"] = "{'city': 'Paris'"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [broken]}]
+    assert "{'city': 'Paris'" in rendered(QWEN, messages)
+    assert "{'city': 'Paris'" in rendered(PLAIN, messages)
+
+
+def test_deeply_nested_arguments_do_not_raise() -> None:
+    deep = call("call_a", "Paris")
+    deep["function"]["arguments"] = '{"a": ' + "[" * 5000
+    assert "[[[[" in rendered(PLAIN, [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [deep]}])
+    assert "[[[[" in rendered(QWEN, [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [deep]}])
+
+
+def test_only_allowed_tools_are_shown() -> None:
+    other = {"type": "function", "function": {"name": "add"}}
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [other]}}
+    tools = read_tools([*TOOLS, other], allowed)
+    messages = [{"role": "user", "content": "Hi"}]
+    for template in (QWEN, PLAIN, MISTRAL, LLAMA):
+        prompt = rendered(template, messages, tools)
+        assert '"add"' in prompt
+        assert "get_weather" not in prompt

@@ -1,0 +1,105 @@
+"""The command `tuneserve`: which words lead where, and how light it starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from server import __version__
+from server.commands import cli
+from server.commands.honoured import UNREAD
+from server.commands.params import COMMANDS
+
+UNBUILT = [name for name in COMMANDS if name not in cli.BUILT]
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n  {name} " in told for name in COMMANDS)
+    assert told.count("(not built yet)") == len(UNBUILT)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tuneserve {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_sections_and_stars(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f"--{name} " in told for name in COMMANDS[command].model_fields)
+    if command != "web-ui":
+        assert "\nmodel:\n" in told
+        assert "* The model:" in told
+
+
+def test_help_of_deploy_marks_what_nothing_reads_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["deploy", "--help"])
+    entries = capsys.readouterr().out.split("\n  --")[1:]
+    marked = {entry.split()[0] for entry in entries if "(nothing reads it yet)" in " ".join(entry.split())}
+    assert marked == UNREAD
+
+
+@pytest.mark.parametrize("command", UNBUILT)
+def test_a_command_that_is_not_built_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command])
+    assert stopped.value.code == 2
+    assert f"{command} is not built yet" in capsys.readouterr().err
+
+
+def test_a_command_that_is_not_built_checks_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["infer", "--temperature", "-1"])
+    told = capsys.readouterr().err
+    assert "--temperature: Input should be greater than or equal to 0" in told
+    assert "not built" not in told
+
+
+@pytest.mark.parametrize(("word", "told"), [("web_ui", "did you mean web-ui?"), ("xyz", "choose from deploy, sft")])
+def test_a_word_that_is_no_command(capsys: pytest.CaptureFixture[str], word: str, told: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([word])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_deploy_refuses_what_nothing_reads_before_anything_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["deploy", "--model", "no/such/model", "--quant_bits", "4", "--tp", "2"])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert "--quant_bits" in told
+    assert "--tp: the engine pt does not know it; it is for lmdeploy" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["deploy", "--help"],
+        ["merge", "--help"],
+        ["sft", "--learning_rate", "x"],
+        ["deploy", "--tp", "2"],
+        ["merge"],
+    ],
+)
+def test_help_and_refusals_load_neither_torch_nor_a_web_server(words: list[str]) -> None:
+    code = f"""
+import sys
+from server.commands.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+heavy = {{"torch", "transformers", "fastapi", "uvicorn", "numpy"}} & set(sys.modules)
+sys.exit(f"loaded {{heavy}}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,268 @@
+"""`tuneserve sft|pt|rlhf|merge`: with a stand-in for the worker, which does what its script says."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.commands import cli, foreground
+from training.folder import JobFolder
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 60
+WRITES = """
+import sys, os, json, time, signal, pathlib
+folder = pathlib.Path(sys.argv[1])
+def result(**fields):
+    (folder / "result.json").write_text(json.dumps(fields))
+def event(**fields):
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": time.time(), **fields}) + "\\n")
+"""
+ADAPTER = """
+(folder / "checkpoint-2").mkdir()
+(folder / "checkpoint-2" / "adapter_config.json").write_text(json.dumps(CONFIG))
+event(type="checkpoint", step=2, path="checkpoint-2")
+result(status="succeeded", artifact="checkpoint-2", kind="adapter", final_step=2)
+"""
+LORA = {"peft_type": "LORA", "bias": "none", "base_model_name_or_path": "its/base"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def worker(here, monkeypatch):
+    """Have the worker run a script; returns the words that the last was started with."""
+    asked = {}
+
+    def does(script, **values):
+        given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+
+        def command(folder, processes=1):
+            asked.update(folder=folder, processes=processes)
+            return [sys.executable, "-c", WRITES + given + script, str(folder)]
+
+        monkeypatch.setattr(foreground, "worker_command", command)
+        return asked
+
+    return does
+
+
+def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, capsys):
+    asked = worker(ADAPTER, CONFIG=LORA)
+    assert cli.main(["sft", "--model", "a b", "--dataset", "d.jsonl", "--output_dir", "out"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    made = asked["folder"] / "checkpoint-2"
+    assert lines[1]["type"] == "checkpoint"
+    assert (
+        lines[-1]["message"] == f"The adapter is in {made}. Serve it: tuneserve deploy --model 'a b' --adapters {made}"
+    )
+    assert json.loads((asked["folder"] / "task.json").read_text()) == {
+        "task": "sft",
+        "params": {"model": "a b", "dataset": ["d.jsonl"], "output_dir": "out"},
+    }
+
+
+def test_an_adapter_that_cannot_be_served_is_to_be_merged(worker, capsys):
+    worker(ADAPTER, CONFIG=LORA | {"use_dora": True})
+    assert cli.main(["sft", "--model", "m"]) == 0
+    assert "tuneserve merge --adapters /" in capsys.readouterr().out
+
+
+def test_a_trained_model_is_served_as_it_is(worker, capsys):
+    worker('result(status="succeeded", artifact="checkpoint-2", kind="model")')
+    assert cli.main(["pt", "--model", "m"]) == 0
+    assert "Serve it: tuneserve deploy --model /" in capsys.readouterr().out
+
+
+def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys):
+    worker(
+        "error = {'code': 'c', 'message': 'line 3 is no JSON', 'param': 'dataset'}\n"
+        "print('Traceback ...')\nresult(status='failed', error=error); sys.exit(1)"
+    )  # fmt: skip
+    assert cli.main(["rlhf", "--rlhf_type", "dpo", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "tuneserve rlhf: failed: --dataset: line 3 is no JSON\n"
+
+
+def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys):
+    worker("print('\\n'.join(f'line {i}' for i in range(50))); sys.stdout.flush(); os.kill(os.getpid(), 9)")
+    assert cli.main(["sft", "--model", "m"]) == 1
+    told = capsys.readouterr().err
+    assert "was killed, as it is where memory runs out" in told
+    assert told.endswith("line 49\n")
+    assert "line 29\n" not in told
+
+
+def test_a_checkpoint_is_named_by_its_whole_path(worker, here):
+    asked = worker('result(status="succeeded", artifact=".", kind="model")')
+    cli.main(["sft", "--model", "m", "--resume_from_checkpoint", "out/checkpoint-1"])
+    task = JobFolder(asked["folder"]).read_task()
+    assert task.params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
+
+
+def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypatch, capsys):
+    asked = worker('result(status="succeeded", artifact=".", kind="model")')
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    assert cli.main(["sft", "--model", "m"]) == 0
+    assert asked["processes"] == 2
+    monkeypatch.setenv("NPROC_PER_NODE", "many")
+    assert cli.main(["sft", "--model", "m"]) == 1
+    assert "not 'many'" in capsys.readouterr().err
+    monkeypatch.setenv("NNODES", "2")
+    assert cli.main(["sft", "--model", "m"]) == 1
+    assert "several machines is not built yet" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made(here, capsys):
+    (here / "file").touch()
+    assert cli.main(["sft", "--model", "m", "--output_dir", "file"]) == 1
+    assert "--output_dir" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else object())
+    assert cli.main(["sft", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "tuneserve sft: failed: trl is missing: pip install 'tuneserve[train]'\n"
+
+
+# ---- merge
+
+MERGES = """
+(folder / "merged").mkdir()
+(folder / "merged" / "config.json").write_text("{}")
+result(status="succeeded", artifact="merged", kind="model")
+"""
+
+
+def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker, here, capsys):
+    (here / "run" / "checkpoint-3").mkdir(parents=True)
+    worker(MERGES)
+    assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 0
+    assert {path.name for path in (here / "run").iterdir()} == {"checkpoint-3", "checkpoint-3-merged"}
+    assert [path.name for path in (here / "run" / "checkpoint-3-merged").iterdir()] == ["config.json"]
+    assert f"tuneserve deploy --model {here}/run/checkpoint-3-merged" in capsys.readouterr().out
+    assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_merge_that_fails_leaves_nothing(worker, here, capsys):
+    (here / "run" / "checkpoint-3").mkdir(parents=True)
+    worker("error = {'code': 'c', 'message': 'no', 'param': None}\nresult(status='failed', error=error); sys.exit(1)")
+    assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 1
+    assert [path.name for path in (here / "run").iterdir()] == ["checkpoint-3"]
+    assert capsys.readouterr().err == "tuneserve merge: failed: no\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--adapters: name the adapter to merge"),
+        (
+            ["--adapters", "a", "--safe_serialization", "false"],
+            "--safe_serialization: false is not built yet; choose true",
+        ),
+        (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: nothing in this version depends on it"),
+    ],
+)
+def test_what_merge_cannot_do_is_refused(capsys, words, told):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["merge", *words])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+# ---- signals
+
+STOPS = """
+def stop(number, frame):
+    (folder / "checkpoint-5").mkdir()
+    result(status="stopped", final_step=5)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+event(type="message", message="ready")
+time.sleep(60)
+"""
+IGNORES = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(folder / "pid").write_text(str(os.getpid()))
+event(type="message", message="ready")
+time.sleep(60)
+"""
+PROGRAM = """
+import sys
+from server.commands import cli
+from server.commands import foreground
+foreground.worker_command = lambda folder, processes=1: [sys.executable, "-c", SCRIPT, str(folder)]
+sys.exit(cli.main(["sft", "--model", "m"]))
+"""
+
+
+def start(script, here):
+    return subprocess.Popen(
+        [sys.executable, "-c", f"SCRIPT = {WRITES + script!r}\n{PROGRAM}"],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_ready(process):
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    while '"ready"' not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    watchdog.cancel()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_training_at_a_checkpoint(here, number):
+    with start(STOPS, here) as process:
+        wait_until_ready(process)
+        process.send_signal(number)
+        told, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number
+    assert "Stopped after step 5; go on with --resume_from_checkpoint /" in told
+    assert "/checkpoint-5." in told
+
+
+def test_a_second_signal_ends_it_at_once(here):
+    with start(IGNORES, here) as process:
+        wait_until_ready(process)
+        process.send_signal(signal.SIGINT)
+        while "Stopping" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "ended at once, nothing was kept" in told
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="nothing here ties a process to its parent")
+def test_the_worker_dies_with_the_command(here):
+    with start(IGNORES, here) as process:
+        wait_until_ready(process)
+        worker = int(next(here.glob("output/m/*/pid")).read_text())
+        process.kill()
+    _wait_for(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+
+
+def _wait_for(ask):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := ask()):
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.02)
+    return found

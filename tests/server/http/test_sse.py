@@ -1,0 +1,154 @@
+"""Streams: refusals before them, errors in them, keep-alive, and clients that go away."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+from fastapi import Request
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.errors import EngineFailure, QueueFull
+from engines.params.deploy import DeployParams
+from server.app import create_app
+from server.deps import make_serving
+from server.http.sse import stream_events, until_disconnect
+
+
+class Source:
+    """Events to stream, one for each `put`; an exception is raised; None ends them."""
+
+    def __init__(self):
+        self.queue = asyncio.Queue()
+        self.closed = asyncio.Event()
+
+    def put(self, *events):
+        for event in events:
+            self.queue.put_nowait(event)
+
+    async def events(self) -> AsyncGenerator[object, None]:
+        try:
+            while (event := await self.queue.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.closed.set()
+
+
+@pytest.fixture
+def source():
+    return Source()
+
+
+@pytest.fixture
+def app(source):
+    app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
+
+    @app.get("/stream")
+    async def stream(request: Request, keep_alive: float = 60.0):
+        return await stream_events(request, source.events(), keep_alive=keep_alive)
+
+    @app.get("/wait")
+    async def wait(request: Request):
+        return await until_disconnect(request, source.events().__anext__())
+
+    return app
+
+
+@pytest.fixture
+async def client(app):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+async def test_events_are_framed_and_end_with_done(client, source):
+    source.put({"a": 1}, {"b": "é"}, None)
+    reply = await client.get("/stream")
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.text == 'data: {"a":1}\n\ndata: {"b":"é"}\n\ndata: [DONE]\n\n'
+
+
+async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, source):
+    source.put(QueueFull("full"))
+    reply = await client.get("/stream")
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+    assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+    assert source.closed.is_set()
+
+
+async def test_a_later_error_goes_into_the_stream(client, source):
+    source.put({"a": 1}, EngineFailure("secret /path"))
+    reply = await client.get("/stream")
+    assert reply.status_code == 200
+    first, error, done = reply.text.strip().split("\n\n")
+    assert first == 'data: {"a":1}'
+    assert '"type":"server_error"' in error and "secret" not in error
+    assert done == "data: [DONE]"
+
+
+async def test_a_bug_in_the_events_is_told_without_its_details(client, source):
+    source.put({"a": 1}, KeyError("secret"))
+    text = (await client.get("/stream")).text
+    assert '"code":"internal_error"' in text and "secret" not in text and text.endswith("data: [DONE]\n\n")
+
+
+class Client:
+    """An ASGI client that reads piece by piece, and goes away when told to."""
+
+    def __init__(self, app, path, query=b""):
+        self.gone = asyncio.Event()
+        self.sent = []
+        self.started = asyncio.Event()
+        self.pieces = asyncio.Queue()
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], "client": None}
+        self.task = asyncio.create_task(app(scope, self.receive, self.send))
+
+    async def receive(self):
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+        if message.get("body"):
+            self.started.set()
+            self.pieces.put_nowait(message["body"].decode())
+
+
+async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_event(app, source):
+    client = Client(app, "/stream", query=b"keep_alive=0.01")
+    assert await client.pieces.get() == ": keep-alive\n\n"
+    source.put({"a": 1})
+    while (piece := await client.pieces.get()) == ": keep-alive\n\n":
+        pass
+    assert piece == 'data: {"a":1}\n\n'
+    assert await client.pieces.get() == ": keep-alive\n\n"
+    source.put(QueueFull("too late for a status"))
+    await client.task
+    text = "".join(client.pieces.get_nowait() for _ in range(client.pieces.qsize()))
+    assert '"code":"rate_limit_exceeded"' in text and text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_client_that_goes_away_closes_the_events(app, source):
+    client = Client(app, "/stream")
+    source.put({"a": 1})
+    await client.started.wait()
+    client.gone.set()
+    await client.task
+    assert source.closed.is_set()
+
+
+async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(app, source):
+    client = Client(app, "/stream")
+    client.gone.set()
+    await client.task
+    assert source.closed.is_set()
+    assert [message.get("status") for message in client.sent] == [499, None]
+
+
+async def test_a_client_that_goes_away_ends_work_that_does_not_stream(app, source):
+    client = Client(app, "/wait")
+    client.gone.set()
+    await client.task
+    assert source.closed.is_set()
+    assert client.sent[0]["status"] == 499

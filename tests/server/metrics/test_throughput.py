@@ -1,0 +1,75 @@
+"""The log line about throughput: what went through since the last one, and nothing while nothing does."""
+
+import asyncio
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from engines.echo import EchoEngine, echo_tokenizer
+from engines.params.deploy import DeployParams
+from engines.types import EngineStats
+from server.deps import make_serving
+from server.metrics import throughput
+
+INTERVAL = 20.0
+
+
+class Engine(EchoEngine):
+    now = EngineStats()
+
+    def stats(self):
+        return self.now
+
+
+@pytest.fixture
+def log_of(monkeypatch, caplog):
+    """Logs while one function after another tells what happens in each interval; returns the lines of each."""
+    caplog.set_level(logging.INFO, logger="server.metrics.throughput")
+
+    async def run(*events):
+        engine = Engine()
+        serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo"))
+        clock, left, told = [100.0], list(events), []
+
+        async def sleep(seconds):
+            told.append([record.getMessage() for record in caplog.records])
+            caplog.clear()
+            if not left:
+                raise asyncio.CancelledError
+            left.pop(0)(serving.metrics, engine)
+            clock[0] += seconds
+
+        monkeypatch.setattr(throughput, "asyncio", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        with pytest.raises(asyncio.CancelledError):
+            await throughput.log_throughput(serving, INTERVAL)
+        return told[1:]
+
+    return run
+
+
+def nothing(metrics, engine):
+    engine.now = EngineStats()
+
+
+def tokens(metrics, engine):
+    metrics.count_tokens(prompt=200, generated=50)
+
+
+def waiting(metrics, engine):
+    engine.now = EngineStats(running=2, waiting=3, kv_cache_usage=0.125)
+
+
+async def test_an_idle_server_says_nothing(log_of):
+    assert await log_of(nothing, nothing) == [[], []]
+
+
+async def test_tokens_are_told_once_as_a_rate_over_their_interval(log_of):
+    line = "10.0 prompt tokens/s, 2.5 generated tokens/s, 0 running, 0 waiting, KV cache 0.0% full"
+    assert await log_of(nothing, tokens, nothing, tokens) == [[], [line], [], [line]]
+
+
+async def test_requests_that_wait_are_told_though_no_token_comes(log_of):
+    line = "0.0 prompt tokens/s, 0.0 generated tokens/s, 2 running, 3 waiting, KV cache 12.5% full"
+    assert await log_of(waiting, nothing) == [[line], []]

@@ -1,0 +1,250 @@
+"""Constrained answers: calls follow the tools' schemas in the model's own form, and what is sampled is read back."""
+
+import itertools
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import jsonschema
+import pytest
+
+from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.grammar import to_llguidance
+from engines.types import Structured
+from server.model.output import OutputPlan, find_output_format
+from server.model.structured import read_structured
+from server.model.tools import read_tools
+from tests.byte_tokenizer import TOKEN_IDS, accepts, sample
+from tests.server.openai.chat_templates import LLAMA, MISTRAL, PLAIN, QWEN
+from tests.server.openai.outputs import calls, content, cut, parse, reasoning
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 5}, "unit": {"enum": ["°C", "°F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$defs": {"node": {"type": "object", "properties": {"left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+                       "required": ["left"], "additionalProperties": False}},
+    "type": "object", "properties": {"root": {"$ref": "#/$defs/node"}, "n": {"type": "integer"}},
+    "required": ["root"], "additionalProperties": False,
+}  # fmt: skip
+SCHEMAS = {"get_weather": WEATHER, "plant": TREE}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
+THINKS = "{%- if '</think>' in content %}{% endif %}"
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>", "<|python_tag|>")
+OLD_MISTRAL = {"[TOOL_CALLS]": TOKEN_IDS["[TOOL_CALLS]"]}
+MODELS: dict[str, tuple[str, Mapping[str, int]]] = {
+    "hermes with tokens": (QWEN, TOKEN_IDS),
+    "hermes as text": (QWEN, {}),
+    "a template without tools": (PLAIN, {}),
+    "llama": (LLAMA, TOKEN_IDS),
+    "mistral": (MISTRAL, OLD_MISTRAL),
+    "newer mistral": (MISTRAL, TOKEN_IDS),
+    "mistral as text": (MISTRAL, {}),
+}
+
+
+def plan(
+    model: str,
+    choice: Any = "required",
+    *,
+    tools: Any = TOOLS,
+    parallel: bool = True,
+    response_format: Any = None,
+    prompt: str = "<|im_start|>assistant\n",
+    thinks: bool = False,
+) -> OutputPlan:
+    template, tokens = MODELS[model]
+    form = find_output_format(template + (THINKS if thinks else ""), tokens)
+    return form.plan(read_tools(tools, choice, parallel), read_structured(response_format), prompt)
+
+
+def grammar(answer: OutputPlan) -> str:
+    assert answer.structured is not None
+    return to_llguidance(answer.structured)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_required_calls_are_calls_with_arguments_that_fit_their_schema(model: str) -> None:
+    answer = plan(model)
+    for seed in range(15):
+        text = sample(grammar(answer), random.Random(seed))
+        deltas = parse(answer.parser(), cut(text, seed))
+        assert content(deltas) == ""
+        assert calls(deltas)
+        for name, arguments in calls(deltas):
+            jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_named_tool_is_called_once_and_no_other_is(model: str) -> None:
+    answer = plan(model, {"type": "function", "function": {"name": "get_weather"}})
+    for seed in range(5):
+        deltas = parse(answer.parser(), [sample(grammar(answer), random.Random(seed))])
+        assert [name for name, _ in calls(deltas)] == ["get_weather"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_free_text_is_not_possible_where_a_call_is_required(model: str) -> None:
+    assert not accepts(grammar(plan(model)), "It is sunny.")
+    assert not accepts(grammar(plan(model)), "")
+
+
+def test_a_call_is_written_with_the_models_own_tokens() -> None:
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}\n</tool_call>'
+    assert accepts(grammar(plan("hermes with tokens")), call, special=MARKERS)
+    assert accepts(grammar(plan("hermes as text")), call)
+    llama = '{"name": "get_weather", "parameters": {"city": "Rome", "unit": "°C"}}'
+    assert accepts(grammar(plan("llama")), llama)
+    mistral = '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}]'
+    assert accepts(grammar(plan("mistral")), mistral, special=MARKERS)
+    newer = '[TOOL_CALLS]get_weather[ARGS]{"city": "Rome", "unit": "°C"}'
+    assert accepts(grammar(plan("newer mistral")), newer, special=MARKERS)
+
+
+def test_the_number_of_calls_is_that_which_was_asked_for_and_never_endless() -> None:
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}\n</tool_call>'
+    many, one = grammar(plan("hermes as text")), grammar(plan("hermes as text", parallel=False))
+    assert accepts(many, "\n".join([call] * 3))
+    assert accepts(many, "\n".join([call] * 16))
+    assert not accepts(many, "\n".join([call] * 17))
+    assert accepts(one, call)
+    assert not accepts(one, "\n".join([call] * 2))
+
+
+def test_arguments_cannot_loop_on_white_space() -> None:
+    text = grammar(plan("hermes as text"))
+    assert not accepts(
+        text, '<tool_call>\n{"name": "get_weather", "arguments": {"city":  "Rome", "unit": "°C"}}\n</tool_call>'
+    )
+    assert not accepts(
+        text, '<tool_call>\n{"name": "get_weather", "arguments": {\n"city": "Rome", "unit": "°C"}}\n</tool_call>'
+    )
+
+
+def test_free_text_and_lax_tools_leave_the_answer_unconstrained() -> None:
+    assert plan("hermes with tokens", "auto").structured is None
+    assert plan("hermes with tokens", "none").structured is None
+    assert plan("hermes with tokens", None, tools=None).structured is None
+
+
+STRICT = [{"type": "function", "function": {"name": "get_weather", "parameters": WEATHER, "strict": True}}]
+
+
+@pytest.mark.parametrize("model", ["hermes with tokens", "llama", "newer mistral", "mistral"])
+def test_strict_tools_bind_the_calls_that_may_be_made(model: str) -> None:
+    answer = plan(model, "auto", tools=STRICT)
+    assert accepts(grammar(answer), "It is sunny.\n")
+    assert accepts(grammar(answer), "")
+    found = [calls(parse(answer.parser(), [sample(grammar(answer), random.Random(seed))])) for seed in range(15)]
+    assert any(found)
+    for _, arguments in itertools.chain.from_iterable(found):
+        jsonschema.validate(json.loads(arguments), WEATHER)
+
+
+def test_a_response_format_binds_the_content_and_calls_stay_possible() -> None:
+    answer = plan("hermes as text", "auto", response_format={"type": "json_object"})
+    assert accepts(grammar(answer), '{"sky": "blue"}')
+    assert not accepts(grammar(answer), "It is sunny.")
+    assert accepts(
+        grammar(answer),
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}\n</tool_call>',
+    )
+
+
+def test_a_response_format_alone_is_left_as_it_is() -> None:
+    assert plan("llama", None, tools=None, response_format={"type": "json_object"}).structured == Structured(
+        kind="json_object", value=""
+    )
+
+
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("model", ["hermes with tokens", "hermes as text"])
+def test_reasoning_may_come_before_a_required_call(model: str) -> None:
+    answer = plan(model, thinks=True)
+    special = MARKERS if model == "hermes with tokens" else ()
+    for text in (CALL, f"<think>\nHm, {{}} and\nmore.\n</think>\n\n{CALL}"):
+        assert accepts(grammar(answer), text, special=special)
+        assert calls(parse(answer.parser(), [text]))
+    assert not accepts(grammar(answer), "<think>Hm.</think>\n\nNo.", special=special)
+    assert not accepts(grammar(answer), f"Hm.\n{CALL}", special=special)
+
+
+@pytest.mark.parametrize("model", ["hermes with tokens", "hermes as text"])
+def test_reasoning_that_the_prompt_opened_comes_first(model: str) -> None:
+    answer = plan(model, thinks=True, prompt="<|im_start|>assistant\n<think>\n")
+    special = MARKERS if model == "hermes with tokens" else ()
+    text = f"Hm.\n</think>\n\n{CALL}"
+    assert accepts(grammar(answer), text, special=special)
+    deltas = parse(answer.parser(), cut(text, 1))
+    assert reasoning(deltas) == "Hm."
+    assert [name for name, _ in calls(deltas)] == ["get_weather"]
+
+
+def test_reasoning_that_was_turned_off_does_not_come() -> None:
+    answer = plan("hermes with tokens", thinks=True, prompt="<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert accepts(grammar(answer), CALL, special=MARKERS)
+    assert not accepts(grammar(answer), f"<think>\nHm.\n</think>\n\n{CALL}", special=MARKERS)
+
+
+@pytest.mark.parametrize(
+    ("structured_outputs", "good"),
+    [
+        ({"regex": r"[a-z]{2}/\}"}, "ab/}"),
+        ({"choice": ["yes", 'no "}'], }, 'no "}'),
+        ({"grammar": 'start: "a" b\nb: "}"'}, "a}"),
+        ({"grammar": 'root ::= "a" b\nb ::= "}"'}, "a}"),
+        ({"json": {"type": "integer"}}, "12"),
+    ],
+)  # fmt: skip
+def test_reasoning_may_come_before_any_constrained_content(structured_outputs: Any, good: str) -> None:
+    form = find_output_format(QWEN + THINKS, TOKEN_IDS)
+    answer = form.plan(read_tools(None), read_structured(None, structured_outputs), "assistant\n")
+    assert accepts(grammar(answer), good)
+    assert accepts(grammar(answer), f"<think>\nHm.\n</think>\n\n{good}", special=MARKERS)
+    assert not accepts(grammar(answer), "<think>\nHm.\n</think>\n\nother", special=MARKERS)
+
+
+def tool(schema: dict[str, Any], strict: bool) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}]
+
+
+BEYOND = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}}
+
+
+def test_a_strict_tool_whose_schema_cannot_be_enforced_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="uniqueItems") as refusal:
+        plan("hermes as text", tools=tool(BEYOND, strict=True))
+    assert refusal.value.param == "tools[0].function.parameters"
+
+
+def test_a_lax_tool_is_bound_by_the_rest_of_its_schema() -> None:
+    text = grammar(plan("llama", tools=tool(BEYOND, strict=False)))
+    assert accepts(text, '{"name": "f", "parameters": {"a": [1, 1]}}')
+    assert not accepts(text, '{"name": "f", "parameters": {"a": ["x"]}}')
+
+
+def test_a_tool_whose_schema_is_none_is_refused_where_it_must_be_called() -> None:
+    with pytest.raises(InvalidRequest, match="Invalid type: text") as refusal:
+        plan("hermes as text", tools=tool({"properties": {"a": {"type": "text"}}}, strict=False))
+    assert refusal.value.param == "tools[0].function.parameters"
+
+
+def test_calls_cannot_be_required_of_a_server_that_leaves_them_in_the_text() -> None:
+    form = find_output_format(QWEN, {}, tool_call_parser="none")
+    with pytest.raises(UnsupportedParameter) as refusal:
+        form.plan(read_tools(TOOLS, "required"), None, "")
+    assert refusal.value.param == "tool_choice"
+    answer = form.plan(read_tools(TOOLS), None, "")
+    assert content(parse(answer.parser(), [CALL])) == CALL
+
+
+def test_the_special_tokens_that_the_parser_needs_are_named() -> None:
+    answer = plan("hermes with tokens", thinks=True)
+    assert answer.marker_ids == {TOKEN_IDS[m] for m in ("<tool_call>", "</tool_call>", "<think>", "</think>")}
+    assert plan("hermes with tokens", "none").marker_ids == frozenset()
