@@ -87,7 +87,7 @@ async def engine(contestant) -> AsyncIterator[Engine]:
 # ---- life
 
 
-async def test_an_engine_from_before_its_start_to_after_its_stop(contestant):
+async def test_an_engine_from_before_its_start_to_after_its_stop(contestant) -> None:
     engine = contestant.make()
     assert engine.health().state is not EngineState.READY
     with pytest.raises(EngineUnavailable):
@@ -111,7 +111,7 @@ async def test_an_engine_from_before_its_start_to_after_its_stop(contestant):
 
 
 @pytest.mark.parametrize("n", [1, 4])
-async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, n):
+async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, n) -> None:
     outputs = await collect(engine, request(n=n, ignore_eos=True))
     assert {output.index for output in outputs} == {*range(n)}
     for index in range(n):
@@ -120,7 +120,7 @@ async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, 
         assert len(whole(outputs, index).token_ids) == 8
 
 
-async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engine):
+async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engine) -> None:
     first, *rest = await collect(engine, request(n=3, ignore_eos=True, prompt_logprobs=0))
     assert first.cached_tokens is not None and first.cached_tokens >= 0
     assert first.queue_seconds is not None and first.queue_seconds >= 0
@@ -129,12 +129,12 @@ async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engin
         assert (output.cached_tokens, output.queue_seconds, output.prompt_logprobs) == (None, None, None)
 
 
-async def test_one_token_is_the_least(engine):
+async def test_one_token_is_the_least(engine) -> None:
     only = await answer(engine, request(max_new_tokens=1, ignore_eos=True))
     assert (len(only.token_ids), only.finish_reason) == (1, FinishReason.LENGTH)
 
 
-async def test_a_greedy_answer_repeats_alone_and_beside_others(engine):
+async def test_a_greedy_answer_repeats_alone_and_beside_others(engine) -> None:
     alone = await answer(engine, request(ignore_eos=True))
     others = [request(f"another text {i}", f"r{i}", ignore_eos=True, max_new_tokens=5 + i) for i in range(6)]
     again, *rest = await asyncio.gather(*(answer(engine, one) for one in (request(ignore_eos=True), *others)))
@@ -142,7 +142,7 @@ async def test_a_greedy_answer_repeats_alone_and_beside_others(engine):
     assert [len(one.token_ids) for one in rest] == [5 + i for i in range(6)]
 
 
-async def test_a_seed_repeats_an_answer(engine):
+async def test_a_seed_repeats_an_answer(engine) -> None:
     asked = request(temperature=1.0, seed=7, ignore_eos=True)
     assert (await answer(engine, asked)).token_ids == (await answer(engine, asked)).token_ids
 
@@ -150,14 +150,14 @@ async def test_a_seed_repeats_an_answer(engine):
 # ---- how an output ends
 
 
-async def test_a_stop_token_is_the_last_and_is_named(engine):
+async def test_a_stop_token_is_the_last_and_is_named(engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     end = await answer(engine, request(ignore_eos=True, stop_token_ids=(tokens[3],)))
     assert (end.finish_reason, end.stop_token_id) == (FinishReason.STOP, tokens[3])
     assert end.token_ids == tokens[: tokens.index(tokens[3]) + 1]
 
 
-async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine):
+async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine) -> None:
     eos = engine.capabilities().eos_token_ids[0]
     forced = request(allowed_token_ids=(eos,))
     end = await answer(engine, forced)
@@ -168,14 +168,14 @@ async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine):
     assert goes_on.stop_token_id is None
 
 
-async def test_no_stop_token_comes_before_the_shortest_length(engine):
+async def test_no_stop_token_comes_before_the_shortest_length(engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     end = await answer(engine, request(stop_token_ids=(tokens[1],), min_new_tokens=5))
     assert len(end.token_ids) >= 5
     assert tokens[1] not in end.token_ids[:5]
 
 
-async def test_finish_ends_one_output_and_the_others_go_on(engine):
+async def test_finish_ends_one_output_and_the_others_go_on(engine) -> None:
     lengths = dict.fromkeys(range(3), 0)
     async with aclosing(engine.generate(request(n=3, max_new_tokens=30, ignore_eos=True))) as outputs:
         async for output in outputs:
@@ -186,7 +186,7 @@ async def test_finish_ends_one_output_and_the_others_go_on(engine):
     assert lengths == {0: 30, 1: 2, 2: 30}
 
 
-async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine):
+async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine) -> None:
     seen = 0
     async with aclosing(engine.generate(request(n=2, max_new_tokens=100, ignore_eos=True))) as outputs:
         async for _ in outputs:
@@ -200,7 +200,7 @@ async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine):
     assert (await answer(engine, request())).token_ids
 
 
-async def test_closing_the_iterator_aborts(engine):
+async def test_closing_the_iterator_aborts(engine) -> None:
     async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
     async with asyncio.timeout(30):
@@ -210,7 +210,7 @@ async def test_closing_the_iterator_aborts(engine):
     assert (await answer(engine, request())).token_ids
 
 
-async def test_a_reader_who_is_cancelled_aborts(engine):
+async def test_a_reader_who_is_cancelled_aborts(engine) -> None:
     reading = asyncio.create_task(collect(engine, request(max_new_tokens=4000, ignore_eos=True)))
     async with asyncio.timeout(30):
         while not engine.stats().running:
@@ -226,7 +226,7 @@ async def test_a_reader_who_is_cancelled_aborts(engine):
 # ---- what may come next
 
 
-async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine):
+async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     biased = await answer(engine, request(ignore_eos=True, logit_bias={tokens[0]: -100.0}))
     assert tokens[0] not in biased.token_ids
@@ -240,13 +240,13 @@ async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine):
 @pytest.mark.parametrize(
     "filter_", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-3}], ids=lambda one: next(iter(one))
 )
-async def test_what_leaves_the_likeliest_token_alone_is_greedy(engine, filter_):
+async def test_what_leaves_the_likeliest_token_alone_is_greedy(engine, filter_) -> None:
     greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
     sampled = await answer(engine, request(ignore_eos=True, max_new_tokens=20, **{"temperature": 1.0} | filter_))
     assert sampled.token_ids == greedy.token_ids
 
 
-async def test_a_high_temperature_leads_elsewhere(engine, contestant):
+async def test_a_high_temperature_leads_elsewhere(engine, contestant) -> None:
     if not contestant.samples:
         pytest.skip("it always takes its likeliest token")
     greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
@@ -259,7 +259,7 @@ async def test_a_high_temperature_leads_elsewhere(engine, contestant):
     [{"repetition_penalty": 1000.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}],
     ids=lambda one: next(iter(one)),
 )
-async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty):
+async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty) -> None:
     if not contestant.samples:
         pytest.skip("it always takes its likeliest token")
     asked = request("aabbcc", ignore_eos=True, max_new_tokens=40, **penalty)
@@ -269,13 +269,13 @@ async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty):
         assert not {*tokens} & {*asked.prompt_ids}
 
 
-async def test_nothing_allowed_is_the_requests_own_fault(engine):
+async def test_nothing_allowed_is_the_requests_own_fault(engine) -> None:
     with pytest.raises(InvalidRequest):
         await answer(engine, request(allowed_token_ids=(65,), bad_words_ids=((65,),)))
     assert (await answer(engine, request())).token_ids
 
 
-async def test_structured_output_is_what_it_shall_be(engine, contestant):
+async def test_structured_output_is_what_it_shall_be(engine, contestant) -> None:
     assert {"json_schema", "choice", "regex"} <= engine.capabilities().structured
     schema = {
         "type": "object",
@@ -302,7 +302,7 @@ async def test_structured_output_is_what_it_shall_be(engine, contestant):
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
-async def test_each_token_has_its_logprob_and_the_likeliest(engine, count):
+async def test_each_token_has_its_logprob_and_the_likeliest(engine, count) -> None:
     end = await answer(engine, request(ignore_eos=True, logprobs=count))
     assert [logprob.token_id for logprob in end.logprobs] == end.token_ids
     for logprob in end.logprobs:
@@ -311,13 +311,13 @@ async def test_each_token_has_its_logprob_and_the_likeliest(engine, count):
         assert len(values) == count and values == sorted(values, reverse=True)
 
 
-async def test_no_logprobs_unless_asked_for(engine):
+async def test_no_logprobs_unless_asked_for(engine) -> None:
     outputs = await collect(engine, request())
     assert all(output.logprobs is None for output in outputs)
     assert outputs[0].prompt_logprobs is None
 
 
-async def test_prompt_logprobs_are_of_each_token_but_the_first(engine):
+async def test_prompt_logprobs_are_of_each_token_but_the_first(engine) -> None:
     asked = request(prompt_logprobs=2)
     first = (await collect(engine, asked))[0]
     nothing, *told = first.prompt_logprobs
@@ -330,7 +330,7 @@ async def test_prompt_logprobs_are_of_each_token_but_the_first(engine):
 
 
 @pytest.mark.parametrize("prompt_ids", [[], [10**6], [-1]])
-async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prompt_ids):
+async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prompt_ids) -> None:
     with pytest.raises(InvalidRequest):
         await anext(engine.generate(replace(request(), prompt_ids=prompt_ids)))
     with pytest.raises(InvalidRequest):
@@ -346,13 +346,13 @@ def embeds(engine) -> None:
         pytest.skip("this engine makes no embeddings")
 
 
-async def test_an_engine_without_embeddings_says_so(engine):
+async def test_an_engine_without_embeddings_says_so(engine) -> None:
     if not engine.capabilities().embeddings:
         with pytest.raises(UnsupportedParameter):
             await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
 
 
-async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine, embeds):
+async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine, embeds) -> None:
     asked = EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"))
     alone = await engine.embed(asked)
     assert math.isclose(sum(value * value for value in alone), 1, rel_tol=1e-4)
@@ -398,7 +398,7 @@ def in_batch(*adapters, **changes):
     return [request("hello", f"r{i}", adapter=one, ignore_eos=True, **changes) for i, one in enumerate(adapters)]
 
 
-async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine, adapters):
+async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine, adapters) -> None:
     asked = in_batch(None, *adapters)
     alone = [(await answers(engine, one))[0] for one in asked]
     assert len({tuple(tokens) for tokens in alone}) == 3
@@ -406,7 +406,7 @@ async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine
     assert await answers(engine, *reversed(asked)) == alone[::-1]
 
 
-async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, adapters):
+async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, adapters) -> None:
     base, one, other = [
         await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
         for adapter in (None, *adapters)
@@ -414,7 +414,7 @@ async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, a
     assert one != pytest.approx(base, abs=1e-2) and other != pytest.approx(one, abs=1e-2)
 
 
-async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine):
+async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine) -> None:
     with pytest.raises(EngineFailure):
         await anext(engine.generate(request(adapter="never@heard")))
     if engine.capabilities().embeddings:
@@ -424,7 +424,7 @@ async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_o
     assert (await answer(engine, request())).token_ids
 
 
-async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(engine, adapters, adapter_folder):
+async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(engine, adapters, adapter_folder) -> None:
     one, other = adapters
     [old, new] = [(await answers(engine, asked))[0] for asked in in_batch(one, other, max_new_tokens=60)]
     [base] = await answers(engine, request("hello", max_new_tokens=60, ignore_eos=True))
@@ -440,7 +440,7 @@ async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(eng
         await answer(engine, request(adapter=one))
 
 
-async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(engine, adapters):
+async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(engine, adapters) -> None:
     [mine, others] = in_batch(*adapters, max_new_tokens=4000)
     async with aclosing(engine.generate(mine)) as outputs, aclosing(engine.generate(others)) as going_on:
         await anext(outputs)
@@ -453,7 +453,7 @@ async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(e
             await anext(going_on)
 
 
-async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engine, adapter_folder):
+async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engine, adapter_folder) -> None:
     folder = adapter_folder(0)
     await asyncio.gather(*(engine.load_adapter("a@1", folder) for _ in range(3)))
     [tokens] = await answers(engine, request(adapter="a@1"))
@@ -464,7 +464,7 @@ async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engin
         await answer(engine, request(adapter="a@1"))
 
 
-async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folder):
+async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folder) -> None:
     versions = [f"a@{seed}" for seed in range(12)]
     for seed, version in enumerate(versions):
         await engine.load_adapter(version, adapter_folder(seed))
@@ -482,7 +482,7 @@ async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folde
             await answer(engine, request())
 
 
-async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder):
+async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder) -> None:
     most = engine.capabilities().adapters.max_pinned
     folder = adapter_folder(0)
     for i in range(most):
@@ -499,7 +499,7 @@ async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder
         await engine.unload_adapter(version)
 
 
-async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_path):
+async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_path) -> None:
     engine = contestant.make()
     with pytest.raises(EngineUnavailable):
         await engine.load_adapter("a@1", tmp_path)
@@ -513,7 +513,7 @@ async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_pa
 # ---- sleep
 
 
-async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_adapters(engine, adapters):
+async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_adapters(engine, adapters) -> None:
     if not engine.capabilities().sleep:
         with pytest.raises(UnsupportedParameter):
             await engine.sleep()

@@ -32,7 +32,7 @@ def said(content: str) -> list[Any]:
 # --- whole answers
 
 
-def test_a_chat_is_answered(openai_client: openai.OpenAI):
+def test_a_chat_is_answered(openai_client: openai.OpenAI) -> None:
     answer = openai_client.chat.completions.create(model="echo", messages=MESSAGES)
     check("CreateChatCompletionResponse", answer.model_dump(mode="json", exclude_unset=True))
     assert answer.choices[0].message.content == "Hello, 🙂!"
@@ -41,7 +41,7 @@ def test_a_chat_is_answered(openai_client: openai.OpenAI):
     assert answer._request_id
 
 
-async def test_chats_are_answered_at_once(async_openai_client: openai.AsyncOpenAI):
+async def test_chats_are_answered_at_once(async_openai_client: openai.AsyncOpenAI) -> None:
     async def ask(text: str) -> str | None:
         answer = await async_openai_client.chat.completions.create(model="echo", messages=said(text))
         return answer.choices[0].message.content
@@ -50,7 +50,7 @@ async def test_chats_are_answered_at_once(async_openai_client: openai.AsyncOpenA
     assert await asyncio.gather(*map(ask, texts)) == texts
 
 
-def test_logprobs_are_typed(openai_client: openai.OpenAI):
+def test_logprobs_are_typed(openai_client: openai.OpenAI) -> None:
     answer = openai_client.chat.completions.create(model="echo", messages=MESSAGES, logprobs=True, top_logprobs=2)
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
@@ -58,14 +58,14 @@ def test_logprobs_are_typed(openai_client: openai.OpenAI):
     assert all(len(entry.top_logprobs) == 2 for entry in logprobs.content)
 
 
-def test_vllms_extras_go_through_the_extra_body(openai_client: openai.OpenAI):
+def test_vllms_extras_go_through_the_extra_body(openai_client: openai.OpenAI) -> None:
     answer = openai_client.chat.completions.create(
         model="echo", messages=MESSAGES, extra_body={"top_k": 5, "min_tokens": 2, "return_token_ids": True}
     )
     assert answer.model_extra is not None and answer.model_extra["prompt_token_ids"]
 
 
-def test_a_completion_is_answered(openai_client: openai.OpenAI):
+def test_a_completion_is_answered(openai_client: openai.OpenAI) -> None:
     answer = openai_client.completions.create(model="echo", prompt=["ab", "cd"], n=2, logprobs=1, echo=True)
     assert [choice.text for choice in answer.choices] == ["abab", "abab", "cdcd", "cdcd"]
     assert answer.choices[0].logprobs is not None
@@ -74,7 +74,7 @@ def test_a_completion_is_answered(openai_client: openai.OpenAI):
 # --- streams
 
 
-def test_a_chat_is_streamed(openai_client: openai.OpenAI):
+def test_a_chat_is_streamed(openai_client: openai.OpenAI) -> None:
     stream = openai_client.chat.completions.create(
         model="echo", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
@@ -85,7 +85,7 @@ def test_a_chat_is_streamed(openai_client: openai.OpenAI):
     assert chunks[-1].usage is not None and chunks[-1].choices == []
 
 
-async def test_chats_are_streamed_at_once(async_openai_client: openai.AsyncOpenAI):
+async def test_chats_are_streamed_at_once(async_openai_client: openai.AsyncOpenAI) -> None:
     async def ask(text: str) -> str:
         stream = await async_openai_client.chat.completions.create(model="echo", messages=said(text), stream=True)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
@@ -94,12 +94,12 @@ async def test_chats_are_streamed_at_once(async_openai_client: openai.AsyncOpenA
     assert await asyncio.gather(*map(ask, texts)) == texts
 
 
-async def test_a_completion_is_streamed(async_openai_client: openai.AsyncOpenAI):
+async def test_a_completion_is_streamed(async_openai_client: openai.AsyncOpenAI) -> None:
     stream = await async_openai_client.completions.create(model="echo", prompt="hello", stream=True)
     assert "".join([chunk.choices[0].text async for chunk in stream]) == "hello"
 
 
-def test_a_stream_can_be_left_early(openai_client: openai.OpenAI):
+def test_a_stream_can_be_left_early(openai_client: openai.OpenAI) -> None:
     with openai_client.chat.completions.create(model="echo", messages=said("x" * 500), stream=True) as stream:
         next(iter(stream))
     assert openai_client.chat.completions.create(model="echo", messages=MESSAGES).choices
@@ -108,7 +108,7 @@ def test_a_stream_can_be_left_early(openai_client: openai.OpenAI):
 # --- the SDK's helpers
 
 
-def test_the_stream_helper_puts_the_answer_together(openai_client: openai.OpenAI):
+def test_the_stream_helper_puts_the_answer_together(openai_client: openai.OpenAI) -> None:
     with openai_client.chat.completions.stream(
         model="echo", messages=MESSAGES, n=2, logprobs=True, stream_options={"include_usage": True}
     ) as stream:
@@ -119,7 +119,7 @@ def test_the_stream_helper_puts_the_answer_together(openai_client: openai.OpenAI
     assert final.usage is not None
 
 
-async def test_the_stream_helper_parses_what_it_streams(async_openai_client: openai.AsyncOpenAI):
+async def test_the_stream_helper_parses_what_it_streams(async_openai_client: openai.AsyncOpenAI) -> None:
     async with async_openai_client.chat.completions.stream(
         model="echo", messages=said('{"name": "Ann", "age": 7}'), response_format=Person
     ) as stream:
@@ -127,7 +127,7 @@ async def test_the_stream_helper_parses_what_it_streams(async_openai_client: ope
     assert final.choices[0].message.parsed == Person(name="Ann", age=7)
 
 
-def test_the_stream_helper_gathers_tool_calls(openai_client: openai.OpenAI):
+def test_the_stream_helper_gathers_tool_calls(openai_client: openai.OpenAI) -> None:
     with openai_client.chat.completions.stream(
         model="echo", messages=said(CALL), tools=[openai.pydantic_function_tool(Weather)]
     ) as stream:
@@ -139,14 +139,14 @@ def test_the_stream_helper_gathers_tool_calls(openai_client: openai.OpenAI):
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_the_parse_helper_gives_an_object(openai_client: openai.OpenAI):
+def test_the_parse_helper_gives_an_object(openai_client: openai.OpenAI) -> None:
     answer = openai_client.chat.completions.parse(
         model="echo", messages=said('{"name": "Ann", "age": 7}'), response_format=Person
     )
     assert answer.choices[0].message.parsed == Person(name="Ann", age=7)
 
 
-async def test_the_parse_helper_gives_the_arguments_of_calls(async_openai_client: openai.AsyncOpenAI):
+async def test_the_parse_helper_gives_the_arguments_of_calls(async_openai_client: openai.AsyncOpenAI) -> None:
     answer = await async_openai_client.chat.completions.parse(
         model="echo", messages=said(CALL), tools=[openai.pydantic_function_tool(Weather)]
     )
@@ -154,7 +154,7 @@ async def test_the_parse_helper_gives_the_arguments_of_calls(async_openai_client
     assert call.function.parsed_arguments == Weather(city="Oslo")
 
 
-def test_a_conversation_with_tools_goes_on(openai_client: openai.OpenAI):
+def test_a_conversation_with_tools_goes_on(openai_client: openai.OpenAI) -> None:
     tools: list[Any] = [openai.pydantic_function_tool(Weather)]
     messages = said(CALL)
     message = openai_client.chat.completions.create(model="echo", messages=messages, tools=tools).choices[0].message
@@ -166,7 +166,7 @@ def test_a_conversation_with_tools_goes_on(openai_client: openai.OpenAI):
     assert answer.choices[0].message.content == "thanks"
 
 
-def test_what_the_helpers_made_can_be_sent_back_as_it_is(openai_client: openai.OpenAI):
+def test_what_the_helpers_made_can_be_sent_back_as_it_is(openai_client: openai.OpenAI) -> None:
     chats, tools = openai_client.chat.completions, [openai.pydantic_function_tool(Weather)]
     asked: dict[str, Any] = {"model": "echo", "messages": said(CALL), "tools": tools}
     with chats.stream(**asked) as stream:
@@ -182,7 +182,7 @@ def test_what_the_helpers_made_can_be_sent_back_as_it_is(openai_client: openai.O
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_refusals_are_the_sdks_errors(openai_client: openai.OpenAI, stream: bool):
+def test_refusals_are_the_sdks_errors(openai_client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         openai_client.chat.completions.create(model="echo", messages=MESSAGES, max_tokens=10**6, stream=stream)
     assert refused.value.code == "context_length_exceeded"

@@ -58,7 +58,7 @@ def finish(here, *words, status=0):
 TRAINING = ("--model", "tiny", "--dataset", "lines.jsonl", "--split_dataset_ratio", "0", "--report_to", "none")
 
 
-def test_sft_then_dpo_then_merge(here):
+def test_sft_then_dpo_then_merge(here) -> None:
     events, last = finish(here, "sft", *TRAINING, "--num_train_epochs", "1", "--logging_steps", "1")
     losses = [event["metrics"]["loss"] for event in events if event["type"] == "step"]
     assert len(losses) == 24
@@ -80,7 +80,7 @@ def test_sft_then_dpo_then_merge(here):
     }
 
 
-def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here):
+def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here) -> None:
     (here / "broken.jsonl").write_text('{"messages": [{"role": "user"')
     words = ("--model", "tiny", "--dataset", "broken.jsonl", "--strict", "true")
     _, errors = finish(here, "sft", *words, status=1)
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here):
     assert len(errors.splitlines()) == 1
 
 
-def wait_for_a_step(process):
+def wait_for_a_step(process) -> None:
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     while '"type":"step"' not in process.stdout.readline():
@@ -97,7 +97,7 @@ def wait_for_a_step(process):
     watchdog.cancel()
 
 
-def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here):
+def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here) -> None:
     with start(here, "sft", *TRAINING, "--num_train_epochs", "500", "--logging_steps", "1") as process:
         wait_for_a_step(process)
         process.send_signal(signal.SIGINT)
@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes to one another")
-def test_no_process_of_a_training_outlives_the_command(here):
+def test_no_process_of_a_training_outlives_the_command(here) -> None:
     words = ("--rlhf_type", "dpo", "--model", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "two")
     more = ("--split_dataset_ratio", "0", "--report_to", "none", "--num_train_epochs", "9999")
     with start(here, "rlhf", *words, *more, NPROC_PER_NODE="2") as process:

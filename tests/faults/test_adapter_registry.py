@@ -81,7 +81,7 @@ async def until(condition) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_adapters_answer_as_before_after_the_engine_was_killed(engine, registry, tmp_path):
+async def test_adapters_answer_as_before_after_the_engine_was_killed(engine, registry, tmp_path) -> None:
     models = ("base", "a", "b")
     for seed, name in enumerate(models[1:]):
         await registry.load(name, trained(engine, tmp_path / name, seed))
@@ -93,7 +93,7 @@ async def test_adapters_answer_as_before_after_the_engine_was_killed(engine, reg
         assert await asyncio.gather(*(ask(engine, registry, name) for name in models)) == alone
 
 
-async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(engine, registry, tmp_path):
+async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(engine, registry, tmp_path) -> None:
     for seed, name in enumerate("ab"):
         await registry.load(name, trained(engine, tmp_path / name, seed))
     answers = {name: await ask(engine, registry, name) for name in "ab"}
@@ -110,7 +110,7 @@ async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(engin
     await registry.unload("prod")
 
 
-async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(engine, registry, tmp_path):
+async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(engine, registry, tmp_path) -> None:
     assert engine._process is not None
     process = psutil.Process(engine._process.pid)
     process.suspend()

@@ -78,7 +78,7 @@ async def started(engine: PtEngine, *requests) -> list[asyncio.Task]:
     return tasks
 
 
-async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engine):
+async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engine) -> None:
     process_of(engine).suspend()
     tasks = await started(engine, long("a"), long("b"), long("c"))
     with pytest.raises(QueueFull):
@@ -90,7 +90,7 @@ async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engin
     assert len((await answer(engine, long("d"))).token_ids) == 100
 
 
-async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine):
+async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine) -> None:
     seen = 0
     async for _ in engine.generate(long("slow")):
         seen += 1
@@ -100,7 +100,7 @@ async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwh
     assert len((await answer(engine, long("next"))).token_ids) == 100
 
 
-async def test_an_id_cannot_be_used_twice_at_once(engine):
+async def test_an_id_cannot_be_used_twice_at_once(engine) -> None:
     process_of(engine).suspend()
     [task] = await started(engine, long("same"))
     with pytest.raises(InvalidRequest, match="in use"):
@@ -109,14 +109,14 @@ async def test_an_id_cannot_be_used_twice_at_once(engine):
     assert len((await task).token_ids) == 100
 
 
-async def test_a_number_beyond_64_bits_is_the_requests_fault(engine):
+async def test_a_number_beyond_64_bits_is_the_requests_fault(engine) -> None:
     one = request()
     with pytest.raises(InvalidRequest):
         await answer(engine, replace(one, sampling=replace(one.sampling, top_k=2**70)))
     assert (await answer(engine, one)).token_ids
 
 
-async def test_a_cancelled_client_frees_the_pages(engine):
+async def test_a_cancelled_client_frees_the_pages(engine) -> None:
     [task] = await started(engine, request("hello", "gone", max_new_tokens=POSITIONS - 5, ignore_eos=True))
     await until(lambda: engine.stats().running == 1)
     assert engine.stats().kv_cache_usage > 0
@@ -126,7 +126,7 @@ async def test_a_cancelled_client_frees_the_pages(engine):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, how):
+async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, how) -> None:
     expected = (await answer(engine, request("tell me a longer story"))).token_ids
     await answer(engine, request("tell me a longer story"))  # the second time with prefix hits
     before = engine.stats()
@@ -151,7 +151,7 @@ async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, ho
     assert engine.stats().prefix_cache_hits == before.prefix_cache_hits
 
 
-async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine):
+async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine) -> None:
     async with aclosing(engine.generate(long("a"))) as outputs:
         tokens = [*(await anext(outputs)).token_ids]
         await until(lambda: engine.stats().running == 0)
@@ -175,7 +175,7 @@ def adapter_folder(engine, tmp_path):
     return get
 
 
-async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_folder):
+async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_folder) -> None:
     """Those that were there; not one that was being loaded, nor one that is unloaded before the next process is there."""
     for seed, version in enumerate(("kept", "gone", "unloaded")):
         await engine.load_adapter(version, adapter_folder(seed))
@@ -205,7 +205,7 @@ async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_fo
         await engine.unload_adapter(version)
 
 
-async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder):
+async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder) -> None:
     folder = adapter_folder(0)
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(weights[:-10])
@@ -222,7 +222,7 @@ async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder):
     await engine.unload_adapter("a")
 
 
-async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_folder):
+async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_folder) -> None:
     process_of(engine).suspend()
     alone, *several = [
         asyncio.create_task(engine.load_adapter(version, adapter_folder(0)))
@@ -241,7 +241,7 @@ async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_fol
     await engine.unload_adapter("wanted")
 
 
-async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_folder):
+async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_folder) -> None:
     process_of(engine).suspend()
     loading = asyncio.create_task(engine.load_adapter("a", adapter_folder(0)))
     await asyncio.sleep(0)
@@ -253,14 +253,14 @@ async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_fold
         await answer(engine, request(adapter="a"))
 
 
-async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine):
+async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         process_of(engine).send_signal(number)
     assert (await answer(engine, request())).token_ids
     assert engine.health().state is EngineState.READY
 
 
-async def test_stopping_ends_the_process_and_what_it_ran(config):
+async def test_stopping_ends_the_process_and_what_it_ran(config) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     await engine.start()
     process = process_of(engine)
@@ -273,7 +273,7 @@ async def test_stopping_ends_the_process_and_what_it_ran(config):
     assert not process.is_running()
 
 
-async def test_a_process_that_dies_while_it_starts_is_reported(config):
+async def test_a_process_that_dies_while_it_starts_is_reported(config) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine._process is not None)
@@ -284,7 +284,7 @@ async def test_a_process_that_dies_while_it_starts_is_reported(config):
     await engine.stop()
 
 
-async def test_stopped_while_it_starts_nothing_is_left(config):
+async def test_stopped_while_it_starts_nothing_is_left(config) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine._writer is not None)
@@ -296,7 +296,7 @@ async def test_stopped_while_it_starts_nothing_is_left(config):
     assert engine.health().state is EngineState.STOPPED
 
 
-async def test_a_process_begun_ahead_is_the_one_that_starts(config):
+async def test_a_process_begun_ahead_is_the_one_that_starts(config) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
     ahead = process_of(engine)
@@ -306,7 +306,7 @@ async def test_a_process_begun_ahead_is_the_one_that_starts(config):
     await engine.stop()
 
 
-async def test_a_process_begun_ahead_that_is_never_needed_ends(config):
+async def test_a_process_begun_ahead_that_is_never_needed_ends(config) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
     ahead = engine._process
@@ -314,7 +314,7 @@ async def test_a_process_begun_ahead_that_is_never_needed_ends(config):
     assert ahead.poll() is not None
 
 
-async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config, tmp_path):
+async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config, tmp_path) -> None:
     engine = PtEngine(replace(config, model=str(tmp_path)), max_num_queued_reqs=1)
     with pytest.raises(UnsupportedModel, match="cannot be loaded") as refused:
         await engine.start()
@@ -339,7 +339,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_process_dies_with_its_server(config):
+async def test_the_process_dies_with_its_server(config) -> None:
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, config.model, stdout=subprocess.PIPE, cwd=os.getcwd()
     )

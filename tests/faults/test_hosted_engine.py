@@ -46,7 +46,7 @@ def endless(request_id: str):
     return request("hello", request_id, max_new_tokens=4000, ignore_eos=True)
 
 
-async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapters(engine, tmp_path):
+async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapters(engine, tmp_path) -> None:
     await engine.load_adapter("a@1", folder(tmp_path))
     asked = request("hello", "b", adapter="a@1")
     before = await answer(engine, asked)
@@ -61,7 +61,7 @@ async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapt
     assert await answer(engine, asked) == before
 
 
-async def test_an_engine_that_died_inside_its_process_ends_that_too():
+async def test_an_engine_that_died_inside_its_process_ends_that_too() -> None:
     engine = echo_in_its_process(token_delay=0.01, die_after=5)
     await engine.start()
     first = engine._process.pid
@@ -74,7 +74,7 @@ async def test_an_engine_that_died_inside_its_process_ends_that_too():
     await engine.stop()
 
 
-async def test_an_engine_that_cannot_start_says_why():
+async def test_an_engine_that_cannot_start_says_why() -> None:
     engine = echo_in_its_process(start_error="no such model here")
     with pytest.raises(UnsupportedModel, match="no such model here"):
         await engine.start()
@@ -82,7 +82,7 @@ async def test_an_engine_that_cannot_start_says_why():
     await engine.stop()
 
 
-async def test_requests_that_are_wrong_fail_alone(engine):
+async def test_requests_that_are_wrong_fail_alone(engine) -> None:
     running = asyncio.create_task(answer(engine, request("x" * 200, "long", max_new_tokens=100)))
     await until(lambda: "long" in engine._pending)
     with pytest.raises(InvalidRequest):
@@ -92,7 +92,7 @@ async def test_requests_that_are_wrong_fail_alone(engine):
     assert len((await running).token_ids) == 100
 
 
-async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine):
+async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine) -> None:
     texts = [f"text number {i} " * (1 + i % 5) for i in range(50)]
     answers = await asyncio.gather(*(collect(engine, request(t, t, max_new_tokens=200)) for t in texts))
     for text, outputs in zip(texts, answers, strict=True):
@@ -100,7 +100,7 @@ async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine):
         assert bytes(tokens).decode() == text
 
 
-async def test_an_aborted_request_leaves_its_id_free(engine):
+async def test_an_aborted_request_leaves_its_id_free(engine) -> None:
     for _ in range(5):
         async with aclosing(engine.generate(endless("same"))) as outputs:
             await anext(outputs)
@@ -122,7 +122,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_process_and_its_children_die_with_their_server():
+async def test_the_process_and_its_children_die_with_their_server() -> None:
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, stdout=subprocess.PIPE, cwd=os.getcwd())
     hosted = psutil.Process(int(await server.stdout.readline()))
     for number in (signal.SIGINT, signal.SIGTERM):  # these are for the server

@@ -58,7 +58,9 @@ async def until(condition) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(engine, tmp_path):
+async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
+    engine, tmp_path
+) -> None:
     tensors = lora_tensors(support=engine.capabilities().adapters)
     await engine.load_adapter("a@1", write_adapter(tmp_path / "a", tensors=tensors))
     asked = [request(ignore_eos=True), request(ignore_eos=True, adapter="a@1")]
@@ -72,7 +74,7 @@ async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_ove
     assert engine.stats().adapter_slots == ("a@1",)
 
 
-async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine):
+async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine) -> None:
     processes = family(engine._process.pid)
     endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
     running = [asyncio.create_task(answer(engine, one)) for one in endless]
@@ -103,7 +105,7 @@ asyncio.run(main())
 """
 
 
-async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model):
+async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model) -> None:
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, str(model), stdout=subprocess.PIPE, cwd=os.getcwd()
     )

@@ -16,11 +16,11 @@ def client():
         yield client
 
 
-def test_a_ready_server_says_so(client):
+def test_a_ready_server_says_so(client) -> None:
     assert client.get("/ready").json() == {"status": "ready", "model": "echo"}
 
 
-def test_without_the_chat_template_messages_are_one_text():
+def test_without_the_chat_template_messages_are_one_text() -> None:
     params = DeployParams(model="tests/echo", use_chat_template=False)
     with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
         messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]
@@ -28,7 +28,7 @@ def test_without_the_chat_template_messages_are_one_text():
     assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"
 
 
-def test_an_unknown_path_is_a_404_in_openais_shape(client):
+def test_an_unknown_path_is_a_404_in_openais_shape(client) -> None:
     reply = client.get("/nope")
     assert reply.status_code == 404
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}

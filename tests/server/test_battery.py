@@ -116,7 +116,7 @@ def assert_clients_fault(reply: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_the_battery_begins_with_bodies_that_are_right(client, path):
+def test_the_battery_begins_with_bodies_that_are_right(client, path) -> None:
     for name in ("sql", "free"):
         client.post("/v1/adapters", json={"name": name, "path": "a", "replace": True})
     assert client.post(path, json=VALID[path]).status_code == 200
@@ -142,13 +142,13 @@ def test_the_battery_begins_with_bodies_that_are_right(client, path):
     ],
     ids=range(13),
 )
-def test_malformed_bodies(client, path, data):
+def test_malformed_bodies(client, path, data) -> None:
     assert_clients_fault(client.post(path, content=data, headers=JSON))
 
 
 @pytest.mark.parametrize("path", VALID)
 @pytest.mark.parametrize("announced", [True, False])
-async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, announced):
+async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, announced) -> None:
     async def pieces():
         for _ in range(60):
             yield b" " * 1_000_000
@@ -159,7 +159,7 @@ async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, 
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
 
-def test_a_client_that_asks_before_it_sends_is_told_at_once(client, echo_url):
+def test_a_client_that_asks_before_it_sends_is_told_at_once(client, echo_url) -> None:
     address = urlsplit(echo_url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(
@@ -248,14 +248,14 @@ def nested(levels: int) -> dict:
     ],
     ids=lambda fields: json.dumps(fields)[:60],
 )
-def test_chat_requests_that_cannot_be_honoured(client, fields):
+def test_chat_requests_that_cannot_be_honoured(client, fields) -> None:
     reply = client.post("/v1/chat/completions", json=VALID["/v1/chat/completions"] | fields)
     assert_clients_fault(reply)
     assert "root:" not in reply.text  # no local file was read
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_any_json_in_any_field(client, path):
+def test_any_json_in_any_field(client, path) -> None:
     @settings(max_examples=100, suppress_health_check=list(HealthCheck))
     @given(field=st.sampled_from([*VALID[path], "unknown"]), value=json_values)
     def check(field: str, value: object) -> None:
@@ -267,7 +267,7 @@ def test_any_json_in_any_field(client, path):
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_any_bytes(client, path):
+def test_any_bytes(client, path) -> None:
     @settings(max_examples=50, suppress_health_check=list(HealthCheck))
     @given(data=st.binary(max_size=100))
     def check(data: bytes) -> None:
@@ -287,7 +287,7 @@ def test_any_bytes(client, path):
     ],
     ids=range(5),
 )
-def test_a_client_that_breaks_off_or_speaks_no_http_harms_nobody(client, echo_url, head):
+def test_a_client_that_breaks_off_or_speaks_no_http_harms_nobody(client, echo_url, head) -> None:
     address = urlsplit(echo_url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head)

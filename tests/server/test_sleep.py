@@ -20,7 +20,7 @@ def ask(client: httpx.Client, **fields) -> httpx.Response:
     return client.post("/v1/chat/completions", json={"model": "echo", "messages": [message], **fields})
 
 
-def test_a_sleeping_engine_turns_requests_away_until_it_is_woken_up(client):
+def test_a_sleeping_engine_turns_requests_away_until_it_is_woken_up(client) -> None:
     assert client.get("/is_sleeping").json() == {"is_sleeping": False}
     assert client.post("/sleep").json() == {"is_sleeping": True}
     assert client.get("/is_sleeping").json() == {"is_sleeping": True}
@@ -34,7 +34,7 @@ def test_a_sleeping_engine_turns_requests_away_until_it_is_woken_up(client):
     assert ask(client).json()["choices"][0]["message"]["content"] == "abcdefghij"
 
 
-def test_what_runs_is_answered_before_the_engine_sleeps(client):
+def test_what_runs_is_answered_before_the_engine_sleeps(client) -> None:
     answers = []
     running = threading.Thread(target=lambda: answers.append(ask(client)))
     running.start()
@@ -46,7 +46,7 @@ def test_what_runs_is_answered_before_the_engine_sleeps(client):
 
 
 @pytest.mark.parametrize("query", [{"level": 2}, {"mode": "abort"}])
-def test_what_vllm_has_besides_is_refused_by_name(client, query):
+def test_what_vllm_has_besides_is_refused_by_name(client, query) -> None:
     refused = client.post("/sleep", params=query)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == next(iter(query))

@@ -28,18 +28,18 @@ def admit(slots, *versions):
 # ---- one thing at a time
 
 
-def test_the_base_model_needs_no_slot():
+def test_the_base_model_needs_no_slot() -> None:
     assert slots_of(1).may_run(None)
 
 
-def test_a_version_runs_once_its_weights_are_in_host_memory():
+def test_a_version_runs_once_its_weights_are_in_host_memory() -> None:
     slots = slots_of(1, ready="")
     assert not slots.may_run("a")
     slots.ready.add("a")
     assert slots.may_run("a")
 
 
-def test_a_free_slot_is_taken_before_an_idle_one_and_the_longest_idle_first():
+def test_a_free_slot_is_taken_before_an_idle_one_and_the_longest_idle_first() -> None:
     slots = slots_of(3)
     a, b = admit(slots, "a", "b")
     slots.release(b)
@@ -50,7 +50,7 @@ def test_a_free_slot_is_taken_before_an_idle_one_and_the_longest_idle_first():
     assert (slots.resident, slots.loads.total(), slots.evictions.total()) == (("e", "d", "c"), 5, 2)
 
 
-def test_a_version_that_comes_back_to_its_slot_is_not_copied_again():
+def test_a_version_that_comes_back_to_its_slot_is_not_copied_again() -> None:
     slots = slots_of(2)
     [a] = admit(slots, "a")
     slots.release(a)
@@ -59,7 +59,7 @@ def test_a_version_that_comes_back_to_its_slot_is_not_copied_again():
     assert slots.take_writes() == []
 
 
-def test_where_all_are_in_use_the_one_with_the_fewest_running_empties():
+def test_where_all_are_in_use_the_one_with_the_fewest_running_empties() -> None:
     slots = slots_of(2)
     admit(slots, "a", "a", "b")
     slots.begin()
@@ -69,7 +69,7 @@ def test_where_all_are_in_use_the_one_with_the_fewest_running_empties():
     assert slots.may_run("b"), "nobody waits any more"
 
 
-def test_requests_of_one_version_empty_one_slot():
+def test_requests_of_one_version_empty_one_slot() -> None:
     slots = slots_of(3)
     admit(slots, "a", "a", "b", "c")
     slots.begin()
@@ -77,7 +77,7 @@ def test_requests_of_one_version_empty_one_slot():
     assert [slots.may_run(version) for version in "abc"] == [True, False, True]
 
 
-def test_the_slot_that_empties_stays_the_same_until_it_has():
+def test_the_slot_that_empties_stays_the_same_until_it_has() -> None:
     slots = slots_of(2)
     a, _, _, b, _ = admit(slots, "a", "a", "a", "b", "b")
     slots.begin()
@@ -92,7 +92,7 @@ def test_the_slot_that_empties_stays_the_same_until_it_has():
     assert admit(slots, "c") == [b]
 
 
-def test_what_has_begun_goes_on_in_a_slot_that_empties():
+def test_what_has_begun_goes_on_in_a_slot_that_empties() -> None:
     slots = slots_of(1)
     admit(slots, "a")
     slots.begin()
@@ -102,7 +102,7 @@ def test_what_has_begun_goes_on_in_a_slot_that_empties():
     assert not slots.may_run("b", begun=True)
 
 
-def test_a_pinned_version_keeps_its_slot():
+def test_a_pinned_version_keeps_its_slot() -> None:
     slots = slots_of(2)
     a, b = admit(slots, "a", "b")
     slots.pinned.add("a")
@@ -114,7 +114,7 @@ def test_a_pinned_version_keeps_its_slot():
     assert admit(slots, "c") == [b]
 
 
-def test_a_version_settles_only_where_that_is_in_nobodys_way():
+def test_a_version_settles_only_where_that_is_in_nobodys_way() -> None:
     slots = slots_of(1)
     slots.settle("a")
     assert (slots.resident, slots.take_writes()) == (("a",), [(0, "a")])
@@ -123,7 +123,7 @@ def test_a_version_settles_only_where_that_is_in_nobodys_way():
     assert slots.resident == ("a",)
 
 
-def test_a_version_that_is_forgotten_leaves_its_slot_empty_and_unwritten():
+def test_a_version_that_is_forgotten_leaves_its_slot_empty_and_unwritten() -> None:
     slots = slots_of(2)
     [a] = admit(slots, "a")
     slots.release(a)
@@ -153,7 +153,7 @@ class Simulation:
     head: Request | None = None
     head_for: int = 0
 
-    def round(self, arrivals):
+    def round(self, arrivals) -> None:
         self._run()
         self.queue += arrivals
         self._admit()
@@ -162,13 +162,13 @@ class Simulation:
             self.written[slot] = version
         self._check()
 
-    def _run(self):
+    def _run(self) -> None:
         for _, slot, left in self.running:
             if left == 1 and slot >= 0:
                 self.slots.release(slot)
         self.running = [(request, slot, left - 1) for request, slot, left in self.running if left > 1]
 
-    def _admit(self):
+    def _admit(self) -> None:
         self.slots.begin()
         for request in list(self.queue):
             if self.slots.may_run(request.version):
@@ -176,7 +176,7 @@ class Simulation:
                 self.running.append((request, slot, request.rounds))
                 self.queue.remove(request)
 
-    def _check(self):
+    def _check(self) -> None:
         resident = self.slots.resident
         assert len({*resident}) == len(resident)
         for request, slot, _ in self.running:
@@ -193,7 +193,7 @@ rounds = st.lists(st.lists(requests, max_size=4), max_size=40)
 
 
 @given(count=st.integers(1, 4), rounds=rounds, pinned=st.integers(0, 3))
-def test_everyone_gets_a_turn_and_nobody_is_disturbed(count, rounds, pinned):
+def test_everyone_gets_a_turn_and_nobody_is_disturbed(count, rounds, pinned) -> None:
     simulation = Simulation(slots_of(count))
     simulation.slots.pinned |= {*NAMES[: min(pinned, count - 1)]}
     for arrivals in rounds:
@@ -205,7 +205,7 @@ def test_everyone_gets_a_turn_and_nobody_is_disturbed(count, rounds, pinned):
 
 
 @given(count=st.integers(1, 4), cold=st.integers(0, 10), lengths=st.lists(st.integers(1, LONGEST), min_size=1))
-def test_adapters_that_are_always_asked_for_do_not_starve_one_that_is_rarely(count, cold, lengths):
+def test_adapters_that_are_always_asked_for_do_not_starve_one_that_is_rarely(count, cold, lengths) -> None:
     """The others are more than enough for all slots, and always a step ahead."""
     simulation = Simulation(slots_of(count))
     rare = Request("g", 1)
@@ -218,7 +218,7 @@ def test_adapters_that_are_always_asked_for_do_not_starve_one_that_is_rarely(cou
     assert admitted is not None and admitted - cold <= LONGEST
 
 
-def test_pins_can_be_more_than_have_settled():
+def test_pins_can_be_more_than_have_settled() -> None:
     slots = slots_of(2)
     slots.pinned.add("a")
     [b] = admit(slots, "b")

@@ -27,7 +27,7 @@ def left(tmp_path: Path) -> list[str]:
     return sorted(path.name for name in ("copies", "partial") for path in (tmp_path / "state" / name).iterdir())
 
 
-async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots, tmp_path):
+async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots, tmp_path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / "optimizer.pt").write_text("large")
     (source / "checkpoint").mkdir()
@@ -39,14 +39,14 @@ async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots,
     assert left(tmp_path) == [snapshot.id]
 
 
-async def test_the_source_may_vanish(snapshots, tmp_path):
+async def test_the_source_may_vanish(snapshots, tmp_path) -> None:
     source = write_adapter(tmp_path / "a")
     snapshot = await snapshots.take(source, ECHO)
     shutil.rmtree(source)
     assert (await snapshots.read(snapshot.id, ECHO)).spec == snapshot.spec
 
 
-async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots, tmp_path):
+async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots, tmp_path) -> None:
     sources = [write_adapter(tmp_path / name) for name in "abc"]
     taken = await asyncio.gather(*(snapshots.take(source, ECHO) for source in sources))
     assert len({snapshot.id for snapshot in taken}) == 1
@@ -56,7 +56,7 @@ async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots,
     assert left(tmp_path) == []
 
 
-async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_path):
+async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_path) -> None:
     source = write_adapter(tmp_path / "a")
     snapshot = await snapshots.take(source, ECHO)
     for _ in range(20):
@@ -65,7 +65,9 @@ async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_p
         assert (await snapshots.read(again.id, ECHO)).spec == again.spec
 
 
-async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the_same_content(snapshots, tmp_path):
+async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the_same_content(
+    snapshots, tmp_path
+) -> None:
     one = await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
     other = await snapshots.take(write_adapter(tmp_path / "b", base_model_name_or_path=None), ECHO)
     assert one.id != other.id and one.content_hash == other.content_hash
@@ -75,7 +77,7 @@ async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-async def test_a_link_is_not_followed(snapshots, tmp_path, name):
+async def test_a_link_is_not_followed(snapshots, tmp_path, name) -> None:
     source = write_adapter(tmp_path / "a")
     (source / name).rename(tmp_path / name)
     (source / name).symlink_to(tmp_path / name)
@@ -85,14 +87,14 @@ async def test_a_link_is_not_followed(snapshots, tmp_path, name):
     assert left(tmp_path) == []
 
 
-async def test_a_folder_that_is_a_link_is_not_followed(snapshots, tmp_path):
+async def test_a_folder_that_is_a_link_is_not_followed(snapshots, tmp_path) -> None:
     write_adapter(tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(NotFound):
         await snapshots.take(tmp_path / "b", ECHO)
 
 
-async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files(snapshots, tmp_path):
+async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files(snapshots, tmp_path) -> None:
     blobs = write_adapter(tmp_path / "blobs")
     (tmp_path / "hub").mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -102,7 +104,7 @@ async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files
     assert not any(path.is_symlink() for path in snapshot.spec.folder.iterdir())
 
 
-async def test_a_pipe_is_not_waited_for(snapshots, tmp_path):
+async def test_a_pipe_is_not_waited_for(snapshots, tmp_path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / CONFIG).unlink()
     os.mkfifo(source / CONFIG)
@@ -111,7 +113,7 @@ async def test_a_pipe_is_not_waited_for(snapshots, tmp_path):
     assert error.value.param == CONFIG
 
 
-async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots, tmp_path):
+async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots, tmp_path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / WEIGHTS).unlink()
     (source / WEIGHTS).mkdir()
@@ -123,7 +125,7 @@ async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots, tmp_path):
 # ---- what fails leaves nothing
 
 
-async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(snapshots, tmp_path):
+async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(snapshots, tmp_path) -> None:
     for folder in (tmp_path / "nothing", write_adapter(tmp_path / "a") / CONFIG):
         with pytest.raises(NotFound) as error:
             await snapshots.take(folder, ECHO)
@@ -132,7 +134,7 @@ async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-async def test_a_folder_that_lacks_a_file_is_refused(snapshots, tmp_path, name):
+async def test_a_folder_that_lacks_a_file_is_refused(snapshots, tmp_path, name) -> None:
     source = write_adapter(tmp_path / "a")
     (source / name).unlink()
     with pytest.raises(InvalidAdapter) as error:
@@ -141,7 +143,7 @@ async def test_a_folder_that_lacks_a_file_is_refused(snapshots, tmp_path, name):
     assert left(tmp_path) == []
 
 
-async def test_what_is_too_large_for_any_adapter_is_not_copied(snapshots, tmp_path, monkeypatch):
+async def test_what_is_too_large_for_any_adapter_is_not_copied(snapshots, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(adapter_snapshot, "_largest_file", lambda support: 1000)
     with pytest.raises(InvalidAdapter, match="larger") as error:
         await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
@@ -149,7 +151,7 @@ async def test_what_is_too_large_for_any_adapter_is_not_copied(snapshots, tmp_pa
     assert left(tmp_path) == []
 
 
-async def test_the_largest_adapter_that_can_be_served_is_not_too_large(snapshots, tmp_path, monkeypatch):
+async def test_the_largest_adapter_that_can_be_served_is_not_too_large(snapshots, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(adapter_snapshot, "LONGEST_HEADER", 64 << 10)
     from tests.adapter_folders import lora_tensors
 
@@ -162,7 +164,7 @@ async def test_the_largest_adapter_that_can_be_served_is_not_too_large(snapshots
 # ---- after a crash
 
 
-async def test_opening_removes_what_nobody_needs(snapshots, tmp_path):
+async def test_opening_removes_what_nobody_needs(snapshots, tmp_path) -> None:
     kept, orphan = [await snapshots.take(write_adapter(tmp_path / f"{i}", seed=i), ECHO) for i in range(2)]
     (tmp_path / "state" / "partial" / "half").mkdir()
     (tmp_path / "state" / "partial" / "half" / CONFIG).touch()
@@ -175,7 +177,7 @@ async def test_opening_removes_what_nobody_needs(snapshots, tmp_path):
     assert left(tmp_path) == [] and orphan.id != kept.id
 
 
-async def test_a_copy_that_has_gone_or_is_damaged_is_refused_and_can_be_dropped(snapshots, tmp_path):
+async def test_a_copy_that_has_gone_or_is_damaged_is_refused_and_can_be_dropped(snapshots, tmp_path) -> None:
     snapshot = await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
     (snapshot.spec.folder / WEIGHTS).write_bytes(b"half")
     with pytest.raises(InvalidAdapter):

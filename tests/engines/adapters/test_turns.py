@@ -51,19 +51,19 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_base_model_waits_for_nothing():
+async def test_the_base_model_waits_for_nothing() -> None:
     async with Library(1).turns.use(None) as turn:
         assert turn.slot is None
 
 
-async def test_an_adapter_is_put_into_an_empty_slot_when_it_is_loaded():
+async def test_an_adapter_is_put_into_an_empty_slot_when_it_is_loaded() -> None:
     library = Library(2)
     await library.load("a", "b", "c")
     assert {*library.slots.values()} == {"a", "b"} == {*library.turns.resident}
     assert library.turns.loaded == ("a", "b", "c")
 
 
-async def test_the_one_that_has_been_idle_longest_makes_room():
+async def test_the_one_that_has_been_idle_longest_makes_room() -> None:
     library = Library(2)
     await library.load("a", "b", "c")
     async with library.turns.use("a"):
@@ -75,7 +75,7 @@ async def test_the_one_that_has_been_idle_longest_makes_room():
     assert library.turns.loads == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_with_all_slots_in_use_a_request_waits_for_the_first_that_empties():
+async def test_with_all_slots_in_use_a_request_waits_for_the_first_that_empties() -> None:
     library, until = Library(1), asyncio.Event()
     await library.load("a", "b")
     first = asyncio.create_task(library.hold("a", until))
@@ -87,7 +87,7 @@ async def test_with_all_slots_in_use_a_request_waits_for_the_first_that_empties(
     assert await asyncio.gather(first, second) == ["a", "b"]
 
 
-async def test_who_stops_waiting_leaves_nothing_behind():
+async def test_who_stops_waiting_leaves_nothing_behind() -> None:
     library, until = Library(1), asyncio.Event()
     await library.load("a", "b")
     first = asyncio.create_task(library.hold("a", until))
@@ -101,7 +101,7 @@ async def test_who_stops_waiting_leaves_nothing_behind():
     assert await first == "a"
 
 
-async def test_who_stops_waiting_while_the_weights_come_in_leaves_the_slot_to_the_next():
+async def test_who_stops_waiting_while_the_weights_come_in_leaves_the_slot_to_the_next() -> None:
     library, until = Library(1), asyncio.Event()
     until.set()
     await library.load("a", "b", "c")
@@ -116,13 +116,13 @@ async def test_who_stops_waiting_while_the_weights_come_in_leaves_the_slot_to_th
     assert await next_one == "c"
 
 
-async def test_an_unknown_version_is_refused():
+async def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(EngineFailure, match="does not hold"):
         async with Library(1).turns.use("a"):
             pass
 
 
-async def test_weights_that_cannot_be_put_in_are_told_to_who_loads_them_and_are_forgotten():
+async def test_weights_that_cannot_be_put_in_are_told_to_who_loads_them_and_are_forgotten() -> None:
     library = Library(1)
     library.broken.add("a")
     with pytest.raises(EngineFailure, match="broken weights"):
@@ -132,7 +132,7 @@ async def test_weights_that_cannot_be_put_in_are_told_to_who_loads_them_and_are_
     assert library.turns.resident == ("b",)
 
 
-async def test_weights_that_break_later_end_the_requests_of_that_version_alone_until_they_are_mended():
+async def test_weights_that_break_later_end_the_requests_of_that_version_alone_until_they_are_mended() -> None:
     library, done = Library(1), asyncio.Event()
     done.set()
     await library.load("a", "b")
@@ -144,7 +144,7 @@ async def test_weights_that_break_later_end_the_requests_of_that_version_alone_u
     assert await library.hold("b", done) == "b"
 
 
-async def test_an_unloaded_adapter_ends_who_uses_it_and_who_waits_for_it():
+async def test_an_unloaded_adapter_ends_who_uses_it_and_who_waits_for_it() -> None:
     library, until, never = Library(1), asyncio.Event(), asyncio.Event()
     await library.load("a", "b")
     using = asyncio.create_task(library.hold("a", until))
@@ -163,7 +163,7 @@ async def test_an_unloaded_adapter_ends_who_uses_it_and_who_waits_for_it():
     await library.turns.unload("a")
 
 
-async def test_a_pinned_adapter_is_put_in_at_once_and_stays():
+async def test_a_pinned_adapter_is_put_in_at_once_and_stays() -> None:
     library, done = Library(2), asyncio.Event()
     done.set()
     await library.load("a", "b")
@@ -181,7 +181,7 @@ async def test_a_pinned_adapter_is_put_in_at_once_and_stays():
     assert {*library.turns.resident} == {"a", "b"}
 
 
-async def test_an_adapter_that_could_not_be_pinned_is_not():
+async def test_an_adapter_that_could_not_be_pinned_is_not() -> None:
     library, done = Library(2), asyncio.Event()
     done.set()
     await library.load("a", "b", "c")
@@ -194,7 +194,7 @@ async def test_an_adapter_that_could_not_be_pinned_is_not():
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_comes_every_request_computes_with_its_own_weights_and_gets_its_turn(seed):
+async def test_whatever_comes_every_request_computes_with_its_own_weights_and_gets_its_turn(seed) -> None:
     dice = random.Random(seed)
     library = Library(dice.randint(1, 3))
     names = "abcde"

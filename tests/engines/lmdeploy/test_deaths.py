@@ -59,7 +59,7 @@ def kill(engine: LmdeployEngine) -> None:
 
 
 @pytest.mark.parametrize("end", [poison, kill])
-async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end):
+async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end) -> None:
     before = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")
     ]
@@ -82,7 +82,7 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end
     await until(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
-async def test_cancelled_requests_give_everything_back(engine):
+async def test_cancelled_requests_give_everything_back(engine) -> None:
     """Four outputs run and five wait: for a handle of LMDeploy's, of which there are no more."""
     tasks = [asyncio.create_task(answer(engine, asked(f"r{i}", n=1 + i % 2))) for i in range(6)]
     await until(lambda: engine.stats().running == 4 and engine.stats().waiting == 5)
@@ -94,7 +94,7 @@ async def test_cancelled_requests_give_everything_back(engine):
     assert [len(end.token_ids) for end in ends] == [5] * 6
 
 
-async def test_a_loop_that_rests_beside_its_work_is_woken_up(model, engine):
+async def test_a_loop_that_rests_beside_its_work_is_woken_up(model, engine) -> None:
     asked_for = asked("r", max_new_tokens=25)
     forgetful = lmdeploy_on_cpu(str(model), module="forgetful")
     await forgetful.start()

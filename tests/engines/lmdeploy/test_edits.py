@@ -57,17 +57,17 @@ async def truth(model):
     return answers
 
 
-async def check(engine, truth):
+async def check(engine, truth) -> None:
     answers = await asyncio.gather(*(answer(engine, one) for one in requests()))
     for edits, mine, other in zip(EDITS, answers, truth, strict=True):
         assert mine == other, edits
 
 
-async def test_all_at_once(engine, truth):
+async def test_all_at_once(engine, truth) -> None:
     await check(engine, truth)
 
 
-async def test_where_pages_run_out(model, truth):
+async def test_where_pages_run_out(model, truth) -> None:
     """What has been computed is dropped then, and computed again."""
     engine = lmdeploy_on_cpu(str(model), max_loras=1, cache_max_entry_count=0.0009)
     await engine.start()
@@ -79,7 +79,7 @@ async def test_where_pages_run_out(model, truth):
     await engine.stop()
 
 
-async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(engine, truth):
+async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(engine, truth) -> None:
     dead_end = request(
         prompt(20), "dead", max_new_tokens=20, allowed_token_ids=(65, 66), bad_words_ids=((65, 65), (65, 66), (66,))
     )
@@ -91,7 +91,7 @@ async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(engine, tru
     await beside
 
 
-async def test_a_seed_decides_also_where_the_batch_is_another(engine):
+async def test_a_seed_decides_also_where_the_batch_is_another(engine) -> None:
     asked = request(prompt(20), "seeded", temperature=1.0, top_p=0.9, seed=5, n=3, ignore_eos=True, frequency_penalty=1)
     alone = [
         (await answer(engine, replace(asked, n=1, sampling=replace(asked.sampling, seed=5 + i)))) for i in range(3)

@@ -22,12 +22,12 @@ def run(module: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_lora_kernel_computes_with_what_lies_in_a_slot_now():
+def test_the_lora_kernel_computes_with_what_lies_in_a_slot_now() -> None:
     errors = run("lora_kernel")
     assert errors["before"] < 2e-3 and errors["after"] < 2e-3
 
 
-def test_settings_become_those_of_each_of_its_engines():
+def test_settings_become_those_of_each_of_its_engines() -> None:
     told = run("engine_config")
     common = {
         "dtype": "bfloat16",

@@ -51,15 +51,15 @@ def reference(model, adapters):
     return {None: Reference(plain)} | {name: with_peft(model, folder) for name, folder in adapters.items()}
 
 
-async def test_the_base_model(engine, reference):
+async def test_the_base_model(engine, reference) -> None:
     await check(engine, reference, *(asked(length) for length in LENGTHS))
 
 
-async def test_prompt_logprobs(engine, reference):
+async def test_prompt_logprobs(engine, reference) -> None:
     await check(engine, reference, *(asked(length, prompt_logprobs=3) for length in LENGTHS))
 
 
-async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters):
+async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters) -> None:
     for name, folder in adapters.items():
         await engine.load_adapter(name, folder)
     await check(engine, reference, *(asked(length, name) for length in LENGTHS for name in (None, *adapters)))
@@ -70,13 +70,13 @@ async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters
         await engine.unload_adapter(name)
 
 
-async def test_prefix_hits(engine, reference):
+async def test_prefix_hits(engine, reference) -> None:
     await check(engine, reference, asked(90))
     [again] = await check(engine, reference, asked(90))
     assert again.cached_tokens >= 64
 
 
-async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(engine, reference, adapters):
+async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(engine, reference, adapters) -> None:
     long = [replace(asked(90), request_id=name, adapter="a@1") for name in ("first", "second", "third")]
     await engine.load_adapter("a@1", adapters["plain"])
     await check(engine, {"a@1": reference["plain"]}, long[0])
@@ -89,7 +89,7 @@ async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(en
     await engine.unload_adapter("a@1")
 
 
-async def test_slots_change_hands_while_their_adapters_are_unloaded(engine, reference, adapters):
+async def test_slots_change_hands_while_their_adapters_are_unloaded(engine, reference, adapters) -> None:
     folders = adapters | {"again": adapters["plain"]}
     references = reference | {"again": reference["plain"]}
     for delay in range(8):

@@ -36,7 +36,7 @@ async def engine(model):
     await engine.stop()
 
 
-async def test_adapters_come_and_go_by_building_the_engine_anew(engine, reference, adapters):
+async def test_adapters_come_and_go_by_building_the_engine_anew(engine, reference, adapters) -> None:
     first, second, third = adapters
     await engine.load_adapter(first, adapters[first])
     await check(engine, reference, asked(40), asked(20, first))

@@ -26,7 +26,7 @@ async def refusal(engine) -> UnsupportedModel:
     return refused.value
 
 
-async def test_models_and_settings_that_it_cannot_run(model, tmp_path):
+async def test_models_and_settings_that_it_cannot_run(model, tmp_path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
@@ -43,26 +43,26 @@ async def test_models_and_settings_that_it_cannot_run(model, tmp_path):
         assert reason in refused.message
 
 
-async def test_a_machine_without_a_gpu(model):
+async def test_a_machine_without_a_gpu(model) -> None:
     lmdeploy_or_skip()
     engine = LmdeployEngine(LmdeployConfig(model=str(model)), max_num_queued_reqs=1)
     assert (await refusal(engine)).message == "LMDeploy needs a CUDA GPU, and none is found"
 
 
-def test_an_environment_that_is_missing(monkeypatch, tmp_path):
+def test_an_environment_that_is_missing(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
     with pytest.raises(NotInstalled, match=re.escape("python -m engines.setup.install lmdeploy")):
         LmdeployEngine(LmdeployConfig(model="m"), max_num_queued_reqs=1)
 
 
-def test_images_are_not_served_yet():
+def test_images_are_not_served_yet() -> None:
     with pytest.raises(UnsupportedModel, match="vision_batch_size") as refused:
         lmdeploy_config(DeployParams(model="m", vision_batch_size=2))
     assert refused.value.param == "vision_batch_size"
 
 
-def test_parameters_of_deploy():
+def test_parameters_of_deploy() -> None:
     params = DeployParams(
         model="m", max_length=100, max_num_seqs=7, enforce_eager=True, max_num_batched_tokens=50, seed=3
     )
@@ -79,7 +79,7 @@ def test_parameters_of_deploy():
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_prompt_that_is_too_long(engine):
+async def test_a_prompt_that_is_too_long(engine) -> None:
     limit = engine.capabilities().max_model_len
     with pytest.raises(InvalidRequest, match=f"maximum context length is {limit} tokens"):
         await answer(engine, request(prompt(limit)))

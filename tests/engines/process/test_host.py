@@ -43,7 +43,7 @@ async def hosted(engine: SlowAdapters) -> _Hosted:
 LOAD, UNLOAD = frames.LoadAdapter("a@1", "nowhere", False), frames.UnloadAdapter("a@1")
 
 
-async def test_changes_of_one_adapter_happen_in_their_order_whenever_they_are_told():
+async def test_changes_of_one_adapter_happen_in_their_order_whenever_they_are_told() -> None:
     engine = SlowAdapters()
     host = await hosted(engine)
     host._handle(LOAD)
@@ -67,7 +67,7 @@ async def test_changes_of_one_adapter_happen_in_their_order_whenever_they_are_to
     assert not host._last_changes
 
 
-async def test_adapters_do_not_wait_for_each_other():
+async def test_adapters_do_not_wait_for_each_other() -> None:
     engine = SlowAdapters()
     host = await hosted(engine)
     host._handle(LOAD)
@@ -76,7 +76,7 @@ async def test_adapters_do_not_wait_for_each_other():
     assert engine.begun == ["load a@1", "load b@1"]
 
 
-async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_no_later_change(tmp_path):
+async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_no_later_change(tmp_path) -> None:
     engine = SlowAdapters()
     host = await hosted(engine)
     (tmp_path / "adapter_model.safetensors").touch()

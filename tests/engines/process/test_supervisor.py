@@ -13,7 +13,7 @@ from engines.types import EngineState
 class Lives:
     """What each start shall do: an error to raise, or the seconds of a life."""
 
-    def __init__(self, *plans):
+    def __init__(self, *plans) -> None:
         self.plans = list(plans)
         self.now = 0.0
         self.pauses: list[float] = []
@@ -31,12 +31,12 @@ class Lives:
             raise plan
         return self.live(plan)
 
-    async def live(self, seconds):
+    async def live(self, seconds) -> str:
         self.states.append(self.supervisor.health.state)
         self.now += seconds
         return f"lived {seconds:g} s"
 
-    async def pause(self, seconds):
+    async def pause(self, seconds) -> None:
         self.states.append(self.supervisor.health.state)
         self.pauses.append(seconds)
         self.now += seconds
@@ -55,7 +55,7 @@ def lives(monkeypatch):
     return make
 
 
-async def test_pauses_double_up_to_the_longest(lives):
+async def test_pauses_double_up_to_the_longest(lives) -> None:
     run = lives(*[1] * 9)
     await run.supervisor.start()
     await run.over.wait()
@@ -64,7 +64,7 @@ async def test_pauses_double_up_to_the_longest(lives):
     await run.supervisor.stop()
 
 
-async def test_a_good_life_makes_the_next_pause_short_again(lives):
+async def test_a_good_life_makes_the_next_pause_short_again(lives) -> None:
     run = lives(1, 1, 1, STEADY + 1, 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -72,7 +72,7 @@ async def test_a_good_life_makes_the_next_pause_short_again(lives):
     await run.supervisor.stop()
 
 
-async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives):
+async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives) -> None:
     run = lives(STEADY + 1, EngineFailure("no memory"), EngineFailure("no memory"), 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -80,7 +80,7 @@ async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives):
     await run.supervisor.stop()
 
 
-async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives):
+async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives) -> None:
     run = lives(1, 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -91,7 +91,7 @@ async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives
     assert run.supervisor.health.state is EngineState.STOPPED
 
 
-async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives):
+async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives) -> None:
     run = lives(1, UnsupportedModel("the folder is gone"))
     await run.supervisor.start()
     await run.supervisor._watcher
@@ -100,7 +100,7 @@ async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives):
     await run.supervisor.stop()
 
 
-async def test_the_first_start_raises_what_is_wrong(lives):
+async def test_the_first_start_raises_what_is_wrong(lives) -> None:
     run = lives(UnsupportedModel("not a model"))
     with pytest.raises(UnsupportedModel):
         await run.supervisor.start()
@@ -108,7 +108,7 @@ async def test_the_first_start_raises_what_is_wrong(lives):
     assert run.pauses == []
 
 
-async def test_stopped_while_it_starts_it_stays_stopped():
+async def test_stopped_while_it_starts_it_stays_stopped() -> None:
     loaded = asyncio.Event()
 
     async def start():

@@ -70,25 +70,25 @@ def requests():
     ]
 
 
-def check_all(references, asked, answers):
+def check_all(references, asked, answers) -> None:
     for version, truth in references.items():
         check(truth, [one for one in asked if one.adapter == version], answers)
 
 
-def test_together_with_chunked_prefill(name, adapted_core, references):
+def test_together_with_chunked_prefill(name, adapted_core, references) -> None:
     core = adapted_core(name, max_num_batched_tokens=BUDGET, max_num_seqs=18)
     asked = requests()
     check_all(references(name), asked, run(core, asked))
 
 
-def test_preempted(name, adapted_core, references):
+def test_preempted(name, adapted_core, references) -> None:
     core = adapted_core(name, pages=16, max_num_batched_tokens=BUDGET, max_num_seqs=18)
     asked = requests()
     check_all(references(name), asked, run(core, asked))
     assert core.stats().preemptions > 0
 
 
-def test_the_prefix_cache_never_crosses_versions(name, adapted_core, references):
+def test_the_prefix_cache_never_crosses_versions(name, adapted_core, references) -> None:
     core = adapted_core(name, max_num_batched_tokens=BUDGET)
     for seen in (0, 32):
         for version in VERSIONS:
@@ -127,25 +127,25 @@ def both(adapted_core, merged_core, *, n=1, **sampling):
     return run(adapted_core("llama"), asked)["r"], run(merged_core(), [one])["r"]
 
 
-def test_several_outputs_of_a_prompt(adapted_core, merged_core):
+def test_several_outputs_of_a_prompt(adapted_core, merged_core) -> None:
     found, expected = both(adapted_core, merged_core, n=4, temperature=1.0, seed=5)
     assert len(found.outputs) == 4
     assert {i: o.token_ids for i, o in found.outputs.items()} == {i: o.token_ids for i, o in expected.outputs.items()}
 
 
-def test_beams(adapted_core, merged_core):
+def test_beams(adapted_core, merged_core) -> None:
     found, expected = both(adapted_core, merged_core, n=3, num_beams=3)
     assert len(found.outputs) == 3
     assert {i: o.token_ids for i, o in found.outputs.items()} == {i: o.token_ids for i, o in expected.outputs.items()}
 
 
-def test_prompt_logprobs(adapted_core, references):
+def test_prompt_logprobs(adapted_core, references) -> None:
     one = request(prompt(21), adapter="a", prompt_logprobs=5)
     answers = run(adapted_core("llama", max_num_batched_tokens=8), [one, request(prompt(9), "base")])
     references("llama")["a"].check_prompt(one.prompt_ids, answers["r"].first.prompt_logprobs)
 
 
-def test_embeddings(adapted_core, merged_core):
+def test_embeddings(adapted_core, merged_core) -> None:
     one = EmbeddingRequest(request_id="e", prompt_ids=prompt(21), adapter="a")
     base = EmbeddingRequest(request_id="base", prompt_ids=prompt(21))
     answers = run(adapted_core("llama"), [one, base, request(prompt(9), adapter="b")])

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import wait
+from typing import Never
 
 import pytest
 import torch
@@ -39,22 +40,22 @@ def copies(saved, tmp_path):
 class Lora:
     """The model's slots, without a model: notes what is written."""
 
-    def __init__(self, support, num_slots):
+    def __init__(self, support, num_slots) -> None:
         self.support = support
         self.num_slots = num_slots
         self.written = {}
 
-    def write(self, slot, weights):
+    def write(self, slot, weights) -> None:
         self.written[slot] = weights
 
-    def clear(self, slot):
+    def clear(self, slot) -> None:
         del self.written[slot]
 
 
 class Stored:
     """A store with its slots, driven as the core drives it."""
 
-    def __init__(self, runner, folders, *, num_slots=2, max_in_host=3):
+    def __init__(self, runner, folders, *, num_slots=2, max_in_host=3) -> None:
         plain = runner("llama", max_loras=num_slots)
         self.lora = Lora(plain.lora.support, num_slots)
         self.slots = AdapterSlots(num_slots)
@@ -96,7 +97,7 @@ def stored(runner, copies):
 # ---- host memory
 
 
-def test_host_memory_keeps_the_most_recently_used_and_no_more(stored):
+def test_host_memory_keeps_the_most_recently_used_and_no_more(stored) -> None:
     one = stored()
     assert one.load("a", "b", "c") == dict.fromkeys("abc")
     assert one.store.in_host == ("a", "b", "c")
@@ -107,7 +108,7 @@ def test_host_memory_keeps_the_most_recently_used_and_no_more(stored):
     assert all(version in one.store for version in "abcd"), "on disk they all are"
 
 
-def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored):
+def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored) -> None:
     one = stored()
     one.load(*"abcdef")
     one.store.want(["a", "b", "a", "d", "c"])
@@ -117,7 +118,7 @@ def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored)
     assert {*one.store.in_host} == {*"abd"}
 
 
-def test_what_is_in_a_slot_is_not_read_again(stored):
+def test_what_is_in_a_slot_is_not_read_again(stored) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.use("a")
@@ -127,7 +128,7 @@ def test_what_is_in_a_slot_is_not_read_again(stored):
     assert not one.store.reading
 
 
-def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored):
+def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.slots.begin()
@@ -141,7 +142,7 @@ def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored):
 # ---- loading, pins, unloading
 
 
-def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(stored):
+def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(stored) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.use("a")
@@ -153,7 +154,7 @@ def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(sto
         assert [(arrival.version, arrival.error) for arrival in one.store.arrivals()] == [(version, None)]
 
 
-def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored):
+def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored) -> None:
     one = stored()
     one.load("a", pinned=True)
     one.store.fill_slots()
@@ -162,7 +163,7 @@ def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored):
     assert one.use("b") == one.use("c") != one.slots.slot_of("a")
 
 
-def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored):
+def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored) -> None:
     one = stored()
     one.load("a", pinned=True)
     with pytest.raises(InvalidAdapter) as refused:
@@ -175,7 +176,7 @@ def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored):
     assert one.slots.pinned == {"b"}
 
 
-def test_unloading_frees_every_place(stored):
+def test_unloading_frees_every_place(stored) -> None:
     one = stored()
     one.load("a", "b", pinned=False)
     one.use("a")
@@ -187,7 +188,7 @@ def test_unloading_frees_every_place(stored):
     assert not one.store.reading
 
 
-def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(stored, monkeypatch):
+def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(stored, monkeypatch) -> None:
     one, go = stored(), threading.Event()
     read = one.store._read_folder
     monkeypatch.setattr(one.store, "_read_folder", lambda folder: go.wait(PATIENCE) and read(folder))
@@ -202,7 +203,7 @@ def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(stored, monke
 # ---- files that are gone or broken
 
 
-def truncate(path):
+def truncate(path) -> None:
     weights = (path / WEIGHTS).read_bytes()
     (path / WEIGHTS).write_bytes(weights[: len(weights) // 2])
 
@@ -217,7 +218,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("how", BREAK)
-def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored, how):
+def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored, how) -> None:
     one = stored()
     BREAK[how](one.folders["a"])
     found = one.load("a", "b")
@@ -226,10 +227,10 @@ def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored, how):
     assert one.store.in_host == ("b",)
 
 
-def test_whatever_goes_wrong_while_an_adapter_is_read_is_told(stored, monkeypatch):
+def test_whatever_goes_wrong_while_an_adapter_is_read_is_told(stored, monkeypatch) -> None:
     one = stored()
 
-    def broken(*args):
+    def broken(*args) -> Never:
         raise MemoryError("secret details")
 
     monkeypatch.setattr("engines.pt.adapter_store.read_weights", broken)
@@ -253,13 +254,13 @@ def asked_of(versions, count):
     ]
 
 
-def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(small_core, saved, folder, reference):
+def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(small_core, saved, folder, reference) -> None:
     core = small_core()
     load(core, **saved)
     versions = (*saved, None)
     asked = asked_of(versions, 3 * len(versions))
 
-    def bounded(step):
+    def bounded(step) -> None:
         assert len(core.stats().adapter_slots) <= 2
         assert len(core.stats().adapter_host) <= 2
 
@@ -270,7 +271,7 @@ def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(small_core
     assert sum(core.stats().adapter_evictions.values()) >= len(saved) - 2
 
 
-def test_a_folder_that_is_gone_ends_only_its_own_requests(small_core, copies, saved, folder, reference):
+def test_a_folder_that_is_gone_ends_only_its_own_requests(small_core, copies, saved, folder, reference) -> None:
     core = small_core()
     load(core, **copies)
     assert "a" not in core.stats().adapter_host
@@ -285,12 +286,12 @@ def test_a_folder_that_is_gone_ends_only_its_own_requests(small_core, copies, sa
 
 def test_an_adapter_that_cannot_be_copied_to_its_slot_ends_only_its_own_requests(
     small_core, saved, folder, reference, monkeypatch
-):
+) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     write, failures = core.runner.lora.write, [RuntimeError("not enough memory")]
 
-    def failing(slot, weights):
+    def failing(slot, weights) -> None:
         if failures and weights.linears["model.layers.0.self_attn.q_proj"][0].shape[0] == 2:  # that is "a"
             raise failures.pop()
         write(slot, weights)
@@ -304,7 +305,7 @@ def test_an_adapter_that_cannot_be_copied_to_its_slot_ends_only_its_own_requests
     check(with_peft(folder("llama"), saved["a"]), again, run(core, again))
 
 
-def test_a_step_that_raises_leaves_the_adapters_right(small_core, saved, folder):
+def test_a_step_that_raises_leaves_the_adapters_right(small_core, saved, folder) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     step, core.runner.step = core.runner.step, None
@@ -321,12 +322,12 @@ def test_a_step_that_raises_leaves_the_adapters_right(small_core, saved, folder)
         check(with_peft(folder("llama"), saved[version]), [o for o in asked if o.adapter == version], answers)
 
 
-def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_others_go_on(small_core, saved):
+def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_others_go_on(small_core, saved) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     report = StepReport()
 
-    def unload(step):
+    def unload(step) -> None:
         if step == 3:
             assert "a" in core.stats().adapter_slots
             core.unload_adapter("a", report)
@@ -344,7 +345,7 @@ def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_other
     assert run(core, asked_of(("a",), 1))["r0"].error is None
 
 
-def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, monkeypatch):
+def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, monkeypatch) -> None:
     core, go = small_core(max_num_seqs=1), threading.Event()
     load(core, a=saved["a"])
     read = core.adapters._read_folder
@@ -368,7 +369,7 @@ def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, mo
     assert ended[-1] == "first"
 
 
-def test_beams_that_wait_for_their_sisters_go_on_in_a_slot_that_empties(runner, saved, monkeypatch):
+def test_beams_that_wait_for_their_sisters_go_on_in_a_slot_that_empties(runner, saved, monkeypatch) -> None:
     """They hold the only slot until they have ended, and the first in line waits for it."""
     core, go = core_of(runner("llama", pages=9, max_model_len=72, max_loras=1)), threading.Event()
     load(core, b=saved["b"])
@@ -381,7 +382,7 @@ def test_beams_that_wait_for_their_sisters_go_on_in_a_slot_that_empties(runner, 
         request(prompt(49), "filler", max_new_tokens=1),  # leaves a page for one beam only, in the first step
     ]
 
-    def let_the_first_in_line_come(step):
+    def let_the_first_in_line_come(step) -> None:
         if step == 1:
             assert sum(sequence.group.beams is not None for sequence in core.scheduler.waiting) == 2
             go.set()

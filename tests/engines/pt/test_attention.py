@@ -22,7 +22,7 @@ def shape(*, dim=16, value_dim=None, dtype=torch.float32, device="cpu", window=0
 class Step:
     """Random queries, keys and values of a step, with their pages scattered over the cache."""
 
-    def __init__(self, layer, *, heads=4, page_size=PAGE_SIZE, large=1.0):
+    def __init__(self, layer, *, heads=4, page_size=PAGE_SIZE, large=1.0) -> None:
         torch.manual_seed(0)
         device, dtype = layer.device, layer.dtype
         lengths = [end for _, end in SEGMENTS]
@@ -86,7 +86,7 @@ VARIANTS = [{}, {"window": 1}, {"window": 5}, {"window": 100}, {"softcap": 1.5},
 @pytest.mark.parametrize("heads", [2, 4, 6])
 @pytest.mark.parametrize("dim", [8, 20, 64, 128])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, heads):
+def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, heads) -> None:
     step = Step(shape(dim=dim), heads=heads)
     plain = step.plain(**options)
     assert (step.run(kernel, **options) - plain).abs().max() < 1e-5
@@ -94,26 +94,26 @@ def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, 
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 32])
-def test_any_page_size_gives_the_same(kernel, page_size):
+def test_any_page_size_gives_the_same(kernel, page_size) -> None:
     step = Step(shape(), page_size=page_size)
     assert (step.run(kernel, window=6) - step.plain(window=6)).abs().max() < 1e-5
     assert (step.run(attend_gather, window=6) - step.plain(window=6)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_bfloat16_loses_no_more_than_its_own_rounding(kernel, options):
+def test_bfloat16_loses_no_more_than_its_own_rounding(kernel, options) -> None:
     step = Step(shape(dim=64, dtype=torch.bfloat16))
     plain = step.plain(**options)
     assert (step.run(kernel, **options) - plain).abs().max() < 2**-7
     assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
 
 
-def test_scores_beyond_the_range_of_exp_do_no_harm(kernel):
+def test_scores_beyond_the_range_of_exp_do_no_harm(kernel) -> None:
     step = Step(shape(), large=300.0)
     assert (step.run(kernel) - step.plain()).abs().max() < 1e-3
 
 
-def test_gather_takes_values_of_another_width_than_keys():
+def test_gather_takes_values_of_another_width_than_keys() -> None:
     step = Step(shape(dim=16, value_dim=24))
     assert step.run(attend_gather).shape[-1] == 24
     assert (step.run(attend_gather) - step.plain()).abs().max() < 1e-5
@@ -123,12 +123,12 @@ def test_gather_takes_values_of_another_width_than_keys():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn runs on CUDA only")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_varlen_agrees_with_plain_attention(options, dtype):
+def test_varlen_agrees_with_plain_attention(options, dtype) -> None:
     step = Step(shape(dim=64, dtype=dtype, device="cuda"), page_size=256)
     assert (step.run(attend_varlen, **options) - step.plain(**options)).abs().max() < 2**-6
 
 
-def test_copied_pages_hold_the_same():
+def test_copied_pages_hold_the_same() -> None:
     cache = KVCache({0: shape(), 3: shape(value_dim=8)}, 4, PAGE_SIZE)
     for tensor in (*cache.keys.values(), *cache.values.values()):
         tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
@@ -140,22 +140,22 @@ def test_copied_pages_hold_the_same():
 # ---- which of them is chosen
 
 
-def test_the_kernel_is_chosen_where_it_can_run(library):
+def test_the_kernel_is_chosen_where_it_can_run(library) -> None:
     assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}, library), KernelAttention)
     assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}, library), KernelAttention)
 
 
 @pytest.mark.parametrize("odd", [shape(value_dim=8), shape(dtype=torch.float16)])
-def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library, odd):
+def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library, odd) -> None:
     assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}, library) is attend_gather
 
 
 @pytest.mark.parametrize("attn_impl", ["eager", "sdpa"])
-def test_plain_torch_is_used_where_it_is_asked_for(library, attn_impl):
+def test_plain_torch_is_used_where_it_is_asked_for(library, attn_impl) -> None:
     assert choose(attn_impl, {0: shape()}, library) is attend_gather
 
 
-def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog):
+def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert build.load() is None
     assert choose(None, {0: shape()}, None) is attend_gather
@@ -166,17 +166,17 @@ def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog):
     ("layer", "expected"),
     [(shape(dtype=torch.float16), attend_varlen), (shape(dtype=torch.float32), attend_gather)],
 )
-def test_on_cuda_varlen_takes_half_precision(layer, expected):
+def test_on_cuda_varlen_takes_half_precision(layer, expected) -> None:
     assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None) is expected
 
 
-def test_flash_attention_needs_cuda():
+def test_flash_attention_needs_cuda() -> None:
     with pytest.raises(UnsupportedModel, match="CUDA device") as refused:
         choose("flash_attn", {0: shape(dtype=torch.bfloat16)}, None)
     assert refused.value.param == "attn_impl"
 
 
-def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, caplog):
+def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, caplog) -> None:
     broken = tmp_path / "broken.c"
     broken.write_text("int main(")
     monkeypatch.setattr(build, "SOURCES", [broken])
@@ -186,7 +186,7 @@ def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, ca
     assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
 
 
-def test_a_built_kernel_is_kept(monkeypatch, tmp_path, kernel):
+def test_a_built_kernel_is_kept(monkeypatch, tmp_path, kernel) -> None:
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     assert build.load() is not None
     [library] = (tmp_path / "kernels").iterdir()
@@ -195,7 +195,7 @@ def test_a_built_kernel_is_kept(monkeypatch, tmp_path, kernel):
     assert library.exists()
 
 
-def test_models_are_told_of_both_names():
+def test_models_are_told_of_both_names() -> None:
     attention.register()
     known = attention.AttentionInterface().valid_keys()
     assert {attention.NAME, attention.PROBE} <= {*known}

@@ -42,7 +42,7 @@ def searches():
     ]
 
 
-def check(reference, answers):
+def check(reference, answers) -> None:
     model = reference("llama").model
     for one in searches():
         sampling = one.sampling
@@ -56,7 +56,7 @@ def check(reference, answers):
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_alone(runner, reference, at):
+def test_alone(runner, reference, at) -> None:
     one = searches()[at]
     answers = run(core_of(runner("llama")), [one])
     wanted = expected(
@@ -74,24 +74,24 @@ def mixed():
     return [searches()[0], *others, *searches()[1:]]
 
 
-def test_beside_other_requests_in_chunks(runner, reference):
+def test_beside_other_requests_in_chunks(runner, reference) -> None:
     check(reference, run(core_of(runner("llama"), max_num_batched_tokens=11), mixed()))
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
-def test_preempted(runner, reference, prefix_caching):
+def test_preempted(runner, reference, prefix_caching) -> None:
     small = runner("llama", pages=16, max_model_len=48)
     core = core_of(small, max_num_batched_tokens=11, enable_prefix_caching=prefix_caching)
     check(reference, run(core, mixed()))
     assert core.stats().preemptions > 0
 
 
-def test_with_few_seats(runner, reference):
+def test_with_few_seats(runner, reference) -> None:
     core = core_of(runner("llama"), max_num_seqs=4, max_num_batched_tokens=11)
     check(reference, run(core, mixed()))
 
 
-def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner):
+def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner) -> None:
     small = runner("llama", pages=4, max_model_len=4 * PAGE_SIZE)
     core = core_of(small, enable_prefix_caching=False)
     asked = [
@@ -104,7 +104,7 @@ def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(
     assert answers["after"].tokens == run(core_of(runner("llama")), [asked[1]])["after"].tokens
 
 
-def test_two_searches_never_wait_for_each_others_pages(runner, reference):
+def test_two_searches_never_wait_for_each_others_pages(runner, reference) -> None:
     """Each holds pages that the other's preempted beams need."""
     small = runner("llama", pages=9, max_model_len=40)
     core = core_of(small, enable_prefix_caching=False)
@@ -115,7 +115,7 @@ def test_two_searches_never_wait_for_each_others_pages(runner, reference):
         assert [answers[one.request_id].tokens] == wanted
 
 
-def test_fewer_outputs_than_asked_for_is_an_error_not_a_wait(runner):
+def test_fewer_outputs_than_asked_for_is_an_error_not_a_wait(runner) -> None:
     one = request(prompt(7), num_beams=2, n=2, allowed_token_ids=(EOS,))
     [answer] = run(core_of(runner("llama")), [one]).values()
     assert isinstance(answer.error, InvalidRequest)

@@ -8,7 +8,7 @@ from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear, p
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed() -> None:
     torch.manual_seed(0)
 
 
@@ -28,7 +28,7 @@ def packed(layer, library):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 32, 66, 67, 150])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 16), (100, 33), (576, 192), (700, 15)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_bfloat16_weights_give_what_float32_ones_give(library, inputs, outputs, rows, bias):
+def test_bfloat16_weights_give_what_float32_ones_give(library, inputs, outputs, rows, bias) -> None:
     layer = linear(inputs, outputs, bias=bias)
     widening = packed(layer, library)
     assert isinstance(widening, WideningLinear)
@@ -37,7 +37,7 @@ def test_bfloat16_weights_give_what_float32_ones_give(library, inputs, outputs, 
         torch.testing.assert_close(widening(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library):
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library) -> None:
     widening = packed(linear(576, 100), library)
     x = torch.randn(200, 576)
     alone = torch.cat([widening(row[None]) for row in x])
@@ -45,23 +45,23 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library):
         assert torch.equal(widening(x[:rows]), alone[:rows])
 
 
-def test_rows_need_not_be_contiguous(library):
+def test_rows_need_not_be_contiguous(library) -> None:
     layer = linear(64, 48)
     x = torch.randn(64, 7).T
     with torch.inference_mode():
         torch.testing.assert_close(packed(layer, library)(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_no_rows_give_no_rows(library):
+def test_no_rows_give_no_rows(library) -> None:
     assert packed(linear(64, 48), library)(torch.empty(1, 0, 64)).shape == (1, 0, 48)
 
 
-def test_the_packed_weights_take_half_of_the_memory(library):
+def test_the_packed_weights_take_half_of_the_memory(library) -> None:
     widening = packed(linear(576, 192), library)
     assert widening._packed.nbytes == 576 * 192 * 2
 
 
-def test_weights_with_more_digits_stay_float32(library):
+def test_weights_with_more_digits_stay_float32(library) -> None:
     layer = linear(64, 48, narrow=False)
     layer.weight.data[:-1] = layer.weight.data[:-1].bfloat16().float()  # one row is enough
     x = torch.randn(5, 64)
@@ -71,7 +71,7 @@ def test_weights_with_more_digits_stay_float32(library):
         torch.testing.assert_close(replaced(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_without_the_kernels_onednn_does_the_work():
+def test_without_the_kernels_onednn_does_the_work() -> None:
     layer = linear(64, 48)
     replaced = packed(layer, None)
     assert isinstance(replaced, PackedLinear)
@@ -80,7 +80,7 @@ def test_without_the_kernels_onednn_does_the_work():
         torch.testing.assert_close(replaced(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_infinite_and_undefined_inputs_are_not_hidden(library):
+def test_infinite_and_undefined_inputs_are_not_hidden(library) -> None:
     widening = packed(linear(64, 48), library)
     for value in (float("nan"), float("inf")):
         x = torch.zeros(20, 64)
@@ -90,7 +90,7 @@ def test_infinite_and_undefined_inputs_are_not_hidden(library):
         assert y[4:].isfinite().all()
 
 
-def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library):
+def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library) -> None:
     table = nn.Embedding(50, 8)
     table.weight.data = table.weight.data.bfloat16().float()
     replaced = packed(table, library)
@@ -100,7 +100,7 @@ def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library):
     assert torch.equal(replaced(ids), table(ids))
 
 
-def test_embeddings_with_more_digits_stay_as_they_are(library):
+def test_embeddings_with_more_digits_stay_as_they_are(library) -> None:
     table = nn.Embedding(50, 8)
     assert packed(table, library) is table
 
@@ -109,6 +109,6 @@ class Scaled(nn.Linear):
     """Some models compute more than a product in their linear layers."""
 
 
-def test_layers_of_other_classes_are_left_alone(library):
+def test_layers_of_other_classes_are_left_alone(library) -> None:
     layer = Scaled(64, 48)
     assert packed(layer, library) is layer

@@ -32,7 +32,7 @@ def way(request):
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed() -> None:
     torch.manual_seed(0)
 
 
@@ -43,7 +43,9 @@ def matrices(rank, inputs, outputs, **options):
 class Layer:
     """A linear layer with an adapter of its own rank in every slot."""
 
-    def __init__(self, library, inputs=64, outputs=48, *, ranks=RANKS, dtype=torch.float32, device="cpu", head=False):
+    def __init__(
+        self, library, inputs=64, outputs=48, *, ranks=RANKS, dtype=torch.float32, device="cpu", head=False
+    ) -> None:
         self.base = nn.Linear(inputs, outputs, dtype=dtype, device=device)
         self.rows = Rows(len(ranks))
         self.layer = LoraLinear(self.base, (inputs, outputs), self.rows, head, library)
@@ -76,21 +78,21 @@ def some_slots(rows):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9, 33, 150])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 48), (33, 17), (100, 7), (577, 129)])
-def test_each_row_gets_the_update_of_its_own_adapter(way, inputs, outputs, rows):
+def test_each_row_gets_the_update_of_its_own_adapter(way, inputs, outputs, rows) -> None:
     layer = Layer(way, inputs, outputs)
     x, slots = torch.randn(1, rows, inputs), some_slots(rows)
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("slots", [[3] * 20, [0] * 3 + [3] * 9 + [-1] * 2 + [3] * 6, [-1] * 20, [1] * 20])
-def test_rows_of_one_adapter_beside_each_other(way, slots):
+def test_rows_of_one_adapter_beside_each_other(way, slots) -> None:
     layer = Layer(way)
     x = torch.randn(1, 20, 64)
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("outputs", [48, 129])
-def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, outputs):
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, outputs) -> None:
     layer = Layer(library, 577, outputs)
     pack(model := nn.Sequential(layer.base), library)
     layer.layer.base = model[0]
@@ -103,7 +105,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_dtypes(way, dtype):
+def test_narrow_dtypes(way, dtype) -> None:
     layer = Layer(way, dtype=dtype)
     x, slots = torch.randn(1, 30, 64, dtype=dtype), some_slots(30)
     expected = layer.by_hand(x, slots)
@@ -115,14 +117,14 @@ def test_narrow_dtypes(way, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_cuda(library, dtype):
+def test_on_cuda(library, dtype) -> None:
     layer = Layer(library, dtype=dtype, device="cuda")
     x, slots = torch.randn(1, 150, 64, dtype=dtype, device="cuda"), some_slots(150)
     expected = layer.by_hand(x, slots)
     assert ((layer(x, slots) - expected).norm() / expected.norm()).item() < 2e-2
 
 
-def test_what_overflows_with_another_adapter_is_no_harm():
+def test_what_overflows_with_another_adapter_is_no_harm() -> None:
     layer = Layer(None, dtype=torch.float16)
     layer.layer.write(0, tuple(torch.full_like(m, 60000.0) for m in layer.adapters[0]), None)
     x, slots = torch.randn(1, 8, 64, dtype=torch.float16), [3] * 7 + [0]
@@ -130,7 +132,7 @@ def test_what_overflows_with_another_adapter_is_no_harm():
     assert found[0, :7].isfinite().all() and not found[0, 7].isfinite().any()
 
 
-def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way):
+def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     for rank in (2, 32, 0, 5):
         layer.adapters[3] = matrices(rank, 64, 48) if rank else None
@@ -142,7 +144,7 @@ def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way):
     assert not layer.layer._stack.a[3].any() and not layer.layer._stack.b[3].any()
 
 
-def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way):
+def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     a, _ = matrices(12, 64, 48)
     with pytest.raises(RuntimeError):
@@ -152,7 +154,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way):
     torch.testing.assert_close(layer(x, [0] * 9), layer.by_hand(x, [0] * 9), rtol=1e-4, atol=1e-3)
 
 
-def test_stacks_grow_to_the_highest_rank_and_no_further(way):
+def test_stacks_grow_to_the_highest_rank_and_no_further(way) -> None:
     layer = Layer(way, ranks=(0,) * SLOTS)
     assert layer.layer._stack is None
     for rank in (3, 8, 5, 8):
@@ -162,7 +164,7 @@ def test_stacks_grow_to_the_highest_rank_and_no_further(way):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_adapter_may_bring_a_weight_of_its_own(way, packed):
+def test_an_adapter_may_bring_a_weight_of_its_own(way, packed) -> None:
     layer = Layer(way, head=True)
     if packed:
         pack(model := nn.Sequential(layer.base), way)
@@ -178,12 +180,12 @@ def test_an_adapter_may_bring_a_weight_of_its_own(way, packed):
         torch.testing.assert_close(layer.layer(x), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_layer_that_gets_other_rows_than_the_step_has_fails(way):
+def test_a_layer_that_gets_other_rows_than_the_step_has_fails(way) -> None:
     with pytest.raises(RuntimeError, match="rows"):
         Layer(way)(torch.randn(1, 4, 64), [0, 1, 2])
 
 
-def test_embeddings(library):
+def test_embeddings(library) -> None:
     table = nn.Embedding(50, 8)
     table.weight.data = table.weight.data.bfloat16().float()
     pack(model := nn.Sequential(table), library)
@@ -207,7 +209,7 @@ def test_embeddings(library):
 class Routed(nn.Module):
     """Its expert gets some of the tokens, its tower none, its table and its inner layer all."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.table, self.inner = nn.Embedding(10, 4), nn.Linear(4, 4)
         self.expert, self.tower = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -217,7 +219,7 @@ class Routed(nn.Module):
         return x + self.expert(x[:, ::2]).sum()
 
 
-def test_layers_tell_how_many_rows_they_get():
+def test_layers_tell_how_many_rows_they_get() -> None:
     model = Routed()
     with counting_rows(model) as rows:
         model(torch.zeros(1, 6, dtype=torch.long))
@@ -262,12 +264,12 @@ def check_kind(core, model, config, plain, tmp_path, *, merged=True):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_adapter_answers_as_in_peft(kind, runner, folder, reference, tmp_path):
+def test_every_kind_of_adapter_answers_as_in_peft(kind, runner, folder, reference, tmp_path) -> None:
     check_kind(core_of(runner("llama")), folder("llama"), KINDS[kind], reference("llama"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "own embeddings", "own head", "head"])
-def test_a_model_with_tied_embeddings(kind, tmp_path, runner_of):
+def test_a_model_with_tied_embeddings(kind, tmp_path, runner_of) -> None:
     config = CONFIGS["llama"]()
     config.tie_word_embeddings = True
     model = save(config, tmp_path / "model", tokenizer=True)
@@ -280,7 +282,7 @@ def runner_of():
     return lambda model, **changes: ModelRunner(settings(model, **changes))
 
 
-def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, folder, tmp_path):
+def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, folder, tmp_path) -> None:
     """PEFT saves `embed_tokens.base_layer` beside them: it takes the place of the model's own."""
     path = save_adapter(folder("llama"), tmp_path, **KINDS["embeddings"])
     name = "base_model.model.model.embed_tokens.base_layer.weight"
@@ -298,11 +300,11 @@ def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, fo
 @pytest.mark.parametrize(
     ("name", "targets"), [("phi3", ["qkv_proj", "gate_up_proj"]), ("gpt2", ["c_attn", "wte", "wpe"])]
 )
-def test_fused_and_transposed_layers(name, targets, runner, folder, reference, tmp_path):
+def test_fused_and_transposed_layers(name, targets, runner, folder, reference, tmp_path) -> None:
     check_kind(core_of(runner(name)), folder(name), {"target_modules": targets}, reference(name), tmp_path)
 
 
-def test_a_bfloat16_model(folder, runner, tmp_path):
+def test_a_bfloat16_model(folder, runner, tmp_path) -> None:
     """In its dtype the answers are near PEFT's; how near, its own rounding of the base model tells."""
     path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
     narrow = runner("llama", dtype="bfloat16")
@@ -324,7 +326,7 @@ def test_a_bfloat16_model(folder, runner, tmp_path):
 class Counted:
     """A library that counts the calls of `lora_add`."""
 
-    def __init__(self, library):
+    def __init__(self, library) -> None:
         self._library = library
         self.calls = 0
 
@@ -333,7 +335,7 @@ class Counted:
         return self._library.lora_add(*args)
 
 
-def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of, folder, tmp_path):
+def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of, folder, tmp_path) -> None:
     counted = Counted(library)
     own = runner_of(folder("llama"))
     own.lora._library = counted
@@ -346,7 +348,7 @@ def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of
     assert counted.calls == layers
 
 
-def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_path):
+def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_path) -> None:
     own = runner_of(folder("llama"))
     before = [type(module) for module in own.model.modules()]
     core = core_of(own)
@@ -359,7 +361,7 @@ def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_
 # ---- what can be adapted, and what is refused
 
 
-def test_a_model_says_which_of_its_layers_can_be_adapted(runner):
+def test_a_model_says_which_of_its_layers_can_be_adapted(runner) -> None:
     support = runner("llama").lora.support
     assert support.linears["model.layers.1.mlp.down_proj"] == (48, 32)
     assert support.linears["lm_head"] == (32, VOCAB_SIZE)
@@ -369,12 +371,12 @@ def test_a_model_says_which_of_its_layers_can_be_adapted(runner):
     assert runner("gpt2").lora.support.linears["transformer.h.0.attn.c_attn"] == (32, 96)
 
 
-def test_embeddings_that_compute_more_than_a_row_cannot_be_adapted(runner):
+def test_embeddings_that_compute_more_than_a_row_cannot_be_adapted(runner) -> None:
     assert runner("gemma2").lora.support.embeddings == {}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
-def test_experts_are_refused(name, runner, folder, tmp_path):
+def test_experts_are_refused(name, runner, folder, tmp_path) -> None:
     path = save_adapter(
         folder(name), tmp_path, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
     )
@@ -390,7 +392,7 @@ def test_experts_are_refused(name, runner, folder, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
 @pytest.mark.parametrize("kind", ["lora_A", "lora_B"])
-def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp_path):
+def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp_path) -> None:
     path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"])
     tensors = load_file(path / WEIGHTS)
     name = next(name for name in tensors if kind in name)
@@ -402,7 +404,7 @@ def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp
     assert refused.value.param == name
 
 
-def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path):
+def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path) -> None:
     path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"], lora_alpha=10**8)
     spec = spec_of(runner("llama"), path)
     read_weights(spec, torch.float32)
@@ -410,7 +412,7 @@ def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path):
         read_weights(spec, torch.float16)
 
 
-def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folder, tmp_path):
+def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folder, tmp_path) -> None:
     path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
     weights = read_weights(spec_of(runner("llama"), path), torch.float32)
     with safe_open(path / WEIGHTS, framework="pt") as file:
@@ -423,7 +425,7 @@ def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folde
     assert torch.equal(weights.saved["lm_head"], before["base_model.model.lm_head.weight"])
 
 
-def test_without_a_kernel_the_model_answers_alike(runner_of, folder, reference, tmp_path, monkeypatch):
+def test_without_a_kernel_the_model_answers_alike(runner_of, folder, reference, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("engines.pt.runner.build.load", lambda: None)
     own = runner_of(folder("llama"))
     check_kind(core_of(own), folder("llama"), KINDS["rslora"], reference("llama"), tmp_path)

@@ -24,7 +24,7 @@ def name(request):
     return request.param
 
 
-def check(reference, asked, answers):
+def check(reference, asked, answers) -> None:
     for one in asked:
         answer = answers[one.request_id]
         assert answer.error is None
@@ -32,25 +32,25 @@ def check(reference, asked, answers):
         reference.check_greedy(one, answer.outputs[0])
 
 
-def test_alone(name, runner, reference):
+def test_alone(name, runner, reference) -> None:
     one = request(prompt(3 * WINDOW + 5), max_new_tokens=16, ignore_eos=True, logprobs=5)
     check(reference(name), [one], run(core_of(runner(name)), [one]))
 
 
-def test_sixteen_together_with_chunked_prefill(name, runner, reference):
+def test_sixteen_together_with_chunked_prefill(name, runner, reference) -> None:
     core = core_of(runner(name), max_num_batched_tokens=BUDGET, max_num_seqs=16)
     asked = requests()
     check(reference(name), asked, run(core, asked))
 
 
-def test_preempted(name, runner, reference):
+def test_preempted(name, runner, reference) -> None:
     core = core_of(runner(name, pages=16), max_num_batched_tokens=BUDGET, max_num_seqs=16)
     asked = requests()
     check(reference(name), asked, run(core, asked))
     assert core.stats().preemptions > 0
 
 
-def test_with_prefix_hits(name, runner, reference):
+def test_with_prefix_hits(name, runner, reference) -> None:
     core = core_of(runner(name), max_num_batched_tokens=BUDGET, max_num_seqs=16)
     shared = prompt(35, seed=99)
     run(core, [request(shared, "first")])

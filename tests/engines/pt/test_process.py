@@ -21,7 +21,7 @@ from tests.engines.pt.tiny import CONFIGS, EOS, save
 class Paced(Watched):
     """A runner that computes a step only when told to, once `pace` is set."""
 
-    def __init__(self, runner):
+    def __init__(self, runner) -> None:
         super().__init__(runner)
         self.pace: threading.Semaphore | None = None
 
@@ -34,7 +34,7 @@ class Paced(Watched):
 class Served:
     """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
 
-    def __init__(self, runner, *, grammars=None):
+    def __init__(self, runner, *, grammars=None) -> None:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
@@ -44,13 +44,13 @@ class Served:
         self.thread = threading.Thread(target=self._run, args=(process,))
         self.thread.start()
 
-    def _run(self, process):
+    def _run(self, process) -> None:
         try:
             process.run()
         except (Closed, EngineFailure) as error:
             self.end = error
 
-    def send(self, *messages):
+    def send(self, *messages) -> None:
         self.socket.sendall(b"".join(frames.frame(message) for message in messages))
 
     def receive(self):
@@ -72,7 +72,7 @@ class Served:
             pass
         return step, told[version]
 
-    def close(self):
+    def close(self) -> None:
         self.socket.close()
         self.thread.join(30)
         assert not self.thread.is_alive()
@@ -85,7 +85,7 @@ def served(runner):
     made.close()
 
 
-def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served):
+def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served) -> None:
     served.send(frames.Generate(request(prompt(9), max_new_tokens=4, ignore_eos=True)))
     steps = served.until_ended("r")
     assert [len(step.outputs) for step in steps] == [1] * 4
@@ -94,7 +94,7 @@ def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served):
     assert isinstance(served.end, Closed)
 
 
-def test_a_step_that_raises_fails_only_the_requests_in_it(served):
+def test_a_step_that_raises_fails_only_the_requests_in_it(served) -> None:
     served.runner.fail_at = {0}
     served.send(
         frames.Generate(request(prompt(9), "in it")), frames.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
@@ -108,7 +108,7 @@ def test_a_step_that_raises_fails_only_the_requests_in_it(served):
     assert not any(step.failures for step in served.until_ended("after"))
 
 
-def test_steps_that_fail_one_after_another_end_the_process(served):
+def test_steps_that_fail_one_after_another_end_the_process(served) -> None:
     served.runner.fail_at = {*range(FAILED_STEPS)}
     for i in range(FAILED_STEPS - 1):
         served.send(frames.Generate(request(prompt(9), f"r{i}")))
@@ -120,14 +120,14 @@ def test_steps_that_fail_one_after_another_end_the_process(served):
     assert isinstance(served.end, EngineFailure)
 
 
-def test_a_step_that_succeeds_in_between_is_a_new_beginning(served):
+def test_a_step_that_succeeds_in_between_is_a_new_beginning(served) -> None:
     served.runner.fail_at = {0, 1, 3, 4}
     for i, fails in enumerate((True, True, False, True, True, False)):
         served.send(frames.Generate(request(prompt(9), f"r{i}", max_new_tokens=1)))
         assert bool(served.until_ended(f"r{i}")[-1].failures) == fails
 
 
-def test_a_request_that_cannot_be_taken_in_fails_alone(served):
+def test_a_request_that_cannot_be_taken_in_fails_alone(served) -> None:
     good = request(prompt(9), "good", max_new_tokens=3, ignore_eos=True)
     bad = replace(good, request_id="bad", prompt_ids=[])
     odd = replace(good, request_id="odd", sampling=replace(good.sampling, bad_words_ids=((),)))
@@ -139,7 +139,7 @@ def test_a_request_that_cannot_be_taken_in_fails_alone(served):
     }
 
 
-def test_abort_and_finish_are_heard_between_steps(served):
+def test_abort_and_finish_are_heard_between_steps(served) -> None:
     one = request(prompt(9), n=2, max_new_tokens=100, ignore_eos=True)
     served.runner.pace = threading.Semaphore(1)
     served.send(frames.Generate(one))
@@ -156,7 +156,7 @@ def test_abort_and_finish_are_heard_between_steps(served):
     assert len(served.runner.steps) <= 4
 
 
-def test_constraints_are_compiled_beside_the_steps(runner, grammars):
+def test_constraints_are_compiled_beside_the_steps(runner, grammars) -> None:
     served = Served(runner("llama"), grammars=grammars)
     free = request(prompt(9), "free", max_new_tokens=5, ignore_eos=True)
     bound = request(prompt(9), "bound", structured=Structured(kind="choice", value='["red", "blue"]'))
@@ -175,7 +175,7 @@ def wordy_tokenizer():
 
 
 @pytest.mark.parametrize("lack", ["bytes", "end"])
-def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_the_same(tmp_path, lack):
+def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_the_same(tmp_path, lack) -> None:
     config = CONFIGS["llama"]()
     config.eos_token_id = None if lack == "end" else EOS
     save(config, tmp_path, tokenizer=True)
@@ -190,7 +190,7 @@ def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_th
 class Slow:
     """A compiler that waits for `go` before each constraint."""
 
-    def __init__(self, grammars):
+    def __init__(self, grammars) -> None:
         self._grammars = grammars
         self.go = threading.Event()
 
@@ -202,7 +202,7 @@ class Slow:
         return self._grammars.compile(structured)
 
 
-def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars):
+def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars) -> None:
     slow = Slow(grammars)
     served = Served(runner("llama"), grammars=slow)
     served.send(frames.Generate(request(prompt(9), structured=Structured(kind="choice", value='["red", "blue"]'))))
@@ -225,7 +225,7 @@ def adapter(folder, tmp_path):
 class Held:
     """Holds up the reading of adapters until `go`."""
 
-    def __init__(self, core, monkeypatch):
+    def __init__(self, core, monkeypatch) -> None:
         self._read = core.adapters._read_folder
         self.go = threading.Event()
         monkeypatch.setattr(core.adapters, "_read_folder", self.read)
@@ -235,7 +235,7 @@ class Held:
         return self._read(folder)
 
 
-def test_how_a_load_ended_is_told(served, adapter, tmp_path):
+def test_how_a_load_ended_is_told(served, adapter, tmp_path) -> None:
     served.send(frames.LoadAdapter("a", str(adapter), False), frames.LoadAdapter("b", str(tmp_path / "none"), False))
     step, error = served.until_loaded("a")
     assert error is None and "a" in step.stats.adapter_host
@@ -247,7 +247,7 @@ def test_how_a_load_ended_is_told(served, adapter, tmp_path):
     assert (steps[-1].failures, steps[-1].stats.adapter_slots) == ([], ("a",))
 
 
-def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, adapter, monkeypatch):
+def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, adapter, monkeypatch) -> None:
     held = Held(served.core, monkeypatch)
     mine = request(prompt(9), "mine", adapter="a", max_new_tokens=3, ignore_eos=True)
     others = [request(prompt(9), f"r{i}", max_new_tokens=2, ignore_eos=True) for i in range(9)]
@@ -260,7 +260,7 @@ def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, ada
     assert not any(step.failures for step in steps)
 
 
-def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(served, adapter, monkeypatch):
+def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(served, adapter, monkeypatch) -> None:
     served.send(frames.LoadAdapter("a", str(adapter), False))
     served.until_loaded("a")
     endless = request(prompt(9), "running", adapter="a", max_new_tokens=110, ignore_eos=True)

@@ -27,7 +27,7 @@ CONSTRAINTS = {
 }
 
 
-def check(name, text):
+def check(name, text) -> None:
     match name:
         case "schema":
             jsonschema.validate(json.loads(text), SCHEMA)
@@ -42,7 +42,7 @@ def run_mixed(core, grammars, *, temperature=0.0, n=1):
     answers = {}
     free = [request(prompt(11 + i, i), f"free{i}", ignore_eos=True) for i in range(3)]
 
-    def add_constrained(step):
+    def add_constrained(step) -> None:
         for name, structured in CONSTRAINTS.items() if step == 1 else ():
             one = request(
                 prompt(17, len(name)),
@@ -72,7 +72,7 @@ def run_mixed(core, grammars, *, temperature=0.0, n=1):
 
 @pytest.mark.parametrize(("budget", "pages"), [(256, None), (7, None), (256, 11)], ids=["plain", "chunks", "preempted"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, grammars, budget, pages, n):
+def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, grammars, budget, pages, n) -> None:
     core = core_of(runner("llama", pages=pages), grammars=grammars, max_num_batched_tokens=budget)
     answers = run_mixed(core, grammars, temperature=1.0, n=n)
     for name in CONSTRAINTS:
@@ -87,7 +87,7 @@ def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, 
     assert (core.stats().preemptions > 0) == (pages is not None)
 
 
-def test_logprobs_of_a_constrained_output_are_the_models_own(runner, reference, grammars):
+def test_logprobs_of_a_constrained_output_are_the_models_own(runner, reference, grammars) -> None:
     answers = run_mixed(core_of(runner("llama"), grammars=grammars), grammars)
     output = answers["choice"].outputs[0]
     whole = prompt(17, len("choice")) + output.token_ids

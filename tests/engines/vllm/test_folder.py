@@ -10,12 +10,12 @@ from engines.vllm.folder import PrivateFolder
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(folder, "YOUNG_SECONDS", 0.0)
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_what_a_killed_process_left_is_cleared_away(tmp_path) -> None:
     killed = PrivateFolder()
     (killed.path / "copy").mkdir()
     os.close(killed._lock)
@@ -23,7 +23,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     assert not killed.path.exists() and living.path.exists()
 
 
-def test_the_living_and_the_young_keep_theirs(tmp_path, monkeypatch):
+def test_the_living_and_the_young_keep_theirs(tmp_path, monkeypatch) -> None:
     living, other = PrivateFolder(), PrivateFolder()
     assert living.path.exists() and other.path.exists()
     monkeypatch.setattr(folder, "YOUNG_SECONDS", 60.0)

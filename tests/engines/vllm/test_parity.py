@@ -80,7 +80,7 @@ async def assert_same(engine, model: torch.nn.Module, adapter: str | None) -> li
     return tokens
 
 
-async def test_the_base_model(engine, model):
+async def test_the_base_model(engine, model) -> None:
     await assert_same(engine, reference(model), None)
 
 
@@ -94,7 +94,7 @@ async def test_the_base_model(engine, model):
     ],
     ids=["plain", "rslora", "alpha_pattern", "rank_pattern"],
 )
-async def test_adapters_whatever_their_layers_ranks_and_scales_are(engine, model, tmp_path, config):
+async def test_adapters_whatever_their_layers_ranks_and_scales_are(engine, model, tmp_path, config) -> None:
     support = engine.capabilities().adapters
     ranks = {Q: 2, DOWN: 5 if "rank_pattern" in config else 2}
     tensors = {}
@@ -113,7 +113,7 @@ async def test_adapters_whatever_their_layers_ranks_and_scales_are(engine, model
         await engine.unload_adapter("a@1")
 
 
-async def test_every_layer_that_is_said_to_be_adapted_is(engine, model, tmp_path):
+async def test_every_layer_that_is_said_to_be_adapted_is(engine, model, tmp_path) -> None:
     support = engine.capabilities().adapters
     assert len(support.linears) == 2 * 7 and not support.embeddings and not support.replaceable
     suffixes = sorted({path.rpartition(".")[2] for path in support.linears})
@@ -128,7 +128,7 @@ async def test_every_layer_that_is_said_to_be_adapted_is(engine, model, tmp_path
         await engine.unload_adapter("all@1")
 
 
-async def test_an_adapter_that_says_little_of_itself_is_served(engine, tmp_path):
+async def test_an_adapter_that_says_little_of_itself_is_served(engine, tmp_path) -> None:
     """vLLM itself refuses a configuration without target_modules, or with modules_to_save that were not saved."""
     tensors = lora_tensors(support=engine.capabilities().adapters)
     folder = write_adapter(tmp_path / "little", tensors=tensors)
@@ -140,7 +140,7 @@ async def test_an_adapter_that_says_little_of_itself_is_served(engine, tmp_path)
     await engine.unload_adapter("little@1")
 
 
-async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_has(engine, model):
+async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_has(engine, model) -> None:
     asked = request(PROMPT, prompt_logprobs=1, n=2)
     await answer(engine, request(PROMPT))
     first = (await collect(engine, asked))[0]
@@ -150,7 +150,7 @@ async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_ha
     assert [one.logprob for one in first.prompt_logprobs[1:]] == pytest.approx(expected, abs=CLOSE)
 
 
-async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine):
+async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine) -> None:
     plain = await answer(engine, request(ignore_eos=True, logprobs=5))
     token = plain.token_ids[0]
     shaped = await answer(
@@ -168,7 +168,7 @@ async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine):
 # ---- what shapes the choice
 
 
-async def test_penalties_and_filters_have_their_effect(engine):
+async def test_penalties_and_filters_have_their_effect(engine) -> None:
     # The likeliest token is favoured so much that it comes again and again, unless something is against it.
     favourite = {"logit_bias": {65: 20.0}, "ignore_eos": True, "max_new_tokens": 6}
     assert (await answer(engine, request(**favourite))).token_ids == [65] * 6
@@ -180,7 +180,7 @@ async def test_penalties_and_filters_have_their_effect(engine):
         assert (await answer(engine, request(ignore_eos=True, temperature=2.0, seed=5, **only_one))).token_ids == greedy
 
 
-async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine):
+async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine) -> None:
     asked = request(n=3, temperature=2.0, seed=11, ignore_eos=True)
     outputs = await collect(engine, asked)
     texts = [[t for o in outputs if o.index == i for t in o.token_ids] for i in range(3)]
@@ -189,13 +189,13 @@ async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine):
     assert alone.token_ids == texts[1]
 
 
-async def test_nothing_is_made_where_nothing_is_asked_for(engine):
+async def test_nothing_is_made_where_nothing_is_asked_for(engine) -> None:
     [only] = await collect(engine, request(max_new_tokens=0, prompt_logprobs=0, logprobs=1))
     assert (only.token_ids, only.logprobs, only.finish_reason) == ((), (), FinishReason.LENGTH)
     assert len(only.prompt_logprobs) == len("hello world")
 
 
-async def test_an_output_ends_where_the_context_does(engine):
+async def test_an_output_ends_where_the_context_does(engine) -> None:
     made = await answer(engine, request("x" * (POSITIONS - 5), max_new_tokens=100, ignore_eos=True))
     assert (len(made.token_ids), made.finish_reason) == (5, FinishReason.LENGTH)
     with pytest.raises(ContextLengthExceeded):
@@ -212,7 +212,7 @@ async def test_an_output_ends_where_the_context_does(engine):
     ],
     ids=["json_object", "lark", "gbnf", "special"],
 )
-async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens(engine, kind, value, matches):
+async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens(engine, kind, value, matches) -> None:
     tokenizer = byte_level_tokenizer()
     schema = Structured(kind=kind, value=value)
     # A model of random weights would fill strings for ever: closing brackets and quotes are what it likes best here.
@@ -251,7 +251,7 @@ async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens
     ],
     ids=lambda wrong: "+".join(wrong),
 )
-async def test_a_wrong_request_fails_alone(engine, wrong):
+async def test_a_wrong_request_fails_alone(engine, wrong) -> None:
     beside = answer(engine, request("beside", "beside", max_new_tokens=40, ignore_eos=True))
     with pytest.raises(InvalidRequest):
         await answer(engine, request(**wrong))
@@ -263,7 +263,7 @@ def endless(request_id: str):
     return request("x", request_id, max_new_tokens=POSITIONS, ignore_eos=True)
 
 
-async def test_the_urgent_overtakes(engine):
+async def test_the_urgent_overtakes(engine) -> None:
     """With all seats taken, the one of lower priority number is the next to sit down, whoever came first."""
     order = []
 
@@ -284,7 +284,7 @@ async def test_the_urgent_overtakes(engine):
         task.cancel()
 
 
-async def test_statistics(engine):
+async def test_statistics(engine) -> None:
     before = engine.stats()
     text = "a text that is long enough to fill more than one block of the cache for sure"
     [first] = [o for o in await collect(engine, request(text)) if o.cached_tokens is not None]

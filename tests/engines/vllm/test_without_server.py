@@ -61,16 +61,16 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         ("memory", "memory for the cache"),
     ],
 )
-def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(seen, what, words):
+def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(seen, what, words) -> None:
     kind, message = seen["refusals"][what]
     assert kind == "UnsupportedModel"
     assert words in message and "Traceback" not in message and "\n" not in message
 
 
-def test_an_engine_without_adapters_that_sleeps_and_wakes(seen):
+def test_an_engine_without_adapters_that_sleeps_and_wakes(seen) -> None:
     assert {what for what, was in seen["sleep"].items() if not was} == set()
 
 
-def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen):
+def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen) -> None:
     tokens = seen["tokens of a step"]
     assert tokens["ours"] == tokens["vllm serve"] > tokens["elsewhere"]

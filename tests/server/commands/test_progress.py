@@ -10,12 +10,12 @@ from training.folder import EVENT, Checkpoint, Evaluation, Message, Started, Ste
 
 
 class Terminal(io.StringIO):
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
 @pytest.fixture(autouse=True)
-def width(monkeypatch):
+def width(monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
@@ -39,7 +39,7 @@ def lines_that_stay(text):
     return [line.rpartition("\r")[2] for line in text.replace("\x1b[K", "").split("\n")]
 
 
-def test_a_terminal_shows_one_moving_line_below_what_stays():
+def test_a_terminal_shows_one_moving_line_below_what_stays() -> None:
     terminal = Terminal()
     progress = progress_on(terminal)
     for event in EVENTS:
@@ -56,14 +56,14 @@ def test_a_terminal_shows_one_moving_line_below_what_stays():
     ]
 
 
-def test_a_line_is_never_wider_than_the_terminal(monkeypatch):
+def test_a_line_is_never_wider_than_the_terminal(monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal = Terminal()
     TerminalProgress(terminal).show(step(10, **{f"metric_{i}": 0.5 for i in range(9)}))
     assert len(lines_that_stay(terminal.getvalue())[0]) == 29
 
 
-def test_how_long_the_rest_takes_is_told_from_the_second_step_on():
+def test_how_long_the_rest_takes_is_told_from_the_second_step_on() -> None:
     terminal = Terminal()
     progress = TerminalProgress(terminal)
     progress.show(step(10, 100.0))
@@ -72,7 +72,7 @@ def test_how_long_the_rest_takes_is_told_from_the_second_step_on():
     assert "2:00:00 left" in terminal.getvalue()
 
 
-def test_where_nobody_looks_every_event_is_a_line_of_json():
+def test_where_nobody_looks_every_event_is_a_line_of_json() -> None:
     stream = io.StringIO()
     progress = progress_on(stream)
     assert isinstance(progress, JsonProgress)

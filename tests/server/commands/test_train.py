@@ -60,7 +60,7 @@ def worker(here, monkeypatch):
     return does
 
 
-def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, capsys):
+def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, capsys) -> None:
     asked = worker(ADAPTER, CONFIG=LORA)
     assert cli.main(["sft", "--model", "a b", "--dataset", "d.jsonl", "--output_dir", "out"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -75,19 +75,19 @@ def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, 
     }
 
 
-def test_an_adapter_that_cannot_be_served_is_to_be_merged(worker, capsys):
+def test_an_adapter_that_cannot_be_served_is_to_be_merged(worker, capsys) -> None:
     worker(ADAPTER, CONFIG=LORA | {"use_dora": True})
     assert cli.main(["sft", "--model", "m"]) == 0
     assert "tuneserve merge --adapters /" in capsys.readouterr().out
 
 
-def test_a_trained_model_is_served_as_it_is(worker, capsys):
+def test_a_trained_model_is_served_as_it_is(worker, capsys) -> None:
     worker('result(status="succeeded", artifact="checkpoint-2", kind="model")')
     assert cli.main(["pt", "--model", "m"]) == 0
     assert "Serve it: tuneserve deploy --model /" in capsys.readouterr().out
 
 
-def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys):
+def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys) -> None:
     worker(
         "error = {'code': 'c', 'message': 'line 3 is no JSON', 'param': 'dataset'}\n"
         "print('Traceback ...')\nresult(status='failed', error=error); sys.exit(1)"
@@ -96,7 +96,7 @@ def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys):
     assert capsys.readouterr().err == "tuneserve rlhf: failed: --dataset: line 3 is no JSON\n"
 
 
-def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys):
+def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys) -> None:
     worker("print('\\n'.join(f'line {i}' for i in range(50))); sys.stdout.flush(); os.kill(os.getpid(), 9)")
     assert cli.main(["sft", "--model", "m"]) == 1
     told = capsys.readouterr().err
@@ -105,14 +105,14 @@ def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys):
     assert "line 29\n" not in told
 
 
-def test_a_checkpoint_is_named_by_its_whole_path(worker, here):
+def test_a_checkpoint_is_named_by_its_whole_path(worker, here) -> None:
     asked = worker('result(status="succeeded", artifact=".", kind="model")')
     cli.main(["sft", "--model", "m", "--resume_from_checkpoint", "out/checkpoint-1"])
     task = JobFolder(asked["folder"]).read_task()
     assert task.params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
 
 
-def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypatch, capsys):
+def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypatch, capsys) -> None:
     asked = worker('result(status="succeeded", artifact=".", kind="model")')
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     assert cli.main(["sft", "--model", "m"]) == 0
@@ -125,13 +125,13 @@ def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypat
     assert "several machines is not built yet" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made(here, capsys):
+def test_a_folder_that_cannot_be_made(here, capsys) -> None:
     (here / "file").touch()
     assert cli.main(["sft", "--model", "m", "--output_dir", "file"]) == 1
     assert "--output_dir" in capsys.readouterr().err
 
 
-def test_what_is_not_installed_is_named(monkeypatch, capsys):
+def test_what_is_not_installed_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else object())
     assert cli.main(["sft", "--model", "m"]) == 1
     assert capsys.readouterr().err == "tuneserve sft: failed: trl is missing: pip install 'tuneserve[train]'\n"
@@ -146,7 +146,7 @@ result(status="succeeded", artifact="merged", kind="model")
 """
 
 
-def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker, here, capsys):
+def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker, here, capsys) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
     worker(MERGES)
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 0
@@ -157,7 +157,7 @@ def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker,
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_merge_that_fails_leaves_nothing(worker, here, capsys):
+def test_a_merge_that_fails_leaves_nothing(worker, here, capsys) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
     worker("error = {'code': 'c', 'message': 'no', 'param': None}\nresult(status='failed', error=error); sys.exit(1)")
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 1
@@ -176,7 +176,7 @@ def test_a_merge_that_fails_leaves_nothing(worker, here, capsys):
         (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: nothing in this version depends on it"),
     ],
 )
-def test_what_merge_cannot_do_is_refused(capsys, words, told):
+def test_what_merge_cannot_do_is_refused(capsys, words, told) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["merge", *words])
     assert stopped.value.code == 2
@@ -220,7 +220,7 @@ def start(script, here):
     )
 
 
-def wait_until_ready(process):
+def wait_until_ready(process) -> None:
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     while '"ready"' not in process.stdout.readline():
@@ -229,7 +229,7 @@ def wait_until_ready(process):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_the_training_at_a_checkpoint(here, number):
+def test_a_signal_stops_the_training_at_a_checkpoint(here, number) -> None:
     with start(STOPS, here) as process:
         wait_until_ready(process)
         process.send_signal(number)
@@ -239,7 +239,7 @@ def test_a_signal_stops_the_training_at_a_checkpoint(here, number):
     assert "/checkpoint-5." in told
 
 
-def test_a_second_signal_ends_it_at_once(here):
+def test_a_second_signal_ends_it_at_once(here) -> None:
     with start(IGNORES, here) as process:
         wait_until_ready(process)
         process.send_signal(signal.SIGINT)
@@ -252,7 +252,7 @@ def test_a_second_signal_ends_it_at_once(here):
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="nothing here ties a process to its parent")
-def test_the_worker_dies_with_the_command(here):
+def test_the_worker_dies_with_the_command(here) -> None:
     with start(IGNORES, here) as process:
         wait_until_ready(process)
         worker = int(next(here.glob("output/m/*/pid")).read_text())

@@ -27,18 +27,18 @@ def status(client, method, path, key=None, body=None):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
-def test_public_paths_need_no_key(client, path):
+def test_public_paths_need_no_key(client, path) -> None:
     assert status(client, "GET", path) == 200
 
 
-def test_every_other_path_needs_one_whether_it_exists_or_not(client):
+def test_every_other_path_needs_one_whether_it_exists_or_not(client) -> None:
     paths = [route.path for route in client.app.routes if route.path not in ("/health", "/ready", "/metrics")]
     for path in [*paths, "/nope", "//health", "/health/", "/HEALTH", "/v1/models/../health"]:
         assert status(client, "GET", path) == 401, path
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer nope", "Basic full", "full", "Bearer infer:ask"])
-def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header):
+def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header) -> None:
     reply = client.get("/v1/models", headers={"authorization": header})
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
@@ -47,7 +47,7 @@ def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header):
 
 
 @pytest.mark.parametrize("key", ["full", "ask", "teach", "rule"])
-def test_every_role_sees_the_models(client, key):
+def test_every_role_sees_the_models(client, key) -> None:
     assert status(client, "GET", "/v1/models", key) == 200
 
 
@@ -67,33 +67,33 @@ TOKENIZE = {"prompt": "a"}
         ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
     ],
 )
-def test_a_role_opens_its_own_paths_only(client, method, path, body, role):
+def test_a_role_opens_its_own_paths_only(client, method, path, body, role) -> None:
     for key in ("ask", "teach", "rule"):
         assert (status(client, method, path, key, body) == 403) == (key != role), key
     assert status(client, method, path, "full", body) in (200, 404)
 
 
-def test_a_key_without_the_role_is_told_so_in_openais_shape(client):
+def test_a_key_without_the_role_is_told_so_in_openais_shape(client) -> None:
     reply = client.post("/tokenize", headers={"authorization": "Bearer teach"}, json=TOKENIZE)
     assert reply.json()["error"]["code"] == "insufficient_permissions"
     assert "teach" not in reply.text
 
 
-def test_the_scheme_is_not_case_sensitive(client):
+def test_the_scheme_is_not_case_sensitive(client) -> None:
     assert client.get("/v1/models", headers={"authorization": "bearer full"}).status_code == 200
 
 
-def test_metrics_ask_for_a_key_where_they_are_told_to():
+def test_metrics_ask_for_a_key_where_they_are_told_to() -> None:
     with make_client(api_key="k", metrics_auth=True) as client:
         assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", "k")) == (401, 200)
 
 
-def test_without_keys_everything_is_open():
+def test_without_keys_everything_is_open() -> None:
     with make_client() as client:
         assert status(client, "GET", "/v1/models") == 200
 
 
-def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same():
+def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() -> None:
     preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
     with make_client(api_key="k", allowed_origins="https://chat.example") as client:
         reply = client.options("/v1/models", headers=preflight)
@@ -106,6 +106,6 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same():
 @pytest.mark.parametrize(
     ("key", "made_by_a_job", "other"), [("ask", 403, 403), ("teach", 404, 403), ("rule", 404, 404), ("full", 404, 404)]
 )
-def test_who_trains_may_delete_what_jobs_have_made(client, key, made_by_a_job, other):
+def test_who_trains_may_delete_what_jobs_have_made(client, key, made_by_a_job, other) -> None:
     assert status(client, "DELETE", "/v1/models/ft:echo:tuneserve::nope", key) == made_by_a_job
     assert status(client, "DELETE", "/v1/models/nope", key) == other

@@ -33,11 +33,11 @@ def description(client):
     return client.get("/openapi.json").json()
 
 
-def test_it_is_a_valid_openapi_document(description):
+def test_it_is_a_valid_openapi_document(description) -> None:
     validate(description)
 
 
-def test_every_route_that_takes_a_body_says_which(description):
+def test_every_route_that_takes_a_body_says_which(description) -> None:
     posts = {path: operations["post"] for path, operations in description["paths"].items() if "post" in operations}
     bodies = {path: post["requestBody"] for path, post in posts.items() if "requestBody" in post}
     assert VALID.keys() | {"/v1/files"} == bodies.keys()  # which takes a form
@@ -52,28 +52,28 @@ def accepts(description, path, body):
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_bodies_fit_the_description_where_the_server_takes_them(client, description, path):
+def test_bodies_fit_the_description_where_the_server_takes_them(client, description, path) -> None:
     assert accepts(description, path, VALID[path])
     assert not accepts(description, path, VALID[path] | {"nonsense": 1})
     assert not accepts(description, path, {})
 
 
 @pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], [[1], [2]]])
-def test_the_forms_of_a_prompt_and_of_stops_are_described(description, prompt):
+def test_the_forms_of_a_prompt_and_of_stops_are_described(description, prompt) -> None:
     body = {"model": "echo", "prompt": prompt}
     assert accepts(description, "/v1/completions", body | {"stop": "x"})
     assert accepts(description, "/v1/completions", body | {"stop": ["x", "y"]})
     assert not accepts(description, "/v1/completions", body | {"stop": 1})
 
 
-def test_every_operation_but_the_public_ones_names_the_key(description):
+def test_every_operation_but_the_public_ones_names_the_key(description) -> None:
     assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     for path, operations in description["paths"].items():
         for operation in operations.values():
             assert operation.get("security") == (None if path in PUBLIC else [{"key": []}])
 
 
-def test_every_error_is_openais_and_never_fastapis(client, description):
+def test_every_error_is_openais_and_never_fastapis(client, description) -> None:
     schema = {"$ref": "#/components/schemas/Error", "components": description["components"]}
     assert Draft202012Validator(schema).is_valid(client.post("/tokenize", json={}).json())
     for operations in description["paths"].values():
@@ -81,7 +81,7 @@ def test_every_error_is_openais_and_never_fastapis(client, description):
             assert operation["responses"].keys() == {"200", "default"}
 
 
-def test_the_page_shows_the_description(client):
+def test_the_page_shows_the_description(client) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text

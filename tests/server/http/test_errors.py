@@ -90,7 +90,7 @@ def error_of(reply: httpx.Response) -> dict:
 
 
 @pytest.mark.parametrize("number", range(len(ERRORS)), ids=lambda number: type(ERRORS[number][0]).__name__)
-def test_each_error_class_has_its_status_and_code(client, number):
+def test_each_error_class_has_its_status_and_code(client, number) -> None:
     error, status, code = ERRORS[number]
     reply = client.get(f"/raise/{number}")
     assert reply.status_code == status
@@ -99,7 +99,7 @@ def test_each_error_class_has_its_status_and_code(client, number):
 
 
 @pytest.mark.parametrize("number", range(len(OURS)), ids=lambda number: type(OURS[number]).__name__)
-def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(client, caplog, number):
+def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(client, caplog, number) -> None:
     reply = client.get(f"/raise/{len(ERRORS) + number}", headers={"x-request-id": "find-me"})
     assert reply.status_code == 500
     error = error_of(reply)
@@ -107,14 +107,14 @@ def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(client
     assert any("find-me" in record.getMessage() and record.exc_info for record in caplog.records)
 
 
-def test_an_unknown_path_and_a_wrong_method(client):
+def test_an_unknown_path_and_a_wrong_method(client) -> None:
     assert error_of(client.get("/nope"))["code"] == "not_found"
     reply = client.get("/body")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
     assert error_of(reply)["code"] == "method_not_allowed"
 
 
-def test_a_wrong_value_in_the_path_is_a_400(client):
+def test_a_wrong_value_in_the_path_is_a_400(client) -> None:
     reply = client.get("/raise/x")
     assert reply.status_code == 400
     assert "integer" in error_of(reply)["message"]
@@ -148,7 +148,7 @@ HELLO = {"role": "user", "content": "hi"}
         ({"mesages": [HELLO]}, "mesages", "unknown_parameter"),
     ],
 )
-def test_a_body_that_does_not_fit_names_the_field(client, body, param, code):
+def test_a_body_that_does_not_fit_names_the_field(client, body, param, code) -> None:
     reply = client.post("/body", json=body)
     assert reply.status_code == 400
     error = error_of(reply)
@@ -156,7 +156,7 @@ def test_a_body_that_does_not_fit_names_the_field(client, body, param, code):
     assert param in error["message"]
 
 
-def test_a_message_tells_a_few_errors_and_cuts_values_short(client):
+def test_a_message_tells_a_few_errors_and_cuts_values_short(client) -> None:
     body = {"messages": [{"role": 1}], "n": "x" * 10_000, "temperature": "y" * 10_000}
     message = error_of(client.post("/body", json=body))["message"]
     assert len(message) < 1000 and "and 1 more" in message
@@ -171,7 +171,7 @@ def test_a_message_tells_a_few_errors_and_cuts_values_short(client):
     ],
     ids=["items", "members", "unknown"],
 )
-def test_of_very_many_errors_the_first_is_told(body, param):
+def test_of_very_many_errors_the_first_is_told(body, param) -> None:
     with pytest.raises(errors.InvalidRequest) as refusal:
         parse_json(Body, json.dumps(body).encode())
     assert refusal.value.param == param
@@ -181,7 +181,7 @@ BODIES = [ChatRequest, CompletionRequest, EmbeddingsBody, TokenizeBody, Detokeni
 
 
 @pytest.mark.parametrize("model", BODIES)
-def test_no_list_or_object_in_a_body_is_read_on_after_its_first_wrong_item(model):
+def test_no_list_or_object_in_a_body_is_read_on_after_its_first_wrong_item(model) -> None:
     """To describe a million errors takes seconds, in which nobody else is answered."""
     kinds = [node for node in nodes(model.__pydantic_core_schema__) if node.get("type") in ("list", "dict")]
     checked = [node for node in kinds if node.get("items_schema", node.get("values_schema"))["type"] != "any"]
@@ -218,18 +218,18 @@ def nodes(schema):
         (b"\x00\x01\x02", "not valid JSON"),
     ],
 )
-def test_a_body_that_is_not_a_json_object_is_a_400(client, data, why):
+def test_a_body_that_is_not_a_json_object_is_a_400(client, data, why) -> None:
     reply = client.post("/body", content=data, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert why in error_of(reply)["message"]
 
 
-def test_a_body_of_a_million_values_is_refused_before_any_is_looked_at():
+def test_a_body_of_a_million_values_is_refused_before_any_is_looked_at() -> None:
     with pytest.raises(errors.InvalidRequest, match="more than 1000000 values"):
         parse_json(Body, b'{"n": [' + b"0," * 1_000_001 + b"0]}")
 
 
-def test_of_a_key_that_comes_twice_the_last_counts(client):
+def test_of_a_key_that_comes_twice_the_last_counts(client) -> None:
     data = b'{"messages": [], "n": 1, "n": 2}'
     assert client.post("/body", content=data, headers={"content-type": "application/json"}).json() == {"n": 2}
 
@@ -237,24 +237,24 @@ def test_of_a_key_that_comes_twice_the_last_counts(client):
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"]
 )
-def test_another_content_type_is_a_400_that_says_which_one_is_right(client, content_type):
+def test_another_content_type_is_a_400_that_says_which_one_is_right(client, content_type) -> None:
     reply = client.post("/body", content=b'{"messages": []}', headers={"content-type": content_type})
     assert reply.status_code == 400
     assert "application/json" in error_of(reply)["message"]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
-def test_json_goes_by_several_names(client, content_type):
+def test_json_goes_by_several_names(client, content_type) -> None:
     reply = client.post("/body", content=b'{"messages": []}', headers={"content-type": content_type})
     assert reply.status_code == 200
 
 
-def test_a_compressed_body_is_refused(client):
+def test_a_compressed_body_is_refused(client) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     assert "gzip" in error_of(client.post("/body", content=b"x", headers=headers))["message"]
 
 
-def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_not(client):
+def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_not(client) -> None:
     data = json.dumps({"messages": [], "x": "y" * 200_000}).encode()
     for content in (data, iter([data[:150_000], data[150_000:]])):
         reply = client.post("/body", content=content, headers={"content-type": "application/json"})
@@ -262,7 +262,7 @@ def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_no
         assert error_of(reply)["message"] == "The request's body is larger than 0.1 MiB."
 
 
-def test_the_callers_request_id_comes_back_where_it_is_sane(client):
+def test_the_callers_request_id_comes_back_where_it_is_sane(client) -> None:
     def request_id(given: str) -> str:
         return client.get("/health", headers={"x-request-id": given}).headers["x-request-id"]
 
@@ -271,7 +271,7 @@ def test_the_callers_request_id_comes_back_where_it_is_sane(client):
         assert request_id(strange).startswith("req-")
 
 
-def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client():
+def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client() -> None:
     engine = EchoEngine(faults=EchoFaults(start_error=errors.EngineFailure("no memory")))
     with ReadyClient(create_app(make_serving(engine, echo_tokenizer(), DeployParams(model="echo")))) as client:
         for method, path in (

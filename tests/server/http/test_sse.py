@@ -18,11 +18,11 @@ from server.http.sse import stream_events, until_disconnect
 class Source:
     """Events to stream, one for each `put`; an exception is raised; None ends them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.queue = asyncio.Queue()
         self.closed = asyncio.Event()
 
-    def put(self, *events):
+    def put(self, *events) -> None:
         for event in events:
             self.queue.put_nowait(event)
 
@@ -62,14 +62,14 @@ async def client(app):
         yield client
 
 
-async def test_events_are_framed_and_end_with_done(client, source):
+async def test_events_are_framed_and_end_with_done(client, source) -> None:
     source.put({"a": 1}, {"b": "é"}, None)
     reply = await client.get("/stream")
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.text == 'data: {"a":1}\n\ndata: {"b":"é"}\n\ndata: [DONE]\n\n'
 
 
-async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, source):
+async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, source) -> None:
     source.put(QueueFull("full"))
     reply = await client.get("/stream")
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
@@ -77,7 +77,7 @@ async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, s
     assert source.closed.is_set()
 
 
-async def test_a_later_error_goes_into_the_stream(client, source):
+async def test_a_later_error_goes_into_the_stream(client, source) -> None:
     source.put({"a": 1}, EngineFailure("secret /path"))
     reply = await client.get("/stream")
     assert reply.status_code == 200
@@ -87,7 +87,7 @@ async def test_a_later_error_goes_into_the_stream(client, source):
     assert done == "data: [DONE]"
 
 
-async def test_a_bug_in_the_events_is_told_without_its_details(client, source):
+async def test_a_bug_in_the_events_is_told_without_its_details(client, source) -> None:
     source.put({"a": 1}, KeyError("secret"))
     text = (await client.get("/stream")).text
     assert '"code":"internal_error"' in text and "secret" not in text and text.endswith("data: [DONE]\n\n")
@@ -96,7 +96,7 @@ async def test_a_bug_in_the_events_is_told_without_its_details(client, source):
 class Client:
     """An ASGI client that reads piece by piece, and goes away when told to."""
 
-    def __init__(self, app, path, query=b""):
+    def __init__(self, app, path, query=b"") -> None:
         self.gone = asyncio.Event()
         self.sent = []
         self.started = asyncio.Event()
@@ -108,14 +108,14 @@ class Client:
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message):
+    async def send(self, message) -> None:
         self.sent.append(message)
         if message.get("body"):
             self.started.set()
             self.pieces.put_nowait(message["body"].decode())
 
 
-async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_event(app, source):
+async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_event(app, source) -> None:
     client = Client(app, "/stream", query=b"keep_alive=0.01")
     assert await client.pieces.get() == ": keep-alive\n\n"
     source.put({"a": 1})
@@ -129,7 +129,7 @@ async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_ev
     assert '"code":"rate_limit_exceeded"' in text and text.endswith("data: [DONE]\n\n")
 
 
-async def test_a_client_that_goes_away_closes_the_events(app, source):
+async def test_a_client_that_goes_away_closes_the_events(app, source) -> None:
     client = Client(app, "/stream")
     source.put({"a": 1})
     await client.started.wait()
@@ -138,7 +138,7 @@ async def test_a_client_that_goes_away_closes_the_events(app, source):
     assert source.closed.is_set()
 
 
-async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(app, source):
+async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(app, source) -> None:
     client = Client(app, "/stream")
     client.gone.set()
     await client.task
@@ -146,7 +146,7 @@ async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(
     assert [message.get("status") for message in client.sent] == [499, None]
 
 
-async def test_a_client_that_goes_away_ends_work_that_does_not_stream(app, source):
+async def test_a_client_that_goes_away_ends_work_that_does_not_stream(app, source) -> None:
     client = Client(app, "/wait")
     client.gone.set()
     await client.task

@@ -7,25 +7,25 @@ from server.jobs import worker_process
 from server.jobs.worker_process import dying_with_us, worker_command, worker_environment
 
 
-def test_one_process_is_plain_python():
+def test_one_process_is_plain_python() -> None:
     assert worker_command(Path("/job")) == [sys.executable, "-m", "training.run", "/job"]
     assert worker_command(Path("/job"), program="validate")[1:] == ["-m", "training.validate", "/job"]
 
 
-def test_several_are_torchruns():
+def test_several_are_torchruns() -> None:
     assert worker_command(Path("/job"), processes=2)[1:] == [
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *("-m", "training.run", "/job"),
     ]
 
 
-def test_where_the_system_can_it_dies_with_its_parent(monkeypatch):
+def test_where_the_system_can_it_dies_with_its_parent(monkeypatch) -> None:
     monkeypatch.setattr(worker_process.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert dying_with_us(["a", "b"]) == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "a", "b"]
     monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)
     assert dying_with_us(["a", "b"]) == ["a", "b"]
 
 
-def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told():
+def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told() -> None:
     environment = worker_environment()
     assert environment["PYTHONSAFEPATH"] == environment["HF_HUB_DISABLE_TELEMETRY"] == "1"

@@ -19,7 +19,7 @@ LABELS = {"model_name": "echo", "engine": "pt"}
 class Watched:
     """An engine and the metrics of what it is asked."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.engine = EchoEngine(max_requests=1)
         self.serving = make_serving(self.engine, echo_tokenizer(), DeployParams(model="echo"))
         self.metrics = self.serving.metrics
@@ -45,7 +45,7 @@ async def watched():
     return watched
 
 
-async def test_a_finished_request_is_counted_and_timed(watched):
+async def test_a_finished_request_is_counted_and_timed(watched) -> None:
     outputs = [output async for output in watched.outputs()]
     assert len(outputs) == 4  # a, b, c, the end
     expected = {
@@ -61,20 +61,20 @@ async def test_a_finished_request_is_counted_and_timed(watched):
     assert watched.metrics.tokens == (3, 4)
 
 
-async def test_each_of_n_outputs_is_counted_and_the_prompt_once(watched):
+async def test_each_of_n_outputs_is_counted_and_the_prompt_once(watched) -> None:
     assert [output async for output in watched.outputs(n=3, max_new_tokens=2)]
     assert watched.value("tuneserve:request_success_total", finished_reason="length") == 3
     assert watched.value("tuneserve:prompt_tokens_total") == 3
     assert watched.value("tuneserve:inter_token_latency_seconds_count") == 3
 
 
-async def test_an_output_that_a_stop_string_ended_counts_as_stopped(watched):
+async def test_an_output_that_a_stop_string_ended_counts_as_stopped(watched) -> None:
     async for _ in watched.outputs():
         watched.engine.finish("r", 0)
     assert watched.value("tuneserve:request_success_total", finished_reason="stop") == 1
 
 
-async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_below_too(watched):
+async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_below_too(watched) -> None:
     async with aclosing(watched.outputs(n=2)) as outputs:
         await anext(outputs)
         assert watched.value("tuneserve:num_requests_running") == 1
@@ -82,14 +82,14 @@ async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_be
     assert watched.value("tuneserve:request_success_total", finished_reason="abort") == 2
 
 
-async def test_a_request_that_fails_half_way_counts_as_an_error(watched):
+async def test_a_request_that_fails_half_way_counts_as_an_error(watched) -> None:
     watched.engine.faults = EchoFaults(die_after=1)
     with pytest.raises(EngineFailure):
         assert [output async for output in watched.outputs()]
     assert watched.value("tuneserve:request_success_total", finished_reason="error") == 1
 
 
-async def test_a_request_that_was_not_taken_is_no_request(watched):
+async def test_a_request_that_was_not_taken_is_no_request(watched) -> None:
     async with aclosing(watched.outputs()) as running:
         await anext(running)
         with pytest.raises(QueueFull):
@@ -98,7 +98,7 @@ async def test_a_request_that_was_not_taken_is_no_request(watched):
         assert watched.value("tuneserve:e2e_request_latency_seconds_count") == 0
 
 
-def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_parses():
+def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_parses() -> None:
     watched = Watched()
     watched.engine.faults.start_delay = 60
     with TestClient(create_app(watched.serving)) as client:
@@ -127,14 +127,14 @@ def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_par
     } <= names
 
 
-async def test_no_series_tells_when_it_began(watched):
+async def test_no_series_tells_when_it_began(watched) -> None:
     assert [output async for output in watched.outputs()]
     page = watched.metrics.exposition().decode()
     assert "request_success_total" in page and "first_token_seconds_bucket" in page
     assert "_created" not in page
 
 
-def test_two_apps_in_one_process_count_apart():
+def test_two_apps_in_one_process_count_apart() -> None:
     one, two = Watched(), Watched()
     one.metrics.count_tokens(prompt=5)
     assert (one.value("tuneserve:prompt_tokens_total"), two.value("tuneserve:prompt_tokens_total")) == (5, 0)

@@ -32,7 +32,7 @@ def log_of(monkeypatch, caplog):
         serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo"))
         clock, left, told = [100.0], list(events), []
 
-        async def sleep(seconds):
+        async def sleep(seconds) -> None:
             told.append([record.getMessage() for record in caplog.records])
             caplog.clear()
             if not left:
@@ -49,27 +49,27 @@ def log_of(monkeypatch, caplog):
     return run
 
 
-def nothing(metrics, engine):
+def nothing(metrics, engine) -> None:
     engine.now = EngineStats()
 
 
-def tokens(metrics, engine):
+def tokens(metrics, engine) -> None:
     metrics.count_tokens(prompt=200, generated=50)
 
 
-def waiting(metrics, engine):
+def waiting(metrics, engine) -> None:
     engine.now = EngineStats(running=2, waiting=3, kv_cache_usage=0.125)
 
 
-async def test_an_idle_server_says_nothing(log_of):
+async def test_an_idle_server_says_nothing(log_of) -> None:
     assert await log_of(nothing, nothing) == [[], []]
 
 
-async def test_tokens_are_told_once_as_a_rate_over_their_interval(log_of):
+async def test_tokens_are_told_once_as_a_rate_over_their_interval(log_of) -> None:
     line = "10.0 prompt tokens/s, 2.5 generated tokens/s, 0 running, 0 waiting, KV cache 0.0% full"
     assert await log_of(nothing, tokens, nothing, tokens) == [[], [line], [], [line]]
 
 
-async def test_requests_that_wait_are_told_though_no_token_comes(log_of):
+async def test_requests_that_wait_are_told_though_no_token_comes(log_of) -> None:
     line = "0.0 prompt tokens/s, 0.0 generated tokens/s, 2 running, 3 waiting, KV cache 12.5% full"
     assert await log_of(waiting, nothing) == [[line], []]

@@ -10,7 +10,7 @@ def vectors(client, inputs, **options):
     return [item.embedding for item in client.embeddings.create(model="echo", input=inputs, **options).data]
 
 
-def test_all_forms_of_input_give_the_same_vector(openai_client):
+def test_all_forms_of_input_give_the_same_vector(openai_client) -> None:
     ids = list(b"abc")
     expected = vectors(openai_client, "abc")
     assert vectors(openai_client, ["abc"]) == expected
@@ -18,7 +18,7 @@ def test_all_forms_of_input_give_the_same_vector(openai_client):
     assert vectors(openai_client, [ids]) == expected
 
 
-async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client):
+async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client) -> None:
     texts = [f"text {i}" for i in range(40)]
     answer = await async_openai_client.embeddings.create(model="echo", input=texts)
     assert [item.index for item in answer.data] == list(range(40))
@@ -27,13 +27,13 @@ async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, texts))
 
 
-def test_floats_and_base64_are_the_same_numbers(openai_client):
+def test_floats_and_base64_are_the_same_numbers(openai_client) -> None:
     (decoded,) = vectors(openai_client, "abc")  # the SDK asks for base64 and decodes it
     (plain,) = vectors(openai_client, "abc", encoding_format="float")
     assert decoded == pytest.approx(plain, abs=1e-6)
 
 
-def test_fewer_dimensions_are_of_length_one_again(openai_client):
+def test_fewer_dimensions_are_of_length_one_again(openai_client) -> None:
     (vector,) = vectors(openai_client, "abc", dimensions=8, encoding_format="float")
     assert len(vector) == 8 and math.isclose(math.hypot(*vector), 1)
 
@@ -55,12 +55,12 @@ def test_fewer_dimensions_are_of_length_one_again(openai_client):
         ("abc", {"extra_body": {"foo": 1}}, "foo"),
     ],
 )
-def test_what_cannot_be_embedded_is_a_400_that_names_the_field(openai_client, inputs, options, param):
+def test_what_cannot_be_embedded_is_a_400_that_names_the_field(openai_client, inputs, options, param) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         openai_client.embeddings.create(model="echo", input=inputs, **options)
     assert error.value.param == param
 
 
-def test_an_unknown_model_is_a_404(openai_client):
+def test_an_unknown_model_is_a_404(openai_client) -> None:
     with pytest.raises(openai.NotFoundError):
         openai_client.embeddings.create(model="nope", input="a")

@@ -17,18 +17,18 @@ def client(echo_url):
         yield client
 
 
-def test_a_text_becomes_tokens_and_a_text_again(client):
+def test_a_text_becomes_tokens_and_a_text_again(client) -> None:
     answer = client.post("/tokenize", json={"model": "echo", "prompt": "é"}).json()
     assert answer == {"count": 2, "max_model_len": 4096, "tokens": [195, 169]}
     assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "é"}
 
 
-def test_the_spelling_of_the_tokens_is_given_on_demand(client):
+def test_the_spelling_of_the_tokens_is_given_on_demand(client) -> None:
     answer = client.post("/tokenize", json={"prompt": "a<|im_end|>", "return_token_strs": True}).json()
     assert answer["token_strs"] == ["a", "<|im_end|>"]
 
 
-def test_a_text_longer_than_the_context_is_counted_all_the_same(client):
+def test_a_text_longer_than_the_context_is_counted_all_the_same(client) -> None:
     assert client.post("/tokenize", json={"prompt": "a" * 100_000}).json()["count"] == 100_000
 
 
@@ -43,13 +43,13 @@ def rendered(client, **fields):
     return client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
 
 
-def test_messages_become_the_tokens_of_the_prompt_that_a_chat_would_have(client):
+def test_messages_become_the_tokens_of_the_prompt_that_a_chat_would_have(client) -> None:
     tokens = client.post("/tokenize", json={"model": "echo", "messages": MESSAGES}).json()["tokens"]
     chat = {"model": "echo", "messages": MESSAGES, "max_tokens": 1, "return_token_ids": True}
     assert client.post("/v1/chat/completions", json=chat).json()["prompt_token_ids"] == tokens
 
 
-def test_messages_are_rendered_as_asked(client):
+def test_messages_are_rendered_as_asked(client) -> None:
     assert rendered(client) == ASKED + "<|im_start|>assistant\n"
     assert rendered(client, add_generation_prompt=False) == ASKED
     begun = [*MESSAGES, {"role": "assistant", "content": "Hello"}]
@@ -57,13 +57,13 @@ def test_messages_are_rendered_as_asked(client):
     assert '"name": "look_up"' in rendered(client, tools=[TOOL])
 
 
-def test_the_variables_of_a_template_are_given_to_it():
+def test_the_variables_of_a_template_are_given_to_it() -> None:
     params = DeployParams(model="echo", chat_template="{{ mood }} {{ messages[0].content }}")
     with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
         assert rendered(client, chat_template_kwargs={"mood": "merry"}) == "merry hi"
 
 
-def test_special_tokens_are_added_as_asked_by_default_to_texts_only():
+def test_special_tokens_are_added_as_asked_by_default_to_texts_only() -> None:
     tokenizer = echo_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -101,6 +101,6 @@ def test_special_tokens_are_added_as_asked_by_default_to_texts_only():
         ("/detokenize", {"model": "nope", "tokens": []}, 404, "model"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(client, path, body, status, param):
+def test_what_does_not_fit_is_refused_by_name(client, path, body, status, param) -> None:
     reply = client.post(path, json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)

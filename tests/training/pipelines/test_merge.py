@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Never
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def deviation(found, truth):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_every_architecture(base, merged, tmp_path, name, use_dora):
+def test_every_architecture(base, merged, tmp_path, name, use_dora) -> None:
     layers = EXPERTS.get(name, "all-linear")
     adapter = save_adapter(base(name), tmp_path / "adapter", use_dora=use_dora, target_modules=layers)
     truth = expected(base(name), adapter)
@@ -104,7 +105,7 @@ def test_every_architecture(base, merged, tmp_path, name, use_dora):
     ],
     ids=["rslora", "patterns", "saved", "embeddings", "dora-embedding", "tokens", "biases", "lora-bias", "experts"],
 )  # fmt: skip
-def test_every_kind_of_lora(base, merged, tmp_path, name, config):
+def test_every_kind_of_lora(base, merged, tmp_path, name, config) -> None:
     adapter = save_adapter(base(name), tmp_path / "adapter", **config)
     truth = expected(base(name), adapter)
     found = logits(load(merged(model=str(base(name)), adapters=[str(adapter)])))
@@ -123,7 +124,7 @@ def test_every_kind_of_lora(base, merged, tmp_path, name, config):
     ],
     ids=["neither", "head", "embedding", "saved-embedding", "saved-head"],
 )
-def test_tied_embeddings_part_where_the_adapter_changes_one(base, merged, tmp_path, config, stays_tied):
+def test_tied_embeddings_part_where_the_adapter_changes_one(base, merged, tmp_path, config, stays_tied) -> None:
     model = base(tie_word_embeddings=True)
     adapter = save_adapter(model, tmp_path / "adapter", **config)
     truth = expected(model, adapter)
@@ -133,7 +134,7 @@ def test_tied_embeddings_part_where_the_adapter_changes_one(base, merged, tmp_pa
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not stays_tied
 
 
-def test_several_adapters_are_merged_in_their_order(base, merged, tmp_path):
+def test_several_adapters_are_merged_in_their_order(base, merged, tmp_path) -> None:
     first = save_adapter(base(), tmp_path / "first", seed=1)
     second = save_adapter(base(), tmp_path / "second", seed=2, use_dora=True)
     truth = expected(base(), first, second)
@@ -144,7 +145,7 @@ def test_several_adapters_are_merged_in_their_order(base, merged, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_half_precision_is_kept_and_rounded_once(base, merged, tmp_path, dtype, use_dora):
+def test_half_precision_is_kept_and_rounded_once(base, merged, tmp_path, dtype, use_dora) -> None:
     half = getattr(torch, dtype)
     model = tmp_path / "half"
     load(base(), dtype=half).save_pretrained(model)
@@ -155,13 +156,13 @@ def test_half_precision_is_kept_and_rounded_once(base, merged, tmp_path, dtype, 
         assert torch.equal(found.get_parameter(name), weight.to(half)), name
 
 
-def test_another_type_can_be_asked_for(base, merged, tmp_path):
+def test_another_type_can_be_asked_for(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(model=str(base()), adapters=[str(adapter)], torch_dtype="bfloat16")
     assert load(folder, dtype="auto").dtype is torch.bfloat16
 
 
-def test_the_engine_serves_the_merged_model(base, merged, tmp_path):
+def test_the_engine_serves_the_merged_model(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(adapters=[str(adapter)])  # the adapter says what its base model is
     core = core_of(ModelRunner(settings(folder)))
@@ -173,7 +174,7 @@ def test_the_engine_serves_the_merged_model(base, merged, tmp_path):
     assert tokens == truth[0, 9:].tolist()
 
 
-def test_shards_are_no_larger_than_asked_for(base, merged, tmp_path):
+def test_shards_are_no_larger_than_asked_for(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(model=str(base()), adapters=[str(adapter)], max_shard_size="50KiB")
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
@@ -185,11 +186,11 @@ def test_shards_are_no_larger_than_asked_for(base, merged, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "count"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("300b", 300), ("2kb", 2000)])
-def test_sizes(size, count):
+def test_sizes(size, count) -> None:
     assert merge._bytes(MergeParams(max_shard_size=size).max_shard_size) == count
 
 
-def test_what_belongs_to_the_model_comes_along(base, merged, tmp_path):
+def test_what_belongs_to_the_model_comes_along(base, merged, tmp_path) -> None:
     model, adapter = tmp_path / "base", save_adapter(base(), tmp_path / "adapter")
     load(base()).save_pretrained(model)
     AutoTokenizer.from_pretrained(base()).save_pretrained(model)
@@ -211,18 +212,18 @@ def test_what_belongs_to_the_model_comes_along(base, merged, tmp_path):
 # ---- what is refused
 
 
-def test_no_adapter(merged):
+def test_no_adapter(merged) -> None:
     with pytest.raises(InvalidRequest, match="name the adapter"):
         merged(model="m")
 
 
-def test_several_processes(merged, base, tmp_path, monkeypatch):
+def test_several_processes(merged, base, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InvalidRequest, match="one process"):
         merged(adapters=[str(save_adapter(base(), tmp_path / "adapter"))])
 
 
-def test_a_folder_that_holds_no_adapter(base, merged, tmp_path):
+def test_a_folder_that_holds_no_adapter(base, merged, tmp_path) -> None:
     with pytest.raises(InvalidAdapter, match="adapter_config"):
         merged(model=str(base()), adapters=[str(tmp_path)])
 
@@ -239,7 +240,7 @@ def test_a_folder_that_holds_no_adapter(base, merged, tmp_path):
         ({"target_modules": ["q_proj"]}, "does not fit"),
     ],
 )
-def test_an_adapter_that_cannot_be_merged_exactly(base, merged, tmp_path, change, told):
+def test_an_adapter_that_cannot_be_merged_exactly(base, merged, tmp_path, change, told) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     config = json.loads((adapter / CONFIG).read_text()) | change
     (adapter / CONFIG).write_text(json.dumps(config))
@@ -247,7 +248,7 @@ def test_an_adapter_that_cannot_be_merged_exactly(base, merged, tmp_path, change
         merged(model=str(base()), adapters=[str(adapter)])
 
 
-def test_a_broken_adapter(base, merged, tmp_path):
+def test_a_broken_adapter(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     weights = load_file(adapter / WEIGHTS)
     next(iter(weights.values()))[0, 0] = float("nan")
@@ -259,14 +260,14 @@ def test_a_broken_adapter(base, merged, tmp_path):
         merged(model=str(base()), adapters=[str(adapter)])
 
 
-def test_an_adapter_of_another_model(base, merged, tmp_path):
+def test_an_adapter_of_another_model(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     other = base(hidden_size=64)
     with pytest.raises(InvalidAdapter, match="cannot be merged"):
         merged(model=str(other), adapters=[str(adapter)])
 
 
-def test_a_quantised_base_model(base, merged, tmp_path):
+def test_a_quantised_base_model(base, merged, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     model = tmp_path / "quantised"
     load(base()).save_pretrained(model)
@@ -277,7 +278,7 @@ def test_a_quantised_base_model(base, merged, tmp_path):
         merged(model=str(model), adapters=[str(adapter)])
 
 
-def test_what_is_there_is_never_overwritten(base, tmp_path):
+def test_what_is_there_is_never_overwritten(base, tmp_path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     job = JobFolder(tmp_path)
     (tmp_path / "merged").mkdir()
@@ -286,12 +287,12 @@ def test_what_is_there_is_never_overwritten(base, tmp_path):
     assert list((tmp_path / "merged").iterdir()) == []
 
 
-def test_a_merge_that_fails_leaves_nothing(base, tmp_path, monkeypatch):
+def test_a_merge_that_fails_leaves_nothing(base, tmp_path, monkeypatch) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = tmp_path / "job"
     folder.mkdir()
 
-    def full(*paths):
+    def full(*paths) -> Never:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(merge, "_copy_what_belongs_to_it", full)
@@ -300,6 +301,6 @@ def test_a_merge_that_fails_leaves_nothing(base, tmp_path, monkeypatch):
     assert not [path for path in folder.iterdir() if path.is_dir()]
 
 
-def test_the_files_can_be_read_by_others(base, merged, tmp_path):
+def test_the_files_can_be_read_by_others(base, merged, tmp_path) -> None:
     folder: Path = merged(adapters=[str(save_adapter(base(), tmp_path / "adapter"))])
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
