@@ -45,11 +45,11 @@ def ours(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "threads": threads}
     config = PtConfig(**settings, max_loras=max(ADAPTERS))
     runner = ModelRunner(config)
-    pages = -(-(CONTEXT + 1) // runner.cache.page_size)
+    blocks = -(-(CONTEXT + 1) // runner.cache.block_size)
 
     def segment(i: int, tokens: list[int], start: int, adapters: int) -> Segment:
-        own_pages = list(range(i * pages, (i + 1) * pages))
-        return Segment(tokens, start, own_pages, wants=1, slot=i % adapters if adapters else -1)
+        own_blocks = list(range(i * blocks, (i + 1) * blocks))
+        return Segment(tokens, start, own_blocks, wants=1, slot=i % adapters if adapters else -1)
 
     def decode(adapters: int) -> None:
         runner.step([segment(i, [100 + i], CONTEXT, adapters) for i in range(BATCH)])

@@ -4,7 +4,7 @@ More adapters than slots take turns. A request whose adapter has no slot gets a 
 been idle longest. Where all are in use, the first in line picks the slot with the fewest running sequences, and nobody
 behind it is admitted to that one any more: it empties within the time of what runs there, however much the others ask
 for it. So a busy adapter cannot keep a rare one waiting, and the other slots go on meanwhile. What belongs to a request
-that has begun is admitted to an emptying slot, too: beams rest until their sisters, which may have been preempted, catch up.
+that has begun is admitted to an emptying slot, too: beams rest until their siblings, which may have been preempted, catch up.
 """
 
 from collections import Counter

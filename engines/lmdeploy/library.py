@@ -61,7 +61,7 @@ class Library:
         self._session_ids = itertools.count()
         self._aliases = itertools.count()
         self.preemptions = 0
-        """Outputs that had to give their pages back, so far."""
+        """Outputs that had to give their blocks back, so far."""
         self._asked = 0  # outputs that are wanted
         self._inside = 0  # of these, those that the present engine has been asked for
         self._running = 0  # of these, those that have a handle

@@ -14,7 +14,7 @@ class EngineParams(Params):
     """The most tokens that one step computes, prompts and outputs of all requests together: more is faster for prompts,
     fewer keeps running outputs smoother. Fitted to the device unless given."""
     block_size: int | None = Field(None, ge=1)
-    """Tokens of one page of the KV cache: small pages share more of common prompts, large ones cost less to look up.
+    """Tokens of one block of the KV cache: small blocks share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""
     kv_cache_memory: float | None = Field(None, gt=0)
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much

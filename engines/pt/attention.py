@@ -44,28 +44,28 @@ class LayerShape:
 
 
 class KVCache:
-    """Keys and values of every layer: (pages, page_size, kv_heads, dim) tensors."""
+    """Keys and values of every layer: (blocks, block_size, kv_heads, dim) tensors."""
 
-    def __init__(self, layers: dict[int, LayerShape], num_pages: int, page_size: int) -> None:
-        self.page_size = page_size
-        self.num_pages = num_pages
-        self.keys = {i: _pages(num_pages, page_size, s.kv_heads, s.key_dim, s) for i, s in layers.items()}
-        self.values = {i: _pages(num_pages, page_size, s.kv_heads, s.value_dim, s) for i, s in layers.items()}
+    def __init__(self, layers: dict[int, LayerShape], num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.keys = {i: _blocks(num_blocks, block_size, s.kv_heads, s.key_dim, s) for i, s in layers.items()}
+        self.values = {i: _blocks(num_blocks, block_size, s.kv_heads, s.value_dim, s) for i, s in layers.items()}
         self.windows = {i: s.window for i, s in layers.items()}
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): page * page_size + offset."""
+        """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): block * block_size + offset."""
         self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
         self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
 
-    def copy_pages(self, sources: list[int], targets: list[int]) -> None:
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         for tensor in (*self.keys.values(), *self.values.values()):
             tensor[targets] = tensor[sources]
 
 
-def _pages(num_pages: int, page_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:
-    # Not torch.zeros: untouched pages of an empty tensor take no memory yet.
-    return torch.empty(num_pages, page_size, heads, dim, dtype=shape.dtype, device=shape.device)
+def _blocks(num_blocks: int, block_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:
+    # Not torch.zeros: untouched blocks of an empty tensor take no memory yet.
+    return torch.empty(num_blocks, block_size, heads, dim, dtype=shape.dtype, device=shape.device)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class StepContext:
 
     cache: KVCache
     attend: "Attend"
-    slots: Tensor  # (tokens,) int64: where each token's key and value are stored
+    slot_mapping: Tensor  # (tokens,) int64: where each token's key and value are stored
     rows: Tensor  # (tokens,) int32: the segment of each token
     lens: Tensor  # (tokens,) int32: keys each token sees, its own included
-    table: Tensor  # (segments, max_pages) int32: pages of each segment
+    block_table: Tensor  # (segments, max_blocks) int32: blocks of each segment
     starts: list[int]  # first token of each segment, and the number of tokens at the end
 
     @cached_property
@@ -100,11 +100,12 @@ class StepContext:
 
     def on(self, device: torch.device) -> "StepContext":
         """The same step for a layer on another device (a model spread by `device_map`)."""
-        if device == self.slots.device:
+        if device == self.slot_mapping.device:
             return self
         if device not in self._elsewhere:
-            slots, rows, lens, table = (t.to(device) for t in (self.slots, self.rows, self.lens, self.table))
-            self._elsewhere[device] = StepContext(self.cache, self.attend, slots, rows, lens, table, self.starts)
+            mapping, rows, lens = (tensor.to(device) for tensor in (self.slot_mapping, self.rows, self.lens))
+            table = self.block_table.to(device)
+            self._elsewhere[device] = StepContext(self.cache, self.attend, mapping, rows, lens, table, self.starts)
         return self._elsewhere[device]
 
     @cached_property
@@ -139,7 +140,7 @@ def paged_attention_forward(
     layer: int = module.layer_idx
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     here = step.on(q.device)
-    here.cache.write(layer, here.slots, k, v)
+    here.cache.write(layer, here.slot_mapping, k, v)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = here.cache.keys[layer], here.cache.values[layer]
     window = here.cache.windows[layer]
@@ -216,8 +217,8 @@ class KernelAttention:
     ) -> Tensor:
         out = torch.empty_like(q)
         tokens, heads, dim = q.shape
-        tensors = (q, keys, values, out, step.table, step.rows, step.lens)
-        sizes = (tokens, heads, keys.shape[2], dim, keys.shape[1], step.table.shape[1])
+        tensors = (q, keys, values, out, step.block_table, step.rows, step.lens)
+        sizes = (tokens, heads, keys.shape[2], dim, keys.shape[1], step.block_table.shape[1])
         function = self._functions[q.dtype]
         if function(*(tensor.data_ptr() for tensor in tensors), *sizes, scale, window, softcap):
             raise MemoryError("no memory for attention scores")
@@ -244,7 +245,7 @@ def attend_varlen(
         window_size=(window - 1 if window else -1, 0),
         enable_gqa=q.shape[1] != keys.shape[2],
         seqused_k=step.segment_lens,
-        block_table=step.table,
+        block_table=step.block_table,
         num_splits=1,  # results do not depend on what else is in the batch
     )
     return out
@@ -253,13 +254,13 @@ def attend_varlen(
 def attend_gather(
     q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
 ) -> Tensor:
-    """One sequence after another: collect its pages, attend with a mask."""
+    """One sequence after another: collect its blocks, attend with a mask."""
     out = q.new_empty(*q.shape[:2], values.shape[-1])
     for s, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
         length = int(step.lens[end - 1])
-        pages = step.table[s, : -(-length // step.cache.page_size)].long()
-        k = keys[pages].flatten(0, 1)[:length]
-        v = values[pages].flatten(0, 1)[:length]
+        blocks = step.block_table[s, : -(-length // step.cache.block_size)].long()
+        k = keys[blocks].flatten(0, 1)[:length]
+        v = values[blocks].flatten(0, 1)[:length]
         out[start:end] = _attend_one(q[start:end], k, v, step.lens[start:end], scale, window, softcap)
     return out
 

@@ -15,7 +15,7 @@ from engines.errors import EngineFailure, InvalidRequest, TuneserveError, Unsupp
 from engines.pt.adapter_store import AdapterStore, Arrival
 from engines.pt.beam import BeamSearch
 from engines.pt.config import PtConfig
-from engines.pt.kv_cache import PageNames, PagePool
+from engines.pt.kv_cache import BlockHashes, BlockPool
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
@@ -54,7 +54,7 @@ class EngineCore:
         self.eos_token_ids = eos_token_ids
         self._masks = None if grammars is None else MaskWorker(grammars)
         cache = self.runner.cache
-        pool = PagePool(cache.num_pages, cache.page_size, prefix_caching=config.enable_prefix_caching)
+        pool = BlockPool(cache.num_blocks, cache.block_size, prefix_caching=config.enable_prefix_caching)
         budget = config.max_num_batched_tokens or (2048 if self.runner.device.type == "cuda" else 256)
         slots = AdapterSlots(runner.lora.num_slots)
         self.scheduler = Scheduler(
@@ -96,9 +96,9 @@ class EngineCore:
                 max_new_tokens=self._room(group),
                 n=request.n,
             )
-        names = PageNames(self.scheduler.pool.page_size, request.adapter or "")
+        hashes = BlockHashes(self.scheduler.pool.block_size, request.adapter or "")
         sampler = SamplerRow(sampling, request.prompt_ids, self.eos_token_ids, 0, self.runner.vocab_size)
-        sequence = Sequence(group, 0, list(request.prompt_ids), names, sampler, grammar)
+        sequence = Sequence(group, 0, list(request.prompt_ids), hashes, sampler, grammar)
         group.sequences.append(sequence)
         self._groups[request.request_id] = group
         self.scheduler.add(sequence)
@@ -124,7 +124,7 @@ class EngineCore:
         return min(group.request.sampling.max_new_tokens, self.runner.max_model_len - group.num_prompt)
 
     def abort(self, request_id: str) -> None:
-        """Drop a request and free its pages; nothing happens where it has ended."""
+        """Drop a request and free its blocks; nothing happens where it has ended."""
         group = self._groups.pop(request_id, None)
         for sequence in group.sequences if group else ():
             self.scheduler.remove(sequence)
@@ -237,7 +237,7 @@ class EngineCore:
         sequence = chunk.sequence
         tokens = sequence.tokens[sequence.computed : sequence.computed + chunk.length]
         wants = chunk.length if _wants_prompt(sequence) else int(chunk.completes)
-        return Segment(tokens, sequence.computed, sequence.pages, wants, sequence.slot)
+        return Segment(tokens, sequence.computed, sequence.blocks, wants, sequence.slot)
 
     def _read_prompts(self, chunks: list[Chunk], result: StepResult) -> dict[int, int]:
         """Note prompt logprobs; return the row of the last logits of each sequence that is complete, by its id()."""
@@ -281,24 +281,24 @@ class EngineCore:
         return rows
 
     def _fork(self, parent: Sequence, index: int) -> Sequence:
-        """A sequence with its parent's text and constraint, not yet with pages."""
+        """A sequence with its parent's text and constraint, not yet with blocks."""
         grammar = None if parent.grammar is None else parent.grammar.fork()
-        child = Sequence(parent.group, index, list(parent.tokens), parent.names.copy(), parent.sampler, grammar)
+        child = Sequence(parent.group, index, list(parent.tokens), parent.hashes.copy(), parent.sampler, grammar)
         parent.group.sequences.append(child)
         return child
 
     def _seat(self, child: Sequence, parent: Sequence) -> None:
-        """Let a fork run on its parent's pages: full ones shared, the last, partial one copied."""
+        """Let a fork run on its parent's blocks: full ones shared, the last, partial one copied."""
         pool = self.scheduler.pool
-        full, rest = divmod(parent.computed, pool.page_size)
+        full, rest = divmod(parent.computed, pool.block_size)
         if rest and not pool.free:
             self.scheduler.add(child)  # no room for the copy: it computes its tokens itself, later
             return
-        pool.share(parent.pages[:full])
-        child.pages, child.computed = parent.pages[:full], parent.computed
+        pool.share(parent.blocks[:full])
+        child.blocks, child.computed = parent.blocks[:full], parent.computed
         if rest:
-            child.pages = child.pages + pool.allocate(1)
-            self.runner.cache.copy_pages(parent.pages[full : full + 1], child.pages[full:])
+            child.blocks = child.blocks + pool.allocate(1)
+            self.runner.cache.copy_blocks(parent.blocks[full : full + 1], child.blocks[full:])
         self.scheduler.run(child)
 
     # ---- what comes of the logits
@@ -471,7 +471,7 @@ def _refuse_beside_beams(request: GenerationRequest) -> None:
 
 
 def _too_many_beams(scheduler: Scheduler) -> InvalidRequest:
-    tokens = scheduler.pool.num_pages * scheduler.pool.page_size
+    tokens = scheduler.pool.num_blocks * scheduler.pool.block_size
     return InvalidRequest(
         f"the beams of this request do not fit the cache of {tokens} tokens at once", param="num_beams"
     )

@@ -1,8 +1,8 @@
-"""Pages of the key-value cache: who holds which, and which of them a later prompt can use again.
+"""Blocks of the key-value cache: who holds which, and which of them a later prompt can use again.
 
-Only bookkeeping; the tensors live in `engines/pt/attention.py`. A page holds the keys and values of `page_size`
-consecutive tokens in every layer. Full pages are named by a hash of everything that determines their content (all
-tokens up to their end, and the adapter version), so an equal prefix finds them again: PagedAttention with automatic
+Only bookkeeping; the tensors live in `engines/pt/attention.py`. A block holds the keys and values of `block_size`
+consecutive tokens in every layer. A full block is known by a hash of everything that determines its content (all
+tokens up to its end, and the adapter version), so an equal prefix finds it again: PagedAttention with automatic
 prefix caching (Kwon et al. 2023, arXiv:2309.06180, section 4).
 """
 
@@ -12,99 +12,100 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 
-class PagePool:
-    """Reference-counted pages. A page without references keeps its content until the space is needed (LRU)."""
+class BlockPool:
+    """Reference-counted blocks. A block without references keeps its content until the space is needed (LRU)."""
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_caching: bool = True) -> None:
-        self.num_pages = num_pages
-        self.page_size = page_size
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
         self._prefix_caching = prefix_caching
-        self._references = [0] * num_pages
-        self._hash_of: list[bytes | None] = [None] * num_pages
-        self._page_of: dict[bytes, int] = {}
-        self._blank = list(range(num_pages - 1, -1, -1))  # free, nothing worth keeping in them
+        self._references = [0] * num_blocks
+        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._blank = list(range(num_blocks - 1, -1, -1))  # free, nothing worth keeping in them
         self._idle: OrderedDict[int, None] = OrderedDict()  # free, content kept; oldest first
 
     @property
     def free(self) -> int:
-        """Pages that can be allocated now."""
+        """Number of blocks that can be allocated now."""
         return len(self._blank) + len(self._idle)
 
     @property
     def usage(self) -> float:
-        """Share of the pages that running requests hold, 0 to 1."""
-        return 1 - self.free / self.num_pages
+        """Share of the blocks that running requests hold, 0 to 1."""
+        return 1 - self.free / self.num_blocks
 
-    def pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+    def blocks_for(self, tokens: int) -> int:
+        """Number of blocks that hold so many tokens."""
+        return -(-tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blank pages, forgetting the least recently used content. The caller checked `free`."""
+        """Take `count` blank blocks, forgetting the least recently used content. The caller checked `free`."""
         return [self._take() for _ in range(count)]
 
     def _take(self) -> int:
-        page = self._blank.pop() if self._blank else self._evict()
-        self._references[page] = 1
-        return page
+        block = self._blank.pop() if self._blank else self._evict()
+        self._references[block] = 1
+        return block
 
     def _evict(self) -> int:
-        page, _ = self._idle.popitem(last=False)
-        name = self._hash_of[page]
-        assert name is not None, "an idle page has a name"
-        del self._page_of[name]
-        self._hash_of[page] = None
-        return page
+        block, _ = self._idle.popitem(last=False)
+        block_hash = self._hash_of[block]
+        assert block_hash is not None, "an idle block has a hash"
+        del self._block_of[block_hash]
+        self._hash_of[block] = None
+        return block
 
-    def share(self, pages: Sequence[int]) -> None:
-        """Add a reference to each page; pages that were free are in use again."""
-        for page in pages:
-            self._references[page] += 1
-            self._idle.pop(page, None)
+    def share(self, blocks: Sequence[int]) -> None:
+        """Add a reference to each block; blocks that were free are in use again."""
+        for block in blocks:
+            self._references[block] += 1
+            self._idle.pop(block, None)
 
-    def release(self, pages: Sequence[int]) -> None:
-        """Drop a reference of each page. Last pages first, so that the ends of prefixes are forgotten before their heads."""
-        for page in reversed(pages):
-            self._references[page] -= 1
-            if self._references[page] == 0:
-                if self._hash_of[page] is None:
-                    self._blank.append(page)
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop a reference of each block. Last blocks first, so that the ends of prefixes are forgotten before their heads."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if self._hash_of[block] is None:
+                    self._blank.append(block)
                 else:
-                    self._idle[page] = None
+                    self._idle[block] = None
 
-    def name(self, page: int, name: bytes) -> None:
-        """Make a computed, full page findable. Where an equal page has the name already, that one keeps it."""
-        if self._prefix_caching and name not in self._page_of and self._hash_of[page] is None:
-            self._page_of[name] = page
-            self._hash_of[page] = name
+    def cache(self, block: int, block_hash: bytes) -> None:
+        """Make a computed, full block findable. Where an equal block has the hash already, that one keeps it."""
+        if self._prefix_caching and block_hash not in self._block_of and self._hash_of[block] is None:
+            self._block_of[block_hash] = block
+            self._hash_of[block] = block_hash
 
-    def match(self, names: Sequence[bytes]) -> list[int]:
-        """Return the pages of the longest known prefix of `names`, without taking a reference."""
-        pages: list[int] = []
-        for name in names:
-            page = self._page_of.get(name)
-            if page is None:
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """Return the blocks of the longest known prefix of `hashes`, without taking a reference."""
+        blocks: list[int] = []
+        for block_hash in hashes:
+            block = self._block_of.get(block_hash)
+            if block is None:
                 break
-            pages.append(page)
-        return pages
+            blocks.append(block)
+        return blocks
 
 
-class PageNames:
-    """The hash chain over a growing token list: one name for each full page of it."""
+class BlockHashes:
+    """The hash chain over a growing token list: one hash for each full block of it."""
 
-    def __init__(self, page_size: int, salt: str) -> None:
-        self._page_size = page_size
-        self._names: list[bytes] = []
+    def __init__(self, block_size: int, salt: str) -> None:
+        self._block_size = block_size
+        self._hashes: list[bytes] = []
         self._salt = salt.encode()
 
     def of(self, tokens: Sequence[int], count: int) -> list[bytes]:
-        """Return the names of the first `count` pages of `tokens`, which may only ever be appended to."""
-        for i in range(len(self._names), count):
-            page = array("q", tokens[i * self._page_size : (i + 1) * self._page_size]).tobytes()
-            parent = self._names[i - 1] if i else self._salt
-            self._names.append(hashlib.blake2b(parent + page, digest_size=16).digest())
-        return self._names[:count]
+        """Return the hashes of the first `count` blocks of `tokens`, which may only ever be appended to."""
+        for i in range(len(self._hashes), count):
+            block = array("q", tokens[i * self._block_size : (i + 1) * self._block_size]).tobytes()
+            parent = self._hashes[i - 1] if i else self._salt
+            self._hashes.append(hashlib.blake2b(parent + block, digest_size=16).digest())
+        return self._hashes[:count]
 
-    def copy(self) -> "PageNames":
-        twin = PageNames(self._page_size, "")
-        twin._salt, twin._names = self._salt, list(self._names)
-        return twin
+    def copy(self) -> "BlockHashes":
+        copied = BlockHashes(self._block_size, "")
+        copied._salt, copied._hashes = self._salt, list(self._hashes)
+        return copied

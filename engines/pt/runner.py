@@ -33,7 +33,7 @@ class Segment:
     token_ids: list[int]
     start: int
     """Position of the first of them in the sequence."""
-    pages: list[int]
+    blocks: list[int]
     wants: int
     """Logits are wanted after the last `wants` of its tokens."""
     slot: int = -1
@@ -84,26 +84,26 @@ class ModelRunner:
         self.dtype = dtype
         self.vocab_size: int = text_config.vocab_size
         self._hidden: Tensor | None = None
-        page_size = config.block_size or (256 if self.device.type == "cuda" else 32)
+        block_size = config.block_size or (256 if self.device.type == "cuda" else 32)
         weights = sum(p.numel() * p.itemsize for p in self.model.parameters())
         with torch.inference_mode():
-            layers = self._convert(config, page_size)
-        self.cache = KVCache(layers, self._num_pages(config, weights, layers, page_size), page_size)
-        capacity = self.cache.num_pages * page_size
+            layers = self._convert(config, block_size)
+        self.cache = KVCache(layers, self._num_blocks(config, weights, layers, block_size), block_size)
+        capacity = self.cache.num_blocks * block_size
         if capacity < self.max_model_len:
             self._shorten(config, capacity)
         log.info(
-            "%s in %s on %s: attention %s, cache for %d tokens in pages of %d, context of %d",
+            "%s in %s on %s: attention %s, cache for %d tokens in blocks of %d, context of %d",
             config.model,
             str(dtype).removeprefix("torch."),
             self.device,
             getattr(self._attend, "__name__", type(self._attend).__name__),
             capacity,
-            page_size,
+            block_size,
             self.max_model_len,
         )
 
-    def _convert(self, config: PtConfig, page_size: int) -> dict[int, LayerShape]:
+    def _convert(self, config: PtConfig, block_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = _reference(self.model, self._check_ids(), self.device)
         library = build.load() if self.device.type == "cpu" else None
@@ -118,7 +118,7 @@ class ModelRunner:
         )
         self.model.set_attn_implementation(attention.NAME)
         self._attend = attention.choose(config.attn_impl, layers, library)
-        self._check(expected, layers, page_size)
+        self._check(expected, layers, block_size)
         return layers
 
     def step(self, segments: list[Segment]) -> StepResult:
@@ -129,29 +129,29 @@ class ModelRunner:
     def _forward(self, segments: list[Segment], cache: KVCache) -> StepResult:
         ids: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
+        slot_mapping: list[int] = []
         rows: list[int] = []
         wanted: list[int] = []
         starts = [0]
-        size = cache.page_size
+        size = cache.block_size
         for row, segment in enumerate(segments):
             span = range(segment.start, segment.start + len(segment.token_ids))
             ids += segment.token_ids
             positions += span
-            slots += [segment.pages[p // size] * size + p % size for p in span]
+            slot_mapping += [segment.blocks[p // size] * size + p % size for p in span]
             rows += [row] * len(span)
             starts.append(len(ids))
             wanted += range(len(ids) - segment.wants, len(ids))
-        width = max(len(segment.pages) for segment in segments)
-        table = [segment.pages + [0] * (width - len(segment.pages)) for segment in segments]
+        width = max(len(segment.blocks) for segment in segments)
+        block_table = [segment.blocks + [0] * (width - len(segment.blocks)) for segment in segments]
         position_ids = torch.tensor(positions, device=self.device)
         step = StepContext(
             cache,
             self._attend,
-            torch.tensor(slots, device=self.device),
+            torch.tensor(slot_mapping, device=self.device),
             torch.tensor(rows, dtype=torch.int32, device=self.device),
             (position_ids + 1).int(),
-            torch.tensor(table, dtype=torch.int32, device=self.device),
+            torch.tensor(block_table, dtype=torch.int32, device=self.device),
             starts,
         )
         count = len(wanted)
@@ -197,10 +197,10 @@ class ModelRunner:
             raise UnsupportedModel(message)
         return layers
 
-    def _check(self, expected: tuple[Tensor, Tensor], layers: dict[int, LayerShape], page_size: int) -> None:
+    def _check(self, expected: tuple[Tensor, Tensor], layers: dict[int, LayerShape], block_size: int) -> None:
         """Compare two sequences, computed together in pieces, with plain forward passes of each alone."""
         ids = self._check_ids()
-        cache = KVCache(layers, 2, max(page_size, len(ids)))
+        cache = KVCache(layers, 2, max(block_size, len(ids)))
         try:
             self._forward([Segment(ids[:6], 0, [0], 0), Segment(ids[:4], 0, [1], 0)], cache)
             found = self._forward([Segment(ids[6:], 6, [0], 1), Segment(ids[4:5], 4, [1], 1)], cache).logits
@@ -220,8 +220,8 @@ class ModelRunner:
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def _num_pages(self, config: PtConfig, weights: int, layers: dict[int, LayerShape], page_size: int) -> int:
-        page_bytes = page_size * sum(shape.bytes_per_token for shape in layers.values())
+    def _num_blocks(self, config: PtConfig, weights: int, layers: dict[int, LayerShape], block_size: int) -> int:
+        block_bytes = block_size * sum(shape.bytes_per_token for shape in layers.values())
         if config.kv_cache_memory is not None:
             memory = int(config.kv_cache_memory * GIB)
         elif self.device.type == "cuda":
@@ -230,12 +230,12 @@ class ModelRunner:
         else:
             # As much as the weights take: enough to batch well, small beside the model itself.
             memory = min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
-        pages = memory // page_bytes
-        if pages < 1:
-            message = f"{memory / GIB:.3g} GiB for the cache do not hold one page of {page_bytes / GIB:.3g} GiB"
+        blocks = memory // block_bytes
+        if blocks < 1:
+            message = f"{memory / GIB:.3g} GiB for the cache do not hold one block of {block_bytes / GIB:.3g} GiB"
             raise UnsupportedModel(message, param="kv_cache_memory")
         # More than every sequence at full length is of no use.
-        return min(pages, config.max_num_seqs * -(-self.max_model_len // page_size))
+        return min(blocks, config.max_num_seqs * -(-self.max_model_len // block_size))
 
     def _shorten(self, config: PtConfig, capacity: int) -> None:
         if config.max_model_len is not None:
@@ -252,7 +252,7 @@ def _refuse_other_architectures(config: Any) -> None:
     kinds = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise UnsupportedModel(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: this engine pages attention only"
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: this engine runs layers of attention only"
         )
 
 

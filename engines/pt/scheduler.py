@@ -2,8 +2,8 @@
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
 one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
-arrival. Where pages run out, the latest comer gives its pages back and computes them anew later (preemption by
-recompute); the first in line never does, so every request gets done. One that runs also makes way, seat and pages, for
+arrival. Where blocks run out, the latest comer gives its blocks back and computes them anew later (preemption by
+recompute); the first in line never does, so every request gets done. One that runs also makes way, seat and blocks, for
 one of a higher priority that waits.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
-from engines.pt.kv_cache import PagePool
+from engines.pt.kv_cache import BlockPool
 from engines.pt.sequence import Group, Sequence
 
 
@@ -32,7 +32,7 @@ class Chunk:
 
 class Scheduler:
     def __init__(
-        self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int, adapters: AdapterSlots
+        self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int, adapters: AdapterSlots
     ) -> None:
         self.pool = pool
         self.adapters = adapters
@@ -41,7 +41,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self.waiting: list[Sequence] = []  # in order of `Group.order`
         self.stuck: Sequence | None = None
-        """The first in line, where it can never be admitted: what it needs is held by its own sisters, which wait for it."""
+        """The first in line, where it can never be admitted: what it needs is held by its own siblings, which wait for it."""
         self.blocked = False
         """The last step had nothing to compute, and all that waits, waits for adapters."""
         self.preemptions = 0
@@ -52,21 +52,21 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is (a fork may be nowhere yet), and free its pages."""
+        """Take a sequence out, wherever it is (a fork may be nowhere yet), and free its blocks."""
         for queue in (self.running, self.waiting):
             if sequence in queue:
                 queue.remove(sequence)
         self._free(sequence)
 
     def run(self, sequence: Sequence) -> None:
-        """Let a sequence run that has its pages: one just admitted, or a fork of a running one."""
+        """Let a sequence run that has its blocks: one just admitted, or a fork of a running one."""
         self.running.append(sequence)
         adapter = sequence.group.request.adapter
         if adapter is not None:
             sequence.slot = self.adapters.acquire(adapter)
 
     def schedule(self) -> list[Chunk]:
-        """Choose the next step's chunks and give each sequence the pages it needs. Decodes come first in the list."""
+        """Choose the next step's chunks and give each sequence the blocks it needs. Decodes come first in the list."""
         budget = self.max_num_batched_tokens
         preemptions = self.preemptions
         self.stuck, self.blocked = None, False
@@ -83,7 +83,7 @@ class Scheduler:
                 chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
                 budget -= chunks[-1].length
         if self.preemptions > preemptions:
-            return chunks  # who just gave up pages must not take them back in the same step
+            return chunks  # who just gave up blocks must not take them back in the same step
         self.adapters.begin()
         passed = 0  # of those first in line: their adapter is on its way, or waits for a slot, and others may go first
         while budget > 0 and passed < len(self.waiting):
@@ -117,17 +117,17 @@ class Scheduler:
         return max(lower, key=_order, default=None)
 
     def _preempt_resting(self, first: Sequence) -> bool:
-        """Nothing moves: beams rest on what the first in line needs, and their sisters wait behind it. Preempt one."""
+        """Nothing moves: beams rest on what the first in line needs, and their siblings wait behind it. Preempt one."""
         others = [sequence for sequence in self.running if sequence.group is not first.group]
         if others:
             self._preempt(max(others, key=_order))
         return bool(others)
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Make sure that a decode has a page for its next token; False if it had to give up its own pages."""
-        while len(sequence.pages) * self.pool.page_size < len(sequence.tokens):
+        """Make sure that a decode has a block for its next token; False if it had to give up its own blocks."""
+        while len(sequence.blocks) * self.pool.block_size < len(sequence.tokens):
             if self.pool.free:
-                sequence.pages += self.pool.allocate(1)
+                sequence.blocks += self.pool.allocate(1)
                 continue
             victim = max(self.running, key=_order)
             self._preempt(victim)
@@ -142,21 +142,21 @@ class Scheduler:
         self.preemptions += 1
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence all pages of its tokens, those of a known prefix shared; False if they don't fit now.
+        """Give a waiting sequence all blocks of its tokens, those of a known prefix shared; False if they don't fit now.
 
-        A prompt gets its pages at once: a prefill that has begun never waits for pages that another one holds.
+        A prompt gets its blocks at once: a prefill that has begun never waits for blocks that another one holds.
         """
         seats = 1 if sequence.group.forked else sequence.group.seats
         if self.running and len(self._seated()) + seats > self.max_num_seqs:
             return False
         hits = self._known_prefix(sequence)
-        fresh = self.pool.pages_for(len(sequence.tokens)) - len(hits)
+        fresh = self.pool.blocks_for(len(sequence.tokens)) - len(hits)
         self.pool.share(hits)
         if fresh > self.pool.free:
             self.pool.release(hits)
             return False
-        sequence.pages = hits + self.pool.allocate(fresh)
-        sequence.computed = len(hits) * self.pool.page_size
+        sequence.blocks = hits + self.pool.allocate(fresh)
+        sequence.computed = len(hits) * self.pool.block_size
         self._count(sequence)
         return True
 
@@ -168,8 +168,8 @@ class Scheduler:
         if sequence.group.request.sampling.prompt_logprobs is not None and not sequence.num_output:
             return []  # every prompt token's logits are asked for
         # The last token is always computed: its logits are what the next token is sampled from.
-        full_pages = (len(sequence.tokens) - 1) // self.pool.page_size
-        return self.pool.match(sequence.names.of(sequence.tokens, full_pages))
+        full_blocks = (len(sequence.tokens) - 1) // self.pool.block_size
+        return self.pool.match(sequence.hashes.of(sequence.tokens, full_blocks))
 
     def _count(self, sequence: Sequence) -> None:
         group = sequence.group
@@ -180,34 +180,34 @@ class Scheduler:
             self.prefix_hits += sequence.computed
 
     def computed(self, chunk: Chunk) -> None:
-        """Note that a chunk's keys and values are in its pages, and make the pages it filled findable."""
+        """Note that a chunk's keys and values are in its blocks, and make the blocks it filled findable."""
         sequence = chunk.sequence
-        first = sequence.computed // self.pool.page_size
+        first = sequence.computed // self.pool.block_size
         sequence.computed += chunk.length
-        full = sequence.computed // self.pool.page_size
+        full = sequence.computed // self.pool.block_size
         if full > first:
-            names = sequence.names.of(sequence.tokens, full)
-            for page, name in zip(sequence.pages[first:full], names[first:full], strict=True):
-                self.pool.name(page, name)
+            hashes = sequence.hashes.of(sequence.tokens, full)
+            for block, block_hash in zip(sequence.blocks[first:full], hashes[first:full], strict=True):
+                self.pool.cache(block, block_hash)
 
     def _free(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.pages)
+        self.pool.release(sequence.blocks)
         if sequence.slot >= 0:
             self.adapters.release(sequence.slot)
-        sequence.pages, sequence.computed, sequence.candidates, sequence.slot = [], 0, None, -1
+        sequence.blocks, sequence.computed, sequence.candidates, sequence.slot = [], 0, None, -1
 
 
 def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:
     return (sequence.group.order, sequence.index)
 
 
-def check_fits(group: Group, pool: PagePool, max_num_seqs: int) -> None:
+def check_fits(group: Group, pool: BlockPool, max_num_seqs: int) -> None:
     """Raise InvalidRequest for a request that can never run with this pool."""
     if group.seats > max_num_seqs:
         raise InvalidRequest(
             f"{group.seats} outputs at once are more than the {max_num_seqs} sequences this engine runs",
             param="n" if group.request.sampling.num_beams == 1 else "num_beams",
         )
-    if pool.pages_for(group.num_prompt) > pool.num_pages:
-        tokens = pool.num_pages * pool.page_size
+    if pool.blocks_for(group.num_prompt) > pool.num_blocks:
+        tokens = pool.num_blocks * pool.block_size
         raise ContextLengthExceeded(f"a prompt of {group.num_prompt} tokens does not fit the cache of {tokens}")

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from engines.pt.beam import BeamSearch
-from engines.pt.kv_cache import PageNames
+from engines.pt.kv_cache import BlockHashes
 from engines.sampler.grammar import GrammarState
 from engines.sampler.sampling import SamplerRow
 from engines.types import GenerationRequest, TokenLogprob
@@ -12,21 +12,21 @@ from engines.types import GenerationRequest, TokenLogprob
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One row of text: prompt and output so far, and the pages that hold its keys and values."""
+    """One row of text: prompt and output so far, and the blocks that hold its keys and values."""
 
     group: "Group"
     index: int
     tokens: list[int]
-    names: PageNames
+    hashes: BlockHashes
     sampler: SamplerRow
     grammar: GrammarState | None = None
     computed: int = 0
-    """How many of `tokens` have their keys and values in `pages`."""
-    pages: list[int] = field(default_factory=list)
+    """How many of `tokens` have their keys and values in `blocks`."""
+    blocks: list[int] = field(default_factory=list)
     slot: int = -1
     """Of its adapter, while it runs with one."""
     candidates: list[tuple[int, float]] | None = None
-    """Of a beam: its likeliest next tokens. It then rests until its sisters have theirs."""
+    """Of a beam: its likeliest next tokens. It then rests until its siblings have theirs."""
 
     @property
     def remaining(self) -> int:

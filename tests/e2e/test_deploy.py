@@ -146,7 +146,7 @@ def test_prompt_logprobs_are_of_each_token_but_the_first(client: openai.OpenAI) 
 # ---- faults
 
 
-def test_a_client_that_leaves_frees_the_pages(http: httpx.Client) -> None:
+def test_a_client_that_leaves_frees_the_blocks(http: httpx.Client) -> None:
     endless = chat(stream=True, max_tokens=POSITIONS // 2, ignore_eos=True)
     with http.stream("POST", "/v1/chat/completions", json=endless) as reply:
         lines = reply.iter_lines()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.demo
 
 TOKENS = 24
 LONG = "The quick brown fox jumps over the lazy dog and runs away. " * 8
-"""More than one page of every engine's KV cache."""
+"""More than one block of every engine's KV cache."""
 CLOSE = 0.02
 """Between log-probabilities of two programs in float32."""
 FLAGS = {

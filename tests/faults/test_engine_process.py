@@ -116,7 +116,7 @@ async def test_a_number_beyond_64_bits_is_the_requests_fault(engine) -> None:
     assert (await answer(engine, one)).token_ids
 
 
-async def test_a_cancelled_client_frees_the_pages(engine) -> None:
+async def test_a_cancelled_client_frees_the_blocks(engine) -> None:
     [task] = await started(engine, request("hello", "gone", max_new_tokens=POSITIONS - 5, ignore_eos=True))
     await until(lambda: engine.stats().running == 1)
     assert engine.stats().kv_cache_usage > 0

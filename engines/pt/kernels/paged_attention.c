@@ -1,8 +1,8 @@
 /* Causal attention over a paged key-value cache on a CPU, grouped-query heads: decodes and prefill chunks alike.
  *
  * q, out  [tokens, heads, dim]           float32 or bfloat16 (contiguous)
- * k, v    [pages, page_size, kv_heads, dim], the same type; the tokens' own keys and values are in it already
- * table   [sequences, max_pages] int32   pages of each sequence, in order
+ * k, v    [blocks, block_size, kv_heads, dim], the same type; the tokens' own keys and values are in it already
+ * table   [sequences, max_blocks] int32  blocks of each sequence, in order
  * row     [tokens] int32                 the sequence (row of `table`) each token belongs to
  * lens    [tokens] int32                 keys each token sees, its own included
  * window  0: all keys; w: only the last w
@@ -33,15 +33,15 @@ static inline bf16 to_bf16(float x) { /* round to nearest even */
 
 /* One token, one key-value head, its `group` query heads. DIM is a constant where it is inlined with one. */
 #define ATTEND(T)                                                                                                     \
-  static inline __attribute__((always_inline)) void attend_##T(                                                      \
-      const T *q, const T *k, const T *v, T *out, const int32_t *pages, int len, int first, int group, int dim,       \
-      int page_size, int64_t token_stride, float scale, float softcap, float *scratch) {                              \
+  static inline __attribute__((always_inline)) void attend_##T(                                                       \
+      const T *q, const T *k, const T *v, T *out, const int32_t *blocks, int len, int first, int group, int dim,      \
+      int block_size, int64_t token_stride, float scale, float softcap, float *scratch) {                             \
     int n = len - first;                                                                                              \
     float *query = scratch, *acc = query + group * dim, *scores = acc + group * dim;                                  \
     for (int i = 0; i < group * dim; i++) query[i] = LOAD_##T(q[i]) * scale, acc[i] = 0.0f;                           \
     for (int j = 0; j < n; j++) {                                                                                     \
       int at = first + j;                                                                                             \
-      const T *key = k + ((int64_t)pages[at / page_size] * page_size + at % page_size) * token_stride;                \
+      const T *key = k + ((int64_t)blocks[at / block_size] * block_size + at % block_size) * token_stride;            \
       for (int g = 0; g < group; g++) {                                                                               \
         float sum = 0.0f;                                                                                             \
         for (int d = 0; d < dim; d++) sum += query[g * dim + d] * LOAD_##T(key[d]);                                   \
@@ -59,7 +59,7 @@ static inline bf16 to_bf16(float x) { /* round to nearest even */
     }                                                                                                                 \
     for (int j = 0; j < n; j++) {                                                                                     \
       int at = first + j;                                                                                             \
-      const T *value = v + ((int64_t)pages[at / page_size] * page_size + at % page_size) * token_stride;              \
+      const T *value = v + ((int64_t)blocks[at / block_size] * block_size + at % block_size) * token_stride;          \
       for (int g = 0; g < group; g++) {                                                                               \
         float p = scores[(int64_t)g * n + j];                                                                         \
         for (int d = 0; d < dim; d++) acc[g * dim + d] += p * LOAD_##T(value[d]);                                     \
@@ -68,31 +68,31 @@ static inline bf16 to_bf16(float x) { /* round to nearest even */
     for (int i = 0; i < group * dim; i++) out[i] = STORE_##T(acc[i]);                                                 \
   }
 
-#define PAGED_ATTENTION(T)                                                                                               \
+#define PAGED_ATTENTION(T)                                                                                            \
   ATTEND(T)                                                                                                           \
-  int paged_attention_##T(const T *q, const T *k, const T *v, T *out, const int32_t *table, const int32_t *row,         \
-                         const int32_t *lens, int tokens, int heads, int kv_heads, int dim, int page_size,            \
-                         int max_pages, float scale, int window, float softcap) {                                     \
+  int paged_attention_##T(const T *q, const T *k, const T *v, T *out, const int32_t *table, const int32_t *row,       \
+                         const int32_t *lens, int tokens, int heads, int kv_heads, int dim, int block_size,           \
+                         int max_blocks, float scale, int window, float softcap) {                                    \
     int group = heads / kv_heads, longest = 0, failed = 0;                                                            \
     int64_t token_stride = (int64_t)kv_heads * dim;                                                                   \
-    for (int t = 0; t < tokens; t++) longest = lens[t] > longest ? lens[t] : longest;                                  \
+    for (int t = 0; t < tokens; t++) longest = lens[t] > longest ? lens[t] : longest;                                 \
     _Pragma("omp parallel reduction(| : failed)") {                                                                   \
       float *scratch = malloc(sizeof(float) * (size_t)group * (2 * (size_t)dim + (size_t)longest));                   \
       failed |= scratch == NULL;                                                                                      \
-      _Pragma("omp for collapse(2) schedule(dynamic, 1)") for (int t = 0; t < tokens; t++) {                           \
+      _Pragma("omp for collapse(2) schedule(dynamic, 1)") for (int t = 0; t < tokens; t++) {                          \
         for (int h = 0; h < kv_heads; h++) {                                                                          \
           if (scratch == NULL) continue;                                                                              \
           int first = window > 0 && lens[t] > window ? lens[t] - window : 0;                                          \
           const T *query = q + ((int64_t)t * heads + (int64_t)h * group) * dim;                                       \
           T *o = out + ((int64_t)t * heads + (int64_t)h * group) * dim;                                               \
-          const int32_t *pages = table + (int64_t)row[t] * max_pages;                                                      \
+          const int32_t *blocks = table + (int64_t)row[t] * max_blocks;                                               \
           const T *key = k + (int64_t)h * dim, *value = v + (int64_t)h * dim;                                         \
           switch (dim) {                                                                                              \
-            case 64: attend_##T(query, key, value, o, pages, lens[t], first, group, 64, page_size, token_stride,      \
+            case 64: attend_##T(query, key, value, o, blocks, lens[t], first, group, 64, block_size, token_stride,    \
                                 scale, softcap, scratch); break;                                                      \
-            case 128: attend_##T(query, key, value, o, pages, lens[t], first, group, 128, page_size, token_stride,    \
+            case 128: attend_##T(query, key, value, o, blocks, lens[t], first, group, 128, block_size, token_stride,  \
                                  scale, softcap, scratch); break;                                                     \
-            default: attend_##T(query, key, value, o, pages, lens[t], first, group, dim, page_size, token_stride,     \
+            default: attend_##T(query, key, value, o, blocks, lens[t], first, group, dim, block_size, token_stride,   \
                                 scale, softcap, scratch);                                                             \
           }                                                                                                           \
         }                                                                                                             \

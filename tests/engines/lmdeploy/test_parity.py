@@ -13,7 +13,7 @@ from tests.engines.pt.driving import Output, Reference, prompt, request
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LENGTHS = (1, 3, 15, 16, 17, 31, 33, 48, 64, 90)
-"""Of prompts: on, before and behind the borders of pages and of steps."""
+"""Prompt lengths on, before and behind the borders of blocks and of steps."""
 ADAPTERS = {
     "plain": {"r": 4, "lora_alpha": 8},
     "rank-stabilised": {"r": 8, "lora_alpha": 6, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},

@@ -55,12 +55,12 @@ def reference(folder: Callable[[str], Path]) -> Callable[[str], Reference]:
 
 @pytest.fixture(scope="session")
 def runner(folder: Callable[[str], Path]) -> GetRunner:
-    """The same model in the engine. `pages` bounds the cache; the rest is as in `PtConfig`."""
+    """The same model in the engine. `blocks` bounds the cache; the rest is as in `PtConfig`."""
     known: dict[tuple[str, str], ModelRunner] = {}
 
-    def get(name: str, *, pages: int | None = None, **changes: Any) -> ModelRunner:
-        if pages is not None:
-            changes["kv_cache_memory"] = cache_of(pages, get(name))
+    def get(name: str, *, blocks: int | None = None, **changes: Any) -> ModelRunner:
+        if blocks is not None:
+            changes["kv_cache_memory"] = cache_of(blocks, get(name))
         key = (name, repr(sorted(changes.items())))
         if key not in known:
             known[key] = ModelRunner(settings(folder(name), **changes))

@@ -17,7 +17,7 @@ from engines.sampler.grammar import GrammarCompiler
 from engines.types import EmbeddingRequest, FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.pt.tiny import EOS, VOCAB_SIZE
 
-PAGE_SIZE = 8
+BLOCK_SIZE = 8
 TOLERANCE = 1e-3
 NEAR_TIE = 1e-4
 
@@ -56,14 +56,14 @@ class Answer:
 
 
 def settings(folder: Path, **changes: Any) -> PtConfig:
-    """Float32, one thread, small pages, and whatever else is asked for."""
-    return PtConfig(**{"model": str(folder), "dtype": "float32", "block_size": PAGE_SIZE, "threads": 1} | changes)
+    """Float32, one thread, small blocks, and whatever else is asked for."""
+    return PtConfig(**{"model": str(folder), "dtype": "float32", "block_size": BLOCK_SIZE, "threads": 1} | changes)
 
 
-def cache_of(pages: int, runner: ModelRunner) -> float:
-    """The `kv_cache_memory` that comes to so many pages of this model."""
+def cache_of(blocks: int, runner: ModelRunner) -> float:
+    """The `kv_cache_memory` that comes to so many blocks of this model."""
     tensors = (*runner.cache.keys.values(), *runner.cache.values.values())
-    return (pages + 0.5) * sum(tensor[0].nbytes for tensor in tensors) / GIB
+    return (blocks + 0.5) * sum(tensor[0].nbytes for tensor in tensors) / GIB
 
 
 def core_of(
@@ -130,7 +130,7 @@ def run(
         if core.stalled:
             assert woken.wait(60), "an adapter never comes"
     assert not core.busy, f"still busy after {most_steps} steps"
-    assert core.scheduler.pool.free == core.scheduler.pool.num_pages, "pages are left behind"
+    assert core.scheduler.pool.free == core.scheduler.pool.num_blocks, "blocks are left behind"
     return answers
 
 

@@ -48,8 +48,8 @@ def references(folder, reference, adapter):
 def adapted_core(runner, adapter):
     """A core that holds both adapters."""
 
-    def get(name, *, pages=None, **changes):
-        core = core_of(runner(name) if pages is None else runner(name, pages=pages), **changes)
+    def get(name, *, blocks=None, **changes):
+        core = core_of(runner(name) if blocks is None else runner(name, blocks=blocks), **changes)
         load(core, a=adapter(name, "a"), b=adapter(name, "b"))
         return core
 
@@ -82,7 +82,7 @@ def test_together_with_chunked_prefill(name, adapted_core, references) -> None:
 
 
 def test_preempted(name, adapted_core, references) -> None:
-    core = adapted_core(name, pages=16, max_num_batched_tokens=BUDGET, max_num_seqs=18)
+    core = adapted_core(name, blocks=16, max_num_batched_tokens=BUDGET, max_num_seqs=18)
     asked = requests()
     check_all(references(name), asked, run(core, asked))
     assert core.stats().preemptions > 0

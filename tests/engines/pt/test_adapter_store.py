@@ -369,9 +369,9 @@ def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, mo
     assert ended[-1] == "first"
 
 
-def test_beams_that_wait_for_their_sisters_go_on_in_a_slot_that_empties(runner, saved, monkeypatch) -> None:
+def test_beams_that_wait_for_their_siblings_go_on_in_a_slot_that_empties(runner, saved, monkeypatch) -> None:
     """They hold the only slot until they have ended, and the first in line waits for it."""
-    core, go = core_of(runner("llama", pages=9, max_model_len=72, max_loras=1)), threading.Event()
+    core, go = core_of(runner("llama", blocks=9, max_model_len=72, max_loras=1)), threading.Event()
     load(core, b=saved["b"])
     read = core.adapters._read_folder
     monkeypatch.setattr(core.adapters, "_read_folder", lambda folder: go.wait(PATIENCE) and read(folder))
@@ -379,7 +379,7 @@ def test_beams_that_wait_for_their_sisters_go_on_in_a_slot_that_empties(runner, 
     asked = [
         request(prompt(5), "first", adapter="a", ignore_eos=True),
         request(prompt(7), "search", adapter="b", num_beams=3),
-        request(prompt(49), "filler", max_new_tokens=1),  # leaves a page for one beam only, in the first step
+        request(prompt(49), "filler", max_new_tokens=1),  # leaves a block for one beam only, in the first step
     ]
 
     def let_the_first_in_line_come(step) -> None:

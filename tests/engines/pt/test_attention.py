@@ -1,4 +1,4 @@
-"""Three ways to attend to pages, one answer: that of plain attention over the whole sequence."""
+"""Three ways to attend to blocks, one answer: that of plain attention over the whole sequence."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from engines.pt import attention
 from engines.pt.attention import KernelAttention, KVCache, LayerShape, StepContext, attend_gather, attend_varlen, choose
 from engines.pt.kernels import build
 
-PAGE_SIZE = 4
+BLOCK_SIZE = 4
 SEGMENTS = ((0, 1), (12, 13), (0, 9), (5, 22), (30, 31))
 """Positions (first, behind the last) that each segment of the step computes: prompts, chunks, decodes."""
 
@@ -20,23 +20,23 @@ def shape(*, dim=16, value_dim=None, dtype=torch.float32, device="cpu", window=0
 
 
 class Step:
-    """Random queries, keys and values of a step, with their pages scattered over the cache."""
+    """Random queries, keys and values of a step, with their blocks scattered over the cache."""
 
-    def __init__(self, layer, *, heads=4, page_size=PAGE_SIZE, large=1.0) -> None:
+    def __init__(self, layer, *, heads=4, block_size=BLOCK_SIZE, large=1.0) -> None:
         torch.manual_seed(0)
         device, dtype = layer.device, layer.dtype
         lengths = [end for _, end in SEGMENTS]
-        counts = [-(-length // page_size) for length in lengths]
+        counts = [-(-length // block_size) for length in lengths]
         order = torch.randperm(sum(counts) + 3).tolist()
-        pages = [[order.pop() for _ in range(count)] for count in counts]
-        self.cache = KVCache({0: layer}, sum(counts) + 3, page_size)
-        # What no token may see: the rest of the last pages, and pages of nobody.
+        blocks = [[order.pop() for _ in range(count)] for count in counts]
+        self.cache = KVCache({0: layer}, sum(counts) + 3, block_size)
+        # What no token may see: the rest of the last blocks, and blocks of nobody.
         self.cache.keys[0].fill_(float("nan"))
         self.cache.values[0].fill_(float("nan"))
         self.keys = [torch.randn(n, layer.kv_heads, layer.key_dim, device=device, dtype=dtype) for n in lengths]
         self.values = [torch.randn(n, layer.kv_heads, layer.value_dim, device=device, dtype=dtype) for n in lengths]
-        for own, keys, values in zip(pages, self.keys, self.values, strict=True):
-            slots = torch.tensor([own[p // page_size] * page_size + p % page_size for p in range(len(keys))])
+        for own, keys, values in zip(blocks, self.keys, self.values, strict=True):
+            slots = torch.tensor([own[p // block_size] * block_size + p % block_size for p in range(len(keys))])
             self.cache.write(0, slots.to(device), keys, values)
         spans = [end - first for first, end in SEGMENTS]
         starts = [sum(spans[:i]) for i in range(len(spans) + 1)]
@@ -48,7 +48,7 @@ class Step:
             torch.empty(0, device=device),
             torch.tensor([s for s, span in enumerate(spans) for _ in range(span)], dtype=torch.int32, device=device),
             torch.tensor([p + 1 for a, b in SEGMENTS for p in range(a, b)], dtype=torch.int32, device=device),
-            torch.tensor([own + [0] * (width - len(own)) for own in pages], dtype=torch.int32, device=device),
+            torch.tensor([own + [0] * (width - len(own)) for own in blocks], dtype=torch.int32, device=device),
             starts,
         )
 
@@ -93,9 +93,9 @@ def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, 
     assert (step.run(attend_gather, **options) - plain).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("page_size", [1, 3, 32])
-def test_any_page_size_gives_the_same(kernel, page_size) -> None:
-    step = Step(shape(), page_size=page_size)
+@pytest.mark.parametrize("block_size", [1, 3, 32])
+def test_any_block_size_gives_the_same(kernel, block_size) -> None:
+    step = Step(shape(), block_size=block_size)
     assert (step.run(kernel, window=6) - step.plain(window=6)).abs().max() < 1e-5
     assert (step.run(attend_gather, window=6) - step.plain(window=6)).abs().max() < 1e-5
 
@@ -124,15 +124,15 @@ def test_gather_takes_values_of_another_width_than_keys() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_varlen_agrees_with_plain_attention(options, dtype) -> None:
-    step = Step(shape(dim=64, dtype=dtype, device="cuda"), page_size=256)
+    step = Step(shape(dim=64, dtype=dtype, device="cuda"), block_size=256)
     assert (step.run(attend_varlen, **options) - step.plain(**options)).abs().max() < 2**-6
 
 
-def test_copied_pages_hold_the_same() -> None:
-    cache = KVCache({0: shape(), 3: shape(value_dim=8)}, 4, PAGE_SIZE)
+def test_copied_blocks_hold_the_same() -> None:
+    cache = KVCache({0: shape(), 3: shape(value_dim=8)}, 4, BLOCK_SIZE)
     for tensor in (*cache.keys.values(), *cache.values.values()):
         tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
-    cache.copy_pages([0, 2], [3, 1])
+    cache.copy_blocks([0, 2], [3, 1])
     for tensor in (*cache.keys.values(), *cache.values.values()):
         assert torch.equal(tensor[0], tensor[3]) and torch.equal(tensor[2], tensor[1])
 

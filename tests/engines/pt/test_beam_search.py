@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from engines.errors import InvalidRequest
-from tests.engines.pt.driving import PAGE_SIZE, core_of, prompt, request, run
+from tests.engines.pt.driving import BLOCK_SIZE, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS
 
 LENGTH = 10
@@ -80,7 +80,7 @@ def test_beside_other_requests_in_chunks(runner, reference) -> None:
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_preempted(runner, reference, prefix_caching) -> None:
-    small = runner("llama", pages=16, max_model_len=48)
+    small = runner("llama", blocks=16, max_model_len=48)
     core = core_of(small, max_num_batched_tokens=11, enable_prefix_caching=prefix_caching)
     check(reference, run(core, mixed()))
     assert core.stats().preemptions > 0
@@ -92,7 +92,7 @@ def test_with_few_seats(runner, reference) -> None:
 
 
 def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner) -> None:
-    small = runner("llama", pages=4, max_model_len=4 * PAGE_SIZE)
+    small = runner("llama", blocks=4, max_model_len=4 * BLOCK_SIZE)
     core = core_of(small, enable_prefix_caching=False)
     asked = [
         request(prompt(6), "wide", num_beams=6, max_new_tokens=20, ignore_eos=True),
@@ -104,9 +104,9 @@ def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(
     assert answers["after"].tokens == run(core_of(runner("llama")), [asked[1]])["after"].tokens
 
 
-def test_two_searches_never_wait_for_each_others_pages(runner, reference) -> None:
-    """Each holds pages that the other's preempted beams need."""
-    small = runner("llama", pages=9, max_model_len=40)
+def test_two_searches_never_wait_for_each_others_blocks(runner, reference) -> None:
+    """Each holds blocks that the other's preempted beams need."""
+    small = runner("llama", blocks=9, max_model_len=40)
     core = core_of(small, enable_prefix_caching=False)
     asked = [request(prompt(7, i), f"s{i}", num_beams=3, max_new_tokens=LENGTH) for i in range(4)]
     answers = run(core, asked)

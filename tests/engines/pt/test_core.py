@@ -9,7 +9,7 @@ import torch
 from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest
 from engines.pt.runner import Segment
 from engines.types import EmbeddingRequest, FinishReason
-from tests.engines.pt.driving import PAGE_SIZE, Answer, core_of, prompt, request, run
+from tests.engines.pt.driving import BLOCK_SIZE, Answer, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS, POSITIONS, VOCAB_SIZE
 
 
@@ -74,10 +74,10 @@ def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arri
     assert finished == ["c", "a", "b"]
 
 
-@pytest.mark.parametrize("scarce", ["seats", "pages"])
+@pytest.mark.parametrize("scarce", ["seats", "blocks"])
 def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner, scarce) -> None:
     few = {"max_num_seqs": 2} if scarce == "seats" else {}
-    core = core_of(runner("llama") if scarce == "seats" else runner("llama", pages=8, max_model_len=64), **few)
+    core = core_of(runner("llama") if scarce == "seats" else runner("llama", blocks=8, max_model_len=64), **few)
     asked = {
         name: request(prompt(9, i), name, priority=9, max_new_tokens=16, ignore_eos=True) for i, name in enumerate("ab")
     }
@@ -113,7 +113,7 @@ def test_no_more_sequences_run_than_allowed(watched) -> None:
 
 def test_every_request_ends_in_a_cache_that_barely_holds_one(runner) -> None:
     """The longest sequence is as long as the whole cache, and the prompts alone do not fit it together."""
-    small = runner("llama", pages=6, max_model_len=6 * PAGE_SIZE)
+    small = runner("llama", blocks=6, max_model_len=6 * BLOCK_SIZE)
     core = core_of(small, max_num_batched_tokens=7)
     asked = [request(prompt(20, i), f"r{i}", n=1 + i % 3, max_new_tokens=28, ignore_eos=True) for i in range(6)]
     answers = run(core, asked)
@@ -133,21 +133,21 @@ def test_the_outputs_of_one_prompt_compute_it_once(watched) -> None:
     assert len(answers["r"].outputs) == 5
 
 
-def test_forks_share_full_pages_and_copy_only_the_last_partial_one(runner) -> None:
+def test_forks_share_full_blocks_and_copy_only_the_last_partial_one(runner) -> None:
     core = core_of(runner("llama"))
-    core.add(request(prompt(2 * PAGE_SIZE + 3), n=4, ignore_eos=True))
+    core.add(request(prompt(2 * BLOCK_SIZE + 3), n=4, ignore_eos=True))
     core.step()
-    held = [sequence.pages for sequence in core.scheduler.running]
-    assert [len(pages) for pages in held] == [3] * 4
-    assert len({tuple(pages[:2]) for pages in held}) == 1
-    assert len({pages[2] for pages in held}) == 4
+    held = [sequence.blocks for sequence in core.scheduler.running]
+    assert [len(blocks) for blocks in held] == [3] * 4
+    assert len({tuple(blocks[:2]) for blocks in held}) == 1
+    assert len({blocks[2] for blocks in held}) == 4
 
 
-def test_forks_of_a_prompt_that_fills_its_pages_share_them_all(runner) -> None:
+def test_forks_of_a_prompt_that_fills_its_blocks_share_them_all(runner) -> None:
     core = core_of(runner("llama"))
-    core.add(request(prompt(2 * PAGE_SIZE), n=4, ignore_eos=True))
+    core.add(request(prompt(2 * BLOCK_SIZE), n=4, ignore_eos=True))
     core.step()
-    assert core.scheduler.pool.free == core.scheduler.pool.num_pages - 2
+    assert core.scheduler.pool.free == core.scheduler.pool.num_blocks - 2
 
 
 def test_finish_drops_one_output_and_the_others_go_on(runner) -> None:
@@ -288,7 +288,7 @@ def test_prompt_logprobs_are_the_models_whatever_the_chunks(runner, reference, b
 
 
 def test_prompt_logprobs_are_whole_in_spite_of_a_warm_cache_and_preemption(runner, reference) -> None:
-    small = runner("llama", pages=9, max_model_len=72)
+    small = runner("llama", blocks=9, max_model_len=72)
     core = core_of(small, max_num_batched_tokens=9)
     run(core, [request(prompt(30, 1), "before")])
     asked = [request(prompt(30, i), f"r{i}", prompt_logprobs=2, max_new_tokens=20, ignore_eos=True) for i in range(4)]
@@ -373,7 +373,7 @@ def test_a_seed_gives_the_same_tokens_alone_in_a_batch_in_chunks_and_preempted(r
     alone = run(core_of(runner("llama")), [sampled(**filters)])["seeded"].outputs
     others = [request(prompt(17, i), f"r{i}", temperature=1.0, ignore_eos=True) for i in range(6)]
     together = run(core_of(runner("llama"), max_num_batched_tokens=7), [*others, sampled(**filters)])["seeded"].outputs
-    small = core_of(runner("llama", pages=10, max_model_len=80), max_num_batched_tokens=7)
+    small = core_of(runner("llama", blocks=10, max_model_len=80), max_num_batched_tokens=7)
     preempted = run(small, [*others, sampled(**filters)])["seeded"].outputs
     assert small.stats().preemptions > 0
     assert alone == together == preempted
@@ -407,7 +407,7 @@ def test_a_step_that_fails_ends_those_in_it_and_no_other(watched) -> None:
         core.step()
     report = core.fail_running(EngineFailure("sorry"))
     assert [request_id for request_id, _ in report.errors] == ["r0", "r1"]
-    assert core.scheduler.pool.free == core.scheduler.pool.num_pages
+    assert core.scheduler.pool.free == core.scheduler.pool.num_blocks
     finished = [name for _ in range(12) for name, output in core.step().outputs if output.finish_reason]
     assert finished == ["r2"]
 
@@ -477,4 +477,4 @@ def test_counts_add_up(runner) -> None:
     core.step()
     stats = core.stats()
     assert Counter(running=stats.running, waiting=stats.waiting) == Counter(running=2, waiting=2)
-    assert stats.kv_cache_usage == pytest.approx(4 / core.scheduler.pool.num_pages)
+    assert stats.kv_cache_usage == pytest.approx(4 / core.scheduler.pool.num_blocks)

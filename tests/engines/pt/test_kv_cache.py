@@ -1,4 +1,4 @@
-"""No page is in two places, none gets lost, and equal prefixes find their pages again."""
+"""No block is in two places, none gets lost, and equal prefixes find their blocks again."""
 
 from collections import Counter
 
@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engines.pt.kv_cache import PageNames, PagePool
+from engines.pt.kv_cache import BlockHashes, BlockPool
 
-PAGES = 6
+BLOCKS = 6
 
 
 class Pool(RuleBasedStateMachine):
@@ -16,58 +16,58 @@ class Pool(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(PAGES, 4)
+        self.pool = BlockPool(BLOCKS, 4)
         self.holders: list[list[int]] = []
-        self.names: dict[int, bytes] = {}
+        self.hashes: dict[int, bytes] = {}
         self.idle: list[int] = []  # oldest first
 
-    @rule(count=st.integers(1, PAGES))
+    @rule(count=st.integers(1, BLOCKS))
     def allocate(self, count) -> None:
         if count <= self.pool.free:
-            blank = PAGES - len(self.idle) - len({page for pages in self.holders for page in pages})
-            for page in self.idle[: max(0, count - blank)]:  # the least recently used content goes first
-                self.idle.remove(page)
-                del self.names[page]
+            blank = BLOCKS - len(self.idle) - len({block for blocks in self.holders for block in blocks})
+            for block in self.idle[: max(0, count - blank)]:  # the least recently used content goes first
+                self.idle.remove(block)
+                del self.hashes[block]
             self.holders.append(self.pool.allocate(count))
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data(), name=st.integers(0, 9))
-    def name(self, data, name) -> None:
-        page = data.draw(st.sampled_from(data.draw(st.sampled_from(self.holders))))
+    def cache(self, data, name) -> None:
+        block = data.draw(st.sampled_from(data.draw(st.sampled_from(self.holders))))
         key = bytes([name])
-        self.pool.name(page, key)
-        if page not in self.names and key not in self.names.values():
-            self.names[page] = key
+        self.pool.cache(block, key)
+        if block not in self.hashes and key not in self.hashes.values():
+            self.hashes[block] = key
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
     def release(self, data) -> None:
-        pages = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
-        self.pool.release(pages)
-        held = {page for pages in self.holders for page in pages}
-        self.idle += [page for page in reversed(pages) if page in self.names and page not in held]
+        blocks = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
+        self.pool.release(blocks)
+        held = {block for blocks in self.holders for block in blocks}
+        self.idle += [block for block in reversed(blocks) if block in self.hashes and block not in held]
 
-    @rule(names=st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True))
-    def share_a_known_prefix(self, names) -> None:
-        pages = self.pool.match([bytes([name]) for name in names])
-        page_of = {name: page for page, name in self.names.items()}
-        known = [page_of.get(bytes([name])) for name in names]
-        assert pages == (known[: known.index(None)] if None in known else known)
-        if pages:
-            self.pool.share(pages)
-            self.holders.append(pages)
-            self.idle = [page for page in self.idle if page not in pages]
-
-    @invariant()
-    def every_page_is_free_or_held(self) -> None:
-        held = Counter(page for pages in self.holders for page in pages)
-        assert self.pool.free + len(held) == PAGES
-        assert self.pool.usage == 1 - self.pool.free / PAGES
+    @rule(hashes=st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True))
+    def share_a_known_prefix(self, hashes) -> None:
+        blocks = self.pool.match([bytes([name]) for name in hashes])
+        block_of = {block_hash: block for block, block_hash in self.hashes.items()}
+        known = [block_of.get(bytes([name])) for name in hashes]
+        assert blocks == (known[: known.index(None)] if None in known else known)
+        if blocks:
+            self.pool.share(blocks)
+            self.holders.append(blocks)
+            self.idle = [block for block in self.idle if block not in blocks]
 
     @invariant()
-    def names_are_unique_and_known(self) -> None:
-        assert len(set(self.names.values())) == len(self.names)
-        assert all(self.pool.match([name]) == [page] for page, name in self.names.items())
+    def every_block_is_free_or_held(self) -> None:
+        held = Counter(block for blocks in self.holders for block in blocks)
+        assert self.pool.free + len(held) == BLOCKS
+        assert self.pool.usage == 1 - self.pool.free / BLOCKS
+
+    @invariant()
+    def hashes_are_unique_and_known(self) -> None:
+        assert len(set(self.hashes.values())) == len(self.hashes)
+        assert all(self.pool.match([block_hash]) == [block] for block, block_hash in self.hashes.items())
 
 
 Pool.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
@@ -75,42 +75,42 @@ TestPool = Pool.TestCase
 
 
 def test_the_end_of_a_prefix_is_forgotten_before_its_head() -> None:
-    pool = PagePool(3, 4)
-    pages = pool.allocate(3)
-    for page, name in zip(pages, (b"a", b"b", b"c"), strict=True):
-        pool.name(page, name)
-    pool.release(pages)
+    pool = BlockPool(3, 4)
+    blocks = pool.allocate(3)
+    for block, block_hash in zip(blocks, (b"a", b"b", b"c"), strict=True):
+        pool.cache(block, block_hash)
+    pool.release(blocks)
     pool.allocate(1)
-    assert pool.match([b"a", b"b", b"c"]) == pages[:2]
+    assert pool.match([b"a", b"b", b"c"]) == blocks[:2]
 
 
 def test_nothing_is_found_again_without_prefix_caching() -> None:
-    pool = PagePool(3, 4, prefix_caching=False)
-    pages = pool.allocate(1)
-    pool.name(pages[0], b"a")
-    pool.release(pages)
+    pool = BlockPool(3, 4, prefix_caching=False)
+    blocks = pool.allocate(1)
+    pool.cache(blocks[0], b"a")
+    pool.release(blocks)
     assert pool.match([b"a"]) == []
     assert pool.free == 3
 
 
-def names(tokens, count, salt=""):
-    return PageNames(4, salt).of(tokens, count)
+def hashes(tokens, count, salt=""):
+    return BlockHashes(4, salt).of(tokens, count)
 
 
-def test_a_name_stands_for_all_tokens_up_to_the_end_of_its_page_and_for_the_adapter() -> None:
+def test_a_hash_stands_for_all_tokens_up_to_the_end_of_its_block_and_for_the_adapter() -> None:
     tokens = list(range(12))
-    assert names(tokens, 3)[:2] == names(tokens[:8] + [99] * 4, 3)[:2]
-    assert names(tokens, 3)[2] != names(tokens[:8] + [99] * 4, 3)[2]
-    assert names(tokens, 3)[2] != names([99, *tokens[1:]], 3)[2]
-    assert not {*names(tokens, 3)} & {*names(tokens, 3, "adapter@1")}
-    assert not {*names(tokens, 3, "adapter@2")} & {*names(tokens, 3, "adapter@1")}
+    assert hashes(tokens, 3)[:2] == hashes(tokens[:8] + [99] * 4, 3)[:2]
+    assert hashes(tokens, 3)[2] != hashes(tokens[:8] + [99] * 4, 3)[2]
+    assert hashes(tokens, 3)[2] != hashes([99, *tokens[1:]], 3)[2]
+    assert not {*hashes(tokens, 3)} & {*hashes(tokens, 3, "adapter@1")}
+    assert not {*hashes(tokens, 3, "adapter@2")} & {*hashes(tokens, 3, "adapter@1")}
 
 
-def test_names_grow_with_the_tokens_and_a_copy_goes_its_own_way() -> None:
-    chain = PageNames(4, "")
+def test_hashes_grow_with_the_tokens_and_a_copy_goes_its_own_way() -> None:
+    chain = BlockHashes(4, "")
     tokens = list(range(8))
-    assert chain.of(tokens, 1) == names(tokens, 1)
+    assert chain.of(tokens, 1) == hashes(tokens, 1)
     twin = chain.copy()
-    assert chain.of(tokens, 2) == names(tokens, 2)
+    assert chain.of(tokens, 2) == hashes(tokens, 2)
     other = tokens[:4] + [7] * 4
-    assert twin.of(other, 2) == names(other, 2)
+    assert twin.of(other, 2) == hashes(other, 2)

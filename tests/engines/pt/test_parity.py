@@ -6,7 +6,7 @@ from tests.engines.pt.driving import core_of, prompt, request, run
 from tests.engines.pt.tiny import CONFIGS, WINDOW
 
 LENGTHS = (1, 3, 7, 8, 9, 16, 17, 24, 29, 31, 37, 40, 44, 48, 52, 61)
-"""Of 16 prompts: on, before and behind the page borders, most of them longer than a sliding window."""
+"""Of 16 prompts: on, before and behind the block borders, most of them longer than a sliding window."""
 
 BUDGET = 24
 """Tokens of a step: most prompts are computed in several chunks, beside the decodes of others."""
@@ -44,7 +44,7 @@ def test_sixteen_together_with_chunked_prefill(name, runner, reference) -> None:
 
 
 def test_preempted(name, runner, reference) -> None:
-    core = core_of(runner(name, pages=16), max_num_batched_tokens=BUDGET, max_num_seqs=16)
+    core = core_of(runner(name, blocks=16), max_num_batched_tokens=BUDGET, max_num_seqs=16)
     asked = requests()
     check(reference(name), asked, run(core, asked))
     assert core.stats().preemptions > 0
@@ -58,7 +58,7 @@ def test_with_prefix_hits(name, runner, reference) -> None:
     answers = run(core, asked)
     check(reference(name), asked, answers)
     assert core.stats().prefix_cache_hits > 0
-    # Whole pages, and never the last token.
+    # Whole blocks, and never the last token.
     assert [answers[f"r{i}"].first.cached_tokens for i in range(16)] == [
         (34 if i == 0 else 35 - i) // 8 * 8 for i in range(16)
     ]

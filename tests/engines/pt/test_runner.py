@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
-def test_an_architecture_that_cannot_be_paged_is_refused(kind, tmp_path) -> None:
+def test_an_architecture_without_plain_attention_is_refused(kind, tmp_path) -> None:
     config, reason = REFUSED[kind]
     save(config, tmp_path)
     with pytest.raises(UnsupportedModel, match=reason):
@@ -95,7 +95,7 @@ def test_broken_weights_are_refused(tmp_path, folder) -> None:
         ({"max_model_len": POSITIONS + 1}, "max_model_len", "beyond the model's 128 positions"),
         ({"attn_impl": "flash_attn"}, "attn_impl", "flash_attn needs a CUDA device"),
         ({"rope_scaling": "linear"}, "rope_scaling", "max_length"),
-        ({"kv_cache_memory": 1e-9}, "kv_cache_memory", "do not hold one page"),
+        ({"kv_cache_memory": 1e-9}, "kv_cache_memory", "do not hold one block"),
         ({"device_map": "cuda"}, "device_map", "cuda"),
         ({"device_map": "nonsense"}, "model", "nonsense"),
     ],
@@ -149,7 +149,7 @@ def test_the_cache_is_of_the_size_asked_for(folder) -> None:
 
 
 def test_the_cache_never_holds_more_than_the_sequences_can_fill(folder) -> None:
-    assert ModelRunner(settings(folder("llama"), max_num_seqs=3)).cache.num_pages == 3 * POSITIONS // 8
+    assert ModelRunner(settings(folder("llama"), max_num_seqs=3)).cache.num_blocks == 3 * POSITIONS // 8
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,12 @@ def run_mixed(core, grammars, *, temperature=0.0, n=1):
     return answers | run(core, free, between=add_constrained)
 
 
-@pytest.mark.parametrize(("budget", "pages"), [(256, None), (7, None), (256, 11)], ids=["plain", "chunks", "preempted"])
+@pytest.mark.parametrize(
+    ("budget", "blocks"), [(256, None), (7, None), (256, 11)], ids=["plain", "chunks", "preempted"]
+)
 @pytest.mark.parametrize("n", [1, 3])
-def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, grammars, budget, pages, n) -> None:
-    core = core_of(runner("llama", pages=pages), grammars=grammars, max_num_batched_tokens=budget)
+def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, grammars, budget, blocks, n) -> None:
+    core = core_of(runner("llama", blocks=blocks), grammars=grammars, max_num_batched_tokens=budget)
     answers = run_mixed(core, grammars, temperature=1.0, n=n)
     for name in CONSTRAINTS:
         assert len(answers[name].outputs) == n
@@ -84,7 +86,7 @@ def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, 
     for i in range(3):
         alone = request(prompt(11 + i, i), ignore_eos=True)
         assert answers[f"free{i}"].tokens == run(core_of(runner("llama")), [alone])["r"].tokens
-    assert (core.stats().preemptions > 0) == (pages is not None)
+    assert (core.stats().preemptions > 0) == (blocks is not None)
 
 
 def test_logprobs_of_a_constrained_output_are_the_models_own(runner, reference, grammars) -> None:
