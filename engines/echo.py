@@ -25,6 +25,7 @@ from engines.errors import (
     QueueFull,
     TuneserveError,
 )
+from engines.text.byte_level import BYTE_OF_CHARACTER
 from engines.text.grammar import parser_limits, to_llguidance
 from engines.types import (
     EmbeddingRequest,
@@ -435,7 +436,7 @@ def echo_tokenizer(max_model_len: int = 4096) -> "PreTrainedTokenizerFast":
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in _byte_characters()}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=BYTE_OF_CHARACTER, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(special, special=True, normalized=False) for special in SPECIALS])
@@ -448,11 +449,3 @@ def echo_tokenizer(max_model_len: int = 4096) -> "PreTrainedTokenizerFast":
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def _byte_characters() -> Iterator[tuple[int, str]]:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
-    spare = itertools.count(BYTES)
-    for byte in range(BYTES):
-        printable = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
-        yield byte, chr(byte if printable else next(spare))

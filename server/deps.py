@@ -13,8 +13,8 @@ from engines.adapters.registry import AdapterRegistry, Lease
 from engines.adapters.state_folder import state_folder
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
-from engines.text.detokenize import Vocabulary
 from engines.text.prompt import PromptRenderer, plain_template, read_chat_template
+from engines.text.vocabulary import Vocabulary
 from server.adapters.at_start import load_adapters
 from server.adapters.roots import AdapterRoots
 from server.files.files import Files

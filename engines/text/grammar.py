@@ -1,20 +1,18 @@
-"""Constraints on the output as llguidance grammars: how each kind is written, and which ones are refused.
+"""Constraints on the output as llguidance grammars: how each kind is written.
 
-The server validates with these functions before a request is queued; an engine compiles the same text, so what was
-accepted is what is enforced. Free of torch and of any tokenizer.
+The server checks the grammars that these functions write (`grammar_check`) before a request is queued; an engine compiles
+the same text, so what was accepted is what is enforced. Free of torch and of any tokenizer.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from engines.errors import InvalidRequest
-from engines.text.grammar_check import problem_within_limits
 from engines.types import Structured, StructuredKind
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ JSON_OPTIONS: "JsonCompileOptions" = {
 }
 UNFORESEEN = '%llguidance {"no_forcing": true}\n'
 MAX_TEXT = 256 * 1024
-PLAIN_TEXT = 16 * 1024
 MAX_REGEX = 16 * 1024
 MAX_GRAMMAR = 128 * 1024
 GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
@@ -49,7 +46,7 @@ def to_llguidance(structured: Structured, *, spelled: Iterable[str] = ()) -> str
 
     `spelled`: the texts that are single tokens of the vocabulary beside the ordinary ones. Where the constraint has one as
     text it is spelled out in ordinary tokens.
-    Raises InvalidRequest where the constraint cannot even be written as a grammar; `validate` finds the rest.
+    Raises InvalidRequest where the constraint cannot even be written as a grammar; `grammar_check.validate` finds the rest.
     """
     if any(text in structured.value for text in spelled):
         # The compiler would tokenize the text it can foresee, find the single token, and then refuse it as a marker.
@@ -69,26 +66,6 @@ def to_lark_rule(structured: Structured) -> str:
     if structured.kind in ("json_schema", "json_object"):
         return f"%json {_schema(structured)}"
     return f"%lark {{\n{LARK_WRITERS[structured.kind](structured.value)}\n}}"
-
-
-def validate(structured: Structured, param: str | None = None) -> None:
-    """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint.
-
-    Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a tenth of
-    a second the first time; the worst takes seconds: call it in a thread.
-    """
-    try:
-        grammar = to_llguidance(structured)
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, param=param, code=error.code) from None
-    problem = problem_of(grammar) if _is_plain(structured.kind, grammar) else problem_within_limits(grammar)
-    if problem:
-        raise InvalidRequest(f"Invalid {NAMES[structured.kind]}: {_shorten(problem)}", param=param)
-
-
-def problem_of(grammar: str) -> str | None:
-    """Say why llguidance cannot run a grammar, None where it can. May take for ever: see `grammar_check`."""
-    return _compile_problem(grammar) or _first_step_problem(grammar)
 
 
 def parser_limits() -> LLParserLimits:
@@ -112,11 +89,11 @@ def parse_schema(value: str) -> dict[str, Any]:
     try:
         schema = json.loads(value, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"Invalid JSON schema: {_shorten(str(error))}") from None
+        raise InvalidRequest(f"Invalid JSON schema: {shorten(str(error))}") from None
     if schema is True:
         return {}
     if not isinstance(schema, dict):
-        raise InvalidRequest(f"Invalid JSON schema: expected an object, got {_shorten(value)}")
+        raise InvalidRequest(f"Invalid JSON schema: expected an object, got {shorten(value)}")
     if "x-guidance" in schema:  # the compiler's own options: white space is not the client's to choose
         raise InvalidRequest("Invalid JSON schema: the keyword 'x-guidance' is not supported")
     check_schema_size(schema)
@@ -149,7 +126,7 @@ def schema_text(schema: dict[str, Any], options: "JsonCompileOptions" = JSON_OPT
     try:
         return json.dumps({**schema, "x-guidance": options}, allow_nan=False)
     except ValueError as error:  # a number beyond a double
-        raise InvalidRequest(f"Invalid JSON schema: {_shorten(str(error))}") from None
+        raise InvalidRequest(f"Invalid JSON schema: {shorten(str(error))}") from None
 
 
 def _schema(structured: Structured) -> str:
@@ -179,7 +156,7 @@ def _lark_of_grammar(value: str) -> str:
         return gbnf_to_lark(value)
     except (GbnfToLarkError, RecursionError, IndexError) as error:
         # The converter runs off the end of a text that stops within an escape: IndexError.
-        raise InvalidRequest(f"Invalid GBNF grammar: {_shorten(str(error))}") from None
+        raise InvalidRequest(f"Invalid GBNF grammar: {shorten(str(error))}") from None
 
 
 LARK_WRITERS: dict[StructuredKind, Callable[[str], str]] = {
@@ -225,54 +202,6 @@ def _children(node: Any) -> list[Any]:
     return node if isinstance(node, list) else []
 
 
-def _is_plain(kind: StructuredKind, grammar: str) -> bool:
-    """Whether the compiler is sure to be quick: not much text, no patterns to intersect or to tell apart."""
-    if len(grammar) > PLAIN_TEXT or '"patternProperties"' in grammar:
-        return False
-    if grammar.count('"pattern"') + grammar.count('"format"') > 1:
-        return False
-    return kind != "grammar" or not any(sign in grammar for sign in ("&", "~", "\\u"))
-
-
-def _compile_problem(grammar: str) -> str | None:
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=parser_limits())
-    return messages[0].replace("Unimplemented keys:", "keywords that cannot be enforced:") if failed else None
-
-
-def _first_step_problem(grammar: str) -> str | None:
-    """Say why a well-formed grammar cannot be run: some show it only with the first token."""
-    if LLMatcher.validate_grammar_with_warnings(grammar)[1]:
-        return None  # It names tokens of the model's vocabulary, which only the engine knows.
-    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
-    mask = matcher.compute_bitmask()
-    if matcher.is_error():
-        return "no text can match it"
-    first = next((byte for byte in range(_END) if mask[byte // 8] >> byte % 8 & 1), None)
-    if matcher.is_accepting() or (first is not None and matcher.consume_token(first)):
-        return None
-    return "it is too complex"
-
-
-_END = 256
-
-
-@cache
-def _byte_tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
-
-
-class _Bytes:
-    """A vocabulary of the 256 bytes and an end: enough to run a grammar without a model."""
-
-    eos_token_id = _END
-    bos_token_id = None
-    tokens = (*(bytes([byte]) for byte in range(_END)), b"<|end|>")
-    special_token_ids = (_END,)
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."

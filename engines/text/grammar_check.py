@@ -1,7 +1,8 @@
-"""Checks a constraint in a process of its own, which can be ended where the check goes on and on.
+"""Whether an engine can enforce a constraint, found out within bounds of time and memory.
 
 What takes the compiler long cannot be told from the look of it: a few short patterns that must all match are enough to
-keep it busy for hours, and nothing within a process can stop it.
+keep it busy for hours, and nothing within a process can stop it. So what is not sure to be quick is checked in a process
+of its own, which can be ended.
 """
 
 import os
@@ -10,14 +11,43 @@ import sys
 import threading
 from functools import lru_cache
 
-from engines.errors import QueueFull
+from engines.errors import InvalidRequest, QueueFull
+from engines.text import grammar_problem
+from engines.text.grammar import NAMES, shorten, to_llguidance
+from engines.types import Structured, StructuredKind
 
-CPU_SECONDS = 3
+PLAIN_TEXT = 16 * 1024
+"""Characters of a grammar that is compiled here."""
 WALL_SECONDS = 15
 """On a machine so busy that the processor's seconds take this long, the check is given up too."""
-MEMORY = 1 << 30
 
 _one_at_a_time = threading.Lock()
+
+
+def validate(structured: Structured, param: str | None = None) -> None:
+    """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint.
+
+    Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a tenth of
+    a second the first time; the worst takes seconds: call it in a thread.
+    """
+    try:
+        grammar = to_llguidance(structured)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from None
+    problem = (
+        grammar_problem.problem_of(grammar) if _is_plain(structured.kind, grammar) else problem_within_limits(grammar)
+    )
+    if problem:
+        raise InvalidRequest(f"Invalid {NAMES[structured.kind]}: {shorten(problem)}", param=param)
+
+
+def _is_plain(kind: StructuredKind, grammar: str) -> bool:
+    """Whether the compiler is sure to be quick: not much text, no patterns to intersect or to tell apart."""
+    if len(grammar) > PLAIN_TEXT or '"patternProperties"' in grammar:
+        return False
+    if grammar.count('"pattern"') + grammar.count('"format"') > 1:
+        return False
+    return kind != "grammar" or not any(sign in grammar for sign in ("&", "~", "\\u"))
 
 
 @lru_cache(maxsize=256)
@@ -30,7 +60,7 @@ def problem_within_limits(grammar: str) -> str | None:
         raise QueueFull("Too many constraints are being checked; try again")
     try:
         child = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
+            [sys.executable, "-m", grammar_problem.__name__],
             input=grammar.encode(),
             capture_output=True,
             check=False,
@@ -42,19 +72,3 @@ def problem_within_limits(grammar: str) -> str | None:
     finally:
         _one_at_a_time.release()
     return (child.stdout.decode() or None) if child.returncode == 0 else "it is too complex"
-
-
-def _limit_resources() -> None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # not on Windows; the time limit of the parent holds there
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
-
-if __name__ == "__main__":
-    _limit_resources()
-    from engines.text.grammar import problem_of
-
-    sys.stdout.write(problem_of(sys.stdin.buffer.read().decode()) or "")

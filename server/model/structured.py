@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engines.errors import InvalidRequest
-from engines.text.grammar import validate
+from engines.text.grammar_check import validate
 from engines.types import Structured
 from server.model.fields import as_flag, as_name, as_object, as_string, check_description, shown
 
@@ -17,7 +17,7 @@ def read_structured(response_format: Any, structured_outputs: Any = None) -> Str
     """Check the two fields, given as parsed JSON (None where the request has none), and return what they ask for.
 
     Raises InvalidRequest for what is malformed or cannot be enforced, naming the field. As costly as
-    `engines.text.grammar.validate`: call it in a thread.
+    `engines.text.grammar_check.validate`: call it in a thread.
     """
     constraint = _of_response_format(response_format) if response_format is not None else None
     if structured_outputs is None:

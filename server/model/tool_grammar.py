@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 
 from engines.errors import InvalidRequest
-from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule, validate
+from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule
+from engines.text.grammar_check import validate
 from engines.text.tool_formats import ToolFormat
 from engines.types import Structured
 from server.model.reasoning import ReasoningFormat

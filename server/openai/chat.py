@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from engines.errors import InvalidRequest
-from engines.text.detokenize import TextDelta, TextOptions, Vocabulary
+from engines.text.output_text import TextDelta, TextOptions
 from engines.text.prompt import Prompt
+from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest
 from server.deps import ReadyServing, Serving, lease
 from server.http.body import json_body

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from engines.text.detokenize import TextDelta, TextOptions, TokenEntry, Vocabulary
+from engines.text.logprob_entries import TokenEntry
+from engines.text.output_text import TextDelta, TextOptions
+from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenLogprob
 from server.deps import ReadyServing, Serving, lease
 from server.http.body import json_body

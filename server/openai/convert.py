@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from engines.text.detokenize import TextOptions
+from engines.text.output_text import TextOptions
 from engines.types import GenerationRequest, Sampling, Structured
 from server.batches.priority import BATCH_PRIORITY
 from server.model.defaults import SamplingDefaults

@@ -10,7 +10,9 @@ import orjson
 from fastapi import Request, Response
 
 from engines.errors import EngineUnavailable
-from engines.text.detokenize import TextDelta, TextOptions, TokenEntry, Vocabulary, generate_text
+from engines.text.logprob_entries import TokenEntry
+from engines.text.output_text import TextDelta, TextOptions, generate_text
+from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
 from server.deps import Serving
 from server.http.sse import stream_events, until_disconnect

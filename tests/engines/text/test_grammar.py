@@ -9,7 +9,8 @@ import pytest
 
 from engines.errors import InvalidRequest
 from engines.text import grammar_check
-from engines.text.grammar import to_llguidance, validate
+from engines.text.grammar import to_llguidance
+from engines.text.grammar_check import validate
 from engines.types import Structured, StructuredKind
 from tests.byte_tokenizer import accepts, sample
 

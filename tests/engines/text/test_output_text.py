@@ -8,15 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.errors import EngineFailure
-from engines.text.detokenize import (
-    Detokenizer,
-    OutputText,
-    StopStrings,
-    TextDelta,
-    TextOptions,
-    Vocabulary,
-    generate_text,
-)
+from engines.text.detokenize import Detokenizer
+from engines.text.output_text import OutputText, TextDelta, TextOptions, generate_text
+from engines.text.stop_strings import StopStrings
+from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.tokenizers import ALL, SPECIALS, byte_fallback, byte_level
 

@@ -1,0 +1,70 @@
+"""Why llguidance cannot run a grammar. As a program, within limits: `python -m engines.text.grammar_problem < GRAMMAR`."""
+
+import sys
+from functools import cache
+
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from engines.text.grammar import parser_limits
+
+CPU_SECONDS = 3
+MEMORY = 1 << 30
+"""Bytes."""
+
+
+def problem_of(grammar: str) -> str | None:
+    """Say why llguidance cannot run a grammar, None where it can. May take for ever: see `grammar_check`."""
+    return _compile_problem(grammar) or _first_step_problem(grammar)
+
+
+def _compile_problem(grammar: str) -> str | None:
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=parser_limits())
+    return messages[0].replace("Unimplemented keys:", "keywords that cannot be enforced:") if failed else None
+
+
+def _first_step_problem(grammar: str) -> str | None:
+    """Say why a well-formed grammar cannot be run: some show it only with the first token."""
+    if LLMatcher.validate_grammar_with_warnings(grammar)[1]:
+        return None  # It names tokens of the model's vocabulary, which only the engine knows.
+    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
+    mask = matcher.compute_bitmask()
+    if matcher.is_error():
+        return "no text can match it"
+    first = next((byte for byte in range(_END) if mask[byte // 8] >> byte % 8 & 1), None)
+    if matcher.is_accepting() or (first is not None and matcher.consume_token(first)):
+        return None
+    return "it is too complex"
+
+
+_END = 256
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+class _Bytes:
+    """A vocabulary of the 256 bytes and an end: enough to run a grammar without a model."""
+
+    eos_token_id = _END
+    bos_token_id = None
+    tokens = (*(bytes([byte]) for byte in range(_END)), b"<|end|>")
+    special_token_ids = (_END,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+def _limit_resources() -> None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows; the time limit of the parent holds there
+        return
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+if __name__ == "__main__":
+    _limit_resources()
+    sys.stdout.write(problem_of(sys.stdin.buffer.read().decode()) or "")
