@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from training.data.check import check
 from training.folder import JobError, JobFolder, Validation
+from training.methods import method_of
 from training.params.task import MergeTask
 
 
@@ -22,7 +23,7 @@ def _validation(folder: JobFolder) -> Validation:
         task = folder.read_task()
     except (OSError, ValidationError) as error:
         return Validation(error=JobError(code="invalid_request", message=f"task.json cannot be read: {error}"))
-    return Validation() if isinstance(task, MergeTask) else check(task.params)
+    return Validation() if isinstance(task, MergeTask) else check(task.params, learns=method_of(task.params).rows)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,16 @@ from training.data.problems import BadData
 from training.data.rows import Dropped, usable
 from training.data.sources import Param, Source, sources
 from training.folder import JobError, Validation
-from training.params.rlhf import RlhfParams
-from training.params.sft import PtParams, SftParams
+from training.params.sft import SftParams
 
 MAX_HEADER = 100 << 20
 """Bytes of a safetensors header, by its specification."""
 
 
-def check(params: SftParams) -> Validation:
+def check(params: SftParams, *, learns: Learns) -> Validation:
     try:
-        rows = _rows(params, "dataset")
-        _rows(params, "val_dataset")
+        rows = _rows(params, "dataset", learns)
+        _rows(params, "val_dataset", learns)
     except TuneserveError as error:
         return Validation(
             error=JobError(code=error.code or "invalid_request", message=error.message, param=error.param)
@@ -36,25 +35,16 @@ def check(params: SftParams) -> Validation:
     return Validation(rows=rows, model_parameters=model_parameters(params))
 
 
-def learns_of(params: SftParams) -> Learns:
-    """What the rows of a task's data are to hold."""
-    if isinstance(params, PtParams):
-        return "text"
-    if not isinstance(params, RlhfParams):
-        return "answers"
-    return {"kto": "labels", "ppo": "answers"}.get(params.rlhf_type, "pairs")  # type: ignore[return-value]
-
-
-def _rows(params: SftParams, param: Param) -> int:
+def _rows(params: SftParams, param: Param, learns: Learns) -> int:
     """Usable rows. Raises BadData."""
     found = sources(params, param)
     if param == "dataset" and not found:
         raise BadData("there is no data to train on: name a file, a folder or a data set of the hub", param=param)
-    return sum(_source_rows(source, params) for source in found if source.files)
+    return sum(_source_rows(source, params, learns) for source in found if source.files)
 
 
-def _source_rows(source: Source, params: SftParams) -> int:
-    rows = sum(1 for _ in usable(source, params, learns_of(params), Dropped()))
+def _source_rows(source: Source, params: SftParams, learns: Learns) -> int:
+    rows = sum(1 for _ in usable(source, params, learns, Dropped()))
     return rows if source.count is None else source.count
 
 

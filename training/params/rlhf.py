@@ -78,3 +78,7 @@ class RlhfParams(PpoParams, SftParams):
     """Weight of good answers in KTO."""
     undesirable_weight: float = Field(1.0, ge=0)
     """Weight of bad answers in KTO."""
+
+    @property
+    def method(self) -> str:
+        return self.rlhf_type

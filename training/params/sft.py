@@ -77,9 +77,18 @@ class SftParams(
     metric: str | None = None
     """Name of a registered metric to evaluate by."""
 
+    @property
+    def method(self) -> str:
+        """Name of the method that they are for, in `training.methods`."""
+        return "sft"
+
 
 class PtParams(SftParams):
     """Pre-training, or training on: the same as sft over plain text."""
 
     use_chat_template: bool = False
     """Build samples with the chat template. Plain text has none, so that this is false here."""
+
+    @property
+    def method(self) -> str:
+        return "pt"

@@ -1,0 +1,26 @@
+"""The tuners, one file each. Light: the server refuses jobs by them."""
+
+from training.params.sft import SftParams
+from training.refusal import Refusal, not_built, read_by_others_only
+from training.tuners.base import Tuner
+from training.tuners.full import Full
+from training.tuners.lora import Lora
+
+TUNERS: dict[str, Tuner] = {
+    "lora": Lora(),
+    "full": Full(),
+}
+
+
+def tuner_of(params: SftParams) -> Tuner:
+    """The tuner that `params` choose, which are not refused."""
+    return TUNERS[params.train_type]
+
+
+def refusals(params: SftParams) -> list[Refusal]:
+    """What the chosen tuner does not take."""
+    if params.train_type not in TUNERS:
+        return [("train_type", not_built(params.train_type, TUNERS))]
+    tuner = tuner_of(params)
+    readers = {name: each.reads for name, each in TUNERS.items()}
+    return read_by_others_only(params, "train_type", tuner.name, readers) + tuner.refusals(params)

@@ -4,6 +4,19 @@ from typing import Any
 
 from engines.errors import InvalidRequest
 from training.params.sft import SftParams
+from training.params.tuner import FullParams
+from training.refusal import Refusal
+from training.tuners.base import Tuner
+
+
+class Full(Tuner):
+    name = "full"
+    makes = "model"
+    reads = frozenset(FullParams.model_fields)
+    learning_rate = 1e-5
+
+    def refusals(self, params: SftParams) -> list[Refusal]:
+        return [("adapters", "only train_type lora goes on with an adapter; merge it first")] if params.adapters else []
 
 
 def choose_weights(model: Any, params: SftParams) -> Any:

@@ -5,9 +5,36 @@ from typing import Any
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.errors import InvalidRequest
 from training.params.sft import SftParams
+from training.params.tuner import LoraParams
+from training.refusal import Refusal, not_built
+from training.tuners.base import Tuner
 
-INITIALISATIONS = {"true": True, "false": False}
-"""Those that PEFT has no word for."""
+INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
+"""Value of `init_weights` -> PEFT's. Of `pissa` they are the same."""
+
+
+class Lora(Tuner):
+    name = "lora"
+    makes = "adapter"
+    reads = (frozenset(LoraParams.model_fields) - {"lorap_lr_ratio"}) | {
+        "target_modules", "target_regex", "modules_to_save", "init_weights",
+    }  # fmt: skip
+    learning_rate = 1e-4
+
+    def refusals(self, params: SftParams) -> list[Refusal]:
+        found = []
+        if params.target_regex is not None and "target_modules" in params.model_fields_set:
+            found.append(("target_modules", "target_regex goes before it: give one of the two"))
+        if params.init_weights.startswith("pissa"):
+            found += [(name, "not together with init_weights pissa") for name in _unfit_for_pissa(params)]
+        elif params.init_weights not in INITIALISATIONS:
+            found.append(("init_weights", not_built(params.init_weights, [*INITIALISATIONS, "pissa"])))
+        return found
+
+
+def _unfit_for_pissa(params: SftParams) -> list[str]:
+    given = {"use_dora": params.use_dora, "use_rslora": params.use_rslora, "lora_bias": params.lora_bias != "none"}
+    return [name for name, asked in given.items() if asked]
 
 
 def add_lora(model: Any, params: SftParams) -> Any:

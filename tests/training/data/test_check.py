@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from training.data.check import check
-from training.folder import JobFolder
+from training.data import check as data
+from training.data.columns import Learns
+from training.folder import JobFolder, Validation
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.params.task import MergeTask, SftTask
@@ -18,6 +19,10 @@ from training.validate import main
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 LINE = json.dumps(GOOD) + "\n"
+
+
+def check(params: SftParams, learns: Learns = "answers") -> Validation:
+    return data.check(params, learns=learns)
 
 
 def file(folder: Path, content: str | bytes, name: str = "a.jsonl") -> str:
@@ -76,11 +81,11 @@ def test_without_strict_only_a_file_without_a_usable_row_fails(tmp_path: Path) -
 
 
 def test_what_is_to_be_learned_decides_what_a_row_must_hold(tmp_path: Path) -> None:
-    error = check(RlhfParams(rlhf_type="dpo", dataset=file(tmp_path, LINE), strict=True)).error
+    error = check(RlhfParams(rlhf_type="dpo", dataset=file(tmp_path, LINE), strict=True), "pairs").error
     assert error is not None
     assert error.message == "Line 1 of a.jsonl: there is no rejected answer to compare with"
     kto = file(tmp_path, json.dumps({**GOOD, "label": True}))
-    assert check(RlhfParams(rlhf_type="kto", dataset=kto, strict=True)).rows == 1
+    assert check(RlhfParams(rlhf_type="kto", dataset=kto, strict=True), "labels").rows == 1
 
 
 def test_no_data_is_told() -> None:

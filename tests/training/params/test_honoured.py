@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[3]
 ALL = frozenset().union(*(frozenset(params.model_fields) for params in HONOURED))
 
 
-SCHEMA_HOLDS = {"merge_lora", "safe_serialization"}
-"""Of merge, which take one value only: the schema, and BUILT_CHOICES, say so."""
+SCHEMA_HOLDS = {"merge_lora", "safe_serialization", "rlhf_type"}
+"""Merge's take one value only, as the schema and BUILT_CHOICES say; `rlhf_type` is read as `method`."""
 
 
 def parameters_read() -> set[str]:
     """By what makes folders and runs them: training without the schema, and the command line's choice of folder."""
     files = [f for f in (ROOT / "training").rglob("*.py") if ROOT / "training" / "params" not in f.parents]
-    found = {name for file in [*files, ROOT / "server" / "output_folder.py"] for name in reads(file)}
+    found = {name for file in [*files, ROOT / "server" / "commands" / "output_folder.py"] for name in reads(file)}
     return (found | set(SAME) | SCHEMA_HOLDS) & ALL
 
 

@@ -1,0 +1,66 @@
+"""What can be trained, and how: methods, tuners and optimizers, and what each of them refuses."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from training import methods, optimizers, tuners
+from training.methods import METHODS, methods_of
+from training.optimizers import OPTIMIZERS
+from training.params.sft import SftParams
+from training.params.task import TASK
+from training.tuners import TUNERS
+
+HEAVY = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+
+
+@pytest.mark.parametrize(
+    "module", ["training.methods", "training.tuners", "training.optimizers", "training.params.task"]
+)
+def test_looking_them_up_loads_no_library(module: str) -> None:
+    code = f"import sys, {module}; print(*({HEAVY} & sys.modules.keys()))".replace(str(HEAVY), str(set(HEAVY)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_chosen_by_what_it_says_chooses_it(name: str) -> None:
+    method = METHODS[name]
+    task = TASK.validate_python({"task": method.task, "params": dict(method.choice)})
+    assert type(task.params) is method.params
+    assert methods.method_of(task.params) is method
+    assert name in methods_of(method.task)
+
+
+@pytest.mark.parametrize("one", [*METHODS.values(), *TUNERS.values()], ids=lambda one: one.name)
+def test_one_that_is_chosen_alone_is_not_refused(one: Any) -> None:
+    params = METHODS["sft"].params(train_type=one.name) if one.name in TUNERS else one.params(**one.choice)
+    assert [*tuners.refusals(params), *methods.refusals(params), *optimizers.refusals(params)] == []
+
+
+def test_they_read_parameters_of_their_task() -> None:
+    for method in METHODS.values():
+        assert method.reads <= method.params.model_fields.keys()
+    for other in (*TUNERS.values(), *OPTIMIZERS):
+        assert other.reads <= SftParams.model_fields.keys()
+
+
+def test_a_parameter_of_another_tuner_is_refused_with_the_name_of_that() -> None:
+    assert tuners.refusals(SftParams(train_type="full", lora_rank=4)) == [
+        ("lora_rank", "only train_type lora reads it")
+    ]
+
+
+def test_two_optimizers_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Another(type(OPTIMIZERS[0])):  # type: ignore[misc]
+        parameter = "use_galore"
+        reads = frozenset({"use_galore"})
+
+        def asked_for(self, params: SftParams) -> bool:
+            return params.use_galore
+
+    monkeypatch.setattr(optimizers, "OPTIMIZERS", (*OPTIMIZERS, Another()))
+    params = SftParams(use_galore=True, lorap_lr_ratio=4)
+    assert optimizers.refusals(params) == [("use_galore", "not together with lorap_lr_ratio")]

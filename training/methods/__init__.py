@@ -1,0 +1,34 @@
+"""The methods of training, one file each. Light: the server refuses jobs by them."""
+
+from typing import Any
+
+from training.methods.base import Method
+from training.methods.dpo import Dpo
+from training.methods.pt import Pt
+from training.methods.sft import Sft
+from training.params.sft import SftParams
+from training.refusal import Refusal, not_built, read_by_others_only
+
+METHODS: dict[str, Method[Any]] = {
+    "sft": Sft(),
+    "pt": Pt(),
+    "dpo": Dpo(),
+}
+
+
+def method_of(params: SftParams) -> Method[Any]:
+    """The method that `params` choose, which are not refused."""
+    return METHODS[params.method]
+
+
+def methods_of(task: str) -> dict[str, Method[Any]]:
+    return {name: method for name, method in METHODS.items() if method.task == task}
+
+
+def refusals(params: SftParams) -> list[Refusal]:
+    """What the chosen method does not take."""
+    among = {name: method.reads for name, method in METHODS.items() if method.params is type(params)}
+    if params.method not in among:
+        return [("rlhf_type", not_built(params.method, among))]
+    method = method_of(params)
+    return read_by_others_only(params, "rlhf_type", method.name, among) + method.refusals(params)

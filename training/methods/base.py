@@ -1,0 +1,31 @@
+"""What a method of training says of itself: all that is known of it is in its file."""
+
+from abc import ABC
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+from training.data.columns import Learns
+from training.params.sft import SftParams
+from training.refusal import Refusal
+
+P = TypeVar("P", bound=SftParams)
+
+
+class Method(ABC, Generic[P]):
+    """How a model is taught."""
+
+    name: ClassVar[str]
+    task: ClassVar[str]
+    """The task that it belongs to."""
+    params: type[P]
+    """The parameters of that task."""
+    choice: ClassVar[Mapping[str, Any]] = {}
+    """The parameters that choose this method within its task."""
+    rows: Learns
+    """What a row of its data is read and encoded as."""
+    reads: ClassVar[frozenset[str]]
+    """Parameters that it reads, beside those that every training reads."""
+
+    def refusals(self, params: P) -> list[Refusal]:
+        """Parameters that do not go together with this method, or with one another in it."""
+        return []

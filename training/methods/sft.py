@@ -1,0 +1,28 @@
+"""Supervised fine-tuning: examples of conversations, of which the answers are learned."""
+
+from training.data.columns import Learns
+from training.methods.base import Method
+from training.params.sft import SftParams
+from training.refusal import Refusal
+
+
+class Sft(Method[SftParams]):
+    name = "sft"
+    task = "sft"
+    params = SftParams
+    rows: Learns = "answers"
+    reads = frozenset(
+        {
+            "packing", "lazy_tokenize", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate",
+            "max_new_tokens", "temperature",
+        }
+    )  # fmt: skip
+
+    def refusals(self, params: SftParams) -> list[Refusal]:
+        found = []
+        if not params.predict_with_generate:
+            for name in sorted({"max_new_tokens", "temperature"} & params.model_fields_set):
+                found.append((name, "predict_with_generate is what writes text here: set it to true"))
+        if params.packing and params.lazy_tokenize:
+            found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
+        return found

@@ -1,0 +1,16 @@
+"""LoRA+ (Hayou et al. 2024, arXiv:2402.12354): of an adapter's two matrices, B learns faster than A."""
+
+from training.optimizers.base import Optimizer
+from training.params.sft import SftParams
+from training.refusal import Refusal
+
+
+class LoraPlus(Optimizer):
+    parameter = "lorap_lr_ratio"
+    reads = frozenset({"lorap_lr_ratio"})
+
+    def asked_for(self, params: SftParams) -> bool:
+        return params.lorap_lr_ratio is not None
+
+    def refusals(self, params: SftParams) -> list[Refusal]:
+        return [] if params.train_type == "lora" else [("lorap_lr_ratio", "only train_type lora reads it")]

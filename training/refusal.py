@@ -1,0 +1,28 @@
+"""Why a parameter is refused, in the same words wherever it is found out."""
+
+from collections.abc import Collection, Mapping
+
+from engines.params.base import Params
+
+Refusal = tuple[str, str]
+"""The parameter, and the reason."""
+
+
+def not_built(value: object, choices: Collection[str]) -> str:
+    """The reason to refuse a choice that the interface has and this version has not."""
+    return f"{value} is not built yet; choose {' or '.join(choices)}"
+
+
+def read_by_others_only(
+    params: Params, selector: str, chosen: str, readers: Mapping[str, frozenset[str]]
+) -> list[Refusal]:
+    """Parameters that were given although `chosen` does not read them, but another value of the parameter `selector`
+    would. `readers`: value -> the parameters that are read with it."""
+    given = sorted(name for name in params.model_fields_set - readers[chosen] if not _at_default(params, name))
+    found = [(name, [value for value, names in readers.items() if name in names]) for name in given]
+    return [(name, f"only {selector} {' or '.join(values)} reads it") for name, values in found if values]
+
+
+def _at_default(params: Params, name: str) -> bool:
+    default = type(params).model_fields[name].get_default(call_default_factory=True)
+    return bool(getattr(params, name) == default)
