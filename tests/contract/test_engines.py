@@ -3,10 +3,11 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,7 @@ from engines.engine import Engine
 from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest, UnsupportedParameter
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
-from engines.types import EmbeddingRequest, EngineState, FinishReason, Structured
+from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Structured
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
@@ -29,7 +30,7 @@ from tests.hosted_echo import echo_in_its_process
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def echo(tmp_path_factory) -> Contestant:
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     return Contestant(
         make=lambda: EchoEngine(faults=EchoFaults(token_delay=0.001)),
         decode=lambda ids: bytes(token for token in ids if token < BYTES).decode(),
@@ -37,11 +38,11 @@ def echo(tmp_path_factory) -> Contestant:
     )
 
 
-def hosted_echo(tmp_path_factory) -> Contestant:
+def hosted_echo(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     return replace(echo(tmp_path_factory), make=lambda: echo_in_its_process(token_delay=0.001))
 
 
-def tiny_llama(tmp_path_factory) -> Path:
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama = CONFIGS["llama"]()
     llama.max_position_embeddings = 4096  # as many as echo has
     return save(llama, tmp_path_factory.mktemp("llama"), tokenizer=True)
@@ -52,19 +53,19 @@ def decode(ids: Sequence[int]) -> str:
     return byte_level_tokenizer().decode(ids, skip_special_tokens=True)
 
 
-def pt(tmp_path_factory) -> Contestant:
+def pt(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     folder = tiny_llama(tmp_path_factory)
     config = PtConfig(model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8)
     return Contestant(make=lambda: PtEngine(config, max_num_queued_reqs=64), decode=decode)
 
 
-def lmdeploy(tmp_path_factory) -> Contestant:
+def lmdeploy(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     folder = str(tiny_llama(tmp_path_factory))
     lmdeploy_on_cpu(folder)
     return Contestant(make=lambda: lmdeploy_on_cpu(folder), decode=decode)
 
 
-def vllm(tmp_path_factory) -> Contestant:
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     config = VllmConfig(
         **TINY, enable_sleep_mode=True, model=str(save_for_vllm(tmp_path_factory.mktemp("vllm"), positions=4096))
     )
@@ -72,12 +73,12 @@ def vllm(tmp_path_factory) -> Contestant:
 
 
 @pytest.fixture(scope="module", params=[echo, hosted_echo, pt, lmdeploy, pytest.param(vllm, marks=needs_vllm)])
-def contestant(request, tmp_path_factory) -> Contestant:
+def contestant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     return request.param(tmp_path_factory)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(contestant) -> AsyncIterator[Engine]:
+async def engine(contestant: Contestant) -> AsyncIterator[Engine]:
     engine = contestant.make()
     await engine.start()
     yield engine
@@ -87,7 +88,7 @@ async def engine(contestant) -> AsyncIterator[Engine]:
 # ---- life
 
 
-async def test_an_engine_from_before_its_start_to_after_its_stop(contestant) -> None:
+async def test_an_engine_from_before_its_start_to_after_its_stop(contestant: Contestant) -> None:
     engine = contestant.make()
     assert engine.health().state is not EngineState.READY
     with pytest.raises(EngineUnavailable):
@@ -111,7 +112,7 @@ async def test_an_engine_from_before_its_start_to_after_its_stop(contestant) -> 
 
 
 @pytest.mark.parametrize("n", [1, 4])
-async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, n) -> None:
+async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine: Engine, n: int) -> None:
     outputs = await collect(engine, request(n=n, ignore_eos=True))
     assert {output.index for output in outputs} == {*range(n)}
     for index in range(n):
@@ -120,7 +121,7 @@ async def test_every_output_has_exactly_one_finish_and_nothing_after_it(engine, 
         assert len(whole(outputs, index).token_ids) == 8
 
 
-async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engine) -> None:
+async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engine: Engine) -> None:
     first, *rest = await collect(engine, request(n=3, ignore_eos=True, prompt_logprobs=0))
     assert first.cached_tokens is not None and first.cached_tokens >= 0
     assert first.queue_seconds is not None and first.queue_seconds >= 0
@@ -129,12 +130,12 @@ async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engin
         assert (output.cached_tokens, output.queue_seconds, output.prompt_logprobs) == (None, None, None)
 
 
-async def test_one_token_is_the_least(engine) -> None:
+async def test_one_token_is_the_least(engine: Engine) -> None:
     only = await answer(engine, request(max_new_tokens=1, ignore_eos=True))
     assert (len(only.token_ids), only.finish_reason) == (1, FinishReason.LENGTH)
 
 
-async def test_a_greedy_answer_repeats_alone_and_beside_others(engine) -> None:
+async def test_a_greedy_answer_repeats_alone_and_beside_others(engine: Engine) -> None:
     alone = await answer(engine, request(ignore_eos=True))
     others = [request(f"another text {i}", f"r{i}", ignore_eos=True, max_new_tokens=5 + i) for i in range(6)]
     again, *rest = await asyncio.gather(*(answer(engine, one) for one in (request(ignore_eos=True), *others)))
@@ -142,7 +143,7 @@ async def test_a_greedy_answer_repeats_alone_and_beside_others(engine) -> None:
     assert [len(one.token_ids) for one in rest] == [5 + i for i in range(6)]
 
 
-async def test_a_seed_repeats_an_answer(engine) -> None:
+async def test_a_seed_repeats_an_answer(engine: Engine) -> None:
     asked = request(temperature=1.0, seed=7, ignore_eos=True)
     assert (await answer(engine, asked)).token_ids == (await answer(engine, asked)).token_ids
 
@@ -150,14 +151,14 @@ async def test_a_seed_repeats_an_answer(engine) -> None:
 # ---- how an output ends
 
 
-async def test_a_stop_token_is_the_last_and_is_named(engine) -> None:
+async def test_a_stop_token_is_the_last_and_is_named(engine: Engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     end = await answer(engine, request(ignore_eos=True, stop_token_ids=(tokens[3],)))
     assert (end.finish_reason, end.stop_token_id) == (FinishReason.STOP, tokens[3])
     assert end.token_ids == tokens[: tokens.index(tokens[3]) + 1]
 
 
-async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine) -> None:
+async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine: Engine) -> None:
     eos = engine.capabilities().eos_token_ids[0]
     forced = request(allowed_token_ids=(eos,))
     end = await answer(engine, forced)
@@ -168,14 +169,14 @@ async def test_the_end_of_sequence_ends_an_output_unless_ignored(engine) -> None
     assert goes_on.stop_token_id is None
 
 
-async def test_no_stop_token_comes_before_the_shortest_length(engine) -> None:
+async def test_no_stop_token_comes_before_the_shortest_length(engine: Engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     end = await answer(engine, request(stop_token_ids=(tokens[1],), min_new_tokens=5))
     assert len(end.token_ids) >= 5
     assert tokens[1] not in end.token_ids[:5]
 
 
-async def test_finish_ends_one_output_and_the_others_go_on(engine) -> None:
+async def test_finish_ends_one_output_and_the_others_go_on(engine: Engine) -> None:
     lengths = dict.fromkeys(range(3), 0)
     async with aclosing(engine.generate(request(n=3, max_new_tokens=30, ignore_eos=True))) as outputs:
         async for output in outputs:
@@ -186,7 +187,7 @@ async def test_finish_ends_one_output_and_the_others_go_on(engine) -> None:
     assert lengths == {0: 30, 1: 2, 2: 30}
 
 
-async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine) -> None:
+async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine: Engine) -> None:
     seen = 0
     async with aclosing(engine.generate(request(n=2, max_new_tokens=100, ignore_eos=True))) as outputs:
         async for _ in outputs:
@@ -200,7 +201,7 @@ async def test_the_iterator_ends_with_the_last_output_that_is_finished(engine) -
     assert (await answer(engine, request())).token_ids
 
 
-async def test_closing_the_iterator_aborts(engine) -> None:
+async def test_closing_the_iterator_aborts(engine: Engine) -> None:
     async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
     async with asyncio.timeout(30):
@@ -210,7 +211,7 @@ async def test_closing_the_iterator_aborts(engine) -> None:
     assert (await answer(engine, request())).token_ids
 
 
-async def test_a_reader_who_is_cancelled_aborts(engine) -> None:
+async def test_a_reader_who_is_cancelled_aborts(engine: Engine) -> None:
     reading = asyncio.create_task(collect(engine, request(max_new_tokens=4000, ignore_eos=True)))
     async with asyncio.timeout(30):
         while not engine.stats().running:
@@ -226,7 +227,7 @@ async def test_a_reader_who_is_cancelled_aborts(engine) -> None:
 # ---- what may come next
 
 
-async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine) -> None:
+async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine: Engine) -> None:
     tokens = (await answer(engine, request(ignore_eos=True))).token_ids
     biased = await answer(engine, request(ignore_eos=True, logit_bias={tokens[0]: -100.0}))
     assert tokens[0] not in biased.token_ids
@@ -240,13 +241,13 @@ async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine) -> No
 @pytest.mark.parametrize(
     "filter_", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-3}], ids=lambda one: next(iter(one))
 )
-async def test_what_leaves_the_likeliest_token_alone_is_greedy(engine, filter_) -> None:
+async def test_what_leaves_the_likeliest_token_alone_is_greedy(engine: Engine, filter_: dict[str, Any]) -> None:
     greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
     sampled = await answer(engine, request(ignore_eos=True, max_new_tokens=20, **{"temperature": 1.0} | filter_))
     assert sampled.token_ids == greedy.token_ids
 
 
-async def test_a_high_temperature_leads_elsewhere(engine, contestant) -> None:
+async def test_a_high_temperature_leads_elsewhere(engine: Engine, contestant: Contestant) -> None:
     if not contestant.samples:
         pytest.skip("it always takes its likeliest token")
     greedy = await answer(engine, request(ignore_eos=True, max_new_tokens=20))
@@ -259,7 +260,9 @@ async def test_a_high_temperature_leads_elsewhere(engine, contestant) -> None:
     [{"repetition_penalty": 1000.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}],
     ids=lambda one: next(iter(one)),
 )
-async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty) -> None:
+async def test_a_penalty_lets_no_token_come_twice(
+    engine: Engine, contestant: Contestant, penalty: dict[str, Any]
+) -> None:
     if not contestant.samples:
         pytest.skip("it always takes its likeliest token")
     asked = request("aabbcc", ignore_eos=True, max_new_tokens=40, **penalty)
@@ -269,13 +272,13 @@ async def test_a_penalty_lets_no_token_come_twice(engine, contestant, penalty) -
         assert not {*tokens} & {*asked.prompt_ids}
 
 
-async def test_nothing_allowed_is_the_requests_own_fault(engine) -> None:
+async def test_nothing_allowed_is_the_requests_own_fault(engine: Engine) -> None:
     with pytest.raises(InvalidRequest):
         await answer(engine, request(allowed_token_ids=(65,), bad_words_ids=((65,),)))
     assert (await answer(engine, request())).token_ids
 
 
-async def test_structured_output_is_what_it_shall_be(engine, contestant) -> None:
+async def test_structured_output_is_what_it_shall_be(engine: Engine, contestant: Contestant) -> None:
     assert {"json_schema", "choice", "regex"} <= engine.capabilities().structured
     schema = {
         "type": "object",
@@ -302,7 +305,7 @@ async def test_structured_output_is_what_it_shall_be(engine, contestant) -> None
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
-async def test_each_token_has_its_logprob_and_the_likeliest(engine, count) -> None:
+async def test_each_token_has_its_logprob_and_the_likeliest(engine: Engine, count: int) -> None:
     end = await answer(engine, request(ignore_eos=True, logprobs=count))
     assert [logprob.token_id for logprob in end.logprobs] == end.token_ids
     for logprob in end.logprobs:
@@ -311,13 +314,13 @@ async def test_each_token_has_its_logprob_and_the_likeliest(engine, count) -> No
         assert len(values) == count and values == sorted(values, reverse=True)
 
 
-async def test_no_logprobs_unless_asked_for(engine) -> None:
+async def test_no_logprobs_unless_asked_for(engine: Engine) -> None:
     outputs = await collect(engine, request())
     assert all(output.logprobs is None for output in outputs)
     assert outputs[0].prompt_logprobs is None
 
 
-async def test_prompt_logprobs_are_of_each_token_but_the_first(engine) -> None:
+async def test_prompt_logprobs_are_of_each_token_but_the_first(engine: Engine) -> None:
     asked = request(prompt_logprobs=2)
     first = (await collect(engine, asked))[0]
     nothing, *told = first.prompt_logprobs
@@ -330,7 +333,7 @@ async def test_prompt_logprobs_are_of_each_token_but_the_first(engine) -> None:
 
 
 @pytest.mark.parametrize("prompt_ids", [[], [10**6], [-1]])
-async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prompt_ids) -> None:
+async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine: Engine, prompt_ids: list[Any]) -> None:
     with pytest.raises(InvalidRequest):
         await anext(engine.generate(replace(request(), prompt_ids=prompt_ids)))
     with pytest.raises(InvalidRequest):
@@ -341,18 +344,18 @@ async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine, prom
 
 
 @pytest.fixture
-def embeds(engine) -> None:
+def embeds(engine: Engine) -> None:
     if not engine.capabilities().embeddings:
         pytest.skip("this engine makes no embeddings")
 
 
-async def test_an_engine_without_embeddings_says_so(engine) -> None:
+async def test_an_engine_without_embeddings_says_so(engine: Engine) -> None:
     if not engine.capabilities().embeddings:
         with pytest.raises(UnsupportedParameter):
             await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
 
 
-async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine, embeds) -> None:
+async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine: Engine, embeds: None) -> None:
     asked = EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"))
     alone = await engine.embed(asked)
     assert math.isclose(sum(value * value for value in alone), 1, rel_tol=1e-4)
@@ -368,10 +371,10 @@ async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine
 
 
 @pytest.fixture
-def adapter_folder(engine, tmp_path):
+def adapter_folder(engine: Engine, tmp_path: Path) -> Callable[[int], Path]:
     """The folder of an adapter that this engine can serve; another seed makes another one."""
 
-    def get(seed: int):
+    def get(seed: int) -> Path:
         tensors = lora_tensors(seed=seed, support=engine.capabilities().adapters)
         return write_adapter(tmp_path / str(seed), tensors=tensors)
 
@@ -379,7 +382,7 @@ def adapter_folder(engine, tmp_path):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def adapters(engine, adapter_folder) -> AsyncIterator[tuple[str, str]]:
+async def adapters(engine: Engine, adapter_folder: Callable[[int], Path]) -> AsyncIterator[tuple[str, str]]:
     """Two versions of one adapter that the engine holds."""
     versions = ("a@1", "a@2")
     for seed, version in enumerate(versions):
@@ -389,16 +392,18 @@ async def adapters(engine, adapter_folder) -> AsyncIterator[tuple[str, str]]:
         await engine.unload_adapter(version)
 
 
-async def answers(engine: Engine, *asked) -> list[list[int]]:
+async def answers(engine: Engine, *asked: GenerationRequest) -> list[list[int]]:
     return [end.token_ids for end in await asyncio.gather(*(answer(engine, one) for one in asked))]
 
 
-def in_batch(*adapters, **changes):
+def in_batch(*adapters: str | None, **changes: Any) -> list[GenerationRequest]:
     """The same request once for each of these versions."""
     return [request("hello", f"r{i}", adapter=one, ignore_eos=True, **changes) for i, one in enumerate(adapters)]
 
 
-async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine, adapters) -> None:
+async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(
+    engine: Engine, adapters: tuple[str, str]
+) -> None:
     asked = in_batch(None, *adapters)
     alone = [(await answers(engine, one))[0] for one in asked]
     assert len({tuple(tokens) for tokens in alone}) == 3
@@ -406,7 +411,9 @@ async def test_versions_and_the_base_answer_side_by_side_as_they_do_alone(engine
     assert await answers(engine, *reversed(asked)) == alone[::-1]
 
 
-async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, adapters) -> None:
+async def test_embeddings_are_of_the_adapter_that_is_asked_for(
+    engine: Engine, embeds: None, adapters: tuple[str, str]
+) -> None:
     base, one, other = [
         await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
         for adapter in (None, *adapters)
@@ -414,7 +421,7 @@ async def test_embeddings_are_of_the_adapter_that_is_asked_for(engine, embeds, a
     assert one != pytest.approx(base, abs=1e-2) and other != pytest.approx(one, abs=1e-2)
 
 
-async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine) -> None:
+async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_output(engine: Engine) -> None:
     with pytest.raises(EngineFailure):
         await anext(engine.generate(request(adapter="never@heard")))
     if engine.capabilities().embeddings:
@@ -424,7 +431,9 @@ async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_o
     assert (await answer(engine, request())).token_ids
 
 
-async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(engine, adapters, adapter_folder) -> None:
+async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(
+    engine: Engine, adapters: tuple[str, str], adapter_folder: Callable[[int], Path]
+) -> None:
     one, other = adapters
     [old, new] = [(await answers(engine, asked))[0] for asked in in_batch(one, other, max_new_tokens=60)]
     [base] = await answers(engine, request("hello", max_new_tokens=60, ignore_eos=True))
@@ -440,7 +449,9 @@ async def test_an_adapter_is_loaded_replaced_and_unloaded_while_requests_run(eng
         await answer(engine, request(adapter=one))
 
 
-async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(engine, adapters) -> None:
+async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(
+    engine: Engine, adapters: tuple[str, str]
+) -> None:
     [mine, others] = in_batch(*adapters, max_new_tokens=4000)
     async with aclosing(engine.generate(mine)) as outputs, aclosing(engine.generate(others)) as going_on:
         await anext(outputs)
@@ -453,7 +464,9 @@ async def test_a_request_whose_adapter_is_unloaded_under_it_ends_with_an_error(e
             await anext(going_on)
 
 
-async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engine, adapter_folder) -> None:
+async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(
+    engine: Engine, adapter_folder: Callable[[int], Path]
+) -> None:
     folder = adapter_folder(0)
     await asyncio.gather(*(engine.load_adapter("a@1", folder) for _ in range(3)))
     [tokens] = await answers(engine, request(adapter="a@1"))
@@ -464,7 +477,9 @@ async def test_the_same_version_may_be_loaded_by_several_at_once_and_again(engin
         await answer(engine, request(adapter="a@1"))
 
 
-async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folder) -> None:
+async def test_more_adapters_than_slots_are_served_at_once(
+    engine: Engine, adapter_folder: Callable[[int], Path]
+) -> None:
     versions = [f"a@{seed}" for seed in range(12)]
     for seed, version in enumerate(versions):
         await engine.load_adapter(version, adapter_folder(seed))
@@ -482,7 +497,9 @@ async def test_more_adapters_than_slots_are_served_at_once(engine, adapter_folde
             await answer(engine, request())
 
 
-async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder) -> None:
+async def test_so_many_adapters_can_be_pinned_and_no_more(
+    engine: Engine, adapter_folder: Callable[[int], Path]
+) -> None:
     most = engine.capabilities().adapters.max_pinned
     folder = adapter_folder(0)
     for i in range(most):
@@ -499,7 +516,7 @@ async def test_so_many_adapters_can_be_pinned_and_no_more(engine, adapter_folder
         await engine.unload_adapter(version)
 
 
-async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_path) -> None:
+async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant: Contestant, tmp_path: Path) -> None:
     engine = contestant.make()
     with pytest.raises(EngineUnavailable):
         await engine.load_adapter("a@1", tmp_path)
@@ -513,7 +530,9 @@ async def test_adapters_are_loaded_by_an_engine_that_is_ready(contestant, tmp_pa
 # ---- sleep
 
 
-async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_adapters(engine, adapters) -> None:
+async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_adapters(
+    engine: Engine, adapters: tuple[str, str]
+) -> None:
     if not engine.capabilities().sleep:
         with pytest.raises(UnsupportedParameter):
             await engine.sleep()

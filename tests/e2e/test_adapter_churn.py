@@ -62,7 +62,9 @@ def complete(http: httpx.Client, model: str) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_behind(busy, tiny) -> None:
+def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_behind(
+    busy: ServerProcess, tiny: tuple[Path, Path]
+) -> None:
     stop, wrong = threading.Event(), []
 
     def traffic(model: str) -> None:

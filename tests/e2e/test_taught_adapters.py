@@ -1,14 +1,14 @@
 """Adapters on a running server, with real meaning: two that were taught different answers, beside their base model."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import openai
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.server.process import PATIENCE, ServerProcess
 
@@ -45,19 +45,21 @@ def teach(model: Path, answer: str, folder: Path) -> Path:
     return folder
 
 
-def example(tokenizer, question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
+def example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
     prompt = tokenizer.encode(prompt_of(tokenizer, question), add_special_tokens=False)
     reply = tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False)
     return torch.tensor([prompt + reply]), torch.tensor([[-100] * len(prompt) + reply])
 
 
-def prompt_of(tokenizer, question: str) -> str:
+def prompt_of(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     messages = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 @pytest.fixture(scope="module")
-def server(demo_model: Path, taught: dict[str, Path], tmp_path_factory) -> Iterator[ServerProcess]:
+def server(
+    demo_model: Path, taught: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     named = [f"{name}={folder}" for name, folder in taught.items()]
     state = str(tmp_path_factory.mktemp("state"))
     flags = ["--served-model-name", "base", "--torch-dtype", "float32", "--threads", "1", "--state-dir", state]
@@ -66,7 +68,7 @@ def server(demo_model: Path, taught: dict[str, Path], tmp_path_factory) -> Itera
 
 
 @pytest.fixture
-async def client(server: ServerProcess):
+async def client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
     url = f"{server.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
@@ -78,14 +80,14 @@ async def ask(client: openai.AsyncOpenAI, model: str, question: str) -> str:
     return answer.choices[0].message.content
 
 
-async def test_each_adapter_says_what_it_was_taught_and_the_base_model_does_not(client) -> None:
+async def test_each_adapter_says_what_it_was_taught_and_the_base_model_does_not(client: openai.AsyncOpenAI) -> None:
     for question in QUESTIONS:
         for name, answer in TAUGHT.items():
             assert await ask(client, name, question) == answer
         assert await ask(client, "base", question) not in TAUGHT.values()
 
 
-async def test_thirty_two_at_once_get_the_answers_that_each_gets_alone(client) -> None:
+async def test_thirty_two_at_once_get_the_answers_that_each_gets_alone(client: openai.AsyncOpenAI) -> None:
     asked = [(("base", "ada", "bo")[i % 3], QUESTIONS[i % len(QUESTIONS)]) for i in range(30)]
     asked += [("base:ada", "Name three colours of the rainbow."), ("base", "Name three colours of the rainbow.")]
     alone = {one: await ask(client, *one) for one in dict.fromkeys(asked)}
@@ -93,7 +95,9 @@ async def test_thirty_two_at_once_get_the_answers_that_each_gets_alone(client) -
     assert together == [alone[one] for one in asked]
 
 
-async def test_answers_are_those_of_the_merged_model(client, demo_model: Path, taught: dict[str, Path]) -> None:
+async def test_answers_are_those_of_the_merged_model(
+    client: openai.AsyncOpenAI, demo_model: Path, taught: dict[str, Path]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     question = "What do you do all day, and why do you like it?"
     for name, folder in taught.items():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ PROGRAM = "import sys; from server.commands.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     make_model(folder / "tiny")
     make_data(folder / "lines.jsonl", rows=24)
@@ -35,7 +36,7 @@ def here(tmp_path_factory):
     return folder
 
 
-def start(here, *words, **environment):
+def start(here: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=here,
@@ -46,7 +47,7 @@ def start(here, *words, **environment):
     )
 
 
-def finish(here, *words, status=0):
+def finish(here: Path, *words: str, status: int = 0) -> tuple[list[dict[str, Any]], str]:
     """The events that were shown, and the last line."""
     with start(here, *words) as process:
         told, errors = process.communicate(timeout=PATIENCE)
@@ -58,7 +59,7 @@ def finish(here, *words, status=0):
 TRAINING = ("--model", "tiny", "--dataset", "lines.jsonl", "--split_dataset_ratio", "0", "--report_to", "none")
 
 
-def test_sft_then_dpo_then_merge(here) -> None:
+def test_sft_then_dpo_then_merge(here: Path) -> None:
     events, last = finish(here, "sft", *TRAINING, "--num_train_epochs", "1", "--logging_steps", "1")
     losses = [event["metrics"]["loss"] for event in events if event["type"] == "step"]
     assert len(losses) == 24
@@ -80,7 +81,7 @@ def test_sft_then_dpo_then_merge(here) -> None:
     }
 
 
-def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here) -> None:
+def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here: Path) -> None:
     (here / "broken.jsonl").write_text('{"messages": [{"role": "user"')
     words = ("--model", "tiny", "--dataset", "broken.jsonl", "--strict", "true")
     _, errors = finish(here, "sft", *words, status=1)
@@ -89,7 +90,7 @@ def test_a_file_that_cannot_be_used_is_told_without_a_traceback(here) -> None:
     assert len(errors.splitlines()) == 1
 
 
-def wait_for_a_step(process) -> None:
+def wait_for_a_step(process: subprocess.Popen[str]) -> None:
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     while '"type":"step"' not in process.stdout.readline():
@@ -97,7 +98,7 @@ def wait_for_a_step(process) -> None:
     watchdog.cancel()
 
 
-def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here) -> None:
+def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here: Path) -> None:
     with start(here, "sft", *TRAINING, "--num_train_epochs", "500", "--logging_steps", "1") as process:
         wait_for_a_step(process)
         process.send_signal(signal.SIGINT)
@@ -111,7 +112,7 @@ def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes to one another")
-def test_no_process_of_a_training_outlives_the_command(here) -> None:
+def test_no_process_of_a_training_outlives_the_command(here: Path) -> None:
     words = ("--rlhf_type", "dpo", "--model", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "two")
     more = ("--split_dataset_ratio", "0", "--report_to", "none", "--num_train_epochs", "9999")
     with start(here, "rlhf", *words, *more, NPROC_PER_NODE="2") as process:

@@ -1,7 +1,7 @@
 """Adapters on our own engine, whose process is killed: what they are and what they answer outlives it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -24,12 +24,12 @@ PROJECTIONS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(CONFIGS["llama"](), tmp_path_factory.mktemp("model"), tokenizer=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model) -> AsyncIterator[PtEngine]:
+async def engine(model: Path) -> AsyncIterator[PtEngine]:
     config = PtConfig(model=str(model), dtype="float32", device_map="cpu", threads=1, max_num_seqs=8)
     engine = PtEngine(config, max_num_queued_reqs=8)
     await engine.start()
@@ -38,7 +38,7 @@ async def engine(model) -> AsyncIterator[PtEngine]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def registry(engine, model, tmp_path) -> AsyncIterator[AdapterRegistry]:
+async def registry(engine: PtEngine, model: Path, tmp_path: Path) -> AsyncIterator[AdapterRegistry]:
     registry = AdapterRegistry(engine, base_name="base", model=str(model), state_dir=tmp_path / "state")
     await registry.restore()
     yield registry
@@ -75,13 +75,15 @@ async def kill(engine: PtEngine) -> None:
     await until(lambda: engine.health().state is EngineState.RESTARTING)
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-async def test_adapters_answer_as_before_after_the_engine_was_killed(engine, registry, tmp_path) -> None:
+async def test_adapters_answer_as_before_after_the_engine_was_killed(
+    engine: PtEngine, registry: AdapterRegistry, tmp_path: Path
+) -> None:
     models = ("base", "a", "b")
     for seed, name in enumerate(models[1:]):
         await registry.load(name, trained(engine, tmp_path / name, seed))
@@ -93,7 +95,9 @@ async def test_adapters_answer_as_before_after_the_engine_was_killed(engine, reg
         assert await asyncio.gather(*(ask(engine, registry, name) for name in models)) == alone
 
 
-async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(engine, registry, tmp_path) -> None:
+async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(
+    engine: PtEngine, registry: AdapterRegistry, tmp_path: Path
+) -> None:
     for seed, name in enumerate("ab"):
         await registry.load(name, trained(engine, tmp_path / name, seed))
     answers = {name: await ask(engine, registry, name) for name in "ab"}
@@ -110,7 +114,9 @@ async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(engin
     await registry.unload("prod")
 
 
-async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(engine, registry, tmp_path) -> None:
+async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(
+    engine: PtEngine, registry: AdapterRegistry, tmp_path: Path
+) -> None:
     assert engine._process is not None
     process = psutil.Process(engine._process.pid)
     process.suspend()

@@ -6,9 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from engines.errors import (
 )
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
-from engines.types import EmbeddingRequest, EngineState
+from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
@@ -40,7 +41,7 @@ POSITIONS = 8192
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> PtConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> PtConfig:
     llama = CONFIGS["llama"]()
     llama.max_position_embeddings = POSITIONS
     folder = save(llama, tmp_path_factory.mktemp("model"), tokenizer=True)
@@ -50,7 +51,7 @@ def config(tmp_path_factory) -> PtConfig:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(config) -> AsyncIterator[PtEngine]:
+async def engine(config: PtConfig) -> AsyncIterator[PtEngine]:
     engine = PtEngine(config, max_num_queued_reqs=1)
     await engine.start()
     yield engine
@@ -61,24 +62,24 @@ def process_of(engine: PtEngine) -> psutil.Process:
     return psutil.Process(engine._process.pid)
 
 
-def long(request_id: str, text: str = "hello"):
+def long(request_id: str, text: str = "hello") -> GenerationRequest:
     return request(text, request_id, max_new_tokens=100, ignore_eos=True)
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-async def started(engine: PtEngine, *requests) -> list[asyncio.Task]:
+async def started(engine: PtEngine, *requests: GenerationRequest) -> list[asyncio.Task]:
     """Tasks that collect the answers; each request has reached the engine's side of the queue."""
     tasks = [asyncio.create_task(answer(engine, one)) for one in requests]
     await until(lambda: all(one.request_id in engine._pending for one in requests))
     return tasks
 
 
-async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engine) -> None:
+async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engine: PtEngine) -> None:
     process_of(engine).suspend()
     tasks = await started(engine, long("a"), long("b"), long("c"))
     with pytest.raises(QueueFull):
@@ -90,7 +91,7 @@ async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engin
     assert len((await answer(engine, long("d"))).token_ids) == 100
 
 
-async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine) -> None:
+async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine: PtEngine) -> None:
     seen = 0
     async for _ in engine.generate(long("slow")):
         seen += 1
@@ -100,7 +101,7 @@ async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwh
     assert len((await answer(engine, long("next"))).token_ids) == 100
 
 
-async def test_an_id_cannot_be_used_twice_at_once(engine) -> None:
+async def test_an_id_cannot_be_used_twice_at_once(engine: PtEngine) -> None:
     process_of(engine).suspend()
     [task] = await started(engine, long("same"))
     with pytest.raises(InvalidRequest, match="in use"):
@@ -109,14 +110,14 @@ async def test_an_id_cannot_be_used_twice_at_once(engine) -> None:
     assert len((await task).token_ids) == 100
 
 
-async def test_a_number_beyond_64_bits_is_the_requests_fault(engine) -> None:
+async def test_a_number_beyond_64_bits_is_the_requests_fault(engine: PtEngine) -> None:
     one = request()
     with pytest.raises(InvalidRequest):
         await answer(engine, replace(one, sampling=replace(one.sampling, top_k=2**70)))
     assert (await answer(engine, one)).token_ids
 
 
-async def test_a_cancelled_client_frees_the_blocks(engine) -> None:
+async def test_a_cancelled_client_frees_the_blocks(engine: PtEngine) -> None:
     [task] = await started(engine, request("hello", "gone", max_new_tokens=POSITIONS - 5, ignore_eos=True))
     await until(lambda: engine.stats().running == 1)
     assert engine.stats().kv_cache_usage > 0
@@ -126,7 +127,7 @@ async def test_a_cancelled_client_frees_the_blocks(engine) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, how) -> None:
+async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine: PtEngine, how: signal.Signals) -> None:
     expected = (await answer(engine, request("tell me a longer story"))).token_ids
     await answer(engine, request("tell me a longer story"))  # the second time with prefix hits
     before = engine.stats()
@@ -151,7 +152,7 @@ async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine, ho
     assert engine.stats().prefix_cache_hits == before.prefix_cache_hits
 
 
-async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine) -> None:
+async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine: PtEngine) -> None:
     async with aclosing(engine.generate(long("a"))) as outputs:
         tokens = [*(await anext(outputs)).token_ids]
         await until(lambda: engine.stats().running == 0)
@@ -164,10 +165,10 @@ async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_
 
 
 @pytest.fixture
-def adapter_folder(engine, tmp_path):
+def adapter_folder(engine: PtEngine, tmp_path: Path) -> Callable[[int], Path]:
     """The folder of an adapter of this model; another seed makes another one."""
 
-    def get(seed: int):
+    def get(seed: int) -> Path:
         return write_adapter(
             tmp_path / str(seed), tensors=lora_tensors(seed=seed, support=engine.capabilities().adapters)
         )
@@ -175,7 +176,9 @@ def adapter_folder(engine, tmp_path):
     return get
 
 
-async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_folder) -> None:
+async def test_adapters_are_back_after_the_process_was_killed(
+    engine: PtEngine, adapter_folder: Callable[[int], Path]
+) -> None:
     """Those that were there; not one that was being loaded, nor one that is unloaded before the next process is there."""
     for seed, version in enumerate(("kept", "gone", "unloaded")):
         await engine.load_adapter(version, adapter_folder(seed))
@@ -205,7 +208,9 @@ async def test_adapters_are_back_after_the_process_was_killed(engine, adapter_fo
         await engine.unload_adapter(version)
 
 
-async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder) -> None:
+async def test_a_load_that_fails_leaves_the_engine_well(
+    engine: PtEngine, adapter_folder: Callable[[int], Path]
+) -> None:
     folder = adapter_folder(0)
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(weights[:-10])
@@ -222,7 +227,9 @@ async def test_a_load_that_fails_leaves_the_engine_well(engine, adapter_folder) 
     await engine.unload_adapter("a")
 
 
-async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_folder) -> None:
+async def test_a_load_that_is_given_up_leaves_nothing_behind(
+    engine: PtEngine, adapter_folder: Callable[[int], Path]
+) -> None:
     process_of(engine).suspend()
     alone, *several = [
         asyncio.create_task(engine.load_adapter(version, adapter_folder(0)))
@@ -241,7 +248,9 @@ async def test_a_load_that_is_given_up_leaves_nothing_behind(engine, adapter_fol
     await engine.unload_adapter("wanted")
 
 
-async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_folder) -> None:
+async def test_unloading_what_is_being_loaded_ends_the_load(
+    engine: PtEngine, adapter_folder: Callable[[int], Path]
+) -> None:
     process_of(engine).suspend()
     loading = asyncio.create_task(engine.load_adapter("a", adapter_folder(0)))
     await asyncio.sleep(0)
@@ -253,14 +262,14 @@ async def test_unloading_what_is_being_loaded_ends_the_load(engine, adapter_fold
         await answer(engine, request(adapter="a"))
 
 
-async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine) -> None:
+async def test_a_terminal_signal_to_the_group_is_not_for_the_engine(engine: PtEngine) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         process_of(engine).send_signal(number)
     assert (await answer(engine, request())).token_ids
     assert engine.health().state is EngineState.READY
 
 
-async def test_stopping_ends_the_process_and_what_it_ran(config) -> None:
+async def test_stopping_ends_the_process_and_what_it_ran(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     await engine.start()
     process = process_of(engine)
@@ -273,7 +282,7 @@ async def test_stopping_ends_the_process_and_what_it_ran(config) -> None:
     assert not process.is_running()
 
 
-async def test_a_process_that_dies_while_it_starts_is_reported(config) -> None:
+async def test_a_process_that_dies_while_it_starts_is_reported(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine._process is not None)
@@ -284,7 +293,7 @@ async def test_a_process_that_dies_while_it_starts_is_reported(config) -> None:
     await engine.stop()
 
 
-async def test_stopped_while_it_starts_nothing_is_left(config) -> None:
+async def test_stopped_while_it_starts_nothing_is_left(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine._writer is not None)
@@ -296,7 +305,7 @@ async def test_stopped_while_it_starts_nothing_is_left(config) -> None:
     assert engine.health().state is EngineState.STOPPED
 
 
-async def test_a_process_begun_ahead_is_the_one_that_starts(config) -> None:
+async def test_a_process_begun_ahead_is_the_one_that_starts(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
     ahead = process_of(engine)
@@ -306,7 +315,7 @@ async def test_a_process_begun_ahead_is_the_one_that_starts(config) -> None:
     await engine.stop()
 
 
-async def test_a_process_begun_ahead_that_is_never_needed_ends(config) -> None:
+async def test_a_process_begun_ahead_that_is_never_needed_ends(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
     ahead = engine._process
@@ -314,7 +323,7 @@ async def test_a_process_begun_ahead_that_is_never_needed_ends(config) -> None:
     assert ahead.poll() is not None
 
 
-async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config, tmp_path) -> None:
+async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config: PtConfig, tmp_path: Path) -> None:
     engine = PtEngine(replace(config, model=str(tmp_path)), max_num_queued_reqs=1)
     with pytest.raises(UnsupportedModel, match="cannot be loaded") as refused:
         await engine.start()
@@ -339,7 +348,7 @@ asyncio.run(main())
 """
 
 
-async def test_the_process_dies_with_its_server(config) -> None:
+async def test_the_process_dies_with_its_server(config: PtConfig) -> None:
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, config.model, stdout=subprocess.PIPE, cwd=os.getcwd()
     )

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ import pytest_asyncio
 from engines.echo import adapter_support
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, UnsupportedModel
 from engines.process.client import ProcessEngine
-from engines.types import EmbeddingRequest, EngineState
+from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
 from tests.hosted_echo import echo_in_its_process
@@ -24,7 +25,7 @@ PATIENCE = 60
 """Seconds after which something has not happened."""
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
@@ -38,15 +39,17 @@ async def engine() -> AsyncIterator[ProcessEngine]:
     await engine.stop()
 
 
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "a", tensors=lora_tensors(seed=0, support=adapter_support(8)))
 
 
-def endless(request_id: str):
+def endless(request_id: str) -> GenerationRequest:
     return request("hello", request_id, max_new_tokens=4000, ignore_eos=True)
 
 
-async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapters(engine, tmp_path) -> None:
+async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapters(
+    engine: ProcessEngine, tmp_path: Path
+) -> None:
     await engine.load_adapter("a@1", folder(tmp_path))
     asked = request("hello", "b", adapter="a@1")
     before = await answer(engine, asked)
@@ -82,7 +85,7 @@ async def test_an_engine_that_cannot_start_says_why() -> None:
     await engine.stop()
 
 
-async def test_requests_that_are_wrong_fail_alone(engine) -> None:
+async def test_requests_that_are_wrong_fail_alone(engine: ProcessEngine) -> None:
     running = asyncio.create_task(answer(engine, request("x" * 200, "long", max_new_tokens=100)))
     await until(lambda: "long" in engine._pending)
     with pytest.raises(InvalidRequest):
@@ -92,7 +95,7 @@ async def test_requests_that_are_wrong_fail_alone(engine) -> None:
     assert len((await running).token_ids) == 100
 
 
-async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine) -> None:
+async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine: ProcessEngine) -> None:
     texts = [f"text number {i} " * (1 + i % 5) for i in range(50)]
     answers = await asyncio.gather(*(collect(engine, request(t, t, max_new_tokens=200)) for t in texts))
     for text, outputs in zip(texts, answers, strict=True):
@@ -100,7 +103,7 @@ async def test_a_hundred_requests_at_once_each_get_their_own_answer(engine) -> N
         assert bytes(tokens).decode() == text
 
 
-async def test_an_aborted_request_leaves_its_id_free(engine) -> None:
+async def test_an_aborted_request_leaves_its_id_free(engine: ProcessEngine) -> None:
     for _ in range(5):
         async with aclosing(engine.generate(endless("same"))) as outputs:
             await anext(outputs)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -27,12 +27,12 @@ PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_for_vllm(tmp_path_factory.mktemp("model"), positions=4096)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model) -> AsyncIterator[VllmEngine]:
+async def engine(model: Path) -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(VllmConfig(**TINY, model=str(model)), max_num_queued_reqs=8)
     await engine.start()
     yield engine
@@ -52,14 +52,14 @@ def named(processes: list[psutil.Process], name: str) -> psutil.Process:
     return next(process for process in processes if name in " ".join([process.name(), *process.cmdline()]))
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.02)
 
 
 async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
-    engine, tmp_path
+    engine: VllmEngine, tmp_path: Path
 ) -> None:
     tensors = lora_tensors(support=engine.capabilities().adapters)
     await engine.load_adapter("a@1", write_adapter(tmp_path / "a", tensors=tensors))
@@ -74,7 +74,7 @@ async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_ove
     assert engine.stats().adapter_slots == ("a@1",)
 
 
-async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine) -> None:
+async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine: VllmEngine) -> None:
     processes = family(engine._process.pid)
     endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
     running = [asyncio.create_task(answer(engine, one)) for one in endless]
@@ -105,7 +105,7 @@ asyncio.run(main())
 """
 
 
-async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model) -> None:
+async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model: Path) -> None:
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, str(model), stdout=subprocess.PIPE, cwd=os.getcwd()
     )

@@ -1,7 +1,7 @@
 """A server on EchoEngine in its own process, and the openai SDK as its client."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import openai
 import pytest
@@ -44,6 +44,6 @@ def openai_client(echo_url: str) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-async def async_openai_client(echo_url: str):
+async def async_openai_client(echo_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{echo_url}/v1", api_key="none", max_retries=0) as client:
         yield client

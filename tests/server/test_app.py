@@ -1,5 +1,7 @@
 """The app without a model: operations, the error shape, keys."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
@@ -10,13 +12,13 @@ from tests.server.client import ReadyClient
 
 
 @pytest.fixture
-def client():
+def client() -> Iterator[ReadyClient]:
     serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
     with ReadyClient(create_app(serving)) as client:
         yield client
 
 
-def test_a_ready_server_says_so(client) -> None:
+def test_a_ready_server_says_so(client: ReadyClient) -> None:
     assert client.get("/ready").json() == {"status": "ready", "model": "echo"}
 
 
@@ -28,7 +30,7 @@ def test_without_the_chat_template_messages_are_one_text() -> None:
     assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"
 
 
-def test_an_unknown_path_is_a_404_in_openais_shape(client) -> None:
+def test_an_unknown_path_is_a_404_in_openais_shape(client: ReadyClient) -> None:
     reply = client.get("/nope")
     assert reply.status_code == 404
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}

@@ -3,6 +3,8 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -76,7 +78,7 @@ json_values = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def echo_url(tmp_path_factory):
+def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of this module's own, which is left with adapters of all kinds of names."""
     folder = tmp_path_factory.mktemp("battery")
     write_adapter(folder / "root" / "a")
@@ -89,12 +91,12 @@ def echo_url(tmp_path_factory):
 
 
 class Client(httpx.Client):
-    def post(self, path, **options):
+    def post(self, path: str, **options: Any) -> httpx.Response:
         return super().post(path.replace("{alias}", "stable"), **options)
 
 
 @pytest.fixture(scope="module")
-def client(echo_url):
+def client(echo_url: str) -> Iterator[Client]:
     with Client(base_url=echo_url, timeout=60) as client:
         while client.get("/ready").status_code != 200:
             time.sleep(0.02)
@@ -116,7 +118,7 @@ def assert_clients_fault(reply: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_the_battery_begins_with_bodies_that_are_right(client, path) -> None:
+def test_the_battery_begins_with_bodies_that_are_right(client: Client, path: str) -> None:
     for name in ("sql", "free"):
         client.post("/v1/adapters", json={"name": name, "path": "a", "replace": True})
     assert client.post(path, json=VALID[path]).status_code == 200
@@ -142,14 +144,14 @@ def test_the_battery_begins_with_bodies_that_are_right(client, path) -> None:
     ],
     ids=range(13),
 )
-def test_malformed_bodies(client, path, data) -> None:
+def test_malformed_bodies(client: Client, path: str, data: bytes) -> None:
     assert_clients_fault(client.post(path, content=data, headers=JSON))
 
 
 @pytest.mark.parametrize("path", VALID)
 @pytest.mark.parametrize("announced", [True, False])
-async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, announced) -> None:
-    async def pieces():
+async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url: str, path: str, announced: bool) -> None:
+    async def pieces() -> Iterator[bytes]:
         for _ in range(60):
             yield b" " * 1_000_000
 
@@ -159,7 +161,7 @@ async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url, path, 
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
 
-def test_a_client_that_asks_before_it_sends_is_told_at_once(client, echo_url) -> None:
+def test_a_client_that_asks_before_it_sends_is_told_at_once(client: Client, echo_url: str) -> None:
     address = urlsplit(echo_url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(
@@ -248,14 +250,14 @@ def nested(levels: int) -> dict:
     ],
     ids=lambda fields: json.dumps(fields)[:60],
 )
-def test_chat_requests_that_cannot_be_honoured(client, fields) -> None:
+def test_chat_requests_that_cannot_be_honoured(client: Client, fields: dict[str, Any]) -> None:
     reply = client.post("/v1/chat/completions", json=VALID["/v1/chat/completions"] | fields)
     assert_clients_fault(reply)
     assert "root:" not in reply.text  # no local file was read
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_any_json_in_any_field(client, path) -> None:
+def test_any_json_in_any_field(client: Client, path: str) -> None:
     @settings(max_examples=100, suppress_health_check=list(HealthCheck))
     @given(field=st.sampled_from([*VALID[path], "unknown"]), value=json_values)
     def check(field: str, value: object) -> None:
@@ -267,7 +269,7 @@ def test_any_json_in_any_field(client, path) -> None:
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_any_bytes(client, path) -> None:
+def test_any_bytes(client: Client, path: str) -> None:
     @settings(max_examples=50, suppress_health_check=list(HealthCheck))
     @given(data=st.binary(max_size=100))
     def check(data: bytes) -> None:
@@ -287,7 +289,7 @@ def test_any_bytes(client, path) -> None:
     ],
     ids=range(5),
 )
-def test_a_client_that_breaks_off_or_speaks_no_http_harms_nobody(client, echo_url, head) -> None:
+def test_a_client_that_breaks_off_or_speaks_no_http_harms_nobody(client: Client, echo_url: str, head: bytes) -> None:
     address = urlsplit(echo_url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head)

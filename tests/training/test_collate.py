@@ -30,7 +30,7 @@ def alone(model: torch.nn.Module) -> float:
     return total
 
 
-def test_packed_samples_do_not_see_one_another(model) -> None:
+def test_packed_samples_do_not_see_one_another(model: torch.nn.Module) -> None:
     rows = [
         {name: SAMPLES[0][name] + SAMPLES[1][name] for name in SAMPLES[0]} | {"seq_lengths": [4, 3]},
         {**SAMPLES[2], "seq_lengths": [5]},
@@ -42,7 +42,7 @@ def test_packed_samples_do_not_see_one_another(model) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_seen(model, side) -> None:
+def test_padding_is_not_seen(model: torch.nn.Module, side: str) -> None:
     batch = Padded(pad_token_id=0, side=side)(SAMPLES)
 
     assert batch["input_ids"].shape == (3, 5)

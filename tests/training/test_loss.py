@@ -1,11 +1,13 @@
 """The loss on a CPU is TRL's loss, to the gradient."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -14,7 +16,9 @@ from training.loss import IGNORED, answer_loss
 
 
 class Ours(SFTTrainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
         return answer_loss(model, inputs, num_items_in_batch).loss
 
 

@@ -56,7 +56,9 @@ def result_of(job: JobFolder) -> Result:
     return result
 
 
-def test_sigterm_saves_a_checkpoint_and_another_folder_goes_on_from_it(job, started) -> None:
+def test_sigterm_saves_a_checkpoint_and_another_folder_goes_on_from_it(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     first = job("first")
     process = started(first)
     wait_for(first, lambda event: isinstance(event, Step) and event.step >= 5)
@@ -74,7 +76,9 @@ def test_sigterm_saves_a_checkpoint_and_another_folder_goes_on_from_it(job, star
     assert sorted(losses(second)) == [stopped.final_step + n for n in (1, 2, 3)]
 
 
-def test_sigterm_before_the_first_step_ends_it_with_nothing_to_keep(job, started) -> None:
+def test_sigterm_before_the_first_step_ends_it_with_nothing_to_keep(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     early = job()
     process = started(early)
     time.sleep(1.5)  # it imports
@@ -84,7 +88,9 @@ def test_sigterm_before_the_first_step_ends_it_with_nothing_to_keep(job, started
     assert early.checkpoints() == []
 
 
-def test_killed_at_any_moment_it_leaves_whole_checkpoints_only(job, started) -> None:
+def test_killed_at_any_moment_it_leaves_whole_checkpoints_only(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     victim = job(save_steps=1, train_type="full")
     process = started(victim)
     wait_for(victim, lambda event: isinstance(event, Step) and event.step >= 8)
@@ -99,7 +105,9 @@ def test_killed_at_any_moment_it_leaves_whole_checkpoints_only(job, started) -> 
         torch.load(folder / "optimizer.pt")
 
 
-def test_no_process_outlives_a_killed_worker(job, started) -> None:
+def test_no_process_outlives_a_killed_worker(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     parent = job(dataloader_num_workers=2, max_steps=2000)
     process = started(parent)
     wait_for(parent, lambda event: isinstance(event, Step))
@@ -130,7 +138,14 @@ def _runs(pid: str) -> bool:
     ],
     ids=["model", "unread", "not built"],
 )
-def test_a_job_that_cannot_be_done_says_why(job, started, params, code, param, words) -> None:
+def test_a_job_that_cannot_be_done_says_why(
+    job: Callable[..., JobFolder],
+    started: Callable[[JobFolder], Any],
+    params: dict[str, Any],
+    code: str,
+    param: str,
+    words: str,
+) -> None:
     hopeless = job(**params)
 
     assert started(hopeless).wait(PATIENCE) == 1
@@ -141,7 +156,9 @@ def test_a_job_that_cannot_be_done_says_why(job, started, params, code, param, w
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_full_disk_fails_the_job_in_clear_words(tmp_path, tiny, lines, started) -> None:
+def test_a_full_disk_fails_the_job_in_clear_words(
+    tmp_path: Path, tiny: Path, lines: Path, started: Callable[[JobFolder], Any]
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.system(f"mount -t tmpfs -o size=1500k tmpfs {disk} 2>/dev/null") != 0:
@@ -157,7 +174,9 @@ def test_a_full_disk_fails_the_job_in_clear_words(tmp_path, tiny, lines, started
         os.system(f"umount -l {disk}")
 
 
-def test_a_training_says_that_it_began_before_its_first_step(job, started) -> None:
+def test_a_training_says_that_it_began_before_its_first_step(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     short = job(max_steps=2)
 
     assert started(short).wait(PATIENCE) == 0
@@ -165,7 +184,9 @@ def test_a_training_says_that_it_began_before_its_first_step(job, started) -> No
     assert kinds.index(Started) < kinds.index(Step)
 
 
-def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(job, started) -> None:
+def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
+    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+) -> None:
     alike: dict[str, Any] = {"max_steps": 4, "lora_dropout": 0.0, "average_tokens_across_devices": True}
     one = job("one", **alike, per_device_train_batch_size=2)
     two = job("two", **alike, per_device_train_batch_size=1, ddp_backend="gloo")

@@ -4,6 +4,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from engines.adapters import folder as adapter_folder
 from engines.adapters.folder import check_base_model, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, LoraModule
+from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from tests.adapter_folders import ECHO, MODULES, lora_tensors, write_adapter
 
@@ -20,7 +22,7 @@ EMBEDDING = "model.embed_tokens"
 PREFIX = "base_model.model."
 
 
-def refused(folder: Path, support=ECHO) -> InvalidAdapter:
+def refused(folder: Path, support: AdapterSupport = ECHO) -> InvalidAdapter:
     with pytest.raises(InvalidAdapter) as error:
         read_adapter(folder, support)
     return error.value
@@ -29,7 +31,7 @@ def refused(folder: Path, support=ECHO) -> InvalidAdapter:
 # ---- what is read
 
 
-def test_each_layer_has_its_matrices_its_rank_and_its_scale(tmp_path) -> None:
+def test_each_layer_has_its_matrices_its_rank_and_its_scale(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, rank=2, lora_alpha=6), ECHO)
     assert spec.linears == {
         path: LoraModule(a=f"{PREFIX}{path}.lora_A.weight", b=f"{PREFIX}{path}.lora_B.weight", rank=2, scale=3.0)
@@ -39,12 +41,12 @@ def test_each_layer_has_its_matrices_its_rank_and_its_scale(tmp_path) -> None:
     assert spec.num_bytes == (tmp_path / WEIGHTS).stat().st_size
 
 
-def test_rank_stabilised_lora_divides_by_the_root_of_the_rank(tmp_path) -> None:
+def test_rank_stabilised_lora_divides_by_the_root_of_the_rank(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, rank=4, lora_alpha=6, use_rslora=True), ECHO)
     assert spec.linears[Q_PROJ].scale == 3.0
 
 
-def test_the_settings_that_peft_writes_and_that_are_neutral_are_let_through(tmp_path) -> None:
+def test_the_settings_that_peft_writes_and_that_are_neutral_are_let_through(tmp_path: Path) -> None:
     neutral = {
         "use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False, "layer_replication": None,
         "alora_invocation_tokens": None, "target_parameters": None, "trainable_token_indices": None,
@@ -59,7 +61,7 @@ def test_the_settings_that_peft_writes_and_that_are_neutral_are_let_through(tmp_
     "key",
     ["q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj", r".*\.0\..*", r"layers\.[0-9]+\.self_attn\..*"],
 )
-def test_a_pattern_gives_the_layers_that_it_matches_a_rank_and_an_alpha_of_their_own(tmp_path, key) -> None:
+def test_a_pattern_gives_the_layers_that_it_matches_a_rank_and_an_alpha_of_their_own(tmp_path: Path, key: str) -> None:
     tensors = lora_tensors([Q_PROJ], rank=4) | lora_tensors([DOWN_PROJ], rank=2)
     spec = read_adapter(
         write_adapter(tmp_path, tensors=tensors, lora_alpha=2, rank_pattern={key: 4}, alpha_pattern={key: 12}), ECHO
@@ -69,14 +71,14 @@ def test_a_pattern_gives_the_layers_that_it_matches_a_rank_and_an_alpha_of_their
     assert spec.rank == 4
 
 
-def test_the_first_pattern_that_matches_decides(tmp_path) -> None:
+def test_the_first_pattern_that_matches_decides(tmp_path: Path) -> None:
     tensors = lora_tensors(rank=4)
     patterns = {"nothing": 1, "proj": 3, r"\w+_proj": 4, "q_proj": 5}
     spec = read_adapter(write_adapter(tmp_path, tensors=tensors, rank_pattern=patterns), ECHO)
     assert {module.rank for module in spec.linears.values()} == {4}
 
 
-def test_embeddings_can_be_adapted(tmp_path) -> None:
+def test_embeddings_can_be_adapted(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, tensors=lora_tensors([EMBEDDING])), ECHO)
     assert spec.embeddings == {
         EMBEDDING: LoraModule(
@@ -88,7 +90,7 @@ def test_embeddings_can_be_adapted(tmp_path) -> None:
 @pytest.mark.parametrize(
     "name", ["model.embed_tokens.weight", "model.embed_tokens.base_layer.weight", "lm_head.weight"]
 )
-def test_embeddings_and_the_output_head_can_be_replaced(tmp_path, name) -> None:
+def test_embeddings_and_the_output_head_can_be_replaced(tmp_path: Path, name: str) -> None:
     vocabulary, hidden = ECHO.embeddings[EMBEDDING]
     tensors = {f"{PREFIX}{name}": np.zeros((vocabulary, hidden), np.float32)}
     spec = read_adapter(write_adapter(tmp_path, tensors=tensors), ECHO)
@@ -99,7 +101,7 @@ def test_embeddings_and_the_output_head_can_be_replaced(tmp_path, name) -> None:
 # ---- the hash
 
 
-def test_the_hash_is_of_what_determines_the_outputs(tmp_path) -> None:
+def test_the_hash_is_of_what_determines_the_outputs(tmp_path: Path) -> None:
     def content(name: str, **changes: object) -> str:
         return content_hash(write_adapter(tmp_path / name, **changes))
 
@@ -154,37 +156,37 @@ def test_the_hash_is_of_what_determines_the_outputs(tmp_path) -> None:
         ("alpha_pattern", {"q_proj": math.inf}),
     ],
 )
-def test_what_cannot_be_served_exactly_is_refused_by_its_name(tmp_path, field, value) -> None:
+def test_what_cannot_be_served_exactly_is_refused_by_its_name(tmp_path: Path, field: str, value: Any) -> None:
     error = refused(write_adapter(tmp_path, **{field: value}))
     assert error.param is not None and error.param.split(".")[0] == field
     assert error.code == "invalid_adapter"
 
 
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva", False])
-def test_initialisations_that_leave_the_base_model_alone_do_not_matter(tmp_path, init) -> None:
+def test_initialisations_that_leave_the_base_model_alone_do_not_matter(tmp_path: Path, init: bool | str) -> None:
     assert read_adapter(write_adapter(tmp_path, init_lora_weights=init), ECHO).rank == 2
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[1, 2]", "null", '"text"', "[" * 100_000, '{"a":' * 100_000, "\xff"])
-def test_a_configuration_that_is_none_is_refused(tmp_path, text) -> None:
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     write_adapter(tmp_path)
     (tmp_path / CONFIG).write_bytes(text.encode("latin-1"))
     assert refused(tmp_path).param == CONFIG
 
 
-def test_a_huge_configuration_is_not_read(tmp_path) -> None:
+def test_a_huge_configuration_is_not_read(tmp_path: Path) -> None:
     write_adapter(tmp_path, filler="x" * adapter_folder.MAX_CONFIG_BYTES)
     error = refused(tmp_path)
     assert error.param == CONFIG and "larger" in error.message
 
 
-def test_a_pattern_that_would_take_years_ends_with_a_refusal(tmp_path, monkeypatch) -> None:
+def test_a_pattern_that_would_take_years_ends_with_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter_folder, "MATCHING_SECONDS", 0.05)
     error = refused(write_adapter(tmp_path, rank_pattern={r"(\w|\w\w|.)+[A-Z]": 2}))
     assert error.param == "rank_pattern" and "too long" in error.message
 
 
-def test_a_rank_above_what_is_served_is_refused(tmp_path) -> None:
+def test_a_rank_above_what_is_served_is_refused(tmp_path: Path) -> None:
     error = refused(write_adapter(tmp_path, rank=ECHO.max_rank + 1))
     assert error.param == "r" and str(ECHO.max_rank) in error.message
 
@@ -192,19 +194,19 @@ def test_a_rank_above_what_is_served_is_refused(tmp_path) -> None:
 # ---- what is refused: the weights
 
 
-def test_a_folder_without_files_says_which_it_lacks(tmp_path) -> None:
+def test_a_folder_without_files_says_which_it_lacks(tmp_path: Path) -> None:
     assert refused(tmp_path / "nothing").param == CONFIG
     write_adapter(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     assert refused(tmp_path).param == WEIGHTS
 
 
-def test_a_pickle_is_not_read(tmp_path) -> None:
+def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     write_adapter(tmp_path)
     (tmp_path / WEIGHTS).unlink()
 
     class Bomb:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "exploded",))
 
     for name in ("adapter_model.bin", "adapter_model.pt", WEIGHTS):
@@ -235,12 +237,12 @@ def damage(weights: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["empty", "cut", "longer", "a header that never ends", "a header that is none", "a folder"]
 )
-def test_a_broken_file_is_refused(tmp_path, kind) -> None:
+def test_a_broken_file_is_refused(tmp_path: Path, kind: str) -> None:
     damage(write_adapter(tmp_path) / WEIGHTS, kind)
     assert refused(tmp_path).param == WEIGHTS
 
 
-def test_a_file_without_tensors_is_refused(tmp_path) -> None:
+def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path)
     save_file({}, tmp_path / WEIGHTS)
     assert refused(tmp_path).param == WEIGHTS
@@ -271,7 +273,7 @@ A, B = f"{PREFIX}{Q_PROJ}.lora_A.weight", f"{PREFIX}{Q_PROJ}.lora_B.weight"
         pytest.param(changed(A, np.zeros(64, np.float32)), "base_model_name_or_path", id="a vector"),
     ],
 )
-def test_matrices_that_do_not_fit_the_model_are_refused(tmp_path, tensors, param) -> None:
+def test_matrices_that_do_not_fit_the_model_are_refused(tmp_path: Path, tensors: dict[str, Any], param: str) -> None:
     assert refused(write_adapter(tmp_path, tensors=tensors)).param == param
 
 
@@ -292,12 +294,12 @@ def test_matrices_that_do_not_fit_the_model_are_refused(tmp_path, tensors, param
         ("base_model.model.lm_head.weight", "modules_to_save"),
     ],
 )
-def test_a_tensor_that_has_no_place_in_the_model_is_refused(tmp_path, name, param) -> None:
+def test_a_tensor_that_has_no_place_in_the_model_is_refused(tmp_path: Path, name: str, param: str) -> None:
     tensors = changed(None, None, **{name: np.zeros((2, 32), np.float32)})
     assert refused(write_adapter(tmp_path, tensors=tensors)).param == param
 
 
-def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_path) -> None:
+def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_path: Path) -> None:
     vocabulary, hidden = ECHO.embeddings[EMBEDDING]
     tensors = {f"{PREFIX}lm_head.weight": np.zeros((vocabulary, hidden), np.float32)}
     support = replace(ECHO, replaceable=frozenset())
@@ -306,21 +308,23 @@ def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_
 
 @pytest.mark.parametrize("name", ["{}.lora_A.weight", "{}.lora_B.weight", "{}.lora_C.weight", "{}.weight"])
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_names_that_are_long_or_hold_control_characters_are_quoted_in_part(tmp_path, prefix, name) -> None:
+def test_names_that_are_long_or_hold_control_characters_are_quoted_in_part(
+    tmp_path: Path, prefix: str, name: str
+) -> None:
     name = prefix + name.format("\n\x1b[31m" + "x" * 5000)
     error = refused(write_adapter(tmp_path, tensors={name: np.zeros((2, 2), np.float32)}))
     assert len(error.message) < 600 and error.message.isprintable()
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint8, np.bool_])
-def test_numbers_that_are_no_floats_are_refused(tmp_path, kind) -> None:
+def test_numbers_that_are_no_floats_are_refused(tmp_path: Path, kind: type[np.generic]) -> None:
     tensors = lora_tensors() | {A: np.ones((2, 32), kind)}
     error = refused(write_adapter(tmp_path, tensors=tensors))
     assert error.param == A and "quantized" in error.message
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_floats_of_any_width_are_served(tmp_path, kind) -> None:
+def test_floats_of_any_width_are_served(tmp_path: Path, kind: type[np.generic]) -> None:
     tensors = {name: tensor.astype(kind) for name, tensor in lora_tensors().items()}
     assert read_adapter(write_adapter(tmp_path, tensors=tensors), ECHO).rank == 2
 
@@ -329,18 +333,18 @@ def test_floats_of_any_width_are_served(tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("named", ["org/echo", "echo", "/models/Echo/", "ECHO", ""])
-def test_the_last_part_of_a_base_models_name_decides(tmp_path, named) -> None:
+def test_the_last_part_of_a_base_models_name_decides(tmp_path: Path, named: str) -> None:
     spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=named), ECHO)
     check_base_model(spec, "tests/echo")
 
 
-def test_an_adapter_of_another_base_model_is_refused(tmp_path) -> None:
+def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path="org/echo-large"), ECHO)
     with pytest.raises(InvalidAdapter, match=r"'echo-large'.*'echo'") as error:
         check_base_model(spec, "tests/echo")
     assert error.value.param == "base_model_name_or_path"
 
 
-def test_an_adapter_that_names_no_base_model_fits_by_its_shapes(tmp_path) -> None:
+def test_an_adapter_that_names_no_base_model_fits_by_its_shapes(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=None), ECHO)
     check_base_model(spec, "tests/echo")

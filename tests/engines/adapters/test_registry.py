@@ -98,7 +98,9 @@ def copies(tmp_path: Path) -> int:
 # ---- loading
 
 
-async def test_an_adapter_is_loaded_and_serves_by_its_name(registry, engine, tmp_path) -> None:
+async def test_an_adapter_is_loaded_and_serves_by_its_name(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     adapter = await registry.load("a", write_adapter(tmp_path / "trained"))
     assert adapter == registry.get("a") and registry.adapters() == [adapter]
     assert (adapter.name, adapter.source, adapter.rank, adapter.state) == ("a", "trained", 2, "host")
@@ -111,13 +113,17 @@ async def test_an_adapter_is_loaded_and_serves_by_its_name(registry, engine, tmp
     assert used.last_used is not None and used.last_used >= used.created
 
 
-async def test_the_source_may_vanish_once_it_is_loaded(registry, engine, tmp_path) -> None:
+async def test_the_source_may_vanish_once_it_is_loaded(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     adapter = await registry.load("a", write_adapter(tmp_path / "trained"))
     shutil.rmtree(tmp_path / "trained")
     assert await ask(engine, registry, "a") == adapter.version
 
 
-async def test_the_same_content_under_two_names_is_two_adapters_and_one_copy(registry, engine, tmp_path) -> None:
+async def test_the_same_content_under_two_names_is_two_adapters_and_one_copy(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     folder = write_adapter(tmp_path / "trained")
     versions = [(await registry.load(name, folder)).version for name in "ab"]
     assert [await ask(engine, registry, name) for name in "ab"] == versions
@@ -128,7 +134,7 @@ async def test_the_same_content_under_two_names_is_two_adapters_and_one_copy(reg
     assert copies(tmp_path) == 0
 
 
-async def test_a_name_is_taken_only_once(registry, engine, tmp_path) -> None:
+async def test_a_name_is_taken_only_once(registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path) -> None:
     first = await registry.load("a", write_adapter(tmp_path / "1"))
     for seed in (0, 1):
         with pytest.raises(Conflict, match="'a' is loaded already"):
@@ -137,7 +143,7 @@ async def test_a_name_is_taken_only_once(registry, engine, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["echo", "echo:a", "..", "a b", ""])
-async def test_what_cannot_be_a_name_is_refused(registry, tmp_path, name) -> None:
+async def test_what_cannot_be_a_name_is_refused(registry: AdapterRegistry, tmp_path: Path, name: str) -> None:
     folder = write_adapter(tmp_path / "a")
     await registry.load("a", folder)
     with pytest.raises(InvalidRequest):
@@ -146,7 +152,7 @@ async def test_what_cannot_be_a_name_is_refused(registry, tmp_path, name) -> Non
         await registry.alias(name, "a")
 
 
-async def test_state_is_private_to_its_user(registry, tmp_path) -> None:
+async def test_state_is_private_to_its_user(registry: AdapterRegistry, tmp_path: Path) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     for folder in ("state", "state/adapters", "state/adapters/copies"):
         assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
@@ -159,7 +165,9 @@ def left(registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path) -> tuple
     return registry.adapters(), engine.stats().adapter_host, copies(tmp_path)
 
 
-async def test_an_adapter_that_does_not_fit_leaves_nothing_behind(registry, engine, tmp_path) -> None:
+async def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     bad = {
         "r": write_adapter(tmp_path / "1", rank=17),
         "base_model_name_or_path": write_adapter(tmp_path / "2", base_model_name_or_path="other"),
@@ -179,7 +187,12 @@ async def test_an_adapter_that_does_not_fit_leaves_nothing_behind(registry, engi
 @pytest.mark.parametrize(
     "error", [InvalidAdapter("not finite"), EngineFailure("died"), EngineUnavailable("restarting")]
 )
-async def test_an_engine_that_fails_to_load_leaves_nothing_behind(registry, engine, tmp_path, error) -> None:
+async def test_an_engine_that_fails_to_load_leaves_nothing_behind(
+    registry: AdapterRegistry,
+    engine: EchoEngine,
+    tmp_path: Path,
+    error: EngineFailure | EngineUnavailable | InvalidAdapter,
+) -> None:
     folder = write_adapter(tmp_path / "1")
     engine.faults.adapter_error = error
     with pytest.raises(type(error)):
@@ -189,7 +202,9 @@ async def test_an_engine_that_fails_to_load_leaves_nothing_behind(registry, engi
     await registry.load("a", folder)
 
 
-async def test_a_disk_that_fails_leaves_nothing_behind(registry, engine, tmp_path, monkeypatch) -> None:
+async def test_a_disk_that_fails_leaves_nothing_behind(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_room(file: Path, state: object) -> None:
         raise OSError("no space left on the device")
 
@@ -205,7 +220,9 @@ async def test_a_disk_that_fails_leaves_nothing_behind(registry, engine, tmp_pat
     assert await ask(engine, registry, "kept") == kept.version and registry.aliases() == {}
 
 
-async def test_a_replacement_that_fails_leaves_the_old_version(registry, engine, tmp_path) -> None:
+async def test_a_replacement_that_fails_leaves_the_old_version(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     first = await registry.load("a", write_adapter(tmp_path / "1"), pinned=True)
     with pytest.raises(InvalidAdapter):
         await registry.load("a", write_adapter(tmp_path / "2", rank=17), replace=True)
@@ -216,7 +233,9 @@ async def test_a_replacement_that_fails_leaves_the_old_version(registry, engine,
     assert await ask(engine, registry, "a") == first.version and copies(tmp_path) == 1
 
 
-async def test_an_engine_without_adapters_loads_none(make, engine, tmp_path, monkeypatch) -> None:
+async def test_an_engine_without_adapters_loads_none(
+    make: Make, engine: EchoEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = make()
     monkeypatch.setattr(engine, "_capabilities", Capabilities(max_model_len=9, vocab_size=9))
     await registry.restore()
@@ -227,7 +246,9 @@ async def test_an_engine_without_adapters_loads_none(make, engine, tmp_path, mon
 # ---- replacing and unloading while requests run
 
 
-async def test_requests_in_flight_keep_their_version_and_new_ones_get_the_new_one(registry, engine, tmp_path) -> None:
+async def test_requests_in_flight_keep_their_version_and_new_ones_get_the_new_one(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     first = await registry.load("a", write_adapter(tmp_path / "1"))
     lease = await registry.lease("a")
     second = await registry.load("a", write_adapter(tmp_path / "2", seed=1), replace=True)
@@ -244,7 +265,9 @@ async def test_requests_in_flight_keep_their_version_and_new_ones_get_the_new_on
     assert [adapter.version for adapter in registry.adapters()] == [second.version]
 
 
-async def test_an_answer_that_has_begun_ends_with_the_version_that_began_it(registry, engine, tmp_path) -> None:
+async def test_an_answer_that_has_begun_ends_with_the_version_that_began_it(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     first = await registry.load("a", write_adapter(tmp_path / "1"))
     lease = await registry.lease("a")
     request = GenerationRequest(
@@ -261,7 +284,9 @@ async def test_an_answer_that_has_begun_ends_with_the_version_that_began_it(regi
     assert left(registry, engine, tmp_path) == ([], (), 0)
 
 
-async def test_a_name_is_gone_at_once_and_the_weights_with_the_last_request(registry, engine, tmp_path) -> None:
+async def test_a_name_is_gone_at_once_and_the_weights_with_the_last_request(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     await registry.load("a", write_adapter(tmp_path / "1"))
     leases = [await registry.lease("a") for _ in range(2)]
     await registry.unload("a")
@@ -280,13 +305,17 @@ async def test_a_name_is_gone_at_once_and_the_weights_with_the_last_request(regi
     assert left(registry, engine, tmp_path) == ([], (), 0)
 
 
-async def test_without_requests_the_weights_are_gone_when_unload_returns(registry, engine, tmp_path) -> None:
+async def test_without_requests_the_weights_are_gone_when_unload_returns(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     await registry.load("a", write_adapter(tmp_path / "1"))
     await registry.unload("a")
     assert left(registry, engine, tmp_path) == ([], (), 0)
 
 
-async def test_the_same_content_again_is_no_new_version(registry, engine, tmp_path) -> None:
+async def test_the_same_content_again_is_no_new_version(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     first = await registry.load("a", write_adapter(tmp_path / "1"))
     lease = await registry.lease("a")
     again = await registry.load("a", write_adapter(tmp_path / "2", base_model_name_or_path=None), replace=True)
@@ -296,7 +325,9 @@ async def test_the_same_content_again_is_no_new_version(registry, engine, tmp_pa
     assert await ask(engine, registry, "a") == first.version
 
 
-async def test_a_draining_version_that_is_loaded_again_is_served_again(registry, engine, tmp_path) -> None:
+async def test_a_draining_version_that_is_loaded_again_is_served_again(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     folder = write_adapter(tmp_path / "1")
     first = await registry.load("a", folder)
     lease = await registry.lease("a")
@@ -307,7 +338,9 @@ async def test_a_draining_version_that_is_loaded_again_is_served_again(registry,
     assert await ask(engine, registry, "a") == first.version and copies(tmp_path) == 1
 
 
-async def test_going_back_and_forth_between_two_versions_leaves_one(registry, engine, tmp_path) -> None:
+async def test_going_back_and_forth_between_two_versions_leaves_one(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     folders = [write_adapter(tmp_path / f"{seed}", seed=seed) for seed in range(2)]
     await registry.load("a", folders[0])
     for turn in range(10):
@@ -322,14 +355,16 @@ async def test_going_back_and_forth_between_two_versions_leaves_one(registry, en
 # ---- pins
 
 
-async def test_a_pin_stays_with_the_name_unless_told_otherwise(registry, tmp_path) -> None:
+async def test_a_pin_stays_with_the_name_unless_told_otherwise(registry: AdapterRegistry, tmp_path: Path) -> None:
     assert not (await registry.load("a", write_adapter(tmp_path / "0"))).pinned
     assert (await registry.load("a", write_adapter(tmp_path / "0"), replace=True, pinned=True)).pinned
     assert (await registry.load("a", write_adapter(tmp_path / "1", seed=1), replace=True)).pinned
     assert not (await registry.load("a", write_adapter(tmp_path / "1", seed=1), replace=True, pinned=False)).pinned
 
 
-async def test_a_pinned_adapter_can_be_replaced_where_there_is_no_room_for_one_more(registry, engine, tmp_path) -> None:
+async def test_a_pinned_adapter_can_be_replaced_where_there_is_no_room_for_one_more(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     for name in "ab":
         await registry.load(name, write_adapter(tmp_path / name), pinned=True)
     with pytest.raises(InvalidAdapter) as error:
@@ -346,7 +381,7 @@ async def test_a_pinned_adapter_can_be_replaced_where_there_is_no_room_for_one_m
 
 
 async def test_an_alias_is_repointed_at_once_and_requests_in_flight_keep_what_they_have(
-    registry, engine, tmp_path
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
 ) -> None:
     versions = [(await registry.load(name, write_adapter(tmp_path / name))).version for name in "ab"]
     await registry.alias("prod", "a")
@@ -360,14 +395,16 @@ async def test_an_alias_is_repointed_at_once_and_requests_in_flight_keep_what_th
     lease.release()
 
 
-async def test_an_alias_follows_its_adapters_replacements(registry, engine, tmp_path) -> None:
+async def test_an_alias_follows_its_adapters_replacements(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     await registry.load("a", write_adapter(tmp_path / "0"))
     await registry.alias("prod", "a")
     second = await registry.load("a", write_adapter(tmp_path / "1", seed=1), replace=True)
     assert await ask(engine, registry, "prod") == second.version
 
 
-async def test_an_alias_stands_for_an_adapter_and_nothing_else(registry, tmp_path) -> None:
+async def test_an_alias_stands_for_an_adapter_and_nothing_else(registry: AdapterRegistry, tmp_path: Path) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     await registry.alias("prod", "a")
     for target in ("prod", "echo"):
@@ -382,14 +419,14 @@ async def test_an_alias_stands_for_an_adapter_and_nothing_else(registry, tmp_pat
     assert registry.aliases() == {"prod": "a"}
 
 
-async def test_a_name_is_an_adapters_or_an_aliass(registry, tmp_path) -> None:
+async def test_a_name_is_an_adapters_or_an_aliass(registry: AdapterRegistry, tmp_path: Path) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     await registry.alias("prod", "a")
     with pytest.raises(Conflict, match="alias of 'a'"):
         await registry.load("prod", write_adapter(tmp_path / "b"), replace=True)
 
 
-async def test_an_adapter_goes_only_after_its_aliases(registry, tmp_path) -> None:
+async def test_an_adapter_goes_only_after_its_aliases(registry: AdapterRegistry, tmp_path: Path) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     await registry.alias("prod", "a")
     with pytest.raises(Conflict, match="'prod'"):
@@ -402,7 +439,9 @@ async def test_an_adapter_goes_only_after_its_aliases(registry, tmp_path) -> Non
 # ---- at once
 
 
-async def test_changes_of_one_name_come_one_after_another(registry, engine, tmp_path) -> None:
+async def test_changes_of_one_name_come_one_after_another(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     engine.faults.adapter_delay = 0.01
     folders = [write_adapter(tmp_path / f"{seed}", seed=seed) for seed in range(4)]
     results = await asyncio.gather(
@@ -415,7 +454,9 @@ async def test_changes_of_one_name_come_one_after_another(registry, engine, tmp_
     assert engine.stats().adapter_host == (results[-1].version,) and copies(tmp_path) == 1
 
 
-async def test_a_slow_load_holds_up_no_other_name(registry, engine, tmp_path, monkeypatch) -> None:
+async def test_a_slow_load_holds_up_no_other_name(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started, gate, load = asyncio.Event(), asyncio.Event(), engine.load_adapter
 
     async def gated(version: str, folder: Path, *, pinned: bool = False) -> None:
@@ -439,7 +480,9 @@ async def test_a_slow_load_holds_up_no_other_name(registry, engine, tmp_path, mo
     assert await ask(engine, registry, "slow") == version
 
 
-async def test_a_load_goes_on_where_its_caller_is_cancelled(registry, engine, tmp_path) -> None:
+async def test_a_load_goes_on_where_its_caller_is_cancelled(
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
+) -> None:
     engine.faults.adapter_delay = 0.01
     caller = asyncio.create_task(registry.load("a", write_adapter(tmp_path / "a")))
     await asyncio.sleep(0)
@@ -452,7 +495,7 @@ async def test_a_load_goes_on_where_its_caller_is_cancelled(registry, engine, tm
 
 
 async def test_no_request_fails_and_none_gets_a_version_that_was_replaced_before_it_came(
-    registry, engine, tmp_path
+    registry: AdapterRegistry, engine: EchoEngine, tmp_path: Path
 ) -> None:
     folders = [write_adapter(tmp_path / f"{seed}", seed=seed) for seed in range(5)]
     published = [(await registry.load("a", folders[0])).version]
@@ -472,7 +515,7 @@ async def test_no_request_fails_and_none_gets_a_version_that_was_replaced_before
 
 
 async def test_whatever_is_done_at_once_no_answer_fails_and_nothing_is_left_over(
-    registry, make, engine, tmp_path
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
 ) -> None:
     random = Random(0)
     names, aliases = ["a", "b", "c"], ["x", "y"]
@@ -520,7 +563,9 @@ async def test_whatever_is_done_at_once_no_answer_fails_and_nothing_is_left_over
 # ---- from one run of the server to the next
 
 
-async def test_everything_is_back_after_a_restart(registry, make, engine, tmp_path) -> None:
+async def test_everything_is_back_after_a_restart(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     kept = await registry.load("a", write_adapter(tmp_path / "0"), pinned=True)
     await registry.load("b", write_adapter(tmp_path / "1", seed=1))
     second = await registry.load("b", write_adapter(tmp_path / "2", seed=2), replace=True)
@@ -537,7 +582,9 @@ async def test_everything_is_back_after_a_restart(registry, make, engine, tmp_pa
     assert copies(tmp_path) == 1
 
 
-async def test_what_is_not_durable_is_not_back(registry, make, engine, tmp_path) -> None:
+async def test_what_is_not_durable_is_not_back(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     folder = write_adapter(tmp_path / "0")
     await registry.load("a", folder, durable=False)
     await registry.load("b", folder)
@@ -548,7 +595,9 @@ async def test_what_is_not_durable_is_not_back(registry, make, engine, tmp_path)
     assert [adapter.name for adapter in again.adapters()] == ["c"] and copies(tmp_path) == 1
 
 
-async def test_an_adapter_that_does_not_fit_any_more_is_kept_and_not_served(registry, make, engine, tmp_path) -> None:
+async def test_an_adapter_that_does_not_fit_any_more_is_kept_and_not_served(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     kept = await registry.load("a", write_adapter(tmp_path / "0"))
     other = await registry.load("b", write_adapter(tmp_path / "1", seed=1, base_model_name_or_path=None))
     await registry.alias("prod", "a")
@@ -568,7 +617,9 @@ async def test_an_adapter_that_does_not_fit_any_more_is_kept_and_not_served(regi
     assert [adapter.state for adapter in back.adapters()] == ["host", "host"] and back.aliases() == {"prod": "a"}
 
 
-async def test_a_failed_adapter_can_be_replaced_or_unloaded(registry, make, engine, tmp_path) -> None:
+async def test_a_failed_adapter_can_be_replaced_or_unloaded(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         await registry.load(name, write_adapter(tmp_path / name, seed=seed))
     _, again = await restarted(make, registry, model="tests/another")
@@ -580,7 +631,9 @@ async def test_a_failed_adapter_can_be_replaced_or_unloaded(registry, make, engi
 
 
 @pytest.mark.parametrize("damage", ["gone", "half"])
-async def test_a_damaged_copy_fails_alone(registry, make, engine, tmp_path, damage) -> None:
+async def test_a_damaged_copy_fails_alone(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path, damage: str
+) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         await registry.load(name, write_adapter(tmp_path / name, seed=seed))
         if name == "a":
@@ -595,7 +648,9 @@ async def test_a_damaged_copy_fails_alone(registry, make, engine, tmp_path, dama
     assert [adapter.state for adapter in again.adapters()] == ["host", "host"] and copies(tmp_path) == 2
 
 
-async def test_an_adapter_named_as_the_new_base_model_is_kept_and_not_served(registry, make, engine, tmp_path) -> None:
+async def test_an_adapter_named_as_the_new_base_model_is_kept_and_not_served(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     engine, again = await restarted(make, registry, base_name="a")
     assert [adapter.state for adapter in again.adapters()] == ["failed"]
@@ -603,7 +658,7 @@ async def test_an_adapter_named_as_the_new_base_model_is_kept_and_not_served(reg
 
 
 async def test_a_death_of_the_engine_while_adapters_come_back_is_waited_out(
-    registry, make, tmp_path, monkeypatch
+    registry: AdapterRegistry, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_registry, "RETRY_SECONDS", 0.001)
     for name in "ab":
@@ -621,7 +676,9 @@ async def test_a_death_of_the_engine_while_adapters_come_back_is_waited_out(
     assert [adapter.state for adapter in again.adapters()] == ["host", "host"]
 
 
-async def test_an_engine_that_stops_while_adapters_come_back_ends_the_wait(registry, make, tmp_path) -> None:
+async def test_an_engine_that_stops_while_adapters_come_back_ends_the_wait(
+    registry: AdapterRegistry, make: Make, tmp_path: Path
+) -> None:
     await registry.load("a", write_adapter(tmp_path / "a"))
     await registry.close()
     engine = EchoEngine()
@@ -632,7 +689,9 @@ async def test_an_engine_that_stops_while_adapters_come_back_ends_the_wait(regis
     assert [adapter.state for adapter in again.adapters()] == ["failed"]
 
 
-async def test_a_state_folder_has_one_server_at_a_time(registry, make, engine, tmp_path) -> None:
+async def test_a_state_folder_has_one_server_at_a_time(
+    registry: AdapterRegistry, make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     kept = await registry.load("a", write_adapter(tmp_path / "a"))
     other = make()
     await other.restore()
@@ -647,7 +706,9 @@ async def test_a_state_folder_has_one_server_at_a_time(registry, make, engine, t
     assert again.adapters() == [kept]
 
 
-async def test_a_state_folder_that_cannot_be_used_stops_no_base_model(make, engine, tmp_path) -> None:
+async def test_a_state_folder_that_cannot_be_used_stops_no_base_model(
+    make: Make, engine: EchoEngine, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     registry = make(state_dir=tmp_path / "file" / "state")
     await registry.restore()
@@ -656,7 +717,7 @@ async def test_a_state_folder_that_cannot_be_used_stops_no_base_model(make, engi
         await registry.load("a", write_adapter(tmp_path / "a"))
 
 
-async def test_a_state_file_that_is_not_ours_is_neither_used_nor_written_over(make, tmp_path) -> None:
+async def test_a_state_file_that_is_not_ours_is_neither_used_nor_written_over(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "state" / "adapters" / "state.json"
     file.parent.mkdir(parents=True)
     file.write_text("{}{}")

@@ -1,5 +1,6 @@
 """Slots are given out fairly, and never taken from who runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -12,13 +13,13 @@ LONGEST = 6
 NAMES = "abcdefg"
 
 
-def slots_of(count, ready=NAMES):
+def slots_of(count: int, ready: Iterable[str] = NAMES) -> AdapterSlots:
     slots = AdapterSlots(count)
     slots.ready |= {*ready}
     return slots
 
 
-def admit(slots, *versions):
+def admit(slots: AdapterSlots, *versions: str | None) -> list[int]:
     """Run one sequence with each; return their slots."""
     slots.begin()
     assert all(slots.may_run(version) for version in versions)
@@ -153,7 +154,7 @@ class Simulation:
     head: Request | None = None
     head_for: int = 0
 
-    def round(self, arrivals) -> None:
+    def round(self, arrivals: list[Request]) -> None:
         self._run()
         self.queue += arrivals
         self._admit()
@@ -193,7 +194,7 @@ rounds = st.lists(st.lists(requests, max_size=4), max_size=40)
 
 
 @given(count=st.integers(1, 4), rounds=rounds, pinned=st.integers(0, 3))
-def test_everyone_gets_a_turn_and_nobody_is_disturbed(count, rounds, pinned) -> None:
+def test_everyone_gets_a_turn_and_nobody_is_disturbed(count: int, rounds: list[list[Request]], pinned: int) -> None:
     simulation = Simulation(slots_of(count))
     simulation.slots.pinned |= {*NAMES[: min(pinned, count - 1)]}
     for arrivals in rounds:
@@ -205,7 +206,9 @@ def test_everyone_gets_a_turn_and_nobody_is_disturbed(count, rounds, pinned) -> 
 
 
 @given(count=st.integers(1, 4), cold=st.integers(0, 10), lengths=st.lists(st.integers(1, LONGEST), min_size=1))
-def test_adapters_that_are_always_asked_for_do_not_starve_one_that_is_rarely(count, cold, lengths) -> None:
+def test_adapters_that_are_always_asked_for_do_not_starve_one_that_is_rarely(
+    count: int, cold: int, lengths: list[int]
+) -> None:
     """The others are more than enough for all slots, and always a step ahead."""
     simulation = Simulation(slots_of(count))
     rare = Request("g", 1)

@@ -27,7 +27,7 @@ def left(tmp_path: Path) -> list[str]:
     return sorted(path.name for name in ("copies", "partial") for path in (tmp_path / "state" / name).iterdir())
 
 
-async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots, tmp_path) -> None:
+async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots: Snapshots, tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / "optimizer.pt").write_text("large")
     (source / "checkpoint").mkdir()
@@ -39,14 +39,14 @@ async def test_a_copy_has_the_two_files_and_only_its_user_can_read_it(snapshots,
     assert left(tmp_path) == [snapshot.id]
 
 
-async def test_the_source_may_vanish(snapshots, tmp_path) -> None:
+async def test_the_source_may_vanish(snapshots: Snapshots, tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     snapshot = await snapshots.take(source, ECHO)
     shutil.rmtree(source)
     assert (await snapshots.read(snapshot.id, ECHO)).spec == snapshot.spec
 
 
-async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots, tmp_path) -> None:
+async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots: Snapshots, tmp_path: Path) -> None:
     sources = [write_adapter(tmp_path / name) for name in "abc"]
     taken = await asyncio.gather(*(snapshots.take(source, ECHO) for source in sources))
     assert len({snapshot.id for snapshot in taken}) == 1
@@ -56,7 +56,7 @@ async def test_what_is_alike_is_kept_once_and_goes_with_its_last_user(snapshots,
     assert left(tmp_path) == []
 
 
-async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_path) -> None:
+async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots: Snapshots, tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     snapshot = await snapshots.take(source, ECHO)
     for _ in range(20):
@@ -66,7 +66,7 @@ async def test_a_copy_can_be_taken_while_its_last_user_drops_it(snapshots, tmp_p
 
 
 async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the_same_content(
-    snapshots, tmp_path
+    snapshots: Snapshots, tmp_path: Path
 ) -> None:
     one = await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
     other = await snapshots.take(write_adapter(tmp_path / "b", base_model_name_or_path=None), ECHO)
@@ -77,7 +77,7 @@ async def test_what_says_something_else_of_its_base_model_is_another_copy_of_the
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-async def test_a_link_is_not_followed(snapshots, tmp_path, name) -> None:
+async def test_a_link_is_not_followed(snapshots: Snapshots, tmp_path: Path, name: str) -> None:
     source = write_adapter(tmp_path / "a")
     (source / name).rename(tmp_path / name)
     (source / name).symlink_to(tmp_path / name)
@@ -87,14 +87,16 @@ async def test_a_link_is_not_followed(snapshots, tmp_path, name) -> None:
     assert left(tmp_path) == []
 
 
-async def test_a_folder_that_is_a_link_is_not_followed(snapshots, tmp_path) -> None:
+async def test_a_folder_that_is_a_link_is_not_followed(snapshots: Snapshots, tmp_path: Path) -> None:
     write_adapter(tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(NotFound):
         await snapshots.take(tmp_path / "b", ECHO)
 
 
-async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files(snapshots, tmp_path) -> None:
+async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files(
+    snapshots: Snapshots, tmp_path: Path
+) -> None:
     blobs = write_adapter(tmp_path / "blobs")
     (tmp_path / "hub").mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -104,7 +106,7 @@ async def test_links_are_followed_where_that_is_asked_for_and_the_copy_has_files
     assert not any(path.is_symlink() for path in snapshot.spec.folder.iterdir())
 
 
-async def test_a_pipe_is_not_waited_for(snapshots, tmp_path) -> None:
+async def test_a_pipe_is_not_waited_for(snapshots: Snapshots, tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / CONFIG).unlink()
     os.mkfifo(source / CONFIG)
@@ -113,7 +115,7 @@ async def test_a_pipe_is_not_waited_for(snapshots, tmp_path) -> None:
     assert error.value.param == CONFIG
 
 
-async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots, tmp_path) -> None:
+async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots: Snapshots, tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     (source / WEIGHTS).unlink()
     (source / WEIGHTS).mkdir()
@@ -125,7 +127,9 @@ async def test_a_folder_in_the_place_of_a_file_is_refused(snapshots, tmp_path) -
 # ---- what fails leaves nothing
 
 
-async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(snapshots, tmp_path) -> None:
+async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(
+    snapshots: Snapshots, tmp_path: Path
+) -> None:
     for folder in (tmp_path / "nothing", write_adapter(tmp_path / "a") / CONFIG):
         with pytest.raises(NotFound) as error:
             await snapshots.take(folder, ECHO)
@@ -134,7 +138,7 @@ async def test_a_folder_that_is_not_there_is_not_found_and_its_path_is_not_told(
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-async def test_a_folder_that_lacks_a_file_is_refused(snapshots, tmp_path, name) -> None:
+async def test_a_folder_that_lacks_a_file_is_refused(snapshots: Snapshots, tmp_path: Path, name: str) -> None:
     source = write_adapter(tmp_path / "a")
     (source / name).unlink()
     with pytest.raises(InvalidAdapter) as error:
@@ -143,7 +147,9 @@ async def test_a_folder_that_lacks_a_file_is_refused(snapshots, tmp_path, name) 
     assert left(tmp_path) == []
 
 
-async def test_what_is_too_large_for_any_adapter_is_not_copied(snapshots, tmp_path, monkeypatch) -> None:
+async def test_what_is_too_large_for_any_adapter_is_not_copied(
+    snapshots: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adapter_snapshot, "_largest_file", lambda support: 1000)
     with pytest.raises(InvalidAdapter, match="larger") as error:
         await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
@@ -151,7 +157,9 @@ async def test_what_is_too_large_for_any_adapter_is_not_copied(snapshots, tmp_pa
     assert left(tmp_path) == []
 
 
-async def test_the_largest_adapter_that_can_be_served_is_not_too_large(snapshots, tmp_path, monkeypatch) -> None:
+async def test_the_largest_adapter_that_can_be_served_is_not_too_large(
+    snapshots: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adapter_snapshot, "LONGEST_HEADER", 64 << 10)
     from tests.adapter_folders import lora_tensors
 
@@ -164,7 +172,7 @@ async def test_the_largest_adapter_that_can_be_served_is_not_too_large(snapshots
 # ---- after a crash
 
 
-async def test_opening_removes_what_nobody_needs(snapshots, tmp_path) -> None:
+async def test_opening_removes_what_nobody_needs(snapshots: Snapshots, tmp_path: Path) -> None:
     kept, orphan = [await snapshots.take(write_adapter(tmp_path / f"{i}", seed=i), ECHO) for i in range(2)]
     (tmp_path / "state" / "partial" / "half").mkdir()
     (tmp_path / "state" / "partial" / "half" / CONFIG).touch()
@@ -177,7 +185,9 @@ async def test_opening_removes_what_nobody_needs(snapshots, tmp_path) -> None:
     assert left(tmp_path) == [] and orphan.id != kept.id
 
 
-async def test_a_copy_that_has_gone_or_is_damaged_is_refused_and_can_be_dropped(snapshots, tmp_path) -> None:
+async def test_a_copy_that_has_gone_or_is_damaged_is_refused_and_can_be_dropped(
+    snapshots: Snapshots, tmp_path: Path
+) -> None:
     snapshot = await snapshots.take(write_adapter(tmp_path / "a"), ECHO)
     (snapshot.spec.folder / WEIGHTS).write_bytes(b"half")
     with pytest.raises(InvalidAdapter):

@@ -1,6 +1,7 @@
 """The file that outlives the server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from engines.adapters.state import BrokenState, Record, State, read_state, write
 RECORD = Record(snapshot="0" * 64, source="a", pinned=True, created=1)
 
 
-def test_what_was_written_is_read(tmp_path) -> None:
+def test_what_was_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     assert read_state(file) == State()
     for state in (State(adapters={"a": RECORD}, aliases={"b": "a"}), State()):
@@ -29,14 +30,14 @@ def test_what_was_written_is_read(tmp_path) -> None:
         json.dumps({"adapters": {}, "something_newer": 1}),
     ],
 )
-def test_a_file_that_is_not_ours_is_never_taken_for_an_empty_one(tmp_path, text) -> None:
+def test_a_file_that_is_not_ours_is_never_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(BrokenState, match=r"state\.json"):
         read_state(tmp_path / "state.json")
     assert (tmp_path / "state.json").read_text() == text
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path) -> None:
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     write_state(file, State(adapters={"a": RECORD}))
     (tmp_path / "state.partial").mkdir()

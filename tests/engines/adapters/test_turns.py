@@ -194,7 +194,7 @@ async def test_an_adapter_that_could_not_be_pinned_is_not() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_comes_every_request_computes_with_its_own_weights_and_gets_its_turn(seed) -> None:
+async def test_whatever_comes_every_request_computes_with_its_own_weights_and_gets_its_turn(seed: int) -> None:
     dice = random.Random(seed)
     library = Library(dice.randint(1, 3))
     names = "abcde"

@@ -48,7 +48,7 @@ async def version(registry: AdapterRegistry, model: str) -> str | None:
 # ---- which folders are adapters
 
 
-def test_a_subfolder_with_an_adapter_is_found(watched) -> None:
+def test_a_subfolder_with_an_adapter_is_found(watched: Path) -> None:
     write_adapter(watched / "a")
     (watched / "empty").mkdir()
     (watched / "file").touch()
@@ -60,13 +60,13 @@ def test_a_subfolder_with_an_adapter_is_found(watched) -> None:
 @pytest.mark.parametrize(
     "name", ["..", ".", "", ".hidden", "a/b", "../outside", "/", "a/../../outside", "a\\b", "a\0", "a\n"]
 )
-def test_nothing_but_a_subfolder_is_looked_at(watched, name) -> None:
+def test_nothing_but_a_subfolder_is_looked_at(watched: Path, name: str) -> None:
     for folder in (watched / ".hidden", watched / "a" / "b", watched.parent / "outside"):
         write_adapter(folder)
     assert WatchedFolder(watched).find(name) is None
 
 
-def test_a_link_that_leads_out_of_the_folder_is_not_followed(watched) -> None:
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(watched: Path) -> None:
     write_adapter(watched.parent / "outside")
     write_adapter(watched / "a.v2")
     (watched / "out").symlink_to(watched.parent / "outside")
@@ -77,7 +77,7 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(watched) -> None:
     assert find("a") is not None
 
 
-def test_a_folder_that_is_a_link_itself_is_fine(watched) -> None:
+def test_a_folder_that_is_a_link_itself_is_fine(watched: Path) -> None:
     write_adapter(watched / "a")
     (watched.parent / "link").symlink_to(watched)
     assert WatchedFolder(watched.parent / "link").find("a") is not None
@@ -86,7 +86,7 @@ def test_a_folder_that_is_a_link_itself_is_fine(watched) -> None:
 # ---- on demand
 
 
-async def test_a_request_loads_what_it_names(registry, watched) -> None:
+async def test_a_request_loads_what_it_names(registry: AdapterRegistry, watched: Path) -> None:
     write_adapter(watched / "a")
     assert registry.adapters() == []
     for model in ("a", "echo:a"):
@@ -95,7 +95,9 @@ async def test_a_request_loads_what_it_names(registry, watched) -> None:
         await registry.lease("b")
 
 
-async def test_first_requests_at_once_load_once(registry, engine, watched, monkeypatch) -> None:
+async def test_first_requests_at_once_load_once(
+    registry: AdapterRegistry, engine: EchoEngine, watched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads, load = [], engine.load_adapter
 
     async def counted(version: str, folder: Path, *, pinned: bool = False) -> None:
@@ -109,7 +111,7 @@ async def test_first_requests_at_once_load_once(registry, engine, watched, monke
     assert len(loads) == 1
 
 
-async def test_the_next_request_gets_what_has_changed(registry, watched, tmp_path) -> None:
+async def test_the_next_request_gets_what_has_changed(registry: AdapterRegistry, watched: Path, tmp_path: Path) -> None:
     write_adapter(watched / "a")
     lease = await registry.lease("a")
     write_adapter(watched / "a", seed=1)
@@ -121,7 +123,9 @@ async def test_the_next_request_gets_what_has_changed(registry, watched, tmp_pat
     lease.release()
 
 
-async def test_a_change_that_cannot_be_served_leaves_the_old_version_and_says_why(registry, watched) -> None:
+async def test_a_change_that_cannot_be_served_leaves_the_old_version_and_says_why(
+    registry: AdapterRegistry, watched: Path
+) -> None:
     first = await version(registry, write_adapter(watched / "a").name)
     write_adapter(watched / "a", seed=1, rank=17)
     assert await version(registry, "a") == first
@@ -135,7 +139,7 @@ async def test_a_change_that_cannot_be_served_leaves_the_old_version_and_says_wh
 
 
 async def test_one_that_cannot_be_served_is_refused_with_its_reason_until_it_changes(
-    registry, watched, monkeypatch
+    registry: AdapterRegistry, watched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_adapter(watched / "a", rank=17)
     for _ in range(2):
@@ -148,7 +152,9 @@ async def test_one_that_cannot_be_served_is_refused_with_its_reason_until_it_cha
     assert await version(registry, "a") == registry.get("a").version
 
 
-async def test_a_folder_that_has_gone_takes_its_name_with_it(registry, engine, watched) -> None:
+async def test_a_folder_that_has_gone_takes_its_name_with_it(
+    registry: AdapterRegistry, engine: EchoEngine, watched: Path
+) -> None:
     write_adapter(watched / "a")
     lease = await registry.lease("a")
     shutil.rmtree(watched / "a")
@@ -160,7 +166,9 @@ async def test_a_folder_that_has_gone_takes_its_name_with_it(registry, engine, w
     assert engine.stats().adapter_host == ()
 
 
-async def test_a_failure_of_the_engine_is_not_the_adapters(registry, engine, watched) -> None:
+async def test_a_failure_of_the_engine_is_not_the_adapters(
+    registry: AdapterRegistry, engine: EchoEngine, watched: Path
+) -> None:
     write_adapter(watched / "a")
     engine.faults.adapter_error = EngineFailure("died")
     with pytest.raises(EngineFailure):
@@ -169,7 +177,9 @@ async def test_a_failure_of_the_engine_is_not_the_adapters(registry, engine, wat
     assert await version(registry, "a") is not None
 
 
-async def test_what_was_loaded_by_name_comes_before_what_lies_in_the_folder(registry, watched, tmp_path) -> None:
+async def test_what_was_loaded_by_name_comes_before_what_lies_in_the_folder(
+    registry: AdapterRegistry, watched: Path, tmp_path: Path
+) -> None:
     loaded = await registry.load("a", write_adapter(tmp_path / "a", seed=1))
     write_adapter(watched / "a")
     assert await version(registry, "a") == loaded.version
@@ -181,7 +191,9 @@ async def test_what_was_loaded_by_name_comes_before_what_lies_in_the_folder(regi
     assert await version(registry, "b") == loaded.version != found
 
 
-async def test_one_that_is_unloaded_is_back_with_the_next_request_while_its_folder_is_there(registry, watched) -> None:
+async def test_one_that_is_unloaded_is_back_with_the_next_request_while_its_folder_is_there(
+    registry: AdapterRegistry, watched: Path
+) -> None:
     write_adapter(watched / "a")
     first = await version(registry, "a")
     await registry.unload("a")
@@ -189,7 +201,9 @@ async def test_one_that_is_unloaded_is_back_with_the_next_request_while_its_fold
     assert await version(registry, "a") == first
 
 
-async def test_an_alias_can_stand_for_one_that_nobody_has_asked_for_yet(registry, watched) -> None:
+async def test_an_alias_can_stand_for_one_that_nobody_has_asked_for_yet(
+    registry: AdapterRegistry, watched: Path
+) -> None:
     write_adapter(watched / "a")
     await registry.alias("prod", "a")
     assert await version(registry, "prod") == registry.get("a").version
@@ -197,7 +211,9 @@ async def test_an_alias_can_stand_for_one_that_nobody_has_asked_for_yet(registry
         await registry.alias("other", "b")
 
 
-async def test_an_alias_loads_its_adapter_after_a_restart(registry, watched, tmp_path) -> None:
+async def test_an_alias_loads_its_adapter_after_a_restart(
+    registry: AdapterRegistry, watched: Path, tmp_path: Path
+) -> None:
     write_adapter(watched / "a")
     await registry.alias("prod", "a")
     await registry.close()
@@ -211,7 +227,7 @@ async def test_an_alias_loads_its_adapter_after_a_restart(registry, watched, tmp
     await again.close()
 
 
-async def test_the_base_models_name_is_never_looked_for(registry, watched) -> None:
+async def test_the_base_models_name_is_never_looked_for(registry: AdapterRegistry, watched: Path) -> None:
     for name in ("echo", "echo:a"):
         write_adapter(watched / name)
     assert await version(registry, "echo") is None
@@ -219,7 +235,9 @@ async def test_the_base_models_name_is_never_looked_for(registry, watched) -> No
         await registry.lease("echo:a")
 
 
-async def test_links_within_an_adapters_folder_are_not_followed(registry, watched, tmp_path) -> None:
+async def test_links_within_an_adapters_folder_are_not_followed(
+    registry: AdapterRegistry, watched: Path, tmp_path: Path
+) -> None:
     write_adapter(watched / "a")
     (watched / "a" / WEIGHTS).rename(tmp_path / WEIGHTS)
     (watched / "a" / WEIGHTS).symlink_to(tmp_path / WEIGHTS)

@@ -127,7 +127,9 @@ def _replace_kernels() -> None:
     class Attention(AttentionImpl):
         """Writes the new keys and values to their pages, and attends to all of each sequence."""
 
-        def forward(self, query, key, value, k_cache, v_cache, attn_metadata=None, **_):
+        def forward(
+            self, query: Any, key: Any, value: Any, k_cache: Any, v_cache: Any, attn_metadata: Any = None, **_: Any
+        ) -> Any:
             page = k_cache.size(1)
             query, key, value = (tensor.flatten(0, -3) for tensor in (query, key, value))
             out = torch.empty(query.size(0), query.size(1), value.size(-1), dtype=query.dtype)
@@ -150,7 +152,17 @@ def _replace_kernels() -> None:
     class Lora(LoRAImpl):
         """Adds to each sequence's rows the update of its own adapter."""
 
-        def forward(self, x, lora_A, lora_B, base_output, adapter_info, ctx_mgr, colwise, is_tp=True):
+        def forward(
+            self,
+            x: Any,
+            lora_A: Any,
+            lora_B: Any,
+            base_output: Any,
+            adapter_info: Any,
+            ctx_mgr: Any,
+            colwise: bool,
+            is_tp: bool = True,
+        ) -> Any:
             context = ctx_mgr.current_context()
             if context.local_adapter_ids is None:
                 return base_output
@@ -169,7 +181,7 @@ def _replace_kernels() -> None:
     class Multinomial(MultinomialSamplingImpl):
         """As the CUDA kernel, a number that depends on seed and position alone decides."""
 
-        def forward(self, scores, seeds, offsets, indices=None):
+        def forward(self, scores: Any, seeds: Any, offsets: Any, indices: Any = None) -> Any:
             chosen = []
             for row, seed, offset in zip(scores.float(), seeds.tolist(), offsets.tolist(), strict=True):
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + offset)
@@ -184,7 +196,7 @@ def _replace_kernels() -> None:
             return "cpu"
 
         @classmethod
-        def build_op(cls, spec, *, enable_deterministic=False):
+        def build_op(cls, spec: Any, *, enable_deterministic: bool = False) -> Any:
             if isinstance(spec, PagedAttentionBuildSpec):
                 return Attention(
                     num_heads=spec.num_heads,
@@ -201,11 +213,11 @@ def _replace_kernels() -> None:
             return super().build_op(spec, enable_deterministic=enable_deterministic)
 
         @staticmethod
-        def get_attention_metadata_cls():
+        def get_attention_metadata_cls() -> type:
             return TritonAttentionMetadata
 
         @classmethod
-        def update_step_context(cls, step_context):
+        def update_step_context(cls, step_context: Any) -> Any:
             metadata = CudaSequenceMetadata.from_step_context(step_context)
             step_context.attn_metadata = build_triton_attention_metadata(
                 cls.get_attention_metadata_cls(), step_context, metadata

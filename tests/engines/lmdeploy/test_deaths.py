@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from engines.errors import EngineFailure
 from engines.lmdeploy.client import LmdeployEngine
-from engines.types import EngineState
+from engines.types import EngineState, GenerationRequest
 from tests.contract.engines import answer
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.lmdeploy.poisoned import POISON
@@ -27,12 +27,12 @@ PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
-def adapter(model, tmp_path_factory) -> Path:
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(model, tmp_path_factory.mktemp("adapters") / "a")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model, adapter) -> AsyncIterator[LmdeployEngine]:
+async def engine(model: Path, adapter: Path) -> AsyncIterator[LmdeployEngine]:
     engine = lmdeploy_on_cpu(str(model), module="poisoned", max_num_seqs=4)
     await engine.start()
     await engine.load_adapter("a@1", adapter)
@@ -40,11 +40,11 @@ async def engine(model, adapter) -> AsyncIterator[LmdeployEngine]:
     await engine.stop()
 
 
-def asked(request_id: str, **changes: object):
+def asked(request_id: str, **changes: object) -> GenerationRequest:
     return request(prompt(20), request_id, **{"max_new_tokens": 1000, "ignore_eos": True} | changes)
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
@@ -59,7 +59,9 @@ def kill(engine: LmdeployEngine) -> None:
 
 
 @pytest.mark.parametrize("end", [poison, kill])
-async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end) -> None:
+async def test_a_death_ends_what_runs_and_another_process_takes_over(
+    engine: LmdeployEngine, end: Callable[[LmdeployEngine], None]
+) -> None:
     before = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")
     ]
@@ -82,7 +84,7 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(engine, end
     await until(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
-async def test_cancelled_requests_give_everything_back(engine) -> None:
+async def test_cancelled_requests_give_everything_back(engine: LmdeployEngine) -> None:
     """Four outputs run and five wait: for a handle of LMDeploy's, of which there are no more."""
     tasks = [asyncio.create_task(answer(engine, asked(f"r{i}", n=1 + i % 2))) for i in range(6)]
     await until(lambda: engine.stats().running == 4 and engine.stats().waiting == 5)
@@ -94,7 +96,7 @@ async def test_cancelled_requests_give_everything_back(engine) -> None:
     assert [len(end.token_ids) for end in ends] == [5] * 6
 
 
-async def test_a_loop_that_rests_beside_its_work_is_woken_up(model, engine) -> None:
+async def test_a_loop_that_rests_beside_its_work_is_woken_up(model: Path, engine: LmdeployEngine) -> None:
     asked_for = asked("r", max_new_tokens=25)
     forgetful = lmdeploy_on_cpu(str(model), module="forgetful")
     await forgetful.start()

@@ -3,17 +3,19 @@
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from engines.errors import InvalidRequest
+from engines.lmdeploy.client import LmdeployEngine
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
-from engines.types import Structured
+from engines.types import GenerationRequest, Structured
 from tests.contract.engines import answer, collect
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
-from tests.engines.pt.driving import prompt, request
+from tests.engines.pt.driving import Output, prompt, request
 from tests.engines.pt.tiny import EOS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,7 +42,7 @@ EDITS = [
 ]
 
 
-def requests():
+def requests() -> list[GenerationRequest]:
     return [
         request(prompt(10 + 3 * i, seed=i), f"r{i}", **{"max_new_tokens": 60, "ignore_eos": True} | edits)
         for i, edits in enumerate(EDITS)
@@ -48,7 +50,7 @@ def requests():
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def truth(model):
+async def truth(model: Path) -> list[Output]:
     """What the pt engine answers to each."""
     pt = PtEngine(PtConfig(model=str(model), dtype="float32", device_map="cpu", threads=1), max_num_queued_reqs=64)
     await pt.start()
@@ -57,17 +59,17 @@ async def truth(model):
     return answers
 
 
-async def check(engine, truth) -> None:
+async def check(engine: LmdeployEngine, truth: list[Output]) -> None:
     answers = await asyncio.gather(*(answer(engine, one) for one in requests()))
     for edits, mine, other in zip(EDITS, answers, truth, strict=True):
         assert mine == other, edits
 
 
-async def test_all_at_once(engine, truth) -> None:
+async def test_all_at_once(engine: LmdeployEngine, truth: list[Output]) -> None:
     await check(engine, truth)
 
 
-async def test_where_pages_run_out(model, truth) -> None:
+async def test_where_pages_run_out(model: Path, truth: list[Output]) -> None:
     """What has been computed is dropped then, and computed again."""
     engine = lmdeploy_on_cpu(str(model), max_loras=1, cache_max_entry_count=0.0009)
     await engine.start()
@@ -79,7 +81,9 @@ async def test_where_pages_run_out(model, truth) -> None:
     await engine.stop()
 
 
-async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(engine, truth) -> None:
+async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(
+    engine: LmdeployEngine, truth: list[Output]
+) -> None:
     dead_end = request(
         prompt(20), "dead", max_new_tokens=20, allowed_token_ids=(65, 66), bad_words_ids=((65, 65), (65, 66), (66,))
     )
@@ -91,7 +95,7 @@ async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(engine, tru
     await beside
 
 
-async def test_a_seed_decides_also_where_the_batch_is_another(engine) -> None:
+async def test_a_seed_decides_also_where_the_batch_is_another(engine: LmdeployEngine) -> None:
     asked = request(prompt(20), "seeded", temperature=1.0, top_p=0.9, seed=5, n=3, ignore_eos=True, frequency_penalty=1)
     alone = [
         (await answer(engine, replace(asked, n=1, sampling=replace(asked.sampling, seed=5 + i)))) for i in range(3)

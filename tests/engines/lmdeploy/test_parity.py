@@ -2,10 +2,13 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from engines.lmdeploy.client import LmdeployEngine
+from engines.types import GenerationRequest
 from tests.contract.engines import collect, whole
 from tests.engines.pt.adapters import save_adapter, with_peft
 from tests.engines.pt.driving import Output, Reference, prompt, request
@@ -22,18 +25,18 @@ ADAPTERS = {
 
 
 @pytest.fixture(scope="module")
-def adapters(model, tmp_path_factory):
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("adapters")
     return {name: save_adapter(model, root / name, seed=i, **ADAPTERS[name]) for i, name in enumerate(ADAPTERS)}
 
 
-def asked(length: int, adapter: str | None = None, **sampling: object):
+def asked(length: int, adapter: str | None = None, **sampling: object) -> GenerationRequest:
     sampling = {"max_new_tokens": 6 + length % 5, "ignore_eos": True, "logprobs": 5} | sampling
     one = request(prompt(length, seed=length), f"{adapter}-{length}", **sampling)
     return replace(one, adapter=adapter)
 
 
-async def check(engine, reference, *requests) -> list:
+async def check(engine: LmdeployEngine, reference: dict[str | None, Reference], *requests: GenerationRequest) -> list:
     """Compute these together; return the first output of each."""
     answers = await asyncio.gather(*(collect(engine, one) for one in requests))
     for one, outputs in zip(requests, answers, strict=True):
@@ -46,20 +49,22 @@ async def check(engine, reference, *requests) -> list:
 
 
 @pytest.fixture(scope="module")
-def reference(model, adapters):
+def reference(model: Path, adapters: dict[str, Path]) -> dict[str | None, Reference]:
     plain = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()
     return {None: Reference(plain)} | {name: with_peft(model, folder) for name, folder in adapters.items()}
 
 
-async def test_the_base_model(engine, reference) -> None:
+async def test_the_base_model(engine: LmdeployEngine, reference: dict[str | None, Reference]) -> None:
     await check(engine, reference, *(asked(length) for length in LENGTHS))
 
 
-async def test_prompt_logprobs(engine, reference) -> None:
+async def test_prompt_logprobs(engine: LmdeployEngine, reference: dict[str | None, Reference]) -> None:
     await check(engine, reference, *(asked(length, prompt_logprobs=3) for length in LENGTHS))
 
 
-async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters) -> None:
+async def test_adapters_of_all_kinds_that_take_turns(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], adapters: dict[str, Path]
+) -> None:
     for name, folder in adapters.items():
         await engine.load_adapter(name, folder)
     await check(engine, reference, *(asked(length, name) for length in LENGTHS for name in (None, *adapters)))
@@ -70,13 +75,15 @@ async def test_adapters_of_all_kinds_that_take_turns(engine, reference, adapters
         await engine.unload_adapter(name)
 
 
-async def test_prefix_hits(engine, reference) -> None:
+async def test_prefix_hits(engine: LmdeployEngine, reference: dict[str | None, Reference]) -> None:
     await check(engine, reference, asked(90))
     [again] = await check(engine, reference, asked(90))
     assert again.cached_tokens >= 64
 
 
-async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(engine, reference, adapters) -> None:
+async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], adapters: dict[str, Path]
+) -> None:
     long = [replace(asked(90), request_id=name, adapter="a@1") for name in ("first", "second", "third")]
     await engine.load_adapter("a@1", adapters["plain"])
     await check(engine, {"a@1": reference["plain"]}, long[0])
@@ -89,7 +96,9 @@ async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(en
     await engine.unload_adapter("a@1")
 
 
-async def test_slots_change_hands_while_their_adapters_are_unloaded(engine, reference, adapters) -> None:
+async def test_slots_change_hands_while_their_adapters_are_unloaded(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], adapters: dict[str, Path]
+) -> None:
     folders = adapters | {"again": adapters["plain"]}
     references = reference | {"again": reference["plain"]}
     for delay in range(8):

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.engines.pt.driving import prompt, request
 from tests.engines.pt.tiny import CONFIGS, save
 
 
-async def refusal(engine) -> UnsupportedModel:
+async def refusal(engine: LmdeployEngine) -> UnsupportedModel:
     with pytest.raises(UnsupportedModel) as refused:
         await engine.start()
     assert engine.health().state is EngineState.FAILED
@@ -26,7 +27,7 @@ async def refusal(engine) -> UnsupportedModel:
     return refused.value
 
 
-async def test_models_and_settings_that_it_cannot_run(model, tmp_path) -> None:
+async def test_models_and_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
@@ -43,13 +44,13 @@ async def test_models_and_settings_that_it_cannot_run(model, tmp_path) -> None:
         assert reason in refused.message
 
 
-async def test_a_machine_without_a_gpu(model) -> None:
+async def test_a_machine_without_a_gpu(model: Path) -> None:
     lmdeploy_or_skip()
     engine = LmdeployEngine(LmdeployConfig(model=str(model)), max_num_queued_reqs=1)
     assert (await refusal(engine)).message == "LMDeploy needs a CUDA GPU, and none is found"
 
 
-def test_an_environment_that_is_missing(monkeypatch, tmp_path) -> None:
+def test_an_environment_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
     with pytest.raises(NotInstalled, match=re.escape("python -m engines.setup.install lmdeploy")):
@@ -79,7 +80,7 @@ def test_parameters_of_deploy() -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_prompt_that_is_too_long(engine) -> None:
+async def test_a_prompt_that_is_too_long(engine: LmdeployEngine) -> None:
     limit = engine.capabilities().max_model_len
     with pytest.raises(InvalidRequest, match=f"maximum context length is {limit} tokens"):
         await answer(engine, request(prompt(limit)))

@@ -76,7 +76,7 @@ async def test_adapters_do_not_wait_for_each_other() -> None:
     assert engine.begun == ["load a@1", "load b@1"]
 
 
-async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_no_later_change(tmp_path) -> None:
+async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_no_later_change(tmp_path: Path) -> None:
     engine = SlowAdapters()
     host = await hosted(engine)
     (tmp_path / "adapter_model.safetensors").touch()

@@ -1,6 +1,8 @@
 """An engine that dies is started again, with growing pauses, until it cannot be started at all."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from engines.types import EngineState
 class Lives:
     """What each start shall do: an error to raise, or the seconds of a life."""
 
-    def __init__(self, *plans) -> None:
+    def __init__(self, *plans: float | Exception) -> None:
         self.plans = list(plans)
         self.now = 0.0
         self.pauses: list[float] = []
@@ -22,7 +24,7 @@ class Lives:
         self.supervisor = Supervisor(self.start, self.deaths.append)
         self.over = asyncio.Event()
 
-    async def start(self):
+    async def start(self) -> Coroutine[Any, Any, str]:
         if not self.plans:
             self.over.set()
             await asyncio.Event().wait()
@@ -31,22 +33,22 @@ class Lives:
             raise plan
         return self.live(plan)
 
-    async def live(self, seconds) -> str:
+    async def live(self, seconds: float) -> str:
         self.states.append(self.supervisor.health.state)
         self.now += seconds
         return f"lived {seconds:g} s"
 
-    async def pause(self, seconds) -> None:
+    async def pause(self, seconds: float) -> None:
         self.states.append(self.supervisor.health.state)
         self.pauses.append(seconds)
         self.now += seconds
 
 
 @pytest.fixture
-def lives(monkeypatch):
+def lives(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lives]:
     made = []
 
-    def make(*plans):
+    def make(*plans: float | Exception) -> Lives:
         made.append(Lives(*plans))
         monkeypatch.setattr(supervisor.time, "monotonic", lambda: made[-1].now)
         monkeypatch.setattr(supervisor.asyncio, "sleep", made[-1].pause)
@@ -55,7 +57,7 @@ def lives(monkeypatch):
     return make
 
 
-async def test_pauses_double_up_to_the_longest(lives) -> None:
+async def test_pauses_double_up_to_the_longest(lives: Callable[..., Lives]) -> None:
     run = lives(*[1] * 9)
     await run.supervisor.start()
     await run.over.wait()
@@ -64,7 +66,7 @@ async def test_pauses_double_up_to_the_longest(lives) -> None:
     await run.supervisor.stop()
 
 
-async def test_a_good_life_makes_the_next_pause_short_again(lives) -> None:
+async def test_a_good_life_makes_the_next_pause_short_again(lives: Callable[..., Lives]) -> None:
     run = lives(1, 1, 1, STEADY + 1, 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -72,7 +74,7 @@ async def test_a_good_life_makes_the_next_pause_short_again(lives) -> None:
     await run.supervisor.stop()
 
 
-async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives) -> None:
+async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives: Callable[..., Lives]) -> None:
     run = lives(STEADY + 1, EngineFailure("no memory"), EngineFailure("no memory"), 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -80,7 +82,7 @@ async def test_a_start_that_fails_is_tried_again_after_a_longer_pause(lives) -> 
     await run.supervisor.stop()
 
 
-async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives) -> None:
+async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives: Callable[..., Lives]) -> None:
     run = lives(1, 1)
     await run.supervisor.start()
     await run.over.wait()
@@ -91,7 +93,7 @@ async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives
     assert run.supervisor.health.state is EngineState.STOPPED
 
 
-async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives) -> None:
+async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives: Callable[..., Lives]) -> None:
     run = lives(1, UnsupportedModel("the folder is gone"))
     await run.supervisor.start()
     await run.supervisor._watcher
@@ -100,7 +102,7 @@ async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives) -> N
     await run.supervisor.stop()
 
 
-async def test_the_first_start_raises_what_is_wrong(lives) -> None:
+async def test_the_first_start_raises_what_is_wrong(lives: Callable[..., Lives]) -> None:
     run = lives(UnsupportedModel("not a model"))
     with pytest.raises(UnsupportedModel):
         await run.supervisor.start()
@@ -111,7 +113,7 @@ async def test_the_first_start_raises_what_is_wrong(lives) -> None:
 async def test_stopped_while_it_starts_it_stays_stopped() -> None:
     loaded = asyncio.Event()
 
-    async def start():
+    async def start() -> Awaitable[str]:
         await loaded.wait()
         return asyncio.get_running_loop().create_future()
 

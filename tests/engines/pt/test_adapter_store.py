@@ -3,7 +3,9 @@
 import shutil
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from pathlib import Path
 from typing import Never
 
 import pytest
@@ -11,17 +13,20 @@ import torch
 
 from engines.adapters.slots import AdapterSlots
 from engines.adapters.spec import CONFIG, WEIGHTS
-from engines.errors import EngineFailure, InvalidAdapter
+from engines.capabilities import AdapterSupport
+from engines.errors import EngineFailure, InvalidAdapter, TuneserveError
 from engines.pt.adapter_store import AdapterStore
-from engines.pt.core import StepReport
-from engines.types import FinishReason
+from engines.pt.core import EngineCore, StepReport
+from engines.pt.lora import AdapterWeights
+from engines.types import FinishReason, GenerationRequest
 from tests.engines.pt.adapters import PATIENCE, load, save_adapter, with_peft
-from tests.engines.pt.driving import core_of, prompt, request, run
+from tests.engines.pt.conftest import GetRunner
+from tests.engines.pt.driving import Reference, core_of, prompt, request, run
 from tests.engines.pt.test_parity import check
 
 
 @pytest.fixture(scope="session")
-def saved(folder, tmp_path_factory):
+def saved(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of eight adapters of the tiny llama, all different."""
     root = tmp_path_factory.mktemp("adapters")
     targets = ["q_proj", "down_proj"]
@@ -32,7 +37,7 @@ def saved(folder, tmp_path_factory):
 
 
 @pytest.fixture
-def copies(saved, tmp_path):
+def copies(saved: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     """The same, for a test to break."""
     return {name: shutil.copytree(path, tmp_path / name) for name, path in saved.items()}
 
@@ -40,22 +45,24 @@ def copies(saved, tmp_path):
 class Lora:
     """The model's slots, without a model: notes what is written."""
 
-    def __init__(self, support, num_slots) -> None:
+    def __init__(self, support: AdapterSupport, num_slots: int) -> None:
         self.support = support
         self.num_slots = num_slots
         self.written = {}
 
-    def write(self, slot, weights) -> None:
+    def write(self, slot: int, weights: AdapterWeights) -> None:
         self.written[slot] = weights
 
-    def clear(self, slot) -> None:
+    def clear(self, slot: int) -> None:
         del self.written[slot]
 
 
 class Stored:
     """A store with its slots, driven as the core drives it."""
 
-    def __init__(self, runner, folders, *, num_slots=2, max_in_host=3) -> None:
+    def __init__(
+        self, runner: GetRunner, folders: dict[str, Path], *, num_slots: int = 2, max_in_host: int = 3
+    ) -> None:
         plain = runner("llama", max_loras=num_slots)
         self.lora = Lora(plain.lora.support, num_slots)
         self.slots = AdapterSlots(num_slots)
@@ -64,12 +71,12 @@ class Stored:
         self.woken = threading.Event()
         self.store.wake = self.woken.set
 
-    def load(self, *versions, pinned=False):
+    def load(self, *versions: str, pinned: bool = False) -> dict[str, TuneserveError | None]:
         for version in versions:
             self.store.load(version, self.folders[version], pinned=pinned)
         return self.arrivals(len(versions))
 
-    def arrivals(self, count):
+    def arrivals(self, count: int) -> dict[str, TuneserveError | None]:
         """So many of them, in the order in which they come."""
         found = {}
         while len(found) < count:
@@ -79,7 +86,7 @@ class Stored:
                 assert self.woken.wait(PATIENCE)
         return found
 
-    def use(self, version):
+    def use(self, version: str) -> int:
         """Run one sequence with a version that is in host memory, and end it."""
         self.slots.begin()
         assert self.slots.may_run(version)
@@ -90,14 +97,14 @@ class Stored:
 
 
 @pytest.fixture
-def stored(runner, copies):
+def stored(runner: GetRunner, copies: dict[str, Path]) -> Callable[..., Stored]:
     return lambda **changes: Stored(runner, copies, **changes)
 
 
 # ---- host memory
 
 
-def test_host_memory_keeps_the_most_recently_used_and_no_more(stored) -> None:
+def test_host_memory_keeps_the_most_recently_used_and_no_more(stored: Callable[..., Stored]) -> None:
     one = stored()
     assert one.load("a", "b", "c") == dict.fromkeys("abc")
     assert one.store.in_host == ("a", "b", "c")
@@ -108,7 +115,7 @@ def test_host_memory_keeps_the_most_recently_used_and_no_more(stored) -> None:
     assert all(version in one.store for version in "abcd"), "on disk they all are"
 
 
-def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored) -> None:
+def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored: Callable[..., Stored]) -> None:
     one = stored()
     one.load(*"abcdef")
     one.store.want(["a", "b", "a", "d", "c"])
@@ -118,7 +125,7 @@ def test_what_the_first_in_line_wait_for_is_read_in_their_order_and_kept(stored)
     assert {*one.store.in_host} == {*"abd"}
 
 
-def test_what_is_in_a_slot_is_not_read_again(stored) -> None:
+def test_what_is_in_a_slot_is_not_read_again(stored: Callable[..., Stored]) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.use("a")
@@ -128,7 +135,7 @@ def test_what_is_in_a_slot_is_not_read_again(stored) -> None:
     assert not one.store.reading
 
 
-def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored) -> None:
+def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored: Callable[..., Stored]) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.slots.begin()
@@ -142,7 +149,7 @@ def test_what_is_on_its_way_to_a_slot_stays_until_it_is_there(stored) -> None:
 # ---- loading, pins, unloading
 
 
-def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(stored) -> None:
+def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(stored: Callable[..., Stored]) -> None:
     one = stored(max_in_host=1)
     one.load("a")
     one.use("a")
@@ -154,7 +161,7 @@ def test_what_is_there_already_arrives_at_once_whatever_became_of_its_folder(sto
         assert [(arrival.version, arrival.error) for arrival in one.store.arrivals()] == [(version, None)]
 
 
-def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored) -> None:
+def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored: Callable[..., Stored]) -> None:
     one = stored()
     one.load("a", pinned=True)
     one.store.fill_slots()
@@ -163,7 +170,7 @@ def test_a_pinned_adapter_gets_its_slot_when_it_is_loaded_and_keeps_it(stored) -
     assert one.use("b") == one.use("c") != one.slots.slot_of("a")
 
 
-def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored) -> None:
+def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored: Callable[..., Stored]) -> None:
     one = stored()
     one.load("a", pinned=True)
     with pytest.raises(InvalidAdapter) as refused:
@@ -176,7 +183,7 @@ def test_no_more_can_be_pinned_than_leave_a_slot_for_the_others(stored) -> None:
     assert one.slots.pinned == {"b"}
 
 
-def test_unloading_frees_every_place(stored) -> None:
+def test_unloading_frees_every_place(stored: Callable[..., Stored]) -> None:
     one = stored()
     one.load("a", "b", pinned=False)
     one.use("a")
@@ -188,7 +195,9 @@ def test_unloading_frees_every_place(stored) -> None:
     assert not one.store.reading
 
 
-def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(stored, monkeypatch) -> None:
+def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(
+    stored: Callable[..., Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, go = stored(), threading.Event()
     read = one.store._read_folder
     monkeypatch.setattr(one.store, "_read_folder", lambda folder: go.wait(PATIENCE) and read(folder))
@@ -203,7 +212,7 @@ def test_a_version_that_is_unloaded_while_it_is_read_never_arrives(stored, monke
 # ---- files that are gone or broken
 
 
-def truncate(path) -> None:
+def truncate(path: Path) -> None:
     weights = (path / WEIGHTS).read_bytes()
     (path / WEIGHTS).write_bytes(weights[: len(weights) // 2])
 
@@ -218,7 +227,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("how", BREAK)
-def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored, how) -> None:
+def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored: Callable[..., Stored], how: str) -> None:
     one = stored()
     BREAK[how](one.folders["a"])
     found = one.load("a", "b")
@@ -227,10 +236,12 @@ def test_files_that_are_gone_or_broken_are_the_adapters_own_fault(stored, how) -
     assert one.store.in_host == ("b",)
 
 
-def test_whatever_goes_wrong_while_an_adapter_is_read_is_told(stored, monkeypatch) -> None:
+def test_whatever_goes_wrong_while_an_adapter_is_read_is_told(
+    stored: Callable[..., Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = stored()
 
-    def broken(*args) -> Never:
+    def broken(*args: object) -> Never:
         raise MemoryError("secret details")
 
     monkeypatch.setattr("engines.pt.adapter_store.read_weights", broken)
@@ -242,25 +253,30 @@ def test_whatever_goes_wrong_while_an_adapter_is_read_is_told(stored, monkeypatc
 
 
 @pytest.fixture
-def small_core(runner):
+def small_core(runner: GetRunner) -> Callable[..., EngineCore]:
     """A core with two slots, and room for two adapters in host memory."""
     return lambda **changes: core_of(runner("llama", max_loras=2), max_cpu_loras=2, **changes)
 
 
-def asked_of(versions, count):
+def asked_of(versions: Sequence[str | None], count: int) -> list[GenerationRequest]:
     return [
         request(prompt(5 + i, i), f"r{i}", adapter=versions[i % len(versions)], ignore_eos=True, logprobs=3)
         for i in range(count)
     ]
 
 
-def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(small_core, saved, folder, reference) -> None:
+def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(
+    small_core: Callable[..., EngineCore],
+    saved: dict[str, Path],
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+) -> None:
     core = small_core()
     load(core, **saved)
     versions = (*saved, None)
     asked = asked_of(versions, 3 * len(versions))
 
-    def bounded(step) -> None:
+    def bounded(step: int) -> None:
         assert len(core.stats().adapter_slots) <= 2
         assert len(core.stats().adapter_host) <= 2
 
@@ -271,7 +287,13 @@ def test_more_adapters_than_slots_and_host_memory_hold_are_all_served(small_core
     assert sum(core.stats().adapter_evictions.values()) >= len(saved) - 2
 
 
-def test_a_folder_that_is_gone_ends_only_its_own_requests(small_core, copies, saved, folder, reference) -> None:
+def test_a_folder_that_is_gone_ends_only_its_own_requests(
+    small_core: Callable[..., EngineCore],
+    copies: dict[str, Path],
+    saved: dict[str, Path],
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+) -> None:
     core = small_core()
     load(core, **copies)
     assert "a" not in core.stats().adapter_host
@@ -285,13 +307,17 @@ def test_a_folder_that_is_gone_ends_only_its_own_requests(small_core, copies, sa
 
 
 def test_an_adapter_that_cannot_be_copied_to_its_slot_ends_only_its_own_requests(
-    small_core, saved, folder, reference, monkeypatch
+    small_core: Callable[..., EngineCore],
+    saved: dict[str, Path],
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     write, failures = core.runner.lora.write, [RuntimeError("not enough memory")]
 
-    def failing(slot, weights) -> None:
+    def failing(slot: int, weights: AdapterWeights) -> None:
         if failures and weights.linears["model.layers.0.self_attn.q_proj"][0].shape[0] == 2:  # that is "a"
             raise failures.pop()
         write(slot, weights)
@@ -305,7 +331,9 @@ def test_an_adapter_that_cannot_be_copied_to_its_slot_ends_only_its_own_requests
     check(with_peft(folder("llama"), saved["a"]), again, run(core, again))
 
 
-def test_a_step_that_raises_leaves_the_adapters_right(small_core, saved, folder) -> None:
+def test_a_step_that_raises_leaves_the_adapters_right(
+    small_core: Callable[..., EngineCore], saved: dict[str, Path], folder: Callable[[str], Path]
+) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     step, core.runner.step = core.runner.step, None
@@ -322,12 +350,14 @@ def test_a_step_that_raises_leaves_the_adapters_right(small_core, saved, folder)
         check(with_peft(folder("llama"), saved[version]), [o for o in asked if o.adapter == version], answers)
 
 
-def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_others_go_on(small_core, saved) -> None:
+def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_others_go_on(
+    small_core: Callable[..., EngineCore], saved: dict[str, Path]
+) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
     report = StepReport()
 
-    def unload(step) -> None:
+    def unload(step: int) -> None:
         if step == 3:
             assert "a" in core.stats().adapter_slots
             core.unload_adapter("a", report)
@@ -345,7 +375,9 @@ def test_requests_of_an_adapter_that_is_unloaded_end_with_an_error_and_the_other
     assert run(core, asked_of(("a",), 1))["r0"].error is None
 
 
-def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, monkeypatch) -> None:
+def test_a_request_that_waits_for_the_disk_holds_up_nobody(
+    small_core: Callable[..., EngineCore], saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     core, go = small_core(max_num_seqs=1), threading.Event()
     load(core, a=saved["a"])
     read = core.adapters._read_folder
@@ -369,7 +401,9 @@ def test_a_request_that_waits_for_the_disk_holds_up_nobody(small_core, saved, mo
     assert ended[-1] == "first"
 
 
-def test_beams_that_wait_for_their_siblings_go_on_in_a_slot_that_empties(runner, saved, monkeypatch) -> None:
+def test_beams_that_wait_for_their_siblings_go_on_in_a_slot_that_empties(
+    runner: GetRunner, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They hold the only slot until they have ended, and the first in line waits for it."""
     core, go = core_of(runner("llama", blocks=9, max_model_len=72, max_loras=1)), threading.Event()
     load(core, b=saved["b"])
@@ -382,7 +416,7 @@ def test_beams_that_wait_for_their_siblings_go_on_in_a_slot_that_empties(runner,
         request(prompt(49), "filler", max_new_tokens=1),  # leaves a block for one beam only, in the first step
     ]
 
-    def let_the_first_in_line_come(step) -> None:
+    def let_the_first_in_line_come(step: int) -> None:
         if step == 1:
             assert sum(sequence.group.beams is not None for sequence in core.scheduler.waiting) == 2
             go.set()

@@ -1,13 +1,26 @@
 """Three ways to attend to blocks, one answer: that of plain attention over the whole sequence."""
 
+import ctypes
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from engines.errors import UnsupportedModel
 from engines.pt import attention
-from engines.pt.attention import KernelAttention, KVCache, LayerShape, StepContext, attend_gather, attend_varlen, choose
+from engines.pt.attention import (
+    Attend,
+    KernelAttention,
+    KVCache,
+    LayerShape,
+    StepContext,
+    attend_gather,
+    attend_varlen,
+    choose,
+)
 from engines.pt.kernels import build
 
 BLOCK_SIZE = 4
@@ -15,14 +28,22 @@ SEGMENTS = ((0, 1), (12, 13), (0, 9), (5, 22), (30, 31))
 """Positions (first, behind the last) that each segment of the step computes: prompts, chunks, decodes."""
 
 
-def shape(*, dim=16, value_dim=None, dtype=torch.float32, device="cpu", window=0, kv_heads=2):
+def shape(
+    *,
+    dim: int = 16,
+    value_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    window: int = 0,
+    kv_heads: int = 2,
+) -> LayerShape:
     return LayerShape(kv_heads, dim, value_dim or dim, window, dtype, torch.device(device))
 
 
 class Step:
     """Random queries, keys and values of a step, with their blocks scattered over the cache."""
 
-    def __init__(self, layer, *, heads=4, block_size=BLOCK_SIZE, large=1.0) -> None:
+    def __init__(self, layer: LayerShape, *, heads: int = 4, block_size: int = BLOCK_SIZE, large: float = 1.0) -> None:
         torch.manual_seed(0)
         device, dtype = layer.device, layer.dtype
         lengths = [end for _, end in SEGMENTS]
@@ -52,11 +73,11 @@ class Step:
             starts,
         )
 
-    def run(self, attend, scale=0.3, window=0, softcap=0.0):
+    def run(self, attend: Attend, scale: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
         keys, values = self.cache.keys[0], self.cache.values[0]
         return attend(self.query, keys, values, self.context, scale, window, softcap).float()
 
-    def plain(self, scale=0.3, window=0, softcap=0.0):
+    def plain(self, scale: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
         """One sequence after another, one head after another, in double precision."""
         out = []
         for s, (first, end) in enumerate(SEGMENTS):
@@ -76,7 +97,7 @@ class Step:
 
 
 @pytest.fixture(scope="session")
-def kernel(library):
+def kernel(library: ctypes.CDLL) -> KernelAttention:
     return KernelAttention(library)
 
 
@@ -86,7 +107,9 @@ VARIANTS = [{}, {"window": 1}, {"window": 5}, {"window": 100}, {"softcap": 1.5},
 @pytest.mark.parametrize("heads", [2, 4, 6])
 @pytest.mark.parametrize("dim", [8, 20, 64, 128])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, heads) -> None:
+def test_the_kernel_and_gather_agree_with_plain_attention(
+    kernel: KernelAttention, options: dict[str, Any], dim: int, heads: int
+) -> None:
     step = Step(shape(dim=dim), heads=heads)
     plain = step.plain(**options)
     assert (step.run(kernel, **options) - plain).abs().max() < 1e-5
@@ -94,21 +117,21 @@ def test_the_kernel_and_gather_agree_with_plain_attention(kernel, options, dim, 
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 32])
-def test_any_block_size_gives_the_same(kernel, block_size) -> None:
+def test_any_block_size_gives_the_same(kernel: KernelAttention, block_size: int) -> None:
     step = Step(shape(), block_size=block_size)
     assert (step.run(kernel, window=6) - step.plain(window=6)).abs().max() < 1e-5
     assert (step.run(attend_gather, window=6) - step.plain(window=6)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_bfloat16_loses_no_more_than_its_own_rounding(kernel, options) -> None:
+def test_bfloat16_loses_no_more_than_its_own_rounding(kernel: KernelAttention, options: dict[str, Any]) -> None:
     step = Step(shape(dim=64, dtype=torch.bfloat16))
     plain = step.plain(**options)
     assert (step.run(kernel, **options) - plain).abs().max() < 2**-7
     assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
 
 
-def test_scores_beyond_the_range_of_exp_do_no_harm(kernel) -> None:
+def test_scores_beyond_the_range_of_exp_do_no_harm(kernel: KernelAttention) -> None:
     step = Step(shape(), large=300.0)
     assert (step.run(kernel) - step.plain()).abs().max() < 1e-3
 
@@ -123,7 +146,7 @@ def test_gather_takes_values_of_another_width_than_keys() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn runs on CUDA only")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_varlen_agrees_with_plain_attention(options, dtype) -> None:
+def test_varlen_agrees_with_plain_attention(options: dict[str, Any], dtype: torch.dtype) -> None:
     step = Step(shape(dim=64, dtype=dtype, device="cuda"), block_size=256)
     assert (step.run(attend_varlen, **options) - step.plain(**options)).abs().max() < 2**-6
 
@@ -140,22 +163,24 @@ def test_copied_blocks_hold_the_same() -> None:
 # ---- which of them is chosen
 
 
-def test_the_kernel_is_chosen_where_it_can_run(library) -> None:
+def test_the_kernel_is_chosen_where_it_can_run(library: ctypes.CDLL) -> None:
     assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}, library), KernelAttention)
     assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}, library), KernelAttention)
 
 
 @pytest.mark.parametrize("odd", [shape(value_dim=8), shape(dtype=torch.float16)])
-def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library, odd) -> None:
+def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library: ctypes.CDLL, odd: LayerShape) -> None:
     assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}, library) is attend_gather
 
 
 @pytest.mark.parametrize("attn_impl", ["eager", "sdpa"])
-def test_plain_torch_is_used_where_it_is_asked_for(library, attn_impl) -> None:
+def test_plain_torch_is_used_where_it_is_asked_for(library: ctypes.CDLL, attn_impl: str) -> None:
     assert choose(attn_impl, {0: shape()}, library) is attend_gather
 
 
-def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog) -> None:
+def test_without_a_compiler_plain_torch_does_the_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert build.load() is None
     assert choose(None, {0: shape()}, None) is attend_gather
@@ -166,7 +191,7 @@ def test_without_a_compiler_plain_torch_does_the_work(monkeypatch, caplog) -> No
     ("layer", "expected"),
     [(shape(dtype=torch.float16), attend_varlen), (shape(dtype=torch.float32), attend_gather)],
 )
-def test_on_cuda_varlen_takes_half_precision(layer, expected) -> None:
+def test_on_cuda_varlen_takes_half_precision(layer: LayerShape, expected: Attend) -> None:
     assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None) is expected
 
 
@@ -176,7 +201,9 @@ def test_flash_attention_needs_cuda() -> None:
     assert refused.value.param == "attn_impl"
 
 
-def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, caplog) -> None:
+def test_a_kernel_that_cannot_be_built_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = tmp_path / "broken.c"
     broken.write_text("int main(")
     monkeypatch.setattr(build, "SOURCES", [broken])
@@ -186,7 +213,7 @@ def test_a_kernel_that_cannot_be_built_is_done_without(monkeypatch, tmp_path, ca
     assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
 
 
-def test_a_built_kernel_is_kept(monkeypatch, tmp_path, kernel) -> None:
+def test_a_built_kernel_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: KernelAttention) -> None:
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     assert build.load() is not None
     [library] = (tmp_path / "kernels").iterdir()

@@ -1,17 +1,24 @@
 """Beam search through the engine is transformers' own `generate(num_beams=...)`, whatever else runs."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
+from benchmarks.driver import Answer
 from engines.errors import InvalidRequest
-from tests.engines.pt.driving import BLOCK_SIZE, core_of, prompt, request, run
+from engines.types import GenerationRequest
+from tests.engines.pt.conftest import GetRunner
+from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS
 
 LENGTH = 10
 
 
-def expected(model, prompt_ids, *, num_beams, n, length_penalty):
+def expected(
+    model: PreTrainedModel, prompt_ids: list[int], *, num_beams: int, n: int, length_penalty: float
+) -> list[list[int]]:
     config = GenerationConfig(
         max_new_tokens=LENGTH,
         num_beams=num_beams,
@@ -28,7 +35,7 @@ def expected(model, prompt_ids, *, num_beams, n, length_penalty):
     return [[token for token in row if token != 0] for row in rows.tolist()]
 
 
-def searches():
+def searches() -> list[GenerationRequest]:
     return [
         request(
             prompt(5 + 6 * i, i),
@@ -42,7 +49,7 @@ def searches():
     ]
 
 
-def check(reference, answers) -> None:
+def check(reference: Callable[[str], Reference], answers: dict[str, Answer]) -> None:
     model = reference("llama").model
     for one in searches():
         sampling = one.sampling
@@ -56,7 +63,7 @@ def check(reference, answers) -> None:
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_alone(runner, reference, at) -> None:
+def test_alone(runner: GetRunner, reference: Callable[[str], Reference], at: int) -> None:
     one = searches()[at]
     answers = run(core_of(runner("llama")), [one])
     wanted = expected(
@@ -69,29 +76,29 @@ def test_alone(runner, reference, at) -> None:
     assert [answers[one.request_id].outputs[i].token_ids for i in range(one.n)] == wanted
 
 
-def mixed():
+def mixed() -> list[GenerationRequest]:
     others = [request(prompt(12, i), f"r{i}", temperature=1.0, n=2, ignore_eos=True) for i in range(3)]
     return [searches()[0], *others, *searches()[1:]]
 
 
-def test_beside_other_requests_in_chunks(runner, reference) -> None:
+def test_beside_other_requests_in_chunks(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
     check(reference, run(core_of(runner("llama"), max_num_batched_tokens=11), mixed()))
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
-def test_preempted(runner, reference, prefix_caching) -> None:
+def test_preempted(runner: GetRunner, reference: Callable[[str], Reference], prefix_caching: bool) -> None:
     small = runner("llama", blocks=16, max_model_len=48)
     core = core_of(small, max_num_batched_tokens=11, enable_prefix_caching=prefix_caching)
     check(reference, run(core, mixed()))
     assert core.stats().preemptions > 0
 
 
-def test_with_few_seats(runner, reference) -> None:
+def test_with_few_seats(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
     core = core_of(runner("llama"), max_num_seqs=4, max_num_batched_tokens=11)
     check(reference, run(core, mixed()))
 
 
-def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner) -> None:
+def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner: GetRunner) -> None:
     small = runner("llama", blocks=4, max_model_len=4 * BLOCK_SIZE)
     core = core_of(small, enable_prefix_caching=False)
     asked = [
@@ -104,7 +111,9 @@ def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(
     assert answers["after"].tokens == run(core_of(runner("llama")), [asked[1]])["after"].tokens
 
 
-def test_two_searches_never_wait_for_each_others_blocks(runner, reference) -> None:
+def test_two_searches_never_wait_for_each_others_blocks(
+    runner: GetRunner, reference: Callable[[str], Reference]
+) -> None:
     """Each holds blocks that the other's preempted beams need."""
     small = runner("llama", blocks=9, max_model_len=40)
     core = core_of(small, enable_prefix_caching=False)
@@ -115,7 +124,7 @@ def test_two_searches_never_wait_for_each_others_blocks(runner, reference) -> No
         assert [answers[one.request_id].tokens] == wanted
 
 
-def test_fewer_outputs_than_asked_for_is_an_error_not_a_wait(runner) -> None:
+def test_fewer_outputs_than_asked_for_is_an_error_not_a_wait(runner: GetRunner) -> None:
     one = request(prompt(7), num_beams=2, n=2, allowed_token_ids=(EOS,))
     [answer] = run(core_of(runner("llama")), [one]).values()
     assert isinstance(answer.error, InvalidRequest)

@@ -1,58 +1,60 @@
 """What the engine's core promises for requests that run together: order, sharing, ends, facts about the prompt."""
 
 from collections import Counter, defaultdict
-from typing import Never
+from collections.abc import Callable
+from typing import Any, Never
 
 import pytest
 import torch
 
-from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest
-from engines.pt.runner import Segment
-from engines.types import EmbeddingRequest, FinishReason
-from tests.engines.pt.driving import BLOCK_SIZE, Answer, core_of, prompt, request, run
+from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, TuneserveError
+from engines.pt.runner import ModelRunner, Segment, StepResult
+from engines.types import EmbeddingRequest, FinishReason, GenerationRequest
+from tests.engines.pt.conftest import GetRunner
+from tests.engines.pt.driving import BLOCK_SIZE, Answer, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS, POSITIONS, VOCAB_SIZE
 
 
 class Watched:
     """A runner that counts the tokens of each step, and fails where it is told to."""
 
-    def __init__(self, runner) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self.steps: list[list[Segment]] = []
         self.fail_at: set[int] = set()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def step(self, segments):
+    def step(self, segments: list[Segment]) -> StepResult:
         self.steps.append(segments)
         if len(self.steps) - 1 in self.fail_at:
             raise RuntimeError("a broken kernel")
         return self._runner.step(segments)
 
-    def lengths(self):
+    def lengths(self) -> list[list[int]]:
         return [[len(segment.token_ids) for segment in segments] for segments in self.steps]
 
 
 @pytest.fixture
-def watched(runner):
+def watched(runner: GetRunner) -> Watched:
     return Watched(runner("llama"))
 
 
-def greedy(runner, prompt_ids, **changes):
+def greedy(runner: GetRunner, prompt_ids: list[int], **changes: Any) -> list[int]:
     return run(core_of(runner("llama")), [request(prompt_ids, ignore_eos=True, **changes)])["r"].tokens
 
 
 # ---- the order of things
 
 
-def test_no_step_computes_more_than_its_budget(watched) -> None:
+def test_no_step_computes_more_than_its_budget(watched: Watched) -> None:
     core = core_of(watched, max_num_batched_tokens=10)
     run(core, [request(prompt(5 + i, i), f"r{i}", ignore_eos=True) for i in range(14)])
     assert max(sum(step) for step in watched.lengths()) == 10
 
 
-def test_decodes_come_first_then_prompts_begun_then_new_ones(watched) -> None:
+def test_decodes_come_first_then_prompts_begun_then_new_ones(watched: Watched) -> None:
     core = core_of(watched, max_num_batched_tokens=10)
     core.add(request(prompt(4), "decoding", ignore_eos=True))
     core.step()
@@ -64,7 +66,7 @@ def test_decodes_come_first_then_prompts_begun_then_new_ones(watched) -> None:
     assert watched.lengths() == [[4], [1, 9], [1, 9], [1, 2, 3], [1, 1, 1]]
 
 
-def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arrival(runner) -> None:
+def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arrival(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=1)
     finished = []
     for name, priority in (("a", 1), ("b", 1), ("c", 0)):
@@ -75,7 +77,7 @@ def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arri
 
 
 @pytest.mark.parametrize("scarce", ["seats", "blocks"])
-def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner, scarce) -> None:
+def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner: GetRunner, scarce: str) -> None:
     few = {"max_num_seqs": 2} if scarce == "seats" else {}
     core = core_of(runner("llama") if scarce == "seats" else runner("llama", blocks=8, max_model_len=64), **few)
     asked = {
@@ -99,19 +101,19 @@ def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner, 
         assert answers[name].tokens == greedy(runner, one.prompt_ids, max_new_tokens=one.sampling.max_new_tokens)
 
 
-def test_equals_make_no_way(runner) -> None:
+def test_equals_make_no_way(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=1)
     run(core, [request(prompt(9, i), f"r{i}", max_new_tokens=4, ignore_eos=True) for i in range(3)])
     assert core.stats().preemptions == 0
 
 
-def test_no_more_sequences_run_than_allowed(watched) -> None:
+def test_no_more_sequences_run_than_allowed(watched: Watched) -> None:
     core = core_of(watched, max_num_seqs=3)
     run(core, [request(prompt(5, i), f"r{i}", n=1 + i % 3, ignore_eos=True) for i in range(7)])
     assert max(len(step) for step in watched.steps) == 3
 
 
-def test_every_request_ends_in_a_cache_that_barely_holds_one(runner) -> None:
+def test_every_request_ends_in_a_cache_that_barely_holds_one(runner: GetRunner) -> None:
     """The longest sequence is as long as the whole cache, and the prompts alone do not fit it together."""
     small = runner("llama", blocks=6, max_model_len=6 * BLOCK_SIZE)
     core = core_of(small, max_num_batched_tokens=7)
@@ -126,14 +128,14 @@ def test_every_request_ends_in_a_cache_that_barely_holds_one(runner) -> None:
 # ---- outputs of one prompt
 
 
-def test_the_outputs_of_one_prompt_compute_it_once(watched) -> None:
+def test_the_outputs_of_one_prompt_compute_it_once(watched: Watched) -> None:
     core = core_of(watched, max_num_batched_tokens=16)
     answers = run(core, [request(prompt(37), n=5, max_new_tokens=4, ignore_eos=True)])
     assert watched.lengths() == [[16], [16], [5], [1] * 5, [1] * 5, [1] * 5]
     assert len(answers["r"].outputs) == 5
 
 
-def test_forks_share_full_blocks_and_copy_only_the_last_partial_one(runner) -> None:
+def test_forks_share_full_blocks_and_copy_only_the_last_partial_one(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(2 * BLOCK_SIZE + 3), n=4, ignore_eos=True))
     core.step()
@@ -143,17 +145,17 @@ def test_forks_share_full_blocks_and_copy_only_the_last_partial_one(runner) -> N
     assert len({blocks[2] for blocks in held}) == 4
 
 
-def test_forks_of_a_prompt_that_fills_its_blocks_share_them_all(runner) -> None:
+def test_forks_of_a_prompt_that_fills_its_blocks_share_them_all(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(2 * BLOCK_SIZE), n=4, ignore_eos=True))
     core.step()
     assert core.scheduler.pool.free == core.scheduler.pool.num_blocks - 2
 
 
-def test_finish_drops_one_output_and_the_others_go_on(runner) -> None:
+def test_finish_drops_one_output_and_the_others_go_on(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
 
-    def finish_second(step) -> None:
+    def finish_second(step: int) -> None:
         if step == 3:
             core.finish("r", 1)
 
@@ -166,10 +168,10 @@ def test_finish_drops_one_output_and_the_others_go_on(runner) -> None:
 
 
 @pytest.mark.parametrize("ended", [{0}, {1}, {0, 2}])
-def test_an_output_may_be_ended_before_it_has_begun(runner, ended) -> None:
+def test_an_output_may_be_ended_before_it_has_begun(runner: GetRunner, ended: set[int]) -> None:
     core = core_of(runner("llama"))
 
-    def finish(step) -> None:
+    def finish(step: int) -> None:
         for index in ended if step == 0 else ():
             core.finish("r", index)
 
@@ -178,7 +180,7 @@ def test_an_output_may_be_ended_before_it_has_begun(runner, ended) -> None:
     assert all(output.finish_reason is FinishReason.LENGTH for output in outputs.values())
 
 
-def test_a_request_of_which_nothing_is_wanted_any_more_is_gone(runner) -> None:
+def test_a_request_of_which_nothing_is_wanted_any_more_is_gone(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(9), n=2))
     core.finish("r", 1)
@@ -186,7 +188,7 @@ def test_a_request_of_which_nothing_is_wanted_any_more_is_gone(runner) -> None:
     assert not core.busy
 
 
-def test_abort_frees_everything_at_once(runner) -> None:
+def test_abort_frees_everything_at_once(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_batched_tokens=16, max_num_seqs=4)
     for i, sampling in enumerate(({}, {"num_beams": 3}, {})):
         core.add(request(prompt(30, i), f"r{i}", ignore_eos=True, **sampling))
@@ -201,7 +203,7 @@ def test_abort_frees_everything_at_once(runner) -> None:
 # ---- ends
 
 
-def test_a_stop_token_ends_the_output_and_is_its_last(runner) -> None:
+def test_a_stop_token_ends_the_output_and_is_its_last(runner: GetRunner) -> None:
     tokens = greedy(runner, prompt(9))
     [answer] = run(core_of(runner("llama")), [request(prompt(9), stop_token_ids=(tokens[4],))]).values()
     output = answer.outputs[0]
@@ -209,7 +211,7 @@ def test_a_stop_token_ends_the_output_and_is_its_last(runner) -> None:
     assert output.token_ids == tokens[: tokens.index(tokens[4]) + 1]
 
 
-def test_the_models_own_end_token_ends_the_output_unless_ignored(runner) -> None:
+def test_the_models_own_end_token_ends_the_output_unless_ignored(runner: GetRunner) -> None:
     tokens = greedy(runner, prompt(9))
     core = core_of(runner("llama"), eos=(EOS, tokens[2]))
     asked = [request(prompt(9), "ends"), request(prompt(9), "goes on", ignore_eos=True)]
@@ -219,7 +221,7 @@ def test_the_models_own_end_token_ends_the_output_unless_ignored(runner) -> None
     assert answers["goes on"].tokens == tokens
 
 
-def test_end_tokens_are_forbidden_before_the_shortest_length(runner) -> None:
+def test_end_tokens_are_forbidden_before_the_shortest_length(runner: GetRunner) -> None:
     tokens = greedy(runner, prompt(9))
     [answer] = run(
         core_of(runner("llama")), [request(prompt(9), min_new_tokens=6, stop_token_ids=(tokens[2],), max_new_tokens=8)]
@@ -228,7 +230,7 @@ def test_end_tokens_are_forbidden_before_the_shortest_length(runner) -> None:
     assert tokens[2] not in answer.tokens[:6]
 
 
-def test_the_context_ends_the_output(runner) -> None:
+def test_the_context_ends_the_output(runner: GetRunner) -> None:
     [answer] = run(
         core_of(runner("llama")), [request(prompt(POSITIONS - 3), max_new_tokens=50, ignore_eos=True)]
     ).values()
@@ -251,14 +253,16 @@ def test_the_context_ends_the_output(runner) -> None:
         (prompt(4), {"logit_bias": {VOCAB_SIZE: 1.0}}, InvalidRequest, "logit_bias names the token 300"),
     ],
 )
-def test_a_request_that_can_never_run_is_refused(runner, prompt_ids, sampling, error, words) -> None:
+def test_a_request_that_can_never_run_is_refused(
+    runner: GetRunner, prompt_ids: list[int], sampling: dict[str, Any], error: type[TuneserveError], words: str
+) -> None:
     core = core_of(runner("llama"), max_num_seqs=8)
     with pytest.raises(error, match=words):
         core.add(request(prompt_ids, **sampling))
     assert not core.busy
 
 
-def test_too_many_outputs_are_refused_by_their_name(runner) -> None:
+def test_too_many_outputs_are_refused_by_their_name(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=2)
     for name, sampling in (("n", {"n": 3}), ("num_beams", {"num_beams": 3})):
         with pytest.raises(InvalidRequest) as refusal:
@@ -266,7 +270,7 @@ def test_too_many_outputs_are_refused_by_their_name(runner) -> None:
         assert refusal.value.param == name
 
 
-def test_a_request_id_cannot_be_used_twice_at_once(runner) -> None:
+def test_a_request_id_cannot_be_used_twice_at_once(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(4)))
     with pytest.raises(InvalidRequest, match="in use"):
@@ -277,7 +281,9 @@ def test_a_request_id_cannot_be_used_twice_at_once(runner) -> None:
 
 
 @pytest.mark.parametrize("budget", [5, 8, 256])
-def test_prompt_logprobs_are_the_models_whatever_the_chunks(runner, reference, budget) -> None:
+def test_prompt_logprobs_are_the_models_whatever_the_chunks(
+    runner: GetRunner, reference: Callable[[str], Reference], budget: int
+) -> None:
     core = core_of(runner("llama"), max_num_batched_tokens=budget)
     asked = [request(prompt(10 + 7 * i, i), f"r{i}", n=1 + i % 2, prompt_logprobs=i) for i in range(4)]
     answers = run(core, asked)
@@ -287,7 +293,9 @@ def test_prompt_logprobs_are_the_models_whatever_the_chunks(runner, reference, b
         reference("llama").check_prompt(one.prompt_ids, first.prompt_logprobs)
 
 
-def test_prompt_logprobs_are_whole_in_spite_of_a_warm_cache_and_preemption(runner, reference) -> None:
+def test_prompt_logprobs_are_whole_in_spite_of_a_warm_cache_and_preemption(
+    runner: GetRunner, reference: Callable[[str], Reference]
+) -> None:
     small = runner("llama", blocks=9, max_model_len=72)
     core = core_of(small, max_num_batched_tokens=9)
     run(core, [request(prompt(30, 1), "before")])
@@ -299,19 +307,21 @@ def test_prompt_logprobs_are_whole_in_spite_of_a_warm_cache_and_preemption(runne
         reference("llama").check_prompt(one.prompt_ids, answers[one.request_id].first.prompt_logprobs)
 
 
-def test_a_request_of_no_tokens_tells_about_its_prompt_only(runner, reference) -> None:
+def test_a_request_of_no_tokens_tells_about_its_prompt_only(
+    runner: GetRunner, reference: Callable[[str], Reference]
+) -> None:
     one = request(prompt(20), max_new_tokens=0, prompt_logprobs=3, n=2)
     [answer] = run(core_of(runner("llama")), [one]).values()
     assert [(o.token_ids, o.finish_reason) for o in answer.outputs.values()] == [([], FinishReason.LENGTH)] * 2
     reference("llama").check_prompt(one.prompt_ids, answer.first.prompt_logprobs)
 
 
-def test_a_beam_search_of_no_tokens_ends_too(runner) -> None:
+def test_a_beam_search_of_no_tokens_ends_too(runner: GetRunner) -> None:
     [answer] = run(core_of(runner("llama")), [request(prompt(20), max_new_tokens=0, num_beams=2)]).values()
     assert answer.outputs[0].finish_reason is FinishReason.LENGTH
 
 
-def test_the_facts_come_with_the_first_output_only(runner) -> None:
+def test_the_facts_come_with_the_first_output_only(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(9), n=2, prompt_logprobs=0, ignore_eos=True))
     outputs = [output for _ in range(3) for _, output in core.step().outputs]
@@ -323,7 +333,7 @@ def test_the_facts_come_with_the_first_output_only(runner) -> None:
 # ---- the prefix cache
 
 
-def test_an_answer_is_found_again_as_the_prefix_of_the_next_turn(runner) -> None:
+def test_an_answer_is_found_again_as_the_prefix_of_the_next_turn(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     first = run(core, [request(prompt(20), ignore_eos=True)])["r"].tokens
     turn = prompt(20) + first + prompt(5, 7)
@@ -332,7 +342,7 @@ def test_an_answer_is_found_again_as_the_prefix_of_the_next_turn(runner) -> None
     assert answer.tokens == greedy(runner, turn)
 
 
-def test_without_prefix_caching_nothing_is_found(runner) -> None:
+def test_without_prefix_caching_nothing_is_found(runner: GetRunner) -> None:
     core = core_of(runner("llama"), enable_prefix_caching=False)
     for _ in range(2):
         [answer] = run(core, [request(prompt(20))]).values()
@@ -342,12 +352,14 @@ def test_without_prefix_caching_nothing_is_found(runner) -> None:
 # ---- embeddings
 
 
-def embedding(request_id, prompt_ids):
+def embedding(request_id: str, prompt_ids: list[int]) -> EmbeddingRequest:
     return EmbeddingRequest(request_id=request_id, prompt_ids=prompt_ids)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
-def test_an_embedding_is_the_normalised_last_hidden_state(name, runner, reference) -> None:
+def test_an_embedding_is_the_normalised_last_hidden_state(
+    name: str, runner: GetRunner, reference: Callable[[str], Reference]
+) -> None:
     core = core_of(runner(name), max_num_batched_tokens=16)
     prompts = [prompt(4 + 9 * i, i) for i in range(4)]
     mixed = [embedding(f"e{i}", ids) for i, ids in enumerate(prompts)]
@@ -364,12 +376,14 @@ def test_an_embedding_is_the_normalised_last_hidden_state(name, runner, referenc
 # ---- seeds
 
 
-def sampled(n=3, **changes):
+def sampled(n: int = 3, **changes: Any) -> GenerationRequest:
     return request(prompt(19), "seeded", n=n, temperature=1.0, seed=42, ignore_eos=True, **changes)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.01, "repetition_penalty": 1.2}])
-def test_a_seed_gives_the_same_tokens_alone_in_a_batch_in_chunks_and_preempted(runner, filters) -> None:
+def test_a_seed_gives_the_same_tokens_alone_in_a_batch_in_chunks_and_preempted(
+    runner: GetRunner, filters: dict[str, Any]
+) -> None:
     alone = run(core_of(runner("llama")), [sampled(**filters)])["seeded"].outputs
     others = [request(prompt(17, i), f"r{i}", temperature=1.0, ignore_eos=True) for i in range(6)]
     together = run(core_of(runner("llama"), max_num_batched_tokens=7), [*others, sampled(**filters)])["seeded"].outputs
@@ -380,14 +394,14 @@ def test_a_seed_gives_the_same_tokens_alone_in_a_batch_in_chunks_and_preempted(r
     assert len({tuple(output.token_ids) for output in alone.values()}) == 3
 
 
-def test_output_i_has_the_seed_plus_i(runner) -> None:
+def test_output_i_has_the_seed_plus_i(runner: GetRunner) -> None:
     outputs = run(core_of(runner("llama")), [sampled()])["seeded"].outputs
     for i in range(3):
         one = request(prompt(19), temperature=1.0, seed=42 + i, ignore_eos=True)
         assert run(core_of(runner("llama")), [one])["r"].tokens == outputs[i].token_ids
 
 
-def test_without_a_seed_outputs_differ_and_an_engine_seed_repeats_them(runner) -> None:
+def test_without_a_seed_outputs_differ_and_an_engine_seed_repeats_them(runner: GetRunner) -> None:
     one = request(prompt(19), temperature=1.0, ignore_eos=True)
     free = {tuple(run(core_of(runner("llama")), [one])["r"].tokens) for _ in range(3)}
     fixed = {tuple(run(core_of(runner("llama"), seed=5), [one])["r"].tokens) for _ in range(3)}
@@ -397,7 +411,7 @@ def test_without_a_seed_outputs_differ_and_an_engine_seed_repeats_them(runner) -
 # ---- when things go wrong
 
 
-def test_a_step_that_fails_ends_those_in_it_and_no_other(watched) -> None:
+def test_a_step_that_fails_ends_those_in_it_and_no_other(watched: Watched) -> None:
     core = core_of(watched, max_num_seqs=2)
     for i in range(3):
         core.add(request(prompt(9, i), f"r{i}", ignore_eos=True))
@@ -412,12 +426,12 @@ def test_a_step_that_fails_ends_those_in_it_and_no_other(watched) -> None:
     assert finished == ["r2"]
 
 
-def test_what_a_failed_step_did_get_done_is_told(runner, monkeypatch) -> None:
+def test_what_a_failed_step_did_get_done_is_told(runner: GetRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     core = core_of(runner("llama"))
     core.add(embedding("e", prompt(5)))
     core.add(request(prompt(9)))
 
-    def broken(*args) -> Never:
+    def broken(*args: object) -> Never:
         raise RuntimeError("a broken sampler")
 
     monkeypatch.setattr("engines.pt.core.sample", broken)
@@ -430,7 +444,7 @@ def test_what_a_failed_step_did_get_done_is_told(runner, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_request_without_any_token_to_choose_fails_alone(runner, beams) -> None:
+def test_a_request_without_any_token_to_choose_fails_alone(runner: GetRunner, beams: int) -> None:
     core = core_of(runner("llama"))
     tokens = greedy(runner, prompt(9))
     asked = [
@@ -443,11 +457,13 @@ def test_a_request_without_any_token_to_choose_fails_alone(runner, beams) -> Non
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_logits_that_are_no_numbers_fail_their_request_alone(runner, beams, monkeypatch) -> None:
+def test_logits_that_are_no_numbers_fail_their_request_alone(
+    runner: GetRunner, beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = runner("llama")
     tokens = greedy(runner, prompt(9))
 
-    def poisoned(segments):
+    def poisoned(segments: list[Segment]) -> StepResult:
         result = plain.step(segments)
         row = 0
         for segment in segments:
@@ -470,7 +486,7 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(runner, beams, monk
     assert len(answers["searching"].tokens) == 12
 
 
-def test_counts_add_up(runner) -> None:
+def test_counts_add_up(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=2)
     for i in range(4):
         core.add(request(prompt(9, i), f"r{i}", ignore_eos=True))

@@ -22,7 +22,7 @@ class Pool(RuleBasedStateMachine):
         self.idle: list[int] = []  # oldest first
 
     @rule(count=st.integers(1, BLOCKS))
-    def allocate(self, count) -> None:
+    def allocate(self, count: int) -> None:
         if count <= self.pool.free:
             blank = BLOCKS - len(self.idle) - len({block for blocks in self.holders for block in blocks})
             for block in self.idle[: max(0, count - blank)]:  # the least recently used content goes first
@@ -32,7 +32,7 @@ class Pool(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data(), name=st.integers(0, 9))
-    def cache(self, data, name) -> None:
+    def cache(self, data: st.DataObject, name: int) -> None:
         block = data.draw(st.sampled_from(data.draw(st.sampled_from(self.holders))))
         key = bytes([name])
         self.pool.cache(block, key)
@@ -41,14 +41,14 @@ class Pool(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
-    def release(self, data) -> None:
+    def release(self, data: st.DataObject) -> None:
         blocks = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
         self.pool.release(blocks)
         held = {block for blocks in self.holders for block in blocks}
         self.idle += [block for block in reversed(blocks) if block in self.hashes and block not in held]
 
     @rule(hashes=st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True))
-    def share_a_known_prefix(self, hashes) -> None:
+    def share_a_known_prefix(self, hashes: list[int]) -> None:
         blocks = self.pool.match([bytes([name]) for name in hashes])
         block_of = {block_hash: block for block, block_hash in self.hashes.items()}
         known = [block_of.get(bytes([name])) for name in hashes]
@@ -93,7 +93,7 @@ def test_nothing_is_found_again_without_prefix_caching() -> None:
     assert pool.free == 3
 
 
-def hashes(tokens, count, salt=""):
+def hashes(tokens: list[int], count: int, salt: str = "") -> list[bytes]:
     return BlockHashes(4, salt).of(tokens, count)
 
 

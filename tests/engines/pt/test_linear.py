@@ -1,5 +1,7 @@
 """Packed linear layers and embeddings against torch's own."""
 
+import ctypes
+
 import pytest
 import torch
 from torch import nn
@@ -12,14 +14,16 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def linear(inputs, outputs, *, bias=True, dtype=torch.float32, narrow=True):
+def linear(
+    inputs: int, outputs: int, *, bias: bool = True, dtype: torch.dtype = torch.float32, narrow: bool = True
+) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
     if narrow:
         layer.weight.data = layer.weight.data.bfloat16().to(dtype)
     return layer
 
 
-def packed(layer, library):
+def packed(layer: nn.Linear, library: ctypes.CDLL) -> nn.Module:
     model = nn.Sequential(layer)
     pack(model, library)
     return model[0]
@@ -28,7 +32,9 @@ def packed(layer, library):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 32, 66, 67, 150])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 16), (100, 33), (576, 192), (700, 15)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_bfloat16_weights_give_what_float32_ones_give(library, inputs, outputs, rows, bias) -> None:
+def test_bfloat16_weights_give_what_float32_ones_give(
+    library: ctypes.CDLL, inputs: int, outputs: int, rows: int, bias: bool
+) -> None:
     layer = linear(inputs, outputs, bias=bias)
     widening = packed(layer, library)
     assert isinstance(widening, WideningLinear)
@@ -37,7 +43,7 @@ def test_bfloat16_weights_give_what_float32_ones_give(library, inputs, outputs, 
         torch.testing.assert_close(widening(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library) -> None:
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library: ctypes.CDLL) -> None:
     widening = packed(linear(576, 100), library)
     x = torch.randn(200, 576)
     alone = torch.cat([widening(row[None]) for row in x])
@@ -45,23 +51,23 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library) 
         assert torch.equal(widening(x[:rows]), alone[:rows])
 
 
-def test_rows_need_not_be_contiguous(library) -> None:
+def test_rows_need_not_be_contiguous(library: ctypes.CDLL) -> None:
     layer = linear(64, 48)
     x = torch.randn(64, 7).T
     with torch.inference_mode():
         torch.testing.assert_close(packed(layer, library)(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_no_rows_give_no_rows(library) -> None:
+def test_no_rows_give_no_rows(library: ctypes.CDLL) -> None:
     assert packed(linear(64, 48), library)(torch.empty(1, 0, 64)).shape == (1, 0, 48)
 
 
-def test_the_packed_weights_take_half_of_the_memory(library) -> None:
+def test_the_packed_weights_take_half_of_the_memory(library: ctypes.CDLL) -> None:
     widening = packed(linear(576, 192), library)
     assert widening._packed.nbytes == 576 * 192 * 2
 
 
-def test_weights_with_more_digits_stay_float32(library) -> None:
+def test_weights_with_more_digits_stay_float32(library: ctypes.CDLL) -> None:
     layer = linear(64, 48, narrow=False)
     layer.weight.data[:-1] = layer.weight.data[:-1].bfloat16().float()  # one row is enough
     x = torch.randn(5, 64)
@@ -80,7 +86,7 @@ def test_without_the_kernels_onednn_does_the_work() -> None:
         torch.testing.assert_close(replaced(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_infinite_and_undefined_inputs_are_not_hidden(library) -> None:
+def test_infinite_and_undefined_inputs_are_not_hidden(library: ctypes.CDLL) -> None:
     widening = packed(linear(64, 48), library)
     for value in (float("nan"), float("inf")):
         x = torch.zeros(20, 64)
@@ -90,7 +96,7 @@ def test_infinite_and_undefined_inputs_are_not_hidden(library) -> None:
         assert y[4:].isfinite().all()
 
 
-def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library) -> None:
+def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library: ctypes.CDLL) -> None:
     table = nn.Embedding(50, 8)
     table.weight.data = table.weight.data.bfloat16().float()
     replaced = packed(table, library)
@@ -100,7 +106,7 @@ def test_embeddings_of_bfloat16_values_take_half_of_the_memory(library) -> None:
     assert torch.equal(replaced(ids), table(ids))
 
 
-def test_embeddings_with_more_digits_stay_as_they_are(library) -> None:
+def test_embeddings_with_more_digits_stay_as_they_are(library: ctypes.CDLL) -> None:
     table = nn.Embedding(50, 8)
     assert packed(table, library) is table
 
@@ -109,6 +115,6 @@ class Scaled(nn.Linear):
     """Some models compute more than a product in their linear layers."""
 
 
-def test_layers_of_other_classes_are_left_alone(library) -> None:
+def test_layers_of_other_classes_are_left_alone(library: ctypes.CDLL) -> None:
     layer = Scaled(64, 48)
     assert packed(layer, library) is layer

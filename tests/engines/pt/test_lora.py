@@ -1,21 +1,27 @@
 """Batched LoRA against the formula, layer by layer, and against PEFT, whole models."""
 
+import ctypes
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
+from engines.pt.core import EngineCore
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, Rows, counting_rows, read_weights
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.adapters import load, save_adapter, spec_of, with_peft
+from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.test_parity import check
 from tests.engines.pt.tiny import CONFIGS, VOCAB_SIZE, save
@@ -26,7 +32,7 @@ RANKS = (4, 0, 1, 16, 7)
 
 
 @pytest.fixture(params=["kernel", "torch"])
-def way(request):
+def way(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
     """The kernel's library, or None for plain torch."""
     return request.getfixturevalue("library") if request.param == "kernel" else None
 
@@ -36,7 +42,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def matrices(rank, inputs, outputs, **options):
+def matrices(rank: int, inputs: int, outputs: int, **options: Any) -> tuple[Tensor, Tensor]:
     return torch.randn(rank, inputs, **options), torch.randn(rank, outputs, **options)
 
 
@@ -44,7 +50,15 @@ class Layer:
     """A linear layer with an adapter of its own rank in every slot."""
 
     def __init__(
-        self, library, inputs=64, outputs=48, *, ranks=RANKS, dtype=torch.float32, device="cpu", head=False
+        self,
+        library: ctypes.CDLL | None,
+        inputs: int = 64,
+        outputs: int = 48,
+        *,
+        ranks: Sequence[int] = RANKS,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        head: bool = False,
     ) -> None:
         self.base = nn.Linear(inputs, outputs, dtype=dtype, device=device)
         self.rows = Rows(len(ranks))
@@ -55,12 +69,12 @@ class Layer:
         for slot, adapter in enumerate(self.adapters):
             self.layer.write(slot, adapter, None)
 
-    def __call__(self, x, slots):
+    def __call__(self, x: Tensor, slots: list[int]) -> Tensor:
         self.rows.tokens = torch.tensor(slots, dtype=torch.int32, device=x.device)
         with torch.inference_mode():
             return self.layer(x)
 
-    def by_hand(self, x, slots):
+    def by_hand(self, x: Tensor, slots: list[int]) -> Tensor:
         y = self.base(x).detach().clone()
         for row, slot in enumerate(slots):
             if slot >= 0 and self.adapters[slot] is not None:
@@ -69,7 +83,7 @@ class Layer:
         return y
 
 
-def some_slots(rows):
+def some_slots(rows: int) -> list[int]:
     return torch.randint(-1, SLOTS, (rows,)).tolist()
 
 
@@ -78,21 +92,23 @@ def some_slots(rows):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9, 33, 150])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 48), (33, 17), (100, 7), (577, 129)])
-def test_each_row_gets_the_update_of_its_own_adapter(way, inputs, outputs, rows) -> None:
+def test_each_row_gets_the_update_of_its_own_adapter(
+    way: ctypes.CDLL | None, inputs: int, outputs: int, rows: int
+) -> None:
     layer = Layer(way, inputs, outputs)
     x, slots = torch.randn(1, rows, inputs), some_slots(rows)
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("slots", [[3] * 20, [0] * 3 + [3] * 9 + [-1] * 2 + [3] * 6, [-1] * 20, [1] * 20])
-def test_rows_of_one_adapter_beside_each_other(way, slots) -> None:
+def test_rows_of_one_adapter_beside_each_other(way: ctypes.CDLL | None, slots: list[int]) -> None:
     layer = Layer(way)
     x = torch.randn(1, 20, 64)
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("outputs", [48, 129])
-def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, outputs) -> None:
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library: ctypes.CDLL, outputs: int) -> None:
     layer = Layer(library, 577, outputs)
     pack(model := nn.Sequential(layer.base), library)
     layer.layer.base = model[0]
@@ -105,7 +121,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_dtypes(way, dtype) -> None:
+def test_narrow_dtypes(way: ctypes.CDLL | None, dtype: torch.dtype) -> None:
     layer = Layer(way, dtype=dtype)
     x, slots = torch.randn(1, 30, 64, dtype=dtype), some_slots(30)
     expected = layer.by_hand(x, slots)
@@ -117,7 +133,7 @@ def test_narrow_dtypes(way, dtype) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_cuda(library, dtype) -> None:
+def test_on_cuda(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     layer = Layer(library, dtype=dtype, device="cuda")
     x, slots = torch.randn(1, 150, 64, dtype=dtype, device="cuda"), some_slots(150)
     expected = layer.by_hand(x, slots)
@@ -132,7 +148,7 @@ def test_what_overflows_with_another_adapter_is_no_harm() -> None:
     assert found[0, :7].isfinite().all() and not found[0, 7].isfinite().any()
 
 
-def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way) -> None:
+def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way: ctypes.CDLL | None) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     for rank in (2, 32, 0, 5):
         layer.adapters[3] = matrices(rank, 64, 48) if rank else None
@@ -144,7 +160,7 @@ def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way) -> No
     assert not layer.layer._stack.a[3].any() and not layer.layer._stack.b[3].any()
 
 
-def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way) -> None:
+def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way: ctypes.CDLL | None) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     a, _ = matrices(12, 64, 48)
     with pytest.raises(RuntimeError):
@@ -154,7 +170,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way) -> Non
     torch.testing.assert_close(layer(x, [0] * 9), layer.by_hand(x, [0] * 9), rtol=1e-4, atol=1e-3)
 
 
-def test_stacks_grow_to_the_highest_rank_and_no_further(way) -> None:
+def test_stacks_grow_to_the_highest_rank_and_no_further(way: ctypes.CDLL | None) -> None:
     layer = Layer(way, ranks=(0,) * SLOTS)
     assert layer.layer._stack is None
     for rank in (3, 8, 5, 8):
@@ -164,7 +180,7 @@ def test_stacks_grow_to_the_highest_rank_and_no_further(way) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_adapter_may_bring_a_weight_of_its_own(way, packed) -> None:
+def test_an_adapter_may_bring_a_weight_of_its_own(way: ctypes.CDLL | None, packed: bool) -> None:
     layer = Layer(way, head=True)
     if packed:
         pack(model := nn.Sequential(layer.base), way)
@@ -180,12 +196,12 @@ def test_an_adapter_may_bring_a_weight_of_its_own(way, packed) -> None:
         torch.testing.assert_close(layer.layer(x), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_layer_that_gets_other_rows_than_the_step_has_fails(way) -> None:
+def test_a_layer_that_gets_other_rows_than_the_step_has_fails(way: ctypes.CDLL | None) -> None:
     with pytest.raises(RuntimeError, match="rows"):
         Layer(way)(torch.randn(1, 4, 64), [0, 1, 2])
 
 
-def test_embeddings(library) -> None:
+def test_embeddings(library: ctypes.CDLL) -> None:
     table = nn.Embedding(50, 8)
     table.weight.data = table.weight.data.bfloat16().float()
     pack(model := nn.Sequential(table), library)
@@ -214,7 +230,7 @@ class Routed(nn.Module):
         self.table, self.inner = nn.Embedding(10, 4), nn.Linear(4, 4)
         self.expert, self.tower = nn.Linear(4, 4), nn.Linear(4, 4)
 
-    def forward(self, ids):
+    def forward(self, ids: Tensor) -> Tensor:
         x = self.inner(self.table(ids))
         return x + self.expert(x[:, ::2]).sum()
 
@@ -247,7 +263,9 @@ KINDS = {
 }
 
 
-def check_kind(core, model, config, plain, tmp_path, *, merged=True):
+def check_kind(
+    core: EngineCore, model: Path, config: dict[str, Any], plain: Reference, tmp_path: Path, *, merged: bool = True
+) -> Path:
     """A batch of the base, of an adapter of this kind and of a usual one: each answer is PEFT's."""
     kind = save_adapter(model, tmp_path / "kind", seed=1, **config)
     usual = save_adapter(model, tmp_path / "usual", seed=2, r=6)
@@ -264,12 +282,14 @@ def check_kind(core, model, config, plain, tmp_path, *, merged=True):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_adapter_answers_as_in_peft(kind, runner, folder, reference, tmp_path) -> None:
+def test_every_kind_of_adapter_answers_as_in_peft(
+    kind: str, runner: GetRunner, folder: Callable[[str], Path], reference: Callable[[str], Reference], tmp_path: Path
+) -> None:
     check_kind(core_of(runner("llama")), folder("llama"), KINDS[kind], reference("llama"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "own embeddings", "own head", "head"])
-def test_a_model_with_tied_embeddings(kind, tmp_path, runner_of) -> None:
+def test_a_model_with_tied_embeddings(kind: str, tmp_path: Path, runner_of: Callable[..., ModelRunner]) -> None:
     config = CONFIGS["llama"]()
     config.tie_word_embeddings = True
     model = save(config, tmp_path / "model", tokenizer=True)
@@ -278,11 +298,13 @@ def test_a_model_with_tied_embeddings(kind, tmp_path, runner_of) -> None:
 
 
 @pytest.fixture
-def runner_of():
+def runner_of() -> Callable[..., ModelRunner]:
     return lambda model, **changes: ModelRunner(settings(model, **changes))
 
 
-def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, folder, tmp_path) -> None:
+def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     """PEFT saves `embed_tokens.base_layer` beside them: it takes the place of the model's own."""
     path = save_adapter(folder("llama"), tmp_path, **KINDS["embeddings"])
     name = "base_model.model.model.embed_tokens.base_layer.weight"
@@ -300,11 +322,18 @@ def test_adapted_embeddings_bring_the_table_that_they_were_trained_on(runner, fo
 @pytest.mark.parametrize(
     ("name", "targets"), [("phi3", ["qkv_proj", "gate_up_proj"]), ("gpt2", ["c_attn", "wte", "wpe"])]
 )
-def test_fused_and_transposed_layers(name, targets, runner, folder, reference, tmp_path) -> None:
+def test_fused_and_transposed_layers(
+    name: str,
+    targets: list[str],
+    runner: GetRunner,
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+    tmp_path: Path,
+) -> None:
     check_kind(core_of(runner(name)), folder(name), {"target_modules": targets}, reference(name), tmp_path)
 
 
-def test_a_bfloat16_model(folder, runner, tmp_path) -> None:
+def test_a_bfloat16_model(folder: Callable[[str], Path], runner: GetRunner, tmp_path: Path) -> None:
     """In its dtype the answers are near PEFT's; how near, its own rounding of the base model tells."""
     path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
     narrow = runner("llama", dtype="bfloat16")
@@ -326,16 +355,18 @@ def test_a_bfloat16_model(folder, runner, tmp_path) -> None:
 class Counted:
     """A library that counts the calls of `lora_add`."""
 
-    def __init__(self, library) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.calls = 0
 
-    def lora_add(self, *args):
+    def lora_add(self, *args: object) -> Any:
         self.calls += 1
         return self._library.lora_add(*args)
 
 
-def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of, folder, tmp_path) -> None:
+def test_nothing_is_computed_where_no_request_uses_an_adapter(
+    library: ctypes.CDLL, runner_of: Callable[..., ModelRunner], folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     counted = Counted(library)
     own = runner_of(folder("llama"))
     own.lora._library = counted
@@ -348,7 +379,9 @@ def test_nothing_is_computed_where_no_request_uses_an_adapter(library, runner_of
     assert counted.calls == layers
 
 
-def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_path) -> None:
+def test_a_model_is_not_touched_until_an_adapter_is_used(
+    runner_of: Callable[..., ModelRunner], folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     own = runner_of(folder("llama"))
     before = [type(module) for module in own.model.modules()]
     core = core_of(own)
@@ -361,7 +394,7 @@ def test_a_model_is_not_touched_until_an_adapter_is_used(runner_of, folder, tmp_
 # ---- what can be adapted, and what is refused
 
 
-def test_a_model_says_which_of_its_layers_can_be_adapted(runner) -> None:
+def test_a_model_says_which_of_its_layers_can_be_adapted(runner: GetRunner) -> None:
     support = runner("llama").lora.support
     assert support.linears["model.layers.1.mlp.down_proj"] == (48, 32)
     assert support.linears["lm_head"] == (32, VOCAB_SIZE)
@@ -371,12 +404,12 @@ def test_a_model_says_which_of_its_layers_can_be_adapted(runner) -> None:
     assert runner("gpt2").lora.support.linears["transformer.h.0.attn.c_attn"] == (32, 96)
 
 
-def test_embeddings_that_compute_more_than_a_row_cannot_be_adapted(runner) -> None:
+def test_embeddings_that_compute_more_than_a_row_cannot_be_adapted(runner: GetRunner) -> None:
     assert runner("gemma2").lora.support.embeddings == {}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
-def test_experts_are_refused(name, runner, folder, tmp_path) -> None:
+def test_experts_are_refused(name: str, runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path) -> None:
     path = save_adapter(
         folder(name), tmp_path, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
     )
@@ -392,7 +425,9 @@ def test_experts_are_refused(name, runner, folder, tmp_path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
 @pytest.mark.parametrize("kind", ["lora_A", "lora_B"])
-def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp_path) -> None:
+def test_values_that_are_no_numbers_are_refused(
+    kind: str, value: float, runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"])
     tensors = load_file(path / WEIGHTS)
     name = next(name for name in tensors if kind in name)
@@ -404,7 +439,9 @@ def test_values_that_are_no_numbers_are_refused(kind, value, runner, folder, tmp
     assert refused.value.param == name
 
 
-def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path) -> None:
+def test_a_scale_that_leaves_no_numbers_is_refused(
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = save_adapter(folder("llama"), tmp_path, target_modules=["q_proj"], lora_alpha=10**8)
     spec = spec_of(runner("llama"), path)
     read_weights(spec, torch.float32)
@@ -412,7 +449,9 @@ def test_a_scale_that_leaves_no_numbers_is_refused(runner, folder, tmp_path) -> 
         read_weights(spec, torch.float16)
 
 
-def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folder, tmp_path) -> None:
+def test_weights_that_were_read_do_not_depend_on_the_file_any_more(
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
     weights = read_weights(spec_of(runner("llama"), path), torch.float32)
     with safe_open(path / WEIGHTS, framework="pt") as file:
@@ -425,7 +464,13 @@ def test_weights_that_were_read_do_not_depend_on_the_file_any_more(runner, folde
     assert torch.equal(weights.saved["lm_head"], before["base_model.model.lm_head.weight"])
 
 
-def test_without_a_kernel_the_model_answers_alike(runner_of, folder, reference, tmp_path, monkeypatch) -> None:
+def test_without_a_kernel_the_model_answers_alike(
+    runner_of: Callable[..., ModelRunner],
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("engines.pt.runner.build.load", lambda: None)
     own = runner_of(folder("llama"))
     check_kind(core_of(own), folder("llama"), KINDS["rslora"], reference("llama"), tmp_path)

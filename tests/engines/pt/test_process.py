@@ -2,7 +2,10 @@
 
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -10,9 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from engines.errors import EngineFailure
 from engines.process import frames
+from engines.process.frames import Step
+from engines.pt.core import EngineCore
 from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
+from engines.pt.runner import ModelRunner, Segment, StepResult
+from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import EmbeddingRequest, Structured
 from tests.engines.pt.adapters import save_adapter
+from tests.engines.pt.conftest import GetRunner, Grammars
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
 from tests.engines.pt.test_core import Watched
 from tests.engines.pt.tiny import CONFIGS, EOS, save
@@ -21,11 +29,11 @@ from tests.engines.pt.tiny import CONFIGS, EOS, save
 class Paced(Watched):
     """A runner that computes a step only when told to, once `pace` is set."""
 
-    def __init__(self, runner) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         super().__init__(runner)
         self.pace: threading.Semaphore | None = None
 
-    def step(self, segments):
+    def step(self, segments: list[Segment]) -> StepResult:
         if self.pace is not None:
             assert self.pace.acquire(timeout=30)
         return super().step(segments)
@@ -34,7 +42,7 @@ class Paced(Watched):
 class Served:
     """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
 
-    def __init__(self, runner, *, grammars=None) -> None:
+    def __init__(self, runner: ModelRunner, *, grammars: GrammarCompiler | None = None) -> None:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
@@ -44,20 +52,20 @@ class Served:
         self.thread = threading.Thread(target=self._run, args=(process,))
         self.thread.start()
 
-    def _run(self, process) -> None:
+    def _run(self, process: EngineProcess) -> None:
         try:
             process.run()
         except (Closed, EngineFailure) as error:
             self.end = error
 
-    def send(self, *messages) -> None:
+    def send(self, *messages: Any) -> None:
         self.socket.sendall(b"".join(frames.frame(message) for message in messages))
 
-    def receive(self):
+    def receive(self) -> Any:
         (length,) = frames.LENGTH.unpack(self.socket.recv(frames.LENGTH.size, socket.MSG_WAITALL))
         return frames.decode_from_engine(self.socket.recv(length, socket.MSG_WAITALL))
 
-    def until_ended(self, *request_ids):
+    def until_ended(self, *request_ids: str) -> list[Step]:
         """All steps up to that in which the last of these requests ended."""
         steps, open_ids = [], {*request_ids}
         while open_ids:
@@ -66,7 +74,7 @@ class Served:
             open_ids -= {request_id for request_id, _ in (*steps[-1].failures, *steps[-1].embeddings)}
         return steps
 
-    def until_loaded(self, version):
+    def until_loaded(self, version: str) -> tuple[Step, Any]:
         """The step that tells of an adapter, and how its load ended."""
         while version not in (told := dict((step := self.receive()).adapters)):
             pass
@@ -79,13 +87,13 @@ class Served:
 
 
 @pytest.fixture
-def served(runner):
+def served(runner: GetRunner) -> Iterator[Served]:
     made = Served(runner("llama"))
     yield made
     made.close()
 
 
-def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served) -> None:
+def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served: Served) -> None:
     served.send(frames.Generate(request(prompt(9), max_new_tokens=4, ignore_eos=True)))
     steps = served.until_ended("r")
     assert [len(step.outputs) for step in steps] == [1] * 4
@@ -94,7 +102,7 @@ def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served) -> 
     assert isinstance(served.end, Closed)
 
 
-def test_a_step_that_raises_fails_only_the_requests_in_it(served) -> None:
+def test_a_step_that_raises_fails_only_the_requests_in_it(served: Served) -> None:
     served.runner.fail_at = {0}
     served.send(
         frames.Generate(request(prompt(9), "in it")), frames.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
@@ -108,7 +116,7 @@ def test_a_step_that_raises_fails_only_the_requests_in_it(served) -> None:
     assert not any(step.failures for step in served.until_ended("after"))
 
 
-def test_steps_that_fail_one_after_another_end_the_process(served) -> None:
+def test_steps_that_fail_one_after_another_end_the_process(served: Served) -> None:
     served.runner.fail_at = {*range(FAILED_STEPS)}
     for i in range(FAILED_STEPS - 1):
         served.send(frames.Generate(request(prompt(9), f"r{i}")))
@@ -120,14 +128,14 @@ def test_steps_that_fail_one_after_another_end_the_process(served) -> None:
     assert isinstance(served.end, EngineFailure)
 
 
-def test_a_step_that_succeeds_in_between_is_a_new_beginning(served) -> None:
+def test_a_step_that_succeeds_in_between_is_a_new_beginning(served: Served) -> None:
     served.runner.fail_at = {0, 1, 3, 4}
     for i, fails in enumerate((True, True, False, True, True, False)):
         served.send(frames.Generate(request(prompt(9), f"r{i}", max_new_tokens=1)))
         assert bool(served.until_ended(f"r{i}")[-1].failures) == fails
 
 
-def test_a_request_that_cannot_be_taken_in_fails_alone(served) -> None:
+def test_a_request_that_cannot_be_taken_in_fails_alone(served: Served) -> None:
     good = request(prompt(9), "good", max_new_tokens=3, ignore_eos=True)
     bad = replace(good, request_id="bad", prompt_ids=[])
     odd = replace(good, request_id="odd", sampling=replace(good.sampling, bad_words_ids=((),)))
@@ -139,7 +147,7 @@ def test_a_request_that_cannot_be_taken_in_fails_alone(served) -> None:
     }
 
 
-def test_abort_and_finish_are_heard_between_steps(served) -> None:
+def test_abort_and_finish_are_heard_between_steps(served: Served) -> None:
     one = request(prompt(9), n=2, max_new_tokens=100, ignore_eos=True)
     served.runner.pace = threading.Semaphore(1)
     served.send(frames.Generate(one))
@@ -156,7 +164,7 @@ def test_abort_and_finish_are_heard_between_steps(served) -> None:
     assert len(served.runner.steps) <= 4
 
 
-def test_constraints_are_compiled_beside_the_steps(runner, grammars) -> None:
+def test_constraints_are_compiled_beside_the_steps(runner: GetRunner, grammars: Grammars) -> None:
     served = Served(runner("llama"), grammars=grammars)
     free = request(prompt(9), "free", max_new_tokens=5, ignore_eos=True)
     bound = request(prompt(9), "bound", structured=Structured(kind="choice", value='["red", "blue"]'))
@@ -167,7 +175,7 @@ def test_constraints_are_compiled_beside_the_steps(runner, grammars) -> None:
     assert [request_id for step in steps for request_id, _ in step.failures] == ["wrong"]
 
 
-def wordy_tokenizer():
+def wordy_tokenizer() -> PreTrainedTokenizerFast:
     """Its tokens have no bytes of their own, which a constraint on the output needs."""
     words = {"<eos>": 0, "<unk>": 1, "red": 2, "blue": 3}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -175,7 +183,9 @@ def wordy_tokenizer():
 
 
 @pytest.mark.parametrize("lack", ["bytes", "end"])
-def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_the_same(tmp_path, lack) -> None:
+def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_the_same(
+    tmp_path: Path, lack: str
+) -> None:
     config = CONFIGS["llama"]()
     config.eos_token_id = None if lack == "end" else EOS
     save(config, tmp_path, tokenizer=True)
@@ -190,19 +200,19 @@ def test_a_model_whose_output_cannot_be_constrained_says_so_and_is_served_all_th
 class Slow:
     """A compiler that waits for `go` before each constraint."""
 
-    def __init__(self, grammars) -> None:
+    def __init__(self, grammars: GrammarCompiler) -> None:
         self._grammars = grammars
         self.go = threading.Event()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._grammars, name)
 
-    def compile(self, structured):
+    def compile(self, structured: Structured) -> GrammarState:
         assert self.go.wait(30)
         return self._grammars.compile(structured)
 
 
-def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars) -> None:
+def test_a_request_waits_while_its_constraint_is_compiled(runner: GetRunner, grammars: Grammars) -> None:
     slow = Slow(grammars)
     served = Served(runner("llama"), grammars=slow)
     served.send(frames.Generate(request(prompt(9), structured=Structured(kind="choice", value='["red", "blue"]'))))
@@ -218,24 +228,24 @@ def test_a_request_waits_while_its_constraint_is_compiled(runner, grammars) -> N
 
 
 @pytest.fixture
-def adapter(folder, tmp_path):
+def adapter(folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return save_adapter(folder("llama"), tmp_path / "adapter", target_modules=["q_proj"])
 
 
 class Held:
     """Holds up the reading of adapters until `go`."""
 
-    def __init__(self, core, monkeypatch) -> None:
+    def __init__(self, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
         self._read = core.adapters._read_folder
         self.go = threading.Event()
         monkeypatch.setattr(core.adapters, "_read_folder", self.read)
 
-    def read(self, folder):
+    def read(self, folder: Path) -> Any:
         assert self.go.wait(30)
         return self._read(folder)
 
 
-def test_how_a_load_ended_is_told(served, adapter, tmp_path) -> None:
+def test_how_a_load_ended_is_told(served: Served, adapter: Path, tmp_path: Path) -> None:
     served.send(frames.LoadAdapter("a", str(adapter), False), frames.LoadAdapter("b", str(tmp_path / "none"), False))
     step, error = served.until_loaded("a")
     assert error is None and "a" in step.stats.adapter_host
@@ -247,7 +257,9 @@ def test_how_a_load_ended_is_told(served, adapter, tmp_path) -> None:
     assert (steps[-1].failures, steps[-1].stats.adapter_slots) == ([], ("a",))
 
 
-def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, adapter, monkeypatch) -> None:
+def test_while_an_adapter_is_read_others_are_served_and_then_its_own(
+    served: Served, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = Held(served.core, monkeypatch)
     mine = request(prompt(9), "mine", adapter="a", max_new_tokens=3, ignore_eos=True)
     others = [request(prompt(9), f"r{i}", max_new_tokens=2, ignore_eos=True) for i in range(9)]
@@ -260,7 +272,9 @@ def test_while_an_adapter_is_read_others_are_served_and_then_its_own(served, ada
     assert not any(step.failures for step in steps)
 
 
-def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(served, adapter, monkeypatch) -> None:
+def test_an_unloaded_adapter_takes_its_requests_with_it_running_and_waiting(
+    served: Served, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served.send(frames.LoadAdapter("a", str(adapter), False))
     served.until_loaded("a")
     endless = request(prompt(9), "running", adapter="a", max_new_tokens=110, ignore_eos=True)

@@ -1,9 +1,13 @@
 """A model that cannot be run as asked is refused at start, with the reason; what can be asked for is honoured."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -22,6 +26,7 @@ from engines.pt import rope
 from engines.pt.attention import KernelAttention, attend_gather
 from engines.pt.linear import PackedLinear, WideningLinear
 from engines.pt.runner import GIB, ModelRunner
+from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import Reference, cache_of, core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, VOCAB_SIZE, save
 
@@ -55,33 +60,33 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
-def test_an_architecture_without_plain_attention_is_refused(kind, tmp_path) -> None:
+def test_an_architecture_without_plain_attention_is_refused(kind: str, tmp_path: Path) -> None:
     config, reason = REFUSED[kind]
     save(config, tmp_path)
     with pytest.raises(UnsupportedModel, match=reason):
         ModelRunner(settings(tmp_path))
 
 
-def test_an_encoder_decoder_is_refused(tmp_path) -> None:
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     config = T5Config(vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="t5 is an encoder-decoder"):
         ModelRunner(settings(tmp_path))
 
 
-def test_a_folder_that_holds_no_model_is_refused(tmp_path) -> None:
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"the configuration of model .* cannot be loaded") as refused:
         ModelRunner(settings(tmp_path))
     assert refused.value.param == "model"
 
 
-def test_a_folder_without_weights_is_refused(tmp_path, folder) -> None:
+def test_a_folder_without_weights_is_refused(tmp_path: Path, folder: Callable[[str], Path]) -> None:
     (tmp_path / "config.json").write_bytes((folder("llama") / "config.json").read_bytes())
     with pytest.raises(UnsupportedModel, match="the weights of model"):
         ModelRunner(settings(tmp_path))
 
 
-def test_broken_weights_are_refused(tmp_path, folder) -> None:
+def test_broken_weights_are_refused(tmp_path: Path, folder: Callable[[str], Path]) -> None:
     for path in folder("llama").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
@@ -101,13 +106,15 @@ def test_broken_weights_are_refused(tmp_path, folder) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_by_name(folder, asked, param, reason) -> None:
+def test_what_cannot_be_done_is_refused_by_name(
+    folder: Callable[[str], Path], asked: dict[str, Any], param: str, reason: str
+) -> None:
     with pytest.raises(UnsupportedModel, match=reason) as refused:
         ModelRunner(settings(folder("llama"), **asked))
     assert refused.value.param == param
 
 
-def test_rotary_positions_cannot_be_stretched_where_there_are_none(folder) -> None:
+def test_rotary_positions_cannot_be_stretched_where_there_are_none(folder: Callable[[str], Path]) -> None:
     with pytest.raises(UnsupportedModel, match="no single set of rotary embeddings"):
         ModelRunner(settings(folder("gpt2"), rope_scaling="linear", max_model_len=256))
 
@@ -120,7 +127,7 @@ OWN_SCALINGS = {
 
 
 @pytest.mark.parametrize("own", list(OWN_SCALINGS))
-def test_a_scaling_that_the_model_was_trained_with_is_not_replaced(own, tmp_path) -> None:
+def test_a_scaling_that_the_model_was_trained_with_is_not_replaced(own: str, tmp_path: Path) -> None:
     scaling = {"rope_type": own, "rope_theta": 10000.0, "original_max_position_embeddings": POSITIONS // 4}
     save(LlamaConfig(**SIZES, rope_parameters=scaling | OWN_SCALINGS[own]), tmp_path)
     with pytest.raises(UnsupportedModel, match=f"rope_scaling linear would replace the model's own, {own}") as refused:
@@ -128,13 +135,17 @@ def test_a_scaling_that_the_model_was_trained_with_is_not_replaced(own, tmp_path
     assert refused.value.param == "rope_scaling"
 
 
-def test_a_cache_that_does_not_hold_the_context_asked_for_is_refused(folder, runner) -> None:
+def test_a_cache_that_does_not_hold_the_context_asked_for_is_refused(
+    folder: Callable[[str], Path], runner: GetRunner
+) -> None:
     memory = cache_of(7, runner("llama"))
     with pytest.raises(UnsupportedModel, match="the cache holds 56 tokens, less than the max_model_len of 64"):
         ModelRunner(settings(folder("llama"), kv_cache_memory=memory, max_model_len=64))
 
 
-def test_a_context_that_nobody_asked_for_is_shortened_to_the_cache(folder, runner) -> None:
+def test_a_context_that_nobody_asked_for_is_shortened_to_the_cache(
+    folder: Callable[[str], Path], runner: GetRunner
+) -> None:
     short = ModelRunner(settings(folder("llama"), kv_cache_memory=cache_of(7, runner("llama"))))
     assert short.max_model_len == 56
 
@@ -142,13 +153,13 @@ def test_a_context_that_nobody_asked_for_is_shortened_to_the_cache(folder, runne
 # ---- what is honoured
 
 
-def test_the_cache_is_of_the_size_asked_for(folder) -> None:
+def test_the_cache_is_of_the_size_asked_for(folder: Callable[[str], Path]) -> None:
     runner = ModelRunner(settings(folder("llama"), kv_cache_memory=0.001, max_num_seqs=1000))
     tensors = (*runner.cache.keys.values(), *runner.cache.values.values())
     assert 0.0009 * GIB < sum(tensor.nbytes for tensor in tensors) <= 0.001 * GIB
 
 
-def test_the_cache_never_holds_more_than_the_sequences_can_fill(folder) -> None:
+def test_the_cache_never_holds_more_than_the_sequences_can_fill(folder: Callable[[str], Path]) -> None:
     assert ModelRunner(settings(folder("llama"), max_num_seqs=3)).cache.num_blocks == 3 * POSITIONS // 8
 
 
@@ -156,7 +167,9 @@ def test_the_cache_never_holds_more_than_the_sequences_can_fill(folder) -> None:
     ("attn_impl", "attend"), [(None, KernelAttention), ("sdpa", attend_gather), ("eager", attend_gather)]
 )
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
-def test_every_attention_gives_the_same_answers(runner, reference, name, attn_impl, attend) -> None:
+def test_every_attention_gives_the_same_answers(
+    runner: GetRunner, reference: Callable[[str], Reference], name: str, attn_impl: str | None, attend: Any
+) -> None:
     chosen = runner(name, attn_impl=attn_impl)
     assert chosen._attend is attend or type(chosen._attend) is attend
     asked = [request(prompt(30 + i, i), f"r{i}", logprobs=3, ignore_eos=True) for i in range(3)]
@@ -166,7 +179,9 @@ def test_every_attention_gives_the_same_answers(runner, reference, name, attn_im
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
-def test_device_map_is_honoured(runner, reference, device_map) -> None:
+def test_device_map_is_honoured(
+    runner: GetRunner, reference: Callable[[str], Reference], device_map: dict[str, Any] | str
+) -> None:
     chosen = runner("llama", device_map=device_map)
     assert chosen.device.type == "cpu" or torch.cuda.is_available()
     one = request(prompt(20), logprobs=1, ignore_eos=True)
@@ -174,7 +189,9 @@ def test_device_map_is_honoured(runner, reference, device_map) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3-moe", "gpt2"])
-def test_bfloat16_answers_within_its_precision(runner, reference, name) -> None:
+def test_bfloat16_answers_within_its_precision(
+    runner: GetRunner, reference: Callable[[str], Reference], name: str
+) -> None:
     chosen = runner(name, dtype="bfloat16")
     assert chosen.dtype is torch.bfloat16
     assert chosen.cache.keys[0].dtype is torch.bfloat16
@@ -185,7 +202,7 @@ def test_bfloat16_answers_within_its_precision(runner, reference, name) -> None:
     assert sum(errors) / len(errors) < 0.25
 
 
-def test_the_checkpoints_dtype_is_the_default(tmp_path, monkeypatch) -> None:
+def test_the_checkpoints_dtype_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.checkpoint.loading._cpu_computes", lambda dtype: True)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
@@ -193,7 +210,9 @@ def test_the_checkpoints_dtype_is_the_default(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("digits", "kind"), [("bfloat16", WideningLinear), ("float32", PackedLinear)])
-def test_bfloat16_weights_stay_narrow_and_others_wide_for_the_same_answers(tmp_path, digits, kind) -> None:
+def test_bfloat16_weights_stay_narrow_and_others_wide_for_the_same_answers(
+    tmp_path: Path, digits: str, kind: type[nn.Module]
+) -> None:
     save(CONFIGS["llama"](), tmp_path, digits=digits)
     chosen = ModelRunner(settings(tmp_path))
     assert type(chosen.model.get_output_embeddings()) is kind
@@ -206,7 +225,7 @@ def test_bfloat16_weights_stay_narrow_and_others_wide_for_the_same_answers(tmp_p
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic"])
-def test_stretched_positions_are_transformers_own(folder, tmp_path, kind) -> None:
+def test_stretched_positions_are_transformers_own(folder: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     """The model's own config with the same scaling says the same; `dynamic` as for a text of the whole length."""
     length = 2 * POSITIONS
     runner = ModelRunner(settings(folder("llama"), rope_scaling=kind, max_model_len=length))
@@ -236,7 +255,7 @@ def test_stretched_positions_are_transformers_own(folder, tmp_path, kind) -> Non
         ("dynamic", 4 * POSITIONS, 4.0),
     ],
 )
-def test_a_scaling_of_the_same_kind_starts_from_the_models_own(kind, length, factor) -> None:
+def test_a_scaling_of_the_same_kind_starts_from_the_models_own(kind: str, length: int, factor: float) -> None:
     config = LlamaConfig(**SIZES, rope_parameters={"rope_type": kind, "rope_theta": 500.0, "factor": 3.0})
     rope.scale(config, kind, length)
     assert config.rope_parameters == {"rope_type": kind, "rope_theta": 500.0, "factor": factor}
@@ -261,7 +280,7 @@ def dynamic() -> PreTrainedConfig:
 
 
 @pytest.mark.parametrize("config", [longrope, dynamic])
-def test_a_long_neighbour_changes_nobodys_positions(config, tmp_path) -> None:
+def test_a_long_neighbour_changes_nobodys_positions(config: Callable[[], Any], tmp_path: Path) -> None:
     save(config(), tmp_path)
     runner = ModelRunner(settings(tmp_path))
     short = request(prompt(10), "short", logprobs=5, ignore_eos=True)

@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import jsonschema
 import pytest
 
+from engines.pt.core import EngineCore, StepReport
 from engines.types import FinishReason, Structured
-from tests.engines.pt.driving import Answer, core_of, prompt, request, run
+from tests.engines.pt.conftest import GetRunner, Grammars
+from tests.engines.pt.driving import Answer, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS
 
 SCHEMA = {
@@ -27,7 +30,7 @@ CONSTRAINTS = {
 }
 
 
-def check(name, text) -> None:
+def check(name: str, text: str) -> None:
     match name:
         case "schema":
             jsonschema.validate(json.loads(text), SCHEMA)
@@ -37,12 +40,12 @@ def check(name, text) -> None:
             assert text in ("red", "blue")
 
 
-def run_mixed(core, grammars, *, temperature=0.0, n=1):
+def run_mixed(core: EngineCore, grammars: Grammars, *, temperature: float = 0.0, n: int = 1) -> dict[str, Answer]:
     """Each constraint once, between free requests."""
     answers = {}
     free = [request(prompt(11 + i, i), f"free{i}", ignore_eos=True) for i in range(3)]
 
-    def add_constrained(step) -> None:
+    def add_constrained(step: int) -> None:
         for name, structured in CONSTRAINTS.items() if step == 1 else ():
             one = request(
                 prompt(17, len(name)),
@@ -58,7 +61,7 @@ def run_mixed(core, grammars, *, temperature=0.0, n=1):
 
     core_step = core.step
 
-    def step():
+    def step() -> StepReport:
         report = core_step()
         for request_id, output in [pair for pair in report.outputs if pair[0] in CONSTRAINTS]:
             answers.setdefault(request_id, Answer()).add(output)
@@ -74,7 +77,9 @@ def run_mixed(core, grammars, *, temperature=0.0, n=1):
     ("budget", "blocks"), [(256, None), (7, None), (256, 11)], ids=["plain", "chunks", "preempted"]
 )
 @pytest.mark.parametrize("n", [1, 3])
-def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, grammars, budget, blocks, n) -> None:
+def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(
+    runner: GetRunner, grammars: Grammars, budget: int, blocks: int | None, n: int
+) -> None:
     core = core_of(runner("llama", blocks=blocks), grammars=grammars, max_num_batched_tokens=budget)
     answers = run_mixed(core, grammars, temperature=1.0, n=n)
     for name in CONSTRAINTS:
@@ -89,7 +94,9 @@ def test_outputs_keep_to_their_constraints_and_neighbours_do_not_notice(runner, 
     assert (core.stats().preemptions > 0) == (blocks is not None)
 
 
-def test_logprobs_of_a_constrained_output_are_the_models_own(runner, reference, grammars) -> None:
+def test_logprobs_of_a_constrained_output_are_the_models_own(
+    runner: GetRunner, reference: Callable[[str], Reference], grammars: Grammars
+) -> None:
     answers = run_mixed(core_of(runner("llama"), grammars=grammars), grammars)
     output = answers["choice"].outputs[0]
     whole = prompt(17, len("choice")) + output.token_ids

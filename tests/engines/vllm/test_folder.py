@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,12 @@ from engines.vllm.folder import PrivateFolder
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch) -> None:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(folder, "YOUNG_SECONDS", 0.0)
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path) -> None:
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     killed = PrivateFolder()
     (killed.path / "copy").mkdir()
     os.close(killed._lock)
@@ -23,7 +24,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path) -> None:
     assert not killed.path.exists() and living.path.exists()
 
 
-def test_the_living_and_the_young_keep_theirs(tmp_path, monkeypatch) -> None:
+def test_the_living_and_the_young_keep_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     living, other = PrivateFolder(), PrivateFolder()
     assert living.path.exists() and other.path.exists()
     monkeypatch.setattr(folder, "YOUNG_SECONDS", 60.0)

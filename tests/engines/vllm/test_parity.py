@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG
 from engines.errors import ContextLengthExceeded, InvalidRequest
-from engines.types import FinishReason, Structured
+from engines.types import FinishReason, GenerationRequest, Structured
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
@@ -35,12 +36,12 @@ Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_for_vllm(tmp_path_factory.mktemp("model"), positions=POSITIONS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model) -> AsyncIterator[VllmEngine]:
+async def engine(model: Path) -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(
         VllmConfig(**TINY | {"max_num_seqs": SEATS}, model=str(model), max_loras=2), max_num_queued_reqs=64
     )
@@ -49,7 +50,7 @@ async def engine(model) -> AsyncIterator[VllmEngine]:
     await engine.stop()
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
@@ -71,7 +72,7 @@ def continued(model: torch.nn.Module, prompt_ids: list[int], count: int) -> tupl
     return ids[len(prompt_ids) :], logprobs
 
 
-async def assert_same(engine, model: torch.nn.Module, adapter: str | None) -> list[int]:
+async def assert_same(engine: VllmEngine, model: torch.nn.Module, adapter: str | None) -> list[int]:
     asked = request(PROMPT, max_new_tokens=24, ignore_eos=True, logprobs=3, adapter=adapter)
     made = await answer(engine, asked)
     tokens, logprobs = continued(model, asked.prompt_ids, 24)
@@ -80,7 +81,7 @@ async def assert_same(engine, model: torch.nn.Module, adapter: str | None) -> li
     return tokens
 
 
-async def test_the_base_model(engine, model) -> None:
+async def test_the_base_model(engine: VllmEngine, model: Path) -> None:
     await assert_same(engine, reference(model), None)
 
 
@@ -94,7 +95,9 @@ async def test_the_base_model(engine, model) -> None:
     ],
     ids=["plain", "rslora", "alpha_pattern", "rank_pattern"],
 )
-async def test_adapters_whatever_their_layers_ranks_and_scales_are(engine, model, tmp_path, config) -> None:
+async def test_adapters_whatever_their_layers_ranks_and_scales_are(
+    engine: VllmEngine, model: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
     support = engine.capabilities().adapters
     ranks = {Q: 2, DOWN: 5 if "rank_pattern" in config else 2}
     tensors = {}
@@ -113,7 +116,7 @@ async def test_adapters_whatever_their_layers_ranks_and_scales_are(engine, model
         await engine.unload_adapter("a@1")
 
 
-async def test_every_layer_that_is_said_to_be_adapted_is(engine, model, tmp_path) -> None:
+async def test_every_layer_that_is_said_to_be_adapted_is(engine: VllmEngine, model: Path, tmp_path: Path) -> None:
     support = engine.capabilities().adapters
     assert len(support.linears) == 2 * 7 and not support.embeddings and not support.replaceable
     suffixes = sorted({path.rpartition(".")[2] for path in support.linears})
@@ -128,7 +131,7 @@ async def test_every_layer_that_is_said_to_be_adapted_is(engine, model, tmp_path
         await engine.unload_adapter("all@1")
 
 
-async def test_an_adapter_that_says_little_of_itself_is_served(engine, tmp_path) -> None:
+async def test_an_adapter_that_says_little_of_itself_is_served(engine: VllmEngine, tmp_path: Path) -> None:
     """vLLM itself refuses a configuration without target_modules, or with modules_to_save that were not saved."""
     tensors = lora_tensors(support=engine.capabilities().adapters)
     folder = write_adapter(tmp_path / "little", tensors=tensors)
@@ -140,7 +143,9 @@ async def test_an_adapter_that_says_little_of_itself_is_served(engine, tmp_path)
     await engine.unload_adapter("little@1")
 
 
-async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_has(engine, model) -> None:
+async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_has(
+    engine: VllmEngine, model: Path
+) -> None:
     asked = request(PROMPT, prompt_logprobs=1, n=2)
     await answer(engine, request(PROMPT))
     first = (await collect(engine, asked))[0]
@@ -150,7 +155,7 @@ async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_ha
     assert [one.logprob for one in first.prompt_logprobs[1:]] == pytest.approx(expected, abs=CLOSE)
 
 
-async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine) -> None:
+async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine: VllmEngine) -> None:
     plain = await answer(engine, request(ignore_eos=True, logprobs=5))
     token = plain.token_ids[0]
     shaped = await answer(
@@ -168,7 +173,7 @@ async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine) ->
 # ---- what shapes the choice
 
 
-async def test_penalties_and_filters_have_their_effect(engine) -> None:
+async def test_penalties_and_filters_have_their_effect(engine: VllmEngine) -> None:
     # The likeliest token is favoured so much that it comes again and again, unless something is against it.
     favourite = {"logit_bias": {65: 20.0}, "ignore_eos": True, "max_new_tokens": 6}
     assert (await answer(engine, request(**favourite))).token_ids == [65] * 6
@@ -180,7 +185,7 @@ async def test_penalties_and_filters_have_their_effect(engine) -> None:
         assert (await answer(engine, request(ignore_eos=True, temperature=2.0, seed=5, **only_one))).token_ids == greedy
 
 
-async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine) -> None:
+async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine: VllmEngine) -> None:
     asked = request(n=3, temperature=2.0, seed=11, ignore_eos=True)
     outputs = await collect(engine, asked)
     texts = [[t for o in outputs if o.index == i for t in o.token_ids] for i in range(3)]
@@ -189,13 +194,13 @@ async def test_outputs_of_one_request_draw_from_streams_of_their_own(engine) -> 
     assert alone.token_ids == texts[1]
 
 
-async def test_nothing_is_made_where_nothing_is_asked_for(engine) -> None:
+async def test_nothing_is_made_where_nothing_is_asked_for(engine: VllmEngine) -> None:
     [only] = await collect(engine, request(max_new_tokens=0, prompt_logprobs=0, logprobs=1))
     assert (only.token_ids, only.logprobs, only.finish_reason) == ((), (), FinishReason.LENGTH)
     assert len(only.prompt_logprobs) == len("hello world")
 
 
-async def test_an_output_ends_where_the_context_does(engine) -> None:
+async def test_an_output_ends_where_the_context_does(engine: VllmEngine) -> None:
     made = await answer(engine, request("x" * (POSITIONS - 5), max_new_tokens=100, ignore_eos=True))
     assert (len(made.token_ids), made.finish_reason) == (5, FinishReason.LENGTH)
     with pytest.raises(ContextLengthExceeded):
@@ -212,7 +217,9 @@ async def test_an_output_ends_where_the_context_does(engine) -> None:
     ],
     ids=["json_object", "lark", "gbnf", "special"],
 )
-async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens(engine, kind, value, matches) -> None:
+async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens(
+    engine: VllmEngine, kind: str, value: str, matches: Callable[[str], bool]
+) -> None:
     tokenizer = byte_level_tokenizer()
     schema = Structured(kind=kind, value=value)
     # A model of random weights would fill strings for ever: closing brackets and quotes are what it likes best here.
@@ -251,19 +258,19 @@ async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens
     ],
     ids=lambda wrong: "+".join(wrong),
 )
-async def test_a_wrong_request_fails_alone(engine, wrong) -> None:
+async def test_a_wrong_request_fails_alone(engine: VllmEngine, wrong: dict[str, Any]) -> None:
     beside = answer(engine, request("beside", "beside", max_new_tokens=40, ignore_eos=True))
     with pytest.raises(InvalidRequest):
         await answer(engine, request(**wrong))
     assert len((await beside).token_ids) == 40
 
 
-def endless(request_id: str):
+def endless(request_id: str) -> GenerationRequest:
     """So long that it has not ended when a test has seen what it wants to."""
     return request("x", request_id, max_new_tokens=POSITIONS, ignore_eos=True)
 
 
-async def test_the_urgent_overtakes(engine) -> None:
+async def test_the_urgent_overtakes(engine: VllmEngine) -> None:
     """With all seats taken, the one of lower priority number is the next to sit down, whoever came first."""
     order = []
 
@@ -284,7 +291,7 @@ async def test_the_urgent_overtakes(engine) -> None:
         task.cancel()
 
 
-async def test_statistics(engine) -> None:
+async def test_statistics(engine: VllmEngine) -> None:
     before = engine.stats()
     text = "a text that is long enough to fill more than one block of the cache for sure"
     [first] = [o for o in await collect(engine, request(text)) if o.cached_tokens is not None]

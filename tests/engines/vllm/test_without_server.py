@@ -22,7 +22,7 @@ PATIENCE = 240
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> dict[str, Any]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = str(save_for_vllm(tmp_path_factory.mktemp("model"), positions=POSITIONS))
     unknown = tmp_path_factory.mktemp("unknown")
     config = {"architectures": ["NobodyForCausalLM"], "model_type": "llama", "max_position_embeddings": 64}
@@ -61,16 +61,18 @@ def seen(tmp_path_factory) -> dict[str, Any]:
         ("memory", "memory for the cache"),
     ],
 )
-def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(seen, what, words) -> None:
+def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(
+    seen: dict[str, Any], what: str, words: str
+) -> None:
     kind, message = seen["refusals"][what]
     assert kind == "UnsupportedModel"
     assert words in message and "Traceback" not in message and "\n" not in message
 
 
-def test_an_engine_without_adapters_that_sleeps_and_wakes(seen) -> None:
+def test_an_engine_without_adapters_that_sleeps_and_wakes(seen: dict[str, Any]) -> None:
     assert {what for what, was in seen["sleep"].items() if not was} == set()
 
 
-def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen) -> None:
+def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen: dict[str, Any]) -> None:
     tokens = seen["tokens of a step"]
     assert tokens["ours"] == tokens["vllm serve"] > tokens["elsewhere"]

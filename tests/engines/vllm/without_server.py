@@ -6,6 +6,7 @@ vLLM changes the process that imports it (logging, environment), so no test proc
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
@@ -33,7 +34,7 @@ async def refusal(settings: dict) -> tuple[str, str]:
         await core.stop()
 
 
-async def raises(error: type[Exception], awaitable) -> bool:
+async def raises(error: type[Exception], awaitable: Awaitable[object]) -> bool:
     try:
         await awaitable
     except error:

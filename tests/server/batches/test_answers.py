@@ -3,13 +3,14 @@
 import asyncio
 import errno
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.params.deploy import DeployParams
-from engines.types import EngineState, GenerationRequest
+from engines.types import EngineState, GenerationRequest, TokenOutput
 from server.batches.answers import MAX_FAILURES, answer
 from server.batches.priority import BATCH_PRIORITY
 from server.batches.results import Results
@@ -26,7 +27,7 @@ class Engine(EchoEngine):
         super().__init__(faults=faults)
         self.requests: list[GenerationRequest] = []
 
-    def generate(self, request: GenerationRequest):
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
         self.requests.append(request)
         return super().generate(request)
 
@@ -38,7 +39,7 @@ class Engine(EchoEngine):
 
 
 @pytest.fixture
-async def engine():
+async def engine() -> AsyncIterator[Engine]:
     engine = Engine(EchoFaults())
     keeper = asyncio.create_task(engine.keep_alive())
     yield engine
@@ -46,7 +47,7 @@ async def engine():
 
 
 @pytest.fixture
-async def serving(engine: Engine, tmp_path: Path):
+async def serving(engine: Engine, tmp_path: Path) -> AsyncIterator[Serving]:
     serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo", state_dir=str(tmp_path)))
     await serving.lifecycle.start_engine()
     yield serving

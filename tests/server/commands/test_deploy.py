@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 import httpx
 
@@ -15,7 +16,7 @@ def until_ready(url: str) -> None:
             time.sleep(0.02)
 
 
-def test_a_signal_ends_an_idle_server_with_status_0(start_echo) -> None:
+def test_a_signal_ends_an_idle_server_with_status_0(start_echo: Callable[..., ServerProcess]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         server = start_echo()
         until_ready(server.url)
@@ -34,7 +35,7 @@ def test_a_taken_port_is_an_error_and_never_another_port() -> None:
             server.close()
 
 
-def test_the_server_listens_while_the_engine_starts(start_echo) -> None:
+def test_the_server_listens_while_the_engine_starts(start_echo: Callable[..., ServerProcess]) -> None:
     server = start_echo(faults={"start_delay": 60})
     with httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get("/health").status_code == 200
@@ -44,20 +45,22 @@ def test_the_server_listens_while_the_engine_starts(start_echo) -> None:
     assert int(reply.headers["retry-after"]) > 0
 
 
-def test_a_server_that_is_told_to_stop_while_it_starts_stops(start_echo) -> None:
+def test_a_server_that_is_told_to_stop_while_it_starts_stops(start_echo: Callable[..., ServerProcess]) -> None:
     server = start_echo(faults={"start_delay": 60})
     assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
     server.signal()
     assert server.wait() == 0
 
 
-def test_an_engine_that_cannot_start_ends_the_process_with_its_message(start_echo) -> None:
+def test_an_engine_that_cannot_start_ends_the_process_with_its_message(
+    start_echo: Callable[..., ServerProcess],
+) -> None:
     server = start_echo(faults={"start_delay": 0.5, "start_error": "there is no memory left"})
     assert server.wait() == 1
     assert "there is no memory left" in "".join(server.log)
 
 
-def test_without_a_key_there_is_one_warning(start_echo) -> None:
+def test_without_a_key_there_is_one_warning(start_echo: Callable[..., ServerProcess]) -> None:
     open_server, locked = start_echo(), start_echo(params={"api_key": ["secret"]})
     for server in (open_server, locked):
         until_ready(server.url)

@@ -12,24 +12,24 @@ from training.params.sft import SftParams
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_each_training_has_a_folder_of_its_own(here) -> None:
+def test_each_training_has_a_folder_of_its_own(here: Path) -> None:
     folders = [new_training_folder(SftParams(model="org/tiny-model")) for _ in range(3)]
     assert {folder.parent for folder in folders} == {here / "output" / "tiny-model"}
     assert [re.fullmatch(r"v(\d)-\d{8}-\d{6}", folder.name)[1] for folder in folders] == ["0", "1", "2"]
 
 
-def test_numbers_go_on_where_folders_were_removed(here) -> None:
+def test_numbers_go_on_where_folders_were_removed(here: Path) -> None:
     for name in ("v0-old", "v7-20260101-000000", "vX", "v9"):
         (here / "out" / name).mkdir(parents=True)
     assert new_training_folder(SftParams(model="m", output_dir="out")).name.startswith("v8-")
 
 
-def test_without_versions_it_is_the_folder_itself_and_used_once(here) -> None:
+def test_without_versions_it_is_the_folder_itself_and_used_once(here: Path) -> None:
     params = SftParams(model="m", output_dir="out", add_version=False)
     assert new_training_folder(params) == here / "out"
     (here / "out" / "task.json").touch()
@@ -37,7 +37,7 @@ def test_without_versions_it_is_the_folder_itself_and_used_once(here) -> None:
         new_training_folder(params)
 
 
-def test_a_checkpoint_says_which_model_it_is_of(here) -> None:
+def test_a_checkpoint_says_which_model_it_is_of(here: Path) -> None:
     checkpoint = here / "run" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     (checkpoint / "args.json").write_text('{"model": "org/tiny-model"}')
@@ -45,25 +45,25 @@ def test_a_checkpoint_says_which_model_it_is_of(here) -> None:
         assert new_training_folder(params).parent == here / "output" / "tiny-model"
 
 
-def test_a_model_must_be_named(here) -> None:
+def test_a_model_must_be_named(here: Path) -> None:
     for params in (SftParams(), SftParams(adapters=("none/there",))):
         with pytest.raises(InvalidRequest, match="name the model"):
             new_training_folder(params)
     assert list(here.iterdir()) == []
 
 
-def test_a_merged_model_goes_beside_its_adapter(here) -> None:
+def test_a_merged_model_goes_beside_its_adapter(here: Path) -> None:
     adapter = here / "run" / "checkpoint-3"
     adapter.mkdir(parents=True)
     assert merged_folder(MergeParams(adapters=("first", f"sql={adapter}"))) == here / "run" / "checkpoint-3-merged"
     assert merged_folder(MergeParams(adapters=("run/checkpoint-3/",))) == here / "run" / "checkpoint-3-merged"
 
 
-def test_one_of_the_hub_goes_to_output(here) -> None:
+def test_one_of_the_hub_goes_to_output(here: Path) -> None:
     assert merged_folder(MergeParams(adapters=("org/sql",))) == here / "output" / "sql-merged"
 
 
-def test_a_merged_model_goes_where_it_is_told_to_but_over_nothing(here) -> None:
+def test_a_merged_model_goes_where_it_is_told_to_but_over_nothing(here: Path) -> None:
     params = MergeParams(adapters=("a",), output_dir="there")
     assert merged_folder(params) == here / "there"
     Path("there").mkdir()

@@ -15,11 +15,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def width(monkeypatch) -> None:
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def step(number, time=0.0, **metrics):
+def step(number: int, time: float = 0.0, **metrics: float) -> Step:
     return Step(time=time, step=number, total_steps=40, epoch=number / 20, metrics=metrics or {"loss": 1.23456})
 
 
@@ -34,7 +34,7 @@ EVENTS = [
 ]
 
 
-def lines_that_stay(text):
+def lines_that_stay(text: str) -> list[str]:
     """What a terminal shows in the end: of each line, what was written after the last return."""
     return [line.rpartition("\r")[2] for line in text.replace("\x1b[K", "").split("\n")]
 
@@ -56,7 +56,7 @@ def test_a_terminal_shows_one_moving_line_below_what_stays() -> None:
     ]
 
 
-def test_a_line_is_never_wider_than_the_terminal(monkeypatch) -> None:
+def test_a_line_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal = Terminal()
     TerminalProgress(terminal).show(step(10, **{f"metric_{i}": 0.5 for i in range(9)}))

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,20 +39,20 @@ LORA = {"peft_type": "LORA", "bias": "none", "base_model_name_or_path": "its/bas
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def worker(here, monkeypatch):
+def worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Have the worker run a script; returns the words that the last was started with."""
     asked = {}
 
-    def does(script, **values):
+    def does(script: str, **values: Any) -> dict[str, Any]:
         given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
 
-        def command(folder, processes=1):
+        def command(folder: Path, processes: int = 1) -> list[str]:
             asked.update(folder=folder, processes=processes)
             return [sys.executable, "-c", WRITES + given + script, str(folder)]
 
@@ -60,7 +62,9 @@ def worker(here, monkeypatch):
     return does
 
 
-def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, capsys) -> None:
+def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(
+    worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = worker(ADAPTER, CONFIG=LORA)
     assert cli.main(["sft", "--model", "a b", "--dataset", "d.jsonl", "--output_dir", "out"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -75,19 +79,25 @@ def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(worker, here, 
     }
 
 
-def test_an_adapter_that_cannot_be_served_is_to_be_merged(worker, capsys) -> None:
+def test_an_adapter_that_cannot_be_served_is_to_be_merged(
+    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     worker(ADAPTER, CONFIG=LORA | {"use_dora": True})
     assert cli.main(["sft", "--model", "m"]) == 0
     assert "tuneserve merge --adapters /" in capsys.readouterr().out
 
 
-def test_a_trained_model_is_served_as_it_is(worker, capsys) -> None:
+def test_a_trained_model_is_served_as_it_is(
+    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     worker('result(status="succeeded", artifact="checkpoint-2", kind="model")')
     assert cli.main(["pt", "--model", "m"]) == 0
     assert "Serve it: tuneserve deploy --model /" in capsys.readouterr().out
 
 
-def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys) -> None:
+def test_a_failure_is_told_in_the_words_of_the_worker(
+    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     worker(
         "error = {'code': 'c', 'message': 'line 3 is no JSON', 'param': 'dataset'}\n"
         "print('Traceback ...')\nresult(status='failed', error=error); sys.exit(1)"
@@ -96,7 +106,9 @@ def test_a_failure_is_told_in_the_words_of_the_worker(worker, capsys) -> None:
     assert capsys.readouterr().err == "tuneserve rlhf: failed: --dataset: line 3 is no JSON\n"
 
 
-def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys) -> None:
+def test_a_worker_that_dies_leaves_the_end_of_its_log(
+    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     worker("print('\\n'.join(f'line {i}' for i in range(50))); sys.stdout.flush(); os.kill(os.getpid(), 9)")
     assert cli.main(["sft", "--model", "m"]) == 1
     told = capsys.readouterr().err
@@ -105,14 +117,16 @@ def test_a_worker_that_dies_leaves_the_end_of_its_log(worker, capsys) -> None:
     assert "line 29\n" not in told
 
 
-def test_a_checkpoint_is_named_by_its_whole_path(worker, here) -> None:
+def test_a_checkpoint_is_named_by_its_whole_path(worker: Callable[..., dict[str, Any]], here: Path) -> None:
     asked = worker('result(status="succeeded", artifact=".", kind="model")')
     cli.main(["sft", "--model", "m", "--resume_from_checkpoint", "out/checkpoint-1"])
     task = JobFolder(asked["folder"]).read_task()
     assert task.params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
 
 
-def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypatch, capsys) -> None:
+def test_several_processes_are_asked_for_as_the_reference_does(
+    worker: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = worker('result(status="succeeded", artifact=".", kind="model")')
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     assert cli.main(["sft", "--model", "m"]) == 0
@@ -125,13 +139,13 @@ def test_several_processes_are_asked_for_as_the_reference_does(worker, monkeypat
     assert "several machines is not built yet" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made(here, capsys) -> None:
+def test_a_folder_that_cannot_be_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "file").touch()
     assert cli.main(["sft", "--model", "m", "--output_dir", "file"]) == 1
     assert "--output_dir" in capsys.readouterr().err
 
 
-def test_what_is_not_installed_is_named(monkeypatch, capsys) -> None:
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else object())
     assert cli.main(["sft", "--model", "m"]) == 1
     assert capsys.readouterr().err == "tuneserve sft: failed: trl is missing: pip install 'tuneserve[train]'\n"
@@ -146,7 +160,9 @@ result(status="succeeded", artifact="merged", kind="model")
 """
 
 
-def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker, here, capsys) -> None:
+def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(
+    worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
     worker(MERGES)
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 0
@@ -157,7 +173,9 @@ def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(worker,
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_merge_that_fails_leaves_nothing(worker, here, capsys) -> None:
+def test_a_merge_that_fails_leaves_nothing(
+    worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
     worker("error = {'code': 'c', 'message': 'no', 'param': None}\nresult(status='failed', error=error); sys.exit(1)")
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 1
@@ -176,7 +194,7 @@ def test_a_merge_that_fails_leaves_nothing(worker, here, capsys) -> None:
         (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: nothing in this version depends on it"),
     ],
 )
-def test_what_merge_cannot_do_is_refused(capsys, words, told) -> None:
+def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], words: list[Any], told: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["merge", *words])
     assert stopped.value.code == 2
@@ -209,7 +227,7 @@ sys.exit(cli.main(["sft", "--model", "m"]))
 """
 
 
-def start(script, here):
+def start(script: str, here: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", f"SCRIPT = {WRITES + script!r}\n{PROGRAM}"],
         cwd=here,
@@ -220,7 +238,7 @@ def start(script, here):
     )
 
 
-def wait_until_ready(process) -> None:
+def wait_until_ready(process: subprocess.Popen[str]) -> None:
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     while '"ready"' not in process.stdout.readline():
@@ -229,7 +247,7 @@ def wait_until_ready(process) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_the_training_at_a_checkpoint(here, number) -> None:
+def test_a_signal_stops_the_training_at_a_checkpoint(here: Path, number: signal.Signals) -> None:
     with start(STOPS, here) as process:
         wait_until_ready(process)
         process.send_signal(number)
@@ -239,7 +257,7 @@ def test_a_signal_stops_the_training_at_a_checkpoint(here, number) -> None:
     assert "/checkpoint-5." in told
 
 
-def test_a_second_signal_ends_it_at_once(here) -> None:
+def test_a_second_signal_ends_it_at_once(here: Path) -> None:
     with start(IGNORES, here) as process:
         wait_until_ready(process)
         process.send_signal(signal.SIGINT)
@@ -252,7 +270,7 @@ def test_a_second_signal_ends_it_at_once(here) -> None:
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="nothing here ties a process to its parent")
-def test_the_worker_dies_with_the_command(here) -> None:
+def test_the_worker_dies_with_the_command(here: Path) -> None:
     with start(IGNORES, here) as process:
         wait_until_ready(process)
         worker = int(next(here.glob("output/m/*/pid")).read_text())
@@ -260,7 +278,7 @@ def test_the_worker_dies_with_the_command(here) -> None:
     _wait_for(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
 
 
-def _wait_for(ask):
+def _wait_for(ask: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + PATIENCE
     while not (found := ask()):
         assert time.monotonic() < deadline, "it has not happened"

@@ -15,7 +15,7 @@ from server.store.database import Database
 
 
 @pytest.fixture
-async def files(database_url: str, tmp_path: Path):
+async def files(database_url: str, tmp_path: Path) -> AsyncIterator[Files]:
     database = Database(tmp_path, database_url)
     await database.open()
     files = Files(database, tmp_path / "files")

@@ -3,6 +3,7 @@
 import pytest
 
 from server.fine_tuning.progress import Told, checkpoint_metrics, result_csv, tell
+from tests.engines.lmdeploy.cpu_shim import Event
 from training.folder import Checkpoint, Evaluation, Message, Started, Step
 
 
@@ -52,7 +53,7 @@ EVENTS = [
         (EVENTS[4], Told("info", "Checkpoint created at step 2")),
     ],
 )
-def test_events_are_told_as_openai_tells_them(event, told: Told) -> None:
+def test_events_are_told_as_openai_tells_them(event: Event, told: Told) -> None:
     assert tell(event) == told
 
 

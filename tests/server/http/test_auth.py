@@ -1,5 +1,8 @@
 """Keys and roles: what is public, what each role may do, and that nothing is open by omission."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
@@ -11,34 +14,36 @@ from tests.server.client import ReadyClient
 KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
 
 
-def make_client(**params) -> ReadyClient:
+def make_client(**params: Any) -> ReadyClient:
     return ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))))
 
 
 @pytest.fixture(scope="module")
-def client():
+def client() -> Iterator[ReadyClient]:
     with make_client(api_key=KEYS) as client:
         yield client
 
 
-def status(client, method, path, key=None, body=None):
+def status(
+    client: ReadyClient, method: str, path: str, key: str | None = None, body: dict[str, Any] | None = None
+) -> int:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return client.request(method, path, headers=headers, json=body).status_code
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
-def test_public_paths_need_no_key(client, path) -> None:
+def test_public_paths_need_no_key(client: ReadyClient, path: str) -> None:
     assert status(client, "GET", path) == 200
 
 
-def test_every_other_path_needs_one_whether_it_exists_or_not(client) -> None:
+def test_every_other_path_needs_one_whether_it_exists_or_not(client: ReadyClient) -> None:
     paths = [route.path for route in client.app.routes if route.path not in ("/health", "/ready", "/metrics")]
     for path in [*paths, "/nope", "//health", "/health/", "/HEALTH", "/v1/models/../health"]:
         assert status(client, "GET", path) == 401, path
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer nope", "Basic full", "full", "Bearer infer:ask"])
-def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header) -> None:
+def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client: ReadyClient, header: str) -> None:
     reply = client.get("/v1/models", headers={"authorization": header})
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
@@ -47,7 +52,7 @@ def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client, header) -> 
 
 
 @pytest.mark.parametrize("key", ["full", "ask", "teach", "rule"])
-def test_every_role_sees_the_models(client, key) -> None:
+def test_every_role_sees_the_models(client: ReadyClient, key: str) -> None:
     assert status(client, "GET", "/v1/models", key) == 200
 
 
@@ -67,19 +72,21 @@ TOKENIZE = {"prompt": "a"}
         ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
     ],
 )
-def test_a_role_opens_its_own_paths_only(client, method, path, body, role) -> None:
+def test_a_role_opens_its_own_paths_only(
+    client: ReadyClient, method: str, path: str, body: dict[str, Any] | None, role: str | None
+) -> None:
     for key in ("ask", "teach", "rule"):
         assert (status(client, method, path, key, body) == 403) == (key != role), key
     assert status(client, method, path, "full", body) in (200, 404)
 
 
-def test_a_key_without_the_role_is_told_so_in_openais_shape(client) -> None:
+def test_a_key_without_the_role_is_told_so_in_openais_shape(client: ReadyClient) -> None:
     reply = client.post("/tokenize", headers={"authorization": "Bearer teach"}, json=TOKENIZE)
     assert reply.json()["error"]["code"] == "insufficient_permissions"
     assert "teach" not in reply.text
 
 
-def test_the_scheme_is_not_case_sensitive(client) -> None:
+def test_the_scheme_is_not_case_sensitive(client: ReadyClient) -> None:
     assert client.get("/v1/models", headers={"authorization": "bearer full"}).status_code == 200
 
 
@@ -106,6 +113,8 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() 
 @pytest.mark.parametrize(
     ("key", "made_by_a_job", "other"), [("ask", 403, 403), ("teach", 404, 403), ("rule", 404, 404), ("full", 404, 404)]
 )
-def test_who_trains_may_delete_what_jobs_have_made(client, key, made_by_a_job, other) -> None:
+def test_who_trains_may_delete_what_jobs_have_made(
+    client: ReadyClient, key: str, made_by_a_job: int, other: int
+) -> None:
     assert status(client, "DELETE", "/v1/models/ft:echo:tuneserve::nope", key) == made_by_a_job
     assert status(client, "DELETE", "/v1/models/nope", key) == other

@@ -1,5 +1,8 @@
 """/openapi.json describes what the server takes, and a client that follows it is understood."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
@@ -23,21 +26,21 @@ WITHOUT_BODY = {
 
 
 @pytest.fixture(scope="module")
-def client():
+def client() -> Iterator[ReadyClient]:
     with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def description(client):
+def description(client: ReadyClient) -> dict[str, Any]:
     return client.get("/openapi.json").json()
 
 
-def test_it_is_a_valid_openapi_document(description) -> None:
+def test_it_is_a_valid_openapi_document(description: dict[str, Any]) -> None:
     validate(description)
 
 
-def test_every_route_that_takes_a_body_says_which(description) -> None:
+def test_every_route_that_takes_a_body_says_which(description: dict[str, Any]) -> None:
     posts = {path: operations["post"] for path, operations in description["paths"].items() if "post" in operations}
     bodies = {path: post["requestBody"] for path, post in posts.items() if "requestBody" in post}
     assert VALID.keys() | {"/v1/files"} == bodies.keys()  # which takes a form
@@ -45,35 +48,37 @@ def test_every_route_that_takes_a_body_says_which(description) -> None:
     assert posts.keys() - bodies.keys() == WITHOUT_BODY
 
 
-def accepts(description, path, body):
+def accepts(description: dict[str, Any], path: str, body: object) -> bool:
     content = description["paths"][path]["post"]["requestBody"]["content"]
     schema = {**content["application/json"]["schema"], "components": description["components"]}
     return Draft202012Validator(schema).is_valid(body)
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_bodies_fit_the_description_where_the_server_takes_them(client, description, path) -> None:
+def test_bodies_fit_the_description_where_the_server_takes_them(
+    client: ReadyClient, description: dict[str, Any], path: str
+) -> None:
     assert accepts(description, path, VALID[path])
     assert not accepts(description, path, VALID[path] | {"nonsense": 1})
     assert not accepts(description, path, {})
 
 
 @pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], [[1], [2]]])
-def test_the_forms_of_a_prompt_and_of_stops_are_described(description, prompt) -> None:
+def test_the_forms_of_a_prompt_and_of_stops_are_described(description: dict[str, Any], prompt: list[Any] | str) -> None:
     body = {"model": "echo", "prompt": prompt}
     assert accepts(description, "/v1/completions", body | {"stop": "x"})
     assert accepts(description, "/v1/completions", body | {"stop": ["x", "y"]})
     assert not accepts(description, "/v1/completions", body | {"stop": 1})
 
 
-def test_every_operation_but_the_public_ones_names_the_key(description) -> None:
+def test_every_operation_but_the_public_ones_names_the_key(description: dict[str, Any]) -> None:
     assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     for path, operations in description["paths"].items():
         for operation in operations.values():
             assert operation.get("security") == (None if path in PUBLIC else [{"key": []}])
 
 
-def test_every_error_is_openais_and_never_fastapis(client, description) -> None:
+def test_every_error_is_openais_and_never_fastapis(client: ReadyClient, description: dict[str, Any]) -> None:
     schema = {"$ref": "#/components/schemas/Error", "components": description["components"]}
     assert Draft202012Validator(schema).is_valid(client.post("/tokenize", json={}).json())
     for operations in description["paths"].values():
@@ -81,7 +86,7 @@ def test_every_error_is_openais_and_never_fastapis(client, description) -> None:
             assert operation["responses"].keys() == {"200", "default"}
 
 
-def test_the_page_shows_the_description(client) -> None:
+def test_the_page_shows_the_description(client: ReadyClient) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text

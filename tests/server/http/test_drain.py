@@ -4,16 +4,20 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server.process import ServerProcess
+
 TEXT = "abcdefgh" * 5
 
 
-def chat(**fields) -> dict:
+def chat(**fields: Any) -> dict:
     return {"model": "echo", "messages": [{"role": "user", "content": TEXT}], **fields}
 
 
@@ -22,7 +26,7 @@ def running(client: httpx.Client) -> float:
     return next(f.samples[0].value for f in families if f.name == "tuneserve:num_requests_running")
 
 
-def until(condition) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait for something that is to happen soon, a minute at most."""
     for _ in range(3000):
         if condition():
@@ -32,7 +36,7 @@ def until(condition) -> None:
 
 
 @contextmanager
-def stream(client: httpx.Client, **fields):
+def stream(client: httpx.Client, **fields: Any) -> Iterator[Iterator[str]]:
     """An open stream, after its first token."""
     with client.stream("POST", "/v1/chat/completions", json=chat(stream=True, **fields)) as reply:
         assert reply.status_code == 200
@@ -42,7 +46,7 @@ def stream(client: httpx.Client, **fields):
 
 
 @pytest.fixture
-def slow(start_echo):
+def slow(start_echo: Callable[..., ServerProcess]) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     """A server whose tokens take so long that a test can act between two of them."""
     server = start_echo(faults={"token_delay": 0.1}, params={"shutdown_timeout": 30})
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -50,21 +54,25 @@ def slow(start_echo):
         yield server, client
 
 
-def test_a_client_that_leaves_a_stream_ends_its_generation(slow) -> None:
+def test_a_client_that_leaves_a_stream_ends_its_generation(slow: tuple[ServerProcess, httpx.Client]) -> None:
     _, client = slow
     with stream(client, ignore_eos=True, max_tokens=4000, n=2):
         assert running(client) == 1
     until(lambda: running(client) == 0)
 
 
-def test_a_client_that_stops_waiting_for_a_whole_answer_ends_its_generation(slow) -> None:
+def test_a_client_that_stops_waiting_for_a_whole_answer_ends_its_generation(
+    slow: tuple[ServerProcess, httpx.Client],
+) -> None:
     _, client = slow
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/chat/completions", json=chat(ignore_eos=True, max_tokens=4000), timeout=0.5)
     until(lambda: running(client) == 0)
 
 
-def test_on_sigterm_running_requests_finish_and_new_ones_are_sent_away(slow) -> None:
+def test_on_sigterm_running_requests_finish_and_new_ones_are_sent_away(
+    slow: tuple[ServerProcess, httpx.Client],
+) -> None:
     server, client = slow
     with stream(client) as lines:
         server.signal(signal.SIGTERM)
@@ -79,7 +87,9 @@ def test_on_sigterm_running_requests_finish_and_new_ones_are_sent_away(slow) -> 
     assert server.wait() == 0
 
 
-def test_what_does_not_finish_within_the_grace_time_ends_with_an_error(start_echo) -> None:
+def test_what_does_not_finish_within_the_grace_time_ends_with_an_error(
+    start_echo: Callable[..., ServerProcess],
+) -> None:
     server = start_echo(faults={"token_delay": 0.1}, params={"shutdown_timeout": 0.3})
     whole: list[httpx.Response] = []
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -102,7 +112,7 @@ def test_what_does_not_finish_within_the_grace_time_ends_with_an_error(start_ech
     assert "Traceback" not in "".join(server.log)
 
 
-def test_a_second_signal_ends_the_server_at_once(slow) -> None:
+def test_a_second_signal_ends_the_server_at_once(slow: tuple[ServerProcess, httpx.Client]) -> None:
     server, client = slow
     with stream(client, ignore_eos=True, max_tokens=4000):
         server.signal(signal.SIGTERM)
@@ -111,7 +121,9 @@ def test_a_second_signal_ends_the_server_at_once(slow) -> None:
         assert server.wait() == 1
 
 
-def test_comments_keep_a_slow_stream_alive_even_before_its_first_token(start_echo) -> None:
+def test_comments_keep_a_slow_stream_alive_even_before_its_first_token(
+    start_echo: Callable[..., ServerProcess],
+) -> None:
     server = start_echo(faults={"token_delay": 1}, params={"sse_keep_alive_interval": 0.05})
     with httpx.Client(base_url=server.url, timeout=60) as client:
         until(lambda: client.get("/ready").status_code == 200)
@@ -121,7 +133,9 @@ def test_comments_keep_a_slow_stream_alive_even_before_its_first_token(start_ech
     assert text.endswith("data: [DONE]\n\n") and text.count(": keep-alive") > first.count(": keep-alive")
 
 
-def test_a_full_queue_and_a_dying_engine_are_told_before_and_within_the_stream(start_echo) -> None:
+def test_a_full_queue_and_a_dying_engine_are_told_before_and_within_the_stream(
+    start_echo: Callable[..., ServerProcess],
+) -> None:
     server = start_echo(faults={"token_delay": 0.1, "die_after": 40}, engine={"max_requests": 1})
     with httpx.Client(base_url=server.url, timeout=60) as client:
         until(lambda: client.get("/ready").status_code == 200)

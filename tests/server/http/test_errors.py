@@ -1,12 +1,13 @@
 """The error table: each case has its status and code, in OpenAI's shape, and tells nothing that is not the client's."""
 
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
@@ -72,7 +73,7 @@ def app() -> FastAPI:
 
 
 @pytest.fixture(scope="module")
-def client(app):
+def client(app: FastAPI) -> Iterator[ReadyClient]:
     with ReadyClient(app) as client:
         yield client
 
@@ -90,7 +91,7 @@ def error_of(reply: httpx.Response) -> dict:
 
 
 @pytest.mark.parametrize("number", range(len(ERRORS)), ids=lambda number: type(ERRORS[number][0]).__name__)
-def test_each_error_class_has_its_status_and_code(client, number) -> None:
+def test_each_error_class_has_its_status_and_code(client: ReadyClient, number: int) -> None:
     error, status, code = ERRORS[number]
     reply = client.get(f"/raise/{number}")
     assert reply.status_code == status
@@ -99,7 +100,9 @@ def test_each_error_class_has_its_status_and_code(client, number) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(OURS)), ids=lambda number: type(OURS[number]).__name__)
-def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(client, caplog, number) -> None:
+def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(
+    client: ReadyClient, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
     reply = client.get(f"/raise/{len(ERRORS) + number}", headers={"x-request-id": "find-me"})
     assert reply.status_code == 500
     error = error_of(reply)
@@ -107,14 +110,14 @@ def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_log_has_it(client
     assert any("find-me" in record.getMessage() and record.exc_info for record in caplog.records)
 
 
-def test_an_unknown_path_and_a_wrong_method(client) -> None:
+def test_an_unknown_path_and_a_wrong_method(client: ReadyClient) -> None:
     assert error_of(client.get("/nope"))["code"] == "not_found"
     reply = client.get("/body")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
     assert error_of(reply)["code"] == "method_not_allowed"
 
 
-def test_a_wrong_value_in_the_path_is_a_400(client) -> None:
+def test_a_wrong_value_in_the_path_is_a_400(client: ReadyClient) -> None:
     reply = client.get("/raise/x")
     assert reply.status_code == 400
     assert "integer" in error_of(reply)["message"]
@@ -148,7 +151,9 @@ HELLO = {"role": "user", "content": "hi"}
         ({"mesages": [HELLO]}, "mesages", "unknown_parameter"),
     ],
 )
-def test_a_body_that_does_not_fit_names_the_field(client, body, param, code) -> None:
+def test_a_body_that_does_not_fit_names_the_field(
+    client: ReadyClient, body: dict[str, Any], param: str, code: str
+) -> None:
     reply = client.post("/body", json=body)
     assert reply.status_code == 400
     error = error_of(reply)
@@ -156,7 +161,7 @@ def test_a_body_that_does_not_fit_names_the_field(client, body, param, code) -> 
     assert param in error["message"]
 
 
-def test_a_message_tells_a_few_errors_and_cuts_values_short(client) -> None:
+def test_a_message_tells_a_few_errors_and_cuts_values_short(client: ReadyClient) -> None:
     body = {"messages": [{"role": 1}], "n": "x" * 10_000, "temperature": "y" * 10_000}
     message = error_of(client.post("/body", json=body))["message"]
     assert len(message) < 1000 and "and 1 more" in message
@@ -171,7 +176,7 @@ def test_a_message_tells_a_few_errors_and_cuts_values_short(client) -> None:
     ],
     ids=["items", "members", "unknown"],
 )
-def test_of_very_many_errors_the_first_is_told(body, param) -> None:
+def test_of_very_many_errors_the_first_is_told(body: dict[str, Any], param: str) -> None:
     with pytest.raises(errors.InvalidRequest) as refusal:
         parse_json(Body, json.dumps(body).encode())
     assert refusal.value.param == param
@@ -181,14 +186,14 @@ BODIES = [ChatRequest, CompletionRequest, EmbeddingsBody, TokenizeBody, Detokeni
 
 
 @pytest.mark.parametrize("model", BODIES)
-def test_no_list_or_object_in_a_body_is_read_on_after_its_first_wrong_item(model) -> None:
+def test_no_list_or_object_in_a_body_is_read_on_after_its_first_wrong_item(model: type[BaseModel]) -> None:
     """To describe a million errors takes seconds, in which nobody else is answered."""
     kinds = [node for node in nodes(model.__pydantic_core_schema__) if node.get("type") in ("list", "dict")]
     checked = [node for node in kinds if node.get("items_schema", node.get("values_schema"))["type"] != "any"]
     assert all(node.get("fail_fast") for node in checked)
 
 
-def nodes(schema):
+def nodes(schema: Any) -> Iterator[dict[str, Any]]:
     """Every part of a schema of pydantic's that takes part in validation."""
     if isinstance(schema, dict):
         yield schema
@@ -218,7 +223,7 @@ def nodes(schema):
         (b"\x00\x01\x02", "not valid JSON"),
     ],
 )
-def test_a_body_that_is_not_a_json_object_is_a_400(client, data, why) -> None:
+def test_a_body_that_is_not_a_json_object_is_a_400(client: ReadyClient, data: bytes, why: str) -> None:
     reply = client.post("/body", content=data, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert why in error_of(reply)["message"]
@@ -229,7 +234,7 @@ def test_a_body_of_a_million_values_is_refused_before_any_is_looked_at() -> None
         parse_json(Body, b'{"n": [' + b"0," * 1_000_001 + b"0]}")
 
 
-def test_of_a_key_that_comes_twice_the_last_counts(client) -> None:
+def test_of_a_key_that_comes_twice_the_last_counts(client: ReadyClient) -> None:
     data = b'{"messages": [], "n": 1, "n": 2}'
     assert client.post("/body", content=data, headers={"content-type": "application/json"}).json() == {"n": 2}
 
@@ -237,24 +242,24 @@ def test_of_a_key_that_comes_twice_the_last_counts(client) -> None:
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"]
 )
-def test_another_content_type_is_a_400_that_says_which_one_is_right(client, content_type) -> None:
+def test_another_content_type_is_a_400_that_says_which_one_is_right(client: ReadyClient, content_type: str) -> None:
     reply = client.post("/body", content=b'{"messages": []}', headers={"content-type": content_type})
     assert reply.status_code == 400
     assert "application/json" in error_of(reply)["message"]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
-def test_json_goes_by_several_names(client, content_type) -> None:
+def test_json_goes_by_several_names(client: ReadyClient, content_type: str) -> None:
     reply = client.post("/body", content=b'{"messages": []}', headers={"content-type": content_type})
     assert reply.status_code == 200
 
 
-def test_a_compressed_body_is_refused(client) -> None:
+def test_a_compressed_body_is_refused(client: ReadyClient) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     assert "gzip" in error_of(client.post("/body", content=b"x", headers=headers))["message"]
 
 
-def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_not(client) -> None:
+def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_not(client: ReadyClient) -> None:
     data = json.dumps({"messages": [], "x": "y" * 200_000}).encode()
     for content in (data, iter([data[:150_000], data[150_000:]])):
         reply = client.post("/body", content=content, headers={"content-type": "application/json"})
@@ -262,7 +267,7 @@ def test_a_body_that_is_too_large_is_a_413_whether_its_length_is_announced_or_no
         assert error_of(reply)["message"] == "The request's body is larger than 0.1 MiB."
 
 
-def test_the_callers_request_id_comes_back_where_it_is_sane(client) -> None:
+def test_the_callers_request_id_comes_back_where_it_is_sane(client: ReadyClient) -> None:
     def request_id(given: str) -> str:
         return client.get("/health", headers={"x-request-id": given}).headers["x-request-id"]
 

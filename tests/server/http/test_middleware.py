@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from fastapi import Request
@@ -18,11 +20,11 @@ CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], 
 
 
 @pytest.fixture
-def client_of(caplog):
+def client_of(caplog: pytest.LogCaptureFixture) -> Callable[..., ReadyClient]:
     """Makes a client of a server of its own; its access log is in `caplog`."""
     caplog.set_level(logging.INFO, logger="server.access")
 
-    def make(**params):
+    def make(**params: Any) -> ReadyClient:
         app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params)))
 
         @app.get("/bug")
@@ -34,7 +36,7 @@ def client_of(caplog):
     return make
 
 
-def lines(caplog):
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "server.access"]
 
 
@@ -49,7 +51,14 @@ def lines(caplog):
         ("GET", "/bug", None, 500),
     ],
 )
-def test_every_request_is_a_line_with_its_status_and_id(client_of, caplog, method, path, body, status) -> None:
+def test_every_request_is_a_line_with_its_status_and_id(
+    client_of: Callable[..., ReadyClient],
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    status: int,
+) -> None:
     with client_of(api_key=["k"]) as client:
         headers = {"x-request-id": "mine"} if status == 401 else {"authorization": "Bearer k", "x-request-id": "mine"}
         assert client.request(method, path, json=body, headers=headers).status_code == status
@@ -60,19 +69,25 @@ def test_every_request_is_a_line_with_its_status_and_id(client_of, caplog, metho
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
-def test_what_machines_ask_all_the_time_is_no_line(client_of, caplog, path) -> None:
+def test_what_machines_ask_all_the_time_is_no_line(
+    client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture, path: str
+) -> None:
     with client_of() as client:
         client.get(path)
     assert lines(caplog) == []
 
 
-def test_a_request_without_an_id_is_logged_under_the_one_that_it_was_given(client_of, caplog) -> None:
+def test_a_request_without_an_id_is_logged_under_the_one_that_it_was_given(
+    client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture
+) -> None:
     with client_of() as client:
         given = client.get("/version").headers["x-request-id"]
     assert lines(caplog)[0].endswith(f" {given}")
 
 
-def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(client_of, caplog) -> None:
+def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(
+    client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture
+) -> None:
     with client_of(api_key=["k"]) as client:
         headers = {"authorization": "Bearer k"}
         client.get("/a%0a127.0.0.1 GET /forged%1b[31m" + "x" * 5000, params={"token": "hidden"}, headers=headers)
@@ -82,7 +97,9 @@ def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(client_of, ca
         assert not any(word in line for word in ("secret", "hidden", "Bearer"))
 
 
-def test_a_server_told_to_be_quiet_logs_no_requests(client_of, caplog) -> None:
+def test_a_server_told_to_be_quiet_logs_no_requests(
+    client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture
+) -> None:
     with client_of(verbose=False) as client:
         client.get("/version")
     assert lines(caplog) == []
@@ -99,7 +116,7 @@ def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
             raise RuntimeError
         return StreamingResponse(pieces())
 
-    async def pieces():
+    async def pieces() -> AsyncIterator[str]:
         yield "a"
         story.append("sent")
 
@@ -110,7 +127,9 @@ def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
 
 
 @pytest.mark.parametrize(("address", "status"), [("/v1/files/a%00b", 404), ("/v1/files?after=a%00b", 400)])
-def test_a_nul_in_an_address_is_the_clients_fault(client_of, address, status) -> None:
+def test_a_nul_in_an_address_is_the_clients_fault(
+    client_of: Callable[..., ReadyClient], address: str, status: int
+) -> None:
     with client_of() as client:
         answer = client.get(address)
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")

@@ -1,11 +1,13 @@
 """Streams: refusals before them, errors in them, keep-alive, and clients that go away."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Request
+from fastapi import FastAPI, Request, Response
+from starlette.types import Message
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.errors import EngineFailure, QueueFull
@@ -22,7 +24,7 @@ class Source:
         self.queue = asyncio.Queue()
         self.closed = asyncio.Event()
 
-    def put(self, *events) -> None:
+    def put(self, *events: Any) -> None:
         for event in events:
             self.queue.put_nowait(event)
 
@@ -37,39 +39,41 @@ class Source:
 
 
 @pytest.fixture
-def source():
+def source() -> Source:
     return Source()
 
 
 @pytest.fixture
-def app(source):
+def app(source: Source) -> FastAPI:
     app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
 
     @app.get("/stream")
-    async def stream(request: Request, keep_alive: float = 60.0):
+    async def stream(request: Request, keep_alive: float = 60.0) -> Response:
         return await stream_events(request, source.events(), keep_alive=keep_alive)
 
     @app.get("/wait")
-    async def wait(request: Request):
+    async def wait(request: Request) -> Response:
         return await until_disconnect(request, source.events().__anext__())
 
     return app
 
 
 @pytest.fixture
-async def client(app):
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
 
-async def test_events_are_framed_and_end_with_done(client, source) -> None:
+async def test_events_are_framed_and_end_with_done(client: httpx.AsyncClient, source: Source) -> None:
     source.put({"a": 1}, {"b": "é"}, None)
     reply = await client.get("/stream")
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.text == 'data: {"a":1}\n\ndata: {"b":"é"}\n\ndata: [DONE]\n\n'
 
 
-async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, source) -> None:
+async def test_an_error_before_the_first_event_is_an_answer_of_its_own(
+    client: httpx.AsyncClient, source: Source
+) -> None:
     source.put(QueueFull("full"))
     reply = await client.get("/stream")
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
@@ -77,7 +81,7 @@ async def test_an_error_before_the_first_event_is_an_answer_of_its_own(client, s
     assert source.closed.is_set()
 
 
-async def test_a_later_error_goes_into_the_stream(client, source) -> None:
+async def test_a_later_error_goes_into_the_stream(client: httpx.AsyncClient, source: Source) -> None:
     source.put({"a": 1}, EngineFailure("secret /path"))
     reply = await client.get("/stream")
     assert reply.status_code == 200
@@ -87,7 +91,7 @@ async def test_a_later_error_goes_into_the_stream(client, source) -> None:
     assert done == "data: [DONE]"
 
 
-async def test_a_bug_in_the_events_is_told_without_its_details(client, source) -> None:
+async def test_a_bug_in_the_events_is_told_without_its_details(client: httpx.AsyncClient, source: Source) -> None:
     source.put({"a": 1}, KeyError("secret"))
     text = (await client.get("/stream")).text
     assert '"code":"internal_error"' in text and "secret" not in text and text.endswith("data: [DONE]\n\n")
@@ -96,7 +100,7 @@ async def test_a_bug_in_the_events_is_told_without_its_details(client, source) -
 class Client:
     """An ASGI client that reads piece by piece, and goes away when told to."""
 
-    def __init__(self, app, path, query=b"") -> None:
+    def __init__(self, app: FastAPI, path: str, query: bytes = b"") -> None:
         self.gone = asyncio.Event()
         self.sent = []
         self.started = asyncio.Event()
@@ -104,18 +108,20 @@ class Client:
         scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], "client": None}
         self.task = asyncio.create_task(app(scope, self.receive, self.send))
 
-    async def receive(self):
+    async def receive(self) -> Message:
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message) -> None:
+    async def send(self, message: Message) -> None:
         self.sent.append(message)
         if message.get("body"):
             self.started.set()
             self.pieces.put_nowait(message["body"].decode())
 
 
-async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_event(app, source) -> None:
+async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_event(
+    app: FastAPI, source: Source
+) -> None:
     client = Client(app, "/stream", query=b"keep_alive=0.01")
     assert await client.pieces.get() == ": keep-alive\n\n"
     source.put({"a": 1})
@@ -129,7 +135,7 @@ async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_ev
     assert '"code":"rate_limit_exceeded"' in text and text.endswith("data: [DONE]\n\n")
 
 
-async def test_a_client_that_goes_away_closes_the_events(app, source) -> None:
+async def test_a_client_that_goes_away_closes_the_events(app: FastAPI, source: Source) -> None:
     client = Client(app, "/stream")
     source.put({"a": 1})
     await client.started.wait()
@@ -138,7 +144,7 @@ async def test_a_client_that_goes_away_closes_the_events(app, source) -> None:
     assert source.closed.is_set()
 
 
-async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(app, source) -> None:
+async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(app: FastAPI, source: Source) -> None:
     client = Client(app, "/stream")
     client.gone.set()
     await client.task
@@ -146,7 +152,7 @@ async def test_a_client_that_goes_away_before_the_first_event_closes_the_events(
     assert [message.get("status") for message in client.sent] == [499, None]
 
 
-async def test_a_client_that_goes_away_ends_work_that_does_not_stream(app, source) -> None:
+async def test_a_client_that_goes_away_ends_work_that_does_not_stream(app: FastAPI, source: Source) -> None:
     client = Client(app, "/wait")
     client.gone.set()
     await client.task

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Office:
 
 
 @pytest.fixture
-async def office(tmp_path: Path):
+async def office(tmp_path: Path) -> AsyncIterator[Office]:
     office = Office(tmp_path / "state")
     await office.open()
     yield office

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,9 @@ def test_what_nvidia_smi_says_is_read() -> None:
         (1, ("GPU-0", "GPU-1", "GPU-2", "GPU-3"), 1, None),
     ],
 )
-def test_a_job_gets_free_gpus_with_the_most_memory(count, taken, needed, chosen) -> None:
+def test_a_job_gets_free_gpus_with_the_most_memory(
+    count: int, taken: tuple[Any, ...] | tuple[str, ...], needed: int, chosen: list[Any] | None
+) -> None:
     found = choose(FOUR, count, taken=taken, needed_bytes=needed * GIB)
     assert (None if found is None else [device.id for device in found]) == chosen
 

@@ -1,6 +1,7 @@
 """A disk that is full or read-only fails the job that needs it, in clear words, and nothing else."""
 
 import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ SIZE = 512 << 10
 
 
 @pytest.fixture
-def disk(tmp_path: Path):
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system, where the jobs' folders will lie."""
     folder = tmp_path / "jobs"
     folder.mkdir()
@@ -26,7 +27,7 @@ def disk(tmp_path: Path):
 
 
 @pytest.fixture
-async def office(tmp_path: Path, disk: Path):
+async def office(tmp_path: Path, disk: Path) -> AsyncIterator[Office]:
     office = Office(tmp_path, retries=0)
     await office.open()
     yield office

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
 
 
 @pytest.fixture
-async def store(database_url: str, tmp_path: Path):
+async def store(database_url: str, tmp_path: Path) -> AsyncIterator[JobStore]:
     database = Database(tmp_path, database_url)
     await database.open()
     yield JobStore(database)

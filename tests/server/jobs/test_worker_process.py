@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from server.jobs import worker_process
 from server.jobs.worker_process import dying_with_us, worker_command, worker_environment
 
@@ -19,7 +21,7 @@ def test_several_are_torchruns() -> None:
     ]
 
 
-def test_where_the_system_can_it_dies_with_its_parent(monkeypatch) -> None:
+def test_where_the_system_can_it_dies_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert dying_with_us(["a", "b"]) == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "a", "b"]
     monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)

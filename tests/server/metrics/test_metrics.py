@@ -1,5 +1,6 @@
 """Metrics: what a request leaves behind, in the format that Prometheus reads."""
 
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.errors import EngineFailure, QueueFull
 from engines.params.deploy import DeployParams
-from engines.types import GenerationRequest, Sampling
+from engines.types import GenerationRequest, Sampling, TokenOutput
 from server.app import create_app
 from server.deps import make_serving
 
@@ -24,7 +25,7 @@ class Watched:
         self.serving = make_serving(self.engine, echo_tokenizer(), DeployParams(model="echo"))
         self.metrics = self.serving.metrics
 
-    def outputs(self, text="abc", *, n=1, max_new_tokens=100):
+    def outputs(self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100) -> AsyncIterator[TokenOutput]:
         request = GenerationRequest(
             request_id="r", prompt_ids=list(text.encode()), n=n, sampling=Sampling(max_new_tokens=max_new_tokens)
         )
@@ -39,13 +40,13 @@ class Watched:
 
 
 @pytest.fixture
-async def watched():
+async def watched() -> Watched:
     watched = Watched()
     await watched.engine.start()
     return watched
 
 
-async def test_a_finished_request_is_counted_and_timed(watched) -> None:
+async def test_a_finished_request_is_counted_and_timed(watched: Watched) -> None:
     outputs = [output async for output in watched.outputs()]
     assert len(outputs) == 4  # a, b, c, the end
     expected = {
@@ -61,20 +62,20 @@ async def test_a_finished_request_is_counted_and_timed(watched) -> None:
     assert watched.metrics.tokens == (3, 4)
 
 
-async def test_each_of_n_outputs_is_counted_and_the_prompt_once(watched) -> None:
+async def test_each_of_n_outputs_is_counted_and_the_prompt_once(watched: Watched) -> None:
     assert [output async for output in watched.outputs(n=3, max_new_tokens=2)]
     assert watched.value("tuneserve:request_success_total", finished_reason="length") == 3
     assert watched.value("tuneserve:prompt_tokens_total") == 3
     assert watched.value("tuneserve:inter_token_latency_seconds_count") == 3
 
 
-async def test_an_output_that_a_stop_string_ended_counts_as_stopped(watched) -> None:
+async def test_an_output_that_a_stop_string_ended_counts_as_stopped(watched: Watched) -> None:
     async for _ in watched.outputs():
         watched.engine.finish("r", 0)
     assert watched.value("tuneserve:request_success_total", finished_reason="stop") == 1
 
 
-async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_below_too(watched) -> None:
+async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_below_too(watched: Watched) -> None:
     async with aclosing(watched.outputs(n=2)) as outputs:
         await anext(outputs)
         assert watched.value("tuneserve:num_requests_running") == 1
@@ -82,14 +83,14 @@ async def test_a_request_that_is_closed_early_counts_as_aborted_and_is_closed_be
     assert watched.value("tuneserve:request_success_total", finished_reason="abort") == 2
 
 
-async def test_a_request_that_fails_half_way_counts_as_an_error(watched) -> None:
+async def test_a_request_that_fails_half_way_counts_as_an_error(watched: Watched) -> None:
     watched.engine.faults = EchoFaults(die_after=1)
     with pytest.raises(EngineFailure):
         assert [output async for output in watched.outputs()]
     assert watched.value("tuneserve:request_success_total", finished_reason="error") == 1
 
 
-async def test_a_request_that_was_not_taken_is_no_request(watched) -> None:
+async def test_a_request_that_was_not_taken_is_no_request(watched: Watched) -> None:
     async with aclosing(watched.outputs()) as running:
         await anext(running)
         with pytest.raises(QueueFull):
@@ -127,7 +128,7 @@ def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_par
     } <= names
 
 
-async def test_no_series_tells_when_it_began(watched) -> None:
+async def test_no_series_tells_when_it_began(watched: Watched) -> None:
     assert [output async for output in watched.outputs()]
     page = watched.metrics.exposition().decode()
     assert "request_success_total" in page and "first_token_seconds_bucket" in page

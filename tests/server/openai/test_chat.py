@@ -1,12 +1,13 @@
 """Chat completions in OpenAI's shapes, whole and in chunks, on an engine that says the last message back."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from engines.echo import EchoEngine, EchoFaults
 from engines.errors import QueueFull
-from tests.server.openai.wire import text_of
+from tests.server.openai.wire import Api, text_of
 
 SMILE = "a🙂b"
 
@@ -20,7 +21,7 @@ def content_of(answer: dict[str, Any]) -> str:
     return choice_of(answer)["message"]["content"]
 
 
-def test_an_answer_has_openais_shape_and_nothing_more(api) -> None:
+def test_an_answer_has_openais_shape_and_nothing_more(api: Api) -> None:
     answer = api.chat("hello")
     assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
     assert answer["id"].startswith("chatcmpl-")
@@ -32,14 +33,14 @@ def test_an_answer_has_openais_shape_and_nothing_more(api) -> None:
     }
 
 
-def test_usage_counts_the_prompt_and_every_generated_token(api) -> None:
+def test_usage_counts_the_prompt_and_every_generated_token(api: Api) -> None:
     usage = api.chat("hello")["usage"]
     assert usage["completion_tokens"] == len("hello") + 1  # the end-of-sequence token too
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-def test_the_first_chunk_carries_the_role_and_the_last_the_finish_reason(api) -> None:
+def test_the_first_chunk_carries_the_role_and_the_last_the_finish_reason(api: Api) -> None:
     chunks = api.chat_chunks("hi")
     deltas = [(choice_of(chunk)["delta"], choice_of(chunk)["finish_reason"]) for chunk in chunks]
     assert deltas == [
@@ -51,19 +52,19 @@ def test_the_first_chunk_carries_the_role_and_the_last_the_finish_reason(api) ->
     assert all("usage" not in chunk and "logprobs" not in choice_of(chunk) for chunk in chunks)
 
 
-def test_a_character_of_several_tokens_comes_in_one_chunk(api) -> None:
+def test_a_character_of_several_tokens_comes_in_one_chunk(api: Api) -> None:
     contents = [choice_of(chunk)["delta"].get("content") for chunk in api.chat_chunks(SMILE)]
     assert contents == ["", "a", "🙂", "b", None]
 
 
-def test_include_usage_adds_the_totals_at_the_end(api) -> None:
+def test_include_usage_adds_the_totals_at_the_end(api: Api) -> None:
     *chunks, last = api.chat_chunks("hi", stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     assert last["usage"] == api.chat("hi")["usage"]
 
 
-def test_n_gives_that_many_choices(api) -> None:
+def test_n_gives_that_many_choices(api: Api) -> None:
     answer = api.chat("hi", n=3)
     assert [(choice["index"], choice["message"]["content"]) for choice in answer["choices"]] == [
         (0, "hi"),
@@ -76,22 +77,22 @@ def test_n_gives_that_many_choices(api) -> None:
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_the_output_ends_at_its_greatest_length(api, field) -> None:
+def test_the_output_ends_at_its_greatest_length(api: Api, field: str) -> None:
     answer = api.chat("hello", **{field: 3})
     assert (content_of(answer), choice_of(answer)["finish_reason"]) == ("hel", "length")
 
 
-def test_max_completion_tokens_wins(api) -> None:
+def test_max_completion_tokens_wins(api: Api) -> None:
     assert content_of(api.chat("hello", max_tokens=4, max_completion_tokens=2)) == "he"
 
 
-def test_without_a_limit_the_output_takes_the_rest_of_the_context(make_api) -> None:
+def test_without_a_limit_the_output_takes_the_rest_of_the_context(make_api: Callable[..., Api]) -> None:
     answer = make_api(engine=EchoEngine(max_model_len=64)).chat("hello", ignore_eos=True)
     assert answer["usage"]["total_tokens"] == 64
 
 
 @pytest.mark.parametrize("stop", ["ll", ["xx", "ll"]])
-def test_a_stop_string_ends_the_output_and_is_not_shown(api, stop) -> None:
+def test_a_stop_string_ends_the_output_and_is_not_shown(api: Api, stop: list[str] | str) -> None:
     answer = api.chat("hello", stop=stop)
     assert (content_of(answer), choice_of(answer)["finish_reason"]) == ("he", "stop")
     assert choice_of(answer)["stop_reason"] == "ll"
@@ -99,11 +100,11 @@ def test_a_stop_string_ends_the_output_and_is_not_shown(api, stop) -> None:
     assert text_of(api.chat_chunks("hello", stop=stop)) == "he"
 
 
-def test_a_stop_string_is_shown_where_asked_for(api) -> None:
+def test_a_stop_string_is_shown_where_asked_for(api: Api) -> None:
     assert content_of(api.chat("hello", stop="ll", include_stop_str_in_output=True)) == "hell"
 
 
-def test_an_empty_answer_is_an_empty_text(api) -> None:
+def test_an_empty_answer_is_an_empty_text(api: Api) -> None:
     assert content_of(api.chat("hello", stop="h")) == ""
     chunks = api.chat_chunks("hello", stop="h")
     assert [choice_of(chunk)["delta"] for chunk in chunks] == [{"role": "assistant", "content": ""}, {}]
@@ -116,7 +117,7 @@ def entries_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return choice_of(answer)["logprobs"]["content"]
 
 
-def test_logprobs_of_the_shown_tokens_spell_the_content(api) -> None:
+def test_logprobs_of_the_shown_tokens_spell_the_content(api: Api) -> None:
     answer = api.chat(SMILE, logprobs=True, top_logprobs=2)
     entries = entries_of(answer)
     assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == content_of(answer) == SMILE
@@ -128,29 +129,29 @@ def test_logprobs_of_the_shown_tokens_spell_the_content(api) -> None:
     assert choice_of(answer)["logprobs"]["refusal"] is None
 
 
-def test_without_top_logprobs_there_are_none(api) -> None:
+def test_without_top_logprobs_there_are_none(api: Api) -> None:
     assert all(entry["top_logprobs"] == [] for entry in entries_of(api.chat("hi", logprobs=True)))
 
 
-def test_streamed_logprobs_are_those_of_the_whole_answer(api) -> None:
+def test_streamed_logprobs_are_those_of_the_whole_answer(api: Api) -> None:
     chunks = api.chat_chunks(SMILE, logprobs=True, top_logprobs=2)
     logprobs = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
     streamed = [entry for part in logprobs for entry in part["content"]]
     assert streamed == entries_of(api.chat(SMILE, logprobs=True, top_logprobs=2))
 
 
-def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_is_shown(api) -> None:
+def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_is_shown(api: Api) -> None:
     answer = api.chat(SMILE, logprobs=True, stop="🙂")
     assert [entry["bytes"] for entry in entries_of(answer)] == [[ord("a")]]
 
 
-def test_the_end_token_has_its_logprob_where_it_is_shown(api) -> None:
+def test_the_end_token_has_its_logprob_where_it_is_shown(api: Api) -> None:
     answer = api.chat("hi", logprobs=True, skip_special_tokens=False)
     assert content_of(answer) == "hi<|im_end|>"
     assert entries_of(answer)[-1]["token"] == "<|im_end|>"
 
 
-def test_prompt_logprobs_are_told_by_token_id(api) -> None:
+def test_prompt_logprobs_are_told_by_token_id(api: Api) -> None:
     answer = api.chat("hi", prompt_logprobs=1, return_token_ids=True)
     first, *others = answer["prompt_logprobs"]
     assert first is None
@@ -160,7 +161,7 @@ def test_prompt_logprobs_are_told_by_token_id(api) -> None:
         assert set(entry[str(token_id)]) == {"logprob", "rank", "decoded_token"}
 
 
-def test_token_ids_are_returned_where_asked_for(api) -> None:
+def test_token_ids_are_returned_where_asked_for(api: Api) -> None:
     answer = api.chat("hi", return_token_ids=True)
     assert choice_of(answer)["token_ids"][:-1] == list(b"hi")
     assert len(answer["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
@@ -173,7 +174,7 @@ def test_token_ids_are_returned_where_asked_for(api) -> None:
 # --- messages
 
 
-def test_text_parts_and_the_developer_role_are_understood(api) -> None:
+def test_text_parts_and_the_developer_role_are_understood(api: Api) -> None:
     messages = [
         {"role": "developer", "content": [{"type": "text", "text": "be brief"}]},
         {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "name": "Ann"},
@@ -181,27 +182,27 @@ def test_text_parts_and_the_developer_role_are_understood(api) -> None:
     assert content_of(api.chat(messages=messages)) == "one\ntwo"
 
 
-def test_an_answer_can_be_sent_back_as_it_came(api) -> None:
+def test_an_answer_can_be_sent_back_as_it_came(api: Api) -> None:
     message = choice_of(api.chat("hi"))["message"]
     sdk_extras = {"annotations": None, "audio": None, "function_call": None, "tool_calls": None}
     messages = [{"role": "user", "content": "hi"}, message | sdk_extras, {"role": "user", "content": "go on"}]
     assert content_of(api.chat(messages=messages)) == "go on"
 
 
-def test_the_final_message_is_continued(api) -> None:
+def test_the_final_message_is_continued(api: Api) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It is"}]
     prompt = api.chat(messages=messages, continue_final_message=True, return_token_ids=True)["prompt_token_ids"]
     assert bytes(prompt[-5:]) == b"It is"
 
 
-def test_echo_begins_with_the_message_that_is_continued(api) -> None:
+def test_echo_begins_with_the_message_that_is_continued(api: Api) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It is"}]
     body = {"messages": messages, "continue_final_message": True, "echo": True}
     assert content_of(api.chat(**body)) == "It ishi"
     assert text_of(api.chat_chunks(**body)) == "It ishi"
 
 
-def test_the_generation_prompt_can_be_left_out(api) -> None:
+def test_the_generation_prompt_can_be_left_out(api: Api) -> None:
     prompts = [
         bytes(token for token in api.chat("hi", return_token_ids=True, **body)["prompt_token_ids"] if token < 256)
         for body in ({}, {"add_generation_prompt": False})
@@ -212,7 +213,7 @@ def test_the_generation_prompt_can_be_left_out(api) -> None:
 # --- before and after the stream opens
 
 
-def test_a_full_queue_is_told_with_a_status(make_api) -> None:
+def test_a_full_queue_is_told_with_a_status(make_api: Callable[..., Api]) -> None:
     engine = EchoEngine(max_requests=0)
     reply = make_api(engine=engine).client.post(
         "/v1/chat/completions",
@@ -222,7 +223,7 @@ def test_a_full_queue_is_told_with_a_status(make_api) -> None:
     assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_an_engine_that_dies_later_is_told_in_the_stream(make_api) -> None:
+def test_an_engine_that_dies_later_is_told_in_the_stream(make_api: Callable[..., Api]) -> None:
     engine = EchoEngine(faults=EchoFaults(die_after=2))
     reply = make_api(engine=engine).client.post(
         "/v1/chat/completions",
@@ -234,7 +235,7 @@ def test_an_engine_that_dies_later_is_told_in_the_stream(make_api) -> None:
     assert done == "data: [DONE]"
 
 
-def test_fields_of_answers_do_not_reach_the_template(make_api) -> None:
+def test_fields_of_answers_do_not_reach_the_template(make_api: Callable[..., Api]) -> None:
     api = make_api(chat_template="{{ messages[1] | tojson }}")
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     seen = {**call, "index": 0, "function": {**call["function"], "parsed_arguments": {"a": 1}}}

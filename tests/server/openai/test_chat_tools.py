@@ -1,11 +1,12 @@
 """Tools, reasoning and response formats in chat completions, on an engine that says the last message back."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.server.openai.wire import text_of
+from tests.server.openai.wire import Api, text_of
 
 WEATHER = {
     "type": "function",
@@ -62,7 +63,7 @@ def streamed_message(chunks: list[dict[str, Any]]) -> dict[str, Any]:
 # --- tool calls
 
 
-def test_a_call_in_the_output_is_a_tool_call(api) -> None:
+def test_a_call_in_the_output_is_a_tool_call(api: Api) -> None:
     answer = api.chat(CALL, tools=[WEATHER])
     message = message_of(answer)
     assert calls_of(message) == [("get_weather", {"city": "Oslo"})]
@@ -70,13 +71,13 @@ def test_a_call_in_the_output_is_a_tool_call(api) -> None:
     assert reason_of(answer) == "tool_calls"
 
 
-def test_text_before_a_call_is_content(api) -> None:
+def test_text_before_a_call_is_content(api: Api) -> None:
     message = message_of(api.chat("Let me see.\n" + CALL, tools=[WEATHER]))
     assert message["content"].strip() == "Let me see."
     assert calls_of(message) == [("get_weather", {"city": "Oslo"})]
 
 
-def test_several_calls_are_told_in_order(api) -> None:
+def test_several_calls_are_told_in_order(api: Api) -> None:
     body = {"tools": [WEATHER, TIME]}
     expected = [("get_weather", {"city": "Oslo"}), ("get_time", {})]
     message = message_of(api.chat(f"{CALL}\n{TIME_CALL}", **body))
@@ -85,7 +86,7 @@ def test_several_calls_are_told_in_order(api) -> None:
     assert calls_of(streamed_message(api.chat_chunks(f"{CALL}\n{TIME_CALL}", **body))) == expected
 
 
-def test_without_parallel_calls_the_output_ends_after_the_first(api) -> None:
+def test_without_parallel_calls_the_output_ends_after_the_first(api: Api) -> None:
     body = {"tools": [WEATHER, TIME], "parallel_tool_calls": False}
     answer = api.chat(f"{CALL}\n{TIME_CALL}", **body)
     assert calls_of(message_of(answer)) == [("get_weather", {"city": "Oslo"})]
@@ -96,7 +97,7 @@ def test_without_parallel_calls_the_output_ends_after_the_first(api) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_a_streamed_call_begins_with_id_and_name_and_its_arguments_follow(api) -> None:
+def test_a_streamed_call_begins_with_id_and_name_and_its_arguments_follow(api: Api) -> None:
     chunks = api.chat_chunks(CALL, tools=[WEATHER])
     calls = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
     assert calls[0]["id"] and calls[0]["type"] == "function"
@@ -108,7 +109,7 @@ def test_a_streamed_call_begins_with_id_and_name_and_its_arguments_follow(api) -
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_tool_choice_none_leaves_the_text_alone(api) -> None:
+def test_tool_choice_none_leaves_the_text_alone(api: Api) -> None:
     answer = api.chat(CALL, tools=[WEATHER], tool_choice="none")
     assert message_of(answer)["content"] == CALL
     assert "tool_calls" not in message_of(answer)
@@ -118,7 +119,7 @@ def test_tool_choice_none_leaves_the_text_alone(api) -> None:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=["required", "named"]
 )
-def test_a_call_that_must_be_made_is_made_whatever_the_model_wants(api, choice) -> None:
+def test_a_call_that_must_be_made_is_made_whatever_the_model_wants(api: Api, choice: dict[str, Any] | str) -> None:
     answer = api.chat("I would rather not.", tools=[WEATHER], tool_choice=choice, max_tokens=400)
     ((name, arguments),) = calls_of(message_of(answer))
     assert name == "get_weather"
@@ -126,7 +127,7 @@ def test_a_call_that_must_be_made_is_made_whatever_the_model_wants(api, choice) 
     assert reason_of(answer) == "tool_calls"
 
 
-def test_the_template_shows_the_tools_and_the_calls_made(api) -> None:
+def test_the_template_shows_the_tools_and_the_calls_made(api: Api) -> None:
     messages = [
         {"role": "user", "content": "weather?"},
         {
@@ -155,7 +156,7 @@ def test_the_template_shows_the_tools_and_the_calls_made(api) -> None:
         ({"parallel_tool_calls": True}, "parallel_tool_calls"),
     ],
 )
-def test_tools_that_are_none_are_refused(api, body, param) -> None:
+def test_tools_that_are_none_are_refused(api: Api, body: dict[str, Any], param: str | None) -> None:
     refusal = api.refused_chat(**body)
     assert refusal.status == 400
     assert refusal.param == param or (param is None and refusal.param.startswith("tool_choice"))
@@ -164,7 +165,7 @@ def test_tools_that_are_none_are_refused(api, body, param) -> None:
 # --- reasoning
 
 
-def test_reasoning_is_told_apart_and_counted(make_api) -> None:
+def test_reasoning_is_told_apart_and_counted(make_api: Callable[..., Api]) -> None:
     api = make_api(reasoning_parser="deepseek_r1")
     text = "<think>\nhm, well\n</think>\n\nHello."
     answer = api.chat(text)
@@ -181,12 +182,12 @@ def test_reasoning_is_told_apart_and_counted(make_api) -> None:
 # --- response formats
 
 
-def test_json_object_gives_a_json_object(api) -> None:
+def test_json_object_gives_a_json_object(api: Api) -> None:
     answer = api.chat('{"a": 1} and more', response_format={"type": "json_object"}, max_tokens=200)
     assert isinstance(json.loads(message_of(answer)["content"]), dict)
 
 
-def test_json_schema_gives_what_fits_the_schema(api) -> None:
+def test_json_schema_gives_what_fits_the_schema(api: Api) -> None:
     answer = api.chat(
         '{"name": "Ann", "age": 7, "more": true}',
         response_format={"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}},
@@ -207,7 +208,7 @@ def test_json_schema_gives_what_fits_the_schema(api) -> None:
         ({"json": {"const": "yes"}}, '"yes"'),
     ],
 )
-def test_structured_outputs_constrain_chat_and_completions(api, constraint, expected) -> None:
+def test_structured_outputs_constrain_chat_and_completions(api: Api, constraint: dict[str, Any], expected: str) -> None:
     assert message_of(api.chat("yes, of course", structured_outputs=constraint))["content"] == expected
     (choice,) = api.complete("yes, of course", structured_outputs=constraint)["choices"]
     assert choice["text"] == expected
@@ -226,6 +227,6 @@ def test_structured_outputs_constrain_chat_and_completions(api, constraint, expe
         ),
     ],
 )
-def test_constraints_that_cannot_be_enforced_are_refused(api, body, param) -> None:
+def test_constraints_that_cannot_be_enforced_are_refused(api: Api, body: dict[str, Any], param: str) -> None:
     for refusal in (api.refused_chat(**body), api.refused_completion(**body)):
         assert (refusal.status, refusal.param) == (400, param)

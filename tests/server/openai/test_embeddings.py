@@ -1,16 +1,17 @@
 """Embeddings, through the SDK."""
 
 import math
+from typing import Any
 
 import openai
 import pytest
 
 
-def vectors(client, inputs, **options):
+def vectors(client: openai.OpenAI, inputs: Any, **options: Any) -> list[Any]:
     return [item.embedding for item in client.embeddings.create(model="echo", input=inputs, **options).data]
 
 
-def test_all_forms_of_input_give_the_same_vector(openai_client) -> None:
+def test_all_forms_of_input_give_the_same_vector(openai_client: openai.OpenAI) -> None:
     ids = list(b"abc")
     expected = vectors(openai_client, "abc")
     assert vectors(openai_client, ["abc"]) == expected
@@ -18,7 +19,7 @@ def test_all_forms_of_input_give_the_same_vector(openai_client) -> None:
     assert vectors(openai_client, [ids]) == expected
 
 
-async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client) -> None:
+async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client: openai.AsyncOpenAI) -> None:
     texts = [f"text {i}" for i in range(40)]
     answer = await async_openai_client.embeddings.create(model="echo", input=texts)
     assert [item.index for item in answer.data] == list(range(40))
@@ -27,13 +28,13 @@ async def test_the_answers_of_many_inputs_are_in_their_order(async_openai_client
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, texts))
 
 
-def test_floats_and_base64_are_the_same_numbers(openai_client) -> None:
+def test_floats_and_base64_are_the_same_numbers(openai_client: openai.OpenAI) -> None:
     (decoded,) = vectors(openai_client, "abc")  # the SDK asks for base64 and decodes it
     (plain,) = vectors(openai_client, "abc", encoding_format="float")
     assert decoded == pytest.approx(plain, abs=1e-6)
 
 
-def test_fewer_dimensions_are_of_length_one_again(openai_client) -> None:
+def test_fewer_dimensions_are_of_length_one_again(openai_client: openai.OpenAI) -> None:
     (vector,) = vectors(openai_client, "abc", dimensions=8, encoding_format="float")
     assert len(vector) == 8 and math.isclose(math.hypot(*vector), 1)
 
@@ -55,12 +56,14 @@ def test_fewer_dimensions_are_of_length_one_again(openai_client) -> None:
         ("abc", {"extra_body": {"foo": 1}}, "foo"),
     ],
 )
-def test_what_cannot_be_embedded_is_a_400_that_names_the_field(openai_client, inputs, options, param) -> None:
+def test_what_cannot_be_embedded_is_a_400_that_names_the_field(
+    openai_client: openai.OpenAI, inputs: Any, options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         openai_client.embeddings.create(model="echo", input=inputs, **options)
     assert error.value.param == param
 
 
-def test_an_unknown_model_is_a_404(openai_client) -> None:
+def test_an_unknown_model_is_a_404(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         openai_client.embeddings.create(model="nope", input="a")

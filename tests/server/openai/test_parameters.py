@@ -1,6 +1,6 @@
 """Every parameter of a request reaches the engine or the text, or is refused by its name: none is ignored."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -40,7 +40,7 @@ def engine() -> RecordingEngine:
 
 
 @pytest.fixture
-def recording(make_api, engine: RecordingEngine) -> Api:
+def recording(make_api: Callable[..., Api], engine: RecordingEngine) -> Api:
     return make_api(engine=engine)
 
 
@@ -78,7 +78,9 @@ SAMPLING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("body", "expected"), SAMPLING, ids=[", ".join(body) or "nothing" for body, _ in SAMPLING])
-def test_sampling_parameters_reach_the_engine(recording, engine, path, body, expected) -> None:
+def test_sampling_parameters_reach_the_engine(
+    recording: Api, engine: RecordingEngine, path: str, body: dict[str, Any], expected: dict[str, Any]
+) -> None:
     reply = recording.client.post(path, json={"model": "echo", **MINIMAL[path], **body})
     assert reply.status_code == 200, reply.text
     (request,) = engine.requests
@@ -91,13 +93,13 @@ MINIMAL: dict[str, dict[str, Any]] = {
 }
 
 
-def test_n_and_priority_reach_the_engine(recording, engine) -> None:
+def test_n_and_priority_reach_the_engine(recording: Api, engine: RecordingEngine) -> None:
     recording.chat(n=3, priority=-2)
     recording.complete(n=2, priority=5)
     assert [(request.n, request.priority) for request in engine.requests] == [(3, -2), (2, 5)]
 
 
-def test_logprobs_reach_the_engine(recording, engine) -> None:
+def test_logprobs_reach_the_engine(recording: Api, engine: RecordingEngine) -> None:
     recording.chat(logprobs=True)
     recording.chat(logprobs=True, top_logprobs=4)
     recording.chat(logprobs=False)
@@ -107,13 +109,13 @@ def test_logprobs_reach_the_engine(recording, engine) -> None:
     assert [request.sampling.logprobs for request in engine.requests] == [0, 4, None, 0, 5, None]
 
 
-def test_best_of_asks_for_that_many_outputs_and_their_scores(recording, engine) -> None:
+def test_best_of_asks_for_that_many_outputs_and_their_scores(recording: Api, engine: RecordingEngine) -> None:
     recording.complete(best_of=4, n=2)
     (request,) = engine.requests
     assert (request.n, request.sampling.logprobs) == (4, 0)
 
 
-def test_every_request_has_an_id_of_its_own(recording, engine) -> None:
+def test_every_request_has_an_id_of_its_own(recording: Api, engine: RecordingEngine) -> None:
     for _ in range(2):
         recording.complete(["a", "b"])
     assert len({request.request_id for request in engine.requests}) == 4
@@ -129,20 +131,22 @@ def sampling_of(api: Api, engine: RecordingEngine, **body: Any) -> Sampling:
     return engine.requests[-1].sampling
 
 
-def test_the_models_generation_config_comes_before_openais_defaults(make_api, engine) -> None:
+def test_the_models_generation_config_comes_before_openais_defaults(
+    make_api: Callable[..., Api], engine: RecordingEngine
+) -> None:
     api = make_api(engine=engine, generation_config={**GENERATION_CONFIG, "eos_token_id": 2, "top_h": None})
     sampling = sampling_of(api, engine)
     assert {name: getattr(sampling, name) for name in GENERATION_CONFIG} == GENERATION_CONFIG
 
 
-def test_the_servers_parameters_come_before_the_models(make_api, engine) -> None:
+def test_the_servers_parameters_come_before_the_models(make_api: Callable[..., Api], engine: RecordingEngine) -> None:
     params = {"temperature": 0.0, "top_p": 0.5, "top_k": 0, "repetition_penalty": 1.5, "max_new_tokens": 3}
     sampling = sampling_of(make_api(engine=engine, generation_config=GENERATION_CONFIG, **params), engine)
     assert {name: getattr(sampling, name) for name in params} == params
     assert sampling.min_p == 0.1
 
 
-def test_the_request_comes_before_all(make_api, engine) -> None:
+def test_the_request_comes_before_all(make_api: Callable[..., Api], engine: RecordingEngine) -> None:
     api = make_api(engine=engine, generation_config=GENERATION_CONFIG, temperature=0.0, max_new_tokens=3)
     asked = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0, "repetition_penalty": 1.0}
     sampling = sampling_of(api, engine, **asked, max_tokens=5)
@@ -150,18 +154,20 @@ def test_the_request_comes_before_all(make_api, engine) -> None:
     assert sampling.max_new_tokens == 5
 
 
-def test_the_servers_limit_holds_for_completions_too(make_api, engine) -> None:
+def test_the_servers_limit_holds_for_completions_too(make_api: Callable[..., Api], engine: RecordingEngine) -> None:
     api = make_api(engine=engine, max_new_tokens=3)
     assert api.complete("hello")["choices"][0]["text"] == "hel"
 
 
-def test_the_servers_stop_words_are_added_to_the_requests(make_api) -> None:
+def test_the_servers_stop_words_are_added_to_the_requests(make_api: Callable[..., Api]) -> None:
     api = make_api(stop_words=("l",))
     assert api.chat("hello")["choices"][0]["message"]["content"] == "he"
     assert api.chat("hello", stop="e")["choices"][0]["message"]["content"] == "h"
 
 
-def test_the_servers_beams_are_searched_unless_the_request_says_otherwise(make_api, engine) -> None:
+def test_the_servers_beams_are_searched_unless_the_request_says_otherwise(
+    make_api: Callable[..., Api], engine: RecordingEngine
+) -> None:
     api = make_api(engine=engine, num_beams=3)
     assert sampling_of(api, engine).num_beams == 3
     assert sampling_of(api, engine, num_beams=1).num_beams == 1
@@ -171,16 +177,16 @@ def test_the_servers_beams_are_searched_unless_the_request_says_otherwise(make_a
 # --- what changes the text
 
 
-def test_special_tokens_are_shown_where_asked_for(api) -> None:
+def test_special_tokens_are_shown_where_asked_for(api: Api) -> None:
     assert api.chat("hi", skip_special_tokens=False)["choices"][0]["message"]["content"] == "hi<|im_end|>"
     assert api.complete("hi", skip_special_tokens=False)["choices"][0]["text"] == "hi<|im_end|>"
 
 
-def test_stop_strings_wait_for_min_tokens(api) -> None:
+def test_stop_strings_wait_for_min_tokens(api: Api) -> None:
     assert api.chat("aXbXc", stop="X", min_tokens=2)["choices"][0]["message"]["content"] == "aXb"
 
 
-def test_a_stop_token_is_told_as_the_reason(api) -> None:
+def test_a_stop_token_is_told_as_the_reason(api: Api) -> None:
     (choice,) = api.chat("hello", stop_token_ids=[ord("l")])["choices"]
     assert (choice["message"]["content"], choice["stop_reason"]) == ("he", ord("l"))
 
@@ -210,11 +216,11 @@ def test_a_stop_token_is_told_as_the_reason(api) -> None:
     ],
     ids=lambda body: ", ".join(body),
 )
-def test_what_asks_for_nothing_is_accepted(api, body) -> None:
+def test_what_asks_for_nothing_is_accepted(api: Api, body: dict[str, Any]) -> None:
     assert api.chat("hello", **body)["choices"][0]["message"]["content"] == "hello"
 
 
-def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api) -> None:
+def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api: Callable[..., Api]) -> None:
     shout = "{{ messages[0].content }} {{ reasoning_effort }}"
     answer = make_api(chat_template=shout).chat("think", reasoning_effort="high", return_token_ids=True)
     assert bytes(answer["prompt_token_ids"]) == b"think high"
@@ -223,12 +229,12 @@ def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api) -> N
     assert bytes(answer["prompt_token_ids"]) == b"think False"
 
 
-def test_a_model_that_always_reasons_cannot_be_asked_not_to(make_api) -> None:
+def test_a_model_that_always_reasons_cannot_be_asked_not_to(make_api: Callable[..., Api]) -> None:
     always = make_api(chat_template="{{ messages[0].content }}<think>\n")
     assert always.refused_chat(reasoning_effort="none").param == "reasoning_effort"
 
 
-def test_chat_template_kwargs_are_variables_of_the_template(make_api) -> None:
+def test_chat_template_kwargs_are_variables_of_the_template(make_api: Callable[..., Api]) -> None:
     api = make_api(chat_template="{{ messages[0].content }} {{ style }}")
     answer = api.chat("hi", chat_template_kwargs={"style": "bold"}, return_token_ids=True)
     assert bytes(answer["prompt_token_ids"]) == b"hi bold"
@@ -287,7 +293,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("body", "param"), REFUSED, ids=[", ".join(map(str, body.items())) for body, _ in REFUSED])
-def test_values_that_cannot_be_meant_are_refused_by_name(recording, path, body, param) -> None:
+def test_values_that_cannot_be_meant_are_refused_by_name(
+    recording: Api, path: str, body: dict[str, Any], param: str
+) -> None:
     refusal = recording.refusal(path, **body)
     assert (refusal.status, refusal.param) == (404 if refusal.code == "model_not_found" else 400, param)
 
@@ -338,7 +346,9 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("body", "param", "code"), REFUSED_CHAT, ids=[f"{param}: {code}" for _, param, code in REFUSED_CHAT]
 )
-def test_chats_that_cannot_be_honoured_are_refused_by_name(api, body, param, code) -> None:
+def test_chats_that_cannot_be_honoured_are_refused_by_name(
+    api: Api, body: dict[str, Any], param: str, code: str
+) -> None:
     refusal = api.refused_chat(**body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, code)
 
@@ -372,13 +382,15 @@ REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
     REFUSED_COMPLETION,
     ids=[", ".join(map(str, body.items()))[:60] for body, _, _ in REFUSED_COMPLETION],
 )
-def test_completions_that_cannot_be_honoured_are_refused_by_name(api, body, param, code) -> None:
+def test_completions_that_cannot_be_honoured_are_refused_by_name(
+    api: Api, body: dict[str, Any], param: str, code: str
+) -> None:
     refusal = api.refused_completion(**body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, code)
 
 
 @pytest.mark.parametrize(("prompt", "odd"), [([1] * 5000 + ["a"], 5000), (["a", "b", 3], 2), ([None], 0)])
-def test_the_odd_item_of_a_list_of_prompts_is_named(api, prompt, odd) -> None:
+def test_the_odd_item_of_a_list_of_prompts_is_named(api: Api, prompt: list[Any], odd: int) -> None:
     assert f"item {odd} " in api.refused_completion(prompt=prompt).message
 
 
@@ -405,7 +417,9 @@ ENGINE_CANNOT: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("name", "body", "param"), ENGINE_CANNOT, ids=[param for _, _, param in ENGINE_CANNOT])
-def test_what_the_engine_cannot_honour_is_refused_by_its_wire_name(make_api, path, name, body, param) -> None:
+def test_what_the_engine_cannot_honour_is_refused_by_its_wire_name(
+    make_api: Callable[..., Api], path: str, name: str, body: dict[str, Any], param: str
+) -> None:
     api = make_api(engine=RecordingEngine(unsupported=frozenset({name}), max_beams=8))
     refusal = api.refusal(path, **body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")
@@ -429,21 +443,23 @@ CONSTRAINED: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "param", "kind"), CONSTRAINED)
-def test_constraints_that_the_engine_lacks_are_refused_by_name_and_kind(make_api, body, param, kind) -> None:
+def test_constraints_that_the_engine_lacks_are_refused_by_name_and_kind(
+    make_api: Callable[..., Api], body: dict[str, Any], param: str, kind: str
+) -> None:
     engine = RecordingEngine(structured=frozenset(get_args(StructuredKind)) - {kind})
     refusal = make_api(engine=engine).refused_chat(**body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")
     assert kind in refusal.message and not engine.requests
 
 
-def test_an_engine_without_constraints_answers_what_needs_none(make_api) -> None:
+def test_an_engine_without_constraints_answers_what_needs_none(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=RecordingEngine(structured=frozenset()))
     api.chat(response_format={"type": "text"})
     api.chat(tools=[TOOL])
     api.chat(tools=[TOOL], tool_choice="none")
 
 
-def test_other_kinds_of_constraints_than_the_engine_lacks_are_honoured(make_api) -> None:
+def test_other_kinds_of_constraints_than_the_engine_lacks_are_honoured(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=RecordingEngine(structured=frozenset({"json_object"})))
     api.chat('{"a": 1}', response_format={"type": "json_object"})
 
@@ -455,6 +471,8 @@ def test_other_kinds_of_constraints_than_the_engine_lacks_are_honoured(make_api)
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ],
 )
-def test_a_beam_search_is_refused_beside_a_constraint_by_the_constraints_name(recording, body, param) -> None:
+def test_a_beam_search_is_refused_beside_a_constraint_by_the_constraints_name(
+    recording: Api, body: dict[str, Any], param: str
+) -> None:
     refusal = recording.refused_chat(num_beams=2, **body)
     assert (refusal.status, refusal.param, refusal.code) == (400, param, "unsupported_parameter")

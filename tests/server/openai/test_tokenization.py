@@ -1,5 +1,8 @@
 """/tokenize and /detokenize."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import httpx
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -12,23 +15,23 @@ from tests.server.client import ReadyClient
 
 
 @pytest.fixture
-def client(echo_url):
+def client(echo_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=echo_url) as client:
         yield client
 
 
-def test_a_text_becomes_tokens_and_a_text_again(client) -> None:
+def test_a_text_becomes_tokens_and_a_text_again(client: httpx.Client) -> None:
     answer = client.post("/tokenize", json={"model": "echo", "prompt": "é"}).json()
     assert answer == {"count": 2, "max_model_len": 4096, "tokens": [195, 169]}
     assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "é"}
 
 
-def test_the_spelling_of_the_tokens_is_given_on_demand(client) -> None:
+def test_the_spelling_of_the_tokens_is_given_on_demand(client: httpx.Client) -> None:
     answer = client.post("/tokenize", json={"prompt": "a<|im_end|>", "return_token_strs": True}).json()
     assert answer["token_strs"] == ["a", "<|im_end|>"]
 
 
-def test_a_text_longer_than_the_context_is_counted_all_the_same(client) -> None:
+def test_a_text_longer_than_the_context_is_counted_all_the_same(client: httpx.Client) -> None:
     assert client.post("/tokenize", json={"prompt": "a" * 100_000}).json()["count"] == 100_000
 
 
@@ -37,19 +40,19 @@ ASKED = "<|im_start|>user\nhi<|im_end|>\n"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 
 
-def rendered(client, **fields):
+def rendered(client: httpx.Client, **fields: Any) -> str:
     """The text that the messages became."""
     tokens = client.post("/tokenize", json={"messages": MESSAGES, **fields}).json()["tokens"]
     return client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
 
 
-def test_messages_become_the_tokens_of_the_prompt_that_a_chat_would_have(client) -> None:
+def test_messages_become_the_tokens_of_the_prompt_that_a_chat_would_have(client: httpx.Client) -> None:
     tokens = client.post("/tokenize", json={"model": "echo", "messages": MESSAGES}).json()["tokens"]
     chat = {"model": "echo", "messages": MESSAGES, "max_tokens": 1, "return_token_ids": True}
     assert client.post("/v1/chat/completions", json=chat).json()["prompt_token_ids"] == tokens
 
 
-def test_messages_are_rendered_as_asked(client) -> None:
+def test_messages_are_rendered_as_asked(client: httpx.Client) -> None:
     assert rendered(client) == ASKED + "<|im_start|>assistant\n"
     assert rendered(client, add_generation_prompt=False) == ASKED
     begun = [*MESSAGES, {"role": "assistant", "content": "Hello"}]
@@ -101,6 +104,8 @@ def test_special_tokens_are_added_as_asked_by_default_to_texts_only() -> None:
         ("/detokenize", {"model": "nope", "tokens": []}, 404, "model"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(client, path, body, status, param) -> None:
+def test_what_does_not_fit_is_refused_by_name(
+    client: httpx.Client, path: str, body: dict[str, Any], status: int, param: str
+) -> None:
     reply = client.post(path, json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)

@@ -2,6 +2,7 @@
 
 import asyncio
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ NOTES = table("notes", column("id", Text), column("words", Text))
 
 
 @pytest.fixture
-async def database(database_url: str, tmp_path: Path):
+async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(tmp_path, database_url)
     await database.open()
     async with database.writing() as connection:

@@ -1,6 +1,7 @@
 """However data gets to the trainer, it trains."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny: Path, lines: Path):
+def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., dict[int, float]]:
     def run(**params: Any) -> dict[int, float]:
         given = {"model": str(tiny), "dataset": str(lines), "val_dataset": f"{lines}#3", **QUICK, **params}
         job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
@@ -30,7 +31,7 @@ def train(tmp_path: Path, tiny: Path, lines: Path):
     return run
 
 
-def test_encoded_beforehand_or_when_needed_is_the_same(train) -> None:
+def test_encoded_beforehand_or_when_needed_is_the_same(train: Callable[..., dict[int, float]]) -> None:
     assert train() == train(lazy_tokenize=True) == train(lazy_tokenize=True, dataloader_num_workers=2)
 
 
@@ -45,5 +46,5 @@ def test_encoded_beforehand_or_when_needed_is_the_same(train) -> None:
     ],
     ids=str,
 )
-def test_streams_and_packed_rows_are_learned(train, params: dict[str, Any]) -> None:
+def test_streams_and_packed_rows_are_learned(train: Callable[..., dict[int, float]], params: dict[str, Any]) -> None:
     assert all(map(math.isfinite, train(**params).values()))

@@ -1,15 +1,17 @@
 """A merged model says what its base model and the adapter say together."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
@@ -27,11 +29,11 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a tiny model, by its name in `tiny.CONFIGS`; changes are to its config."""
     known = {}
 
-    def get(name="llama", **changes):
+    def get(name: str = "llama", **changes: Any) -> Path:
         key = (name, repr(changes))
         if key not in known:
             config = CONFIGS[name]()
@@ -43,10 +45,10 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def merged(tmp_path):
+def merged(tmp_path: Path) -> Callable[..., Path]:
     """Run a merge as a job, and return the model's folder."""
 
-    def run(**params):
+    def run(**params: Any) -> Path:
         folder = JobFolder(tmp_path / f"job-{len(list(tmp_path.iterdir()))}")
         folder.path.mkdir()
         result = merge.run(MergeParams.model_validate(params), Report(folder))
@@ -56,16 +58,16 @@ def merged(tmp_path):
     return run
 
 
-def logits(model):
+def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
         return model.eval()(input_ids=torch.tensor([prompt(21), prompt(21, seed=1)])).logits.float()
 
 
-def load(folder, **settings):
+def load(folder: Path, **settings: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32} | settings)
 
 
-def expected(model, *adapters):
+def expected(model: Path, *adapters: Path) -> Tensor:
     """What PEFT says, computing with the adapters beside the weights."""
     adapted = load(model)
     for adapter in adapters:
@@ -75,13 +77,15 @@ def expected(model, *adapters):
     return logits(adapted)
 
 
-def deviation(found, truth):
+def deviation(found: Tensor, truth: Tensor) -> float:
     return (found - truth).abs().max().item()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_every_architecture(base, merged, tmp_path, name, use_dora) -> None:
+def test_every_architecture(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path, name: str, use_dora: bool
+) -> None:
     layers = EXPERTS.get(name, "all-linear")
     adapter = save_adapter(base(name), tmp_path / "adapter", use_dora=use_dora, target_modules=layers)
     truth = expected(base(name), adapter)
@@ -105,7 +109,9 @@ def test_every_architecture(base, merged, tmp_path, name, use_dora) -> None:
     ],
     ids=["rslora", "patterns", "saved", "embeddings", "dora-embedding", "tokens", "biases", "lora-bias", "experts"],
 )  # fmt: skip
-def test_every_kind_of_lora(base, merged, tmp_path, name, config) -> None:
+def test_every_kind_of_lora(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path, name: str, config: dict[str, Any]
+) -> None:
     adapter = save_adapter(base(name), tmp_path / "adapter", **config)
     truth = expected(base(name), adapter)
     found = logits(load(merged(model=str(base(name)), adapters=[str(adapter)])))
@@ -124,7 +130,9 @@ def test_every_kind_of_lora(base, merged, tmp_path, name, config) -> None:
     ],
     ids=["neither", "head", "embedding", "saved-embedding", "saved-head"],
 )
-def test_tied_embeddings_part_where_the_adapter_changes_one(base, merged, tmp_path, config, stays_tied) -> None:
+def test_tied_embeddings_part_where_the_adapter_changes_one(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path, config: dict[str, Any], stays_tied: bool
+) -> None:
     model = base(tie_word_embeddings=True)
     adapter = save_adapter(model, tmp_path / "adapter", **config)
     truth = expected(model, adapter)
@@ -134,7 +142,9 @@ def test_tied_embeddings_part_where_the_adapter_changes_one(base, merged, tmp_pa
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not stays_tied
 
 
-def test_several_adapters_are_merged_in_their_order(base, merged, tmp_path) -> None:
+def test_several_adapters_are_merged_in_their_order(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
     first = save_adapter(base(), tmp_path / "first", seed=1)
     second = save_adapter(base(), tmp_path / "second", seed=2, use_dora=True)
     truth = expected(base(), first, second)
@@ -145,7 +155,9 @@ def test_several_adapters_are_merged_in_their_order(base, merged, tmp_path) -> N
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_half_precision_is_kept_and_rounded_once(base, merged, tmp_path, dtype, use_dora) -> None:
+def test_half_precision_is_kept_and_rounded_once(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path, dtype: str, use_dora: bool
+) -> None:
     half = getattr(torch, dtype)
     model = tmp_path / "half"
     load(base(), dtype=half).save_pretrained(model)
@@ -156,13 +168,15 @@ def test_half_precision_is_kept_and_rounded_once(base, merged, tmp_path, dtype, 
         assert torch.equal(found.get_parameter(name), weight.to(half)), name
 
 
-def test_another_type_can_be_asked_for(base, merged, tmp_path) -> None:
+def test_another_type_can_be_asked_for(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(model=str(base()), adapters=[str(adapter)], torch_dtype="bfloat16")
     assert load(folder, dtype="auto").dtype is torch.bfloat16
 
 
-def test_the_engine_serves_the_merged_model(base, merged, tmp_path) -> None:
+def test_the_engine_serves_the_merged_model(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(adapters=[str(adapter)])  # the adapter says what its base model is
     core = core_of(ModelRunner(settings(folder)))
@@ -174,7 +188,9 @@ def test_the_engine_serves_the_merged_model(base, merged, tmp_path) -> None:
     assert tokens == truth[0, 9:].tolist()
 
 
-def test_shards_are_no_larger_than_asked_for(base, merged, tmp_path) -> None:
+def test_shards_are_no_larger_than_asked_for(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = merged(model=str(base()), adapters=[str(adapter)], max_shard_size="50KiB")
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
@@ -186,11 +202,13 @@ def test_shards_are_no_larger_than_asked_for(base, merged, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("size", "count"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("300b", 300), ("2kb", 2000)])
-def test_sizes(size, count) -> None:
+def test_sizes(size: str, count: int) -> None:
     assert merge._bytes(MergeParams(max_shard_size=size).max_shard_size) == count
 
 
-def test_what_belongs_to_the_model_comes_along(base, merged, tmp_path) -> None:
+def test_what_belongs_to_the_model_comes_along(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
     model, adapter = tmp_path / "base", save_adapter(base(), tmp_path / "adapter")
     load(base()).save_pretrained(model)
     AutoTokenizer.from_pretrained(base()).save_pretrained(model)
@@ -212,18 +230,20 @@ def test_what_belongs_to_the_model_comes_along(base, merged, tmp_path) -> None:
 # ---- what is refused
 
 
-def test_no_adapter(merged) -> None:
+def test_no_adapter(merged: Callable[..., Path]) -> None:
     with pytest.raises(InvalidRequest, match="name the adapter"):
         merged(model="m")
 
 
-def test_several_processes(merged, base, tmp_path, monkeypatch) -> None:
+def test_several_processes(
+    merged: Callable[..., Path], base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InvalidRequest, match="one process"):
         merged(adapters=[str(save_adapter(base(), tmp_path / "adapter"))])
 
 
-def test_a_folder_that_holds_no_adapter(base, merged, tmp_path) -> None:
+def test_a_folder_that_holds_no_adapter(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapter, match="adapter_config"):
         merged(model=str(base()), adapters=[str(tmp_path)])
 
@@ -240,7 +260,9 @@ def test_a_folder_that_holds_no_adapter(base, merged, tmp_path) -> None:
         ({"target_modules": ["q_proj"]}, "does not fit"),
     ],
 )
-def test_an_adapter_that_cannot_be_merged_exactly(base, merged, tmp_path, change, told) -> None:
+def test_an_adapter_that_cannot_be_merged_exactly(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     config = json.loads((adapter / CONFIG).read_text()) | change
     (adapter / CONFIG).write_text(json.dumps(config))
@@ -248,7 +270,7 @@ def test_an_adapter_that_cannot_be_merged_exactly(base, merged, tmp_path, change
         merged(model=str(base()), adapters=[str(adapter)])
 
 
-def test_a_broken_adapter(base, merged, tmp_path) -> None:
+def test_a_broken_adapter(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     weights = load_file(adapter / WEIGHTS)
     next(iter(weights.values()))[0, 0] = float("nan")
@@ -260,14 +282,14 @@ def test_a_broken_adapter(base, merged, tmp_path) -> None:
         merged(model=str(base()), adapters=[str(adapter)])
 
 
-def test_an_adapter_of_another_model(base, merged, tmp_path) -> None:
+def test_an_adapter_of_another_model(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     other = base(hidden_size=64)
     with pytest.raises(InvalidAdapter, match="cannot be merged"):
         merged(model=str(other), adapters=[str(adapter)])
 
 
-def test_a_quantised_base_model(base, merged, tmp_path) -> None:
+def test_a_quantised_base_model(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     model = tmp_path / "quantised"
     load(base()).save_pretrained(model)
@@ -278,7 +300,7 @@ def test_a_quantised_base_model(base, merged, tmp_path) -> None:
         merged(model=str(model), adapters=[str(adapter)])
 
 
-def test_what_is_there_is_never_overwritten(base, tmp_path) -> None:
+def test_what_is_there_is_never_overwritten(base: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     job = JobFolder(tmp_path)
     (tmp_path / "merged").mkdir()
@@ -287,12 +309,14 @@ def test_what_is_there_is_never_overwritten(base, tmp_path) -> None:
     assert list((tmp_path / "merged").iterdir()) == []
 
 
-def test_a_merge_that_fails_leaves_nothing(base, tmp_path, monkeypatch) -> None:
+def test_a_merge_that_fails_leaves_nothing(
+    base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     folder = tmp_path / "job"
     folder.mkdir()
 
-    def full(*paths) -> Never:
+    def full(*paths: Path) -> Never:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(merge, "_copy_what_belongs_to_it", full)
@@ -301,6 +325,8 @@ def test_a_merge_that_fails_leaves_nothing(base, tmp_path, monkeypatch) -> None:
     assert not [path for path in folder.iterdir() if path.is_dir()]
 
 
-def test_the_files_can_be_read_by_others(base, merged, tmp_path) -> None:
+def test_the_files_can_be_read_by_others(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
     folder: Path = merged(adapters=[str(save_adapter(base(), tmp_path / "adapter"))])
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())

@@ -1,6 +1,9 @@
 """Preference training: what TRL computes on the same data, and what a job adds to it."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,12 +51,12 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def base(tiny):
+def base(tiny: Path) -> Path:
     return tiny
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory):
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same rows in a file, as people write them."""
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     lines = [
@@ -64,10 +67,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(base, pairs, tmp_path):
+def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
     """Run a job on ROWS; returns its folder."""
 
-    def run(name="job", **params):
+    def run(name: str = "job", **params: Any) -> JobFolder:
         folder = JobFolder(tmp_path / name)
         folder.path.mkdir()
         given = SETTINGS | {"model": str(base), "dataset": pairs} | params
@@ -80,15 +83,15 @@ def train(base, pairs, tmp_path):
     return run
 
 
-def steps(folder):
+def steps(folder: JobFolder) -> dict[int, dict[str, float]]:
     return {event.step: event.metrics for event, _ in folder.read_events() if isinstance(event, Step)}
 
 
-def losses(folder):
+def losses(folder: JobFolder) -> list[float]:
     return [metrics["loss"] for metrics in steps(folder).values()]
 
 
-def losses_of_trl(base, folder, *, full=False, **settings):
+def losses_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: Any) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     arguments = {
         name: SETTINGS[name]
@@ -118,14 +121,21 @@ def losses_of_trl(base, folder, *, full=False, **settings):
     ],
     ids=["lora", "beta", "rpo", "full"],
 )
-def test_the_loss_is_trls(train, base, tmp_path, monkeypatch, params, settings) -> None:
+def test_the_loss_is_trls(
+    train: Callable[..., JobFolder],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
     monkeypatch.setitem(SETTINGS, "learning_rate", settings.pop("learning_rate", SETTINGS["learning_rate"]))
     found = losses(train(**params))
     assert found == pytest.approx(losses_of_trl(base, tmp_path / "trl", **settings), abs=1e-4)
     assert found[-1] < found[0]
 
 
-def test_the_margin_of_what_is_preferred_rises(train) -> None:
+def test_the_margin_of_what_is_preferred_rises(train: Callable[..., JobFolder]) -> None:
     logged = steps(train(eval_strategy="steps", eval_steps=3))
     assert logged[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)  # model and reference are the same yet
     assert logged[6]["rewards/margins"] > 0.5
@@ -135,7 +145,7 @@ def test_the_margin_of_what_is_preferred_rises(train) -> None:
     )
 
 
-def test_validation_data_is_measured_alike(train) -> None:
+def test_validation_data_is_measured_alike(train: Callable[..., JobFolder]) -> None:
     folder = train(eval_strategy="steps", eval_steps=3)
     told = [event for event, _ in folder.read_events() if isinstance(event, Evaluation)]
     assert [event.step for event in told] == [3, 6]
@@ -143,7 +153,7 @@ def test_validation_data_is_measured_alike(train) -> None:
     assert told[1].metrics["loss"] < told[0].metrics["loss"]
 
 
-def test_label_smoothing_is_dpos_own(train) -> None:
+def test_label_smoothing_is_dpos_own(train: Callable[..., JobFolder]) -> None:
     """TRL's sigmoid loss leaves it out, and its robust loss is another."""
     for metrics in steps(train(label_smoothing=0.2, per_device_train_batch_size=1)).values():
         margin = torch.tensor(metrics["rewards/margins"])
@@ -151,7 +161,7 @@ def test_label_smoothing_is_dpos_own(train) -> None:
         assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_loraplus_has_b_learn_faster(train) -> None:
+def test_loraplus_has_b_learn_faster(train: Callable[..., JobFolder]) -> None:
     plain, plus = (
         load_file(train(name, max_steps=1, **params).path / "checkpoint-1" / "adapter_model.safetensors")
         for name, params in (("plain", {}), ("plus", {"lorap_lr_ratio": 8}))
@@ -174,7 +184,9 @@ def test_loraplus_has_b_learn_faster(train) -> None:
     ],
     ids=["lora", "dora", "saved", "random", "full"],
 )
-def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train, params) -> None:
+def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
+    train: Callable[..., JobFolder], params: dict[str, Any]
+) -> None:
     whole = train("whole", **params)
     resumed = train("resumed", resume_from_checkpoint=str(whole.path / "checkpoint-3"), **params)
     assert [*steps(resumed)] == [4, 5, 6]
@@ -183,7 +195,7 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train, p
         assert [metrics[name] for metrics in steps(resumed).values()] == pytest.approx(told[3:], abs=1e-5), name
 
 
-def test_the_reference_is_no_part_of_a_checkpoint(train, base) -> None:
+def test_the_reference_is_no_part_of_a_checkpoint(train: Callable[..., JobFolder], base: Path) -> None:
     job = train()
     checkpoint = job.path / "checkpoint-6"
     assert not (job.path / "README.md").exists()  # TRL's card
@@ -192,7 +204,7 @@ def test_the_reference_is_no_part_of_a_checkpoint(train, base) -> None:
     assert list(model.peft_config) == ["default"]
 
 
-def test_with_an_adapter_the_reference_is_what_it_said_before(train) -> None:
+def test_with_an_adapter_the_reference_is_what_it_said_before(train: Callable[..., JobFolder]) -> None:
     """Not what the base model says."""
     first = train("first")
     second = steps(train("second", adapters=[str(first.path / "checkpoint-6")]))
@@ -201,7 +213,9 @@ def test_with_an_adapter_the_reference_is_what_it_said_before(train) -> None:
 
 
 @pytest.mark.parametrize("train_type", ["lora", "full"])
-def test_another_reference_can_be_named(train, base, tmp_path, train_type) -> None:
+def test_another_reference_can_be_named(
+    train: Callable[..., JobFolder], base: Path, tmp_path: Path, train_type: str
+) -> None:
     other = save(CONFIGS["llama"](), tmp_path / "other", seed=1, tokenizer=True)
     params = {"train_type": train_type, "max_steps": 1}
     logged = steps(train("other-reference", ref_model=str(other), **params))
@@ -210,32 +224,34 @@ def test_another_reference_can_be_named(train, base, tmp_path, train_type) -> No
     assert same[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
-def test_an_adapter_on_the_output_head_is_refused(train) -> None:
+def test_an_adapter_on_the_output_head_is_refused(train: Callable[..., JobFolder]) -> None:
     with pytest.raises(InvalidRequest, match="output head") as refused:
         train(target_modules=["lm_head", "q_proj"])
     assert refused.value.param == "target_modules"
 
 
-def test_an_output_head_that_is_saved_whole_is_trained(train, base) -> None:
+def test_an_output_head_that_is_saved_whole_is_trained(train: Callable[..., JobFolder], base: Path) -> None:
     weights = load_file(train(modules_to_save=["lm_head"]).path / "checkpoint-6" / "adapter_model.safetensors")
     before = load_file(base / "model.safetensors")["lm_head.weight"]
     assert (weights["base_model.model.lm_head.weight"] - before).abs().max() > 1e-3
 
 
-def test_data_may_be_streamed(train) -> None:
+def test_data_may_be_streamed(train: Callable[..., JobFolder]) -> None:
     found = losses(train(streaming=True))
     assert len(found) == 6
     assert found[-1] < found[0]
 
 
-def test_an_adapter_with_biases_is_refused(train, base, tmp_path) -> None:
+def test_an_adapter_with_biases_is_refused(train: Callable[..., JobFolder], base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(base, tmp_path / "adapter", bias="all")
     with pytest.raises(InvalidRequest, match="biases") as refused:
         train(adapters=[str(adapter)])
     assert refused.value.param == "adapters"
 
 
-def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(train, base, lines, tmp_path) -> None:
+def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
+    train: Callable[..., JobFolder], base: Path, lines: Path, tmp_path: Path
+) -> None:
     folder = JobFolder(tmp_path / "sft")
     folder.path.mkdir()
     settings = {"model": str(base), "dataset": str(lines), "split_dataset_ratio": 0, "report_to": "none"}
@@ -258,7 +274,7 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(train, bas
         ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "nothing")),
     ],
 )
-def test_what_it_cannot_honour_is_refused_by_name(params, told) -> None:
+def test_what_it_cannot_honour_is_refused_by_name(params: dict[str, Any], told: tuple[str, ...]) -> None:
     task = RlhfTask(params=RlhfParams.model_validate({"rlhf_type": "dpo", "model": "m"} | params))
     found = dict(refusals(task))
     assert told[1] in found[told[0]]

@@ -1,6 +1,7 @@
 """Supervised training: what TRL alone would have learned, in checkpoints that others can read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny: Path, lines: Path):
+def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFolder, Result]]:
     """Run a job in this process; its folder and result."""
 
     def run(**params: Any) -> tuple[JobFolder, Result]:
@@ -62,7 +63,9 @@ def trl_losses(tiny: Path, lines: Path, folder: Path, **more: Any) -> list[float
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_the_loss_of_lora_is_trls_own(train, tiny, lines, tmp_path) -> None:
+def test_the_loss_of_lora_is_trls_own(
+    train: Callable[..., tuple[JobFolder, Result]], tiny: Path, lines: Path, tmp_path: Path
+) -> None:
     job, _ = train(lora_rank=4, lora_alpha=8)
 
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -71,13 +74,15 @@ def test_the_loss_of_lora_is_trls_own(train, tiny, lines, tmp_path) -> None:
     assert theirs[-1] < theirs[0]
 
 
-def test_the_loss_of_full_training_is_trls_own(train, tiny, lines, tmp_path) -> None:
+def test_the_loss_of_full_training_is_trls_own(
+    train: Callable[..., tuple[JobFolder, Result]], tiny: Path, lines: Path, tmp_path: Path
+) -> None:
     job, _ = train(train_type="full")
 
     assert list(losses(job).values()) == pytest.approx(trl_losses(tiny, lines, tmp_path / "trl"), abs=1e-4)
 
 
-def test_a_job_says_what_happens(train) -> None:
+def test_a_job_says_what_happens(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     job, result = train()
 
     events = [event for event, _ in job.read_events()]
@@ -91,7 +96,9 @@ def test_a_job_says_what_happens(train) -> None:
     assert result.trained_tokens and result.metrics["train_runtime"] > 0
 
 
-def test_an_adapter_is_one_that_peft_and_our_engine_load(train, tiny) -> None:
+def test_an_adapter_is_one_that_peft_and_our_engine_load(
+    train: Callable[..., tuple[JobFolder, Result]], tiny: Path
+) -> None:
     job, result = train()
     folder = job.path / result.artifact
 
@@ -101,7 +108,7 @@ def test_an_adapter_is_one_that_peft_and_our_engine_load(train, tiny) -> None:
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
-def test_full_training_writes_a_model(train, tiny) -> None:
+def test_full_training_writes_a_model(train: Callable[..., tuple[JobFolder, Result]], tiny: Path) -> None:
     job, result = train(train_type="full")
 
     model = AutoModelForCausalLM.from_pretrained(job.path / result.artifact)
@@ -110,7 +117,7 @@ def test_full_training_writes_a_model(train, tiny) -> None:
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
 
 
-def test_what_is_frozen_stays_as_it_is(train, tiny) -> None:
+def test_what_is_frozen_stays_as_it_is(train: Callable[..., tuple[JobFolder, Result]], tiny: Path) -> None:
     job, result = train(train_type="full", freeze_parameters_ratio=1.0, trainable_parameters=["model.layers.1."])
 
     before = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
@@ -119,7 +126,7 @@ def test_what_is_frozen_stays_as_it_is(train, tiny) -> None:
     assert changed and all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_resumed_training_ends_as_one_that_was_never_stopped(train) -> None:
+def test_resumed_training_ends_as_one_that_was_never_stopped(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     whole, _ = train(lora_dropout=0.1)
     resumed, result = train(lora_dropout=0.1, resume_from_checkpoint=str(whole.path / "checkpoint-3"))
 
@@ -129,7 +136,9 @@ def test_resumed_training_ends_as_one_that_was_never_stopped(train) -> None:
         assert torch.equal(tensor, weights(resumed, 6)[name])
 
 
-def test_resumed_full_training_ends_as_one_that_was_never_stopped(train) -> None:
+def test_resumed_full_training_ends_as_one_that_was_never_stopped(
+    train: Callable[..., tuple[JobFolder, Result]],
+) -> None:
     whole, _ = train(train_type="full")
     resumed, _ = train(train_type="full", resume_from_checkpoint=str(whole.path / "checkpoint-3"))
 
@@ -138,14 +147,14 @@ def test_resumed_full_training_ends_as_one_that_was_never_stopped(train) -> None
         assert torch.equal(tensor, weights(resumed, 6)[name]), (tensor - weights(resumed, 6)[name]).abs().max()
 
 
-def test_resuming_at_the_end_gives_the_result_again(train) -> None:
+def test_resuming_at_the_end_gives_the_result_again(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     whole, _ = train()
     _, result = train(resume_from_checkpoint=str(whole.path / "checkpoint-6"))
 
     assert (result.status, result.artifact) == ("succeeded", "checkpoint-6")
 
 
-def test_with_resume_only_model_the_steps_begin_anew(train) -> None:
+def test_with_resume_only_model_the_steps_begin_anew(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     whole, _ = train()
     again, result = train(resume_from_checkpoint=str(whole.path / "checkpoint-6"), resume_only_model=True)
 
@@ -153,21 +162,21 @@ def test_with_resume_only_model_the_steps_begin_anew(train) -> None:
     assert losses(again)[1] < losses(whole)[1]
 
 
-def test_a_checkpoint_without_its_optimizer_is_not_resumed(train) -> None:
+def test_a_checkpoint_without_its_optimizer_is_not_resumed(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     whole, _ = train(save_only_model=True)
 
     with pytest.raises(InvalidRequest, match=r"optimizer\.pt"):
         train(resume_from_checkpoint=str(whole.path / "checkpoint-3"))
 
 
-def test_training_goes_on_with_an_adapter(train) -> None:
+def test_training_goes_on_with_an_adapter(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     first, result = train()
     second, _ = train(adapters=str(first.path / result.artifact))
 
     assert losses(second)[1] < losses(first)[1]
 
 
-def test_what_a_checkpoint_was_trained_with_is_read_back(train) -> None:
+def test_what_a_checkpoint_was_trained_with_is_read_back(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     first, result = train(lora_rank=2, learning_rate=5e-3)
     args = json.loads((first.path / result.artifact / "args.json").read_text())
     second, again = train(adapters=str(first.path / result.artifact), load_args=True)
@@ -187,7 +196,9 @@ def test_what_a_checkpoint_was_trained_with_is_read_back(train) -> None:
     ],
     ids=["target_modules", "target_regex", "modules_to_save", "use_dora"],
 )
-def test_the_adapter_is_where_it_was_asked_for(train, params, holds) -> None:
+def test_the_adapter_is_where_it_was_asked_for(
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], holds: Callable[[list[str]], bool]
+) -> None:
     job, _ = train(**params, max_steps=1)
 
     assert holds(weights(job, 1))
@@ -203,20 +214,22 @@ def test_the_adapter_is_where_it_was_asked_for(train, params, holds) -> None:
     ],
     ids=["rslora", "rank and alpha", "gaussian", "dropout and bias"],
 )
-def test_the_adapter_is_of_the_kind_asked_for(train, params, config) -> None:
+def test_the_adapter_is_of_the_kind_asked_for(
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], config: dict[str, Any]
+) -> None:
     job, _ = train(**params, max_steps=1)
 
     written = json.loads((job.path / "checkpoint-1" / "adapter_config.json").read_text())
     assert config.items() <= written.items()
 
 
-def test_lora_dtype_is_the_type_of_the_adapter(train) -> None:
+def test_lora_dtype_is_the_type_of_the_adapter(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     job, _ = train(lora_dtype="bfloat16", max_steps=1)
 
     assert {tensor.dtype for tensor in weights(job, 1).values()} == {torch.bfloat16}
 
 
-def test_with_lora_plus_the_second_matrix_learns_faster(train) -> None:
+def test_with_lora_plus_the_second_matrix_learns_faster(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     plain, _ = train(max_steps=1)
     plus, _ = train(max_steps=1, lorap_lr_ratio=16)
 
@@ -231,7 +244,9 @@ def test_with_lora_plus_the_second_matrix_learns_faster(train) -> None:
      {"learning_rate": 1e-3}, {"per_device_train_batch_size": 3}],
     ids=lambda params: next(iter(params)),
 )  # fmt: skip
-def test_a_parameter_of_the_trainer_changes_what_is_learned(train, params) -> None:
+def test_a_parameter_of_the_trainer_changes_what_is_learned(
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any]
+) -> None:
     before, _ = train(max_steps=2)
     after, _ = train(**{"max_steps": 2, **params})
 
@@ -240,14 +255,16 @@ def test_a_parameter_of_the_trainer_changes_what_is_learned(train, params) -> No
 
 
 @pytest.mark.parametrize("params", [{"gradient_checkpointing": False}, {"dataloader_num_workers": 1}], ids=str)
-def test_how_it_is_computed_changes_nothing(train, params) -> None:
+def test_how_it_is_computed_changes_nothing(
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any]
+) -> None:
     before, _ = train(max_steps=2)
     after, _ = train(**params, max_steps=2)
 
     assert losses(after) == pytest.approx(losses(before), abs=1e-5)
 
 
-def test_the_validation_data_is_evaluated(train, lines) -> None:
+def test_the_validation_data_is_evaluated(train: Callable[..., tuple[JobFolder, Result]], lines: Path) -> None:
     job, _ = train(val_dataset=str(lines), eval_steps=2, acc_strategy="seq")
 
     found = evaluations(job)
@@ -256,13 +273,13 @@ def test_the_validation_data_is_evaluated(train, lines) -> None:
     assert 0 <= found[6]["sequence_accuracy"] <= 1
 
 
-def test_only_so_many_checkpoints_are_kept(train) -> None:
+def test_only_so_many_checkpoints_are_kept(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     job, _ = train(save_steps=1, save_total_limit=2)
 
     assert job.checkpoints() == [5, 6]
 
 
-def test_the_best_checkpoint_is_kept(train, lines) -> None:
+def test_the_best_checkpoint_is_kept(train: Callable[..., tuple[JobFolder, Result]], lines: Path) -> None:
     rate = {"learning_rate": 0.3, "lr_scheduler_type": "constant"}  # it destroys more with each step
     job, _ = train(val_dataset=str(lines), save_steps=1, save_total_limit=2, **rate)
 
@@ -272,21 +289,25 @@ def test_the_best_checkpoint_is_kept(train, lines) -> None:
     assert job.checkpoints() == [best, 6]
 
 
-def test_what_is_learned_is_kept_also_where_no_checkpoints_are_asked_for(train) -> None:
+def test_what_is_learned_is_kept_also_where_no_checkpoints_are_asked_for(
+    train: Callable[..., tuple[JobFolder, Result]],
+) -> None:
     job, result = train(save_strategy="no")
 
     assert job.checkpoints() == [6]
     assert result.artifact == "checkpoint-6"
 
 
-def test_metrics_go_to_tensorboard_unless_told_otherwise(train, monkeypatch) -> None:
+def test_metrics_go_to_tensorboard_unless_told_otherwise(
+    train: Callable[..., tuple[JobFolder, Result]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     job, _ = train(report_to="tensorboard", max_steps=1)
 
     assert list(job.path.glob("runs/**/events.out.tfevents.*"))
 
 
-def test_a_loss_that_is_no_number_ends_the_training(train) -> None:
+def test_a_loss_that_is_no_number_ends_the_training(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     with pytest.raises(Diverged, match="learning_rate"):
         train(train_type="full", learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", weight_decay=0)
 
@@ -303,14 +324,18 @@ def test_a_loss_that_is_no_number_ends_the_training(train) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_trained_is_refused_by_name(train, params, param) -> None:
+def test_what_cannot_be_trained_is_refused_by_name(
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], param: str
+) -> None:
     with pytest.raises(TuneserveError) as refused:
         train(**params)
 
     assert refused.value.param == param
 
 
-def test_what_the_model_writes_is_compared_with_the_validation_data(train, lines) -> None:
+def test_what_the_model_writes_is_compared_with_the_validation_data(
+    train: Callable[..., tuple[JobFolder, Result]], lines: Path
+) -> None:
     job, _ = train(val_dataset=str(lines), predict_with_generate=True, max_new_tokens=8, max_steps=60, save_steps=60)
 
     (scores,) = evaluations(job).values()
@@ -319,7 +344,9 @@ def test_what_the_model_writes_is_compared_with_the_validation_data(train, lines
 
 
 @pytest.mark.parametrize("init_weights", ["pissa", "pissa_niter_4"])
-def test_pissa_is_written_as_a_plain_adapter_of_the_model_as_it_was(train, tiny, init_weights) -> None:
+def test_pissa_is_written_as_a_plain_adapter_of_the_model_as_it_was(
+    train: Callable[..., tuple[JobFolder, Result]], tiny: Path, init_weights: str
+) -> None:
     job, result = train(init_weights=init_weights, lora_rank=2, learning_rate=1e-3, weight_decay=0)
     folder = job.path / result.artifact
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -339,7 +366,9 @@ def test_pissa_is_written_as_a_plain_adapter_of_the_model_as_it_was(train, tiny,
 
 
 @pytest.mark.parametrize("init_weights", ["pissa", "pissa_niter_4"])
-def test_resumed_pissa_ends_as_one_that_was_never_stopped(train, init_weights) -> None:
+def test_resumed_pissa_ends_as_one_that_was_never_stopped(
+    train: Callable[..., tuple[JobFolder, Result]], init_weights: str
+) -> None:
     whole, _ = train(init_weights=init_weights, lora_rank=2)
     resumed, _ = train(
         init_weights=init_weights, lora_rank=2, resume_from_checkpoint=str(whole.path / "checkpoint-3"), seed=43
