@@ -76,6 +76,8 @@ class GenerationRequest:
     """`name@version`, as the registry resolved it; None: the base model."""
     priority: int = 0
     """Lower is sooner; equal priorities in order of arrival."""
+    http_request_id: str | None = None
+    """The `x-request-id` that it was asked under, for logs. Clients choose it: it need not be unique."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class EmbeddingRequest:
     prompt_ids: list[int]
     adapter: str | None = None
     priority: int = 0
+    http_request_id: str | None = None
+    """As of a GenerationRequest."""
 
 
 class EngineState(StrEnum):

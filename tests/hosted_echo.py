@@ -1,13 +1,15 @@
 """The echo engine in a process of its own, as engines that are libraries run: `python -m tests.hosted_echo FD`."""
 
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from engines.echo import EchoEngine, EchoFaults
 from engines.errors import TuneserveError, UnsupportedModel
+from engines.logs import configure_logging
 from engines.process.client import ProcessEngine, Program
 from engines.process.host import host
-from engines.types import EngineState
+from engines.types import EngineState, GenerationRequest, TokenOutput
 
 
 class DyingEcho(EchoEngine):
@@ -17,8 +19,15 @@ class DyingEcho(EchoEngine):
         self._state = EngineState.FAILED
 
 
+class BuggyEcho(DyingEcho):
+    """A library whose every request meets a bug."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        raise KeyError("a bug")
+
+
 def echo_in_its_process(**faults: Any) -> ProcessEngine:
-    """Not started. `faults` are those of `EchoFaults`; a `start_error` is given as its message."""
+    """Not started. `faults` are those of `EchoFaults`; a `start_error` is given as its message, a `bug` as whether."""
     program = Program(
         command=(sys.executable, "-m", "tests.hosted_echo"), environment={}, config=faults, max_num_seqs=1000
     )
@@ -26,9 +35,11 @@ def echo_in_its_process(**faults: Any) -> ProcessEngine:
 
 
 def make(faults: dict[str, Any]) -> EchoEngine:
+    kind = BuggyEcho if faults.pop("bug", False) else DyingEcho
     error: TuneserveError | None = UnsupportedModel(faults["start_error"]) if "start_error" in faults else None
-    return DyingEcho(faults=EchoFaults(**faults | {"start_error": error}))
+    return kind(faults=EchoFaults(**faults | {"start_error": error}))
 
 
 if __name__ == "__main__":
+    configure_logging()
     host(make)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
+from engines.logs import about
 from engines.sampler.grammar import GrammarState, MaskWorker
 from engines.sampler.row import SamplerRow
 from engines.sampler.sampling import edited
@@ -78,7 +79,8 @@ class OutputEdits:
             message = "no token may come next: the constraints of the request exclude each other or became too complex"
             self.failure = InvalidRequest(message)
         except Exception:  # in LMDeploy's loop: it would end the engine
-            log.exception("the logits of a request could not be edited")
+            with about(self._request.http_request_id):
+                log.exception("the logits of a request could not be edited")
             self.failure = EngineFailure("the engine failed while it computed this request")
         return logits
 

@@ -1,6 +1,5 @@
 """The engine's own process, run by the Python of LMDeploy's environment: `python -m engines.lmdeploy.process FD`."""
 
-import logging
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 from engines.engine import Engine
 from engines.errors import UnsupportedModel
 from engines.lmdeploy.config import LmdeployConfig
+from engines.logs import configure_logging
 from engines.process.host import host
 
 
@@ -23,7 +23,7 @@ def make(config: dict[str, Any]) -> Engine:
 
 def main() -> None:
     disable_progress_bar()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging()
     host(make)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from engines.errors import EngineFailure, TuneserveError
+from engines.logs import about, current_http_request_id
 from engines.sampler.sampling import token_logprobs
 from engines.types import TokenLogprob
 
@@ -32,6 +33,7 @@ class PromptObserver:
         self._prompt_ids = prompt_ids
         self._top_logprobs = top_logprobs
         self._head = head
+        self._http_request_id = current_http_request_id()
         self.last_hidden: Tensor | None = None
         """Of the prompt's last token: (hidden_size,) float32."""
         self.logprobs: list[TokenLogprob] = []
@@ -47,7 +49,8 @@ class PromptObserver:
                 del self.logprobs[start:]  # it was preempted, and is computed again
                 self._score(start, hidden, self._top_logprobs)
         except Exception:  # in LMDeploy's loop: it would end the engine
-            log.exception("a prompt could not be scored")
+            with about(self._http_request_id):
+                log.exception("a prompt could not be scored")
             self.failure = EngineFailure("the engine failed while it computed this prompt")
 
     def __call__(self, token_ids: Tensor, logits: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 
 from engines.engine import Engine
 from engines.errors import EngineFailure, TuneserveError
+from engines.logs import about
 from engines.process import frames
 from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 
@@ -170,7 +171,8 @@ class _Hosted:
         after = None if asked.adapter is None else self._last_changes.get(asked.adapter)
         running = _Running(replace(asked, request_id=f"{request_id}-{self._received}"), after)
         self._requests[request_id] = running
-        running.task = asyncio.create_task(self._answer(request_id, running))
+        with about(asked.http_request_id):
+            running.task = asyncio.create_task(self._answer(request_id, running))
         self._tasks.add(running.task)
         running.task.add_done_callback(lambda task: self._end(request_id, running, task))
 

@@ -233,6 +233,10 @@ class EngineCore:
             self._fail(group, error, report)
         return report
 
+    def running_http_request_ids(self) -> list[str]:
+        """For logs: of the requests that take part in steps."""
+        return sorted({str(sequence.group.request.http_request_id) for sequence in self.scheduler.running})
+
     def _segment(self, chunk: Chunk) -> Segment:
         sequence = chunk.sequence
         tokens = sequence.tokens[sequence.computed : sequence.computed + chunk.length]

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from engines.capabilities import Capabilities
 from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
+from engines.logs import about, configure_logging
 from engines.process import frames
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
@@ -152,7 +153,8 @@ class EngineProcess:
         except TuneserveError as error:
             report.errors.append((request.request_id, error))
         except Exception:
-            log.exception("a request could not be taken in")
+            with about(request.http_request_id):
+                log.exception("a request could not be taken in")
             failure = EngineFailure("the engine failed while it took this request in")
             report.errors.append((request.request_id, failure))
 
@@ -168,7 +170,7 @@ class EngineProcess:
             if done.outputs or done.embeddings:
                 self._failed_steps = 0
         except Exception as error:
-            log.exception("a step failed")
+            log.exception("a step failed, for the requests %s", ", ".join(self._core.running_http_request_ids()))
             self._failed_steps += 1
             if self._failed_steps == FAILED_STEPS or "CUDA" in str(error):
                 raise EngineFailure(f"steps keep failing: {error}") from error
@@ -244,7 +246,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     disable_progress_bar()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging()
     serve(Connection(socket.socket(fileno=int(sys.argv[1]))))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
+from engines.logs import about
 from server.batches.priority import BATCH_PRIORITY
 from server.deps import Serving
 from server.http.body import parse_object
@@ -36,6 +37,11 @@ class Reply:
 async def answer(serving: Serving, endpoint: str, body: dict[str, Any]) -> Reply:
     """The answer to one request, be it an error. Waits while the engine cannot take it."""
     request_id = f"req-{uuid.uuid4().hex}"
+    with about(request_id):
+        return await _answer(serving, endpoint, body, request_id)
+
+
+async def _answer(serving: Serving, endpoint: str, body: dict[str, Any], request_id: str) -> Reply:
     failures = 0
     while True:
         try:

@@ -8,6 +8,7 @@ from types import FrameType
 
 import uvicorn
 
+from engines import logs
 from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
 from server.app import create_app
@@ -48,7 +49,7 @@ def load(params: DeployParams) -> Serving:
 
 
 def configure_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure_logging()
     for library in ("uvicorn", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
 

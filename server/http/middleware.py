@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engines.errors import InvalidRequest, NotFound
+from engines.logs import about
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.http.lifecycle import Lifecycle
 
@@ -51,12 +52,14 @@ class RequestContext:
 
         self._lifecycle.enter()
         try:
-            _check_text(scope)
-            await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            if status is not None:
-                raise  # the answer is half out: the server below closes the connection
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            with about(request_id):
+                try:
+                    _check_text(scope)
+                    await self._app(scope, receive, send_with_id)
+                except Exception as error:
+                    if status is not None:
+                        raise  # the answer is half out: the server below closes the connection
+                    await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
             answered.close()
             self._lifecycle.leave()

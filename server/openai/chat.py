@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from engines.errors import InvalidRequest
+from engines.logs import current_http_request_id
 from engines.text.output_text import TextDelta, TextOptions
 from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
@@ -77,6 +78,7 @@ async def prepare(body: ChatRequest, serving: Serving, adapter: str | None) -> "
         n=body.n,
         adapter=adapter,
         priority=body.priority,
+        http_request_id=current_http_request_id(),
     )
     check_capabilities(request, limits.capabilities, body)
     options = to_text_options(

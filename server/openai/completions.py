@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
+from engines.logs import current_http_request_id
 from engines.text.logprob_entries import TokenEntry
 from engines.text.output_text import TextDelta, TextOptions
 from engines.text.vocabulary import Vocabulary
@@ -82,6 +83,7 @@ async def prepare(body: CompletionRequest, serving: Serving, adapter: str | None
                 n=body.best_of or body.n,
                 adapter=adapter,
                 priority=body.priority,
+                http_request_id=current_http_request_id(),
             )
         )
         check_capabilities(requests[-1], limits.capabilities, body)

@@ -13,6 +13,7 @@ from pydantic import Field
 from engines.capabilities import Capabilities
 from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.deps import ReadyServing, Serving, lease
 from server.http.body import RequestBody, json_body
@@ -48,7 +49,13 @@ async def answer(body: EmbeddingsBody, serving: Serving, adapter: str | None, *,
     prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
-        EmbeddingRequest(request_id=f"{name}-{index}", prompt_ids=ids, adapter=adapter, priority=priority)
+        EmbeddingRequest(
+            request_id=f"{name}-{index}",
+            prompt_ids=ids,
+            adapter=adapter,
+            priority=priority,
+            http_request_id=current_http_request_id(),
+        )
         for index, ids in enumerate(prompts)
     ]
     vectors = await _embed_all(serving.engine, requests)

@@ -1,10 +1,14 @@
-"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...}}'`."""
+"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...}, "hosted": true}'`.
+
+Hosted, the engine runs in a process of its own.
+"""
 
 import json
 import sys
 
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
+from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from server.commands.deploy import configure_logging, listen, serve
 from server.deps import make_serving
@@ -16,13 +20,23 @@ def main(settings: dict) -> int:
     faults = settings.get("faults", {})
     if "start_error" in faults:
         faults["start_error"] = errors.EngineFailure(faults["start_error"])
-    engine = EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
+    engine = (
+        _hosted(faults)
+        if settings.get("hosted")
+        else EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
+    )
     try:
         listener = listen(params.host, params.port)
     except errors.TuneserveError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return serve(make_serving(engine, echo_tokenizer(), params), listener)
+
+
+def _hosted(faults: dict) -> Engine:
+    from tests.hosted_echo import echo_in_its_process
+
+    return echo_in_its_process(**faults)
 
 
 if __name__ == "__main__":
