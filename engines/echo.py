@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, get_args
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from engines.adapters.pins import max_pinned, with_pin
 from engines.adapters.spec import WEIGHTS
 from engines.capabilities import AdapterSupport, Capabilities
 from engines.errors import (
     EngineFailure,
     EngineUnavailable,
-    InvalidAdapter,
     InvalidRequest,
     QueueFull,
     TuneserveError,
@@ -232,7 +232,7 @@ def adapter_support(max_loras: int) -> AdapterSupport:
         linears=linears,
         embeddings={"model.embed_tokens": (VOCAB_SIZE, HIDDEN_SIZE)},
         replaceable=frozenset({"lm_head", "model.embed_tokens"}),
-        max_pinned=max_loras - 1,
+        max_pinned=max_pinned(max_loras),
     )
 
 
@@ -248,11 +248,8 @@ class _Adapters:
         self.evictions: Counter[str] = Counter()
 
     def load(self, version: str, folder: Path, pinned: bool) -> None:
-        others = self.pinned - {version}
-        if pinned and len(others) >= self._max_loras - 1:
-            raise InvalidAdapter(f"{len(others)} adapters are pinned, and there is room for no more", param="pinned")
+        self.pinned = with_pin(self.pinned, version, pinned, num_slots=self._max_loras)
         self.folders[version] = folder
-        self.pinned = others | {version} if pinned else others
 
     def unload(self, version: str) -> None:
         self.folders.pop(version, None)

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.adapters.pins import with_pin
 from engines.adapters.slots import AdapterSlots
-from engines.errors import EngineFailure, InvalidAdapter
+from engines.errors import EngineFailure
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +76,11 @@ class AdapterTurns:
 
         Raises InvalidAdapter for one pin too many, and what `use` raises.
         """
-        others = self._slots.pinned - {version}
-        if pinned and len(others) >= self._num_slots - 1:
-            raise InvalidAdapter(f"{len(others)} adapters are pinned, and there is room for no more", param="pinned")
+        pins = with_pin(self._slots.pinned, version, pinned, num_slots=self._num_slots)
         new, was_pinned = version not in self._folders, version in self._slots.pinned
         self._folders[version] = folder
         self._slots.ready.add(version)
-        self._slots.pinned = others | {version} if pinned else others
+        self._slots.pinned = pins
         if pinned or len(self._slots.resident) < self._num_slots:
             try:
                 async with self.use(version):

@@ -18,6 +18,7 @@ from lmdeploy.pytorch.adapter.adapter import load_lora_weights
 from torch import Tensor
 
 from engines.adapters.folder import PREFIX, read_adapter
+from engines.adapters.pins import max_pinned
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
 from engines.lmdeploy.library import Library
@@ -59,7 +60,7 @@ class HotSlots:
         self.support = AdapterSupport(
             max_rank=self._rank,
             linears={path: linears[path] for path in self._loras},
-            max_pinned=len(self._names) - 1,
+            max_pinned=max_pinned(len(self._names)),
         )
 
     async def check(self) -> str | None:

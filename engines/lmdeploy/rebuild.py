@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from engines.adapters.folder import read_adapter
+from engines.adapters.pins import max_pinned
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
 from engines.errors import EngineFailure, UnsupportedModel
@@ -26,7 +27,7 @@ class Rebuild:
         self._root = Path(mkdtemp(prefix="tuneserve-"))
         self._built: dict[str, Path] = {}  # what the next build has again
         self._written = 0
-        self.support = AdapterSupport(max_rank=rank, linears=dict(linears), max_pinned=num_slots - 1)
+        self.support = AdapterSupport(max_rank=rank, linears=dict(linears), max_pinned=max_pinned(num_slots))
 
     async def put(self, slot: int, name: str, folder: Path) -> None:
         """Build the engine with one more adapter. Raises EngineFailure, and is then as it was before."""

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from engines.adapters.folder import read_adapter
+from engines.adapters.pins import with_pin
 from engines.adapters.slots import AdapterSlots
 from engines.adapters.spec import AdapterSpec
-from engines.errors import EngineFailure, InvalidAdapter, TuneserveError
+from engines.errors import EngineFailure, TuneserveError
 from engines.pt.lora import AdapterWeights, LoraSlots, read_weights
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,8 @@ class AdapterStore:
 
     def load(self, version: str, folder: Path, *, pinned: bool) -> None:
         """Take a version in; its `Arrival` says whether that went well. A version that is there already arrives again."""
-        others = self._slots.pinned - {version}
-        if pinned and len(others) >= self._lora.support.max_pinned:
-            count = len(others)
-            raise InvalidAdapter(f"{count} adapters are pinned, and max_loras leaves room for no more", param="pinned")
+        self._slots.pinned = with_pin(self._slots.pinned, version, pinned, num_slots=self._lora.num_slots)
         self._folders[version] = folder
-        self._slots.pinned = others | {version} if pinned else others
         if version in self._host or self._slots.slot_of(version) is not None:
             self._arrived.append(Arrival(version, None))
         else:

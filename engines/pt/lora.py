@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from engines.adapters.pins import max_pinned
 from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
@@ -131,7 +132,7 @@ class LoraSlots:
             linears=linears,
             embeddings=embeddings,
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
-            max_pinned=num_slots - 1,
+            max_pinned=max_pinned(num_slots),
         )
 
     def write(self, slot: int, weights: AdapterWeights) -> None:

@@ -22,6 +22,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from engines.adapters.pins import max_pinned
 from engines.adapters.turns import AdapterTurns
 from engines.capabilities import AdapterSupport, Capabilities
 from engines.checkpoint.loading import load_config, load_eos_token_ids
@@ -145,7 +146,7 @@ class VllmCore:
         return AdapterSupport(
             max_rank=self._config.max_lora_rank,
             linears={path: shape for path, shape in structure.linears.items() if path in adapted},
-            max_pinned=self._config.max_loras - 1,
+            max_pinned=max_pinned(self._config.max_loras),
         )
 
     def _describe(self, llm: AsyncLLM, adapters: AdapterSupport | None) -> Capabilities:
