@@ -55,9 +55,9 @@ class Table:
     adapters: Mapping[str, Entry] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def stands_for(self, name: str) -> Entry | None:
-        """By its own name or an alias."""
-        return self.adapters.get(self.aliases.get(name, name))
+    def resolve(self, name: str) -> str:
+        """The adapter's own name, where `name` is an alias; else `name`."""
+        return self.aliases.get(name, name)
 
     def names(self, version: Version) -> bool:
         """Whether some name stands for it."""

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
-from engines.adapters.registry import Adapter
+from engines.adapters.view import Adapter
 from engines.errors import Conflict, InvalidRequest, TuneserveError
 from server.deps import ReadyServing, Serving
 from server.http.body import RequestBody, json_body

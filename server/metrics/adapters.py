@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engines.adapters.registry import AdapterRegistry, AdapterState
+from engines.adapters.registry import AdapterRegistry
+from engines.adapters.view import AdapterState
 
 STATES: tuple[AdapterState, ...] = get_args(AdapterState)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from engines.adapters.registry import Adapter
+from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
 from server.deps import ReadyServing, Serving, lease
 from server.http.auth import Role

@@ -10,10 +10,11 @@ from random import Random
 
 import pytest
 
-from engines.adapters import registry as adapter_registry
-from engines.adapters.registry import Adapter, AdapterRegistry
+from engines.adapters import held, published
+from engines.adapters.registry import AdapterRegistry
 from engines.adapters.spec import CONFIG
 from engines.adapters.state import BrokenState
+from engines.adapters.view import Adapter
 from engines.capabilities import Capabilities
 from engines.echo import EchoEngine
 from engines.errors import (
@@ -86,8 +87,8 @@ async def ask(engine: EchoEngine, registry: AdapterRegistry, model: str) -> str:
 
 async def settled(registry: AdapterRegistry) -> None:
     """Return once what releases have set off has been done."""
-    while registry._tasks:
-        await asyncio.gather(*registry._tasks)
+    while registry._changes.running:
+        await registry._changes.finish()
 
 
 def copies(tmp_path: Path) -> int:
@@ -209,7 +210,7 @@ async def test_a_disk_that_fails_leaves_nothing_behind(
         raise OSError("no space left on the device")
 
     kept = await registry.load("kept", write_adapter(tmp_path / "0"), pinned=True)
-    monkeypatch.setattr(adapter_registry, "write_state", no_room)
+    monkeypatch.setattr(published, "write_state", no_room)
     for name, seed, pinned in (("a", 1, False), ("kept", 1, None), ("kept", 0, False)):
         with pytest.raises(OSError):
             await registry.load(name, write_adapter(tmp_path / "1", seed=seed), replace=True, pinned=pinned)
@@ -660,7 +661,7 @@ async def test_an_adapter_named_as_the_new_base_model_is_kept_and_not_served(
 async def test_a_death_of_the_engine_while_adapters_come_back_is_waited_out(
     registry: AdapterRegistry, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_registry, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(held, "RETRY_SECONDS", 0.001)
     for name in "ab":
         await registry.load(name, write_adapter(tmp_path / name))
     await registry.close()

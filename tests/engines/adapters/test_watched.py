@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.adapters.loading import AdapterLoader
 from engines.adapters.registry import AdapterRegistry
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.adapters.watched import WatchedFolder
@@ -145,7 +146,7 @@ async def test_one_that_cannot_be_served_is_refused_with_its_reason_until_it_cha
     for _ in range(2):
         with pytest.raises(ModelNotFound, match="rank 17"):
             await registry.lease("a")
-        monkeypatch.setattr(registry, "_load", None)  # it is not tried again
+        monkeypatch.setattr(AdapterLoader, "load", None)  # it is not tried again
     monkeypatch.undo()
     assert [(adapter.state, adapter.source) for adapter in registry.adapters()] == [("failed", "a")]
     write_adapter(watched / "a")
@@ -162,7 +163,7 @@ async def test_a_folder_that_has_gone_takes_its_name_with_it(
         await registry.lease("a")
     assert [adapter.state for adapter in registry.adapters()] == ["draining"]
     lease.release()
-    await asyncio.gather(*registry._tasks)
+    await registry._changes.finish()
     assert engine.stats().adapter_host == ()
 
 
