@@ -12,7 +12,7 @@ LEARNING_RATE, LEARNING_RATE_FULL = 1e-4, 1e-5
 SAME = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay", "lr_scheduler_type",
     "lr_scheduler_kwargs", "gradient_checkpointing", "logging_first_step", "logging_steps", "greater_is_better",
-    "num_train_epochs", "gradient_accumulation_steps", "save_strategy", "save_steps", "max_steps", "save_on_each_node",
+    "num_train_epochs", "gradient_accumulation_steps", "save_strategy", "save_steps", "max_steps",
     "save_only_model", "ddp_backend", "ddp_find_unused_parameters", "dataloader_num_workers", "max_grad_norm",
     "average_tokens_across_devices", "seed", "data_seed",
 )  # fmt: skip

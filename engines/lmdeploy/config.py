@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from engines.errors import UnsupportedModel
 from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
@@ -22,10 +21,7 @@ class LmdeployConfig(EngineConfig):
 
 
 def lmdeploy_config(params: "DeployParams") -> LmdeployConfig:
-    """What the LMDeploy engine reads of the parameters of `deploy`. Raises UnsupportedModel for one that has no use yet."""
-    if params.vision_batch_size != 1:
-        message = "vision_batch_size is about images, and requests with images are not served yet: leave it at 1"
-        raise UnsupportedModel(message, param="vision_batch_size")
+    """What the LMDeploy engine reads of the parameters of `deploy`."""
     settings = settings_of(params)
     return LmdeployConfig(
         **settings | {"max_model_len": params.session_len or settings["max_model_len"]},

@@ -39,15 +39,15 @@ def _has_bool(value: Any) -> bool:
     return any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else [value]))
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Let one value stand for a list of one, as it does on the command line."""
     return value if value is None or isinstance(value, list | tuple | Mapping) else (value,)
 
 
-Strings = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_listed)]
+Strings = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(listed)]
 """Zero or more strings that are not empty; a string alone counts as one."""
 
-Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(listed)]
 """Zero or more integers; an integer alone counts as one."""
 
 JsonObject = dict[str, Any]

@@ -45,7 +45,8 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     hub_token: str | None = Field(None, repr=False)
     """Access token for the hub."""
     custom_register_path: Strings = ()
-    """Python files that register further models, chat templates or data sets. Their code is run."""
+    """Python files that register further data sets: each defines `DATASETS`, a dict from names to functions that return
+    rows. Their code is run. The reference's also register models and chat templates, which these cannot."""
 
     @field_validator("use_hf")
     @classmethod

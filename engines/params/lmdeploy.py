@@ -21,4 +21,4 @@ class LmdeployParams(Params):
     quant_policy: int = Field(0, ge=0)
     """Bits of the numbers in the KV cache: 4, 8, or 0 for the model's own type."""
     vision_batch_size: int = Field(1, ge=1)
-    """How many images the vision tower encodes at once."""
+    """How many images the vision tower encodes at once. Images are not supported in this version, so neither is this."""

@@ -34,6 +34,6 @@ class TemplateParams(Params):
     """Over how many devices each training sequence is divided."""
     use_chat_template: bool = True
     """Build prompts with the chat template. Without it texts follow one another as they are, as pre-training does."""
-    template_backend: Literal["swift", "jinja"] = "swift"
-    """What builds prompts from messages: the registered template (`swift`), or the Jinja template that comes with the
-    model's tokenizer (`jinja`). A model without a registered template uses the latter either way."""
+    template_backend: Literal["swift", "jinja"] = "jinja"
+    """What builds prompts from messages: the Jinja template that comes with the model's tokenizer (`jinja`). `swift`, the
+    reference's default, stands for templates that it registers itself, and is refused: none are built in."""

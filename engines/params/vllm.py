@@ -31,6 +31,6 @@ class VllmParams(Params):
     """Run without CUDA graphs: less memory and a faster start, slower steps."""
     limit_mm_per_prompt: dict[str, int] | None = None
     """The most images, videos or audio clips of one prompt: `{"image": 10, "video": 5}`. vLLM's own limit unless
-    given."""
+    given. Images are not supported in this version, so neither is this."""
     vllm_max_lora_rank: int = Field(16, ge=1)
     """The highest rank of an adapter that vLLM can load; `max_lora_rank` means the same."""

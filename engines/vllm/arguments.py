@@ -36,7 +36,6 @@ def engine_settings(config: VllmConfig, structure: Structure, *, lora: bool) -> 
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "block_size": config.block_size,
         "kv_cache_memory_bytes": _kv_cache_bytes(config, structure) if on_cpu else _bytes(config.kv_cache_memory),
-        "limit_mm_per_prompt": config.limit_mm_per_prompt,
         "hf_token": config.token,
         "revision": config.revision,
     }

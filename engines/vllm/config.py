@@ -19,7 +19,6 @@ class VllmConfig(EngineConfig):
     pipeline_parallel_size: int = 1
     disable_custom_all_reduce: bool = False
     enforce_eager: bool = False
-    limit_mm_per_prompt: dict[str, int] | None = None
     threads: int | None = None
     """None: one for each physical core."""
     max_lora_rank: int = 16
@@ -38,7 +37,6 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         pipeline_parallel_size=params.pipeline_parallel_size,
         disable_custom_all_reduce=params.disable_custom_all_reduce,
         enforce_eager=params.enforce_eager,
-        limit_mm_per_prompt=params.limit_mm_per_prompt,
         threads=params.threads,
         max_lora_rank=params.max_lora_rank if named_as_elsewhere else params.vllm_max_lora_rank,
         enable_sleep_mode=params.enable_sleep_mode,

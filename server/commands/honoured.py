@@ -42,11 +42,11 @@ ENGINES: dict[str, frozenset[str]] = {
     "vllm": EVERY_ENGINE
     | {
         "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "disable_custom_all_reduce",
-        "enforce_eager", "limit_mm_per_prompt", "vllm_max_lora_rank", "max_lora_rank", "kv_cache_memory", "threads", "enable_sleep_mode",
+        "enforce_eager", "vllm_max_lora_rank", "max_lora_rank", "kv_cache_memory", "threads", "enable_sleep_mode",
     },
     "lmdeploy": EVERY_ENGINE
     | {
-        "tp", "session_len", "cache_max_entry_count", "quant_policy", "vision_batch_size", "lmdeploy_backend",
+        "tp", "session_len", "cache_max_entry_count", "quant_policy", "lmdeploy_backend",
         "enforce_eager", "max_lora_rank",
     },
 }  # fmt: skip
@@ -63,6 +63,7 @@ UNREAD = (
 
 SAID_BY_REQUESTS = frozenset({"stream", "logprobs"})
 """What OpenAI's API leaves to each request, and answers without where it does not ask."""
+FOR_IMAGES = frozenset({"limit_mm_per_prompt", "vision_batch_size"})
 
 TWINS = (
     ("max_batch_size", "max_num_seqs"),
@@ -122,6 +123,8 @@ def _refusal(params: DeployParams, name: str) -> str | None:
         return None
     if name in SAID_BY_REQUESTS:
         return f"--{name}: a request over HTTP says so itself"
+    if name in FOR_IMAGES:
+        return f"--{name}: images are not supported in this version: leave it out"
     readers = [engine for engine, names in ENGINES.items() if name in names]
     if readers:
         return f"--{name}: the engine {params.infer_backend} does not know it; it is for {' and '.join(readers)}"

@@ -24,6 +24,7 @@ from engines.params.template import TemplateParams
 from engines.params.vllm import VllmParams
 from training.params import tuner
 from training.params.app import AppParams
+from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.rlhf import PpoParams, RlhfParams
@@ -72,7 +73,7 @@ SERVING: tuple[type[Params], ...] = (EngineParams, ServerParams)
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams)
 """Groups of our own, which the reference does not have."""
 
-OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True}
+OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True, "template_backend": "jinja"}
 """Documented deviations: the field's docstring gives the reason."""
 
 REQUIRED = {"rlhf_type"}
@@ -81,6 +82,7 @@ OTHER_CHOICES = {
     "train_type": {"lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft"}
     | {"bone"},
     "eval_strategy": {"no", "steps", "epoch"},  # follows save_strategy, so it has that one's choices
+    "lr_scheduler_type": set(get_args(Schedule)),  # the reference leaves the names to transformers
     "init_weights": set(),  # the reference gives patterns; the validator has tests of its own
 }
 

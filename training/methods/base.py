@@ -26,6 +26,10 @@ class Method(ABC, Generic[P]):
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
 
+    def metrics(self, params: P) -> tuple[str, ...]:
+        """What an evaluation reports beside `loss`."""
+        return ("token_accuracy",)
+
     def refusals(self, params: P) -> list[Refusal]:
         """Parameters that do not go together with this method, or with one another in it."""
         return []

@@ -16,6 +16,10 @@ class Dpo(Method[RlhfParams]):
     rows = "pairs"
     reads = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta", "label_smoothing", "rpo_alpha"})
 
+    def metrics(self, params: RlhfParams) -> tuple[str, ...]:
+        answers = [f"{name}/{answer}" for name in ("rewards", "logps", "logits") for answer in ("chosen", "rejected")]
+        return ("token_accuracy", "rewards/margins", "rewards/accuracies", *answers, "entropy")
+
     def refusals(self, params: RlhfParams) -> list[Refusal]:
         found = []
         if params.lora_dropout and "lora_dropout" in params.model_fields_set:

@@ -9,3 +9,4 @@ class Pt(Sft):
     task = "pt"
     params = PtParams
     rows = "text"
+    reads = Sft.reads - {"loss_scale"}

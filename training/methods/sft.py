@@ -14,9 +14,13 @@ class Sft(Method[SftParams]):
     reads = frozenset(
         {
             "packing", "lazy_tokenize", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate",
-            "max_new_tokens", "temperature",
+            "max_new_tokens", "temperature", "average_tokens_across_devices",
         }
     )  # fmt: skip
+
+    def metrics(self, params: SftParams) -> tuple[str, ...]:
+        accuracy = "sequence_accuracy" if params.acc_strategy == "seq" else "token_accuracy"
+        return (accuracy, *(("rouge-1", "rouge-2", "rouge-l", "bleu-4") if params.predict_with_generate else ()))
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = []

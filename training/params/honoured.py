@@ -8,6 +8,7 @@ from training import methods, optimizers, tuners
 from training.methods import methods_of
 from training.optimizers import OPTIMIZERS
 from training.params.export import MergeParams
+from training.params.idle import idle
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
 from training.params.task import Task
@@ -29,9 +30,9 @@ TRAINER = frozenset(
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "logging_first_step",
         "logging_steps", "metric_for_best_model", "greater_is_better", "num_train_epochs",
         "gradient_accumulation_steps", "save_strategy", "save_steps", "eval_strategy", "eval_steps",
-        "save_total_limit", "max_steps", "warmup_ratio", "save_on_each_node", "save_only_model",
+        "save_total_limit", "max_steps", "warmup_ratio", "save_only_model",
         "resume_from_checkpoint", "resume_only_model", "ddp_backend", "ddp_find_unused_parameters",
-        "dataloader_num_workers", "neftune_noise_alpha", "average_tokens_across_devices", "max_grad_norm",
+        "dataloader_num_workers", "neftune_noise_alpha", "max_grad_norm",
     }
 )  # fmt: skip
 TUNER = frozenset({"train_type", "adapters"}).union(
@@ -58,17 +59,15 @@ HONOURED: dict[type[Params], frozenset[str]] = {
 
 BUILT_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "loss_scale": ("default", "last_round", "all"),
-    "template_backend": ("jinja", "swift"),
+    "template_backend": ("jinja",),
     "safe_serialization": (True,),
 }
 """What is built, of parameters that have more choices."""
-EITHER_WAY = frozenset({"template_backend"})
-"""All templates are the models' own, which is what both choices come to."""
 
 
 def unread(params: type[Params]) -> frozenset[str]:
     """The parameters of a task that are refused in any value but their default."""
-    return frozenset(params.model_fields) - HONOURED[params] - EITHER_WAY
+    return frozenset(params.model_fields) - HONOURED[params]
 
 
 def refusals(task: Task) -> list[Refusal]:
@@ -77,7 +76,8 @@ def refusals(task: Task) -> list[Refusal]:
     found = [(name, reason) for name in sorted(params.model_fields_set) if (reason := _refusal(params, name))]
     if isinstance(params, MergeParams):
         return found + ([] if params.adapters else [("adapters", "name the adapter to merge")])
-    return found + tuners.refusals(params) + optimizers.refusals(params) + methods.refusals(params) + _unfit(params)
+    found += tuners.refusals(params) + optimizers.refusals(params) + methods.refusals(params) + _unfit(params)
+    return found + idle(params)
 
 
 def _refusal(params: Params, name: str) -> str | None:

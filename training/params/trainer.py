@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.base import JsonObject, Params, Strings
+from engines.params.base import JsonObject, Params
+from training.params.choices import Reporters, Schedule
 
 Deepspeed = Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
@@ -37,14 +38,15 @@ class TrainerParams(Params):
     """Decoupled weight decay of the optimiser."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Unless given: 1e-5 where all weights are trained, 1e-4 with an adapter."""
-    lr_scheduler_type: str = "cosine"
-    """How the learning rate goes after the warm-up, by transformers' names: `cosine`, `linear`, `constant`..."""
+    lr_scheduler_type: Schedule = "cosine"
+    """How the learning rate goes after the warm-up, by transformers' names."""
     lr_scheduler_kwargs: JsonObject | None = None
     """Further settings of that schedule."""
     gradient_checkpointing_kwargs: JsonObject | None = None
     """Settings of torch.utils.checkpoint: `{"use_reentrant": false}`."""
-    report_to: Strings = ("tensorboard",)
-    """Where metrics go besides the job's events: `tensorboard`, `wandb`, `all`, `none`..."""
+    report_to: Reporters = ("tensorboard",)
+    """Where metrics go besides the job's events, by transformers' names: `tensorboard`, `wandb`, ...; `all` that are
+    installed; `none`."""
     remove_unused_columns: bool = False
     """Drop the columns of the data that the model's forward does not take."""
     logging_first_step: bool = True
@@ -52,7 +54,9 @@ class TrainerParams(Params):
     logging_steps: int | float = Field(5, gt=0)
     """Steps between two log lines; below 1: as a part of all steps."""
     metric_for_best_model: str | None = None
-    """By which metric the best checkpoint is told. `loss` unless given, `rouge-l` where evaluation generates text."""
+    """By which metric of the evaluation the best checkpoint is told: `loss`, `token_accuracy` (with acc_strategy seq
+    `sequence_accuracy`), with predict_with_generate `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4`, in dpo also
+    `rewards/margins` and its other metrics. `loss` unless given, `rouge-l` where evaluation generates text."""
     greater_is_better: bool | None = None
     """Whether more of that metric is better. Unless given, true for all but losses."""
     num_train_epochs: int | float = Field(3, gt=0)

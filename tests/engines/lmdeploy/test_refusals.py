@@ -57,12 +57,6 @@ def test_an_environment_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pat
         LmdeployEngine(LmdeployConfig(model="m"), max_num_queued_reqs=1)
 
 
-def test_images_are_not_served_yet() -> None:
-    with pytest.raises(UnsupportedModel, match="vision_batch_size") as refused:
-        lmdeploy_config(DeployParams(model="m", vision_batch_size=2))
-    assert refused.value.param == "vision_batch_size"
-
-
 def test_parameters_of_deploy() -> None:
     params = DeployParams(
         model="m", max_length=100, max_num_seqs=7, enforce_eager=True, max_num_batched_tokens=50, seed=3

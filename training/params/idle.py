@@ -1,0 +1,127 @@
+"""Parameters that a task reads, but not beside the others that were given: refused by name, never ignored."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from training.methods import METHODS
+from training.params.sft import SftParams
+from training.refusal import Refusal
+from training.tuners import TUNERS
+
+EVALUATION = (
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "metric_for_best_model",
+    "greater_is_better",
+    "predict_with_generate",
+)
+"""Parameters that only an evaluation reads."""
+FOLLOW_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that go by what an evaluation found."""
+CONSTANT = ("constant", "constant_with_warmup")
+MIN_LR = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """While `holds`, nothing reads `names`, and `reason` says why and what to do."""
+
+    names: tuple[str, ...]
+    holds: Callable[[SftParams], bool]
+    reason: str
+
+
+def idle(params: SftParams) -> list[Refusal]:
+    """Each parameter that was given a value of its own although the others keep it from being read, and why."""
+    found = [(name, rule.reason) for rule in RULES for name in _given(params, rule.names) if rule.holds(params)]
+    return [
+        *found,
+        *_beside_an_adapter(params),
+        *_without_evaluation(params),
+        *_unfit_schedule(params),
+        *_unknown_metric(params),
+    ]
+
+
+def _given(params: SftParams, names: Iterable[str]) -> list[str]:
+    """Those of `names` that were given a value other than their default."""
+    fields = type(params).model_fields
+    return [n for n in names if n in params.model_fields_set and getattr(params, n) != fields[n].get_default()]
+
+
+RULES = (
+    _Rule(
+        ("split_dataset_ratio",),
+        lambda params: bool(params.val_dataset) and params.split_dataset_ratio > 0,
+        "val_dataset is what is evaluated, and nothing is set aside beside it: give one of the two",
+    ),
+    _Rule(
+        ("dataset_num_proc",),
+        lambda params: params.streaming,
+        "streamed data is prepared while it is read, by the training process: leave it out",
+    ),
+    _Rule(
+        ("dataset_num_proc",),
+        lambda params: bool(params.lazy_tokenize),
+        "with lazy_tokenize, samples are prepared when they are needed: leave it out, or set dataloader_num_workers",
+    ),
+    _Rule(("padding_side",), lambda params: params.packing, "packed samples are not padded: leave it out"),
+    _Rule(
+        ("gradient_checkpointing_kwargs",),
+        lambda params: not params.gradient_checkpointing,
+        "gradient_checkpointing is off: turn it on, or leave this out",
+    ),
+)
+
+
+def _beside_an_adapter(params: SftParams) -> Iterator[Refusal]:
+    """What a tuner reads is the shape of an adapter that it makes: one that exists has a shape of its own."""
+    tuner = TUNERS.get(params.train_type)
+    there = "adapters" if params.adapters else "resume_from_checkpoint" if params.resume_only_model else None
+    if there is None or tuner is None or tuner.makes != "adapter":
+        return
+    for name in sorted(_given(params, tuner.reads)):
+        yield name, f"training goes on with the adapter in {there}, which has its own: leave it out"
+
+
+def _without_evaluation(params: SftParams) -> Iterator[Refusal]:
+    if (reason := _no_evaluation(params)) is None:
+        return
+    for name in _given(params, EVALUATION):
+        if (name, params.eval_strategy) != ("eval_strategy", "no"):  # which is what happens
+            yield name, reason
+    if params.lr_scheduler_type in FOLLOW_EVALUATION:
+        yield "lr_scheduler_type", f"{params.lr_scheduler_type} follows the evaluations, and {reason}"
+
+
+def _no_evaluation(params: SftParams) -> str | None:
+    """Why nothing will be evaluated, as far as the parameters tell."""
+    if not params.val_dataset and params.streaming:
+        return "there is no validation data: name a val_dataset"
+    if not params.val_dataset and params.split_dataset_ratio == 0:
+        return "there is no validation data: name a val_dataset, or set split_dataset_ratio above 0"
+    if (params.eval_strategy or params.save_strategy) == "no":
+        return "nothing is evaluated: set eval_strategy to steps or epoch"
+    return None
+
+
+def _unfit_schedule(params: SftParams) -> Iterator[Refusal]:
+    schedule, settings = params.lr_scheduler_type, params.lr_scheduler_kwargs or {}
+    if schedule in CONSTANT and settings:
+        yield "lr_scheduler_kwargs", f"the schedule {schedule} has no settings: leave it out"
+    if schedule == "constant" and params.warmup_ratio > 0:
+        yield "warmup_ratio", "the schedule constant has no warm-up: choose constant_with_warmup"
+    if schedule in MIN_LR and len({"min_lr", "min_lr_rate"} & settings.keys()) != 1:
+        yield "lr_scheduler_kwargs", f"the schedule {schedule} needs min_lr or min_lr_rate in it"
+    if schedule == "warmup_stable_decay" and "num_decay_steps" not in settings:
+        yield "lr_scheduler_kwargs", f"the schedule {schedule} needs num_decay_steps in it"
+
+
+def _unknown_metric(params: SftParams) -> Iterator[Refusal]:
+    given, method = params.metric_for_best_model, METHODS.get(params.method)
+    if given is None or method is None:
+        return
+    choices = ("loss", *method.metrics(params))
+    if given.removeprefix("eval_") not in choices:
+        yield "metric_for_best_model", f"an evaluation here does not report {given!r}; choose {', '.join(choices)}"
