@@ -65,6 +65,10 @@ class Sampling:
     """Beam scores are divided by length ** length_penalty."""
 
 
+BATCH_PRIORITY = 1 << 20
+"""Priority of requests that nobody waits for, such as those of batches: all others go first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     request_id: str

@@ -1,4 +1,4 @@
-"""Put the parts together: routes, error shape, keys, request ids, and the engine's start and stop."""
+"""The HTTP app: routes, error shape, keys, request ids, and what starts and stops with it."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,25 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from engines.errors import TuneserveError
+from engines.params.deploy import DeployParams
 from server import operations
 from server.adapters import routes as adapter_routes
 from server.batches import routes as batch_routes
 from server.batches.service import Batches
-from server.deps import Serving
+from server.deps import Parts
 from server.files import routes as file_routes
+from server.files.files import Files
 from server.fine_tuning import routes as fine_tuning_routes
-from server.fine_tuning.publish import Publisher
 from server.http.auth import Auth, parse_keys
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
 from server.http.middleware import RequestContext
+from server.inference.inference import Inference
 from server.jobs import routes as job_routes
+from server.jobs.jobs import Jobs
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
+from server.store.database import Database
 
 ROUTERS = (
     operations.router,
@@ -40,68 +44,55 @@ ROUTERS = (
 )
 
 
-def create_app(serving: Serving) -> FastAPI:
-    """The server for `serving`, whose engine starts behind it and stops with it."""
-    batches = Batches(serving)
+def create_app(parts: Parts) -> FastAPI:
+    """The server made of `parts`, whose engine starts behind it and stops with it."""
+    inference, params = parts[Inference], parts[DeployParams]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in await _open_store(serving, batches)]
-        tasks.append(asyncio.create_task(serving.lifecycle.start_engine()))
-        if serving.params.log_interval > 0:
-            tasks.append(asyncio.create_task(log_throughput(serving, serving.params.log_interval)))
+        tasks = [asyncio.create_task(work) for work in await _open_store(parts)]
+        tasks.append(asyncio.create_task(inference.lifecycle.start_engine()))
+        if params.log_interval > 0:
+            throughput = log_throughput(inference.engine, inference.metrics, params.log_interval)
+            tasks.append(asyncio.create_task(throughput))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await serving.jobs.stop(serving.params.shutdown_timeout)
-            await serving.engine.stop()
-            await serving.registry.close()
-            await serving.database.close()
+            await parts[Jobs].stop(params.shutdown_timeout)
+            await inference.engine.stop()
+            await inference.adapters.close()
+            await parts[Database].close()
 
     app = DescribedApp(lifespan)
-    app.state.serving = serving
-    app.state.batches = batches
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    _add_middleware(app, serving)
+    _add_middleware(app, parts)
     return app
 
 
-async def _open_store(serving: Serving, batches: Batches) -> list[Coroutine[Any, Any, None]]:
+async def _open_store(parts: Parts) -> list[Coroutine[Any, Any, None]]:
     """Open the database and what is kept in it; return what is to run as long as the server."""
+    database, files, batches = parts[Database], parts[Files], parts[Batches]
     try:
-        await serving.database.open()
-        if not serving.database.is_open:
+        await database.open()
+        if not database.is_open:
             return []
-        await serving.files.open()
+        await files.open()
         await batches.open()
-        serving.jobs.hooks = _publisher(serving)
-        await serving.jobs.open()
+        await parts[Jobs].open()
     except (TuneserveError, OSError) as error:
-        serving.lifecycle.fail(error)
+        parts[Inference].lifecycle.fail(error)
         return []
-    return [serving.files.delete_expired_for_ever(), batches.run_for_ever()]
+    return [files.delete_expired_for_ever(), batches.run_for_ever()]
 
 
-def _publisher(serving: Serving) -> Publisher:
-    return Publisher(
-        registry=serving.registry,
-        check_ready=serving.lifecycle.check_ready,
-        engine=serving.engine,
-        jobs=serving.jobs,
-        files=serving.files,
-        served=serving.params,
-        base_name=serving.model_name,
-    )
-
-
-def _add_middleware(app: FastAPI, serving: Serving) -> None:
+def _add_middleware(app: FastAPI, parts: Parts) -> None:
     """From the innermost to the outermost."""
-    params = serving.params
+    params = parts[DeployParams]
     app.add_middleware(Auth, keys=parse_keys(params.api_key or ()), metrics_auth=params.metrics_auth)
     if params.allowed_origins:
         app.add_middleware(
@@ -111,4 +102,5 @@ def _add_middleware(app: FastAPI, serving: Serving) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(RequestContext, lifecycle=serving.lifecycle, verbose=params.verbose)
+    in_flight = parts[Inference].lifecycle.in_flight
+    app.add_middleware(RequestContext, parts=parts, in_flight=in_flight, verbose=params.verbose)

@@ -8,8 +8,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from engines.errors import EngineUnavailable
 from engines.types import EngineState
 from server import __version__
-from server.deps import AnyServing
 from server.http.errors import error_response
+from server.inference.inference import InferenceDep
+from server.jobs.jobs import JobsDep
+from server.model.served import ModelDep
 
 router = APIRouter()
 
@@ -21,13 +23,13 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready", response_model=None)
-async def ready(request: Request, serving: AnyServing) -> Response | dict[str, str]:
+async def ready(request: Request, model: ModelDep, inference: InferenceDep) -> Response | dict[str, str]:
     """Requests can be answered; else 503. To ask is no request that was turned away, so none is counted."""
     try:
-        serving.lifecycle.check_ready()
+        inference.lifecycle.check_ready()
     except EngineUnavailable as error:
         return error_response(error, request.state.request_id)
-    return {"status": "ready", "model": serving.model_name}
+    return {"status": "ready", "model": model.name}
 
 
 @router.get("/version")
@@ -36,29 +38,29 @@ async def get_version() -> dict[str, str]:
 
 
 @router.post("/sleep")
-async def sleep(serving: AnyServing, level: Literal["1"] = "1", mode: Literal["wait"] = "wait") -> dict[str, bool]:
+async def sleep(inference: InferenceDep, level: Literal["1"] = "1", mode: Literal["wait"] = "wait") -> dict[str, bool]:
     """Take no more requests, wait for those that run, and give up the GPU's memory until `/wake_up`.
 
     As vLLM's route; of its levels the one that keeps the weights, in the host's memory, and of its modes the one that
     ends no request.
     """
-    await serving.engine.sleep()
+    await inference.engine.sleep()
     return {"is_sleeping": True}
 
 
 @router.post("/wake_up")
-async def wake_up(serving: AnyServing) -> dict[str, bool]:
+async def wake_up(inference: InferenceDep) -> dict[str, bool]:
     """Return once requests can be answered again."""
-    await serving.engine.wake_up()
+    await inference.engine.wake_up()
     return {"is_sleeping": False}
 
 
 @router.get("/is_sleeping")
-async def is_sleeping(serving: AnyServing) -> dict[str, bool]:
-    return {"is_sleeping": serving.engine.health().state is EngineState.SLEEPING}
+async def is_sleeping(inference: InferenceDep) -> dict[str, bool]:
+    return {"is_sleeping": inference.engine.health().state is EngineState.SLEEPING}
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(serving: AnyServing) -> Response:
-    await serving.jobs.look()
-    return Response(serving.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(inference: InferenceDep, jobs: JobsDep) -> Response:
+    await jobs.look()
+    return Response(inference.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

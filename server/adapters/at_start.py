@@ -3,17 +3,17 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from engines.adapters.registry import AdapterRegistry
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.errors import TuneserveError
-from engines.params.deploy import DeployParams
 
 logger = logging.getLogger(__name__)
 
 
-async def load_adapters(registry: AdapterRegistry, params: DeployParams) -> None:
+async def load_adapters(registry: AdapterRegistry, adapters: Sequence[str], hub_token: str | None) -> None:
     """Load them into the engine, which has started.
 
     Raises for the first of `adapters` that cannot be served: a server that lacks what it was told to serve must not
@@ -21,9 +21,9 @@ async def load_adapters(registry: AdapterRegistry, params: DeployParams) -> None
     """
     began = time.monotonic()
     await registry.restore()
-    for name, source in name_adapters(params.adapters).items():
+    for name, source in name_adapters(adapters).items():
         try:
-            folder = await asyncio.to_thread(fetch_adapter, source, token=params.hub_token)
+            folder = await asyncio.to_thread(fetch_adapter, source, token=hub_token)
             origin = PurePath(source).name
             await registry.load(name, folder, replace=True, durable=False, follow_links=True, source=origin)
         except TuneserveError as error:

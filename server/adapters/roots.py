@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
 
 from engines.errors import InvalidRequest, NotFound
+from server.deps import part
 
 
 class AdapterRoots:
@@ -35,3 +39,6 @@ class AdapterRoots:
 
     def _holds(self, real: Path) -> bool:
         return any(real.is_relative_to(root) for root in self._roots)
+
+
+RootsDep = Annotated[AdapterRoots, Depends(part(AdapterRoots))]

@@ -12,8 +12,10 @@ from pydantic import Field
 
 from engines.adapters.view import Adapter
 from engines.errors import Conflict, InvalidRequest, TuneserveError
-from server.deps import ReadyServing, Serving
+from server.adapters.roots import RootsDep
 from server.http.body import RequestBody, json_body
+from server.inference.inference import Inference, ReadyInference
+from server.model.served import ModelDep, ServedModel
 
 router = APIRouter(prefix="/v1")
 
@@ -52,20 +54,20 @@ class AliasBody(RequestBody):
 
 @router.post("/load_lora_adapter", response_class=PlainTextResponse)
 async def load_lora_adapter(
-    body: Annotated[LoadLoraBody, json_body(LoadLoraBody)], serving: ReadyServing
+    body: Annotated[LoadLoraBody, json_body(LoadLoraBody)], inference: ReadyInference, roots: RootsDep
 ) -> PlainTextResponse:
-    folder = await asyncio.to_thread(serving.adapter_roots.find, body.lora_path, param="lora_path")
+    folder = await asyncio.to_thread(roots.find, body.lora_path, param="lora_path")
     with _vllms_errors():
-        await serving.registry.load(body.lora_name, folder, replace=body.load_inplace)
+        await inference.adapters.load(body.lora_name, folder, replace=body.load_inplace)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/unload_lora_adapter", response_class=PlainTextResponse)
 async def unload_lora_adapter(
-    body: Annotated[UnloadLoraBody, json_body(UnloadLoraBody)], serving: ReadyServing
+    body: Annotated[UnloadLoraBody, json_body(UnloadLoraBody)], inference: ReadyInference
 ) -> PlainTextResponse:
     with _vllms_errors():
-        await serving.registry.unload(body.lora_name)
+        await inference.adapters.unload(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
@@ -86,55 +88,60 @@ def _vllms_errors() -> Iterator[None]:
 
 
 @router.get("/adapters")
-async def list_adapters(serving: ReadyServing) -> dict[str, Any]:
-    aliases = _aliases_of_each(serving)
-    data = [_to_wire(adapter, serving, aliases) for adapter in serving.registry.adapters()]
+async def list_adapters(model: ModelDep, inference: ReadyInference) -> dict[str, Any]:
+    aliases = _aliases_of_each(inference)
+    data = [_to_wire(adapter, model, aliases) for adapter in inference.adapters.adapters()]
     return {"object": "list", "data": data}
 
 
 @router.post("/adapters")
-async def create_adapter(body: Annotated[AdapterBody, json_body(AdapterBody)], serving: ReadyServing) -> dict[str, Any]:
-    folder = await asyncio.to_thread(serving.adapter_roots.find, body.path, param="path")
-    adapter = await serving.registry.load(body.name, folder, replace=body.replace, pinned=body.pinned)
-    return _to_wire(adapter, serving, _aliases_of_each(serving))
+async def create_adapter(
+    body: Annotated[AdapterBody, json_body(AdapterBody)],
+    model: ModelDep,
+    inference: ReadyInference,
+    roots: RootsDep,
+) -> dict[str, Any]:
+    folder = await asyncio.to_thread(roots.find, body.path, param="path")
+    adapter = await inference.adapters.load(body.name, folder, replace=body.replace, pinned=body.pinned)
+    return _to_wire(adapter, model, _aliases_of_each(inference))
 
 
 @router.get("/adapters/{name:path}")
-async def get_adapter(name: str, serving: ReadyServing) -> dict[str, Any]:
-    return _to_wire(serving.registry.get(name), serving, _aliases_of_each(serving))
+async def get_adapter(name: str, model: ModelDep, inference: ReadyInference) -> dict[str, Any]:
+    return _to_wire(inference.adapters.get(name), model, _aliases_of_each(inference))
 
 
 @router.delete("/adapters/{name:path}")
-async def delete_adapter(name: str, serving: ReadyServing) -> dict[str, Any]:
-    await serving.registry.unload(name)
+async def delete_adapter(name: str, inference: ReadyInference) -> dict[str, Any]:
+    await inference.adapters.unload(name)
     return {"id": name, "object": "adapter", "deleted": True}
 
 
 @router.post("/adapters/{alias:path}/alias")
 async def set_alias(
-    alias: str, body: Annotated[AliasBody, json_body(AliasBody)], serving: ReadyServing
+    alias: str, body: Annotated[AliasBody, json_body(AliasBody)], inference: ReadyInference
 ) -> dict[str, Any]:
     """Point a name of one's own at an adapter, at once: requests that run keep the one they have."""
-    await serving.registry.alias(alias, body.target)
+    await inference.adapters.alias(alias, body.target)
     return {"id": alias, "object": "adapter.alias", "target": body.target}
 
 
-def _aliases_of_each(serving: Serving) -> dict[str, list[str]]:
+def _aliases_of_each(inference: Inference) -> dict[str, list[str]]:
     """Adapter -> its aliases."""
     aliases = defaultdict(list)
-    for alias, target in serving.registry.aliases().items():
+    for alias, target in inference.adapters.aliases().items():
         aliases[target].append(alias)
     return aliases
 
 
-def _to_wire(adapter: Adapter, serving: Serving, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
+def _to_wire(adapter: Adapter, model: ServedModel, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
     return {
         "id": adapter.name,
         "object": "adapter",
         "name": adapter.name,
         "version": adapter.version or None,
         "source": adapter.source,
-        "parent": serving.model_name,
+        "parent": model.name,
         "rank": adapter.rank,
         "size": adapter.num_bytes,
         "state": adapter.state,

@@ -9,10 +9,11 @@ from typing import Any
 
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
 from engines.logs import about
-from server.batches.priority import BATCH_PRIORITY
-from server.deps import Serving
+from engines.types import BATCH_PRIORITY
 from server.http.body import parse_object
 from server.http.errors import error_body, error_status
+from server.inference.inference import Inference
+from server.model.served import ServedModel
 from server.openai import chat, completions, embeddings
 from server.openai.convert import check_request
 from server.openai.embeddings import EmbeddingsBody
@@ -34,21 +35,23 @@ class Reply:
     body: dict[str, Any]
 
 
-async def answer(serving: Serving, endpoint: str, body: dict[str, Any]) -> Reply:
+async def answer(model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]) -> Reply:
     """The answer to one request, be it an error. Waits while the engine cannot take it."""
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
-        return await _answer(serving, endpoint, body, request_id)
+        return await _answer(model, inference, endpoint, body, request_id)
 
 
-async def _answer(serving: Serving, endpoint: str, body: dict[str, Any], request_id: str) -> Reply:
+async def _answer(
+    model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any], request_id: str
+) -> Reply:
     failures = 0
     while True:
         try:
-            serving.lifecycle.check_ready()
-            if serving.engine.stats().waiting:
+            inference.lifecycle.check_ready()
+            if inference.engine.stats().waiting:
                 raise QueueFull("Others wait: they go first.")
-            return Reply(200, request_id, await ENDPOINTS[endpoint](serving, body))
+            return Reply(200, request_id, await ENDPOINTS[endpoint](model, inference, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
         except EngineFailure as error:
@@ -63,16 +66,19 @@ def _refusal(error: Exception, request_id: str) -> Reply:
     return Reply(error_status(error), request_id, error_body(error, request_id))
 
 
-async def _chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(serving, parse_object(ChatRequest, body), chat.prepare)
+async def _chat(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
+    return await _generate(model, inference, parse_object(ChatRequest, body), chat.prepare)
 
 
-async def _completions(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(serving, parse_object(CompletionRequest, body), completions.prepare)
+async def _completions(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
+    return await _generate(model, inference, parse_object(CompletionRequest, body), completions.prepare)
 
 
 async def _generate(
-    serving: Serving, body: Any, prepare: Callable[[Any, Serving, str | None], Awaitable[Answer]]
+    model: ServedModel,
+    inference: Inference,
+    body: Any,
+    prepare: Callable[[Any, ServedModel, Inference, str | None], Awaitable[Answer]],
 ) -> dict[str, Any]:
     assert isinstance(body, GenerationFields)
     if body.stream:
@@ -80,24 +86,24 @@ async def _generate(
     if "priority" in body.model_fields_set:
         raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
     check_request(body)
-    leased = await serving.registry.lease(body.model)
+    leased = await inference.adapters.lease(body.model)
     try:
-        ready = await prepare(body.model_copy(update={"priority": BATCH_PRIORITY}), serving, leased.version)
+        ready = await prepare(body.model_copy(update={"priority": BATCH_PRIORITY}), model, inference, leased.version)
         return await ready.completion()
     finally:
         leased.release()
 
 
-async def _embeddings(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
+async def _embeddings(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
     request = parse_object(EmbeddingsBody, body)
-    leased = await serving.registry.lease(request.model)
+    leased = await inference.adapters.lease(request.model)
     try:
-        return await embeddings.answer(request, serving, leased.version, priority=BATCH_PRIORITY)
+        return await embeddings.answer(request, model, inference, leased.version, priority=BATCH_PRIORITY)
     finally:
         leased.release()
 
 
-ENDPOINTS: dict[str, Callable[[Serving, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+ENDPOINTS: dict[str, Callable[[ServedModel, Inference, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completions,
     "/v1/embeddings": _embeddings,

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from engines.errors import InvalidRequest, NotFound
-from server.batches.service import Batches
-from server.deps import AnyServing
+from server.batches.service import BatchesDep
 from server.files.expiry import ExpiresAfter
+from server.files.files import FilesDep
 from server.http.body import RequestBody, json_body
 
 router = APIRouter(prefix="/v1/batches")
@@ -27,20 +27,12 @@ class BatchBody(RequestBody):
     output_expires_after: ExpiresAfter | None = None
 
 
-def get_batches(request: Request) -> Batches:
-    batches: Batches = request.app.state.batches
-    return batches
-
-
-AllBatches = Annotated[Batches, Depends(get_batches)]
-
-
 @router.post("")
 async def create_batch(
-    body: Annotated[BatchBody, json_body(BatchBody)], serving: AnyServing, batches: AllBatches
+    body: Annotated[BatchBody, json_body(BatchBody)], files: FilesDep, batches: BatchesDep
 ) -> dict[str, Any]:
     try:
-        file = await serving.files.get(body.input_file_id)
+        file = await files.get(body.input_file_id)
     except NotFound as error:
         raise NotFound(error.message, param="input_file_id") from None
     if file.purpose != "batch":
@@ -59,7 +51,7 @@ async def create_batch(
 
 @router.get("")
 async def list_batches(
-    batches: AllBatches, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    batches: BatchesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
     page, more = await batches.page(after=after, limit=limit)
     ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {}
@@ -67,11 +59,11 @@ async def list_batches(
 
 
 @router.get("/{batch_id}")
-async def get_batch(batch_id: str, batches: AllBatches) -> dict[str, Any]:
+async def get_batch(batch_id: str, batches: BatchesDep) -> dict[str, Any]:
     return (await batches.get(batch_id)).to_wire()
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, batches: AllBatches) -> dict[str, Any]:
+async def cancel_batch(batch_id: str, batches: BatchesDep) -> dict[str, Any]:
     """What has been answered is kept; what is being answered is broken off."""
     return (await batches.cancel(batch_id)).to_wire()

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engines.adapters.disk import sync
@@ -19,9 +19,9 @@ from server.batches.batch import Batch, Status
 from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
 from server.batches.store import BatchStore
-from server.deps import Serving
-from server.files.files import FileObject
-from server.http.body import MIB
+from server.files.files import FileObject, Files
+from server.inference.inference import Inference
+from server.model.served import ServedModel
 
 PROGRESS_SECONDS = 1.0
 """Between two updates of a batch's counts."""
@@ -31,29 +31,34 @@ class Changed(Exception):
     """The batch is in another status than it was: begin anew with that one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all batches share."""
+
+    store: BatchStore
+    files: Files
+    model: ServedModel
+    inference: Inference
+    max_line_bytes: int
+    """Longest line of an input: no request has a larger body."""
+    concurrency: int
+    """Requests of all batches that the engine has at a time."""
+    slots: asyncio.Semaphore
+    """As many as `concurrency`."""
+
+
 class BatchRun:
-    def __init__(
-        self,
-        batch: Batch,
-        folder: Path,
-        store: BatchStore,
-        serving: Serving,
-        slots: asyncio.Semaphore,
-        workers: int,
-        cancelled: asyncio.Event,
-    ) -> None:
-        """`slots` are shared by the requests of all batches; `cancelled` is set when the batch is to stop."""
+    def __init__(self, batch: Batch, folder: Path, shared: Shared, cancelled: asyncio.Event) -> None:
+        """`cancelled` is set when the batch is to stop."""
         self._batch = batch
         self._folder = folder
-        self._store = store
-        self._serving = serving
-        self._slots = slots
-        self._workers = workers
+        self._shared = shared
+        self._store = shared.store
         self._cancelled = cancelled
 
     async def run(self) -> Status:
         """The status in which it ended. Raises Changed, and OSError or TuneserveError where it has to wait."""
-        max_line = int(self._serving.params.max_body_size * MIB)
+        max_line = self._shared.max_line_bytes
         try:
             plan = await asyncio.to_thread(read_plan, self._folder / "input.jsonl", self._batch.endpoint, max_line)
         except FileNotFoundError:
@@ -81,7 +86,7 @@ class BatchRun:
     async def _answer(self, plan: Plan, results: Results) -> None:
         """Until all are answered, or the batch is cancelled (Changed), or its time is over."""
         remaining = iter([custom_id for custom_id in plan.places if custom_id not in results.done])
-        workers = [asyncio.create_task(self._work(remaining, plan, results)) for _ in range(self._workers)]
+        workers = [asyncio.create_task(self._work(remaining, plan, results)) for _ in range(self._shared.concurrency)]
         working = asyncio.gather(*workers)
         watching = [asyncio.create_task(self._cancelled.wait()), asyncio.create_task(self._tell_progress(results))]
         try:
@@ -102,9 +107,9 @@ class BatchRun:
     async def _work(self, remaining: Iterator[str], plan: Plan, results: Results) -> None:
         """One request after another: whose turn it is, is shared."""
         for custom_id in remaining:
-            async with self._slots:
+            async with self._shared.slots:
                 body = await asyncio.to_thread(plan.read, custom_id)
-                reply = await answer(self._serving, self._batch.endpoint, body)
+                reply = await answer(self._shared.model, self._shared.inference, self._batch.endpoint, body)
             writing = asyncio.ensure_future(
                 asyncio.to_thread(results.add_answer, custom_id, reply.status, reply.request_id, reply.body)
             )
@@ -112,7 +117,7 @@ class BatchRun:
                 await asyncio.shield(writing)
             finally:  # who goes on after a cancellation must find it written
                 await asyncio.wait((writing,))
-            self._serving.metrics.count_batch_request("completed" if reply.status == 200 else "failed")
+            self._shared.inference.metrics.count_batch_request("completed" if reply.status == 200 else "failed")
 
     async def _tell_progress(self, results: Results) -> None:
         told = -1
@@ -153,7 +158,7 @@ class BatchRun:
 
     async def _end(self, origin: Status, status: Status, results: Results) -> Status:
         """Make the files and say that it is over, in one transaction. Raises Changed where it is not in `origin`."""
-        files = self._serving.files
+        files = self._shared.files
         async with AsyncExitStack() as stack:
             made: dict[str, FileObject] = {}
             for column, path in (("output_file_id", results.output), ("error_file_id", results.errors)):
@@ -162,7 +167,7 @@ class BatchRun:
                     name = f"{self._batch.id}_{path.name}"
                     expiry = self._batch.output_expires_after
                     made[column] = content.as_file("batch_output", name, expires_after=expiry)
-            connection = await stack.enter_async_context(self._serving.database.writing())
+            connection = await stack.enter_async_context(self._store.database.writing())
             for file in made.values():
                 await files.add(connection, file)
             ids = {column: file.id for column, file in made.items()}

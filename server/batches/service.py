@@ -6,15 +6,21 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
 
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
 from engines.errors import Conflict, TuneserveError
 from server.batches.batch import UNFINISHED, Batch
-from server.batches.run import BatchRun, Changed
+from server.batches.run import BatchRun, Changed, Shared
 from server.batches.store import BatchStore
-from server.deps import Serving
+from server.deps import part
+from server.files.files import Files
 from server.files.storage import told_full
+from server.inference.inference import Inference
+from server.model.served import ServedModel
 from server.store.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -29,14 +35,32 @@ RETRY_SECONDS = 10.0
 class Batches:
     """Each batch has a folder as long as it is not over, `state_dir/batches/<id of the database>/<id>`."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-        self._store = BatchStore(serving.database)
+    def __init__(
+        self,
+        store: BatchStore,
+        folder: Path,
+        files: Files,
+        model: ServedModel,
+        inference: Inference,
+        *,
+        max_line_bytes: int,
+        concurrency: int,
+    ) -> None:
+        """`folder` is that of all databases' batches; `concurrency` the requests that the engine has at a time."""
+        self._store = store
+        self._folder_of_all = folder
+        self._shared = Shared(
+            store=store,
+            files=files,
+            model=model,
+            inference=inference,
+            max_line_bytes=max_line_bytes,
+            concurrency=concurrency,
+            slots=asyncio.Semaphore(concurrency),
+        )
         self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
         self._news = asyncio.Event()
-        self._concurrency = _concurrency(serving)
-        self._slots = asyncio.Semaphore(self._concurrency)
 
     # ---- asked for over HTTP
 
@@ -65,7 +89,7 @@ class Batches:
         folder = self._folder(batch.id)
         await asyncio.to_thread(_make, folder)
         try:
-            await self._serving.files.copy_to(input_file_id, folder / "input.jsonl")
+            await self._shared.files.copy_to(input_file_id, folder / "input.jsonl")
             await self._store.add(batch)
         except TuneserveError:
             await asyncio.to_thread(_remove, folder)
@@ -119,7 +143,7 @@ class Batches:
             await asyncio.sleep(RETRY_SECONDS)
             self._news.set()
             return
-        self._serving.metrics.batches_unfinished.set(len(unfinished))
+        self._shared.inference.metrics.batches_unfinished.set(len(unfinished))
         for batch in unfinished:
             if batch.id not in self._running and len(self._running) < MAX_RUNNING:
                 self._running[batch.id] = asyncio.create_task(self._run(batch.id))
@@ -127,7 +151,7 @@ class Batches:
     async def _run(self, id: str) -> None:
         try:
             status = await self._try_until_over(id)
-            self._serving.metrics.count_batch(status)
+            self._shared.inference.metrics.count_batch(status)
             await asyncio.to_thread(_remove, self._folder(id))
             self._news.set()
         except Conflict as error:
@@ -142,10 +166,7 @@ class Batches:
             cancelled = self._cancelled[id] = asyncio.Event()  # before the batch is read: no cancellation is missed
             try:
                 batch = await self._store.get(id)
-                run = BatchRun(
-                    batch, self._folder(id), self._store, self._serving, self._slots, self._concurrency, cancelled
-                )
-                return await run.run()
+                return await BatchRun(batch, self._folder(id), self._shared, cancelled).run()
             except Changed:
                 continue
             except Conflict:
@@ -159,14 +180,10 @@ class Batches:
                 return (await self._store.move(id, UNFINISHED, "failed", errors=errors)).status
 
     def _folder(self, id: str) -> Path:
-        return self._serving.state_dir / "batches" / self._serving.database.id / id
+        return self._folder_of_all / self._store.database.id / id
 
 
-def _concurrency(serving: Serving) -> int:
-    """Requests of batches that the engine has at a time, so that its seats and its queue have room for others."""
-    params = serving.params
-    seats = params.max_batch_size or params.max_num_seqs
-    return max(1, min(params.batch_concurrency, seats // 2, params.max_num_queued_reqs))
+BatchesDep = Annotated[Batches, Depends(part(Batches))]
 
 
 def _make(folder: Path) -> None:

@@ -19,37 +19,37 @@ NAMES = frozenset(field.name for field in fields(Batch))
 
 class BatchStore:
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     async def add(self, batch: Batch) -> None:
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(insert(BATCHES).values(**asdict(batch)))
 
     async def get(self, id: str) -> Batch:
         """Raises NotFound."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return await _find(connection, id)
 
     async def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """The newest first, and whether more follow. Raises NotFound where there is no batch `after`."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows, more = await read_page(connection, BATCHES, select(BATCHES), after=after, limit=limit)
         return [_to_batch(row) for row in rows], more
 
     async def unfinished(self) -> list[Batch]:
         """The oldest first."""
         query = select(BATCHES).where(BATCHES.c.status.in_(UNFINISHED)).order_by(BATCHES.c.number)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return [_to_batch(row) for row in (await connection.execute(query)).mappings()]
 
     async def update(self, id: str, **values: Any) -> None:
         """Change what is no status."""
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(update(BATCHES).where(BATCHES.c.id == id).values(**values))
 
     async def move(self, id: str, origin: Collection[str], to: Status, **values: Any) -> Batch:
         """Have a batch in one of the statuses `origin` go on to `to`; one in another stays. The batch as it is then."""
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await self.move_in(connection, id, origin, to, **values)
             return await _find(connection, id)
 

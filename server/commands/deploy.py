@@ -12,7 +12,11 @@ from engines import logs
 from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
 from server.app import create_app
-from server.deps import Serving, make_serving
+from server.deps import Parts
+from server.inference.inference import Inference
+from server.jobs.jobs import Jobs
+from server.model.served import ServedModel
+from server.parts import make_parts
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +33,15 @@ def run(params: DeployParams) -> int:
     configure_logging()
     try:
         listener = listen(params.host, params.port)
-        serving = load(params)
+        parts = load(params)
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
-    return serve(serving, listener)
+    return serve(parts, listener)
 
 
-def load(params: DeployParams) -> Serving:
-    """What `params` names: the engine, not started, and everything that surrounds it. Raises UnsupportedModel."""
+def load(params: DeployParams) -> Parts:
+    """The parts of the server that `params` asks for; its engine is not started. Raises UnsupportedModel."""
     from engines.build import build_engine
     from engines.checkpoint.loading import load_generation_config, load_tokenizer
 
@@ -45,7 +49,7 @@ def load(params: DeployParams) -> Serving:
     engine = build_engine(params)
     tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
     generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
-    return make_serving(engine, tokenizer, params, generation.to_dict())
+    return make_parts(engine, tokenizer, params, generation.to_dict())
 
 
 def configure_logging() -> None:
@@ -81,10 +85,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(serving: Serving, listener: socket.socket) -> int:
+def serve(parts: Parts, listener: socket.socket) -> int:
     """Serve on `listener` until a signal, or until the engine fails to start; return the exit status."""
     config = uvicorn.Config(
-        create_app(serving),
+        create_app(parts),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -96,29 +100,29 @@ def serve(serving: Serving, listener: socket.socket) -> int:
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(_Server(config), serving, listener))
+        return runner.run(_serve(_Server(config), parts, listener))
 
 
-async def _serve(server: "_Server", serving: Serving, listener: socket.socket) -> int:
-    logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], serving.model_name)
-    if not serving.params.api_key:
+async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> int:
+    logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], parts[ServedModel].name)
+    if not parts[DeployParams].api_key:
         logger.warning("No api_key is set: everybody who reaches this address may use the server.")
-    stopping = asyncio.create_task(_stop_in_order(server, serving))
+    stopping = asyncio.create_task(_stop_in_order(server, parts))
     await server.serve(sockets=[listener])
     stopping.cancel()
-    return 1 if server.force_exit or serving.lifecycle.start_failed.is_set() else 0
+    return 1 if server.force_exit or parts[Inference].lifecycle.start_failed.is_set() else 0
 
 
-async def _stop_in_order(server: "_Server", serving: Serving) -> None:
+async def _stop_in_order(server: "_Server", parts: Parts) -> None:
     """On the first signal, drain with the port still open, so that /ready can say it; then let uvicorn close it."""
+    lifecycle, grace = parts[Inference].lifecycle, parts[DeployParams].shutdown_timeout
     told = asyncio.create_task(server.told_to_stop.wait())
-    failed = asyncio.create_task(serving.lifecycle.start_failed.wait())
+    failed = asyncio.create_task(lifecycle.start_failed.wait())
     await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()
     if told.done():
-        logger.info("Stopping: no new requests; running ones and jobs have %g s.", serving.params.shutdown_timeout)
-        grace = serving.params.shutdown_timeout
-        await asyncio.gather(serving.lifecycle.drain(grace), serving.jobs.stop(grace))
+        logger.info("Stopping: no new requests; running ones and jobs have %g s.", grace)
+        await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
     told.cancel()
     server.should_exit = True
 

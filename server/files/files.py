@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
+from fastapi import Depends
 from sqlalchemy import ColumnElement, RowMapping, delete, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound, TuneserveError
+from server.deps import part
 from server.files.storage import FileStorage, LocalStorage, Stored
 from server.files.table import FILES
 from server.store.database import Database
@@ -79,7 +81,9 @@ class Content:
 class Files:
     """`purposes` are those that a caller may see: a file of another purpose is not found."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, *, max_bytes: int) -> None:
+        """`folder` is that of all databases' files; `max_bytes` the largest that a client may upload."""
+        self.max_bytes = max_bytes
         self._database = database
         self._folder = folder
         self._storage: FileStorage | None = None
@@ -91,6 +95,10 @@ class Files:
             ids = (await connection.execute(select(FILES.c.id))).scalars()
             await storage.keep_only(set(ids))
         self._storage = storage
+
+    def check_open(self) -> None:
+        """Raises Conflict where this server keeps no files."""
+        self._database.check_open()
 
     # ---- making
 
@@ -213,6 +221,9 @@ class Files:
 
 def _visible(purposes: Collection[str]) -> ColumnElement[bool]:
     return FILES.c.purpose.in_(purposes) & or_(FILES.c.expires_at.is_(None), FILES.c.expires_at > int(time.time()))
+
+
+FilesDep = Annotated[Files, Depends(part(Files))]
 
 
 def _no_such(id: str) -> NotFound:

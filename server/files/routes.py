@@ -7,12 +7,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from engines.errors import TuneserveError
-from server.deps import AnyServing
-from server.files.files import Purpose, read_pieces
+from server.files.files import FilesDep, Purpose, read_pieces
 from server.files.form import Form
 from server.files.upload import receive
 from server.http.auth import Role
-from server.http.body import MIB, check_announced, check_encoding, linger
+from server.http.body import check_announced, check_encoding, linger
 
 router = APIRouter(prefix="/v1/files")
 
@@ -54,15 +53,14 @@ FORM = {
 
 
 @router.post("", openapi_extra=FORM)
-async def upload_file(request: Request, serving: AnyServing) -> dict[str, Any]:
-    serving.database.check_open()
+async def upload_file(request: Request, files: FilesDep) -> dict[str, Any]:
+    files.check_open()
     check_encoding(request)
-    max_bytes = int(serving.params.max_file_size * MIB)
     stream = request.stream()
-    await check_announced(request, stream, max_bytes + FORM_BYTES)
+    await check_announced(request, stream, files.max_bytes + FORM_BYTES)
     try:
         form = Form(request.headers.get("content-type", ""), stream)
-        file = await receive(form, serving.files, _purposes(request), max_bytes)
+        file = await receive(form, files, _purposes(request))
     except TuneserveError:
         await linger(stream)
         raise
@@ -72,31 +70,31 @@ async def upload_file(request: Request, serving: AnyServing) -> dict[str, Any]:
 @router.get("")
 async def list_files(
     request: Request,
-    serving: AnyServing,
+    files: FilesDep,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
     purposes = [each for each in _purposes(request) if purpose in (None, each)]
-    files, more = await serving.files.list(purposes, after=after, limit=limit, order=order)
+    page, more = await files.list(purposes, after=after, limit=limit, order=order)
     return {
         "object": "list",
-        "data": [file.to_wire() for file in files],
-        "first_id": files[0].id if files else "",
-        "last_id": files[-1].id if files else "",
+        "data": [file.to_wire() for file in page],
+        "first_id": page[0].id if page else "",
+        "last_id": page[-1].id if page else "",
         "has_more": more,
     }
 
 
 @router.get("/{file_id}")
-async def get_file(request: Request, file_id: str, serving: AnyServing) -> dict[str, Any]:
-    return (await serving.files.get(file_id, _purposes(request))).to_wire()
+async def get_file(request: Request, file_id: str, files: FilesDep) -> dict[str, Any]:
+    return (await files.get(file_id, _purposes(request))).to_wire()
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
-async def get_file_content(request: Request, file_id: str, serving: AnyServing) -> StreamingResponse:
-    file, content = await serving.files.read(file_id, _purposes(request))
+async def get_file_content(request: Request, file_id: str, files: FilesDep) -> StreamingResponse:
+    file, content = await files.read(file_id, _purposes(request))
     request.state.answered.callback(content.close)
     headers = {
         "content-length": str(file.bytes),
@@ -106,9 +104,9 @@ async def get_file_content(request: Request, file_id: str, serving: AnyServing) 
 
 
 @router.delete("/{file_id}")
-async def delete_file(request: Request, file_id: str, serving: AnyServing) -> dict[str, Any]:
+async def delete_file(request: Request, file_id: str, files: FilesDep) -> dict[str, Any]:
     """What runs with the file goes on: it has the content for itself."""
-    await serving.files.delete(file_id, _purposes(request))
+    await files.delete(file_id, _purposes(request))
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -25,7 +25,7 @@ class UploadFields(RequestBody):
     expires_after: ExpiresAfter | None = None
 
 
-async def receive(form: Form, files: Files, purposes: Collection[Purpose], max_bytes: int) -> FileObject:
+async def receive(form: Form, files: Files, purposes: Collection[Purpose]) -> FileObject:
     """The file that the form brings. Where the form is refused or breaks off, nothing is left."""
     given: dict[str, str] = {}
     filename = ""
@@ -39,7 +39,7 @@ async def receive(form: Form, files: Files, purposes: Collection[Purpose], max_b
             filename = part.filename
             if "purpose" in given:
                 _check(_read(given), filename, purposes)  # before a byte is stored
-            content = await stack.enter_async_context(files.storing(_limited(part.pieces, max_bytes)))
+            content = await stack.enter_async_context(files.storing(_limited(part.pieces, files.max_bytes)))
         fields = _read(given)
         if content is None:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)

@@ -1,10 +1,16 @@
 """Makes a job of a fine-tuning request, or refuses it: what will not train, or could not be served, is never begun."""
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
 
 from engines.errors import InvalidRequest, NotFound, UnsupportedParameter
-from server.deps import Serving
+from engines.params.deploy import DeployParams
+from server.deps import part
+from server.files.files import Files
 from server.fine_tuning.body import CreateFineTuningJob
 from server.fine_tuning.names import model_name
 from server.fine_tuning.parameters import check_parameters
@@ -13,8 +19,11 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.servable import check_servable
 from server.fine_tuning.task import AS_SERVED, first_task
 from server.fine_tuning.twins import Said, said_once
+from server.inference.inference import Inference
 from server.jobs.job import Job
+from server.jobs.jobs import Jobs
 from server.jobs.store import message
+from server.model.served import ServedModel
 from training.folder import Message
 from training.params.honoured import refusals
 from training.params.rlhf import RlhfParams
@@ -24,69 +33,78 @@ from training.params.task import RlhfTask, SftTask
 SEEDS = 2**31
 
 
-async def create(serving: Serving, body: CreateFineTuningJob) -> Job:
-    """Raises InvalidRequest, ModelNotFound, NotFound, StorageFull, Conflict."""
-    # 1. What can be told from the request alone.
-    body.check_built()
-    await _check_model(serving, body.model)
-    capabilities = serving.engine.capabilities()
-    kind = RlhfParams if body.method_name == "dpo" else SftParams
-    params = check_parameters(body.parameters, kind, max_model_len=capabilities.max_model_len)
-    said = said_once(body.parameters, params, body.wanted, body.seed)
-    if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
-        text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
-        raise InvalidRequest(text, param="parameters.split_dataset_ratio")
-    async with serving.jobs.making("ftjob-") as id:
-        # 2. The whole task, as far as it is known without the data.
-        record = _record(serving, id, body, said)
-        data = data_files(serving.jobs.folders.data(id), record)
-        task = first_task(record, data, serving.params)
-        check_servable(task.params, capabilities.adapters)
-        _check_honoured(task)
-        # 3. The files: the job has them for itself from here on.
-        await _copy(serving, body.training_file, data.training, "training_file")
-        if body.validation_file is not None and data.validation is not None:
-            await _copy(serving, body.validation_file, data.validation, "validation_file")
-        events = _first_events(id, record)
-        told = record.model_dump(mode="json")
-        return await serving.jobs.create(id, task, *events, metadata=body.metadata, fine_tuning=told)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creator:
+    model: ServedModel
+    served: DeployParams
+    """What the model is served with."""
+    inference: Inference
+    jobs: Jobs
+    files: Files
+
+    async def create(self, body: CreateFineTuningJob) -> Job:
+        """Raises EngineUnavailable, InvalidRequest, ModelNotFound, NotFound, StorageFull, Conflict."""
+        self.inference.lifecycle.check_ready()
+        # 1. What can be told from the request alone.
+        body.check_built()
+        await self._check_model(body.model)
+        capabilities = self.inference.engine.capabilities()
+        kind = RlhfParams if body.method_name == "dpo" else SftParams
+        params = check_parameters(body.parameters, kind, max_model_len=capabilities.max_model_len)
+        said = said_once(body.parameters, params, body.wanted, body.seed)
+        if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
+            text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
+            raise InvalidRequest(text, param="parameters.split_dataset_ratio")
+        async with self.jobs.making("ftjob-") as id:
+            # 2. The whole task, as far as it is known without the data.
+            record = self._record(id, body, said)
+            data = data_files(self.jobs.folders.data(id), record)
+            task = first_task(record, data, self.served)
+            check_servable(task.params, capabilities.adapters)
+            _check_honoured(task)
+            # 3. The files: the job has them for itself from here on.
+            await self._copy(body.training_file, data.training, "training_file")
+            if body.validation_file is not None and data.validation is not None:
+                await self._copy(body.validation_file, data.validation, "validation_file")
+            events = _first_events(id, record)
+            told = record.model_dump(mode="json")
+            return await self.jobs.create(id, task, *events, metadata=body.metadata, fine_tuning=told)
+
+    async def _check_model(self, model: str) -> None:
+        lease = await self.inference.adapters.lease(model)
+        lease.release()
+        if lease.version is not None:
+            text = f"{model[:100]!r} is an adapter, and only the base model {self.model.name!r} can be trained."
+            raise UnsupportedParameter(text, param="model")
+        if self.served.chat_template is not None:
+            text = "The server has a chat_template of its own, and training knows only the model's."
+            raise UnsupportedParameter(text, param="model")
+
+    def _record(self, id: str, body: CreateFineTuningJob, said: Said) -> FineTuning:
+        return FineTuning(
+            model=self.model.name,
+            name=model_name(base=self.model.name, owner=self.model.owner, suffix=body.suffix, job_id=id),
+            owner=self.model.owner,
+            training_file=body.training_file,
+            validation_file=body.validation_file,
+            method=body.method_name,
+            wanted=said.wanted,
+            suffix=body.suffix,
+            seed=secrets.randbelow(SEEDS) if said.seed is None else said.seed,
+            parameters=said.parameters,
+        )
+
+    async def _copy(self, id: str, target: Path, param: str) -> None:
+        try:
+            file = await self.files.get(id)
+            if file.purpose != "fine-tune":
+                raise InvalidRequest(f"{param}: the file's purpose is {file.purpose!r}, not 'fine-tune'.", param=param)
+            await self.files.copy_to(id, target)
+        except NotFound:
+            raise NotFound(f"{param}: there is no file {id[:100]!r}.", param=param, code="file_not_found") from None
 
 
-async def _check_model(serving: Serving, model: str) -> None:
-    lease = await serving.registry.lease(model)
-    lease.release()
-    if lease.version is not None:
-        text = f"{model[:100]!r} is an adapter, and only the base model {serving.model_name!r} can be trained."
-        raise UnsupportedParameter(text, param="model")
-    if serving.params.chat_template is not None:
-        text = "The server has a chat_template of its own, and training knows only the model's."
-        raise UnsupportedParameter(text, param="model")
-
-
-def _record(serving: Serving, id: str, body: CreateFineTuningJob, said: Said) -> FineTuning:
-    owner = serving.params.owned_by
-    return FineTuning(
-        model=serving.model_name,
-        name=model_name(base=serving.model_name, owner=owner, suffix=body.suffix, job_id=id),
-        owner=owner,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        method=body.method_name,
-        wanted=said.wanted,
-        suffix=body.suffix,
-        seed=secrets.randbelow(SEEDS) if said.seed is None else said.seed,
-        parameters=said.parameters,
-    )
-
-
-async def _copy(serving: Serving, id: str, target: Path, param: str) -> None:
-    try:
-        file = await serving.files.get(id)
-        if file.purpose != "fine-tune":
-            raise InvalidRequest(f"{param}: the file's purpose is {file.purpose!r}, not 'fine-tune'.", param=param)
-        await serving.files.copy_to(id, target)
-    except NotFound:
-        raise NotFound(f"{param}: there is no file {id[:100]!r}.", param=param, code="file_not_found") from None
+CreatorDep = Annotated[Creator, Depends(part(Creator))]
 
 
 def _check_honoured(task: SftTask | RlhfTask) -> None:

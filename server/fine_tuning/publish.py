@@ -5,15 +5,13 @@ served model is published too, and tells in its events where that cannot be serv
 """
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engines.adapters.registry import AdapterRegistry
-from engines.engine import Engine
 from engines.errors import Conflict, EngineUnavailable, TuneserveError
 from engines.params.deploy import DeployParams
 from server.files.files import FileObject, Files
@@ -22,10 +20,10 @@ from server.fine_tuning.prepare import prepare
 from server.fine_tuning.progress import result_csv
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.servable import check_servable
-from server.fine_tuning.task import model_to_train
+from server.inference.inference import Inference
 from server.jobs.job import Job, JobStatus
-from server.jobs.jobs import Jobs
-from server.jobs.store import message
+from server.jobs.store import JobStore, message
+from server.model.served import ServedModel, model_source
 from training.folder import Event, Result, Validation
 from training.params.task import MergeTask, Task
 
@@ -42,22 +40,19 @@ class NotPublished(TuneserveError):
 class Publisher:
     """The hooks of running jobs. The names that it gives are in the registry before any row of the database says them."""
 
-    registry: AdapterRegistry
-    check_ready: Callable[[], None]
-    """Raises EngineUnavailable while nothing can be loaded."""
-    engine: Engine
-    jobs: Jobs
-    files: Files
+    model: ServedModel
     served: DeployParams
-    base_name: str
-    """The served model's name in the API."""
+    """What the model is served with."""
+    inference: Inference
+    store: JobStore
+    files: Files
 
-    async def prepare(self, job: Job, validation: Validation) -> Task:
+    async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
         """Choose what a fine-tuning job's client left open, and have its record say what was chosen."""
         if job.fine_tuning is None:
             return job.task()
         record = FineTuning.model_validate(job.fine_tuning)
-        record, task = prepare(record, self.jobs.folders.data(job.id), validation, self.served)
+        record, task = prepare(record, data, validation, self.served)
         await self._remember(job, record, {JobStatus.VALIDATING})
         return task
 
@@ -84,15 +79,15 @@ class Publisher:
         try:
             await self._publish(name, folder / result.artifact, job)
         except NotPublished as error:
-            await self.jobs.store.add_event(job, message(error.message, "warn"))
+            await self.store.add_event(job, message(error.message, "warn"))
             return {}
         return {"fine_tuned_model": name}
 
     async def _publish(self, name: str, folder: Path, job: Job) -> None:
         """Loading the same content again is no new version: this may be done again. Raises EngineUnavailable."""
-        self.check_ready()
+        self.inference.lifecycle.check_ready()
         try:
-            await self.registry.load(name, folder, replace=True, source=job.id)
+            await self.inference.adapters.load(name, folder, replace=True, source=job.id)
         except EngineUnavailable:
             raise
         except TuneserveError as error:
@@ -104,7 +99,7 @@ class Publisher:
 
     async def _write_result_file(self, job: Job, record: FineTuning) -> FineTuning:
         """The file is there in the same moment in which the record names it."""
-        events = await self.jobs.store.events(job.id, types=("step", "evaluation"))
+        events = await self.store.events(job.id, types=("step", "evaluation"))
         text = result_csv(event.event for event in events)
         async with self.files.storing(text.encode()) as content:
             file = content.as_file("fine-tune-results", f"{job.id}-results.csv", expires_after=None)
@@ -128,16 +123,16 @@ class Publisher:
                 await self.files.add(connection, file)
 
         values = {"fine_tuning": record.model_dump(mode="json")}
-        changed = await self.jobs.store.change(job.id, *events, attempt=job.attempt, before=before, also=add, **values)
+        changed = await self.store.change(job.id, *events, attempt=job.attempt, before=before, also=add, **values)
         if changed is None:
             raise Conflict("The job is not what it was any more.")
 
     def _could_be_served(self, job: Job) -> bool:
         task = job.task()
-        if isinstance(task, MergeTask) or model_to_train(task.params) != model_to_train(self.served):
+        if isinstance(task, MergeTask) or model_source(task.params) != model_source(self.served):
             return False
         try:
-            check_servable(task.params, self.engine.capabilities().adapters)
+            check_servable(task.params, self.inference.engine.capabilities().adapters)
         except TuneserveError:
             return False
         return True
@@ -145,4 +140,4 @@ class Publisher:
     def _name(self, job: Job) -> str:
         if job.fine_tuning is not None:
             return FineTuning.model_validate(job.fine_tuning).name
-        return model_name(base=self.base_name, owner=self.served.owned_by, suffix=None, job_id=job.id)
+        return model_name(base=self.model.name, owner=self.model.owner, suffix=None, job_id=job.id)

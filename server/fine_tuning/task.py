@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.params.deploy import DeployParams
-from engines.params.model import ModelParams
 from server.fine_tuning.record import FineTuning
+from server.model.served import model_source
 from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
@@ -67,13 +67,6 @@ def samples_in_a_pass(batch_size: int, most: int | None) -> int:
     return next(part for part in range(limit, 0, -1) if batch_size % part == 0)
 
 
-def model_to_train(params: ModelParams) -> str:
-    """The model, wherever a process is started: a folder by its whole path."""
-    model = params.model or ""
-    folder = Path(model).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else model
-
-
 def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[str, Any]:
     """What `parameters` may replace, where a client may choose it at all."""
     repeated = {name: getattr(served, name) for name in AS_SERVED if name in served.model_fields_set}
@@ -81,7 +74,7 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
     return {
         **repeated,
         **validation,
-        "model": model_to_train(served),
+        "model": model_source(served),
         "dataset": [str(files.training)],
         "strict": True,
         "load_args": False,

@@ -12,7 +12,9 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.errors import InvalidRequest
+from server.deps import find_part
 from server.http.errors import BodyTooLarge
+from server.http.settings import HttpSettings
 from server.http.validation import to_invalid_request
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -54,7 +56,7 @@ class JsonBody(Generic[Model]):
     model: type[Model]
 
     async def __call__(self, request: Request) -> Model:
-        limit = int(request.app.state.serving.params.max_body_size * MIB)
+        limit = find_part(request, HttpSettings).max_body_bytes
         return parse_json(self.model, await read_body(request, limit))
 
 

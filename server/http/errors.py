@@ -20,6 +20,8 @@ from engines.errors import (
     StoreUnavailable,
     TuneserveError,
 )
+from server.deps import find_part
+from server.http.settings import HttpSettings
 from server.http.validation import to_invalid_request
 
 logger = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):  # of the path or the query: bodies are parsed in `server.http.body`
         errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "path" and "query"
         error = to_invalid_request(errors, None)
-    request.app.state.serving.metrics.count_rejection(error)
+    find_part(request, HttpSettings).on_refusal(error)
     return error_response(error, request.state.request_id)
 
 

@@ -11,8 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engines.errors import InvalidRequest, NotFound
 from engines.logs import about
+from server.deps import Parts
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
-from server.http.lifecycle import Lifecycle
+from server.http.in_flight import InFlight
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
@@ -26,12 +27,14 @@ SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 class RequestContext:
     """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside.
 
-    `request.state.answered` is an ExitStack for what a request holds until its answer has ended, however it ended.
+    `request.state.parts` are the server's; `request.state.answered` is an ExitStack for what a request holds until its
+    answer has ended, however it ended.
     """
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, verbose: bool) -> None:
+    def __init__(self, app: ASGIApp, *, parts: Parts, in_flight: InFlight, verbose: bool) -> None:
         self._app = app
-        self._lifecycle = lifecycle
+        self._parts = parts
+        self._in_flight = in_flight
         self._verbose = verbose
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +42,7 @@ class RequestContext:
             return await self._app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
         answered = contextlib.ExitStack()
-        scope.setdefault("state", {}).update(request_id=request_id, answered=answered)
+        scope.setdefault("state", {}).update(request_id=request_id, answered=answered, parts=self._parts)
         status: int | None = None
         began = time.perf_counter()
 
@@ -50,7 +53,7 @@ class RequestContext:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        self._lifecycle.enter()
+        self._in_flight.enter()
         try:
             with about(request_id):
                 try:
@@ -62,7 +65,7 @@ class RequestContext:
                     await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
             answered.close()
-            self._lifecycle.leave()
+            self._in_flight.leave()
             if self._verbose and scope["path"] not in PROBES:
                 _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
 

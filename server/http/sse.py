@@ -11,7 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from server.deps import find_part
 from server.http.errors import error_body
+from server.http.settings import HttpSettings
 
 Result = TypeVar("Result")
 
@@ -79,7 +81,7 @@ async def _chunks(request: Request, reader: "_Reader", keep_alive: float) -> Asy
             yield reader.take()
     rest = reader.take()
     if reader.error is not None:
-        request.app.state.serving.metrics.count_rejection(reader.error)
+        find_part(request, HttpSettings).on_refusal(reader.error)
         rest += _encode(error_body(reader.error, request.state.request_id))
     yield rest + DONE
 

@@ -145,7 +145,8 @@ class ValidationRun(Run):
         if validation.error is not None:
             return await self.fail(validation.error, {JobStatus.VALIDATING})
         try:
-            task = await patiently(lambda: self.shop.hooks.prepare(self.job, validation))
+            data = self.shop.folders.data(self.job.id)
+            task = await patiently(lambda: self.shop.hooks.prepare(self.job, data, validation))
         except TuneserveError as error:
             return await self.fail(_told(error), {JobStatus.VALIDATING})
         await self.change(

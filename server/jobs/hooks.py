@@ -15,8 +15,8 @@ class Hooks(Protocol):
     a restart.
     """
 
-    async def prepare(self, job: Job, validation: Validation) -> Task:
-        """What to run, now that the data has been looked at and nothing is wrong with it."""
+    async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
+        """What to run, now that the job's folder of data has been looked at and nothing is wrong with it."""
 
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:
         """`folder` is the checkpoint's, and the checkpoint is in the table."""
@@ -26,7 +26,7 @@ class Hooks(Protocol):
 
 
 class NoHooks:
-    async def prepare(self, job: Job, validation: Validation) -> Task:
+    async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
         return job.task()
 
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:

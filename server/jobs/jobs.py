@@ -5,21 +5,24 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Depends
 
 from engines.errors import Conflict, InvalidRequest, NotFound, TuneserveError
+from server.deps import part
 from server.jobs.attempt import Workshop
 from server.jobs.devices import Devices, NvidiaDevices
-from server.jobs.executor import Executor, LocalExecutor
+from server.jobs.executor import Executor
 from server.jobs.folders import JobFolders
-from server.jobs.hooks import Hooks, NoHooks
+from server.jobs.hooks import Hooks
 from server.jobs.job import ENDED, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.scheduler import Limits, Scheduler
 from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
-from server.store.database import Database
 from server.store.ids import new_id
 from training.folder import Event
 from training.params.task import MergeTask, Task
@@ -32,34 +35,42 @@ STOP_SECONDS = 120.0
 NOT_ENDED = frozenset(JobStatus) - ENDED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What jobs run on."""
+
+    executor: Executor
+    devices: Devices = field(default_factory=NvidiaDevices)
+    back_off_seconds: float = BACK_OFF_SECONDS
+    """Seconds before the first retry of a job whose worker died; each further one waits twice as long."""
+    stop_seconds: float = STOP_SECONDS
+    """Seconds that a worker has to save a checkpoint and end, where its job is cancelled or paused."""
+
+
 class Jobs:
     def __init__(
         self,
-        database: Database,
+        store: JobStore,
         folder: Path,
         metrics: JobMetrics,
+        machine: Machine,
+        hooks: Hooks,
         *,
         max_running: int,
         retries: int,
         gpu_memory: float,
-        hub_token: str | None = None,
-        executor: Executor | None = None,
-        devices: Devices | None = None,
-        back_off_seconds: float = BACK_OFF_SECONDS,
-        stop_seconds: float = STOP_SECONDS,
     ) -> None:
         """`folder` is that of all databases' jobs; `gpu_memory` in GiB."""
-        self.store = JobStore(database)
+        self.store = store
         self.metrics = metrics
-        self.devices = devices or NvidiaDevices()
-        self.hooks: Hooks = NoHooks()
-        """To be set before `open`."""
-        self._database = database
+        self._database = store.database
         self._folder = folder
-        self._executor = executor or LocalExecutor(hub_token=hub_token)
+        self._machine = machine
+        self._hooks = hooks
         self._retries = retries
-        self._back_off_seconds = back_off_seconds
-        self._limits = Limits(max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=stop_seconds)
+        self._limits = Limits(
+            max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=machine.stop_seconds
+        )
         self._opened: tuple[JobFolders, Scheduler] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -71,15 +82,15 @@ class Jobs:
         await asyncio.to_thread(folders.keep_only, await self.store.ids())
         shop = Workshop(
             store=self.store,
-            executor=self._executor,
+            executor=self._machine.executor,
             folders=folders,
-            hooks=self.hooks,
+            hooks=self._hooks,
             metrics=self.metrics,
             mark=self._database.id,
             retries=self._retries,
-            back_off_seconds=self._back_off_seconds,
+            back_off_seconds=self._machine.back_off_seconds,
         )
-        scheduler = Scheduler(shop, self.devices, self._limits)
+        scheduler = Scheduler(shop, self._machine.devices, self._limits)
         await scheduler.recover()
         self._opened = folders, scheduler
         self._task = asyncio.create_task(scheduler.run())
@@ -159,7 +170,7 @@ class Jobs:
         Raises InvalidRequest where it asks for more GPUs than there are.
         """
         assert "hub_token" not in task.params.model_fields_set, "a secret is not written down"
-        if devices and devices > (there := len(await self.devices.look())):
+        if devices and devices > (there := len(await self._machine.devices.look())):
             raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
         now = time.time()
         validated = isinstance(task, MergeTask)  # there is no data to look at
@@ -265,3 +276,6 @@ class Jobs:
             return
         async with run.publishing:
             yield
+
+
+JobsDep = Annotated[Jobs, Depends(part(Jobs))]

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from engines.errors import InvalidRequest
-from server.deps import AnyServing
 from server.http.body import json_body
+from server.http.settings import HttpDep
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
+from server.jobs.jobs import JobsDep
 from server.jobs.logs import read_log
 from server.jobs.request import JobBody, parse
-from server.jobs.sources import Sources
+from server.jobs.sources import SourcesDep
 from server.jobs.store import JobEvent, message
 from server.jobs.stream import stream_job_events
 from server.jobs.table import JOBS
@@ -26,13 +27,14 @@ MOST_LOG_BYTES = 1 << 20
 
 
 @router.post("")
-async def create_job(body: Annotated[JobBody, json_body(JobBody)], serving: AnyServing) -> dict[str, Any]:
+async def create_job(
+    body: Annotated[JobBody, json_body(JobBody)], jobs: JobsDep, sources: SourcesDep
+) -> dict[str, Any]:
     task = body.task()
     given = task.params.model_dump(mode="json", exclude_unset=True)
-    sources = Sources(serving.jobs, serving.files, serving.params, served_name=serving.model_name)
-    async with serving.jobs.making() as id:
+    async with jobs.making() as id:
         resolved = await sources.resolve(given, id)
-        job = await serving.jobs.create(
+        job = await jobs.create(
             id,
             parse(body.type, resolved),
             message(f"Created the job {id}"),
@@ -46,7 +48,7 @@ async def create_job(body: Annotated[JobBody, json_body(JobBody)], serving: AnyS
 
 @router.get("")
 async def list_jobs(
-    serving: AnyServing,
+    jobs: JobsDep,
     after: str | None = None,
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
@@ -54,41 +56,41 @@ async def list_jobs(
     type: Literal["sft", "pt", "rlhf", "merge"] | None = None,
 ) -> dict[str, Any]:
     where = [column == value for column, value in ((JOBS.c.status, status), (JOBS.c.type, type)) if value is not None]
-    jobs, more = await serving.jobs.store.page(*where, after=after, limit=limit, order=order)
-    return _page([_to_wire(job) for job in jobs], more)
+    page, more = await jobs.store.page(*where, after=after, limit=limit, order=order)
+    return _page([_to_wire(job) for job in page], more)
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
-    return _to_wire(await serving.jobs.store.get(job_id))
+async def get_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+    return _to_wire(await jobs.store.get(job_id))
 
 
 @router.delete("/{job_id}")
-async def delete_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+async def delete_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
     """With all that it has made, but for a model that is published: that one is deleted as a model."""
-    await serving.jobs.delete(job_id)
+    await jobs.delete(job_id)
     return {"id": job_id, "object": "job", "deleted": True}
 
 
 @router.post("/{job_id}/cancel")
-async def cancel_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
-    return _to_wire(await serving.jobs.cancel(job_id))
+async def cancel_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+    return _to_wire(await jobs.cancel(job_id))
 
 
 @router.post("/{job_id}/pause")
-async def pause_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
-    return _to_wire(await serving.jobs.pause(job_id))
+async def pause_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+    return _to_wire(await jobs.pause(job_id))
 
 
 @router.post("/{job_id}/resume")
-async def resume_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
-    return _to_wire(await serving.jobs.resume(job_id))
+async def resume_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+    return _to_wire(await jobs.resume(job_id))
 
 
 @router.post("/{job_id}/retry")
-async def retry_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
+async def retry_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
     """One that failed or was cancelled goes on from its last checkpoint."""
-    return _to_wire(await serving.jobs.retry(job_id))
+    return _to_wire(await jobs.retry(job_id))
 
 
 # ---- what it reports
@@ -98,62 +100,62 @@ async def retry_job(job_id: str, serving: AnyServing) -> dict[str, Any]:
 async def get_job_events(
     request: Request,
     job_id: str,
-    serving: AnyServing,
+    jobs: JobsDep,
+    http: HttpDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     order: Literal["asc", "desc"] = "asc",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response | dict[str, Any]:
     """A page; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
-    await serving.jobs.store.get(job_id)
+    await jobs.store.get(job_id)
     if "text/event-stream" in request.headers.get("accept", ""):
         if last_event_id is not None and not last_event_id.isdecimal():
             raise InvalidRequest("Last-Event-ID is no id of an event of this stream.", param="Last-Event-ID")
-        keep_alive = serving.params.sse_keep_alive_interval
-        return await stream_job_events(serving.jobs, job_id, int(last_event_id or 0), keep_alive=keep_alive)
-    events, more = await serving.jobs.store.page_of_events(job_id, after=after, limit=limit, order=order)
+        return await stream_job_events(jobs, job_id, int(last_event_id or 0), keep_alive=http.keep_alive_seconds)
+    events, more = await jobs.store.page_of_events(job_id, after=after, limit=limit, order=order)
     return _page([event_to_wire(event) for event in events], more)
 
 
 @router.get("/{job_id}/metrics")
-async def get_job_metrics(job_id: str, serving: AnyServing) -> dict[str, Any]:
+async def get_job_metrics(job_id: str, jobs: JobsDep) -> dict[str, Any]:
     """The loss curve: what was logged of each step and evaluation."""
-    await serving.jobs.store.get(job_id)
-    events = await serving.jobs.store.events(job_id, types=("step", "evaluation"))
+    await jobs.store.get(job_id)
+    events = await jobs.store.events(job_id, types=("step", "evaluation"))
     return {"object": "list", "data": [each.event.model_dump(mode="json") for each in events]}
 
 
 @router.get("/{job_id}/logs")
 async def get_job_logs(
     job_id: str,
-    serving: AnyServing,
+    jobs: JobsDep,
     attempt: Annotated[int | None, Query(ge=0)] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LOG_BYTES)] = LOG_BYTES,
 ) -> dict[str, Any]:
     """What the worker of an attempt, the last unless given, has written; attempt 0 is the look at the data."""
-    job = await serving.jobs.store.get(job_id)
+    job = await jobs.store.get(job_id)
     number = job.attempt if attempt is None else attempt
-    folders = serving.jobs.folders
+    folders = jobs.folders
     folder = folders.attempt(job.id, number) if number else folders.validation(job.id)
     page = await asyncio.to_thread(read_log, folder, offset=offset, limit=limit)
     return {"object": "job.logs", "attempt": number, **page}
 
 
 @router.get("/{job_id}/artifacts")
-async def get_job_artifacts(job_id: str, serving: AnyServing) -> dict[str, Any]:
+async def get_job_artifacts(job_id: str, jobs: JobsDep) -> dict[str, Any]:
     """The files that it has made; `result` is the one or the folder that came out, where it succeeded."""
-    job = await serving.jobs.store.get(job_id)
-    files = await asyncio.to_thread(list_artifacts, serving.jobs.folders.job(job.id))
+    job = await jobs.store.get(job_id)
+    files = await asyncio.to_thread(list_artifacts, jobs.folders.job(job.id))
     result = job.job_result()
     artifact = None if result is None or result.artifact is None else f"{job.attempt}/{result.artifact}"
     return {"object": "list", "data": files, "result": artifact}
 
 
 @router.get("/{job_id}/artifacts/{path:path}", response_class=FileResponse)
-async def get_job_artifact(job_id: str, path: str, serving: AnyServing) -> FileResponse:
-    job = await serving.jobs.store.get(job_id)
-    file = await asyncio.to_thread(find_artifact, serving.jobs.folders.job(job.id), path)
+async def get_job_artifact(job_id: str, path: str, jobs: JobsDep) -> FileResponse:
+    job = await jobs.store.get(job_id)
+    file = await asyncio.to_thread(find_artifact, jobs.folders.job(job.id), path)
     return FileResponse(file, filename=file.name, media_type="application/octet-stream")
 
 

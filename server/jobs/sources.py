@@ -5,14 +5,16 @@ Nothing else of this machine is read, and a path that leads elsewhere is refused
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Depends
 
 from engines.errors import InvalidRequest, NotFound
-from engines.params.deploy import DeployParams
+from server.deps import part
 from server.files.files import Files, Purpose
-from server.fine_tuning.task import model_to_train
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
 
@@ -27,13 +29,23 @@ FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".zst", ".gz", "
 TRAINING: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSource:
+    """The served model, as a job finds it."""
+
+    name: str
+    """Its name in the API."""
+    source: str
+    """What it is loaded from, wherever a process is started."""
+    revision: str | None
+
+
 class Sources:
-    def __init__(self, jobs: Jobs, files: Files, params: DeployParams, *, served_name: str) -> None:
+    def __init__(self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str]) -> None:
         self._jobs = jobs
         self._files = files
-        self._params = params
-        self._served_name = served_name
-        self._roots = tuple(Path(root).expanduser().resolve() for root in params.job_roots)
+        self._served = served
+        self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
 
     async def resolve(self, given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
         """`given` with real folders and files in place of names; what was uploaded is in the job's own folder then.
@@ -54,12 +66,12 @@ class Sources:
         return params
 
     async def _model(self, param: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        if name != self._served_name:
+        if name != self._served.name:
             return {param: await self._named(param, name)}
-        found: dict[str, Any] = {param: model_to_train(self._params)}
+        found: dict[str, Any] = {param: self._served.source}
         revision = f"{param}_revision"
-        if self._params.model_revision is not None and revision not in given:
-            found[revision] = self._params.model_revision
+        if self._served.revision is not None and revision not in given:
+            found[revision] = self._served.revision
         return found
 
     async def _named(self, param: str, name: str) -> str:
@@ -156,6 +168,9 @@ class Sources:
             "the served model, an id on the hub, a job" if param not in DATA else "an uploaded file, an id on the hub"
         )
         return _refused(param, f"name {kinds}, or a path, which must lie {where}")
+
+
+SourcesDep = Annotated[Sources, Depends(part(Sources))]
 
 
 def _refused(param: str, reason: str) -> InvalidRequest:

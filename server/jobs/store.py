@@ -59,19 +59,19 @@ def message(text: str, level: Literal["info", "warn", "error"] = "info") -> Mess
 
 class JobStore:
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     # ---- jobs
 
     async def create(self, job: Job, *events: Event) -> Job:
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(insert(JOBS).values(**asdict(job)))
             await _add_events(connection, job.id, 0, events)
         return job
 
     async def get(self, id: str) -> Job:
         """Raises NotFound."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             row = (await connection.execute(select(JOBS).where(JOBS.c.id == id))).mappings().one_or_none()
         if row is None:
             raise _no_such(id)
@@ -85,7 +85,7 @@ class JobStore:
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[list[Job], bool]:
         """One page, and whether more follow. `where` is in terms of `table.JOBS`."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             query = select(JOBS).where(*where)
             rows, more = await read_page(connection, JOBS, query, after=after, limit=limit, order=order)
         return [_to_job(row) for row in rows], more
@@ -93,7 +93,7 @@ class JobStore:
     async def all(self, *where: ColumnElement[bool]) -> list[Job]:
         """Those of the highest priority first, and of these the one that waits longest."""
         order = (JOBS.c.priority.desc(), JOBS.c.queued_at.asc(), JOBS.c.number.asc())
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows = (await connection.execute(select(JOBS).where(*where).order_by(*order))).mappings().all()
         return [_to_job(row) for row in rows]
 
@@ -110,7 +110,7 @@ class JobStore:
 
         None, and nothing is changed, where this is not its `attempt` any more or its status was none of `before`.
         """
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             changed = await _change(connection, id, values, *events, attempt=attempt, before=before)
             if changed is not None and also is not None:
                 await also(connection)
@@ -125,7 +125,7 @@ class JobStore:
             "started_at": job.started_at or now,
             "not_before": None,
         }
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             begun = await _change(connection, job.id, values, attempt=job.attempt, before={JobStatus.QUEUED})
             if begun is not None:
                 attempt = {"job_id": job.id, "attempt": begun.attempt, "started_at": now, "offset": 0}
@@ -134,39 +134,39 @@ class JobStore:
 
     async def delete(self, id: str, *, before: Collection[JobStatus]) -> bool:
         """Whether it is gone, with all that it reported: not where its status is none of `before`."""
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             gone = await connection.execute(delete(JOBS).where(JOBS.c.id == id, JOBS.c.status.in_(before)))
         return gone.rowcount == 1
 
     async def ids(self) -> set[str]:
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return set((await connection.execute(select(JOBS.c.id))).scalars())
 
     async def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs there are of each type and status."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             query = select(JOBS.c.type, JOBS.c.status, func.count()).group_by(JOBS.c.type, JOBS.c.status)
             return {(type, status): count for type, status, count in await connection.execute(query)}
 
     # ---- attempts
 
     async def set_process(self, job: Job, pid: int, started: float) -> None:
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(update(ATTEMPTS).where(*_of(job)).values(pid=pid, pid_started=started))
 
     async def attempts(self, job_id: str) -> list[Attempt]:
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             query = select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.attempt)
             return [Attempt(**row) for row in (await connection.execute(query)).mappings()]
 
     async def offset(self, job: Job) -> int:
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             offset: int = (await connection.execute(select(ATTEMPTS.c.offset).where(*_of(job)))).scalar_one()
         return offset
 
     async def take_in(self, job: Job, events: Sequence[Event], *, before: int, after: int) -> None:
         """Have what the attempt wrote from byte `before` to `after` in the tables; once, however often it is tried."""
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             moved = await connection.execute(
                 update(ATTEMPTS).where(*_of(job), ATTEMPTS.c.offset == before).values(offset=after)
             )
@@ -177,7 +177,7 @@ class JobStore:
     # ---- what they reported
 
     async def add_event(self, job: Job, event: Event) -> None:
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await _in_turn(connection, job.id)
             await _add_events(connection, job.id, job.attempt, [event])
 
@@ -193,7 +193,7 @@ class JobStore:
         query = select(EVENTS).where(EVENTS.c.job_id == job_id, EVENTS.c.number > after)
         if types is not None:
             query = query.where(EVENTS.c.type.in_(types))
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows = (await connection.execute(query.order_by(EVENTS.c.number).limit(limit))).mappings().all()
         return [_to_event(row) for row in rows]
 
@@ -202,14 +202,14 @@ class JobStore:
     ) -> tuple[list[JobEvent], bool]:
         """One page, and whether more follow."""
         query = select(EVENTS).where(EVENTS.c.job_id == job_id)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows, more = await read_page(connection, EVENTS, query, after=after, limit=limit, order=order)
         return [_to_event(row) for row in rows], more
 
     async def checkpoints(self, job_id: str, *where: ColumnElement[bool]) -> list[JobCheckpoint]:
         """By step."""
         query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where).order_by(CHECKPOINTS.c.step)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return [_to_checkpoint(row) for row in (await connection.execute(query)).mappings()]
 
     async def page_of_checkpoints(
@@ -217,12 +217,12 @@ class JobStore:
     ) -> tuple[list[JobCheckpoint], bool]:
         """The newest first, and whether more follow."""
         query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows, more = await read_page(connection, CHECKPOINTS, query, after=after, limit=limit)
         return [_to_checkpoint(row) for row in rows], more
 
     async def set_announced(self, checkpoint: JobCheckpoint) -> None:
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(
                 update(CHECKPOINTS).where(CHECKPOINTS.c.id == checkpoint.id).values(announced=True)
             )

@@ -12,9 +12,7 @@ from prometheus_client.registry import Collector
 from engines.adapters.registry import AdapterRegistry
 from engines.engine import Engine
 from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
-from engines.types import GenerationRequest, TokenOutput
-from server.batches.priority import BATCH_PRIORITY
-from server.jobs.metrics import JobMetrics
+from engines.types import BATCH_PRIORITY, GenerationRequest, TokenOutput
 from server.metrics.adapters import AdapterMetrics
 
 PREFIX = "tuneserve:"
@@ -34,8 +32,9 @@ class Metrics:
 
     def __init__(self, engine: Engine, adapters: AdapterRegistry, *, model_name: str, engine_name: str) -> None:
         self._values = (model_name, engine_name)
-        self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(engine, self._values))
+        self.page = CollectorRegistry()
+        """Where every family stands that the server exposes."""
+        self.page.register(_EngineCollector(engine, self._values))
         self._finished = self._family("request_success", "Outputs that ended, by reason.", "finished_reason")
         self._rejected = self._family("admission_rejections", "Requests that were not taken, by reason.", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts that were answered.")
@@ -54,7 +53,7 @@ class Metrics:
         )
         self.adapters = AdapterMetrics(
             adapters,
-            self._registry,
+            self.page,
             prefix=PREFIX,
             labels=dict(zip(LABELS, self._values, strict=True)),
             first_token_seconds=FIRST_TOKEN_SECONDS,
@@ -62,16 +61,15 @@ class Metrics:
         self._batches = self._family("batches", "Batches that ended, by status.", "status")
         self._batch_requests = self._family("batch_requests", "Requests of batches that were answered.", "result")
         self.batches_unfinished = Gauge(
-            PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self._registry
+            PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self.page
         ).labels(*self._values)
-        self.jobs = JobMetrics(self._registry, prefix=PREFIX)
         self.tokens = (0, 0)
         """Tokens of prompts and of outputs so far."""
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         self.adapters.forget_unloaded()
-        return generate_latest(_WithoutCreated(self._registry))
+        return generate_latest(_WithoutCreated(self.page))
 
     def count_rejection(self, error: Exception) -> None:
         """Count `error` where it means that a request was not taken."""
@@ -123,13 +121,13 @@ class Metrics:
             watch.end(how_the_rest_ended)
 
     def _family(self, name: str, text: str, label: str) -> Counter:
-        return Counter(PREFIX + name, text, (*LABELS, label), registry=self._registry)
+        return Counter(PREFIX + name, text, (*LABELS, label), registry=self.page)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(PREFIX + name, text, LABELS, registry=self._registry).labels(*self._values)
+        return Counter(PREFIX + name, text, LABELS, registry=self.page).labels(*self._values)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, LABELS, registry=self._registry, buckets=buckets).labels(*self._values)
+        return Histogram(PREFIX + name, text, LABELS, registry=self.page, buckets=buckets).labels(*self._values)
 
 
 class _Watch:

@@ -4,17 +4,18 @@ import asyncio
 import logging
 import time
 
-from server.deps import Serving
+from engines.engine import Engine
+from server.metrics.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 
-async def log_throughput(serving: Serving, interval: float) -> None:
+async def log_throughput(engine: Engine, metrics: Metrics, interval: float) -> None:
     """Log until cancelled. An idle server says nothing."""
-    counted, since = serving.metrics.tokens, time.monotonic()
+    counted, since = metrics.tokens, time.monotonic()
     while True:
         await asyncio.sleep(interval)
-        now, tokens, stats = time.monotonic(), serving.metrics.tokens, serving.engine.stats()
+        now, tokens, stats = time.monotonic(), metrics.tokens, engine.stats()
         prompt, generated = ((after - before) / (now - since) for before, after in zip(counted, tokens, strict=True))
         if prompt or generated or stats.running or stats.waiting:
             logger.info(

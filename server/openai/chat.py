@@ -15,10 +15,12 @@ from engines.text.output_text import TextDelta, TextOptions
 from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest
-from server.deps import ReadyServing, Serving, lease
 from server.http.body import json_body
+from server.http.settings import HttpDep
+from server.inference.inference import Inference, ReadyInference, lease
 from server.model.deltas import Delta
 from server.model.output import OutputParser, OutputPlan
+from server.model.served import ModelDep, ServedModel
 from server.model.tools import NO_TOOLS, read_tools
 from server.openai.conversation import to_conversation
 from server.openai.convert import (
@@ -50,25 +52,29 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions", response_model=None)
 async def create_chat_completion(
-    request: Request, body: Annotated[ChatRequest, json_body(ChatRequest)], serving: ReadyServing
+    request: Request,
+    body: Annotated[ChatRequest, json_body(ChatRequest)],
+    model: ModelDep,
+    inference: ReadyInference,
+    http: HttpDep,
 ) -> Response:
     check_request(body)
-    leased = await lease(request, body.model)
-    return await respond(request, await prepare(body, serving, leased.version), body, serving)
+    leased = await lease(request, inference, body.model)
+    return await respond(request, await prepare(body, model, inference, leased.version), body, http)
 
 
-async def prepare(body: ChatRequest, serving: Serving, adapter: str | None) -> "ChatAnswer":
+async def prepare(body: ChatRequest, model: ServedModel, inference: Inference, adapter: str | None) -> "ChatAnswer":
     """Everything that can be refused of a checked request is refused here, but for what the engine itself refuses."""
-    limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
-    prompt, plan = await _prompt_and_plan(body, serving, limits)
+    limits = Limits(capabilities=inference.engine.capabilities(), max_logprobs=model.max_logprobs)
+    prompt, plan = await _prompt_and_plan(body, model, limits)
     sampling = to_sampling(
         body,
-        serving.defaults,
+        model.defaults,
         limits,
         prompt_length=len(prompt.ids),
         logprobs=chat_logprobs(body, limits),
         structured=plan.structured,
-        bad_words_ids=bad_words_ids(body.bad_words, serving.tokenizer),
+        bad_words_ids=bad_words_ids(body.bad_words, model.tokenizer),
     )
     envelope = Envelope(id=f"chatcmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     request = GenerationRequest(
@@ -83,25 +89,25 @@ async def prepare(body: ChatRequest, serving: Serving, adapter: str | None) -> "
     check_capabilities(request, limits.capabilities, body)
     options = to_text_options(
         body,
-        serving.defaults,
+        model.defaults,
         starts_text=not body.continue_final_message,
         kept_special_ids=plan.marker_ids,
     )
-    return ChatAnswer(serving, body, envelope, request, options, plan)
+    return ChatAnswer(model, inference, body, envelope, request, options, plan)
 
 
-async def _prompt_and_plan(body: ChatRequest, serving: Serving, limits: Limits) -> tuple[Prompt, OutputPlan]:
+async def _prompt_and_plan(body: ChatRequest, model: ServedModel, limits: Limits) -> tuple[Prompt, OutputPlan]:
     """The prompt, and how its answer is constrained and read. What may take long is done in threads."""
     tools = NO_TOOLS
     if body.tools is not None or body.tool_choice is not None:
         tools = await asyncio.to_thread(read_tools, body.tools, body.tool_choice, body.parallel_tool_calls)
-    kwargs = template_kwargs(body, serving.renderer.template)
-    conversation = to_conversation(body, body.messages, tools, serving, kwargs)
-    prompt = await serving.renderer.chat(conversation, limits.capabilities)
+    kwargs = template_kwargs(body, model.renderer.template)
+    conversation = to_conversation(body, body.messages, tools, model, kwargs)
+    prompt = await model.renderer.chat(conversation, limits.capabilities)
     structured = await read_constraint(body)
     if structured is None and tools.mode == "none":
-        return prompt, serving.output_format.plan(tools, None, prompt.text)
-    return prompt, await asyncio.to_thread(serving.output_format.plan, tools, structured, prompt.text)
+        return prompt, model.output_format.plan(tools, None, prompt.text)
+    return prompt, await asyncio.to_thread(model.output_format.plan, tools, structured, prompt.text)
 
 
 class ChatAnswer:
@@ -109,14 +115,16 @@ class ChatAnswer:
 
     def __init__(
         self,
-        serving: Serving,
+        model: ServedModel,
+        inference: Inference,
         body: ChatRequest,
         envelope: Envelope,
         request: GenerationRequest,
         options: TextOptions,
         plan: OutputPlan,
     ) -> None:
-        self._serving = serving
+        self._model = model
+        self._inference = inference
         self._body = body
         self._envelope = envelope
         self._request = request
@@ -149,7 +157,7 @@ class ChatAnswer:
                 choices[delta.index].add(delta, parsed)
                 if delta.prompt_logprobs is not None:
                     extra["prompt_logprobs"] = to_prompt_logprobs(
-                        delta.prompt_logprobs, self._request.sampling.prompt_logprobs or 0, self._serving.vocabulary
+                        delta.prompt_logprobs, self._request.sampling.prompt_logprobs or 0, self._model.vocabulary
                     )
         return {
             **self._envelope.to_wire("chat.completion"),
@@ -160,18 +168,18 @@ class ChatAnswer:
 
     async def _steps(self, choices: list["Choice"]) -> AsyncGenerator[tuple[TextDelta, list[Delta]], None]:
         """What the engine gives, with what it means. An output whose last call is complete is ended."""
-        async with aclosing(run(self._serving, self._request, self._options)) as deltas:
+        async with aclosing(run(self._inference, self._request, self._model.vocabulary, self._options)) as deltas:
             async for delta in deltas:
                 choice = choices[delta.index]
                 if choice.finished:
                     continue  # steps that were under way when the output was ended
                 yield delta, choice.read(delta)
                 if choice.finished and delta.finish_reason is None:
-                    self._serving.engine.finish(self._request.request_id, delta.index)
+                    self._inference.engine.finish(self._request.request_id, delta.index)
 
     def _choices(self) -> list["Choice"]:
         return [
-            Choice(index, self._body, self._echoed, self._plan.parser(), self._usage, self._serving.vocabulary)
+            Choice(index, self._body, self._echoed, self._plan.parser(), self._usage, self._model.vocabulary)
             for index in range(self._request.n)
         ]
 

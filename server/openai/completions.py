@@ -15,8 +15,10 @@ from engines.text.logprob_entries import TokenEntry
 from engines.text.output_text import TextDelta, TextOptions
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenLogprob
-from server.deps import ReadyServing, Serving, lease
 from server.http.body import json_body
+from server.http.settings import HttpDep
+from server.inference.inference import Inference, ReadyInference, lease
+from server.model.served import ModelDep, ServedModel
 from server.openai.convert import (
     Limits,
     bad_words_ids,
@@ -47,26 +49,32 @@ KIND = "text_completion"
 
 @router.post("/v1/completions", response_model=None)
 async def create_completion(
-    request: Request, body: Annotated[CompletionRequest, json_body(CompletionRequest)], serving: ReadyServing
+    request: Request,
+    body: Annotated[CompletionRequest, json_body(CompletionRequest)],
+    model: ModelDep,
+    inference: ReadyInference,
+    http: HttpDep,
 ) -> Response:
     check_request(body)
-    leased = await lease(request, body.model)
-    return await respond(request, await prepare(body, serving, leased.version), body, serving)
+    leased = await lease(request, inference, body.model)
+    return await respond(request, await prepare(body, model, inference, leased.version), body, http)
 
 
-async def prepare(body: CompletionRequest, serving: Serving, adapter: str | None) -> "CompletionAnswer":
+async def prepare(
+    body: CompletionRequest, model: ServedModel, inference: Inference, adapter: str | None
+) -> "CompletionAnswer":
     """Everything that can be refused of a checked request is refused here, but for what the engine itself refuses."""
-    limits = Limits(capabilities=serving.engine.capabilities(), max_logprobs=serving.params.max_logprobs)
+    limits = Limits(capabilities=inference.engine.capabilities(), max_logprobs=model.max_logprobs)
     envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     logprobs = completion_logprobs(body, limits)
     structured = await read_constraint(body)
-    bad_words = bad_words_ids(body.bad_words, serving.tokenizer)
-    prompts = [await _prompt(prompt, body, serving, limits) for prompt in body.prompt]
+    bad_words = bad_words_ids(body.bad_words, model.tokenizer)
+    prompts = [await _prompt(prompt, body, model, limits) for prompt in body.prompt]
     requests = []
     for number, prompt in enumerate(prompts):
         sampling = to_sampling(
             body,
-            serving.defaults,
+            model.defaults,
             limits,
             prompt_length=len(prompt.ids),
             logprobs=0 if logprobs is None and body.best_of is not None else logprobs,
@@ -87,8 +95,8 @@ async def prepare(body: CompletionRequest, serving: Serving, adapter: str | None
             )
         )
         check_capabilities(requests[-1], limits.capabilities, body)
-    options = to_text_options(body, serving.defaults, starts_text=False, hidden_entries=body.echo)
-    return CompletionAnswer(serving, body, envelope, prompts, requests, options)
+    options = to_text_options(body, model.defaults, starts_text=False, hidden_entries=body.echo)
+    return CompletionAnswer(model, inference, body, envelope, prompts, requests, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +106,14 @@ class Prompt:
     """What `echo` says."""
 
 
-async def _prompt(prompt: str | list[int], body: CompletionRequest, serving: Serving, limits: Limits) -> Prompt:
+async def _prompt(prompt: str | list[int], body: CompletionRequest, model: ServedModel, limits: Limits) -> Prompt:
     if isinstance(prompt, str):
-        ids = await serving.renderer.text(prompt, limits.capabilities, add_special_tokens=body.add_special_tokens)
+        ids = await model.renderer.text(prompt, limits.capabilities, add_special_tokens=body.add_special_tokens)
         return Prompt(ids, prompt)
-    ids = serving.renderer.ids(prompt, limits.capabilities)
+    ids = model.renderer.ids(prompt, limits.capabilities)
     if not body.echo:
         return Prompt(ids, "")
-    return Prompt(ids, serving.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens))
+    return Prompt(ids, model.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens))
 
 
 class CompletionAnswer:
@@ -113,14 +121,16 @@ class CompletionAnswer:
 
     def __init__(
         self,
-        serving: Serving,
+        model: ServedModel,
+        inference: Inference,
         body: CompletionRequest,
         envelope: Envelope,
         prompts: list[Prompt],
         requests: list[GenerationRequest],
         options: TextOptions,
     ) -> None:
-        self._serving = serving
+        self._model = model
+        self._inference = inference
         self._body = body
         self._head = envelope.to_wire(KIND)
         self._prompts = prompts
@@ -149,13 +159,13 @@ class CompletionAnswer:
 
     def _choices(self) -> list["Choice"]:
         return [
-            Choice(number * self._outputs_each + output, prompt, self._body, self._serving.vocabulary)
+            Choice(number * self._outputs_each + output, prompt, self._body, self._model.vocabulary)
             for number, prompt in enumerate(self._prompts)
             for output in range(self._outputs_each)
         ]
 
     async def _deltas(self) -> AsyncGenerator[TextDelta, None]:
-        runs = [run(self._serving, request, self._options) for request in self._requests]
+        runs = [run(self._inference, request, self._model.vocabulary, self._options) for request in self._requests]
         together = runs[0] if len(runs) == 1 else run_together(runs, self._outputs_each)
         async with aclosing(together) as deltas:
             async for delta in deltas:

@@ -6,7 +6,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation
 from engines.text.tool_messages import for_template
-from server.deps import Serving
+from server.model.served import ServedModel
 from server.model.tools import ToolRequest
 from server.openai.schema import ChatMessage, ConversationFields
 
@@ -29,13 +29,13 @@ def to_conversation(
     body: ConversationFields,
     messages: Sequence[ChatMessage],
     tools: ToolRequest,
-    serving: Serving,
+    model: ServedModel,
     template_kwargs: Mapping[str, Any],
 ) -> Conversation:
     """What the chat template gets to see."""
-    ready = serving.renderer.messages([message.model_dump(exclude_unset=True) for message in messages])
+    ready = model.renderer.messages([message.model_dump(exclude_unset=True) for message in messages])
     definitions = [tool.definition for tool in tools.tools]
-    ready, shown = for_template(ready, definitions, serving.output_format.tools, serving.renderer.template)
+    ready, shown = for_template(ready, definitions, model.output_format.tools, model.renderer.template)
     return Conversation(
         messages=ready,
         tools=shown,

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from engines.text.output_text import TextOptions
-from engines.types import GenerationRequest, Sampling, Structured
-from server.batches.priority import BATCH_PRIORITY
+from engines.types import BATCH_PRIORITY, GenerationRequest, Sampling, Structured
 from server.model.defaults import SamplingDefaults
 from server.openai.conversation import check_conversation
 from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields

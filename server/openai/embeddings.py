@@ -15,9 +15,10 @@ from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
-from server.deps import ReadyServing, Serving, lease
 from server.http.body import RequestBody, json_body
 from server.http.sse import until_disconnect
+from server.inference.inference import Inference, ReadyInference, lease
+from server.model.served import ModelDep, ServedModel
 from server.openai.inputs import Input, Inputs
 
 router = APIRouter(prefix="/v1")
@@ -36,17 +37,22 @@ class EmbeddingsBody(RequestBody):
 
 @router.post("/embeddings")
 async def embed(
-    request: Request, body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)], serving: ReadyServing
+    request: Request,
+    body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)],
+    model: ModelDep,
+    inference: ReadyInference,
 ) -> dict[str, Any]:
-    leased = await lease(request, body.model)
-    return await until_disconnect(request, answer(body, serving, leased.version))
+    leased = await lease(request, inference, body.model)
+    return await until_disconnect(request, answer(body, model, inference, leased.version))
 
 
-async def answer(body: EmbeddingsBody, serving: Serving, adapter: str | None, *, priority: int = 0) -> dict[str, Any]:
-    capabilities = serving.engine.capabilities()
+async def answer(
+    body: EmbeddingsBody, model: ServedModel, inference: Inference, adapter: str | None, *, priority: int = 0
+) -> dict[str, Any]:
+    capabilities = inference.engine.capabilities()
     if not capabilities.embeddings:
         raise UnsupportedParameter("This engine makes no embeddings.", param="model")
-    prompts = [await _to_ids(item, serving, capabilities) for item in body.input]
+    prompts = [await _to_ids(item, model, capabilities) for item in body.input]
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
         EmbeddingRequest(
@@ -58,9 +64,9 @@ async def answer(body: EmbeddingsBody, serving: Serving, adapter: str | None, *,
         )
         for index, ids in enumerate(prompts)
     ]
-    vectors = await _embed_all(serving.engine, requests)
+    vectors = await _embed_all(inference.engine, requests)
     tokens = sum(map(len, prompts))
-    serving.metrics.count_embeddings(tokens, adapter)
+    inference.metrics.count_embeddings(tokens, adapter)
     return {
         "object": "list",
         "model": body.model,
@@ -72,10 +78,10 @@ async def answer(body: EmbeddingsBody, serving: Serving, adapter: str | None, *,
     }
 
 
-async def _to_ids(item: Input, serving: Serving, capabilities: Capabilities) -> list[int]:
+async def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities) -> list[int]:
     if isinstance(item, str):
-        return await serving.renderer.text(item, capabilities, param="input")
-    return serving.renderer.ids(item, capabilities, param="input")
+        return await model.renderer.text(item, capabilities, param="input")
+    return model.renderer.ids(item, capabilities, param="input")
 
 
 async def _embed_all(engine: Engine, requests: list[EmbeddingRequest]) -> list[list[float]]:

@@ -14,8 +14,9 @@ from engines.text.logprob_entries import TokenEntry
 from engines.text.output_text import TextDelta, TextOptions, generate_text
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
-from server.deps import Serving
+from server.http.settings import HttpSettings
 from server.http.sse import stream_events, until_disconnect
+from server.inference.inference import Inference
 from server.model.structured import read_structured
 from server.openai.schema import GenerationFields, StreamOptions
 
@@ -25,10 +26,12 @@ LOGPROB_FLOOR = -9999.0
 """OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
 
 
-async def run(serving: Serving, request: GenerationRequest, options: TextOptions) -> AsyncGenerator[TextDelta, None]:
+async def run(
+    inference: Inference, request: GenerationRequest, vocabulary: Vocabulary, options: TextOptions
+) -> AsyncGenerator[TextDelta, None]:
     """The request's text, measured. Raises what the engine raises; EngineUnavailable where it gave the request up."""
-    steps = serving.metrics.observed(request, serving.engine.generate(request))
-    deltas = generate_text(steps, request, serving.vocabulary, options, finish=serving.engine.finish)
+    steps = inference.metrics.observed(request, inference.engine.generate(request))
+    deltas = generate_text(steps, request, vocabulary, options, finish=inference.engine.finish)
     async with aclosing(deltas):
         async for delta in deltas:
             if delta.finish_reason is FinishReason.ABORT:
@@ -175,10 +178,10 @@ class Answer(Protocol):
     async def completion(self) -> dict[str, Any]: ...
 
 
-async def respond(request: Request, answer: Answer, body: GenerationFields, serving: Serving) -> Response:
+async def respond(request: Request, answer: Answer, body: GenerationFields, http: HttpSettings) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
     if body.stream:
-        return await stream_events(request, answer.chunks(), keep_alive=serving.params.sse_keep_alive_interval)
+        return await stream_events(request, answer.chunks(), keep_alive=http.keep_alive_seconds)
     whole = await until_disconnect(request, answer.completion())
     return Response(orjson.dumps(whole), media_type="application/json")
 

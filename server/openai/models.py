@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
-from server.deps import ReadyServing, Serving, lease
 from server.http.auth import Role
 from server.http.errors import InsufficientPermissions
+from server.inference.inference import Inference, ReadyInference, lease
+from server.model.served import ModelDep, ServedModel
 
 router = APIRouter(prefix="/v1/models")
 
@@ -17,49 +18,50 @@ FINE_TUNED = "ft:"
 
 
 @router.get("")
-async def list_models(serving: ReadyServing) -> dict[str, Any]:
+async def list_models(served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
     """Those that a request may name: no adapter that only drains, or that cannot be served any more."""
-    served = {a.name: a for a in serving.registry.adapters() if a.state not in ("draining", "failed")}
-    aliases = {alias: served[name] for alias, name in serving.registry.aliases().items() if name in served}
-    cards = [_adapter_card(serving, name, adapter) for name, adapter in (served | aliases).items()]
-    return {"object": "list", "data": [_base_card(serving), *cards]}
+    adapters = {a.name: a for a in inference.adapters.adapters() if a.state not in ("draining", "failed")}
+    aliases = {alias: adapters[name] for alias, name in inference.adapters.aliases().items() if name in adapters}
+    base = _base_card(served, inference)
+    return {"object": "list", "data": [base, *(_adapter_card(base, *each) for each in (adapters | aliases).items())]}
 
 
 @router.get("/{model:path}")
-async def get_model(request: Request, model: str, serving: ReadyServing) -> dict[str, Any]:
-    leased = await lease(request, model)
+async def get_model(request: Request, model: str, served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
+    leased = await lease(request, inference, model)
+    base = _base_card(served, inference)
     if leased.version is None:
-        return _base_card(serving)
-    name = model if model in serving.registry.aliases() else leased.name
-    return _adapter_card(serving, name, serving.registry.get(leased.name))
+        return base
+    name = model if model in inference.adapters.aliases() else leased.name
+    return _adapter_card(base, name, inference.adapters.get(leased.name))
 
 
 @router.delete("/{model:path}")
-async def delete_model(request: Request, model: str, serving: ReadyServing) -> dict[str, Any]:
+async def delete_model(request: Request, model: str, served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
     """Unload an adapter, or take back an alias; requests that run end with what they have."""
-    if model == serving.model_name:
+    if model == served.name:
         raise InvalidRequest(f"{model!r} is the base model: it is served until the server stops.", param="model")
     if Role.ADMIN not in request.state.roles and not model.startswith(FINE_TUNED):
         raise InsufficientPermissions(f"This API key may only delete models that jobs have made: {FINE_TUNED}...")
     try:
-        await serving.registry.unload(model)
+        await inference.adapters.unload(model)
     except ModelNotFound:
         raise ModelNotFound(f"The model {model[:100]!r} does not exist.", param="model") from None
     return {"id": model, "object": "model", "deleted": True}
 
 
-def _base_card(serving: Serving) -> dict[str, Any]:
+def _base_card(served: ServedModel, inference: Inference) -> dict[str, Any]:
     return {
-        "id": serving.model_name,
+        "id": served.name,
         "object": "model",
-        "created": serving.created,
-        "owned_by": serving.params.owned_by,
-        "root": serving.model_root,
-        "max_model_len": serving.engine.capabilities().max_model_len,
+        "created": served.created,
+        "owned_by": served.owner,
+        "root": served.root,
+        "max_model_len": inference.engine.capabilities().max_model_len,
     }
 
 
-def _adapter_card(serving: Serving, name: str, adapter: Adapter) -> dict[str, Any]:
+def _adapter_card(base: dict[str, Any], name: str, adapter: Adapter) -> dict[str, Any]:
     """The card of an adapter under its name or an alias: the base model's, but for what is its own."""
-    own = {"id": name, "created": adapter.created, "root": adapter.source, "parent": serving.model_name}
-    return _base_card(serving) | own
+    own = {"id": name, "created": adapter.created, "root": adapter.source, "parent": base["id"]}
+    return base | own

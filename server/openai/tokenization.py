@@ -7,9 +7,10 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
-from server.deps import ReadyServing, Serving, lease
 from server.http.body import Items, RequestBody, json_body
 from server.http.validation import MISSING
+from server.inference.inference import Inference, ReadyInference, lease
+from server.model.served import ModelDep, ServedModel
 from server.model.tools import read_tools
 from server.openai.conversation import check_conversation, to_conversation
 from server.openai.schema import ChatMessage, ConversationFields
@@ -37,46 +38,52 @@ class DetokenizeBody(RequestBody):
 
 @router.post("/tokenize")
 async def tokenize(
-    request: Request, body: Annotated[TokenizeBody, json_body(TokenizeBody)], serving: ReadyServing
+    request: Request,
+    body: Annotated[TokenizeBody, json_body(TokenizeBody)],
+    model: ModelDep,
+    inference: ReadyInference,
 ) -> dict[str, Any]:
-    await _check_model(request, body.model)
-    ids = await asyncio.to_thread(_encode, body, serving)
-    answer = {"count": len(ids), "max_model_len": serving.engine.capabilities().max_model_len, "tokens": ids}
+    await _check_model(request, inference, body.model)
+    ids = await asyncio.to_thread(_encode, body, model)
+    answer = {"count": len(ids), "max_model_len": inference.engine.capabilities().max_model_len, "tokens": ids}
     if body.return_token_strs:
-        answer["token_strs"] = serving.tokenizer.convert_ids_to_tokens(ids)
+        answer["token_strs"] = model.tokenizer.convert_ids_to_tokens(ids)
     return answer
 
 
 @router.post("/detokenize")
 async def detokenize(
-    request: Request, body: Annotated[DetokenizeBody, json_body(DetokenizeBody)], serving: ReadyServing
+    request: Request,
+    body: Annotated[DetokenizeBody, json_body(DetokenizeBody)],
+    model: ModelDep,
+    inference: ReadyInference,
 ) -> dict[str, Any]:
-    await _check_model(request, body.model)
-    limit = serving.engine.capabilities().vocab_size
+    await _check_model(request, inference, body.model)
+    limit = inference.engine.capabilities().vocab_size
     if (highest := max(body.tokens, default=0)) >= limit:
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
-    return {"prompt": await asyncio.to_thread(serving.tokenizer.decode, body.tokens)}
+    return {"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)}
 
 
-async def _check_model(request: Request, model: str | None) -> None:
+async def _check_model(request: Request, inference: Inference, model: str | None) -> None:
     """Adapters have the base model's tokenizer: it is enough that the model is there."""
     if model is not None:
-        await lease(request, model)
+        await lease(request, inference, model)
 
 
-def _encode(body: TokenizeBody, serving: Serving) -> list[int]:
-    text, adds = _text(body, serving)
-    return serving.renderer.encode(
+def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:
+    text, adds = _text(body, model)
+    return model.renderer.encode(
         text, add_special_tokens=adds if body.add_special_tokens is None else body.add_special_tokens
     )
 
 
-def _text(body: TokenizeBody, serving: Serving) -> tuple[str, bool]:
+def _text(body: TokenizeBody, model: ServedModel) -> tuple[str, bool]:
     """The text to tokenize, and whether special tokens are added to it where the request does not say."""
     if body.messages is not None:
         if body.prompt is not None:
             raise InvalidRequest("'prompt' and 'messages' exclude each other.", param="messages")
-        return _rendered(body, body.messages, serving), False
+        return _rendered(body, body.messages, model), False
     if body.prompt is None:
         raise InvalidRequest("Either 'prompt' or 'messages' must be given.", param="prompt", code=MISSING)
     vain = sorted(ConversationFields.model_fields.keys() & body.model_fields_set)
@@ -85,7 +92,7 @@ def _text(body: TokenizeBody, serving: Serving) -> tuple[str, bool]:
     return body.prompt, True
 
 
-def _rendered(body: TokenizeBody, messages: list[ChatMessage], serving: Serving) -> str:
+def _rendered(body: TokenizeBody, messages: list[ChatMessage], model: ServedModel) -> str:
     check_conversation(body, messages)
     tools = read_tools(body.tools)
-    return serving.renderer.render(to_conversation(body, messages, tools, serving, body.chat_template_kwargs))
+    return model.renderer.render(to_conversation(body, messages, tools, model, body.chat_template_kwargs))

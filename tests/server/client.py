@@ -1,19 +1,26 @@
 """A client of an app in the test's own process."""
 
 import time
-from typing import Self
+from typing import Any, Self
 
 from fastapi.testclient import TestClient
 
 from engines.errors import EngineUnavailable
+from server.app import create_app
+from server.deps import Parts
+from server.inference.inference import Inference
 
 
 class ReadyClient(TestClient):
-    """Entered, it waits until the engine and its adapters are there."""
+    """Entered, it waits until the engine and its adapters are there. `parts` are those of its server."""
+
+    def __init__(self, parts: Parts, **options: Any) -> None:
+        super().__init__(create_app(parts), **options)
+        self.parts = parts
 
     def __enter__(self) -> Self:
         super().__enter__()
-        lifecycle = self.app.state.serving.lifecycle
+        lifecycle = self.parts[Inference].lifecycle
         while not lifecycle.start_failed.is_set():
             try:
                 lifecycle.check_ready()

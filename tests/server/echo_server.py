@@ -11,7 +11,7 @@ from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from server.commands.deploy import configure_logging, listen, serve
-from server.deps import make_serving
+from server.parts import make_parts
 
 
 def main(settings: dict) -> int:
@@ -30,7 +30,7 @@ def main(settings: dict) -> int:
     except errors.TuneserveError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return serve(make_serving(engine, echo_tokenizer(), params), listener)
+    return serve(make_parts(engine, echo_tokenizer(), params), listener)
 
 
 def _hosted(faults: dict) -> Engine:

@@ -6,15 +6,14 @@ import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 
 
 @pytest.fixture
 def client() -> Iterator[ReadyClient]:
-    serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
-    with ReadyClient(create_app(serving)) as client:
+    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
+    with ReadyClient(parts) as client:
         yield client
 
 
@@ -24,7 +23,7 @@ def test_a_ready_server_says_so(client: ReadyClient) -> None:
 
 def test_without_the_chat_template_messages_are_one_text() -> None:
     params = DeployParams(model="tests/echo", use_chat_template=False)
-    with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
+    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params)) as client:
         messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]
         reply = client.post("/v1/chat/completions", json={"model": "echo", "messages": messages})
     assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"

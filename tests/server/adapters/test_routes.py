@@ -11,8 +11,7 @@ import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient
 from tests.server.process import ServerProcess
@@ -59,7 +58,7 @@ def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., Api]]:
     def make(**params: Any) -> Api:
         given = {"model": "org/echo", "adapter_roots": (str(root),), "state_dir": str(tmp_path / "state")} | params
         engine = EchoEngine()
-        client = ReadyClient(create_app(make_serving(engine, echo_tokenizer(), DeployParams(**given))))
+        client = ReadyClient(make_parts(engine, echo_tokenizer(), DeployParams(**given)))
         clients.append(client)
         client.__enter__()
         return Api(client, engine)

@@ -5,16 +5,19 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.params.deploy import DeployParams
-from engines.types import EngineState, GenerationRequest, TokenOutput
-from server.batches.answers import MAX_FAILURES, answer
-from server.batches.priority import BATCH_PRIORITY
+from engines.types import BATCH_PRIORITY, EngineState, GenerationRequest, TokenOutput
+from server.batches.answers import MAX_FAILURES, Reply, answer
 from server.batches.results import Results
-from server.deps import Serving, make_serving
+from server.deps import Parts
+from server.inference.inference import Inference
+from server.model.served import ServedModel
+from server.parts import make_parts
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
@@ -47,37 +50,41 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 @pytest.fixture
-async def serving(engine: Engine, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo", state_dir=str(tmp_path)))
-    await serving.lifecycle.start_engine()
-    yield serving
-    await serving.registry.close()
+async def parts(engine: Engine, tmp_path: Path) -> AsyncIterator[Parts]:
+    parts = make_parts(engine, echo_tokenizer(), DeployParams(model="echo", state_dir=str(tmp_path)))
+    await parts[Inference].lifecycle.start_engine()
+    yield parts
+    await parts[Inference].adapters.close()
 
 
-async def test_a_request_of_a_batch_comes_after_all_others(engine: Engine, serving: Serving) -> None:
-    reply = await answer(serving, CHAT, HELLO)
+async def ask(parts: Parts, body: dict[str, Any]) -> Reply:
+    return await answer(parts[ServedModel], parts[Inference], CHAT, body)
+
+
+async def test_a_request_of_a_batch_comes_after_all_others(engine: Engine, parts: Parts) -> None:
+    reply = await ask(parts, HELLO)
     assert (reply.status, reply.body["choices"][0]["message"]["content"]) == (200, "hello")
     assert [request.priority for request in engine.requests] == [BATCH_PRIORITY]
 
 
-async def test_a_request_waits_until_the_engine_is_back(engine: Engine, serving: Serving) -> None:
+async def test_a_request_waits_until_the_engine_is_back(engine: Engine, parts: Parts) -> None:
     engine.die()
-    assert (await answer(serving, CHAT, HELLO)).status == 200
+    assert (await ask(parts, HELLO)).status == 200
 
 
-async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(engine: Engine, serving: Serving) -> None:
+async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(engine: Engine, parts: Parts) -> None:
     engine.faults.die_after = 2
-    reply = await answer(serving, CHAT, HELLO)
+    reply = await ask(parts, HELLO)
     assert (reply.status, reply.body["error"]["code"], len(engine.requests)) == (500, "internal_error", MAX_FAILURES)
     engine.faults.die_after = None
-    assert (await answer(serving, CHAT, HELLO)).status == 200
+    assert (await ask(parts, HELLO)).status == 200
 
 
-async def test_a_body_that_is_nested_too_deep_is_refused(serving: Serving) -> None:
+async def test_a_body_that_is_nested_too_deep_is_refused(parts: Parts) -> None:
     deep: list = []
     for _ in range(1000):
         deep = [deep]
-    assert (await answer(serving, CHAT, {**HELLO, "tools": deep})).status == 400
+    assert (await ask(parts, {**HELLO, "tools": deep})).status == 400
 
 
 # ---- the files

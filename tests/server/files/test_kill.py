@@ -47,7 +47,7 @@ class Statements(sqlite3.Connection):
 
 async def server(work):
     database = Database(state)
-    files = Files(database, state / "files")
+    files = Files(database, state / "files", max_bytes=1 << 20)
     await database.open()
     await files.open()
     seen = await work(files)

@@ -18,7 +18,7 @@ from server.store.database import Database
 async def files(database_url: str, tmp_path: Path) -> AsyncIterator[Files]:
     database = Database(tmp_path, database_url)
     await database.open()
-    files = Files(database, tmp_path / "files")
+    files = Files(database, tmp_path / "files", max_bytes=1 << 20)
     await files.open()
     yield files
     await database.close()

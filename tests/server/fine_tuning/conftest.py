@@ -5,22 +5,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import Serving, make_serving
+from server.deps import Parts
+from server.inference.inference import Inference
 from server.jobs.devices import FixedDevices
 from server.jobs.executor import LocalExecutor
-from server.jobs.jobs import Jobs
-from server.jobs.metrics import JobMetrics
+from server.jobs.jobs import Jobs, Machine
+from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient
 from tests.server.openai_schema import check
@@ -34,9 +32,10 @@ ENDED = ("succeeded", "failed", "cancelled")
 class Api:
     """A server, and what tests ask of it. Every answer is one that OpenAI describes."""
 
-    def __init__(self, client: ReadyClient, serving: Serving, plan: Path) -> None:
+    def __init__(self, client: ReadyClient, parts: Parts, plan: Path) -> None:
         self.client = client
-        self.serving = serving
+        self.jobs = parts[Jobs]
+        self.adapters = parts[Inference].adapters
         self._plan = plan
 
     def plan(self, **changes: Any) -> None:
@@ -112,22 +111,16 @@ def start(tmp_path: Path) -> Start:
 
     @contextmanager
     def start(engine: EchoEngine | None = None, **params: Any) -> Iterator[Api]:
-        given = {"model": "tests/echo", "state_dir": str(tmp_path / "state"), "log_interval": -1} | params
-        serving = make_serving(engine or EchoEngine(), echo_tokenizer(), DeployParams(**given))
-        jobs = Jobs(
-            serving.database,
-            serving.state_dir / "jobs",
-            JobMetrics(CollectorRegistry(), prefix="tuneserve:"),
-            max_running=2,
-            retries=1,
-            gpu_memory=1,
-            devices=FixedDevices(),
+        limits = {"max_running_jobs": 2, "job_retries": 1, "job_gpu_memory": 1}
+        given = {"model": "tests/echo", "state_dir": str(tmp_path / "state"), "log_interval": -1} | limits | params
+        machine = Machine(
             executor=LocalExecutor(command=(sys.executable, "-S", str(WORKER), str(plan))),
+            devices=FixedDevices(),
             back_off_seconds=0.01,
         )
-        serving = replace(serving, jobs=jobs)
-        with ReadyClient(create_app(serving)) as client:
-            yield Api(client, serving, plan)
+        parts = make_parts(engine or EchoEngine(), echo_tokenizer(), DeployParams(**given), machine=machine)
+        with ReadyClient(parts) as client:
+            yield Api(client, parts, plan)
 
     return start
 

@@ -227,7 +227,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(
     reply = api.post(**body)
     assert (reply.status_code, reply.json()["error"]["param"], reply.json()["error"]["code"]) == (status, param, code)
     assert api.list()["data"] == []
-    assert not any(path.is_dir() for path in (api.serving.state_dir / "jobs").rglob("ftjob-*"))
+    assert not any(path.is_dir() for path in api.jobs.folders.root.rglob("ftjob-*"))
 
 
 def test_a_file_of_another_purpose_is_refused(api: Api) -> None:
@@ -259,7 +259,7 @@ def test_the_worker_is_told_all_that_was_asked_for(api: Api) -> None:
     job = api.create(seed=3, parameters={"lora_rank": 4, "warmup_ratio": 0.1}, validation_file=api.upload())
     job = api.wait(job["id"])
     assert job["parameters"] == {"lora_rank": 4, "warmup_ratio": 0.1}
-    folders = api.serving.jobs.folders
+    folders = api.jobs.folders
     (file,) = folders.attempt(job["id"], 1).glob("task.json")
     task = json.loads(file.read_text())
     told = {name: task["params"][name] for name in ("seed", "lora_rank", "warmup_ratio", "num_train_epochs")}

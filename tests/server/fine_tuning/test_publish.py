@@ -14,7 +14,7 @@ from training.params.task import TASK
 
 def run_job(api: Api, **params: Any) -> Job:
     """A job that was made without OpenAI's API, once it has ended."""
-    jobs = api.serving.jobs
+    jobs = api.jobs
 
     async def create() -> Job:
         async with jobs.making() as id:
@@ -34,7 +34,7 @@ def run_job(api: Api, **params: Any) -> Job:
 
 def events_of(api: Api, job: Job) -> list[str]:
     async def read() -> list[str]:
-        return [each.event.message for each in await api.serving.jobs.store.events(job.id, types=["message"])]
+        return [each.event.message for each in await api.jobs.store.events(job.id, types=["message"])]
 
     return api.client.portal.call(read)
 
@@ -71,7 +71,7 @@ def test_such_a_job_succeeds_where_its_adapter_cannot_be_served_and_says_why(api
 def test_a_model_is_published_once_where_the_database_went_away_at_the_end(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change = api.serving.jobs.store.change
+    change = api.jobs.store.change
     refused: list[str] = []
 
     async def change_later(id: str, *events: Any, **values: Any) -> Job | None:
@@ -80,7 +80,7 @@ def test_a_model_is_published_once_where_the_database_went_away_at_the_end(
             raise StoreUnavailable("away")
         return await change(id, *events, **values)
 
-    monkeypatch.setattr(api.serving.jobs.store, "change", change_later)
+    monkeypatch.setattr(api.jobs.store, "change", change_later)
     job = api.wait(api.create()["id"])
     assert refused == [job["id"]]
     assert [file["id"] for file in result_files(api)] == job["result_files"]
@@ -89,7 +89,7 @@ def test_a_model_is_published_once_where_the_database_went_away_at_the_end(
 
 
 def test_a_result_waits_for_an_engine_that_is_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = api.serving.registry.load
+    load = api.adapters.load
     refused: list[str] = []
 
     async def load_later(name: str, folder: Path, **options: Any) -> Any:
@@ -98,7 +98,7 @@ def test_a_result_waits_for_an_engine_that_is_away(api: Api, monkeypatch: pytest
             raise EngineUnavailable("away")
         return await load(name, folder, **options)
 
-    monkeypatch.setattr(api.serving.registry, "load", load_later)
+    monkeypatch.setattr(api.adapters, "load", load_later)
     job = api.wait(api.create()["id"])
     assert refused == [job["fine_tuned_model"]]
     assert api.answer(job["fine_tuned_model"])
@@ -108,7 +108,7 @@ def test_a_full_disk_fails_the_job_and_says_so(api: Api, monkeypatch: pytest.Mon
     async def load(name: str, folder: Path, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(api.serving.registry, "load", load)
+    monkeypatch.setattr(api.adapters, "load", load)
     job = api.wait(api.create()["id"])
     assert (job["status"], job["error"]["code"], job["fine_tuned_model"]) == ("failed", "publishing_failed", None)
     assert "no room left" in job["error"]["message"]
@@ -128,7 +128,7 @@ def test_a_job_goes_on_where_the_server_stopped_before_its_checkpoint_was_publis
 
     with start() as api:
         api.plan(steps=30, seconds=0.05, save_every=5)
-        monkeypatch.setattr(api.serving.registry, "load", away)
+        monkeypatch.setattr(api.adapters, "load", away)
         id = api.create()["id"]
         while not any("Checkpoint" in event["message"] for event in api.events(id)["data"]):
             pass

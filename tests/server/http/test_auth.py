@@ -7,15 +7,14 @@ import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 
 KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
 
 
 def make_client(**params: Any) -> ReadyClient:
-    return ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))))
+    return ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params)))
 
 
 @pytest.fixture(scope="module")

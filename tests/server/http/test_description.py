@@ -9,8 +9,7 @@ from openapi_spec_validator import validate
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 from tests.server.test_battery import VALID
 
@@ -27,7 +26,7 @@ WITHOUT_BODY = {
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[ReadyClient]:
-    with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))) as client:
+    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))) as client:
         yield client
 
 

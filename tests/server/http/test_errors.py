@@ -6,19 +6,17 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
 from server.http.body import Items, RequestBody, json_body, parse_json
 from server.http.errors import BodyTooLarge, InsufficientPermissions, InvalidApiKey
 from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.tokenization import DetokenizeBody, TokenizeBody
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 
 ERRORS = [
@@ -58,23 +56,18 @@ class Body(RequestBody):
 
 
 @pytest.fixture(scope="module")
-def app() -> FastAPI:
-    app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", max_body_size=0.1)))
+def client() -> Iterator[ReadyClient]:
+    client = ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", max_body_size=0.1)))
 
-    @app.post("/body")
+    @client.app.post("/body")
     async def body(body: Annotated[Body, json_body(Body)]) -> dict[str, int]:
         return {"n": body.n}
 
-    @app.get("/raise/{number}")
+    @client.app.get("/raise/{number}")
     async def fail(number: int) -> None:
         raise [*(error for error, _, _ in ERRORS), *OURS][number]
 
-    return app
-
-
-@pytest.fixture(scope="module")
-def client(app: FastAPI) -> Iterator[ReadyClient]:
-    with ReadyClient(app) as client:
+    with client:
         yield client
 
 
@@ -278,7 +271,7 @@ def test_the_callers_request_id_comes_back_where_it_is_sane(client: ReadyClient)
 
 def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client() -> None:
     engine = EchoEngine(faults=EchoFaults(start_error=errors.EngineFailure("no memory")))
-    with ReadyClient(create_app(make_serving(engine, echo_tokenizer(), DeployParams(model="echo")))) as client:
+    with ReadyClient(make_parts(engine, echo_tokenizer(), DeployParams(model="echo"))) as client:
         for method, path in (
             ("GET", "/ready"),
             ("GET", "/v1/models"),

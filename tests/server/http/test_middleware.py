@@ -11,8 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 
 LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
@@ -25,13 +24,14 @@ def client_of(caplog: pytest.LogCaptureFixture) -> Callable[..., ReadyClient]:
     caplog.set_level(logging.INFO, logger="server.access")
 
     def make(**params: Any) -> ReadyClient:
-        app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params)))
+        parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))
+        client = ReadyClient(parts, raise_server_exceptions=False)
 
-        @app.get("/bug")
+        @client.app.get("/bug")
         async def bug() -> None:
             raise RuntimeError
 
-        return ReadyClient(app, raise_server_exceptions=False)
+        return client
 
     return make
 
@@ -106,10 +106,11 @@ def test_a_server_told_to_be_quiet_logs_no_requests(
 
 
 def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
-    app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
+    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
+    client = ReadyClient(parts, raise_server_exceptions=False)
     story = []
 
-    @app.get("/hold/{how}")
+    @client.app.get("/hold/{how}")
     async def hold(how: str, request: Request) -> StreamingResponse:
         request.state.answered.callback(story.append, "let go")
         if how == "fails":
@@ -120,7 +121,6 @@ def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
         yield "a"
         story.append("sent")
 
-    client = ReadyClient(app, raise_server_exceptions=False)
     for how in ("streams", "fails"):
         client.get(f"/hold/{how}")
     assert story == ["sent", "let go", "let go"]

@@ -13,8 +13,8 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.errors import EngineFailure, QueueFull
 from engines.params.deploy import DeployParams
 from server.app import create_app
-from server.deps import make_serving
 from server.http.sse import stream_events, until_disconnect
+from server.parts import make_parts
 
 
 class Source:
@@ -45,7 +45,7 @@ def source() -> Source:
 
 @pytest.fixture
 def app(source: Source) -> FastAPI:
-    app = create_app(make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
+    app = create_app(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo")))
 
     @app.get("/stream")
     async def stream(request: Request, keep_alive: float = 60.0) -> Response:

@@ -3,18 +3,20 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.jobs.devices import FixedDevices
-from server.jobs.executor import LocalExecutor
+from server.jobs.devices import Devices, FixedDevices
+from server.jobs.executor import Executor, LocalExecutor
+from server.jobs.hooks import Hooks, NoHooks
 from server.jobs.job import Job, JobStatus
-from server.jobs.jobs import Jobs
+from server.jobs.jobs import Jobs, Machine
 from server.jobs.metrics import JobMetrics
+from server.jobs.store import JobStore
 from server.store.database import Database
 from training.params.task import TASK, Task
 
@@ -28,25 +30,34 @@ def sft_task(**params: Any) -> Task:
 class Office:
     """Jobs whose server can stop, or die, and come back."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        hooks: Hooks | None = None,
+        executor: Executor | None = None,
+        devices: Devices | None = None,
+        stop_seconds: float = 5,
+        **limits: Any,
+    ) -> None:
         self.folder = folder
-        self.settings = {
-            "max_running": 2,
-            "retries": 2,
-            "gpu_memory": 1,
-            "devices": FixedDevices(),
-            "executor": LocalExecutor(command=WORKER),
-            "back_off_seconds": 0.01,
-            "stop_seconds": 5,
-        } | settings
+        self.hooks = hooks or NoHooks()
+        self.limits = {"max_running": 2, "retries": 2, "gpu_memory": 1} | limits
+        self.machine = Machine(
+            executor=executor or LocalExecutor(command=WORKER),
+            devices=devices or FixedDevices(),
+            back_off_seconds=0.01,
+            stop_seconds=stop_seconds,
+        )
 
-    async def open(self, prepare: Callable[[Jobs], None] = lambda jobs: None) -> None:
+    async def open(self) -> None:
         self.database = Database(self.folder)
         await self.database.open()
         self.registry = CollectorRegistry()
         metrics = JobMetrics(self.registry, prefix="tuneserve:")
-        self.jobs = Jobs(self.database, self.folder / "jobs", metrics, **self.settings)
-        prepare(self.jobs)
+        self.jobs = Jobs(
+            JobStore(self.database), self.folder / "jobs", metrics, self.machine, self.hooks, **self.limits
+        )
         await self.jobs.open()
 
     async def close(self, grace: float = 5) -> None:

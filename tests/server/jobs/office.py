@@ -29,8 +29,8 @@ class Publisher(NoHooks):
 async def main(folder: Path, plan: str | None) -> None:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
-    office = Office(folder, retries=20)
-    await office.open(lambda jobs: setattr(jobs, "hooks", Publisher(folder)))
+    office = Office(folder, hooks=Publisher(folder), retries=20)
+    await office.open()
     if plan is not None:
         await office.create(json.loads(plan))
     sys.stdout.write("open\n")

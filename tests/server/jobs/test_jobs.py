@@ -198,7 +198,7 @@ class Publisher(NoHooks):
         self.calls: list[Any] = []
         self.error: Exception | None = None
 
-    async def prepare(self, job: Job, validation: Validation) -> Task:
+    async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
         self.calls.append(validation.rows)
         return sft_task(num_train_epochs=7)
 
@@ -215,8 +215,9 @@ class Publisher(NoHooks):
 
 
 async def test_hooks_are_called_in_order_and_set_columns(tmp_path: Path) -> None:
-    office, publisher = Office(tmp_path), Publisher()
-    await office.open(lambda jobs: setattr(jobs, "hooks", publisher))
+    publisher = Publisher()
+    office = Office(tmp_path, hooks=publisher)
+    await office.open()
     publisher.error = EngineUnavailable("not yet")
     job = await office.until(await office.create(), JobStatus.SUCCEEDED)
     assert job.fine_tuned_model == "ft:m"
@@ -229,8 +230,9 @@ async def test_hooks_are_called_in_order_and_set_columns(tmp_path: Path) -> None
 
 
 async def test_a_fault_of_the_servers_own_fails_the_job_and_the_next_one_runs(tmp_path: Path) -> None:
-    office, publisher = Office(tmp_path), Publisher()
-    await office.open(lambda jobs: setattr(jobs, "hooks", publisher))
+    publisher = Publisher()
+    office = Office(tmp_path, hooks=publisher)
+    await office.open()
     publisher.error = ZeroDivisionError()
     job = await office.until(await office.create(), JobStatus.FAILED)
     assert job.error["code"] == "internal_error"

@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
 from server.jobs.devices import FixedDevices
 from server.jobs.executor import LocalExecutor
-from server.jobs.jobs import Jobs
+from server.jobs.jobs import Jobs, Machine
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
 
@@ -24,20 +22,11 @@ SSE = {"accept": "text/event-stream"}
 SFT = {"model": "org/model", "dataset": ["org/data#20"]}
 
 
-def make_client(state: Path, *, max_running: int = 1, **params: Any) -> ReadyClient:
-    params = {"model": "tests/echo", "state_dir": str(state), "verbose": False} | params
-    serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(**params))
-    jobs = Jobs(
-        serving.database,
-        state / "jobs",
-        serving.metrics.jobs,
-        max_running=max_running,
-        retries=1,
-        gpu_memory=0,
-        devices=FixedDevices(),
-        executor=LocalExecutor(command=WORKER),
-    )
-    return ReadyClient(create_app(replace(serving, jobs=jobs)))
+def make_client(state: Path, **params: Any) -> ReadyClient:
+    limits = {"max_running_jobs": 1, "job_retries": 1, "job_gpu_memory": 0}
+    params = {"model": "tests/echo", "state_dir": str(state), "verbose": False} | limits | params
+    machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
+    return ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(**params), machine=machine))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +67,7 @@ def ended(client: ReadyClient, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def task_of(client: ReadyClient, job: dict[str, Any]) -> dict[str, Any]:
-    folders = client.app.state.serving.jobs.folders
+    folders = client.parts[Jobs].folders
     return json.loads((folders.attempt(job["id"], 1) / "task.json").read_text())["params"]
 
 
@@ -138,15 +127,14 @@ def test_events_stream_to_the_end_and_a_client_goes_on_where_it_was(client: Read
 
 
 def test_a_stream_ends_with_the_server_and_not_the_server_with_the_stream(tmp_path: Path) -> None:
-    with make_client(tmp_path, max_running=0) as client:
+    with make_client(tmp_path, max_running_jobs=0) as client:
         job = create(client)
-        serving = client.app.state.serving
         told: list[str] = []
         reading = threading.Thread(
             target=lambda: told.append(client.get(f"/v1/jobs/{job['id']}/events", headers=SSE).text)
         )
         reading.start()
-        client.portal.call(serving.jobs.stop, 0)
+        client.portal.call(client.parts[Jobs].stop, 0)
         reading.join(20)
     assert not reading.is_alive() and "Created the job" in told[0]
 
@@ -186,7 +174,7 @@ def test_artifacts_are_listed_and_downloaded(client: ReadyClient, done: dict[str
      "/etc/passwd", "1/link", "1/.secret", "data/x", "1/%00"],
 )  # fmt: skip
 def test_no_other_file_is_downloaded(client: ReadyClient, done: dict[str, Any], name: str) -> None:
-    folder = client.app.state.serving.jobs.folders.attempt(done["id"], 1)
+    folder = client.parts[Jobs].folders.attempt(done["id"], 1)
     if not (folder / "link").is_symlink():
         (folder / "link").symlink_to("/etc/passwd")
     (folder / ".secret").write_text("x")
@@ -194,7 +182,7 @@ def test_no_other_file_is_downloaded(client: ReadyClient, done: dict[str, Any], 
 
 
 def test_a_waiting_job_is_paused_resumed_cancelled_and_deleted(tmp_path: Path) -> None:
-    with make_client(tmp_path, max_running=0) as client:
+    with make_client(tmp_path, max_running_jobs=0) as client:
         job = create(client)
         path = f"/v1/jobs/{job['id']}"
         assert client.post(f"{path}/retry").status_code == 409
@@ -231,7 +219,7 @@ def test_the_served_model_is_known_by_its_name(client: ReadyClient) -> None:
 
 
 def test_a_jobs_result_is_named_by_its_id(client: ReadyClient, done: dict[str, Any]) -> None:
-    folder = client.app.state.serving.jobs.folders.attempt(done["id"], 1)
+    folder = client.parts[Jobs].folders.attempt(done["id"], 1)
     job = ended(client, create(client, "merge", {"model": "org/m", "adapters": [done["id"]]}))
     assert task_of(client, job)["adapters"] == [str(folder / "adapter")]
     job = create(client, parameters=SFT | {"resume_from_checkpoint": done["id"]})
@@ -300,7 +288,7 @@ def test_more_gpus_than_there_are_are_refused(client: ReadyClient) -> None:
 
 
 def test_a_request_that_is_refused_leaves_no_folder(client: ReadyClient) -> None:
-    root = client.app.state.serving.jobs.folders.root
+    root = client.parts[Jobs].folders.root
     before = set(root.iterdir())
     refused(client, "sft", SFT | {"dataset": ["file-nope"]})
     assert set(root.iterdir()) == before

@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.inference.inference import Inference
+from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient
 
@@ -45,7 +45,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     for seed, name in enumerate("ab"):
         write_adapter(tmp_path / name, seed=seed)
     params = DeployParams(model="echo", adapter_roots=(str(tmp_path),), state_dir=str(tmp_path / "state"))
-    with ReadyClient(create_app(make_serving(EchoEngine(max_loras=2), echo_tokenizer(), params))) as client:
+    with ReadyClient(make_parts(EchoEngine(max_loras=2), echo_tokenizer(), params)) as client:
         yield Server(client)
 
 
@@ -106,7 +106,7 @@ def test_the_labels_of_an_adapter_go_with_it(server: Server) -> None:
 
 
 def test_adapters_that_come_and_go_leave_nothing_even_where_nobody_scrapes(server: Server) -> None:
-    metrics = server.client.app.state.serving.metrics
+    metrics = server.client.parts[Inference].metrics
     for number in range(20):
         server.load(f"sql-{number}")
         server.ask(f"sql-{number}")

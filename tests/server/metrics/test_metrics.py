@@ -12,7 +12,8 @@ from engines.errors import EngineFailure, QueueFull
 from engines.params.deploy import DeployParams
 from engines.types import GenerationRequest, Sampling, TokenOutput
 from server.app import create_app
-from server.deps import make_serving
+from server.inference.inference import Inference
+from server.parts import make_parts
 
 LABELS = {"model_name": "echo", "engine": "pt"}
 
@@ -22,8 +23,8 @@ class Watched:
 
     def __init__(self) -> None:
         self.engine = EchoEngine(max_requests=1)
-        self.serving = make_serving(self.engine, echo_tokenizer(), DeployParams(model="echo"))
-        self.metrics = self.serving.metrics
+        self.parts = make_parts(self.engine, echo_tokenizer(), DeployParams(model="echo"))
+        self.metrics = self.parts[Inference].metrics
 
     def outputs(self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100) -> AsyncIterator[TokenOutput]:
         request = GenerationRequest(
@@ -102,7 +103,7 @@ async def test_a_request_that_was_not_taken_is_no_request(watched: Watched) -> N
 def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_parses() -> None:
     watched = Watched()
     watched.engine.faults.start_delay = 60
-    with TestClient(create_app(watched.serving)) as client:
+    with TestClient(create_app(watched.parts)) as client:
         assert client.get("/v1/models").status_code == client.get("/ready").status_code == 503
         reply = client.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=")

@@ -10,9 +10,10 @@ import pytest
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from engines.types import EngineStats
-from server.deps import make_serving
+from server.inference.inference import Inference
 from server.metrics import throughput
 from server.metrics.metrics import Metrics
+from server.parts import make_parts
 
 INTERVAL = 20.0
 
@@ -33,7 +34,7 @@ def log_of(
 
     async def run(*events: Callable[[Metrics, Engine], None]) -> list[list[str]]:
         engine = Engine()
-        serving = make_serving(engine, echo_tokenizer(), DeployParams(model="echo"))
+        inference = make_parts(engine, echo_tokenizer(), DeployParams(model="echo"))[Inference]
         clock, left, told = [100.0], list(events), []
 
         async def sleep(seconds: float) -> None:
@@ -41,13 +42,13 @@ def log_of(
             caplog.clear()
             if not left:
                 raise asyncio.CancelledError
-            left.pop(0)(serving.metrics, engine)
+            left.pop(0)(inference.metrics, engine)
             clock[0] += seconds
 
         monkeypatch.setattr(throughput, "asyncio", SimpleNamespace(sleep=sleep))
         monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: clock[0]))
         with pytest.raises(asyncio.CancelledError):
-            await throughput.log_throughput(serving, INTERVAL)
+            await throughput.log_throughput(engine, inference.metrics, INTERVAL)
         return told[1:]
 
     return run

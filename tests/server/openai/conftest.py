@@ -7,8 +7,7 @@ import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 from tests.server.openai.wire import Api
 
@@ -21,10 +20,10 @@ def make_api() -> Iterator[Callable[..., Api]]:
     def make(
         *, generation_config: dict[str, Any] | None = None, engine: EchoEngine | None = None, **params: Any
     ) -> Api:
-        serving = make_serving(
+        parts = make_parts(
             engine or EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params), generation_config
         )
-        clients.append(ReadyClient(create_app(serving)))
+        clients.append(ReadyClient(parts))
         clients[-1].__enter__()
         return Api(clients[-1])
 
@@ -35,6 +34,6 @@ def make_api() -> Iterator[Callable[..., Api]]:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Api]:
-    serving = make_serving(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
-    with ReadyClient(create_app(serving)) as client:
+    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
+    with ReadyClient(parts) as client:
         yield Api(client)

@@ -9,8 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from engines.echo import END_OF_TEXT, EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.app import create_app
-from server.deps import make_serving
+from server.parts import make_parts
 from tests.server.client import ReadyClient
 
 
@@ -62,7 +61,7 @@ def test_messages_are_rendered_as_asked(client: httpx.Client) -> None:
 
 def test_the_variables_of_a_template_are_given_to_it() -> None:
     params = DeployParams(model="echo", chat_template="{{ mood }} {{ messages[0].content }}")
-    with ReadyClient(create_app(make_serving(EchoEngine(), echo_tokenizer(), params))) as client:
+    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params)) as client:
         assert rendered(client, chat_template_kwargs={"mood": "merry"}) == "merry hi"
 
 
@@ -72,7 +71,7 @@ def test_special_tokens_are_added_as_asked_by_default_to_texts_only() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END_OF_TEXT)]
     )
-    with ReadyClient(create_app(make_serving(EchoEngine(), tokenizer, DeployParams(model="echo")))) as client:
+    with ReadyClient(make_parts(EchoEngine(), tokenizer, DeployParams(model="echo"))) as client:
         for body in ({"prompt": "hi"}, {"messages": MESSAGES, "add_special_tokens": True}):
             assert client.post("/tokenize", json=body).json()["tokens"][0] == END_OF_TEXT
         for body in ({"prompt": "hi", "add_special_tokens": False}, {"messages": MESSAGES}):

@@ -8,8 +8,12 @@ from collections.abc import Awaitable, Callable
 from engines.engine import Engine
 from engines.errors import EngineUnavailable, TuneserveError
 from engines.types import EngineState
+from server.http.in_flight import InFlight
 
 logger = logging.getLogger(__name__)
+
+ERROR_DELIVERY_SECONDS = 5.0
+"""For the clients of requests that were ended to receive the error."""
 
 WHY_UNAVAILABLE = {
     EngineState.STARTING: "The model is still loading.",
@@ -21,18 +25,16 @@ WHY_UNAVAILABLE = {
 
 
 class Lifecycle:
-    """Whether requests are taken, how many run, and whether the engine came up."""
+    """Whether requests are taken, and whether the engine came up."""
 
     def __init__(self, engine: Engine, load_adapters: Callable[[], Awaitable[None]]) -> None:
         """`load_adapters` is called once the engine has started, before the first request is taken."""
+        self.in_flight = InFlight()
+        self.start_failed = asyncio.Event()
         self._engine = engine
         self._load_adapters = load_adapters
         self._started = False
         self._draining = False
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.start_failed = asyncio.Event()
 
     async def start_engine(self) -> None:
         """Start the engine with its adapters. A failure is logged and told by `start_failed`: nobody awaits a start in
@@ -63,32 +65,10 @@ class Lifecycle:
         if not self._started:
             raise EngineUnavailable("The adapters are still loading.")
 
-    def enter(self) -> None:
-        """A request has begun."""
-        self._in_flight += 1
-        self._idle.clear()
-
-    def leave(self) -> None:
-        """It has been answered, or its client has gone."""
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._idle.set()
-
     async def drain(self, timeout: float) -> None:
         """Take no more requests; return once none runs. Those that still run after `timeout` end with an error."""
         self._draining = True
-        if not await self._wait_until_idle(timeout):
-            logger.warning("%d requests did not finish within %g s and are ended.", self._in_flight, timeout)
+        if not await self.in_flight.wait_until_idle(timeout):
+            logger.warning("%d requests did not finish within %g s and are ended.", self.in_flight.count, timeout)
             await self._engine.stop()
-            await self._wait_until_idle(ERROR_DELIVERY_SECONDS)
-
-    async def _wait_until_idle(self, timeout: float) -> bool:
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
-
-
-ERROR_DELIVERY_SECONDS = 5.0
-"""For the clients of requests that were ended to receive the error."""
+            await self.in_flight.wait_until_idle(ERROR_DELIVERY_SECONDS)

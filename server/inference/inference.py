@@ -1,0 +1,45 @@
+"""The engine while it serves: its adapters, whether it is ready, and what is counted of it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from engines.adapters.registry import AdapterRegistry, Lease
+from engines.engine import Engine
+from server.deps import part
+from server.inference.lifecycle import Lifecycle
+from server.metrics.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inference:
+    engine: Engine
+    adapters: AdapterRegistry
+    """What `model` may name besides the base model."""
+    lifecycle: Lifecycle
+    metrics: Metrics
+
+
+InferenceDep = Annotated[Inference, Depends(part(Inference))]
+"""For routes that answer in every state of the engine."""
+
+
+async def ready_inference(inference: InferenceDep) -> Inference:
+    """Only while requests can be answered; else EngineUnavailable."""
+    inference.lifecycle.check_ready()
+    return inference
+
+
+ReadyInference = Annotated[Inference, Depends(ready_inference)]
+"""For routes that need the engine."""
+
+
+async def lease(request: Request, inference: Inference, model: str) -> Lease:
+    """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.
+
+    The adapter's version stays loaded until this request has been answered, however that ends.
+    """
+    found = await inference.adapters.lease(model)
+    request.state.answered.callback(found.release)
+    return found

@@ -1,0 +1,81 @@
+"""The base model as the API knows it: its names, how its prompts are written, and how its output is read."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends
+
+from engines.params.deploy import DeployParams
+from engines.params.model import ModelParams
+from engines.text.prompt import PromptRenderer, plain_template, read_chat_template
+from engines.text.vocabulary import Vocabulary
+from server.deps import part
+from server.model.defaults import SamplingDefaults, sampling_defaults
+from server.model.output import OutputFormat, find_output_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    name: str
+    """Its name in the API."""
+    root: str
+    """What it was loaded from, without its folders."""
+    created: int
+    """Unix time at which the server started: models have no other date of birth."""
+    owner: str
+    tokenizer: "PreTrainedTokenizerBase"
+    renderer: PromptRenderer
+    vocabulary: Vocabulary
+    output_format: OutputFormat
+    defaults: SamplingDefaults
+    """Sampling where a request says nothing."""
+    max_logprobs: int
+    """Most logprobs of a token that a request may ask for."""
+
+
+ModelDep = Annotated[ServedModel, Depends(part(ServedModel))]
+
+
+def make_served_model(
+    tokenizer: "PreTrainedTokenizerBase", params: DeployParams, generation_config: Mapping[str, Any]
+) -> ServedModel:
+    """`generation_config` holds what the model's generation_config.json says."""
+    root = PurePath(params.model or "").name
+    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
+    return ServedModel(
+        name=params.served_model_name or root,
+        root=root,
+        created=int(time.time()),
+        owner=params.owned_by,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        vocabulary=Vocabulary(tokenizer),
+        output_format=find_output_format(
+            renderer.template,
+            tokenizer.get_added_vocab(),
+            tool_call_parser=params.tool_call_parser,
+            reasoning_parser=params.reasoning_parser,
+        ),
+        defaults=sampling_defaults(params, generation_config),
+        max_logprobs=params.max_logprobs,
+    )
+
+
+def model_source(params: ModelParams) -> str:
+    """What the model is loaded from, wherever a process is started: an id on the hub, or a folder by its whole path."""
+    model = params.model or ""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
+
+
+def _chat_template(params: DeployParams, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The template in place of the model's own, None for that one."""
+    if not params.use_chat_template:
+        return plain_template(tokenizer)
+    return None if params.chat_template is None else read_chat_template(params.chat_template)

@@ -1,0 +1,107 @@
+"""Make the parts of a server, each of which is given what it needs when it is made."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.adapters.registry import AdapterRegistry
+from engines.adapters.state_folder import state_folder
+from engines.engine import Engine
+from engines.params.deploy import DeployParams
+from server.adapters.at_start import load_adapters
+from server.adapters.roots import AdapterRoots
+from server.batches.service import Batches
+from server.batches.store import BatchStore
+from server.deps import Parts
+from server.files.files import Files
+from server.fine_tuning.create import Creator
+from server.fine_tuning.publish import Publisher
+from server.http.body import MIB
+from server.http.settings import HttpSettings
+from server.inference.inference import Inference
+from server.inference.lifecycle import Lifecycle
+from server.jobs.executor import LocalExecutor
+from server.jobs.jobs import Jobs, Machine
+from server.jobs.metrics import JobMetrics
+from server.jobs.sources import ServedSource, Sources
+from server.jobs.store import JobStore
+from server.metrics.metrics import PREFIX, Metrics
+from server.model.served import ServedModel, make_served_model, model_source
+from server.store.database import Database
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def make_parts(
+    engine: Engine,
+    tokenizer: "PreTrainedTokenizerBase",
+    params: DeployParams,
+    generation_config: Mapping[str, Any] | None = None,
+    *,
+    machine: Machine | None = None,
+) -> Parts:
+    """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
+    given."""
+    state = state_folder(params.state_dir)
+    # 1. The model side and the engine side.
+    model = make_served_model(tokenizer, params, generation_config or {})
+    inference = _inference(engine, model, params, state)
+    # 2. The store side.
+    database = Database(state, params.database_url)
+    files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
+    store = JobStore(database)
+    publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
+    jobs = Jobs(
+        store,
+        state / "jobs",
+        JobMetrics(inference.metrics.page, prefix=PREFIX),
+        machine or Machine(executor=LocalExecutor(hub_token=params.hub_token)),
+        publisher,
+        max_running=params.max_running_jobs,
+        retries=params.job_retries,
+        gpu_memory=params.job_gpu_memory,
+    )
+    # 3. What routes do with several of them.
+    http = HttpSettings(
+        max_body_bytes=int(params.max_body_size * MIB),
+        keep_alive_seconds=params.sse_keep_alive_interval,
+        on_refusal=inference.metrics.count_rejection,
+    )
+    batches = Batches(
+        BatchStore(database),
+        state / "batches",
+        files,
+        model,
+        inference,
+        max_line_bytes=http.max_body_bytes,
+        concurrency=_batch_concurrency(params),
+    )
+    served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
+    sources = Sources(jobs, files, served, params.job_roots)
+    creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
+    roots = AdapterRoots(params.adapter_roots)
+    return Parts(params, http, model, inference, roots, database, files, jobs, sources, batches, creator)
+
+
+def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: Path) -> Inference:
+    adapters = AdapterRegistry(
+        engine,
+        base_name=model.name,
+        model=params.model or "",
+        state_dir=state,
+        adapter_dir=None if params.adapter_dir is None else Path(params.adapter_dir).expanduser(),
+    )
+    return Inference(
+        engine=engine,
+        adapters=adapters,
+        lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
+        metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
+    )
+
+
+def _batch_concurrency(params: DeployParams) -> int:
+    """Requests of batches that the engine has at a time, so that its slots and its queue have room for others."""
+    slots = params.max_batch_size or params.max_num_seqs
+    return max(1, min(params.batch_concurrency, slots // 2, params.max_num_queued_reqs))
