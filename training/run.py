@@ -3,7 +3,6 @@
 Exit status 0: succeeded, or stopped on SIGTERM; 1: failed, as result.json says. See `training.folder`.
 """
 
-import ctypes
 import errno
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engines.errors import TuneserveError
+from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.params.honoured import refusals
 from training.params.task import Task
@@ -33,7 +33,9 @@ def main(folder: JobFolder) -> int:
     first = os.environ.get("RANK", "0") == "0"
     report = Report(folder, silent=not first)
     report.heed_signals()
-    die_with_parent()
+    set_parent_death_signal_of_forks()  # data loaders, tokenizers
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
+        set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / "runs"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -98,17 +100,6 @@ def _full(folder: Path) -> bool:
         return shutil.disk_usage(folder).free < FULL_BELOW
     except OSError:
         return False
-
-
-def die_with_parent() -> None:
-    """Have every process that this one forks (data loaders, tokenizers) end with it, however it ends; and this one with
-    torchrun, where that has started it. Linux only."""
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        set_death_signal = 1
-        os.register_at_fork(after_in_child=lambda: prctl(set_death_signal, signal.SIGKILL))
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            prctl(set_death_signal, signal.SIGKILL)
 
 
 if __name__ == "__main__":

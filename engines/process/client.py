@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
-import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
@@ -27,14 +25,15 @@ from engines.errors import (
     UnsupportedParameter,
 )
 from engines.process import frames
+from engines.process.children import kill_group
 from engines.process.outputs import Outputs
 from engines.process.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
 ENDING_SECONDS = 10
-"""That a process has to end in order, once the server has no more use for it."""
+"""Seconds for a process to end in order, once the server has no more use for it."""
 GROUP_SECONDS = 1.0
-"""That the processes which it started have to notice that it is gone."""
+"""Seconds for the processes that it started to notice that it is gone."""
 COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
 
@@ -122,7 +121,7 @@ class ProcessEngine:
             code = await asyncio.to_thread(_end, process)
             raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
         except asyncio.CancelledError:
-            _kill_group(process)
+            kill_group(process.pid)
             raise
         if isinstance(first, frames.Refused):
             self._writer.close()
@@ -376,20 +375,8 @@ def _end(process: "subprocess.Popen[bytes]") -> int:
     """
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=ENDING_SECONDS)
-    _kill_group(process, patience=GROUP_SECONDS)
+    kill_group(process.pid, patience=GROUP_SECONDS)
     return process.wait()
-
-
-def _kill_group(process: "subprocess.Popen[bytes]", *, patience: float = 0.0) -> None:
-    """End what there is of its group. What notices by itself that the process has gone gets `patience` seconds to put
-    away what it holds.
-    """
-    deadline = time.monotonic() + patience
-    with suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _status(code: int) -> str:

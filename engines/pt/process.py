@@ -4,7 +4,6 @@ One thread reads, steps and writes in turn: between two steps it takes in everyt
 compiled in a second thread, so that a large schema does not hold up the requests that run.
 """
 
-import ctypes
 import logging
 import select
 import signal
@@ -24,6 +23,7 @@ from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 from engines.logs import about, configure_logging
 from engines.process import frames
+from engines.process.children import set_parent_death_signal
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore, StepReport
@@ -233,15 +233,8 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
     return core, grammars, capabilities
 
 
-def die_with_parent() -> None:
-    """Have Linux kill this process when the server's dies, however it does."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-
-
 def main() -> None:
-    die_with_parent()
+    set_parent_death_signal()
     # The terminal's Ctrl-C and a process manager's SIGTERM to the group are for the server, which then ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

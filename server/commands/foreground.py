@@ -1,7 +1,5 @@
 """Run a job's folder here and now: a worker process, whose events are shown and whose signals are ours."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import time
@@ -11,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from engines.process.children import kill_group, with_parent_death_signal
 from server.commands.progress import Progress
-from server.jobs.worker_process import dying_with_us, worker_command, worker_environment
+from server.jobs.worker_process import worker_command, worker_environment
 from training.folder import JobFolder, Result
 
 LOG = "worker.log"
@@ -35,7 +34,7 @@ def run_here(folder: JobFolder, progress: Progress, *, processes: int = 1) -> En
     """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it."""
     with (folder.path / LOG).open("ab") as log:
         process = subprocess.Popen(
-            dying_with_us(worker_command(folder.path, processes=processes)),
+            with_parent_death_signal(worker_command(folder.path, processes=processes)),
             env=worker_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -45,7 +44,7 @@ def run_here(folder: JobFolder, progress: Progress, *, processes: int = 1) -> En
     with _passing_on_signals(process) as received:
         _show_until_it_ends(process, folder, progress, received)
     progress.close()
-    _kill_group(process)  # what it may have left behind
+    kill_group(process.pid)  # what it may have left behind
     return Ended(process.returncode, folder.read_result(), next(iter(received), None))
 
 
@@ -75,7 +74,7 @@ def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]
         if len(received) == 1:
             process.terminate()
         else:
-            _kill_group(process)
+            kill_group(process.pid)
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
@@ -83,11 +82,6 @@ def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def end_of_log(folder: Path, lines: int = 20) -> str:

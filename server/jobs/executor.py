@@ -15,8 +15,9 @@ from typing import Protocol
 
 import psutil
 
+from engines.process.children import with_parent_death_signal
 from server.jobs.processes import MARK, kill_marked, start_time
-from server.jobs.worker_process import Program, dying_with_us, worker_command, worker_environment
+from server.jobs.worker_process import Program, worker_command, worker_environment
 
 LOG = "worker.log"
 NICENESS = 10
@@ -90,7 +91,7 @@ def _wrapped(program: Sequence[str], *, on_cpu: bool) -> list[str]:
     """Both wrappers become the program: its process is the one that we start."""
     nice = shutil.which("nice")
     politely = [nice, "-n", str(NICENESS)] if on_cpu and nice else []
-    return [*politely, *dying_with_us(program)]
+    return [*politely, *with_parent_death_signal(program)]
 
 
 class LocalWorker:

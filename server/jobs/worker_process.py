@@ -2,9 +2,7 @@
 
 import importlib.util
 import os
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +13,6 @@ def worker_command(folder: Path, *, program: Program = "run", processes: int = 1
     """The words that run `folder`: by torchrun where it takes several processes, which then belong to one training."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *(launcher if processes > 1 else []), "-m", f"training.{program}", str(folder)]
-
-
-def dying_with_us(command: Sequence[str]) -> list[str]:
-    """The same program, which the system kills when we end, wherever it can promise that.
-
-    Else a worker whose parent is killed would live on: nobody would watch it, and its job might be started again.
-    """
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else [*command]
 
 
 def worker_environment() -> dict[str, str]:

@@ -3,10 +3,7 @@
 import sys
 from pathlib import Path
 
-import pytest
-
-from server.jobs import worker_process
-from server.jobs.worker_process import dying_with_us, worker_command, worker_environment
+from server.jobs.worker_process import worker_command, worker_environment
 
 
 def test_one_process_is_plain_python() -> None:
@@ -19,13 +16,6 @@ def test_several_are_torchruns() -> None:
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *("-m", "training.run", "/job"),
     ]
-
-
-def test_where_the_system_can_it_dies_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_process.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert dying_with_us(["a", "b"]) == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "a", "b"]
-    monkeypatch.setattr(worker_process.shutil, "which", lambda name: None)
-    assert dying_with_us(["a", "b"]) == ["a", "b"]
 
 
 def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told() -> None:
