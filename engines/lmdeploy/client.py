@@ -1,7 +1,8 @@
 """The LMDeploy engine as the server sees it. Free of LMDeploy: that lives in another environment."""
 
 from engines.lmdeploy.config import LmdeployConfig
-from engines.process.client import ProcessEngine, Program, thread_environment
+from engines.process.client import ProcessEngine, Program
+from engines.process.resources import thread_environment
 from engines.setup.install import import_folder, require_lmdeploy
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from engines.capabilities import Capabilities
 from engines.errors import (
@@ -356,17 +355,6 @@ async def _read(reader: asyncio.StreamReader) -> frames.FromEngine:
     (length,) = frames.LENGTH.unpack(await reader.readexactly(frames.LENGTH.size))
     message: frames.FromEngine = frames.decode_from_engine(await reader.readexactly(length))
     return message
-
-
-def thread_environment(threads: int | None) -> dict[str, str]:
-    """Variables for a process that computes with this many CPU threads; None: one for each physical core."""
-    return {
-        "OMP_NUM_THREADS": str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
-        # A thread that waits gives its core to the HTTP process instead of spinning on it, but not at once: a step has
-        # hundreds of parallel parts, and to be woken up for each of them costs more than a moment's spinning.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
-    }
 
 
 def _end(process: "subprocess.Popen[bytes]") -> int:

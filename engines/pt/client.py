@@ -2,7 +2,8 @@
 
 import sys
 
-from engines.process.client import ProcessEngine, Program, thread_environment
+from engines.process.client import ProcessEngine, Program
+from engines.process.resources import thread_environment
 from engines.pt.config import PtConfig
 
 

@@ -8,12 +8,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from engines.checkpoint import loading
 from engines.errors import UnsupportedModel
+from engines.process.resources import GIB, kv_cache_bytes
 from engines.pt import attention, rope
 from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
@@ -22,8 +22,6 @@ from engines.pt.linear import pack
 from engines.pt.lora import LoraSlots, counting_rows
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +220,11 @@ class ModelRunner:
 
     def _num_blocks(self, config: PtConfig, weights: int, layers: dict[int, LayerShape], block_size: int) -> int:
         block_bytes = block_size * sum(shape.bytes_per_token for shape in layers.values())
-        if config.kv_cache_memory is not None:
-            memory = int(config.kv_cache_memory * GIB)
-        elif self.device.type == "cuda":
+        if config.kv_cache_memory is None and self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            memory = int(total * config.gpu_memory_utilization) - (total - free)
+            memory: int = int(total * config.gpu_memory_utilization) - (total - free)
         else:
-            # As much as the weights take: enough to batch well, small beside the model itself.
-            memory = min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
+            memory = kv_cache_bytes(config.kv_cache_memory, weights=weights)
         blocks = memory // block_bytes
         if blocks < 1:
             message = f"{memory / GIB:.3g} GiB for the cache do not hold one block of {block_bytes / GIB:.3g} GiB"

@@ -4,7 +4,6 @@ import logging
 import random
 from typing import Any, get_args
 
-import psutil
 import torch
 from vllm.config import VllmConfig as Settings
 from vllm.config.lora import MaxLoRARanks
@@ -16,11 +15,10 @@ from engines.adapters.plain import leaves
 from engines.checkpoint.loading import choose_dtype
 from engines.checkpoint.structure import Structure
 from engines.errors import UnsupportedModel
+from engines.process.resources import GIB, kv_cache_bytes
 from engines.vllm.config import VllmConfig
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
 
 
 def engine_settings(config: VllmConfig, structure: Structure, *, lora: bool) -> Settings:
@@ -89,11 +87,8 @@ def _dtype(config: VllmConfig, structure: Structure) -> str:
 
 def _kv_cache_bytes(config: VllmConfig, structure: Structure) -> int:
     """On a CPU, where vLLM would take `gpu_memory_utilization` of the machine's memory."""
-    if config.kv_cache_memory is not None:
-        return int(config.kv_cache_memory * GIB)
     itemsize = int(getattr(torch, _dtype(config, structure)).itemsize)
-    weights = structure.num_parameters * itemsize
-    return min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
+    return kv_cache_bytes(config.kv_cache_memory, weights=structure.num_parameters * itemsize)
 
 
 def _bytes(gib: float | None) -> int | None:

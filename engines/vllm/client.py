@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from engines.process.client import ProcessEngine, Program, thread_environment
+from engines.process.client import ProcessEngine, Program
+from engines.process.resources import thread_environment
 from engines.setup.install import require_vllm
 from engines.vllm.config import VllmConfig
 

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmConfig(EngineConfig):
     kv_cache_memory: float | None = None
-    """GiB. None: on a GPU what `gpu_memory_utilization` leaves; on a CPU as much as the weights take, 0.5 to 4 GiB, and at
-    most a quarter of the free memory."""
+    """GiB. None: on a GPU what `gpu_memory_utilization` leaves; on a CPU as `kv_cache_bytes` says."""
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
