@@ -26,7 +26,8 @@ from engines.process import frames
 from engines.process.children import set_parent_death_signal
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
-from engines.pt.core import EngineCore, StepReport
+from engines.pt.core import EngineCore
+from engines.pt.requests import StepReport
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
@@ -112,10 +113,10 @@ class EngineProcess:
             case frames.Generate(request) | frames.Embed(request):
                 self._add(request, None, report)
             case frames.Finish(request_id, index):
-                self._core.finish(request_id, index)
+                self._core.requests.finish(request_id, index)
             case frames.Abort(request_id):
                 self._compiling.pop(request_id, None)
-                self._core.abort(request_id)
+                self._core.requests.abort(request_id)
             case frames.LoadAdapter(version, folder, pinned):
                 self._load_adapter(version, Path(folder), pinned, report)
             case frames.UnloadAdapter(version):

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from engines.pt.beam import BeamSearch
+from engines.pt.beam_search import BeamSearch
 from engines.pt.kv_cache import BlockHashes
 from engines.sampler.grammar import GrammarState
 from engines.sampler.sampling import SamplerRow

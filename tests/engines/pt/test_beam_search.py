@@ -1,130 +1,112 @@
-"""Beam search through the engine is transformers' own `generate(num_beams=...)`, whatever else runs."""
-
-from collections.abc import Callable
+"""Beam search against transformers' generate, driven by plain forward passes."""
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.driver import Answer
-from engines.errors import InvalidRequest
-from engines.types import GenerationRequest
-from tests.engines.pt.conftest import GetRunner
-from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run
-from tests.engines.pt.tiny import EOS
+from engines.pt.beam_search import BeamSearch, Hypothesis
+from engines.sampler.sampling import SamplerRow, beam_candidates
+from engines.types import Sampling
 
-LENGTH = 10
+VOCAB = 40
+PROMPT = [1, 5, 9, 13]
 
 
-def expected(
-    model: PreTrainedModel, prompt_ids: list[int], *, num_beams: int, n: int, length_penalty: float
-) -> list[list[int]]:
-    config = GenerationConfig(
-        max_new_tokens=LENGTH,
+def tiny_llama(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@torch.inference_mode()
+def search(model: LlamaForCausalLM, sampling: Sampling, eos: tuple[int, ...], n: int) -> list[Hypothesis]:
+    found = BeamSearch(sampling.num_beams, sampling.length_penalty, eos, sampling.max_new_tokens, n)
+    beams, rows = [list(PROMPT)], [SamplerRow(sampling, PROMPT, eos, 0, VOCAB)]
+    while beams:
+        logits = model(torch.tensor(beams)).logits[:, -1]
+        steps = found.advance(beam_candidates(logits, rows, None, found.candidates))
+        beams = [[*beams[parent], token_id] for parent, token_id in steps]
+        rows = [rows[parent].fork() for parent, _ in steps]
+        for row, (_, token_id) in zip(rows, steps, strict=True):
+            row.accept(token_id)
+    return found.hypotheses()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("num_beams", "n", "length_penalty", "max_new_tokens", "eos", "others"),
+    [
+        (2, 1, 1.0, 8, (2,), {}),
+        (4, 4, 1.0, 12, (2, 3), {}),
+        (4, 2, 0.0, 20, (2, 3, 7), {}),
+        (3, 3, 2.0, 20, (2, 3, 7, 8, 20, 21), {}),
+        (3, 2, -1.0, 9, (2, 30), {}),
+        (5, 5, 1.0, 1, (2,), {}),
+        (4, 3, 1.0, 10, (), {}),
+        (3, 3, 1.0, 10, (2, 3, 7), {"repetition_penalty": 1.4}),
+        (3, 3, 1.0, 10, (2, 3, 7, 8, 20, 21), {"min_new_tokens": 4}),
+    ],
+)
+def test_the_hypotheses_are_those_of_transformers(
+    seed: int,
+    num_beams: int,
+    n: int,
+    length_penalty: float,
+    max_new_tokens: int,
+    eos: tuple[int, ...],
+    others: dict[str, float],
+) -> None:
+    model = tiny_llama(seed)
+    expected = model.generate(
+        torch.tensor([PROMPT]),
+        attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long),
         num_beams=num_beams,
         num_return_sequences=n,
         length_penalty=length_penalty,
-        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(eos) or None,
         early_stopping=False,
-        eos_token_id=EOS,
-        pad_token_id=0,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **others,
     )
-    ids = torch.tensor([prompt_ids])
-    with torch.inference_mode():
-        rows = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[:, ids.shape[1] :]
-    return [[token for token in row if token != 0] for row in rows.tolist()]
-
-
-def searches() -> list[GenerationRequest]:
-    return [
-        request(
-            prompt(5 + 6 * i, i),
-            f"s{i}",
-            n=1 + i % 3,
-            num_beams=(4, 3, 2)[i % 3] if i % 3 < 2 else 3,
-            length_penalty=(1.0, 0.5, 2.0)[i % 3],
-            max_new_tokens=LENGTH,
-        )
-        for i in range(5)
-    ]
-
-
-def check(reference: Callable[[str], Reference], answers: dict[str, Answer]) -> None:
-    model = reference("llama").model
-    for one in searches():
-        sampling = one.sampling
-        wanted = expected(
-            model, one.prompt_ids, num_beams=sampling.num_beams, n=one.n, length_penalty=sampling.length_penalty
-        )
-        outputs = answers[one.request_id].outputs
-        assert [outputs[i].token_ids for i in range(one.n)] == wanted
-        for output in outputs.values():
-            assert (output.stop_token_id == EOS) == (output.token_ids[-1] == EOS)
-
-
-@pytest.mark.parametrize("at", range(5))
-def test_alone(runner: GetRunner, reference: Callable[[str], Reference], at: int) -> None:
-    one = searches()[at]
-    answers = run(core_of(runner("llama")), [one])
-    wanted = expected(
-        reference("llama").model,
-        one.prompt_ids,
-        num_beams=one.sampling.num_beams,
-        n=one.n,
-        length_penalty=one.sampling.length_penalty,
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        **others,  # type: ignore[arg-type]
     )
-    assert [answers[one.request_id].outputs[i].token_ids for i in range(one.n)] == wanted
-
-
-def mixed() -> list[GenerationRequest]:
-    others = [request(prompt(12, i), f"r{i}", temperature=1.0, n=2, ignore_eos=True) for i in range(3)]
-    return [searches()[0], *others, *searches()[1:]]
-
-
-def test_beside_other_requests_in_chunks(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
-    check(reference, run(core_of(runner("llama"), max_num_batched_tokens=11), mixed()))
-
-
-@pytest.mark.parametrize("prefix_caching", [True, False])
-def test_preempted(runner: GetRunner, reference: Callable[[str], Reference], prefix_caching: bool) -> None:
-    small = runner("llama", blocks=16, max_model_len=48)
-    core = core_of(small, max_num_batched_tokens=11, enable_prefix_caching=prefix_caching)
-    check(reference, run(core, mixed()))
-    assert core.stats().preemptions > 0
-
-
-def test_with_few_seats(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
-    core = core_of(runner("llama"), max_num_seqs=4, max_num_batched_tokens=11)
-    check(reference, run(core, mixed()))
-
-
-def test_beams_that_do_not_fit_the_cache_at_once_are_told_so_and_hold_up_nobody(runner: GetRunner) -> None:
-    small = runner("llama", blocks=4, max_model_len=4 * BLOCK_SIZE)
-    core = core_of(small, enable_prefix_caching=False)
-    asked = [
-        request(prompt(6), "wide", num_beams=6, max_new_tokens=20, ignore_eos=True),
-        request(prompt(9), "after", ignore_eos=True),
+    found = search(model, sampling, eos, n)
+    lengths = [len(hypothesis.token_ids) for hypothesis in found]
+    generated = [
+        tuple(sequence[len(PROMPT) :][:length])
+        for sequence, length in zip(expected.sequences.tolist(), lengths, strict=True)
     ]
-    answers = run(core, asked)
-    assert isinstance(answers["wide"].error, InvalidRequest)
-    assert "do not fit the cache of 32 tokens" in answers["wide"].error.message
-    assert answers["after"].tokens == run(core_of(runner("llama")), [asked[1]])["after"].tokens
+    assert [hypothesis.token_ids for hypothesis in found] == generated
+    assert [hypothesis.score for hypothesis in found] == pytest.approx(expected.sequences_scores.tolist(), rel=1e-4)
+    assert [hypothesis.stopped for hypothesis in found] == [ids[-1] in eos for ids in generated]
 
 
-def test_two_searches_never_wait_for_each_others_blocks(
-    runner: GetRunner, reference: Callable[[str], Reference]
-) -> None:
-    """Each holds blocks that the other's preempted beams need."""
-    small = runner("llama", blocks=9, max_model_len=40)
-    core = core_of(small, enable_prefix_caching=False)
-    asked = [request(prompt(7, i), f"s{i}", num_beams=3, max_new_tokens=LENGTH) for i in range(4)]
-    answers = run(core, asked)
-    for one in asked:
-        wanted = expected(reference("llama").model, one.prompt_ids, num_beams=3, n=1, length_penalty=1.0)
-        assert [answers[one.request_id].tokens] == wanted
+def test_a_beam_that_cannot_go_on_is_dropped() -> None:
+    found = BeamSearch(num_beams=2, length_penalty=1.0, eos_token_ids=(0,), max_new_tokens=5, n=2)
+    assert found.advance([[(1, -0.5), (2, -1.0)]]) == [(0, 1), (0, 2)]
+    assert found.advance([[], [(3, -0.1)]]) == [(1, 3)]
+    assert found.advance([[(0, -0.1)]]) == []
+    assert [h.token_ids for h in found.hypotheses()] == [(2, 3, 0)]
 
 
-def test_fewer_outputs_than_asked_for_is_an_error_not_a_wait(runner: GetRunner) -> None:
-    one = request(prompt(7), num_beams=2, n=2, allowed_token_ids=(EOS,))
-    [answer] = run(core_of(runner("llama")), [one]).values()
-    assert isinstance(answer.error, InvalidRequest)
+def test_a_search_without_any_continuation_ends_empty() -> None:
+    found = BeamSearch(num_beams=2, length_penalty=1.0, eos_token_ids=(0,), max_new_tokens=5, n=1)
+    assert found.advance([[]]) == []
+    assert found.hypotheses() == []

@@ -157,7 +157,7 @@ def test_finish_drops_one_output_and_the_others_go_on(runner: GetRunner) -> None
 
     def finish_second(step: int) -> None:
         if step == 3:
-            core.finish("r", 1)
+            core.requests.finish("r", 1)
 
     outputs = run(core, [request(prompt(9), n=3, ignore_eos=True)], between=finish_second)["r"].outputs
     assert [(len(o.token_ids), o.finish_reason) for _, o in sorted(outputs.items())] == [
@@ -173,7 +173,7 @@ def test_an_output_may_be_ended_before_it_has_begun(runner: GetRunner, ended: se
 
     def finish(step: int) -> None:
         for index in ended if step == 0 else ():
-            core.finish("r", index)
+            core.requests.finish("r", index)
 
     outputs = run(core, [request(prompt(9), n=3, ignore_eos=True)], between=finish)["r"].outputs
     assert {*outputs} == {0, 1, 2} - ended
@@ -183,8 +183,8 @@ def test_an_output_may_be_ended_before_it_has_begun(runner: GetRunner, ended: se
 def test_a_request_of_which_nothing_is_wanted_any_more_is_gone(runner: GetRunner) -> None:
     core = core_of(runner("llama"))
     core.add(request(prompt(9), n=2))
-    core.finish("r", 1)
-    core.finish("r", 0)
+    core.requests.finish("r", 1)
+    core.requests.finish("r", 0)
     assert not core.busy
 
 
@@ -195,7 +195,7 @@ def test_abort_frees_everything_at_once(runner: GetRunner) -> None:
     for _ in range(5):
         core.step()
     for name in ("r0", "r1", "r2", "unknown"):
-        core.abort(name)
+        core.requests.abort(name)
     assert not core.busy
     assert core.stats().kv_cache_usage == 0
 

@@ -1,0 +1,88 @@
+"""The requests that the engine has taken in and that have not ended, and what a step tells of them."""
+
+from dataclasses import dataclass, field, replace
+
+from engines.errors import TuneserveError
+from engines.pt.adapter_store import Arrival
+from engines.pt.scheduler import Scheduler
+from engines.pt.sequence import Group, Sequence
+from engines.types import TokenOutput
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step has to tell: of requests by their ids, and of adapters."""
+
+    outputs: list[tuple[str, TokenOutput]] = field(default_factory=list)
+    embeddings: list[tuple[str, list[float]]] = field(default_factory=list)
+    errors: list[tuple[str, TuneserveError]] = field(default_factory=list)
+    adapters: list[Arrival] = field(default_factory=list)
+
+
+class Requests:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._groups: dict[str, Group] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._groups
+
+    def add(self, group: Group, first: Sequence) -> None:
+        """Queue a request, which begins with one sequence: its prompt."""
+        group.sequences.append(first)
+        self._groups[group.request.request_id] = group
+        self._scheduler.add(first)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free its blocks; nothing happens where it has ended."""
+        group = self._groups.pop(request_id, None)
+        for sequence in group.sequences if group else ():
+            self._scheduler.remove(sequence)
+
+    def finish(self, request_id: str, index: int) -> None:
+        """Drop one output of a request; the others go on."""
+        group = self._groups.get(request_id)
+        if group is None or group.beams is not None:
+            return  # a beam is not an output
+        if not group.forked:
+            group.ended.add(index)
+            if len(group.ended) == group.request.n:
+                self.abort(request_id)
+            return
+        for sequence in [s for s in group.sequences if s.index == index]:
+            self.drop(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take out a sequence that has ended, and with its last one the request."""
+        self._scheduler.remove(sequence)
+        group = sequence.group
+        group.sequences.remove(sequence)
+        if not group.sequences:
+            self.forget(group)
+
+    def forget(self, group: Group) -> None:
+        """The request has ended: none of its sequences is left."""
+        self._groups.pop(group.request.request_id, None)
+
+    def tell(self, group: Group, output: TokenOutput, report: StepReport) -> None:
+        """Report an output, the first one of a request with the facts about its prompt."""
+        if not group.announced:
+            group.announced = True
+            prompt = None if group.request.sampling.prompt_logprobs is None else tuple(group.prompt_logprobs)
+            output = replace(
+                output,
+                cached_tokens=group.cached_tokens or 0,
+                queue_seconds=group.queue_seconds,
+                prompt_logprobs=prompt,
+            )
+        report.outputs.append((group.request.request_id, output))
+
+    def fail(self, group: Group, error: TuneserveError, report: StepReport) -> None:
+        """End a request with an error."""
+        report.errors.append((group.request.request_id, error))
+        self.abort(group.request.request_id)
+
+    def fail_users(self, version: str, error: TuneserveError, report: StepReport) -> None:
+        """End the requests of an adapter with an error."""
+        for group in [g for g in self._groups.values() if g.request.adapter == version]:
+            self.fail(group, error, report)
