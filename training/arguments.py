@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.device import device_arguments
 from training.params.sft import SftParams
+from training.tuners import tuner_of
 
 if TYPE_CHECKING:
     import torch
 
-LEARNING_RATE, LEARNING_RATE_FULL = 1e-4, 1e-5
 SAME = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay", "lr_scheduler_type",
     "lr_scheduler_kwargs", "gradient_checkpointing", "logging_first_step", "logging_steps", "greater_is_better",
@@ -21,13 +22,10 @@ SAME = (
 
 def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
-    import torch
-
-    accelerated = torch.accelerator.is_available()
     return {
         **{name: getattr(params, name) for name in SAME},
         "output_dir": str(folder),
-        "learning_rate": learning_rate(params),
+        "learning_rate": params.learning_rate or tuner_of(params).learning_rate,
         "warmup_steps": min(params.warmup_ratio, 0.999999),  # below 1 it is a part of all steps
         "gradient_checkpointing_kwargs": params.gradient_checkpointing_kwargs or {"use_reentrant": False},
         "neftune_noise_alpha": params.neftune_noise_alpha or None,
@@ -40,15 +38,9 @@ def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", 
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "remove_unused_columns": False,
         "disable_tqdm": True,  # whoever watches reads our events
-        "use_cpu": not accelerated,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
+        **device_arguments(dtype),
     }
 
 
 def best_metric(params: SftParams) -> str:
     return params.metric_for_best_model or ("rouge-l" if params.predict_with_generate else "loss")
-
-
-def learning_rate(params: SftParams) -> float:
-    return params.learning_rate or (LEARNING_RATE_FULL if params.train_type == "full" else LEARNING_RATE)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from training.loss import IGNORED
+from training.data.encode import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from training.data.encode import IGNORED
+
 PIECE = 1 << 26
 """Logits (256 MiB in float32) whose softmax is computed at a time, where there are more."""
-IGNORED = -100
-"""The label of a position that is not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Learned:
 
 
 def answer_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Learned:
-    """The loss of one batch. `inputs["labels"]` (samples, tokens) is -100 where a token is not learned.
+    """The loss of one batch. `inputs["labels"]` (samples, tokens) is IGNORED where a token is not learned.
 
     `num_items`: what the sum is divided by; None: the positions of this batch.
     """

@@ -3,23 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from engines.checkpoint.loading import choose_dtype, load_config, load_model, load_tokenizer
+from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
+from training.device import training_dtype
 from training.params.sft import SftParams
+from training.tuners import tuner_of
 
 
 def load_for_training(params: SftParams) -> Any:
     """The base model (a `PreTrainedModel`) on the CPU, in the dtype to train in. Raises UnsupportedModel."""
-    import torch
-
     source = model_of(params)
-    accelerated = torch.accelerator.is_available()
     where: dict[str, Any] = {"revision": params.model_revision, "token": params.hub_token}
     config = load_config(source, **where)
-    dtype = choose_dtype(params.torch_dtype, config, "cuda" if accelerated else "cpu")
-    if dtype == torch.float16 and (not accelerated or params.train_type == "full"):
-        why = "a CPU does not train in float16" if not accelerated else "its own weights cannot be trained in float16"
-        raise UnsupportedModel(f"{why}: choose bfloat16 or float32", param="torch_dtype")
+    dtype = training_dtype(params, config)
     attention = {"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl)
     model = load_model(source, config=config, dtype=dtype, device_map="cpu", attn_implementation=attention, **where)
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
@@ -42,7 +38,7 @@ def model_of(params: SftParams) -> str:
     To go on from a checkpoint, the trainer puts its weights into the model that training began with. The checkpoint's own
     config.json would not do: the token to pad with, which the trainer writes there, has its embedding left untrained.
     """
-    if params.resume_from_checkpoint and params.resume_only_model and params.train_type == "full":
+    if params.resume_from_checkpoint and params.resume_only_model and tuner_of(params).makes == "model":
         return params.resume_from_checkpoint
     if not params.model:
         raise InvalidRequest("name the model to train, a folder or an id on the hub", param="model")

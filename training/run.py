@@ -23,7 +23,7 @@ from training.report import Report, Stopped
 
 logger = logging.getLogger(__name__)
 
-PIPELINES = {"sft": "sft", "pt": "sft", "rlhf": "rlhf", "merge": "merge"}
+PIPELINES = {"sft": "train", "pt": "train", "rlhf": "train", "merge": "merge"}
 """Task -> the file in `pipelines` that does it."""
 FULL_BELOW = 1 << 20
 """Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""

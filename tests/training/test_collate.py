@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from training.collate import Packed, Padded
-from training.loss import IGNORED, answer_loss
+from training.data.encode import IGNORED
+from training.loss import answer_loss
 
 SAMPLES = [
     {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, 7, 8]},

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from tests.engines.pt.tiny import byte_level_tokenizer
-from training.loss import IGNORED, answer_loss
+from training.data.encode import IGNORED
+from training.loss import answer_loss
 
 
 class Ours(SFTTrainer):

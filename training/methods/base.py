@@ -1,12 +1,15 @@
 """What a method of training says of itself: all that is known of it is in its file."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from training.data.columns import Learns
 from training.params.sft import SftParams
 from training.refusal import Refusal
+
+if TYPE_CHECKING:
+    from training.trainers.job import Training
 
 P = TypeVar("P", bound=SftParams)
 
@@ -33,3 +36,7 @@ class Method(ABC, Generic[P]):
     def refusals(self, params: P) -> list[Refusal]:
         """Parameters that do not go together with this method, or with one another in it."""
         return []
+
+    @abstractmethod
+    def trainer(self, job: "Training[P]") -> Any:
+        """A Trainer behind a JobTrainer, with this method's loss and way to make batches of rows. Raises InvalidRequest."""

@@ -1,9 +1,14 @@
 """Supervised fine-tuning: examples of conversations, of which the answers are learned."""
 
+from typing import TYPE_CHECKING, Any
+
 from training.data.columns import Learns
 from training.methods.base import Method
 from training.params.sft import SftParams
 from training.refusal import Refusal
+
+if TYPE_CHECKING:
+    from training.trainers.job import Training
 
 
 class Sft(Method[SftParams]):
@@ -30,3 +35,10 @@ class Sft(Method[SftParams]):
         if params.packing and params.lazy_tokenize:
             found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
         return found
+
+    def trainer(self, job: "Training[SftParams]") -> Any:
+        from training.collate import Packed, Padded
+        from training.trainers.supervised import SupervisedTrainer
+
+        padded = Padded(job.tokenizer.pad_token_id, job.params.padding_side)
+        return SupervisedTrainer(job, data_collator=Packed() if job.params.packing else padded)

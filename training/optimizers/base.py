@@ -1,7 +1,7 @@
 """What an optimizer says of itself: all that is known of it is in its file."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from training.params.sft import SftParams
 from training.refusal import Refusal
@@ -21,3 +21,7 @@ class Optimizer(ABC):
     @abstractmethod
     def refusals(self, params: SftParams) -> list[Refusal]:
         """Parameters that do not go together with this optimizer, where it is asked for."""
+
+    @abstractmethod
+    def make(self, model: Any, params: SftParams, arguments: Any) -> Any:
+        """A torch optimizer for the weights of `model` that are trained. `arguments`: transformers' TrainingArguments."""

@@ -1,5 +1,7 @@
 """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): of an adapter's two matrices, B learns faster than A."""
 
+from typing import Any
+
 from training.optimizers.base import Optimizer
 from training.params.sft import SftParams
 from training.refusal import Refusal
@@ -14,3 +16,17 @@ class LoraPlus(Optimizer):
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         return [] if params.train_type == "lora" else [("lorap_lr_ratio", "only train_type lora reads it")]
+
+    def make(self, model: Any, params: SftParams, arguments: Any) -> Any:
+        import torch
+        from peft.optimizers import create_loraplus_optimizer
+
+        return create_loraplus_optimizer(
+            model,
+            torch.optim.AdamW,
+            lr=arguments.learning_rate,
+            loraplus_lr_ratio=params.lorap_lr_ratio,
+            loraplus_weight_decay=arguments.weight_decay,
+            betas=(arguments.adam_beta1, arguments.adam_beta2),
+            eps=arguments.adam_epsilon,
+        )

@@ -1,10 +1,30 @@
 """What a tuner says of itself: all that is known of it is in its file."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from training.params.sft import SftParams
 from training.refusal import Refusal
+
+
+class Tuned:
+    """A model with what is trained of it, for as long as it is trained."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def callbacks(self) -> Sequence[Any]:
+        """transformers' TrainerCallbacks that go with it."""
+        return ()
+
+    def saved(self, checkpoint: Path) -> None:
+        """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
+
+    def resume(self, checkpoint: Path) -> Path:
+        """Make the model ready to go on from `checkpoint`. Returns the folder that the trainer loads its weights from."""
+        return checkpoint
 
 
 class Tuner(ABC):
@@ -12,6 +32,10 @@ class Tuner(ABC):
 
     name: ClassVar[str]
     makes: ClassVar[Literal["adapter", "model"]]
+    mergeable: ClassVar[bool]
+    """Whether `merge` makes a model of what it makes."""
+    float16: ClassVar[bool]
+    """Whether a model in float16 can be trained so."""
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
     learning_rate: ClassVar[float]
@@ -20,3 +44,10 @@ class Tuner(ABC):
     @abstractmethod
     def refusals(self, params: SftParams) -> list[Refusal]:
         """Parameters that do not go together with this tuner, or with one another in it."""
+
+    @abstractmethod
+    def attach(self, model: Any, params: SftParams) -> Tuned:
+        """`model`, ready for a trainer: with an adapter, or with the weights chosen that learn.
+
+        Raises InvalidRequest, InvalidAdapter.
+        """

@@ -6,21 +6,27 @@ from engines.errors import InvalidRequest
 from training.params.sft import SftParams
 from training.params.tuner import FullParams
 from training.refusal import Refusal
-from training.tuners.base import Tuner
+from training.tuners.base import Tuned, Tuner
 
 
 class Full(Tuner):
     name = "full"
     makes = "model"
+    mergeable = False
+    float16 = False
     reads = frozenset(FullParams.model_fields)
     learning_rate = 1e-5
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         return [("adapters", "only train_type lora goes on with an adapter; merge it first")] if params.adapters else []
 
+    def attach(self, model: Any, params: SftParams) -> Tuned:
+        _choose_weights(model, params)
+        return Tuned(model)
 
-def choose_weights(model: Any, params: SftParams) -> Any:
-    """`model`, of which those weights are to be trained that the parameters say. Raises InvalidRequest."""
+
+def _choose_weights(model: Any, params: SftParams) -> None:
+    """Have those weights learn that the parameters say. Raises InvalidRequest."""
     weights = list(model.named_parameters())
     frozen_numel = params.freeze_parameters_ratio * sum(weight.numel() for _, weight in weights)
     seen = 0
@@ -32,7 +38,6 @@ def choose_weights(model: Any, params: SftParams) -> Any:
     _check_prefixes("trainable_parameters", params.trainable_parameters, weights)
     if not any(weight.requires_grad for _, weight in weights):
         raise InvalidRequest("every weight is frozen: nothing would be trained", param="freeze_parameters_ratio")
-    return model
 
 
 def _check_prefixes(param: str, prefixes: tuple[str, ...], weights: list[tuple[str, Any]]) -> None:

@@ -8,45 +8,49 @@ on from.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.adapters.spec import CONFIG, WEIGHTS
+from training.params.sft import SftParams
+from training.refusal import Refusal
+from training.tuners.base import Tuned
 
 INNER = "pissa"
+"""A checkpoint's folder of what training goes on from; the word of `init_weights`, and the beginning of its variants."""
 BEGAN = "initial.safetensors"
 
 
-class Pissa:
-    """Goes before a Trainer among a class's bases; a model with another adapter it leaves alone."""
+def asked_for(params: SftParams) -> bool:
+    return params.init_weights.startswith(INNER)
 
-    if TYPE_CHECKING:
-        model: Any
-        accelerator: Any
 
-    def train(self, *given: Any, **named: Any) -> Any:
-        self._began = _adapter_weights(self.model) if _has_pissa(self.model) else None
-        return super().train(*given, **named)  # type: ignore[misc]  # the Trainer behind us
+def refusals(params: SftParams) -> list[Refusal]:
+    given = {"use_dora": params.use_dora, "use_rslora": params.use_rslora, "lora_bias": params.lora_bias != "none"}
+    return [(name, f"not together with init_weights {INNER}") for name, asked in given.items() if asked]
 
-    def _save(self, output_dir: str, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self._began is not None:
-            _make_plain(Path(output_dir), self._began)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._began is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc,no-any-return]
+def started_so(model: Any) -> bool:
+    """Whether the adapter of `model`, a `PeftModel`, has changed the base model."""
+    return str(model.peft_config["default"].init_lora_weights).startswith(INNER)
+
+
+class Pissa(Tuned):
+    def __init__(self, model: Any) -> None:
+        """`model`: a `PeftModel` that has learned nothing yet."""
+        super().__init__(model)
+        self._began = _adapter_weights(model)
+
+    def saved(self, checkpoint: Path) -> None:
+        _make_plain(checkpoint, self._began)
+
+    def resume(self, checkpoint: Path) -> Path:
         from safetensors.torch import load_file
 
-        inner = Path(resume_from_checkpoint) / INNER
+        inner = checkpoint / INNER
         began = load_file(inner / BEGAN)
         _take_out_instead(self.model, self._began, began)
         self._began = began
-        super()._load_from_checkpoint(str(inner), model)  # type: ignore[misc]
-
-
-def _has_pissa(model: Any) -> bool:
-    config = getattr(model, "peft_config", {}).get("default")  # a model trained whole has none
-    return config is not None and str(config.init_lora_weights).startswith(INNER)
+        return inner
 
 
 def _adapter_weights(model: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.jobs import evaluations, losses, make_job
 from training.params.sft import PtParams, SftParams
-from training.pipelines import sft
+from training.pipelines import train as pipeline
 from training.report import Report
 
 QUICK: dict[str, Any] = {
@@ -24,7 +24,7 @@ def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., dict[int, fl
         given = {"model": str(tiny), "dataset": str(lines), "val_dataset": f"{lines}#3", **QUICK, **params}
         job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
         kind = PtParams if "use_chat_template" in params else SftParams
-        sft.run(kind.model_validate(given), Report(job))
+        pipeline.run(kind.model_validate(given), Report(job))
         assert list(evaluations(job)) == [2]
         return losses(job)
 

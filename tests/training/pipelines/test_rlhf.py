@@ -22,7 +22,7 @@ from training.params.honoured import refusals
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.params.task import RlhfTask
-from training.pipelines import rlhf, sft
+from training.pipelines import train as pipeline
 from training.report import Report
 
 ROWS = [
@@ -76,7 +76,7 @@ def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
         given = SETTINGS | {"model": str(base), "dataset": pairs} | params
         if "eval_strategy" in params:
             given["val_dataset"] = f"{pairs}#4"
-        result = rlhf.run(RlhfParams.model_validate(given), Report(folder))
+        result = pipeline.run(RlhfParams.model_validate(given), Report(folder))
         assert result.status == "succeeded"
         return folder
 
@@ -256,7 +256,7 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
     folder.path.mkdir()
     settings = {"model": str(base), "dataset": str(lines), "split_dataset_ratio": 0, "report_to": "none"}
     taught = {"max_steps": 1, "packing": True, "max_length": 64, "padding_side": "left"}
-    sft.run(SftParams.model_validate(settings | taught), Report(folder))
+    pipeline.run(SftParams.model_validate(settings | taught), Report(folder))
     train(adapters=[str(folder.path / "checkpoint-1")], max_steps=1)
 
 

@@ -20,7 +20,7 @@ from tests.training.jobs import evaluations, losses, make_job
 from training.data import build
 from training.folder import Checkpoint, JobFolder, Message, Result, Started
 from training.params.sft import SftParams
-from training.pipelines import sft
+from training.pipelines import train as pipeline
 from training.report import Diverged, Report
 
 QUICK: dict[str, Any] = {
@@ -36,7 +36,7 @@ def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFol
     def run(**params: Any) -> tuple[JobFolder, Result]:
         given = {"model": str(tiny), "dataset": str(lines), **QUICK, **params}
         job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
-        return job, sft.run(job.read_task().params, Report(job))
+        return job, pipeline.run(job.read_task().params, Report(job))
 
     return run
 

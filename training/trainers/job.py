@@ -1,27 +1,41 @@
-"""What a job adds to a trainer of transformers or TRL: events, an orderly stop, checkpoints that are whole."""
+"""What a job adds to a trainer of transformers or TRL: the tuner's part, whole checkpoints, and how it ended."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers import TrainerCallback
+from typing import TYPE_CHECKING, Any, Generic
 
 from engines.adapters.disk import sync
 from engines.errors import InvalidRequest
+from training.data import Datasets
 from training.folder import PARTIAL, Result
+from training.methods.base import P
+from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
 from training.saved_args import write_args
+from training.trainers.events import Events
+from training.tuners import tuner_of
+from training.tuners.base import Tuned
 
 
-class WholeCheckpoints:
-    """Goes before a Trainer among a class's bases: a checkpoint is there whole or not at all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training(Generic[P]):
+    """What a trainer is made of."""
 
-    Sets `job_params` and `job_report` before the first is written.
-    """
+    params: P
+    report: Report
+    tuned: Tuned
+    tokenizer: Any
+    data: Datasets
+    arguments: dict[str, Any]
+    """Settings of transformers' TrainingArguments."""
 
-    job_params: SftParams
-    job_report: Report
+
+class JobTrainer:
+    """Goes before a Trainer among a class's bases: does the tuner's and the optimizer's part, tells the report what
+    happens, and writes checkpoints that are there whole or not at all."""
+
     _saving = False
 
     if TYPE_CHECKING:
@@ -29,6 +43,36 @@ class WholeCheckpoints:
         state: Any
         accelerator: Any
         model: Any
+        add_callback: Any
+
+    def __init__(self, job: Training[Any], **settings: Any) -> None:
+        """`settings`: those of the Trainer behind this class that differ between methods."""
+        self.job = job
+        super().__init__(  # type: ignore[call-arg]  # the Trainer behind us
+            model=job.tuned.model,
+            train_dataset=job.data.train,
+            eval_dataset=job.data.evaluation,
+            processing_class=job.tokenizer,
+            **settings,
+        )
+        rows = None if job.params.streaming else len(job.data.train)
+        for callback in (*job.tuned.callbacks(), Events(job.report, rows)):
+            self.add_callback(callback)
+
+    def create_optimizer(self, *given: Any) -> Any:
+        chosen = optimizer_of(self.job.params)
+        if chosen is None:
+            return super().create_optimizer(*given)  # type: ignore[misc]
+        self.optimizer: Any = chosen.make(self.model, self.job.params, self.args)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        self.job.tuned.saved(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = self.job.tuned.resume(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(str(weights), model)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = Path(self.args.output_dir)
@@ -44,7 +88,7 @@ class WholeCheckpoints:
             self._saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_args(self.job_params, grown)
+            write_args(self.job.params, grown)
             for path in grown.rglob("*"):
                 sync(path)
             sync(grown)
@@ -52,61 +96,26 @@ class WholeCheckpoints:
             sync(folder)
             self._remove_old(folder)
         self.accelerator.wait_for_everyone()
-        self.job_report.checkpoint(step)
+        self.job.report.checkpoint(step)
 
     def _remove_old(self, folder: Path) -> None:
         """Keep `save_total_limit` checkpoints, the best and the newest among them."""
-        limit = self.job_params.save_total_limit
+        limit = self.job.params.save_total_limit
         if limit is None:
             return
-        steps = self.job_report.folder.checkpoints()
+        steps = self.job.report.folder.checkpoints()
         kept = {steps[-1], *([self.state.best_global_step] if self.state.best_global_step in steps else [])}
         others = [step for step in steps if step not in kept]
         for step in others[: max(0, len(steps) - max(limit, len(kept)))]:
             shutil.rmtree(folder / f"checkpoint-{step}")
 
 
-class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Tells the report what the trainer does, and the trainer to stop."""
-
-    def __init__(self, report: Report, rows: int | None) -> None:
-        self._report = report
-        self._rows = rows
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._report.started(total_steps=state.max_steps, rows=self._rows)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._stop_requested(args):
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.world_size == 1 and self._report.stop_requested:  # several processes stop together, at the next step
-            raise Stopped
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" in logs:
-            epoch = state.epoch or 0.0
-            self._report.step(state.global_step, total_steps=state.max_steps, epoch=epoch, logs=logs)
-        elif "eval_loss" in logs:
-            self._report.evaluation(state.global_step, logs)
-
-    def _stop_requested(self, args: Any) -> bool:
-        if args.world_size == 1:
-            return self._report.stop_requested
-        import torch
-
-        requested = torch.tensor(float(self._report.stop_requested), device=args.device)
-        torch.distributed.all_reduce(requested)
-        return bool(requested)
-
-
-def train(trainer: Any, params: SftParams, report: Report) -> Result:
+def train(trainer: Any) -> Result:
     """Train to the end, or to where the report is told to stop; what was learned is in the last checkpoint.
 
-    `trainer` is a Trainer with WholeCheckpoints. Raises InvalidRequest, Stopped, whatever else goes wrong.
+    `trainer` is a Trainer behind a JobTrainer. Raises InvalidRequest, Stopped, whatever else goes wrong.
     """
+    params, report = trainer.job.params, trainer.job.report
     resumed = _checkpoint_to_resume(params)
     with report.stop_deferred():
         if report.stop_requested:
@@ -124,7 +133,7 @@ def train(trainer: Any, params: SftParams, report: Report) -> Result:
     return Result(
         status="succeeded",
         artifact=f"checkpoint-{step}",
-        kind="model" if params.train_type == "full" else "adapter",
+        kind=tuner_of(params).makes,
         final_step=step,
         trained_tokens=int(trainer.state.num_input_tokens_seen),
         metrics={name: value for name, value in metrics.items() if name in ("train_runtime", "train_loss")},

@@ -1,0 +1,43 @@
+"""What a trainer does, told to the report; and the trainer's orderly stop."""
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from training.report import Report, Stopped
+
+
+class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Tells the report what the trainer does, and the trainer to stop."""
+
+    def __init__(self, report: Report, rows: int | None) -> None:
+        self._report = report
+        self._rows = rows
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._report.started(total_steps=state.max_steps, rows=self._rows)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._stop_requested(args):
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size == 1 and self._report.stop_requested:  # several processes stop together, at the next step
+            raise Stopped
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            epoch = state.epoch or 0.0
+            self._report.step(state.global_step, total_steps=state.max_steps, epoch=epoch, logs=logs)
+        elif "eval_loss" in logs:
+            self._report.evaluation(state.global_step, logs)
+
+    def _stop_requested(self, args: Any) -> bool:
+        if args.world_size == 1:
+            return self._report.stop_requested
+        import torch
+
+        requested = torch.tensor(float(self._report.stop_requested), device=args.device)
+        torch.distributed.all_reduce(requested)
+        return bool(requested)
