@@ -267,7 +267,7 @@ def servers(rows: list[Row], setting: Setting) -> list[dict[str, Any]]:
             "server": server.name,
             "command": shlex.join(server.command(with_port(setting, server))),
             "variables": {"OMP_NUM_THREADS": str(setting.threads), **server.variables},
-            "body": {mode: server.http.body(sampling) for mode, sampling in MODES.items()},
+            "body": {mode: server.body(sampling) for mode, sampling in MODES.items()},
             "versions": versions(server),
         }
         for server in SERVERS

@@ -193,7 +193,7 @@ def make_load(server: Server, setting: Setting, mode: str, concurrency: int, req
         messages=make_prompts(load_tokenizer(setting.model), requests, seed=seed),
         concurrency=concurrency,
         sampling=MODES[mode],
-        extra=server.http.body(MODES[mode]),
+        extra=server.body(MODES[mode]),
     )
 
 

@@ -27,6 +27,7 @@ from benchmarks.environments import HOME, LLAMA_FACTORY_REQUIREMENTS, LlamaFacto
 from benchmarks.process import Tree
 from benchmarks.servers import TUNESERVE, Setting, ours
 from benchmarks.workload import WORDS
+from engines.checkpoint.loading import load_tokenizer
 from training.folder import JobFolder
 
 SAMPLE_TOKENS = 256
@@ -219,7 +220,7 @@ def measure(trainer: Trainer, training: Training, tokenizer: Any, setting: Setti
 
 def measure_all(names: list[str], training: Training, setting: Setting, repeats: int) -> list[Row]:
     """In turns, so that what changes about the machine meanwhile meets all of them."""
-    tokenizer = serving.load_tokenizer(setting.model)
+    tokenizer = load_tokenizer(setting.model)
     runs: dict[str, list[Row]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     for _ in range(repeats):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -38,7 +39,7 @@ def write_adapter(
     rank: int = 2,
     seed: int = 0,
     tensors: Mapping[str, np.ndarray] | None = None,
-    **config: object,
+    **config: Any,
 ) -> Path:
     """Write one for EchoEngine, or what `tensors` and `config` say, into `folder`, and return that."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -35,11 +36,15 @@ def wait_until_connectable(url: str) -> None:
     raise AssertionError(f"{url} did not open")
 
 
-def make_load(**changes: object) -> Load:
+def make_load(**changes: Any) -> Load:
     messages = [[{"role": "user", "content": f"a sentence to repeat, number {number}"}] for number in range(5)]
-    return Load(
-        **{"messages": messages, "concurrency": 2, "sampling": {"temperature": 0.0}, "output_tokens": 6} | changes
-    )
+    usual: dict[str, Any] = {
+        "messages": messages,
+        "concurrency": 2,
+        "sampling": {"temperature": 0.0},
+        "output_tokens": 6,
+    }
+    return Load(**usual | changes)
 
 
 async def test_every_request_is_answered_with_its_tokens_counted_and_its_pieces_timed(url: str) -> None:

@@ -40,7 +40,7 @@ def test_speed_is_of_the_tokens_that_were_really_made_and_failures_are_kept() ->
 
 
 def test_the_median_of_runs_adds_up_their_failures() -> None:
-    runs = [
+    runs: list[dict[str, Any]] = [
         {"cpu_seconds": 1.0, "failed": 1, "first_error": "a"},
         {"cpu_seconds": 3.0, "failed": 2, "first_error": None},
     ]

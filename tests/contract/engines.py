@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engines.engine import Engine
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
@@ -36,10 +37,11 @@ def request(
     n: int = 1,
     adapter: str | None = None,
     max_new_tokens: int = 8,
-    **sampling: object,
+    **sampling: Any,
 ) -> GenerationRequest:
     """Greedy unless asked otherwise. Bytes of the text are tokens in every model here."""
-    chosen = Sampling(**{"max_new_tokens": max_new_tokens, "temperature": 0.0} | sampling)
+    usual: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0.0}
+    chosen = Sampling(**usual | sampling)
     return GenerationRequest(
         request_id=request_id, prompt_ids=list(text.encode()), sampling=chosen, n=n, adapter=adapter
     )

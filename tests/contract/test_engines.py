@@ -17,7 +17,7 @@ from engines.engine import Engine
 from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest, UnsupportedParameter
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
-from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Structured
+from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Structured, StructuredKind
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
@@ -233,7 +233,7 @@ async def test_bias_and_allowed_tokens_and_bad_words_forbid_tokens(engine: Engin
     assert tokens[0] not in biased.token_ids
     allowed = await answer(engine, request(ignore_eos=True, allowed_token_ids=(65, 66)))
     assert {*allowed.token_ids} <= {65, 66}
-    pair = tuple(tokens[:2])
+    pair = (tokens[0], tokens[1])
     without = await answer(engine, request(ignore_eos=True, bad_words_ids=(pair,)))
     assert pair not in zip(without.token_ids, without.token_ids[1:], strict=False)
 
@@ -286,7 +286,7 @@ async def test_structured_output_is_what_it_shall_be(engine: Engine, contestant:
         "required": ["a"],
         "additionalProperties": False,
     }
-    kinds = {
+    kinds: dict[StructuredKind, str] = {
         "json_schema": json.dumps(schema),
         "choice": json.dumps(["red", "blue"]),
         "regex": "[a-c]{3}",

@@ -159,10 +159,9 @@ def test_a_conversation_with_tools_goes_on(openai_client: openai.OpenAI) -> None
     messages = said(CALL)
     message = openai_client.chat.completions.create(model="echo", messages=messages, tools=tools).choices[0].message
     assert message.tool_calls
-    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": json.dumps({"sky": "blue"})}
-    answer = openai_client.chat.completions.create(
-        model="echo", messages=[*messages, message, result, *said("thanks")], tools=tools
-    )
+    result: Any = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": json.dumps({"sky": "blue"})}
+    messages += [message, result, *said("thanks")]
+    answer = openai_client.chat.completions.create(model="echo", messages=messages, tools=tools)
     assert answer.choices[0].message.content == "thanks"
 
 
@@ -173,8 +172,12 @@ def test_what_the_helpers_made_can_be_sent_back_as_it_is(openai_client: openai.O
         streamed = stream.get_final_completion().choices[0].message
     for message in (streamed, chats.parse(**asked).choices[0].message):
         assert message.tool_calls
-        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
-        answer = chats.create(model="echo", messages=[*said(CALL), message, result, *said("thanks")], tools=tools)
+        said_by_tool: list[Any] = [
+            message,
+            {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"},
+        ]
+        messages = said(CALL) + said_by_tool + said("thanks")
+        answer = chats.create(model="echo", messages=messages, tools=tools)
         assert answer.choices[0].message.content == "thanks"
 
 

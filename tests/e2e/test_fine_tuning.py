@@ -45,7 +45,7 @@ def upload(client: openai.OpenAI, text: str) -> str:
     return client.files.create(file=("data.jsonl", text.encode()), purpose="fine-tune").id
 
 
-def wait(client: openai.OpenAI, job_id: str, until: Callable[[Any], bool] = lambda job: job.status in ENDED) -> Any:
+def wait(client: openai.OpenAI, job_id: str, until: Callable[[Any], object] = lambda job: job.status in ENDED) -> Any:
     deadline = time.monotonic() + TRAINING_SECONDS
     while not until(job := client.fine_tuning.jobs.retrieve(job_id)):
         assert time.monotonic() < deadline, f"the job has not come so far: {job}"
@@ -54,7 +54,7 @@ def wait(client: openai.OpenAI, job_id: str, until: Callable[[Any], bool] = lamb
 
 
 def ask(client: openai.OpenAI, model: str) -> str:
-    messages = [{"role": "user", "content": "Who are you?"}]
+    messages: list[Any] = [{"role": "user", "content": "Who are you?"}]
     answer = client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0)
     return answer.choices[0].message.content
 
@@ -94,7 +94,7 @@ def test_a_model_that_was_taught_who_it_is_says_so_at_once(start: Start, demo_mo
     assert job.hyperparameters.model_dump(exclude_none=True) == numbers
     assert job.method.supervised.hyperparameters.model_dump(exclude_none=True) == numbers
     assert job.trained_tokens > 1000
-    events = list(client.fine_tuning.jobs.list_events(job.id, limit=20))
+    events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=20))
     assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(45, 0, -1))
     assert events[0].message == "The job has successfully completed"
     rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
@@ -123,9 +123,8 @@ def test_dpo_moves_the_preference_and_its_model_answers(tiny: openai.OpenAI) -> 
     )
     job = wait(tiny, job.id)
     assert job.status == "succeeded", job.error
-    margins = [
-        event.data["rewards/margins"] for event in tiny.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"
-    ]
+    events: list[Any] = list(tiny.fine_tuning.jobs.list_events(job.id))
+    margins = [event.data["rewards/margins"] for event in events if event.type == "metrics"]
     assert margins[0] > 0.1 > margins[-1]
     assert job.method.dpo.hyperparameters.beta == 0.1
     assert ask(tiny, job.fine_tuned_model) != ask(tiny, "base")

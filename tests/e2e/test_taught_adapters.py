@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -75,7 +76,7 @@ async def client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, question: str) -> str:
-    messages = [{"role": "user", "content": question}]
+    messages: list[Any] = [{"role": "user", "content": question}]
     answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=TOKENS, temperature=0)
     return answer.choices[0].message.content
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -72,7 +73,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def started(engine: PtEngine, *requests: GenerationRequest) -> list[asyncio.Task]:
+async def started(engine: PtEngine, *requests: GenerationRequest) -> list[asyncio.Task[Any]]:
     """Tasks that collect the answers; each request has reached the engine's side of the queue."""
     tasks = [asyncio.create_task(answer(engine, one)) for one in requests]
     await until(lambda: all(one.request_id in engine._pending for one in requests))
@@ -95,7 +96,7 @@ async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwh
     seen = 0
     async for _ in engine.generate(long("slow")):
         seen += 1
-        await until(lambda: engine._pending["slow"].open == set())  # the engine is done with it
+        await until(lambda: engine._pending["slow"].open == set())  # type: ignore[union-attr]  # the engine is done with it
         engine.finish("slow", 0)
     assert seen == 1
     assert len((await answer(engine, long("next"))).token_ids) == 100

@@ -34,7 +34,7 @@ from training.params.web_ui import WebUiParams
 
 REFERENCE: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "parameters.json").read_text())
 
-GROUPS: dict[str, type[Params]] = {
+GROUPS: dict[str, Any] = {
     "base": BaseParams,
     "model": ModelParams,
     "data": DataParams,

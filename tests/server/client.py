@@ -3,12 +3,16 @@
 import time
 from typing import Any, Self
 
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx2 import Response
 
 from engines.errors import EngineUnavailable
 from server.app import create_app
 from server.deps import Parts
 from server.inference.inference import Inference
+
+__all__ = ["ReadyClient", "Response"]
 
 
 class ReadyClient(TestClient):
@@ -17,6 +21,8 @@ class ReadyClient(TestClient):
     def __init__(self, parts: Parts, **options: Any) -> None:
         super().__init__(create_app(parts), **options)
         self.parts = parts
+
+    app: FastAPI
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -27,7 +28,7 @@ def start_echo() -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers of a test's own; see `echo_server.py` for the settings."""
     servers: list[ServerProcess] = []
 
-    def start(**settings: object) -> ServerProcess:
+    def start(**settings: Any) -> ServerProcess:
         servers.append(ServerProcess.echo(**settings))
         servers[-1].wait_until_listening()
         return servers[-1]

@@ -5,6 +5,7 @@ Hosted, the engine runs in a process of its own.
 
 import json
 import sys
+from typing import Any
 
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
@@ -14,7 +15,7 @@ from server.commands.deploy import configure_logging, listen, serve
 from server.parts import make_parts
 
 
-def main(settings: dict) -> int:
+def main(settings: dict[str, Any]) -> int:
     configure_logging()
     params = DeployParams(**{"model": "tests/echo", "host": "127.0.0.1", "port": 0} | settings.get("params", {}))
     faults = settings.get("faults", {})
@@ -33,7 +34,7 @@ def main(settings: dict) -> int:
     return serve(make_parts(engine, echo_tokenizer(), params), listener)
 
 
-def _hosted(faults: dict) -> Engine:
+def _hosted(faults: dict[str, Any]) -> Engine:
     from tests.hosted_echo import echo_in_its_process
 
     return echo_in_its_process(**faults)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -38,7 +39,7 @@ class ServerProcess:
         self._reader.start()
 
     @classmethod
-    def echo(cls, **settings: object) -> "ServerProcess":
+    def echo(cls, **settings: Any) -> "ServerProcess":
         """EchoEngine; settings as in `echo_server.py`."""
         return cls([sys.executable, str(Path(__file__).with_name("echo_server.py")), json.dumps(settings)])
 

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +28,7 @@ SETTINGS = {
     "bad_words": ["y"],
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
 }
-VALID: dict[str, dict] = {
+VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": HELLO, "logprobs": True, "top_logprobs": 2, **SETTINGS},
     "/v1/completions": {"model": "echo", "prompt": ["hello"], "logprobs": 2, **SETTINGS},
     "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
@@ -91,8 +91,8 @@ def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class Client(httpx.Client):
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        return super().post(path.replace("{alias}", "stable"), **options)
+    def post(self, url: Any, **options: Any) -> httpx.Response:
+        return super().post(str(url).replace("{alias}", "stable"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_malformed_bodies(client: Client, path: str, data: bytes) -> None:
 @pytest.mark.parametrize("path", VALID)
 @pytest.mark.parametrize("announced", [True, False])
 async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url: str, path: str, announced: bool) -> None:
-    async def pieces() -> Iterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
         for _ in range(60):
             yield b" " * 1_000_000
 
@@ -170,15 +170,15 @@ def test_a_client_that_asks_before_it_sends_is_told_at_once(client: Client, echo
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def user(content: object) -> dict:
+def user(content: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
 
 
-def schema(value: object) -> dict:
+def schema(value: object) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": value}}}
 
 
-def nested(levels: int) -> dict:
+def nested(levels: int) -> dict[str, Any]:
     return {"type": "object", "properties": {"a": nested(levels - 1)} if levels else {}}
 
 

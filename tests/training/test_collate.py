@@ -1,6 +1,7 @@
 """Samples in one row do not see one another, and padding is not seen at all."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_packed_samples_do_not_see_one_another(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_seen(model: torch.nn.Module, side: str) -> None:
+def test_padding_is_not_seen(model: torch.nn.Module, side: Literal["left", "right"]) -> None:
     batch = Padded(pad_token_id=0, side=side)(SAMPLES)
 
     assert batch["input_ids"].shape == (3, 5)

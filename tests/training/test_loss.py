@@ -41,7 +41,7 @@ def samples() -> Dataset:
     return Dataset.from_list(rows)
 
 
-def losses(trainer: type[SFTTrainer], folder: Path, **more: object) -> list[float]:
+def losses(trainer: type[SFTTrainer], folder: Path, **more: Any) -> list[float]:
     arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=2,

@@ -29,8 +29,9 @@ def test_looking_them_up_loads_no_library(module: str) -> None:
 def test_a_method_is_chosen_by_what_it_says_chooses_it(name: str) -> None:
     method = METHODS[name]
     task = TASK.validate_python({"task": method.task, "params": dict(method.choice)})
-    assert type(task.params) is method.params
-    assert methods.method_of(task.params) is method
+    params: Any = task.params
+    assert type(params) is method.params
+    assert methods.method_of(params) is method
     assert name in methods_of(method.task)
 
 
@@ -43,7 +44,8 @@ def test_one_that_is_chosen_alone_is_not_refused(one: Any) -> None:
 def test_they_read_parameters_of_their_task() -> None:
     for method in METHODS.values():
         assert method.reads <= method.params.model_fields.keys()
-    for other in (*TUNERS.values(), *OPTIMIZERS):
+    others: list[Any] = [*TUNERS.values(), *OPTIMIZERS]
+    for other in others:
         assert other.reads <= SftParams.model_fields.keys()
 
 

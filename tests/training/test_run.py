@@ -30,7 +30,7 @@ def job(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., JobFolder]:
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[[JobFolder], Any]]:
+def started() -> Iterator[Callable[..., Any]]:
     processes = []
 
     def begin(job: JobFolder, **how: Any) -> Any:
@@ -57,7 +57,7 @@ def result_of(job: JobFolder) -> Result:
 
 
 def test_sigterm_saves_a_checkpoint_and_another_folder_goes_on_from_it(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+    job: Callable[..., JobFolder], started: Callable[..., Any]
 ) -> None:
     first = job("first")
     process = started(first)
@@ -77,7 +77,7 @@ def test_sigterm_saves_a_checkpoint_and_another_folder_goes_on_from_it(
 
 
 def test_sigterm_before_the_first_step_ends_it_with_nothing_to_keep(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+    job: Callable[..., JobFolder], started: Callable[..., Any]
 ) -> None:
     early = job()
     process = started(early)
@@ -89,7 +89,7 @@ def test_sigterm_before_the_first_step_ends_it_with_nothing_to_keep(
 
 
 def test_killed_at_any_moment_it_leaves_whole_checkpoints_only(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+    job: Callable[..., JobFolder], started: Callable[..., Any]
 ) -> None:
     victim = job(save_steps=1, train_type="full")
     process = started(victim)
@@ -105,9 +105,7 @@ def test_killed_at_any_moment_it_leaves_whole_checkpoints_only(
         torch.load(folder / "optimizer.pt")
 
 
-def test_no_process_outlives_a_killed_worker(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
-) -> None:
+def test_no_process_outlives_a_killed_worker(job: Callable[..., JobFolder], started: Callable[..., Any]) -> None:
     parent = job(dataloader_num_workers=2, max_steps=2000)
     process = started(parent)
     wait_for(parent, lambda event: isinstance(event, Step))
@@ -140,7 +138,7 @@ def _runs(pid: str) -> bool:
 )
 def test_a_job_that_cannot_be_done_says_why(
     job: Callable[..., JobFolder],
-    started: Callable[[JobFolder], Any],
+    started: Callable[..., Any],
     params: dict[str, Any],
     code: str,
     param: str,
@@ -157,7 +155,7 @@ def test_a_job_that_cannot_be_done_says_why(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 def test_a_full_disk_fails_the_job_in_clear_words(
-    tmp_path: Path, tiny: Path, lines: Path, started: Callable[[JobFolder], Any]
+    tmp_path: Path, tiny: Path, lines: Path, started: Callable[..., Any]
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -175,7 +173,7 @@ def test_a_full_disk_fails_the_job_in_clear_words(
 
 
 def test_a_training_says_that_it_began_before_its_first_step(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+    job: Callable[..., JobFolder], started: Callable[..., Any]
 ) -> None:
     short = job(max_steps=2)
 
@@ -185,7 +183,7 @@ def test_a_training_says_that_it_began_before_its_first_step(
 
 
 def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
-    job: Callable[..., JobFolder], started: Callable[[JobFolder], Any]
+    job: Callable[..., JobFolder], started: Callable[..., Any]
 ) -> None:
     alike: dict[str, Any] = {"max_steps": 4, "lora_dropout": 0.0, "average_tokens_across_devices": True}
     one = job("one", **alike, per_device_train_batch_size=2)

@@ -47,7 +47,7 @@ def test_rank_stabilised_lora_divides_by_the_root_of_the_rank(tmp_path: Path) ->
 
 
 def test_the_settings_that_peft_writes_and_that_are_neutral_are_let_through(tmp_path: Path) -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False, "layer_replication": None,
         "alora_invocation_tokens": None, "target_parameters": None, "trainable_token_indices": None,
         "arrow_config": None, "init_lora_weights": True, "lora_dropout": 0.1, "task_type": "CAUSAL_LM",
@@ -102,7 +102,7 @@ def test_embeddings_and_the_output_head_can_be_replaced(tmp_path: Path, name: st
 
 
 def test_the_hash_is_of_what_determines_the_outputs(tmp_path: Path) -> None:
-    def content(name: str, **changes: object) -> str:
+    def content(name: str, **changes: Any) -> str:
         return content_hash(write_adapter(tmp_path / name, **changes))
 
     same = content("a")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -45,8 +46,12 @@ async def make(engine: EchoEngine, tmp_path: Path) -> AsyncIterator[Make]:
     """Registries on `engine`, all with one state folder."""
     made: list[AdapterRegistry] = []
 
-    def make(engine: EchoEngine = engine, **changes: object) -> AdapterRegistry:
-        arguments = {"base_name": "echo", "model": "tests/echo", "state_dir": tmp_path / "state"} | changes
+    def make(engine: EchoEngine = engine, **changes: Any) -> AdapterRegistry:
+        arguments: dict[str, Any] = {
+            "base_name": "echo",
+            "model": "tests/echo",
+            "state_dir": tmp_path / "state",
+        } | changes
         made.append(AdapterRegistry(engine, **arguments))
         return made[-1]
 
@@ -62,7 +67,7 @@ async def registry(make: Make) -> AdapterRegistry:
     return registry
 
 
-async def restarted(make: Make, registry: AdapterRegistry, **changes: object) -> tuple[EchoEngine, AdapterRegistry]:
+async def restarted(make: Make, registry: AdapterRegistry, **changes: Any) -> tuple[EchoEngine, AdapterRegistry]:
     """A new server in the place of an old one."""
     await registry.close()
     engine = EchoEngine(max_loras=3)
@@ -452,7 +457,9 @@ async def test_changes_of_one_name_come_one_after_another(
         return_exceptions=True,
     )
     assert [isinstance(result, Conflict) for result in results] == [False, True, True, True, False, *[False] * 4]
-    assert engine.stats().adapter_host == (results[-1].version,) and copies(tmp_path) == 1
+    last = results[-1]
+    assert not isinstance(last, BaseException)
+    assert engine.stats().adapter_host == (last.version,) and copies(tmp_path) == 1
 
 
 async def test_a_slow_load_holds_up_no_other_name(

@@ -1,6 +1,7 @@
 """The parameter `adapters`: names, folders, hub ids."""
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -42,7 +43,7 @@ def test_what_is_no_folder_is_downloaded_without_what_could_run_code(
 ) -> None:
     asked = []
 
-    def download(repo_id: str, **options: object) -> str:
+    def download(repo_id: str, **options: Any) -> str:
         asked.append((repo_id, options))
         return str(tmp_path)
 

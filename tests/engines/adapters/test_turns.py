@@ -84,7 +84,7 @@ async def test_with_all_slots_in_use_a_request_waits_for_the_first_that_empties(
     await settled()
     assert library.turns.resident == ("a",)
     until.set()
-    assert await asyncio.gather(first, second) == ["a", "b"]
+    assert [*await asyncio.gather(first, second)] == ["a", "b"]
 
 
 async def test_who_stops_waiting_leaves_nothing_behind() -> None:
@@ -127,7 +127,7 @@ async def test_weights_that_cannot_be_put_in_are_told_to_who_loads_them_and_are_
     library.broken.add("a")
     with pytest.raises(EngineFailure, match="broken weights"):
         await library.load("a")
-    assert library.turns.loaded == () == library.turns.resident
+    assert not library.turns.loaded and not library.turns.resident
     await library.load("b")
     assert library.turns.resident == ("b",)
 

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from engines.lmdeploy.config import LmdeployConfig
 from engines.lmdeploy.library import engine_config
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "model": "m",
     "dtype": "bfloat16",
     "tp": 2,

@@ -21,7 +21,13 @@ def lmdeploy_or_skip() -> Path:
 def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
     """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`."""
     lmdeploy_or_skip()
-    defaults = {"dtype": "float32", "block_size": 16, "enforce_eager": True, "max_num_seqs": 16, "max_lora_rank": 8}
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "block_size": 16,
+        "enforce_eager": True,
+        "max_num_seqs": 16,
+        "max_lora_rank": 8,
+    }
     return LmdeployEngine(
         LmdeployConfig(model=model, **defaults | settings),
         max_num_queued_reqs=64,

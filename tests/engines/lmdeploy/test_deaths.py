@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -40,7 +41,7 @@ async def engine(model: Path, adapter: Path) -> AsyncIterator[LmdeployEngine]:
     await engine.stop()
 
 
-def asked(request_id: str, **changes: object) -> GenerationRequest:
+def asked(request_id: str, **changes: Any) -> GenerationRequest:
     return request(prompt(20), request_id, **{"max_new_tokens": 1000, "ignore_eos": True} | changes)
 
 
@@ -50,7 +51,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-def poison(engine: LmdeployEngine) -> asyncio.Task:
+def poison(engine: LmdeployEngine) -> asyncio.Task[Any]:
     return asyncio.create_task(answer(engine, request([5, POISON, 6], "poison")))
 
 
@@ -60,7 +61,7 @@ def kill(engine: LmdeployEngine) -> None:
 
 @pytest.mark.parametrize("end", [poison, kill])
 async def test_a_death_ends_what_runs_and_another_process_takes_over(
-    engine: LmdeployEngine, end: Callable[[LmdeployEngine], None]
+    engine: LmdeployEngine, end: Callable[[LmdeployEngine], asyncio.Task[Any] | None]
 ) -> None:
     before = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,9 +14,9 @@ from engines.lmdeploy.client import LmdeployEngine
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.types import GenerationRequest, Structured
-from tests.contract.engines import answer, collect
+from tests.contract.engines import Whole, answer, collect
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
-from tests.engines.pt.driving import Output, prompt, request
+from tests.engines.pt.driving import prompt, request
 from tests.engines.pt.tiny import EOS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,7 +29,7 @@ STRUCTURED = [
     Structured(kind="choice", value=json.dumps(["red", "blue"])),
     Structured(kind="grammar", value='root ::= "hi " ("bob" | "eve")'),
 ]
-EDITS = [
+EDITS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.5},
     {"presence_penalty": 1.5},
     {"frequency_penalty": 0.7},
@@ -50,7 +51,7 @@ def requests() -> list[GenerationRequest]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def truth(model: Path) -> list[Output]:
+async def truth(model: Path) -> list[Whole]:
     """What the pt engine answers to each."""
     pt = PtEngine(PtConfig(model=str(model), dtype="float32", device_map="cpu", threads=1), max_num_queued_reqs=64)
     await pt.start()
@@ -59,17 +60,17 @@ async def truth(model: Path) -> list[Output]:
     return answers
 
 
-async def check(engine: LmdeployEngine, truth: list[Output]) -> None:
+async def check(engine: LmdeployEngine, truth: list[Whole]) -> None:
     answers = await asyncio.gather(*(answer(engine, one) for one in requests()))
     for edits, mine, other in zip(EDITS, answers, truth, strict=True):
         assert mine == other, edits
 
 
-async def test_all_at_once(engine: LmdeployEngine, truth: list[Output]) -> None:
+async def test_all_at_once(engine: LmdeployEngine, truth: list[Whole]) -> None:
     await check(engine, truth)
 
 
-async def test_where_pages_run_out(model: Path, truth: list[Output]) -> None:
+async def test_where_pages_run_out(model: Path, truth: list[Whole]) -> None:
     """What has been computed is dropped then, and computed again."""
     engine = lmdeploy_on_cpu(str(model), max_loras=1, cache_max_entry_count=0.0009)
     await engine.start()
@@ -82,7 +83,7 @@ async def test_where_pages_run_out(model: Path, truth: list[Output]) -> None:
 
 
 async def test_a_dead_end_is_the_requests_own_fault_and_nobody_elses(
-    engine: LmdeployEngine, truth: list[Output]
+    engine: LmdeployEngine, truth: list[Whole]
 ) -> None:
     dead_end = request(
         prompt(20), "dead", max_new_tokens=20, allowed_token_ids=(65, 66), bad_words_ids=((65, 65), (65, 66), (66,))
@@ -100,7 +101,8 @@ async def test_a_seed_decides_also_where_the_batch_is_another(engine: LmdeployEn
     alone = [
         (await answer(engine, replace(asked, n=1, sampling=replace(asked.sampling, seed=5 + i)))) for i in range(3)
     ]
-    outputs, *_ = await asyncio.gather(collect(engine, asked), *(answer(engine, one) for one in requests()))
+    others = asyncio.gather(*(answer(engine, one) for one in requests()))
+    outputs, _ = await asyncio.gather(collect(engine, asked), others)
     for i, one in enumerate(alone):
         assert [token for output in outputs if output.index == i for token in output.token_ids] == one.token_ids
     assert len({tuple(one.token_ids) for one in alone}) == 3

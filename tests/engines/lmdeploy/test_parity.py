@@ -3,12 +3,13 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from engines.lmdeploy.client import LmdeployEngine
-from engines.types import GenerationRequest
+from engines.types import GenerationRequest, TokenOutput
 from tests.contract.engines import collect, whole
 from tests.engines.pt.adapters import save_adapter, with_peft
 from tests.engines.pt.driving import Output, Reference, prompt, request
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LENGTHS = (1, 3, 15, 16, 17, 31, 33, 48, 64, 90)
 """Prompt lengths on, before and behind the borders of blocks and of steps."""
-ADAPTERS = {
+ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8},
     "rank-stabilised": {"r": 8, "lora_alpha": 6, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
     "patterns": {"r": 2, "rank_pattern": {"v_proj": 5}, "alpha_pattern": {"layers.1.mlp.up_proj": 30}},
@@ -30,13 +31,15 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {name: save_adapter(model, root / name, seed=i, **ADAPTERS[name]) for i, name in enumerate(ADAPTERS)}
 
 
-def asked(length: int, adapter: str | None = None, **sampling: object) -> GenerationRequest:
+def asked(length: int, adapter: str | None = None, **sampling: Any) -> GenerationRequest:
     sampling = {"max_new_tokens": 6 + length % 5, "ignore_eos": True, "logprobs": 5} | sampling
     one = request(prompt(length, seed=length), f"{adapter}-{length}", **sampling)
     return replace(one, adapter=adapter)
 
 
-async def check(engine: LmdeployEngine, reference: dict[str | None, Reference], *requests: GenerationRequest) -> list:
+async def check(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], *requests: GenerationRequest
+) -> list[TokenOutput]:
     """Compute these together; return the first output of each."""
     answers = await asyncio.gather(*(collect(engine, one) for one in requests))
     for one, outputs in zip(requests, answers, strict=True):

@@ -11,5 +11,5 @@ if __name__ == "__main__":
     async def check(self: HotSlots) -> str:
         return "so the test wants it"
 
-    HotSlots.check = check
+    HotSlots.check = check  # type: ignore[method-assign]
     main()

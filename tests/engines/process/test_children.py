@@ -1,12 +1,12 @@
 """Child processes that die with their parent."""
 
+import shutil
 import subprocess
 import sys
 
 import psutil
 import pytest
 
-from engines.process import children
 from engines.process.children import kill_group, with_parent_death_signal
 
 PATIENCE = 30
@@ -46,9 +46,9 @@ def test_a_child_is_killed_when_its_parent_is(program: str) -> None:
 
 
 def test_a_command_is_the_same_where_the_system_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert with_parent_death_signal(["a", "b"]) == ["a", "b"]
-    monkeypatch.setattr(children.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert with_parent_death_signal(["a", "b"]) == ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "a", "b"]
 
 

@@ -37,7 +37,7 @@ async def settled() -> None:
 
 async def hosted(engine: SlowAdapters) -> _Hosted:
     await engine.start()
-    return _Hosted(engine, asyncio.StreamReader(), None)  # type: ignore[arg-type]  # nothing is told here
+    return _Hosted(engine, asyncio.StreamReader(), None)  # nothing is told here
 
 
 LOAD, UNLOAD = frames.LoadAdapter("a@1", "nowhere", False), frames.UnloadAdapter("a@1")

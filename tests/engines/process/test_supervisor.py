@@ -1,13 +1,13 @@
 """An engine that dies is started again, with growing pauses, until it cannot be started at all."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from engines.errors import EngineFailure, EngineUnavailable, UnsupportedModel
-from engines.process import supervisor
 from engines.process.supervisor import STEADY, Supervisor
 from engines.types import EngineState
 
@@ -50,8 +50,8 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lives]:
 
     def make(*plans: float | Exception) -> Lives:
         made.append(Lives(*plans))
-        monkeypatch.setattr(supervisor.time, "monotonic", lambda: made[-1].now)
-        monkeypatch.setattr(supervisor.asyncio, "sleep", made[-1].pause)
+        monkeypatch.setattr(time, "monotonic", lambda: made[-1].now)
+        monkeypatch.setattr(asyncio, "sleep", made[-1].pause)
         return made[-1]
 
     return make

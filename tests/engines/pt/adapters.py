@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from engines.adapters.folder import read_adapter
 from engines.adapters.spec import AdapterSpec
+from engines.errors import TuneserveError
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import Reference
@@ -49,7 +50,7 @@ def load(core: EngineCore, **folders: Path) -> None:
     """Load adapters by the names of their versions, and step until they are there."""
     for version, folder in folders.items():
         core.adapters.load(version, folder, pinned=False)
-    arrived = {}
+    arrived: dict[str, TuneserveError | None] = {}
     deadline = time.monotonic() + PATIENCE
     while len(arrived) < len(folders):
         assert time.monotonic() < deadline, "they never came"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from engines.errors import TuneserveError
+from engines.process.resources import GIB
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
-from engines.pt.runner import GIB, ModelRunner
+from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler
 from engines.types import EmbeddingRequest, FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.pt.tiny import EOS, VOCAB_SIZE
@@ -57,7 +58,8 @@ class Answer:
 
 def settings(folder: Path, **changes: Any) -> PtConfig:
     """Float32, one thread, small blocks, and whatever else is asked for."""
-    return PtConfig(**{"model": str(folder), "dtype": "float32", "block_size": BLOCK_SIZE, "threads": 1} | changes)
+    usual: dict[str, Any] = {"model": str(folder), "dtype": "float32", "block_size": BLOCK_SIZE, "threads": 1}
+    return PtConfig(**usual | changes)
 
 
 def cache_of(blocks: int, runner: ModelRunner) -> float:
@@ -67,9 +69,9 @@ def cache_of(blocks: int, runner: ModelRunner) -> float:
 
 
 def core_of(
-    runner: ModelRunner, *, eos: tuple[int, ...] = (EOS,), grammars: GrammarCompiler | None = None, **changes: Any
+    runner: Any, *, eos: tuple[int, ...] = (EOS,), grammars: GrammarCompiler | None = None, **changes: Any
 ) -> EngineCore:
-    """A core with nothing in its cache, on a runner that may have served others."""
+    """A core with nothing in its cache, on a runner that may have served others, or on what stands for one."""
     return EngineCore(runner, settings(Path(), **changes), eos, grammars)
 
 

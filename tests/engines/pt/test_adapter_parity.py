@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.driver import Answer
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from engines.types import EmbeddingRequest, GenerationRequest
 from tests.engines.pt.adapters import load, save_adapter, with_peft
 from tests.engines.pt.conftest import GetRunner
-from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings
+from tests.engines.pt.driving import Answer, Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.test_parity import BUDGET, LENGTHS, check
 from tests.engines.pt.tiny import CONFIGS
 

@@ -49,7 +49,7 @@ class Lora:
     def __init__(self, support: AdapterSupport, num_slots: int) -> None:
         self.support = support
         self.num_slots = num_slots
-        self.written = {}
+        self.written: dict[int, AdapterWeights] = {}
 
     def write(self, slot: int, weights: AdapterWeights) -> None:
         self.written[slot] = weights
@@ -67,7 +67,7 @@ class Stored:
         plain = runner("llama", max_loras=num_slots)
         self.lora = Lora(plain.lora.support, num_slots)
         self.slots = AdapterSlots(num_slots)
-        self.store = AdapterStore(self.lora, self.slots, dtype=torch.float32, max_in_host=max_in_host)
+        self.store = AdapterStore(self.lora, self.slots, dtype=torch.float32, max_in_host=max_in_host)  # type: ignore[arg-type]
         self.folders = folders
         self.woken = threading.Event()
         self.store.wake = self.woken.set
@@ -79,7 +79,7 @@ class Stored:
 
     def arrivals(self, count: int) -> dict[str, TuneserveError | None]:
         """So many of them, in the order in which they come."""
-        found = {}
+        found: dict[str, TuneserveError | None] = {}
         while len(found) < count:
             self.woken.clear()
             found |= {arrival.version: arrival.error for arrival in self.store.arrivals()}
@@ -218,7 +218,7 @@ def truncate(path: Path) -> None:
     (path / WEIGHTS).write_bytes(weights[: len(weights) // 2])
 
 
-BREAK = {
+BREAK: dict[str, Callable[[Path], object]] = {
     "gone": shutil.rmtree,
     "without weights": lambda path: (path / WEIGHTS).unlink(),
     "truncated": truncate,
@@ -337,14 +337,12 @@ def test_a_step_that_raises_leaves_the_adapters_right(
 ) -> None:
     core = small_core()
     load(core, a=saved["a"], b=saved["b"])
-    step, core.runner.step = core.runner.step, None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core.runner, "step", None)
         core.add(asked_of(("a",), 1)[0])
         with pytest.raises(TypeError):
             core.step()
         assert [request_id for request_id, _ in core.fail_running(EngineFailure("sorry")).errors] == ["r0"]
-    finally:
-        core.runner.step = step
     asked = asked_of(("b", "a"), 4)
     answers = run(core, asked)
     for version in "ab":

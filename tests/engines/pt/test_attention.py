@@ -1,6 +1,8 @@
 """Three ways to attend to blocks, one answer: that of plain attention over the whole sequence."""
 
 import ctypes
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
 
 from engines.errors import UnsupportedModel
 from engines.pt import attention
@@ -181,7 +184,7 @@ def test_plain_torch_is_used_where_it_is_asked_for(library: ctypes.CDLL, attn_im
 def test_without_a_compiler_plain_torch_does_the_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert build.load() is None
     assert choose(None, {0: shape()}, None) is attend_gather
     assert "no C compiler found" in caplog.text
@@ -217,12 +220,12 @@ def test_a_built_kernel_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     assert build.load() is not None
     [library] = (tmp_path / "kernels").iterdir()
-    monkeypatch.setattr(build.subprocess, "run", None)  # it is not built again
+    monkeypatch.setattr(subprocess, "run", None)  # it is not built again
     assert build.load() is not None
     assert library.exists()
 
 
 def test_models_are_told_of_both_names() -> None:
     attention.register()
-    known = attention.AttentionInterface().valid_keys()
+    known = AttentionInterface().valid_keys()
     assert {attention.NAME, attention.PROBE} <= {*known}

@@ -28,7 +28,7 @@ def tiny_llama(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped here
 def search(model: LlamaForCausalLM, sampling: Sampling, eos: tuple[int, ...], n: int) -> list[Hypothesis]:
     found = BeamSearch(sampling.num_beams, sampling.length_penalty, eos, sampling.max_new_tokens, n)
     beams, rows = [list(PROMPT)], [SamplerRow(sampling, PROMPT, eos, 0, VOCAB)]

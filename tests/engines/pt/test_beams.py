@@ -6,11 +6,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from benchmarks.driver import Answer
 from engines.errors import InvalidRequest
 from engines.types import GenerationRequest
 from tests.engines.pt.conftest import GetRunner
-from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run
+from tests.engines.pt.driving import BLOCK_SIZE, Answer, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS
 
 LENGTH = 10

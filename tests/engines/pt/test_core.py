@@ -78,7 +78,7 @@ def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arri
 
 @pytest.mark.parametrize("scarce", ["seats", "blocks"])
 def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner: GetRunner, scarce: str) -> None:
-    few = {"max_num_seqs": 2} if scarce == "seats" else {}
+    few: dict[str, Any] = {"max_num_seqs": 2} if scarce == "seats" else {}
     core = core_of(runner("llama") if scarce == "seats" else runner("llama", blocks=8, max_model_len=64), **few)
     asked = {
         name: request(prompt(9, i), name, priority=9, max_new_tokens=16, ignore_eos=True) for i, name in enumerate("ab")
@@ -190,8 +190,8 @@ def test_a_request_of_which_nothing_is_wanted_any_more_is_gone(runner: GetRunner
 
 def test_abort_frees_everything_at_once(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_batched_tokens=16, max_num_seqs=4)
-    for i, sampling in enumerate(({}, {"num_beams": 3}, {})):
-        core.add(request(prompt(30, i), f"r{i}", ignore_eos=True, **sampling))
+    for i, beams in enumerate((1, 3, 1)):
+        core.add(request(prompt(30, i), f"r{i}", ignore_eos=True, num_beams=beams))
     for _ in range(5):
         core.step()
     for name in ("r0", "r1", "r2", "unknown"):
@@ -264,9 +264,9 @@ def test_a_request_that_can_never_run_is_refused(
 
 def test_too_many_outputs_are_refused_by_their_name(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=2)
-    for name, sampling in (("n", {"n": 3}), ("num_beams", {"num_beams": 3})):
+    for name, refused in (("n", request(prompt(4), n=3)), ("num_beams", request(prompt(4), num_beams=3))):
         with pytest.raises(InvalidRequest) as refusal:
-            core.add(request(prompt(4), **sampling))
+            core.add(refused)
         assert refusal.value.param == name
 
 
@@ -362,7 +362,7 @@ def test_an_embedding_is_the_normalised_last_hidden_state(
 ) -> None:
     core = core_of(runner(name), max_num_batched_tokens=16)
     prompts = [prompt(4 + 9 * i, i) for i in range(4)]
-    mixed = [embedding(f"e{i}", ids) for i, ids in enumerate(prompts)]
+    mixed: list[GenerationRequest | EmbeddingRequest] = [embedding(f"e{i}", ids) for i, ids in enumerate(prompts)]
     mixed += [request(prompt(11, i), f"g{i}", ignore_eos=True) for i in range(3)]
     answers = run(core, mixed)
     for i, ids in enumerate(prompts):

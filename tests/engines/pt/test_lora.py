@@ -172,7 +172,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way: ctypes
 
 def test_stacks_grow_to_the_highest_rank_and_no_further(way: ctypes.CDLL | None) -> None:
     layer = Layer(way, ranks=(0,) * SLOTS)
-    assert layer.layer._stack is None
+    assert not layer.layer._stack
     for rank in (3, 8, 5, 8):
         for slot in range(SLOTS):
             layer.layer.write(slot, matrices(rank, 64, 48), None)
@@ -247,7 +247,7 @@ def test_layers_tell_how_many_rows_they_get() -> None:
 # ---- whole models
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "ranks of their own": {
         "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 9},
         "alpha_pattern": {"v_proj": 3, "down_proj": 20},
@@ -369,7 +369,7 @@ def test_nothing_is_computed_where_no_request_uses_an_adapter(
 ) -> None:
     counted = Counted(library)
     own = runner_of(folder("llama"))
-    own.lora._library = counted
+    own.lora._library = counted  # type: ignore[assignment]
     core = core_of(own)
     load(core, a=save_adapter(folder("llama"), tmp_path))
     run(core, [request(prompt(9), ignore_eos=True)])

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.driver import Answer
 from engines.types import GenerationRequest
 from tests.engines.pt.conftest import GetRunner
-from tests.engines.pt.driving import Reference, core_of, prompt, request, run
+from tests.engines.pt.driving import Answer, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import CONFIGS, WINDOW
 
 LENGTHS = (1, 3, 7, 8, 9, 16, 17, 24, 29, 31, 37, 40, 44, 48, 52, 61)

@@ -42,7 +42,7 @@ class Paced(Watched):
 class Served:
     """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
 
-    def __init__(self, runner: ModelRunner, *, grammars: GrammarCompiler | None = None) -> None:
+    def __init__(self, runner: ModelRunner, *, grammars: Any = None) -> None:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)

@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from engines.errors import UnsupportedModel
+from engines.process.resources import GIB
 from engines.pt import rope
 from engines.pt.attention import KernelAttention, attend_gather
 from engines.pt.linear import PackedLinear, WideningLinear
-from engines.pt.runner import GIB, ModelRunner
+from engines.pt.runner import ModelRunner
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import Reference, cache_of, core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, VOCAB_SIZE, save

@@ -43,7 +43,7 @@ def check(name: str, text: str) -> None:
 
 def run_mixed(core: EngineCore, grammars: Grammars, *, temperature: float = 0.0, n: int = 1) -> dict[str, Answer]:
     """Each constraint once, between free requests."""
-    answers = {}
+    answers: dict[str, Answer] = {}
     free = [request(prompt(11 + i, i), f"free{i}", ignore_eos=True) for i in range(3)]
 
     def add_constrained(step: int) -> None:
@@ -70,7 +70,7 @@ def run_mixed(core: EngineCore, grammars: Grammars, *, temperature: float = 0.0,
         report.outputs[:] = [pair for pair in report.outputs if pair[0] not in CONSTRAINTS]
         return report
 
-    core.step = step
+    core.step = step  # type: ignore[method-assign]
     return answers | run(core, free, between=add_constrained)
 
 

@@ -239,6 +239,6 @@ def test_a_grammar_that_becomes_too_complex_fails_its_row(
 
 def test_a_tokenizer_that_cannot_be_constrained_says_why(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UnsupportedModel, match="fast tokenizer"):
-        GrammarCompiler(object(), 10, [EOS])  # type: ignore[arg-type]
+        GrammarCompiler(object(), 10, [EOS])
     with pytest.raises(UnsupportedModel, match="end-of-sequence"):
         GrammarCompiler(tokenizer, len(tokenizer), [])

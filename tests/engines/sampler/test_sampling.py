@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ SMALL, LARGE = 50, 8200
 """A vocabulary that fits in the candidates, and one that does not (and is no multiple of a block)."""
 
 
-def row(prompt: list[int] | None = None, *, index: int = 0, vocab: int = SMALL, **parameters: object) -> SamplerRow:
-    sampling = Sampling(max_new_tokens=64, **parameters)  # type: ignore[arg-type]
+def row(prompt: list[int] | None = None, *, index: int = 0, vocab: int = SMALL, **parameters: Any) -> SamplerRow:
+    sampling = Sampling(max_new_tokens=64, **parameters)
     return SamplerRow(sampling, prompt or [], EOS, index, vocab)
 
 
@@ -40,9 +41,9 @@ def logits_of(vocab: int, rows: int = 1, seed: int = 0, spread: float = 3.0) -> 
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def distribution(logits: Tensor, **parameters: object) -> Tensor:
+def distribution(logits: Tensor, **parameters: Any) -> Tensor:
     """The exact distribution over one row's tokens, as transformers' warpers make it."""
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(parameters.get("temperature", 1.0)))]  # type: ignore[arg-type]
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(parameters.get("temperature", 1.0)))]
     if top_k := parameters.get("top_k"):
         warpers.append(TopKLogitsWarper(top_k))
     if top_p := parameters.get("top_p"):
@@ -55,10 +56,11 @@ def distribution(logits: Tensor, **parameters: object) -> Tensor:
     return scores[0].double().softmax(-1)
 
 
-def draws(logits: Tensor, count: int, **parameters: object) -> list[int]:
+def draws(logits: Tensor, count: int, **parameters: Any) -> list[int]:
     """`count` draws from one row's logits, as the positions of one stream, sampled as a batch of streams."""
     rows = [row(vocab=logits.shape[1], seed=1, index=i, **parameters) for i in range(100)]
-    batch, tokens = logits.expand(len(rows), -1), []
+    batch = logits.expand(len(rows), -1)
+    tokens: list[int] = []
     while len(tokens) < count:
         chosen = sample(batch, rows, None).token_ids
         for some_row, token_id in zip(rows, chosen, strict=True):
@@ -82,7 +84,7 @@ def chi_square_ok(tokens: list[int], expected: Tensor) -> bool:
     return statistic < quantile
 
 
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.6},
     {"temperature": 1.7},
@@ -101,7 +103,7 @@ FILTERS = [
 
 @pytest.mark.parametrize("vocab", [SMALL, LARGE])
 @pytest.mark.parametrize("parameters", FILTERS, ids=str)
-def test_frequencies_follow_the_exact_distribution(vocab: int, parameters: dict[str, float]) -> None:
+def test_frequencies_follow_the_exact_distribution(vocab: int, parameters: dict[str, Any]) -> None:
     logits = logits_of(vocab)
     assert chi_square_ok(draws(logits, 4000, **parameters), distribution(logits, **parameters))
 
@@ -253,7 +255,7 @@ def test_allowed_tokens_and_a_mask_both_hold() -> None:
 
 
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}], ids=str)
-def test_a_mask_with_one_token_forces_it(parameters: dict[str, float]) -> None:
+def test_a_mask_with_one_token_forces_it(parameters: dict[str, Any]) -> None:
     some_row = row(vocab=LARGE, **parameters)
     assert sample(logits_of(LARGE), [some_row], mask_of(4321, vocab=LARGE)).token_ids == [4321]
 
@@ -264,7 +266,7 @@ def test_a_mask_with_one_token_forces_it(parameters: dict[str, float]) -> None:
 @pytest.mark.parametrize("parameters", [p for p in FILTERS if {"top_k", "top_p", "min_p"} & p.keys()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_shortcut_chooses_what_the_full_sort_chooses(
-    parameters: dict[str, float], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    parameters: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = logits_of(LARGE, rows=200).to(dtype)
     rows = [row(vocab=LARGE, seed=i, **parameters) for i in range(len(logits))]
@@ -306,7 +308,7 @@ some_parameters = st.sampled_from([*FILTERS, {"temperature": 0.0}, {"presence_pe
     data=st.data(),
 )
 def test_a_seeded_row_does_not_see_its_batch(
-    own: dict[str, float], others: list[dict[str, float]], seed: int, data: st.DataObject
+    own: dict[str, Any], others: list[dict[str, Any]], seed: int, data: st.DataObject
 ) -> None:
     place = data.draw(st.integers(0, len(others)))
     logits = logits_of(LARGE, rows=20, seed=99)
@@ -402,9 +404,7 @@ def test_logprobs_have_a_floor() -> None:
 @pytest.mark.parametrize("parameters", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 5}], ids=str)
 @pytest.mark.parametrize("broken", [torch.nan, -torch.nan, torch.inf])
 @pytest.mark.parametrize("vocab", [SMALL, LARGE])
-def test_logits_that_are_not_numbers_fail_their_row_only(
-    vocab: int, broken: float, parameters: dict[str, float]
-) -> None:
+def test_logits_that_are_not_numbers_fail_their_row_only(vocab: int, broken: float, parameters: dict[str, Any]) -> None:
     logits = logits_of(vocab, rows=3)
     logits[1, 20] = broken
     with pytest.raises(SamplingError) as caught:
@@ -429,7 +429,7 @@ def test_constraints_that_leave_nothing_are_the_requests_fault() -> None:
         ("bad_words", {"bad_words_ids": ((1, SMALL),)}),
     ],
 )
-def test_a_token_outside_the_vocabulary_is_refused_by_name(name: str, parameters: dict[str, object]) -> None:
+def test_a_token_outside_the_vocabulary_is_refused_by_name(name: str, parameters: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         row(**parameters)
     assert caught.value.param == name

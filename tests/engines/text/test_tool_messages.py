@@ -112,7 +112,10 @@ def test_without_tools_a_plain_template_gets_no_instructions() -> None:
 def test_arguments_that_are_no_object_are_shown_as_they_were_written() -> None:
     broken = call("call_a", "Paris")
     broken["function"]["arguments"] = "{'city': 'Paris'"
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [broken]}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [broken]},
+    ]
     assert "{'city': 'Paris'" in rendered(QWEN, messages)
     assert "{'city': 'Paris'" in rendered(PLAIN, messages)
 

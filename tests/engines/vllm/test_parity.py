@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG
 from engines.errors import ContextLengthExceeded, InvalidRequest
-from engines.types import FinishReason, GenerationRequest, Structured
+from engines.types import FinishReason, GenerationRequest, Structured, StructuredKind
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
@@ -100,7 +100,7 @@ async def test_adapters_whatever_their_layers_ranks_and_scales_are(
 ) -> None:
     support = engine.capabilities().adapters
     ranks = {Q: 2, DOWN: 5 if "rank_pattern" in config else 2}
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for module, rank in ranks.items():
         tensors |= lora_tensors([module], rank=rank, support=support, seed=rank)
     folder = write_adapter(
@@ -175,7 +175,7 @@ async def test_logprobs_are_the_models_own_whatever_shapes_the_choice(engine: Vl
 
 async def test_penalties_and_filters_have_their_effect(engine: VllmEngine) -> None:
     # The likeliest token is favoured so much that it comes again and again, unless something is against it.
-    favourite = {"logit_bias": {65: 20.0}, "ignore_eos": True, "max_new_tokens": 6}
+    favourite: dict[str, Any] = {"logit_bias": {65: 20.0}, "ignore_eos": True, "max_new_tokens": 6}
     assert (await answer(engine, request(**favourite))).token_ids == [65] * 6
     for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 100.0}):
         bias = {65: 20.0, 66: 19.5} if "repetition_penalty" not in penalty else {65: 20.0}
@@ -218,7 +218,7 @@ async def test_an_output_ends_where_the_context_does(engine: VllmEngine) -> None
     ids=["json_object", "lark", "gbnf", "special"],
 )
 async def test_structured_output_of_every_kind_even_with_texts_of_special_tokens(
-    engine: VllmEngine, kind: str, value: str, matches: Callable[[str], bool]
+    engine: VllmEngine, kind: StructuredKind, value: str, matches: Callable[[str], bool]
 ) -> None:
     tokenizer = byte_level_tokenizer()
     schema = Structured(kind=kind, value=value)

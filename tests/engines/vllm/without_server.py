@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable
+from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
@@ -23,7 +24,7 @@ from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY
 
 
-async def refusal(settings: dict) -> tuple[str, str]:
+async def refusal(settings: dict[str, Any]) -> tuple[str, str]:
     core = VllmCore(VllmConfig(**TINY | settings))
     try:
         await core.start()
@@ -66,7 +67,7 @@ async def sleep(model: str) -> dict[str, bool]:
 
 def tokens_of_a_step(model: str) -> dict[str, int]:
     """What `max_num_batched_tokens` is unless told. On two processes: on one, no way of using vLLM differs from another."""
-    asked = {"model": model, "tensor_parallel_size": 2}
+    asked: dict[str, Any] = {"model": model, "tensor_parallel_size": 2}
     settings = {
         "ours": engine_settings(VllmConfig(**asked), describe(load_config(model)), lora=False),
         "vllm serve": AsyncEngineArgs(**asked).create_engine_config(UsageContext.OPENAI_API_SERVER),
@@ -75,7 +76,7 @@ def tokens_of_a_step(model: str) -> dict[str, int]:
     return {user: made.scheduler_config.max_num_batched_tokens for user, made in settings.items()}
 
 
-async def main(model: str, wrong: dict[str, dict]) -> None:
+async def main(model: str, wrong: dict[str, dict[str, Any]]) -> None:
     refusals = {name: await refusal(settings) for name, settings in wrong.items()}
     seen = {"refusals": refusals, "sleep": await sleep(model), "tokens of a step": tokens_of_a_step(model)}
     sys.stdout.write(json.dumps(seen))

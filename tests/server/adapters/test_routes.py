@@ -13,10 +13,10 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.parts import make_parts
 from tests.adapter_folders import write_adapter
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, Response
 from tests.server.process import ServerProcess
 
-MESSAGES = [{"role": "user", "content": "hello"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 
 
 class Api:
@@ -26,10 +26,10 @@ class Api:
         self.client = client
         self.engine = engine
 
-    def post(self, path: str, /, **body: Any) -> httpx.Response:
+    def post(self, path: str, /, **body: Any) -> Response:
         return self.client.post(path, json=body)
 
-    def load(self, name: str, path: object, **fields: Any) -> httpx.Response:
+    def load(self, name: str, path: object, **fields: Any) -> Response:
         return self.post("/v1/load_lora_adapter", lora_name=name, lora_path=str(path), **fields)
 
     def adapter(self, name: str) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api:
 
 def test_every_route_takes_an_adapter_and_lets_it_go(api: Api) -> None:
     api.load("sql", "a")
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": MESSAGES},
         "/v1/completions": {"prompt": ["a", "b"], "n": 2},
         "/v1/embeddings": {"input": ["a", "b"]},

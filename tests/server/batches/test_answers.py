@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Engine(EchoEngine):
         super().__init__(faults=faults)
         self.requests: list[GenerationRequest] = []
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         self.requests.append(request)
         return super().generate(request)
 
@@ -81,7 +81,7 @@ async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(eng
 
 
 async def test_a_body_that_is_nested_too_deep_is_refused(parts: Parts) -> None:
-    deep: list = []
+    deep: list[Any] = []
     for _ in range(1000):
         deep = [deep]
     assert (await ask(parts, {**HELLO, "tools": deep})).status == 400

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import openai
@@ -18,7 +18,7 @@ from tests.adapter_folders import write_adapter
 from tests.server.openai_schema import check
 from tests.server.process import PATIENCE, ServerProcess
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 OVER = {"completed", "failed", "cancelled", "expired"}
 
 

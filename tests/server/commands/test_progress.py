@@ -6,7 +6,7 @@ import json
 import pytest
 
 from server.commands.progress import JsonProgress, TerminalProgress, progress_on
-from training.folder import EVENT, Checkpoint, Evaluation, Message, Started, Step
+from training.folder import EVENT, Checkpoint, Evaluation, Event, Message, Started, Step
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def step(number: int, time: float = 0.0, **metrics: float) -> Step:
     return Step(time=time, step=number, total_steps=40, epoch=number / 20, metrics=metrics or {"loss": 1.23456})
 
 
-EVENTS = [
+EVENTS: list[Event] = [
     Message(time=0, message="Loading."),
     Started(time=0, total_steps=40, rows=20),
     step(10, 5.0),

@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Have the worker run a script; returns the words that the last was started with."""
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def does(script: str, **values: Any) -> dict[str, Any]:
         given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
@@ -120,8 +120,8 @@ def test_a_worker_that_dies_leaves_the_end_of_its_log(
 def test_a_checkpoint_is_named_by_its_whole_path(worker: Callable[..., dict[str, Any]], here: Path) -> None:
     asked = worker('result(status="succeeded", artifact=".", kind="model")')
     cli.main(["sft", "--model", "m", "--resume_from_checkpoint", "out/checkpoint-1"])
-    task = JobFolder(asked["folder"]).read_task()
-    assert task.params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
+    params: Any = JobFolder(asked["folder"]).read_task().params
+    assert params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
 
 
 def test_several_processes_are_asked_for_as_the_reference_does(

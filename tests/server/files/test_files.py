@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -36,7 +37,7 @@ class Api:
     def upload(self, name: str = "a.jsonl", content: bytes = LINE, **fields: str) -> httpx.Response:
         return self.http.post("/v1/files", data=fields, files={"file": (name, content)})
 
-    def refused(self, reply: httpx.Response, status: int = 400) -> dict:
+    def refused(self, reply: httpx.Response, status: int = 400) -> dict[str, Any]:
         """The error; nothing was kept of what was sent."""
         assert reply.status_code == status, reply.text
         assert self.contents() == []
@@ -45,7 +46,7 @@ class Api:
 
 @pytest.fixture
 def start(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Callable[..., Api]:
-    def start(**params: object) -> Api:
+    def start(**params: Any) -> Api:
         return Api(start_echo(params={"state_dir": str(tmp_path), "verbose": False, **params}), tmp_path)
 
     return start
@@ -117,7 +118,7 @@ def test_the_order_of_a_form_does_not_matter(api: Api) -> None:
 
 
 def test_files_are_listed_in_pages(api: Api) -> None:
-    purposes = ("batch", "fine-tune", "batch", "fine-tune", "batch")
+    purposes: tuple[Literal["batch", "fine-tune"], ...] = ("batch", "fine-tune", "batch", "fine-tune", "batch")
     made = [api.client.files.create(file=(f"{n}.jsonl", LINE), purpose=p).id for n, p in enumerate(purposes)]
     page = api.http.get("/v1/files", params={"limit": 2}).json()
     check("ListFilesResponse", page)
@@ -197,7 +198,7 @@ def test_only_two_purposes_can_be_uploaded(api: Api, purpose: str) -> None:
     ],
 )
 def test_a_form_that_is_wrong_is_refused_by_the_name_of_its_field(
-    api: Api, fields: dict[str, str], param: str, code: str
+    api: Api, fields: dict[str, Any], param: str, code: str
 ) -> None:
     error = api.refused(api.upload(**fields))
     assert (error["param"], error["code"]) == (param, code)
@@ -281,7 +282,7 @@ def test_many_files_are_uploaded_at_once(api: Api) -> None:
 def test_a_key_sees_the_files_of_its_role(start: Callable[..., Api]) -> None:
     api = start(api_key=["infer:ask", "train:teach", "admin:rule", "all"])
 
-    def call(key: str, method: str, path: str, **options: object) -> httpx.Response:
+    def call(key: str, method: str, path: str, **options: Any) -> httpx.Response:
         return api.http.request(method, path, headers={"authorization": f"Bearer {key}"}, **options)
 
     def upload(key: str, purpose: str) -> httpx.Response:

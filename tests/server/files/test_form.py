@@ -1,6 +1,7 @@
 """Forms as they come in: any cut of the bytes gives the same parts; what is no form is refused."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ async def read(content_type: str, *pieces: bytes) -> Parts:
     return found
 
 
-def encode(data: dict, files: dict) -> tuple[str, bytes]:
+def encode(data: dict[str, Any], files: dict[str, Any]) -> tuple[str, bytes]:
     request = httpx.Request("POST", "http://x", data=data, files=files)
     return request.headers["content-type"], request.read()
 

@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,12 @@ async def test_a_disk_that_knows_no_links_gets_a_copy(
 async def test_a_full_disk_is_said_and_leaves_nothing(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def full(*args: object, **kwargs: object) -> None:
+    def full(*args: object, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if step == "fsync" else (Path, "open")), full)
+        owner: Any = os if step == "fsync" else Path
+        patch.setattr(owner, step, full)
         with pytest.raises(StorageFull, match="no room left"):
             await files.create("batch", "a.jsonl", b"content")
     assert contents(tmp_path) == []

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
@@ -20,7 +19,7 @@ from server.jobs.executor import LocalExecutor
 from server.jobs.jobs import Jobs, Machine
 from server.parts import make_parts
 from tests.adapter_folders import write_adapter
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, Response
 from tests.server.openai_schema import check
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -47,7 +46,7 @@ class Api:
         assert reply.status_code == 200, reply.text
         return reply.json()["id"]
 
-    def post(self, **body: Any) -> httpx.Response:
+    def post(self, **body: Any) -> Response:
         file = {} if "training_file" in body else {"training_file": self.upload()}
         return self.client.post(JOBS, json={"model": "echo"} | file | body)
 
@@ -69,7 +68,7 @@ class Api:
         reply = self.client.get(f"{JOBS}/{id}/checkpoints{query}").json()
         return checked("ListFineTuningJobCheckpointsResponse", reply)
 
-    def move(self, id: str, verb: str) -> httpx.Response:
+    def move(self, id: str, verb: str) -> Response:
         return self.client.post(f"{JOBS}/{id}/{verb}")
 
     def wait(self, id: str, *statuses: str) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 import pytest
 
 from server.fine_tuning.progress import Told, checkpoint_metrics, result_csv, tell
-from tests.engines.lmdeploy.cpu_shim import Event
-from training.folder import Checkpoint, Evaluation, Message, Started, Step
+from training.folder import Checkpoint, Evaluation, Event, Message, Started, Step
 
 
 def step(number: int, **metrics: float) -> Step:
@@ -15,7 +14,7 @@ def evaluation(number: int, **metrics: float) -> Evaluation:
     return Evaluation(time=0, step=number, metrics=metrics)
 
 
-EVENTS = [
+EVENTS: list[Event] = [
     Started(time=0, total_steps=4, rows=2),
     step(1, loss=2.0, token_accuracy=0.25, learning_rate=1e-3),
     step(2, loss=1.5, token_accuracy=0.5),

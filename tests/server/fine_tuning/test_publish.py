@@ -34,7 +34,8 @@ def run_job(api: Api, **params: Any) -> Job:
 
 def events_of(api: Api, job: Job) -> list[str]:
     async def read() -> list[str]:
-        return [each.event.message for each in await api.jobs.store.events(job.id, types=["message"])]
+        found: list[Any] = await api.jobs.store.events(job.id, types=["message"])
+        return [each.event.message for each in found]
 
     return api.client.portal.call(read)
 

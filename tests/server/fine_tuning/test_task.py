@@ -39,7 +39,7 @@ def test_the_model_is_trained_as_it_is_served() -> None:
 
 
 def test_hyperparameters_become_the_trainers() -> None:
-    params = final_task(record(), FILES, SERVED, chosen=CHOSEN, rows=60).params
+    params: Any = final_task(record(), FILES, SERVED, chosen=CHOSEN, rows=60).params
     assert (params.num_train_epochs, params.learning_rate) == (3, pytest.approx(5e-4))
     assert (params.per_device_train_batch_size, params.gradient_accumulation_steps) == (4, 2)
     assert (params.save_strategy, params.logging_steps) == ("epoch", 1)
@@ -53,11 +53,13 @@ def test_a_validation_file_is_evaluated_on() -> None:
 def test_dpo_is_the_task_rlhf() -> None:
     chosen = choose(Hyperparameters(beta=0.3), method="dpo", rows=60, model_parameters=None)
     task = final_task(record(method="dpo"), FILES, SERVED, chosen=chosen, rows=60)
-    assert (task.task, task.params.rlhf_type, task.params.beta, task.params.rpo_alpha) == ("rlhf", "dpo", 0.3, 0.0)
+    params: Any = task.params
+    assert (task.task, params.rlhf_type, params.beta, params.rpo_alpha) == ("rlhf", "dpo", 0.3, 0.0)
 
 
 def test_dpo_may_be_asked_to_learn_the_preferred_answers_too() -> None:
-    assert first_task(record(method="dpo", parameters={"rpo_alpha": 1.0}), FILES, SERVED).params.rpo_alpha == 1.0
+    params: Any = first_task(record(method="dpo", parameters={"rpo_alpha": 1.0}), FILES, SERVED).params
+    assert params.rpo_alpha == 1.0
 
 
 def test_parameters_replace_what_the_server_would_choose() -> None:

@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
-def main(plan: dict, program: str, folder: Path) -> int:
+def main(plan: dict[str, Any], program: str, folder: Path) -> int:
     if program == "validate":
         found = {"rows": plan["rows"], "model_parameters": 135_000_000, "error": plan["error"]}
         write(folder / "validation.json", found)
@@ -20,7 +21,7 @@ def main(plan: dict, program: str, folder: Path) -> int:
     return run(folder, plan, json.loads((folder / "task.json").read_text()))
 
 
-def run(folder: Path, plan: dict, task: dict) -> int:
+def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     resumed = task["params"].get("resume_from_checkpoint")
@@ -44,12 +45,12 @@ def run(folder: Path, plan: dict, task: dict) -> int:
     return 0
 
 
-def tell(folder: Path, **event: object) -> None:
+def tell(folder: Path, **event: Any) -> None:
     with (folder / "events.jsonl").open("a") as file:
         file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
-def write(path: Path, value: dict) -> None:
+def write(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}")
     partial.write_text(json.dumps(value))
     partial.rename(path)

@@ -17,7 +17,7 @@ from tests.server.process import ServerProcess
 TEXT = "abcdefgh" * 5
 
 
-def chat(**fields: Any) -> dict:
+def chat(**fields: Any) -> dict[str, Any]:
     return {"model": "echo", "messages": [{"role": "user", "content": TEXT}], **fields}
 
 

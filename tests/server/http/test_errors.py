@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import httpx
 import pytest
 from pydantic import BaseModel, Field
 
@@ -17,7 +16,7 @@ from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.tokenization import DetokenizeBody, TokenizeBody
 from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, Response
 
 ERRORS = [
     (errors.InvalidRequest("no", param="n"), 400, "invalid_request"),
@@ -71,7 +70,7 @@ def client() -> Iterator[ReadyClient]:
         yield client
 
 
-def error_of(reply: httpx.Response) -> dict:
+def error_of(reply: Response) -> dict[str, Any]:
     """The error object, after a look at everything that all errors have in common."""
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]

@@ -108,7 +108,7 @@ def test_a_server_told_to_be_quiet_logs_no_requests(
 def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
     parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
     client = ReadyClient(parts, raise_server_exceptions=False)
-    story = []
+    story: list[str] = []
 
     @client.app.get("/hold/{how}")
     async def hold(how: str, request: Request) -> StreamingResponse:

@@ -2,15 +2,17 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 import httpx
 
 from engines.logs import RequestFilter, about
+from tests.server.process import ServerProcess
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 
 
-def test_the_access_log_and_the_engines_log_name_the_same_request(start_echo) -> None:
+def test_the_access_log_and_the_engines_log_name_the_same_request(start_echo: Callable[..., ServerProcess]) -> None:
     server = start_echo(hosted=True, faults={"bug": True})
     while not server.is_ready():
         time.sleep(0.02)
@@ -28,7 +30,7 @@ def test_only_what_is_logged_for_a_request_names_one() -> None:
     def logged() -> str:
         record = logging.makeLogRecord({})
         RequestFilter().filter(record)
-        return record.about
+        return str(vars(record)["about"])
 
     with about("mine"):
         assert logged() == " [mine]"

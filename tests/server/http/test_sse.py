@@ -21,14 +21,14 @@ class Source:
     """Events to stream, one for each `put`; an exception is raised; None ends them."""
 
     def __init__(self) -> None:
-        self.queue = asyncio.Queue()
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self.closed = asyncio.Event()
 
     def put(self, *events: Any) -> None:
         for event in events:
             self.queue.put_nowait(event)
 
-    async def events(self) -> AsyncGenerator[object, None]:
+    async def events(self) -> AsyncGenerator[Any, None]:
         try:
             while (event := await self.queue.get()) is not None:
                 if isinstance(event, Exception):
@@ -102,9 +102,9 @@ class Client:
 
     def __init__(self, app: FastAPI, path: str, query: bytes = b"") -> None:
         self.gone = asyncio.Event()
-        self.sent = []
+        self.sent: list[Message] = []
         self.started = asyncio.Event()
-        self.pieces = asyncio.Queue()
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
         scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], "client": None}
         self.task = asyncio.create_task(app(scope, self.receive, self.send))
 

@@ -85,10 +85,12 @@ class Office:
                 await asyncio.sleep(0.01)
 
     async def steps(self, job: Job) -> list[int]:
-        return [each.event.step for each in await self.jobs.store.events(job.id, types=["step"])]
+        found: list[Any] = await self.jobs.store.events(job.id, types=["step"])
+        return [each.event.step for each in found]
 
     async def messages(self, job: Job) -> list[str]:
-        return [each.event.message for each in await self.jobs.store.events(job.id, types=["message"])]
+        found: list[Any] = await self.jobs.store.events(job.id, types=["message"])
+        return [each.event.message for each in found]
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
 # ---- the worker's command
 
 
-async def told(tmp_path: Path, *devices: str, hub_token: str | None = None) -> dict:
+async def told(tmp_path: Path, *devices: str, hub_token: str | None = None) -> dict[str, Any]:
     executor = LocalExecutor(hub_token=hub_token, command=(sys.executable, "-S", "-c", TELL))
     worker = await executor.start(Order(program="run", folder=tmp_path, mark="mark/1", devices=devices))
     assert await worker.wait() == 0

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from server.jobs.job import Job, JobStatus
 from server.jobs.store import JobStore, message
 from server.jobs.table import JOBS
 from server.store.database import Database
-from training.folder import Checkpoint, Evaluation, Step
+from training.folder import Checkpoint, Evaluation, Event, Message, Step
 
 QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
 
@@ -25,7 +26,7 @@ async def store(database_url: str, tmp_path: Path) -> AsyncIterator[JobStore]:
     await database.close()
 
 
-def job(id: str, **values: object) -> Job:
+def job(id: str, **values: Any) -> Job:
     empty = dict.fromkeys(
         ("devices", "metadata", "fine_tuning", "fine_tuned_model", "queued_at", "not_before", "started_at")
     ) | dict.fromkeys(("finished_at", "error", "result", "told"))
@@ -40,11 +41,16 @@ def step(number: int, loss: float = 1.0) -> Step:
     return Step(time=1.0, step=number, total_steps=9, epoch=0.5, metrics={"loss": loss})
 
 
+def steps(told: Iterable[Any]) -> list[int]:
+    return [each.event.step for each in told]
+
+
 async def test_a_job_is_what_was_created(store: JobStore) -> None:
     one = job("job-1", metadata={"a": "b"}, fine_tuning={"model": "m"}, told={"x": [1, None]})
     await store.create(one, message("Created"))
     assert await store.get("job-1") == one
-    assert [event.event.message for event in await store.events("job-1")] == ["Created"]
+    [created] = await store.events("job-1")
+    assert isinstance(created.event, Message) and created.event.message == "Created"
     with pytest.raises(NotFound):
         await store.get("job-2")
 
@@ -70,15 +76,20 @@ async def test_the_queue_is_by_priority_and_then_by_age(store: JobStore) -> None
 async def test_events_are_taken_in_once_and_steps_told_once(store: JobStore) -> None:
     await store.create(job("job-1"))
     first = await store.begin_attempt(await store.get("job-1"))
-    events = [step(1), step(2), Evaluation(time=1, step=2, metrics={}), Checkpoint(time=1, step=2, path="checkpoint-2")]
+    events: list[Event] = [
+        step(1),
+        step(2),
+        Evaluation(time=1, step=2, metrics={}),
+        Checkpoint(time=1, step=2, path="checkpoint-2"),
+    ]
     for _ in range(2):
         await store.take_in(first, events, before=0, after=100)
     assert await store.offset(first) == 100
     await store.change("job-1", attempt=1, before={RUNNING}, status=QUEUED)
     second = await store.begin_attempt(await store.get("job-1"))
-    again = [step(2, loss=9.0), step(3), Checkpoint(time=1, step=2, path="other")]
+    again: list[Event] = [step(2, loss=9.0), step(3), Checkpoint(time=1, step=2, path="other")]
     await store.take_in(second, again, before=0, after=50)
-    told = await store.events("job-1", types=["step"])
+    told: list[Any] = await store.events("job-1", types=["step"])
     assert [(each.event.step, each.attempt, each.event.metrics["loss"]) for each in told] == [
         (1, 1, 1.0), (2, 1, 1.0), (3, 2, 1.0),
     ]  # fmt: skip
@@ -94,9 +105,9 @@ async def test_pages_follow_one_another(store: JobStore) -> None:
     one = await store.get("job-1")
     await store.take_in(one, [step(n) for n in range(1, 6)], before=0, after=9)
     page, more = await store.page_of_events("job-1", after=None, limit=2)
-    assert ([each.event.step for each in page], more) == ([5, 4], True)
+    assert (steps(page), more) == ([5, 4], True)
     page, more = await store.page_of_events("job-1", after=page[-1].id, limit=5)
-    assert ([each.event.step for each in page], more) == ([3, 2, 1], False)
+    assert (steps(page), more) == ([3, 2, 1], False)
 
 
 async def test_what_is_deleted_is_gone_with_all_that_it_reported(store: JobStore) -> None:

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
-def write(path: Path, value: dict) -> None:
+def write(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}")
     partial.write_text(json.dumps(value))
     partial.rename(path)
@@ -27,16 +28,16 @@ def main(program: str, folder: Path) -> int:
     return run(folder, plan, json.loads((folder / "task.json").read_text()))
 
 
-def validate(folder: Path, plan: dict) -> int:
+def validate(folder: Path, plan: dict[str, Any]) -> int:
     if plan.get("validation_dies"):
         os.kill(os.getpid(), signal.SIGKILL)
     write(folder / "validation.json", {"rows": 8, "error": plan.get("invalid")})
     return 0
 
 
-def run(folder: Path, plan: dict, task: dict) -> int:
-    told = []
-    signal.signal(signal.SIGTERM, lambda *_: plan.get("no_stop") or told.append(True))
+def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
+    told: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda *_: told.extend([] if plan.get("no_stop") else [True]))
     sys.stdout.write("It begins.\n")
     sys.stdout.flush()
     steps, pause = plan.get("steps", 10), plan.get("seconds", 0.01)
@@ -79,7 +80,7 @@ def save(folder: Path, step: int) -> None:
     tell(folder, type="checkpoint", step=step, path=f"checkpoint-{step}")
 
 
-def tell(folder: Path, **event: object) -> None:
+def tell(folder: Path, **event: Any) -> None:
     with (folder / "events.jsonl").open("a") as file:
         file.write(json.dumps({"time": time.time(), **event}) + "\n")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,13 +21,13 @@ class Server:
     def __init__(self, client: ReadyClient) -> None:
         self.client = client
 
-    def load(self, name: str, path: str = "a", **fields: object) -> dict:
+    def load(self, name: str, path: str = "a", **fields: Any) -> dict[str, Any]:
         return self.client.post("/v1/adapters", json={"name": name, "path": path, **fields}).json()
 
     def unload(self, name: str) -> None:
         assert self.client.delete(f"/v1/adapters/{name}").status_code == 200
 
-    def ask(self, model: str) -> dict:
+    def ask(self, model: str) -> dict[str, Any]:
         return self.client.post("/v1/completions", json={"model": model, "prompt": "abc", "max_tokens": 5}).json()
 
     def samples(self, name: str) -> dict[tuple[str, ...], float]:

@@ -1,6 +1,6 @@
 """Metrics: what a request leaves behind, in the format that Prometheus reads."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -26,7 +26,7 @@ class Watched:
         self.parts = make_parts(self.engine, echo_tokenizer(), DeployParams(model="echo"))
         self.metrics = self.parts[Inference].metrics
 
-    def outputs(self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100) -> AsyncIterator[TokenOutput]:
+    def outputs(self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100) -> AsyncGenerator[TokenOutput, None]:
         request = GenerationRequest(
             request_id="r", prompt_ids=list(text.encode()), n=n, sampling=Sampling(max_new_tokens=max_new_tokens)
         )

@@ -197,7 +197,7 @@ def test_the_final_message_is_continued(api: Api) -> None:
 
 def test_echo_begins_with_the_message_that_is_continued(api: Api) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It is"}]
-    body = {"messages": messages, "continue_final_message": True, "echo": True}
+    body: dict[str, Any] = {"messages": messages, "continue_final_message": True, "echo": True}
     assert content_of(api.chat(**body)) == "It ishi"
     assert text_of(api.chat_chunks(**body)) == "It ishi"
 
@@ -237,7 +237,7 @@ def test_an_engine_that_dies_later_is_told_in_the_stream(make_api: Callable[...,
 
 def test_fields_of_answers_do_not_reach_the_template(make_api: Callable[..., Api]) -> None:
     api = make_api(chat_template="{{ messages[1] | tojson }}")
-    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     seen = {**call, "index": 0, "function": {**call["function"], "parsed_arguments": {"a": 1}}}
     extra = {"parsed": {"a": 1}, "annotations": [], "refusal": None, "audio": None}
     plain, returned = (

@@ -39,7 +39,7 @@ ASKED = "<|im_start|>user\nhi<|im_end|>\n"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 
 
-def rendered(client: httpx.Client, **fields: Any) -> str:
+def rendered(client: Any, **fields: Any) -> str:
     """The text that the messages became."""
     tokens = client.post("/tokenize", json={"messages": MESSAGES, **fields}).json()["tokens"]
     return client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
@@ -72,6 +72,7 @@ def test_special_tokens_are_added_as_asked_by_default_to_texts_only() -> None:
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END_OF_TEXT)]
     )
     with ReadyClient(make_parts(EchoEngine(), tokenizer, DeployParams(model="echo"))) as client:
+        body: dict[str, Any]
         for body in ({"prompt": "hi"}, {"messages": MESSAGES, "add_special_tokens": True}):
             assert client.post("/tokenize", json=body).json()["tokens"][0] == END_OF_TEXT
         for body in ({"prompt": "hi", "add_special_tokens": False}, {"messages": MESSAGES}):

@@ -1,7 +1,7 @@
 """Supervised training: what TRL alone would have learned, in checkpoints that others can read."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFol
     def run(**params: Any) -> tuple[JobFolder, Result]:
         given = {"model": str(tiny), "dataset": str(lines), **QUICK, **params}
         job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
-        return job, pipeline.run(job.read_task().params, Report(job))
+        asked: Any = job.read_task().params
+        return job, pipeline.run(asked, Report(job))
 
     return run
 
@@ -197,7 +198,7 @@ def test_what_a_checkpoint_was_trained_with_is_read_back(train: Callable[..., tu
     ids=["target_modules", "target_regex", "modules_to_save", "use_dora"],
 )
 def test_the_adapter_is_where_it_was_asked_for(
-    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], holds: Callable[[list[str]], bool]
+    train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], holds: Callable[[Iterable[str]], bool]
 ) -> None:
     job, _ = train(**params, max_steps=1)
 
