@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.params.about import facts
 from training.device import device_arguments
 from training.params.sft import SftParams
 from training.tuners import tuner_of
@@ -10,20 +11,11 @@ from training.tuners import tuner_of
 if TYPE_CHECKING:
     import torch
 
-SAME = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay", "lr_scheduler_type",
-    "lr_scheduler_kwargs", "gradient_checkpointing", "logging_first_step", "logging_steps", "greater_is_better",
-    "num_train_epochs", "gradient_accumulation_steps", "save_strategy", "save_steps", "max_steps",
-    "save_only_model", "ddp_backend", "ddp_find_unused_parameters", "dataloader_num_workers", "max_grad_norm",
-    "average_tokens_across_devices", "seed", "data_seed",
-)  # fmt: skip
-"""Parameters that mean the same there under the same name."""
-
 
 def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
     return {
-        **{name: getattr(params, name) for name in SAME},
+        **{name: getattr(params, name) for name, said in facts(type(params)) if said.trainer},
         "output_dir": str(folder),
         "learning_rate": params.learning_rate or tuner_of(params).learning_rate,
         "warmup_steps": min(params.warmup_ratio, 0.999999),  # below 1 it is a part of all steps

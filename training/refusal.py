@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+from engines.params.about import NOT_SUPPORTED
 from engines.params.base import Params
 
 Refusal = tuple[str, str]
@@ -10,7 +11,7 @@ Refusal = tuple[str, str]
 
 def not_built(value: object, choices: Collection[str]) -> str:
     """The reason to refuse a choice that the interface has and this version has not."""
-    return f"{value} is not built yet; choose {' or '.join(choices)}"
+    return f"{value} is {NOT_SUPPORTED}; choose {' or '.join(choices)}"
 
 
 def read_by_others_only(

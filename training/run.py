@@ -17,14 +17,12 @@ from pydantic import ValidationError
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
 from training.folder import PARTIAL, JobError, JobFolder, Result
-from training.params.honoured import refusals
+from training.params.supported import refusals
 from training.params.task import Task
 from training.report import Report, Stopped
 
 logger = logging.getLogger(__name__)
 
-PIPELINES = {"sft": "train", "pt": "train", "rlhf": "train", "merge": "merge"}
-"""Task -> the file in `pipelines` that does it."""
 FULL_BELOW = 1 << 20
 """Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""
 
@@ -51,7 +49,7 @@ def run(folder: JobFolder, report: Report) -> Result:
     try:
         task = folder.read_task()
         check(task)
-        pipeline = import_module(f"training.pipelines.{PIPELINES[task.task]}")
+        pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
         return result
     except Stopped:

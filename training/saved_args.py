@@ -5,26 +5,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.errors import InvalidRequest
+from engines.params.about import facts
 from engines.params.data import DataParams
-from engines.params.generation import GenerationParams
-from training.params.honoured import HONOURED
 from training.params.sft import SftParams
+from training.params.supported import supported
 
 ARGS = "args.json"
-SECRET = frozenset({"hub_token"})
-NOT_LOADED = frozenset(GenerationParams.model_fields) | {
-    "output_dir", "add_version", "resume_from_checkpoint", "resume_only_model", "load_args", "load_data_args",
-    "adapters", "max_new_tokens", "temperature", "push_to_hub", "hub_model_id", "hub_private_repo",
-} | SECRET  # fmt: skip
-"""What belongs to one run only."""
 
 P = TypeVar("P", bound=SftParams)
 
 
 def write_args(params: SftParams, folder: Path) -> None:
     """All parameters, and under `given` the names of those that were not left at their defaults."""
-    values = params.model_dump(mode="json", exclude=set(SECRET))
-    given = sorted(params.model_fields_set - SECRET)
+    secret = {name for name, field in type(params).model_fields.items() if not field.repr}
+    values = params.model_dump(mode="json", exclude=secret)
+    given = sorted(params.model_fields_set - secret)
     (folder / ARGS).write_text(json.dumps(values | {"given": given}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -38,14 +33,19 @@ def with_saved_args(params: P) -> P:
     folder = next((folder for folder in _checkpoints(params) if (folder / ARGS).is_file()), None)
     if folder is None:
         return params
-    left_out = NOT_LOADED if params.load_data_args else NOT_LOADED | frozenset(DataParams.model_fields)
-    saved = _read(folder)
-    read = HONOURED[type(params)]  # a task of another kind may have been given what this one does not know
-    loaded = {name: saved[name] for name in saved["given"] if name in read and name not in left_out}
+    saved, loadable = _read(folder), _loadable(params)
+    loaded = {name: saved[name] for name in saved["given"] if name in loadable}
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)
     return type(params).model_validate(loaded | given)
+
+
+def _loadable(params: SftParams) -> frozenset[str]:
+    """What a checkpoint may say. One of a task of another kind may say what this one does not know."""
+    one_run = {name for name, said in facts(type(params)) if said.one_run}
+    data = () if params.load_data_args else DataParams.model_fields
+    return supported(type(params)) - one_run.union(data)
 
 
 def _checkpoints(params: SftParams) -> list[Path]:

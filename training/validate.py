@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from training.data.check import check
 from training.folder import JobError, JobFolder, Validation
 from training.methods import method_of
-from training.params.task import MergeTask
 
 
 def main(folder: JobFolder) -> None:
@@ -23,7 +22,8 @@ def _validation(folder: JobFolder) -> Validation:
         task = folder.read_task()
     except (OSError, ValidationError) as error:
         return Validation(error=JobError(code="invalid_request", message=f"task.json cannot be read: {error}"))
-    return Validation() if isinstance(task, MergeTask) else check(task.params, learns=method_of(task.params).rows)
+    params = task.training
+    return Validation() if params is None else check(params, learns=method_of(params).rows)
 
 
 if __name__ == "__main__":

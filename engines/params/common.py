@@ -1,9 +1,10 @@
 """What every command shares: model, template, data, generation, quantisation, and the rest of the reference's base."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from engines.params.about import A_FILE, DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Strings
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
@@ -23,28 +24,32 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
 
     tuner_backend: Literal["peft", "unsloth"] = "peft"
     """Library that puts adapters into the model."""
-    train_type: TrainType = "lora"
+    train_type: Annotated[TrainType, About(TRAINING)] = "lora"
     """What is trained: the model's own weights (`full`), or an adapter of the kind named. `bone` is here although the
     reference does not list it, because its `init_weights` has a value for it."""
-    adapters: Strings = ()
+    adapters: Annotated[
+        Strings, About(DEPLOY + TRAINING + MERGE, one_run=True, names="adapter", not_in_fine_tuning=THE_MODEL)
+    ] = ()
     """Adapters to load on top of the model, as paths or hub ids; `NAME=PATH` gives one a name to be asked for."""
-    seed: int = Field(42, ge=0)
+    seed: Annotated[int, About(TRAINING, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(42, ge=0)
     """Seed of everything random, except about data. A server draws the texts of requests that bring no seed from it
     only where it is given; without, they differ after each start."""
-    model_kwargs: JsonObject | None = None
+    model_kwargs: Annotated[JsonObject | None, About(not_in_fine_tuning=THE_MODEL)] = None
     """Settings of one model family (see the model-specific parameters), as a JSON object: `{"max_pixels": 602112}`.
     Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""
-    load_args: bool = True
+    load_args: Annotated[bool, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = True
     """Where `model`, `adapters` or `resume_from_checkpoint` names a checkpoint of ours, take the parameters that it was
     trained with, all but those of data and generation, for those that are not given here."""
-    load_data_args: bool = False
+    load_data_args: Annotated[bool, About(TRAINING, one_run=True, not_in_api="name the data in the request")] = False
     """With `load_args`, take the parameters of data as well."""
-    use_hf: bool = True
+    use_hf: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
     ModelScope, the reference's other hub, is not built in."""
-    hub_token: str | None = Field(None, repr=False)
+    hub_token: Annotated[str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, not_in_api=THE_SERVER)] = (
+        Field(None, repr=False)
+    )
     """Access token for the hub."""
-    custom_register_path: Strings = ()
+    custom_register_path: Annotated[Strings, About(TRAINING, not_in_api=A_FILE)] = ()
     """Python files that register further data sets: each defines `DATASETS`, a dict from names to functions that return
     rows. Their code is run. The reference's also register models and chat templates, which these cannot."""
 

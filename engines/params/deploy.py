@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.base import Params, Strings
 from engines.params.infer import InferParams
 
@@ -11,46 +12,46 @@ from engines.params.infer import InferParams
 class ServerParams(Params):
     """How the HTTP server behaves. An addition to the reference's parameters."""
 
-    shutdown_timeout: float = Field(30, ge=0)
+    shutdown_timeout: Annotated[float, About(DEPLOY)] = Field(30, ge=0)
     """Seconds that running requests have to finish, once the server was told to stop."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, About(DEPLOY)] = None
     """A Jinja chat template in place of the model's own: the path of a .jinja file, or the template itself."""
-    tool_call_parser: Literal["hermes", "llama3_json", "mistral", "none"] | None = None
+    tool_call_parser: Annotated[Literal["hermes", "llama3_json", "mistral", "none"] | None, About(DEPLOY)] = None
     """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
     given."""
-    reasoning_parser: Literal["deepseek_r1", "none"] | None = None
+    reasoning_parser: Annotated[Literal["deepseek_r1", "none"] | None, About(DEPLOY)] = None
     """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
     tags; `none` leaves it in the text. Found from the chat template unless given."""
-    metrics_auth: bool = False
+    metrics_auth: Annotated[bool, About(DEPLOY)] = False
     """Ask for a key on `/metrics` too, where `api_key` is set."""
-    sse_keep_alive_interval: float = Field(15, gt=0)
+    sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
-    max_body_size: float = Field(32, gt=0)
+    max_body_size: Annotated[float, About(DEPLOY)] = Field(32, gt=0)
     """MiB of the largest request body; larger ones are refused with status 413."""
-    max_file_size: float = Field(512, gt=0)
+    max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
-    allowed_origins: Strings = ()
+    allowed_origins: Annotated[Strings, About(DEPLOY)] = ()
     """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
-    batch_concurrency: int = Field(16, ge=1)
+    batch_concurrency: Annotated[int, About(DEPLOY)] = Field(16, ge=1)
     """Requests of batches that run at once, and never more than half of what the engine runs. With more a batch is done
     sooner, and the answers to other requests come slower."""
-    adapter_roots: Strings = ()
+    adapter_roots: Annotated[Strings, About(DEPLOY)] = ()
     """Folders under which an adapter must lie that is loaded through the API. Unless given, the API loads none."""
-    adapter_dir: str | None = None
+    adapter_dir: Annotated[str | None, About(DEPLOY)] = None
     """A folder whose subfolders are adapters: one that a request names is loaded then."""
-    state_dir: str | None = None
+    state_dir: Annotated[str | None, About(DEPLOY)] = None
     """Where the server keeps what it must know after a restart: adapters, files, jobs. Only its own user can read
     it. Unless given, the platform's folder for user data."""
-    database_url: str | None = Field(None, repr=False)
+    database_url: Annotated[str | None, About(DEPLOY)] = Field(None, repr=False)
     """The database of files, jobs and batches: `postgresql://user:password@host/name`, or `sqlite:///FILE`. Unless
     given, a SQLite file in `state_dir`. It serves one server at a time."""
-    max_running_jobs: int = Field(1, ge=0)
+    max_running_jobs: Annotated[int, About(DEPLOY)] = Field(1, ge=0)
     """Training jobs that run at a time; 0: they stay in the queue."""
-    job_retries: int = Field(2, ge=0)
+    job_retries: Annotated[int, About(DEPLOY)] = Field(2, ge=0)
     """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
-    job_gpu_memory: float = Field(4, ge=0)
+    job_gpu_memory: Annotated[float, About(DEPLOY)] = Field(4, ge=0)
     """GiB that must be free on a GPU before a job gets it."""
-    job_roots: Strings = ()
+    job_roots: Annotated[Strings, About(DEPLOY)] = ()
     """Folders under which the models, adapters and data must lie that a job of the API names by a path. Unless given,
     such a job names uploaded files, other jobs and what is on the hub."""
 
@@ -60,20 +61,20 @@ class DeployParams(ServerParams, InferParams):
 
     starred: ClassVar = frozenset({"served_model_name"})
 
-    host: str = "0.0.0.0"
+    host: Annotated[str, About(DEPLOY)] = "0.0.0.0"
     """Address to listen on; 0.0.0.0: on all of the machine's."""
-    port: int = Field(8000, ge=0, le=65535)
+    port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
-    api_key: Annotated[Strings, Field(min_length=1)] | None = Field(None, repr=False)
+    api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY)] = Field(None, repr=False)
     """Keys of which a request must bring one. `KEY` alone may do everything; `infer:KEY` may only ask for answers,
     `train:KEY` only run jobs, `admin:KEY` only administer. The server is open to everybody unless given."""
-    owned_by: str = "tuneserve"
+    owned_by: Annotated[str, About(DEPLOY)] = "tuneserve"
     """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
-    served_model_name: str | None = None
+    served_model_name: Annotated[str | None, About(DEPLOY)] = None
     """Name that requests ask for. The last part of `model` unless given."""
-    verbose: bool = True
+    verbose: Annotated[bool, About(DEPLOY)] = True
     """Log every request but those for `/health`, `/ready` and `/metrics`."""
-    log_interval: int = Field(20, ge=-1)
+    log_interval: Annotated[int, About(DEPLOY)] = Field(20, ge=-1)
     """Seconds between log lines about throughput; -1: none."""
-    max_logprobs: int = Field(20, ge=0)
+    max_logprobs: Annotated[int, About(DEPLOY, engines=EVERY_ENGINE)] = Field(20, ge=0)
     """The most `top_logprobs` that a request may ask for."""

@@ -1,41 +1,42 @@
 """How an engine batches, caches and holds adapters. An addition to the reference's parameters: it has no words for these."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.base import Params
 
 
 class EngineParams(Params):
     """How an engine batches, caches and holds adapters. Which engine reads which parameter says the list above."""
 
-    max_num_batched_tokens: int | None = Field(None, ge=1)
+    max_num_batched_tokens: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """The most tokens that one step computes, prompts and outputs of all requests together: more is faster for prompts,
     fewer keeps running outputs smoother. Fitted to the device unless given."""
-    block_size: int | None = Field(None, ge=1)
+    block_size: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """Tokens of one block of the KV cache: small blocks share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""
-    kv_cache_memory: float | None = Field(None, gt=0)
+    kv_cache_memory: Annotated[float | None, About(engines=("pt", "vllm"))] = Field(None, gt=0)
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
     as the weights take, 0.5 to 4 GiB, and at most a quarter of the free memory. Never more than `max_num_seqs`
     sequences of full length can fill."""
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: Annotated[bool, About(engines=EVERY_ENGINE)] = True
     """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
-    enable_sleep_mode: bool = False
+    enable_sleep_mode: Annotated[bool, About(engines=("vllm",))] = False
     """Take memory in such a way that `/sleep` can give it back, and `/wake_up` take it again. For vLLM on a GPU."""
-    max_num_queued_reqs: int = Field(256, ge=0)
+    max_num_queued_reqs: Annotated[int, About(DEPLOY)] = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
     started."""
-    threads: int | None = Field(None, ge=1)
+    threads: Annotated[int | None, About(engines=("pt", "vllm"))] = Field(None, ge=1)
     """CPU threads of the engine. The number of physical cores unless given."""
-    max_loras: int = Field(8, ge=0)
+    max_loras: Annotated[int, About(engines=EVERY_ENGINE)] = Field(8, ge=0)
     """Different adapters that one step computes with. More may be loaded: they take turns. 0: none can be loaded, which
     makes vLLM faster on a CPU."""
-    max_cpu_loras: int | None = Field(None, ge=1)
+    max_cpu_loras: Annotated[int | None, About(engines=("pt",))] = Field(None, ge=1)
     """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
     when they are asked for. Four times `max_loras` unless given."""
-    max_lora_rank: int = Field(64, ge=1)
+    max_lora_rank: Annotated[int, About(engines=EVERY_ENGINE)] = Field(64, ge=1)
     """The highest rank of an adapter that can be loaded."""
-    lmdeploy_backend: Literal["pytorch", "turbomind"] = "pytorch"
+    lmdeploy_backend: Annotated[Literal["pytorch", "turbomind"], About(engines=("lmdeploy",))] = "pytorch"
     """LMDeploy's engine: `pytorch`, which serves adapters, or `turbomind`, which serves the base model only."""

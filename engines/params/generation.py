@@ -1,9 +1,10 @@
 """How tokens are chosen where a request does not say."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from engines.params.about import BY_REQUEST, DEPLOY, About
 from engines.params.base import Params, Strings
 
 
@@ -12,23 +13,23 @@ class GenerationParams(Params):
 
     starred: ClassVar = frozenset({"max_new_tokens", "stream"})
 
-    max_new_tokens: int | None = Field(None, ge=1)
+    max_new_tokens: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """The most tokens to generate. As many as the model's context leaves room for unless given."""
-    temperature: float | None = Field(None, ge=0)
+    temperature: Annotated[float | None, About(DEPLOY)] = Field(None, ge=0)
     """Divides the logits before sampling: below 1 the likely tokens become likelier still; 0 always takes the
     likeliest. From the model's generation_config.json unless given."""
-    top_k: int | None = Field(None, ge=0)
+    top_k: Annotated[int | None, About(DEPLOY)] = Field(None, ge=0)
     """Sample among this many of the likeliest tokens; 0: among all. From generation_config.json unless given."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: Annotated[float | None, About(DEPLOY)] = Field(None, gt=0, le=1)
     """Sample among the fewest tokens that have at least this much of the probability together. From
     generation_config.json unless given."""
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: Annotated[float | None, About(DEPLOY)] = Field(None, gt=0)
     """Above 1, makes tokens that occurred in prompt or output less likely. From generation_config.json unless given."""
-    num_beams: int = Field(1, ge=1)
+    num_beams: Annotated[int, About(DEPLOY)] = Field(1, ge=1)
     """Beams of a beam search; 1: no beam search."""
-    stream: bool = False
+    stream: Annotated[bool, About(not_in_deploy=BY_REQUEST)] = False
     """Print or send text while it is generated. A request over HTTP says so itself."""
-    stop_words: Strings = ()
+    stop_words: Annotated[Strings, About(DEPLOY)] = ()
     """Further texts that end the generation when they appear."""
-    logprobs: bool = False
+    logprobs: Annotated[bool, About(not_in_deploy=BY_REQUEST)] = False
     """Give the log-probability of each generated token. A request over HTTP says so itself."""

@@ -1,9 +1,10 @@
 """Running a model: which engine, and its settings."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.common import BaseParams
 from engines.params.engine import EngineParams
 from engines.params.lmdeploy import LmdeployParams
@@ -16,9 +17,11 @@ class InferParams(MergeLoraParams, VllmParams, LmdeployParams, EngineParams, Bas
 
     starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})
 
-    infer_backend: Literal["pt", "vllm", "lmdeploy"] = "pt"
+    infer_backend: Annotated[Literal["pt", "vllm", "lmdeploy"], About(DEPLOY)] = "pt"
     """Which engine runs the model: our own (`pt`), vLLM or LMDeploy."""
-    max_batch_size: int | None = Field(None, ge=1)
+    max_batch_size: Annotated[int | None, About(DEPLOY, engines=EVERY_ENGINE, same_as="max_num_seqs")] = Field(
+        None, ge=1
+    )
     """Another name of `max_num_seqs`. The reference says 1; here requests join and leave a running batch, so waiting for
     others costs a request nothing."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None

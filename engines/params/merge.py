@@ -1,9 +1,10 @@
 """Adding a trained adapter to the weights of its base model."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from engines.params.about import MERGE, About
 from engines.params.base import Params
 
 
@@ -15,7 +16,7 @@ class MergeLoraParams(Params):
     merge_lora: bool = False
     """Add the adapter to the base model's weights first, and go on with the merged model. For adapters that can be
     merged: LoRA and its kin, LLaMA Pro, LongLoRA."""
-    safe_serialization: bool = True
+    safe_serialization: Annotated[bool, About(MERGE, choices=(True,))] = True
     """Write weights as safetensors, which hold no code; false writes PyTorch's pickle files."""
-    max_shard_size: str = Field("5GB", pattern=r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$")
+    max_shard_size: Annotated[str, About(MERGE)] = Field("5GB", pattern=r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$")
     """The largest weight file to write; more weights go into further files."""

@@ -1,9 +1,10 @@
 """Which weights, and how to load them."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import A_FILE, DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 DType = Literal["float16", "bfloat16", "float32"]
@@ -14,30 +15,41 @@ class ModelParams(Params):
 
     starred: ClassVar = frozenset({"model", "torch_dtype"})
 
-    model: str | None = None
+    model: Annotated[
+        str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, names="model", not_in_fine_tuning=THE_MODEL)
+    ] = None
     """The model: the path of a local folder, or an id on the Hugging Face hub."""
-    model_type: str | None = None
+    model_type: Annotated[str | None, About(not_in_fine_tuning=THE_MODEL)] = None
     """Which family the model belongs to (its architecture, chat template and way of loading). Found from the model's
     config.json unless given; needed only where several families share one architecture, or for a registered model."""
-    model_revision: str | None = None
+    model_revision: Annotated[
+        str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, not_in_fine_tuning=THE_MODEL, as_served=True)
+    ] = None
     """Branch, tag or commit of a model on the hub. The repository's main branch unless given."""
-    torch_dtype: DType | None = None
+    torch_dtype: Annotated[DType | None, About(TRAINING + MERGE, engines=EVERY_ENGINE, as_served=True)] = None
     """Type of the weights and of the computation. The type named in config.json unless given, but float32 on a CPU
     that has no instructions for that type: every bfloat16 or float16 value is also a float32 value, and such a CPU
     computes several times faster in float32."""
-    task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
+    task_type: Annotated[
+        Literal["causal_lm", "seq_cls"],
+        About(DEPLOY + TRAINING, choices=("causal_lm",), not_in_fine_tuning="say it in method.type"),
+    ] = "causal_lm"
     """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
-    attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None
+    attn_impl: Annotated[
+        Literal["flash_attn", "sdpa", "eager"] | None, About(TRAINING, engines=("pt",), as_served=True)
+    ] = None
     """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that cannot
     is refused when it is loaded."""
-    num_labels: int | None = Field(None, ge=1)
+    num_labels: Annotated[int | None, About(not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
-    rope_scaling: Literal["linear", "dynamic"] | None = None
+    rope_scaling: Annotated[
+        Literal["linear", "dynamic"] | None, About(engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
+    ] = None
     """Stretch the rotary position embedding so that the model takes `max_length` tokens, more than it was trained
     with. `linear` scales all positions; `dynamic` raises the base for the whole of that length (NTK). A model that was
     trained with a scaling of another kind (llama3, yarn, longrope) is refused."""
-    device_map: str | JsonObject | None = None
+    device_map: Annotated[str | JsonObject | None, About(engines=("pt",), not_in_api=THE_SERVER)] = None
     """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
     (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""
-    local_repo_path: str | None = None
+    local_repo_path: Annotated[str | None, About(not_in_api=A_FILE)] = None
     """A local clone of the GitHub repository that some models need beside their weights, in place of cloning it."""

@@ -28,15 +28,15 @@ SCIENTIFIC = re.compile(r"-(\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
 """Negative numbers that argparse takes for flags."""
 
 
-def parse(model: type[P], argv: Sequence[str], *, prog: str, unread: Container[str] = ()) -> P:
+def parse(model: type[P], argv: Sequence[str], *, prog: str, unsupported: Container[str] = ()) -> P:
     """Return `model` built from `argv`: a file of parameters, if it comes first, and flags, which win over the file.
 
-    Help marks the parameters in `unread` as those that nothing reads yet.
+    Help marks the parameters in `unsupported`.
     Where anything is wrong, write all of it to stderr, one line each, and exit with status 2.
     """
     words = list(argv)
     file = words.pop(0) if words and not words[0].startswith("-") else None
-    flags, strays = build_parser(model, prog=prog, unread=unread).parse_known_args(_spelled(words))
+    flags, strays = build_parser(model, prog=prog, unsupported=unsupported).parse_known_args(_spelled(words))
     try:
         in_file = {} if file is None else read_parameters(Path(file))
     except ValueError as error:
@@ -60,7 +60,7 @@ def refuse(prog: str, problems: Iterable[str]) -> NoReturn:
     sys.exit(2)
 
 
-def build_parser(model: type[Params], *, prog: str, unread: Container[str] = ()) -> argparse.ArgumentParser:
+def build_parser(model: type[Params], *, prog: str, unsupported: Container[str] = ()) -> argparse.ArgumentParser:
     """Return a parser with a section for each group that the model is composed of. What is not given is not set."""
     parser = argparse.ArgumentParser(
         prog,
@@ -73,7 +73,7 @@ def build_parser(model: type[Params], *, prog: str, unread: Container[str] = ())
     for section in sections(model):
         group = parser.add_argument_group(section.title, section.description)
         for name, field in section.fields.items():
-            options = _argument(field, starred=name in section.group.starred, unread=name in unread)
+            options = _argument(field, starred=name in section.group.starred, unsupported=name in unsupported)
             group.add_argument(f"--{name}", action=_Once, **options)
     return parser
 
@@ -89,11 +89,11 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def _argument(field: FieldInfo, *, starred: bool, unread: bool) -> dict[str, Any]:
+def _argument(field: FieldInfo, *, starred: bool, unsupported: bool) -> dict[str, Any]:
     shape, default = shape_of(field.annotation), default_of(field)
     note = "required" if field.is_required() else default and f"default: {default}"
     text = ("* " if starred else "") + " ".join((field.description or "").split()) + (f" ({note})" if note else "")
-    text += " (nothing reads it yet)" if unread else ""
+    text += " (not supported yet)" if unsupported else ""
     options: dict[str, Any] = {"metavar": str(shape), "help": text.replace("%", "%%")}
     if tuple in shape.kinds:
         options["nargs"] = "*"

@@ -4,16 +4,14 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+from engines.params.about import NOT_SUPPORTED
 from engines.params.deploy import DeployParams
 from server import __version__
+from server.commands import supported as supported_of_deploy
 from server.commands.argv import parse, refuse
-from server.commands.honoured import UNREAD, refusals
-from server.commands.params import COMMANDS
-from training.params import honoured
-from training.params.task import TASK
-
-TRAINING = ("sft", "pt", "rlhf", "merge")
-BUILT = ("deploy", *TRAINING)
+from server.commands.params import COMMANDS, SUPPORTED
+from training.params import supported
+from training.params.task import TASK, TASKS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,26 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse("tuneserve", [f"{name!r} is not a command{_nearest(name)}"])
     if name == "deploy":
         return _deploy(words)
-    if name in TRAINING:
-        return _train(name, words)
+    if name in TASKS:
+        return _run(name, words)
     parse(COMMANDS[name], words, prog=f"tuneserve {name}")
-    refuse(f"tuneserve {name}", [f"{name} is not built yet: its parameters are right, but nothing would run"])
+    refuse(f"tuneserve {name}", [f"{name} is {NOT_SUPPORTED}: its parameters are right, but nothing would run"])
 
 
 def _deploy(words: Sequence[str]) -> int:
-    params = parse(DeployParams, words, prog="tuneserve deploy", unread=UNREAD)
-    if problems := refusals(params):
+    params = parse(DeployParams, words, prog="tuneserve deploy", unsupported=supported_of_deploy.unsupported())
+    if problems := supported_of_deploy.refusals(params):
         refuse("tuneserve deploy", problems)
     from server.commands.deploy import run
 
     return run(params)
 
 
-def _train(name: str, words: Sequence[str]) -> int:
+def _run(name: str, words: Sequence[str]) -> int:
     prog = f"tuneserve {name}"
-    params = parse(COMMANDS[name], words, prog=prog, unread=honoured.unread(COMMANDS[name]))
+    params = parse(COMMANDS[name], words, prog=prog, unsupported=supported.unsupported(COMMANDS[name]))
     task = TASK.validate_python({"task": name, "params": params})
-    if problems := honoured.refusals(task):
+    if problems := supported.refusals(task):
         refuse(prog, [f"--{param}: {reason}" for param, reason in problems])
     from server.commands.train import run
 
@@ -58,7 +56,8 @@ def _train(name: str, words: Sequence[str]) -> int:
 def overview() -> str:
     """What `tuneserve --help` says."""
     lines = [
-        f"  {name:<8}{model.__doc__}{'' if name in BUILT else ' (not built yet)'}" for name, model in COMMANDS.items()
+        f"  {name:<8}{model.__doc__}{'' if name in SUPPORTED else ' (not supported yet)'}"
+        for name, model in COMMANDS.items()
     ]
     return (
         "usage: tuneserve COMMAND [FILE.yaml|FILE.json] [--PARAMETER VALUE ...]\n\n"

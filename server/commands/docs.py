@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from engines.params.about import EVERY_ENGINE
 from engines.params.model_kwargs import FAMILIES
-from server.commands.cli import BUILT
-from server.commands.honoured import ENGINES, HONOURED
-from server.commands.params import COMMANDS, Section, groups, sections
+from server.commands.params import COMMANDS, SUPPORTED, Section, groups, sections
 from server.commands.shapes import default_of, shape_of
+from server.commands.supported import by_engine, whatever_the_engine
 
 PATH = Path(__file__).parents[2] / "docs" / "parameters.md"
 
@@ -45,25 +45,26 @@ def write() -> None:
 
 def page() -> str:
     """The text of docs/parameters.md."""
-    parts = [INTRODUCTION, _commands(), _honoured(), *(_section(section) for section in groups()), _families()]
+    parts = [INTRODUCTION, _commands(), _supported(), *(_section(section) for section in groups()), _families()]
     return "\n".join(parts)
 
 
 def _commands() -> str:
     rows = [
-        f"| `{name}`{'' if name in BUILT else ' (not built yet)'} | {model.__doc__} "
+        f"| `{name}`{'' if name in SUPPORTED else ' (not supported yet)'} | {model.__doc__} "
         f"| {', '.join(_link(section) for section in sections(model))} |"
         for name, model in COMMANDS.items()
     ]
     return "## Commands\n\n| command | what it is for | its parameters |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
-def _honoured() -> str:
-    engines = "".join(f"- the engine {engine}: {_names(names - HONOURED)}\n" for engine, names in ENGINES.items())
+def _supported() -> str:
+    server = whatever_the_engine()
+    engines = "".join(f"- the engine {engine}: {_names(by_engine(engine) - server)}\n" for engine in EVERY_ENGINE)
     return (
         "Where two sections define a parameter, the later one in this list counts.\n\n"
-        "A parameter that no part of the program reads yet, or not with the chosen engine, is refused, never ignored.\n"
-        f"Those that `deploy` reads today, whatever the engine: {_names(HONOURED)}; and besides\n\n{engines}"
+        "A parameter that this version does not support, or not with the chosen engine, is refused, never ignored.\n"
+        f"Those that `deploy` supports, whatever the engine: {_names(server)}; and besides\n\n{engines}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a command's results go."""
+"""Where the results of a training go."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from engines.adapters.source import name_adapters
 from engines.errors import Conflict, InvalidRequest
-from training.params.export import MergeParams
 from training.params.sft import SftParams
 
 VERSION = re.compile(r"v(\d+)-")
@@ -49,20 +48,3 @@ def _new_version(parent: Path) -> Path:
         except FileExistsError:  # another process was faster
             continue
         return folder.resolve()
-
-
-def merged_folder(params: MergeParams) -> Path:
-    """Where the merged model is to be: `<adapter>-merged` beside the last adapter, unless `output_dir` says.
-
-    Raises Conflict where there is something already, InvalidAdapter.
-    """
-    if params.output_dir:
-        folder = Path(params.output_dir).expanduser()
-    else:
-        last = [*name_adapters(params.adapters).values()][-1]
-        beside = Path(last).expanduser().resolve()
-        parent = beside.parent if beside.is_dir() else Path("output")
-        folder = parent / f"{beside.name}-merged"
-    if folder.exists():
-        raise Conflict(f"{folder} is there already: remove it, or give another output_dir", param="output_dir")
-    return folder.absolute()

@@ -11,18 +11,17 @@ from engines.params.deploy import DeployParams
 from engines.params.infer import InferParams
 from training.params.app import AppParams
 from training.params.eval import EvalParams
-from training.params.export import ExportParams, MergeParams
-from training.params.rlhf import RlhfParams
-from training.params.sft import PtParams, SftParams
+from training.params.export import ExportParams
+from training.params.task import TASKS, params_of
 from training.params.web_ui import WebUiParams
 
-COMMANDS: dict[str, type[Params]] = {
+SUPPORTED: dict[str, type[Params]] = {
     "deploy": DeployParams,
-    "sft": SftParams,
-    "pt": PtParams,
-    "rlhf": RlhfParams,
+    **{name: params_of(task) for name, task in TASKS.items()},
+}
+COMMANDS: dict[str, type[Params]] = {
+    **SUPPORTED,
     "infer": InferParams,
-    "merge": MergeParams,
     "export": ExportParams,
     "eval": EvalParams,
     "app": AppParams,

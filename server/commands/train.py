@@ -11,11 +11,12 @@ from pathlib import Path
 
 from engines.errors import TuneserveError
 from server.commands.foreground import Ended, end_of_log, run_here
-from server.commands.output_folder import merged_folder, new_training_folder
+from server.commands.output_folder import new_training_folder
 from server.commands.progress import Progress, progress_on
 from server.jobs.worker_process import missing_for_training
 from training.folder import JobFolder
-from training.params.task import MergeTask, PtTask, RlhfTask, SftTask, Task
+from training.params.sft import SftParams
+from training.params.task import Task
 
 
 def run(task: Task) -> int:
@@ -24,20 +25,20 @@ def run(task: Task) -> int:
     if reason := missing_for_training():
         return _failed(task, reason, None)
     try:
-        return _merge(task, progress) if isinstance(task, MergeTask) else _train(task, progress)
+        return _make(task, progress) if task.training is None else _train(task, task.training, progress)
     except TuneserveError as error:
         return _failed(task, error.message, error.param)
     except OSError as error:
         return _failed(task, f"{error.filename or 'its folder'}: {error.strerror}", "output_dir")
 
 
-def _train(task: SftTask | PtTask | RlhfTask, progress: Progress) -> int:
+def _train(task: Task, params: SftParams, progress: Progress) -> int:
     processes = _processes()
-    folder = JobFolder(new_training_folder(task.params))
-    if task.params.resume_from_checkpoint:
+    folder = JobFolder(new_training_folder(params))
+    if params.resume_from_checkpoint:
         # A folder is to mean the same wherever it is run from.
-        checkpoint = str(Path(task.params.resume_from_checkpoint).expanduser().resolve())
-        task = task.model_copy(update={"params": task.params.model_copy(update={"resume_from_checkpoint": checkpoint})})
+        checkpoint = str(Path(params.resume_from_checkpoint).expanduser().resolve())
+        task = task.model_copy(update={"params": params.model_copy(update={"resume_from_checkpoint": checkpoint})})
     folder.write_task(task)
     progress.say(f"Results go to {folder.path}.")
     ended = run_here(folder, progress, processes=processes)
@@ -49,12 +50,13 @@ def _train(task: SftTask | PtTask | RlhfTask, progress: Progress) -> int:
         progress.say(f"Stopped after step {ended.result.final_step or 0}{hint}.")
         return 128 + (ended.signal or signal.SIGTERM)
     assert ended.result.artifact, "what succeeded has made something"
-    progress.say(_how_to_serve(folder.path / ended.result.artifact, task.params.model))
+    progress.say(_how_to_serve(folder.path / ended.result.artifact, params.model))
     return 0
 
 
-def _merge(task: MergeTask, progress: Progress) -> int:
-    target = merged_folder(task.params)
+def _make(task: Task, progress: Progress) -> int:
+    """What comes of it is there as a whole, and nothing else stays."""
+    target = task.target()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = JobFolder(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
     try:

@@ -19,15 +19,16 @@ Metadata = Annotated[
     Field(max_length=16),
 ]
 """Without the sign that Postgres keeps in no text."""
+MOST_SAMPLES, MOST_EPOCHS = 256, 50
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
 NOT_BUILT = ("kto", "orpo", "simpo", "cpo", "rm", "ppo")
 
 
 class SupervisedHyperparameters(RequestBody):
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=10_000)] = "auto"
     """The learning rate, in units of 1e-4."""
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = "auto"
 
 
 class DpoHyperparameters(SupervisedHyperparameters):
@@ -95,7 +96,7 @@ class CreateFineTuningJob(RequestBody):
             message = "The method 'reinforcement' is not supported: there are no graders. Choose 'supervised' or 'dpo'."
             raise UnsupportedParameter(message, param="method.type")
         if name in NOT_BUILT:
-            message = f"The method {name!r} is not built yet. Choose 'supervised' or 'dpo'."
+            message = f"The method {name!r} is not supported in this version. Choose 'supervised' or 'dpo'."
             raise UnsupportedParameter(message, param="method.type")
         if self.integrations:
             raise UnsupportedParameter("integrations are not supported: leave them out.", param="integrations")

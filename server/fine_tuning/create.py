@@ -25,10 +25,10 @@ from server.jobs.jobs import Jobs
 from server.jobs.store import message
 from server.model.served import ServedModel
 from training.folder import Message
-from training.params.honoured import refusals
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
-from training.params.task import RlhfTask, SftTask
+from training.params.supported import refusals
+from training.params.task import TrainingTask
 
 SEEDS = 2**31
 
@@ -61,7 +61,7 @@ class Creator:
             data = data_files(self.jobs.folders.data(id), record)
             task = first_task(record, data, self.served)
             check_servable(task.params, capabilities.adapters)
-            _check_honoured(task)
+            _check_supported(task)
             # 3. The files: the job has them for itself from here on.
             await self._copy(body.training_file, data.training, "training_file")
             if body.validation_file is not None and data.validation is not None:
@@ -107,7 +107,7 @@ class Creator:
 CreatorDep = Annotated[Creator, Depends(part(Creator))]
 
 
-def _check_honoured(task: SftTask | RlhfTask) -> None:
+def _check_supported(task: TrainingTask) -> None:
     for name, reason in refusals(task):
         if name in AS_SERVED:
             text = f"The model is served with {name}, and cannot be trained so: {reason}."

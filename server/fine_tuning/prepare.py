@@ -8,7 +8,7 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task
 from training.folder import Validation
 from training.params.auto import choose
-from training.params.task import RlhfTask, SftTask
+from training.params.task import TrainingTask
 
 
 def data_files(folder: Path, record: FineTuning) -> DataFiles:
@@ -19,7 +19,7 @@ def data_files(folder: Path, record: FineTuning) -> DataFiles:
 
 def prepare(
     record: FineTuning, folder: Path, validation: Validation, served: DeployParams
-) -> tuple[FineTuning, SftTask | RlhfTask]:
+) -> tuple[FineTuning, TrainingTask]:
     """The record with a number for each `"auto"`, and the whole task. Raises InvalidRequest."""
     chosen = choose(
         record.wanted, method=record.method, rows=validation.rows, model_parameters=validation.model_parameters

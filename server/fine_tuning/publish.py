@@ -25,7 +25,7 @@ from server.jobs.job import Job, JobStatus
 from server.jobs.store import JobStore, message
 from server.model.served import ServedModel, model_source
 from training.folder import Event, Result, Validation
-from training.params.task import MergeTask, Task
+from training.params.task import Task
 
 COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
 
@@ -128,11 +128,11 @@ class Publisher:
             raise Conflict("The job is not what it was any more.")
 
     def _could_be_served(self, job: Job) -> bool:
-        task = job.task()
-        if isinstance(task, MergeTask) or model_source(task.params) != model_source(self.served):
+        params = job.task().training
+        if params is None or model_source(params) != model_source(self.served):
             return False
         try:
-            check_servable(task.params, self.inference.engine.capabilities().adapters)
+            check_servable(params, self.inference.engine.capabilities().adapters)
         except TuneserveError:
             return False
         return True

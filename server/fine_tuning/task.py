@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.params.about import facts
 from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
 from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
-from training.params.task import RlhfTask, SftTask
+from training.params.task import RlhfTask, SftTask, TrainingTask
 
-AS_SERVED = ("model_revision", "torch_dtype", "attn_impl", "rope_scaling", "use_chat_template", "system")
-"""Parameters of `deploy` that the training repeats: it is to see the prompts and the weights that are served."""
+AS_SERVED = frozenset(name for name, said in facts(SftParams) if said.as_served)
+"""Parameters of `deploy` that the training repeats."""
 MOST_SAMPLES_A_PASS = 4
 """Of a batch, unless `per_device_train_batch_size` says how many: the rest is accumulated, which costs no memory."""
 MOST_LOG_LINES = 2000
@@ -32,14 +33,14 @@ class DataFiles:
     validation: Path | None
 
 
-def first_task(record: FineTuning, files: DataFiles, served: DeployParams) -> SftTask | RlhfTask:
+def first_task(record: FineTuning, files: DataFiles, served: DeployParams) -> TrainingTask:
     """What is known before anybody looked at the data, which is enough to look at it."""
     return _task(record, {**_fixed(record, files, served), **record.parameters})
 
 
 def final_task(
     record: FineTuning, files: DataFiles, served: DeployParams, *, chosen: Hyperparameters, rows: int
-) -> SftTask | RlhfTask:
+) -> TrainingTask:
     """The whole task. Raises TooManyCheckpoints."""
     assert chosen.n_epochs and chosen.batch_size and chosen.learning_rate_multiplier
     in_a_pass = samples_in_a_pass(chosen.batch_size, record.parameters.get("per_device_train_batch_size"))
@@ -84,7 +85,7 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
     }
 
 
-def _task(record: FineTuning, values: dict[str, Any]) -> SftTask | RlhfTask:
+def _task(record: FineTuning, values: dict[str, Any]) -> TrainingTask:
     if record.method == "dpo":
         # OpenAI's is DPO alone; the reference's adds the preferred answers' own loss, which `parameters` may ask for.
         return RlhfTask(params=RlhfParams.model_validate({"rpo_alpha": 0, **values, "rlhf_type": "dpo"}))

@@ -1,15 +1,17 @@
 """Parameters of the command line that mean the same as a field of OpenAI's: said in either place, kept in one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import InvalidRequest
+from engines.params.about import facts
+from server.fine_tuning.body import MOST_EPOCHS, MOST_SAMPLES
 from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.params.sft import SftParams
 
-MOST_EPOCHS, MOST_SAMPLES = 50, 256
-"""As OpenAI's fields allow."""
+SEED = "seed"
+"""The one field of OpenAI's that is no hyperparameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,35 +27,35 @@ def said_once(given: Mapping[str, Any], params: SftParams, wanted: Hyperparamete
 
     Raises InvalidRequest where both places say it, or where that field could not say it.
     """
-    for name, field, value in _twins(params):
-        if name in given and (seed if field == "seed" else getattr(wanted, field)) is not None:
+    twins = {name: said.openai for name, said in facts(type(params)) if said.openai is not None}
+    for name, field in twins.items():
+        if name not in given:
+            continue
+        if (seed if field == SEED else getattr(wanted, field)) is not None:
             text = f"parameters.{name} means the same as {_place(field)}: give one of the two."
             raise InvalidRequest(text, param=f"parameters.{name}")
-        if name in given and field == "seed":
+        if field == SEED:
             seed = params.seed
-        elif name in given:
-            wanted = replace(wanted, **{field: value()})
-    names = {name for name, _, _ in _twins(params)}
-    return Said(wanted, seed, {name: value for name, value in given.items() if name not in names})
-
-
-def _twins(params: SftParams) -> tuple[tuple[str, str, Callable[[], Any]], ...]:
-    """The parameter, OpenAI's field, and its value there."""
-    return (
-        ("learning_rate", "learning_rate_multiplier", lambda: _multiplier(params)),
-        ("num_train_epochs", "n_epochs", lambda: _epochs(params.num_train_epochs)),
-        ("gradient_accumulation_steps", "batch_size", lambda: _batch(params)),
-        ("beta", "beta", lambda: getattr(params, "beta", None)),
-        ("seed", "seed", lambda: params.seed),
-    )
+        else:
+            wanted = replace(wanted, **{field: _translated(params, name)})
+    return Said(wanted, seed, {name: value for name, value in given.items() if name not in twins})
 
 
 def _place(field: str) -> str:
-    return field if field == "seed" else f"hyperparameters.{field}"
+    return field if field == SEED else f"hyperparameters.{field}"
 
 
-def _multiplier(params: SftParams) -> float | None:
-    return None if params.learning_rate is None else params.learning_rate / BASE_LEARNING_RATE
+def _translated(params: SftParams, name: str) -> Any:
+    """The value of OpenAI's field."""
+    match name:
+        case "learning_rate":
+            return None if params.learning_rate is None else params.learning_rate / BASE_LEARNING_RATE
+        case "num_train_epochs":
+            return _epochs(params.num_train_epochs)
+        case "gradient_accumulation_steps":
+            return _batch(params)
+        case _:
+            return getattr(params, name)
 
 
 def _epochs(epochs: float) -> int:

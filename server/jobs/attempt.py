@@ -23,7 +23,7 @@ from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
 from training.folder import JobError, JobFolder, Result, Step, Validation
-from training.params.task import MergeTask, Task
+from training.params.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -192,12 +192,7 @@ class AttemptRun(Run):
         """A folder that says what to do, from the last checkpoint on. Raises OSError."""
         task = self.job.task()
         checkpoint = self.shop.folders.newest_checkpoint(self.job)
-        if checkpoint is not None and not isinstance(task, MergeTask) and not task.params.save_only_model:
-            update: dict[str, Any] = {"resume_from_checkpoint": str(checkpoint)}
-            if task.params.resume_only_model:  # which was said of another training's checkpoint
-                update["resume_only_model"] = False
-            task = task.model_copy(update={"params": task.params.model_copy(update=update)})
-        _make_folder(self._folder, task)
+        _make_folder(self._folder, task if checkpoint is None else task.going_on_from(checkpoint))
 
     def _order(self) -> Order:
         mark = f"{self.shop.mark}/{self.job.id}/{self.job.attempt}"

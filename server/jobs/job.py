@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from training.folder import JobError, Result
 from training.params.task import TASK, Task
-
-JobType = Literal["sft", "pt", "rlhf", "merge"]
 
 
 class JobStatus(StrEnum):
@@ -32,7 +30,8 @@ class Job:
     """A row of the table of jobs. Times are Unix times."""
 
     id: str
-    type: JobType
+    type: str
+    """Name of its task."""
     status: JobStatus
     parameters: dict[str, Any]
     """Of its task, by the names of the command line, with real paths in them."""

@@ -25,7 +25,7 @@ from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
 from server.store.ids import new_id
 from training.folder import Event
-from training.params.task import MergeTask, Task
+from training.params.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class Jobs:
         if devices and devices > (there := len(await self._machine.devices.look())):
             raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
         now = time.time()
-        validated = isinstance(task, MergeTask)  # there is no data to look at
+        validated = task.training is None  # there is no data to look at
         job = Job(
             id=id,
             type=task.task,

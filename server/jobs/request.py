@@ -2,34 +2,35 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.params.about import NOT_SUPPORTED, facts
 from server.http.body import RequestBody
 from server.http.validation import MISSING, to_invalid_request
-from training.params.honoured import refusals
-from training.params.task import TASK, MergeTask, Task
+from training.params.supported import refusals
+from training.params.task import TASK, TASKS, Task, params_of
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
-A_FILE = "it names files or code of the server's machine"
-THE_SERVER = "the server says so itself, for all jobs"
-CHOSEN_HERE: dict[str, str] = {
-    **dict.fromkeys(("custom_register_path", "custom_dataset_info", "local_repo_path", "deepspeed"), A_FILE),
-    **dict.fromkeys(("output_dir", "add_version", "hub_token", "push_to_hub", "hub_model_id"), THE_SERVER),
-    **dict.fromkeys(("hub_private_repo", "ddp_backend", "save_on_each_node", "device_map"), THE_SERVER),
-    "load_data_args": "name the data in the request",
-}
-"""Parameters that no client may choose, and why."""
-REPORTS = frozenset({"tensorboard", "none"})
-PROCESSES = ("dataset_num_proc", "dataloader_num_workers")
+
+def _supported(type: str) -> str:
+    if type not in TASKS:
+        *others, last = TASKS
+        raise PydanticCustomError("type", f"{type[:50]!r} is {NOT_SUPPORTED}; choose {', '.join(others)} or {last}")
+    return type
+
+
+JobType = Annotated[str, AfterValidator(_supported), Field(json_schema_extra={"enum": [*TASKS]})]
+"""Name of a task."""
 
 
 class JobBody(RequestBody):
-    type: Literal["sft", "pt", "rlhf", "merge", "export", "infer", "eval"]
+    type: JobType
     parameters: dict[str, Any]
     """Those of the command line's command of this name."""
     priority: int = Field(0, ge=-100, le=100)
@@ -40,11 +41,10 @@ class JobBody(RequestBody):
 
     def task(self) -> Task:
         """With the names that the client knows things by. Raises InvalidRequest, whose `param` is `parameters.NAME`."""
-        if self.type in ("export", "infer", "eval"):
-            raise UnsupportedParameter(f"Jobs of the type {self.type!r} are not built yet.", param="type")
-        for name in self.parameters:
-            if name in CHOSEN_HERE:
-                raise _refused(name, f"cannot be chosen: {CHOSEN_HERE[name]}")
+        said = dict(facts(params_of(TASKS[self.type])))
+        for name in self.parameters.keys() & said.keys():
+            if reason := said[name].not_in_api:
+                raise _refused(name, f" cannot be chosen: {reason}")
         task = parse(self.type, self.parameters)
         _check(task)
         return task
@@ -61,24 +61,24 @@ def parse(type: str, parameters: Mapping[str, Any]) -> Task:
 
 def _check(task: Task) -> None:
     for name, reason in refusals(task):
-        raise _refused(name, f"cannot be honoured: {reason}")
-    if isinstance(task, MergeTask):
-        return
-    params = task.params
-    goes_on = params.adapters or params.resume_from_checkpoint
-    for name in ("model", "dataset"):
-        if not getattr(params, name) and not (name == "model" and goes_on):
-            where = f"parameters.{name}"
-            raise InvalidRequest(f"Missing required parameter: {where!r}.", param=where, code=MISSING)
-    if unknown := set(params.report_to) - REPORTS:
-        raise _refused("report_to", f"{min(unknown)!r} is not supported here; choose tensorboard or none")
-    most = os.cpu_count() or 1
-    for name in PROCESSES:
-        if getattr(params, name) > most:
-            raise InvalidRequest(
-                f"parameters.{name} is {getattr(params, name)}, and here at most {most}.", param=f"parameters.{name}"
-            )
+        raise _refused(name, f": {reason}")
+    for name in task.missing():
+        where = f"parameters.{name}"
+        raise InvalidRequest(f"Missing required parameter: {where!r}.", param=where, code=MISSING)
+    for name, said in facts(type(task.params)):
+        value = getattr(task.params, name)
+        if said.api_choices and (others := set(value) - set(said.api_choices)):
+            choices = " or ".join(said.api_choices)
+            raise _refused(name, f": {min(others)!r} is not supported here; choose {choices}")
+        if said.processes:
+            check_at_most(name, value, os.cpu_count() or 1)
+
+
+def check_at_most(name: str, value: int, most: int) -> None:
+    """Raises InvalidRequest."""
+    if value > most:
+        raise InvalidRequest(f"parameters.{name} is {value}, and here at most {most}.", param=f"parameters.{name}")
 
 
 def _refused(name: str, reason: str) -> UnsupportedParameter:
-    return UnsupportedParameter(f"parameters.{name} {reason}.", param=f"parameters.{name}")
+    return UnsupportedParameter(f"parameters.{name}{reason}.", param=f"parameters.{name}")

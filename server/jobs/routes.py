@@ -13,7 +13,7 @@ from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import JobsDep
 from server.jobs.logs import read_log
-from server.jobs.request import JobBody, parse
+from server.jobs.request import JobBody, JobType, parse
 from server.jobs.sources import SourcesDep
 from server.jobs.store import JobEvent, message
 from server.jobs.stream import stream_job_events
@@ -33,7 +33,7 @@ async def create_job(
     task = body.task()
     given = task.params.model_dump(mode="json", exclude_unset=True)
     async with jobs.making() as id:
-        resolved = await sources.resolve(given, id)
+        resolved = await sources.resolve(type(task.params), given, id)
         job = await jobs.create(
             id,
             parse(body.type, resolved),
@@ -53,7 +53,7 @@ async def list_jobs(
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
     status: JobStatus | None = None,
-    type: Literal["sft", "pt", "rlhf", "merge"] | None = None,
+    type: JobType | None = None,
 ) -> dict[str, Any]:
     where = [column == value for column, value in ((JOBS.c.status, status), (JOBS.c.type, type)) if value is not None]
     page, more = await jobs.store.page(*where, after=after, limit=limit, order=order)

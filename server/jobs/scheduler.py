@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from engines.errors import TuneserveError
 from server.jobs.attempt import AttemptRun, RecoveredRun, Run, ValidationRun, Workshop
 from server.jobs.devices import Device, Devices, choose
-from server.jobs.job import Job, JobStatus, JobType
+from server.jobs.job import Job, JobStatus
 from server.jobs.processes import kill_marked
 from server.jobs.table import JOBS
 from training.folder import JobError
+from training.params.task import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Scheduler:
         for job in jobs:
             if self._count(AttemptRun) >= self._limits.max_running or self._stopping:
                 return
-            wanted = usual_devices(job.type, len(devices)) if job.devices is None else job.devices
+            wanted = min(TASKS[job.type].gpus, len(devices)) if job.devices is None else job.devices
             if wanted and gpus_are_awaited:
                 continue
             chosen = self._choose(devices, wanted)
@@ -166,8 +167,3 @@ class Scheduler:
         finally:
             del self._runs[run.job.id]
             self.wake()
-
-
-def usual_devices(kind: JobType, gpus: int) -> int:
-    """How many GPUs a job gets that does not say: what trains wants one, a merge is computed on the CPU."""
-    return 0 if kind == "merge" else min(1, gpus)

@@ -13,13 +13,16 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from engines.errors import InvalidRequest, NotFound
+from engines.params.about import facts
+from engines.params.base import Params
 from server.deps import part
 from server.files.files import Files, Purpose
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
+from training.params.rlhf import RlhfParams
+from training.params.task import Artifact
 
-MODELS = ("model", "ref_model")
-DATA = ("dataset", "val_dataset")
+DATA = frozenset(name for name, said in facts(RlhfParams) if said.names == "data")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
 JOB_ID = re.compile(r"(job|ftjob)-[A-Za-z0-9]+")
 SUBSET = re.compile(r"[\w.-]+")
@@ -47,36 +50,36 @@ class Sources:
         self._served = served
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
 
-    async def resolve(self, given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
-        """`given` with real folders and files in place of names; what was uploaded is in the job's own folder then.
+    async def resolve(self, kind: type[Params], given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+        """`given`, parameters of `kind`, with real folders and files in place of names; what was uploaded is in the job's own folder then.
 
         Raises InvalidRequest and NotFound, whose `param` is `parameters.NAME`; StorageFull.
         """
         params = dict(given)
-        for name in MODELS:
-            if params.get(name):
-                params |= await self._model(name, params[name], params)
-        for name in DATA:
-            if name in params:
-                params[name] = [await self._data(name, each, job_id) for each in params[name]]
-        if "adapters" in params:
-            params["adapters"] = [await self._named("adapters", each) for each in params["adapters"]]
-        if params.get("resume_from_checkpoint"):
-            params["resume_from_checkpoint"] = await self._checkpoint(params["resume_from_checkpoint"])
+        for name, said in facts(kind):
+            match said.names if params.get(name) else None:
+                case "model":
+                    params |= await self._model(name, params[name], params)
+                case "data":
+                    params[name] = [await self._data(name, each, job_id) for each in params[name]]
+                case "adapter":
+                    params[name] = [await self._named(name, each, "adapter") for each in params[name]]
+                case "checkpoint":
+                    params[name] = await self._checkpoint(name, params[name])
         return params
 
     async def _model(self, param: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if name != self._served.name:
-            return {param: await self._named(param, name)}
+            return {param: await self._named(param, name, "model")}
         found: dict[str, Any] = {param: self._served.source}
         revision = f"{param}_revision"
         if self._served.revision is not None and revision not in given:
             found[revision] = self._served.revision
         return found
 
-    async def _named(self, param: str, name: str) -> str:
+    async def _named(self, param: str, name: str, wanted: Artifact) -> str:
         if JOB_ID.fullmatch(name):
-            return str(await self._output(param, name))
+            return str(await self._output(param, name, wanted))
         return await asyncio.to_thread(self._place, param, name)
 
     async def _data(self, param: str, text: str, job_id: str) -> str:
@@ -108,19 +111,17 @@ class Sources:
         except NotFound as error:
             raise NotFound(error.message, param=f"parameters.{param}") from None
 
-    async def _output(self, param: str, id: str) -> Path:
+    async def _output(self, param: str, id: str, wanted: Artifact) -> Path:
         job = await self._job(param, id)
         result = job.job_result()
-        wanted = "adapter" if param == "adapters" else "model"
         if job.status is not JobStatus.SUCCEEDED or result is None or result.artifact is None:
             raise _refused(param, f"the job {id} is {job.status} and has made nothing yet")
         if result.kind != wanted:
             raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}")
         return self._jobs.folders.attempt(id, job.attempt) / result.artifact
 
-    async def _checkpoint(self, name: str) -> str:
+    async def _checkpoint(self, param: str, name: str) -> str:
         """`JOB_ID` is that job's last checkpoint."""
-        param = "resume_from_checkpoint"
         if not JOB_ID.fullmatch(name):
             found = await asyncio.to_thread(self._find, param, name)
             if found is None:
@@ -164,9 +165,7 @@ class Sources:
 
     def _outside(self, param: str) -> InvalidRequest:
         where = "under a folder of job_roots" if self._roots else "nowhere: this server was started without job_roots"
-        kinds = (
-            "the served model, an id on the hub, a job" if param not in DATA else "an uploaded file, an id on the hub"
-        )
+        kinds = "an uploaded file, an id on the hub" if param in DATA else "the served model, an id on the hub, a job"
         return _refused(param, f"name {kinds}, or a path, which must lie {where}")
 
 

@@ -131,10 +131,10 @@ def _runs(pid: str) -> bool:
     ("params", "code", "param", "words"),
     [
         ({"model": "/no/such/model"}, "unsupported_model", "model", "/no/such/model"),
-        ({"use_galore": True}, "unsupported_parameter", "use_galore", "nothing in this version"),
-        ({"train_type": "boft"}, "unsupported_parameter", "train_type", "boft is not built yet"),
+        ({"use_galore": True}, "unsupported_parameter", "use_galore", "not supported in this version"),
+        ({"train_type": "boft"}, "unsupported_parameter", "train_type", "boft is not supported in this version"),
     ],
-    ids=["model", "unread", "not built"],
+    ids=["model", "unread", "not supported"],
 )
 def test_a_job_that_cannot_be_done_says_why(
     job: Callable[..., JobFolder],

@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.params.about import facts
 from engines.setup.cache import cache_folder
 from training.data.sources import Source
 from training.params.sft import SftParams
 
 FORMAT = 1
 """Raise it when the preparation changes."""
-IRRELEVANT = {"dataset_num_proc", "enable_cache", "download_mode", "hub_token"}
-READ_BY = ("DataParams", "TemplateParams")
-"""The groups of parameters that the preparation reads; `packing` besides."""
 
 Made = tuple[Any, Any | None, list[str]]
 """Training data, validation data, notes."""
@@ -35,11 +33,11 @@ def kept(
 
 
 def _key(params: SftParams, learns: str, limit: int | None, tokenizer: Any, found: Sequence[Source]) -> str:
-    names = {name for group in type(params).__mro__ if group.__name__ in READ_BY for name in group.__annotations__}
     stats = [(str(path.resolve()), path.stat()) for source in found for path in source.files]
-    facts = {
+    read = {name for name, said in facts(type(params)) if said.prepares}
+    content = {
         "format": FORMAT,
-        "params": params.model_dump(mode="json", include=(names - IRRELEVANT) | {"packing"}),
+        "params": params.model_dump(mode="json", include=read),
         "columns": [dict(source.columns) for source in found],
         "learns": learns,
         "limit": limit,
@@ -48,7 +46,7 @@ def _key(params: SftParams, learns: str, limit: int | None, tokenizer: Any, foun
         "special": [tokenizer.bos_token, tokenizer.eos_token],
         "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _write(folder: Path, made: Made) -> None:

@@ -24,9 +24,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from training.tuners.lora import Lora
+
 Method = Literal["supervised", "dpo"]
 
-BASE_LEARNING_RATE = 1e-4
+BASE_LEARNING_RATE = Lora.learning_rate
 """What `learning_rate_multiplier` multiplies: the reference's rate for adapters."""
 SAMPLES_TO_LEARN = 180
 SAMPLES_TO_KNOW_BY_HEART = 30_000

@@ -1,9 +1,13 @@
 """Writing a model in another form: merged, quantised, or to the hub."""
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from engines.adapters.source import name_adapters
+from engines.errors import Conflict
+from engines.params.about import MERGE, THE_SERVER, About
 from engines.params.common import BaseParams
 from engines.params.merge import MergeLoraParams
 
@@ -13,7 +17,7 @@ class ExportParams(MergeLoraParams, BaseParams):
 
     starred: ClassVar = frozenset({"output_dir", "quant_method", "push_to_hub"})
 
-    output_dir: str | None = None
+    output_dir: Annotated[str | None, About(MERGE, not_in_api=THE_SERVER)] = None
     """Folder for the result. Beside the checkpoint, named after what was done, unless given."""
     quant_method: Literal["gptq", "awq"] | None = None  # type: ignore[assignment]  # one name, two meanings, as there
     """How the weights are quantised in the result: `gptq` or `awq`. Not quantised unless given."""
@@ -25,11 +29,11 @@ class ExportParams(MergeLoraParams, BaseParams):
     """Such samples of one forward pass."""
     group_size: int = Field(128, ge=-1)
     """How many weights share a scale; -1: all of a row."""
-    push_to_hub: bool = False
+    push_to_hub: Annotated[bool, About(not_in_api=THE_SERVER)] = False
     """Upload the result to the hub."""
-    hub_model_id: str | None = None
+    hub_model_id: Annotated[str | None, About(not_in_api=THE_SERVER)] = None
     """Name of the repository that it is uploaded to."""
-    hub_private_repo: bool = False
+    hub_private_repo: Annotated[bool, About(not_in_api=THE_SERVER)] = False
     """Make that repository private, where it has to be created."""
     commit_message: str = "update files"
     """Message of the commit that the upload makes."""
@@ -38,7 +42,7 @@ class ExportParams(MergeLoraParams, BaseParams):
 class MergeParams(ExportParams):
     """Adding a trained adapter to its base model: export with `merge_lora`."""
 
-    merge_lora: bool = True
+    merge_lora: Annotated[bool, About(MERGE)] = True
     """Merging is what this command does: never false."""
 
     @field_validator("merge_lora")
@@ -47,3 +51,20 @@ class MergeParams(ExportParams):
         if not merge_lora:
             raise ValueError("merging is what this command does; export is the one that may leave it")
         return merge_lora
+
+
+def merged_folder(params: MergeParams) -> Path:
+    """Where the merged model is to be: `<adapter>-merged` beside the last adapter, unless `output_dir` says.
+
+    Raises Conflict where there is something already, InvalidAdapter.
+    """
+    if params.output_dir:
+        folder = Path(params.output_dir).expanduser()
+    else:
+        last = [*name_adapters(params.adapters).values()][-1]
+        beside = Path(last).expanduser().resolve()
+        parent = beside.parent if beside.is_dir() else Path("output")
+        folder = parent / f"{beside.name}-merged"
+    if folder.exists():
+        raise Conflict(f"{folder} is there already: remove it, or give another output_dir", param="output_dir")
+    return folder.absolute()

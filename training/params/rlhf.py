@@ -1,9 +1,10 @@
 """Teaching a model by preferences and rewards."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import A_FILE, About
 from engines.params.base import Params, Strings
 from training.params.sft import SftParams
 
@@ -11,9 +12,9 @@ from training.params.sft import SftParams
 class PpoParams(Params):
     """PPO: answers are generated, a reward model judges them, and the judgement is learned from."""
 
-    reward_model: str | None = None
+    reward_model: Annotated[str | None, About(not_in_fine_tuning=A_FILE)] = None
     """The model that judges answers, as `model`."""
-    reward_adapters: Strings = ()
+    reward_adapters: Annotated[Strings, About(not_in_fine_tuning=A_FILE)] = ()
     """Adapters of the reward model, as `adapters`."""
     reward_model_type: str | None = None
     """Family of the reward model, as `model_type`."""
@@ -54,16 +55,19 @@ class RlhfParams(PpoParams, SftParams):
 
     starred: ClassVar = frozenset({"rlhf_type", "beta", "rpo_alpha"})
 
-    rlhf_type: Literal["dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"]
+    rlhf_type: Annotated[
+        Literal["dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"],
+        About(not_in_fine_tuning="say it in method.type"),
+    ]
     """The algorithm: from pairs of answers `dpo`, `orpo`, `simpo`, `cpo`; from single good and bad answers `kto`; from
     rewards `ppo`; `rm` trains a reward model."""
-    ref_model: str | None = None
+    ref_model: Annotated[str | None, About(names="model", not_in_fine_tuning=A_FILE)] = None
     """The model that the trained one is compared with, as `model`. What training started from unless given."""
     ref_model_type: str | None = None
     """Family of the reference model, as `model_type`."""
     ref_model_revision: str | None = None
     """Branch, tag or commit of the reference model, as `model_revision`."""
-    beta: float | None = Field(None, ge=0)
+    beta: Annotated[float | None, About(openai="beta")] = Field(None, ge=0)
     """How strongly the model is held to the reference model; in SimPO, the scale of the reward. 2.0 for simpo and 0.1
     for the others unless given."""
     label_smoothing: float = Field(0.0, ge=0, le=0.5)

@@ -1,9 +1,10 @@
 """Teaching a model by examples (sft), or by plain text (pt)."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from training.params.trainer import TrainerParams
@@ -54,23 +55,23 @@ class SftParams(
 
     starred: ClassVar = frozenset({"lazy_tokenize"})
 
-    add_version: bool = True
+    add_version: Annotated[bool, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = True
     """Put the results of each run into a folder of its own, named by number and time, under `output_dir`."""
-    resume_only_model: bool = False
+    resume_only_model: Annotated[bool, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = False
     """With `resume_from_checkpoint`, take the weights only, and start optimiser, schedule and data anew."""
-    check_model: bool = True
+    check_model: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
     """Compare local files of the model with the hub's, and warn where they differ. Turn it off without a network."""
     loss_type: str | None = None
     """Name of the loss. The model's own unless given."""
-    packing: bool = False
+    packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None
     """Tokenise samples when they are needed instead of all before training. Unless given, for multimodal models only."""
     acc_strategy: Literal["seq", "token"] = "token"
     """Whether accuracy counts tokens, or whole sequences that have every token right."""
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: Annotated[int, About(one_run=True, most=4096)] = Field(64, ge=1)
     """The most tokens of a text that evaluation generates."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: Annotated[float, About(one_run=True)] = Field(0.0, ge=0)
     """Temperature of a text that evaluation generates; 0: the likeliest tokens."""
     optimizer: str | None = None
     """Name of a registered optimiser in place of AdamW."""
@@ -86,7 +87,7 @@ class SftParams(
 class PtParams(SftParams):
     """Pre-training, or training on: the same as sft over plain text."""
 
-    use_chat_template: bool = False
+    use_chat_template: Annotated[bool, About(("pt",), prepares=True, not_in_fine_tuning=THE_MODEL)] = False
     """Build samples with the chat template. Plain text has none, so that this is false here."""
 
     @property

@@ -1,38 +1,122 @@
 """Every job that a worker process can run: a closed union, told apart by `task`. What a job's folder says to do."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from training.params.export import MergeParams
+from engines.params.base import Params
+from training.params.export import MergeParams, merged_folder
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
+from training.refusal import Refusal
+
+Artifact = Literal["adapter", "model"]
 
 
-class _Task(BaseModel):
+class Task(BaseModel):
+    """A command with its parameters, and all that the rest of the program knows of the command."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    pipeline: ClassVar[str]
+    """The file of `training.pipelines` that does it."""
+    makes: ClassVar[tuple[Artifact, ...]]
+    """What may come of it."""
+    gpus: ClassVar[int]
+    """GPUs that it gets, where there are so many, unless somebody says."""
 
-class SftTask(_Task):
-    task: Literal["sft"] = "sft"
+    task: str
+    params: Params
+
+    @property
+    def training(self) -> SftParams | None:
+        """Its parameters, where it is a training: it learns from data and writes checkpoints to go on from."""
+        return None
+
+    def missing(self) -> list[str]:
+        """Parameters without which it cannot run, and which are not given."""
+        return []
+
+    def refusals(self) -> list[Refusal]:
+        """What it needs and was not given, and parameters that do not go together."""
+        return []
+
+    def target(self) -> Path:
+        """Where what a command makes is to be, if not in the folder of the run. Raises Conflict, InvalidAdapter."""
+        raise NotImplementedError
+
+    def going_on_from(self, checkpoint: Path) -> "Task":
+        """The same task, from a checkpoint of its own on, where it writes any."""
+        return self
+
+
+class TrainingTask(Task):
+    pipeline = "train"
+    makes = ("adapter", "model")
+    gpus = 1
+
     params: SftParams
 
+    @property
+    def training(self) -> SftParams:
+        return self.params
 
-class PtTask(_Task):
+    def missing(self) -> list[str]:
+        goes_on = self.params.adapters or self.params.resume_from_checkpoint
+        return [
+            *([] if self.params.model or goes_on else ["model"]),
+            *([] if self.params.dataset else ["dataset"]),
+        ]
+
+    def going_on_from(self, checkpoint: Path) -> Self:
+        if self.params.save_only_model:  # its checkpoints do not say how far it had come
+            return self
+        changes: dict[str, Any] = {"resume_from_checkpoint": str(checkpoint)}
+        if self.params.resume_only_model:  # which was said of another training's checkpoint
+            changes["resume_only_model"] = False
+        return self.model_copy(update={"params": self.params.model_copy(update=changes)})
+
+
+class SftTask(TrainingTask):
+    task: Literal["sft"] = "sft"
+
+
+class PtTask(TrainingTask):
     task: Literal["pt"] = "pt"
     params: PtParams
 
 
-class RlhfTask(_Task):
+class RlhfTask(TrainingTask):
     task: Literal["rlhf"] = "rlhf"
     params: RlhfParams
 
 
-class MergeTask(_Task):
+class MergeTask(Task):
+    pipeline = "merge"
+    makes = ("model",)
+    gpus = 0
+
     task: Literal["merge"] = "merge"
     params: MergeParams
 
+    def refusals(self) -> list[Refusal]:
+        return [] if self.params.adapters else [("adapters", "name the adapter to merge")]
 
-Task = Annotated[SftTask | PtTask | RlhfTask | MergeTask, Field(discriminator="task")]
-TASK: TypeAdapter[Task] = TypeAdapter(Task)
+    def target(self) -> Path:
+        return merged_folder(self.params)
+
+
+TASKS: dict[str, type[Task]] = {
+    task.model_fields["task"].get_default(): task for task in (SftTask, PtTask, RlhfTask, MergeTask)
+}
+"""By their names. The only list of them."""
+TASK: TypeAdapter[Task] = TypeAdapter(
+    Annotated[Union[*TASKS.values()], Field(discriminator="task")]  # type: ignore[arg-type]  # built at run time
+)
 """`TASK.validate_python({"task": "sft", "params": {...}})`."""
+
+
+def params_of(task: type[Task]) -> type[Params]:
+    params: type[Params] = task.model_fields["params"].annotation  # type: ignore[assignment]
+    return params

@@ -1,9 +1,10 @@
 """The optimisation loop: what transformers' trainer is told."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from engines.params.about import A_FILE, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 from training.params.choices import Reporters, Schedule
 
@@ -23,82 +24,89 @@ class TrainerParams(Params):
         }
     )  # fmt: skip
 
-    output_dir: str | None = None
+    output_dir: Annotated[str | None, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = None
     """Folder for checkpoints and logs. `output/` followed by the model's name unless given."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Compute activations a second time in the backward pass instead of keeping them: less memory, slower steps."""
-    deepspeed: Deepspeed | JsonObject | None = None
+    deepspeed: Annotated[Deepspeed | JsonObject | None, About(not_in_api=A_FILE)] = None
     """Train with DeepSpeed: one of the configurations built in, or a configuration as a JSON object or the path of a
     JSON file."""
-    per_device_train_batch_size: int = Field(1, ge=1)
+    per_device_train_batch_size: Annotated[int, About(TRAINING, trainer=True, most=256)] = Field(1, ge=1)
     """Samples of one forward pass on one device while training."""
-    per_device_eval_batch_size: int = Field(1, ge=1)
+    per_device_eval_batch_size: Annotated[int, About(TRAINING, trainer=True, most=256)] = Field(1, ge=1)
     """The same while evaluating."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: Annotated[float, About(TRAINING, trainer=True)] = Field(0.1, ge=0)
     """Decoupled weight decay of the optimiser."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: Annotated[float | None, About(TRAINING, openai="learning_rate_multiplier")] = Field(None, gt=0)
     """Peak learning rate. Unless given: 1e-5 where all weights are trained, 1e-4 with an adapter."""
-    lr_scheduler_type: Schedule = "cosine"
+    lr_scheduler_type: Annotated[Schedule, About(TRAINING, trainer=True)] = "cosine"
     """How the learning rate goes after the warm-up, by transformers' names."""
-    lr_scheduler_kwargs: JsonObject | None = None
+    lr_scheduler_kwargs: Annotated[JsonObject | None, About(TRAINING, trainer=True)] = None
     """Further settings of that schedule."""
-    gradient_checkpointing_kwargs: JsonObject | None = None
+    gradient_checkpointing_kwargs: Annotated[JsonObject | None, About(TRAINING)] = None
     """Settings of torch.utils.checkpoint: `{"use_reentrant": false}`."""
-    report_to: Reporters = ("tensorboard",)
+    report_to: Annotated[
+        Reporters, About(TRAINING, api_choices=("tensorboard", "none"), not_in_fine_tuning=THE_SERVER)
+    ] = ("tensorboard",)
     """Where metrics go besides the job's events, by transformers' names: `tensorboard`, `wandb`, ...; `all` that are
     installed; `none`."""
     remove_unused_columns: bool = False
     """Drop the columns of the data that the model's forward does not take."""
-    logging_first_step: bool = True
+    logging_first_step: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Log the first step also where `logging_steps` would skip it."""
-    logging_steps: int | float = Field(5, gt=0)
+    logging_steps: Annotated[int | float, About(TRAINING, trainer=True)] = Field(5, gt=0)
     """Steps between two log lines; below 1: as a part of all steps."""
-    metric_for_best_model: str | None = None
+    metric_for_best_model: Annotated[str | None, About(TRAINING)] = None
     """By which metric of the evaluation the best checkpoint is told: `loss`, `token_accuracy` (with acc_strategy seq
     `sequence_accuracy`), with predict_with_generate `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4`, in dpo also
     `rewards/margins` and its other metrics. `loss` unless given, `rouge-l` where evaluation generates text."""
-    greater_is_better: bool | None = None
+    greater_is_better: Annotated[bool | None, About(TRAINING, trainer=True)] = None
     """Whether more of that metric is better. Unless given, true for all but losses."""
-    num_train_epochs: int | float = Field(3, gt=0)
+    num_train_epochs: Annotated[int | float, About(TRAINING, trainer=True, openai="n_epochs")] = Field(3, gt=0)
     """How often all data is gone through. `max_steps` goes before it."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: Annotated[int, About(TRAINING, trainer=True, openai="batch_size")] = Field(1, ge=1)
     """Forward passes whose gradients are added up for one step."""
-    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_strategy: Annotated[Literal["no", "steps", "epoch"], About(TRAINING, trainer=True)] = "steps"
     """When checkpoints are written: never, every `save_steps` steps, or after each epoch."""
-    save_steps: int | float = Field(500, gt=0)
+    save_steps: Annotated[int | float, About(TRAINING, trainer=True)] = Field(500, gt=0)
     """Steps between two checkpoints; below 1: as a part of all steps."""
-    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"] | None, About(TRAINING)] = None
     """When the model is evaluated. As `save_strategy` unless given."""
-    eval_steps: int | float | None = Field(None, gt=0)
+    eval_steps: Annotated[int | float | None, About(TRAINING)] = Field(None, gt=0)
     """Steps between two evaluations. As `save_steps` unless given, where there is data to evaluate on."""
-    save_total_limit: int | None = Field(None, ge=1)
+    save_total_limit: Annotated[int | None, About(TRAINING)] = Field(None, ge=1)
     """Keep this many checkpoints and delete older ones. All are kept unless given."""
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: Annotated[int, About(TRAINING, trainer=True)] = Field(-1, ge=-1)
     """Stop after this many steps; -1: when the epochs are over. Needed where the data is streamed."""
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_ratio: Annotated[float, About(TRAINING)] = Field(0.0, ge=0, le=1)
     """The part of all steps in which the learning rate rises from 0 to its peak."""
-    save_on_each_node: bool = False
+    save_on_each_node: Annotated[bool, About(not_in_api=THE_SERVER)] = False
     """With several machines, write checkpoints on each instead of on the first only."""
-    save_only_model: bool = False
+    save_only_model: Annotated[bool, About(TRAINING, trainer=True, not_in_fine_tuning=THE_SERVER)] = False
     """Write weights only, without the state of optimiser and schedule: smaller, but training cannot be resumed."""
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: Annotated[
+        str | None, About(TRAINING, one_run=True, names="checkpoint", not_in_fine_tuning=A_FILE)
+    ] = None
     """Folder of the checkpoint to go on from."""
-    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
+    ddp_backend: Annotated[
+        Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None,
+        About(TRAINING, trainer=True, not_in_api=THE_SERVER),
+    ] = None
     """How the processes of a training on several devices talk to one another. torch's choice for the device unless
     given."""
-    ddp_find_unused_parameters: bool | None = None
+    ddp_find_unused_parameters: Annotated[bool | None, About(TRAINING, trainer=True)] = None
     """Let data-parallel training look for weights that a step did not use. transformers' choice unless given."""
-    dataloader_num_workers: int = Field(0, ge=0)
+    dataloader_num_workers: Annotated[int, About(TRAINING, trainer=True, processes=True)] = Field(0, ge=0)
     """Processes that make batches; 0: the training process does."""
-    neftune_noise_alpha: float = Field(0, ge=0)
+    neftune_noise_alpha: Annotated[float, About(TRAINING)] = Field(0, ge=0)
     """Strength of the noise added to embeddings while training (NEFTune), often 5 to 15; 0: none."""
-    average_tokens_across_devices: bool = False
+    average_tokens_across_devices: Annotated[bool, About(trainer=True)] = False
     """Divide the loss by the tokens of all devices together instead of by each device's own."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: Annotated[float, About(TRAINING, trainer=True)] = Field(1.0, ge=0)
     """Gradients with a larger norm are scaled down to it; 0: never."""
-    push_to_hub: bool = False
+    push_to_hub: Annotated[bool, About(not_in_api=THE_SERVER)] = False
     """Upload the result to the hub."""
-    hub_model_id: str | None = None
+    hub_model_id: Annotated[str | None, About(not_in_api=THE_SERVER)] = None
     """Name of the repository that it is uploaded to."""
-    hub_private_repo: bool = False
+    hub_private_repo: Annotated[bool, About(not_in_api=THE_SERVER)] = False
     """Make that repository private, where it has to be created."""

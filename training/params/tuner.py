@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from engines.params.about import About
 from engines.params.base import Integers, JsonObject, Params, Strings
 from engines.params.model import DType
 
@@ -66,7 +67,7 @@ class LoraParams(Params):
 
     starred: ClassVar = frozenset({"lora_rank", "lora_alpha", "use_dora", "lorap_lr_ratio"})
 
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: Annotated[int, About(most=4096)] = Field(8, ge=1)
     """Rank of the matrices: what the adapter can hold, and its size."""
     lora_alpha: int = Field(32, ge=1)
     """The adapter's output is scaled by this, divided by the rank."""

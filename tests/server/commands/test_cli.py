@@ -7,10 +7,10 @@ import pytest
 
 from server import __version__
 from server.commands import cli
-from server.commands.honoured import UNREAD
-from server.commands.params import COMMANDS
+from server.commands.params import COMMANDS, SUPPORTED
+from server.commands.supported import unsupported
 
-UNBUILT = [name for name in COMMANDS if name not in cli.BUILT]
+UNSUPPORTED = [name for name in COMMANDS if name not in SUPPORTED]
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
@@ -18,7 +18,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], words: lis
     assert cli.main(words) == 0
     told = capsys.readouterr().out
     assert all(f"\n  {name} " in told for name in COMMANDS)
-    assert told.count("(not built yet)") == len(UNBUILT)
+    assert told.count("(not supported yet)") == len(UNSUPPORTED)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,28 +38,28 @@ def test_help_of_a_command_shows_sections_and_stars(capsys: pytest.CaptureFixtur
         assert "* The model:" in told
 
 
-def test_help_of_deploy_marks_what_nothing_reads_yet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_deploy_marks_what_is_not_supported_yet(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["deploy", "--help"])
     entries = capsys.readouterr().out.split("\n  --")[1:]
-    marked = {entry.split()[0] for entry in entries if "(nothing reads it yet)" in " ".join(entry.split())}
-    assert marked == UNREAD
+    marked = {entry.split()[0] for entry in entries if "(not supported yet)" in " ".join(entry.split())}
+    assert marked == unsupported()
 
 
-@pytest.mark.parametrize("command", UNBUILT)
-def test_a_command_that_is_not_built_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
+@pytest.mark.parametrize("command", UNSUPPORTED)
+def test_a_command_that_is_not_supported_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([command])
     assert stopped.value.code == 2
-    assert f"{command} is not built yet" in capsys.readouterr().err
+    assert f"{command} is not supported in this version" in capsys.readouterr().err
 
 
-def test_a_command_that_is_not_built_checks_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_is_not_supported_checks_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["infer", "--temperature", "-1"])
     told = capsys.readouterr().err
     assert "--temperature: Input should be greater than or equal to 0" in told
-    assert "not built" not in told
+    assert "not supported" not in told
 
 
 @pytest.mark.parametrize(("word", "told"), [("web_ui", "did you mean web-ui?"), ("xyz", "choose from deploy, sft")])
@@ -76,7 +76,7 @@ def test_deploy_refuses_what_nothing_reads_before_anything_loads(capsys: pytest.
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert "--quant_bits" in told
-    assert "--tp: the engine pt does not know it; it is for lmdeploy" in told
+    assert "--tp: the engine pt does not support it; it is for lmdeploy" in told
 
 
 @pytest.mark.parametrize(

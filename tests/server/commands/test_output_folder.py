@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import Conflict, InvalidRequest
-from server.commands.output_folder import merged_folder, new_training_folder
-from training.params.export import MergeParams
+from server.commands.output_folder import new_training_folder
+from training.params.export import MergeParams, merged_folder
 from training.params.sft import SftParams
 
 

@@ -189,9 +189,9 @@ def test_a_merge_that_fails_leaves_nothing(
         ([], "--adapters: name the adapter to merge"),
         (
             ["--adapters", "a", "--safe_serialization", "false"],
-            "--safe_serialization: false is not built yet; choose true",
+            "--safe_serialization: false is not supported in this version; choose true",
         ),
-        (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: nothing in this version depends on it"),
+        (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: not supported in this version"),
     ],
 )
 def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], words: list[Any], told: str) -> None:

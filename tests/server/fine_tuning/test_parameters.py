@@ -6,7 +6,7 @@ import pytest
 
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidRequest, UnsupportedParameter
-from server.fine_tuning.parameters import CHOSEN_HERE, SAID_BY_OPENAI, check_parameters, parse
+from server.fine_tuning.parameters import check_parameters, parse
 from server.fine_tuning.servable import check_servable
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
@@ -27,15 +27,14 @@ def test_parameters_of_the_command_line_pass() -> None:
     check(lora_rank=16, lora_alpha=32, target_modules=["q_proj"], warmup_ratio=0.1, packing=True, max_length=4096)
 
 
-@pytest.mark.parametrize("name", sorted(SAID_BY_OPENAI | CHOSEN_HERE))
+@pytest.mark.parametrize(
+    "name",
+    ["dataset", "rlhf_type", "model", "deepspeed", "output_dir", "hub_token", "ref_model", "strict", "report_to"],
+)
 def test_what_openai_has_a_field_for_and_what_the_server_chooses_is_refused(name: str) -> None:
-    with pytest.raises(UnsupportedParameter, match=name) as error:
-        check(**{name: "x"})
+    with pytest.raises(UnsupportedParameter, match=f"{name} cannot be chosen") as error:
+        check_parameters({name: "x"}, RlhfParams, max_model_len=4096)
     assert error.value.param == f"parameters.{name}"
-
-
-def test_every_refused_name_is_a_parameter() -> None:
-    assert RlhfParams.model_fields.keys() >= SAID_BY_OPENAI.keys() | CHOSEN_HERE.keys()
 
 
 @pytest.mark.parametrize(

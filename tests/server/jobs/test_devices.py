@@ -13,8 +13,8 @@ from engines.errors import InvalidRequest
 from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
-from server.jobs.scheduler import usual_devices
 from tests.server.jobs.conftest import Office
+from training.params.task import MergeTask, SftTask
 
 GIB = 1 << 30
 FOUR = tuple(Device(f"GPU-{n}", free * GIB) for n, free in enumerate((10, 40, 80, 20)))
@@ -72,8 +72,7 @@ async def test_two_jobs_never_share_a_gpu_and_one_for_the_cpu_goes_past(tmp_path
 
 
 def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
-    assert [usual_devices("sft", gpus) for gpus in (0, 1, 4)] == [0, 1, 1]
-    assert usual_devices("merge", 4) == 0
+    assert (SftTask.gpus, MergeTask.gpus) == (1, 0)
 
 
 # ---- the worker's command

@@ -258,8 +258,8 @@ def test_what_is_not_in_the_roots_is_not_found(client: ReadyClient) -> None:
 @pytest.mark.parametrize(
     ("type", "parameters", "param", "said"),
     [
-        ("export", {}, "type", "not built yet"),
-        ("nope", {}, "type", "Input should be"),
+        ("export", {}, "type", "is not supported in this version; choose sft, pt, rlhf or merge"),
+        ("nope", {}, "type", "choose sft"),
         ("sft", SFT | {"nope": 1}, "parameters.nope", "Unknown parameter"),
         ("sft", SFT | {"learning_rate": -1}, "parameters.learning_rate", "greater than 0 (got -1)"),
         ("rlhf", SFT, "parameters.rlhf_type", "Missing required parameter"),
@@ -267,14 +267,14 @@ def test_what_is_not_in_the_roots_is_not_found(client: ReadyClient) -> None:
         ("sft", SFT | {"output_dir": "/tmp"}, "parameters.output_dir", "cannot be chosen"),
         ("sft", SFT | {"hub_token": "secret"}, "parameters.hub_token", "cannot be chosen"),
         ("sft", SFT | {"report_to": ["wandb"]}, "parameters.report_to", "tensorboard"),
-        ("sft", SFT | {"train_type": "vera"}, "parameters.train_type", "not built yet"),
+        ("sft", SFT | {"train_type": "vera"}, "parameters.train_type", "not supported in this version"),
         ("sft", SFT | {"dataset_num_proc": 10_000}, "parameters.dataset_num_proc", "at most"),
         ("sft", {"model": "m"}, "parameters.dataset", "Missing required parameter"),
         ("sft", {"dataset": ["d"]}, "parameters.model", "Missing required parameter"),
         ("merge", {"model": "m"}, "parameters.adapters", "name the adapter"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
+def test_what_is_not_supported_is_refused_by_name(
     client: ReadyClient, type: str, parameters: dict[str, Any], param: str, said: str
 ) -> None:
     error = refused(client, type, parameters)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training.params.honoured import refusals
+from training.params.supported import refusals
 from training.params.task import TASK
 
 RESUMED = {"resume_from_checkpoint": "checkpoint-3", "resume_only_model": True}

@@ -18,9 +18,9 @@ from engines.errors import InvalidRequest
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.tiny import CONFIGS, save
 from training.folder import Evaluation, JobFolder, Step
-from training.params.honoured import refusals
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
+from training.params.supported import refusals
 from training.params.task import RlhfTask
 from training.pipelines import train as pipeline
 from training.report import Report
@@ -270,7 +270,7 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"packing": True}, ("packing", "nothing")),
         ({"lazy_tokenize": True}, ("lazy_tokenize", "nothing")),
         ({"padding_side": "left"}, ("padding_side", "nothing")),
-        ({"rlhf_type": "kto"}, ("rlhf_type", "kto is not built yet; choose dpo")),
+        ({"rlhf_type": "kto"}, ("rlhf_type", "kto is not supported in this version; choose dpo")),
         ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "nothing")),
     ],
 )

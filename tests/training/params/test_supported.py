@@ -1,4 +1,4 @@
-"""No parameter of a training is accepted and ignored: what is honoured is what the code reads."""
+"""No parameter of a training is accepted and ignored: what is supported is what the code reads."""
 
 import ast
 from collections.abc import Iterator
@@ -7,24 +7,26 @@ from typing import Any
 
 import pytest
 
-from training.arguments import SAME
-from training.params.honoured import BUILT_CHOICES, HONOURED, refusals
+from engines.params.about import facts
 from training.params.rlhf import RlhfParams
-from training.params.task import TASK
+from training.params.supported import refusals, supported
+from training.params.task import TASK, TASKS, params_of
 
 ROOT = Path(__file__).parents[3]
-ALL = frozenset().union(*(frozenset(params.model_fields) for params in HONOURED))
+ALL = frozenset().union(*(params_of(task).model_fields for task in TASKS.values()))
+SUPPORTED = frozenset().union(*(supported(params_of(task)) for task in TASKS.values()))
+HANDED_ON = {name for name, said in facts(RlhfParams) if said.trainer}
 
 
-SCHEMA_HOLDS = {"merge_lora", "safe_serialization", "rlhf_type"}
-"""Merge's take one value only, as the schema and BUILT_CHOICES say; `rlhf_type` is read as `method`."""
+SCHEMA_HOLDS = {"merge_lora", "safe_serialization", "task_type", "template_backend", "rlhf_type"}
+"""Parameters that take one value only, as the schema says; `rlhf_type` is read as `method`."""
 
 
 def parameters_read() -> set[str]:
     """By what makes folders and runs them: training without the schema, and the command line's choice of folder."""
     files = [f for f in (ROOT / "training").rglob("*.py") if ROOT / "training" / "params" not in f.parents]
     found = {name for file in [*files, ROOT / "server" / "commands" / "output_folder.py"] for name in reads(file)}
-    return (found | set(SAME) | SCHEMA_HOLDS) & ALL
+    return (found | HANDED_ON | SCHEMA_HOLDS) & ALL
 
 
 def reads(file: Path) -> Iterator[str]:
@@ -36,16 +38,13 @@ def reads(file: Path) -> Iterator[str]:
                     yield name
 
 
-def test_what_the_code_reads_is_declared_as_honoured() -> None:
-    assert parameters_read() <= frozenset().union(*HONOURED.values()) | set(BUILT_CHOICES)
+def test_what_the_code_reads_is_what_is_said_to_be_supported() -> None:
+    assert parameters_read() == SUPPORTED
 
 
-def test_what_is_declared_as_honoured_is_read_by_the_code() -> None:
-    assert parameters_read() >= frozenset().union(*HONOURED.values())
-
-
-def test_only_parameters_have_choices() -> None:
-    assert set(BUILT_CHOICES) <= ALL
+def test_what_a_field_says_of_tasks_names_tasks_that_there_are() -> None:
+    named = {task for params in map(params_of, TASKS.values()) for _, said in facts(params) for task in said.tasks}
+    assert named == {"deploy", *TASKS}
 
 
 @pytest.mark.parametrize(
@@ -80,4 +79,4 @@ def test_a_parameter_at_its_default_asks_for_nothing() -> None:
 
 
 def test_every_parameter_of_a_task_has_an_answer() -> None:
-    assert set(RlhfParams.model_fields) > HONOURED[RlhfParams]
+    assert set(RlhfParams.model_fields) > supported(RlhfParams)

@@ -1,4 +1,4 @@
-"""No parameter is accepted and ignored: what deploy honours is what the code reads."""
+"""No parameter is accepted and ignored: what deploy supports is what the code reads."""
 
 import ast
 from collections.abc import Iterator
@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from engines.params.deploy import DeployParams
-from server.commands.honoured import BUILT_CHOICES, ENGINES, HONOURED, refusals
+from server.commands.supported import refusals, whatever_the_engine
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = {engine: ROOT / "engines" / engine / "config.py" for engine in ENGINES}
-COMMON = ROOT / "engines" / "config.py"
+CONFIGS = {ROOT / "engines" / name / "config.py" for name in ("process", "pt", "vllm", "lmdeploy")}
+SCHEMA_HOLDS = {"task_type", "template_backend"}
+"""Parameters of which one value is supported. (And `seed` is read of the parameters of a training.)"""
 
 
 def built_modules() -> list[Path]:
     """What may read a parameter of deploy: all but the schema, the command line and the engines' configurations."""
     files = [*(ROOT / "server").rglob("*.py"), *(ROOT / "engines").rglob("*.py")]
-    schema = {ROOT / "engines" / "params", ROOT / "server" / "honoured.py", COMMON, *CONFIGS.values()}
+    schema = {ROOT / "engines" / "params", *CONFIGS}
     return [file for file in files if not schema & {file, *file.parents}]
 
 
@@ -43,37 +44,22 @@ def parameters_read(*files: Path) -> set[str]:
     return found & set(DeployParams.model_fields)
 
 
-def test_what_the_code_reads_is_declared_as_honoured() -> None:
-    assert parameters_read(*built_modules()) <= HONOURED, "add it to server/commands/honoured.py, or deploy refuses it"
-
-
-def test_what_is_declared_as_honoured_is_read_by_the_code() -> None:
-    assert parameters_read(*built_modules()) >= HONOURED, "take it from server/commands/honoured.py: nothing reads it"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_what_an_engine_is_said_to_read_is_what_its_configuration_is_made_of(engine: str) -> None:
-    assert parameters_read(COMMON, CONFIGS[engine]) == ENGINES[engine]
+def test_what_the_code_reads_is_what_the_fields_say() -> None:
+    assert parameters_read(*built_modules()) == whatever_the_engine() - SCHEMA_HOLDS | {"seed"}
 
 
 def test_what_another_engine_reads_is_refused_by_name() -> None:
-    told = ["--threads: the engine lmdeploy does not know it; it is for pt and vllm"]
+    told = ["--threads: the engine lmdeploy does not support it; it is for pt and vllm"]
     assert refusals(DeployParams(model="m", infer_backend="lmdeploy", threads=2, tp=2)) == told
 
 
-def test_only_parameters_have_choices() -> None:
-    assert set(BUILT_CHOICES) <= set(DeployParams.model_fields)
-
-
-def test_honoured_parameters_are_taken() -> None:
+def test_supported_parameters_are_taken() -> None:
     assert refusals(DeployParams(model="m", port=1, temperature=0.5, api_key=("k",), torch_dtype="float32")) == []
 
 
 def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
     params = DeployParams(model="m", quant_bits=4, dataset=("a",))
-    assert refusals(params) == [
-        f"--{name}: nothing in this version of deploy depends on it" for name in ("dataset", "quant_bits")
-    ]
+    assert refusals(params) == [f"--{name}: not supported in this version" for name in ("dataset", "quant_bits")]
 
 
 def test_a_parameter_given_at_its_default_asks_for_nothing() -> None:
@@ -84,12 +70,11 @@ def test_a_parameter_given_at_its_default_asks_for_nothing() -> None:
     ("name", "value", "built"),
     [
         ("task_type", "seq_cls", "causal_lm"),
-        ("template_backend", "swift", "jinja"),
     ],
 )
-def test_a_choice_that_is_not_built_is_refused(name: str, value: str, built: str) -> None:
+def test_a_choice_that_is_not_supported_is_refused(name: str, value: str, built: str) -> None:
     given = DeployParams.model_validate({"model": "m", name: value})
-    assert refusals(given) == [f"--{name}: {value} is not built yet; choose {built}"]
+    assert refusals(given) == [f"--{name}: {value} is not supported in this version; choose {built}"]
     assert refusals(DeployParams.model_validate({"model": "m", name: built})) == []
 
 

@@ -1,0 +1,86 @@
+"""What the program does with a parameter, said where the parameter is defined: `Annotated[int, About(TRAINING, ...)]`.
+
+Refusals, help, the reference page, the bodies of jobs and what is handed on to libraries follow from it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from engines.params.base import Params
+
+DEPLOY, MERGE = ("deploy",), ("merge",)
+TRAINING = ("sft", "pt", "rlhf")
+EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
+
+NOT_SUPPORTED = "not supported in this version"
+BY_REQUEST = "a request over HTTP says so itself"
+FOR_IMAGES = "images are not supported in this version: leave it out"
+A_FILE = "it names files or code of the server's machine"
+THE_MODEL = "the model that is served is the one that is trained"
+THE_SERVER = "the server says so itself, for all jobs"
+SELF_COGNITION = "it is for self-cognition data, which no uploaded file is"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    tasks: tuple[str, ...] = ()
+    """Commands that read it. Where neither a command nor what it runs (an engine, a method, a tuner) reads a parameter,
+    every value but its default is refused."""
+    _: KW_ONLY
+    engines: tuple[str, ...] = ()
+    """Engines whose configuration is made of it."""
+    choices: tuple[Any, ...] = ()
+    """Values that are supported in this version, where its type has more."""
+    same_as: str | None = None
+    """Name of the parameter that means the same to `deploy`, which takes one of the two."""
+    trainer: bool = False
+    """Whether it is handed to transformers' TrainingArguments as it is, under the same name."""
+    prepares: bool = False
+    """Whether prepared data depends on it."""
+    one_run: bool = False
+    """Whether it belongs to one run only, so that no checkpoint hands it on to the next."""
+    names: Literal["model", "data", "adapter", "checkpoint"] | None = None
+    """What a job of the API may name by it."""
+    processes: bool = False
+    """Whether it is a number of processes, of which the API allows as many as there are processors."""
+    api_choices: tuple[str, ...] = ()
+    """Words that jobs of the API may choose from."""
+    not_in_deploy: str | None = None
+    """Why `deploy` does not read it, where there is more to say than that."""
+    not_in_api: str | None = None
+    """Why neither jobs nor fine-tuning jobs may choose it."""
+    not_in_fine_tuning: str | None = None
+    """Why fine-tuning jobs may not choose it, though jobs may."""
+    openai: str | None = None
+    """The hyperparameter of OpenAI's API that means the same."""
+    as_served: bool = False
+    """Whether a fine-tuning job takes it from the served model: it is to see the same prompts and weights."""
+    most: int | None = None
+    """The largest value that fine-tuning jobs may choose."""
+
+
+NOTHING = About()
+
+
+def about(field: FieldInfo) -> About:
+    return next((each for each in field.metadata if isinstance(each, About)), NOTHING)
+
+
+def facts(model: type[Params]) -> Iterator[tuple[str, About]]:
+    """Every parameter of `model`, and what is said of it."""
+    return ((name, about(field)) for name, field in model.model_fields.items())
+
+
+def unsupported_choice(field: FieldInfo, value: Any) -> str | None:
+    """Why `value` is refused; None where it is supported."""
+    choices = about(field).choices
+    if not choices or value in choices:
+        return None
+    return f"{_word(value)} is {NOT_SUPPORTED}; choose {' or '.join(map(_word, choices))}"
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,57 @@
+"""Which parameters of a task are supported. One that nothing reads is refused, never ignored."""
+
+from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
+from engines.params.base import Params
+from training import methods, optimizers, tuners
+from training.params.idle import idle
+from training.params.sft import SftParams
+from training.params.task import TASKS, Task, params_of
+from training.refusal import Refusal
+
+
+def supported(params: type[Params]) -> frozenset[str]:
+    """The parameters that the task with these parameters reads, or a method, a tuner or an optimizer in it."""
+    name = next(name for name, task in TASKS.items() if params_of(task) is params)
+    read = frozenset(each for each, said in facts(params) if name in said.tasks)
+    if not issubclass(params, SftParams):
+        return read
+    return read.union(
+        *(method.reads for method in methods.methods_of(name).values()),
+        *(tuner.reads for tuner in tuners.TUNERS.values()),
+        *(optimizer.reads for optimizer in optimizers.OPTIMIZERS),
+    )
+
+
+def unsupported(params: type[Params]) -> frozenset[str]:
+    """Those that are refused in any value but their default."""
+    return frozenset(params.model_fields) - supported(params)
+
+
+def refusals(task: Task) -> list[Refusal]:
+    """Each parameter that was given in vain, and why."""
+    given = sorted(task.params.model_fields_set)
+    found = [(name, reason) for name in given if (reason := _refusal(task.params, name))] + task.refusals()
+    params = task.training
+    if params is None:
+        return found
+    found += tuners.refusals(params) + optimizers.refusals(params) + methods.refusals(params) + _unfit(params)
+    return found + idle(params)
+
+
+def _refusal(params: Params, name: str) -> str | None:
+    field, value = type(params).model_fields[name], getattr(params, name)
+    if name in supported(type(params)):
+        return unsupported_choice(field, value)
+    return None if value == field.get_default(call_default_factory=True) else NOT_SUPPORTED
+
+
+def _unfit(params: SftParams) -> list[Refusal]:
+    """Parameters that do not go together, whatever is trained and how."""
+    found = []
+    if params.adapters and params.resume_from_checkpoint:
+        found.append(("adapters", "resume_from_checkpoint names what training goes on with"))
+    if params.resume_only_model and not params.resume_from_checkpoint:
+        found.append(("resume_only_model", "give the checkpoint as resume_from_checkpoint"))
+    if params.streaming and params.max_steps < 1:
+        found.append(("max_steps", "streamed data has no known length: say how many steps to train"))
+    return found
