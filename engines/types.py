@@ -9,6 +9,9 @@ from typing import Literal
 
 StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
+LOWEST_LOGPROB = -9999.0
+"""OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
+
 
 class FinishReason(StrEnum):
     STOP = "stop"
@@ -29,7 +32,7 @@ class Structured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens and when to stop. Every default is neutral: it changes nothing."""
+    """The choice of tokens and the end of an output. Every default is neutral: it changes nothing."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -41,9 +44,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """Over prompt and output (Keskar et al. 2019, CTRL, section 4.1)."""
+    """Penalty over prompt and output (Keskar et al. 2019, CTRL, section 4.1)."""
     presence_penalty: float = 0.0
-    """Over the output only, as `frequency_penalty` (OpenAI)."""
+    """Penalty over the output only, as `frequency_penalty` (OpenAI)."""
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -54,8 +57,8 @@ class Sampling:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
-    """None: no logprobs; k: of the sampled token and of the k likeliest. Of the model's own distribution: temperature 1,
-    before penalties, bias, constraints and filters."""
+    """None: no logprobs; k: those of the sampled token and of the k likeliest, in the model's own distribution:
+    temperature 1, before penalties, bias, constraints and filters."""
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first."""
     structured: Structured | None = None
@@ -94,10 +97,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutput:
-    """What one step adds to one output of a request. The last one of each output, and only it, has a finish reason."""
+    """The part of one output that a step adds. The last part of each output, and only it, has a finish reason."""
 
     index: int = 0
-    """Which of the request's n outputs."""
+    """Index of the output among the n of its request."""
     token_ids: tuple[int, ...] = ()
     """The new tokens. A stop token that ended the output is the last of them."""
     logprobs: tuple[TokenLogprob, ...] | None = None
@@ -108,7 +111,7 @@ class TokenOutput:
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache gave. On the first output of a request only."""
     queue_seconds: float | None = None
-    """How long the request waited for its first step. On the first output of a request only."""
+    """Seconds that the request waited for its first step. On the first output of a request only."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """One for each prompt token, None for the first. On the first output of a request only, where asked for."""
 
@@ -120,7 +123,7 @@ class EmbeddingRequest:
     adapter: str | None = None
     priority: int = 0
     http_request_id: str | None = None
-    """As of a GenerationRequest."""
+    """The `x-request-id` that it was asked under, for logs."""
 
 
 class EngineState(StrEnum):
@@ -129,10 +132,10 @@ class EngineState(StrEnum):
     RESTARTING = "restarting"
     """The engine died and is being started again."""
     SLEEPING = "sleeping"
-    """It has given up its memory for a while: somebody asked it to."""
+    """The engine has given up its memory for a while, as it was asked to."""
     STOPPED = "stopped"
     FAILED = "failed"
-    """It cannot run; `Health.detail` says why."""
+    """The engine cannot run; `Health.detail` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ class EngineStats:
     kv_cache_usage: float = 0.0
     """0 to 1."""
     prefix_cache_queries: int = 0
-    """In tokens."""
+    """Prompt tokens that were looked up in the prefix cache."""
     prefix_cache_hits: int = 0
     preemptions: int = 0
     adapter_slots: tuple[str, ...] = ()
@@ -158,6 +161,6 @@ class EngineStats:
     adapter_host: tuple[str, ...] = ()
     """Versions whose weights are in host memory."""
     adapter_loads: dict[str, int] = field(default_factory=dict)
-    """How often each version was copied into a slot, while it is loaded."""
+    """Version -> number of copies into a slot since it was loaded."""
     adapter_evictions: dict[str, int] = field(default_factory=dict)
-    """How often each version had to give its slot to another, while it is loaded."""
+    """Version -> number of times it had to give its slot to another since it was loaded."""

@@ -5,11 +5,10 @@ from typing import Any
 
 from lmdeploy.messages import GenerationConfig
 
-from engines.types import Sampling, TokenLogprob
+from engines.types import LOWEST_LOGPROB, Sampling, TokenLogprob
 
 GREEDY_BELOW = 1e-5
 """A temperature below this one means greedy."""
-LOWEST_LOGPROB = -9999.0
 SEEDS = 2**32
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
 from engines.sampler.row import SamplerRow
-from engines.types import TokenLogprob
+from engines.types import LOWEST_LOGPROB, TokenLogprob
 
 __all__ = ["SampledBatch", "SamplerRow", "SamplingError", "beam_candidates", "sample", "token_logprobs"]
 
@@ -32,8 +32,6 @@ LANES = 16
 
 SORTED_WHOLE = 1024
 """Rows up to this width are sorted whole."""
-
-LOWEST_LOGPROB = -9999.0
 
 CPU_ELEMENTS = 1 << 20
 """Logits that are worked on at once on a CPU. Larger buffers are given back to the kernel, which clears their pages anew

@@ -13,7 +13,7 @@ from engines.errors import EngineUnavailable
 from engines.text.logprob_entries import TokenEntry
 from engines.text.output_text import TextDelta, TextOptions, generate_text
 from engines.text.vocabulary import Vocabulary
-from engines.types import FinishReason, GenerationRequest, Structured, TokenLogprob
+from engines.types import LOWEST_LOGPROB, FinishReason, GenerationRequest, Structured, TokenLogprob
 from server.http.settings import HttpSettings
 from server.http.sse import stream_events, until_disconnect
 from server.inference.inference import Inference
@@ -22,8 +22,6 @@ from server.openai.schema import GenerationFields, StreamOptions
 
 CONCURRENCY = 64
 """Prompts of one request that the engine has at a time, so that a long list does not fill its queue."""
-LOGPROB_FLOOR = -9999.0
-"""OpenAI's value for tokens that are all but impossible; JSON has no infinity."""
 
 
 async def run(
@@ -122,7 +120,7 @@ FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 def floored(logprob: float) -> float:
-    return max(logprob, LOGPROB_FLOOR)
+    return max(logprob, LOWEST_LOGPROB)
 
 
 def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, Any]:
