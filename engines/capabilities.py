@@ -1,4 +1,4 @@
-"""What an engine with its model can honour. It decides what the server refuses before a request reaches the engine."""
+"""The abilities of an engine with its model: they decide what the server refuses before a request reaches the engine."""
 
 from dataclasses import dataclass, field
 
@@ -7,17 +7,17 @@ from engines.types import StructuredKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSupport:
-    """Which LoRA adapters an engine can serve on its model. Modules are named by their path in the model."""
+    """The LoRA adapters that an engine can serve on its model. Modules are named by their path in the model."""
 
     max_rank: int
     linears: dict[str, tuple[int, int]]
     """(in_features, out_features) of every layer that may be adapted."""
     embeddings: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """(num_embeddings, embedding_dim) of every embedding that may be."""
+    """(num_embeddings, embedding_dim) of every embedding that may be adapted."""
     replaceable: frozenset[str] = frozenset()
-    """Of these modules an adapter may bring one of its own in place of the model's (PEFT's `modules_to_save`)."""
+    """Modules in whose place an adapter may bring one of its own (PEFT's `modules_to_save`)."""
     max_pinned: int = 0
-    """Adapters that may be kept from being swapped out."""
+    """Number of adapters that may be pinned: never swapped out of their slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,10 @@ class Capabilities:
     eos_token_ids: tuple[int, ...] = ()
     structured: frozenset[StructuredKind] = frozenset()
     unsupported: frozenset[str] = field(default_factory=frozenset)
-    """Fields of `Sampling` and `GenerationRequest` that this engine cannot honour: a request that sets one is refused."""
+    """Fields of `Sampling` and `GenerationRequest` that this engine does not support: a request that sets one is refused."""
     embeddings: bool = False
     max_beams: int = 1
     adapters: AdapterSupport | None = None
     """None: this engine serves the base model only."""
     sleep: bool = False
-    """Whether it can give up its memory for a while."""
+    """Whether the engine can give up its memory for a while."""

@@ -48,7 +48,7 @@ BYTES = 256
 """Token ids below it are single bytes."""
 END_OF_TEXT, IM_START, IM_END = range(BYTES, BYTES + 3)
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""In the order of their ids."""
+"""Special tokens, in the order of their ids."""
 VOCAB_SIZE = BYTES + len(SPECIALS)
 HIDDEN_SIZE = 32
 FORBIDDEN = -100.0
@@ -57,7 +57,7 @@ FORBIDDEN = -100.0
 
 @dataclass(kw_only=True)
 class EchoFaults:
-    """What shall go wrong. Tests change it while the engine runs."""
+    """Faults that the engine shall show. Tests change them while it runs."""
 
     start_delay: float = 0.0
     start_error: TuneserveError | None = None
@@ -68,7 +68,7 @@ class EchoFaults:
     adapter_delay: float = 0.0
     """Seconds that the loading of an adapter takes."""
     adapter_error: TuneserveError | None = None
-    """How it ends."""
+    """Error that the loading of an adapter ends with."""
 
 
 class EchoEngine:
@@ -219,7 +219,7 @@ class EchoEngine:
 
 
 def adapter_support(max_loras: int) -> AdapterSupport:
-    """As of a Llama of two layers."""
+    """The adapters that a Llama of two layers would support."""
     linears = {"lm_head": (HIDDEN_SIZE, VOCAB_SIZE)}
     for layer in ("model.layers.0", "model.layers.1"):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -237,7 +237,7 @@ def adapter_support(max_loras: int) -> AdapterSupport:
 
 
 class _Adapters:
-    """Those that the engine holds, and which of them have a slot. They outlive the engine's deaths."""
+    """The adapters that the engine holds, and their slots. They outlive the engine's deaths."""
 
     def __init__(self, max_loras: int) -> None:
         self._max_loras = max_loras
@@ -283,7 +283,7 @@ class _Adapters:
 
 
 def _outputs(request: GenerationRequest, index: int) -> Iterator[TokenOutput]:
-    """What each step adds to one output."""
+    """The parts of one output, step by step."""
     sampling = request.sampling
     first = True
     for token, finish_reason in _answer(request):
@@ -356,7 +356,7 @@ def _likeliest(
 
 
 class _Constraint:
-    """Which tokens structured output leaves."""
+    """The tokens that structured output allows."""
 
     def __init__(self, structured: Structured) -> None:
         tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary()))

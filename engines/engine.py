@@ -1,4 +1,4 @@
-"""What every engine promises."""
+"""The contract of every engine."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path

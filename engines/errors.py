@@ -22,7 +22,7 @@ class InvalidRequest(TuneserveError):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """The request is well-formed, but this engine or model cannot honour the parameter named by `param`."""
+    """The request is well-formed, but this engine or model does not support the parameter named by `param`."""
 
     code = "unsupported_parameter"
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 class Changes:
     def __init__(self) -> None:
         self.running: set[asyncio.Task[Any]] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one a name
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # name -> its lock
 
     def begin(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do `work` while nobody else changes what `name` stands for."""
@@ -27,7 +27,7 @@ class Changes:
         return task
 
     async def run(self, name: str, work: Coroutine[Any, Any, T]) -> T:
-        """As `begin`, and return its result. A change that has begun ends, even if its caller is cancelled."""
+        """Do `work` as `begin` does, and return its result. Once begun it goes on, even if its caller is cancelled."""
         return await asyncio.shield(self.begin(name, work))
 
     async def finish(self) -> None:

@@ -22,15 +22,15 @@ from engines.errors import InvalidAdapter
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of numbers, as safetensors calls them."""
+"""Types of numbers that are supported, as safetensors calls them."""
 MATCHING_SECONDS = 5.0
-"""For all patterns of an adapter: a regular expression can be written that takes years."""
+"""Time limit for all patterns of an adapter together: a regular expression can be written that takes years."""
 
 Number = TypeVar("Number", int, float)
 
 
 class _Config(BaseModel):
-    """Of `adapter_config.json` what determines the outputs; PEFT's other fields say how it was or is to be trained."""
+    """The fields of `adapter_config.json` that determine the outputs; the others say how it was or is to be trained."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -234,7 +234,7 @@ def _check_pair(shapes: dict[str, tuple[int, ...]], a: str, b: str, rank: int, i
 
 
 class _ByPattern(Generic[Number]):
-    """As PEFT: of the keys that are the end of a module's path, or match it as regular expressions, the first decides."""
+    """Values by module path, as PEFT looks them up: the first key that is the end of the path, or matches it, decides."""
 
     def __init__(self, field: str, pattern: dict[str, Number] | None, default: Number) -> None:
         self._field = field
@@ -259,7 +259,7 @@ class _ByPattern(Generic[Number]):
 
 def _saved_path(name: str, shape: tuple[int, ...], support: AdapterSupport) -> str:
     path, _, last = name.removeprefix(PREFIX).rpartition(".")
-    path = path.removesuffix(".base_layer")  # PEFT saves it of the embeddings that it adapts
+    path = path.removesuffix(".base_layer")  # PEFT saves the base layer of embeddings that it adapts
     if path not in support.replaceable or last != "weight":
         message = f"modules_to_save: {name[:200]!r} cannot be replaced; only {sorted(support.replaceable)} can"
         raise InvalidAdapter(message, param="modules_to_save")

@@ -11,6 +11,7 @@ from engines.errors import EngineUnavailable, UnsupportedParameter
 from engines.types import EngineState
 
 RETRY_SECONDS = 0.2
+"""Seconds between two attempts to load into an engine that is being restarted."""
 
 
 class HeldVersions:
@@ -21,7 +22,7 @@ class HeldVersions:
         self._snapshots = snapshots
 
     def support(self) -> AdapterSupport:
-        """Which adapters the engine can serve. Raises UnsupportedParameter where it serves none."""
+        """The kinds of adapters that the engine can serve. Raises UnsupportedParameter where it serves none."""
         support = self._engine.capabilities().adapters
         if support is None:
             raise UnsupportedParameter("this engine serves the base model only")
@@ -32,7 +33,7 @@ class HeldVersions:
         self.by_id[version.id] = version
 
     async def load_patiently(self, version: Version) -> None:
-        """As `load`, but wait out a death of the engine: it may have come of another adapter."""
+        """Load a version, waiting out a death of the engine, of which another adapter may be the cause."""
         while True:
             try:
                 return await self.load(version)

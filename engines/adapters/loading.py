@@ -28,7 +28,7 @@ class LoadOrder:
     name: str
     folder: Path
     source: str
-    """What the adapter says it was copied from."""
+    """Where the adapter says it was copied from."""
     replace: bool
     """Whether it may take the place of an adapter of this name."""
     pinned: bool | None = None
@@ -38,7 +38,7 @@ class LoadOrder:
     follow_links: bool = False
     """Whether the files may be symbolic links."""
     found: Signature | None = None
-    """What its subfolder of `adapter_dir` looked like, where it comes from there."""
+    """Signature of its subfolder of `adapter_dir`, where it comes from there."""
 
 
 class AdapterLoader:
@@ -110,7 +110,7 @@ class AdapterLoader:
         await self._held.let_go(before)
 
     async def restore(self, name: str, record: Record, *, base_name: str) -> Entry:
-        """What a name stands for after a restart: its copy is there. One that cannot be served any more says why."""
+        """Load the copy of an adapter after a restart. An adapter that cannot be served any more is an entry that says why."""
         try:
             check_name(name, base_name=base_name)
             snapshot = await self._snapshots.read(record.snapshot, self._held.support())

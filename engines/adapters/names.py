@@ -1,4 +1,4 @@
-"""What an adapter or an alias may be called."""
+"""Rules for the names of adapters and aliases."""
 
 import re
 

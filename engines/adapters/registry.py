@@ -29,12 +29,12 @@ NAMES_IN_MESSAGE = 20
 
 @dataclass(slots=True)
 class Lease:
-    """What a request's `model` stands for. The version stays loaded until `release`."""
+    """A request's hold on the version that its `model` stands for: it stays loaded until `release`."""
 
     version: str | None
     """None: the base model."""
     name: str
-    """The adapter's own name, whatever alias was asked for; the base model's for that one."""
+    """The adapter's own name, whatever alias was asked for; or the base model's name."""
     _on_release: Callable[[], None] | None = None
 
     def release(self) -> None:
@@ -152,7 +152,7 @@ class AdapterRegistry:
     # ---- requests
 
     async def lease(self, model: str) -> Lease:
-        """What `model` stands for: the base model, an adapter, an alias, `<base>:<adapter>`, or a subfolder of
+        """Lease what `model` stands for: the base model, an adapter, an alias, `<base>:<adapter>`, or a subfolder of
         `adapter_dir`, which is loaded first, and again where it has changed.
 
         Raises ModelNotFound; for a subfolder also EngineUnavailable, EngineFailure and Conflict, as `load`.
@@ -192,7 +192,7 @@ class AdapterRegistry:
         return self._view.get(name)
 
     def adapters(self) -> list[Adapter]:
-        """Those that have a name, by name, and then the draining ones."""
+        """All adapters: those that have a name, by name, and then the draining ones."""
         return self._view.adapters()
 
     def aliases(self) -> dict[str, str]:

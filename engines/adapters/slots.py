@@ -1,4 +1,4 @@
-"""Which adapter is in which slot, and which waiting requests may therefore run. Only bookkeeping.
+"""Slots of adapters: which adapter is in which, and which waiting requests may therefore run. Only bookkeeping.
 
 More adapters than slots take turns. A request whose adapter has no slot gets a free one, or that of the adapter that has
 been idle longest. Where all are in use, the first in line picks the slot with the fewest running sequences, and nobody
@@ -35,7 +35,7 @@ class AdapterSlots:
         self._draining, self._draining_before = {}, self._draining
 
     def may_run(self, version: str | None, *, begun: bool = False) -> bool:
-        """Whether the next in line can be admitted now. Where it has to wait for a slot, this chooses which empties.
+        """Whether the first waiting sequence can be admitted now. Where it must wait for a slot, this chooses which empties.
 
         `begun`: it belongs to a request that has run before.
         """

@@ -24,10 +24,12 @@ from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, NotFound
 
-BLOCK = 1 << 20
-WIDEST_NUMBER = 8
+CHUNK = 1 << 20
+"""Bytes copied at a time."""
+BYTES_PER_NUMBER = 8
+"""Bytes of the widest number, float64."""
 LONGEST_HEADER = 100 << 20
-"""In bytes: float64, and what safetensors allows a header."""
+"""Bytes that safetensors allows a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Snapshot:
     id: str
     """Hash of the two files, and the name of the copy's folder."""
     content_hash: str
-    """Of what determines the outputs: what the adapter says of its base model, for one, does not."""
+    """Hash of what determines the outputs; the name of the base model, for one, does not."""
     spec: AdapterSpec
 
 
@@ -87,7 +89,7 @@ class Snapshots:
             raise InvalidAdapter(f"the server's copy of it cannot be read: {error.strerror}") from None
 
     async def drop(self, id: str) -> None:
-        """One fewer uses a copy; it goes with the last."""
+        """End one use of a copy; it is removed with the last."""
         async with self._moving:
             self._users[id] -= 1
             if not self._users[id]:
@@ -143,11 +145,11 @@ def _copy(name: str, folder: int, target: Path, limit: int, links: int) -> None:
         if not stat.S_ISREG(os.fstat(source).st_mode):
             raise InvalidAdapter(f"{name} is not a file", param=name)
         with target.open("xb") as copy:
-            while block := os.read(source, BLOCK):
-                limit -= len(block)
+            while chunk := os.read(source, CHUNK):
+                limit -= len(chunk)
                 if limit < 0:
                     raise InvalidAdapter(f"{name} is larger than that of any adapter of this model", param=name)
-                copy.write(block)
+                copy.write(chunk)
     finally:
         os.close(source)
 
@@ -157,4 +159,4 @@ def _largest_file(support: AdapterSupport) -> int:
     shapes = support.linears | support.embeddings
     lora = sum(support.max_rank * (inputs + outputs) for inputs, outputs in shapes.values())
     saved = sum(shapes[path][0] * shapes[path][1] for path in support.replaceable)
-    return WIDEST_NUMBER * (lora + saved) + LONGEST_HEADER
+    return BYTES_PER_NUMBER * (lora + saved) + LONGEST_HEADER

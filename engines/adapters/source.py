@@ -1,4 +1,4 @@
-"""What the parameter `adapters` names: folders or repositories on the Hugging Face hub, each with the name to serve it by."""
+"""The parameter `adapters`: folders or repositories on the Hugging Face hub, each with the name to serve it by."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath

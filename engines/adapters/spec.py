@@ -1,4 +1,4 @@
-"""What a PEFT adapter consists of, once its files have been checked."""
+"""The parts of a PEFT adapter, once its files have been checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,9 @@ class AdapterSpec:
     base_model: str
     """`base_model_name_or_path`, "" where the adapter does not say."""
     rank: int
-    """The highest of its modules'."""
+    """The highest rank of its modules."""
     num_bytes: int
-    """Of the weights' file."""
+    """Size of the weights' file in bytes."""
     linears: dict[str, LoraModule]
     embeddings: dict[str, LoraModule]
     saved: dict[str, str]

@@ -11,7 +11,7 @@ from engines.errors import TuneserveError
 
 
 class Record(BaseModel):
-    """One adapter."""
+    """An adapter as the file has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class BrokenState(TuneserveError):
 
 
 def read_state(file: Path) -> State:
-    """What was written last; an empty state before. Raises BrokenState."""
+    """The state that was written last; an empty one before. Raises BrokenState."""
     try:
         return State.model_validate_json(file.read_bytes())
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def read_state(file: Path) -> State:
 
 
 def write_state(file: Path, state: State) -> None:
-    """Return once it would outlive a loss of power."""
+    """Replace the file, and return once that would outlive a loss of power."""
     partial = file.with_suffix(".partial")
     with partial.open("wb") as out:
         out.write(state.model_dump_json(indent=2).encode())

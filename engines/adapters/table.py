@@ -1,4 +1,4 @@
-"""What every name stands for at one moment. A change makes another table, and refuses what must not be."""
+"""The table of names at one moment. A change makes another table, and refuses what must not be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ VERSION_DIGITS = 12
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """What the engine holds. Only its counts and its pin change."""
+    """One version of an adapter, as the engine holds it. Only its counts and its pin change."""
 
     name: str
     snapshot: Snapshot
@@ -34,14 +34,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What one name stands for."""
+    """The adapter that one name stands for."""
 
     version: Version | None
-    """None: it cannot be served, for the reason in `error`."""
+    """None where it cannot be served, for the reason in `error`."""
     record: Record | None = None
-    """What the state file says of it; None: nothing, as it is not durable."""
+    """Its record in the state file; None where it is not durable."""
     found: Signature | None = None
-    """What its subfolder of `adapter_dir` looked like; None: it does not come from there."""
+    """Signature of its subfolder of `adapter_dir`; None where it does not come from there."""
     error: str = ""
 
     @property
@@ -60,7 +60,7 @@ class Table:
         return self.aliases.get(name, name)
 
     def names(self, version: Version) -> bool:
-        """Whether some name stands for it."""
+        """Whether some name stands for the version."""
         entry = self.adapters.get(version.name)
         return entry is not None and entry.version is version
 
@@ -94,7 +94,7 @@ class Table:
         return Table(self.adapters, {**self.aliases, alias: target})
 
     def without(self, name: str) -> "Table":
-        """Neither an adapter nor an alias of this name."""
+        """A table in which the name stands for nothing."""
         adapters = {other: entry for other, entry in self.adapters.items() if other != name}
         return Table(adapters, {alias: target for alias, target in self.aliases.items() if alias != name})
 

@@ -26,13 +26,13 @@ class Turn:
     """None: the base model, which needs no slot."""
     slot: int | None = None
     end: Callable[[], None] | None = None
-    """Ends the request's computation at once, for the case that its adapter is unloaded. Set by the engine."""
+    """Callback that ends the request's computation at once when its adapter is unloaded. Set by the engine."""
     gone: bool = False
-    """Its adapter was unloaded."""
+    """Whether its adapter was unloaded."""
 
 
 class AdapterTurns:
-    """Which version is in which of the engine's slots, and who may compute with it."""
+    """The versions in the engine's slots, and the requests that compute with them or wait for one."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class AdapterTurns:
         self._slots = AdapterSlots(num_slots)
         self._folders: dict[str, Path] = {}
         self._queue: dict[Turn, asyncio.Future[None]] = {}  # in the order of arrival
-        self._turns: defaultdict[str, set[Turn]] = defaultdict(set)  # those that have begun
-        self._filled: dict[int, str] = {}  # what the engine really has in each slot
-        self._filling: dict[int, asyncio.Task[None]] = {}  # on its way, or failed
+        self._turns: defaultdict[str, set[Turn]] = defaultdict(set)  # version -> requests that compute with it
+        self._filled: dict[int, str] = {}  # slot -> version that the engine really has there
+        self._filling: dict[int, asyncio.Task[None]] = {}  # slot -> copy on its way, or failed
         self._one_change = asyncio.Lock()
-        self._emptied: dict[str, asyncio.Future[None]] = {}  # for who waits until no turn of a version is left
+        self._emptied: dict[str, asyncio.Future[None]] = {}  # version -> done once no request uses it any more
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class AdapterTurns:
         return dict(self._slots.evictions)
 
     async def load(self, version: str, folder: Path, *, pinned: bool) -> None:
-        """Have requests find the version. It is put into a slot at once where one is empty, or where it is pinned.
+        """Let requests use the version. It is put into a slot at once where one is empty, or where it is pinned.
 
         Raises InvalidAdapter for one pin too many, and what `use` raises.
         """
@@ -85,7 +85,7 @@ class AdapterTurns:
             try:
                 async with self.use(version):
                     pass
-            except BaseException:  # also who gave up waiting has not loaded or pinned anything
+            except BaseException:  # a caller that gave up waiting has loaded and pinned nothing either
                 if new:
                     await self.unload(version)
                 elif not was_pinned:
@@ -141,7 +141,7 @@ class AdapterTurns:
             raise EngineFailure(f"the adapter {version!r} was unloaded while this request needed it")
 
     def _admit(self) -> None:
-        """Give slots to those that wait, from the first in line."""
+        """Give slots to the requests that wait, from the first in line."""
         self._slots.begin()
         for turn, granted in list(self._queue.items()):
             assert turn.version is not None, "the base model waits for nothing"
@@ -150,7 +150,9 @@ class AdapterTurns:
                 self._turns[turn.version].add(turn)
                 for slot, version in self._slots.take_writes():
                     self._filling[slot] = filling = asyncio.create_task(self._fill(slot, version))
-                    filling.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to who waits
+                    filling.add_done_callback(
+                        lambda task: task.cancelled() or task.exception()
+                    )  # the requests that wait for it raise it
                 del self._queue[turn]
                 granted.set_result(None)
 

@@ -1,4 +1,4 @@
-"""What adapters there are, for those who look: the API's lists and cards, and the metrics."""
+"""The adapters as the API's lists and cards and the metrics show them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +54,7 @@ class AdapterView:
         return self._describe(name, entry)
 
     def adapters(self) -> list[Adapter]:
-        """Those that have a name, by name, and then the draining ones."""
+        """All adapters: those that have a name, by name, and then the draining ones."""
         table = self._names.table
         named = [self._describe(name, entry) for name, entry in sorted(table.adapters.items())]
         draining = [version for version in self._held.by_id.values() if not table.names(version)]

@@ -15,7 +15,7 @@ Signature = tuple[object, ...]
 class Found:
     folder: Path
     signature: Signature
-    """Another one means that the files have changed."""
+    """Differs once the files have changed."""
 
 
 class WatchedFolder:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The end of a read."""
+    """The end of a read from the disk, which may have failed."""
 
     version: str
     error: TuneserveError | None
@@ -77,7 +77,7 @@ class AdapterStore:
             self._lora.clear(slot)
 
     def want(self, versions: Iterable[str]) -> None:
-        """Read those of the first in line that are neither in a slot nor in host memory; never more than have room."""
+        """Read the adapters of the first in line that are neither in a slot nor in host memory; never more than have room."""
         waiting = [version for version in dict.fromkeys(versions) if self._slots.slot_of(version) is None]
         self._wanted = waiting[: self._max_in_host]
         for version in self._wanted:
@@ -96,7 +96,7 @@ class AdapterStore:
         return read_weights(spec, self._dtype)
 
     def arrivals(self) -> list[Arrival]:
-        """What has come since the last call."""
+        """The reads that have ended since the last call."""
         at_once, self._arrived = self._arrived, []
         return at_once + [self._arrive(version, f) for version, f in list(self._reading.items()) if f.done()]
 
@@ -125,7 +125,7 @@ class AdapterStore:
             self._slots.ready.discard(version)
 
     def fill_slots(self) -> list[Arrival]:
-        """Copy what was given a slot to where it is computed with. Returns those where that failed.
+        """Copy the adapters that were given a slot into it. Returns those for which that failed.
 
         The caller ends what runs with these, and then calls `vacate`: their slots hold nothing that can be used.
         """

@@ -23,18 +23,18 @@ from engines.errors import UnsupportedModel
 
 NAME = "tuneserve_paged"
 PROBE = "tuneserve_probe"
-"""For the first, throw-away forward pass that finds the shape of every layer."""
+"""Attention of the first, throw-away forward pass, which finds the shape of every layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer's cache must hold and how far back its tokens look, found by running the model once."""
+    """The sizes of a layer's cache and how far back its tokens look, found by running the model once."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
     window: int
-    """Keys that a token sees, its own included; 0: all."""
+    """Number of keys that a token sees, its own included; 0: all."""
     dtype: torch.dtype
     device: torch.device
 
@@ -70,7 +70,7 @@ def _blocks(num_blocks: int, block_size: int, heads: int, dim: int, shape: Layer
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where each token of a step stands. Segment s is the s-th sequence of the step; its tokens are consecutive."""
+    """Positions of all tokens of a step. Segment s is the s-th sequence of the step; its tokens are consecutive."""
 
     cache: KVCache
     attend: "Attend"
@@ -176,7 +176,7 @@ def probe_forward(
 def _window_as_mask(
     batch_size: int, q_length: int, kv_length: int, local_size: int | None = None, **ignored: Any
 ) -> Tensor:
-    """In place of a mask for PROBE: the size of its window, 0 where it has none."""
+    """A stand-in for the mask that tells PROBE the size of the window, 0 where there is none."""
     return torch.full((batch_size, 1, q_length, kv_length), local_size or 0)
 
 

@@ -15,7 +15,7 @@ class Hypothesis:
     score: float
     """The sum of its logprobs divided by length ** length_penalty."""
     stopped: bool
-    """Its last token is an end token; otherwise it reached the longest length."""
+    """Whether its last token is an end token; otherwise it reached the longest length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class _Step:
     parent: int
     token_id: int
     logprob: float
-    """Of the whole beam with this token."""
+    """Log probability of the whole beam with this token."""
 
 
 class BeamSearch:
@@ -50,7 +50,7 @@ class BeamSearch:
 
     @property
     def candidates(self) -> int:
-        """How many best continuations of each beam `advance` must see to find the best of all.
+        """Number of best continuations of each beam that `advance` must see to find the best of all.
 
         Enough that `num_beams` of them go on even where every beam could end with each of the end tokens.
         """

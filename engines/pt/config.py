@@ -1,4 +1,4 @@
-"""What the pt engine was asked for, in the form that crosses to its process."""
+"""The settings of the pt engine, in the form that crosses to its process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class PtConfig(EngineConfig):
     attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None
     rope_scaling: Literal["linear", "dynamic"] | None = None
     kv_cache_memory: float | None = None
-    """GiB."""
+    """GiB of KV cache."""
     gpu_memory_utilization: float = 0.9
     """Share of a CUDA device's memory for weights and cache together."""
     threads: int | None = None
@@ -27,7 +27,7 @@ class PtConfig(EngineConfig):
 
 
 def pt_config(params: "DeployParams") -> PtConfig:
-    """What the pt engine reads of the parameters."""
+    """The settings that the pt engine takes from the parameters."""
     return PtConfig(
         **settings_of(params),
         device_map=dict(params.device_map) if isinstance(params.device_map, Mapping) else params.device_map,

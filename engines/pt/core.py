@@ -113,7 +113,7 @@ class EngineCore:
 
     @property
     def stalled(self) -> bool:
-        """Whether all that waits, waits for adapters that are being read."""
+        """Whether every waiting request waits for an adapter that is being read."""
         return self.scheduler.blocked and self.adapters.reading
 
     def stats(self) -> EngineStats:
@@ -139,7 +139,7 @@ class EngineCore:
         self.adapters.unload(version)
 
     def _read_adapters(self, report: StepReport) -> None:
-        """Fetch those of the first in line; requests whose adapter has gone from the disk end with an error."""
+        """Read the adapters of the first in line; requests whose adapter has gone from the disk end with an error."""
         adapters = (sequence.group.request.adapter for sequence in self.scheduler.waiting)
         self.adapters.want(adapter for adapter in adapters if adapter is not None)
         for arrival in self.adapters.arrivals():
@@ -239,7 +239,7 @@ class EngineCore:
             self.requests.drop(sequence)
 
     def _end_without_output(self, sequences: list[Sequence], report: StepReport) -> None:
-        """For requests of no tokens: they wanted what the prompt tells."""
+        """End requests of no tokens: they asked for the prompt's logprobs only."""
         for sequence in sequences:
             for index in range(sequence.group.request.n):
                 self.requests.tell(sequence.group, TokenOutput(index=index, finish_reason=FinishReason.LENGTH), report)

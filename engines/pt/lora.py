@@ -93,7 +93,7 @@ def counting_rows(model: nn.Module) -> Iterator[dict[str, set[int]]]:
 
 
 class Rows:
-    """Which slot each row of the running step uses; shared by all layers. None: no row uses any."""
+    """The slots that the rows of the running step use; shared by all layers. None: no row uses any."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -105,7 +105,7 @@ class Rows:
 
 
 class LoraSlots:
-    """The slots of a model: what is in them, and which rows use them."""
+    """The adapter slots of a model, and the rows that use them."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class LoraSlots:
 
     @contextmanager
     def using(self, tokens: Tensor | None, wanted: Tensor | None) -> Iterator[None]:
-        """For one forward pass: the slots (int32, -1: none) of its tokens and of its wanted rows; None: no adapters."""
+        """Set the slots (int32, -1: none) of a forward pass's tokens and wanted rows; None: no adapters."""
         self._rows.tokens, self._rows.wanted = tokens, wanted
         try:
             yield

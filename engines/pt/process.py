@@ -35,7 +35,7 @@ from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
 log = logging.getLogger(__name__)
 
 FAILED_STEPS = 3
-"""So many steps that fail one after another, and the process ends: a fresh one is the better bet."""
+"""Number of steps in a row that fail before the process ends: a fresh one is the better bet."""
 
 
 class Closed(Exception):
@@ -130,7 +130,7 @@ class EngineProcess:
         self._compiling[request.request_id] = (request, future)
 
     def _wake_up(self) -> None:
-        """From another thread: something has come that `run` may be waiting for."""
+        """Called by another thread when something has come that `run` may be waiting for."""
         with suppress(BlockingIOError):  # it has been woken so often already that one more changes nothing
             self._wake.send(b".")
 

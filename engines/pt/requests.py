@@ -1,4 +1,4 @@
-"""The requests that the engine has taken in and that have not ended, and what a step tells of them."""
+"""The requests that the engine has taken in and that have not ended, and the report of a step's results."""
 
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +11,7 @@ from engines.types import TokenOutput
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step has to tell: of requests by their ids, and of adapters."""
+    """The results of a step, by request id, and the adapters whose reads have ended."""
 
     outputs: list[tuple[str, TokenOutput]] = field(default_factory=list)
     embeddings: list[tuple[str, list[float]]] = field(default_factory=list)

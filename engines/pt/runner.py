@@ -30,12 +30,12 @@ class Segment:
 
     token_ids: list[int]
     start: int
-    """Position of the first of them in the sequence."""
+    """Position of the first token in the sequence."""
     blocks: list[int]
     wants: int
-    """Logits are wanted after the last `wants` of its tokens."""
+    """Number of its last tokens after which logits are wanted."""
     slot: int = -1
-    """Where the sequence's adapter is; -1: none."""
+    """Slot of the sequence's adapter; -1: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ModelRunner:
             config=hf_config,
             dtype=dtype,
             device_map="cpu" if on_cpu and device_map == "auto" else device_map,
-            # What paged attention is checked against: the others leave out what they cannot do, as sdpa the softcap.
+            # The reference for paged attention: the others leave out what they cannot do, as sdpa the softcap.
             attn_implementation="eager",
             revision=config.revision,
             token=config.token,

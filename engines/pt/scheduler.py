@@ -1,10 +1,10 @@
-"""Which tokens of which sequences the next step computes.
+"""The scheduler chooses the tokens that the next step computes.
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
 one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
 arrival. Where blocks run out, the latest comer gives its blocks back and computes them anew later (preemption by
-recompute); the first in line never does, so every request gets done. One that runs also makes way, seat and blocks, for
-one of a higher priority that waits.
+recompute); the first in line never does, so every request gets done. A running sequence also gives its blocks to a
+waiting one of a higher priority.
 """
 
 import time
@@ -41,9 +41,9 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self.waiting: list[Sequence] = []  # in order of `Group.order`
         self.stuck: Sequence | None = None
-        """The first in line, where it can never be admitted: what it needs is held by its own siblings, which wait for it."""
+        """The first in line where it can never be admitted, as its own siblings, which wait for it, hold what it needs."""
         self.blocked = False
-        """The last step had nothing to compute, and all that waits, waits for adapters."""
+        """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -83,9 +83,9 @@ class Scheduler:
                 chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
                 budget -= chunks[-1].length
         if self.preemptions > preemptions:
-            return chunks  # who just gave up blocks must not take them back in the same step
+            return chunks  # a sequence that just gave up its blocks must not take them back in the same step
         self.adapters.begin()
-        passed = 0  # of those first in line: their adapter is on its way, or waits for a slot, and others may go first
+        passed = 0  # sequences at the front whose adapter is on its way or waits for a slot: others may go first
         while budget > 0 and passed < len(self.waiting):
             sequence = self.waiting[passed]
             group = sequence.group
@@ -107,7 +107,8 @@ class Scheduler:
         return chunks
 
     def _lower(self, first: Sequence) -> Sequence | None:
-        """Of those that run with a lower priority the last in line. Beams would take all they have found along."""
+        """The last in line of the running sequences with a lower priority. Beams, which would lose what they found, are not
+        among them."""
         priority = first.group.request.priority
         lower = [
             sequence
@@ -146,8 +147,7 @@ class Scheduler:
 
         A prompt gets its blocks at once: a prefill that has begun never waits for blocks that another one holds.
         """
-        seats = 1 if sequence.group.forked else sequence.group.seats
-        if self.running and len(self._seated()) + seats > self.max_num_seqs:
+        if self.running and self._num_running() + _num_seqs(sequence) > self.max_num_seqs:
             return False
         hits = self._known_prefix(sequence)
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(hits)
@@ -160,9 +160,9 @@ class Scheduler:
         self._count(sequence)
         return True
 
-    def _seated(self) -> list[None]:
-        """One entry for each sequence that runs or will fork off a running one."""
-        return [None for sequence in self.running for _ in range(1 if sequence.group.forked else sequence.group.seats)]
+    def _num_running(self) -> int:
+        """Number of sequences that run or will fork off a running one."""
+        return sum(_num_seqs(sequence) for sequence in self.running)
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
         if sequence.group.request.sampling.prompt_logprobs is not None and not sequence.num_output:
@@ -197,15 +197,20 @@ class Scheduler:
         sequence.blocks, sequence.computed, sequence.candidates, sequence.slot = [], 0, None, -1
 
 
+def _num_seqs(sequence: Sequence) -> int:
+    """Number of sequences that this one runs as, once its siblings have forked off."""
+    return 1 if sequence.group.forked else sequence.group.num_seqs
+
+
 def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:
     return (sequence.group.order, sequence.index)
 
 
 def check_fits(group: Group, pool: BlockPool, max_num_seqs: int) -> None:
     """Raise InvalidRequest for a request that can never run with this pool."""
-    if group.seats > max_num_seqs:
+    if group.num_seqs > max_num_seqs:
         raise InvalidRequest(
-            f"{group.seats} outputs at once are more than the {max_num_seqs} sequences this engine runs",
+            f"{group.num_seqs} outputs at once are more than the {max_num_seqs} sequences this engine runs",
             param="n" if group.request.sampling.num_beams == 1 else "num_beams",
         )
     if pool.blocks_for(group.num_prompt) > pool.num_blocks:

@@ -1,4 +1,4 @@
-"""What the engine knows of one request while it runs: a group of sequences that began with one prompt."""
+"""A request while it runs: a group of sequences that began with one prompt."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ class Sequence:
     sampler: SamplerRow
     grammar: GrammarState | None = None
     computed: int = 0
-    """How many of `tokens` have their keys and values in `blocks`."""
+    """Number of `tokens` whose keys and values are in `blocks`."""
     blocks: list[int] = field(default_factory=list)
     slot: int = -1
-    """Of its adapter, while it runs with one."""
+    """Slot of its adapter while it runs; -1: the base model, or not running."""
     candidates: list[tuple[int, float]] | None = None
-    """Of a beam: its likeliest next tokens. It then rests until its siblings have theirs."""
+    """Likeliest next tokens of a beam, which then rests until its siblings have theirs."""
 
     @property
     def remaining(self) -> int:
@@ -46,30 +46,30 @@ class Group:
     arrival: int
     num_prompt: int
     embed: bool = False
-    """Wants the last hidden state, not tokens."""
+    """Whether the last hidden state is asked for, not tokens."""
     forked: bool = False
     ended: set[int] = field(default_factory=set)
-    """Outputs that nobody wants any more, of those that had not begun when this was said."""
+    """Outputs that were finished from outside before they had begun."""
     beams: BeamSearch | None = None
     sequences: list[Sequence] = field(default_factory=list)
-    """Those that have not finished."""
+    """Sequences that have not finished."""
     cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when it was first admitted."""
     added: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
-    """From its arrival to its first admission."""
+    """Seconds from its arrival to its first admission."""
     announced: bool = False
-    """Its first output, with the facts about the prompt, has been sent."""
+    """Whether its first output, with the facts about the prompt, has been reported."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
 
     @property
     def order(self) -> tuple[int, int]:
-        """Who goes first: lower is sooner."""
+        """Place in the queue: lower is sooner."""
         return (self.request.priority, self.arrival)
 
     @property
-    def seats(self) -> int:
-        """How many sequences it will run at once."""
+    def num_seqs(self) -> int:
+        """Number of sequences that it runs at once."""
         if self.forked:
             return len(self.sequences)
         return max(self.request.n, self.request.sampling.num_beams)

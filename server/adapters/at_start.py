@@ -1,4 +1,4 @@
-"""The adapters that a server has from its first request on: those it had before, and those its command line names."""
+"""Loading adapters at the start of the server: those it had before, and those its command line names."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Which folders the API may load adapters from. A path that leads anywhere else is refused without telling what is there."""
+"""The folders that the API may load adapters from. A path out of them is refused without telling what is there."""
 
 from collections.abc import Iterable
 from pathlib import Path

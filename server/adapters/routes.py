@@ -27,7 +27,7 @@ class LoadLoraBody(RequestBody):
     lora_path: NonEmpty
     """A folder under one of `adapter_roots`."""
     load_inplace: bool = False
-    """Replace the adapter of this name: requests that run end with the old one, later ones get the new one."""
+    """Replace the adapter of this name: running requests end with the old one, later ones get the new one."""
 
 
 class UnloadLoraBody(RequestBody):
@@ -39,14 +39,14 @@ class AdapterBody(RequestBody):
     path: NonEmpty
     """A folder under one of `adapter_roots`."""
     replace: bool = False
-    """Replace the adapter of this name: requests that run end with the old one, later ones get the new one."""
+    """Replace the adapter of this name: running requests end with the old one, later ones get the new one."""
     pinned: bool | None = None
-    """Keep it where it is computed with: it never has to wait for its turn. As what it replaces unless given."""
+    """Keep it in its slot, so that its requests never wait for one. As the adapter that it replaces unless given."""
 
 
 class AliasBody(RequestBody):
     target: NonEmpty
-    """The adapter that requests get which ask for the alias."""
+    """The adapter that the alias stands for."""
 
 
 # ---- vLLM's endpoints
@@ -121,7 +121,7 @@ async def delete_adapter(name: str, inference: ReadyInference) -> dict[str, Any]
 async def set_alias(
     alias: str, body: Annotated[AliasBody, json_body(AliasBody)], inference: ReadyInference
 ) -> dict[str, Any]:
-    """Point a name of one's own at an adapter, at once: requests that run keep the one they have."""
+    """Point an alias at an adapter, at once: running requests keep the adapter they have."""
     await inference.adapters.alias(alias, body.target)
     return {"id": alias, "object": "adapter.alias", "target": body.target}
 

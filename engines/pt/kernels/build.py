@@ -47,7 +47,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "pack_weights": ([P, P, INT, INT], None),
     "lora_add": ([*[P] * 6, *[INT] * 4], INT),
 }
-"""As the C files have them: types of the arguments and of the result. Pointers are given as numbers (`data_ptr`)."""
+"""Types of the arguments and of the result of each C function. Pointers are given as numbers (`data_ptr`)."""
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -76,7 +76,7 @@ def _built(compiler: str) -> Path:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on: a cache folder may be shared between machines."""
+    """A text that differs where `-march=native` does: a cache folder may be shared between machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -92,7 +92,7 @@ def test_preempted(runner: GetRunner, reference: Callable[[str], Reference], pre
     assert core.stats().preemptions > 0
 
 
-def test_with_few_seats(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
+def test_with_few_sequences_at_once(runner: GetRunner, reference: Callable[[str], Reference]) -> None:
     core = core_of(runner("llama"), max_num_seqs=4, max_num_batched_tokens=11)
     check(reference, run(core, mixed()))
 

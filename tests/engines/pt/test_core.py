@@ -76,10 +76,10 @@ def test_the_lower_priority_number_is_admitted_first_and_equals_in_order_of_arri
     assert finished == ["c", "a", "b"]
 
 
-@pytest.mark.parametrize("scarce", ["seats", "blocks"])
+@pytest.mark.parametrize("scarce", ["sequences", "blocks"])
 def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner: GetRunner, scarce: str) -> None:
-    few: dict[str, Any] = {"max_num_seqs": 2} if scarce == "seats" else {}
-    core = core_of(runner("llama") if scarce == "seats" else runner("llama", blocks=8, max_model_len=64), **few)
+    few: dict[str, Any] = {"max_num_seqs": 2} if scarce == "sequences" else {}
+    core = core_of(runner("llama") if scarce == "sequences" else runner("llama", blocks=8, max_model_len=64), **few)
     asked = {
         name: request(prompt(9, i), name, priority=9, max_new_tokens=16, ignore_eos=True) for i, name in enumerate("ab")
     }
