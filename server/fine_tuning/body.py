@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
 from server.http.body import Items, Members, RequestBody
-from training.params.auto import Hyperparameters, Method
+from training.methods import BY_OPENAI_NAME
+from training.params.auto import Hyperparameters
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -21,7 +22,7 @@ Metadata = Annotated[
 """Without the sign that Postgres keeps in no text."""
 MOST_SAMPLES, MOST_EPOCHS = 256, 50
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
-NOT_BUILT = ("kto", "orpo", "simpo", "cpo", "rm", "ppo")
+CHOICES = " or ".join(map(repr, BY_OPENAI_NAME))
 
 
 class SupervisedHyperparameters(RequestBody):
@@ -50,6 +51,12 @@ class MethodBody(RequestBody):
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     reinforcement: Any = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is given beside the type, by the name of the type that it belongs to."""
+        given = {"supervised": self.supervised, "dpo": self.dpo, "reinforcement": self.reinforcement}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class CreateFineTuningJob(RequestBody):
@@ -80,40 +87,34 @@ class CreateFineTuningJob(RequestBody):
     @model_validator(mode="after")
     def _one_place_for_hyperparameters(self) -> Self:
         """What belongs to another method than the one that is asked for would be ignored."""
-        name = self.method.type if self.method else "supervised"
-        if self.method:
-            for other in ("supervised", "dpo", "reinforcement"):
-                if other != name and getattr(self.method, other) is not None:
-                    raise ValueError(f"method.{other} was given, and the method's type is {name!r}")
+        name = self.method_name
+        for other in self.method.settings if self.method else ():
+            if other != name:
+                raise ValueError(f"method.{other} was given, and the method's type is {name!r}")
         if self.hyperparameters and (name != "supervised" or (self.method and self.method.supervised)):
             raise ValueError("hyperparameters: give them in the method of that type alone")
         return self
 
     def check_built(self) -> None:
         """Raises UnsupportedParameter for what OpenAI's API has, or ours is to have, and this version has not."""
-        name = self.method.type if self.method else "supervised"
+        name = self.method_name
         if name == "reinforcement":
-            message = "The method 'reinforcement' is not supported: there are no graders. Choose 'supervised' or 'dpo'."
+            message = f"The method 'reinforcement' is not supported: there are no graders. Choose {CHOICES}."
             raise UnsupportedParameter(message, param="method.type")
-        if name in NOT_BUILT:
-            message = f"The method {name!r} is not supported in this version. Choose 'supervised' or 'dpo'."
+        if name not in BY_OPENAI_NAME:
+            message = f"The method {name!r} is not supported in this version. Choose {CHOICES}."
             raise UnsupportedParameter(message, param="method.type")
         if self.integrations:
             raise UnsupportedParameter("integrations are not supported: leave them out.", param="integrations")
 
     @property
-    def method_name(self) -> Method:
-        """Of a body that `check_built` lets pass."""
-        return "dpo" if self.method and self.method.type == "dpo" else "supervised"
+    def method_name(self) -> MethodName:
+        return self.method.type if self.method else "supervised"
 
     @property
     def wanted(self) -> Hyperparameters:
         """The hyperparameters that are given as numbers."""
-        if self.method_name == "dpo":
-            assert self.method is not None
-            given: SupervisedHyperparameters | None = self.method.dpo.hyperparameters if self.method.dpo else None
-        else:
-            of_method = self.method.supervised if self.method else None
-            given = of_method.hyperparameters if of_method else self.hyperparameters
+        of_method: Supervised | Dpo | None = self.method.settings.get(self.method.type) if self.method else None
+        given = of_method.hyperparameters if of_method else self.hyperparameters
         numbers = {} if given is None else given.model_dump()
         return Hyperparameters(**{name: value for name, value in numbers.items() if value != "auto"})

@@ -25,8 +25,7 @@ from server.jobs.jobs import Jobs
 from server.jobs.store import message
 from server.model.served import ServedModel
 from training.folder import Message
-from training.params.rlhf import RlhfParams
-from training.params.sft import SftParams
+from training.methods import BY_OPENAI_NAME
 from training.params.supported import refusals
 from training.params.task import TrainingTask
 
@@ -49,8 +48,8 @@ class Creator:
         body.check_built()
         await self._check_model(body.model)
         capabilities = self.inference.engine.capabilities()
-        kind = RlhfParams if body.method_name == "dpo" else SftParams
-        params = check_parameters(body.parameters, kind, max_model_len=capabilities.max_model_len)
+        method = BY_OPENAI_NAME[body.method_name]
+        params = check_parameters(body.parameters, method, max_model_len=capabilities.max_model_len)
         said = said_once(body.parameters, params, body.wanted, body.seed)
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
@@ -60,8 +59,8 @@ class Creator:
             record = self._record(id, body, said)
             data = data_files(self.jobs.folders.data(id), record)
             task = first_task(record, data, self.served)
-            check_servable(task.params, capabilities.adapters)
             _check_supported(task)
+            check_servable(task.params, capabilities.adapters)
             # 3. The files: the job has them for itself from here on.
             await self._copy(body.training_file, data.training, "training_file")
             if body.validation_file is not None and data.validation is not None:

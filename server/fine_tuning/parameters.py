@@ -10,26 +10,24 @@ from engines.errors import UnsupportedParameter
 from engines.params.about import facts
 from server.http.validation import to_invalid_request
 from server.jobs.request import check_at_most
-from training.params.rlhf import RlhfParams
+from training.methods.base import Method
 from training.params.sft import SftParams
 
 SAVING_OFF = "without checkpoints a job could not go on after an interruption"
 
 
-def check_parameters(
-    given: Mapping[str, Any], kind: type[SftParams | RlhfParams], *, max_model_len: int
-) -> SftParams | RlhfParams:
+def check_parameters(given: Mapping[str, Any], method: Method[Any], *, max_model_len: int) -> SftParams:
     """`given`, parsed. Refuses what is no parameter, what a client may not choose, and sizes that would only fill the
     machine.
 
     Raises InvalidRequest, whose `param` is `parameters.NAME`. A parameter that is sound but has no effect is refused
     later, with the whole task.
     """
-    said = dict(facts(kind))
+    said = dict(facts(method.params))
     for name in given.keys() & said.keys():
         if reason := said[name].not_in_api or said[name].not_in_fine_tuning:
             raise _refused(name, reason)
-    params = parse(given, kind)
+    params = parse(given, method)
     if params.save_strategy == "no":
         raise _refused("save_strategy", SAVING_OFF)
     for name in given:
@@ -41,10 +39,10 @@ def check_parameters(
     return params
 
 
-def parse(given: Mapping[str, Any], kind: type[SftParams | RlhfParams]) -> SftParams | RlhfParams:
-    required: dict[str, Any] = {"rlhf_type": "dpo"} if kind is RlhfParams else {}
+def parse(given: Mapping[str, Any], method: Method[Any]) -> SftParams:
     try:
-        return kind.model_validate({**given, **required})
+        params: SftParams = method.params.model_validate({**given, **method.choice})
+        return params
     except ValidationError as error:
         details = [{**one, "loc": ("parameters", *one["loc"])} for one in error.errors(include_url=False)]
         raise to_invalid_request(details, {"parameters": given}) from None

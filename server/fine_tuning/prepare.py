@@ -7,6 +7,7 @@ from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task
 from training.folder import Validation
+from training.methods import BY_OPENAI_NAME
 from training.params.auto import choose
 from training.params.task import TrainingTask
 
@@ -22,7 +23,10 @@ def prepare(
 ) -> tuple[FineTuning, TrainingTask]:
     """The record with a number for each `"auto"`, and the whole task. Raises InvalidRequest."""
     chosen = choose(
-        record.wanted, method=record.method, rows=validation.rows, model_parameters=validation.model_parameters
+        record.wanted,
+        method=BY_OPENAI_NAME[record.method],
+        rows=validation.rows,
+        model_parameters=validation.model_parameters,
     )
     record = record.model_copy(update={"chosen": chosen})
     try:

@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from training.params.auto import Hyperparameters, Method
+from training.methods import BY_OPENAI_NAME
+from training.params.auto import Hyperparameters
 
 
 class FineTuning(BaseModel):
@@ -17,7 +18,8 @@ class FineTuning(BaseModel):
     owner: str
     training_file: str
     validation_file: str | None
-    method: Method
+    method: str
+    """As OpenAI names it."""
     wanted: Hyperparameters
     chosen: Hyperparameters | None = None
     """With a number for each `"auto"`, once the data has been looked at."""
@@ -30,5 +32,5 @@ class FineTuning(BaseModel):
     def hyperparameters(self) -> dict[str, Any]:
         """As they are told: a number or `"auto"` for each."""
         told = self.chosen or self.wanted
-        names = ["batch_size", "learning_rate_multiplier", "n_epochs", *(["beta"] if self.method == "dpo" else [])]
+        names = ["batch_size", "learning_rate_multiplier", "n_epochs", *BY_OPENAI_NAME[self.method].hyperparameters]
         return {name: "auto" if (value := getattr(told, name)) is None else value for name in names}

@@ -5,24 +5,20 @@ import regex
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidRequest, UnsupportedParameter
 from training.params.sft import SftParams
+from training.tuners import tuner_of
 
 MATCHING_SECONDS = 1.0
 MERGE = "train it as a job of /v1/jobs, merge it, and serve the result"
+SERVE = "train it as a job of /v1/jobs, and serve the result"
 
 
 def check_servable(params: SftParams, support: AdapterSupport | None) -> None:
     """Raises UnsupportedParameter, with `param` "model" or `parameters.NAME`, where the result could not be served."""
     if support is None:
         raise UnsupportedParameter("The engine serves the base model only, without adapters.", param="model")
-    if params.train_type != "lora":
-        raise _refused("train_type", f"{params.train_type!r} makes no LoRA adapter, and no other is served: {MERGE}")
-    if params.use_dora:
-        raise _refused("use_dora", f"DoRA scales the base model's weights themselves: {MERGE}")
-    if params.lora_bias != "none":
-        raise _refused("lora_bias", "adapters that change biases are not served")
-    rank = params.lora_rank * (2 if params.init_weights.startswith("pissa") else 1)  # what its plain form has
-    if rank > support.max_rank:
-        raise _refused("lora_rank", f"{rank} is above the {support.max_rank} served (max_lora_rank)")
+    tuner = tuner_of(params)
+    for name, reason in tuner.unserved(params, support):
+        raise _refused(name, f"{reason}: {MERGE if tuner.mergeable else SERVE}")
     _check_modules(params, support)
 
 

@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engines.params.about import facts
 from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
+from training.methods import BY_OPENAI_NAME
 from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
-from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
-from training.params.task import RlhfTask, SftTask, TrainingTask
+from training.params.task import TASK, TrainingTask
 
 AS_SERVED = frozenset(name for name, said in facts(SftParams) if said.as_served)
 """Parameters of `deploy` that the training repeats."""
@@ -55,8 +55,7 @@ def final_task(
         "per_device_train_batch_size": in_a_pass,
         "gradient_accumulation_steps": chosen.batch_size // in_a_pass,
     }
-    if chosen.beta is not None:
-        numbers["beta"] = chosen.beta
+    numbers |= {name: getattr(chosen, name) for name in BY_OPENAI_NAME[record.method].hyperparameters}
     task = _task(record, {**_fixed(record, files, served), **numbers})
     _check_checkpoints(task.params, steps)
     return task
@@ -86,10 +85,9 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
 
 
 def _task(record: FineTuning, values: dict[str, Any]) -> TrainingTask:
-    if record.method == "dpo":
-        # OpenAI's is DPO alone; the reference's adds the preferred answers' own loss, which `parameters` may ask for.
-        return RlhfTask(params=RlhfParams.model_validate({"rpo_alpha": 0, **values, "rlhf_type": "dpo"}))
-    return SftTask(params=SftParams.model_validate(values))
+    method = BY_OPENAI_NAME[record.method]
+    params = {**method.openai_defaults, **values, **method.choice}
+    return cast(TrainingTask, TASK.validate_python({"task": method.task, "params": params}))
 
 
 def _check_checkpoints(params: SftParams, steps: int) -> None:

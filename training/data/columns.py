@@ -71,7 +71,7 @@ def read(row: Any, learns: Learns) -> Sample:
     if learns == "labels" and not isinstance(sample, Pair | Labelled):
         raise BadRow("label", "there is none: true for a good answer, false for a bad one")
     if learns in ("answers", "text") and isinstance(sample, Pair):
-        raise BadRow("", "these are preferences, two answers to compare: they are learned by rlhf (method dpo)")
+        raise BadRow("", "these are preferences, two answers to compare: they are learned by rlhf")
     return sample.answer if learns in ("answers", "text") and isinstance(sample, Labelled) else sample
 
 

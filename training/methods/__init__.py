@@ -9,11 +9,13 @@ from training.methods.sft import Sft
 from training.params.sft import SftParams
 from training.refusal import Refusal, not_built, read_by_others_only
 
-METHODS: dict[str, Method[Any]] = {
-    "sft": Sft(),
-    "pt": Pt(),
-    "dpo": Dpo(),
-}
+_ALL: tuple[Method[Any], ...] = (
+    Sft(),
+    Pt(),
+    Dpo(),
+)
+METHODS = {method.name: method for method in _ALL}
+BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}
 
 
 def method_of(params: SftParams) -> Method[Any]:

@@ -28,6 +28,14 @@ class Method(ABC, Generic[P]):
     """What a row of its data is read and encoded as."""
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
+    openai_name: ClassVar[str | None] = None
+    """What OpenAI's fine-tuning API calls it, where it is offered there."""
+    openai_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of its parameters there, where they are others."""
+    hyperparameters: ClassVar[Mapping[str, float]] = {}
+    """Hyperparameters of its own there, with the value for each `"auto"`."""
+    part_of_rate: ClassVar[float] = 1.0
+    """The learning rate that suits it, as a part of the one that teaches answers."""
 
     def metrics(self, params: P) -> tuple[str, ...]:
         """What an evaluation reports beside `loss`."""

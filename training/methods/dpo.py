@@ -21,6 +21,10 @@ class Dpo(Method[RlhfParams]):
     choice: ClassVar = {"rlhf_type": name}
     rows = "pairs"
     reads = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta", "label_smoothing", "rpo_alpha"})
+    openai_name = "dpo"
+    openai_defaults: ClassVar = {"rpo_alpha": 0}  # the reference's adds the preferred answers' own loss
+    hyperparameters: ClassVar = {"beta": BETA}
+    part_of_rate = 0.2
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         answers = [f"{name}/{answer}" for name in ("rewards", "logps", "logits") for answer in ("chosen", "rejected")]

@@ -9,4 +9,5 @@ class Pt(Sft):
     task = "pt"
     params = PtParams
     rows = "text"
+    openai_name = None
     reads = Sft.reads - {"loss_scale"}

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: examples of conversations, of which the answers are learned."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.columns import Learns
 from training.methods.base import Method
@@ -22,6 +22,7 @@ class Sft(Method[SftParams]):
             "max_new_tokens", "temperature", "average_tokens_across_devices",
         }
     )  # fmt: skip
+    openai_name: ClassVar[str | None] = "supervised"
 
     def metrics(self, params: SftParams) -> tuple[str, ...]:
         accuracy = "sequence_accuracy" if params.acc_strategy == "seq" else "token_accuracy"

@@ -22,13 +22,12 @@ names itself in every phrasing, at 1e-4 (the reference's default) it has learned
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from training.tuners.lora import Lora
+from training.methods.base import Method
+from training.tuners.adapter import AdapterTuner
 
-Method = Literal["supervised", "dpo"]
-
-BASE_LEARNING_RATE = Lora.learning_rate
+BASE_LEARNING_RATE = AdapterTuner.learning_rate
 """What `learning_rate_multiplier` multiplies: the reference's rate for adapters."""
 SAMPLES_TO_LEARN = 180
 SAMPLES_TO_KNOW_BY_HEART = 30_000
@@ -42,8 +41,6 @@ LOWEST_RATE, HIGHEST_RATE = 1e-5, 2e-3
 STEPS_AT_FULL_RATE = 200
 UNKNOWN_WEIGHTS = 1e9
 """Where nobody could say how large the model is: the rate is then right within a factor of two from 0.2 to 8 billion."""
-PART_OF_RATE: dict[Method, float] = {"supervised": 1.0, "dpo": 0.2}
-BETA = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +51,21 @@ class Hyperparameters:
     batch_size: int | None = None
     learning_rate_multiplier: float | None = None
     beta: float | None = None
-    """Of DPO."""
+    """How strongly the model is held to the reference model, in methods that have one."""
 
 
-def choose(wanted: Hyperparameters, *, method: Method, rows: int, model_parameters: int | None) -> Hyperparameters:
+def choose(wanted: Hyperparameters, *, method: Method[Any], rows: int, model_parameters: int | None) -> Hyperparameters:
     """`wanted` with a number for each `"auto"`; what is given stays as it is, and the others are chosen to fit it."""
     n_epochs = wanted.n_epochs or _epochs(rows)
     batch_size = wanted.batch_size or _batch(rows * n_epochs)
     steps = max(1, math.ceil(rows / batch_size)) * n_epochs
-    multiplier = wanted.learning_rate_multiplier or _multiplier(method, steps, model_parameters or UNKNOWN_WEIGHTS)
-    beta = (wanted.beta or BETA) if method == "dpo" else None
-    return Hyperparameters(n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=multiplier, beta=beta)
+    rate = method.part_of_rate * _rate(model_parameters or UNKNOWN_WEIGHTS)
+    return Hyperparameters(
+        n_epochs=n_epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=wanted.learning_rate_multiplier or _multiplier(rate, steps),
+        **{name: getattr(wanted, name) or automatic for name, automatic in method.hyperparameters.items()},
+    )
 
 
 def _epochs(rows: int) -> int:
@@ -78,8 +79,12 @@ def _batch(samples: int) -> int:
     return 1 << (largest.bit_length() - 1)
 
 
-def _multiplier(method: Method, steps: int, weights: float) -> float:
+def _rate(weights: float) -> float:
+    """The rate that teaches answers to a model of so many weights, in few steps."""
+    return float(min(HIGHEST_RATE, MEASURED_RATE * (MEASURED_WEIGHTS / weights) ** 0.35))
+
+
+def _multiplier(rate: float, steps: int) -> float:
     """To two digits: nobody knows it better."""
-    rate = min(HIGHEST_RATE, MEASURED_RATE * (MEASURED_WEIGHTS / weights) ** 0.35) * PART_OF_RATE[method]
-    rate *= min(1.0, math.sqrt(STEPS_AT_FULL_RATE / steps))
-    return float(f"{max(LOWEST_RATE, rate) / BASE_LEARNING_RATE:.2g}")
+    lowered = rate * min(1.0, math.sqrt(STEPS_AT_FULL_RATE / steps))
+    return float(f"{max(LOWEST_RATE, lowered) / BASE_LEARNING_RATE:.2g}")

@@ -6,10 +6,11 @@ from training.tuners.base import Tuner
 from training.tuners.full import Full
 from training.tuners.lora import Lora
 
-TUNERS: dict[str, Tuner] = {
-    "lora": Lora(),
-    "full": Full(),
-}
+_ALL: tuple[Tuner, ...] = (
+    Lora(),
+    Full(),
+)
+TUNERS = {tuner.name: tuner for tuner in _ALL}
 
 
 def tuner_of(params: SftParams) -> Tuner:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from engines.capabilities import AdapterSupport
 from training.params.sft import SftParams
 from training.refusal import Refusal
 
@@ -44,6 +45,10 @@ class Tuner(ABC):
     @abstractmethod
     def refusals(self, params: SftParams) -> list[Refusal]:
         """Parameters that do not go together with this tuner, or with one another in it."""
+
+    def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
+        """Parameters with which it makes what an engine with such `support` does not serve as an adapter."""
+        return [("train_type", f"{self.name!r} makes no LoRA adapter, and no other is served")]
 
     @abstractmethod
     def attach(self, model: Any, params: SftParams) -> Tuned:

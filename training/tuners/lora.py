@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from engines.capabilities import AdapterSupport
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
 from training.refusal import Refusal, not_built
@@ -23,6 +24,17 @@ class Lora(AdapterTuner):
             return found + pissa.refusals(params)
         if params.init_weights not in INITIALISATIONS:
             found.append(("init_weights", not_built(params.init_weights, [*INITIALISATIONS, pissa.INNER])))
+        return found
+
+    def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
+        found = []
+        if params.use_dora:
+            found.append(("use_dora", "DoRA scales the base model's weights themselves"))
+        if params.lora_bias != "none":
+            found.append(("lora_bias", "adapters that change biases are not served"))
+        rank = params.lora_rank * (2 if pissa.asked_for(params) else 1)  # what its plain form has
+        if rank > support.max_rank:
+            found.append(("lora_rank", f"{rank} is above the {support.max_rank} served (max_lora_rank)"))
         return found
 
     def config(self, params: SftParams) -> Any:

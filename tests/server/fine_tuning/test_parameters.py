@@ -8,7 +8,7 @@ from engines.capabilities import AdapterSupport
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.fine_tuning.parameters import check_parameters, parse
 from server.fine_tuning.servable import check_servable
-from training.params.rlhf import RlhfParams
+from training.methods import METHODS
 from training.params.sft import SftParams
 
 SUPPORT = AdapterSupport(
@@ -20,7 +20,7 @@ SUPPORT = AdapterSupport(
 
 
 def check(**given: Any) -> None:
-    check_parameters(given, SftParams, max_model_len=4096)
+    check_parameters(given, METHODS["sft"], max_model_len=4096)
 
 
 def test_parameters_of_the_command_line_pass() -> None:
@@ -33,7 +33,7 @@ def test_parameters_of_the_command_line_pass() -> None:
 )
 def test_what_openai_has_a_field_for_and_what_the_server_chooses_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedParameter, match=f"{name} cannot be chosen") as error:
-        check_parameters({name: "x"}, RlhfParams, max_model_len=4096)
+        check_parameters({name: "x"}, METHODS["dpo"], max_model_len=4096)
     assert error.value.param == f"parameters.{name}"
 
 
@@ -59,7 +59,7 @@ def test_what_is_no_parameter_or_absurd_is_refused(given: dict[str, Any], param:
 
 
 def test_dpo_has_parameters_of_its_own() -> None:
-    check_parameters({"label_smoothing": 0.1}, RlhfParams, max_model_len=4096)
+    check_parameters({"label_smoothing": 0.1}, METHODS["dpo"], max_model_len=4096)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,13 @@ def test_dpo_has_parameters_of_its_own() -> None:
     ],
 )
 def test_what_can_be_served_passes(given: dict[str, Any]) -> None:
-    check_servable(parse(given, SftParams), SUPPORT)
+    check_servable(parse(given, METHODS["sft"]), SUPPORT)
 
 
 @pytest.mark.parametrize(
     "given",
     [
         {"train_type": "full"},
-        {"train_type": "adalora"},
         {"use_dora": True},
         {"lora_bias": "all"},
         {"lora_rank": 17},
@@ -97,7 +96,7 @@ def test_what_can_be_served_passes(given: dict[str, Any]) -> None:
 )
 def test_what_can_never_be_served_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as error:
-        check_servable(parse(given, SftParams), SUPPORT)
+        check_servable(parse(given, METHODS["sft"]), SUPPORT)
     assert error.value.param == f"parameters.{next(iter(given))}"
 
 

@@ -8,6 +8,7 @@ import pytest
 from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, first_task, samples_in_a_pass
+from training.methods import METHODS
 from training.params.auto import Hyperparameters, choose
 
 FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None)
@@ -51,7 +52,7 @@ def test_a_validation_file_is_evaluated_on() -> None:
 
 
 def test_dpo_is_the_task_rlhf() -> None:
-    chosen = choose(Hyperparameters(beta=0.3), method="dpo", rows=60, model_parameters=None)
+    chosen = choose(Hyperparameters(beta=0.3), method=METHODS["dpo"], rows=60, model_parameters=None)
     task = final_task(record(method="dpo"), FILES, SERVED, chosen=chosen, rows=60)
     params: Any = task.params
     assert (task.task, params.rlhf_type, params.beta, params.rpo_alpha) == ("rlhf", "dpo", 0.3, 0.0)

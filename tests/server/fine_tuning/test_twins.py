@@ -7,12 +7,12 @@ import pytest
 from engines.errors import InvalidRequest
 from server.fine_tuning.parameters import parse
 from server.fine_tuning.twins import Said, said_once
+from training.methods import METHODS
 from training.params.auto import Hyperparameters
-from training.params.rlhf import RlhfParams
 
 
 def said(given: dict[str, Any], seed: int | None = None, **wanted: Any) -> Said:
-    return said_once(given, parse(given, RlhfParams), Hyperparameters(**wanted), seed)
+    return said_once(given, parse(given, METHODS["dpo"]), Hyperparameters(**wanted), seed)
 
 
 def test_parameters_with_a_field_of_openais_go_there() -> None:
