@@ -38,6 +38,11 @@ class Adapter:
     last_used: int | None
     """Unix time at which its last request began."""
 
+    @property
+    def served(self) -> bool:
+        """Whether requests get it by its name."""
+        return self.state not in ("draining", "failed")
+
 
 class AdapterView:
     def __init__(self, engine: Engine, names: PublishedNames, held: HeldVersions) -> None:

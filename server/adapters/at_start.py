@@ -28,5 +28,5 @@ async def load_adapters(registry: AdapterRegistry, adapters: Sequence[str], hub_
             await registry.load(name, folder, replace=True, durable=False, follow_links=True, source=origin)
         except TuneserveError as error:
             raise type(error)(f"--adapters: {name}: {error.message}", param="adapters") from error
-    if names := [adapter.name for adapter in registry.adapters() if adapter.state != "failed"]:
+    if names := [adapter.name for adapter in registry.adapters() if adapter.served]:
         logger.info("The adapters were loaded after %.1f s: %s", time.monotonic() - began, ", ".join(names))

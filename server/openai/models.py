@@ -20,7 +20,7 @@ FINE_TUNED = "ft:"
 @router.get("")
 async def list_models(served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
     """Those that a request may name: no adapter that only drains, or that cannot be served any more."""
-    adapters = {a.name: a for a in inference.adapters.adapters() if a.state not in ("draining", "failed")}
+    adapters = {a.name: a for a in inference.adapters.adapters() if a.served}
     aliases = {alias: adapters[name] for alias, name in inference.adapters.aliases().items() if name in adapters}
     base = _base_card(served, inference)
     return {"object": "list", "data": [base, *(_adapter_card(base, *each) for each in (adapters | aliases).items())]}
