@@ -1,7 +1,5 @@
 """The text of an engine's outputs, once for all engines: incremental, cut at stop strings, with logprob entries."""
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from engines.text.detokenize import Detokenizer
@@ -46,30 +44,6 @@ class TextDelta:
     """The stop string, or the stop token where it is not an end-of-sequence token, that ended the output."""
     cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-
-
-async def generate_text(
-    steps: AsyncGenerator[TokenOutput, None],
-    request: GenerationRequest,
-    vocabulary: Vocabulary,
-    options: TextOptions,
-    *,
-    finish: Callable[[str, int], None],
-) -> AsyncGenerator[TextDelta, None]:
-    """The text of what an engine yields for a request. `finish` is the engine's: it ends outputs at their stop string.
-
-    Closing this closes `steps`, whose errors it passes on.
-    """
-    outputs = [OutputText(vocabulary, options, request, index) for index in range(request.n)]
-    async with aclosing(steps):
-        async for step in steps:
-            output = outputs[step.index]
-            if output.finished:
-                continue  # steps that were under way when a stop string ended this output
-            delta = output.push(step)
-            if output.finished and step.finish_reason is None:
-                finish(request.request_id, step.index)
-            yield delta
 
 
 class OutputText:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from jinja2 import Environment, TemplateError
 
 from engines.capabilities import Capabilities
-from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.request_check import context_length_exceeded
 
 Message = Mapping[str, Any]
 """A message of OpenAI's chat completions request."""
@@ -197,10 +198,7 @@ class PromptRenderer:
         """Refuse what cannot fit at any rate before any time is spent on it."""
         at_least = characters // self._longest_token
         if at_least > capabilities.max_model_len:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {capabilities.max_model_len} tokens. "
-                f"However, your prompt has at least {at_least} tokens. Please shorten it.",
-            )
+            raise context_length_exceeded(capabilities.max_model_len, f"your prompt has at least {at_least} tokens")
 
 
 async def _run(characters: int, function: Callable[[], Result]) -> Result:
@@ -216,11 +214,7 @@ def _checked_length(ids: list[int], capabilities: Capabilities, param: str) -> l
     if not ids:
         raise InvalidRequest("The prompt is empty: it must have at least one token.", param=param)
     if len(ids) >= capabilities.max_model_len:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {capabilities.max_model_len} tokens, prompt and output together. "
-            f"However, your prompt has {len(ids)} tokens. Please shorten it.",
-            param=param,
-        )
+        raise context_length_exceeded(capabilities.max_model_len, f"your prompt has {len(ids)} tokens", param=param)
     return ids
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from server.http.body import parse_object
 from server.http.errors import error_body, error_status
 from server.inference.inference import Inference
 from server.model.served import ServedModel
-from server.openai import chat, completions, embeddings
-from server.openai.convert import check_request
+from server.openai import embeddings
+from server.openai.chat import CHAT
+from server.openai.completions import COMPLETIONS
 from server.openai.embeddings import EmbeddingsBody
-from server.openai.generation import Answer
-from server.openai.schema import ChatRequest, CompletionRequest, GenerationFields
+from server.openai.pipeline import Body, Endpoint, admit
+from server.openai.schema import ChatRequest, CompletionRequest
 
 log = logging.getLogger(__name__)
 
@@ -67,31 +69,21 @@ def _refusal(error: Exception, request_id: str) -> Reply:
 
 
 async def _chat(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(model, inference, parse_object(ChatRequest, body), chat.prepare)
+    return await _generate(CHAT, model, inference, parse_object(ChatRequest, body))
 
 
 async def _completions(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(model, inference, parse_object(CompletionRequest, body), completions.prepare)
+    return await _generate(COMPLETIONS, model, inference, parse_object(CompletionRequest, body))
 
 
-async def _generate(
-    model: ServedModel,
-    inference: Inference,
-    body: Any,
-    prepare: Callable[[Any, ServedModel, Inference, str | None], Awaitable[Answer]],
-) -> dict[str, Any]:
-    assert isinstance(body, GenerationFields)
+async def _generate(endpoint: Endpoint[Body], model: ServedModel, inference: Inference, body: Body) -> dict[str, Any]:
     if body.stream:
         raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
     if "priority" in body.model_fields_set:
         raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
-    check_request(body)
-    leased = await inference.adapters.lease(body.model)
-    try:
-        ready = await prepare(body.model_copy(update={"priority": BATCH_PRIORITY}), model, inference, leased.version)
-        return await ready.completion()
-    finally:
-        leased.release()
+    body = body.model_copy(update={"priority": BATCH_PRIORITY})
+    with ExitStack() as held:
+        return await (await admit(endpoint, body, model, inference, held)).whole()
 
 
 async def _embeddings(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:

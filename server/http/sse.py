@@ -1,15 +1,15 @@
 """Answers that a client may stop waiting for: server-sent events, and whatever else takes long."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
+from starlette.types import Send as AsgiSend
 
 from server.deps import find_part
 from server.http.errors import error_body
@@ -22,22 +22,27 @@ KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # the second for nginx, which else holds events back
 
 
-async def stream_events(request: Request, events: AsyncGenerator[Any, None], *, keep_alive: float) -> StreamingResponse:
-    """Answer with `events`, each serialised as JSON, then `[DONE]`.
+Send = Callable[[Any], None]
+
+
+async def stream_events(
+    request: Request, work: Callable[[Send], Coroutine[Any, Any, None]], *, keep_alive: float
+) -> StreamingResponse:
+    """Answer with the events that `work` sends, each serialised as JSON, then `[DONE]`.
 
     The first event must not come before the engine's first output: an error in its place is raised here, and so gets an
     answer with a status. Only where the first output takes longer than `keep_alive` seconds does the stream open
-    without it; an error then goes into the stream, as any later one does. `events` is closed as soon as the client goes
+    without it; an error then goes into the stream, as any later one does. `work` is cancelled as soon as the client goes
     away.
     """
-    reader = _Reader(events)
+    events = _Events(work)
     try:
-        await until_disconnect(request, reader.wait(keep_alive))
-        reader.raise_if_refused()
+        await until_disconnect(request, events.wait(keep_alive))
+        events.raise_if_refused()
     except BaseException:
-        await reader.close()
+        await events.close()
         raise
-    return _EventStream(request, reader, keep_alive)
+    return _EventStream(request, events, keep_alive)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -61,28 +66,28 @@ async def _disconnected(request: Request) -> None:
 
 
 class _EventStream(StreamingResponse):
-    def __init__(self, request: Request, reader: "_Reader", keep_alive: float) -> None:
-        super().__init__(_chunks(request, reader, keep_alive), headers=HEADERS, media_type="text/event-stream")
-        self._reader = reader
+    def __init__(self, request: Request, events: "_Events", keep_alive: float) -> None:
+        super().__init__(_pieces(request, events, keep_alive), headers=HEADERS, media_type="text/event-stream")
+        self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._reader.close()
+            await self._events.close()
 
 
-async def _chunks(request: Request, reader: "_Reader", keep_alive: float) -> AsyncGenerator[bytes, None]:
+async def _pieces(request: Request, events: "_Events", keep_alive: float) -> AsyncGenerator[bytes, None]:
     """Everything that is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
-    while not reader.ended:
-        if not await reader.wait(keep_alive):
+    while not events.ended:
+        if not await events.wait(keep_alive):
             yield KEEP_ALIVE
-        elif not reader.ended:
-            yield reader.take()
-    rest = reader.take()
-    if reader.error is not None:
-        find_part(request, HttpSettings).on_refusal(reader.error)
-        rest += _encode(error_body(reader.error, request.state.request_id))
+        elif not events.ended:
+            yield events.take()
+    rest = events.take()
+    if events.error is not None:
+        find_part(request, HttpSettings).on_refusal(events.error)
+        rest += _encode(error_body(events.error, request.state.request_id))
     yield rest + DONE
 
 
@@ -90,29 +95,30 @@ def _encode(event: Any) -> bytes:
     return b"data: " + orjson.dumps(event) + b"\n\n"
 
 
-class _Reader:
-    """Reads events in a task of its own and keeps those that are not sent yet."""
+class _Events:
+    """What `work`, in a task of its own, has sent and is not written yet."""
 
-    def __init__(self, events: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         self._ready: list[bytes] = []
         self._news = asyncio.Event()  # events are ready, or no more will come
         self.ended = False
         """No more events will come. Some may be ready still."""
         self.error: Exception | None = None
         """What ended them before their time."""
-        self._task = asyncio.create_task(self._read(events))
+        self._task = asyncio.create_task(self._run(work))
 
-    async def _read(self, events: AsyncGenerator[Any, None]) -> None:
+    async def _run(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         try:
-            async with aclosing(events):
-                async for event in events:
-                    self._ready.append(_encode(event))
-                    self._news.set()
+            await work(self._send)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told)
             self.error = error
         finally:
             self.ended = True
             self._news.set()
+
+    def _send(self, event: Any) -> None:
+        self._ready.append(_encode(event))
+        self._news.set()
 
     async def wait(self, timeout: float) -> bool:
         """Whether there was news within `timeout` seconds."""

@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter as Multiset
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from engines.adapters.registry import AdapterRegistry
 from engines.engine import Engine
 from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
-from engines.types import BATCH_PRIORITY, GenerationRequest, TokenOutput
+from engines.types import BATCH_PRIORITY, FinishReason, GenerationRequest, TokenOutput
 from server.metrics.adapters import AdapterMetrics
 
 PREFIX = "tuneserve:"
@@ -99,23 +99,20 @@ class Metrics:
             counts.requests.inc()
             counts.prompt_tokens.inc(prompt_tokens)
 
-    async def observed(
-        self, request: GenerationRequest, outputs: AsyncGenerator[TokenOutput, None]
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """Pass the outputs on, measured. Closing this closes them.
+    @contextmanager
+    def watch(self, request: GenerationRequest) -> "Iterator[Watch]":
+        """Measure a request from here to the end of the block, which shows each output to `see`.
 
-        Outputs that are still open when the engine ends by itself were finished from above, by a stop string.
+        Outputs that are still open when the engine ends by itself were finished from above, by a stop string. Those that
+        are open when the block is left early were aborted.
         """
-        watch = _Watch(self, request)
+        watch = Watch(self, request)
         how_the_rest_ended = "abort"
         try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    watch.see(output)
-                    yield output
+            yield watch
             how_the_rest_ended = "stop"
         except TuneserveError:
-            how_the_rest_ended = "error"
+            how_the_rest_ended = "abort" if watch.aborted else "error"
             raise
         finally:
             watch.end(how_the_rest_ended)
@@ -130,7 +127,7 @@ class Metrics:
         return Histogram(PREFIX + name, text, LABELS, registry=self.page, buckets=buckets).labels(*self._values)
 
 
-class _Watch:
+class Watch:
     """One request, measured. How long one of a batch takes says nothing about how long others wait: it is left out."""
 
     def __init__(self, metrics: Metrics, request: GenerationRequest) -> None:
@@ -141,6 +138,8 @@ class _Watch:
         self._began = time.perf_counter()
         self._last_token: dict[int, float] = {}  # of each output
         self._unfinished = request.n
+        self.aborted = False
+        """The engine gave an output up."""
 
     def see(self, output: TokenOutput) -> None:
         now = time.perf_counter()
@@ -161,6 +160,7 @@ class _Watch:
             self._adapter.generation_tokens.inc(len(output.token_ids))
         if output.finish_reason is not None:
             self._unfinished -= 1
+            self.aborted |= output.finish_reason is FinishReason.ABORT
             self._metrics.count_finished(output.finish_reason)
 
     def _time_first(self, output: TokenOutput, seconds: float) -> None:

@@ -15,7 +15,7 @@ from server.model.reasoning import (
     find_reasoning_format,
 )
 from server.model.tool_grammar import constrain
-from server.model.tools import ToolRequest
+from server.model.tools import NO_TOOLS, ToolRequest
 
 
 class OutputParser:
@@ -82,6 +82,11 @@ class OutputFormat:
             reasoning_open=is_open,
             form=self.tools if tools.mode != "none" else None,
         )
+
+
+def text_plan(structured: Structured | None) -> "OutputPlan":
+    """For an output that is text and nothing else."""
+    return OutputPlan(structured=structured, tools=NO_TOOLS, form=None, reasoning=None, reasoning_open=False)
 
 
 def find_output_format(

@@ -1,7 +1,7 @@
 """The requests of chat completions and completions as they arrive: OpenAI's fields and vLLM's extras.
 
 Unknown fields are refused, types are strict, ranges are OpenAI's. What is well-formed but cannot be honoured is refused
-by `server.openai.convert`, which knows the model and its engine.
+by the steps of `server.openai.pipeline`, which know the model and its engine.
 """
 
 from typing import Annotated, Any, Literal, Self

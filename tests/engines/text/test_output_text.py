@@ -1,15 +1,13 @@
 """Text is made of tokens the same way whatever the steps, the tokenizer and the stop strings."""
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.errors import EngineFailure
 from engines.text.detokenize import Detokenizer
-from engines.text.output_text import OutputText, TextDelta, TextOptions, generate_text
+from engines.text.output_text import OutputText, TextDelta, TextOptions
 from engines.text.stop_strings import StopStrings
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
@@ -286,87 +284,3 @@ def test_no_entry_is_ahead_of_its_text(case: tuple[str, list[int]], stops: list[
         data += b"".join(entry.shown for entry in delta.entries)
         if REPLACEMENT not in text:
             assert text.encode().startswith(data)
-
-
-# --- over an engine
-
-
-class ScriptedEngine:
-    """Yields given steps, and remembers what it was told."""
-
-    def __init__(self, steps: list[TokenOutput]) -> None:
-        self.steps = steps
-        self.finished: list[tuple[str, int]] = []
-        self.given = 0
-        self.closed = False
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
-        try:
-            for step in self.steps:
-                self.given += 1
-                yield step
-        finally:
-            self.closed = True
-
-    def finish(self, request_id: str, index: int) -> None:
-        self.finished.append((request_id, index))
-
-
-def script(*parts: tuple[int, str, FinishReason | None]) -> list[TokenOutput]:
-    return [
-        TokenOutput(index=index, token_ids=tuple(byte_level_bytes(text)), finish_reason=reason)
-        for index, text, reason in parts
-    ]
-
-
-def text_deltas(engine: Any, options: TextOptions, n: int = 1) -> AsyncGenerator[TextDelta, None]:
-    wanted = request(n=n)
-    return generate_text(engine.generate(wanted), wanted, VOCABULARIES["byte_level"], options, finish=engine.finish)
-
-
-async def run(engine: Any, options: TextOptions, n: int = 1) -> dict[int, str]:
-    texts = dict.fromkeys(range(n), "")
-    async for delta in text_deltas(engine, options, n):
-        texts[delta.index] += delta.text
-    return texts
-
-
-async def test_an_output_that_met_a_stop_string_is_finished_early_and_the_others_go_on() -> None:
-    engine = ScriptedEngine(
-        script(
-            (0, "a", None),
-            (1, "x", None),
-            (0, ".", None),
-            (0, "late", None),
-            (1, "y", None),
-            (1, "z", FinishReason.LENGTH),
-        )
-    )
-    assert await run(engine, TextOptions(stop=(".",)), n=2) == {0: "a", 1: "xyz"}
-    assert engine.finished == [("r", 0)]
-
-
-async def test_what_was_under_way_when_a_stop_string_was_met_is_dropped() -> None:
-    engine = ScriptedEngine(script((0, "a.", None), (0, "late", None)))
-    assert await run(engine, TextOptions(stop=(".",))) == {0: "a"}
-    assert (engine.finished, engine.closed) == ([("r", 0)], True)
-
-
-async def test_errors_of_the_engine_come_through() -> None:
-    async def steps() -> AsyncGenerator[TokenOutput, None]:
-        yield TokenOutput(token_ids=tuple(byte_level_bytes("a")))
-        raise EngineFailure("died")
-
-    wanted = request()
-    deltas = generate_text(steps(), wanted, VOCABULARIES["byte_level"], TextOptions(), finish=lambda name, index: None)
-    assert (await anext(deltas)).text == "a"
-    with pytest.raises(EngineFailure):
-        await anext(deltas)
-
-
-async def test_closing_the_text_closes_the_engines_iterator() -> None:
-    engine: Any = ScriptedEngine(script((0, "a", None), (0, "b", None)))
-    deltas = text_deltas(engine, TextOptions())
-    assert (await anext(deltas)).text == "a"
-    await deltas.aclose()
-    assert engine.closed

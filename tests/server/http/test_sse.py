@@ -1,7 +1,8 @@
 """Streams: refusals before them, errors in them, keep-alive, and clients that go away."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -28,6 +29,11 @@ class Source:
         for event in events:
             self.queue.put_nowait(event)
 
+    async def send_all(self, send: Callable[[Any], None]) -> None:
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                send(event)
+
     async def events(self) -> AsyncGenerator[Any, None]:
         try:
             while (event := await self.queue.get()) is not None:
@@ -49,7 +55,7 @@ def app(source: Source) -> FastAPI:
 
     @app.get("/stream")
     async def stream(request: Request, keep_alive: float = 60.0) -> Response:
-        return await stream_events(request, source.events(), keep_alive=keep_alive)
+        return await stream_events(request, source.send_all, keep_alive=keep_alive)
 
     @app.get("/wait")
     async def wait(request: Request) -> Response:

@@ -26,11 +26,17 @@ class Watched:
         self.parts = make_parts(self.engine, echo_tokenizer(), DeployParams(model="echo"))
         self.metrics = self.parts[Inference].metrics
 
-    def outputs(self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100) -> AsyncGenerator[TokenOutput, None]:
+    async def outputs(
+        self, text: str = "abc", *, n: int = 1, max_new_tokens: int = 100
+    ) -> AsyncGenerator[TokenOutput, None]:
         request = GenerationRequest(
             request_id="r", prompt_ids=list(text.encode()), n=n, sampling=Sampling(max_new_tokens=max_new_tokens)
         )
-        return self.metrics.observed(request, self.engine.generate(request))
+        with self.metrics.watch(request) as watch:
+            async with aclosing(self.engine.generate(request)) as outputs:
+                async for output in outputs:
+                    watch.see(output)
+                    yield output
 
     def value(self, name: str, **labels: str) -> float | None:
         families = text_string_to_metric_families(self.metrics.exposition().decode())

@@ -9,8 +9,8 @@ import pytest
 from engines.capabilities import Capabilities
 from engines.echo import VOCAB_SIZE, EchoEngine
 from engines.types import GenerationRequest, Sampling, StructuredKind, TokenOutput
-from server.openai.convert import UNSUPPORTED
 from server.openai.schema import ChatRequest, CompletionRequest
+from server.openai.support import UNSUPPORTED
 from tests.server.openai.wire import Api
 
 PATHS = ("/v1/chat/completions", "/v1/completions")

@@ -1,0 +1,189 @@
+"""One answer, whatever API it is for: generations that run, their text with what it means, and how much it was."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+from engines.errors import EngineUnavailable
+from engines.text.output_text import OutputText, TextDelta, TextOptions
+from engines.text.vocabulary import Vocabulary
+from engines.types import FinishReason, GenerationRequest, TokenOutput
+from server.inference.inference import Inference
+from server.model.deltas import Delta
+from server.model.output import OutputPlan
+from server.openai.usage import Usage
+
+CONCURRENCY = 64
+"""Prompts of one answer that the engine has at a time, so that a long list does not fill its queue."""
+
+Finish = Literal["stop", "length", "tool_calls"]
+FINISHES: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What the engine is asked for one answer, and how its outputs are read."""
+
+    requests: list[GenerationRequest]
+    """One for each prompt, all with the same `n`. Output `i` of prompt `p` is output `p * n + i` of the answer."""
+    options: TextOptions
+    plan: OutputPlan
+    only_prompt: bool = False
+    """The prompt is scored; the one token that is generated on the way is not the client's."""
+
+
+class AnswerDelta(NamedTuple):
+    """What one step adds to one output. The last one of each output, and only it, has a finish."""
+
+    text: TextDelta
+    parts: list[Delta]
+    """The text as content, reasoning and calls."""
+    finish: Finish | None
+
+    def finish_to_wire(self) -> dict[str, Any]:
+        extra = {} if self.text.stop_reason is None else {"stop_reason": self.text.stop_reason}
+        return {"finish_reason": self.finish, **extra}
+
+
+class Renderer(Protocol):
+    """An answer in the words of one API: in chunks, or as a whole. One of the two is used, for one answer."""
+
+    def chunks(self, delta: AnswerDelta) -> Iterable[dict[str, Any]]: ...
+
+    def last_chunks(self, usage: Usage) -> Iterable[dict[str, Any]]: ...
+
+    def add(self, delta: AnswerDelta) -> None: ...
+
+    def whole(self, usage: Usage) -> dict[str, Any]:
+        """All that was added."""
+        ...
+
+
+class Answer:
+    """One of `stream` and `whole` is called, once. Cancelled, it aborts what runs."""
+
+    def __init__(
+        self, inference: Inference, vocabulary: Vocabulary, generation: Generation, renderer: Renderer
+    ) -> None:
+        self._inference = inference
+        self._vocabulary = vocabulary
+        self._generation = generation
+        self._renderer = renderer
+        self._usage = Usage(
+            sum(len(request.prompt_ids) for request in generation.requests),
+            reasons=generation.plan.reasoning is not None,
+        )
+
+    async def stream(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """Give `send` each chunk, none before the engine's first output."""
+
+        def render(delta: AnswerDelta) -> None:
+            for chunk in self._renderer.chunks(delta):
+                send(chunk)
+
+        await self._run(render)
+        for chunk in self._renderer.last_chunks(self._usage):
+            send(chunk)
+
+    async def whole(self) -> dict[str, Any]:
+        await self._run(self._renderer.add)
+        return self._renderer.whole(self._usage)
+
+    async def _run(self, take: Callable[[AnswerDelta], None]) -> None:
+        """Give `take` what each step adds, until every output has ended. Raises what the engine raises."""
+        if len(self._generation.requests) == 1:
+            await self._generate(0, take)
+        else:
+            await self._generate_all(take)
+
+    async def _generate_all(self, take: Callable[[AnswerDelta], None]) -> None:
+        """Run the requests side by side. When one fails all end, and what it raises comes in place of what the others
+        gave at that moment.
+        """
+        slots = asyncio.Semaphore(CONCURRENCY)
+        queue: asyncio.Queue[AnswerDelta | None] = asyncio.Queue()
+
+        async def run(number: int) -> None:
+            try:
+                async with slots:
+                    await self._generate(number, queue.put_nowait)
+            finally:
+                queue.put_nowait(None)
+
+        tasks = [asyncio.create_task(run(number)) for number in range(len(self._generation.requests))]
+        try:
+            running = len(tasks)
+            while running:
+                delta = await queue.get()
+                raise_first_error(tasks)
+                if delta is None:
+                    running -= 1
+                else:
+                    take(delta)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _generate(self, number: int, take: Callable[[AnswerDelta], None]) -> None:
+        request = self._generation.requests[number]
+        engine = self._inference.engine
+        outputs = [self._output(request, number * request.n + i) for i in range(request.n)]
+        with self._inference.metrics.watch(request) as watch:
+            async with aclosing(engine.generate(request)) as steps:
+                async for step in steps:
+                    watch.see(step)
+                    output = outputs[step.index]
+                    if output.finished:
+                        continue  # steps that were under way when the output was ended
+                    delta = output.push(step)
+                    if output.finished and step.finish_reason is None:
+                        engine.finish(request.request_id, step.index)
+                    take(delta)
+
+    def _output(self, request: GenerationRequest, index: int) -> "_Output":
+        return _Output(
+            self._generation, self._usage, OutputText(self._vocabulary, self._generation.options, request, index)
+        )
+
+
+class _Output:
+    """One output while it grows. It ends with the engine's, at a stop string, or when its only call is complete."""
+
+    def __init__(self, generation: Generation, usage: Usage, text: OutputText) -> None:
+        self.finished = False
+        self._text = text
+        self._parser = generation.plan.parser()
+        self._only_prompt = generation.only_prompt
+        self._usage = usage
+
+    def push(self, step: TokenOutput) -> AnswerDelta:
+        """Raises EngineUnavailable where the engine gave the request up."""
+        text = self._text.push(step)
+        if text.finish_reason is FinishReason.ABORT:
+            raise EngineUnavailable("The request was ended by the server.")
+        if self._only_prompt:
+            text = _without_output(text)
+        parts = self._parser.push(text.text) if text.text else []
+        self.finished = text.finish_reason is not None or self._parser.done
+        if self.finished:
+            parts += self._parser.finish()
+        self._usage.add(text, reasoned=any(part.reasoning_content is not None for part in parts))
+        return AnswerDelta(text, parts, self._finish(text.finish_reason) if self.finished else None)
+
+    def _finish(self, reason: FinishReason | None) -> Finish:
+        finish = FINISHES[reason or FinishReason.STOP]
+        return "tool_calls" if finish == "stop" and self._parser.called else finish
+
+
+def _without_output(delta: TextDelta) -> TextDelta:
+    reason = None if delta.finish_reason is None else FinishReason.LENGTH
+    return replace(delta, text="", token_ids=(), entries=(), finish_reason=reason, stop_reason=None)
+
+
+def raise_first_error(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()

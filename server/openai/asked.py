@@ -1,0 +1,39 @@
+"""What an endpoint has read from a request's body: the prompts, and what is wanted of their outputs."""
+
+import asyncio
+from dataclasses import dataclass
+
+from engines.text.prompt import Prompt
+from engines.types import Structured
+from server.model.output import OutputPlan
+from server.model.structured import read_structured
+from server.openai.schema import GenerationFields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    prompts: list[Prompt]
+    prompt_field: str
+    """The field of the body that has them."""
+    plan: OutputPlan
+    """How each output is constrained and read."""
+    n: int
+    """Outputs of each prompt."""
+    max_tokens: int | None
+    default_max_tokens: int | None
+    """Where neither the request nor the server says; None: as many as fit the context."""
+    logprobs: int | None = None
+    """Likeliest tokens to tell with each token; None: not even its own logprob."""
+    logprobs_field: str = "logprobs"
+    prompt_logprobs: int | None = None
+    starts_text: bool = False
+    """The output is a text of its own, not the continuation of one."""
+    hidden_entries: bool = False
+    """Logprobs are also of tokens that are not shown."""
+
+
+async def read_constraint(body: GenerationFields) -> Structured | None:
+    """What `response_format` and `structured_outputs` ask for. In a thread: a grammar takes its time to check."""
+    if body.response_format is None and body.structured_outputs is None:
+        return None
+    return await asyncio.to_thread(read_structured, body.response_format, body.structured_outputs)

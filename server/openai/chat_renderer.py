@@ -1,0 +1,110 @@
+"""An answer as chat completions have it: messages, or the chunks of messages."""
+
+from typing import Any
+
+from engines.text.vocabulary import Vocabulary
+from server.openai.answer import AnswerDelta
+from server.openai.asked import Asked
+from server.openai.chunks import Chunks, Envelope
+from server.openai.logprobs import chat_entry, to_prompt_logprobs
+from server.openai.message import Message, delta_to_wire
+from server.openai.schema import ChatRequest
+from server.openai.usage import Usage
+
+
+class ChatRenderer:
+    def __init__(self, body: ChatRequest, asked: Asked, envelope: Envelope, vocabulary: Vocabulary) -> None:
+        self._body = body
+        self._vocabulary = vocabulary
+        self._envelope = envelope
+        self._extra: dict[str, Any] = {"prompt_token_ids": asked.prompts[0].ids} if body.return_token_ids else {}
+        self._chunks = Chunks(envelope.to_wire("chat.completion.chunk"), body.stream_options, **self._extra)
+        self._choices = [ChatChoice(index, body, vocabulary) for index in range(body.n)]
+
+    def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
+        return [self._chunks.of(piece) for piece in self._choices[delta.text.index].pieces(delta)]
+
+    def last_chunks(self, usage: Usage) -> list[dict[str, Any]]:
+        return self._chunks.last(usage)
+
+    def add(self, delta: AnswerDelta) -> None:
+        self._choices[delta.text.index].add(delta)
+        if delta.text.prompt_logprobs is not None:
+            self._extra["prompt_logprobs"] = to_prompt_logprobs(
+                delta.text.prompt_logprobs, self._body.prompt_logprobs or 0, self._vocabulary
+            )
+
+    def whole(self, usage: Usage) -> dict[str, Any]:
+        return {
+            **self._envelope.to_wire("chat.completion"),
+            "choices": [choice.to_wire() for choice in self._choices],
+            "usage": usage.to_wire(),
+            **self._extra,
+        }
+
+
+class ChatChoice:
+    """One of the answer's choices while it grows."""
+
+    def __init__(self, index: int, body: ChatRequest, vocabulary: Vocabulary) -> None:
+        self._index = index
+        self._logprobs = bool(body.logprobs)
+        self._return_token_ids = body.return_token_ids
+        self._echoed = echoed(body)
+        self._vocabulary = vocabulary
+        self._begun = False
+        self._message = Message(self._echoed)
+        self._entries: list[dict[str, Any]] = []
+        self._token_ids: list[int] = []
+        self._finish: dict[str, Any] = {}
+
+    def _wire_entries(self, delta: AnswerDelta) -> list[dict[str, Any]]:
+        return [chat_entry(entry, self._vocabulary) for entry in delta.text.entries]
+
+    # --- as a whole
+
+    def add(self, delta: AnswerDelta) -> None:
+        for part in delta.parts:
+            self._message.add(part)
+        self._entries += self._wire_entries(delta)
+        self._token_ids += delta.text.token_ids
+        self._finish = delta.finish_to_wire()
+
+    def to_wire(self) -> dict[str, Any]:
+        choice = {
+            "index": self._index,
+            "message": self._message.to_wire(),
+            "logprobs": {"content": self._entries, "refusal": None} if self._logprobs else None,
+            **self._finish,
+        }
+        if self._return_token_ids:
+            choice["token_ids"] = self._token_ids
+        return choice
+
+    # --- in pieces
+
+    def pieces(self, delta: AnswerDelta) -> list[dict[str, Any]]:
+        """The delta as choices of chunks: none where it has nothing to say yet, several where it says several things."""
+        pieces = [] if self._begun else [self._piece({"role": "assistant", "content": self._echoed})]
+        self._begun = True
+        told = len(pieces)
+        pieces += [self._piece(delta_to_wire(part)) for part in delta.parts]
+        entries = self._wire_entries(delta)
+        if len(pieces) == told and (entries or self._return_token_ids):
+            pieces.append(self._piece({}))
+        if entries:
+            pieces[told]["logprobs"] = {"content": entries, "refusal": None}
+        if self._return_token_ids:
+            pieces[told]["token_ids"] = delta.text.token_ids
+        if delta.finish is not None:
+            pieces.append({**self._piece({}), **delta.finish_to_wire()})
+        return pieces
+
+    def _piece(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "finish_reason": None}
+
+
+def echoed(body: ChatRequest) -> str:
+    """With `echo` the answer begins with the final message, which it continues."""
+    content = body.messages[-1].content
+    return content if body.echo and isinstance(content, str) else ""

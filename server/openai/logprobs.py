@@ -1,0 +1,111 @@
+"""Logprobs on the wire: chat completions' entries, completions' parallel lists, and vLLM's of the prompt."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from engines.text.logprob_entries import TokenEntry
+from engines.text.prompt import Prompt
+from engines.text.vocabulary import Vocabulary
+from engines.types import LOWEST_LOGPROB, TokenLogprob
+
+
+def floored(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)
+
+
+def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, Any]:
+    """One of `logprobs.content`. The sampled token looks the same where it is among the likeliest."""
+    shown = to_token(entry.shown, entry.logprob)
+    top = [
+        {**shown, "logprob": floored(logprob)}
+        if token_id == entry.token_id
+        else to_token(vocabulary.token_bytes(token_id), logprob)
+        for token_id, logprob in entry.top
+    ]
+    return {**shown, "top_logprobs": top}
+
+
+def to_token(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": data.decode(errors="replace"), "logprob": floored(logprob), "bytes": list(data)}
+
+
+def to_prompt_logprobs(
+    logprobs: Sequence[TokenLogprob | None], count: int, vocabulary: Vocabulary
+) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: every prompt token's own logprob and the likeliest ones', by token id."""
+    return [None if entry is None else _rivals(entry, count, vocabulary) for entry in logprobs]
+
+
+def _rivals(entry: TokenLogprob, count: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    ranked = {
+        str(token_id): {"logprob": floored(logprob), "rank": rank, "decoded_token": vocabulary.token_text(token_id)}
+        for rank, (token_id, logprob) in enumerate(entry.top[:count], 1)
+    }
+    own = {"logprob": floored(entry.logprob), "decoded_token": vocabulary.token_text(entry.token_id)}
+    return {str(entry.token_id): own, **ranked}
+
+
+class LogprobLists:
+    """Completions' logprobs: parallel lists, and where in the text each token begins."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._offset = 0
+        self._lists: dict[str, list[Any]] = {}
+        self._clear()
+
+    def extend(self, entries: Sequence[TokenEntry]) -> None:
+        for entry in entries:
+            top = {entry.token_id: entry.logprob, **dict(entry.top)}
+            self._append(entry.token_id, entry.shown, entry.logprob, top)
+
+    def extend_by_prompt(self, prompt: Prompt, logprobs: Sequence[TokenLogprob | None], count: int) -> None:
+        """The prompt's tokens come before, the first of them with nothing to follow from."""
+        for token_id, entry, shown in zip(prompt.ids, logprobs, self._shown(prompt), strict=True):
+            if entry is None:
+                self._append(token_id, shown, None, None)
+            else:
+                self._append(token_id, shown, entry.logprob, {token_id: entry.logprob, **dict(entry.top[:count])})
+
+    def take(self) -> dict[str, list[Any]]:
+        """The lists since the last call."""
+        lists = self._lists
+        self._clear()
+        return lists
+
+    def _clear(self) -> None:
+        self._lists = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def _append(self, token_id: int, shown: bytes, logprob: float | None, top: dict[int, float] | None) -> None:
+        lists = self._lists
+        lists["tokens"].append(self._label(token_id, shown))
+        lists["token_logprobs"].append(None if logprob is None else floored(logprob))
+        lists["top_logprobs"].append(None if top is None else self._labelled(top, token_id, shown))
+        lists["text_offset"].append(self._offset)
+        self._offset += len(self._utf8.decode(shown))
+
+    def _labelled(self, top: dict[int, float], sampled: int, shown: bytes) -> dict[str, float]:
+        """Likeliest first. Of tokens that look the same the likelier one stays."""
+        labelled: dict[str, float] = {}
+        for token_id, logprob in sorted(top.items(), key=lambda item: -item[1]):
+            label = self._label(token_id, shown if token_id == sampled else b"")
+            labelled.setdefault(label, floored(logprob))
+        return labelled
+
+    def _label(self, token_id: int, shown: bytes) -> str:
+        """The token's text as shown, or its own where it is hidden; a part of a character is spelt in bytes."""
+        data = shown or self._vocabulary.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def _shown(self, prompt: Prompt) -> list[bytes]:
+        """The bytes of each token in the prompt's text; special tokens that the text does not spell have none."""
+        whole = [self._vocabulary.token_bytes(token_id) for token_id in prompt.ids]
+        if b"".join(whole) == prompt.text.encode():
+            return whole
+        special = self._vocabulary.special_ids
+        return [b"" if token_id in special else data for token_id, data in zip(prompt.ids, whole, strict=True)]

@@ -1,0 +1,126 @@
+"""The one way from a request's body to its answer. Each step may refuse the request, in this order:
+
+1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
+2. `check_fields`         fields that exclude each other, whatever the model
+3. `AdapterRegistry`      a model that is not served
+4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its context
+5. `to_sampling`          values out of this model's ranges
+6. `check_capabilities`   what this engine does not support
+7. `Engine.generate`      a full queue, an engine that is not there
+
+The first two are done before the model is looked up, and all but the last before the engine hears of the request.
+"""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import orjson
+from fastapi import Request, Response
+
+from engines.capabilities import Capabilities
+from engines.logs import current_http_request_id
+from engines.text.output_text import TextOptions
+from engines.text.prompt import Prompt
+from engines.text.vocabulary import Vocabulary
+from engines.types import GenerationRequest
+from server.http.settings import HttpSettings
+from server.http.sse import stream_events, until_disconnect
+from server.inference.inference import Inference
+from server.model.served import ServedModel
+from server.openai.answer import Answer, Generation, Renderer
+from server.openai.asked import Asked
+from server.openai.chunks import Envelope
+from server.openai.sampling import bad_words_ids, to_sampling
+from server.openai.schema import GenerationFields
+from server.openai.support import check_capabilities, check_fields
+
+Body = TypeVar("Body", bound=GenerationFields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Generic[Body]):
+    """What an endpoint that generates brings of its own."""
+
+    id_prefix: str
+    check: Callable[[Body], None]
+    """Refuses fields of its own that exclude each other."""
+    read: Callable[[Body, ServedModel, Capabilities], Awaitable[Asked]]
+    renderer: Callable[[Body, Asked, Envelope, Vocabulary], Renderer]
+
+
+async def respond(
+    endpoint: Endpoint[Body],
+    request: Request,
+    body: Body,
+    model: ServedModel,
+    inference: Inference,
+    http: HttpSettings,
+) -> Response:
+    """The answer as the request wants it: in chunks or as a whole."""
+    answer = await admit(endpoint, body, model, inference, request.state.answered)
+    if body.stream:
+        return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds)
+    whole = await until_disconnect(request, answer.whole())
+    return Response(orjson.dumps(whole), media_type="application/json")
+
+
+async def admit(
+    endpoint: Endpoint[Body], body: Body, model: ServedModel, inference: Inference, held: ExitStack
+) -> Answer:
+    """Steps 2 to 6. `held` is to be closed once the answer has ended: until then its adapter stays loaded."""
+    check_fields(body)
+    endpoint.check(body)
+    leased = await inference.adapters.lease(body.model)
+    held.callback(leased.release)
+    asked = await endpoint.read(body, model, inference.engine.capabilities())
+    envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
+    generation = Generation(
+        requests=_requests(body, asked, model, inference.engine.capabilities(), leased.version, envelope.id),
+        options=_text_options(body, asked, model),
+        plan=asked.plan,
+        only_prompt=asked.max_tokens == 0,
+    )
+    return Answer(inference, model.vocabulary, generation, endpoint.renderer(body, asked, envelope, model.vocabulary))
+
+
+def _requests(
+    body: GenerationFields,
+    asked: Asked,
+    model: ServedModel,
+    capabilities: Capabilities,
+    adapter: str | None,
+    answer_id: str,
+) -> list[GenerationRequest]:
+    """One for each prompt."""
+    bad_words = bad_words_ids(body.bad_words, model.tokenizer)
+
+    def to_request(number: int, prompt: Prompt) -> GenerationRequest:
+        request = GenerationRequest(
+            request_id=f"{answer_id}-{number}",
+            prompt_ids=prompt.ids,
+            sampling=to_sampling(body, asked, model, capabilities, len(prompt.ids), bad_words),
+            n=asked.n,
+            adapter=adapter,
+            priority=body.priority,
+            http_request_id=current_http_request_id(),
+        )
+        check_capabilities(request, capabilities, body)
+        return request
+
+    return [to_request(number, prompt) for number, prompt in enumerate(asked.prompts)]
+
+
+def _text_options(body: GenerationFields, asked: Asked, model: ServedModel) -> TextOptions:
+    return TextOptions(
+        stop=(*(body.stop or ()), *model.defaults.stop),
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        skip_special_tokens=body.skip_special_tokens,
+        kept_special_ids=asked.plan.marker_ids,
+        min_tokens=body.min_tokens,
+        starts_text=asked.starts_text,
+        hidden_entries=asked.hidden_entries,
+    )

@@ -1,0 +1,98 @@
+"""What is refused of a request whatever its prompt says: fields that exclude each other, and what is not supported."""
+
+from dataclasses import fields
+from typing import Any
+
+from engines.capabilities import Capabilities
+from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.types import BATCH_PRIORITY, GenerationRequest, Sampling
+from server.openai.schema import GenerationFields
+
+
+def check_fields(body: GenerationFields) -> None:
+    """Refuse fields that exclude each other, whatever the model."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        raise UnsupportedParameter("Streams are not obfuscated.", param="stream_options.include_obfuscation")
+    if body.prompt_logprobs is not None and body.stream:
+        raise UnsupportedParameter("'prompt_logprobs' cannot be streamed.", param="prompt_logprobs")
+    _check_supported(body)
+
+
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "audio": ((), "This model gives text only."),
+    "modalities": ((["text"],), "This model gives text only."),
+    "web_search_options": ((), "There is no web search here."),
+    "prediction": ((), "Predicted outputs are not supported."),
+    "moderation": ((), "There is no moderation here."),
+    "store": ((False,), "Answers are not stored."),
+    "service_tier": (("auto", "default"), "There is only the default service tier."),
+    "verbosity": (("medium",), "Models of this server have no verbosity; say it in a message."),
+    "prompt_cache_options": ((), "The prompt cache has no options."),
+    "prompt_cache_retention": (("in_memory",), "The prompt cache is in memory only."),
+    "functions": ((), "'functions' is deprecated; use 'tools'."),
+    "function_call": ((), "'function_call' is deprecated; use 'tool_choice'."),
+    "suffix": ((), "Text cannot be inserted before a suffix."),
+}
+"""Fields of OpenAI's that cannot be honoured, the values that ask for nothing, and why."""
+
+
+def _check_supported(body: GenerationFields) -> None:
+    for name in UNSUPPORTED.keys() & body.model_fields_set:
+        allowed, reason = UNSUPPORTED[name]
+        if getattr(body, name) not in allowed:
+            raise UnsupportedParameter(f"{name!r} cannot be honoured. {reason}", param=name)
+
+
+WIRE_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "bad_words_ids": "bad_words",
+    "adapter": "model",
+}
+
+
+def check_capabilities(request: GenerationRequest, capabilities: Capabilities, body: GenerationFields) -> None:
+    """Refuse what this engine cannot honour, by the name that the client gave it."""
+    names = {**WIRE_NAMES, "structured": _constrained_by(body)}
+    sampling = request.sampling
+    asked = {entry.name for entry in fields(sampling) if getattr(sampling, entry.name) != _neutral(entry.name)}
+    asked |= {name for name, neutral in NEUTRAL_REQUEST.items() if getattr(request, name) != neutral}
+    if request.priority == BATCH_PRIORITY:
+        asked.discard("priority")  # nobody asked for it: where the engine knows none, requests of batches are as others
+    refused = asked & capabilities.unsupported
+    if refused:
+        param = names.get(name := min(refused), name)
+        raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
+    if sampling.structured is not None:
+        _check_structured(sampling.structured.kind, sampling.num_beams, capabilities, param=names["structured"])
+    if sampling.num_beams > capabilities.max_beams:
+        raise UnsupportedParameter(
+            f"This engine searches with at most {capabilities.max_beams} beams.", param="num_beams"
+        )
+
+
+def _check_structured(kind: str, num_beams: int, capabilities: Capabilities, param: str) -> None:
+    if kind not in capabilities.structured:
+        raise UnsupportedParameter(
+            f"{param!r} asks for output that is constrained by a {kind}; this engine and model cannot do that.",
+            param=param,
+        )
+    if num_beams > 1:
+        raise UnsupportedParameter(f"{param!r} cannot be combined with a beam search.", param=param)
+
+
+def _constrained_by(body: GenerationFields) -> str:
+    """The field that asks for a constraint on the output, where one does."""
+    if body.structured_outputs is not None:
+        return "structured_outputs"
+    return "tools" if body.response_format in (None, {"type": "text"}) else "response_format"
+
+
+NEUTRAL_SAMPLING = Sampling(max_new_tokens=0)
+NEUTRAL_REQUEST = {"n": 1, "adapter": None, "priority": 0}
+
+
+def _neutral(name: str) -> Any:
+    return getattr(NEUTRAL_SAMPLING, name)

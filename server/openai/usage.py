@@ -1,0 +1,34 @@
+"""The tokens of an answer, counted as they come."""
+
+from typing import Any
+
+from engines.text.output_text import TextDelta
+
+
+class Usage:
+    def __init__(self, prompt_tokens: int, *, reasons: bool = False) -> None:
+        """`reasons`: the model's reasoning is told apart, and counted."""
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0 if reasons else None
+        self.cached_tokens: int | None = None
+
+    def add(self, delta: TextDelta, *, reasoned: bool) -> None:
+        tokens = len(delta.token_ids)
+        self.completion_tokens += tokens
+        if reasoned:
+            self.reasoning_tokens = (self.reasoning_tokens or 0) + tokens
+        if delta.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + delta.cached_tokens
+
+    def to_wire(self) -> dict[str, Any]:
+        usage: dict[str, Any] = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+        if self.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return usage
