@@ -56,7 +56,7 @@ def make_parts(
     jobs = Jobs(
         store,
         state / "jobs",
-        JobMetrics(inference.metrics.page, prefix=PREFIX),
+        JobMetrics(inference.metrics.registry, prefix=PREFIX),
         machine or Machine(executor=LocalExecutor(hub_token=params.hub_token)),
         publisher,
         max_running=params.max_running_jobs,

@@ -25,9 +25,9 @@ from server.openai.schema import ChatRequest, CompletionRequest
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.05
-"""Between two looks whether the engine can take it."""
+"""Seconds between two looks whether the engine can take the request."""
 MAX_FAILURES = 3
-"""An engine that dies of a request again and again is spared it."""
+"""Deaths of the engine under one request before the request is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from server.store.ids import new_id
 
 
 class Results:
-    """Of one batch, in its folder. Threads may add at once."""
+    """Results of one batch, in its folder. Threads may add at once."""
 
     def __init__(self, folder: Path) -> None:
         """Reads what is there, which can take a while."""
@@ -23,7 +23,7 @@ class Results:
         self.errors = folder / "errors.jsonl"
         self._lock = threading.Lock()
         self.done: set[str] = set()
-        """Custom ids."""
+        """Custom ids of the requests that are done."""
         self.completed = 0
         self.failed = 0
         self.usage = Usage()

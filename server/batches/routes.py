@@ -3,18 +3,14 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import Field
 
 from engines.errors import InvalidRequest, NotFound
 from server.batches.service import BatchesDep
 from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
-from server.http.body import RequestBody, json_body
+from server.http.body import Metadata, RequestBody, json_body
 
 router = APIRouter(prefix="/v1/batches")
-
-MetadataKey = Annotated[str, Field(max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class BatchBody(RequestBody):
@@ -23,7 +19,7 @@ class BatchBody(RequestBody):
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
     completion_window: Literal["24h"]
     """What has not been answered then never will be."""
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

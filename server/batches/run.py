@@ -24,7 +24,7 @@ from server.inference.inference import Inference
 from server.model.served import ServedModel
 
 PROGRESS_SECONDS = 1.0
-"""Between two updates of a batch's counts."""
+"""Seconds between two updates of a batch's counts."""
 
 
 class Changed(Exception):
@@ -44,7 +44,7 @@ class Shared:
     concurrency: int
     """Requests of all batches that the engine has at a time."""
     slots: asyncio.Semaphore
-    """As many as `concurrency`."""
+    """A semaphore of `concurrency`, held by each of those requests."""
 
 
 class BatchRun:

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 24 * 3600
 MAX_RUNNING = 16
-"""Batches that share the slots; later ones wait."""
+"""Batches that run at a time; later ones wait."""
 RETRY_SECONDS = 10.0
-"""Before another try, where the disk is full or the database is gone."""
+"""Seconds before another try, where the disk is full or the database is gone."""
 
 
 class Batches:
@@ -113,7 +113,7 @@ class Batches:
     # ---- in the background
 
     async def open(self) -> None:
-        """Remove the folders of batches that are over. Comes once, where the database is open."""
+        """Remove the folders of batches that are over. Called once, when the database is open."""
         unfinished = {batch.id for batch in await self._store.unfinished()}
         await asyncio.to_thread(self._keep_only, unfinished)
 

@@ -21,11 +21,11 @@ from server.parts import make_parts
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep an idle connection, so that they close it, never we under a request on its way."""
+"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a request."""
 BACKLOG = 2048
-"""Connections that wait to be taken."""
+"""Connections that may wait to be taken."""
 CLOSING_SECONDS = 5
-"""For connections to close, once every request has been answered."""
+"""Seconds for connections to close, once every request has been answered."""
 
 
 def run(params: DeployParams) -> int:

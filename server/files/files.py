@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output"]
 ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "batch", "batch_output")
 READ_BYTES = 1 << 20
+"""Bytes of a content that are in memory at a time."""
 EXPIRY_SECONDS = 60.0
-"""Between two looks for files whose time has come; from then on they are not found in any case."""
+"""Seconds between two looks for expired files, to delete them. An expired file is not found in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Files:
         self._storage: FileStorage | None = None
 
     async def open(self) -> None:
-        """Remove what a server that was killed has left. Comes once, where the database is open."""
+        """Remove what a server that was killed has left. Called once, when the database is open."""
         storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id)
         async with self._database.reading() as connection:
             ids = (await connection.execute(select(FILES.c.id))).scalars()

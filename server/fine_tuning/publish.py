@@ -21,13 +21,11 @@ from server.fine_tuning.progress import result_csv
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.servable import check_servable
 from server.inference.inference import Inference
-from server.jobs.job import Job, JobStatus
+from server.jobs.job import COUNTING, Job, JobStatus
 from server.jobs.store import JobStore, message
 from server.model.served import ServedModel, model_source
 from training.folder import Event, Result, Validation
 from training.params.task import Task
-
-COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
 
 
 class NotPublished(TuneserveError):

@@ -33,6 +33,10 @@ Items = Annotated[list[Value], Field(fail_fast=True)]
 """A list in a body. The first wrong item is told: to find all of a million takes seconds."""
 Members = Annotated[dict[str, Value], Field(fail_fast=True)]
 """An object in a body, of which the same holds."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""What clients attach to jobs and batches for themselves, with OpenAI's limits."""
 
 
 class RequestBody(BaseModel):

@@ -13,7 +13,7 @@ from server.http.in_flight import InFlight
 logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_SECONDS = 5.0
-"""For the clients of requests that were ended to receive the error."""
+"""Seconds for clients to receive the error of requests that were ended."""
 
 WHY_UNAVAILABLE = {
     EngineState.STARTING: "The model is still loading.",

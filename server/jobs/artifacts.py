@@ -1,4 +1,4 @@
-"""The files that a job has made: of all its attempts, by their paths in the job's folder."""
+"""The files that all attempts of a job have made, by their paths in the job's folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from engines.errors import NotFound
 
 OURS = frozenset({"task.json", "args.json"})
-"""They name paths of the server's machine."""
+"""Files that name paths of the server's machine, which no client sees."""
 
 
 def list_artifacts(folder: Path) -> list[dict[str, Any]]:
-    """By path. What is being written, and links, are left out."""
+    """All of them, ordered by path, but for links and for what is still being written."""
     return [
         {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
         for attempt in sorted(_attempts(folder), key=lambda path: int(path.name))

@@ -15,7 +15,7 @@ from engines.errors import TuneserveError
 from server.jobs.executor import Executor, Order, Worker
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
-from server.jobs.job import Job, JobStatus, given_parameters
+from server.jobs.job import COUNTING, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.patience import AWAY, patiently
 from server.jobs.storage import find_storage_error, to_storage_error
@@ -28,8 +28,6 @@ from training.params.task import Task
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
-"""What an attempt that comes to its end may still change: one that was told to pause may have been faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +40,11 @@ class Workshop:
     hooks: Hooks
     metrics: JobMetrics
     mark: str
-    """Begins the marks of all processes."""
+    """Beginning of the marks of all processes of these jobs."""
     retries: int
-    """How many workers of a job may die before it has failed."""
+    """Workers of a job that may die before it has failed."""
     back_off_seconds: float
-    """Of the first retry; each further one waits twice as long."""
+    """Seconds before the first retry; each further one waits twice as long."""
 
 
 class Run(ABC):

@@ -8,13 +8,14 @@ from typing import Protocol
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 20.0
+"""Longest wait for nvidia-smi."""
 QUERY = ("--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     id: str
-    """As CUDA_VISIBLE_DEVICES takes it."""
+    """Its name in CUDA_VISIBLE_DEVICES."""
     free_bytes: int
 
 
@@ -41,7 +42,7 @@ class NvidiaDevices:
 
 
 class FixedDevices:
-    """Devices that somebody names: of a test, or none at all."""
+    """Devices that a test names, or none."""
 
     def __init__(self, *devices: Device) -> None:
         self.devices = devices

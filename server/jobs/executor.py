@@ -21,7 +21,7 @@ from server.jobs.worker_process import Program, worker_command, worker_environme
 
 LOG = "worker.log"
 NICENESS = 10
-"""Of a worker on the CPU, which the model that is served computes on as well."""
+"""Niceness of a worker on the CPU, which the served model may be computed on as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

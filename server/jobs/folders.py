@@ -48,7 +48,7 @@ class JobFolders:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def newest_checkpoint(self, job: Job) -> Path | None:
-        """That of the most steps of any attempt; of two, the later attempt's."""
+        """The checkpoint with the most steps, of any attempt; of two with as many, the later attempt's."""
         found = [
             (step, number)
             for number in range(1, job.attempt + 1)

@@ -21,8 +21,10 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
-"""Nothing more comes of itself."""
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+"""The terminal states: a job in one of them stays there unless a client asks for more."""
+COUNTING = frozenset({JobStatus.RUNNING, JobStatus.PAUSED})
+"""States in which the result of an attempt counts: a job that was told to pause may have been done before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,39 +36,39 @@ class Job:
     """Name of its task."""
     status: JobStatus
     parameters: dict[str, Any]
-    """Of its task, by the names of the command line, with real paths in them."""
+    """Its task's parameters, by the names of the command line, with real paths in them."""
     told: dict[str, Any] | None
-    """The same as whoever created it through `/v1/jobs` has given them."""
+    """The same parameters as a client of `/v1/jobs` gave them."""
     priority: int
-    """Of two that wait, the one with the higher number runs first."""
+    """Of two jobs in the queue, the one with the higher number runs first."""
     devices: int | None
-    """GPUs that it runs on; 0: the CPU. One where there is one, unless given."""
+    """Number of GPUs to run on; 0: the CPU. None: one GPU where there is one."""
     metadata: dict[str, str] | None
     fine_tuning: dict[str, Any] | None
-    """What OpenAI's API tells of it, where it was created there."""
+    """What the fine-tuning API keeps of a job that was created there."""
     fine_tuned_model: str | None
     """Name under which the result answers, once it is published."""
     attempt: int
-    """How often it has been started. The last attempt is the one that counts: no earlier one changes anything."""
+    """Number of the last attempt, 0 before the first. It is the one that counts: no earlier one changes anything."""
     deaths: int
     """Workers that died without saying why, since it was created or retried by hand."""
     validated: bool
     created_at: float
     queued_at: float | None
-    """When it came into the queue, last."""
+    """When it last came into the queue."""
     not_before: float | None
-    """A job whose worker died waits until then."""
+    """Time to await before the next attempt, after a worker died."""
     started_at: float | None
     """When its first worker was started."""
     finished_at: float | None
     error: dict[str, Any] | None
-    """A JobError."""
+    """A JobError as JSON."""
     result: dict[str, Any] | None
-    """The Result of the attempt that ended it."""
+    """The Result, as JSON, of the attempt that ended it."""
 
     @property
     def ended(self) -> bool:
-        return self.status in ENDED
+        return self.status in TERMINAL
 
     def task(self) -> Task:
         return TASK.validate_python({"task": self.type, "params": self.parameters})

@@ -18,7 +18,7 @@ from server.jobs.devices import Devices, NvidiaDevices
 from server.jobs.executor import Executor
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
-from server.jobs.job import ENDED, Job, JobStatus, given_parameters
+from server.jobs.job import TERMINAL, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.scheduler import Limits, Scheduler
 from server.jobs.storage import to_storage_error
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 GIB = 1 << 30
 BACK_OFF_SECONDS = 5.0
 STOP_SECONDS = 120.0
-NOT_ENDED = frozenset(JobStatus) - ENDED
+NOT_ENDED = frozenset(JobStatus) - TERMINAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Jobs:
     # ---- with the server
 
     async def open(self) -> None:
-        """Take up what a server before this one has left, and run jobs. Comes where the database is open."""
+        """Take up what a server before this one has left, and run jobs. Called once, when the database is open."""
         folders = JobFolders(self._folder / self._database.id)
         await asyncio.to_thread(folders.keep_only, await self.store.ids())
         shop = Workshop(
@@ -225,7 +225,7 @@ class Jobs:
         return await self._enqueue(id, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
 
     async def delete(self, id: str) -> None:
-        """With all its files. Raises NotFound; Conflict where something of it still runs."""
+        """Delete the job with all its files. Raises NotFound; Conflict where something of it still runs."""
         job = await self.store.get(id)
         idle = frozenset(JobStatus) - {JobStatus.RUNNING, JobStatus.VALIDATING}
         if self._scheduler.run_of(id) is not None or not await self.store.delete(id, before=idle):

@@ -15,24 +15,24 @@ DURATION_SECONDS = (5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 360
 
 
 class JobMetrics:
-    def __init__(self, page: CollectorRegistry, *, prefix: str) -> None:
+    def __init__(self, registry: CollectorRegistry, *, prefix: str) -> None:
         self.counts: Mapping[tuple[str, str], int] = {}
         """How many jobs there are of each type and status, as of the last look."""
-        page.register(_CountCollector(self, f"{prefix}jobs"))
-        self._step = Gauge(f"{prefix}job_step", "The last step of a running job.", ("job",), registry=page)
-        self._loss = Gauge(f"{prefix}job_loss", "The loss of that step.", ("job",), registry=page)
+        registry.register(_CountCollector(self, f"{prefix}jobs"))
+        self._step = Gauge(f"{prefix}job_step", "The last step of a running job.", ("job",), registry=registry)
+        self._loss = Gauge(f"{prefix}job_loss", "The loss of that step.", ("job",), registry=registry)
         self._queue = Histogram(
             f"{prefix}job_queue_seconds",
             "From the queue to the worker's start.",
             ("type",),
-            registry=page,
+            registry=registry,
             buckets=QUEUE_SECONDS,
         )
         self._duration = Histogram(
             f"{prefix}job_duration_seconds",
             "From the first worker's start to the job's end.",
             ("type", "status"),
-            registry=page,
+            registry=registry,
             buckets=DURATION_SECONDS,
         )
 

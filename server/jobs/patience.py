@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 PAUSE_SECONDS = 1.0
+"""Seconds between two calls."""
 AWAY: tuple[type[TuneserveError], ...] = (EngineUnavailable, StoreUnavailable, StorageFull)
 
 

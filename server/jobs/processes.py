@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 
 MARK = "TUNESERVE_JOB"
 PATIENCE_SECONDS = 10.0
+"""Seconds after which a process that cannot be killed is given up."""
 PAUSE_SECONDS = 0.02
 SAME_SECONDS = 0.5
-"""Start times differ by less where they are of one process."""
+"""Start times that differ by fewer seconds are of one process."""
 
 
 def kill_marked(mark: str, known: Collection[tuple[int, float]] = ()) -> int:

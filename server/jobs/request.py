@@ -9,13 +9,10 @@ from pydantic_core import PydanticCustomError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.params.about import NOT_SUPPORTED, facts
-from server.http.body import RequestBody
+from server.http.body import Metadata, RequestBody
 from server.http.validation import MISSING, to_invalid_request
 from training.params.supported import refusals
 from training.params.task import TASK, TASKS, Task, params_of
-
-MetadataKey = Annotated[str, Field(max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 def _supported(type: str) -> str:
@@ -35,12 +32,12 @@ class JobBody(RequestBody):
     """Those of the command line's command of this name."""
     priority: int = Field(0, ge=-100, le=100)
     """Of two jobs that wait, the one with the higher number runs first."""
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     devices: int | None = Field(None, ge=0, le=64)
     """GPUs to run on; 0: the CPU. One where there is one, unless given."""
 
     def task(self) -> Task:
-        """With the names that the client knows things by. Raises InvalidRequest, whose `param` is `parameters.NAME`."""
+        """The task, with the names that the client uses. Raises InvalidRequest, whose `param` is `parameters.NAME`."""
         said = dict(facts(params_of(TASKS[self.type])))
         for name in self.parameters.keys() & said.keys():
             if reason := said[name].not_in_api:

@@ -67,7 +67,7 @@ async def get_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
 
 @router.delete("/{job_id}")
 async def delete_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    """With all that it has made, but for a model that is published: that one is deleted as a model."""
+    """Delete the job with all that it has made, but for a published model: that one is deleted as a model."""
     await jobs.delete(job_id)
     return {"id": job_id, "object": "job", "deleted": True}
 
@@ -107,7 +107,7 @@ async def get_job_events(
     order: Literal["asc", "desc"] = "asc",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response | dict[str, Any]:
-    """A page; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
+    """A page of events; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
     await jobs.store.get(job_id)
     if "text/event-stream" in request.headers.get("accept", ""):
         if last_event_id is not None and not last_event_id.isdecimal():

@@ -19,10 +19,11 @@ from training.params.task import TASKS
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Between two looks at the queue where nobody asks for one."""
+"""Seconds between two looks at the queue while nothing changes."""
 MOST_VALIDATIONS = 2
+"""Jobs whose data is looked at, at a time."""
 SETTLING_SECONDS = 5.0
-"""For what workers left that have ended to be taken in."""
+"""Seconds to take in what workers have left, when the server stops."""
 
 OUR_FAULT = JobError(code="internal_error", message="The server failed to run this job; its log has the details.")
 
@@ -30,10 +31,11 @@ OUR_FAULT = JobError(code="internal_error", message="The server failed to run th
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     max_running: int
+    """Jobs that run at a time."""
     gpu_memory: int
     """Bytes that must be free on a GPU before a job gets it."""
     stop_seconds: float
-    """For a worker that was told to end to save a checkpoint."""
+    """Seconds for a worker to save a checkpoint and end, once it was told to."""
 
 
 class Scheduler:

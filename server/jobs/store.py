@@ -207,7 +207,7 @@ class JobStore:
         return [_to_event(row) for row in rows], more
 
     async def checkpoints(self, job_id: str, *where: ColumnElement[bool]) -> list[JobCheckpoint]:
-        """By step."""
+        """The job's checkpoints, ordered by step."""
         query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where).order_by(CHECKPOINTS.c.step)
         async with self.database.reading() as connection:
             return [_to_checkpoint(row) for row in (await connection.execute(query)).mappings()]

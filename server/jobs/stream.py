@@ -15,10 +15,12 @@ from engines.errors import TuneserveError
 from server.jobs.jobs import Jobs
 
 LOOK_SECONDS = 0.5
+"""Seconds between two looks for new events."""
 PAGE = 500
+"""Most events read at a time."""
 HEADERS = {"x-accel-buffering": "no"}
 NO_CONTENT = 204
-"""By which a client of server-sent events knows not to come back."""
+"""Status by which a client of server-sent events knows not to come back."""
 
 
 async def stream_job_events(jobs: Jobs, job_id: str, after: int, *, keep_alive: float) -> Response:

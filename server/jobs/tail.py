@@ -9,7 +9,7 @@ from server.jobs.store import JobStore
 from training.folder import Event, JobFolder
 
 LINES = 500
-"""Of one transaction."""
+"""Most lines taken in by one transaction."""
 
 
 class Tail:

@@ -1,4 +1,4 @@
-"""Metrics of each adapter, while it is loaded: the label of one that is gone is taken off the page."""
+"""Metrics of each adapter, while it is loaded: the label of one that is gone is taken off the registry."""
 
 from collections import Counter as Multiset
 from collections.abc import Iterator
@@ -29,34 +29,37 @@ class AdapterMetrics:
     def __init__(
         self,
         adapters: AdapterRegistry,
-        page: CollectorRegistry,
+        registry: CollectorRegistry,
         *,
         prefix: str,
         labels: dict[str, str],
         first_token_seconds: tuple[float, ...],
     ) -> None:
-        """The families on `page`, all of which have `labels` and the adapter's name."""
+        """The families in `registry`, all of which have `labels` and the adapter's name."""
         names, self._values = (*labels, "adapter"), tuple(labels.values())
         self._adapters = adapters
         self.counted: set[str] = set()
         """Adapters that have series: those that were asked for, and are loaded or were until a moment ago."""
         self._requests = Counter(
-            f"{prefix}adapter_requests", "Requests that the adapter answered.", names, registry=page
+            f"{prefix}adapter_requests", "Requests that the adapter answered.", names, registry=registry
         )
         self._prompt_tokens = Counter(
-            f"{prefix}adapter_prompt_tokens", "Tokens of the prompts that the adapter answered.", names, registry=page
+            f"{prefix}adapter_prompt_tokens",
+            "Tokens of the prompts that the adapter answered.",
+            names,
+            registry=registry,
         )
         self._generation_tokens = Counter(
-            f"{prefix}adapter_generation_tokens", "Tokens that the adapter generated.", names, registry=page
+            f"{prefix}adapter_generation_tokens", "Tokens that the adapter generated.", names, registry=registry
         )
         self._first_token = Histogram(
             f"{prefix}adapter_time_to_first_token_seconds",
             "From a request for the adapter to its first token.",
             names,
-            registry=page,
+            registry=registry,
             buckets=first_token_seconds,
         )
-        page.register(_StateCollector(adapters, f"{prefix}adapter_state", names, self._values))
+        registry.register(_StateCollector(adapters, f"{prefix}adapter_state", names, self._values))
 
     def of(self, version: str) -> AdapterCounts:
         """Where a request for this version counts. It holds a lease, so the adapter is loaded now."""

@@ -32,9 +32,9 @@ class Metrics:
 
     def __init__(self, engine: Engine, adapters: AdapterRegistry, *, model_name: str, engine_name: str) -> None:
         self._values = (model_name, engine_name)
-        self.page = CollectorRegistry()
-        """Where every family stands that the server exposes."""
-        self.page.register(_EngineCollector(engine, self._values))
+        self.registry = CollectorRegistry()
+        """Every family that the server exposes."""
+        self.registry.register(_EngineCollector(engine, self._values))
         self._finished = self._family("request_success", "Outputs that ended, by reason.", "finished_reason")
         self._rejected = self._family("admission_rejections", "Requests that were not taken, by reason.", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts that were answered.")
@@ -53,7 +53,7 @@ class Metrics:
         )
         self.adapters = AdapterMetrics(
             adapters,
-            self.page,
+            self.registry,
             prefix=PREFIX,
             labels=dict(zip(LABELS, self._values, strict=True)),
             first_token_seconds=FIRST_TOKEN_SECONDS,
@@ -61,7 +61,7 @@ class Metrics:
         self._batches = self._family("batches", "Batches that ended, by status.", "status")
         self._batch_requests = self._family("batch_requests", "Requests of batches that were answered.", "result")
         self.batches_unfinished = Gauge(
-            PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self.page
+            PREFIX + "batches_unfinished", "Batches that run or wait.", LABELS, registry=self.registry
         ).labels(*self._values)
         self.tokens = (0, 0)
         """Tokens of prompts and of outputs so far."""
@@ -69,7 +69,7 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         self.adapters.forget_unloaded()
-        return generate_latest(_WithoutCreated(self.page))
+        return generate_latest(_WithoutCreated(self.registry))
 
     def count_rejection(self, error: Exception) -> None:
         """Count `error` where it means that a request was not taken."""
@@ -118,13 +118,13 @@ class Metrics:
             watch.end(how_the_rest_ended)
 
     def _family(self, name: str, text: str, label: str) -> Counter:
-        return Counter(PREFIX + name, text, (*LABELS, label), registry=self.page)
+        return Counter(PREFIX + name, text, (*LABELS, label), registry=self.registry)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(PREFIX + name, text, LABELS, registry=self.page).labels(*self._values)
+        return Counter(PREFIX + name, text, LABELS, registry=self.registry).labels(*self._values)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, LABELS, registry=self.page, buckets=buckets).labels(*self._values)
+        return Histogram(PREFIX + name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self._values)
 
 
 class Watch:

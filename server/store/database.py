@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
 KEEP_ALIVE = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
-"""For Postgres to notice, within half a minute, that the machine of a server is gone."""
+"""Settings by which Postgres notices within half a minute that the machine of a server is gone."""
 
 
 class UnusableDatabase(TuneserveError):

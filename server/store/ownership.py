@@ -24,7 +24,7 @@ from server.store.tables import OWNERS
 TAKEN = "another server uses the database of this one, and each needs one of its own"
 ADVISORY_LOCK = 0x74756E6573657276  # "tuneserv"
 PATIENCE_SECONDS = 3.0
-"""For Postgres to notice that the server before this one has died."""
+"""Seconds for Postgres to notice that the server before this one has died."""
 PAUSE_SECONDS = 0.1
 
 
@@ -39,7 +39,7 @@ class Ownership(Protocol):
 
 
 class FileOwnership:
-    """Of a SQLite database."""
+    """Ownership of a SQLite database."""
 
     def __init__(self, file: Path) -> None:
         self._lock = FileLock(file, thread_local=False)
@@ -58,7 +58,7 @@ class FileOwnership:
 
 
 class SessionOwnership:
-    """Of a Postgres database."""
+    """Ownership of a Postgres database."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
