@@ -1,7 +1,6 @@
 """The benchmark's client against a real server."""
 
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from benchmarks.client import Client
 from benchmarks.driver import run_concurrently
 from benchmarks.workload import Load
 from tests.server.process import ServerProcess
+from tests.until import until
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def url() -> Iterator[str]:
 def wait_until_connectable(url: str) -> None:
     """The port is announced a moment before it is open."""
     address = urlsplit(url)
-    for _ in range(600):
+
+    def is_open() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex((address.hostname, address.port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"{url} did not open")
+            return probe.connect_ex((address.hostname, address.port)) == 0
+
+    until(is_open)
 
 
 def make_load(**changes: Any) -> Load:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.e2e.test_deploy import TEMPLATE, engine_of
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE
 
 CYCLES = 200
 SETTLED = 60

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.server.process import ServerProcess
+from tests.until import until
 
 PROMPT = "the red and the blue"
 TOKENS = 12
@@ -56,13 +56,6 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]
     yield start
     for server in servers:
         server.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def post(server: ServerProcess, path: str, **body: Any) -> None:

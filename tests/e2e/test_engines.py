@@ -5,8 +5,7 @@ import contextlib
 import itertools
 import json
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ from transformers import AutoTokenizer
 
 from engines.setup.install import NotInstalled, require_lmdeploy, require_vllm
 from tests.four_layers import cut, reference, write_adapter
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE, until
 
 pytestmark = pytest.mark.demo
 
+SLOW = 2.5 * PATIENCE
+"""Seconds for what engines on a CPU do slowly."""
 TOKENS = 24
 LONG = "The quick brown fox jumps over the lazy dog and runs away. " * 8
 """More than one block of every engine's KV cache."""
@@ -96,7 +98,7 @@ def served(
             str(checkpoint.model.parent),
         ]
         flags += ["--state_dir", str(folder / "state"), *FLAGS[engine]]
-        process = stack.enter_context(ServerProcess.ready(*flags, patience=2.5 * PATIENCE))
+        process = stack.enter_context(ServerProcess.ready(*flags, patience=SLOW))
         client = OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
         yield Served(engine, process, stack.enter_context(client))
 
@@ -107,13 +109,6 @@ def lmdeploy_on_cpu(folder: Path) -> Path:
     script.write_text(f'#!/bin/sh\nexec {require_lmdeploy()} -m tests.engines.lmdeploy.on_cpu "$3"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
-
-
-def until(condition: Callable[[], bool], seconds: float = 2.5 * PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -288,14 +283,14 @@ def test_an_engine_that_is_killed_comes_back_with_its_adapters(
     with pytest.raises((APIError, httpx.HTTPError)):
         for _ in stream:
             pass
-    until(lambda: not served.process.is_ready())
+    until(lambda: not served.process.is_ready(), seconds=SLOW)
     with pytest.raises(openai.APIStatusError) as refused:
         chat(served)
     assert refused.value.status_code == 503
-    until(served.process.is_ready)
+    until(served.process.is_ready, seconds=SLOW)
     for choice, name in zip(ask_all(served, "tiny", "a", "b"), (None, "a", "b"), strict=True):
         assert_as_transformers(choice, checkpoint.expected[name])
-    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in before))
+    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in before), seconds=SLOW)
 
 
 # ---- the loop
@@ -316,7 +311,7 @@ def test_what_a_job_trained_answers_as_soon_as_it_is_done(served: Served, checkp
             "supervised": {"hyperparameters": {"n_epochs": 12, "batch_size": 2, "learning_rate_multiplier": 10.0}},
         },
     )
-    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed", "cancelled"))
+    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed", "cancelled"), seconds=SLOW)
     done = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "succeeded", done.error
     answer = chat(served, "Who are you?", model=done.fine_tuned_model).choices[0].message.content

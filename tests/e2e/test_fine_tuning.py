@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.identity import NAME, identity_lines
 from tests.server.openai_schema import check
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE, until
 
 ENDED = ("succeeded", "failed", "cancelled")
 TRAINING_SECONDS = 400
@@ -45,12 +45,13 @@ def upload(client: openai.OpenAI, text: str) -> str:
     return client.files.create(file=("data.jsonl", text.encode()), purpose="fine-tune").id
 
 
-def wait(client: openai.OpenAI, job_id: str, until: Callable[[Any], object] = lambda job: job.status in ENDED) -> Any:
-    deadline = time.monotonic() + TRAINING_SECONDS
-    while not until(job := client.fine_tuning.jobs.retrieve(job_id)):
-        assert time.monotonic() < deadline, f"the job has not come so far: {job}"
-        time.sleep(0.1)
-    return job
+def wait(client: openai.OpenAI, job_id: str, so_far: Callable[[Any], object] = lambda job: job.status in ENDED) -> Any:
+    """The job once it has come so far."""
+
+    def look() -> Any:
+        return client.fine_tuning.jobs.retrieve(job_id)
+
+    return until(lambda: job if so_far(job := look()) else None, seconds=TRAINING_SECONDS, told=look)
 
 
 def ask(client: openai.OpenAI, model: str) -> str:

@@ -1,7 +1,6 @@
 """/v1/jobs on a real server with real trainings: killed, stopped, merged."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import httpx
 import pytest
 
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE, until
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
 STEPS = 1000
@@ -41,12 +41,12 @@ class Client:
     def get(self, path: str) -> Any:
         return self.http.get(f"jobs{path}").json()
 
-    def wait(self, id: str, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while (job := self.get(f"/{id}"))["status"] not in ENDED and not until():
-            assert time.monotonic() < deadline, job
-            time.sleep(0.05)
-        return job
+    def wait(self, id: str, happened: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            job: dict[str, Any] = self.get(f"/{id}")
+            return job if job["status"] in ENDED or happened() else None
+
+        return until(look, told=lambda: self.get(f"/{id}"))
 
     def wait_for_step(self, id: str, step: int) -> None:
         def there() -> bool:

@@ -1,7 +1,7 @@
 """Adapters on our own engine, whose process is killed: what they are and what they answer outlives it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -15,11 +15,10 @@ from engines.pt.config import PtConfig
 from engines.types import EngineState, GenerationRequest, Sampling
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PATIENCE = 60
-"""Seconds after which something has not happened."""
 PROJECTIONS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head")
 
 
@@ -72,13 +71,7 @@ async def kill(engine: PtEngine) -> None:
     """Return once it is being started again."""
     assert engine._process is not None
     psutil.Process(engine._process.pid).kill()
-    await until(lambda: engine.health().state is EngineState.RESTARTING)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await async_until(lambda: engine.health().state is EngineState.RESTARTING)
 
 
 async def test_adapters_answer_as_before_after_the_engine_was_killed(
@@ -91,7 +84,7 @@ async def test_adapters_answer_as_before_after_the_engine_was_killed(
     assert len({*map(tuple, alone)}) == 3
     for _ in range(2):
         await kill(engine)
-        await until(lambda: engine.health().state is EngineState.READY)
+        await async_until(lambda: engine.health().state is EngineState.READY)
         assert await asyncio.gather(*(ask(engine, registry, name) for name in models)) == alone
 
 
@@ -106,7 +99,7 @@ async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(
         await registry.load("c", trained(engine, tmp_path / "c", 2))
     await registry.alias("prod", "b")
     await registry.unload("a")
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert await ask(engine, registry, "prod") == answers["b"]
     assert [adapter.name for adapter in registry.adapters()] == ["b"]
     await registry.load("a", trained(engine, tmp_path / "c", 2))
@@ -121,11 +114,11 @@ async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(
     process = psutil.Process(engine._process.pid)
     process.suspend()
     load = asyncio.create_task(registry.load("a", trained(engine, tmp_path / "a", 0)))
-    await until(lambda: engine._loading)
+    await async_until(lambda: engine._loading)
     process.kill()
     with pytest.raises(EngineFailure):
         await load
     assert registry.adapters() == [] and not [*(tmp_path / "state" / "adapters" / "copies").iterdir()]
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     await registry.load("a", trained(engine, tmp_path / "a", 0))
     assert await ask(engine, registry, "a") != await ask(engine, registry, "base")

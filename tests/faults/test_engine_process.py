@@ -32,11 +32,10 @@ from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PATIENCE = 60
-"""Seconds after which something has not happened."""
 POSITIONS = 8192
 """So many that no output reaches its end while a test does something to it, however busy the machine."""
 
@@ -67,16 +66,10 @@ def long(request_id: str, text: str = "hello") -> GenerationRequest:
     return request(text, request_id, max_new_tokens=100, ignore_eos=True)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def started(engine: PtEngine, *requests: GenerationRequest) -> list[asyncio.Task[Any]]:
     """Tasks that collect the answers; each request has reached the engine's side of the queue."""
     tasks = [asyncio.create_task(answer(engine, one)) for one in requests]
-    await until(lambda: all(one.request_id in engine._pending for one in requests))
+    await async_until(lambda: all(one.request_id in engine._pending for one in requests))
     return tasks
 
 
@@ -96,7 +89,7 @@ async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwh
     seen = 0
     async for _ in engine.generate(long("slow")):
         seen += 1
-        await until(lambda: engine._pending["slow"].open == set())  # type: ignore[union-attr]  # the engine is done with it
+        await async_until(lambda: engine._pending["slow"].open == set())  # type: ignore[union-attr]  # the engine is done with it
         engine.finish("slow", 0)
     assert seen == 1
     assert len((await answer(engine, long("next"))).token_ids) == 100
@@ -120,10 +113,10 @@ async def test_a_number_beyond_64_bits_is_the_requests_fault(engine: PtEngine) -
 
 async def test_a_cancelled_client_frees_the_blocks(engine: PtEngine) -> None:
     [task] = await started(engine, request("hello", "gone", max_new_tokens=POSITIONS - 5, ignore_eos=True))
-    await until(lambda: engine.stats().running == 1)
+    await async_until(lambda: engine.stats().running == 1)
     assert engine.stats().kv_cache_usage > 0
     task.cancel()
-    await until(lambda: engine.stats().running == 0)
+    await async_until(lambda: engine.stats().running == 0)
     assert engine.stats().kv_cache_usage == 0
 
 
@@ -145,7 +138,7 @@ async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine: Pt
     engine.finish("a", 0)
     with pytest.raises(EngineUnavailable):
         await answer(engine, request())
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert not killed.is_running()
     assert engine.stats().prefix_cache_hits >= before.prefix_cache_hits
     assert (await answer(engine, request("tell me a longer story"))).token_ids == expected
@@ -156,13 +149,13 @@ async def test_a_killed_process_fails_what_ran_and_another_takes_over(engine: Pt
 async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_died(engine: PtEngine) -> None:
     async with aclosing(engine.generate(long("a"))) as outputs:
         tokens = [*(await anext(outputs)).token_ids]
-        await until(lambda: engine.stats().running == 0)
+        await async_until(lambda: engine.stats().running == 0)
         process_of(engine).kill()
-        await until(lambda: engine.health().state is EngineState.RESTARTING)
+        await async_until(lambda: engine.health().state is EngineState.RESTARTING)
         async for output in outputs:
             tokens += output.token_ids
     assert len(tokens) == 100
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
 
 
 @pytest.fixture
@@ -198,7 +191,7 @@ async def test_adapters_are_back_after_the_process_was_killed(
         await engine.load_adapter("loading", adapter_folder(3))
     await engine.unload_adapter("unloaded")
     shutil.rmtree(adapter_folder(1))
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert (await answer(engine, request(adapter="kept"))).token_ids == expected
     assert engine.stats().adapter_loads["kept"] == loads + 1
     for lost, reason in (("gone", "can be read"), ("unloaded", "does not hold"), ("loading", "does not hold")):
@@ -286,7 +279,7 @@ async def test_stopping_ends_the_process_and_what_it_ran(config: PtConfig) -> No
 async def test_a_process_that_dies_while_it_starts_is_reported(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
-    await until(lambda: engine._process is not None)
+    await async_until(lambda: engine._process is not None)
     engine._process.kill()
     with pytest.raises(EngineFailure, match="signal 9 while it started"):
         await starting
@@ -297,7 +290,7 @@ async def test_a_process_that_dies_while_it_starts_is_reported(config: PtConfig)
 async def test_stopped_while_it_starts_nothing_is_left(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
-    await until(lambda: engine._writer is not None)
+    await async_until(lambda: engine._writer is not None)
     process = process_of(engine)
     await engine.stop()
     with pytest.raises((EngineFailure, EngineUnavailable)):
@@ -357,4 +350,4 @@ async def test_the_process_dies_with_its_server(config: PtConfig) -> None:
     child.suspend()  # so that it cannot notice by itself
     server.kill()
     await server.wait()
-    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    await async_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

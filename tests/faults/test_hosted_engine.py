@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,15 +20,7 @@ from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
 from tests.hosted_echo import echo_in_its_process
-
-PATIENCE = 60
-"""Seconds after which something has not happened."""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
+from tests.until import async_until
 
 
 @pytest_asyncio.fixture
@@ -60,7 +52,7 @@ async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapt
             [output async for output in outputs]
     with pytest.raises(EngineUnavailable):
         await answer(engine, request())
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert await answer(engine, asked) == before
 
 
@@ -70,8 +62,8 @@ async def test_an_engine_that_died_inside_its_process_ends_that_too() -> None:
     first = engine._process.pid
     with pytest.raises(EngineFailure):
         await answer(engine, endless("a"))
-    await until(lambda: engine.health().state is EngineState.RESTARTING)
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.RESTARTING)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert engine._process.pid != first
     assert (await answer(engine, request("x", max_new_tokens=2))).token_ids
     await engine.stop()
@@ -87,7 +79,7 @@ async def test_an_engine_that_cannot_start_says_why() -> None:
 
 async def test_requests_that_are_wrong_fail_alone(engine: ProcessEngine) -> None:
     running = asyncio.create_task(answer(engine, request("x" * 200, "long", max_new_tokens=100)))
-    await until(lambda: "long" in engine._pending)
+    await async_until(lambda: "long" in engine._pending)
     with pytest.raises(InvalidRequest):
         await answer(engine, request("", "empty"))
     with pytest.raises(EngineFailure, match="does not hold"):
@@ -108,7 +100,7 @@ async def test_an_aborted_request_leaves_its_id_free(engine: ProcessEngine) -> N
         async with aclosing(engine.generate(endless("same"))) as outputs:
             await anext(outputs)
     assert (await answer(engine, request("hello", "same", max_new_tokens=3))).token_ids == [*b"hel"]
-    await until(lambda: engine.stats().running == 0)
+    await async_until(lambda: engine.stats().running == 0)
 
 
 SERVER = """
@@ -133,4 +125,4 @@ async def test_the_process_and_its_children_die_with_their_server() -> None:
     assert hosted.is_running()
     server.kill()
     await server.wait()
-    await until(lambda: not hosted.is_running() or hosted.status() == psutil.STATUS_ZOMBIE)
+    await async_until(lambda: not hosted.is_running() or hosted.status() == psutil.STATUS_ZOMBIE)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -19,11 +19,9 @@ from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
-
-PATIENCE = 120
-"""Seconds after which something has not happened."""
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +50,6 @@ def named(processes: list[psutil.Process], name: str) -> psutil.Process:
     return next(process for process in processes if name in " ".join([process.name(), *process.cmdline()]))
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
     engine: VllmEngine, tmp_path: Path
 ) -> None:
@@ -67,8 +59,8 @@ async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_ove
     before = [await answer(engine, one) for one in asked]
     processes = family(engine._process.pid)
     named(processes, "EngineCore").kill()
-    await until(lambda: engine.health().state is EngineState.RESTARTING)
-    await until(lambda: engine.health().state is EngineState.READY)
+    await async_until(lambda: engine.health().state is EngineState.RESTARTING)
+    await async_until(lambda: engine.health().state is EngineState.READY)
     assert all(map(ended, processes))
     assert [await answer(engine, one) for one in asked] == before
     assert engine.stats().adapter_slots == ("a@1",)
@@ -78,12 +70,12 @@ async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(
     processes = family(engine._process.pid)
     endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
     running = [asyncio.create_task(answer(engine, one)) for one in endless]
-    await until(lambda: engine.stats().running == 3)
+    await async_until(lambda: engine.stats().running == 3)
     named(processes, "Worker").kill()
     for result in await asyncio.gather(*running, return_exceptions=True):
         assert isinstance(result, EngineFailure)
-    await until(lambda: engine.health().state is EngineState.RESTARTING)
-    await until(lambda: all(map(ended, processes)))
+    await async_until(lambda: engine.health().state is EngineState.RESTARTING)
+    await async_until(lambda: all(map(ended, processes)))
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
     await engine.stop()  # while it starts again
     assert engine.health().state is EngineState.STOPPED
@@ -110,8 +102,8 @@ async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(m
         sys.executable, "-c", SERVER, str(model), stdout=subprocess.PIPE, cwd=os.getcwd()
     )
     pid = int(await server.stdout.readline())
-    await until(lambda: len(family(pid)) > 1)
+    await async_until(lambda: len(family(pid)) > 1)
     processes = family(pid)
     server.send_signal(signal.SIGKILL)
     await server.wait()
-    await until(lambda: all(map(ended, processes)))
+    await async_until(lambda: all(map(ended, processes)))

@@ -1,6 +1,5 @@
 """A server on EchoEngine in its own process, and the openai SDK as its client."""
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import openai
 import pytest
 
 from tests.server.process import ServerProcess
+from tests.until import until
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,7 @@ def echo_url() -> Iterator[str]:
     server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8})
     try:
         url = server.wait_until_listening()
-        while not server.is_ready():
-            time.sleep(0.02)
+        until(server.is_ready)
         yield url
     finally:
         server.close()

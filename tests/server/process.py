@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import httpx
 
+from tests.until import PATIENCE, until
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120
-"""Seconds after which something has not happened."""
 LISTENING = re.compile(r"Listening on (http://[\d.]+:\d+)")
 
 
@@ -56,11 +55,7 @@ class ServerProcess:
         process = cls.deploy(*words)
         try:
             process.wait_until_listening()
-            deadline = time.monotonic() + patience
-            while not process.is_ready():
-                late = time.monotonic() > deadline
-                assert not late, f"the server did not become ready:\n{''.join(process.log)}"
-                time.sleep(0.02)
+            until(process.is_ready, seconds=patience, told=lambda: "".join(process.log))
             yield process
         finally:
             process.close()

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.adapter_folders import write_adapter
 from tests.server.process import ServerProcess
+from tests.until import until
 
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
 SETTINGS = {
@@ -98,8 +98,7 @@ class Client(httpx.Client):
 @pytest.fixture(scope="module")
 def client(echo_url: str) -> Iterator[Client]:
     with Client(base_url=echo_url, timeout=60) as client:
-        while client.get("/ready").status_code != 200:
-            time.sleep(0.02)
+        until(lambda: client.get("/ready").status_code == 200)
         for path, field, purpose in (
             ("/v1/batches", "input_file_id", "batch"),
             ("/v1/fine_tuning/jobs", "training_file", "fine-tune"),

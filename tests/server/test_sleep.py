@@ -8,14 +8,14 @@ import httpx
 import pytest
 
 from tests.server.process import ServerProcess
+from tests.until import until
 
 
 @pytest.fixture
 def client(start_echo: Callable[..., ServerProcess]) -> Iterator[httpx.Client]:
     server = start_echo(faults={"token_delay": 0.05})
     with httpx.Client(base_url=server.url, timeout=60) as client:
-        while client.get("/ready").status_code != 200:
-            pass
+        until(lambda: client.get("/ready").status_code == 200)
         yield client
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.jobs import losses, make_job, start
+from tests.until import until
 from training.folder import PARTIAL, JobFolder, Result, Started, Step
 
 PATIENCE = 120
@@ -44,10 +45,8 @@ def started() -> Iterator[Callable[..., Any]]:
 
 
 def wait_for(job: JobFolder, happened: Callable[[Any], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not any(happened(event) for event, _ in job.read_events()):
-        assert time.monotonic() < deadline, (job.path / "worker.log").read_text()
-        time.sleep(0.05)
+    log = job.path / "worker.log"
+    until(lambda: any(happened(event) for event, _ in job.read_events()), told=log.read_text)
 
 
 def result_of(job: JobFolder) -> Result:
@@ -114,10 +113,7 @@ def test_no_process_outlives_a_killed_worker(job: Callable[..., JobFolder], star
     process.wait()
 
     assert children
-    deadline = time.monotonic() + PATIENCE
-    while any(_runs(pid) for pid in children):
-        assert time.monotonic() < deadline, "a data loader lives on"
-        time.sleep(0.05)
+    until(lambda: not any(_runs(pid) for pid in children))  # no data loader lives on
 
 
 def _runs(pid: str) -> bool:

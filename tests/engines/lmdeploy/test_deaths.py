@@ -20,6 +20,7 @@ from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.lmdeploy.poisoned import POISON
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import prompt, request
+from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,12 +44,6 @@ async def engine(model: Path, adapter: Path) -> AsyncIterator[LmdeployEngine]:
 
 def asked(request_id: str, **changes: Any) -> GenerationRequest:
     return request(prompt(20), request_id, **{"max_new_tokens": 1000, "ignore_eos": True} | changes)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def poison(engine: LmdeployEngine) -> asyncio.Task[Any]:
@@ -76,23 +71,25 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(
                 [output async for output in outputs]
         ends = await asyncio.gather(*others, *([dying] if dying else []), return_exceptions=True)
         assert all(isinstance(error, EngineFailure) for error in ends)
-    await until(lambda: engine.health().state is EngineState.READY and engine._process.pid != process.pid)
+    await async_until(lambda: engine.health().state is EngineState.READY and engine._process.pid != process.pid)
     assert not process.is_running()
     after = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")
     ]
     assert after == before
-    await until(lambda: engine.stats().running == engine.stats().waiting == 0)
+    await async_until(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
 async def test_cancelled_requests_give_everything_back(engine: LmdeployEngine) -> None:
     """Four outputs run and five wait: for a handle of LMDeploy's, of which there are no more."""
     tasks = [asyncio.create_task(answer(engine, asked(f"r{i}", n=1 + i % 2))) for i in range(6)]
-    await until(lambda: engine.stats().running == 4 and engine.stats().waiting == 5)
+    await async_until(lambda: engine.stats().running == 4 and engine.stats().waiting == 5)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await until(lambda: (engine.stats().running, engine.stats().waiting, engine.stats().kv_cache_usage) == (0, 0, 0))
+    await async_until(
+        lambda: (engine.stats().running, engine.stats().waiting, engine.stats().kv_cache_usage) == (0, 0, 0)
+    )
     ends = await asyncio.gather(*(answer(engine, asked(f"r{i}", max_new_tokens=5)) for i in range(6)))
     assert [len(end.token_ids) for end in ends] == [5] * 6
 

@@ -22,6 +22,7 @@ from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
 from tests.engines.pt.tiny import byte_level_tokenizer
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,8 +30,6 @@ POSITIONS = 8192
 SEATS = 4
 CLOSE = 0.02
 """Between log-probabilities of two programs in float32."""
-PATIENCE = 60
-"""Seconds after which something has not happened."""
 PROMPT = "a prompt that is longer than one block of the cache, which has 32 tokens"
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
@@ -48,12 +47,6 @@ async def engine(model: Path) -> AsyncIterator[VllmEngine]:
     await engine.start()
     yield engine
     await engine.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def reference(model: Path, adapter: Path | None = None) -> torch.nn.Module:
@@ -279,11 +272,11 @@ async def test_the_urgent_overtakes(engine: VllmEngine) -> None:
         order.append(name)
 
     busy = [asyncio.create_task(collect(engine, endless(f"busy{i}"))) for i in range(SEATS)]
-    await until(lambda: engine.stats().running == SEATS)
+    await async_until(lambda: engine.stats().running == SEATS)
     late = []
     for name, priority in (("patient", 5), ("urgent", 1)):
         late.append(asyncio.create_task(queued(name, priority)))
-        await until(lambda: engine.stats().waiting == len(late))
+        await async_until(lambda: engine.stats().waiting == len(late))
     busy.pop().cancel()
     await asyncio.gather(*late)
     assert order == ["urgent", "patient"]
@@ -298,10 +291,10 @@ async def test_statistics(engine: VllmEngine) -> None:
     [again] = [o for o in await collect(engine, request(text)) if o.cached_tokens is not None]
     assert (first.cached_tokens, again.cached_tokens) == (0, 64)
     running = asyncio.create_task(collect(engine, endless("endless")))
-    await until(lambda: engine.stats().running and engine.stats().kv_cache_usage)
+    await async_until(lambda: engine.stats().running and engine.stats().kv_cache_usage)
     assert engine.stats().kv_cache_usage < 1
     running.cancel()
-    await until(lambda: not engine.stats().running and not engine.stats().kv_cache_usage)
+    await async_until(lambda: not engine.stats().running and not engine.stats().kv_cache_usage)
     after = engine.stats()
     assert after.prefix_cache_hits - before.prefix_cache_hits >= 64
     assert after.prefix_cache_queries - before.prefix_cache_queries >= 2 * len(text)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,19 +14,11 @@ import pytest
 
 from tests.adapter_folders import write_adapter
 from tests.server.process import ServerProcess
+from tests.until import until
 
 TEXT = "abcdefgh"
 ENDLESS = {"ignore_eos": True, "max_tokens": 4000}
 """The answer over and over, for minutes."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that is to happen soon, a minute at most."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 class Client:

@@ -16,7 +16,8 @@ import pytest
 
 from tests.adapter_folders import write_adapter
 from tests.server.openai_schema import check
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE, until
 
 CHAT: Final = "/v1/chat/completions"
 OVER = {"completed", "failed", "cancelled", "expired"}
@@ -50,11 +51,12 @@ class Api:
 
     def wait(self, batch: Any, status: str | None = None) -> Any:
         """The batch as it is once it is over, or in `status`."""
-        deadline = time.monotonic() + PATIENCE
-        while (batch := self.client.batches.retrieve(batch.id)).status not in ({status} if status else OVER):
-            assert time.monotonic() < deadline, batch
-            assert batch.status not in OVER, batch
-            time.sleep(0.02)
+
+        def look() -> Any:
+            return self.client.batches.retrieve(batch.id)
+
+        batch = until(lambda: now if (now := look()).status in ({status} | OVER) else None, told=look)
+        assert batch.status == status or not status, batch
         check("Batch", batch.model_dump(mode="json", exclude_unset=True))
         return batch
 
@@ -121,7 +123,7 @@ def test_requests_are_answered_as_the_route_answers_them(api: Api) -> None:
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
     output = api.client.files.retrieve(done.output_file_id)
     assert (output.purpose, output.filename, output.expires_at) == ("batch_output", f"{batch.id}_output.jsonl", None)
-    _until(lambda: api.folders() == [])
+    until(lambda: api.folders() == [])
 
 
 def test_completions_and_embeddings_have_batches_too(api: Api) -> None:
@@ -269,7 +271,7 @@ def test_a_batch_that_is_not_there_is_not_found(api: Api) -> None:
 def test_a_batch_is_cancelled_and_keeps_what_was_answered(start: Callable[..., Api]) -> None:
     api = start(faults={"token_delay": 0.01}, batch_concurrency=2)
     batch = api.create(*(said(f"r{n}", "a" * 10) for n in range(200)))
-    _until(lambda: api.client.batches.retrieve(batch.id).request_counts.completed > 0)
+    until(lambda: api.client.batches.retrieve(batch.id).request_counts.completed > 0)
     cancelling = api.client.batches.cancel(batch.id)
     assert (cancelling.status, cancelling.cancelling_at is not None) == ("cancelling", True)
     done = api.wait(batch)
@@ -309,7 +311,7 @@ def test_it_leaves_room_for_others(start: Callable[..., Api]) -> None:
 def test_what_is_not_answered_in_time_expires(start: Callable[..., Api]) -> None:
     api = start(faults={"token_delay": 0.01}, batch_concurrency=2)
     batch = api.create(*(said(f"r{n}", "a" * 10) for n in range(200)))
-    _until(lambda: api.client.batches.retrieve(batch.id).request_counts.completed > 0)
+    until(lambda: api.client.batches.retrieve(batch.id).request_counts.completed > 0)
     api.server.signal(signal.SIGKILL)
     api.server.wait()
     with sqlite3.connect(api.folder / "store" / "tuneserve.sqlite3") as database:
@@ -343,7 +345,7 @@ def test_a_server_that_is_killed_again_and_again_answers_every_request_once(
     for _ in range(3):
         before = len(finished)
         goal = before + chance.randrange(3, 15)
-        _until(lambda: bool(api.folders()) and _has_results(api) and len(api.results()) >= goal)  # noqa: B023
+        until(lambda: bool(api.folders()) and _has_results(api) and len(api.results()) >= goal)  # noqa: B023
         api.server.signal(signal.SIGKILL)
         api.server.wait()
         results = {line["custom_id"]: line["id"] for line in api.results()}
@@ -410,15 +412,8 @@ def test_batches_are_counted(api: Api) -> None:
     api.wait(api.create(*(said(f"r{n}", "hi") for n in range(5))))
     assert value('batch_requests_total{engine="pt",model_name="echo",result="completed"}') == count + 5
     assert value("time_to_first_token_seconds_count") == before, "who waits by choice is no measure of waiting"
-    _until(lambda: value("batches_unfinished") == 0)
+    until(lambda: value("batches_unfinished") == 0)
 
 
 def _has_results(api: Api) -> bool:
     return bool(list((api.folder / "batches").glob("*/*/output.jsonl")))
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

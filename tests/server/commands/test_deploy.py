@@ -2,18 +2,17 @@
 
 import signal
 import socket
-import time
 from collections.abc import Callable
 
 import httpx
 
 from tests.server.process import ServerProcess
+from tests.until import until
 
 
 def until_ready(url: str) -> None:
     with httpx.Client(base_url=url, timeout=60) as client:
-        while client.get("/ready").status_code != 200:
-            time.sleep(0.02)
+        until(lambda: client.get("/ready").status_code == 200)
 
 
 def test_a_signal_ends_an_idle_server_with_status_0(start_echo: Callable[..., ServerProcess]) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from server.commands import cli, foreground
+from tests.until import until
 from training.folder import JobFolder
 
 ROOT = Path(__file__).parents[3]
@@ -275,12 +275,4 @@ def test_the_worker_dies_with_the_command(here: Path) -> None:
         wait_until_ready(process)
         worker = int(next(here.glob("output/m/*/pid")).read_text())
         process.kill()
-    _wait_for(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
-
-
-def _wait_for(ask: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (found := ask()):
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.02)
-    return found
+    until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)

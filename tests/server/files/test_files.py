@@ -17,7 +17,8 @@ import openai
 import pytest
 
 from tests.server.openai_schema import check
-from tests.server.process import PATIENCE, ServerProcess
+from tests.server.process import ServerProcess
+from tests.until import PATIENCE, until
 
 LINE = b'{"messages": []}\n'
 
@@ -161,10 +162,7 @@ def test_a_file_whose_time_has_come_is_not_found_and_is_removed(start: Callable[
     assert [file.id for file in api.client.files.list()] == [kept]
     api.server.close()
     again = start()
-    deadline = time.monotonic() + PATIENCE
-    while [path.name for path in again.contents()] != [kept]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: [path.name for path in again.contents()] == [kept])
 
 
 # ---- what is refused
@@ -254,9 +252,9 @@ def test_a_client_that_goes_away_leaves_nothing(api: Api) -> None:
     )
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head + b"x" * 1_500_000)
-        _until(lambda: any(path.stat().st_size for path in api.contents()))
+        until(lambda: any(path.stat().st_size for path in api.contents()))
         assert api.http.get("/v1/files").json()["data"] == []
-    _until(lambda: api.contents() == [])
+    until(lambda: api.contents() == [])
 
 
 def test_a_disk_without_room_is_said_and_harms_nobody(start: Callable[..., Api]) -> None:
@@ -339,10 +337,3 @@ def test_the_description_tells_the_form(api: Api) -> None:
     operation = json.loads(api.http.get("/openapi.json").content)["paths"]["/v1/files"]["post"]
     schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["required"] == ["file", "purpose"]
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient, Response
 from tests.server.openai_schema import check
+from tests.until import until
 
 WORKER = Path(__file__).with_name("worker.py")
 LINE = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
@@ -73,11 +73,9 @@ class Api:
 
     def wait(self, id: str, *statuses: str) -> dict[str, Any]:
         """The job once it has one of these, or once it has ended."""
-        deadline = time.monotonic() + 30
-        while (job := self.job(id))["status"] not in (statuses or ENDED):
-            assert job["status"] not in ENDED, job
-            assert time.monotonic() < deadline, job
-            time.sleep(0.02)
+        awaited = (*statuses, *ENDED)
+        job = until(lambda: job if (job := self.job(id))["status"] in awaited else None, told=lambda: self.job(id))
+        assert not statuses or job["status"] in statuses, job
         return job
 
     def answer(self, model: str) -> str | None:

@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.process import ServerProcess
+from tests.until import until
 
 TEXT = "abcdefgh" * 5
 
@@ -24,15 +24,6 @@ def chat(**fields: Any) -> dict[str, Any]:
 def running(client: httpx.Client) -> float:
     families = text_string_to_metric_families(client.get("/metrics").text)
     return next(f.samples[0].value for f in families if f.name == "tuneserve:num_requests_running")
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that is to happen soon, a minute at most."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 @contextmanager

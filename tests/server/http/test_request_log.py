@@ -1,21 +1,20 @@
 """Whatever is logged for a request names it: the access log, the server's errors, and the engine's process."""
 
 import logging
-import time
 from collections.abc import Callable
 
 import httpx
 
 from engines.logs import RequestFilter, about
 from tests.server.process import ServerProcess
+from tests.until import until
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 
 
 def test_the_access_log_and_the_engines_log_name_the_same_request(start_echo: Callable[..., ServerProcess]) -> None:
     server = start_echo(hosted=True, faults={"bug": True})
-    while not server.is_ready():
-        time.sleep(0.02)
+    until(server.is_ready)
     reply = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
     assert reply.status_code == 500
     server.signal()

@@ -18,6 +18,7 @@ import pytest
 
 from server.jobs.processes import MARK
 from tests.server.process import ROOT
+from tests.until import until
 
 STEPS = 24
 PLAN = {"steps": STEPS, "seconds": 0.03, "save_every": 3, "children": True}
@@ -59,17 +60,12 @@ class Server:
             return [dict(row) for row in connection.execute(query)]
 
     def until(self, status: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
-        while (job := self.job())["status"] != status:
-            assert time.monotonic() < deadline and job["status"] != "failed", job
-            time.sleep(0.02)
+        job = until(lambda: job if (job := self.job())["status"] in (status, "failed") else None, told=self.job)
+        assert job["status"] == status, job
         return job
 
     def until_step(self, step: int) -> None:
-        deadline = time.monotonic() + 60
-        while step not in self.steps():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: step in self.steps())
 
 
 def of_jobs(folder: Path) -> Iterator[psutil.Process]:
@@ -97,10 +93,7 @@ def check_the_end(server: Server) -> None:
     checkpoints = [row["step"] for row in server.rows("SELECT step FROM job_checkpoints ORDER BY step")]
     assert set(checkpoints) >= set(range(3, STEPS + 1, 3))
     assert (server.folder / "published").read_text() == f"{job['attempt']} {STEPS}\n"
-    deadline = time.monotonic() + 10
-    while left := list(of_jobs(server.folder)):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
+    until(lambda: not list(of_jobs(server.folder)), told=lambda: list(of_jobs(server.folder)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -144,10 +137,7 @@ def test_what_a_worker_finished_while_no_server_was_there_is_published(tmp_path:
     try:
         server.until_step(3)
         os.kill(server.process.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob("jobs/*/*/1/result.json")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: list(tmp_path.glob("jobs/*/*/1/result.json")))
         server.kill()
         server = Server(tmp_path)
         check_the_end(server)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from server.jobs.jobs import Jobs, Machine
 from server.parts import make_parts
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
+from tests.until import until
 
 SSE = {"accept": "text/event-stream"}
 SFT = {"model": "org/model", "dataset": ["org/data#20"]}
@@ -57,13 +57,11 @@ def create(client: ReadyClient, type: str = "sft", parameters: dict[str, Any] = 
 
 
 def ended(client: ReadyClient, job: dict[str, Any]) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        now = client.get(f"/v1/jobs/{job['id']}").json()
-        if now["status"] in ("succeeded", "failed", "cancelled"):
-            return now
-        time.sleep(0.02)
-    raise AssertionError(now)
+    def look() -> dict[str, Any]:
+        return client.get(f"/v1/jobs/{job['id']}").json()
+
+    until(lambda: look()["status"] in ("succeeded", "failed", "cancelled"), told=look)
+    return look()
 
 
 def task_of(client: ReadyClient, job: dict[str, Any]) -> dict[str, Any]:
@@ -190,9 +188,8 @@ def test_a_waiting_job_is_paused_resumed_cancelled_and_deleted(tmp_path: Path) -
         assert client.post(f"{path}/resume").json()["status"] in ("queued", "validating_files")
         assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
         assert client.post(f"{path}/cancel").json()["error"]["code"] == "conflict"
-        deadline = time.monotonic() + 10
-        while (reply := client.delete(path)).status_code == 409 and time.monotonic() < deadline:
-            time.sleep(0.02)  # the look at its data is still ending
+        # While the look at its data is still ending, it cannot be deleted.
+        reply = until(lambda: reply if (reply := client.delete(path)).status_code != 409 else None)
         assert reply.json() == {"id": job["id"], "object": "job", "deleted": True}
         assert client.get(path).status_code == 404
 
