@@ -1,5 +1,6 @@
 """Our parameters in the words of transformers' TrainingArguments, which TRL's configurations extend."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
     return {
         **{name: getattr(params, name) for name, said in facts(type(params)) if said.trainer},
         "output_dir": str(folder),
@@ -22,6 +24,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", 
         "gradient_checkpointing_kwargs": params.gradient_checkpointing_kwargs or {"use_reentrant": False},
         "neftune_noise_alpha": params.neftune_noise_alpha or None,
         "report_to": list(params.report_to),
+        "ddp_backend": params.ddp_backend if several else None,  # for one process it would wait for others
         "eval_strategy": (params.eval_strategy or params.save_strategy) if evaluates else "no",
         "eval_steps": params.eval_steps or params.save_steps,
         "metric_for_best_model": best_metric(params) if evaluates else None,

@@ -39,7 +39,7 @@ class Method(ABC, Generic[P]):
 
     def metrics(self, params: P) -> tuple[str, ...]:
         """What an evaluation reports beside `loss`."""
-        return ("token_accuracy",)
+        return ()
 
     def refusals(self, params: P) -> list[Refusal]:
         """Parameters that do not go together with this method, or with one another in it."""

@@ -10,4 +10,5 @@ class Pt(Sft):
     params = PtParams
     rows = "text"
     openai_name = None
-    reads = Sft.reads - {"loss_scale"}
+    reads = Sft.reads - {"loss_scale", "predict_with_generate", "max_new_tokens", "temperature"}
+    """Every token is learned: there is no prompt to answer, and no part to weigh."""

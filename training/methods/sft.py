@@ -31,7 +31,7 @@ class Sft(Method[SftParams]):
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = []
         if not params.predict_with_generate:
-            for name in sorted({"max_new_tokens", "temperature"} & params.model_fields_set):
+            for name in sorted({"max_new_tokens", "temperature"} & self.reads & params.model_fields_set):
                 found.append((name, "predict_with_generate is what writes text here: set it to true"))
         if params.packing and params.lazy_tokenize:
             found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))

@@ -1,0 +1,252 @@
+"""Every parameter that a training accepts changes something that can be seen; every other is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from engines.params.base import Params
+from tests.params.behaviour.table import UNGIVEN, Row, Two, another_value, apart, together
+from tests.params.behaviour.training import (
+    BASE,
+    Workshop,
+    adapter,
+    asked,
+    batches,
+    changed,
+    checkpoints,
+    dtypes,
+    evaluated,
+    files,
+    folder,
+    kept,
+    kind,
+    learned,
+    merged,
+    outcome,
+    prepared,
+    rates,
+    steps,
+    told,
+    told_of_several,
+)
+from training.params.export import MergeParams
+from training.params.rlhf import RlhfParams
+from training.params.sft import PtParams, SftParams
+from training.params.supported import refusals
+from training.params.task import TASK
+
+EVALUATED = {"val_dataset": ["$rows#2"]}
+THREE_STEPS = {"max_steps": 3, "save_steps": 1}
+NO_LORA = {"lora_rank": UNGIVEN, "lora_dropout": UNGIVEN}
+FULL = NO_LORA | {"train_type": "full"}
+GOES_ON = NO_LORA | {"adapters": ["$trained"]}
+RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
+TALKS = {"dataset": ["$talks"], "use_chat_template": True}
+
+
+def of_every_training(task: str) -> dict[str, Row]:
+    base = BASE[task]
+    return {
+        **together(
+            base | EVALUATED,
+            per_device_train_batch_size=Two(1, 2, asked("per_device_train_batch_size")),
+            per_device_eval_batch_size=Two(1, 2, asked("per_device_eval_batch_size")),
+            gradient_accumulation_steps=Two(1, 2, asked("gradient_accumulation_steps")),
+            weight_decay=Two(0.1, 0.2, asked("weight_decay")),
+            learning_rate=Two(1e-2, 1e-3, asked("learning_rate")),
+            lr_scheduler_type=Two("cosine", "cosine_with_restarts", asked("lr_scheduler_type")),
+            lr_scheduler_kwargs=Two({"num_cycles": 1}, {"num_cycles": 2}, asked("lr_scheduler_kwargs")),
+            warmup_ratio=Two(0, 0.5, asked("warmup_steps")),
+            gradient_checkpointing_kwargs=Two(
+                {"use_reentrant": False}, {"use_reentrant": True}, asked("gradient_checkpointing_kwargs")
+            ),
+            logging_first_step=Two(True, False, asked("logging_first_step")),
+            logging_steps=Two(1, 2, asked("logging_steps")),
+            max_steps=Two(1, 2, asked("max_steps")),
+            num_train_epochs=Two(3, 2, asked("num_train_epochs")),
+            save_strategy=Two("steps", "epoch", asked("save_strategy")),
+            save_steps=Two(1, 2, asked("save_steps")),
+            save_only_model=Two(False, True, files),
+            eval_strategy=Two("steps", "epoch", asked("eval_strategy")),
+            eval_steps=Two(1, 2, asked("eval_steps")),
+            metric_for_best_model=Two("loss", "token_accuracy", asked("metric_for_best_model")),
+            greater_is_better=Two(False, True, asked("greater_is_better")),
+            report_to=Two(["none"], ["tensorboard"], asked("report_to")),
+            ddp_find_unused_parameters=Two(UNGIVEN, True, asked("ddp_find_unused_parameters")),
+            dataloader_num_workers=Two(0, 1, asked("dataloader_num_workers")),
+            neftune_noise_alpha=Two(0, 5, asked("neftune_noise_alpha")),
+            max_grad_norm=Two(1, 0.5, asked("max_grad_norm")),
+            model_revision=Two("main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained")),
+            hub_token=Two("one", "two", told("token", to="AutoModelForCausalLM.from_pretrained")),
+            dataset_num_proc=Two(1, 2, told("num_proc", to="Dataset.map")),
+            seed=Two(42, 1, asked("seed")),
+            data_seed=Two(42, 1, asked("data_seed")),
+        ),
+        **together(
+            base | THREE_STEPS,
+            lora_rank=Two(4, 2, adapter("r")),
+            lora_alpha=Two(32, 16, adapter("lora_alpha")),
+            use_dora=Two(False, True, adapter("use_dora")),
+            use_rslora=Two(False, True, adapter("use_rslora")),
+            init_weights=Two("true", "gaussian", adapter("init_lora_weights")),
+            target_modules=Two(["all-linear"], ["q_proj", "v_proj"], adapter("target_modules")),
+            modules_to_save=Two([], ["lm_head"], adapter("modules_to_save")),
+            lora_dtype=Two(UNGIVEN, "bfloat16", dtypes),
+            lorap_lr_ratio=Two(UNGIVEN, 16, rates),
+            gradient_checkpointing=Two(True, False, asked("gradient_checkpointing")),
+            save_total_limit=Two(UNGIVEN, 2, checkpoints),
+            torch_dtype=Two("float32", "bfloat16", asked("bf16")),
+        ),
+        **apart(
+            base,
+            # what is trained
+            model=Two("$tiny", "$other", steps),
+            attn_impl=Two("sdpa", "flash_attn", outcome),
+            train_type=Two("lora", "full", files, NO_LORA),
+            target_regex=Two(UNGIVEN, ".*q_proj", adapter("target_modules")),
+            ddp_backend=Two(UNGIVEN, "gloo", told_of_several("ddp_backend")),
+            freeze_parameters=Two([], ["model.layers.0."], changed, FULL),
+            freeze_parameters_ratio=Two(0, 0.5, changed, FULL),
+            trainable_parameters=Two([], ["model.embed_tokens"], changed, FULL | {"freeze_parameters_ratio": 0.5}),
+            # where it begins and what it leaves
+            adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
+            resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),
+            resume_only_model=Two(False, True, steps, RESUMED),
+            load_args=Two(True, False, asked("learning_rate"), GOES_ON | {"learning_rate": UNGIVEN}),
+            load_data_args=Two(False, True, outcome, GOES_ON | {"dataset": UNGIVEN}),
+            output_dir=Two(UNGIVEN, "here", folder),
+            add_version=Two(True, False, folder),
+            # data
+            dataset=Two(["$rows"], ["$fewer"], prepared),
+            val_dataset=Two(UNGIVEN, ["$rows#2"], prepared),
+            split_dataset_ratio=Two(0, 0.5, prepared),
+            streaming=Two(False, True, kind),
+            enable_cache=Two(False, True, kept),
+            download_mode=Two(
+                "reuse_dataset_if_exists",
+                "force_redownload",
+                told("download_mode", to="datasets.load_dataset"),
+                {"dataset": ["some/rows"]},
+            ),
+            strict=Two(False, True, prepared, {"dataset": ["$broken"]}),
+            model_name=Two(["Ada"], ["Bob"], prepared, {"dataset": ["$named"], "model_author": ["us"]}),
+            model_author=Two(["us"], ["them"], prepared, {"dataset": ["$named"], "model_name": ["Ada"]}),
+            custom_dataset_info=Two(["$described-one"], ["$described-two"], prepared, {"dataset": ["mine"]}),
+            custom_register_path=Two(["$registers-one"], ["$registers-two"], prepared, {"dataset": ["mine"]}),
+            system=Two(UNGIVEN, "Be brief.", prepared, TALKS),
+            use_chat_template=Two(True, False, prepared, TALKS),
+            max_length=Two(UNGIVEN, 12, prepared, {"truncation_strategy": "right"}),
+            truncation_strategy=Two("left", "right", prepared, {"max_length": 12}),
+        ),
+    }
+
+
+def of_plain_text(task: str) -> dict[str, Row]:
+    base = BASE[task]
+    return {
+        **together(
+            base,
+            average_tokens_across_devices=Two(False, True, asked("average_tokens_across_devices")),
+            lora_dropout=Two(0, 0.5, adapter("lora_dropout")),
+            lora_bias=Two("none", "all", adapter("bias")),
+        ),
+        **apart(
+            base,
+            packing=Two(False, True, prepared),
+            lazy_tokenize=Two(UNGIVEN, True, kind),
+            padding_side=Two("right", "left", batches, {"per_device_train_batch_size": 3}),
+            acc_strategy=Two("token", "seq", evaluated, EVALUATED),
+        ),
+    }
+
+
+def of_answers(task: str) -> dict[str, Row]:
+    base = BASE[task]
+    return {
+        **apart(
+            base,
+            loss_scale=Two("default", "all", prepared),
+            predict_with_generate=Two(False, True, evaluated, EVALUATED),
+        ),
+        **together(
+            base | EVALUATED | {"predict_with_generate": True},
+            max_new_tokens=Two(2, 3, told("max_new_tokens", to="GenerationMixin.generate")),
+            temperature=Two(0.5, 0.7, told("temperature", to="GenerationMixin.generate")),
+        ),
+    }
+
+
+TABLES: dict[str, dict[str, Row]] = {
+    "sft": of_every_training("sft") | of_plain_text("sft") | of_answers("sft"),
+    "pt": of_every_training("pt") | of_plain_text("pt"),
+    "rlhf": {
+        **of_every_training("rlhf"),
+        **together(
+            BASE["rlhf"],
+            beta=Two(UNGIVEN, 0.2, asked("beta")),
+            label_smoothing=Two(0, 0.2, asked("label_smoothing")),
+            rpo_alpha=Two(1, 0, asked("loss_type")),
+            ref_model=Two(UNGIVEN, "$other", steps),
+        ),
+        **apart(
+            BASE["rlhf"],
+            ref_model_revision=Two(
+                "main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained"), {"ref_model": "$other"}
+            ),
+        ),
+    },
+    "merge": apart(
+        {"model": "$tiny", "adapters": ["$trained"]},
+        model=Two(UNGIVEN, "$other", learned),
+        model_revision=Two("main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained")),
+        hub_token=Two("one", "two", told("token", to="AutoModelForCausalLM.from_pretrained")),
+        torch_dtype=Two("float32", "bfloat16", dtypes),
+        adapters=Two(["$trained"], ["$taught"], learned),
+        max_shard_size=Two("5GB", "20KB", files),
+        output_dir=Two(UNGIVEN, "here", merged),
+    ),
+}
+"""Task -> its parameters."""
+
+PARAMS: dict[str, type[Params]] = {"sft": SftParams, "pt": PtParams, "rlhf": RlhfParams, "merge": MergeParams}
+NEEDED: dict[str, dict[str, Any]] = {
+    "sft": {"model": "m"}, "pt": {"model": "m"}, "rlhf": {"model": "m", "rlhf_type": "dpo"}, "merge": {"adapters": ["a"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, table in TABLES.items() for name in table])
+def test_an_accepted_parameter_changes_what_is_seen(workshop: Workshop, task: str, name: str) -> None:
+    row = TABLES[task][name]
+    one, two = workshop.trial(task, row.one), workshop.trial(task, row.two)
+
+    assert refusals(one.task) == refusals(two.task) == []
+    assert row.seen(one) != row.seen(two)
+
+
+@pytest.mark.parametrize("task", ["sft", "pt", "rlhf"])
+def test_what_is_seen_differs_by_nothing_but_the_parameters(workshop: Workshop, task: str) -> None:
+    """Else every row above would hold whatever a parameter did."""
+    given = BASE[task] | EVALUATED
+    one, two = (workshop.trial(task, given | {"output_dir": name}) for name in ("one", "two"))  # two runs
+
+    for seen in (steps, learned, batches, outcome, evaluated, files, checkpoints, dtypes, prepared, kind):
+        assert seen(one) == seen(two), seen.__name__
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [(task, name) for task, params in PARAMS.items() for name in params.model_fields if name not in TABLES[task]],
+)
+def test_every_other_parameter_is_refused_by_name(task: str, name: str) -> None:
+    try:
+        other = another_value(PARAMS[task], name, NEEDED[task].get(name))
+    except LookupError:
+        return  # its type takes nothing but the default
+    found = refusals(TASK.validate_python({"task": task, "params": NEEDED[task] | {name: other}}))
+
+    assert name in dict(found)

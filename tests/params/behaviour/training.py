@@ -1,0 +1,341 @@
+"""What is seen of a training: its rows, its events, the files it writes, and the arguments that libraries get from it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from engines.checkpoint.loading import load_tokenizer
+from engines.errors import TuneserveError
+from server.commands.output_folder import new_training_folder
+from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.params.behaviour.table import Given, Observer
+from tests.training.jobs import TEMPLATE, make_job
+from training.arguments import trainer_arguments
+from training.data import build
+from training.folder import Evaluation, JobFolder, Step
+from training.methods import method_of
+from training.params.sft import SftParams
+from training.params.task import TASK, Task
+from training.report import Report
+from training.run import run
+
+QUICK: dict[str, Any] = {
+    "model": "$tiny", "dataset": ["$rows"], "torch_dtype": "float32", "split_dataset_ratio": 0, "max_steps": 1,
+    "logging_steps": 1, "learning_rate": 1e-2, "lora_dropout": 0, "lora_rank": 4, "report_to": ["none"],
+}  # fmt: skip
+BASE: dict[str, dict[str, Any]] = {"sft": QUICK, "pt": QUICK, "rlhf": QUICK | {"rlhf_type": "dpo"}}
+"""What every trial of a task is given: one step of a training, on the CPU."""
+ANSWERS = ["red", "blue and red", "the value", "numbers one two", "name", "the red and the blue"]
+
+
+LIBRARIES: dict[str, Any] = {
+    "AutoTokenizer.from_pretrained": transformers.AutoTokenizer,
+    "AutoConfig.from_pretrained": transformers.AutoConfig,
+    "AutoModelForCausalLM.from_pretrained": transformers.AutoModelForCausalLM,
+    "GenerationMixin.generate": transformers.GenerationMixin,
+    "Dataset.map": datasets.Dataset,
+    "datasets.load_dataset": datasets,
+}
+"""Functions whose arguments are listened to, and whose they are."""
+
+
+class Workshop:
+    """Models, data and adapters to try tasks with; tries each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, str] = {}
+        self._trials: dict[str, Trial] = {}
+        self._numbers = count()
+        self._make_models()
+        self._make_data()
+
+    def trial(self, task: str, given: Given) -> "Trial":
+        key = json.dumps([task, given], sort_keys=True)
+        if key not in self._trials:
+            self._trials[key] = Trial(self, task, given, self.folder / f"trial-{next(self._numbers)}")
+        return self._trials[key]
+
+    def placed(self, task: str, value: Any) -> Any:
+        """`value` with the path of what it names by `$NAME`: of rows, those of the task."""
+        if isinstance(value, list):
+            return [self.placed(task, one) for one in value]
+        if not isinstance(value, str) or not value.startswith("$"):
+            return value
+        name, *rest = value.removeprefix("$").split("#")
+        if name in ("trained", "taught"):
+            return str(self.checkpoint("sft" if task == "merge" else task, name))
+        return "#".join([self.places.get(f"{name}-{task}") or self.places[name], *rest])
+
+    def checkpoint(self, task: str, name: str) -> Path:
+        """An adapter after two steps: in small ones, or (`taught`) in large ones."""
+        rate = {"trained": 1e-2, "taught": 5e-2}[name]
+        return self.trial(task, BASE[task] | {"max_steps": 2, "learning_rate": rate}).newest
+
+    def _make_models(self) -> None:
+        tokenizer = byte_level_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        for seed, name in enumerate(("tiny", "other")):
+            self.places[name] = str(save(CONFIGS["llama"](), self.folder / name, seed=seed))
+            tokenizer.save_pretrained(self.folder / name)
+
+    def _make_data(self) -> None:
+        answers = [{"query": f"number {i}", "response": answer} for i, answer in enumerate(ANSWERS)]
+        pairs = [{**row, "rejected_response": "no"} for row in answers]
+        texts = [{"text": f"{row['query']} is {row['response']}"} for row in answers]
+        for task, rows, written in (
+            ("sft", answers, "response"), ("pt", texts, "text"), ("rlhf", pairs, "response"),
+        ):  # fmt: skip
+            self._write(f"rows-{task}", rows)
+            self._write(f"fewer-{task}", rows[:3])
+            self._write(f"broken-{task}", [*rows, {"nothing": 1}])
+            self._write(f"named-{task}", [{**rows[0], written: "{{NAME}} of {{AUTHOR}}"}])
+        self._write("talks-sft", answers)
+        self._write("talks-pt", answers)
+        self._write("talks-rlhf", pairs)
+        for task in ("sft", "pt", "rlhf"):
+            for name, other in (("rows", "one"), ("fewer", "two")):
+                path = self.places[f"{name}-{task}"]
+                self._write(f"described-{other}-{task}", {"dataset_name": "mine", "dataset_path": path}, "json")
+                code = f"import json\nDATASETS = {{'mine': lambda: map(json.loads, open({path!r}))}}\n"
+                self._write(f"registers-{other}-{task}", code, "py")
+
+    def _write(self, name: str, content: Any, end: str = "jsonl") -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in content) if isinstance(content, list) else content
+        path = self.folder / f"{name}.{end}"
+        path.write_text(lines if isinstance(lines, str) else json.dumps(lines))
+        self.places[name] = str(path)
+
+
+class Trial:
+    """A task with parameters, and what comes of it: found out when it is looked at, once."""
+
+    def __init__(self, workshop: Workshop, task: str, given: Given, folder: Path) -> None:
+        self.name = task
+        self.given = {name: workshop.placed(task, value) for name, value in given.items()}
+        self.folder = folder
+        self.base = Path(workshop.places["tiny"])
+
+    @cached_property
+    def task(self) -> Task:
+        return TASK.validate_python({"task": self.name, "params": self.given})
+
+    @property
+    def params(self) -> SftParams:
+        assert isinstance(self.task.params, SftParams)
+        return self.task.params
+
+    @cached_property
+    def job(self) -> JobFolder:
+        """Its folder, after it ran."""
+        job = make_job(self.folder / "job", self.name, **self.given)
+        with fed_to_embedding() as self.batches, called() as self.calls:
+            self.result = run(job, Report(job))
+        return job
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in short."""
+        assert self.job
+        return self.result.error.message if self.result.error else self.result.status
+
+    @property
+    def events(self) -> list[Any]:
+        return [event for event, _ in self.job.read_events()]
+
+    @property
+    def newest(self) -> Path:
+        assert self.job and self.result.status == "succeeded", self.outcome
+        assert self.result.artifact
+        return self.job.path / self.result.artifact
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for file in self.newest.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+    @cached_property
+    def arguments(self) -> Any:
+        """transformers' TrainingArguments, which it writes into each checkpoint."""
+        return torch.load(self.newest / "training_args.bin", weights_only=False)
+
+    @cached_property
+    def data(self) -> Any:
+        params = self.params
+        assert params.model
+        tokenizer = load_tokenizer(params.model)
+        tokenizer.pad_token = tokenizer.eos_token
+        return build(params, tokenizer, learns=method_of(params).rows)
+
+
+@contextmanager
+def fed_to_embedding() -> Iterator[list[Any]]:
+    """The token ids of every batch that goes into a model."""
+    seen: list[Any] = []
+
+    def look(module: Any, inputs: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and inputs[0].dim() == 2:
+            seen.append(inputs[0].tolist())
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def called() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Every call of those functions of libraries: its name, and its arguments that have names. The hub is away."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def listening(name: str, function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append((name, named))
+            return function(*given, **named)
+
+        return staticmethod(call) if isinstance(function, MethodType) else call
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the hub is away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", away)
+        for name, owner in LIBRARIES.items():
+            function = name.partition(".")[2]
+            patch.setattr(owner, function, listening(name, getattr(owner, function)))
+        yield calls
+
+
+# ---- observers
+
+
+def asked(name: str) -> Observer[Trial]:
+    """An argument of transformers' trainer."""
+    return lambda trial: getattr(trial.arguments, name)
+
+
+def adapter(name: str) -> Observer[Trial]:
+    """What an adapter's own configuration says."""
+
+    def look(trial: Trial) -> Any:
+        said = json.loads((trial.newest / "adapter_config.json").read_text())[name]
+        return sorted(said) if isinstance(said, list) else said
+
+    return look
+
+
+def outcome(trial: Trial) -> str:
+    return trial.outcome
+
+
+def checkpoints(trial: Trial) -> list[int]:
+    assert trial.newest
+    return trial.job.checkpoints()
+
+
+def files(trial: Trial) -> list[str]:
+    """Of the last checkpoint."""
+    return sorted(path.name for path in trial.newest.iterdir())
+
+
+def changed(trial: Trial) -> list[str]:
+    """Weights that are no longer as they were."""
+    before = load_file(trial.base / "model.safetensors")
+    return sorted(name for name, tensor in trial.weights.items() if not torch.equal(tensor, before[name]))
+
+
+def dtypes(trial: Trial) -> set[str]:
+    return {str(tensor.dtype) for tensor in trial.weights.values()}
+
+
+def rates(trial: Trial) -> list[float]:
+    """The learning rates of the optimizer, of which each group of weights has one."""
+    groups = torch.load(trial.newest / "optimizer.pt", weights_only=False)["param_groups"]
+    return sorted({group["initial_lr"] for group in groups})
+
+
+def learned(trial: Trial) -> dict[str, Any]:
+    return {name: tensor.double().sum().item() for name, tensor in trial.weights.items()}
+
+
+def steps(trial: Trial) -> list[tuple[int, float]]:
+    """The steps that were logged, with their losses."""
+    return [(event.step, event.metrics["loss"]) for event in trial.events if isinstance(event, Step)]
+
+
+def evaluated(trial: Trial) -> list[str]:
+    """Names of the metrics of evaluations."""
+    return sorted({name for event in trial.events if isinstance(event, Evaluation) for name in event.metrics})
+
+
+def batches(trial: Trial) -> list[Any]:
+    """The token ids that went into the model."""
+    assert trial.newest
+    return list(trial.batches)
+
+
+def prepared(trial: Trial) -> Any:
+    """The rows of training and validation data as their trainer takes them; or why there are none."""
+    try:
+        data = trial.data
+    except TuneserveError as error:
+        return error.message
+    return [None if rows is None else list(islice(rows, 100)) for rows in (data.train, data.evaluation)]
+
+
+def kind(trial: Trial) -> str:
+    """How the training reads its rows."""
+    return type(trial.data.train).__name__
+
+
+def kept(trial: Trial) -> list[str]:
+    """What is in the cache of prepared data afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESERVE_CACHE", str(trial.folder / "cache"))
+        assert trial.data
+    return sorted(path.name for path in (trial.folder / "cache").rglob("*.arrow"))
+
+
+def folder(trial: Trial) -> str:
+    """Where the command line has the results go, but for the time in its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        trial.folder.mkdir(exist_ok=True)
+        patch.chdir(trial.folder)
+        made = new_training_folder(trial.params)
+    return str(made.relative_to(trial.folder)).partition("-")[0]
+
+
+def merged(trial: Trial) -> str:
+    return str(trial.task.target())
+
+
+def told(name: str, to: str) -> Observer[Trial]:
+    """An argument of a library's function, in every call of it."""
+
+    def look(trial: Trial) -> list[Any]:
+        assert trial.job
+        return [named.get(name) for function, named in trial.calls if function == to]
+
+    return look
+
+
+def told_of_several(name: str) -> Observer[Trial]:
+    """An argument of transformers' trainer in a training by two processes, as one of them."""
+
+    def look(trial: Trial) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            return trainer_arguments(trial.params, trial.folder, dtype=torch.float32, evaluates=False)[name]
+
+    return look
