@@ -230,7 +230,7 @@ class LmdeployCore:
         self._answers[request.request_id] = answer
         answering = asyncio.create_task(self._answer(answer))
         try:
-            async for output in answer.outputs.read():
+            async for output in answer.outputs:
                 yield output
         finally:
             del self._answers[request.request_id]

@@ -296,7 +296,7 @@ class ProcessEngine:
         self._take(request.request_id, outputs)
         try:
             self._send(message)
-            async for output in outputs.read():
+            async for output in outputs:
                 yield output
         finally:
             self._let_go(request.request_id, still_wanted=bool(outputs.open))

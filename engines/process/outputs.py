@@ -1,7 +1,7 @@
 """The n outputs of one request, from where they are made to who reads them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from typing import Self
 
 from engines.errors import TuneserveError
 from engines.types import TokenOutput
@@ -37,12 +37,16 @@ class Outputs:
         self._queue.put_nowait(None)
         return True
 
-    async def read(self) -> AsyncGenerator[TokenOutput, None]:
-        """Yield what is put in, until every output has ended. Raises what `fail` was told; nothing is open then."""
+    def __aiter__(self) -> Self:
+        """What is put in, until every output has ended. Raises what `fail` was told; nothing is open then."""
+        return self
+
+    async def __anext__(self) -> TokenOutput:
         while self.open or not self._queue.empty():
             item = await self._queue.get()
             if isinstance(item, TuneserveError):
                 self.open.clear()
                 raise item
             if item is not None and item.index not in self._finished:
-                yield item
+                return item
+        raise StopAsyncIteration

@@ -241,7 +241,7 @@ class VllmCore:
         running = self._running[request.request_id] = _Running(Outputs(request.n))
         computing = asyncio.create_task(self._compute(llm, request, running))
         try:
-            async for output in running.outputs.read():
+            async for output in running.outputs:
                 yield output
         finally:
             del self._running[request.request_id]

@@ -122,12 +122,16 @@ class _Events:
 
     async def wait(self, timeout: float) -> bool:
         """Whether there was news within `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
+        if not self._news.is_set():
+            alarm = asyncio.get_running_loop().call_later(timeout, self._news.set)
+            try:
                 await self._news.wait()
-        except TimeoutError:
-            return False
-        return True
+            finally:
+                alarm.cancel()
+        if self._ready or self.ended:
+            return True
+        self._news.clear()
+        return False
 
     def take(self) -> bytes:
         ready = b"".join(self._ready)

@@ -81,8 +81,10 @@ class Metrics:
         self._finished.labels(*self._values, reason).inc()
 
     def count_tokens(self, *, prompt: int = 0, generated: int = 0) -> None:
-        self._prompt_tokens.inc(prompt)
-        self._generation_tokens.inc(generated)
+        if prompt:
+            self._prompt_tokens.inc(prompt)
+        if generated:
+            self._generation_tokens.inc(generated)
         self.tokens = (self.tokens[0] + prompt, self.tokens[1] + generated)
 
     def count_batch(self, status: str) -> None:
