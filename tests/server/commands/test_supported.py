@@ -1,51 +1,11 @@
-"""No parameter is accepted and ignored: what deploy supports is what the code reads."""
+"""What `deploy` says of a parameter that it does not take, and of parameters that do not go together."""
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engines.params.deploy import DeployParams
-from server.commands.supported import refusals, whatever_the_engine
-
-ROOT = Path(__file__).parents[3]
-CONFIGS = {ROOT / "engines" / name / "config.py" for name in ("process", "pt", "vllm", "lmdeploy")}
-SCHEMA_HOLDS = {"task_type", "template_backend"}
-"""Parameters of which one value is supported. (And `seed` is read of the parameters of a training.)"""
-
-
-def built_modules() -> list[Path]:
-    """What may read a parameter of deploy: all but the schema, the command line and the engines' configurations."""
-    files = [*(ROOT / "server").rglob("*.py"), *(ROOT / "engines").rglob("*.py")]
-    schema = {ROOT / "engines" / "params", *CONFIGS}
-    return [file for file in files if not schema & {file, *file.parents}]
-
-
-def reads(tree: ast.Module, schema: str = "engines.params") -> Iterator[str]:
-    """Names of a module that knows `schema`: those read as `params.NAME` or `something.params.NAME`, or in a set that `model_dump(include=...)` takes."""
-    nodes = list(ast.walk(tree))
-    imports = any(isinstance(node, ast.ImportFrom) and schema in (node.module or "") for node in nodes)
-    holds = any(isinstance(node, ast.Attribute) and node.attr == "params" for node in nodes)
-    for node in nodes:
-        match node:
-            case ast.Attribute(value=ast.Attribute(attr="params"), attr=name):
-                yield name
-            case ast.Attribute(value=ast.Name(id="params"), attr=name) if imports or holds:
-                yield name
-            case ast.keyword(arg="include", value=ast.Set(elts=words)):
-                yield from (
-                    word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)
-                )
-
-
-def parameters_read(*files: Path) -> set[str]:
-    found = {name for file in files for name in reads(ast.parse(file.read_text()))}
-    return found & set(DeployParams.model_fields)
-
-
-def test_what_the_code_reads_is_what_the_fields_say() -> None:
-    assert parameters_read(*built_modules()) == whatever_the_engine() - SCHEMA_HOLDS | {"seed"}
+from server.commands.supported import refusals
 
 
 def test_what_another_engine_reads_is_refused_by_name() -> None:
@@ -53,17 +13,9 @@ def test_what_another_engine_reads_is_refused_by_name() -> None:
     assert refusals(DeployParams(model="m", infer_backend="lmdeploy", threads=2, tp=2)) == told
 
 
-def test_supported_parameters_are_taken() -> None:
-    assert refusals(DeployParams(model="m", port=1, temperature=0.5, api_key=("k",), torch_dtype="float32")) == []
-
-
 def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
     params = DeployParams(model="m", quant_bits=4, dataset=("a",))
     assert refusals(params) == [f"--{name}: not supported in this version" for name in ("dataset", "quant_bits")]
-
-
-def test_a_parameter_given_at_its_default_asks_for_nothing() -> None:
-    assert refusals(DeployParams(model="m", tensor_parallel_size=1, use_hf=True)) == []
 
 
 @pytest.mark.parametrize(

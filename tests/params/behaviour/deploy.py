@@ -1,0 +1,236 @@
+"""What is seen of a server: its answers, its files, its log, what reaches its engine, and the engine's configuration."""
+
+import contextlib
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.build import build_engine
+from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
+from engines.errors import TuneserveError
+from engines.lmdeploy.config import lmdeploy_config
+from engines.params.deploy import DeployParams
+from engines.process.client import ProcessEngine
+from engines.pt.config import pt_config
+from engines.types import GenerationRequest, TokenOutput
+from engines.vllm.config import vllm_config
+from server import parts as server_parts
+from server.commands import deploy
+from server.jobs.jobs import Jobs
+from server.parts import make_parts
+from tests.adapter_folders import write_adapter
+from tests.params.behaviour.table import Given, Observer
+from tests.server.client import ReadyClient
+
+OTHERS = ("httpx", "alembic", "asyncio")
+"""Libraries that log too."""
+CONFIGS = {"pt": pt_config, "vllm": vllm_config, "lmdeploy": lmdeploy_config}
+
+
+class Reached(BaseException):
+    """A function was called, and that is all there is to see."""
+
+
+class Listening(EchoEngine):
+    """Remembers what it was asked."""
+
+    asked: GenerationRequest | None = None
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        self.asked = replace(request, request_id="", http_request_id=None)
+        async for output in super().generate(request):
+            yield output
+
+
+class Server:
+    """A server with parameters, where `$FOLDER` stands for a folder with the adapters `a` and `b`."""
+
+    def __init__(self, given: Given, folder: Path) -> None:
+        self.folder = folder
+        for name in ("a", "b"):
+            write_adapter(folder / "adapters" / name)
+        (folder / "other").mkdir(parents=True)
+        placed = json.loads(json.dumps(dict(given)).replace("$FOLDER", str(folder)))
+        self.params = DeployParams.model_validate({"state_dir": str(folder / "state"), **placed})
+
+    @contextlib.contextmanager
+    def client(self, *, token_delay: float = 0.0) -> Iterator[ReadyClient]:
+        self.engine = Listening(faults=EchoFaults(token_delay=token_delay))
+        with ReadyClient(make_parts(self.engine, echo_tokenizer(), self.params)) as client:
+            yield client
+
+
+Seen = Observer[Server]
+
+
+# ---- observers
+
+
+def config(name: str) -> Seen:
+    """A field of what crosses to the engine's process."""
+    return lambda server: getattr(CONFIGS[server.params.infer_backend](server.params), name)
+
+
+def got(path: str, **headers: str) -> Seen:
+    """The answer to a GET, without the time in it."""
+
+    def look(server: Server) -> tuple[int, str]:
+        with server.client() as client:
+            answer = client.get(path, headers=headers)
+            return answer.status_code, re.sub(r'"created":\d+', "", answer.text)
+
+    return look
+
+
+def allowed(server: Server) -> Any:
+    with server.client() as client:
+        return client.get("/health", headers={"origin": "http://page"}).headers.get("access-control-allow-origin")
+
+
+def answered(path: str, **body: Any) -> Seen:
+    """Status of the answer to a POST, and its message or error."""
+
+    def look(server: Server) -> tuple[int, Any]:
+        placed = json.loads(json.dumps(body).replace("$FOLDER", str(server.folder)))
+        with server.client() as client:
+            answer = client.post(path, json=placed)
+        told = answer.json() if answer.headers["content-type"] == "application/json" else answer.text
+        if isinstance(told, dict):
+            told = told.get("error") or [choice.get("message") for choice in told.get("choices", ())]
+        return answer.status_code, told
+
+    return look
+
+
+def chat(text: str = "hello", **fields: Any) -> Seen:
+    message = {"role": "user", "content": text}
+    return answered("/v1/chat/completions", model="m", messages=[message], **fields)
+
+
+def asked(name: str | None = None) -> Seen:
+    """What a chat request comes to for the engine: its prompt, or that of its sampling."""
+
+    def look(server: Server) -> Any:
+        chat()(server)
+        assert server.engine.asked is not None
+        return server.engine.asked.prompt_ids if name is None else asdict(server.engine.asked.sampling)[name]
+
+    return look
+
+
+def logged(*, seconds: float = 0.0) -> Seen:
+    """How many lines a request is worth in the log, until so much later."""
+
+    def look(server: Server) -> int:
+        lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.name)  # type: ignore[method-assign]
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.INFO)
+        root.addHandler(handler)
+        try:
+            with server.client() as client:
+                client.post("/v1/completions", json={"model": "m", "prompt": "hello"})
+                time.sleep(seconds)
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+        return len([name for name in lines if not name.startswith(OTHERS)])
+
+    return look
+
+
+def streamed(server: Server) -> bool:
+    """Whether comments keep a slow stream alive."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    with server.client(token_delay=0.05) as client:
+        return ": keep-alive" in client.post("/v1/chat/completions", json=body).text
+
+
+def uploaded(server: Server) -> int:
+    with server.client() as client:
+        file = ("batch.jsonl", b"{}" * 5000)
+        return client.post("/v1/files", data={"purpose": "batch"}, files={"file": file}).status_code
+
+
+def files(server: Server) -> list[str]:
+    """What lies in the folder afterwards."""
+    with server.client():
+        pass
+    return sorted(str(path.relative_to(server.folder)) for path in server.folder.glob("*/*"))
+
+
+def handed_to(owner: Any, function: str, name: str) -> Seen:
+    """An argument with which a part of the server is made."""
+
+    def look(server: Server) -> Any:
+        def reached(*_: Any, **named: Any) -> None:
+            raise Reached(named[name])
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached) as call:
+            patch.setattr(owner, function, reached)
+            make_parts(Listening(), echo_tokenizer(), server.params)
+        return call.value.args[0]
+
+    return look
+
+
+batch_slots = handed_to(server_parts, "Batches", "concurrency")
+
+
+def stopped(server: Server) -> float:
+    """Seconds that jobs have, when the server ends."""
+    told: list[float] = []
+    stop = Jobs.stop
+
+    async def listening(jobs: Jobs, grace: float) -> None:
+        told.append(grace)
+        await stop(jobs, grace)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Jobs, "stop", listening)
+        with server.client():
+            pass
+    return told[0]
+
+
+def listens(server: Server) -> Any:
+    """The address that the command binds a socket to."""
+
+    def reached(_: Any, address: Any) -> None:
+        raise Reached(address)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached) as call:
+        patch.setattr(socket.socket, "bind", reached)
+        deploy.run(server.params)
+    return call.value.args[0]
+
+
+def engine(server: Server) -> Any:
+    """The engine that is built, which is not started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProcessEngine, "prepare", lambda _: None)
+        patch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
+        patch.setenv("TUNESERVE_CACHE", str(server.folder))
+        try:
+            return build_engine(server.params)
+        except TuneserveError as error:
+            return error
+
+
+def which_engine(server: Server) -> str:
+    return type(engine(server)).__name__
+
+
+def queue(server: Server) -> Any:
+    """Requests that the engine lets wait: with it started, how many depends on the moment."""
+    return engine(server)._max_num_queued_reqs

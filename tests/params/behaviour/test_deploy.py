@@ -1,0 +1,195 @@
+"""Every parameter that `deploy` accepts with an engine changes something that can be seen; every other is refused by name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from engines.params.about import EVERY_ENGINE
+from engines.params.deploy import DeployParams
+from server import parts as server_parts
+from server.commands.supported import refusals
+from tests.params.behaviour.deploy import (
+    Server,
+    allowed,
+    answered,
+    asked,
+    batch_slots,
+    chat,
+    config,
+    files,
+    got,
+    handed_to,
+    listens,
+    logged,
+    queue,
+    stopped,
+    streamed,
+    uploaded,
+    which_engine,
+)
+from tests.params.behaviour.table import UNGIVEN, Row, Two, another_value, apart
+
+MODEL = {"model": "org/m"}
+CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/rows.jsonl"]}}
+KEYS = {"api_key": ["k"]}
+
+OF_THE_SERVER = apart(
+    MODEL,
+    # how requests queue for the model
+    infer_backend=Two("pt", "lmdeploy", which_engine),
+    max_num_queued_reqs=Two(256, 3, queue),
+    batch_concurrency=Two(16, 8, batch_slots),
+    # adapters
+    adapters=Two([], ["$FOLDER/adapters/a"], got("/v1/models")),
+    adapter_roots=Two(
+        [], ["$FOLDER/adapters"], answered("/v1/load_lora_adapter", lora_name="a", lora_path="$FOLDER/adapters/a")
+    ),
+    adapter_dir=Two(UNGIVEN, "$FOLDER/adapters", answered("/v1/completions", model="b", prompt="hello")),
+    # prompts, and what requests do not say
+    chat_template=Two(UNGIVEN, "{{ messages[0].content }}", asked()),
+    use_chat_template=Two(True, False, asked()),
+    system=Two(UNGIVEN, "Be brief.", asked()),
+    tool_call_parser=Two("hermes", "none", chat(CALL, tools=TOOLS)),
+    reasoning_parser=Two("deepseek_r1", "none", chat("<think>so</think>this")),
+    max_new_tokens=Two(UNGIVEN, 3, asked("max_new_tokens")),
+    temperature=Two(UNGIVEN, 0.5, asked("temperature")),
+    top_k=Two(UNGIVEN, 5, asked("top_k")),
+    top_p=Two(UNGIVEN, 0.5, asked("top_p")),
+    repetition_penalty=Two(UNGIVEN, 1.5, asked("repetition_penalty")),
+    num_beams=Two(1, 2, chat()),
+    stop_words=Two([], ["ll"], chat()),
+    # the server
+    host=Two("0.0.0.0", "127.0.0.1", listens),
+    port=Two(8000, 9000, listens),
+    api_key=Two(UNGIVEN, ["k"], got("/v1/models")),
+    metrics_auth=Two(False, True, lambda server: got("/metrics")(server)[0], KEYS),
+    owned_by=Two("tuneserve", "us", got("/v1/models")),
+    served_model_name=Two(UNGIVEN, "n", got("/v1/models")),
+    verbose=Two(True, False, logged()),
+    log_interval=Two(-1, 1, logged(seconds=1.2)),
+    shutdown_timeout=Two(30, 2, stopped),
+    sse_keep_alive_interval=Two(15, 0.01, streamed),
+    max_body_size=Two(32, 0.0001, chat("hello" * 50)),
+    max_file_size=Two(512, 0.001, uploaded),
+    allowed_origins=Two([], ["http://page"], allowed),
+    state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
+    database_url=Two(UNGIVEN, "sqlite:///$FOLDER/other/some.db", files),
+    # jobs
+    max_running_jobs=Two(1, 0, handed_to(server_parts, "Jobs", "max_running")),
+    job_retries=Two(2, 1, handed_to(server_parts, "Jobs", "retries")),
+    job_gpu_memory=Two(4, 2, handed_to(server_parts, "Jobs", "gpu_memory")),
+    job_roots=Two([], ["$FOLDER/other"], answered("/v1/jobs", **JOB)),
+)
+
+
+def of_every_engine(engine: str) -> dict[str, Row]:
+    return apart(
+        MODEL | {"infer_backend": engine},
+        model=Two("org/m", "org/n", config("model")),
+        model_revision=Two(UNGIVEN, "v2", config("revision")),
+        hub_token=Two(UNGIVEN, "t", config("token")),
+        torch_dtype=Two(UNGIVEN, "float32", config("dtype")),
+        max_length=Two(UNGIVEN, 64, config("max_model_len")),
+        max_model_len=Two(UNGIVEN, 64, config("max_model_len")),
+        max_num_seqs=Two(256, 8, config("max_num_seqs")),
+        max_batch_size=Two(UNGIVEN, 8, config("max_num_seqs")),
+        max_num_batched_tokens=Two(UNGIVEN, 64, config("max_num_batched_tokens")),
+        block_size=Two(UNGIVEN, 32, config("block_size")),
+        enable_prefix_caching=Two(True, False, config("enable_prefix_caching")),
+        seed=Two(UNGIVEN, 42, config("seed")),
+        max_logprobs=Two(20, 5, config("max_logprobs")),
+        max_loras=Two(8, 2, config("max_loras")),
+        max_lora_rank=Two(64, 32, config("max_lora_rank")),
+    )
+
+
+TABLES: dict[str, dict[str, Row]] = {
+    "pt": of_every_engine("pt")
+    | apart(
+        MODEL,
+        attn_impl=Two(UNGIVEN, "eager", config("attn_impl")),
+        rope_scaling=Two(UNGIVEN, "linear", config("rope_scaling")),
+        device_map=Two("cpu", {"": "cpu"}, config("device_map")),
+        kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
+        gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
+        threads=Two(UNGIVEN, 1, config("threads")),
+        max_cpu_loras=Two(UNGIVEN, 9, config("max_cpu_loras")),
+    ),
+    "vllm": of_every_engine("vllm")
+    | apart(
+        MODEL | {"infer_backend": "vllm"},
+        kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
+        gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
+        threads=Two(UNGIVEN, 1, config("threads")),
+        tensor_parallel_size=Two(1, 2, config("tensor_parallel_size")),
+        pipeline_parallel_size=Two(1, 2, config("pipeline_parallel_size")),
+        disable_custom_all_reduce=Two(False, True, config("disable_custom_all_reduce")),
+        enforce_eager=Two(False, True, config("enforce_eager")),
+        enable_sleep_mode=Two(False, True, config("enable_sleep_mode")),
+        vllm_max_lora_rank=Two(16, 32, config("max_lora_rank")),
+    ),
+    "lmdeploy": of_every_engine("lmdeploy")
+    | apart(
+        MODEL | {"infer_backend": "lmdeploy"},
+        lmdeploy_backend=Two("pytorch", "turbomind", config("backend")),
+        session_len=Two(UNGIVEN, 64, config("max_model_len")),
+        tp=Two(1, 2, config("tp")),
+        cache_max_entry_count=Two(0.8, 0.5, config("cache_max_entry_count")),
+        quant_policy=Two(0, 8, config("quant_policy")),
+        enforce_eager=Two(False, True, config("enforce_eager")),
+    ),
+}
+"""Engine -> what its configuration is made of."""
+
+
+@pytest.mark.parametrize("name", OF_THE_SERVER)
+def test_a_parameter_of_the_server_changes_what_is_seen(tmp_path: Path, name: str) -> None:
+    row = OF_THE_SERVER[name]
+    one, again, two = (Server(given, tmp_path / at) for at, given in (("x", row.one), ("y", row.one), ("z", row.two)))
+
+    assert refusals(one.params) == refusals(two.params) == []
+    seen = plain(row.seen(one), one)
+    assert seen == plain(row.seen(again), again), "else nothing would follow from a difference"
+    assert seen != plain(row.seen(two), two)
+
+
+def plain(seen: object, server: Server) -> str:
+    """What was seen, without where, and without names drawn at random."""
+    return re.sub("call_[0-9a-f]+", "call", repr(seen).replace(str(server.folder), "FOLDER"))
+
+
+@pytest.mark.parametrize(("engine", "name"), [(engine, name) for engine, table in TABLES.items() for name in table])
+def test_a_parameter_of_an_engine_changes_its_configuration(tmp_path: Path, engine: str, name: str) -> None:
+    row = TABLES[engine][name]
+    one, two = Server(row.one, tmp_path / "x"), Server(row.two, tmp_path / "y")
+
+    assert refusals(one.params) == refusals(two.params) == []
+    assert row.seen(one) != row.seen(two)
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        (engine, name)
+        for engine in EVERY_ENGINE
+        for name in DeployParams.model_fields
+        if name not in OF_THE_SERVER and name not in TABLES[engine]
+    ],
+)
+def test_every_other_parameter_is_refused_by_name(engine: str, name: str) -> None:
+    try:
+        other = another_value(DeployParams, name, None)
+    except LookupError:
+        return  # its type takes nothing but the default
+    found = refusals(DeployParams.model_validate(MODEL | {"infer_backend": engine, name: other}))
+
+    assert [line for line in found if line.startswith(f"--{name}: ")]
+
+
+def test_a_default_that_is_given_asks_for_nothing() -> None:
+    for name, field in DeployParams.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        assert refusals(DeployParams.model_validate(MODEL | {name: MODEL.get(name, default)})) == [], name
