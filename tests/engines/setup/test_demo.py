@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from engines.errors import NotFound
 from engines.setup import demo
+from tests.killed import run_scenario
 
 ROOT = Path(__file__).parents[3]
 
@@ -150,57 +149,8 @@ def test_callers_at_once_convert_once(tiny_gguf: Path, tmp_path: Path, monkeypat
     assert demo.is_whole(tmp_path / "models" / demo.NAME)
 
 
-KILLED_AT_EVERY_STEP = """
-import os, shutil, signal, sys
-from pathlib import Path
-import filelock, gguf, platformdirs, safetensors.torch, tokenizers, torch
-from engines.setup import demo
-
-def killed_at(step):
-    left = step
-    def count(event, args):
-        nonlocal left
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(count)
-
-cache, source = map(Path, sys.argv[1:])
-folder = cache / "models" / demo.NAME
-whole = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-         "model.safetensors", "manifest.json"}
-for damaged in (False, True):
-    for step in range(1000):
-        shutil.rmtree(folder, ignore_errors=True)
-        if damaged:
-            folder.mkdir(parents=True)
-            (folder / "config.json").touch()
-        child = os.fork()
-        if child == 0:
-            killed_at(step)
-            demo.demo_model(cache, source)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if demo.is_whole(folder):
-            assert {path.name for path in folder.iterdir()} == whole
-        if status == 0:
-            break
-    assert step > 20 and demo.is_whole(folder), step
-"""
-
-
 def test_a_conversion_killed_at_any_step_is_never_taken_for_a_whole_one(tiny_gguf: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(tmp_path), str(tiny_gguf)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
+    run_scenario("tests.engines.setup.killed", str(tmp_path), str(tiny_gguf))
     assert not (tmp_path / "models" / f"{demo.NAME}.partial").exists()
 
 
