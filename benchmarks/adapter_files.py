@@ -1,4 +1,5 @@
-"""Random LoRA adapters on every linear layer of a model but its head: `python -m benchmarks.adapter_files MODEL FOLDER N`.
+"""Random LoRA adapters on every linear layer of a model but its head: `python -m benchmarks.adapter_files MODEL
+FOLDER N`.
 
 They are written as PEFT writes them, into the folders 0 to N - 1: for measuring, not for reading.
 """

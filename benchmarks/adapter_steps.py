@@ -1,8 +1,9 @@
-"""What adapters cost a step, without a server: `python -m benchmarks.adapter_steps ours|peft MODEL DTYPE THREADS FOLDER`.
+"""What adapters cost a step, without a server: `python -m benchmarks.adapter_steps ours|peft MODEL DTYPE THREADS
+FOLDER`.
 
-A decode step of BATCH sequences with CONTEXT tokens each, and a prefill of PROMPTS prompts, where the sequences use 0,
-1, 8 and 32 adapters in turn. Prints one JSON object: {"decode": {adapters: milliseconds}, "prefill": {...}}. FOLDER holds
-the adapters 0 to 31. `base` is the model before any adapter was put into it.
+A decode step of BATCH sequences with CONTEXT tokens each, and a prefill of PROMPTS prompts, where the sequences use
+0, 1, 8 and 32 adapters in turn. Prints one JSON object: {"decode": {adapters: milliseconds}, "prefill": {...}}.
+FOLDER holds the adapters 0 to 31. `base` is the model before any adapter was put into it.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Adapters, measured: what they cost a step beside PEFT, what they cost a server beside vLLM, and how fast one is loaded.
+"""Adapters, measured: what they cost a step beside PEFT, what they cost a server beside vLLM, and how fast one is
+loaded.
 
 `python -m benchmarks.adapters`, or `--peers ours` for a part of it. See benchmarks/README.md.
 """
@@ -143,7 +144,8 @@ def with_adapters(server: Server, folder: Path) -> Server:
 
 
 def hot_load_rows(server: Server, setting: Setting, folder: Path) -> list[Row]:
-    """How long `POST /v1/load_lora_adapter` takes, and a first token after it, for adapters that the server never saw."""
+    """How long `POST /v1/load_lora_adapter` takes, and a first token after it, for adapters that the server never
+    saw."""
     state = folder.parent / "state"
     command = server.command
     server = replace(

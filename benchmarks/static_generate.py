@@ -1,4 +1,5 @@
-"""transformers' `generate` on static batches, without a server: `python -m benchmarks.static_generate MODEL DTYPE THREADS`."""
+"""transformers' `generate` on static batches, without a server: `python -m benchmarks.static_generate MODEL DTYPE
+THREADS`."""
 
 import sys
 import time

@@ -384,9 +384,10 @@ def _page(document: dict[str, Any], text: str) -> str:
         f"# Training, {document['date']}\n\n"
         f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
         f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
-        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear layers, "
-        f"{s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each, gradient checkpointing "
-        f"{'on' if s['gradient_checkpointing'] else 'off'}. What is compared and how: ../README.md.\n\n{text}"
+        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear "
+        f"layers, {s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each, gradient "
+        f"checkpointing {'on' if s['gradient_checkpointing'] else 'off'}. "
+        f"What is compared and how: ../README.md.\n\n{text}"
     )
 
 

@@ -1,4 +1,5 @@
-"""The abilities of an engine with its model: they decide what the server refuses before a request reaches the engine."""
+"""The abilities of an engine with its model: they decide what the server refuses before a request reaches the
+engine."""
 
 from dataclasses import dataclass, field
 
@@ -30,7 +31,8 @@ class Capabilities:
     eos_token_ids: tuple[int, ...] = ()
     structured: frozenset[StructuredKind] = frozenset()
     unsupported: frozenset[str] = field(default_factory=frozenset)
-    """Fields of `Sampling` and `GenerationRequest` that this engine does not support: a request that sets one is refused."""
+    """Fields of `Sampling` and `GenerationRequest` that this engine does not support: a request that sets one is
+    refused."""
     embeddings: bool = False
     max_beams: int = 1
     adapters: AdapterSupport | None = None

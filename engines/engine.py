@@ -57,8 +57,8 @@ class Engine(Protocol):
         ...
 
     async def unload_adapter(self, version: str) -> None:
-        """Forget a version and free its memory. The caller has made sure that no request names it any more: one that does
-        ends with EngineFailure. Nothing happens where the version is unknown.
+        """Forget a version and free its memory. The caller has made sure that no request names it any more: one that
+        does ends with EngineFailure. Nothing happens where the version is unknown.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Data that crosses the engine boundary: plain, immutable, and free of torch.
 
-An engine deals in token ids only. Text is made of them above the engine, once for all engines, in `engines/text/detokenize.py`.
+An engine deals in token ids only. Text is made of them above the engine, once for all engines, in
+`engines/text/detokenize.py`.
 """
 
 from dataclasses import dataclass, field

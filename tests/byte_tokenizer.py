@@ -27,7 +27,8 @@ def tokenizer() -> LLTokenizer:
 
 
 def accepts(grammar: str, text: str, *, special: tuple[str, ...] = ()) -> bool:
-    """Whether the grammar allows the text, with the markers in `special` written as single tokens, and may end there."""
+    """Whether the grammar allows the text, with the markers in `special` written as single tokens, and may end
+    there."""
     matcher = LLMatcher(tokenizer(), grammar, log_level=0)
     return matcher.consume_tokens(_encode(text, special)) and matcher.is_accepting()
 

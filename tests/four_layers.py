@@ -1,4 +1,5 @@
-"""The demo model's first four layers: its tokenizer and chat template, a fifth of its time, and adapters that change it."""
+"""The demo model's first four layers: its tokenizer and chat template, a fifth of its time, and adapters that change
+it."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Evaluation by what the model writes: it answers the validation data, and its answers are compared with those there."""
+"""Evaluation by what the model writes: it answers the validation data, and its answers are compared with those
+there."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,9 @@
 """The loss of supervised training, computed at the positions that are learned from, and nowhere else.
 
-The number is that of TRL's SFTTrainer. TRL computes the output head at every position, in pieces that are computed again
-in the backward pass, which saves memory and costs time: on a CPU about a third of a step. Here the head is computed once, of
-the answers only; what the softmax of large batches would keep in float32 is computed again instead.
+The number is that of TRL's SFTTrainer. TRL computes the output head at every position, in pieces that are computed
+again in the backward pass, which saves memory and costs time: on a CPU about a third of a step. Here the head is
+computed once, of the answers only; what the softmax of large batches would keep in float32 is computed again
+instead.
 """
 
 from collections.abc import Iterator, Mapping

@@ -35,8 +35,9 @@ def load_tokenizer_for(params: SftParams) -> Any:
 def model_of(params: SftParams) -> str:
     """What the weights are loaded from. Raises InvalidRequest.
 
-    To go on from a checkpoint, the trainer puts its weights into the model that training began with. The checkpoint's own
-    config.json would not do: the token to pad with, which the trainer writes there, has its embedding left untrained.
+    To go on from a checkpoint, the trainer puts its weights into the model that training began with. The
+    checkpoint's own config.json would not do: the token to pad with, which the trainer writes there, has its
+    embedding left untrained.
     """
     if params.resume_from_checkpoint and params.resume_only_model and tuner_of(params).makes == "model":
         return params.resume_from_checkpoint

@@ -1,4 +1,5 @@
-"""The order of changes: those of one name come one after another, those of different names do not wait for each other."""
+"""The order of changes: those of one name come one after another, those of different names do not wait for each
+other."""
 
 import asyncio
 from collections.abc import Coroutine

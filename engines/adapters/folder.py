@@ -73,7 +73,10 @@ CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
-    """Return what the adapter in `folder` consists of. Raises InvalidAdapter, whose `param` names the field at fault."""
+    """Return what the adapter in `folder` consists of.
+
+    Raises InvalidAdapter, whose `param` names the field at fault.
+    """
     config = _parse(_read_config(folder))
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
@@ -234,7 +237,8 @@ def _check_pair(shapes: dict[str, tuple[int, ...]], a: str, b: str, rank: int, i
 
 
 class _ByPattern(Generic[Number]):
-    """Values by module path, as PEFT looks them up: the first key that is the end of the path, or matches it, decides."""
+    """Values by module path, as PEFT looks them up: the first key that is the end of the path, or matches it,
+    decides."""
 
     def __init__(self, field: str, pattern: dict[str, Number] | None, default: Number) -> None:
         self._field = field

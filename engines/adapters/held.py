@@ -1,4 +1,5 @@
-"""The versions that the engine holds: loaded before a name stands for them, unloaded once nothing needs them any more."""
+"""The versions that the engine holds: loaded before a name stands for them, unloaded once nothing needs them any
+more."""
 
 import asyncio
 

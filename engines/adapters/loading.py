@@ -96,8 +96,8 @@ class AdapterLoader:
         await self._names.change(lambda table: table.with_adapter(order.name, entry))
 
     async def unload(self, name: str, *, aliased: bool = False) -> None:
-        """Take back an adapter's name, or an alias. Raises ModelNotFound; Conflict unless `aliased`, where aliases stand
-        for it.
+        """Take back an adapter's name, or an alias. Raises ModelNotFound; Conflict unless `aliased`, where aliases
+        stand for it.
         """
         before = self._names.table.adapters.get(name)
 
@@ -110,7 +110,10 @@ class AdapterLoader:
         await self._held.let_go(before)
 
     async def restore(self, name: str, record: Record, *, base_name: str) -> Entry:
-        """Load the copy of an adapter after a restart. An adapter that cannot be served any more is an entry that says why."""
+        """Load the copy of an adapter after a restart.
+
+        An adapter that cannot be served any more is an entry that says why.
+        """
         try:
             check_name(name, base_name=base_name)
             snapshot = await self._snapshots.read(record.snapshot, self._held.support())

@@ -1,4 +1,5 @@
-"""Adapters on demand: the subfolders of `adapter_dir`, loaded when a request names them, and again where they changed."""
+"""Adapters on demand: the subfolders of `adapter_dir`, loaded when a request names them, and again where they
+changed."""
 
 import asyncio
 import logging

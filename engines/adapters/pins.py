@@ -11,7 +11,10 @@ def max_pinned(num_slots: int) -> int:
 
 
 def with_pin(pinned: AbstractSet[str], version: str, pin: bool, *, num_slots: int) -> set[str]:
-    """The pinned versions once `version` is pinned, or is not. Raises InvalidAdapter where there is no room for a pin."""
+    """The pinned versions once `version` is pinned, or is not.
+
+    Raises InvalidAdapter where there is no room for a pin.
+    """
     others = {*pinned} - {version}
     if pin and len(others) >= max_pinned(num_slots):
         message = f"{len(others)} adapters are pinned, and max_loras leaves room for no more"

@@ -1,7 +1,8 @@
 """LoRA adapters in one plain form, for libraries that read less of PEFT's configuration than it can say.
 
-Every matrix has the same rank, padded with zeros, and each B holds its own scale, so that alpha / rank is 1. So patterns of
-ranks and alphas, and rsLoRA, are served exactly by a library that knows one rank and one scale for all layers.
+Every matrix has the same rank, padded with zeros, and each B holds its own scale, so that alpha / rank is 1. So
+patterns of ranks and alphas, and rsLoRA, are served exactly by a library that knows one rank and one scale for all
+layers.
 """
 
 import json
@@ -18,7 +19,10 @@ from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 
 
 def plain_tensors(spec: AdapterSpec, rank: int) -> dict[str, Tensor]:
-    """PEFT's name -> A of shape (rank, in) and B of shape (out, rank), float32. `rank` is the adapter's or a higher one."""
+    """PEFT's name -> A of shape (rank, in) and B of shape (out, rank), float32.
+
+    `rank` is the adapter's or a higher one.
+    """
     tensors: dict[str, Tensor] = {}
     with safe_open(spec.folder / WEIGHTS, framework="pt") as file:
         for path, module in spec.linears.items():
@@ -30,7 +34,10 @@ def plain_tensors(spec: AdapterSpec, rank: int) -> dict[str, Tensor]:
 
 
 def write_plain(folder: Path, tensors: Mapping[str, Tensor], *, rank: int, linears: Iterable[str]) -> Path:
-    """Write an adapter of these layers into `folder`, which is new, and return that. Layers without tensors are zero."""
+    """Write an adapter of these layers into `folder`, which is new, and return that.
+
+    Layers without tensors are zero.
+    """
     folder.mkdir()
     config = {
         "peft_type": "LORA",

@@ -1,10 +1,11 @@
 """Slots of adapters: which adapter is in which, and which waiting requests may therefore run. Only bookkeeping.
 
-More adapters than slots take turns. A request whose adapter has no slot gets a free one, or that of the adapter that has
-been idle longest. Where all are in use, the first in line picks the slot with the fewest running sequences, and nobody
-behind it is admitted to that one any more: it empties within the time of what runs there, however much the others ask
-for it. So a busy adapter cannot keep a rare one waiting, and the other slots go on meanwhile. What belongs to a request
-that has begun is admitted to an emptying slot, too: beams rest until their siblings, which may have been preempted, catch up.
+More adapters than slots take turns. A request whose adapter has no slot gets a free one, or that of the adapter that
+has been idle longest. Where all are in use, the first in line picks the slot with the fewest running sequences, and
+nobody behind it is admitted to that one any more: it empties within the time of what runs there, however much the
+others ask for it. So a busy adapter cannot keep a rare one waiting, and the other slots go on meanwhile. What
+belongs to a request that has begun is admitted to an emptying slot, too: beams rest until their siblings, which may
+have been preempted, catch up.
 """
 
 from collections import Counter
@@ -35,7 +36,8 @@ class AdapterSlots:
         self._draining, self._draining_before = {}, self._draining
 
     def may_run(self, version: str | None, *, begun: bool = False) -> bool:
-        """Whether the first waiting sequence can be admitted now. Where it must wait for a slot, this chooses which empties.
+        """Whether the first waiting sequence can be admitted now. Where it must wait for a slot, this chooses which
+        empties.
 
         `begun`: it belongs to a request that has run before.
         """

@@ -1,4 +1,5 @@
-"""Private copies of adapters, named by their content: what was checked is what is served, whatever becomes of the source.
+"""Private copies of adapters, named by their content: what was checked is what is served, whatever becomes of the
+source.
 
     copies/<hash>/     the two files of one adapter, shared by all that are alike
     partial/           what is being copied or removed: after a crash, rubbish

@@ -1,4 +1,7 @@
-"""The file in which names and aliases outlive the server. It is replaced as a whole, by one rename: never half written."""
+"""The file in which names and aliases outlive the server.
+
+It is replaced as a whole, by one rename: never half written.
+"""
 
 import os
 from pathlib import Path

@@ -93,7 +93,10 @@ class AdapterTurns:
                 raise
 
     async def unload(self, version: str) -> None:
-        """Forget a version. The requests that use it or wait for it end with EngineFailure; then its slot is emptied."""
+        """Forget a version.
+
+        The requests that use it or wait for it end with EngineFailure; then its slot is emptied.
+        """
         if self._folders.pop(version, None) is None:
             return
         for turn, granted in list(self._queue.items()):

@@ -23,7 +23,10 @@ class WatchedFolder:
         self._folder = folder
 
     def find(self, name: str) -> Found | None:
-        """The subfolder `name` where it holds an adapter. A link that leads out of the folder is none of its subfolders."""
+        """The subfolder `name` where it holds an adapter.
+
+        A link that leads out of the folder is none of its subfolders.
+        """
         if not re.fullmatch(SEGMENT, name):
             return None
         try:

@@ -1,7 +1,8 @@
 """Adapters that come and go while LMDeploy runs: slots that are in the model from the start, overwritten in place.
 
-LMDeploy takes adapters only when it builds the model. So it is given `max_loras` empty ones, each of the highest rank, whose
-rows in the stacked matrices of each layer are written between two steps. Storage is not replaced, so CUDA graphs hold.
+LMDeploy takes adapters only when it builds the model. So it is given `max_loras` empty ones, each of the highest
+rank, whose rows in the stacked matrices of each layer are written between two steps. Storage is not replaced, so
+CUDA graphs hold.
 """
 
 import asyncio
@@ -42,7 +43,10 @@ class HotSlots:
         self.support = AdapterSupport(max_rank=rank, linears={})
 
     def build(self, linears: Mapping[str, tuple[int, int]]) -> None:
-        """Build the engine with empty slots for these layers, as far as it has room for them. Raises UnsupportedModel."""
+        """Build the engine with empty slots for these layers, as far as it has room for them.
+
+        Raises UnsupportedModel.
+        """
         with TemporaryDirectory(prefix="tuneserve-") as folder:
             empty = write_plain(Path(folder) / "empty", {}, rank=self._rank, linears=linears)
             self._library.build(dict.fromkeys(self._names, empty))

@@ -1,7 +1,7 @@
 """LMDeploy's engine: built of our settings, asked for one output at a time, closed, and built again.
 
-What is relied on beyond LMDeploy's documented interface is in this file, `sampler.py` and `hot_slots.py`, and was read in
-the one release that is accepted.
+What is relied on beyond LMDeploy's documented interface is in this file, `sampler.py` and `hot_slots.py`, and was
+read in the one release that is accepted.
 """
 
 import asyncio
@@ -82,7 +82,8 @@ class Library:
             raise UnsupportedModel(f"LMDeploy cannot run the model {self._config.model!r}: {_reason(error)}") from error
         if self.agent is not None:
             sampler.install(self.agent)
-            # With no name but the base model's, LMDeploy would take it that there are no adapters, and forget it too late.
+            # With no name but the base model's, LMDeploy would take it that there are no adapters, and forget it too
+            # late.
             self.adapter_ids[BASE] = self.adapter_ids[None]
         if self._config.backend == "pytorch":
             self._count_preemptions(self._engine.engine.scheduler)
@@ -121,7 +122,8 @@ class Library:
 
     @asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
-        """Let what runs finish and nothing else begin, and close the engine; it is to be built again in this context."""
+        """Let what runs finish and nothing else begin, and close the engine; it is to be built again in this
+        context."""
         self._open.clear()
         await self._idle.wait()
         await self.close()
@@ -142,7 +144,8 @@ class Library:
         return "LMDeploy's loop has stopped moving" if self._rests > MAX_RESTS else None
 
     async def _wake(self, engine: Any) -> None:
-        """LMDeploy's loop waits for an event where nothing can be begun, though outputs may be running: then none comes."""
+        """LMDeploy's loop waits for an event where nothing can be begun, though outputs may be running: then none
+        comes."""
         tick = None
         while True:
             await asyncio.sleep(REST_SECONDS)
@@ -162,7 +165,10 @@ class Library:
 
     @property
     def adapter_ids(self) -> dict[str | None, int]:
-        """Name -> LMDeploy's number. Its prefix cache goes by the names: one that has been used means its adapter for ever."""
+        """Name -> LMDeploy's number.
+
+        Its prefix cache goes by the names: one that has been used means its adapter for ever.
+        """
         ids: dict[str | None, int] = self._engine.engine.adapter_manager.adapter_id_map
         return ids
 
@@ -258,8 +264,8 @@ class Library:
 
 
 async def _at_once() -> None:
-    """In place of the queue in which LMDeploy lets one reader of outputs at a time go on: it never forgets those that were
-    cancelled in it.
+    """In place of the queue in which LMDeploy lets one reader of outputs at a time go on: it never forgets those
+    that were cancelled in it.
     """
 
 

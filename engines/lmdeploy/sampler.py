@@ -1,8 +1,9 @@
 """A window into LMDeploy's sampler: each row's own observer hears where its sequence is, and which token it got.
 
-LMDeploy calls a request's `logits_processors` with the row's tokens and logits. What it passes as tokens is of no use: rows
-of different lengths are padded on the left in one step and on the right in another, so that neither the last token nor the
-number of tokens can be read off. The position of the random stream, though, is the sequence's length.
+LMDeploy calls a request's `logits_processors` with the row's tokens and logits. What it passes as tokens is of no
+use: rows of different lengths are padded on the left in one step and on the right in another, so that neither the
+last token nor the number of tokens can be read off. The position of the random stream, though, is the sequence's
+length.
 """
 
 from typing import Any, Protocol

@@ -1,4 +1,7 @@
-"""How an engine batches, caches and holds adapters. An addition to the reference's parameters: it has no words for these."""
+"""How an engine batches, caches and holds adapters.
+
+An addition to the reference's parameters: it has no words for these.
+"""
 
 from typing import Annotated, Literal
 

@@ -22,8 +22,8 @@ class InferParams(MergeLoraParams, VllmParams, LmdeployParams, EngineParams, Bas
     max_batch_size: Annotated[int | None, About(DEPLOY, engines=EVERY_ENGINE, same_as="max_num_seqs")] = Field(
         None, ge=1
     )
-    """Another name of `max_num_seqs`. The reference says 1; here requests join and leave a running batch, so waiting for
-    others costs a request nothing."""
+    """Another name of `max_num_seqs`. The reference says 1; here requests join and leave a running batch, so waiting
+    for others costs a request nothing."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
     """How the processes of an inference on several GPUs talk to one another."""
     result_path: str | None = None

@@ -22,4 +22,7 @@ class LmdeployParams(Params):
     quant_policy: Annotated[int, About(engines=("lmdeploy",))] = Field(0, ge=0)
     """Bits of the numbers in the KV cache: 4, 8, or 0 for the model's own type."""
     vision_batch_size: Annotated[int, About(not_in_deploy=FOR_IMAGES)] = Field(1, ge=1)
-    """How many images the vision tower encodes at once. Images are not supported in this version, so neither is this."""
+    """How many images the vision tower encodes at once.
+
+    Images are not supported in this version, so neither is this.
+    """

@@ -38,8 +38,8 @@ class ModelParams(Params):
     attn_impl: Annotated[
         Literal["flash_attn", "sdpa", "eager"] | None, About(TRAINING, engines=("pt",), as_served=True)
     ] = None
-    """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that cannot
-    is refused when it is loaded."""
+    """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that
+    cannot is refused when it is loaded."""
     num_labels: Annotated[int | None, About(not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
     rope_scaling: Annotated[

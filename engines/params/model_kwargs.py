@@ -1,4 +1,5 @@
-"""Settings that only one family of models has: what `model_kwargs` may hold, and the environment variables in its place."""
+"""Settings that only one family of models has: what `model_kwargs` may hold, and the environment variables in its
+place."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -47,5 +47,6 @@ class TemplateParams(Params):
     template_backend: Annotated[
         Literal["swift", "jinja"], About(DEPLOY + TRAINING, choices=("jinja",), not_in_fine_tuning=THE_MODEL)
     ] = "jinja"
-    """What builds prompts from messages: the Jinja template that comes with the model's tokenizer (`jinja`). `swift`, the
-    reference's default, stands for templates that it registers itself, and is refused: none are built in."""
+    """What builds prompts from messages: the Jinja template that comes with the model's tokenizer (`jinja`).
+    `swift`, the reference's default, stands for templates that it registers itself, and is refused: none are built
+    in."""

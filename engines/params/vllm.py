@@ -9,8 +9,8 @@ from engines.params.base import Params
 
 
 class VllmParams(Params):
-    """Settings of the vLLM engine. `max_num_seqs` and `max_model_len` are read by every engine, `gpu_memory_utilization` by
-    pt, `enforce_eager` by LMDeploy."""
+    """Settings of the vLLM engine. `max_num_seqs` and `max_model_len` are read by every engine,
+    `gpu_memory_utilization` by pt, `enforce_eager` by LMDeploy."""
 
     starred: ClassVar = frozenset(
         {"gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "limit_mm_per_prompt"}

@@ -35,8 +35,8 @@ def set_parent_death_signal_of_forks() -> None:
 
 
 def kill_group(leader: int, *, patience: float = 0.0) -> None:
-    """Kill what there is of a process's group. Those that notice by themselves that their leader has gone get `patience`
-    seconds to put away what they hold.
+    """Kill what there is of a process's group. Those that notice by themselves that their leader has gone get
+    `patience` seconds to put away what they hold.
     """
     deadline = time.monotonic() + patience
     with suppress(ProcessLookupError, PermissionError):

@@ -1,8 +1,8 @@
 """The process of an engine that is a library: an asyncio `Engine`, served to the server's process over a socket.
 
-The engine inside keeps the protocol of `engines/engine.py`, so what is hosted here could as well run in the server. It
-does not for three reasons: a library that crashes, leaks or blocks its thread takes only its own process with it; it can
-live in an environment that the server's packages would not share; and a new life begins from nothing.
+The engine inside keeps the protocol of `engines/engine.py`, so what is hosted here could as well run in the server.
+It does not for three reasons: a library that crashes, leaks or blocks its thread takes only its own process with it;
+it can live in an environment that the server's packages would not share; and a new life begins from nothing.
 """
 
 import asyncio

@@ -19,8 +19,8 @@ def thread_environment(threads: int | None) -> dict[str, str]:
 
 
 def kv_cache_bytes(gib: float | None, *, weights: int) -> int:
-    """The KV cache on a CPU, beside weights of so many bytes: as asked, or else as much as they take, 0.5 to 4 GiB, and at
-    most a quarter of the free memory. That is enough to batch well, and small beside the model itself.
+    """The KV cache on a CPU, beside weights of so many bytes: as asked, or else as much as they take, 0.5 to 4 GiB,
+    and at most a quarter of the free memory. That is enough to batch well, and small beside the model itself.
     """
     if gib is not None:
         return int(gib * GIB)

@@ -59,7 +59,10 @@ class AdapterStore:
         return bool(self._reading)
 
     def load(self, version: str, folder: Path, *, pinned: bool) -> None:
-        """Take a version in; its `Arrival` says whether that went well. A version that is there already arrives again."""
+        """Take a version in; its `Arrival` says whether that went well.
+
+        A version that is there already arrives again.
+        """
         self._slots.pinned = with_pin(self._slots.pinned, version, pinned, num_slots=self._lora.num_slots)
         self._folders[version] = folder
         if version in self._host or self._slots.slot_of(version) is not None:
@@ -77,7 +80,8 @@ class AdapterStore:
             self._lora.clear(slot)
 
     def want(self, versions: Iterable[str]) -> None:
-        """Read the adapters of the first in line that are neither in a slot nor in host memory; never more than have room."""
+        """Read the adapters of the first in line that are neither in a slot nor in host memory; never more than have
+        room."""
         waiting = [version for version in dict.fromkeys(versions) if self._slots.slot_of(version) is None]
         self._wanted = waiting[: self._max_in_host]
         for version in self._wanted:

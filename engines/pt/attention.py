@@ -266,7 +266,8 @@ def attend_gather(
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, lens: Tensor, scale: float, window: int, softcap: float) -> Tensor:
-    """(tokens, heads, dim) queries of one sequence over its (length, kv_heads, dim) keys; token t sees lens[t] of them."""
+    """(tokens, heads, dim) queries of one sequence over its (length, kv_heads, dim) keys; token t sees lens[t] of
+    them."""
     at = torch.arange(k.shape[0], device=k.device)[None]
     seen = at < lens[:, None]
     if window:

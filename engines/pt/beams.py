@@ -1,4 +1,5 @@
-"""Beam search in the steps of the engine: the beams of a request are siblings, and `beam_search.py` chooses among them."""
+"""Beam search in the steps of the engine: the beams of a request are siblings, and `beam_search.py` chooses among
+them."""
 
 from collections.abc import Collection
 

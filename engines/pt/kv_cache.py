@@ -63,7 +63,10 @@ class BlockPool:
             self._idle.pop(block, None)
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Drop a reference of each block. Last blocks first, so that the ends of prefixes are forgotten before their heads."""
+        """Drop a reference of each block.
+
+        Last blocks first, so that the ends of prefixes are forgotten before their heads.
+        """
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:

@@ -247,7 +247,8 @@ def _refuse_other_architectures(config: Any) -> None:
     kinds = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise UnsupportedModel(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: this engine runs layers of attention only"
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: "
+            "this engine runs layers of attention only"
         )
 
 

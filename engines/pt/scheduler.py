@@ -41,7 +41,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self.waiting: list[Sequence] = []  # in order of `Group.order`
         self.stuck: Sequence | None = None
-        """The first in line where it can never be admitted, as its own siblings, which wait for it, hold what it needs."""
+        """The first in line where it can never be admitted, as its own siblings, which wait for it, hold what it
+        needs."""
         self.blocked = False
         """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
         self.preemptions = 0
@@ -107,8 +108,8 @@ class Scheduler:
         return chunks
 
     def _lower(self, first: Sequence) -> Sequence | None:
-        """The last in line of the running sequences with a lower priority. Beams, which would lose what they found, are not
-        among them."""
+        """The last in line of the running sequences with a lower priority. Beams, which would lose what they found,
+        are not among them."""
         priority = first.group.request.priority
         lower = [
             sequence
@@ -143,7 +144,8 @@ class Scheduler:
         self.preemptions += 1
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence all blocks of its tokens, those of a known prefix shared; False if they don't fit now.
+        """Give a waiting sequence all blocks of its tokens, those of a known prefix shared; False if they don't fit
+        now.
 
         A prompt gets its blocks at once: a prefill that has begun never waits for blocks that another one holds.
         """

@@ -34,8 +34,8 @@ SORTED_WHOLE = 1024
 """Rows up to this width are sorted whole."""
 
 CPU_ELEMENTS = 1 << 20
-"""Logits that are worked on at once on a CPU. Larger buffers are given back to the kernel, which clears their pages anew
-each time; clearing costs more than computing."""
+"""Logits that are worked on at once on a CPU. Larger buffers are given back to the kernel, which clears their pages
+anew each time; clearing costs more than computing."""
 
 CPU_CACHE_ELEMENTS = 1 << 18
 """The same where the work is a few operations and leaves no more than sums."""
@@ -104,7 +104,10 @@ def beam_candidates(
 
 
 def edited(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
-    """In float32, padded to whole blocks with -inf, with all but the filters applied. A copy where that changes anything."""
+    """In float32, padded to whole blocks with -inf, with all but the filters applied.
+
+    A copy where that changes anything.
+    """
     assert len(rows) == len(logits)
     changed = masks is not None or any(row.edits for row in rows)
     scores = _padded(logits.to(torch.float32, copy=changed))
@@ -200,7 +203,10 @@ def _check(best: list[float], *, dead_ends: bool = False) -> None:
 
 
 def _choose(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
-    """(2, rows) float64: the chosen ids, which it holds exactly, and the best scores. One tensor: one copy to the host."""
+    """(2, rows) float64: the chosen ids, which it holds exactly, and the best scores.
+
+    One tensor: one copy to the host.
+    """
     scores = edited(logits, rows, masks)
     block_maxima = scores.view(len(rows), -1, BLOCK).amax(-1)
     best = block_maxima.amax(-1)
@@ -353,7 +359,10 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest_by_lanes(scores: Tensor, count: int) -> Tensor:
-    """The ids of the `count` largest: these lie in the lanes with the largest maxima. Half the time of topk on a CPU."""
+    """The ids of the `count` largest: these lie in the lanes with the largest maxima.
+
+    Half the time of topk on a CPU.
+    """
     # A lane's tokens are far apart, so that the maxima of many lanes are one vector operation.
     stride = scores.shape[1] // LANES
     lanes = scores.view(len(scores), LANES, stride).amax(1).topk(count, sorted=False).indices

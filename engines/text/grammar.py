@@ -1,7 +1,7 @@
 """Constraints on the output as llguidance grammars: how each kind is written.
 
-The server checks the grammars that these functions write (`grammar_check`) before a request is queued; an engine compiles
-the same text, so what was accepted is what is enforced. Free of torch and of any tokenizer.
+The server checks the grammars that these functions write (`grammar_check`) before a request is queued; an engine
+compiles the same text, so what was accepted is what is enforced. Free of torch and of any tokenizer.
 """
 
 import json
@@ -44,9 +44,9 @@ MAX_MESSAGE = 300
 def to_llguidance(structured: Structured, *, spelled: Iterable[str] = ()) -> str:
     """Return the grammar that llguidance compiles for a constraint.
 
-    `spelled`: the texts that are single tokens of the vocabulary beside the ordinary ones. Where the constraint has one as
-    text it is spelled out in ordinary tokens.
-    Raises InvalidRequest where the constraint cannot even be written as a grammar; `grammar_check.validate` finds the rest.
+    `spelled`: the texts that are single tokens of the vocabulary beside the ordinary ones. Where the constraint has
+    one as text it is spelled out in ordinary tokens. Raises InvalidRequest where the constraint cannot even be
+    written as a grammar; `grammar_check.validate` finds the rest.
     """
     if any(text in structured.value for text in spelled):
         # The compiler would tokenize the text it can foresee, find the single token, and then refuse it as a marker.

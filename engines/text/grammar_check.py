@@ -1,8 +1,8 @@
 """Whether an engine can enforce a constraint, found out within bounds of time and memory.
 
-What takes the compiler long cannot be told from the look of it: a few short patterns that must all match are enough to
-keep it busy for hours, and nothing within a process can stop it. So what is not sure to be quick is checked in a process
-of its own, which can be ended.
+What takes the compiler long cannot be told from the look of it: a few short patterns that must all match are enough
+to keep it busy for hours, and nothing within a process can stop it. So what is not sure to be quick is checked in a
+process of its own, which can be ended.
 """
 
 import os
@@ -27,8 +27,8 @@ _one_at_a_time = threading.Lock()
 def validate(structured: Structured, param: str | None = None) -> None:
     """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint.
 
-    Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a tenth of
-    a second the first time; the worst takes seconds: call it in a thread.
+    Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a
+    tenth of a second the first time; the worst takes seconds: call it in a thread.
     """
     try:
         grammar = to_llguidance(structured)

@@ -1,4 +1,7 @@
-"""Why llguidance cannot run a grammar. As a program, within limits: `python -m engines.text.grammar_problem < GRAMMAR`."""
+"""Why llguidance cannot run a grammar.
+
+As a program, within limits: `python -m engines.text.grammar_problem < GRAMMAR`.
+"""
 
 import sys
 from functools import cache

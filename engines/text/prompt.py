@@ -96,8 +96,8 @@ class PromptRenderer:
         return "\n".join(template.values()) if isinstance(template, dict) else template
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """OpenAI's messages in the roles that the template knows, each with one text as its content, the server's system
-        message before them where they bring none. UnsupportedParameter for content that is no text."""
+        """OpenAI's messages in the roles that the template knows, each with one text as its content, the server's
+        system message before them where they bring none. UnsupportedParameter for content that is no text."""
         ready = [self._message(message, f"messages[{position}]") for position, message in enumerate(messages)]
         if self._system is None or any(message["role"] in ("system", "developer") for message in ready):
             return ready

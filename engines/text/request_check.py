@@ -4,7 +4,10 @@ from engines.errors import ContextLengthExceeded, InvalidRequest
 
 
 def check_prompt(prompt_ids: list[int], *, vocab_size: int, max_model_len: int, more: int) -> None:
-    """Refuse a prompt that is none, or leaves no room for `more` tokens. Raises InvalidRequest, ContextLengthExceeded."""
+    """Refuse a prompt that is none, or leaves no room for `more` tokens.
+
+    Raises InvalidRequest, ContextLengthExceeded.
+    """
     if not prompt_ids:
         raise InvalidRequest("the prompt is empty", param="prompt")
     if not all(0 <= token < vocab_size for token in prompt_ids):

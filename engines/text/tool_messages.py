@@ -1,7 +1,8 @@
 """Messages about tools in the shape that chat templates want.
 
-OpenAI's messages hold arguments as JSON text and tie results to calls by id; templates want arguments as objects, and some
-want names, ids of a certain shape or one call at a time. A template that knows no tools gets them as plain text.
+OpenAI's messages hold arguments as JSON text and tie results to calls by id; templates want arguments as objects,
+and some want names, ids of a certain shape or one call at a time. A template that knows no tools gets them as plain
+text.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ def for_template(
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Return the messages, and the tools, to render with the template. What was given is not changed.
 
-    `messages` are OpenAI's as plain objects, with contents as the template takes them; `tools` are OpenAI's definitions.
+    `messages` are OpenAI's as plain objects, with contents as the template takes them; `tools` are OpenAI's
+    definitions.
     """
     if form is None or form.native:
         return _native(messages, chat_template), tools or None

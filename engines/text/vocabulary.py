@@ -18,7 +18,8 @@ class Vocabulary:
         self._first: dict[int, bytes] = {}
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes of a token that follows others. b"" for an id that the tokenizer does not know (a padded vocabulary)."""
+        """Bytes of a token that follows others. b"" for an id that the tokenizer does not know (a padded
+        vocabulary)."""
         data = self._bytes.get(token_id)
         if data is None:
             data = self._bytes[token_id] = self._look_up(token_id, first=False)

@@ -1,7 +1,7 @@
 """Adapters in vLLM's slots.
 
-vLLM gets a copy of each adapter in the plain form, in which there is nothing to misread. The copy is kept while the adapter
-is in its slot: where vLLM misses a folder of one that computes, its whole engine ends.
+vLLM gets a copy of each adapter in the plain form, in which there is nothing to misread. The copy is kept while the
+adapter is in its slot: where vLLM misses a folder of one that computes, its whole engine ends.
 """
 
 import asyncio

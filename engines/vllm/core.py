@@ -1,7 +1,7 @@
 """vLLM's asyncio engine as an `Engine`.
 
-It lives in a process of its own (`process.py`), and vLLM starts others below that. Once they have died it says so and stays
-dead: the server starts another process.
+It lives in a process of its own (`process.py`), and vLLM starts others below that. Once they have died it says so
+and stays dead: the server starts another process.
 """
 
 import asyncio
@@ -249,7 +249,10 @@ class VllmCore:
             await asyncio.gather(computing, return_exceptions=True)
 
     async def _compute(self, llm: AsyncLLM, request: GenerationRequest, running: _Running) -> None:
-        """Have vLLM make the outputs. Apart from who reads them, so that an adapter can be unloaded under a slow reader."""
+        """Have vLLM make the outputs.
+
+        Apart from who reads them, so that an adapter can be unloaded under a slow reader.
+        """
         try:
             async with self._turns.use(request.adapter) as turn:
                 running.begun = time.monotonic()

@@ -1,9 +1,9 @@
 """How vLLM's processes wait for one another on a CPU.
 
-vLLM has them look again and again for the other's message, giving up the core (`sched_yield`) only for a moment each time.
-That takes cores from what computes, and on a machine with few cores it has kept the server's process waiting for tens of
-seconds. To sleep the same short time between all looks is better, but wakes up hundreds of times in a step, each time in
-the way of what computes: the longer a wait has lasted, the longer its next sleep is.
+vLLM has them look again and again for the other's message, giving up the core (`sched_yield`) only for a moment each
+time. That takes cores from what computes, and on a machine with few cores it has kept the server's process waiting
+for tens of seconds. To sleep the same short time between all looks is better, but wakes up hundreds of times in a
+step, each time in the way of what computes: the longer a wait has lasted, the longer its next sleep is.
 """
 
 import threading

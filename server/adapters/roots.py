@@ -20,7 +20,8 @@ class AdapterRoots:
         """The real folder that `path` names; a relative path is relative to a root. `param` is the field it came in.
 
         Raises NotFound where nothing is there, and InvalidRequest, in the same words whatever is there, where `path`
-        leads out of the roots: by itself, by `..` or by a symbolic link. (Links in the folder are not followed later on.)
+        leads out of the roots: by itself, by `..` or by a symbolic link. (Links in the folder are not followed later
+        on.)
         """
         if not self._roots:
             message = f"{param!r}: this server was started without adapter_roots, so its API loads no adapters."

@@ -21,7 +21,8 @@ from server.parts import make_parts
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
-"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a request."""
+"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a
+request."""
 BACKLOG = 2048
 """Connections that may wait to be taken."""
 CLOSING_SECONDS = 5

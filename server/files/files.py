@@ -111,7 +111,10 @@ class Files:
         *,
         expires_after: int | None = None,
     ) -> FileObject:
-        """A new file, of which `content` is read to its end. Raises StorageFull, Conflict, and what `content` raises."""
+        """A new file, of which `content` is read to its end.
+
+        Raises StorageFull, Conflict, and what `content` raises.
+        """
         async with self.storing(content) as stored:
             file = stored.as_file(purpose, filename, expires_after=expires_after)
             await self.keep(file)
@@ -119,7 +122,10 @@ class Files:
 
     @contextlib.asynccontextmanager
     async def storing(self, content: Path | bytes | AsyncIterator[bytes]) -> AsyncIterator["Content"]:
-        """The content is stored for the block, which is to `keep` or `add` a file of it. Where the block raises, it is gone."""
+        """The content is stored for the block, which is to `keep` or `add` a file of it.
+
+        Where the block raises, it is gone.
+        """
         storage = self._open_storage()
         id = new_id("file-")
         stored = await storage.store(id, _pieces(content))

@@ -85,7 +85,8 @@ def _check(fields: UploadFields, filename: str, purposes: Collection[Purpose]) -
         raise InvalidRequest(f"This API key uploads no files for {fields.purpose!r}.", param="purpose")
     if not filename.lower().endswith(".jsonl"):
         raise InvalidRequest(
-            f"A file for {fields.purpose!r} is JSON Lines, and named so: it must end in .jsonl (got {filename[-60:]!r}).",
+            f"A file for {fields.purpose!r} is JSON Lines, and named so: it must end in .jsonl "
+            f"(got {filename[-60:]!r}).",
             param="file",
         )
 

@@ -1,4 +1,5 @@
-"""What creates a fine-tuning job, as it arrives: OpenAI's fields, and `parameters` for everything that it has none for."""
+"""What creates a fine-tuning job, as it arrives: OpenAI's fields, and `parameters` for everything that it has none
+for."""
 
 from typing import Annotated, Any, Literal, Self
 

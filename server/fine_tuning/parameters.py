@@ -1,4 +1,5 @@
-"""The extra field `parameters` of a fine-tuning job: which of the command line's parameters a client may choose here."""
+"""The extra field `parameters` of a fine-tuning job: which of the command line's parameters a client may choose
+here."""
 
 import os
 from collections.abc import Mapping

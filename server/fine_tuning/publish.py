@@ -36,7 +36,10 @@ class NotPublished(TuneserveError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
-    """The hooks of running jobs. The names that it gives are in the registry before any row of the database says them."""
+    """The hooks of running jobs.
+
+    The names that it gives are in the registry before any row of the database says them.
+    """
 
     model: ServedModel
     served: DeployParams

@@ -94,8 +94,8 @@ async def check_announced(request: Request, stream: AsyncIterator[bytes], limit:
 
 
 async def linger(stream: AsyncIterator[bytes]) -> None:
-    """Let the rest of a body that is refused come, for a while: a client that finds the connection closed while it still
-    sends may not get to see why."""
+    """Let the rest of a body that is refused come, for a while: a client that finds the connection closed while it
+    still sends may not get to see why."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
             async for _ in stream:

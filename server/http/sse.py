@@ -30,10 +30,10 @@ async def stream_events(
 ) -> StreamingResponse:
     """Answer with the events that `work` sends, each serialised as JSON, then `[DONE]`.
 
-    The first event must not come before the engine's first output: an error in its place is raised here, and so gets an
-    answer with a status. Only where the first output takes longer than `keep_alive` seconds does the stream open
-    without it; an error then goes into the stream, as any later one does. `work` is cancelled as soon as the client goes
-    away.
+    The first event must not come before the engine's first output: an error in its place is raised here, and so gets
+    an answer with a status. Only where the first output takes longer than `keep_alive` seconds does the stream open
+    without it; an error then goes into the stream, as any later one does. `work` is cancelled as soon as the client
+    goes away.
     """
     events = _Events(work)
     try:

@@ -52,7 +52,10 @@ class FixedDevices:
 
 
 def parse(text: str) -> list[Device]:
-    """nvidia-smi's answer. A GPU that does not tell its memory, as some do that share it with the CPU, counts as free."""
+    """nvidia-smi's answer.
+
+    A GPU that does not tell its memory, as some do that share it with the CPU, counts as free.
+    """
     devices = []
     for line in filter(None, map(str.strip, text.splitlines())):
         id, _, free = (part.strip() for part in line.partition(","))

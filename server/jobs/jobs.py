@@ -165,7 +165,8 @@ class Jobs:
         metadata: Mapping[str, str] | None = None,
         fine_tuning: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of `task`.
+        """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of
+        `task`.
 
         Raises InvalidRequest where it asks for more GPUs than there are.
         """

@@ -1,4 +1,5 @@
-"""What a job of the API may name: the served model, ids on the hub, uploaded files, other jobs, and what lies in `job_roots`.
+"""What a job of the API may name: the served model, ids on the hub, uploaded files, other jobs, and what lies in
+`job_roots`.
 
 Nothing else of this machine is read, and a path that leads elsewhere is refused in the same words whatever is there.
 """
@@ -51,7 +52,8 @@ class Sources:
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
 
     async def resolve(self, kind: type[Params], given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
-        """`given`, parameters of `kind`, with real folders and files in place of names; what was uploaded is in the job's own folder then.
+        """`given`, parameters of `kind`, with real folders and files in place of names; what was uploaded is in the
+        job's own folder then.
 
         Raises InvalidRequest and NotFound, whose `param` is `parameters.NAME`; StorageFull.
         """

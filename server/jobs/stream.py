@@ -1,5 +1,5 @@
-"""A job's events as server-sent events: those that were told, then each as it comes, until the job has ended or the server
-stops.
+"""A job's events as server-sent events: those that were told, then each as it comes, until the job has ended or the
+server stops.
 
 The id of an event is its number in the table, so that a client that comes back goes on where it was.
 """

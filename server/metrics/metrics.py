@@ -105,8 +105,8 @@ class Metrics:
     def watch(self, request: GenerationRequest) -> "Iterator[Watch]":
         """Measure a request from here to the end of the block, which shows each output to `see`.
 
-        Outputs that are still open when the engine ends by itself were finished from above, by a stop string. Those that
-        are open when the block is left early were aborted.
+        Outputs that are still open when the engine ends by itself were finished from above, by a stop string. Those
+        that are open when the block is left early were aborted.
         """
         watch = Watch(self, request)
         how_the_rest_ended = "abort"

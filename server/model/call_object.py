@@ -1,8 +1,8 @@
 """A tool call's JSON, read character by character while the model writes it.
 
-`{"name": "f", "arguments": {...}}`: as soon as the name is known and the arguments have begun, their text can be sent on
-as it comes. Everything is checked against JSON's grammar on the way, so that text which only looks like a call is told
-apart early.
+`{"name": "f", "arguments": {...}}`: as soon as the name is known and the arguments have begun, their text can be
+sent on as it comes. Everything is checked against JSON's grammar on the way, so that text which only looks like a
+call is told apart early.
 """
 
 import json
@@ -119,7 +119,8 @@ class CallObject:
         return name if self._names is None or name in self._names else None
 
     def _whole_arguments(self) -> str | None:
-        """The arguments of a call that could not be sent on as it came: they came first, or as a string, or not at all."""
+        """The arguments of a call that could not be sent on as it came: they came first, or as a string, or not at
+        all."""
         value = next((self._members[key].strip() for key in ARGUMENT_KEYS if key in self._members), None)
         if value is None:
             return "{}" if self._names is None else None

@@ -1,4 +1,5 @@
-"""The constraint on an answer, of all that asks for one: tools that must be called, a response format, reasoning first."""
+"""The constraint on an answer, of all that asks for one: tools that must be called, a response format, reasoning
+first."""
 
 import re
 from collections.abc import Mapping
@@ -25,9 +26,9 @@ def constrain(
 ) -> Structured | None:
     """Return what the engine has to enforce, None for free text.
 
-    Calls that must be made (and, where the start of a call is a token of its own, calls of strict tools that may be made)
-    follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either. `reasoning`:
-    the block that may come, or with `reasoning_open` must come, first.
+    Calls that must be made (and, where the start of a call is a token of its own, calls of strict tools that may be
+    made) follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either.
+    `reasoning`: the block that may come, or with `reasoning_open` must come, first.
     """
     body = _body(tools, form, structured)
     if body is None:

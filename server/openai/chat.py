@@ -70,8 +70,8 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
 
 
 def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
-    """The variables for the chat template; `reasoning_effort` is one where the template knows it, or can be told whether
-    to think at all."""
+    """The variables for the chat template; `reasoning_effort` is one where the template knows it, or can be told
+    whether to think at all."""
     effort = body.reasoning_effort
     if effort is None:
         return body.chat_template_kwargs

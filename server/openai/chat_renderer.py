@@ -84,7 +84,8 @@ class ChatChoice:
     # --- in pieces
 
     def pieces(self, delta: AnswerDelta) -> list[dict[str, Any]]:
-        """The delta as choices of chunks: none where it has nothing to say yet, several where it says several things."""
+        """The delta as choices of chunks: none where it has nothing to say yet, several where it says several
+        things."""
         pieces = [] if self._begun else [self._piece({"role": "assistant", "content": self._echoed})]
         self._begun = True
         told = len(pieces)

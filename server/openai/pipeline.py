@@ -3,10 +3,9 @@
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
 2. `check_fields`         fields that exclude each other, whatever the model
 3. `AdapterRegistry`      a model that is not served
-4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its context
-5. `to_sampling`          values out of this model's ranges
-6. `check_capabilities`   what this engine does not support
-7. `Engine.generate`      a full queue, an engine that is not there
+4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its
+context 5. `to_sampling`          values out of this model's ranges 6. `check_capabilities`   what this engine does
+not support 7. `Engine.generate`      a full queue, an engine that is not there
 
 The first two are done before the model is looked up, and all but the last before the engine hears of the request.
 """

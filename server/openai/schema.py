@@ -101,8 +101,8 @@ class ContentPart(RequestBody):
 
 
 Returned = Annotated[Any, Field(exclude=True)]
-"""A field of answers, or of what OpenAI's SDK makes of them, that has no effect as input: it is taken, so that an answer
-can be sent back as it came, and then left out."""
+"""A field of answers, or of what OpenAI's SDK makes of them, that has no effect as input: it is taken, so that an
+answer can be sent back as it came, and then left out."""
 
 
 class FunctionCall(RequestBody):

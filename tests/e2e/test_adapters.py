@@ -1,4 +1,5 @@
-"""Adapters as a user has them: `tuneserve deploy` on the pt engine, PEFT's folders, OpenAI's SDK, and what is killed."""
+"""Adapters as a user has them: `tuneserve deploy` on the pt engine, PEFT's folders, OpenAI's SDK, and what is
+killed."""
 
 import asyncio
 import signal

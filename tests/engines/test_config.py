@@ -1,4 +1,5 @@
-"""What a parameter says of engines is what their configurations are made of: given another value, those alone differ."""
+"""What a parameter says of engines is what their configurations are made of: given another value, those alone
+differ."""
 
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin

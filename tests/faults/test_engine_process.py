@@ -173,7 +173,8 @@ def adapter_folder(engine: PtEngine, tmp_path: Path) -> Callable[[int], Path]:
 async def test_adapters_are_back_after_the_process_was_killed(
     engine: PtEngine, adapter_folder: Callable[[int], Path]
 ) -> None:
-    """Those that were there; not one that was being loaded, nor one that is unloaded before the next process is there."""
+    """Those that were there; not one that was being loaded, nor one that is unloaded before the next process is
+    there."""
     for seed, version in enumerate(("kept", "gone", "unloaded")):
         await engine.load_adapter(version, adapter_folder(seed))
     expected = (await answer(engine, request(adapter="kept"))).token_ids

@@ -1,4 +1,5 @@
-"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...}, "hosted": true}'`.
+"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...},
+"hosted": true}'`.
 
 Hosted, the engine runs in a process of its own.
 """

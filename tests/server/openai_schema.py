@@ -42,8 +42,8 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def _json_schema(node: Any) -> Any:
-    """What the description still says in the way of OpenAPI 3.0, as JSON Schema says it: `nullable`, and a limit that is
-    itself excluded."""
+    """What the description still says in the way of OpenAPI 3.0, as JSON Schema says it: `nullable`, and a limit
+    that is itself excluded."""
     if isinstance(node, list):
         return [_json_schema(item) for item in node]
     if not isinstance(node, dict):

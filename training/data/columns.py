@@ -83,7 +83,10 @@ def shape_of(row: Any) -> str:
     for name, (needed, _) in SHAPES.items():
         if needed <= given:
             return name
-    known = "messages; conversations; instruction and output; query and response; prompt and completion; text; chosen and rejected"
+    known = (
+        "messages; conversations; instruction and output; query and response; prompt and completion; text; "
+        "chosen and rejected"
+    )
     if not given:
         raise BadRow("", f"the row is empty; it needs the fields of one of these: {known}")
     names = ", ".join(sorted(map(repr, given))[:8])
@@ -122,7 +125,8 @@ def _sharegpt(row: Row) -> Conversation:
 
 
 SHAREGPT_ROLES = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "bing": "assistant",
     "bard": "assistant", "assistant": "assistant", "model": "assistant", "function_call": "assistant",
     "observation": "tool", "tool": "tool",
 }  # fmt: skip
@@ -409,7 +413,10 @@ def _decoded(value: Any) -> Any:
 
 
 def _text_or_messages(value: Any) -> Any:
-    """Messages that are written as JSON text, as messages. Any other text is a text, also one that happens to be JSON."""
+    """Messages that are written as JSON text, as messages.
+
+    Any other text is a text, also one that happens to be JSON.
+    """
     decoded = _decoded(value)
     messages = decoded if isinstance(decoded, list) else [decoded]
     return decoded if all(isinstance(message, Mapping) and "role" in message for message in messages) else value

@@ -1,8 +1,8 @@
 """Rows to token ids, by the model's own template, and which of the tokens are learned.
 
-A conversation has the tokens that the chat endpoint would see and make: the prompt of each answer, as it is rendered for
-a request, and the answer behind it. Where a template writes an answer in another way once more messages follow it (it
-leaves out the reasoning, say), that answer is learned in a sample of its own: no one sequence holds both.
+A conversation has the tokens that the chat endpoint would see and make: the prompt of each answer, as it is rendered
+for a request, and the answer behind it. Where a template writes an answer in another way once more messages follow
+it (it leaves out the reasoning, say), that answer is learned in a sample of its own: no one sequence holds both.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,5 @@
-"""The rows of a file, one after another, with the line each begins at. Whatever the file holds, little of it is in memory.
+"""The rows of a file, one after another, with the line each begins at. Whatever the file holds, little of it is in
+memory.
 
 A file that is no data (binary, another encoding, a line without end) is found out within MAX_ROW bytes.
 """

@@ -24,8 +24,8 @@ class Dropped:
 
 
 def usable(source: Source, params: SftParams, learns: Learns, dropped: Dropped) -> Iterator[tuple[str, Any]]:
-    """The rows as they are in the data, and where each of them is. Raises BadData: at the first that cannot be used, where `strict` is set; else
-    at the end, where there was none that can."""
+    """The rows as they are in the data, and where each of them is. Raises BadData: at the first that cannot be used,
+    where `strict` is set; else at the end, where there was none that can."""
     shape: str | None = None
     count = 0
     for found in source.rows(params):

@@ -47,4 +47,7 @@ class Method(ABC, Generic[P]):
 
     @abstractmethod
     def trainer(self, job: "Training[P]") -> Any:
-        """A Trainer behind a JobTrainer, with this method's loss and way to make batches of rows. Raises InvalidRequest."""
+        """A Trainer behind a JobTrainer, with this method's loss and way to make batches of rows.
+
+        Raises InvalidRequest.
+        """

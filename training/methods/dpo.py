@@ -61,9 +61,9 @@ class Dpo(Method[RlhfParams]):
     def losses(self, params: RlhfParams) -> dict[str, float]:
         """TRL's names of the losses to add up, with their weights.
 
-        With label smoothing e, DPO's loss is (1 - e) L(x) + e L(-x), where L(x) = -log sigmoid(x) (Mitchell 2023, "A note on
-        DPO with noisy preferences"). TRL's `sigmoid` is L(x) whatever e is; its `robust` is (that with -e) / (1 - 2e). As
-        L(-x) = L(x) + x, what is wanted is (2 - 2e) sigmoid - (1 - 2e) robust.
+        With label smoothing e, DPO's loss is (1 - e) L(x) + e L(-x), where L(x) = -log sigmoid(x) (Mitchell 2023, "A
+        note on DPO with noisy preferences"). TRL's `sigmoid` is L(x) whatever e is; its `robust` is (that with -e) /
+        (1 - 2e). As L(-x) = L(x) + x, what is wanted is (2 - 2e) sigmoid - (1 - 2e) robust.
         """
         smoothing = params.label_smoothing
         losses = {"sigmoid": 2 - 2 * smoothing, "robust": 2 * smoothing - 1} if smoothing else {"sigmoid": 1.0}

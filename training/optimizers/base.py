@@ -24,4 +24,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def make(self, model: Any, params: SftParams, arguments: Any) -> Any:
-        """A torch optimizer for the weights of `model` that are trained. `arguments`: transformers' TrainingArguments."""
+        """A torch optimizer for the weights of `model` that are trained.
+
+        `arguments`: transformers' TrainingArguments.
+        """

@@ -1,22 +1,23 @@
 """The hyperparameters of a fine-tuning job that its user left at `"auto"`: chosen from data, model and method.
 
-What decides is how far the weights of an adapter travel: about the learning rate times the number of steps. A rate that
-teaches 10,000 lines leaves 60 of them unlearned, as they make too few steps. Measured on SmolLM2-135M-Instruct, LoRA of
-rank 8 and alpha 32 over all linear layers, 60 short lines of a new identity, 3 epochs in batches of 4: at 1e-3 the model
-names itself in every phrasing, at 1e-4 (the reference's default) it has learned nothing. So:
+What decides is how far the weights of an adapter travel: about the learning rate times the number of steps. A rate
+that teaches 10,000 lines leaves 60 of them unlearned, as they make too few steps. Measured on SmolLM2-135M-Instruct,
+LoRA of rank 8 and alpha 32 over all linear layers, 60 short lines of a new identity, 3 epochs in batches of 4: at
+1e-3 the model names itself in every phrasing, at 1e-4 (the reference's default) it has learned nothing. So:
 
 - **n_epochs**: 3, more where the data is so small that these make too few steps (at least SAMPLES_TO_LEARN samples are
   seen, in at most MAX_EPOCHS rounds), fewer where it is so large that 3 rounds would teach it by heart.
 - **batch_size**: the largest power of two, up to MAX_BATCH, that leaves about STEPS_TO_LEARN steps. LoRA bears large
   batches less well than full training does, so it stops there.
 - **learning_rate_multiplier**: times BASE_LEARNING_RATE. A wider model wants a lower rate: the best rate of LoRA falls
-  with about the width to the power of 0.78 ("LoRA Without Regret", Thinking Machines 2025), and width grows with about
-  the weights to the power of 0.45, so the rate falls with the weights to the power of 0.35, through what was measured. It
-  hardly depends on the rank, as the adapter's output is divided by that. From STEPS_AT_FULL_RATE steps on it falls with
-  their square root: 10,000 lines are learned at a rate that does not undo what the model knew. DPO learns at a fifth of
-  all that: its loss has no floor, so that rates that teach answers drive the pairs apart until the text falls to pieces.
-  Measured on the same model, 60 pairs, 3 epochs in batches of 4 at 2e-4: every pair's better answer is preferred, and
-  questions that were not among them get answers of the better kind, in whole sentences.
+  with about the width to the power of 0.78 ("LoRA Without Regret", Thinking Machines 2025), and width grows with
+  about the weights to the power of 0.45, so the rate falls with the weights to the power of 0.35, through what was
+  measured. It hardly depends on the rank, as the adapter's output is divided by that. From STEPS_AT_FULL_RATE steps
+  on it falls with their square root: 10,000 lines are learned at a rate that does not undo what the model knew. DPO
+  learns at a fifth of all that: its loss has no floor, so that rates that teach answers drive the pairs apart until
+  the text falls to pieces. Measured on the same model, 60 pairs, 3 epochs in batches of 4 at 2e-4: every pair's
+  better answer is preferred, and questions that were not among them get answers of the better kind, in whole
+  sentences.
 - **beta** of DPO: 0.1, the reference's.
 """
 
@@ -40,7 +41,8 @@ MEASURED_RATE = 1e-3
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 2e-3
 STEPS_AT_FULL_RATE = 200
 UNKNOWN_WEIGHTS = 1e9
-"""Where nobody could say how large the model is: the rate is then right within a factor of two from 0.2 to 8 billion."""
+"""Where nobody could say how large the model is: the rate is then right within a factor of two from 0.2 to 8
+billion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Choices that transformers' trainer offers by name, for parameters of that name. A test compares them with the library."""
+"""Choices that transformers' trainer offers by name, for parameters of that name.
+
+A test compares them with the library.
+"""
 
 from typing import Annotated, Literal
 

@@ -66,7 +66,10 @@ class SftParams(
     packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None
-    """Tokenise samples when they are needed instead of all before training. Unless given, for multimodal models only."""
+    """Tokenise samples when they are needed instead of all before training.
+
+    Unless given, for multimodal models only.
+    """
     acc_strategy: Literal["seq", "token"] = "token"
     """Whether accuracy counts tokens, or whole sequences that have every token right."""
     max_new_tokens: Annotated[int, About(one_run=True, most=4096)] = Field(64, ge=1)

@@ -141,7 +141,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InvalidAdapter(message, param="adapters")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
-        message = f"init_lora_weights {init!r} changed the base model's weights: save the adapter relative to the original ones"
+        message = (
+            f"init_lora_weights {init!r} changed the base model's weights: "
+            "save the adapter relative to the original ones"
+        )
         raise InvalidAdapter(message, param="adapters")
     if config.get("ensure_weight_tying"):
         raise InvalidAdapter("ensure_weight_tying: weights tied within the adapter are not merged", param="adapters")

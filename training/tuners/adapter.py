@@ -50,7 +50,10 @@ class AdapterTuner(Tuner):
 
 
 def targets(params: SftParams) -> str | list[str]:
-    """PEFT's `target_modules`, which takes a text for a regular expression, `all-linear` aside. Raises InvalidRequest."""
+    """PEFT's `target_modules`, which takes a text for a regular expression, `all-linear` aside.
+
+    Raises InvalidRequest.
+    """
     if params.target_regex is not None:
         return params.target_regex
     if params.target_modules == ("all-linear",):

@@ -24,7 +24,10 @@ class Tuned:
         """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
 
     def resume(self, checkpoint: Path) -> Path:
-        """Make the model ready to go on from `checkpoint`. Returns the folder that the trainer loads its weights from."""
+        """Make the model ready to go on from `checkpoint`.
+
+        Returns the folder that the trainer loads its weights from.
+        """
         return checkpoint
 
 

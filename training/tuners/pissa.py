@@ -1,9 +1,9 @@
 """PiSSA (Meng et al. 2024, arXiv:2404.02948): an adapter that starts as the largest singular directions of each weight,
 which are taken out of the base model, W = W' + s B0 A0.
 
-So what is learned fits the changed base model only. A checkpoint holds instead the adapter of twice the rank that does the
-same to the model as it was, s (B A - B0 A0) = s [B, -B0] [A; A0] (their appendix C), and, in `pissa/`, what training goes
-on from.
+So what is learned fits the changed base model only. A checkpoint holds instead the adapter of twice the rank that
+does the same to the model as it was, s (B A - B0 A0) = s [B, -B0] [A; A0] (their appendix C), and, in `pissa/`, what
+training goes on from.
 """
 
 import json
@@ -16,7 +16,8 @@ from training.refusal import Refusal
 from training.tuners.base import Tuned
 
 INNER = "pissa"
-"""A checkpoint's folder of what training goes on from; the word of `init_weights`, and the beginning of its variants."""
+"""A checkpoint's folder of what training goes on from; the word of `init_weights`, and the beginning of its
+variants."""
 BEGAN = "initial.safetensors"
 
 
@@ -81,8 +82,8 @@ def _make_plain(checkpoint: Path, began: dict[str, Any]) -> None:
 
 
 def _take_out_instead(model: Any, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Put back into the base model what was taken out of it now, and take out what the checkpoint had taken out: singular
-    vectors that are computed twice can differ."""
+    """Put back into the base model what was taken out of it now, and take out what the checkpoint had taken out:
+    singular vectors that are computed twice can differ."""
     import torch
     from peft.tuners.lora import LoraLayer
 

@@ -50,8 +50,8 @@ static __attribute__((noinline)) void add(float *y, float factor, const float *r
 
 RUN(1) RUN(2) RUN(3) RUN(4)
 
-/* Rows by slot, those without one left out, as tasks: `order[starts[task]]` to `order[starts[task + 1] - 1]`. Returns how
- * many; both arrays have room for rows + 1. */
+/* Rows by slot, those without one left out, as tasks: `order[starts[task]]` to `order[starts[task + 1] - 1]`. Returns
+ * how many; both arrays have room for rows + 1. */
 static int deal_out(const int32_t *slots, int rows, int *order, int *starts) {
   int highest = -1, dealt = 0, tasks = 0;
   for (int t = 0; t < rows; t++) highest = slots[t] > highest ? slots[t] : highest;

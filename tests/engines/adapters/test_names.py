@@ -28,7 +28,8 @@ def test_a_name_as_they_are_in_use_is_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "a b", ".", "..", ".hidden", "a/../b", "a//b", "/a", "a/", "a/.b", "-x", ":x", "a@1", "ä", "a\n", "a\0", "a\\b",
+    ["", " ", "a b", ".", "..", ".hidden", "a/../b", "a//b", "/a", "a/",
+     "a/.b", "-x", ":x", "a@1", "ä", "a\n", "a\0", "a\\b",
      "a%2fb", "x" * (LONGEST + 1)],
 )  # fmt: skip
 def test_what_could_be_taken_for_something_else_is_no_name(name: str) -> None:

@@ -1,4 +1,5 @@
-"""Names, versions and those who use them, on the engine without a model: its answers tell the version that they used."""
+"""Names, versions and those who use them, on the engine without a model: its answers tell the version that they
+used."""
 
 import asyncio
 import shutil

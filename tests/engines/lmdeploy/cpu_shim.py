@@ -1,7 +1,9 @@
-"""Lets the real LMDeploy PyTorch engine run on a CPU: its loop, scheduler, paging, sampler, model code and LoRA routing.
+"""Lets the real LMDeploy PyTorch engine run on a CPU: its loop, scheduler, paging, sampler, model code and LoRA
+routing.
 
-What is not real: streams, events and the memory of CUDA, the device's name, and three kernels (attention, LoRA, sampling),
-which become plain torch on LMDeploy's own default operators. LMDeploy itself calls devices other than CUDA patches.
+What is not real: streams, events and the memory of CUDA, the device's name, and three kernels (attention, LoRA,
+sampling), which become plain torch on LMDeploy's own default operators. LMDeploy itself calls devices other than
+CUDA patches.
 """
 
 import contextlib

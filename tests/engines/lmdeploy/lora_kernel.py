@@ -1,4 +1,5 @@
-"""LMDeploy's own LoRA kernel, in Triton's interpreter: is a slot that was overwritten in place what it then computes with?
+"""LMDeploy's own LoRA kernel, in Triton's interpreter: is a slot that was overwritten in place what it then computes
+with?
 
 Run by the Python of LMDeploy's environment; prints the largest errors before and after as JSON.
 """

@@ -1,4 +1,5 @@
-"""Where adapters cannot be written into the running model, it is built anew with them, and nobody notices but by waiting."""
+"""Where adapters cannot be written into the running model, it is built anew with them, and nobody notices but by
+waiting."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -15,8 +15,8 @@ PATIENCE = 30
 BY_COMMAND = """
 import subprocess, sys, time
 from engines.process.children import with_parent_death_signal
-child = subprocess.Popen(with_parent_death_signal([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]),
-                         stdout=subprocess.PIPE)
+sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+child = subprocess.Popen(with_parent_death_signal(sleeper), stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(600)

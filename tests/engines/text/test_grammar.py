@@ -28,7 +28,10 @@ NESTED: list[dict[str, Any]] = [
         "$defs": {
             "node": {
                 "type": "object",
-                "properties": {"value": {"type": "boolean"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+                "properties": {
+                    "value": {"type": "boolean"},
+                    "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+                },
                 "required": ["value", "next"],
                 "additionalProperties": False,
             }

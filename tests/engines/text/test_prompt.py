@@ -1,4 +1,5 @@
-"""Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the reason."""
+"""Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the
+reason."""
 
 from copy import deepcopy
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""vLLM's answers are those of the same checkpoint in plain transformers, with PEFT's adapters merged into its weights."""
+"""vLLM's answers are those of the same checkpoint in plain transformers, with PEFT's adapters merged into its
+weights."""
 
 import asyncio
 import json

@@ -66,7 +66,10 @@ async def sleep(model: str) -> dict[str, bool]:
 
 
 def tokens_of_a_step(model: str) -> dict[str, int]:
-    """What `max_num_batched_tokens` is unless told. On two processes: on one, no way of using vLLM differs from another."""
+    """What `max_num_batched_tokens` is unless told.
+
+    On two processes: on one, no way of using vLLM differs from another.
+    """
     asked: dict[str, Any] = {"model": model, "tensor_parallel_size": 2}
     settings = {
         "ours": engine_settings(VllmConfig(**asked), describe(load_config(model)), lora=False),

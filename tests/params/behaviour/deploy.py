@@ -1,4 +1,5 @@
-"""What is seen of a server: its answers, its files, its log, what reaches its engine, and the engine's configuration."""
+"""What is seen of a server: its answers, its files, its log, what reaches its engine, and the engine's
+configuration."""
 
 import contextlib
 import json

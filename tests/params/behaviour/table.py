@@ -59,8 +59,8 @@ def _with(base: Given, name: str, value: Any) -> dict[str, Any]:
 
 
 def another_value(params: type[Params], name: str, needed: Any) -> Any:
-    """A value that the parameter's type takes and that is neither its default nor the one needed. Raises LookupError where
-    there is none."""
+    """A value that the parameter's type takes and that is neither its default nor the one needed. Raises LookupError
+    where there is none."""
     default = params.model_fields[name].get_default(call_default_factory=True)
     for value in _values(params.model_fields[name].annotation):
         if value not in (default, needed) and _takes(params, name, value):

@@ -1,4 +1,5 @@
-"""Every parameter that `deploy` accepts with an engine changes something that can be seen; every other is refused by name."""
+"""Every parameter that `deploy` accepts with an engine changes something that can be seen; every other is refused by
+name."""
 
 import re
 from pathlib import Path

@@ -210,7 +210,8 @@ TABLES: dict[str, dict[str, Row]] = {
 
 PARAMS: dict[str, type[Params]] = {"sft": SftParams, "pt": PtParams, "rlhf": RlhfParams, "merge": MergeParams}
 NEEDED: dict[str, dict[str, Any]] = {
-    "sft": {"model": "m"}, "pt": {"model": "m"}, "rlhf": {"model": "m", "rlhf_type": "dpo"}, "merge": {"adapters": ["a"]},
+    "sft": {"model": "m"}, "pt": {"model": "m"}, "rlhf": {"model": "m", "rlhf_type": "dpo"},
+    "merge": {"adapters": ["a"]},
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""What is seen of a training: its rows, its events, the files it writes, and the arguments that libraries get from it."""
+"""What is seen of a training: its rows, its events, the files it writes, and the arguments that libraries get from
+it."""
 
 import json
 from collections.abc import Iterator

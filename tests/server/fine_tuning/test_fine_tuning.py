@@ -1,4 +1,5 @@
-"""/v1/fine_tuning/jobs on EchoEngine, with workers that take milliseconds: OpenAI's objects from the file to the model."""
+"""/v1/fine_tuning/jobs on EchoEngine, with workers that take milliseconds: OpenAI's objects from the file to the
+model."""
 
 import json
 from collections.abc import Iterator

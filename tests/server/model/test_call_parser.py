@@ -49,8 +49,8 @@ FOUND = [
     ("hermes", '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
     ("hermes", '<tool_call>{"name": "add", "arguments": null}</tool_call>', "", [("add", "{}")]),
-    ("hermes", '<tool_call>{"name": "add", "arguments": {"a": [-0.5e+10, 123456789, true, null]}, "id": 5}</tool_call>', "",
-     [("add", '{"a": [-0.5e+10, 123456789, true, null]}')]),
+    ("hermes", '<tool_call>{"name": "add", "arguments": {"a": [-0.5e+10, 123456789, true, null]}, "id": 5}</tool_call>',
+     "", [("add", '{"a": [-0.5e+10, 123456789, true, null]}')]),
     ("hermes", '<tool_call>{"id": 7, "type": "function", "name": "add", "arguments": {}}', "", [("add", "{}")]),
     ("hermes", '<tool_call>{"name": "unheard-of", "arguments": {}}</tool_call>', "", [("unheard-of", "{}")]),
     ("llama3", '{"name": "add", "parameters": {"a": 1}}', "", [("add", '{"a": 1}')]),
@@ -128,8 +128,9 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut(form: str, text: str)
 
 
 FRAGMENTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", '{"name": "add"', ', "arguments": ',
-     ', "parameters": ', '{"a": 1}', "{", "}", "[", "]", ";", ",", '"', "\\", "\n", " ", "text", "add", "1.5", "null", "é日"]
+    ["<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", '{"name": "add"',
+     ', "arguments": ', ', "parameters": ', '{"a": 1}', "{", "}", "[", "]", ";", ",", '"', "\\", "\n", " ", "text",
+     "add", "1.5", "null", "é日"]
 )  # fmt: skip
 
 

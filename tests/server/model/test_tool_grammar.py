@@ -26,7 +26,8 @@ WEATHER = {
     "additionalProperties": False,
 }
 TREE = {
-    "$defs": {"node": {"type": "object", "properties": {"left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+    "$defs": {"node": {"type": "object", "properties": {"left": {
+                       "anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
                        "required": ["left"], "additionalProperties": False}},
     "type": "object", "properties": {"root": {"$ref": "#/$defs/node"}, "n": {"type": "integer"}},
     "required": ["root"], "additionalProperties": False,

@@ -45,8 +45,8 @@ LLAMA = """
 {{ message.content | tojson }}<|eot_id|>
 {%- else %}<|start_header_id|>{{ message.role }}<|end_header_id|>
 
-{% if tools and loop.first %}Respond in the format {"name": function name, "parameters": dictionary of argument name and \
-its value}. {% for tool in tools %}{{ tool | tojson }}{% endfor %} {% endif %}{{ message.content }}<|eot_id|>
+{% if tools and loop.first %}Respond in the format {"name": function name, "parameters": dictionary of argument name \
+and its value}. {% for tool in tools %}{{ tool | tojson }}{% endfor %} {% endif %}{{ message.content }}<|eot_id|>
 {%- endif %}
 {%- endfor %}<|start_header_id|>assistant<|end_header_id|>
 

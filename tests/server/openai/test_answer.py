@@ -1,4 +1,5 @@
-"""An answer over an engine that keeps to a script: what ends an output, and what becomes of errors and cancellations."""
+"""An answer over an engine that keeps to a script: what ends an output, and what becomes of errors and
+cancellations."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -119,9 +119,11 @@ BAD: list[tuple[Learns, Any, str]] = [
         "messages[0].content[0].type: must be 'text', not 'image_url': only text can be trained",
     ),
     ("answers", {"messages": [HI, {**HELLO, "weight": 0.5}]}, "messages[1].weight: must be 0 or 1, not 0.5"),
-    ("answers", {"messages": [{**HI, "weight": 1}, HELLO]}, "messages[0].weight: only messages of the assistant have one"),
+    ("answers", {"messages": [{**HI, "weight": 1}, HELLO]},
+         "messages[0].weight: only messages of the assistant have one"),
     ("answers", {"messages": [HI, {**HELLO, "weight": 0}]}, "messages: every message of the assistant has weight 0"),
-    ("answers", {"messages": [HI, HELLO], "tools": [{"type": "code"}]}, "tools[0].type: must be 'function', not 'code'"),
+    ("answers", {"messages": [HI, HELLO], "tools": [{"type": "code"}]},
+         "tools[0].type: must be 'function', not 'code'"),
     (
         "answers",
         {"messages": [HI, {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": 3}}]}]},
@@ -137,7 +139,8 @@ BAD: list[tuple[Learns, Any, str]] = [
     ("pairs", {"messages": [HI, HELLO]}, "there is no rejected answer to compare with"),
     ("pairs", {**SAME_PAIR["openai"], "input": "Hi"}, "input: must be an object with 'messages', not text"),
     ("pairs", {**SAME_PAIR["openai"], "input": {"messages": []}}, "input.messages: is empty"),
-    ("pairs", {**SAME_PAIR["openai"], "preferred_output": [HI]}, "preferred_output: there is no message of the assistant"),
+    ("pairs", {**SAME_PAIR["openai"], "preferred_output": [HI]},
+     "preferred_output: there is no message of the assistant"),
     ("labels", {"messages": [HI, HELLO]}, "label: there is none"),
     ("labels", {"messages": [HI, HELLO], "label": "maybe"}, "label: must be true or false, not 'maybe'"),
 ]  # fmt: skip

@@ -13,7 +13,8 @@ from training.pipelines import train as pipeline
 from training.report import Report
 
 QUICK: dict[str, Any] = {
-    "torch_dtype": "float32", "per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 1, "save_strategy": "no",
+    "torch_dtype": "float32", "per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 1,
+    "save_strategy": "no",
     "eval_strategy": "steps", "eval_steps": 2, "report_to": "none", "split_dataset_ratio": 0.0,
 }  # fmt: skip
 

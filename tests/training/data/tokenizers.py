@@ -15,7 +15,10 @@ THINKS_LAST = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Writes an answer in another way once more messages follow it, as Qwen3 and others that reason do."""
-MERGES = "{% for m in messages %}{{ 'qu' if m.role == 'assistant' }}{{ m.content }}{% endfor %}{{ 'qu' if add_generation_prompt }}"
+MERGES = (
+    "{% for m in messages %}{{ 'qu' if m.role == 'assistant' }}{{ m.content }}{% endfor %}"
+    "{{ 'qu' if add_generation_prompt }}"
+)
 """Without special tokens: a token of the answer may begin in the prompt."""
 
 

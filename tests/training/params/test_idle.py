@@ -1,4 +1,5 @@
-"""A parameter that the others keep from being read is refused by name, with what to do; one that asks for nothing is not."""
+"""A parameter that the others keep from being read is refused by name, with what to do; one that asks for nothing is
+not."""
 
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_going_on_from_a_whole_checkpoint_makes_the_adapter_anew() -> None:
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs", "needs min_lr or min_lr_rate"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs", "needs num_decay_steps"),
         ({"metric_for_best_model": "rouge-l"}, "metric_for_best_model", "choose loss, token_accuracy"),
-        ({"metric_for_best_model": "token_accuracy", "acc_strategy": "seq"}, "metric_for_best_model", "choose loss, seq"),
+        ({"metric_for_best_model": "token_accuracy", "acc_strategy": "seq"},
+         "metric_for_best_model", "choose loss, seq"),
     ],
     ids=str,
 )  # fmt: skip
