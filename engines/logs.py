@@ -1,4 +1,4 @@
-"""What all processes of a server log alike: where to, in which form, and for which HTTP request."""
+"""The log of all processes of a server: to stderr, in one format, each line with the HTTP request that it is about."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def configure_logging() -> None:
 
 
 class RequestFilter(logging.Filter):
-    """Gives each record `about`: the id of the HTTP request that it was logged for, in brackets, or nothing."""
+    """Gives each record `about`: the id of its HTTP request in brackets, or nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         request_id = _http_request_id.get()
@@ -28,7 +28,7 @@ class RequestFilter(logging.Filter):
 
 @contextmanager
 def about(http_request_id: str | None) -> Iterator[None]:
-    """What is logged within, also by tasks and threads that begin there, is logged for this HTTP request."""
+    """Lines logged in the block, also by tasks and threads that begin there, are about this HTTP request."""
     token = _http_request_id.set(http_request_id)
     try:
         yield

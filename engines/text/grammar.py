@@ -33,7 +33,7 @@ MAX_SCHEMA_DEPTH = 100
 """Nested objects and lists in the schema's own JSON; the compiler's reader stops at 128, ours is not to."""
 MAX_SCHEMA_NODES = 10_000
 MAX_PROPERTIES = 1_000
-"""Of one object: the compiler's time grows with their square."""
+"""Properties of one object: the compiler's time grows with their square."""
 MAX_REPEAT = 10_000
 """For minItems, maxItems and their like: the compiler spells each one out."""
 MAX_CHOICES = 10_000

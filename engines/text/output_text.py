@@ -38,7 +38,7 @@ class TextDelta:
     token_ids: tuple[int, ...]
     """The new tokens up to the one that ended the output, shown or not. They may be ahead of the text."""
     entries: tuple[TokenEntry, ...] = ()
-    """Where the request asked for logprobs: of the tokens whose text has been given by now."""
+    """Logprobs of the tokens whose text has been given by now, where the request asked for them."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string, or the stop token where it is not an end-of-sequence token, that ended the output."""

@@ -96,7 +96,7 @@ def _encode(event: Any) -> bytes:
 
 
 class _Events:
-    """What `work`, in a task of its own, has sent and is not written yet."""
+    """Events that `work` sends from a task of its own, kept until they are written."""
 
     def __init__(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         self._ready: list[bytes] = []
@@ -104,7 +104,7 @@ class _Events:
         self.ended = False
         """No more events will come. Some may be ready still."""
         self.error: Exception | None = None
-        """What ended them before their time."""
+        """The error that ended them early."""
         self._task = asyncio.create_task(self._run(work))
 
     async def _run(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:

@@ -38,7 +38,7 @@ class CompletionRenderer:
         return {**self._head, "choices": choices, "usage": usage.to_wire()}
 
     def _best(self) -> "list[CompletionChoice]":
-        """Of each prompt's outputs the n that the model finds likeliest, by the mean logprob of their tokens."""
+        """The n outputs of each prompt that the model finds likeliest, by the mean logprob of their tokens."""
         n, each = self._n, self._outputs_each
         groups = [self._choices[start : start + each] for start in range(0, len(self._choices), each)]
         if each > n:

@@ -1,6 +1,6 @@
 """The requests of chat completions and completions as they arrive: OpenAI's fields and vLLM's extras.
 
-Unknown fields are refused, types are strict, ranges are OpenAI's. What is well-formed but cannot be honoured is refused
+Unknown fields are refused, types are strict, ranges are OpenAI's. What is well-formed but not supported is refused
 by the steps of `server.openai.pipeline`, which know the model and its engine.
 """
 

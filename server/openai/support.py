@@ -35,14 +35,14 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((), "'function_call' is deprecated; use 'tool_choice'."),
     "suffix": ((), "Text cannot be inserted before a suffix."),
 }
-"""Fields of OpenAI's that cannot be honoured, the values that ask for nothing, and why."""
+"""Fields of OpenAI's that are not supported, the values that ask for nothing, and why."""
 
 
 def _check_supported(body: GenerationFields) -> None:
     for name in UNSUPPORTED.keys() & body.model_fields_set:
         allowed, reason = UNSUPPORTED[name]
         if getattr(body, name) not in allowed:
-            raise UnsupportedParameter(f"{name!r} cannot be honoured. {reason}", param=name)
+            raise UnsupportedParameter(f"{name!r} is not supported. {reason}", param=name)
 
 
 WIRE_NAMES = {
@@ -54,7 +54,7 @@ WIRE_NAMES = {
 
 
 def check_capabilities(request: GenerationRequest, capabilities: Capabilities, body: GenerationFields) -> None:
-    """Refuse what this engine cannot honour, by the name that the client gave it."""
+    """Refuse what this engine does not support, by the name that the client gave it."""
     names = {**WIRE_NAMES, "structured": _constrained_by(body)}
     sampling = request.sampling
     asked = {entry.name for entry in fields(sampling) if getattr(sampling, entry.name) != _neutral(entry.name)}
@@ -64,7 +64,7 @@ def check_capabilities(request: GenerationRequest, capabilities: Capabilities, b
     refused = asked & capabilities.unsupported
     if refused:
         param = names.get(name := min(refused), name)
-        raise UnsupportedParameter(f"This engine cannot honour {param!r}.", param=param)
+        raise UnsupportedParameter(f"This engine does not support {param!r}.", param=param)
     if sampling.structured is not None:
         _check_structured(sampling.structured.kind, sampling.num_beams, capabilities, param=names["structured"])
     if sampling.num_beams > capabilities.max_beams:

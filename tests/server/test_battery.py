@@ -249,7 +249,7 @@ def nested(levels: int) -> dict[str, Any]:
     ],
     ids=lambda fields: json.dumps(fields)[:60],
 )
-def test_chat_requests_that_cannot_be_honoured(client: Client, fields: dict[str, Any]) -> None:
+def test_chat_requests_that_are_not_supported(client: Client, fields: dict[str, Any]) -> None:
     reply = client.post("/v1/chat/completions", json=VALID["/v1/chat/completions"] | fields)
     assert_clients_fault(reply)
     assert "root:" not in reply.text  # no local file was read

@@ -346,7 +346,7 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("body", "param", "code"), REFUSED_CHAT, ids=[f"{param}: {code}" for _, param, code in REFUSED_CHAT]
 )
-def test_chats_that_cannot_be_honoured_are_refused_by_name(
+def test_chats_that_are_not_supported_are_refused_by_name(
     api: Api, body: dict[str, Any], param: str, code: str
 ) -> None:
     refusal = api.refused_chat(**body)
@@ -382,7 +382,7 @@ REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
     REFUSED_COMPLETION,
     ids=[", ".join(map(str, body.items()))[:60] for body, _, _ in REFUSED_COMPLETION],
 )
-def test_completions_that_cannot_be_honoured_are_refused_by_name(
+def test_completions_that_are_not_supported_are_refused_by_name(
     api: Api, body: dict[str, Any], param: str, code: str
 ) -> None:
     refusal = api.refused_completion(**body)
@@ -417,7 +417,7 @@ ENGINE_CANNOT: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("name", "body", "param"), ENGINE_CANNOT, ids=[param for _, _, param in ENGINE_CANNOT])
-def test_what_the_engine_cannot_honour_is_refused_by_its_wire_name(
+def test_what_the_engine_does_not_support_is_refused_by_its_wire_name(
     make_api: Callable[..., Api], path: str, name: str, body: dict[str, Any], param: str
 ) -> None:
     api = make_api(engine=RecordingEngine(unsupported=frozenset({name}), max_beams=8))
@@ -459,7 +459,7 @@ def test_an_engine_without_constraints_answers_what_needs_none(make_api: Callabl
     api.chat(tools=[TOOL], tool_choice="none")
 
 
-def test_other_kinds_of_constraints_than_the_engine_lacks_are_honoured(make_api: Callable[..., Api]) -> None:
+def test_other_kinds_of_constraints_than_the_engine_lacks_are_supported(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=RecordingEngine(structured=frozenset({"json_object"})))
     api.chat('{"a": 1}', response_format={"type": "json_object"})
 
