@@ -1,6 +1,6 @@
 """Why a parameter is refused, in the same words wherever it is found out."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from engines.params.about import NOT_SUPPORTED
 from engines.params.base import Params
@@ -19,9 +19,14 @@ def read_by_others_only(
 ) -> list[Refusal]:
     """Parameters that were given although `chosen` does not read them, but another value of the parameter `selector`
     would. `readers`: value -> the parameters that are read with it."""
-    given = sorted(name for name in params.model_fields_set - readers[chosen] if not _at_default(params, name))
-    found = [(name, [value for value, names in readers.items() if name in names]) for name in given]
+    unread = sorted(given(params, params.model_fields_set - readers[chosen]))
+    found = [(name, [value for value, names in readers.items() if name in names]) for name in unread]
     return [(name, f"only {selector} {' or '.join(values)} reads it") for name, values in found if values]
+
+
+def given(params: Params, names: Iterable[str]) -> list[str]:
+    """Those of `names` that were given a value other than their default."""
+    return [name for name in names if name in params.model_fields_set and not _at_default(params, name)]
 
 
 def _at_default(params: Params, name: str) -> bool:

@@ -9,12 +9,14 @@ import math
 import struct
 from pathlib import Path
 
-from engines.errors import TuneserveError
+from engines.errors import InvalidRequest, TuneserveError
+from training.data.aside import nothing_aside, rows_aside
 from training.data.columns import Learns
 from training.data.problems import BadData
 from training.data.rows import Dropped, usable
 from training.data.sources import Param, Source, sources
 from training.folder import JobError, Validation
+from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
 
 MAX_HEADER = 100 << 20
@@ -25,6 +27,7 @@ def check(params: SftParams, *, learns: Learns) -> Validation:
     try:
         rows = _rows(params, "dataset", learns)
         _rows(params, "val_dataset", learns)
+        _check_evaluation(params, rows)
     except TuneserveError as error:
         return Validation(
             error=JobError(code=error.code or "invalid_request", message=error.message, param=error.param)
@@ -33,6 +36,15 @@ def check(params: SftParams, *, learns: Learns) -> Validation:
         message = f"the data cannot be read: {error}"
         return Validation(error=JobError(code=BadData.code, message=message, param="dataset"))
     return Validation(rows=rows, model_parameters=model_parameters(params))
+
+
+def _check_evaluation(params: SftParams, rows: int) -> None:
+    """Raises InvalidRequest for a parameter of the evaluation, where the data leaves nothing to evaluate."""
+    if params.val_dataset or params.streaming or any(not source.files for source in sources(params, "dataset")):
+        return
+    for name in given_for_evaluation(params):
+        if not rows_aside(params, rows):
+            raise InvalidRequest(nothing_aside(params, rows), param=name)
 
 
 def _rows(params: SftParams, param: Param, learns: Learns) -> int:

@@ -56,6 +56,16 @@ class Labelled:
 
 Sample = Conversation | Text | Pair | Labelled
 
+
+def is_plain(sample: Sample) -> bool:
+    """Whether it is text without messages."""
+    match sample:
+        case Pair(chosen=answer) | Labelled(answer=answer):
+            return isinstance(answer, Text)
+        case _:
+            return isinstance(sample, Text)
+
+
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 """Columns that go with places in the text."""
 

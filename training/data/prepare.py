@@ -12,13 +12,15 @@ from typing import Any
 
 from engines.checkpoint.loading import load_config
 from engines.errors import InvalidRequest
+from training.data.aside import nothing_aside, rows_aside
 from training.data.cache import Made, kept
-from training.data.columns import Learns
+from training.data.columns import Learns, is_plain, read
 from training.data.encode import Encoded, Encoder, TooLong
 from training.data.packing import best_fit, pack_stream, packed
 from training.data.problems import BadData, BadRow
 from training.data.rows import Dropped, usable
 from training.data.sources import Param, Source, sources
+from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
 
 COLUMNS: dict[Learns, tuple[str, ...]] = {
@@ -106,6 +108,8 @@ class _Preparation:
         self._learns = learns
         self._limit = limit
         self._notes: list[str] = []
+        self._only_text = True
+        """Whether no conversation was met. Found out where `system` was given, which is for those."""
         self._folder = Path()
 
     def run(self, train: Sequence[Source], evaluation: Sequence[Source]) -> Made:
@@ -116,6 +120,8 @@ class _Preparation:
         self._folder = Path(tempfile.mkdtemp(prefix="tuneserve-data-"))
         try:
             rows = self._rows(train)
+            if self._params.system is not None and self._only_text:
+                self._notes.append("system is not used: the data is plain text, and has no messages")
             held = self._rows(evaluation) if evaluation else None
             if held is None:
                 rows, held = self._split(rows)
@@ -133,10 +139,8 @@ class _Preparation:
 
     def _source_rows(self, source: Source) -> Any:
         dropped = Dropped()
-        texts = (
-            {"row": json.dumps(row, default=str), "place": place}
-            for place, row in usable(source, self._params, self._learns, dropped)
-        )
+        usable_rows = usable(source, self._params, self._learns, dropped)
+        texts = ({"row": json.dumps(row, default=str), "place": place} for place, row in self._looked_at(usable_rows))
         rows = self._written(texts, {"row": "large_string", "place": "string"})
         if dropped.count:
             self._notes.append(
@@ -144,11 +148,19 @@ class _Preparation:
             )
         return rows if source.count is None else rows.select(_drawn(len(rows), source.count, self._params.data_seed))
 
+    def _looked_at(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for place, row in rows:
+            if self._params.system is not None and self._only_text:
+                self._only_text = is_plain(read(row, self._learns))
+            yield place, row
+
     def _split(self, rows: Any) -> tuple[Any, Any | None]:
-        aside = int(len(rows) * self._params.split_dataset_ratio)
+        aside = rows_aside(self._params, len(rows))
         if aside == len(rows):
             raise InvalidRequest("that leaves no row to train on", param="split_dataset_ratio")
         if aside == 0:
+            if given_for_evaluation(self._params):
+                self._notes.append(nothing_aside(self._params, len(rows)))
             return rows, None
         order = list(range(len(rows)))
         random.Random(self._params.data_seed).shuffle(order)

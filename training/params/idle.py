@@ -1,22 +1,14 @@
 """Parameters that a task reads, but not beside the others that were given: refused by name, never ignored."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from training.methods import METHODS
+from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
-from training.refusal import Refusal
+from training.refusal import Refusal, given
 from training.tuners import TUNERS
 
-EVALUATION = (
-    "eval_strategy",
-    "eval_steps",
-    "per_device_eval_batch_size",
-    "metric_for_best_model",
-    "greater_is_better",
-    "predict_with_generate",
-)
-"""Parameters that only an evaluation reads."""
 FOLLOW_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that go by what an evaluation found."""
 CONSTANT = ("constant", "constant_with_warmup")
@@ -34,7 +26,7 @@ class _Rule:
 
 def idle(params: SftParams) -> list[Refusal]:
     """Each parameter that was given a value of its own although the others keep it from being read, and why."""
-    found = [(name, rule.reason) for rule in RULES for name in _given(params, rule.names) if rule.holds(params)]
+    found = [(name, rule.reason) for rule in RULES for name in given(params, rule.names) if rule.holds(params)]
     return [
         *found,
         *_beside_an_adapter(params),
@@ -42,12 +34,6 @@ def idle(params: SftParams) -> list[Refusal]:
         *_unfit_schedule(params),
         *_unknown_metric(params),
     ]
-
-
-def _given(params: SftParams, names: Iterable[str]) -> list[str]:
-    """Those of `names` that were given a value other than their default."""
-    fields = type(params).model_fields
-    return [n for n in names if n in params.model_fields_set and getattr(params, n) != fields[n].get_default()]
 
 
 RULES = (
@@ -81,16 +67,15 @@ def _beside_an_adapter(params: SftParams) -> Iterator[Refusal]:
     there = "adapters" if params.adapters else "resume_from_checkpoint" if params.resume_only_model else None
     if there is None or tuner is None or tuner.makes != "adapter":
         return
-    for name in sorted(_given(params, tuner.reads)):
+    for name in sorted(given(params, tuner.reads)):
         yield name, f"training goes on with the adapter in {there}, which has its own: leave it out"
 
 
 def _without_evaluation(params: SftParams) -> Iterator[Refusal]:
     if (reason := _no_evaluation(params)) is None:
         return
-    for name in _given(params, EVALUATION):
-        if (name, params.eval_strategy) != ("eval_strategy", "no"):  # which is what happens
-            yield name, reason
+    for name in given_for_evaluation(params):
+        yield name, reason
     if params.lr_scheduler_type in FOLLOW_EVALUATION:
         yield "lr_scheduler_type", f"{params.lr_scheduler_type} follows the evaluations, and {reason}"
 
@@ -119,9 +104,9 @@ def _unfit_schedule(params: SftParams) -> Iterator[Refusal]:
 
 
 def _unknown_metric(params: SftParams) -> Iterator[Refusal]:
-    given, method = params.metric_for_best_model, METHODS.get(params.method)
-    if given is None or method is None:
+    metric, method = params.metric_for_best_model, METHODS.get(params.method)
+    if metric is None or method is None:
         return
     choices = ("loss", *method.metrics(params))
-    if given.removeprefix("eval_") not in choices:
-        yield "metric_for_best_model", f"an evaluation here does not report {given!r}; choose {', '.join(choices)}"
+    if metric.removeprefix("eval_") not in choices:
+        yield "metric_for_best_model", f"an evaluation here does not report {metric!r}; choose {', '.join(choices)}"

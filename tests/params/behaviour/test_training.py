@@ -29,6 +29,7 @@ from tests.params.behaviour.training import (
     told,
     told_of_several,
 )
+from training.methods import method_of
 from training.params.export import MergeParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
@@ -227,6 +228,26 @@ def test_an_accepted_parameter_changes_what_is_seen(workshop: Workshop, task: st
 
     assert refusals(one.task) == refusals(two.task) == []
     assert row.seen(one) != row.seen(two)
+
+
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        ("sft", {}),
+        ("sft", {"acc_strategy": "seq"}),
+        ("sft", {"predict_with_generate": True}),
+        ("pt", {}),
+        ("rlhf", {}),
+        ("rlhf", {"metric_for_best_model": "eval_rewards/margins"}),
+    ],
+    ids=str,
+)
+def test_the_best_checkpoint_is_told_by_what_evaluations_report(
+    workshop: Workshop, task: str, given: dict[str, Any]
+) -> None:
+    trial = workshop.trial(task, BASE[task] | EVALUATED | given)
+
+    assert {"loss", *method_of(trial.params).metrics(trial.params)} == set(evaluated(trial))
 
 
 @pytest.mark.parametrize("task", ["sft", "pt", "rlhf"])

@@ -136,3 +136,14 @@ def test_a_task_without_data_and_one_that_cannot_be_read(tmp_path: Path) -> None
     found = folder.read_validation()
     assert found is not None
     assert found.error is None
+
+
+def test_an_evaluation_that_the_data_leaves_nothing_for_is_refused(tmp_path: Path) -> None:
+    path = file(tmp_path, LINE * 20)
+    asked = SftParams(dataset=path, eval_steps=5)
+
+    error = check(asked).error
+    assert error is not None and error.param == "eval_steps"
+    assert error.message.startswith("split_dataset_ratio 0.01 sets none of 20 rows aside")
+    assert check(asked.model_copy(update={"split_dataset_ratio": 0.1})).error is None
+    assert check(SftParams(dataset=path)).error is None, "nobody asked for an evaluation"

@@ -222,3 +222,12 @@ def test_a_registered_set_is_what_its_function_returns(tmp_path: Path) -> None:
     plugin.write_text("x = 1 / 0")
     with pytest.raises(InvalidRequest, match="ZeroDivisionError"):
         built(dataset="mine", custom_register_path=str(plugin))
+
+
+def test_what_the_data_keeps_from_being_used_is_told(tmp_path: Path, ten: str) -> None:
+    plain = save(tmp_path / "plain.jsonl", [{"text": "Hello"}])
+
+    assert "system is not used" in built(dataset=plain, system="Be brief.").notes[0]
+    assert built(dataset=[plain, ten], system="Be brief.").notes == ()
+    assert "sets none of 10 rows aside" in built(dataset=ten, eval_steps=3).notes[0]
+    assert built(dataset=ten, eval_steps=3, split_dataset_ratio=0.2).notes == ()

@@ -1,13 +1,16 @@
 """Names that transformers' trainer knows: ours are its own, and another one is refused before anything is loaded."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
+from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from training.params.choices import Reporter, Schedule
+from training.params.idle import idle
 from training.params.sft import SftParams
 
 
@@ -39,3 +42,25 @@ def test_reporters_are_given_one_or_several(given: str | list[str]) -> None:
     assert SftParams.model_validate({"report_to": given}).report_to == (
         (given,) if isinstance(given, str) else tuple(given)
     )
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("settings", [None, {"min_lr": 1e-5}, {"num_decay_steps": 2}], ids=str)
+def test_a_schedule_that_the_library_would_not_make_is_refused_at_once(
+    schedule: Any, settings: dict[str, Any] | None
+) -> None:
+    params = SftParams(lr_scheduler_type=schedule, lr_scheduler_kwargs=settings)
+    refused = any(name == "lr_scheduler_kwargs" for name, _ in idle(params))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    made = make(schedule, optimizer, settings)
+
+    if "unexpected" not in made:  # which setting is whose, the library says itself
+        assert refused == (made != "made" or (schedule.startswith("constant") and settings is not None)), made
+
+
+def make(schedule: str, optimizer: torch.optim.Optimizer, settings: dict[str, Any] | None) -> str:
+    try:
+        get_scheduler(schedule, optimizer, num_warmup_steps=1, num_training_steps=9, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "made"

@@ -1,0 +1,15 @@
+"""How much of the training data is set aside for validation, where no val_dataset is named."""
+
+from training.params.sft import SftParams
+
+
+def rows_aside(params: SftParams, rows: int) -> int:
+    return int(rows * params.split_dataset_ratio)
+
+
+def nothing_aside(params: SftParams, rows: int) -> str:
+    """What to say where that is none of them."""
+    return (
+        f"split_dataset_ratio {params.split_dataset_ratio:g} sets none of {rows} rows aside, so that nothing is "
+        "evaluated: raise it, or name a val_dataset"
+    )

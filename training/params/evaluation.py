@@ -1,0 +1,18 @@
+"""Parameters that only an evaluation reads."""
+
+from training.params.sft import SftParams
+from training.refusal import given
+
+EVALUATION = (
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "metric_for_best_model",
+    "greater_is_better",
+    "predict_with_generate",
+)
+
+
+def given_for_evaluation(params: SftParams) -> list[str]:
+    """Those that were given, but for eval_strategy no, which asks for nothing."""
+    return [name for name in given(params, EVALUATION) if (name, params.eval_strategy) != ("eval_strategy", "no")]
