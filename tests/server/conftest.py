@@ -11,9 +11,10 @@ from tests.until import until
 
 
 @pytest.fixture(scope="session")
-def echo_url() -> Iterator[str]:
-    """A server that all tests share: they must leave it as it was."""
-    server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8})
+def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that all tests share: they must leave it as it was. Its state is its own: tests start others, too."""
+    state = tmp_path_factory.mktemp("shared-state")
+    server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8, "state_dir": str(state)})
     try:
         url = server.wait_until_listening()
         until(server.is_ready)
