@@ -21,7 +21,7 @@ class Dpo(Method[RlhfParams]):
     choice: ClassVar = {"rlhf_type": name}
     rows = "pairs"
     reads = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta", "label_smoothing", "rpo_alpha"})
-    openai_name = "dpo"
+    openai_name: ClassVar[str | None] = "dpo"
     openai_defaults: ClassVar = {"rpo_alpha": 0}  # the reference's adds the preferred answers' own loss
     hyperparameters: ClassVar = {"beta": BETA}
     part_of_rate = 0.2
@@ -32,10 +32,10 @@ class Dpo(Method[RlhfParams]):
 
     def refusals(self, params: RlhfParams) -> list[Refusal]:
         found = []
-        if params.lora_dropout and "lora_dropout" in params.model_fields_set:
-            found.append(
-                ("lora_dropout", f"{self.name} compares with a reference, and trains without dropout: leave it out")
-            )
+        for name in sorted(params.model_fields_set):
+            if name.endswith("_dropout") and getattr(params, name):
+                reason = f"{self.name} compares with a reference, and trains without dropout: leave it out"
+                found.append((name, reason))
         if params.lora_bias != "none":
             found.append(("lora_bias", "the reference shares the model's biases, which must then stay as they are"))
         if params.init_weights.startswith("pissa"):

@@ -59,8 +59,8 @@ class RlhfParams(PpoParams, SftParams):
         Literal["dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"],
         About(not_in_fine_tuning="say it in method.type"),
     ]
-    """The algorithm: from pairs of answers `dpo`, `orpo`, `simpo`, `cpo`; from single good and bad answers `kto`; from
-    rewards `ppo`; `rm` trains a reward model."""
+    """The algorithm: `kto` learns from single good and bad answers, `ppo` from rewards, the others from pairs of
+    answers; `rm` trains a reward model."""
     ref_model: Annotated[str | None, About(names="model", not_in_fine_tuning=A_FILE)] = None
     """The model that the trained one is compared with, as `model`. What training started from unless given."""
     ref_model_type: str | None = None

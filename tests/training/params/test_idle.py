@@ -115,7 +115,7 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
 @pytest.mark.parametrize(
     ("task", "params", "name"),
     [
-        ("sft", {"train_type": "vera"}, "train_type"),
+        ("sft", {"train_type": "boft"}, "train_type"),
         ("sft", {"init_weights": "lora-ga"}, "init_weights"),
         ("sft", {"train_type": "full", "lora_rank": 4}, "lora_rank"),
         ("sft", {"freeze_parameters": ["a"]}, "freeze_parameters"),
