@@ -6,19 +6,20 @@ from typing import Any
 import msgspec
 from transformers.utils.logging import disable_progress_bar
 
-from engines.engine import Engine
 from engines.errors import UnsupportedModel
+from engines.library.engine import LibraryEngine
 from engines.lmdeploy.config import LmdeployConfig
 from engines.logs import configure_logging
 from engines.process.host import host
 
 
-def make(config: dict[str, Any]) -> Engine:
+def make(fields: dict[str, Any]) -> LibraryEngine:
     try:
         from engines.lmdeploy.core import LmdeployCore
     except ImportError as error:
         raise UnsupportedModel(f"LMDeploy cannot be imported by {sys.executable}: {error}") from error
-    return LmdeployCore(msgspec.convert(config, LmdeployConfig))
+    config = msgspec.convert(fields, LmdeployConfig)
+    return LibraryEngine(LmdeployCore(config), max_loras=config.max_loras)
 
 
 def main() -> None:

@@ -5,10 +5,13 @@ LMDeploy's own way to score prompts is no good beside others: whatever is comput
 
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 
 from torch import Tensor
 
 from engines.errors import EngineFailure, TuneserveError
+from engines.lmdeploy.library import Library
+from engines.lmdeploy.translate import prompt_config
 from engines.logs import about, current_http_request_id
 from engines.sampler.sampling import token_logprobs
 from engines.types import TokenLogprob
@@ -17,6 +20,18 @@ log = logging.getLogger(__name__)
 
 ROWS = 256
 """Logits are computed for so many tokens at once."""
+
+
+async def compute_prompt(
+    library: Library, prompt_ids: list[int], adapter: str | None, observer: "PromptObserver"
+) -> None:
+    """Have all of a prompt computed, and seen. Raises what the observer failed with."""
+    with library.alias(adapter) as alone:
+        async with aclosing(library.infer(prompt_ids, prompt_config(observer), alone)) as steps:
+            async for _ in steps:
+                pass
+    if observer.failure is not None:
+        raise observer.failure
 
 
 class PromptObserver:

@@ -30,23 +30,23 @@ class VllmSlots:
         # Never used twice: vLLM's caches go by number and name.
         self._ids: Iterator[int] = count(1)
         self.requests: dict[str, LoRARequest] = {}
-        """Of the versions in the engine: what a request names them by."""
+        """Name -> what vLLM calls the adapter, of those in the engine."""
 
-    async def put(self, slot: int, version: str, folder: Path) -> None:
+    async def put(self, slot: int, name: str, folder: Path) -> None:
         number = next(self._ids)
         copy = self._folder / str(number)
-        request = LoRARequest(lora_name=version, lora_int_id=number, lora_path=str(copy))
+        request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(copy))
         try:
             await asyncio.to_thread(write_copy, folder, self._support, copy)
             if not await self._llm.add_lora(request):
-                raise EngineFailure(f"vLLM did not take the adapter {version!r}")
+                raise EngineFailure(f"vLLM did not take the adapter {name!r}")
         except BaseException:  # also where nobody waits for it any more: nothing else would remove the copy
             shutil.rmtree(copy, ignore_errors=True)
             raise
-        self.requests[version] = request
+        self.requests[name] = request
 
-    async def take(self, slot: int, version: str) -> None:
-        request = self.requests.pop(version)
+    async def take(self, slot: int, name: str) -> None:
+        request = self.requests.pop(name)
         await self._llm.remove_lora(request.lora_int_id)
         await asyncio.to_thread(shutil.rmtree, request.lora_path)
 

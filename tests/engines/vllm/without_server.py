@@ -1,4 +1,4 @@
-"""Run by a test in a process of its own: `VllmCore` without a server before it. Writes what came of it as JSON.
+"""Run by a test in a process of its own: vLLM as an `Engine`, without a server before it. Writes what came of it as JSON.
 
 vLLM changes the process that imports it (logging, environment), so no test process does.
 """
@@ -15,6 +15,7 @@ from vllm.usage.usage_lib import UsageContext
 from engines.checkpoint.loading import load_config
 from engines.checkpoint.structure import describe
 from engines.errors import EngineUnavailable, TuneserveError, UnsupportedParameter
+from engines.library.engine import LibraryEngine
 from engines.types import EngineState
 from engines.vllm.arguments import engine_settings
 from engines.vllm.config import VllmConfig
@@ -24,8 +25,12 @@ from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY
 
 
+def engine(config: VllmConfig) -> LibraryEngine:
+    return LibraryEngine(VllmCore(config), max_loras=config.max_loras)
+
+
 async def refusal(settings: dict[str, Any]) -> tuple[str, str]:
-    core = VllmCore(VllmConfig(**TINY | settings))
+    core = engine(VllmConfig(**TINY | settings))
     try:
         await core.start()
         return "none", ""
@@ -45,7 +50,7 @@ async def raises(error: type[Exception], awaitable: Awaitable[object]) -> bool:
 
 async def sleep(model: str) -> dict[str, bool]:
     """Also without adapters, which is another way through vLLM."""
-    core = VllmCore(VllmConfig(**TINY, model=model, max_loras=0, enable_sleep_mode=True))
+    core = engine(VllmConfig(**TINY, model=model, max_loras=0, enable_sleep_mode=True))
     await core.start()
     seen = {"no adapters": core.capabilities().adapters is None}
     seen["adapters are refused"] = await raises(UnsupportedParameter, core.load_adapter("a@1", None))
