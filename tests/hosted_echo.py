@@ -7,6 +7,7 @@ from typing import Any
 from engines.echo import EchoEngine, EchoFaults
 from engines.errors import TuneserveError, UnsupportedModel
 from engines.logs import configure_logging
+from engines.process.asyncio_engine import AsyncioEngine
 from engines.process.client import ProcessEngine, Program
 from engines.process.host import host
 from engines.types import EngineState, GenerationRequest, TokenOutput
@@ -34,10 +35,10 @@ def echo_in_its_process(**faults: Any) -> ProcessEngine:
     return ProcessEngine(program, max_num_queued_reqs=64)
 
 
-def make(faults: dict[str, Any]) -> EchoEngine:
+def make(faults: dict[str, Any]) -> AsyncioEngine:
     kind = BuggyEcho if faults.pop("bug", False) else DyingEcho
     error: TuneserveError | None = UnsupportedModel(faults["start_error"]) if "start_error" in faults else None
-    return kind(faults=EchoFaults(**faults | {"start_error": error}))
+    return AsyncioEngine(kind(faults=EchoFaults(**faults | {"start_error": error})))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ from engines.errors import UnsupportedModel
 from engines.library.engine import LibraryEngine
 from engines.lmdeploy.config import LmdeployConfig
 from engines.logs import configure_logging
+from engines.process.asyncio_engine import AsyncioEngine
 from engines.process.host import host
 
 
-def make(fields: dict[str, Any]) -> LibraryEngine:
+def make(fields: dict[str, Any]) -> AsyncioEngine:
     try:
         from engines.lmdeploy.core import LmdeployCore
     except ImportError as error:
         raise UnsupportedModel(f"LMDeploy cannot be imported by {sys.executable}: {error}") from error
     config = msgspec.convert(fields, LmdeployConfig)
-    return LibraryEngine(LmdeployCore(config), max_loras=config.max_loras)
+    return AsyncioEngine(LibraryEngine(LmdeployCore(config), max_loras=config.max_loras))
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ ENDING_SECONDS = 10
 """Seconds for a process to end in order, once the server has no more use for it."""
 GROUP_SECONDS = 1.0
 """Seconds for the processes that it started to notice that it is gone."""
+READ_BYTES = 1 << 18
 COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
 
@@ -112,10 +113,11 @@ class ProcessEngine:
         process = self._process
         assert process is not None, "it has just been started"
         reader, self._writer = await asyncio.open_connection(sock=ours)
+        incoming = _Incoming(reader)
         try:
             self._writer.write(frames.frame(frames.Start(msgspec.to_builtins(self._program.config))))
-            first = await _read(reader)
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            first = await incoming.next()
+        except ConnectionError as error:
             self._writer.close()
             code = await asyncio.to_thread(_end, process)
             raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
@@ -132,7 +134,7 @@ class ProcessEngine:
             self._writer.write(frames.frame(adapter))
         if self._asleep:
             self._writer.write(frames.frame(frames.Sleep()))
-        return asyncio.create_task(self._read_until_death(reader, self._writer, process))
+        return asyncio.create_task(self._read_until_death(incoming, self._writer, process))
 
     def _spawn(self) -> socket.socket:
         """Start `_process`, as the leader of a group of its own; return our end of its connection."""
@@ -157,14 +159,14 @@ class ProcessEngine:
         return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path} | self._program.environment
 
     async def _read_until_death(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: "subprocess.Popen[bytes]"
+        self, incoming: "_Incoming", writer: asyncio.StreamWriter, process: "subprocess.Popen[bytes]"
     ) -> str:
         try:
             while True:
-                message = await _read(reader)
+                message = await incoming.next()
                 assert isinstance(message, frames.Step), "the process has started"
                 self._dispatch(message)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError:
             return f"its process ended with {_status(await asyncio.to_thread(_end, process))}"
         finally:
             writer.close()
@@ -351,10 +353,22 @@ class ProcessEngine:
             self._writer.write(message)
 
 
-async def _read(reader: asyncio.StreamReader) -> frames.FromEngine:
-    (length,) = frames.LENGTH.unpack(await reader.readexactly(frames.LENGTH.size))
-    message: frames.FromEngine = frames.decode_from_engine(await reader.readexactly(length))
-    return message
+class _Incoming:
+    """The messages of a life of the process, one after another."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._splitter = frames.Splitter(frames.decode_from_engine)
+        self._messages: deque[frames.FromEngine] = deque()
+
+    async def next(self) -> frames.FromEngine:
+        """Raises ConnectionError at the end."""
+        while not self._messages:
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the process has closed its connection")
+            self._messages.extend(self._splitter.feed(data))
+        return self._messages.popleft()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> int:

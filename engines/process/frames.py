@@ -4,7 +4,8 @@ The same for every engine, whatever environment its process runs in.
 """
 
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -13,7 +14,7 @@ from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, TuneserveError
 from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
 
-LENGTH = struct.Struct("!I")
+_LENGTH = struct.Struct("!I")
 
 
 class Start(msgspec.Struct, tag=True):
@@ -108,7 +109,30 @@ def frame(message: ToEngine | FromEngine) -> bytes:
         body = _encoder.encode(message)
     except OverflowError:
         raise InvalidRequest("a number in the request is out of range") from None
-    return LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body)) + body
+
+
+Message = TypeVar("Message")
+
+
+class Splitter(Generic[Message]):
+    """Cuts what a stream brings, in parts of whatever size, into messages."""
+
+    def __init__(self, decode: Callable[[bytearray], Message]) -> None:
+        self._decode = decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are whole now."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decode(self._buffer[_LENGTH.size : end]))
+            del self._buffer[:end]
+        return messages
 
 
 def take_apart(error: TuneserveError) -> Failure:

@@ -6,14 +6,12 @@ compiled in a second thread, so that a large schema does not hold up the request
 
 import logging
 import select
-import signal
 import socket
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 from transformers.utils.logging import disable_progress_bar
@@ -24,6 +22,8 @@ from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 from engines.logs import about, configure_logging
 from engines.process import frames
 from engines.process.children import set_parent_death_signal
+from engines.process.connection import Connection
+from engines.process.host import host
 from engines.pt.adapter_store import Arrival
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
@@ -38,46 +38,24 @@ FAILED_STEPS = 3
 """Number of steps in a row that fail before the process ends: a fresh one is the better bet."""
 
 
-class Closed(Exception):
-    """The server has gone."""
+class PtProcess:
+    """Our own engine, as its process hosts it."""
+
+    def __init__(self, config: PtConfig) -> None:
+        self._config = config
+
+    def start(self) -> Capabilities:
+        self._core, self._grammars, capabilities = load(self._config)
+        return capabilities
+
+    def serve(self, connection: Connection) -> None:
+        StepLoop(connection, self._core, self._grammars).run()
+
+    def stop(self) -> None:
+        """What it holds, it holds in its process."""
 
 
-class Connection:
-    """A stream socket that carries `wire` messages."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self._buffer = bytearray()
-
-    def receive(self) -> list[frames.ToEngine]:
-        """Return what has arrived, without waiting. Raises Closed."""
-        messages = self._whole()
-        while select.select([self.socket], [], [], 0)[0]:
-            data = self.socket.recv(1 << 20)
-            if not data:
-                raise Closed
-            self._buffer += data
-            messages += self._whole()
-        return messages
-
-    def _whole(self) -> list[frames.ToEngine]:
-        messages = []
-        while len(self._buffer) >= frames.LENGTH.size:
-            end = frames.LENGTH.size + frames.LENGTH.unpack_from(self._buffer)[0]
-            if len(self._buffer) < end:
-                break
-            messages.append(frames.decode_to_engine(self._buffer[frames.LENGTH.size : end]))
-            del self._buffer[:end]
-        return messages
-
-    def send(self, message: frames.FromEngine) -> None:
-        try:
-            self.socket.sendall(frames.frame(message))
-        except OSError as error:
-            raise Closed from error
-
-
-class EngineProcess:
+class StepLoop:
     """The core, the connection, and the constraints that are being compiled."""
 
     def __init__(self, connection: Connection, core: EngineCore, grammars: GrammarCompiler | None) -> None:
@@ -189,26 +167,6 @@ class EngineProcess:
         self._connection.send(frames.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
 
 
-def serve(connection: Connection) -> None:
-    """Load what the first message asks for, and run. Returns when the server has gone."""
-    select.select([connection.socket], [], [])
-    try:
-        (start,) = connection.receive()
-    except Closed:
-        return
-    assert isinstance(start, frames.Start), "the first message says what to load"
-    try:
-        core, grammars, capabilities = load(msgspec.convert(start.config, PtConfig))
-    except UnsupportedModel as error:
-        connection.send(frames.Refused(frames.take_apart(error)))
-        return
-    connection.send(frames.Ready(capabilities))
-    try:
-        EngineProcess(connection, core, grammars).run()
-    except Closed:
-        return
-
-
 def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabilities]:
     """Load the model and say what it can do. Raises UnsupportedModel."""
     source = {"revision": config.revision, "token": config.token}
@@ -234,14 +192,15 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
     return core, grammars, capabilities
 
 
+def make(fields: dict[str, Any]) -> PtProcess:
+    return PtProcess(msgspec.convert(fields, PtConfig))
+
+
 def main() -> None:
-    set_parent_death_signal()
-    # The terminal's Ctrl-C and a process manager's SIGTERM to the group are for the server, which then ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    set_parent_death_signal()  # at once: there is nothing to end in order
     disable_progress_bar()
     configure_logging()
-    serve(Connection(socket.socket(fileno=int(sys.argv[1]))))
+    host(make)
 
 
 if __name__ == "__main__":

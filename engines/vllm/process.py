@@ -9,16 +9,17 @@ from typing import Any
 import msgspec
 
 from engines.library.engine import LibraryEngine
+from engines.process.asyncio_engine import AsyncioEngine
 from engines.process.host import host
 from engines.vllm.config import VllmConfig
 from engines.vllm.core import VllmCore
 from engines.vllm.waiting import wait_asleep
 
 
-def make(fields: dict[str, Any]) -> LibraryEngine:
+def make(fields: dict[str, Any]) -> AsyncioEngine:
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on a CPU vLLM would heed it in place of `kv_cache_memory`
     config = msgspec.convert(fields, VllmConfig)
-    return LibraryEngine(VllmCore(config), max_loras=config.max_loras)
+    return AsyncioEngine(LibraryEngine(VllmCore(config), max_loras=config.max_loras))
 
 
 wait_asleep()

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from engines.errors import EngineFailure
 from engines.process import frames
+from engines.process.connection import Closed, Connection
 from engines.process.frames import Step
 from engines.pt.core import EngineCore
-from engines.pt.process import FAILED_STEPS, Closed, Connection, EngineProcess, load
+from engines.pt.process import FAILED_STEPS, StepLoop, load
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import EmbeddingRequest, Structured
@@ -46,13 +47,15 @@ class Served:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
+        self.received: list[frames.FromEngine] = []
+        self._splitter = frames.Splitter(frames.decode_from_engine)
         self.core = core_of(self.runner, max_num_seqs=4, grammars=grammars)
-        process = EngineProcess(Connection(theirs), self.core, grammars)
+        process = StepLoop(Connection(theirs), self.core, grammars)
         self.end: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(process,))
         self.thread.start()
 
-    def _run(self, process: EngineProcess) -> None:
+    def _run(self, process: StepLoop) -> None:
         try:
             process.run()
         except (Closed, EngineFailure) as error:
@@ -62,8 +65,9 @@ class Served:
         self.socket.sendall(b"".join(frames.frame(message) for message in messages))
 
     def receive(self) -> Any:
-        (length,) = frames.LENGTH.unpack(self.socket.recv(frames.LENGTH.size, socket.MSG_WAITALL))
-        return frames.decode_from_engine(self.socket.recv(length, socket.MSG_WAITALL))
+        while not self.received:
+            self.received += self._splitter.feed(self.socket.recv(1 << 16))
+        return self.received.pop(0)
 
     def until_ended(self, *request_ids: str) -> list[Step]:
         """All steps up to that in which the last of these requests ended."""

@@ -1,11 +1,13 @@
-"""What the host makes of the server's messages, whatever moment they come in."""
+"""What an exchange makes of the server's messages, whatever moment they come in."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 from engines.echo import EchoEngine
 from engines.process import frames
-from engines.process.host import _Hosted
+from engines.process.asyncio_engine import Exchange
+from engines.process.connection import Connection
 from engines.types import GenerationRequest, Sampling
 
 
@@ -35,9 +37,10 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def hosted(engine: SlowAdapters) -> _Hosted:
+async def hosted(engine: SlowAdapters) -> Exchange:
     await engine.start()
-    return _Hosted(engine, asyncio.StreamReader(), None)  # nothing is told here
+    ours, _ = socket.socketpair()  # nothing is told here
+    return Exchange(engine, Connection(ours))
 
 
 LOAD, UNLOAD = frames.LoadAdapter("a@1", "nowhere", False), frames.UnloadAdapter("a@1")
