@@ -230,6 +230,7 @@ class Library:
             )
             async with aclosing(outputs):
                 async for output in outputs:
+                    _heed_cancellation()
                     if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
                         raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
                     yield output
@@ -261,6 +262,13 @@ class Library:
                     self._idle.set()
         finally:
             self._asked -= 1
+
+
+def _heed_cancellation() -> None:
+    """LMDeploy waits for each step by `wait_for`, which before Python 3.12 loses a cancellation that comes with the step."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _at_once() -> None:

@@ -32,7 +32,10 @@ class Connection:
         """What has arrived, without waiting. Raises Closed."""
         messages: list[frames.ToEngine] = []
         while select.select([self.socket], [], [], 0)[0]:
-            data = self.socket.recv(READ_BYTES)
+            try:
+                data = self.socket.recv(READ_BYTES)
+            except ConnectionError as error:  # it has gone without reading what we sent
+                raise Closed from error
             if not data:
                 raise Closed
             messages += self._splitter.feed(data)

@@ -59,3 +59,11 @@ async def test_a_server_that_has_gone_is_noticed_by_who_reads_and_by_who_writes(
     connection.socket.setblocking(False)
     with pytest.raises(Closed):
         await connection.send_async(step)
+
+
+def test_a_server_that_has_gone_with_something_unread_has_gone(ends: tuple[socket.socket, Connection]) -> None:
+    server, connection = ends
+    connection.send(frames.Step(EngineStats(), 0))
+    server.close()
+    with pytest.raises(Closed):
+        connection.receive()
