@@ -13,7 +13,7 @@ class Slots(Protocol):
     """Where adapters lie. Each name is given once only: a library's caches go by it, and may forget nothing."""
 
     async def put(self, slot: int, name: str, folder: Path) -> None:
-        """Bring the adapter of `folder` into an empty slot, or one that no request uses. Raises InvalidAdapter, EngineFailure."""
+        """Bring the adapter of `folder` into an empty slot. Raises InvalidAdapter, EngineFailure."""
         ...
 
     async def take(self, slot: int, name: str) -> None:

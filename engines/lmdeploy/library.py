@@ -265,7 +265,7 @@ class Library:
 
 
 def _heed_cancellation() -> None:
-    """LMDeploy waits for each step by `wait_for`, which before Python 3.12 loses a cancellation that comes with the step."""
+    """Raise what LMDeploy may lose: before Python 3.12, its `wait_for` drops a cancellation that comes with a step."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,8 +1,8 @@
 """The process of an engine: what is the same for every one, from its first message to its end in order.
 
 What is hosted loads a model and answers over the connection, in whatever manner: our own engine by a loop of steps, a
-library as an asyncio `Engine` (`asyncio_engine.py`). A process of its own has three uses: an engine that crashes, leaks or
-blocks its thread takes only that process with it; it can live in an environment that the server's packages would not
+library as an asyncio `Engine` (`asyncio_engine.py`). A process of its own has three uses: an engine that crashes, leaks
+or blocks its thread takes only that process with it; it can live in an environment that the server's packages would not
 share; and a new life begins from nothing.
 """
 

@@ -22,6 +22,7 @@ from engines.types import (
     TokenOutput,
 )
 from tests.contract.engines import answer, collect, request
+from tests.until import async_until
 
 SLOTS = 2
 FOLDER = Path("nowhere")
@@ -143,12 +144,6 @@ async def engine(library: Library) -> AsyncIterator[Engine]:
     await engine.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_the_prompt_is_told_of_once_however_many_outputs_there_are(engine: Engine) -> None:
     outputs = await collect(engine, request("hello", n=3, max_new_tokens=2))
     assert len(outputs) == 6
@@ -167,7 +162,7 @@ async def test_an_output_is_ended_in_the_library_when_it_is_finished_and_all_whe
         await anext(outputs)
         assert library.inside == 2
         engine.finish("r", 0)
-        await until(lambda: library.inside == 1)
+        await async_until(lambda: library.inside == 1)
         assert engine.stats().running == 1
     assert library.inside == 0
     assert engine.stats().running == 0
@@ -227,7 +222,7 @@ async def test_an_unloaded_adapter_takes_its_requests_with_it(engine: Engine, li
     async with aclosing(engine.generate(request("hello", adapter="a@1", max_new_tokens=900))) as outputs:
         await anext(outputs)
         embedding = asyncio.create_task(engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter="a@1")))
-        await until(lambda: len(library.named) == 2)
+        await async_until(lambda: len(library.named) == 2)
         await engine.unload_adapter("a@1")
         for ended in (anext(outputs), embedding):
             with pytest.raises(EngineFailure, match="unloaded"):
@@ -250,9 +245,9 @@ async def test_a_library_without_adapters_is_asked_for_none(library: Library) ->
 async def test_it_sleeps_once_what_runs_has_ended(engine: Engine, library: Library) -> None:
     library.let = asyncio.Semaphore(1)
     running = asyncio.create_task(answer(engine, request("hello", max_new_tokens=3)))
-    await until(lambda: library.inside == 1)
+    await async_until(lambda: library.inside == 1)
     sleeping = asyncio.create_task(engine.sleep())
-    await until(lambda: engine.health().state is EngineState.SLEEPING)
+    await async_until(lambda: engine.health().state is EngineState.SLEEPING)
     with pytest.raises(EngineUnavailable):
         await answer(engine, request("hello", "other"))
     assert not library.asleep
@@ -286,7 +281,7 @@ async def test_a_start_that_fails_says_so_and_requests_end_with_the_engine(libra
     await engine.start()
     library.let = asyncio.Semaphore(0)
     running = asyncio.create_task(answer(engine, request("hello")))
-    await until(lambda: library.inside == 1)
+    await async_until(lambda: library.inside == 1)
     await engine.stop()
     with pytest.raises(EngineUnavailable):
         await running

@@ -1,4 +1,4 @@
-"""Run by a test in a process of its own: vLLM as an `Engine`, without a server before it. Writes what came of it as JSON.
+"""Run by a test in a process of its own: vLLM as an `Engine`, without a server. Writes what came of it as JSON.
 
 vLLM changes the process that imports it (logging, environment), so no test process does.
 """
