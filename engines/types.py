@@ -1,7 +1,7 @@
 """Data that crosses the engine boundary: plain, immutable, and free of torch.
 
 An engine deals in token ids only. Text is made of them above the engine, once for all engines, in
-`engines/text/detokenize.py`.
+`engines/text/output_text.py`.
 """
 
 from dataclasses import dataclass, field
