@@ -9,7 +9,7 @@ Refusal = tuple[str, str]
 """The parameter, and the reason."""
 
 
-def not_built(value: object, choices: Collection[str]) -> str:
+def not_supported(value: object, choices: Collection[str]) -> str:
     """The reason to refuse a choice that the interface has and this version has not."""
     return f"{value} is {NOT_SUPPORTED}; choose {' or '.join(choices)}"
 

@@ -26,7 +26,7 @@ EDITS = (
     "bad_words_ids",
     "allowed_token_ids",
 )
-"""Fields of `Sampling` that are honoured here, besides `structured`."""
+"""Fields of `Sampling` that are done here, besides `structured`."""
 NEUTRAL = Sampling(max_new_tokens=0)
 
 

@@ -11,8 +11,7 @@ from pydantic.fields import FieldInfo
 
 from engines.params.base import Params
 
-DEPLOY, MERGE = ("deploy",), ("merge",)
-TRAINING = ("sft", "pt", "rlhf")
+DEPLOY, TRAINING, MERGE = ("deploy",), ("training",), ("merge",)
 EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
 
 NOT_SUPPORTED = "not supported in this version"
@@ -26,9 +25,9 @@ SELF_COGNITION = "it is for self-cognition data, which no uploaded file is"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    tasks: tuple[str, ...] = ()
-    """Commands that read it. Where neither a command nor what it runs (an engine, a method, a tuner) reads a parameter,
-    every value but its default is refused."""
+    readers: tuple[str, ...] = ()
+    """Kinds of commands that read it. Where neither a command nor what it runs (an engine, a method, a tuner) reads a
+    parameter, every value but its default is refused."""
     _: KW_ONLY
     engines: tuple[str, ...] = ()
     """Engines whose configuration is made of it."""
@@ -60,6 +59,9 @@ class About:
     """Whether a fine-tuning job takes it from the served model: it is to see the same prompts and weights."""
     most: int | None = None
     """The largest value that fine-tuning jobs may choose."""
+
+    def read_by(self, readers: tuple[str, ...]) -> bool:
+        return not set(readers).isdisjoint(self.readers)
 
 
 NOTHING = About()

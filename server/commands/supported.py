@@ -9,12 +9,10 @@ from engines.errors import InvalidAdapter, InvalidRequest
 from engines.params.about import DEPLOY, EVERY_ENGINE, NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.deploy import DeployParams
 
-COMMAND = DEPLOY[0]
-
 
 def whatever_the_engine() -> frozenset[str]:
     """What the server itself reads."""
-    return frozenset(name for name, said in facts(DeployParams) if COMMAND in said.tasks)
+    return frozenset(name for name, said in facts(DeployParams) if said.read_by(DEPLOY))
 
 
 def by_engine(engine: str) -> frozenset[str]:
@@ -42,7 +40,7 @@ def refusals(params: DeployParams) -> list[str]:
 def _refusal(params: DeployParams, name: str) -> str | None:
     field, value, engine = DeployParams.model_fields[name], getattr(params, name), params.infer_backend
     said = about(field)
-    if COMMAND in said.tasks or engine in said.engines:
+    if said.read_by(DEPLOY) or engine in said.engines:
         reason = unsupported_choice(field, value)
         return None if reason is None else f"--{name}: {reason}"
     if value == field.get_default():

@@ -78,7 +78,7 @@ def _make(task: Task, progress: Progress) -> int:
 def _processes() -> int:
     """As many as the reference's variable says. Raises TuneserveError."""
     if os.environ.get("NNODES", "1") != "1":
-        raise TuneserveError("NNODES: training on several machines is not built yet")
+        raise TuneserveError("NNODES: training on several machines is not supported in this version")
     given = os.environ.get("NPROC_PER_NODE", "1")
     if not given.isdecimal() or int(given) < 1:
         raise TuneserveError(f"NPROC_PER_NODE is the number of processes, one for each GPU, not {given!r}")

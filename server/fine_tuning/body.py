@@ -6,22 +6,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
-from server.http.body import Items, Members, RequestBody
+from server.http.body import Items, Members, Metadata, RequestBody
 from training.methods import BY_OPENAI_NAME
 from training.params.auto import Hyperparameters
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Auto = Literal["auto"]
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")],
-        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
-    ],
-    Field(max_length=16),
-]
-"""Without the sign that Postgres keeps in no text."""
 MOST_SAMPLES, MOST_EPOCHS = 256, 50
+SEEDS = 2**31
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
 CHOICES = " or ".join(map(repr, BY_OPENAI_NAME))
 
@@ -71,7 +64,7 @@ class CreateFineTuningJob(RequestBody):
     """Of the method `supervised`, where `method` does not say them. OpenAI calls this place deprecated."""
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     """Part of the name of the model that comes out: 1 to 64 letters, digits and ._-"""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     metadata: Metadata | None = None
     integrations: Items[Any] | None = None
     parameters: Members[Any] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from engines.errors import InvalidRequest, NotFound, UnsupportedParameter
 from engines.params.deploy import DeployParams
 from server.deps import part
 from server.files.files import Files
-from server.fine_tuning.body import CreateFineTuningJob
+from server.fine_tuning.body import SEEDS, CreateFineTuningJob
 from server.fine_tuning.names import model_name
 from server.fine_tuning.parameters import check_parameters
 from server.fine_tuning.prepare import data_files
@@ -28,8 +28,6 @@ from training.folder import Message
 from training.methods import BY_OPENAI_NAME
 from training.params.supported import refusals
 from training.params.task import TrainingTask
-
-SEEDS = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

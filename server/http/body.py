@@ -34,9 +34,13 @@ Items = Annotated[list[Value], Field(fail_fast=True)]
 Members = Annotated[dict[str, Value], Field(fail_fast=True)]
 """An object in a body, of which the same holds."""
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[
+        Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")],
+        Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")],
+    ],
+    Field(max_length=16),
 ]
-"""What clients attach to jobs and batches for themselves, with OpenAI's limits."""
+"""What clients attach to jobs and batches for themselves, with OpenAI's limits. Postgres keeps no NUL in a text."""
 
 
 class RequestBody(BaseModel):

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from engines.errors import InvalidRequest
+from engines.params.about import unsupported_choice
 from engines.text.prompt import Conversation as Rendered
 from engines.text.prompt import PromptRenderer, plain_template
 from engines.text.tool_formats import find_tool_format
@@ -45,9 +46,8 @@ class Encoder:
 
     def __init__(self, params: SftParams, tokenizer: Any, learns: Learns, max_length: int | None) -> None:
         """Raises InvalidRequest."""
-        if params.loss_scale not in ("default", "last_round", "all"):
-            message = f"{params.loss_scale!r} is not built in: choose default, last_round or all"
-            raise InvalidRequest(message, param="loss_scale")
+        if reason := unsupported_choice(SftParams.model_fields["loss_scale"], params.loss_scale):
+            raise InvalidRequest(reason, param="loss_scale")
         self._params = params
         self._tokenizer = tokenizer
         self._learns = learns

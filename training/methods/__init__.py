@@ -7,7 +7,7 @@ from training.methods.dpo import Dpo
 from training.methods.pt import Pt
 from training.methods.sft import Sft
 from training.params.sft import SftParams
-from training.refusal import Refusal, not_built, read_by_others_only
+from training.refusal import Refusal, not_supported, read_by_others_only
 
 _ALL: tuple[Method[Any], ...] = (
     Sft(),
@@ -31,6 +31,6 @@ def refusals(params: SftParams) -> list[Refusal]:
     """What the chosen method does not take."""
     among = {name: method.reads for name, method in METHODS.items() if method.params is type(params)}
     if params.method not in among:
-        return [("rlhf_type", not_built(params.method, among))]
+        return [("rlhf_type", not_supported(params.method, among))]
     method = method_of(params)
     return read_by_others_only(params, "rlhf_type", method.name, among) + method.refusals(params)

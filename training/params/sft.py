@@ -90,7 +90,7 @@ class SftParams(
 class PtParams(SftParams):
     """Pre-training, or training on: the same as sft over plain text."""
 
-    use_chat_template: Annotated[bool, About(("pt",), prepares=True, not_in_fine_tuning=THE_MODEL)] = False
+    use_chat_template: Annotated[bool, About(TRAINING, prepares=True, not_in_fine_tuning=THE_MODEL)] = False
     """Build samples with the chat template. Plain text has none, so that this is false here."""
 
     @property

@@ -11,8 +11,8 @@ from training.refusal import Refusal
 
 def supported(params: type[Params]) -> frozenset[str]:
     """The parameters that the task with these parameters reads, or a method, a tuner or an optimizer in it."""
-    name = next(name for name, task in TASKS.items() if params_of(task) is params)
-    read = frozenset(each for each, said in facts(params) if name in said.tasks)
+    name, task = next((name, task) for name, task in TASKS.items() if params_of(task) is params)
+    read = frozenset(each for each, said in facts(params) if said.read_by(task.reads_as))
     if not issubclass(params, SftParams):
         return read
     return read.union(

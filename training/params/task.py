@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from engines.params.about import MERGE, TRAINING
 from engines.params.base import Params
 from training.params.export import MergeParams, merged_folder
 from training.params.rlhf import RlhfParams
@@ -19,6 +20,8 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    reads_as: ClassVar[tuple[str, ...]]
+    """What the fields that it reads name among their readers."""
     pipeline: ClassVar[str]
     """The file of `training.pipelines` that does it."""
     makes: ClassVar[tuple[Artifact, ...]]
@@ -52,6 +55,7 @@ class Task(BaseModel):
 
 
 class TrainingTask(Task):
+    reads_as = TRAINING
     pipeline = "train"
     makes = ("adapter", "model")
     gpus = 1
@@ -93,6 +97,7 @@ class RlhfTask(TrainingTask):
 
 
 class MergeTask(Task):
+    reads_as = MERGE
     pipeline = "merge"
     makes = ("model",)
     gpus = 0

@@ -1,7 +1,7 @@
 """The tuners, one file each. Light: the server refuses jobs by them."""
 
 from training.params.sft import SftParams
-from training.refusal import Refusal, not_built, read_by_others_only
+from training.refusal import Refusal, not_supported, read_by_others_only
 from training.tuners.base import Tuner
 from training.tuners.full import Full
 from training.tuners.lora import Lora
@@ -21,7 +21,7 @@ def tuner_of(params: SftParams) -> Tuner:
 def refusals(params: SftParams) -> list[Refusal]:
     """What the chosen tuner does not take."""
     if params.train_type not in TUNERS:
-        return [("train_type", not_built(params.train_type, TUNERS))]
+        return [("train_type", not_supported(params.train_type, TUNERS))]
     tuner = tuner_of(params)
     readers = {name: each.reads for name, each in TUNERS.items()}
     return read_by_others_only(params, "train_type", tuner.name, readers) + tuner.refusals(params)

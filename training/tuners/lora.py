@@ -5,7 +5,7 @@ from typing import Any
 from engines.capabilities import AdapterSupport
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
-from training.refusal import Refusal, not_built
+from training.refusal import Refusal, not_supported
 from training.tuners import pissa
 from training.tuners.adapter import WHERE, AdapterTuner, targets
 from training.tuners.base import Tuned
@@ -23,7 +23,7 @@ class Lora(AdapterTuner):
         if pissa.asked_for(params):
             return found + pissa.refusals(params)
         if params.init_weights not in INITIALISATIONS:
-            found.append(("init_weights", not_built(params.init_weights, [*INITIALISATIONS, pissa.INNER])))
+            found.append(("init_weights", not_supported(params.init_weights, [*INITIALISATIONS, pissa.INNER])))
         return found
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:

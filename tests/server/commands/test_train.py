@@ -136,7 +136,7 @@ def test_several_processes_are_asked_for_as_the_reference_does(
     assert "not 'many'" in capsys.readouterr().err
     monkeypatch.setenv("NNODES", "2")
     assert cli.main(["sft", "--model", "m"]) == 1
-    assert "several machines is not built yet" in capsys.readouterr().err
+    assert "several machines is not supported in this version" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

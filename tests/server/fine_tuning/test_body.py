@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], param: str | None)
 
 
 @pytest.mark.parametrize("name", ["reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"])
-def test_methods_that_are_not_built_are_refused_by_name(name: str) -> None:
+def test_methods_that_are_not_supported_are_refused_by_name(name: str) -> None:
     body = parse(method={"type": name})
     with pytest.raises(UnsupportedParameter, match=name) as error:
         body.check_built()

@@ -111,7 +111,7 @@ def test_loss_scales() -> None:
     whole = encoder(loss_scale="all").encode({"messages": TWO_ROUNDS})[0]
     assert learned(last) == ["dos<|im_end|>\n"]
     assert whole["labels"] == whole["input_ids"] == last["input_ids"]
-    with pytest.raises(InvalidRequest, match="'react' is not built in"):
+    with pytest.raises(InvalidRequest, match="react is not supported in this version; choose default"):
         encoder(loss_scale="react")
 
 
