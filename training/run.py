@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
 from training.folder import PARTIAL, JobError, JobFolder, Result
-from training.params.supported import refusals
 from training.params.task import Task
 from training.report import Report, Stopped
+from training.supported import refusals
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,11 @@
-"""args.json: the parameters that a checkpoint was trained with, beside its weights, for `load_args` to read back."""
+"""args.json: the parameters that a checkpoint was trained with, beside its weights."""
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
 
-from engines.errors import InvalidRequest
-from engines.params.about import facts
-from engines.params.data import DataParams
 from training.params.sft import SftParams
-from training.params.supported import supported
 
 ARGS = "args.json"
-
-P = TypeVar("P", bound=SftParams)
 
 
 def write_args(params: SftParams, folder: Path) -> None:
@@ -21,44 +14,3 @@ def write_args(params: SftParams, folder: Path) -> None:
     values = params.model_dump(mode="json", exclude=secret)
     given = sorted(params.model_fields_set - secret)
     (folder / ARGS).write_text(json.dumps(values | {"given": given}, indent=1, ensure_ascii=False) + "\n")
-
-
-def with_saved_args(params: P) -> P:
-    """`params` with what the checkpoint that it names was trained with, for what it does not say itself.
-
-    Raises InvalidRequest where that file is broken.
-    """
-    if not params.load_args:
-        return params
-    folder = next((folder for folder in _checkpoints(params) if (folder / ARGS).is_file()), None)
-    if folder is None:
-        return params
-    saved, loadable = _read(folder), _loadable(params)
-    loaded = {name: saved[name] for name in saved["given"] if name in loadable}
-    given = {name: getattr(params, name) for name in params.model_fields_set}
-    if "model" in given and params.model and Path(params.model).expanduser() == folder:
-        loaded.pop("model", None)
-    return type(params).model_validate(loaded | given)
-
-
-def _loadable(params: SftParams) -> frozenset[str]:
-    """What a checkpoint may say. One of a task of another kind may say what this one does not know."""
-    one_run = {name for name, said in facts(type(params)) if said.one_run}
-    data = () if params.load_data_args else DataParams.model_fields
-    return supported(type(params)) - one_run.union(data)
-
-
-def _checkpoints(params: SftParams) -> list[Path]:
-    adapters = [source.partition("=")[2] or source for source in params.adapters]
-    named = [params.resume_from_checkpoint, *adapters, params.model]
-    return [Path(name).expanduser() for name in named if name]
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = json.loads((folder / ARGS).read_bytes())
-        saved["given"] = list(saved["given"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        message = f"{ARGS} of {folder.name} cannot be read ({error}): repair it, or set load_args to false"
-        raise InvalidRequest(message, param="load_args") from error
-    return saved

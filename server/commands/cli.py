@@ -10,7 +10,7 @@ from server import __version__
 from server.commands import supported as supported_of_deploy
 from server.commands.argv import parse, refuse
 from server.commands.params import COMMANDS, SUPPORTED
-from training.params import supported
+from training import supported
 from training.params.task import TASK, TASKS
 
 

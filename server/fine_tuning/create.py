@@ -26,8 +26,8 @@ from server.jobs.store import message
 from server.model.served import ServedModel
 from training.folder import Message
 from training.methods import BY_OPENAI_NAME
-from training.params.supported import refusals
 from training.params.task import TrainingTask
+from training.supported import refusals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.params.about import NOT_SUPPORTED, facts
 from server.http.body import Metadata, RequestBody
 from server.http.validation import MISSING, to_invalid_request
-from training.params.supported import refusals
 from training.params.task import TASK, TASKS, Task, params_of
+from training.supported import refusals
 
 
 def _supported(type: str) -> str:

@@ -7,12 +7,13 @@ from transformers import set_seed
 from training.arguments import trainer_arguments
 from training.data import build
 from training.folder import Result
+from training.load_args import with_saved_args
 from training.methods import method_of
 from training.methods.base import Method
 from training.model import load_for_training, load_tokenizer_for
 from training.params.sft import SftParams
 from training.report import Report
-from training.saved_args import with_saved_args, write_args
+from training.saved_args import write_args
 from training.trainers.job import Training, train
 from training.tuners import tuner_of
 

@@ -3,13 +3,12 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from engines.adapters.disk import sync
 from engines.errors import InvalidRequest
 from training.data import Datasets
 from training.folder import PARTIAL, Result
-from training.methods.base import P
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
@@ -17,6 +16,8 @@ from training.saved_args import write_args
 from training.trainers.events import Events
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
+
+P = TypeVar("P", bound=SftParams)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
+from training.idle import idle
 from training.params.choices import Reporter, Schedule
-from training.params.idle import idle
 from training.params.sft import SftParams
 
 

@@ -20,10 +20,10 @@ from tests.engines.pt.tiny import CONFIGS, save
 from training.folder import Evaluation, JobFolder, Step
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
-from training.params.supported import refusals
 from training.params.task import RlhfTask
 from training.pipelines import train as pipeline
 from training.report import Report
+from training.supported import refusals
 
 ROWS = [
     {

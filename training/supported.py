@@ -3,7 +3,7 @@
 from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
 from engines.params.base import Params
 from training import methods, optimizers, tuners
-from training.params.idle import idle
+from training.idle import idle
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
 from training.refusal import Refusal
