@@ -7,12 +7,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from engines.echo import EchoEngine, echo_tokenizer
 from engines.errors import EngineUnavailable
+from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
 from server.inference.inference import Inference
+from server.parts import make_parts
 
-__all__ = ["ReadyClient", "Response"]
+__all__ = ["ReadyClient", "Response", "echo_client"]
 
 
 class ReadyClient(TestClient):
@@ -34,3 +37,16 @@ class ReadyClient(TestClient):
             except EngineUnavailable:
                 time.sleep(0.001)
         return self
+
+
+def echo_client(
+    engine: EchoEngine | None = None,
+    *,
+    generation_config: dict[str, Any] | None = None,
+    raise_server_exceptions: bool = True,
+    **params: Any,
+) -> ReadyClient:
+    """A client, to be entered, of a server on EchoEngine with these parameters of `deploy`."""
+    given = DeployParams(**{"model": "echo"} | params)
+    parts = make_parts(engine or EchoEngine(), echo_tokenizer(), given, generation_config)
+    return ReadyClient(parts, raise_server_exceptions=raise_server_exceptions)

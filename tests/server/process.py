@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 
 from tests.until import PATIENCE, until
 
@@ -99,3 +100,13 @@ class ServerProcess:
                 self.url = found[1]
                 self._address.set()
         self._address.set()
+
+
+class Kept:
+    """A server that keeps its state in `folder`, and two clients of it: of any route, and OpenAI's."""
+
+    def __init__(self, server: ServerProcess, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.http = httpx.Client(base_url=server.url, timeout=PATIENCE)
+        self.client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

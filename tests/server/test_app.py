@@ -4,16 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 
 
 @pytest.fixture
 def client() -> Iterator[ReadyClient]:
-    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="tests/echo"))
-    with ReadyClient(parts) as client:
+    with echo_client(model="tests/echo") as client:
         yield client
 
 
@@ -22,8 +18,7 @@ def test_a_ready_server_says_so(client: ReadyClient) -> None:
 
 
 def test_without_the_chat_template_messages_are_one_text() -> None:
-    params = DeployParams(model="tests/echo", use_chat_template=False)
-    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params)) as client:
+    with echo_client(model="tests/echo", use_chat_template=False) as client:
         messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]
         reply = client.post("/v1/chat/completions", json={"model": "echo", "messages": messages})
     assert reply.json()["choices"][0]["message"]["content"] == "once upon a time"

@@ -9,11 +9,9 @@ import huggingface_hub
 import openai
 import pytest
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
+from engines.echo import EchoEngine
 from tests.adapter_folders import write_adapter
-from tests.server.client import ReadyClient, Response
+from tests.server.client import ReadyClient, Response, echo_client
 from tests.server.process import ServerProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
@@ -58,7 +56,7 @@ def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., Api]]:
     def make(**params: Any) -> Api:
         given = {"model": "org/echo", "adapter_roots": (str(root),), "state_dir": str(tmp_path / "state")} | params
         engine = EchoEngine()
-        client = ReadyClient(make_parts(engine, echo_tokenizer(), DeployParams(**given)))
+        client = echo_client(engine, **given)
         clients.append(client)
         client.__enter__()
         return Api(client, engine)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import openai
 import pytest
 
 from tests.adapter_folders import write_adapter
 from tests.server.openai_schema import check
-from tests.server.process import ServerProcess
-from tests.until import PATIENCE, until
+from tests.server.process import Kept, ServerProcess
+from tests.until import until
 
 CHAT: Final = "/v1/chat/completions"
 OVER = {"completed", "failed", "cancelled", "expired"}
@@ -31,14 +30,8 @@ def said(custom_id: str, content: str, **body: Any) -> dict[str, Any]:
     return line(custom_id, messages=[{"role": "user", "content": content}], **body)
 
 
-class Api:
-    """One server that keeps its state in `folder`."""
-
-    def __init__(self, server: ServerProcess, folder: Path) -> None:
-        self.server = server
-        self.folder = folder
-        self.http = httpx.Client(base_url=server.url, timeout=PATIENCE)
-        self.client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+class Api(Kept):
+    """What tests ask of the batches of a server."""
 
     def upload(self, *lines: dict[str, Any] | bytes, purpose: Any = "batch") -> str:
         content = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)

@@ -17,20 +17,14 @@ import openai
 import pytest
 
 from tests.server.openai_schema import check
-from tests.server.process import ServerProcess
-from tests.until import PATIENCE, until
+from tests.server.process import Kept, ServerProcess
+from tests.until import until
 
 LINE = b'{"messages": []}\n'
 
 
-class Api:
-    """One server that keeps its state in `folder`."""
-
-    def __init__(self, server: ServerProcess, folder: Path, **headers: str) -> None:
-        self.server = server
-        self.folder = folder
-        self.http = httpx.Client(base_url=server.url, timeout=PATIENCE, headers=headers)
-        self.client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+class Api(Kept):
+    """What tests ask of the files of a server."""
 
     def contents(self) -> list[Path]:
         return sorted((self.folder / "files").glob("*/*"))

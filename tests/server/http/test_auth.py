@@ -5,21 +5,14 @@ from typing import Any
 
 import pytest
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 
 KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
 
 
-def make_client(**params: Any) -> ReadyClient:
-    return ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params)))
-
-
 @pytest.fixture(scope="module")
 def client() -> Iterator[ReadyClient]:
-    with make_client(api_key=KEYS) as client:
+    with echo_client(api_key=KEYS) as client:
         yield client
 
 
@@ -91,18 +84,18 @@ def test_the_scheme_is_not_case_sensitive(client: ReadyClient) -> None:
 
 
 def test_metrics_ask_for_a_key_where_they_are_told_to() -> None:
-    with make_client(api_key="k", metrics_auth=True) as client:
+    with echo_client(api_key="k", metrics_auth=True) as client:
         assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", "k")) == (401, 200)
 
 
 def test_without_keys_everything_is_open() -> None:
-    with make_client() as client:
+    with echo_client() as client:
         assert status(client, "GET", "/v1/models") == 200
 
 
 def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() -> None:
     preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
-    with make_client(api_key="k", allowed_origins="https://chat.example") as client:
+    with echo_client(api_key="k", allowed_origins="https://chat.example") as client:
         reply = client.options("/v1/models", headers=preflight)
         assert reply.headers["access-control-allow-origin"] == "https://chat.example"
         reply = client.get("/v1/models", headers={"origin": "https://chat.example"})

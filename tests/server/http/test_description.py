@@ -7,10 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 from tests.server.test_battery import VALID
 
 PUBLIC = {"/health", "/ready"}
@@ -26,7 +23,7 @@ WITHOUT_BODY = {
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[ReadyClient]:
-    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))) as client:
+    with echo_client() as client:
         yield client
 
 

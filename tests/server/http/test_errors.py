@@ -8,15 +8,13 @@ import pytest
 from pydantic import BaseModel, Field
 
 from engines import errors
-from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
-from engines.params.deploy import DeployParams
+from engines.echo import EchoEngine, EchoFaults
 from server.http.body import Items, RequestBody, json_body, parse_json
 from server.http.errors import BodyTooLarge, InsufficientPermissions, InvalidApiKey
 from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.tokenization import DetokenizeBody, TokenizeBody
-from server.parts import make_parts
-from tests.server.client import ReadyClient, Response
+from tests.server.client import ReadyClient, Response, echo_client
 
 ERRORS = [
     (errors.InvalidRequest("no", param="n"), 400, "invalid_request"),
@@ -56,7 +54,7 @@ class Body(RequestBody):
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[ReadyClient]:
-    client = ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", max_body_size=0.1)))
+    client = echo_client(max_body_size=0.1)
 
     @client.app.post("/body")
     async def body(body: Annotated[Body, json_body(Body)]) -> dict[str, int]:
@@ -270,7 +268,7 @@ def test_the_callers_request_id_comes_back_where_it_is_sane(client: ReadyClient)
 
 def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client() -> None:
     engine = EchoEngine(faults=EchoFaults(start_error=errors.EngineFailure("no memory")))
-    with ReadyClient(make_parts(engine, echo_tokenizer(), DeployParams(model="echo"))) as client:
+    with echo_client(engine) as client:
         for method, path in (
             ("GET", "/ready"),
             ("GET", "/v1/models"),

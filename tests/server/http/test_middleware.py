@@ -9,10 +9,7 @@ import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 
 LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], "stream": True}
@@ -24,8 +21,7 @@ def client_of(caplog: pytest.LogCaptureFixture) -> Callable[..., ReadyClient]:
     caplog.set_level(logging.INFO, logger="server.access")
 
     def make(**params: Any) -> ReadyClient:
-        parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params))
-        client = ReadyClient(parts, raise_server_exceptions=False)
+        client = echo_client(raise_server_exceptions=False, **params)
 
         @client.app.get("/bug")
         async def bug() -> None:
@@ -106,8 +102,7 @@ def test_a_server_told_to_be_quiet_logs_no_requests(
 
 
 def test_what_a_request_holds_is_let_go_once_its_answer_has_ended() -> None:
-    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
-    client = ReadyClient(parts, raise_server_exceptions=False)
+    client = echo_client(raise_server_exceptions=False)
     story: list[str] = []
 
     @client.app.get("/hold/{how}")

@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
+from engines.echo import EchoEngine
 from server.inference.inference import Inference
-from server.parts import make_parts
 from tests.adapter_folders import write_adapter
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 
 LABELS = {"model_name": "echo", "engine": "pt"}
 
@@ -45,8 +43,8 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     for seed, name in enumerate("ab"):
         write_adapter(tmp_path / name, seed=seed)
-    params = DeployParams(model="echo", adapter_roots=(str(tmp_path),), state_dir=str(tmp_path / "state"))
-    with ReadyClient(make_parts(EchoEngine(max_loras=2), echo_tokenizer(), params)) as client:
+    folders: dict[str, Any] = {"adapter_roots": (str(tmp_path),), "state_dir": str(tmp_path / "state")}
+    with echo_client(EchoEngine(max_loras=2), **folders) as client:
         yield Server(client)
 
 

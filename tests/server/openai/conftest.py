@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from engines.echo import EchoEngine, echo_tokenizer
-from engines.params.deploy import DeployParams
-from server.parts import make_parts
-from tests.server.client import ReadyClient
+from engines.echo import EchoEngine
+from tests.server.client import ReadyClient, echo_client
 from tests.server.openai.wire import Api
 
 
@@ -20,10 +18,7 @@ def make_api() -> Iterator[Callable[..., Api]]:
     def make(
         *, generation_config: dict[str, Any] | None = None, engine: EchoEngine | None = None, **params: Any
     ) -> Api:
-        parts = make_parts(
-            engine or EchoEngine(), echo_tokenizer(), DeployParams(model="echo", **params), generation_config
-        )
-        clients.append(ReadyClient(parts))
+        clients.append(echo_client(engine, generation_config=generation_config, **params))
         clients[-1].__enter__()
         return Api(clients[-1])
 
@@ -34,6 +29,5 @@ def make_api() -> Iterator[Callable[..., Api]]:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Api]:
-    parts = make_parts(EchoEngine(), echo_tokenizer(), DeployParams(model="echo"))
-    with ReadyClient(parts) as client:
+    with echo_client() as client:
         yield Api(client)

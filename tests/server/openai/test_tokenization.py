@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from engines.echo import END_OF_TEXT, EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.parts import make_parts
-from tests.server.client import ReadyClient
+from tests.server.client import ReadyClient, echo_client
 
 
 @pytest.fixture
@@ -60,8 +60,7 @@ def test_messages_are_rendered_as_asked(client: httpx.Client) -> None:
 
 
 def test_the_variables_of_a_template_are_given_to_it() -> None:
-    params = DeployParams(model="echo", chat_template="{{ mood }} {{ messages[0].content }}")
-    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params)) as client:
+    with echo_client(chat_template="{{ mood }} {{ messages[0].content }}") as client:
         assert rendered(client, chat_template_kwargs={"mood": "merry"}) == "merry hi"
 
 
