@@ -267,14 +267,14 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"lora_bias": "all"}, ("lora_bias", "shares the model's biases")),
         ({"label_smoothing": 0.5}, ("label_smoothing", "choose less")),
         ({"ref_model_revision": "main"}, ("ref_model_revision", "is not given")),
-        ({"packing": True}, ("packing", "nothing")),
-        ({"lazy_tokenize": True}, ("lazy_tokenize", "nothing")),
-        ({"padding_side": "left"}, ("padding_side", "nothing")),
+        ({"packing": True}, ("packing", "not supported")),
+        ({"lazy_tokenize": True}, ("lazy_tokenize", "not supported")),
+        ({"padding_side": "left"}, ("padding_side", "not supported")),
         ({"rlhf_type": "kto"}, ("rlhf_type", "kto is not supported in this version; choose dpo")),
-        ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "nothing")),
+        ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "not supported")),
     ],
 )
-def test_what_it_cannot_honour_is_refused_by_name(params: dict[str, Any], told: tuple[str, ...]) -> None:
+def test_what_it_does_not_support_is_refused_by_name(params: dict[str, Any], told: tuple[str, ...]) -> None:
     task = RlhfTask(params=RlhfParams.model_validate({"rlhf_type": "dpo", "model": "m"} | params))
     found = dict(refusals(task))
     assert told[1] in found[told[0]]
