@@ -5,10 +5,12 @@ from training.refusal import Refusal, not_supported, read_by_others_only
 from training.tuners.base import Tuner
 from training.tuners.full import Full
 from training.tuners.lora import Lora
+from training.tuners.vera import Vera
 
 _ALL: tuple[Tuner, ...] = (
     Lora(),
     Full(),
+    Vera(),
 )
 TUNERS = {tuner.name: tuner for tuner in _ALL}
 

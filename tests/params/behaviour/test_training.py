@@ -40,6 +40,7 @@ EVALUATED = {"val_dataset": ["$rows#2"]}
 THREE_STEPS = {"max_steps": 3, "save_steps": 1}
 NO_LORA = {"lora_rank": UNGIVEN, "lora_dropout": UNGIVEN}
 FULL = NO_LORA | {"train_type": "full"}
+VERA = NO_LORA | {"train_type": "vera"}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
@@ -109,6 +110,9 @@ def of_every_training(task: str) -> dict[str, Row]:
             freeze_parameters=Two([], ["model.layers.0."], changed, FULL),
             freeze_parameters_ratio=Two(0, 0.5, changed, FULL),
             trainable_parameters=Two([], ["model.embed_tokens"], changed, FULL | {"freeze_parameters_ratio": 0.5}),
+            vera_rank=Two(8, 4, adapter("r"), VERA),
+            vera_projection_prng_key=Two(True, False, adapter("save_projection"), VERA),
+            vera_d_initial=Two(0.1, 0.2, adapter("d_initial"), VERA),
             # where it begins and what it leaves
             adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
             resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),
@@ -153,6 +157,7 @@ def of_plain_text(task: str) -> dict[str, Row]:
         ),
         **apart(
             base,
+            vera_dropout=Two(0, 0.5, adapter("vera_dropout"), VERA),
             packing=Two(False, True, prepared),
             lazy_tokenize=Two(UNGIVEN, True, kind),
             padding_side=Two("right", "left", batches, {"per_device_train_batch_size": 3}),

@@ -1,0 +1,25 @@
+"""VeRA (Kopiczko et al. 2023, arXiv:2310.11454): random matrices that all layers share, two trained vectors each."""
+
+from typing import Any
+
+from training.params.sft import SftParams
+from training.params.tuner import VeraParams
+from training.tuners.adapter import WHERE, AdapterTuner, targets
+
+
+class Vera(AdapterTuner):
+    name = "vera"
+    reads = WHERE | frozenset(VeraParams.model_fields)
+
+    def config(self, params: SftParams) -> Any:
+        from peft import VeraConfig
+
+        return VeraConfig(
+            r=params.vera_rank,
+            save_projection=params.vera_projection_prng_key,
+            vera_dropout=params.vera_dropout,
+            d_initial=params.vera_d_initial,
+            target_modules=targets(params),
+            modules_to_save=list(params.modules_to_save) or None,
+            task_type="CAUSAL_LM",
+        )
