@@ -4,6 +4,7 @@ from typing import Any
 
 from training.methods.base import Method
 from training.methods.dpo import Dpo
+from training.methods.ipo import Ipo
 from training.methods.pt import Pt
 from training.methods.sft import Sft
 from training.params.sft import SftParams
@@ -13,6 +14,7 @@ _ALL: tuple[Method[Any], ...] = (
     Sft(),
     Pt(),
     Dpo(),
+    Ipo(),
 )
 METHODS = {method.name: method for method in _ALL}
 BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}

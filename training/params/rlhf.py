@@ -56,7 +56,7 @@ class RlhfParams(PpoParams, SftParams):
     starred: ClassVar = frozenset({"rlhf_type", "beta", "rpo_alpha"})
 
     rlhf_type: Annotated[
-        Literal["dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"],
+        Literal["dpo", "ipo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"],
         About(not_in_fine_tuning="say it in method.type"),
     ]
     """The algorithm: `kto` learns from single good and bad answers, `ppo` from rewards, the others from pairs of

@@ -196,6 +196,7 @@ TABLES: dict[str, dict[str, Row]] = {
         ),
         **apart(
             BASE["rlhf"],
+            rlhf_type=Two("dpo", "ipo", asked("loss_type")),
             ref_model_revision=Two(
                 "main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained"), {"ref_model": "$other"}
             ),

@@ -116,10 +116,11 @@ def losses_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: A
     [
         ({}, {}),
         ({"beta": 0.5}, {"beta": 0.5}),
+        ({"rlhf_type": "ipo"}, {"loss_type": ["ipo"]}),
         ({"rpo_alpha": 0.7}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}),
         ({"train_type": "full", "learning_rate": 1e-3}, {"full": True, "learning_rate": 1e-3}),
     ],
-    ids=["lora", "beta", "rpo", "full"],
+    ids=["lora", "beta", "ipo", "rpo", "full"],
 )
 def test_the_loss_is_trls(
     train: Callable[..., JobFolder],
