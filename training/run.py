@@ -51,6 +51,7 @@ def run(folder: JobFolder, report: Report) -> Result:
         check(task)
         pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
+        assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"
         return result
     except Stopped:
         return Result(status="stopped")
