@@ -66,7 +66,7 @@ class Tree:
         assert not self._alive(), "processes survived SIGKILL"
 
     def cpu_seconds(self) -> float:
-        """Of the whole tree so far, ended and reaped children of its processes included."""
+        """CPU seconds of the whole tree so far, ended and reaped children included."""
         total = 0.0
         for process in self._tree():
             try:
@@ -90,7 +90,7 @@ class Tree:
         return tree
 
     def _alive(self) -> list[psutil.Process]:
-        """Of all processes ever seen in the tree, wherever they went."""
+        """Processes ever seen in the tree that still run, wherever they went."""
         return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def _watch(self) -> None:

@@ -260,7 +260,7 @@ def machine() -> dict[str, Any]:
 
 
 def servers(rows: list[Row], setting: Setting) -> list[dict[str, Any]]:
-    """Of each server in the rows: its command, its environment, its versions."""
+    """Command, environment and versions of each server in the rows."""
     names = {row["server"] for row in rows}
     return [
         {

@@ -33,7 +33,7 @@ from training.folder import JobFolder
 SAMPLE_TOKENS = 256
 SYSTEM = "You tell long stories."
 SHARE_LEAST = 0.97
-"""Of the bare TRL script's tokens/s."""
+"""Least share of the bare TRL script's tokens/s."""
 FIRST_STEP_MOST = 20.0
 """Seconds from creating a job to its first step."""
 JOBS = 3

@@ -30,7 +30,7 @@ def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any,
 
 
 def score(answer: str, reference: str) -> dict[str, float]:
-    """Of one answer. ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) over the words of both, in lower case."""
+    """ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) of one answer, in percent, over the words in lower case."""
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import sentence_bleu
 

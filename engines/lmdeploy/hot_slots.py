@@ -116,7 +116,7 @@ class HotSlots:
             load(tensors.items(), adapter_id=adapter)
 
     async def _logprobs(self, adapter: str | None) -> list[dict[int, float]]:
-        """Of the prompt's step and of some after it."""
+        """Log-probabilities of the prompt's step and of some steps after it."""
         config = GenerationConfig(max_new_tokens=PROBE_STEPS, top_k=1, temperature=1.0, logprobs=5)
         told: list[dict[int, float]] = []
         async with aclosing(self._library.infer(PROBE, config, adapter)) as outputs:

@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 RELEASE = "0.18."
 """The only one whose inside is known."""
 DTYPES = {"float16", "bfloat16"}
-"""That LMDeploy has kernels for."""
+"""Types that LMDeploy has kernels for."""
 BASE = "the base model"
 REST_SECONDS = 1.0
-"""Between two looks at whether LMDeploy's loop moves while something runs: where it does not, it is woken up."""
+"""Seconds between two looks at whether LMDeploy's loop moves while something runs: one that does not is woken up."""
 MAX_RESTS = 120
-"""So often in vain, and it is given up."""
+"""Looks in a row without a step after which the engine is given up."""
 
 
 class Library:
@@ -198,7 +198,7 @@ class Library:
         return int(config.get_text_config().vocab_size)
 
     def metrics(self) -> ScheduleMetrics:
-        """As of now. Outputs that wait for a handle are not among those that it counts as waiting."""
+        """State of the queues now. Outputs that wait for a handle are not among those that it counts as waiting."""
         metrics = None if self._engine is None else self._engine.engine.get_schedule_metrics()
         return metrics or ScheduleMetrics()
 

@@ -50,9 +50,9 @@ class PromptObserver:
         self._head = head
         self._http_request_id = current_http_request_id()
         self.last_hidden: Tensor | None = None
-        """Of the prompt's last token: (hidden_size,) float32."""
+        """Hidden state of the prompt's last token: (hidden_size,) float32."""
         self.logprobs: list[TokenLogprob] = []
-        """Of each token but the first, where wanted."""
+        """Log-probabilities of each prompt token but the first, where they are wanted."""
         self.failure: TuneserveError | None = None
 
     def begin(self, num_tokens: int, start: int, hidden: Tensor) -> None:

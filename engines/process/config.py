@@ -23,7 +23,7 @@ class EngineConfig:
     block_size: int | None = None
     enable_prefix_caching: bool = True
     seed: int | None = None
-    """Of the random streams of requests that bring no seed of their own; None: a fresh one each start."""
+    """Seed of the random streams of requests that bring none of their own; None: a fresh one each start."""
     max_logprobs: int = 20
     max_loras: int = 8
     """0: no adapters."""

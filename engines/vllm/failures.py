@@ -38,7 +38,7 @@ class Failure:
 
 
 def describe(error: BaseException) -> Failure:
-    """Of pydantic's errors, which vLLM's configuration raises, the first one's text alone."""
+    """Name and text of an error; the first text alone of several that pydantic found in vLLM's configuration."""
     message = str(error)
     if hasattr(error, "errors"):
         message = str(error.errors()[0]["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

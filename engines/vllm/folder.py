@@ -9,7 +9,7 @@ from pathlib import Path
 
 PREFIX = "tuneserve-vllm-"
 YOUNG_SECONDS = 60.0
-"""So old at least is what is cleared away: a younger one may be about to be locked."""
+"""Seconds of age below which a folder is not cleared away: its owner may be about to lock it."""
 
 
 class PrivateFolder:

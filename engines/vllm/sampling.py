@@ -116,7 +116,7 @@ def _output_logprobs(made: CompletionOutput) -> tuple[TokenLogprob, ...]:
 
 
 def token_logprobs(flat: FlatLogprobs) -> Iterator[TokenLogprob | None]:
-    """Of each position the token itself comes first, then the likeliest; None where there is nothing."""
+    """Log-probabilities by position: the token itself, then the likeliest ones; None where there are none."""
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
         if start == end:
             yield None

@@ -13,7 +13,7 @@ from vllm.distributed.device_communicators import shm_broadcast
 from vllm.platforms import current_platform
 
 PART = 1 / 20
-"""Of what has been waited so far: by no more than this a message is seen too late."""
+"""Share of the time waited so far by which a message may be seen too late."""
 SHORTEST_SECONDS, LONGEST_SECONDS = 1e-6, 1e-3
 SAME_WAIT_SECONDS = 1e-4
 """Looks that are further apart belong to different waits."""

@@ -15,9 +15,9 @@ from server.jobs.worker_process import worker_command, worker_environment
 from training.folder import JobFolder, Result
 
 LOG = "worker.log"
-"""Of the folder: what the libraries in the worker say."""
+"""File of the job's folder with what the libraries in the worker say."""
 LOOKS_EVERY = 0.2
-"""Seconds."""
+"""Seconds between two looks at the events."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -76,7 +76,7 @@ def _make(task: Task, progress: Progress) -> int:
 
 
 def _processes() -> int:
-    """As many as the reference's variable says. Raises TuneserveError."""
+    """Number of worker processes, by the reference's variable NPROC_PER_NODE. Raises TuneserveError."""
     if os.environ.get("NNODES", "1") != "1":
         raise TuneserveError("NNODES: training on several machines is not supported in this version")
     given = os.environ.get("NPROC_PER_NODE", "1")

@@ -61,7 +61,7 @@ class CreateFineTuningJob(RequestBody):
     validation_file: FileId | None = None
     method: MethodBody | None = None
     hyperparameters: SupervisedHyperparameters | None = None
-    """Of the method `supervised`, where `method` does not say them. OpenAI calls this place deprecated."""
+    """Hyperparameters of the method `supervised`, where `method` names none. OpenAI calls this place deprecated."""
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     """Part of the name of the model that comes out: 1 to 64 letters, digits and ._-"""
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None

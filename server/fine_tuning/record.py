@@ -19,7 +19,7 @@ class FineTuning(BaseModel):
     training_file: str
     validation_file: str | None
     method: str
-    """As OpenAI names it."""
+    """OpenAI's name of the method."""
     wanted: Hyperparameters
     chosen: Hyperparameters | None = None
     """With a number for each `"auto"`, once the data has been looked at."""

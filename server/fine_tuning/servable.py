@@ -46,7 +46,7 @@ def _ends_any(module: str, paths: "list[str] | frozenset[str]") -> bool:
 
 
 def _matches_any(pattern: str, paths: list[str]) -> bool:
-    """As PEFT does: over the whole path."""
+    """Whether a pattern of PEFT fits a module's whole path."""
     try:
         compiled = regex.compile(pattern)
         return any(compiled.fullmatch(path, timeout=MATCHING_SECONDS / len(paths)) for path in paths)

@@ -17,7 +17,8 @@ from training.params.task import TASK, TrainingTask
 AS_SERVED = frozenset(name for name, said in facts(SftParams) if said.as_served)
 """Parameters of `deploy` that the training repeats."""
 MOST_SAMPLES_A_PASS = 4
-"""Of a batch, unless `per_device_train_batch_size` says how many: the rest is accumulated, which costs no memory."""
+"""Samples of a batch in one forward pass, unless `per_device_train_batch_size` says how many. Gradients of the passes
+are accumulated, which costs no memory."""
 MOST_LOG_LINES = 2000
 """Steps that a job logs: each of a short training, and every so many of a long one."""
 MOST_CHECKPOINTS = 100

@@ -40,7 +40,7 @@ class Job:
     told: dict[str, Any] | None
     """The same parameters as a client of `/v1/jobs` gave them."""
     priority: int
-    """Of two jobs in the queue, the one with the higher number runs first."""
+    """The job with the highest number in the queue runs first."""
     devices: int | None
     """Number of GPUs to run on; 0: the CPU. None: one GPU where there is one."""
     metadata: dict[str, str] | None

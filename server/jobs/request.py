@@ -31,7 +31,7 @@ class JobBody(RequestBody):
     parameters: dict[str, Any]
     """Those of the command line's command of this name."""
     priority: int = Field(0, ge=-100, le=100)
-    """Of two jobs that wait, the one with the higher number runs first."""
+    """The job with the highest number in the queue runs first."""
     metadata: Metadata | None = None
     devices: int | None = Field(None, ge=0, le=64)
     """GPUs to run on; 0: the CPU. One where there is one, unless given."""

@@ -14,7 +14,7 @@ class Envelope:
     id: str
     created: int
     model: str
-    """As the request named it."""
+    """Name of the model, as the request spelled it."""
 
     def to_wire(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -124,7 +124,7 @@ def _token_ids(name: str, token_ids: list[int] | None, capabilities: Capabilitie
 
 
 def _num_beams(body: GenerationFields, defaults: SamplingDefaults) -> int:
-    """As many as asked for; with vLLM's `use_beam_search` alone, as many as there are outputs."""
+    """Number of beams that are asked for; with vLLM's `use_beam_search` alone, as many as there are outputs."""
     if body.use_beam_search is False:
         if body.num_beams is not None and body.num_beams > 1:
             raise InvalidRequest("'num_beams' above 1 is a beam search.", param="use_beam_search")

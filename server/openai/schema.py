@@ -13,7 +13,7 @@ from server.openai.inputs import Inputs
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Json = Any
-"""As it came: whoever reads it checks it."""
+"""A value as it came: whoever reads it checks it."""
 INT64 = 2**63
 
 

@@ -30,7 +30,7 @@ class Conversation:
     """OpenAI's. An assistant's message may have a `weight`: 0, not to learn from it."""
     tools: list[dict[str, Any]]
     context: int = 0
-    """So many messages at the beginning are never learned from."""
+    """Number of messages at the beginning that are never learned from."""
 
 
 @dataclass(frozen=True, slots=True)

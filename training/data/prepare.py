@@ -223,7 +223,7 @@ class _Preparation:
 
 
 def _drawn(length: int, count: int, seed: int) -> list[int]:
-    """So many rows at random, all of them as often as they must be."""
+    """Indices of `count` rows drawn at random: every row equally often, but for the remainder."""
     whole, rest = divmod(count, length)
     return [*range(length)] * whole + sorted(random.Random(seed).sample(range(length), rest))
 

@@ -34,11 +34,11 @@ class Source:
     name: str
     param: Param
     count: int | None
-    """So many rows of it; None: all."""
+    """Number of rows to take; None: all."""
     files: tuple[Path, ...] = ()
     hub: "HubSet | None" = None
     function: Callable[[], Iterable[Any]] | None = None
-    """Of a file in `custom_register_path`."""
+    """What yields the rows of a set that a file of `custom_register_path` registers."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the data -> the name that it is known by."""
 
