@@ -88,11 +88,9 @@ async def _generate(endpoint: Endpoint[Body], model: ServedModel, inference: Inf
 
 async def _embeddings(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
     request = parse_object(EmbeddingsBody, body)
-    leased = await inference.adapters.lease(request.model)
-    try:
+    with ExitStack() as held:
+        leased = await inference.lease(request.model, held)
         return await embeddings.answer(request, model, inference, leased.version, priority=BATCH_PRIORITY)
-    finally:
-        leased.release()
 
 
 ENDPOINTS: dict[str, Callable[[ServedModel, Inference, dict[str, Any]], Awaitable[dict[str, Any]]]] = {

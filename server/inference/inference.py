@@ -1,9 +1,10 @@
 """The engine while it serves: its adapters, whether it is ready, and what is counted of it."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
@@ -20,6 +21,15 @@ class Inference:
     lifecycle: Lifecycle
     metrics: Metrics
 
+    async def lease(self, model: str, held: ExitStack) -> Lease:
+        """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.
+
+        The adapter's version stays loaded until `held` is closed: when the request is answered, however that ends.
+        """
+        leased = await self.adapters.lease(model)
+        held.callback(leased.release)
+        return leased
+
 
 InferenceDep = Annotated[Inference, Depends(part(Inference))]
 """For routes that answer in every state of the engine."""
@@ -33,13 +43,3 @@ async def ready_inference(inference: InferenceDep) -> Inference:
 
 ReadyInference = Annotated[Inference, Depends(ready_inference)]
 """For routes that need the engine."""
-
-
-async def lease(request: Request, inference: Inference, model: str) -> Lease:
-    """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.
-
-    The adapter's version stays loaded until this request has been answered, however that ends.
-    """
-    found = await inference.adapters.lease(model)
-    request.state.answered.callback(found.release)
-    return found

@@ -17,7 +17,7 @@ from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
 from server.http.sse import until_disconnect
-from server.inference.inference import Inference, ReadyInference, lease
+from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.openai.inputs import Input, Inputs
 
@@ -42,7 +42,7 @@ async def embed(
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
-    leased = await lease(request, inference, body.model)
+    leased = await inference.lease(body.model, request.state.answered)
     return await until_disconnect(request, answer(body, model, inference, leased.version))
 
 

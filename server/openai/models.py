@@ -8,7 +8,7 @@ from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
 from server.http.auth import Role
 from server.http.errors import InsufficientPermissions
-from server.inference.inference import Inference, ReadyInference, lease
+from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 
 router = APIRouter(prefix="/v1/models")
@@ -28,7 +28,7 @@ async def list_models(served: ModelDep, inference: ReadyInference) -> dict[str, 
 
 @router.get("/{model:path}")
 async def get_model(request: Request, model: str, served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
-    leased = await lease(request, inference, model)
+    leased = await inference.lease(model, request.state.answered)
     base = _base_card(served, inference)
     if leased.version is None:
         return base

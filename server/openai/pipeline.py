@@ -73,8 +73,7 @@ async def admit(
     """Steps 2 to 6. `held` is to be closed once the answer has ended: until then its adapter stays loaded."""
     check_fields(body)
     endpoint.check(body)
-    leased = await inference.adapters.lease(body.model)
-    held.callback(leased.release)
+    leased = await inference.lease(body.model, held)
     asked = await endpoint.read(body, model, inference.engine.capabilities())
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     generation = Generation(

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
 from server.http.validation import MISSING
-from server.inference.inference import Inference, ReadyInference, lease
+from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.model.tools import read_tools
 from server.openai.conversation import check_conversation, to_conversation
@@ -68,7 +68,7 @@ async def detokenize(
 async def _check_model(request: Request, inference: Inference, model: str | None) -> None:
     """Adapters have the base model's tokenizer: it is enough that the model is there."""
     if model is not None:
-        await lease(request, inference, model)
+        await inference.lease(model, request.state.answered)
 
 
 def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:
