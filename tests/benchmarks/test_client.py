@@ -1,9 +1,7 @@
 """The benchmark's client against a real server."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,21 +17,10 @@ def url() -> Iterator[str]:
     server = ServerProcess.echo(params={"served_model_name": "bench", "verbose": False})
     try:
         url = server.wait_until_listening()
-        wait_until_connectable(url)
+        until(server.is_ready)
         yield url
     finally:
         server.close()
-
-
-def wait_until_connectable(url: str) -> None:
-    """The port is announced a moment before it is open."""
-    address = urlsplit(url)
-
-    def is_open() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((address.hostname, address.port)) == 0
-
-    until(is_open)
 
 
 def make_load(**changes: Any) -> Load:

@@ -246,7 +246,7 @@ def test_the_context_ends_the_output(runner: GetRunner) -> None:
         ([], {}, InvalidRequest, "empty"),
         ([VOCAB_SIZE], {}, InvalidRequest, "below the vocabulary's 300"),
         ([-1], {}, InvalidRequest, "below the vocabulary's 300"),
-        (prompt(POSITIONS), {}, ContextLengthExceeded, "128 tokens, but the prompt has 128"),
+        (prompt(POSITIONS), {}, ContextLengthExceeded, "your prompt has 128 tokens"),
         (prompt(4), {"num_beams": 2, "logprobs": 1}, InvalidRequest, "beam search"),
         (prompt(4), {"num_beams": 2, "n": 3}, InvalidRequest, "more than the 2 beams"),
         (prompt(4), {"n": 9}, InvalidRequest, "more than the 8 sequences"),
