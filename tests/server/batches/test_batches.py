@@ -338,6 +338,7 @@ def test_a_server_that_is_killed_again_and_again_answers_every_request_once(
     for _ in range(3):
         before = len(finished)
         goal = before + chance.randrange(3, 15)
+        # B023: it is called here only, before the loop gives `api` and `goal` other values.
         until(lambda: bool(api.folders()) and _has_results(api) and len(api.results()) >= goal)  # noqa: B023
         api.server.signal(signal.SIGKILL)
         api.server.wait()
