@@ -5,6 +5,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from training.report import Report, Stopped
+from training.trainers.processes import in_any_process
 
 
 class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -18,7 +19,7 @@ class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         self._report.started(total_steps=state.max_steps, rows=self._rows)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._stop_requested(args):
+        if in_any_process(self._report.stop_requested, args):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
@@ -32,12 +33,3 @@ class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             self._report.step(state.global_step, total_steps=state.max_steps, epoch=epoch, logs=logs)
         elif "eval_loss" in logs:
             self._report.evaluation(state.global_step, logs)
-
-    def _stop_requested(self, args: Any) -> bool:
-        if args.world_size == 1:
-            return self._report.stop_requested
-        import torch
-
-        requested = torch.tensor(float(self._report.stop_requested), device=args.device)
-        torch.distributed.all_reduce(requested)
-        return bool(requested)

@@ -14,6 +14,7 @@ from training.params.sft import SftParams
 from training.report import Report, Stopped
 from training.saved_args import write_args
 from training.trainers.events import Events
+from training.trainers.finite import check_loss, check_weights
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
 
@@ -42,6 +43,7 @@ class JobTrainer:
     if TYPE_CHECKING:
         args: Any
         state: Any
+        control: Any
         accelerator: Any
         model: Any
         add_callback: Any
@@ -79,8 +81,14 @@ class JobTrainer:
         folder = Path(self.args.output_dir)
         return str(folder / PARTIAL if self._saving else folder)
 
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *given: Any, **named: Any) -> None:
+        if self.control.should_evaluate or self.control.should_save:  # a log looks by itself
+            check_loss(tr_loss, self.args, self.state.global_step)
+        super()._maybe_log_save_evaluate(tr_loss, *given, **named)  # type: ignore[misc]  # the Trainer behind us
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, step = Path(self.args.output_dir), self.state.global_step
+        check_weights(self.model, self.args, step)
         grown = folder / PARTIAL / f"checkpoint-{step}"
         self._saving = True
         try:

@@ -22,6 +22,7 @@ from training.folder import Checkpoint, JobFolder, Message, Result, Started
 from training.params.sft import SftParams
 from training.pipelines import train as pipeline
 from training.report import Diverged, Report
+from training.trainers.supervised import SupervisedTrainer
 
 QUICK: dict[str, Any] = {
     "torch_dtype": "float32", "per_device_train_batch_size": 2, "max_steps": 6, "logging_steps": 1, "save_steps": 3,
@@ -312,6 +313,31 @@ def test_metrics_go_to_tensorboard_unless_told_otherwise(
 def test_a_loss_that_is_no_number_ends_the_training(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     with pytest.raises(Diverged, match="learning_rate"):
         train(train_type="full", learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", weight_decay=0)
+
+
+@pytest.mark.parametrize("lost", ["loss", "gradients"])
+def test_what_is_no_number_between_two_logs_is_in_no_checkpoint(
+    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    computed = SupervisedTrainer.training_step
+
+    def poisoned(trainer: Any, model: Any, *given: Any) -> torch.Tensor:
+        loss = computed(trainer, model, *given)
+        if trainer.state.global_step == 6 and lost == "loss":
+            return loss + float("nan")
+        if trainer.state.global_step == 6:
+            next(weight for weight in model.parameters() if weight.requires_grad).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", poisoned)
+    with pytest.raises(Diverged, match=r"step 10\b.*learning_rate"):
+        train(max_steps=20, logging_steps=50, save_steps=5)
+
+    (job,) = (JobFolder(folder) for folder in tmp_path.iterdir())
+    assert job.checkpoints() == [5]
+    assert all(tensor.isfinite().all() for tensor in weights(job, 5).values())
+    assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [5]
+
 
 
 @pytest.mark.parametrize(
