@@ -9,6 +9,7 @@ from engines.adapters.registry import AdapterRegistry
 from engines.adapters.state_folder import state_folder
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
+from engines.params.secrets import secrets_of
 from server.adapters.at_start import load_adapters
 from server.adapters.roots import AdapterRoots
 from server.batches.service import Batches
@@ -57,7 +58,7 @@ def make_parts(
         store,
         state / "jobs",
         JobMetrics(inference.metrics.registry, prefix=PREFIX),
-        machine or Machine(executor=LocalExecutor(hub_token=params.hub_token)),
+        machine or Machine(executor=LocalExecutor(secrets=secrets_of(params))),
         publisher,
         max_running=params.max_running_jobs,
         retries=params.job_retries,

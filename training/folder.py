@@ -10,17 +10,19 @@
 
 `python -m training.run FOLDER` does what task.json says. A folder is run once: to go on from a checkpoint is a new
 folder whose task names it in `resume_from_checkpoint`. So two processes never write to the same place, and a folder
-can be copied, looked at and run again anywhere.
+can be copied, looked at and run again anywhere. It holds no secrets: those of a task come to the worker through its
+environment (`engines.params.secrets`).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.adapters.disk import sync
+from engines.params.secrets import with_secrets
 from training.params.task import TASK, Task
 
 PARTIAL = ".partial"
@@ -129,9 +131,10 @@ class JobFolder:
     def write_task(self, task: Task) -> None:
         self._write("task.json", task.model_dump_json(exclude_unset=True, by_alias=False))
 
-    def read_task(self) -> Task:
-        """Raises OSError, pydantic's ValidationError."""
-        return TASK.validate_json((self.path / "task.json").read_bytes())
+    def read_task(self, environment: Mapping[str, str] = os.environ) -> Task:
+        """The task, with the secrets that `environment` holds for it. Raises OSError, pydantic's ValidationError."""
+        task = TASK.validate_json((self.path / "task.json").read_bytes())
+        return task.model_copy(update={"params": with_secrets(task.params, environment)})
 
     def read_events(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
         """Each whole line from byte `offset` on, with the offset after it. What is no event is passed over."""

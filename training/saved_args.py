@@ -10,7 +10,6 @@ ARGS = "args.json"
 
 def write_args(params: SftParams, folder: Path) -> None:
     """All parameters, and under `given` the names of those that were not left at their defaults."""
-    secret = {name for name, field in type(params).model_fields.items() if not field.repr}
-    values = params.model_dump(mode="json", exclude=secret)
-    given = sorted(params.model_fields_set - secret)
+    values = params.model_dump(mode="json")
+    given = sorted(params.model_fields_set & values.keys())
     (folder / ARGS).write_text(json.dumps(values | {"given": given}, indent=1, ensure_ascii=False) + "\n")

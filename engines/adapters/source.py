@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
 
 
@@ -42,6 +43,5 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
     try:
         return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS]))
     except (OSError, ValueError, HTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = f"{source!r} is no folder, so it was looked up as a hub id: {reason}"
+        message = f"{source!r} is no folder, so it was looked up as a hub id: {reason_of(error)}"
         raise InvalidAdapter(message, param="adapters") from error

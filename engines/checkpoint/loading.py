@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engines.checkpoint.hub import reason_of
 from engines.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -109,6 +110,5 @@ def _loading(what: str, model: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         known = "" if Path(model).is_dir() else " (it is not a folder, so it was looked up as a hub id)"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = f"the {what} of model {model!r} cannot be loaded{known}: {reason}"
+        message = f"the {what} of model {model!r} cannot be loaded{known}: {reason_of(error)}"
         raise UnsupportedModel(message, param="model") from error

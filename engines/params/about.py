@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from engines.params.base import Params
 
 DEPLOY, TRAINING, MERGE = ("deploy",), ("training",), ("merge",)
 EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
@@ -43,6 +42,11 @@ class About:
     """Whether it belongs to one run only, so that no checkpoint hands it on to the next."""
     names: Literal["model", "data", "adapter", "checkpoint"] | None = None
     """What a job of the API may name by it."""
+    secret: bool = False
+    """Whether it gives access to something: it stands in no file, row of a database, log or message, and no client of
+    the API chooses it."""
+    variable: str | None = None
+    """Environment variable by which a worker process gets it, where it is a secret."""
     processes: bool = False
     """Whether it is a number of processes, of which the API allows as many as there are processors."""
     api_choices: tuple[str, ...] = ()
@@ -71,9 +75,14 @@ def about(field: FieldInfo) -> About:
     return next((each for each in field.metadata if isinstance(each, About)), NOTHING)
 
 
-def facts(model: type[Params]) -> Iterator[tuple[str, About]]:
+def facts(model: type[BaseModel]) -> Iterator[tuple[str, About]]:
     """Every parameter of `model`, and what is said of it."""
     return ((name, about(field)) for name, field in model.model_fields.items())
+
+
+def secrets(model: type[BaseModel]) -> frozenset[str]:
+    """The parameters of `model` that are secrets."""
+    return frozenset(name for name, said in facts(model) if said.secret)
 
 
 def unsupported_choice(field: FieldInfo, value: Any) -> str | None:

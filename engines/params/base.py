@@ -1,15 +1,27 @@
 """The one base class every parameter group shares, and the shapes that several groups use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from engines.params.about import secrets
 
 
 class Params(BaseModel):
     """Values as the user gave them: immutable, flat, and closed to unknown names.
 
-    `model_fields_set` tells a value that was given from a default.
+    `model_fields_set` tells a value that was given from a default. Secrets are read as attributes only: they are left
+    out wherever the values are written.
     """
 
     model_config = ConfigDict(
@@ -28,6 +40,15 @@ class Params(BaseModel):
         if bool not in kinds and kinds & {int, float} and _has_bool(value):
             raise ValueError("true and false are not numbers")
         return value
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        hidden = secrets(type(self))
+        return {name: value for name, value in write(self).items() if name not in hidden}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        hidden = secrets(type(self))
+        return ((name, value) for name, value in super().__repr_args__() if name not in hidden)
 
 
 def _kinds(annotation: Any) -> frozenset[Any]:

@@ -45,10 +45,12 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     use_hf: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
     ModelScope, the reference's other hub, is not built in."""
-    hub_token: Annotated[str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, not_in_api=THE_SERVER)] = (
-        Field(None, repr=False)
-    )
-    """Access token for the hub."""
+    hub_token: Annotated[
+        str | None,
+        About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, secret=True, variable="HF_TOKEN", not_in_api=THE_SERVER),
+    ] = None
+    """Access token for the hub. It is written to no file; the environment variable HF_TOKEN says it too, and does not
+    show in the list of processes as a flag does."""
     custom_register_path: Annotated[Strings, About(TRAINING, not_in_api=A_FILE)] = ()
     """Python files that register further data sets: each defines `DATASETS`, a dict from names to functions that return
     rows. Their code is run. The reference's also register models and chat templates, which these cannot."""

@@ -42,7 +42,7 @@ class ServerParams(Params):
     state_dir: Annotated[str | None, About(DEPLOY)] = None
     """Where the server keeps what it must know after a restart: adapters, files, jobs. Only its own user can read
     it. Unless given, the platform's folder for user data."""
-    database_url: Annotated[str | None, About(DEPLOY)] = Field(None, repr=False)
+    database_url: Annotated[str | None, About(DEPLOY, secret=True)] = None
     """The database of files, jobs and batches: `postgresql://user:password@host/name`, or `sqlite:///FILE`. Unless
     given, a SQLite file in `state_dir`. It serves one server at a time."""
     max_running_jobs: Annotated[int, About(DEPLOY)] = Field(1, ge=0)
@@ -65,7 +65,7 @@ class DeployParams(ServerParams, InferParams):
     """Address to listen on; 0.0.0.0: on all of the machine's."""
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
-    api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY)] = Field(None, repr=False)
+    api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None
     """Keys of which a request must bring one. `KEY` alone may do everything; `infer:KEY` may only ask for answers,
     `train:KEY` only run jobs, `admin:KEY` only administer. The server is open to everybody unless given."""
     owned_by: Annotated[str, About(DEPLOY)] = "tuneserve"

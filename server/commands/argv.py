@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from engines.params.about import secrets
 from engines.params.base import Params
 from server.commands.parameter_file import read_parameters
 from server.commands.params import sections
@@ -148,7 +149,7 @@ def _worded(error: ValidationError, model: type[Params], labels: Mapping[str, st
     words: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0])
-        quoted = problem["type"] != "missing" and model.model_fields[name].repr  # a secret is not
+        quoted = problem["type"] != "missing" and name not in secrets(model)
         given = f" (given {problem['input']!r:.80})" if quoted else ""
         told = words.setdefault((labels.get(name, f"--{name}"), given), [])
         told.append(problem["msg"].removeprefix("Value error, "))

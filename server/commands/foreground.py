@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,13 @@ class Ended:
     """The first that asked us to stop."""
 
 
-def run_here(folder: JobFolder, progress: Progress, *, processes: int = 1) -> Ended:
-    """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it."""
+def run_here(folder: JobFolder, progress: Progress, *, secrets: Mapping[str, str], processes: int = 1) -> Ended:
+    """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it.
+    `secrets`: environment variables for it."""
     with (folder.path / LOG).open("ab") as log:
         process = subprocess.Popen(
             with_parent_death_signal(worker_command(folder.path, processes=processes)),
-            env=worker_environment(),
+            env=worker_environment(secrets),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from engines.errors import TuneserveError
+from engines.params.secrets import secrets_of
 from server.commands.foreground import Ended, end_of_log, run_here
 from server.commands.output_folder import new_training_folder
 from server.commands.progress import Progress, progress_on
@@ -41,7 +42,7 @@ def _train(task: Task, params: SftParams, progress: Progress) -> int:
         task = task.model_copy(update={"params": params.model_copy(update={"resume_from_checkpoint": checkpoint})})
     folder.write_task(task)
     progress.say(f"Results go to {folder.path}.")
-    ended = run_here(folder, progress, processes=processes)
+    ended = run_here(folder, progress, secrets=secrets_of(params), processes=processes)
     if ended.result is None or ended.result.status == "failed":
         return _died(task, folder, ended)
     if ended.result.status == "stopped":
@@ -61,7 +62,7 @@ def _make(task: Task, progress: Progress) -> int:
     folder = JobFolder(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
     try:
         folder.write_task(task)
-        ended = run_here(folder, progress)
+        ended = run_here(folder, progress, secrets=secrets_of(task.params))
         if ended.result is None or ended.result.status == "failed":
             return _died(task, folder, ended)
         if ended.result.status == "stopped":

@@ -54,9 +54,11 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    def __init__(self, *, hub_token: str | None = None, command: Sequence[str] | None = None) -> None:
-        """`command` takes the place of `python -m training.PROGRAM`, in tests."""
-        self._hub_token = hub_token
+    def __init__(self, *, secrets: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> None:
+        """`secrets`: environment variables that every worker gets; they are kept nowhere, so that a server which is
+        started again has to be given them again. `command` takes the place of `python -m training.PROGRAM`, in
+        tests."""
+        self._secrets = secrets or {}
         self._command = command
 
     async def start(self, order: Order) -> Worker:
@@ -78,10 +80,8 @@ class LocalExecutor:
         return worker_command(order.folder, program=order.program, processes=max(1, len(order.devices)))
 
     def _environment(self, order: Order) -> Mapping[str, str]:
-        token = {} if self._hub_token is None else {"HF_TOKEN": self._hub_token}
         return {
-            **worker_environment(),
-            **token,
+            **worker_environment(self._secrets),
             MARK: order.mark,
             "CUDA_VISIBLE_DEVICES": ",".join(order.devices),
         }

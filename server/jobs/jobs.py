@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from engines.errors import Conflict, InvalidRequest, NotFound, TuneserveError
+from engines.params.about import secrets
 from server.deps import part
 from server.jobs.attempt import Workshop
 from server.jobs.devices import Devices, NvidiaDevices
@@ -170,7 +171,7 @@ class Jobs:
 
         Raises InvalidRequest where it asks for more GPUs than there are.
         """
-        assert "hub_token" not in task.params.model_fields_set, "a secret is not written down"
+        assert not secrets(type(task.params)) & task.params.model_fields_set, "a secret would be lost with the server"
         if devices and devices > (there := len(await self._machine.devices.look())):
             raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
         now = time.time()

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,11 @@ def worker_command(folder: Path, *, program: Program = "run", processes: int = 1
     return [sys.executable, *(launcher if processes > 1 else []), "-m", f"training.{program}", str(folder)]
 
 
-def worker_environment() -> dict[str, str]:
-    """Ours, but that a file beside the user's data is not taken for a library, that the log has every line at once, and
-    that no library reports home."""
-    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+def worker_environment(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Ours with `secrets`, but that a file beside the user's data is not taken for a library, that the log has every
+    line at once, and that no library reports home."""
+    settings = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **secrets, **settings}
 
 
 def missing_for_training() -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidRequest
 from engines.params.common import BaseParams
 from training.data import self_cognition
@@ -86,9 +87,8 @@ class HubSet:
                     token=params.hub_token,
                 )
             except Exception as error:  # whatever the hub, the network or a script of the data set raises
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise BadData(
-                    f"{self.id!r} is no file or folder here, and cannot be had from the hub: {reason}"
+                    f"{self.id!r} is no file or folder here, and cannot be had from the hub: {reason_of(error)}"
                 ) from error
             yield from found
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from engines.checkpoint.loading import load_tokenizer
 from engines.errors import TuneserveError
+from engines.params.secrets import secrets_of
 from server.commands.output_folder import new_training_folder
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
@@ -141,7 +142,7 @@ class Trial:
     def job(self) -> JobFolder:
         """Its folder, after it ran."""
         job = make_job(self.folder / "job", self.name, **self.given)
-        with fed_to_embedding() as self.batches, called() as self.calls:
+        with secrets_in_environment(self.task), fed_to_embedding() as self.batches, called() as self.calls:
             self.result = run(job, Report(job))
         return job
 
@@ -177,6 +178,14 @@ class Trial:
         tokenizer = load_tokenizer(params.model)
         tokenizer.pad_token = tokenizer.eos_token
         return build(params, tokenizer, learns=method_of(params).rows)
+
+
+@contextmanager
+def secrets_in_environment(task: Task) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in secrets_of(task.params).items():
+            patch.setenv(variable, value)
+        yield
 
 
 @contextmanager

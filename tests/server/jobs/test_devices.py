@@ -78,15 +78,15 @@ def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
 # ---- the worker's command
 
 
-async def told(tmp_path: Path, *devices: str, hub_token: str | None = None) -> dict[str, Any]:
-    executor = LocalExecutor(hub_token=hub_token, command=(sys.executable, "-S", "-c", TELL))
+async def told(tmp_path: Path, *devices: str, **secrets: str) -> dict[str, Any]:
+    executor = LocalExecutor(secrets=secrets, command=(sys.executable, "-S", "-c", TELL))
     worker = await executor.start(Order(program="run", folder=tmp_path, mark="mark/1", devices=devices))
     assert await worker.wait() == 0
     return json.loads((tmp_path / "worker.log").read_text().splitlines()[-1])
 
 
 async def test_a_worker_leads_its_own_group_in_its_folder_with_its_gpus(tmp_path: Path) -> None:
-    seen = await told(tmp_path, "GPU-1", "GPU-2", hub_token="hf_secret")
+    seen = await told(tmp_path, "GPU-1", "GPU-2", HF_TOKEN="hf_secret")
     assert seen == {
         "argv": ["run", str(tmp_path)],
         "nice": 0,

@@ -19,5 +19,5 @@ def test_several_are_torchruns() -> None:
 
 
 def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told() -> None:
-    environment = worker_environment()
+    environment = worker_environment({})
     assert environment["PYTHONSAFEPATH"] == environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
