@@ -5,7 +5,7 @@ Refusals, help, the reference page, the bodies of jobs and what is handed on to 
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -42,6 +42,10 @@ class About:
     """Whether it belongs to one run only, so that no checkpoint hands it on to the next."""
     names: Literal["model", "data", "adapter", "checkpoint"] | None = None
     """What a job of the API may name by it."""
+    path: bool = False
+    """Whether it names a file, a folder or code of this machine, and is for the command line alone."""
+    text: bool = False
+    """Whether its text is never a path. What takes text and says neither this nor `names` is closed to the API."""
     secret: bool = False
     """Whether it gives access to something: it stands in no file, row of a database, log or message, and no client of
     the API chooses it."""
@@ -83,6 +87,29 @@ def facts(model: type[BaseModel]) -> Iterator[tuple[str, About]]:
 def secrets(model: type[BaseModel]) -> frozenset[str]:
     """The parameters of `model` that are secrets."""
     return frozenset(name for name, said in facts(model) if said.secret)
+
+
+def closed_to_api(field: FieldInfo) -> str | None:
+    """Why jobs of the API may not choose this parameter; None where they may."""
+    said = about(field)
+    if said.not_in_api or said.secret or said.path:
+        return said.not_in_api or (THE_SERVER if said.secret else A_FILE)
+    return NOT_SUPPORTED if takes_text(field) and not (said.text or said.names or said.api_choices) else None
+
+
+def closed_to_fine_tuning(field: FieldInfo) -> str | None:
+    """Why fine-tuning jobs may not choose this parameter: nothing looks up what they would name by it."""
+    said = about(field)
+    return closed_to_api(field) or said.not_in_fine_tuning or (A_FILE if said.names else None)
+
+
+def takes_text(field: FieldInfo) -> bool:
+    return str in kinds(field.annotation)
+
+
+def kinds(annotation: Any) -> frozenset[Any]:
+    """An annotation with all that it is made of."""
+    return frozenset([annotation]).union(*map(kinds, get_args(annotation)))
 
 
 def unsupported_choice(field: FieldInfo, value: Any) -> str | None:

@@ -1,7 +1,7 @@
 """The one base class every parameter group shares, and the shapes that several groups use."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -14,7 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
-from engines.params.about import secrets
+from engines.params.about import kinds, secrets
 
 
 class Params(BaseModel):
@@ -36,8 +36,8 @@ class Params(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """A file's `max_length: yes` is a mistake, though to pydantic true is 1."""
         assert info.field_name is not None
-        kinds = _kinds(cls.model_fields[info.field_name].annotation)
-        if bool not in kinds and kinds & {int, float} and _has_bool(value):
+        takes = kinds(cls.model_fields[info.field_name].annotation)
+        if bool not in takes and takes & {int, float} and _has_bool(value):
             raise ValueError("true and false are not numbers")
         return value
 
@@ -49,11 +49,6 @@ class Params(BaseModel):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         hidden = secrets(type(self))
         return ((name, value) for name, value in super().__repr_args__() if name not in hidden)
-
-
-def _kinds(annotation: Any) -> frozenset[Any]:
-    """An annotation with all that it is made of."""
-    return frozenset([annotation]).union(*map(_kinds, get_args(annotation)))
 
 
 def _has_bool(value: Any) -> bool:

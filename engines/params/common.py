@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from engines.params.about import A_FILE, DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Strings
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
@@ -51,7 +51,7 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     ] = None
     """Access token for the hub. It is written to no file; the environment variable HF_TOKEN says it too, and does not
     show in the list of processes as a flag does."""
-    custom_register_path: Annotated[Strings, About(TRAINING, not_in_api=A_FILE)] = ()
+    custom_register_path: Annotated[Strings, About(TRAINING, path=True)] = ()
     """Python files that register further data sets: each defines `DATASETS`, a dict from names to functions that return
     rows. Their code is run. The reference's also register models and chat templates, which these cannot."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import A_FILE, SELF_COGNITION, THE_SERVER, TRAINING, About
+from engines.params.about import SELF_COGNITION, THE_SERVER, TRAINING, About
 from engines.params.base import Params, Strings
 
 
@@ -46,13 +46,13 @@ class DataParams(Params):
     """Stop at the first row that cannot be used. Without it such rows are left out."""
     model_name: Annotated[
         Annotated[Strings, Field(max_length=2)] | None,
-        About(TRAINING, prepares=True, not_in_fine_tuning=SELF_COGNITION),
+        About(TRAINING, prepares=True, text=True, not_in_fine_tuning=SELF_COGNITION),
     ] = None
     """The name the model is to know itself by, in Chinese and in English. For self-cognition data only."""
     model_author: Annotated[
         Annotated[Strings, Field(max_length=2)] | None,
-        About(TRAINING, prepares=True, not_in_fine_tuning=SELF_COGNITION),
+        About(TRAINING, prepares=True, text=True, not_in_fine_tuning=SELF_COGNITION),
     ] = None
     """Who the model is to say made it, in Chinese and in English. For self-cognition data only."""
-    custom_dataset_info: Annotated[Strings, About(TRAINING, prepares=True, not_in_api=A_FILE)] = ()
+    custom_dataset_info: Annotated[Strings, About(TRAINING, prepares=True, path=True)] = ()
     """JSON files that describe further data sets: their names, sources and columns."""

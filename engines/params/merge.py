@@ -18,5 +18,5 @@ class MergeLoraParams(Params):
     merged: LoRA and its kin, LLaMA Pro, LongLoRA."""
     safe_serialization: Annotated[bool, About(MERGE, choices=(True,))] = True
     """Write weights as safetensors, which hold no code; false writes PyTorch's pickle files."""
-    max_shard_size: Annotated[str, About(MERGE)] = Field("5GB", pattern=r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$")
+    max_shard_size: Annotated[str, About(MERGE, text=True)] = Field("5GB", pattern=r"(?i)^\d+(\.\d+)?\s*([KMGT]i?)?B$")
     """The largest weight file to write; more weights go into further files."""

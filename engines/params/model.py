@@ -2,12 +2,23 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from engines.params.about import A_FILE, DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 DType = Literal["float16", "bfloat16", "float32"]
+
+
+def _no_path(revision: str) -> str:
+    """No name in Git has `..` in it, and libraries make paths of these names."""
+    if ".." in revision or revision.startswith("/"):
+        raise ValueError("is the name of a branch, a tag or a commit")
+    return revision
+
+
+Revision = Annotated[str, AfterValidator(_no_path)]
+"""Branch, tag or commit."""
 
 
 class ModelParams(Params):
@@ -23,7 +34,8 @@ class ModelParams(Params):
     """Which family the model belongs to (its architecture, chat template and way of loading). Found from the model's
     config.json unless given; needed only where several families share one architecture, or for a registered model."""
     model_revision: Annotated[
-        str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, not_in_fine_tuning=THE_MODEL, as_served=True)
+        Revision | None,
+        About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, text=True, not_in_fine_tuning=THE_MODEL, as_served=True),
     ] = None
     """Branch, tag or commit of a model on the hub. The repository's main branch unless given."""
     torch_dtype: Annotated[DType | None, About(TRAINING + MERGE, engines=EVERY_ENGINE, as_served=True)] = None
@@ -51,5 +63,5 @@ class ModelParams(Params):
     device_map: Annotated[str | JsonObject | None, About(engines=("pt",), not_in_api=THE_SERVER)] = None
     """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
     (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""
-    local_repo_path: Annotated[str | None, About(not_in_api=A_FILE)] = None
+    local_repo_path: Annotated[str | None, About(path=True)] = None
     """A local clone of the GitHub repository that some models need beside their weights, in place of cloning it."""

@@ -16,7 +16,7 @@ class TemplateParams(Params):
     template: Annotated[str | None, About(not_in_fine_tuning=THE_MODEL)] = None
     """Name of a registered chat template. The model's own unless given."""
     system: Annotated[
-        str | None, About(DEPLOY + TRAINING, prepares=True, not_in_fine_tuning=THE_MODEL, as_served=True)
+        str | None, About(DEPLOY + TRAINING, prepares=True, text=True, not_in_fine_tuning=THE_MODEL, as_served=True)
     ] = None
     """System message for conversations that bring none. The template's own unless given."""
     max_length: Annotated[int | None, About(TRAINING, engines=EVERY_ENGINE, same_as="max_model_len", prepares=True)] = (

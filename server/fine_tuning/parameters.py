@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from engines.errors import UnsupportedParameter
-from engines.params.about import facts
+from engines.params.about import closed_to_fine_tuning, facts
 from server.http.validation import to_invalid_request
 from server.jobs.request import check_at_most
 from training.methods.base import Method
@@ -24,9 +24,9 @@ def check_parameters(given: Mapping[str, Any], method: Method[Any], *, max_model
     Raises InvalidRequest, whose `param` is `parameters.NAME`. A parameter that is sound but has no effect is refused
     later, with the whole task.
     """
-    said = dict(facts(method.params))
-    for name in given.keys() & said.keys():
-        if reason := said[name].not_in_api or said[name].not_in_fine_tuning:
+    fields, said = method.params.model_fields, dict(facts(method.params))
+    for name in sorted(given.keys() & fields.keys()):
+        if reason := closed_to_fine_tuning(fields[name]):
             raise _refused(name, reason)
     params = parse(given, method)
     if params.save_strategy == "no":

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from engines.params.about import NOT_SUPPORTED, facts
+from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
 from server.http.body import Metadata, RequestBody
 from server.http.validation import MISSING, to_invalid_request
 from training.params.task import TASK, TASKS, Task, params_of
@@ -38,9 +38,9 @@ class JobBody(RequestBody):
 
     def task(self) -> Task:
         """The task, with the names that the client uses. Raises InvalidRequest, whose `param` is `parameters.NAME`."""
-        said = dict(facts(params_of(TASKS[self.type])))
-        for name in self.parameters.keys() & said.keys():
-            if reason := said[name].not_in_api:
+        fields = params_of(TASKS[self.type]).model_fields
+        for name in sorted(self.parameters.keys() & fields.keys()):
+            if reason := closed_to_api(fields[name]):
                 raise _refused(name, f" cannot be chosen: {reason}")
         task = parse(self.type, self.parameters)
         _check(task)

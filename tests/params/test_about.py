@@ -9,7 +9,6 @@ from engines.params.base import Params
 from engines.params.deploy import DeployParams
 from server.commands.params import COMMANDS
 from training.methods import METHODS
-from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.params.task import TASKS, params_of
 from training.supported import supported, unsupported
@@ -45,15 +44,6 @@ def test_what_is_trained_as_it_is_served_is_a_parameter_of_both() -> None:
 def test_every_parameter_of_a_task_is_supported_or_refused(params: type[Params]) -> None:
     assert supported(params) | unsupported(params) == params.model_fields.keys()
     assert not supported(params) & unsupported(params)
-
-
-def test_a_parameter_that_names_something_of_the_machine_is_not_open_to_clients_unseen() -> None:
-    """A job's names are looked up in its roots; every other path is refused."""
-    open_to_jobs = {name for name, said in facts(RlhfParams) if name in supported(RlhfParams) and not said.not_in_api}
-    paths = {"output_dir", "custom_dataset_info", "custom_register_path", "deepspeed", "local_repo_path"}
-    looked_up = {"model", "ref_model", "dataset", "val_dataset", "adapters", "resume_from_checkpoint"}
-    assert not open_to_jobs & paths
-    assert {name for name, said in facts(RlhfParams) if said.names} == looked_up
 
 
 def test_what_is_handed_on_is_an_argument_of_transformers() -> None:

@@ -4,17 +4,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import A_FILE, About
+from engines.params.about import About
 from engines.params.base import Params, Strings
+from engines.params.model import Revision
 from training.params.sft import SftParams
 
 
 class PpoParams(Params):
     """PPO: answers are generated, a reward model judges them, and the judgement is learned from."""
 
-    reward_model: Annotated[str | None, About(not_in_fine_tuning=A_FILE)] = None
+    reward_model: Annotated[str | None, About(path=True)] = None
     """The model that judges answers, as `model`."""
-    reward_adapters: Annotated[Strings, About(not_in_fine_tuning=A_FILE)] = ()
+    reward_adapters: Annotated[Strings, About(path=True)] = ()
     """Adapters of the reward model, as `adapters`."""
     reward_model_type: str | None = None
     """Family of the reward model, as `model_type`."""
@@ -61,11 +62,11 @@ class RlhfParams(PpoParams, SftParams):
     ]
     """The algorithm: `kto` learns from single good and bad answers, `ppo` from rewards, the others from pairs of
     answers; `rm` trains a reward model."""
-    ref_model: Annotated[str | None, About(names="model", not_in_fine_tuning=A_FILE)] = None
+    ref_model: Annotated[str | None, About(names="model")] = None
     """The model that the trained one is compared with, as `model`. What training started from unless given."""
     ref_model_type: str | None = None
     """Family of the reference model, as `model_type`."""
-    ref_model_revision: str | None = None
+    ref_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the reference model, as `model_revision`."""
     beta: Annotated[float | None, About(openai="beta")] = Field(None, ge=0)
     """How strongly the model is held to the reference model; in SimPO, the scale of the reward. 2.0 for simpo and 0.1

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import A_FILE, THE_SERVER, TRAINING, About
+from engines.params.about import THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 from training.params.choices import Reporters, Schedule
 
@@ -28,7 +28,7 @@ class TrainerParams(Params):
     """Folder for checkpoints and logs. `output/` followed by the model's name unless given."""
     gradient_checkpointing: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Compute activations a second time in the backward pass instead of keeping them: less memory, slower steps."""
-    deepspeed: Annotated[Deepspeed | JsonObject | None, About(not_in_api=A_FILE)] = None
+    deepspeed: Annotated[Deepspeed | JsonObject | None, About(path=True)] = None
     """Train with DeepSpeed: one of the configurations built in, or a configuration as a JSON object or the path of a
     JSON file."""
     per_device_train_batch_size: Annotated[int, About(TRAINING, trainer=True, most=256)] = Field(1, ge=1)
@@ -41,9 +41,9 @@ class TrainerParams(Params):
     """Peak learning rate. Unless given: 1e-5 where all weights are trained, 1e-4 with an adapter."""
     lr_scheduler_type: Annotated[Schedule, About(TRAINING, trainer=True)] = "cosine"
     """How the learning rate goes after the warm-up, by transformers' names."""
-    lr_scheduler_kwargs: Annotated[JsonObject | None, About(TRAINING, trainer=True)] = None
+    lr_scheduler_kwargs: Annotated[JsonObject | None, About(TRAINING, text=True, trainer=True)] = None
     """Further settings of that schedule."""
-    gradient_checkpointing_kwargs: Annotated[JsonObject | None, About(TRAINING)] = None
+    gradient_checkpointing_kwargs: Annotated[JsonObject | None, About(TRAINING, text=True)] = None
     """Settings of torch.utils.checkpoint: `{"use_reentrant": false}`."""
     report_to: Annotated[
         Reporters, About(TRAINING, api_choices=("tensorboard", "none"), not_in_fine_tuning=THE_SERVER)
@@ -56,7 +56,7 @@ class TrainerParams(Params):
     """Log the first step also where `logging_steps` would skip it."""
     logging_steps: Annotated[int | float, About(TRAINING, trainer=True)] = Field(5, gt=0)
     """Steps between two log lines; below 1: as a part of all steps."""
-    metric_for_best_model: Annotated[str | None, About(TRAINING)] = None
+    metric_for_best_model: Annotated[str | None, About(TRAINING, text=True)] = None
     """By which metric of the evaluation the best checkpoint is told: `loss`, `token_accuracy` (with acc_strategy seq
     `sequence_accuracy`), with predict_with_generate `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4`, in dpo also
     `rewards/margins` and its other metrics. `loss` unless given, `rouge-l` where evaluation generates text."""
@@ -84,9 +84,7 @@ class TrainerParams(Params):
     """With several machines, write checkpoints on each instead of on the first only."""
     save_only_model: Annotated[bool, About(TRAINING, trainer=True, not_in_fine_tuning=THE_SERVER)] = False
     """Write weights only, without the state of optimiser and schedule: smaller, but training cannot be resumed."""
-    resume_from_checkpoint: Annotated[
-        str | None, About(TRAINING, one_run=True, names="checkpoint", not_in_fine_tuning=A_FILE)
-    ] = None
+    resume_from_checkpoint: Annotated[str | None, About(TRAINING, one_run=True, names="checkpoint")] = None
     """Folder of the checkpoint to go on from."""
     ddp_backend: Annotated[
         Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None,

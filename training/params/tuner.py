@@ -37,28 +37,28 @@ class TunerParams(Params):
     """The same for its vision or audio tower."""
     freeze_aligner: bool = True
     """The same for what joins the two."""
-    target_modules: Strings = ("all-linear",)
+    target_modules: Annotated[Strings, About(text=True)] = ("all-linear",)
     """Modules that get an adapter, by the end of their names. `all-linear`: every linear layer but the output head; in
     a multimodal model, of the parts that are not frozen."""
-    target_regex: str | None = None
+    target_regex: Annotated[str | None, About(text=True)] = None
     """The same as a regular expression over the whole name. `target_modules` then does not count."""
-    init_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_init_weights)] = "true"
+    init_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_init_weights), About(text=True)] = "true"
     """What an adapter starts with: the usual (`true`), nothing special (`false`), `gaussian` (the reference's spelling
     `guassian` works too), the model's own singular vectors (`pissa`; `pissa_niter_N` computes them fast, in N rounds),
     or, with train_type bone, `bat`. `lora-ga`, which the reference does not list, is what the parameters of LoRA-GA
     belong to."""
-    modules_to_save: Strings = ()
+    modules_to_save: Annotated[Strings, About(text=True)] = ()
     """Modules of the model that are trained and saved whole beside the adapter."""
 
 
 class FullParams(Params):
     """Which of the model's own weights are trained, with train_type full."""
 
-    freeze_parameters: Strings = ()
+    freeze_parameters: Annotated[Strings, About(text=True)] = ()
     """Weights whose names begin so are not trained."""
     freeze_parameters_ratio: float = Field(0.0, ge=0, le=1)
     """The part of all weights, counted from the input on, that is not trained; 1: none is."""
-    trainable_parameters: Strings = ()
+    trainable_parameters: Annotated[Strings, About(text=True)] = ()
     """Weights whose names begin so are trained, whatever the two parameters before say."""
 
 
