@@ -11,9 +11,9 @@ from pathlib import Path
 
 from engines.errors import InvalidRequest, TuneserveError
 from training.data.aside import nothing_aside, rows_aside
-from training.data.columns import Learns
 from training.data.problems import BadData
-from training.data.rows import Dropped, usable
+from training.data.rows import Account, usable
+from training.data.samples import Learns
 from training.data.sources import Param, Source, sources
 from training.folder import JobError, Validation
 from training.params.evaluation import given_for_evaluation
@@ -56,7 +56,7 @@ def _rows(params: SftParams, param: Param, learns: Learns) -> int:
 
 
 def _source_rows(source: Source, params: SftParams, learns: Learns) -> int:
-    rows = sum(1 for _ in usable(source, params, learns, Dropped()))
+    rows = sum(1 for _ in usable(source, params, learns, Account()))
     return rows if source.count is None else source.count
 
 

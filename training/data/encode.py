@@ -16,8 +16,9 @@ from engines.text.prompt import Conversation as Rendered
 from engines.text.prompt import PromptRenderer, plain_template
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
-from training.data.columns import Conversation, Labelled, Learns, Message, Pair, Text, read
+from training.data.columns import read
 from training.data.problems import BadRow
+from training.data.samples import Conversation, Labelled, Learns, Message, Pair, Text
 from training.params.sft import SftParams
 
 IGNORED = -100
@@ -74,6 +75,15 @@ class Encoder:
         except InvalidRequest as error:
             raise BadRow("", error.message) from error
 
+    def reads(self, field: str) -> bool:
+        """Whether the chat template shows the model a field of messages."""
+        probe = "tuneserve probe"
+        messages = [{"role": role, "content": "x", field: probe} for role in ("user", "assistant")]
+        try:
+            return probe in self._render(Conversation(messages, []), len(messages))
+        except (BadRow, InvalidRequest):
+            return False
+
     # ---- texts
 
     def _text_sample(self, sample: Text) -> tuple[list[int], list[int]]:
@@ -122,11 +132,9 @@ class Encoder:
     def _turns(self, sample: Conversation) -> Iterator[_Turn]:
         messages = sample.messages
         users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        first = sample.context
-        if self._loss_scale == "last_round" and users:
-            first = max(first, users[-1])
+        last_round = users[-1] if self._loss_scale == "last_round" and users else 0
         for i, message in enumerate(messages):
-            if message["role"] == "assistant" and i >= first:
+            if message["role"] == "assistant" and i >= sample.context and (i >= last_round or message.get("weight")):
                 text = self._render(sample, i + 1) + (self._end if i == len(messages) - 1 else "")
                 yield _Turn(self._start(sample, i, text), text, message.get("weight", 1))
 

@@ -14,11 +14,12 @@ from engines.checkpoint.loading import load_config
 from engines.errors import InvalidRequest
 from training.data.aside import nothing_aside, rows_aside
 from training.data.cache import Made, kept
-from training.data.columns import Learns, is_plain, read
+from training.data.columns import read
 from training.data.encode import Encoded, Encoder, TooLong
 from training.data.packing import best_fit, pack_stream, packed
 from training.data.problems import BadData, BadRow
-from training.data.rows import Dropped, usable
+from training.data.rows import Account, usable
+from training.data.samples import Learns, is_plain
 from training.data.sources import Param, Source, sources
 from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
@@ -138,14 +139,11 @@ class _Preparation:
         return datasets.concatenate_datasets([self._source_rows(source) for source in found])
 
     def _source_rows(self, source: Source) -> Any:
-        dropped = Dropped()
-        usable_rows = usable(source, self._params, self._learns, dropped)
+        account = Account()
+        usable_rows = usable(source, self._params, self._learns, account)
         texts = ({"row": json.dumps(row, default=str), "place": place} for place, row in self._looked_at(usable_rows))
         rows = self._written(texts, {"row": "large_string", "place": "string"})
-        if dropped.count:
-            self._notes.append(
-                f"{dropped.count} rows of {source.name} were left out, the first because: {dropped.first}"
-            )
+        self._notes.extend(account.told.notes(source.name, self._encoder.reads))
         return rows if source.count is None else rows.select(_drawn(len(rows), source.count, self._params.data_seed))
 
     def _looked_at(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -292,7 +290,7 @@ def _samples(found: Sequence[Source], params: SftParams, encoder: Encoder, learn
     """Raises BadData."""
     for source in found:
         left = source.count
-        for place, row in usable(source, params, learns, Dropped()):
+        for place, row in usable(source, params, learns, Account()):
             if left == 0:
                 break
             try:

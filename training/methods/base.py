@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from training.data.columns import Learns
+from training.data.samples import Learns
 from training.params.sft import SftParams
 from training.refusal import Refusal
 

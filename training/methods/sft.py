@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from training.data.columns import Learns
+from training.data.samples import Learns
 from training.methods.base import Method
 from training.params.sft import SftParams
 from training.refusal import Refusal

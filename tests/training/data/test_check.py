@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from training.data import check as data
-from training.data.columns import Learns
+from training.data.samples import Learns
 from training.folder import JobFolder, Validation
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.columns import Conversation, Labelled, Learns, Pair, Text, read
+from training.data.columns import read
 from training.data.problems import BadRow
+from training.data.samples import Conversation, Labelled, Learns, Pair, Text
 
 HI = {"role": "user", "content": "Hi"}
 HELLO = {"role": "assistant", "content": "Hello"}

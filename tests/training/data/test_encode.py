@@ -12,9 +12,9 @@ from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
 from tests.server.openai.chat_templates import LLAMA, PLAIN, QWEN
 from tests.training.data.tokenizers import CHATML, MERGES, THINKS_LAST, tokenizer
-from training.data.columns import Learns
 from training.data.encode import IGNORED, Encoder, TooLong
 from training.data.problems import BadRow
+from training.data.samples import Learns
 from training.params.sft import SftParams
 
 LIMITS = Capabilities(max_model_len=100_000, vocab_size=1000)

@@ -10,8 +10,8 @@ import pytest
 from engines.errors import InvalidRequest
 from tests.training.data.tokenizers import tokenizer
 from training.data import Datasets, build
-from training.data.columns import Learns
 from training.data.problems import BadData
+from training.data.samples import Learns
 from training.params.sft import SftParams
 
 
@@ -231,3 +231,14 @@ def test_what_the_data_keeps_from_being_used_is_told(tmp_path: Path, ten: str) -
     assert built(dataset=[plain, ten], system="Be brief.").notes == ()
     assert "sets none of 10 rows aside" in built(dataset=ten, eval_steps=3).notes[0]
     assert built(dataset=ten, eval_steps=3, split_dataset_ratio=0.2).notes == ()
+
+
+def test_what_the_template_has_no_place_for_is_told_with_the_line(tmp_path: Path) -> None:
+    def row(**more: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", **more}]}
+
+    path = save(tmp_path / "a.jsonl", [row(id=7), row(reasoning_content="A greeting."), row(reasoning_content="Hm.")])
+    (note,) = built(dataset=path).notes
+    assert "'reasoning_content', the first in line 2 of a.jsonl: the chat template has no place for it" in note
+    thinks = tokenizer("{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}<|im_end|>\n{% endfor %}")
+    assert build(SftParams(dataset=path), thinks, learns="answers").notes == ()
