@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import torch
@@ -13,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.e2e.test_deploy import TEMPLATE, engine_of
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
-from tests.until import PATIENCE
 
 CYCLES = 200
 SETTLED = 60
@@ -56,11 +55,10 @@ def busy(tiny: tuple[Path, Path], tmp_path: Path) -> Iterator[ServerProcess]:
         yield process
 
 
-def complete(http: httpx.Client, model: str) -> str:
-    body = {"model": model, "prompt": "the red and the blue", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    answer = http.post("/v1/completions", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["text"]
+def complete(api: Api, model: str) -> str:
+    answer = api.complete("the red and the blue", model=model, max_tokens=8, temperature=0, ignore_eos=True)
+    text: str = answer["choices"][0]["text"]
+    return text
 
 
 def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_behind(
@@ -69,10 +67,10 @@ def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_beh
     stop, wrong = threading.Event(), []
 
     def traffic(model: str) -> None:
-        with httpx.Client(base_url=busy.url, timeout=PATIENCE) as http:
-            expected = complete(http, model)
+        with api_of(busy) as api:
+            expected = complete(api, model)
             while not stop.is_set():
-                answer = complete(http, model)
+                answer = complete(api, model)
                 if answer != expected:
                     wrong.append((model, answer, expected))
 
@@ -80,21 +78,20 @@ def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_beh
     for thread in threads:
         thread.start()
     try:
-        with httpx.Client(base_url=busy.url, timeout=PATIENCE) as http:
+        with api_of(busy) as api:
             known: dict[str, str] = {}
             settled = 0
             for cycle in range(CYCLES):
                 for version, fresh in (("first", True), ("second", False)):
-                    body = {"lora_name": "changing", "lora_path": version, "load_inplace": not fresh}
-                    answer = http.post("/v1/load_lora_adapter", json=body)
+                    answer = api.adapters.load("changing", version, load_inplace=not fresh)
                     assert answer.status_code == 200, answer.text
-                    assert complete(http, "changing") == known.setdefault(version, complete(http, "changing"))
-                answer = http.post("/v1/unload_lora_adapter", json={"lora_name": "changing"})
+                    assert complete(api, "changing") == known.setdefault(version, complete(api, "changing"))
+                answer = api.adapters.unload("changing")
                 assert answer.status_code == 200, answer.text
                 if cycle == SETTLED:
                     settled = memory_of(busy)
             assert known["first"] != known["second"]
-            assert http.get("/v1/models").json()["data"][-1]["id"] == "resident"
+            assert list(api.models())[-1] == "resident"
         grown = memory_of(busy) - settled
     finally:
         stop.set()

@@ -5,9 +5,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import openai
 import psutil
 import pytest
@@ -16,13 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
-from tests.until import until
+from tests.until import PATIENCE, until
 
 PROMPT = "the red and the blue"
 TOKENS = 12
-PATIENCE = 120
-"""Seconds after which something has not happened."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +47,8 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]
         flags = ["--adapter_roots", str(folder / "adapters"), "--state_dir", str(tmp_path / "state")]
         engine = ["--threads", "1", "--device_map", "cpu", "--torch_dtype", "float32"]
         servers.append(ServerProcess.deploy("--model", str(folder / "tiny"), *flags, *engine))
-        url = servers[-1].wait_until_listening()
-        until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE).status_code == 200)
+        servers[-1].wait_until_listening()
+        until(servers[-1].is_ready)
         return servers[-1]
 
     yield start
@@ -59,18 +56,9 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]
         server.close()
 
 
-def post(server: ServerProcess, path: str, **body: Any) -> None:
-    httpx.post(server.url + path, json=body, timeout=PATIENCE).raise_for_status()
-
-
-def load_both(server: ServerProcess) -> None:
+def load_both(api: Api) -> None:
     for name in "ab":
-        post(server, "/v1/load_lora_adapter", lora_name=name, lora_path=name)
-
-
-def names(server: ServerProcess) -> list[str]:
-    listed = httpx.get(f"{server.url}/v1/models", timeout=PATIENCE).json()["data"]
-    return [card["id"] for card in listed]
+        api.adapters.load(name, name).raise_for_status()
 
 
 async def answers(server: ServerProcess, *models: str) -> list[list[int]]:
@@ -105,7 +93,8 @@ async def test_the_base_model_and_adapters_answer_at_once_as_merged_models_do(
     start: Callable[[], ServerProcess], folder: Path
 ) -> None:
     server = start()
-    load_both(server)
+    with api_of(server) as api:
+        load_both(api)
     expected = [reference(folder, name) for name in (None, "a", "b")]
     assert await answers(server, *["tiny", "a", "tiny:b"] * 4) == expected * 4
     assert len({tuple(tokens) for tokens in expected}) == 3
@@ -113,23 +102,26 @@ async def test_the_base_model_and_adapters_answer_at_once_as_merged_models_do(
 
 async def test_a_killed_engine_comes_back_with_its_adapters(start: Callable[[], ServerProcess]) -> None:
     server = start()
-    load_both(server)
+    with api_of(server) as api:
+        load_both(api)
     before = await answers(server, "a", "b")
     children = psutil.Process(server.pid).children()
     next(child for child in children if "engines.pt.process" in child.cmdline()).kill()
-    until(lambda: httpx.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 503)
-    until(lambda: httpx.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 200)
+    until(lambda: not server.is_ready())
+    until(server.is_ready)
     assert await answers(server, "a", "b") == before
 
 
 async def test_a_killed_servers_successor_has_its_adapters_and_aliases(start: Callable[[], ServerProcess]) -> None:
     server = start()
-    load_both(server)
-    post(server, "/v1/adapters/stable/alias", target="b")
-    post(server, "/v1/unload_lora_adapter", lora_name="a")
+    with api_of(server) as api:
+        load_both(api)
+        api.adapters.alias("stable", "b").raise_for_status()
+        api.adapters.unload("a").raise_for_status()
     before = await answers(server, "stable")
     server.signal(signal.SIGKILL)
     server.wait()
     successor = start()
     assert await answers(successor, "b", "stable") == before * 2
-    assert names(successor) == ["tiny", "b", "stable"]
+    with api_of(successor) as api:
+        assert list(api.models()) == ["tiny", "b", "stable"]

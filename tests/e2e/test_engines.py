@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from engines.setup.install import NotInstalled, require_lmdeploy, require_vllm
 from tests.four_layers import cut, reference, write_adapter
+from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until
 
@@ -64,12 +65,7 @@ class Served:
     engine: str
     process: ServerProcess
     client: OpenAI
-
-    def post(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(self.process.url + path, json=body, timeout=PATIENCE)
-
-    def load(self, name: str, folder: Path, **more: Any) -> None:
-        self.post("/v1/load_lora_adapter", lora_name=name, lora_path=str(folder), **more).raise_for_status()
+    api: Api
 
 
 @pytest.fixture(scope="module", params=["pt", "vllm", "lmdeploy"])
@@ -100,7 +96,7 @@ def served(
         flags += ["--state_dir", str(folder / "state"), *FLAGS[engine]]
         process = stack.enter_context(ServerProcess.ready(*flags, patience=SLOW))
         client = OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
-        yield Served(engine, process, stack.enter_context(client))
+        yield Served(engine, process, stack.enter_context(client), stack.enter_context(api_of(process)))
 
 
 def lmdeploy_on_cpu(folder: Path) -> Path:
@@ -115,10 +111,10 @@ def lmdeploy_on_cpu(folder: Path) -> Path:
 def both(served: Served, checkpoint: Checkpoint) -> Iterator[None]:
     """The adapters a and b, loaded."""
     for name, folder in checkpoint.adapters.items():
-        served.load(name, folder)
+        served.api.adapters.load(name, folder).raise_for_status()
     yield
     for name in checkpoint.adapters:
-        served.post("/v1/unload_lora_adapter", lora_name=name)
+        served.api.adapters.unload(name)
 
 
 def ask_all(served: Served, *models: str) -> list[Any]:
@@ -230,14 +226,14 @@ def test_what_the_engine_cannot_do_is_refused_by_name(served: Served) -> None:
 def test_an_adapter_that_is_replaced_in_place_answers_as_the_new_one(
     served: Served, checkpoint: Checkpoint, both: None
 ) -> None:
-    served.load("c", checkpoint.adapters["a"])
+    served.api.adapters.load("c", checkpoint.adapters["a"]).raise_for_status()
     [before] = ask_all(served, "c")
     assert_as_transformers(before, checkpoint.expected["a"])
-    served.load("c", checkpoint.adapters["b"], load_inplace=True)
+    served.api.adapters.load("c", checkpoint.adapters["b"], load_inplace=True).raise_for_status()
     after, still = ask_all(served, "c", "a")
     assert_as_transformers(after, checkpoint.expected["b"])
     assert_as_transformers(still, checkpoint.expected["a"])
-    served.post("/v1/unload_lora_adapter", lora_name="c").raise_for_status()
+    served.api.adapters.unload("c").raise_for_status()
     with pytest.raises(NotFoundError):
         chat(served, model="c")
 
@@ -251,7 +247,7 @@ def test_an_adapter_that_does_not_fit_is_refused_by_the_field_at_fault(
         (folder / name).write_bytes((checkpoint.adapters["a"] / name).read_bytes())
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    refused = served.post("/v1/load_lora_adapter", lora_name="unfit", lora_path=str(folder))
+    refused = served.api.adapters.load("unfit", folder)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "use_dora"
     assert chat(served).choices[0].message.content

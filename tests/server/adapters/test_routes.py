@@ -11,34 +11,11 @@ import pytest
 
 from engines.echo import EchoEngine
 from tests.adapter_folders import write_adapter
-from tests.server.client import ReadyClient, Response, echo_client
+from tests.server.api import EchoApi
+from tests.server.client import echo_client
 from tests.server.process import ServerProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
-
-
-class Api:
-    """A server in this process, and what tests ask of it."""
-
-    def __init__(self, client: ReadyClient, engine: EchoEngine) -> None:
-        self.client = client
-        self.engine = engine
-
-    def post(self, path: str, /, **body: Any) -> Response:
-        return self.client.post(path, json=body)
-
-    def load(self, name: str, path: object, **fields: Any) -> Response:
-        return self.post("/v1/load_lora_adapter", lora_name=name, lora_path=str(path), **fields)
-
-    def adapter(self, name: str) -> dict[str, Any]:
-        return self.client.get(f"/v1/adapters/{name}").json()
-
-    def names(self) -> list[str]:
-        return [adapter["id"] for adapter in self.client.get("/v1/adapters").json()["data"]]
-
-    def answer(self, model: str) -> str:
-        reply = self.post("/v1/chat/completions", model=model, messages=MESSAGES)
-        return reply.json()["choices"][0]["message"]["content"]
 
 
 @pytest.fixture
@@ -50,16 +27,15 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., Api]]:
+def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., EchoApi]]:
     clients = []
 
-    def make(**params: Any) -> Api:
+    def make(engine: EchoEngine | None = None, **params: Any) -> EchoApi:
         given = {"model": "org/echo", "adapter_roots": (str(root),), "state_dir": str(tmp_path / "state")} | params
-        engine = EchoEngine()
         client = echo_client(engine, **given)
         clients.append(client)
         client.__enter__()
-        return Api(client, engine)
+        return EchoApi(client)
 
     yield make
     for client in clients:
@@ -67,49 +43,49 @@ def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., Api]]:
 
 
 @pytest.fixture
-def api(make_api: Callable[..., Api]) -> Api:
+def api(make_api: Callable[..., EchoApi]) -> EchoApi:
     return make_api()
 
 
 # ---- vLLM's endpoints
 
 
-def test_an_adapter_is_loaded_and_answers_by_its_name(api: Api, root: Path) -> None:
-    reply = api.load("sql", root / "a")
+def test_an_adapter_is_loaded_and_answers_by_its_name(api: EchoApi, root: Path) -> None:
+    reply = api.adapters.load("sql", root / "a")
     assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'sql' added successfully.")
     assert reply.headers["content-type"].startswith("text/plain")
-    assert api.answer("sql") == f"{api.adapter('sql')['version']}: hello"
+    assert api.answer("sql") == f"{api.adapters.get('sql')['version']}: hello"
     assert api.answer("echo:sql") == api.answer("sql")
     assert api.answer("echo") == "hello"
 
 
-def test_an_adapter_is_unloaded_and_its_name_is_free_again(api: Api) -> None:
-    api.load("sql", "a")
-    reply = api.post("/v1/unload_lora_adapter", lora_name="sql")
+def test_an_adapter_is_unloaded_and_its_name_is_free_again(api: EchoApi) -> None:
+    api.adapters.load("sql", "a")
+    reply = api.adapters.unload("sql")
     assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
     assert api.post("/v1/chat/completions", model="sql", messages=MESSAGES).status_code == 404
-    assert api.load("sql", "b").status_code == 200
+    assert api.adapters.load("sql", "b").status_code == 200
 
 
-def test_a_name_that_is_taken_is_a_400_and_loading_in_place_replaces_the_adapter(api: Api) -> None:
-    api.load("sql", "a")
-    before = api.adapter("sql")["version"]
-    reply = api.load("sql", "b")
+def test_a_name_that_is_taken_is_a_400_and_loading_in_place_replaces_the_adapter(api: EchoApi) -> None:
+    api.adapters.load("sql", "a")
+    before = api.adapters.get("sql")["version"]
+    reply = api.adapters.load("sql", "b")
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "lora_name")
-    assert api.adapter("sql")["version"] == before
-    assert api.load("sql", "b", load_inplace=True).status_code == 200
-    assert api.adapter("sql")["version"] != before
+    assert api.adapters.get("sql")["version"] == before
+    assert api.adapters.load("sql", "b", load_inplace=True).status_code == 200
+    assert api.adapters.get("sql")["version"] != before
 
 
 # ---- the resource
 
 
-def test_all_there_is_to_know_of_an_adapter(api: Api) -> None:
-    created = api.post("/v1/adapters", name="org/sql", path="a").json()
-    assert created == api.adapter("org/sql")
-    api.post("/v1/adapters/production/alias", target="org/sql")
+def test_all_there_is_to_know_of_an_adapter(api: EchoApi) -> None:
+    created = api.adapters.post("org/sql", "a").json()
+    assert created == api.adapters.get("org/sql")
+    api.adapters.alias("production", "org/sql")
     api.answer("org/sql")
-    adapter = api.adapter("org/sql")
+    adapter = api.adapters.get("org/sql")
     assert adapter["version"].startswith("org/sql@")
     assert adapter["created"] <= adapter["last_used"]
     assert adapter["size"] > 0
@@ -127,32 +103,32 @@ def test_all_there_is_to_know_of_an_adapter(api: Api) -> None:
         "in_flight": 0,
         "requests": 1,
     }
-    assert api.client.get("/v1/adapters").json() == {"object": "list", "data": [adapter]}
+    assert api.http.get("/v1/adapters").json() == {"object": "list", "data": [adapter]}
 
 
-def test_an_adapter_is_deleted(api: Api) -> None:
-    api.post("/v1/adapters", name="org/sql", path="a")
-    reply = api.client.delete("/v1/adapters/org/sql")
+def test_an_adapter_is_deleted(api: EchoApi) -> None:
+    api.adapters.post("org/sql", "a")
+    reply = api.adapters.delete("org/sql")
     assert reply.json() == {"id": "org/sql", "object": "adapter", "deleted": True}
-    assert api.names() == []
+    assert api.adapters.names() == []
 
 
-def test_a_resource_whose_name_is_taken_is_a_conflict(api: Api) -> None:
-    api.post("/v1/adapters", name="sql", path="a")
-    reply = api.post("/v1/adapters", name="sql", path="b")
+def test_a_resource_whose_name_is_taken_is_a_conflict(api: EchoApi) -> None:
+    api.adapters.post("sql", "a")
+    reply = api.adapters.post("sql", "b")
     assert (reply.status_code, reply.json()["error"]["code"]) == (409, "conflict")
-    assert api.post("/v1/adapters", name="sql", path="b", replace=True).status_code == 200
+    assert api.adapters.post("sql", "b", replace=True).status_code == 200
 
 
-def test_a_pinned_adapter_says_so(api: Api) -> None:
-    assert api.post("/v1/adapters", name="sql", path="a", pinned=True).json()["pinned"] is True
+def test_a_pinned_adapter_says_so(api: EchoApi) -> None:
+    assert api.adapters.post("sql", "a", pinned=True).json()["pinned"] is True
 
 
-def test_an_alias_is_pointed_from_one_adapter_to_another(api: Api) -> None:
-    api.load("a", "a")
-    api.load("b", "b")
+def test_an_alias_is_pointed_from_one_adapter_to_another(api: EchoApi) -> None:
+    api.adapters.load("a", "a")
+    api.adapters.load("b", "b")
     for target in "ab":
-        reply = api.post("/v1/adapters/team/production/alias", target=target)
+        reply = api.adapters.alias("team/production", target)
         assert reply.json() == {"id": "team/production", "object": "adapter.alias", "target": target}
         assert api.answer("team/production") == api.answer(target)
 
@@ -161,7 +137,7 @@ def test_an_alias_is_pointed_from_one_adapter_to_another(api: Api) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/adapters"])
-def test_paths_outside_the_roots_are_refused_and_missing_ones_not_found(api: Api, path: str, root: Path) -> None:
+def test_paths_outside_the_roots_are_refused_and_missing_ones_not_found(api: EchoApi, path: str, root: Path) -> None:
     name, field = ("lora_name", "lora_path") if "lora" in path else ("name", "path")
     for outside in ("/etc", "../state", f"{root}/../nothing"):
         reply = api.post(path, **{name: "x", field: outside})
@@ -170,23 +146,25 @@ def test_paths_outside_the_roots_are_refused_and_missing_ones_not_found(api: Api
         assert str(root.parent) not in reply.text
     reply = api.post(path, **{name: "x", field: "nothing"})
     assert (reply.status_code, reply.json()["error"]["param"]) == (404, field)
-    assert api.names() == []
+    assert api.adapters.names() == []
 
 
-def test_without_roots_nothing_is_loaded_and_the_parameter_is_named(make_api: Callable[..., Api], root: Path) -> None:
-    reply = make_api(adapter_roots=()).load("a", root / "a")
+def test_without_roots_nothing_is_loaded_and_the_parameter_is_named(
+    make_api: Callable[..., EchoApi], root: Path
+) -> None:
+    reply = make_api(adapter_roots=()).adapters.load("a", root / "a")
     assert reply.status_code == 400
     assert "adapter_roots" in reply.json()["error"]["message"]
 
 
-def test_an_adapter_that_cannot_be_served_is_a_400_that_names_its_field(api: Api, root: Path) -> None:
+def test_an_adapter_that_cannot_be_served_is_a_400_that_names_its_field(api: EchoApi, root: Path) -> None:
     write_adapter(root / "dora", use_dora=True)
     (root / "empty").mkdir()
     for path, param in (("dora", "use_dora"), ("empty", "adapter_config.json")):
-        error = api.load("x", path).json()["error"]
+        error = api.adapters.load("x", path).json()["error"]
         assert (error["param"], error["code"]) == (param, "invalid_adapter")
         assert str(root) not in error["message"]
-    assert api.names() == []
+    assert api.adapters.names() == []
 
 
 @pytest.mark.parametrize(
@@ -206,25 +184,25 @@ def test_an_adapter_that_cannot_be_served_is_a_400_that_names_its_field(api: Api
         ("POST", "/detokenize", {"model": "nope", "tokens": [1]}),
     ],
 )
-def test_what_is_unknown_is_not_found(api: Api, method: str, path: str, body: dict[str, Any] | None) -> None:
-    reply = api.client.request(method, path, json=body)
+def test_what_is_unknown_is_not_found(api: EchoApi, method: str, path: str, body: dict[str, Any] | None) -> None:
+    reply = api.http.request(method, path, json=body)
     assert reply.status_code == 404
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_base_models_name_is_never_an_adapters(api: Api) -> None:
-    assert api.load("echo", "a").status_code in (400, 409)
-    assert api.load("echo", "a", load_inplace=True).status_code in (400, 409)
-    assert api.client.delete("/v1/models/echo").status_code == 400
-    api.load("a", "a")
-    assert api.post("/v1/adapters/echo/alias", target="a").status_code in (400, 409)
+def test_the_base_models_name_is_never_an_adapters(api: EchoApi) -> None:
+    assert api.adapters.load("echo", "a").status_code in (400, 409)
+    assert api.adapters.load("echo", "a", load_inplace=True).status_code in (400, 409)
+    assert api.http.delete("/v1/models/echo").status_code == 400
+    api.adapters.load("a", "a")
+    assert api.adapters.alias("echo", "a").status_code in (400, 409)
     assert api.answer("echo") == "hello"
 
 
 # ---- roles
 
 
-def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api: Callable[..., Api]) -> None:
+def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api: Callable[..., EchoApi]) -> None:
     api = make_api(api_key=("infer:ask", "train:teach", "admin:rule"))
     calls = [
         ("POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"}),
@@ -239,17 +217,17 @@ def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api:
     for method, path, body in calls:
         for key, status in (("ask", 403), ("teach", 403), ("rule", 200)):
             headers = {"authorization": f"Bearer {key}"}
-            assert api.client.request(method, path, json=body, headers=headers).status_code == status, (path, key)
+            assert api.http.request(method, path, json=body, headers=headers).status_code == status, (path, key)
     headers = {"authorization": "Bearer ask"}
-    assert api.client.get("/v1/models", headers=headers).status_code == 200
-    assert api.client.delete("/v1/models/a", headers=headers).status_code == 403
+    assert api.http.get("/v1/models", headers=headers).status_code == 200
+    assert api.http.delete("/v1/models/a", headers=headers).status_code == 403
 
 
 # ---- every route that names a model
 
 
-def test_every_route_takes_an_adapter_and_lets_it_go(api: Api) -> None:
-    api.load("sql", "a")
+def test_every_route_takes_an_adapter_and_lets_it_go(api: EchoApi) -> None:
+    api.adapters.load("sql", "a")
     bodies: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": MESSAGES},
         "/v1/completions": {"prompt": ["a", "b"], "n": 2},
@@ -261,22 +239,23 @@ def test_every_route_takes_an_adapter_and_lets_it_go(api: Api) -> None:
         assert api.post(path, model="sql", **body).status_code == 200
     for path in ("/v1/chat/completions", "/v1/completions"):
         assert api.post(path, model="sql", **bodies[path], stream=True).text.endswith("data: [DONE]\n\n")
-    assert api.client.get("/v1/models/sql").status_code == 200
-    assert api.adapter("sql")["in_flight"] == 0
+    assert api.http.get("/v1/models/sql").status_code == 200
+    assert api.adapters.get("sql")["in_flight"] == 0
 
 
-def test_a_request_that_fails_lets_its_adapter_go(api: Api) -> None:
-    api.load("sql", "a")
+def test_a_request_that_fails_lets_its_adapter_go(make_api: Callable[..., EchoApi]) -> None:
+    api = make_api(engine := EchoEngine())
+    api.adapters.load("sql", "a")
     wrong = {"model": "sql", "messages": MESSAGES}
     assert api.post("/v1/chat/completions", **wrong, max_tokens=10**6).status_code == 400  # refused above the engine
     assert api.post("/v1/chat/completions", **wrong, allowed_token_ids=[1], logit_bias={"1": -100}).status_code == 400
-    api.engine.faults.die_after = 2
+    engine.faults.die_after = 2
     for stream in (False, True):
-        api.client.portal.call(api.engine.start)
+        api.http.portal.call(engine.start)
         api.post("/v1/chat/completions", **wrong, stream=stream)
-    api.engine.faults.die_after = None
-    api.client.portal.call(api.engine.start)
-    assert api.adapter("sql")["in_flight"] == 0
+    engine.faults.die_after = None
+    api.http.portal.call(engine.start)
+    assert api.adapters.get("sql")["in_flight"] == 0
 
 
 # ---- models
@@ -305,46 +284,46 @@ def test_the_sdk_lists_finds_uses_and_deletes_adapters(start_echo: Callable[...,
 # ---- from start to restart
 
 
-def test_what_was_loaded_and_aliased_is_there_after_a_restart(make_api: Callable[..., Api], tmp_path: Path) -> None:
+def test_what_was_loaded_and_aliased_is_there_after_a_restart(make_api: Callable[..., EchoApi], tmp_path: Path) -> None:
     api = make_api()
-    api.load("a", "a")
-    api.load("b", "b")
-    api.post("/v1/adapters/stable/alias", target="b")
-    api.client.delete("/v1/adapters/a")
+    api.adapters.load("a", "a")
+    api.adapters.load("b", "b")
+    api.adapters.alias("stable", "b")
+    api.adapters.delete("a")
     before = api.answer("stable")
-    api.client.__exit__(None, None, None)
+    api.http.__exit__(None, None, None)
     again = make_api()
-    assert (again.names(), again.answer("stable")) == (["b"], before)
+    assert (again.adapters.names(), again.answer("stable")) == (["b"], before)
 
 
-def test_an_adapter_that_cannot_be_served_any_more_says_why_and_is_no_model(make_api: Callable[..., Api]) -> None:
+def test_an_adapter_that_cannot_be_served_any_more_says_why_and_is_no_model(make_api: Callable[..., EchoApi]) -> None:
     api = make_api()
-    api.load("sql", "a")
-    api.post("/v1/adapters/stable/alias", target="sql")
-    api.client.__exit__(None, None, None)
+    api.adapters.load("sql", "a")
+    api.adapters.alias("stable", "sql")
+    api.http.__exit__(None, None, None)
     other = make_api(model="org/other")
-    adapter = other.adapter("sql")
+    adapter = other.adapters.get("sql")
     assert (adapter["state"], adapter["version"]) == ("failed", None)
     assert "'other'" in adapter["error"]
-    assert [card["id"] for card in other.client.get("/v1/models").json()["data"]] == ["other"]
+    assert [card["id"] for card in other.http.get("/v1/models").json()["data"]] == ["other"]
     for model in ("sql", "stable"):
         assert other.post("/v1/completions", model=model, prompt="a").status_code == 404
     for name in ("stable", "sql"):
-        assert other.client.delete(f"/v1/adapters/{name}").status_code == 200
+        assert other.http.delete(f"/v1/adapters/{name}").status_code == 200
 
 
-def test_adapters_of_the_command_line_come_from_it_each_time(make_api: Callable[..., Api], root: Path) -> None:
+def test_adapters_of_the_command_line_come_from_it_each_time(make_api: Callable[..., EchoApi], root: Path) -> None:
     api = make_api(adapters=(str(root / "a"), f"sql={root / 'b'}"))
-    assert api.names() == ["a", "sql"]
+    assert api.adapters.names() == ["a", "sql"]
     before = api.answer("sql")
-    api.client.__exit__(None, None, None)
+    api.http.__exit__(None, None, None)
     again = make_api(adapters=(f"sql={root / 'a'}",))
-    assert again.names() == ["sql"]
+    assert again.adapters.names() == ["sql"]
     assert again.answer("sql") != before
 
 
 def test_an_adapter_of_the_hub_is_served_from_its_cache_of_links(
-    make_api: Callable[..., Api], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_api: Callable[..., EchoApi], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = tmp_path / "snapshots" / "0123abc"
     cached.mkdir(parents=True)
@@ -353,23 +332,24 @@ def test_an_adapter_of_the_hub_is_served_from_its_cache_of_links(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(cached))
     api = make_api(adapters=("org/translator",))
     assert api.answer("translator").startswith("translator@")
-    assert api.client.get("/v1/models/translator").json()["root"] == "translator"
+    assert api.http.get("/v1/models/translator").json()["root"] == "translator"
 
 
-def test_a_request_finds_an_adapter_in_the_watched_folder(make_api: Callable[..., Api], root: Path) -> None:
+def test_a_request_finds_an_adapter_in_the_watched_folder(make_api: Callable[..., EchoApi], root: Path) -> None:
     api = make_api(adapter_dir=str(root), adapter_roots=())
-    assert api.names() == []
+    assert api.adapters.names() == []
     assert api.answer("a").startswith("a@")
-    assert api.names() == ["a"]
+    assert api.adapters.names() == ["a"]
     assert api.post("/v1/chat/completions", model="../root/a", messages=MESSAGES).status_code == 404
 
 
-def test_the_engine_keeps_its_adapters_when_it_starts_again(api: Api) -> None:
-    api.load("sql", "a")
+def test_the_engine_keeps_its_adapters_when_it_starts_again(make_api: Callable[..., EchoApi]) -> None:
+    api = make_api(engine := EchoEngine())
+    api.adapters.load("sql", "a")
     before = api.answer("sql")
-    api.engine.die()
+    engine.die()
     assert api.post("/v1/chat/completions", model="sql", messages=MESSAGES).status_code == 503
-    api.client.portal.call(api.engine.start)
+    api.http.portal.call(engine.start)
     assert api.answer("sql") == before
 
 

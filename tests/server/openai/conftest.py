@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from engines.echo import EchoEngine
+from tests.server.api import Api
 from tests.server.client import ReadyClient, echo_client
-from tests.server.openai.wire import Api
 
 
 @pytest.fixture

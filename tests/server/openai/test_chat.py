@@ -7,7 +7,7 @@ import pytest
 
 from engines.echo import EchoEngine, EchoFaults
 from engines.errors import QueueFull
-from tests.server.openai.wire import Api, text_of
+from tests.server.api import Api, text_of
 
 SMILE = "a🙂b"
 
@@ -215,7 +215,7 @@ def test_the_generation_prompt_can_be_left_out(api: Api) -> None:
 
 def test_a_full_queue_is_told_with_a_status(make_api: Callable[..., Api]) -> None:
     engine = EchoEngine(max_requests=0)
-    reply = make_api(engine=engine).client.post(
+    reply = make_api(engine=engine).http.post(
         "/v1/chat/completions",
         json={"model": "echo", "messages": [{"role": "user", "content": "hi"}], "stream": True},
     )
@@ -225,7 +225,7 @@ def test_a_full_queue_is_told_with_a_status(make_api: Callable[..., Api]) -> Non
 
 def test_an_engine_that_dies_later_is_told_in_the_stream(make_api: Callable[..., Api]) -> None:
     engine = EchoEngine(faults=EchoFaults(die_after=2))
-    reply = make_api(engine=engine).client.post(
+    reply = make_api(engine=engine).http.post(
         "/v1/chat/completions",
         json={"model": "echo", "messages": [{"role": "user", "content": "hello"}], "stream": True},
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.openai.wire import Api, text_of
+from tests.server.api import Api, text_of
 
 WEATHER = {
     "type": "function",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engines.echo import EchoEngine
-from tests.server.openai.wire import Api
+from tests.server.api import Api
 
 
 def texts(answer: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from engines.echo import VOCAB_SIZE, EchoEngine
 from engines.types import GenerationRequest, Sampling, StructuredKind, TokenOutput
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.support import UNSUPPORTED
-from tests.server.openai.wire import Api
+from tests.server.api import Api
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 ASSISTANT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It"}]
@@ -81,7 +81,7 @@ SAMPLING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_sampling_parameters_reach_the_engine(
     recording: Api, engine: RecordingEngine, path: str, body: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    reply = recording.client.post(path, json={"model": "echo", **MINIMAL[path], **body})
+    reply = recording.http.post(path, json={"model": "echo", **MINIMAL[path], **body})
     assert reply.status_code == 200, reply.text
     (request,) = engine.requests
     assert {name: getattr(request.sampling, name) for name in expected} == expected

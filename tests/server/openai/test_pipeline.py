@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engines.echo import EchoEngine
-from tests.server.openai.wire import Api
+from tests.server.api import Api
 
 FAULTS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"no_such_field": 1}, "no_such_field", "unknown_parameter"),
