@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.adapters.disk import sync
 from engines.params.secrets import with_secrets
+from training.discreet import without_folders
 from training.params.task import TASK, Task
 
 PARTIAL = ".partial"
@@ -39,6 +40,9 @@ class JobError(_Written):
     code: str
     message: str
     param: str | None = None
+
+    def without_folders(self) -> "JobError":
+        return self.model_copy(update={"message": without_folders(self.message)})
 
 
 class Message(_Written):

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Literal
 
 from engines.errors import TuneserveError
+from training.discreet import without_folders
 from training.folder import Checkpoint, Evaluation, Event, JobFolder, Message, Started, Step
 
 NOT_A_MEASURE = frozenset(
@@ -31,6 +32,9 @@ class Diverged(TuneserveError):
 class Report:
     """Appends to the folder's events. In a training by several processes, all but the first of them are silent."""
 
+    discreet = False
+    """Whether nothing that is told or written for others may name folders of this machine."""
+
     def __init__(self, folder: JobFolder, *, silent: bool = False) -> None:
         self.folder = folder
         self.stop_requested = False
@@ -40,7 +44,8 @@ class Report:
     # ---- told
 
     def message(self, text: str, level: Literal["info", "warn", "error"] = "info") -> None:
-        self._append(Message(time=time.time(), level=level, message=text))
+        said = without_folders(text) if self.discreet else text
+        self._append(Message(time=time.time(), level=level, message=said))
 
     def started(self, *, total_steps: int, rows: int | None) -> None:
         self._append(Started(time=time.time(), total_steps=total_steps, rows=rows))

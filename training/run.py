@@ -48,6 +48,7 @@ def main(folder: JobFolder) -> int:
 def run(folder: JobFolder, report: Report) -> Result:
     try:
         task = folder.read_task()
+        report.discreet = task.discreet
         check(task)
         pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
@@ -56,15 +57,17 @@ def run(folder: JobFolder, report: Report) -> Result:
     except Stopped:
         return Result(status="stopped")
     except TuneserveError as error:  # its message is all there is to know
-        return _failed(folder, error)
+        return _failed(report, error)
     except Exception as error:
         logger.exception("The job failed.")
-        return _failed(folder, error)
+        return _failed(report, error)
 
 
-def _failed(folder: JobFolder, error: Exception) -> Result:
-    shutil.rmtree(folder.path / PARTIAL, ignore_errors=True)  # on a full disk, this makes room to say so
-    return Result(status="failed", error=to_job_error(error, folder.path))
+def _failed(report: Report, error: Exception) -> Result:
+    folder = report.folder.path
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # on a full disk, this makes room to say so
+    told = to_job_error(error, folder)
+    return Result(status="failed", error=told.without_folders() if report.discreet else told)
 
 
 def check(task: Task) -> None:

@@ -2,10 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from training.params.sft import SftParams
 
 ARGS = "args.json"
+
+
+def read_args(folder: Path) -> dict[str, Any]:
+    """What `write_args` wrote to `folder`; nothing where there is no such file."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / ARGS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return saved
 
 
 def write_args(params: SftParams, folder: Path) -> None:

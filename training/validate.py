@@ -23,7 +23,10 @@ def _validation(folder: JobFolder) -> Validation:
     except (OSError, ValidationError) as error:
         return Validation(error=JobError(code="invalid_request", message=f"task.json cannot be read: {error}"))
     params = task.training
-    return Validation() if params is None else check(params, learns=method_of(params).rows)
+    found = Validation() if params is None else check(params, learns=method_of(params).rows)
+    if found.error is None or not task.discreet:
+        return found
+    return found.model_copy(update={"error": found.error.without_folders()})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import NotFound
+from server.jobs.executor import LOG
 
-OURS = frozenset({"task.json", "args.json"})
-"""Files that name paths of the server's machine, which no client sees."""
+OURS = frozenset({"task.json", "args.json", LOG})
+"""Files that name folders of the server's machine, which no client gets. The log is told line by line, without them."""
 
 
 def list_artifacts(folder: Path) -> list[dict[str, Any]]:

@@ -268,7 +268,7 @@ class RecoveredRun(AttemptRun):
 
 
 def _told(error: TuneserveError) -> JobError:
-    return JobError(code=error.code or "failed", message=error.message, param=error.param)
+    return JobError(code=error.code or "failed", message=error.message, param=error.param).without_folders()
 
 
 def _tell_death(exit_status: int) -> str:
@@ -282,7 +282,7 @@ def _tell_death(exit_status: int) -> str:
 def _make_folder(folder: Path, task: Task) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    JobFolder(folder).write_task(task)
+    JobFolder(folder).write_task(task.model_copy(update={"discreet": True}))
 
 
 def _read(read: Any) -> Any:

@@ -1,9 +1,10 @@
-"""What a worker has written to its output, in pages of whole lines."""
+"""What a worker has written to its output, in pages of whole lines, without the folders of the machine."""
 
 from pathlib import Path
 from typing import Any
 
 from server.jobs.executor import LOG
+from training.discreet import without_folders
 
 
 def read_log(folder: Path, *, offset: int, limit: int) -> dict[str, Any]:
@@ -19,4 +20,5 @@ def read_log(folder: Path, *, offset: int, limit: int) -> dict[str, Any]:
     if start + len(data) < size and b"\n" in data:
         data = data[: data.rindex(b"\n") + 1]
     end = start + len(data)
-    return {"text": data.decode(errors="replace"), "offset": start, "next_offset": end, "has_more": end < size}
+    text = without_folders(data.decode(errors="replace"))
+    return {"text": text, "offset": start, "next_offset": end, "has_more": end < size}

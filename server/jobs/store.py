@@ -19,6 +19,7 @@ from server.jobs.table import ATTEMPTS, CHECKPOINTS, EVENTS, JOBS
 from server.store.database import Database
 from server.store.ids import new_id
 from server.store.pages import read_page
+from training.discreet import without_folders
 from training.folder import EVENT, Checkpoint, Event, Message
 
 
@@ -54,7 +55,7 @@ class Attempt:
 
 def message(text: str, level: Literal["info", "warn", "error"] = "info") -> Message:
     """An event of the server's own."""
-    return Message(time=time.time(), level=level, message=text)
+    return Message(time=time.time(), level=level, message=without_folders(text))
 
 
 class JobStore:

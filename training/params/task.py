@@ -31,6 +31,9 @@ class Task(BaseModel):
 
     task: str
     params: Params
+    discreet: bool = False
+    """Whether clients of an API get what it writes: its messages and checkpoints then name no folders of this machine.
+    """
 
     @property
     def training(self) -> SftParams | None:

@@ -23,6 +23,7 @@ from engines.errors import Conflict, InvalidAdapter, InvalidRequest, Unsupported
 from training.folder import Result
 from training.params.export import MergeParams
 from training.report import Report
+from training.saved_args import read_args
 
 OUTPUT = "merged"
 """The model's folder within the job's."""
@@ -43,13 +44,10 @@ def run(params: MergeParams, report: Report) -> Result:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InvalidRequest("merging is the work of one process", param="devices")
     configs = [_read_config(folder) for folder in adapters]
-    base = params.model or configs[0].get("base_model_name_or_path")
-    if not base:
-        raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
+    base, revision = _base_of(adapters[0], configs[0], params)
     target = report.folder.path / OUTPUT
     if target.exists():
         raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
-    revision = params.model_revision or (None if params.model else configs[0].get("revision"))
     report.message(f"Loading {Path(base).name}.")
     model = _load_base(base, revision, params)
     for folder, config in zip(adapters, configs, strict=True):
@@ -60,6 +58,22 @@ def run(params: MergeParams, report: Report) -> Result:
         model.save_pretrained(partial, max_shard_size=_bytes(params.max_shard_size))
         _copy_what_belongs_to_it(_folder_of(base, revision, params.hub_token), adapters, partial)
     return Result(status="succeeded", artifact=OUTPUT, kind="model")
+
+
+def _base_of(adapter: Path, config: dict[str, Any], params: MergeParams) -> tuple[str, str | None]:
+    """The model to merge into and its revision: as given, or as the adapter says. Raises InvalidRequest.
+
+    An adapter of a server's job names it without its folder, which args.json beside the adapter has.
+    """
+    if params.model:
+        return params.model, params.model_revision
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    saved = read_args(adapter)
+    if saved.get("model") and not (base and Path(base).is_dir()):
+        base, revision = saved["model"], saved.get("model_revision")
+    if not base:
+        raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
+    return base, params.model_revision or revision
 
 
 def merge(model: Any, folder: Path, config: dict[str, Any]) -> Any:

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from transformers.integrations import TensorBoardCallback
+
 from engines.adapters.disk import sync
 from engines.errors import InvalidRequest
 from training.data import Datasets
+from training.discreet import make_discreet
 from training.folder import PARTIAL, Result
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
 from training.saved_args import write_args
+from training.trainers.curves import Curves
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
 from training.tuners import tuner_of
@@ -47,6 +51,7 @@ class JobTrainer:
         accelerator: Any
         model: Any
         add_callback: Any
+        pop_callback: Any
 
     def __init__(self, job: Training[Any], **settings: Any) -> None:
         """`settings`: those of the Trainer behind this class that differ between methods."""
@@ -61,6 +66,8 @@ class JobTrainer:
         rows = None if job.params.streaming else len(job.data.train)
         for callback in (*job.tuned.callbacks(), Events(job.report, rows)):
             self.add_callback(callback)
+        if job.report.discreet and self.pop_callback(TensorBoardCallback):
+            self.add_callback(Curves())
 
     def create_optimizer(self, *given: Any) -> Any:
         chosen = optimizer_of(self.job.params)
@@ -98,6 +105,8 @@ class JobTrainer:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_args(self.job.params, grown)
+            if self.job.report.discreet:
+                make_discreet(grown)
             for path in grown.rglob("*"):
                 sync(path)
             sync(grown)
