@@ -13,8 +13,8 @@ from engines.errors import UnsupportedParameter
 from engines.params.about import about, closed_to_api, closed_to_fine_tuning, facts, kinds, takes_text
 from engines.params.model import ModelParams
 from server.fine_tuning.parameters import check_parameters
-from tests.server.client import ReadyClient
-from tests.server.jobs.test_routes import make_client
+from tests.server.api import EchoApi
+from tests.server.jobs.test_routes import serving
 from tests.training.jobs import make_data, make_job, make_model
 from training.methods import BY_OPENAI_NAME
 from training.params.task import TASKS, params_of
@@ -38,10 +38,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReadyClient]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoApi]:
     root = tmp_path_factory.mktemp("root")
-    with make_client(tmp_path_factory.mktemp("state"), job_roots=(str(root),), max_running_jobs=0) as client:
-        yield client
+    with serving(tmp_path_factory.mktemp("state"), job_roots=(str(root),), max_running_jobs=0) as api:
+        yield api
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,8 @@ def given(field: FieldInfo, value: str) -> Any:
     return [value] if tuple in origins else {"x": value} if dict in origins else value
 
 
-def refused(client: ReadyClient, task: str, name: str, value: str) -> dict[str, Any]:
-    parameters = NEEDED[task] | {name: given(FIELDS[task, name], value)}
-    reply = client.post("/v1/jobs", json={"type": task, "parameters": parameters})
-    assert reply.status_code in (400, 404), (task, name, reply.text)
-    error: dict[str, Any] = reply.json()["error"]
+def refused(api: EchoApi, task: str, name: str, value: str) -> dict[str, Any]:
+    error = api.jobs.refused(task, NEEDED[task] | {name: given(FIELDS[task, name], value)})
     assert error["param"] == f"parameters.{name}"
     return error
 
@@ -74,16 +71,16 @@ def test_a_parameter_that_takes_text_says_what_its_text_names() -> None:
 
 
 @pytest.mark.parametrize(("task", "name"), CLOSED)
-def test_what_is_closed_is_refused_whatever_its_value(client: ReadyClient, task: str, name: str, canary: Path) -> None:
+def test_what_is_closed_is_refused_whatever_its_value(api: EchoApi, task: str, name: str, canary: Path) -> None:
     for value in (str(canary), "x"):
-        assert "cannot be chosen" in refused(client, task, name, value)["message"]
+        assert "cannot be chosen" in refused(api, task, name, value)["message"]
 
 
 @pytest.mark.parametrize(("task", "name"), NAMES)
 def test_a_path_outside_the_roots_is_refused_in_the_same_words_whatever_is_there(
-    client: ReadyClient, task: str, name: str, canary: Path
+    api: EchoApi, task: str, name: str, canary: Path
 ) -> None:
-    there, missing = (refused(client, task, name, str(canary / file)) for file in ("file.json", "none.json"))
+    there, missing = (refused(api, task, name, str(canary / file)) for file in ("file.json", "none.json"))
     assert there == missing and "must lie under a folder of job_roots" in there["message"]
 
 

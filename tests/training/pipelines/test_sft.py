@@ -339,7 +339,6 @@ def test_what_is_no_number_between_two_logs_is_in_no_checkpoint(
     assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [5]
 
 
-
 @pytest.mark.parametrize(
     ("params", "param"),
     [
