@@ -1,6 +1,7 @@
 """The rows of a data set that can be used, and what became of the others."""
 
 from collections.abc import Callable, Iterator, Mapping
+from ctypes import c_char, c_longlong
 from dataclasses import dataclass, field
 from multiprocessing import Array, Value
 from typing import Any
@@ -45,9 +46,9 @@ class Account:
     """Collects what is to be told, in memory that processes share: loaders of a stream write it, training reads it."""
 
     def __init__(self) -> None:
-        self._dropped = Value("q")
-        self._first = Array("c", TEXT)
-        self._fields = {name: Array("c", TEXT) for name in UNKNOWN_TO_SOME}
+        self._dropped = Value(c_longlong)
+        self._first = Array(c_char, TEXT)
+        self._fields = {name: Array(c_char, TEXT) for name in UNKNOWN_TO_SOME}
 
     def drop(self, problem: str) -> None:
         with self._dropped.get_lock():
