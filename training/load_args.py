@@ -29,6 +29,8 @@ def with_saved_args(params: P) -> P:
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)
+    if {"template", "chat_template"} & given.keys():  # one of them takes the place of the other
+        loaded = {name: value for name, value in loaded.items() if name not in ("template", "chat_template")}
     return type(params).model_validate(loaded | given)
 
 

@@ -1,13 +1,19 @@
 """The model that is trained, and its tokenizer, as transformers loads them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
+from engines.text.prompt import read_chat_template
+from engines.text.templates import chosen_template, template_in
 from training.device import training_dtype
+from training.methods import method_of
 from training.params.sft import SftParams
 from training.tuners import tuner_of
+
+P = TypeVar("P", bound=SftParams)
 
 
 def load_for_training(params: SftParams) -> Any:
@@ -23,10 +29,27 @@ def load_for_training(params: SftParams) -> Any:
     return model
 
 
+def with_template(params: P) -> P:
+    """`params` with the chat template itself, where they name its file: that is not there wherever the checkpoints go.
+
+    Raises InvalidRequest.
+    """
+    if params.chat_template is None:
+        return params
+    return params.model_copy(update={"chat_template": read_chat_template(params.chat_template)})
+
+
 def load_tokenizer_for(params: SftParams) -> Any:
-    """The tokenizer, with a token to pad with. Raises UnsupportedModel."""
+    """The tokenizer, with a token to pad with and the chat template that is trained, which goes with the checkpoints.
+
+    Raises InvalidRequest, UnsupportedModel.
+    """
     source = model_of(params)
     tokenizer = load_tokenizer(source, revision=params.model_revision, token=params.hub_token)
+    for adapter in name_adapters(params.adapters).values():
+        tokenizer.chat_template = template_in(fetch_adapter(adapter, token=params.hub_token)) or tokenizer.chat_template
+    if params.use_chat_template or method_of(params).rows != "text":  # a text says nothing of how messages are written
+        tokenizer.chat_template = chosen_template(params, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

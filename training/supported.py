@@ -2,6 +2,7 @@
 
 from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
 from engines.params.base import Params
+from engines.params.template import template_conflicts
 from training import methods, optimizers, tuners
 from training.idle import idle
 from training.params.sft import SftParams
@@ -47,7 +48,7 @@ def _refusal(params: Params, name: str) -> str | None:
 
 def _unfit(params: SftParams) -> list[Refusal]:
     """Parameters that do not go together, whatever is trained and how."""
-    found = []
+    found = template_conflicts(params)
     if params.adapters and params.resume_from_checkpoint:
         found.append(("adapters", "resume_from_checkpoint names what training goes on with"))
     if params.resume_only_model and not params.resume_from_checkpoint:

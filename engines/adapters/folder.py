@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
-from engines.errors import InvalidAdapter
+from engines.errors import InvalidAdapter, InvalidRequest
+from engines.text.prompt import checked_template
+from engines.text.templates import template_in
 
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
@@ -93,6 +95,7 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
         linears=linears,
         embeddings=embeddings,
         saved=saved,
+        chat_template=_read_template(folder),
     )
 
 
@@ -108,12 +111,14 @@ def check_base_model(spec: AdapterSpec, model: str) -> None:
 
 
 def content_hash(folder: Path) -> str:
-    """Hex digest of what determines the outputs of an adapter that has been read: its settings and its weights."""
+    """Hex digest of what determines the outputs of an adapter that has been read: its settings, its weights, and the
+    chat template that it brings."""
     config = _parse(_read_config(folder))
     digest = hashlib.sha256(config.model_dump_json(exclude={"base_model_name_or_path"}).encode())
     with (folder / WEIGHTS).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    digest.update((_read_template(folder) or "").encode())
     return digest.hexdigest()
 
 
@@ -126,6 +131,16 @@ def _read_config(folder: Path) -> bytes:
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidAdapter(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes", param=CONFIG)
     return data
+
+
+def _read_template(folder: Path) -> str | None:
+    try:
+        template = template_in(folder)
+        return None if template is None else checked_template(template)
+    except (OSError, ValueError):
+        raise InvalidAdapter("its chat template cannot be read", param="chat_template") from None
+    except InvalidRequest as error:
+        raise InvalidAdapter(error.message, param="chat_template") from None
 
 
 def _parse(data: bytes) -> _Config:

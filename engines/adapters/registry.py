@@ -36,6 +36,8 @@ class Lease:
     name: str
     """The adapter's own name, whatever alias was asked for; or the base model's name."""
     _on_release: Callable[[], None] | None = None
+    chat_template: str | None = None
+    """The chat template that the adapter brings; None: the one that the base model is served with."""
 
     def release(self) -> None:
         """The request has ended. May be called again."""
@@ -172,7 +174,8 @@ class AdapterRegistry:
         version.requests += 1
         version.in_flight += 1
         version.last_used = int(time.time())
-        return Lease(version.id, version.name, partial(self._release, version))
+        chat_template = version.snapshot.spec.chat_template
+        return Lease(version.id, version.name, partial(self._release, version), chat_template)
 
     def _release(self, version: Version) -> None:
         version.in_flight -= 1

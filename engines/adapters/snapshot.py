@@ -1,7 +1,7 @@
 """Private copies of adapters, named by their content: what was checked is what is served, whatever becomes of the
 source.
 
-    copies/<hash>/     the two files of one adapter, shared by all that are alike
+    copies/<hash>/     the files of one adapter that determine its outputs, shared by all that are alike
     partial/           what is being copied or removed: after a crash, rubbish
 
 A copy appears and goes by one rename, so one that is there is whole.
@@ -24,11 +24,14 @@ from engines.adapters.folder import MAX_CONFIG_BYTES, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, NotFound
+from engines.text.templates import TEMPLATES
 
 CHUNK = 1 << 20
 """Bytes copied at a time."""
 BYTES_PER_NUMBER = 8
 """Bytes of the widest number, float64."""
+LARGEST_TEMPLATE = 16 << 20
+"""Bytes of a file with a chat template: some hold a tokenizer's tokens too."""
 LONGEST_HEADER = 100 << 20
 """Bytes that safetensors allows a header."""
 
@@ -36,7 +39,7 @@ LONGEST_HEADER = 100 << 20
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     id: str
-    """Hash of the two files, and the name of the copy's folder."""
+    """Hash of the files, and the name of the copy's folder."""
     content_hash: str
     """Hash of what determines the outputs; the name of the base model, for one, does not."""
     spec: AdapterSpec
@@ -100,7 +103,8 @@ class Snapshots:
 
     def sync(self, id: str) -> None:
         """Have a copy outlive a loss of power."""
-        for path in (self._copies / id / CONFIG, self._copies / id / WEIGHTS, self._copies / id, self._copies):
+        copy = self._copies / id
+        for path in (*copy.iterdir(), copy, self._copies):
             sync(path)
 
     def _place(self, partial: Path, copy: Path) -> None:
@@ -124,6 +128,9 @@ def _copy_and_check(source: Path, target: Path, support: AdapterSupport, follow_
     try:
         for name, limit in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, _largest_file(support))):
             _copy(name, folder, target / name, limit, links)
+        for name in TEMPLATES:
+            if not any((target / other).exists() for other in TEMPLATES):
+                _copy(name, folder, target / name, LARGEST_TEMPLATE, links)
     finally:
         os.close(folder)
     spec = read_adapter(target, support)

@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
+from engines.text.templates import TEMPLATES
 
 
 def name_adapters(texts: Iterable[str]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS, *TEMPLATES]))
     except (OSError, ValueError, HTTPError) as error:
         message = f"{source!r} is no folder, so it was looked up as a hub id: {reason_of(error)}"
         raise InvalidAdapter(message, param="adapters") from error

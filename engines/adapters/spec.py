@@ -35,3 +35,5 @@ class AdapterSpec:
     embeddings: dict[str, LoraModule]
     saved: dict[str, str]
     """Modules that the adapter replaces -> name of the tensor with the new weight."""
+    chat_template: str | None = None
+    """The chat template that it was trained with; None where it brings none."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.adapters.names import SEGMENT
 from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.text.templates import TEMPLATES
 
 Signature = tuple[object, ...]
 
@@ -33,7 +34,7 @@ class WatchedFolder:
             folder = Path(os.path.realpath(self._folder / name, strict=True))  # `resolve` raises otherwise at a loop
             if not folder.is_relative_to(os.path.realpath(self._folder)) or not (folder / CONFIG).is_file():
                 return None
-            return Found(folder, (folder, *_stamp(folder / CONFIG), *_stamp(folder / WEIGHTS)))
+            return Found(folder, (folder, *(_stamp(folder / name) for name in (CONFIG, WEIGHTS, *TEMPLATES))))
         except OSError:  # it has gone, or is not for us to read
             return None
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.base import Params, Strings
 from engines.params.infer import InferParams
+from engines.params.template import ChatTemplateParams
 
 
 class ServerParams(Params):
@@ -14,8 +15,6 @@ class ServerParams(Params):
 
     shutdown_timeout: Annotated[float, About(DEPLOY)] = Field(30, ge=0)
     """Seconds that running requests have to finish, once the server was told to stop."""
-    chat_template: Annotated[str | None, About(DEPLOY)] = None
-    """A Jinja chat template in place of the model's own: the path of a .jinja file, or the template itself."""
     tool_call_parser: Annotated[Literal["hermes", "llama3_json", "mistral", "none"] | None, About(DEPLOY)] = None
     """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
     given."""
@@ -56,7 +55,7 @@ class ServerParams(Params):
     such a job names uploaded files, other jobs and what is on the hub."""
 
 
-class DeployParams(ServerParams, InferParams):
+class DeployParams(ChatTemplateParams, ServerParams, InferParams):
     """Serving a model over HTTP."""
 
     starred: ClassVar = frozenset({"served_model_name"})

@@ -5,7 +5,22 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from engines.params.about import DEPLOY, EVERY_ENGINE, THE_MODEL, TRAINING, About
-from engines.params.base import Params
+from engines.params.base import JsonObject, Params
+
+NAMED = {
+    "chatml": "chatml",
+    "qwen": "qwen2_5",
+    "qwen2_5": "qwen2_5",
+    "qwen3": "qwen3",
+    "llama3": "llama3",
+    "mistral": "mistral",
+    "gemma": "gemma",
+    "phi3": "phi3",
+    "deepseek": "deepseek",
+    "deepseek_v2_5": "deepseek_v2_5",
+    "deepseek_r1": "deepseek_r1",
+}
+"""Chat templates that are known by name -> their files in `engines/text/named_templates`."""
 
 
 class TemplateParams(Params):
@@ -13,8 +28,11 @@ class TemplateParams(Params):
 
     starred: ClassVar = frozenset({"template", "system", "max_length", "max_pixels"})
 
-    template: Annotated[str | None, About(not_in_fine_tuning=THE_MODEL)] = None
-    """Name of a registered chat template. The model's own unless given."""
+    template: Annotated[
+        str | None, About(DEPLOY + TRAINING, choices=(None, *NAMED), prepares=True, text=True, as_served=True)
+    ] = None
+    """Name of a chat template in place of the model's own: `chatml`, `qwen2_5` (also `qwen`), `qwen3`, `llama3`,
+    `mistral`, `gemma`, `phi3`, `deepseek`, `deepseek_v2_5` or `deepseek_r1`. What is trained is served with it."""
     system: Annotated[
         str | None, About(DEPLOY + TRAINING, prepares=True, text=True, not_in_fine_tuning=THE_MODEL, as_served=True)
     ] = None
@@ -50,3 +68,29 @@ class TemplateParams(Params):
     """What builds prompts from messages: the Jinja template that comes with the model's tokenizer (`jinja`).
     `swift`, the reference's default, stands for templates that it registers itself, and is refused: none are built
     in."""
+
+
+class ChatTemplateParams(TemplateParams):
+    """Chat templates of one's own. An addition to the reference's parameters."""
+
+    chat_template: Annotated[str | None, About(DEPLOY + TRAINING, prepares=True, path=True, as_served=True)] = None
+    """A Jinja chat template in place of the model's own: the path of a .jinja file, or the template itself. What is
+    trained is served with it."""
+    chat_template_kwargs: Annotated[
+        JsonObject | None, About(DEPLOY + TRAINING, prepares=True, text=True, as_served=True)
+    ] = None
+    """Values of the chat template's variables, where a request says nothing of them: `{"enable_thinking": false}`, for
+    one. What is trained is served with them."""
+
+
+def template_conflicts(params: ChatTemplateParams, *, mark: str = "") -> list[tuple[str, str]]:
+    """Each parameter of chat templates that nothing would read beside the others that were given, and why. `mark`
+    stands before the names of parameters in the reasons."""
+    found = []
+    if params.template is not None and params.chat_template is not None:
+        found.append(("chat_template", f"{mark}template names another one: give one of the two"))
+    if not params.use_chat_template:
+        names = ("template", "chat_template", "chat_template_kwargs")
+        unread = [name for name in names if getattr(params, name) is not None]
+        found += [(name, f"nothing uses it where {mark}use_chat_template is false") for name in unread]
+    return found

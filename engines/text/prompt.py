@@ -1,15 +1,22 @@
 """Requests to prompt tokens: messages by the model's own chat template, texts by its tokenizer."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.reasoning_formats import FIELDS, reasoning_field
 from engines.text.request_check import context_length_exceeded
 
 Message = Mapping[str, Any]
@@ -63,11 +70,26 @@ def read_chat_template(value: str) -> str:
     text = Path(value).read_text() if value.endswith(".jinja") and Path(value).is_file() else value
     if value.endswith(".jinja") and text is value:
         raise InvalidRequest(f"There is no file {value!r}.", param="chat_template")
+    return checked_template(text)
+
+
+def checked_template(text: str) -> str:
+    """The same text. Raises InvalidRequest where it is no template."""
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
     except TemplateError as error:
         raise InvalidRequest(f"The chat template is not valid Jinja: {error}", param="chat_template") from error
     return text
+
+
+class _Generation(Extension):
+    """transformers' mark of what the assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def plain_template(tokenizer: Any) -> str:
@@ -80,14 +102,28 @@ def plain_template(tokenizer: Any) -> str:
 class PromptRenderer:
     """Renders and tokenizes for one model. Everything it cannot render is an InvalidRequest that says why."""
 
-    def __init__(self, tokenizer: Any, *, system: str | None = None, chat_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, system: str | None = None, chat_template: str | dict[str, str] | None = None
+    ) -> None:
         """`system` opens conversations that bring no system message; `chat_template` replaces the tokenizer's own."""
         self._tokenizer = tokenizer
         self._system = system
-        self._template: str | dict[str, str] | None = chat_template or tokenizer.chat_template
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
-        self._wants_parts = self._template is not None and self._find_wants_parts()
+        self._wants_parts = False
         self._bos = tokenizer.bos_token_id
+        self._use(chat_template or tokenizer.chat_template)
+
+    def with_template(self, template: str) -> "PromptRenderer":
+        """A renderer for the same model with another template."""
+        other = copy(self)
+        other.__dict__.pop("_ends", None)
+        other._use(template)
+        return other
+
+    def _use(self, template: str | dict[str, str] | None) -> None:
+        self._template = template
+        self._reasoning_field = reasoning_field(self.template)
+        self._wants_parts = template is not None and self._find_wants_parts()
 
     @property
     def template(self) -> str:
@@ -107,6 +143,8 @@ class PromptRenderer:
         ready = {key: value for key, value in message.items() if value is not None}
         if ready["role"] == "developer" and "developer" not in self.template:
             ready["role"] = "system"
+        if FIELDS[0] in ready:
+            ready[self._reasoning_field] = ready.pop(FIELDS[0])
         ready["content"] = _content_text(message.get("content"), path)
         return ready
 
@@ -167,10 +205,9 @@ class PromptRenderer:
         return dict(message)
 
     def _apply(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        chosen = self._chosen(with_tools=kwargs.get("tools") is not None)
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._chosen(), tokenize=False, **kwargs
-            )
+            text: str = self._tokenizer.apply_chat_template(messages, chat_template=chosen, tokenize=False, **kwargs)
         except TemplateError as error:
             reason = str(error)[:200].rstrip(".")
             raise InvalidRequest(f"The model's chat template refuses this: {reason}.", param="messages") from error
@@ -179,9 +216,45 @@ class PromptRenderer:
             raise InvalidRequest(f"The model's chat template cannot {what}.", param="messages") from error
         return text
 
-    def _chosen(self) -> str | None:
-        """A template that replaces the tokenizer's; None: the tokenizer has several and chooses by itself."""
-        return self._template if isinstance(self._template, str) else None
+    def _chosen(self, *, with_tools: bool) -> str | None:
+        """Of several templates, the one that transformers would choose."""
+        if not isinstance(self._template, dict):
+            return self._template
+        names = ("tool_use", "default") if with_tools else ("default",)
+        return next((self._template[name] for name in names if name in self._template), None)
+
+    def end_of_answer(self, eos_token_ids: Collection[int]) -> int | None:
+        """The special token that the template writes behind an answer, where serving stops too: one of
+        `eos_token_ids`, the model's own, if such a one is there. None where it writes none."""
+        return next((end for end in self._ends if end in eos_token_ids), next(iter(self._ends), None))
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The special tokens with which the text behind an answer begins, whatever follows it."""
+        probe = "tuneserve probe"
+        question, answer = ({"role": role, "content": probe} for role in ("user", "assistant"))
+        try:
+            last, followed = (
+                self.render(Conversation(messages=messages, add_generation_prompt=False)).rpartition(probe)[2]
+                for messages in ([question, answer], [question, answer, {**question, "content": ""}])
+            )
+        except InvalidRequest:
+            return ()
+        if not last.strip():  # the template leaves it to the next message to end this one
+            return tuple(self.leading_specials(followed))
+        ends, others = (tuple(self.leading_specials(text)) for text in (last, followed))
+        return (
+            tuple(end for end, _ in takewhile(lambda both: both[0] == both[1], zip(ends, others, strict=False))) or ends
+        )
+
+    def leading_specials(self, text: str) -> Iterator[int]:
+        """The special tokens with which a text begins, whitespace between them aside."""
+        specials = {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        for token_id in self.encode(text, add_special_tokens=False):
+            if token_id in specials - {self._bos}:
+                yield token_id
+            elif self._tokenizer.decode([token_id]).strip():
+                return
 
     def _find_wants_parts(self) -> bool:
         """Whether the template reads content as a list of parts only, and would lose one that is a string."""

@@ -8,6 +8,7 @@ from engines.adapters.source import name_adapters
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.params.about import DEPLOY, EVERY_ENGINE, NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.deploy import DeployParams
+from engines.params.template import template_conflicts
 
 
 def whatever_the_engine() -> frozenset[str]:
@@ -32,9 +33,8 @@ def refusals(params: DeployParams) -> list[str]:
     missing = [] if params.model else ["--model: name the model to serve, a folder or an id on the hub"]
     vain = [reason for name in sorted(given) if (reason := _refusal(params, name))]
     twice = [f"--{one} and --{other} mean the same here: give one" for one, other in _said_twice(params)]
-    unused = "chat_template" in given and not params.use_chat_template
-    plain = ["--chat_template: nothing uses it where --use_chat_template is false"] if unused else []
-    return missing + vain + twice + plain + _adapter_refusals(params) + _database_refusals(params)
+    templates = [f"--{name}: {reason}" for name, reason in template_conflicts(params, mark="--")]
+    return missing + vain + twice + templates + _adapter_refusals(params) + _database_refusals(params)
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:

@@ -73,9 +73,6 @@ class Creator:
         if lease.version is not None:
             text = f"{model[:100]!r} is an adapter, and only the base model {self.model.name!r} can be trained."
             raise UnsupportedParameter(text, param="model")
-        if self.served.chat_template is not None:
-            text = "The server has a chat_template of its own, and training knows only the model's."
-            raise UnsupportedParameter(text, param="model")
 
     def _record(self, id: str, body: CreateFineTuningJob, said: Said) -> FineTuning:
         return FineTuning(

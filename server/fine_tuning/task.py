@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from engines.params.about import facts
 from engines.params.deploy import DeployParams
+from engines.text.prompt import read_chat_template
 from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
 from training.methods import BY_OPENAI_NAME
@@ -71,6 +72,10 @@ def samples_in_a_pass(batch_size: int, most: int | None) -> int:
 def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[str, Any]:
     """What `parameters` may replace, where a client may choose it at all."""
     repeated = {name: getattr(served, name) for name in AS_SERVED if name in served.model_fields_set}
+    if "template" in record.parameters:
+        repeated.pop("chat_template", None)
+    elif served.chat_template is not None:
+        repeated["chat_template"] = read_chat_template(served.chat_template)  # itself: its file is the server's
     validation = {"split_dataset_ratio": 0} if files.validation is None else {"val_dataset": [str(files.validation)]}
     return {
         **repeated,

@@ -4,16 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engines.errors import UnsupportedParameter
+from engines.text.reasoning_formats import ReasoningFormat, ReasoningParserName, find_reasoning_format
 from engines.text.tool_formats import ToolCallParser, ToolFormat, find_tool_format
 from engines.types import Structured
 from server.model.call_parser import CallParser
 from server.model.deltas import Delta, joined
-from server.model.reasoning import (
-    ReasoningFormat,
-    ReasoningParser,
-    ReasoningParserName,
-    find_reasoning_format,
-)
+from server.model.reasoning import ReasoningParser
 from server.model.tool_grammar import constrain
 from server.model.tools import NO_TOOLS, ToolRequest
 

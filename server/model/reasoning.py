@@ -1,45 +1,9 @@
 """Splits the reasoning, which some models write before their answer, from the answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Literal
 
+from engines.text.reasoning_formats import ReasoningFormat
 from server.model.markers import beginning_of
-
-ReasoningParserName = Literal["deepseek_r1", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningFormat:
-    """Reasoning is the text between two tags."""
-
-    start: str
-    end: str
-    token_ids: Mapping[str, int] = field(default_factory=dict)
-    """The tags that are single tokens of the model's vocabulary."""
-
-    def is_open(self, prompt: str) -> bool:
-        """Whether the prompt ends by opening a reasoning block, so that the answer begins with reasoning."""
-        return prompt.rstrip().endswith(self.start)
-
-    def is_over(self, prompt: str) -> bool:
-        """Whether the prompt ends with a finished, usually empty, block: reasoning was turned off."""
-        return prompt.rstrip().endswith(self.end)
-
-
-TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-
-
-def find_reasoning_format(
-    chat_template: str | None, added_tokens: Mapping[str, int], parser: ReasoningParserName | None = None
-) -> ReasoningFormat | None:
-    """Return how a model marks its reasoning; None where it writes none, or where `parser` is "none"."""
-    if parser == "none":
-        return None
-    template = chat_template or ""
-    tags = TAGS[0] if parser else next((tags for tags in TAGS if tags[1] in template), None)
-    return ReasoningFormat(*tags, {tag: added_tokens[tag] for tag in tags if tag in added_tokens}) if tags else None
 
 
 class Phase(Enum):

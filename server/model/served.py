@@ -1,16 +1,19 @@
 """The base model as the API knows it: its names, how its prompts are written, and how its output is read."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
 
+from engines.adapters.registry import Lease
 from engines.params.deploy import DeployParams
 from engines.params.model import ModelParams
-from engines.text.prompt import PromptRenderer, plain_template, read_chat_template
+from engines.text.prompt import PromptRenderer
+from engines.text.templates import chosen_template
 from engines.text.vocabulary import Vocabulary
 from server.deps import part
 from server.model.defaults import SamplingDefaults, sampling_defaults
@@ -18,6 +21,10 @@ from server.model.output import OutputFormat, find_output_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+TEMPLATES = 64
+"""Chat templates of adapters that are kept ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,13 @@ class ServedModel:
     """Sampling where a request says nothing."""
     max_logprobs: int
     """Most logprobs of a token that a request may ask for."""
+    speaking: Callable[[str], "ServedModel"]
+    """The same model with the chat template that an adapter brings."""
+
+    def as_asked(self, lease: Lease) -> "ServedModel":
+        """As an adapter speaks that a request names: what was trained with a template is served with it."""
+        template = lease.chat_template
+        return self if template is None or template == self.renderer.template else self.speaking(template)
 
 
 ModelDep = Annotated[ServedModel, Depends(part(ServedModel))]
@@ -47,8 +61,22 @@ def make_served_model(
 ) -> ServedModel:
     """`generation_config` holds what the model's generation_config.json says."""
     root = PurePath(params.model or "").name
-    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=_chat_template(params, tokenizer))
-    return ServedModel(
+
+    def output_format(renderer: PromptRenderer) -> OutputFormat:
+        return find_output_format(
+            renderer.template,
+            tokenizer.get_added_vocab(),
+            tool_call_parser=params.tool_call_parser,
+            reasoning_parser=params.reasoning_parser,
+        )
+
+    @lru_cache(TEMPLATES)
+    def speaking(template: str) -> ServedModel:
+        other = renderer.with_template(template)
+        return replace(model, renderer=other, output_format=output_format(other))
+
+    renderer = PromptRenderer(tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer))
+    model = ServedModel(
         name=params.served_model_name or root,
         root=root,
         created=int(time.time()),
@@ -56,15 +84,12 @@ def make_served_model(
         tokenizer=tokenizer,
         renderer=renderer,
         vocabulary=Vocabulary(tokenizer),
-        output_format=find_output_format(
-            renderer.template,
-            tokenizer.get_added_vocab(),
-            tool_call_parser=params.tool_call_parser,
-            reasoning_parser=params.reasoning_parser,
-        ),
+        output_format=output_format(renderer),
         defaults=sampling_defaults(params, generation_config),
         max_logprobs=params.max_logprobs,
+        speaking=speaking,
     )
+    return model
 
 
 def model_source(params: ModelParams) -> str:
@@ -72,10 +97,3 @@ def model_source(params: ModelParams) -> str:
     model = params.model or ""
     folder = Path(model).expanduser()
     return str(folder.absolute()) if folder.is_dir() else model
-
-
-def _chat_template(params: DeployParams, tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The template in place of the model's own, None for that one."""
-    if not params.use_chat_template:
-        return plain_template(tokenizer)
-    return None if params.chat_template is None else read_chat_template(params.chat_template)

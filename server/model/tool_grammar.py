@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from engines.errors import InvalidRequest
 from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule
 from engines.text.grammar_check import validate
+from engines.text.reasoning_formats import ReasoningFormat
 from engines.text.tool_formats import ToolFormat
 from engines.types import Structured
-from server.model.reasoning import ReasoningFormat
 from server.model.tools import Tool, ToolRequest
 
 MAX_CALLS = 16

@@ -26,6 +26,8 @@ class Asked:
     """Likeliest tokens to tell with each token; None: not even its own logprob."""
     logprobs_field: str = "logprobs"
     prompt_logprobs: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens beside the model's own that end an output, unless the request goes on after those."""
     starts_text: bool = False
     """The output is a text of its own, not the continuation of one."""
     hidden_entries: bool = False

@@ -65,8 +65,16 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         logprobs_field="top_logprobs",
         prompt_logprobs=body.prompt_logprobs,
+        stop_token_ids=_end_of_answer(model, capabilities),
         starts_text=not body.continue_final_message,
     )
+
+
+def _end_of_answer(model: ServedModel, capabilities: Capabilities) -> tuple[int, ...]:
+    """What the template writes behind an answer ends one, also where the model itself goes on after it: a base model
+    that was taught the template."""
+    end = model.renderer.end_of_answer(capabilities.eos_token_ids)
+    return () if end is None or end in capabilities.eos_token_ids else (end,)
 
 
 def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ async def admit(
     check_fields(body)
     endpoint.check(body)
     leased = await inference.lease(body.model, held)
+    model = model.as_asked(leased)
     asked = await endpoint.read(body, model, inference.engine.capabilities())
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     generation = Generation(

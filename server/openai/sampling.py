@@ -49,7 +49,7 @@ def to_sampling(
         logit_bias=_logit_bias(body.logit_bias, capabilities),
         bad_words_ids=bad_words_ids,
         allowed_token_ids=_token_ids("allowed_token_ids", body.allowed_token_ids, capabilities),
-        stop_token_ids=_token_ids("stop_token_ids", body.stop_token_ids, capabilities) or (),
+        stop_token_ids=_stop_token_ids(body, asked, capabilities),
         ignore_eos=body.ignore_eos,
         seed=body.seed,
         logprobs=asked.logprobs,
@@ -98,6 +98,11 @@ def _first(value: Value | None, otherwise: Value) -> Value:
 
 def _logit_bias(bias: dict[str, float], capabilities: Capabilities) -> dict[int, float]:
     return {_token_id(key, capabilities): value for key, value in bias.items()}
+
+
+def _stop_token_ids(body: GenerationFields, asked: Asked, capabilities: Capabilities) -> tuple[int, ...]:
+    given = _token_ids("stop_token_ids", body.stop_token_ids, capabilities) or ()
+    return given if body.ignore_eos else (*given, *(end for end in asked.stop_token_ids if end not in given))
 
 
 def _token_id(key: str, capabilities: Capabilities) -> int:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
 from server.http.validation import MISSING
-from server.inference.inference import Inference, ReadyInference
+from server.inference.inference import ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.model.tools import read_tools
 from server.openai.conversation import check_conversation, to_conversation
@@ -43,7 +43,8 @@ async def tokenize(
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
-    await _check_model(request, inference, body.model)
+    if body.model is not None:
+        model = model.as_asked(await inference.lease(body.model, request.state.answered))
     ids = await asyncio.to_thread(_encode, body, model)
     answer = {"count": len(ids), "max_model_len": inference.engine.capabilities().max_model_len, "tokens": ids}
     if body.return_token_strs:
@@ -58,17 +59,12 @@ async def detokenize(
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
-    await _check_model(request, inference, body.model)
+    if body.model is not None:  # adapters have the base model's tokens: it is enough that the model is there
+        await inference.lease(body.model, request.state.answered)
     limit = inference.engine.capabilities().vocab_size
     if (highest := max(body.tokens, default=0)) >= limit:
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
     return {"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)}
-
-
-async def _check_model(request: Request, inference: Inference, model: str | None) -> None:
-    """Adapters have the base model's tokenizer: it is enough that the model is there."""
-    if model is not None:
-        await inference.lease(model, request.state.answered)
 
 
 def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:

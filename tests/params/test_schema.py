@@ -20,7 +20,7 @@ from engines.params.merge import MergeLoraParams
 from engines.params.model import ModelParams
 from engines.params.model_kwargs import FAMILIES
 from engines.params.quantization import QuantizationParams
-from engines.params.template import TemplateParams
+from engines.params.template import ChatTemplateParams, TemplateParams
 from engines.params.vllm import VllmParams
 from training.params import tuner
 from training.params.app import AppParams
@@ -69,7 +69,8 @@ GROUPS: dict[str, Any] = {
     "export": ExportParams,
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
-SERVING: tuple[type[Params], ...] = (EngineParams, ServerParams)
+SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ServerParams)
+LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, PredictParams)
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams)
 """Groups of our own, which the reference does not have."""
 
@@ -91,9 +92,9 @@ BASE = {"base", "model", "data", "template", "generation", "quantization"}
 TRAINING = BASE | {group for group in GROUPS if group.startswith("tuner")} | {"trainer", "training"}
 INFER = BASE | {"vllm", "lmdeploy", "merge", "infer"}
 COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
-    SftParams: (TRAINING, (PredictParams,)),
-    PtParams: (TRAINING, (PredictParams,)),
-    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (PredictParams,)),
+    SftParams: (TRAINING, LEARNING),
+    PtParams: (TRAINING, LEARNING),
+    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, LEARNING),
     InferParams: (INFER, (EngineParams,)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),

@@ -13,7 +13,7 @@ from engines.setup.cache import cache_folder
 from training.data.sources import Source
 from training.params.sft import SftParams
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the preparation changes."""
 
 Made = tuple[Any, Any | None, list[str]]

@@ -6,21 +6,24 @@ it (it leaves out the reasoning, say), that answer is learned in a sample of its
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from engines.checkpoint.loading import load_eos_token_ids
 from engines.errors import InvalidRequest
 from engines.params.about import unsupported_choice
-from engines.text.prompt import Conversation as Rendered
-from engines.text.prompt import PromptRenderer, plain_template
-from engines.text.tool_formats import find_tool_format
-from engines.text.tool_messages import for_template
+from engines.text.prompt import PromptRenderer
+from engines.text.reasoning_formats import FIELDS
+from engines.text.templates import chosen_template
+from training.data.answers import Answer, Answers, Note, same_beginning
 from training.data.columns import read
 from training.data.problems import BadRow
-from training.data.samples import Conversation, Labelled, Learns, Message, Pair, Text
+from training.data.samples import Conversation, Labelled, Learns, Pair, Text
 from training.params.sft import SftParams
 
+NO_TEMPLATE = (
+    "the model has no chat template: name one by `template` (chatml, for one) or give one as `chat_template`, or set "
+    "use_chat_template to false"
+)
 IGNORED = -100
 """The label of a token that is not learned."""
 
@@ -29,17 +32,6 @@ Encoded = dict[str, Any]
 
 class TooLong(BadRow):
     """More tokens than `max_length`, where such rows are to be left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """An answer of the assistant."""
-
-    start: int
-    """Where it begins in `text`."""
-    text: str
-    """Everything up to its end."""
-    weight: int = 1
 
 
 class Encoder:
@@ -54,14 +46,17 @@ class Encoder:
         self._learns = learns
         self._loss_scale = "all" if learns == "text" else params.loss_scale
         self._max_length = max_length
-        template = None if params.use_chat_template else plain_template(tokenizer)
-        self._renderer = PromptRenderer(tokenizer, system=params.system, chat_template=template)
-        self._form = find_tool_format(self._renderer.template, tokenizer.get_added_vocab())
-        self._end = "" if params.use_chat_template else tokenizer.eos_token or ""
+        plain = not params.use_chat_template
+        self._renderer = PromptRenderer(
+            tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer)
+        )
+        self._answers = Answers(self._renderer, tokenizer, eos_token_ids=_eos_token_ids(params, tokenizer), plain=plain)
+        self._notes: set[Note] = set()
 
     def encode(self, row: Any) -> list[Encoded]:
         """The samples of a row: one, but for the templates named above. Raises BadRow."""
         sample = read(row, self._learns)
+        self._notes.clear()
         try:
             if self._learns == "pairs":
                 assert isinstance(sample, Pair)
@@ -75,20 +70,11 @@ class Encoder:
         except InvalidRequest as error:
             raise BadRow("", error.message) from error
 
-    def reads(self, field: str) -> bool:
-        """Whether the chat template shows the model a field of messages."""
-        probe = "tuneserve probe"
-        messages = [{"role": role, "content": "x", field: probe} for role in ("user", "assistant")]
-        try:
-            return probe in self._render(Conversation(messages, []), len(messages))
-        except (BadRow, InvalidRequest):
-            return False
-
     # ---- texts
 
     def _text_sample(self, sample: Text) -> tuple[list[int], list[int]]:
         prompt, ids = self._prompt_and_all(sample)
-        start = _same_beginning(prompt, ids) if sample.prompt and self._loss_scale != "all" else 0
+        start = same_beginning(prompt, ids) if sample.prompt and self._loss_scale != "all" else 0
         return ids, [IGNORED] * start + ids[start:]
 
     def _prompt_and_all(self, sample: Text) -> tuple[list[int], list[int]]:
@@ -98,89 +84,69 @@ class Encoder:
         encode = self._renderer.encode
         return encode(sample.prompt, add_special_tokens=True), encode(text, add_special_tokens=True)
 
+    def reads(self, field: str) -> bool:
+        """Whether a field of messages is learned: reasoning always is, any other where the chat template shows it."""
+        return field in FIELDS or self._answers.reads(field)
+
+    def knows(self, variable: str) -> bool:
+        """Whether the chat template has such a variable."""
+        return variable in self._renderer.template
+
+    @property
+    def notes(self) -> list[Note]:
+        """What is to be told of the row that was encoded last."""
+        return sorted(self._notes)
+
     # ---- conversations
 
     def _conversation(self, sample: Conversation) -> Iterator[tuple[list[int], list[int]]]:
+        self._check_template()
         if self._loss_scale == "all":
             yield self._whole(sample)
             return
-        left = [turn for turn in self._turns(sample) if turn.weight]
+        left = [answer for answer in self._turns(sample) if answer.weight]
         if not left:
             raise BadRow("", "there is no answer to learn")
+        self._notes.update(*(answer.notes for answer in left))
         while left:
-            whole = left[-1].text
-            here = [turn for turn in left if whole.startswith(turn.text)]
-            ids, spans = self._tokens(whole, [(turn.start, len(turn.text)) for turn in here])
-            labels = [IGNORED] * len(ids)
-            for start, end in spans:
-                labels[start:end] = ids[start:end]
-            yield ids, labels
-            left = [turn for turn in left if turn not in here]
+            ids = left[-1].ids
+            here = [answer for answer in left if ids[: answer.stop] == answer.ids[: answer.stop]]
+            yield ids, _labels(ids, here)
+            left = [answer for answer in left if answer not in here]
+            if left:
+                self._notes.add(Note.APART)
 
     def _whole(self, sample: Conversation) -> tuple[list[int], list[int]]:
         """Every token is learned, but for answers of weight 0."""
-        whole = self._render(sample, len(sample.messages)) + self._end
-        left_out = [turn for turn in self._turns(sample) if not turn.weight]
-        if not all(whole.startswith(turn.text) for turn in left_out):
+        last = self._answers.answer(sample, len(sample.messages) - 1)
+        left_out = [answer for answer in self._turns(sample) if not answer.weight]
+        if not all(last.ids[: answer.stop] == answer.ids[: answer.stop] for answer in left_out):
             raise BadRow("", "the template changes messages of weight 0 later on: they cannot be left out of the loss")
-        ids, spans = self._tokens(whole, [(turn.start, len(turn.text)) for turn in left_out])
-        labels = list(ids)
-        for start, end in spans:
-            labels[start:end] = [IGNORED] * (end - start)
-        return ids, labels
+        self._notes |= last.notes
+        never = _labels(last.ids, left_out)
+        return last.ids, [token if label == IGNORED else IGNORED for token, label in zip(last.ids, never, strict=True)]
 
-    def _turns(self, sample: Conversation) -> Iterator[_Turn]:
+    def _turns(self, sample: Conversation) -> Iterator[Answer]:
         messages = sample.messages
         users = [i for i, message in enumerate(messages) if message["role"] == "user"]
         last_round = users[-1] if self._loss_scale == "last_round" and users else 0
         for i, message in enumerate(messages):
             if message["role"] == "assistant" and i >= sample.context and (i >= last_round or message.get("weight")):
-                text = self._render(sample, i + 1) + (self._end if i == len(messages) - 1 else "")
-                yield _Turn(self._start(sample, i, text), text, message.get("weight", 1))
+                yield self._answers.answer(sample, i)
 
-    def _start(self, sample: Conversation, answer: int, text: str) -> int:
-        """Where in `text`, which ends with it, an answer begins."""
-        if answer:
-            return _same_beginning(self._render(sample, answer, prompt=True), text)
-        # No request asks for a first message of the assistant: all but its content is the template's.
-        (greeting,) = self._renderer.messages([_without_weight(sample.messages[0])])[-1:]
-        return max(0, text.rfind(greeting["content"])) if greeting["content"] else 0
-
-    def _render(self, sample: Conversation, length: int, *, prompt: bool = False) -> str:
-        """The first messages as text; as the prompt of a request, where an answer is to follow."""
+    def _check_template(self) -> None:
         if not self._renderer.template:
-            raise BadRow("", "the model has no chat template: set use_chat_template to false")
-        messages = self._renderer.messages([_without_weight(message) for message in sample.messages[:length]])
-        ready, shown = for_template(messages, sample.tools, self._form, self._renderer.template)
-        return self._renderer.render(Rendered(messages=ready, tools=shown, add_generation_prompt=prompt))
-
-    def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The text's tokens, and where in them its spans of characters are."""
-        cuts = [0, *(cut for span in spans for cut in span), len(text)]
-        pieces = [self._encode(text[start:end]) for start, end in pairwise(cuts)]
-        ids = self._encode(text)
-        ends = [0]
-        for piece in pieces:
-            ends.append(ends[-1] + len(piece))
-        joined = [token for piece in pieces for token in piece]
-        if joined != ids:
-            found = [_same_beginning(self._encode(text[:cut]), ids) for cut in cuts]
-            if all(ids[:at] == self._encode(text[:cut]) for at, cut in zip(found, cuts, strict=True)):
-                ends = found
-            else:  # a token would reach over the edge: a request's prompt ends there all the same
-                ids = joined
-        return ids, [(ends[i], ends[i + 1]) for i in range(1, 2 * len(spans), 2)]
-
-    def _encode(self, text: str) -> list[int]:
-        return self._renderer.encode(text, add_special_tokens=False) if text else []
+            raise BadRow("", NO_TEMPLATE)
 
     # ---- answers with a prompt
 
     def _pair(self, pair: Pair) -> Encoded:
         prompt, chosen = self._answered(pair.chosen)
         other, rejected = self._answered(pair.rejected)
-        start = min(_same_beginning(prompt, chosen), _same_beginning(other, rejected))
-        prompt, chosen, rejected = self._cut(chosen[:start], chosen[start:], rejected[start:])
+        if prompt != other:  # tokens of texts, which reach over the edge between prompt and answer
+            start = same_beginning(prompt, other)
+            prompt, chosen, rejected = prompt[:start], prompt[start:] + chosen, other[start:] + rejected
+        prompt, chosen, rejected = self._cut(prompt, chosen, rejected)
         return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
 
     def _labelled(self, sample: Any) -> Iterator[Encoded]:
@@ -190,20 +156,24 @@ class Encoder:
         else:
             sides = [sample]
         for side in sides:
-            prompt, ids = self._answered(side.answer)
-            start = _same_beginning(prompt, ids)
-            prompt, answer = self._cut(ids[:start], ids[start:])
+            prompt, answer = self._cut(*self._answered(side.answer))
             yield {"prompt_ids": prompt, "completion_ids": answer, "label": side.good}
 
     def _answered(self, sample: Conversation | Text) -> tuple[list[int], list[int]]:
-        """The prompt's tokens, and those of prompt and answer."""
+        """The tokens of the prompt, and those of the answer."""
         if isinstance(sample, Text):
-            return self._prompt_and_all(sample)
+            prompt, ids = self._prompt_and_all(sample)
+            start = same_beginning(prompt, ids)
+            return ids[:start], ids[start:]
+        self._check_template()
         if sample.context == 0:
             raise BadRow("", "the answers have no message in common that they answer")
-        prompt = self._render(sample, sample.context, prompt=True)
-        text = self._render(sample, len(sample.messages)) + self._end
-        return self._encode(prompt), self._encode(text)
+        prompt = self._answers.prompt(sample, sample.context)
+        answer = self._answers.answer(sample, len(sample.messages) - 1)
+        if answer.ids[: len(prompt)] != prompt:
+            raise BadRow("", "the template writes the first messages of the answer in another way once more follow")
+        self._notes |= answer.notes
+        return prompt, answer.ids[len(prompt) :]
 
     # ---- lengths
 
@@ -238,13 +208,19 @@ class Encoder:
             raise TooLong("", f"it has {length} tokens, and max_length is {limit}")
 
 
-def _without_weight(message: Message) -> Message:
-    return {name: value for name, value in message.items() if name != "weight"}
+def _labels(ids: list[int], answers: Sequence[Answer]) -> list[int]:
+    """Answers that `ids` begin with, or hold, are learned, with what the template writes behind them."""
+    labels = [IGNORED] * len(ids)
+    for answer in answers:
+        end = answer.stop + same_beginning(ids[answer.stop :], answer.ids[answer.stop :])
+        labels[answer.start : end] = ids[answer.start : end]
+    return labels
 
 
-def _same_beginning(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How much two sequences have in common at their beginning."""
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if left[i] != right[i])
+def _eos_token_ids(params: SftParams, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens at which every engine stops, the tokenizer's own first."""
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    if not params.model:
+        return own
+    said = load_eos_token_ids(params.model, revision=params.model_revision, token=params.hub_token)
+    return tuple(sorted(said, key=lambda end: end not in own)) or own

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from training.data.problems import BadData, BadRow
 from training.data.rows import Account, usable
 from training.data.samples import Learns, is_plain
 from training.data.sources import Param, Source, sources
+from training.data.told import told, told_of_first
 from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
 
@@ -59,6 +61,7 @@ def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
         return Datasets(
             _streamed(train, params, encoder, learns, limit, shuffled=True),
             _streamed(evaluation, params, encoder, learns, limit) if evaluation else None,
+            tuple(told_of_first(_first_rows(train, params, learns), encoder)),
         )
 
     def make() -> Made:
@@ -111,6 +114,8 @@ class _Preparation:
         self._notes: list[str] = []
         self._only_text = True
         """Whether no conversation was met. Found out where `system` was given, which is for those."""
+        self._told = False
+        """Whether it was said how the training data is learned: the validation data is no other."""
         self._folder = Path()
 
     def run(self, train: Sequence[Source], evaluation: Sequence[Source]) -> Made:
@@ -168,6 +173,9 @@ class _Preparation:
         if self._params.lazy_tokenize:
             from training.data.lazy import LazyDataset
 
+            if not self._told:
+                self._notes.extend(told_of_first((row["row"] for row in rows), self._encoder))
+                self._told = True
             return LazyDataset(rows, self._encoder, param, self._params)
         encoded = rows.map(
             _encode_batch,
@@ -180,14 +188,17 @@ class _Preparation:
             cache_file_name=self._file(),
             desc="Encoding",
         )
-        encoded = self._without_problems(encoded, param)
+        encoded = self._without_problems(encoded, param, len(rows))
         if not self._params.packing:
             return encoded
         assert self._limit is not None
         return self._packed(encoded, self._limit)
 
-    def _without_problems(self, encoded: Any, param: Param) -> Any:
+    def _without_problems(self, encoded: Any, param: Param, rows: int) -> Any:
         problems: list[str] = list(encoded["problem"])
+        if not self._told:
+            self._notes.extend(told(encoded["notes"], self._encoder, more=len(encoded) - rows))
+            self._told = True
         wrong = [i for i, problem in enumerate(problems) if problem]
         if wrong:
             hard = [problems[i] for i in wrong if not encoded[i]["too_long"]]
@@ -227,7 +238,7 @@ def _drawn(length: int, count: int, seed: int) -> list[int]:
 
 
 def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, columns: Sequence[str]) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {name: [] for name in (*columns, "problem", "too_long")}
+    made: dict[str, list[Any]] = {name: [] for name in (*columns, "problem", "too_long", "notes")}
     for row, place in zip(batch["row"], batch["place"], strict=True):
         for sample in _encoded(row, place, encoder, columns):
             for name, values in made.items():
@@ -237,27 +248,39 @@ def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, columns: Sequen
 
 def _encoded(row: str, place: str, encoder: Encoder, columns: Sequence[str]) -> list[Encoded]:
     try:
-        return [{**sample, "problem": "", "too_long": False} for sample in encoder.encode(json.loads(row))]
+        samples = encoder.encode(json.loads(row))
+        said = {"problem": "", "too_long": False}
+        return [{**sample, **said, "notes": [] if i else encoder.notes} for i, sample in enumerate(samples)]
     except BadRow as error:
         nothing: Encoded = {name: False if name == "label" else [] for name in columns}
         problem = f"{place[:1].upper()}{place[1:]}: {error}"
-        return [{**nothing, "problem": problem, "too_long": isinstance(error, TooLong)}]
+        return [{**nothing, "problem": problem, "too_long": isinstance(error, TooLong), "notes": []}]
 
 
 def _features(learns: Learns) -> Any:
     import datasets
 
     columns = {name: _feature("bool" if name == "label" else "list") for name in COLUMNS[learns]}
-    return datasets.Features(columns | {"problem": _feature("string"), "too_long": _feature("bool")})
+    told_of = {"problem": _feature("string"), "too_long": _feature("bool"), "notes": _feature("strings")}
+    return datasets.Features(columns | told_of)
 
 
 def _feature(form: str) -> Any:
     import datasets
 
-    return datasets.List(datasets.Value("int32")) if form == "list" else datasets.Value(form)
+    items = {"list": "int32", "strings": "string"}
+    return datasets.List(datasets.Value(items[form])) if form in items else datasets.Value(form)
 
 
 # ---- while training
+
+
+def _first_rows(found: Sequence[Source], params: SftParams, learns: Learns) -> Iterator[str]:
+    """Rows as JSON text, up to the first that is at fault: the training says so itself."""
+    with suppress(BadData):
+        for source in found:
+            for _, row in usable(source, params, learns, Account()):
+                yield json.dumps(row, default=str)
 
 
 def _streamed(

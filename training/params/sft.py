@@ -7,6 +7,7 @@ from pydantic import Field
 from engines.params.about import THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import Params
 from engines.params.common import BaseParams
+from engines.params.template import ChatTemplateParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
     AdaloraParams,
@@ -35,6 +36,7 @@ class PredictParams(Params):
 
 class SftParams(
     PredictParams,
+    ChatTemplateParams,
     LigerParams,
     ReftParams,
     AdaloraParams,

@@ -10,7 +10,7 @@ from training.folder import Result
 from training.load_args import with_saved_args
 from training.methods import method_of
 from training.methods.base import Method
-from training.model import load_for_training, load_tokenizer_for
+from training.model import load_for_training, load_tokenizer_for, with_template
 from training.params.sft import SftParams
 from training.report import Report
 from training.saved_args import write_args
@@ -20,7 +20,7 @@ from training.tuners import tuner_of
 
 def run(params: SftParams, report: Report) -> Result:
     """Raises TuneserveError, Stopped, and what the libraries raise."""
-    params = with_saved_args(params)
+    params = with_template(with_saved_args(params))
     write_args(params, report.folder.path)
     return train_with(method_of(params), params, report)
 

@@ -9,6 +9,7 @@ import pytest
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
+from engines.text.templates import TEMPLATES
 
 
 def test_an_adapter_has_the_name_it_is_given_or_the_last_part_of_its_path() -> None:
@@ -49,7 +50,7 @@ def test_what_is_no_folder_is_downloaded_without_what_could_run_code(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert fetch_adapter("org/translator", token="t") == tmp_path
-    assert asked == [("org/translator", {"token": "t", "allow_patterns": [CONFIG, WEIGHTS]})]
+    assert asked == [("org/translator", {"token": "t", "allow_patterns": [CONFIG, WEIGHTS, *TEMPLATES]})]
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_with_the_reason() -> None:

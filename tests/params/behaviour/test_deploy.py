@@ -51,6 +51,8 @@ OF_THE_SERVER = apart(
     adapter_dir=Two(UNGIVEN, "$FOLDER/adapters", answered("/v1/completions", model="b", prompt="hello")),
     # prompts, and what requests do not say
     chat_template=Two(UNGIVEN, "{{ messages[0].content }}", asked()),
+    template=Two(UNGIVEN, "phi3", asked()),
+    chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, asked(), {"chat_template": "{{ mood }} I am"}),
     use_chat_template=Two(True, False, asked()),
     system=Two(UNGIVEN, "Be brief.", asked()),
     tool_call_parser=Two("hermes", "none", chat(CALL, tools=TOOLS)),

@@ -43,6 +43,7 @@ FULL = NO_LORA | {"train_type": "full"}
 VERA = NO_LORA | {"train_type": "vera"}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
+MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
 
 
@@ -140,6 +141,9 @@ def of_every_training(task: str) -> dict[str, Row]:
             custom_register_path=Two(["$registers-one"], ["$registers-two"], prepared, {"dataset": ["mine"]}),
             system=Two(UNGIVEN, "Be brief.", prepared, TALKS),
             use_chat_template=Two(True, False, prepared, TALKS),
+            template=Two(UNGIVEN, "chatml", prepared, TALKS),
+            chat_template=Two(UNGIVEN, MOODY, prepared, TALKS),
+            chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, prepared, TALKS | {"chat_template": MOODY}),
             max_length=Two(UNGIVEN, 12, prepared, {"truncation_strategy": "right"}),
             truncation_strategy=Two("left", "right", prepared, {"max_length": 12}),
         ),

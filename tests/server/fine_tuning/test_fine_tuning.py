@@ -251,14 +251,6 @@ def test_a_fine_tuned_model_is_not_trained_on(api: TrainingApi) -> None:
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "model")
 
 
-def test_prompts_that_training_would_not_see_are_not_trained_for(start: Start) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with start(chat_template=template) as api:
-        reply = api.fine_tuning.post()
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "model")
-    assert "chat_template" in reply.json()["error"]["message"]
-
-
 def test_the_worker_is_told_all_that_was_asked_for(api: TrainingApi) -> None:
     job = api.fine_tuning.create(seed=3, parameters={"lora_rank": 4, "warmup_ratio": 0.1}, validation_file=api.upload())
     job = api.fine_tuning.wait(job["id"])

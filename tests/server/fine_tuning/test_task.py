@@ -39,6 +39,16 @@ def test_the_model_is_trained_as_it_is_served() -> None:
     assert (params.seed, params.system) == (7, "Be brief.")
 
 
+def test_the_training_sees_the_template_that_the_model_is_served_with(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ mood }}{{ messages[0].content }}")
+    served = DeployParams(model="m", chat_template=str(file), chat_template_kwargs={"mood": "merry"})
+    params = first_task(record(), FILES, served).params
+    assert (params.chat_template, params.chat_template_kwargs) == (file.read_text(), {"mood": "merry"})
+    params = first_task(record(parameters={"template": "chatml", "chat_template_kwargs": None}), FILES, served).params
+    assert (params.template, params.chat_template, params.chat_template_kwargs) == ("chatml", None, None)
+
+
 def test_hyperparameters_become_the_trainers() -> None:
     params: Any = final_task(record(), FILES, SERVED, chosen=CHOSEN, rows=60).params
     assert (params.num_train_epochs, params.learning_rate) == (3, pytest.approx(5e-4))

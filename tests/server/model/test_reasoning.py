@@ -2,10 +2,11 @@
 
 import pytest
 
+from engines.text.reasoning_formats import find_reasoning_format
 from engines.text.tool_formats import HERMES
 from server.model.call_parser import CallParser
 from server.model.output import OutputParser
-from server.model.reasoning import ReasoningParser, find_reasoning_format
+from server.model.reasoning import ReasoningParser
 from tests.server.openai.outputs import calls, content, cut, parse, reasoning
 
 QWEN3 = "{%- if '</think>' in content %}...{% endif %}<|im_start|>assistant\n"

@@ -70,7 +70,7 @@ async def test_an_answer_that_would_join_the_prompts_last_token_does_not() -> No
     assert ids[: len(prompt)] != prompt, "the tokenizer has a token for it"
     (sample,) = encoder(MERGES).encode({"messages": messages})
     assert sample["input_ids"][: len(prompt)] == await endpoint(messages[:1], [], MERGES) == prompt
-    assert learned(sample) == ["ick brown"]
+    assert learned(sample) == ["ick brown</s>"]
 
 
 @pytest.mark.parametrize("template", [QWEN, PLAIN, LLAMA])

@@ -1,0 +1,81 @@
+"""Which chat template a model is trained and served with: the one that is given, one of those named here, or its own.
+
+A template holds its variables' values in itself (`with_variables`), so that one file, chat_template.jinja, is all that
+has to go with what was trained: every program that reads it writes the same prompts.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.errors import InvalidRequest
+from engines.params.template import NAMED, ChatTemplateParams
+from engines.text.prompt import RESERVED_KWARGS, checked_template, plain_template, read_chat_template
+
+TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+"""Files that hold a model's chat template: the one that transformers writes, and the one that it wrote before."""
+FOLDER = Path(__file__).parent / "named_templates"
+
+
+def chosen_template(params: ChatTemplateParams, tokenizer: Any) -> str | dict[str, str] | None:
+    """The template, or several by name, as some tokenizers have them; None where there is none.
+
+    Raises InvalidRequest, whose `param` is the parameter at fault.
+    """
+    template = _chosen(params, tokenizer)
+    if not params.chat_template_kwargs:
+        return template
+    if template is None:
+        raise InvalidRequest("the model has no chat template to have variables", param="chat_template_kwargs")
+    if isinstance(template, str):
+        return with_variables(template, params.chat_template_kwargs)
+    return {name: with_variables(one, params.chat_template_kwargs) for name, one in template.items()}
+
+
+def _chosen(params: ChatTemplateParams, tokenizer: Any) -> str | dict[str, str] | None:
+    if not params.use_chat_template:
+        return plain_template(tokenizer)
+    if params.chat_template is not None:
+        return read_chat_template(params.chat_template)
+    if params.template is not None:
+        return named_template(params.template)
+    own: str | dict[str, str] | None = tokenizer.chat_template
+    return own
+
+
+def named_template(name: str) -> str:
+    """The template that goes by this name, which is one of NAMED."""
+    return (FOLDER / f"{NAMED[name]}.jinja").read_text()
+
+
+def with_variables(template: str, values: Mapping[str, Any]) -> str:
+    """The template, in which the variables have these values unless it is rendered with others.
+
+    Raises InvalidRequest for one that the template does not know.
+    """
+    lines = "".join(_assigned(name, value, template) for name, value in values.items())
+    return template if template.startswith(lines) else checked_template(lines + template)
+
+
+def _assigned(name: str, value: Any, template: str) -> str:
+    if name in RESERVED_KWARGS or not name.isidentifier():
+        raise InvalidRequest(f"{name!r} is no variable of a chat template", param="chat_template_kwargs")
+    if not re.search(rf"\b{name}\b", template):
+        raise InvalidRequest(f"the chat template knows no {name!r}", param="chat_template_kwargs")
+    # A value of JSON is written in Jinja as in Python. The line break goes with the block: `trim_blocks` is on.
+    return f"{{%- set {name} = {name} | default({value!r}) %}}\n"
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template that lies in a model's or an adapter's folder; None where there is none, and for several.
+
+    Raises OSError, ValueError.
+    """
+    file, older = (folder / name for name in TEMPLATES)
+    if file.is_file():
+        return file.read_text()
+    said = json.loads(older.read_text()) if older.is_file() else None
+    template = said.get("chat_template") if isinstance(said, dict) else None
+    return template if isinstance(template, str) else None
