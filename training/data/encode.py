@@ -12,7 +12,6 @@ from engines.checkpoint.loading import load_eos_token_ids
 from engines.errors import InvalidRequest
 from engines.params.about import unsupported_choice
 from engines.text.prompt import PromptRenderer
-from engines.text.reasoning_formats import FIELDS
 from engines.text.templates import chosen_template
 from training.data.answers import Answer, Answers, Note, same_beginning
 from training.data.columns import read
@@ -85,8 +84,8 @@ class Encoder:
         return encode(sample.prompt, add_special_tokens=True), encode(text, add_special_tokens=True)
 
     def reads(self, field: str) -> bool:
-        """Whether a field of messages is learned: reasoning always is, any other where the chat template shows it."""
-        return field in FIELDS or self._answers.reads(field)
+        """Whether the chat template shows a field of messages."""
+        return self._answers.reads(field)
 
     def knows(self, variable: str) -> bool:
         """Whether the chat template has such a variable."""

@@ -57,7 +57,7 @@ def is_plain(sample: Sample) -> bool:
     return isinstance(next(parts(sample)), Text)
 
 
-UNKNOWN_TO_SOME = ("reasoning_content", "reasoning", "thinking", "name")
+UNKNOWN_TO_SOME = ("name",)
 """Fields of messages that some chat templates read, and others leave out without a word."""
 
 

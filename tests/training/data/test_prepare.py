@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidRequest
-from tests.training.data.tokenizers import tokenizer
+from tests.training.data.tokenizers import THINKS_LAST, tokenizer
 from training.data import Datasets, build
 from training.data.problems import BadData
 from training.data.samples import Learns
@@ -237,8 +237,27 @@ def test_what_the_template_has_no_place_for_is_told_with_the_line(tmp_path: Path
     def row(**more: Any) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", **more}]}
 
-    path = save(tmp_path / "a.jsonl", [row(id=7), row(reasoning_content="A greeting."), row(reasoning_content="Hm.")])
+    path = save(tmp_path / "a.jsonl", [row(id=7), row(name="Ada"), row(name="Bob")])
     (note,) = built(dataset=path).notes
-    assert "'reasoning_content', the first in line 2 of a.jsonl: the chat template has no place for it" in note
+    assert "'name', the first in line 2 of a.jsonl: the chat template has no place for it" in note
+
+
+def test_what_is_learned_in_another_way_than_it_stands_there_is_told_once(tmp_path: Path) -> None:
+    def row(*answers: str, **more: Any) -> dict[str, Any]:
+        turns = [
+            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text, **more}] for text in answers
+        ]
+        return {"messages": [message for both in turns for message in both]}
+
+    path = save(tmp_path / "a.jsonl", [row("A", reasoning_content="So."), row("B"), row("C", "D"), row("E", "F", "G")])
+    rows: dict[str, Any] = {"dataset": path, "val_dataset": path}
+    (note,) = built(**rows).notes
+    assert note.startswith("1 rows have reasoning, and the chat template writes none: it is learned in <think> tags")
+    apart, less = built(**rows, chat_template=THINKS_LAST).notes[:2]
+    assert apart.startswith("2 conversations became 5 samples: the chat template writes an answer in another way")
+    assert less.startswith("3 rows have answers without reasoning")
+    for way in ({"lazy_tokenize": True}, {"streaming": True, "max_steps": 1}):
+        notes = built(**rows, **way, chat_template=THINKS_LAST).notes
+        assert any(note.startswith("of the first 64 rows: 2 conversations become a sample for each") for note in notes)
     thinks = tokenizer("{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}<|im_end|>\n{% endfor %}")
     assert build(SftParams(dataset=path), thinks, learns="answers").notes == ()
