@@ -3,12 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 from engines.checkpoint.loading import choose_dtype
-from engines.errors import UnsupportedModel
+from engines.errors import InvalidRequest, UnsupportedModel
 from training.params.sft import SftParams
 from training.tuners import tuner_of
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_devices(processes: int) -> None:
+    """Raises InvalidRequest where several processes would have to share a GPU."""
+    if processes == 1:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if 0 < there < processes:
+        message = f"{processes} processes need a GPU each, and {there} can be seen: lower NPROC_PER_NODE"
+        raise InvalidRequest(message, param="devices")
 
 
 def training_dtype(params: SftParams, config: Any) -> "torch.dtype":

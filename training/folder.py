@@ -179,6 +179,9 @@ class JobFolder:
     def write_result(self, result: Result) -> None:
         self._write("result.json", result.model_dump_json())
 
+    def remove_result(self) -> None:
+        (self.path / "result.json").unlink()
+
     def write_validation(self, validation: Validation) -> None:
         self._write("validation.json", validation.model_dump_json())
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
+from training.device import check_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.params.task import Task
 from training.report import Report, Stopped
@@ -23,33 +24,53 @@ from training.supported import refusals
 
 logger = logging.getLogger(__name__)
 
+RANK = int(os.environ.get("RANK", "0"))
+"""Number of this process among those of its training, as torchrun says."""
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+"""How many there are."""
 FULL_BELOW = 1 << 20
 """Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""
 
 
 def main(folder: JobFolder) -> int:
-    first = os.environ.get("RANK", "0") == "0"
-    report = Report(folder, silent=not first)
+    report = Report(folder, silent=RANK != 0)
     report.heed_signals()
     set_parent_death_signal_of_forks()  # data loaders, tokenizers
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
         set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    see_one_device()
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / "runs"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
     result = run(folder, report)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; what is left must be written
-    if first:
+    if result is not None and _is_ours_to_tell(folder, result):
         folder.write_result(result)
-    return 1 if result.status == "failed" else 0
+    return 1 if result is None or result.status == "failed" else 0
 
 
-def run(folder: JobFolder, report: Report) -> Result:
+def see_one_device() -> None:
+    """Have this process see one GPU, where it trains alone: among several, transformers would split each batch."""
+    if WORLD_SIZE == 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:
+    """The first of several processes tells how it ended, but for a failure: that, the one which fails first tells."""
+    if result.status == "failed" or (RANK == 0 and result.status == "stopped"):
+        return folder.read_result() is None
+    return RANK == 0
+
+
+def run(folder: JobFolder, report: Report) -> Result | None:
+    """None: another process of this training has gone, which says why itself, or cannot."""
     try:
         task = folder.read_task()
         report.discreet = task.discreet
         check(task)
+        check_devices(WORLD_SIZE)
         pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
         assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"
@@ -60,7 +81,7 @@ def run(folder: JobFolder, report: Report) -> Result:
         return _failed(report, error)
     except Exception as error:
         logger.exception("The job failed.")
-        return _failed(report, error)
+        return None if _is_of_another(error) else _failed(report, error)
 
 
 def _failed(report: Report, error: Exception) -> Result:
@@ -68,6 +89,15 @@ def _failed(report: Report, error: Exception) -> Result:
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # on a full disk, this makes room to say so
     told = to_job_error(error, folder)
     return Result(status="failed", error=told.without_folders() if report.discreet else told)
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Whether it says only that a process with which this one works has gone."""
+    if WORLD_SIZE == 1 or _out_of_memory(error):
+        return False
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def check(task: Task) -> None:
@@ -78,12 +108,19 @@ def check(task: Task) -> None:
 
 def to_job_error(error: Exception, folder: Path) -> JobError:
     """In words for whoever asked for the job."""
+    told = _to_job_error(error, folder)
+    if WORLD_SIZE == 1 or isinstance(error, TuneserveError):  # which each process meets
+        return told
+    return told.model_copy(update={"message": f"rank {RANK} of {WORLD_SIZE}: {told.message}"})
+
+
+def _to_job_error(error: Exception, folder: Path) -> JobError:
     text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     if isinstance(error, TuneserveError):
         return JobError(code=error.code or "failed", message=error.message, param=error.param)
     if isinstance(error, ValidationError):
         return JobError(code="invalid_request", message=f"task.json cannot be understood: {text}")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if _out_of_memory(error):
         return JobError(
             code="out_of_memory",
             message="memory ran out: make per_device_train_batch_size or max_length smaller, and gradient_accumulation_"
@@ -95,6 +132,11 @@ def to_job_error(error: Exception, folder: Path) -> JobError:
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return JobError(code="folder_not_writable", message=f"the job's folder cannot be written ({text})")
     return JobError(code="internal_error", message=f"the training failed: {type(error).__name__}: {text}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in ("can't allocate memory", "out of memory"))
 
 
 def _full(folder: Path) -> bool:

@@ -12,8 +12,9 @@ Program = Literal["run", "validate"]
 
 def worker_command(folder: Path, *, program: Program = "run", processes: int = 1) -> list[str]:
     """The words that run `folder`: by torchrun where it takes several processes, which then belong to one training."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", f"training.{program}", str(folder)]
+    if processes > 1:
+        return [sys.executable, "-m", "training.torchrun", str(folder), str(processes)]
+    return [sys.executable, "-m", f"training.{program}", str(folder)]
 
 
 def worker_environment(secrets: Mapping[str, str]) -> dict[str, str]:

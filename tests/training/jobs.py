@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from server.jobs.worker_process import worker_command
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from training.folder import Evaluation, JobFolder, Result, Step
 from training.params.task import TASK
@@ -49,17 +49,18 @@ def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
     return job
 
 
-def start(job: JobFolder, *, processes: int = 1) -> "subprocess.Popen[bytes]":
-    """The worker process of a job, or several of one training; their output goes to worker.log."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def start(job: JobFolder, *, processes: int = 1, fault: str = "", **environment: str) -> "subprocess.Popen[bytes]":
+    """The worker process of a job, or several of one training; their output goes to worker.log.
+
+    `fault`: lines that each process runs as it starts.
+    """
+    faults = job.path / "faults"
+    faults.mkdir()
+    (faults / "sitecustomize.py").write_text(fault)
+    given = {"PYTHONPATH": f"{faults}:{ROOT}", "OMP_NUM_THREADS": "1", **environment}
     with (job.path / "worker.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, *(several if processes > 1 else []), "-m", "training.run", str(job.path)],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
+            worker_command(job.path, processes=processes), cwd=ROOT, env=os.environ | given, stdout=log, stderr=log
         )
 
 

@@ -110,9 +110,7 @@ def test_several_gpus_are_several_processes(tmp_path: Path) -> None:
         return LocalExecutor()._program(Order(program="run", folder=tmp_path, mark="m", devices=devices))
 
     assert program("GPU-0") == [sys.executable, "-m", "training.run", str(tmp_path)]
-    several = program("GPU-0", "GPU-1")
-    assert several[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert several[6:] == ["-m", "training.run", str(tmp_path)]
+    assert program("GPU-0", "GPU-1") == [sys.executable, "-m", "training.torchrun", str(tmp_path), "2"]
 
 
 async def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:

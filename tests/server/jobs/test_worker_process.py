@@ -12,10 +12,7 @@ def test_one_process_is_plain_python() -> None:
 
 
 def test_several_are_torchruns() -> None:
-    assert worker_command(Path("/job"), processes=2)[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "training.run", "/job"),
-    ]
+    assert worker_command(Path("/job"), processes=2) == [sys.executable, "-m", "training.torchrun", "/job", "2"]
 
 
 def test_no_file_of_the_user_is_taken_for_a_library_and_nobody_is_told() -> None:
