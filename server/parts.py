@@ -23,7 +23,7 @@ from server.http.settings import HttpSettings
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
 from server.jobs.executor import LocalExecutor
-from server.jobs.jobs import Jobs, Machine
+from server.jobs.jobs import GIB, Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.sources import ServedSource, Sources
 from server.jobs.store import JobStore
@@ -58,7 +58,7 @@ def make_parts(
         store,
         state / "jobs",
         JobMetrics(inference.metrics.registry, prefix=PREFIX),
-        machine or Machine(executor=LocalExecutor(secrets=secrets_of(params))),
+        machine or Machine(executor=LocalExecutor(secrets=secrets_of(params), memory=_bytes(params.job_memory))),
         publisher,
         max_running=params.max_running_jobs,
         retries=params.job_retries,
@@ -100,6 +100,10 @@ def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: 
         lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
     )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
 
 
 def _batch_concurrency(params: DeployParams) -> int:

@@ -50,6 +50,9 @@ class ServerParams(Params):
     """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
     job_gpu_memory: Annotated[float, About(DEPLOY)] = Field(4, ge=0)
     """GiB that must be free on a GPU before a job gets it."""
+    job_memory: Annotated[float | None, About(DEPLOY)] = Field(None, gt=0)
+    """GiB of the machine's memory that each process of a job may take for itself; one that asks for more fails and says
+    so. No limit unless given: where memory runs out, the system ends a job's processes before the server's."""
     job_roots: Annotated[Strings, About(DEPLOY)] = ()
     """Folders under which the models, adapters and data must lie that a job of the API names by a path. Unless given,
     such a job names uploaded files, other jobs and what is on the hub."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -107,14 +108,14 @@ class Run(ABC):
 
     async def retry_or_fail(self, exit_status: int, folder: Path, status: JobStatus, back: JobStatus) -> None:
         """The process died without saying why."""
-        if (error := await asyncio.to_thread(find_storage_error, folder)) is not None:
-            return await self.fail(_told(error), {status})
+        if (full := await asyncio.to_thread(find_storage_error, folder)) is not None:
+            return await self.fail(_told(full), {status})
         deaths = self.job.deaths + 1
-        what = _tell_death(exit_status)
+        error = _tell_death(exit_status, out_of_memory=self.worker is not None and self.worker.out_of_memory)
         if deaths > self.shop.retries:
-            return await self.fail(JobError(code="worker_died", message=what), {status}, deaths=deaths)
+            return await self.fail(error, {status}, deaths=deaths)
         pause = self.shop.back_off_seconds * 2 ** (deaths - 1)
-        text = message(f"{what} It is started again in {pause:.3g} s.", "warn")
+        text = message(f"{error.message} It is started again in {pause:.3g} s.", "warn")
         await self.change({status}, text, status=back, deaths=deaths, not_before=time.time() + pause)
 
 
@@ -271,12 +272,16 @@ def _told(error: TuneserveError) -> JobError:
     return JobError(code=error.code or "failed", message=error.message, param=error.param).without_folders()
 
 
-def _tell_death(exit_status: int) -> str:
-    if exit_status == -9:
-        return "The worker process was killed, as the system does where memory runs out."
+def _tell_death(exit_status: int, *, out_of_memory: bool) -> JobError:
+    if out_of_memory:
+        why = "was killed, most likely because memory ran out: the system has ended a process for that while it ran"
+        advice = "Smaller are per_device_train_batch_size, max_length, or a model in fewer bits."
+        return JobError(code="out_of_memory", message=f"The worker process {why}. {advice}")
     if exit_status < 0:
-        return f"The worker process was ended by signal {-exit_status}."
-    return f"The worker process ended with status {exit_status} and no result; its log may say why."
+        what = "was killed" if exit_status == -signal.SIGKILL else f"was ended by signal {-exit_status}"
+    else:
+        what = f"ended with status {exit_status} and no result; its log may say why"
+    return JobError(code="worker_died", message=f"The worker process {what}.")
 
 
 def _make_folder(folder: Path, task: Task) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 import psutil
 
 from engines.process.children import with_parent_death_signal
+from server.jobs.memory import confine, count_oom_kills
 from server.jobs.processes import MARK, kill_marked, start_time
 from server.jobs.worker_process import Program, worker_command, worker_environment
 
@@ -37,6 +38,8 @@ class Order:
 class Worker(Protocol):
     pid: int
     started: float
+    out_of_memory: bool
+    """It has ended, and most likely so because the system ended it for want of memory."""
 
     def terminate(self) -> None:
         """Ask it to save a checkpoint and end."""
@@ -54,14 +57,22 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    def __init__(self, *, secrets: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        secrets: Mapping[str, str] | None = None,
+        memory: int | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
         """`secrets`: environment variables that every worker gets; they are kept nowhere, so that a server which is
-        started again has to be given them again. `command` takes the place of `python -m training.PROGRAM`, in
-        tests."""
+        started again has to be given them again. `memory`: the most bytes that a process of a worker may take for
+        itself. `command` takes the place of `python -m training.PROGRAM`, in tests."""
         self._secrets = secrets or {}
+        self._memory = memory
         self._command = command
 
     async def start(self, order: Order) -> Worker:
+        oom_kills = count_oom_kills()
         with (order.folder / LOG).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *_wrapped(self._program(order), on_cpu=not order.devices),
@@ -72,7 +83,8 @@ class LocalExecutor:
                 stderr=log,
                 start_new_session=True,
             )
-        return LocalWorker(process, order.mark)
+        confine(process.pid, self._memory)
+        return LocalWorker(process, order.mark, oom_kills)
 
     def _program(self, order: Order) -> list[str]:
         if self._command is not None:
@@ -95,9 +107,12 @@ def _wrapped(program: Sequence[str], *, on_cpu: bool) -> list[str]:
 
 
 class LocalWorker:
-    def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, mark: str, oom_kills: int | None) -> None:
+        """`oom_kills`: how many there had been before it was started."""
         self._process = process
         self._mark = mark
+        self._oom_kills = oom_kills
+        self.out_of_memory = False
         self.pid = process.pid
         try:
             self.started = start_time(process.pid)
@@ -115,5 +130,6 @@ class LocalWorker:
 
     async def wait(self) -> int:
         status = await self._process.wait()
+        self.out_of_memory = status == -signal.SIGKILL and count_oom_kills() != self._oom_kills
         await asyncio.to_thread(kill_marked, self._mark)
         return status

@@ -84,6 +84,7 @@ OF_THE_SERVER = apart(
     max_running_jobs=Two(1, 0, handed_to(server_parts, "Jobs", "max_running")),
     job_retries=Two(2, 1, handed_to(server_parts, "Jobs", "retries")),
     job_gpu_memory=Two(4, 2, handed_to(server_parts, "Jobs", "gpu_memory")),
+    job_memory=Two(UNGIVEN, 8, handed_to(server_parts, "LocalExecutor", "memory")),
     job_roots=Two([], ["$FOLDER/other"], answered("/v1/jobs", **JOB)),
 )
 

@@ -1,7 +1,8 @@
 """A worker in place of `training.run` and `training.validate`: `python worker.py PROGRAM FOLDER`, in milliseconds.
 
 What it does is said by `plan.json` in the folder above the attempts' folders: `steps`, `seconds` of each, `save_every`,
-`die_at` a step in the first `deaths` attempts, `fail_at` a step, `children`, `no_stop`, `invalid`, `validation_dies`.
+`die_at` a step in the first `deaths` attempts or `take_all` the memory at it, `fail_at` a step, `children`, `no_stop`,
+`invalid`, `validation_dies`.
 """
 
 import json
@@ -51,6 +52,10 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
         step += 1
         if step == plan.get("die_at") and int(folder.name) <= plan["deaths"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == plan.get("take_all") and int(folder.name) <= plan["deaths"]:
+            taken = []
+            while True:
+                taken.append(b"x" * (1 << 24))
         if step == plan.get("fail_at"):
             error = {"code": "bad_data", "message": "Row 3 is empty.", "param": "dataset"}
             tell(folder, type="message", level="error", message=error["message"])
