@@ -13,7 +13,6 @@ import ctypes
 import logging
 import math
 from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear
+from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ EMBEDDINGS = (nn.Embedding, WideningEmbedding)
 class AdapterWeights:
     """One adapter in host memory, in the form in which it goes into a slot. Modules by their path in the model."""
 
-    linears: dict[str, tuple[Tensor, Tensor]]  # A (rank, in_features), scaled B^T (rank, out_features)
-    embeddings: dict[str, tuple[Tensor, Tensor]]  # A^T (num_embeddings, rank), scaled B^T (rank, embedding_dim)
+    linears: dict[str, Matrices]
+    embeddings: dict[str, Matrices]  # A^T (num_embeddings, rank), scaled B^T (rank, embedding_dim)
     saved: dict[str, Tensor]  # in place of the module's own weight
 
 
@@ -71,14 +71,34 @@ def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read", param=WEIGHTS) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """How a forward pass called the layers that could be adapted."""
+
+    rows: dict[str, set[int]]
+    """How many rows each got; a layer that was not called has none."""
+    groups: list[list[str]]
+    """Layers that were called one after another with the same input."""
+
+
 @contextmanager
-def counting_rows(model: nn.Module) -> Iterator[dict[str, set[int]]]:
-    """While it lasts, note how many rows each layer that could be adapted gets. A layer that is not called has none."""
-    counts: dict[str, set[int]] = {}
+def watching_calls(model: nn.Module) -> Iterator[Calls]:
+    """While it lasts, note how the layers are called that could be adapted."""
+    calls = Calls({}, [])
+    last: Tensor | None = None
+
+    def note(path: str, x: Tensor, width: int) -> None:
+        nonlocal last
+        if not calls.rows[path]:
+            if x is not last:
+                calls.groups.append([])
+            calls.groups[-1].append(path)
+            last = x
+        calls.rows[path].add(x.numel() // width)
 
     def watch(path: str, module: nn.Module, width: int) -> RemovableHandle:
-        counts[path] = set()
-        return module.register_forward_pre_hook(lambda _, args: counts[path].add(args[0].numel() // width))
+        calls.rows[path] = set()
+        return module.register_forward_pre_hook(lambda _, args: note(path, args[0], width))
 
     handles = [
         watch(path, module, _linear_shape(module)[0] if type(module) in LINEARS else 1)
@@ -86,21 +106,20 @@ def counting_rows(model: nn.Module) -> Iterator[dict[str, set[int]]]:
         if type(module) in LINEARS + EMBEDDINGS
     ]
     try:
-        yield counts
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
 
 
-class Rows:
-    """The slots that the rows of the running step use; shared by all layers. None: no row uses any."""
+class Step:
+    """The rows of the running step; shared by all layers. None: no row uses an adapter."""
 
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
-        self.tokens: Tensor | None = None  # (tokens,) int32, -1: the base model
-        self.wanted: Tensor | None = None  # (wanted rows,) int32, for the output head
+    def __init__(self) -> None:
+        self.tokens: Rows | None = None
+        self.wanted: Rows | None = None  # those that the output head gets
 
-    def of(self, *, head: bool) -> Tensor | None:
+    def rows(self, *, head: bool) -> Rows | None:
         return self.wanted if head else self.tokens
 
 
@@ -110,19 +129,24 @@ class LoraSlots:
     def __init__(
         self,
         model: nn.Module,
-        layers: AbstractSet[str],
+        calls: Calls,
         *,
+        num_tokens: int,
         num_slots: int,
         max_rank: int,
+        dtype: torch.dtype,
         library: ctypes.CDLL | None,
     ) -> None:
-        """`layers`: the paths of those that get a row for each token. `library` has the C kernel; None: plain torch."""
+        """`calls` are those of a forward pass of `num_tokens`; layers that got other rows cannot be adapted: experts
+        get the tokens that are routed to them, a tower for images none. `library` has the C kernel; None: plain torch.
+        """
         self.num_slots = num_slots
         self._model = model
-        self._library = library
-        self._rows = Rows(num_slots)
+        self._dtype = dtype
+        self._library = library if dtype in KERNELS else None
+        self._step = Step()
         self._layers: dict[str, LoraLinear | LoraEmbedding] = {}
-        modules = {path: module for path, module in model.named_modules() if path in layers}
+        modules = {path: m for path, m in model.named_modules() if calls.rows.get(path) == {num_tokens}}
         self._head = next((path for path, m in modules.items() if m is model.get_output_embeddings()), "")
         entrance = next((path for path, m in modules.items() if m is model.get_input_embeddings()), "")
         linears = {path: _linear_shape(m) for path, m in modules.items() if type(m) in LINEARS}
@@ -134,6 +158,20 @@ class LoraSlots:
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
             max_pinned=max_pinned(num_slots),
         )
+        self._groups = {path: group for group in self._group(calls.groups) for path in group.paths}
+
+    def _group(self, called: list[list[str]]) -> Iterator["Group"]:
+        """The groups of all linear layers that the kernel computes. The head is alone: its rows are others."""
+        if self._library is None:
+            return
+        alone = [self._head]
+        for paths in (*called, alone):
+            mine = [p for p in paths if p in self.support.linears and (p != self._head or paths is alone)]
+            mine = [path for path in mine if _device(self._model.get_submodule(path)).type == "cpu"]
+            if mine:
+                inputs = self.support.linears[mine[0]][0]
+                outputs = [self.support.linears[path][1] for path in mine]
+                yield Group(mine, Kernel(self.num_slots, inputs, outputs, self._dtype, self._library))
 
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
@@ -154,9 +192,10 @@ class LoraSlots:
         module = self._model.get_submodule(path)
         layer: LoraLinear | LoraEmbedding
         if path in self.support.linears:
-            layer = LoraLinear(module, self.support.linears[path], self._rows, path == self._head, self._library)
+            head = path == self._head
+            layer = LoraLinear(path, module, self._step, head, self.num_slots, self._groups.get(path))
         else:
-            layer = LoraEmbedding(module, self._rows)
+            layer = LoraEmbedding(module, self._step)
         parent, _, name = path.rpartition(".")
         setattr(self._model.get_submodule(parent), name, layer)
         return layer
@@ -164,61 +203,62 @@ class LoraSlots:
     @contextmanager
     def using(self, tokens: Tensor | None, wanted: Tensor | None) -> Iterator[None]:
         """Set the slots (int32, -1: none) of a forward pass's tokens and wanted rows; None: no adapters."""
-        self._rows.tokens, self._rows.wanted = tokens, wanted
+        if tokens is not None and wanted is not None:
+            self._step.tokens, self._step.wanted = Rows(tokens, self._library), Rows(wanted, self._library)
         try:
             yield
         finally:
-            self._rows.tokens = self._rows.wanted = None
+            self._step.tokens = self._step.wanted = None
 
 
-class Stack:
-    """A and B of every slot for one layer: (slots, rank, in) and (slots, rank, out), rank being the highest so far."""
+class Group:
+    """Layers that get the same input, as query, key and value do: the first of them that is called computes all."""
 
-    def __init__(self, num_slots: int, inputs: int, outputs: int, like: Tensor) -> None:
-        self.a = like.new_zeros(num_slots, 0, inputs)
-        self.b = like.new_zeros(num_slots, 0, outputs)
-        self.ranks = torch.zeros(num_slots, dtype=torch.int32)  # on the CPU, for the kernel
+    def __init__(self, paths: list[str], kernel: Kernel) -> None:
+        self.paths = paths
+        self._kernel = kernel
+        self._layers: dict[int, LoraLinear] = {}  # those that are adapted, by their place in `paths`
+        self._x: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}  # for `_x`, of layers that are still to be called
 
-    def write(self, slot: int, matrices: tuple[Tensor, Tensor] | None) -> None:
-        rank = 0 if matrices is None else matrices[0].shape[0]
-        if rank > self.a.shape[1]:
-            more = (0, 0, 0, rank - self.a.shape[1])
-            self.a, self.b = F.pad(self.a, more), F.pad(self.b, more)
-        before = int(self.ranks[slot])
-        self.ranks[slot] = max(rank, before)  # beyond it are zeros, also where this fails half-way
-        for stack in (self.a, self.b):
-            stack[slot, rank:before] = 0
-        if matrices is not None:
-            self.a[slot, :rank].copy_(matrices[0])
-            self.b[slot, :rank].copy_(matrices[1])
-        self.ranks[slot] = rank
+    def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
+        place = self.paths.index(layer.path)
+        self._kernel.write(place, slot, matrices)
+        self._layers[place] = layer
 
-    def add(self, x: Tensor, y: Tensor, slots: Tensor) -> None:
-        """y (rows, out) += B A x of each row's slot; x (rows, in)."""
-        foreign = slots[:, None] != torch.arange(len(self.a), device=slots.device)  # (rows, slots)
-        low = (x @ self.a.flatten(0, 1).T).view(len(x), len(self.a), -1)
-        # Not multiplied by zeros: what overflows in another's matrices must not become a NaN here.
-        y.addmm_(low.masked_fill_(foreign[:, :, None], 0).flatten(1), self.b.flatten(0, 1))
+    def output(self, layer: "LoraLinear", x: Tensor, rows: Rows) -> Tensor:
+        """The layer's output, updates and all."""
+        place = self.paths.index(layer.path)
+        if x is not self._x or place not in self._outputs:
+            outputs = {place: layer.without_updates(x, rows) for place, layer in self._layers.items()}
+            self._kernel.add(x, outputs, rows)
+            self._x, self._outputs = x, outputs
+        y = self._outputs.pop(place)
+        if not self._outputs:
+            self._x = None
+        return y
 
 
 class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """A linear layer whose rows may each add their own adapter's update, or go through their adapter's own weight."""
 
-    def __init__(
-        self, base: nn.Module, shape: tuple[int, int], rows: Rows, head: bool, library: ctypes.CDLL | None
-    ) -> None:
+    def __init__(self, path: str, base: nn.Module, step: Step, head: bool, num_slots: int, group: Group | None) -> None:
+        """`group` None: updates are computed by plain torch, for this layer alone."""
         super().__init__()
+        self.path = path
         self.base = base
-        self.in_features, self.out_features = shape
-        self._rows, self._head, self._library = rows, head, library
+        self.in_features, self.out_features = _linear_shape(base)
+        self._step, self._head, self._group = step, head, group
+        self._num_slots = num_slots
         self._stack: Stack | None = None
         self._saved: dict[int, Tensor] = {}
 
-    def write(self, slot: int, matrices: tuple[Tensor, Tensor] | None, saved: Tensor | None) -> None:
-        if matrices is not None and self._stack is None:
-            device = _device(self.base)
-            like = torch.empty(0, dtype=matrices[0].dtype, device=device)
-            self._stack = Stack(self._rows.num_slots, self.in_features, self.out_features, like)
+    def write(self, slot: int, matrices: Matrices | None, saved: Tensor | None) -> None:
+        if self._group is not None:
+            self._group.write(self, slot, matrices)
+        elif matrices is not None and self._stack is None:
+            like = torch.empty(0, dtype=matrices[0].dtype, device=_device(self.base))
+            self._stack = Stack(self._num_slots, self.in_features, self.out_features, like)
         if self._stack is not None:
             self._stack.write(slot, matrices)
         self._saved.pop(slot, None)
@@ -226,41 +266,39 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             self._saved[slot] = saved.to(_device(self.base))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        slots = self._rows.of(head=self._head)
-        if slots is None:
-            return y
-        # Where the model is spread over devices, y is on the layer's own; x may come from another.
-        rows, results = x.reshape(-1, self.in_features).to(y.device), y.view(-1, self.out_features)
-        slots = slots.to(y.device)
-        if len(rows) != len(slots):
-            raise RuntimeError(f"a layer got {len(rows)} rows in a step of {len(slots)}")
-        for slot, weight in self._saved.items():
-            own = (slots == slot).nonzero()[:, 0]
-            results[own] = F.linear(rows[own], weight, self.base.bias)
+        rows = self._step.rows(head=self._head)
+        if rows is None:
+            return self.base(x)
+        if self._group is not None:
+            return self._group.output(self, x, rows)
+        y = self.without_updates(x, rows)
         if self._stack is not None:
-            self._add(self._stack, rows, results, slots)
+            # Where the model is spread over devices, y is on the layer's own; x may come from another.
+            x = x.reshape(-1, self.in_features).to(y.device)
+            self._stack.add(x, y.view(-1, self.out_features), rows)
         return y
 
-    def _add(self, stack: Stack, x: Tensor, y: Tensor, slots: Tensor) -> None:
-        if self._library is None or x.device.type != "cpu" or x.dtype is not torch.float32:
-            stack.add(x, y, slots)
-            return
-        x = x.contiguous()
-        pointers = [tensor.data_ptr() for tensor in (x, y, stack.a, stack.b, stack.ranks, slots)]
-        if self._library.lora_add(*pointers, len(x), self.in_features, self.out_features, stack.a.shape[1]):
-            raise MemoryError("no memory for adapters")
+    def without_updates(self, x: Tensor, rows: Rows) -> Tensor:
+        """What the base gives, or for some rows their adapter's own weight."""
+        if x.numel() != len(rows) * self.in_features:
+            raise RuntimeError(f"a layer got {x.numel() // self.in_features} rows in a step of {len(rows)}")
+        y: Tensor = self.base(x)
+        for slot, weight in self._saved.items():
+            own = (rows.slots.to(y.device) == slot).nonzero()[:, 0]
+            inputs = x.reshape(-1, self.in_features).to(y.device)[own]
+            y.view(-1, self.out_features)[own] = F.linear(inputs, weight, self.base.bias)
+        return y
 
 
 class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """An embedding whose ids may each be looked up in their own adapter, too, or in their adapter's own table."""
 
-    def __init__(self, base: nn.Module, rows: Rows) -> None:
+    def __init__(self, base: nn.Module, step: Step) -> None:
         super().__init__()
         self.base = base
         self.weight = base.weight
-        self._rows = rows
-        self._matrices: dict[int, tuple[Tensor, Tensor]] = {}
+        self._step = step
+        self._matrices: dict[int, Matrices] = {}
         self._saved: dict[int, Tensor] = {}
 
     def write(self, slot: int, matrices: tuple[Tensor, Tensor] | None, saved: Tensor | None) -> None:
@@ -274,10 +312,10 @@ class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def forward(self, ids: Tensor) -> Tensor:
         y: Tensor = self.base(ids)
-        slots = self._rows.of(head=False)
-        if slots is None:
+        rows = self._step.rows(head=False)
+        if rows is None:
             return y
-        results, flat, slots = y.view(-1, y.shape[-1]), ids.reshape(-1).to(y.device), slots.to(y.device)
+        results, flat, slots = y.view(-1, y.shape[-1]), ids.reshape(-1).to(y.device), rows.slots.to(y.device)
         for slot, table in self._saved.items():
             own = (slots == slot).nonzero()[:, 0]
             results[own] = table[flat[own]]

@@ -19,7 +19,7 @@ from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.kernels import build
 from engines.pt.linear import pack
-from engines.pt.lora import LoraSlots, counting_rows
+from engines.pt.lora import LoraSlots, watching_calls
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +107,16 @@ class ModelRunner:
         library = build.load() if self.device.type == "cpu" else None
         pack(self.model, library)
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
-        with counting_rows(self.model) as rows:
+        with watching_calls(self.model) as calls:
             layers = self._probe()
-        # Experts get the tokens that are routed to them, a tower for images gets none: no adapter can be applied there.
-        adaptable = {path for path, counts in rows.items() if counts == {len(self._check_ids())}}
         self.lora = LoraSlots(
-            self.model, adaptable, num_slots=config.max_loras, max_rank=config.max_lora_rank, library=library
+            self.model,
+            calls,
+            num_tokens=len(self._check_ids()),
+            num_slots=config.max_loras,
+            max_rank=config.max_lora_rank,
+            dtype=self.dtype,
+            library=library,
         )
         self.model.set_attn_implementation(attention.NAME)
         self._attend = attention.choose(config.attn_impl, layers, library)

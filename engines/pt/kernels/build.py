@@ -21,9 +21,10 @@ HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 
 
-def load() -> ctypes.CDLL | None:
+def load(*flags: str) -> ctypes.CDLL | None:
     """Return the library of kernels, building it on first use; None where that is not possible, with the reason logged.
 
+    `flags` are the compiler's, beside those for this machine: `-mno-avx512f` leaves out what a lesser one has not.
     Import torch first: its OpenMP runtime then serves the kernels too, so both share one pool of threads.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -31,7 +32,7 @@ def load() -> ctypes.CDLL | None:
         log.warning("no C compiler found: plain torch operations are used, which are slower")
         return None
     try:
-        return _declared(ctypes.CDLL(str(_built(compiler))))
+        return _declared(ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags)))))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the kernels could not be built (%s): plain torch operations are used, which are slower", error)
         return None
@@ -39,13 +40,16 @@ def load() -> ctypes.CDLL | None:
 
 P, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 ATTENTION = [*[P] * 7, *[INT] * 6, FLOAT, INT, FLOAT]
+LORA = [*[P] * 6, *[INT] * 3, *[P] * 3, INT, P]
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "paged_attention_float": (ATTENTION, INT),
     "paged_attention_bf16": (ATTENTION, INT),
     "linear_widening": ([P, P, P, P, LONG, INT, INT], None),
     "packed_size": ([INT, INT], LONG),
     "pack_weights": ([P, P, INT, INT], None),
-    "lora_add": ([*[P] * 6, *[INT] * 4], INT),
+    "deal_rows": ([INT, P, P, P], INT),
+    "lora_add_float": (LORA, None),
+    "lora_add_bf16": (LORA, None),
 }
 """Types of the arguments and of the result of each C function. Pointers are given as numbers (`data_ptr`)."""
 
@@ -57,9 +61,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     code = b"".join(source.read_bytes() for source in SOURCES + HEADERS)
-    key = hashlib.sha256(code + repr((FLAGS, compiler, _cpu())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(code + repr((flags, compiler, _cpu())).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"kernels-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def _built(compiler: str) -> Path:
         descriptor, scratch = tempfile.mkstemp(dir=library.parent, suffix=".so")
         os.close(descriptor)
         try:
-            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", scratch, "-lm"]
+            command = [compiler, *flags, *map(str, SOURCES), "-o", scratch, "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(scratch, library)
         finally:

@@ -1,4 +1,4 @@
-/* Vectors of as many floats as one register of this machine holds. */
+/* Vectors of as many floats as one register of this machine holds, and bfloat16 values from and to them. */
 #include <stdint.h>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -15,6 +15,7 @@
 #define LANES 4
 #endif
 
+typedef uint16_t bf16;
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
@@ -30,4 +31,16 @@ static inline lanes multiply_add(lanes x, lanes y, lanes z) {
 #else
   return x * y + z;
 #endif
+}
+
+static inline lanes load_float(const float *p) { return *(const lanes *)p; }
+static inline void store_float(lanes values, float *p) { *(lanes *)p = values; }
+
+static inline lanes load_bf16(const bf16 *p) { return (lanes)(__builtin_convertvector(*(const halves *)p, bits) << 16); }
+
+/* Rounded to the nearest, ties to even. What is no number stays none. */
+static inline void store_bf16(lanes values, bf16 *p) {
+  bits from = (bits)values, none = (bits)((from & 0x7FFFFFFF) > 0x7F800000);
+  bits rounded = (from + 0x7FFF + (from >> 16 & 1)) >> 16;
+  *(halves *)p = __builtin_convertvector((none & (from >> 16 | 0x40)) | (~none & rounded), halves);
 }

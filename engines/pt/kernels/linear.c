@@ -21,10 +21,6 @@
 #define MC 66
 #define KC 256
 
-static inline lanes widen(const uint16_t *p) {
-  return (lanes)(__builtin_convertvector(*(const halves *)p, bits) << 16);
-}
-
 /* Add x[0..rows) * panel to the tile; `FROM(k, half)` is the k-th row of the panel, its first or second half. */
 #define MULTIPLY(NAME, ROWS, TYPE, FROM)                                                                              \
   static void NAME##_##ROWS(const float *x, int64_t stride, const TYPE *panel, int depth, float *tile) {              \
@@ -43,7 +39,6 @@ static inline lanes widen(const uint16_t *p) {
         *(lanes *)(tile + r * NR) = sum[r][0], *(lanes *)(tile + r * NR + LANES) = sum[r][1];                         \
   }
 
-#define WIDE(p) (*(const lanes *)(p))
 #define EVERY_HEIGHT(NAME, TYPE, FROM)                                                                                \
   MULTIPLY(NAME, 1, TYPE, FROM) MULTIPLY(NAME, 2, TYPE, FROM) MULTIPLY(NAME, 3, TYPE, FROM)                           \
   MULTIPLY(NAME, 4, TYPE, FROM) MULTIPLY(NAME, 5, TYPE, FROM) MULTIPLY(NAME, 6, TYPE, FROM)                           \
@@ -58,11 +53,11 @@ static inline lanes widen(const uint16_t *p) {
     }                                                                                                                 \
   }
 
-EVERY_HEIGHT(multiply_packed, uint16_t, widen)
-EVERY_HEIGHT(multiply_widened, float, WIDE)
+EVERY_HEIGHT(multiply_packed, bf16, load_bf16)
+EVERY_HEIGHT(multiply_widened, float, load_float)
 
 /* y[0..rows, 0..columns) = x * panel + bias for up to MC rows. */
-static void one_task(const float *x, const uint16_t *panel, const float *bias, float *y, int rows, int columns, int in,
+static void one_task(const float *x, const bf16 *panel, const float *bias, float *y, int rows, int columns, int in,
                      int64_t out) {
   float tile[MC * NR] __attribute__((aligned(64)));
   float widened[KC * NR] __attribute__((aligned(64)));
@@ -70,9 +65,9 @@ static void one_task(const float *x, const uint16_t *panel, const float *bias, f
   int tiles = (rows + MR - 1) / MR;
   for (int k = 0; k < in; k += KC) {
     int depth = in - k < KC ? in - k : KC;
-    const uint16_t *block = panel + (int64_t)k * NR;
+    const bf16 *block = panel + (int64_t)k * NR;
     if (tiles > 2)
-      for (int i = 0; i < depth * NR; i += LANES) *(lanes *)(widened + i) = widen(block + i);
+      for (int i = 0; i < depth * NR; i += LANES) *(lanes *)(widened + i) = load_bf16(block + i);
     /* Rows are dealt out evenly: 8 are 4 and 4, not 6 and 2. */
     for (int t = 0, r = 0; t < tiles; t++) {
       int height = (rows - r) / (tiles - t) + ((rows - r) % (tiles - t) != 0);
@@ -87,7 +82,7 @@ static void one_task(const float *x, const uint16_t *panel, const float *bias, f
     for (int c = 0; c < columns; c++) y[r * out + c] = tile[r * NR + c] + (bias ? bias[c] : 0.0f);
 }
 
-void linear_widening(const float *x, const uint16_t *w, const float *bias, float *y, int64_t rows, int in, int out) {
+void linear_widening(const float *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
   int64_t panels = (out + NR - 1) / NR, blocks = (rows + MC - 1) / MC;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t task = 0; task < panels * blocks; task++) {
@@ -103,10 +98,10 @@ void linear_widening(const float *x, const uint16_t *w, const float *bias, float
 int64_t packed_size(int in, int out) { return (int64_t)((out + NR - 1) / NR) * in * NR; }
 
 /* w [out, in] bfloat16 -> packed [panels][in][NR]. */
-void pack_weights(const uint16_t *w, uint16_t *packed, int in, int out) {
+void pack_weights(const bf16 *w, bf16 *packed, int in, int out) {
 #pragma omp parallel for
   for (int n = 0; n < (out + NR - 1) / NR * NR; n++) {
-    uint16_t *to = packed + (int64_t)(n / NR) * in * NR + n % NR;
+    bf16 *to = packed + (int64_t)(n / NR) * in * NR + n % NR;
     for (int k = 0; k < in; k++) to[(int64_t)k * NR] = n < out ? w[(int64_t)n * in + k] : 0;
   }
 }

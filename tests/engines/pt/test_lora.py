@@ -2,6 +2,8 @@
 
 import ctypes
 import json
+import platform
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from transformers import AutoModelForCausalLM
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
 from engines.pt.core import EngineCore
+from engines.pt.kernels import build
 from engines.pt.linear import pack
-from engines.pt.lora import LoraEmbedding, LoraLinear, Rows, counting_rows, read_weights
+from engines.pt.lora import Group, LoraEmbedding, LoraLinear, Step, read_weights, watching_calls
+from engines.pt.low_rank import KERNELS, Kernel, Rows
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.adapters import load, save_adapter, spec_of, with_peft
 from tests.engines.pt.conftest import GetRunner
@@ -30,11 +34,30 @@ SLOTS = 5
 RANKS = (4, 0, 1, 16, 7)
 """Of the adapters in the slots; 0: it leaves the layer alone."""
 
+LESSER_MACHINES = {
+    "kernel without AVX512-BF16": ("-mno-avx512bf16",),
+    "kernel with AVX2 alone": ("-mno-avx512f",),
+    "kernel with SSE alone": ("-mno-avx512f", "-mno-avx2", "-mno-fma"),
+}
+"""Flags that build the kernels for them."""
+
 
 @pytest.fixture(params=["kernel", "torch"])
 def way(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
     """The kernel's library, or None for plain torch."""
     return request.getfixturevalue("library") if request.param == "kernel" else None
+
+
+@pytest.fixture(params=["kernel", *LESSER_MACHINES], scope="module")
+def machine(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL:
+    """The kernel's library for this machine, and for lesser ones of its kind."""
+    if request.param == "kernel":
+        return library
+    if platform.machine() != "x86_64":
+        pytest.skip("the flags are those of x86")
+    found = build.load(*LESSER_MACHINES[request.param])
+    assert found is not None
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -47,47 +70,77 @@ def matrices(rank: int, inputs: int, outputs: int, **options: Any) -> tuple[Tens
 
 
 class Layer:
-    """A linear layer with an adapter of its own rank in every slot."""
+    """Linear layers with the same input, with an adapter of its own rank in every slot of each."""
 
     def __init__(
         self,
         library: ctypes.CDLL | None,
         inputs: int = 64,
-        outputs: int = 48,
-        *,
+        *outputs: int,
         ranks: Sequence[int] = RANKS,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         head: bool = False,
     ) -> None:
-        self.base = nn.Linear(inputs, outputs, dtype=dtype, device=device)
-        self.rows = Rows(len(ranks))
-        self.layer = LoraLinear(self.base, (inputs, outputs), self.rows, head, library)
-        self.adapters = [
-            matrices(rank, inputs, outputs, dtype=dtype, device=device) if rank else None for rank in ranks
+        outputs = outputs or (48,)
+        self.library = library if dtype in KERNELS and device == "cpu" else None
+        self.step = Step()
+        self.bases = [nn.Linear(inputs, width, dtype=dtype, device=device) for width in outputs]
+        paths = [f"layer.{number}" for number in range(len(outputs))]
+        group = None
+        if self.library is not None:
+            group = Group(paths, Kernel(len(ranks), inputs, list(outputs), dtype, self.library))
+        self.layers = [
+            LoraLinear(path, base, self.step, head, len(ranks), group)
+            for path, base in zip(paths, self.bases, strict=True)
         ]
-        for slot, adapter in enumerate(self.adapters):
-            self.layer.write(slot, adapter, None)
+        self.adapters = [
+            [matrices(rank, inputs, width, dtype=dtype, device=device) if rank else None for rank in ranks]
+            for width in outputs
+        ]
+        for layer, adapters in zip(self.layers, self.adapters, strict=True):
+            for slot, adapter in enumerate(adapters):
+                layer.write(slot, adapter, None)
+
+    @property
+    def layer(self) -> LoraLinear:
+        return self.layers[0]
+
+    def write(self, slot: int, rank: int) -> None:
+        """Put another adapter of the first layer into a slot."""
+        inputs, outputs = self.layer.in_features, self.layer.out_features
+        self.adapters[0][slot] = matrices(rank, inputs, outputs) if rank else None
+        self.layer.write(slot, self.adapters[0][slot], None)
+
+    def all(self, x: Tensor, slots: list[int]) -> list[Tensor]:
+        self.step.tokens = Rows(torch.tensor(slots, dtype=torch.int32, device=x.device), self.library)
+        with torch.inference_mode():
+            return [layer(x) for layer in self.layers]
 
     def __call__(self, x: Tensor, slots: list[int]) -> Tensor:
-        self.rows.tokens = torch.tensor(slots, dtype=torch.int32, device=x.device)
-        with torch.inference_mode():
-            return self.layer(x)
+        return self.all(x, slots)[0]
 
-    def by_hand(self, x: Tensor, slots: list[int]) -> Tensor:
-        y = self.base(x).detach().clone()
+    def by_hand(self, x: Tensor, slots: list[int], layer: int = 0) -> Tensor:
+        """Computed in float32 from the output of the base layer on, and rounded to its type at the end."""
+        y = self.bases[layer](x).detach().float()
         for row, slot in enumerate(slots):
-            if slot >= 0 and self.adapters[slot] is not None:
-                a, b = self.adapters[slot]
-                y[0, row] += (x[0, row].float() @ a.float().T @ b.float()).to(y.dtype)
-        return y
+            adapter = self.adapters[layer][slot] if slot >= 0 else None
+            if adapter is not None:
+                y[0, row] += x[0, row].float() @ adapter[0].float().T @ adapter[1].float()
+        return y.to(x.dtype)
 
 
 def some_slots(rows: int) -> list[int]:
     return torch.randint(-1, SLOTS, (rows,)).tolist()
 
 
-# ---- one layer
+# ---- layers alone
+
+
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-3},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 1e-3},  # one step of its last digit, where two sums fall on both sides
+}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9, 33, 150])
@@ -100,6 +153,21 @@ def test_each_row_gets_the_update_of_its_own_adapter(
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("inputs", [1, 31, 64, 577])
+@pytest.mark.parametrize("ranks", [RANKS, (1,) * SLOTS, (33, 2, 0, 64, 17)], ids=str)
+def test_on_every_machine_layers_with_the_same_input_are_computed_together(
+    machine: ctypes.CDLL, dtype: torch.dtype, inputs: int, ranks: tuple[int, ...]
+) -> None:
+    layer = Layer(machine, inputs, 48, 1, 700, ranks=ranks, dtype=dtype)
+    layer.layers[1].write(0, None, None)
+    layer.adapters[1][0] = None
+    for rows in (1, 7, 40):
+        x, slots = torch.randn(1, rows, inputs, dtype=dtype), some_slots(rows)
+        for number, found in enumerate(layer.all(x, slots)):
+            torch.testing.assert_close(found, layer.by_hand(x, slots, number), **TOLERANCES[dtype])
+
+
 @pytest.mark.parametrize("slots", [[3] * 20, [0] * 3 + [3] * 9 + [-1] * 2 + [3] * 6, [-1] * 20, [1] * 20])
 def test_rows_of_one_adapter_beside_each_other(way: ctypes.CDLL | None, slots: list[int]) -> None:
     layer = Layer(way)
@@ -107,17 +175,53 @@ def test_rows_of_one_adapter_beside_each_other(way: ctypes.CDLL | None, slots: l
     torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
 
 
+def check_rows_alone(layer: Layer, x: Tensor) -> None:
+    """Every row is the same to the last bit, alone and beside others."""
+    rows = x.shape[1]
+    slots = sorted(some_slots(rows))
+    alone = torch.cat([layer(x[:, i : i + 1], slots[i : i + 1]) for i in range(rows)], dim=1)
+    for first, last in ((0, rows), (0, 2), (1, 4), (7, 11), (13, rows - 1)):
+        assert torch.equal(layer(x[:, first:last], slots[first:last]), alone[:, first:last])
+    shuffled = torch.randperm(rows)
+    assert torch.equal(layer(x[:, shuffled], [slots[i] for i in shuffled]), alone[:, shuffled])
+
+
 @pytest.mark.parametrize("outputs", [48, 129])
 def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library: ctypes.CDLL, outputs: int) -> None:
     layer = Layer(library, 577, outputs)
-    pack(model := nn.Sequential(layer.base), library)
+    pack(model := nn.Sequential(layer.layer.base), library)
     layer.layer.base = model[0]
-    x, slots = torch.randn(1, 60, 577), sorted(some_slots(60))
-    alone = torch.cat([layer(x[:, i : i + 1], slots[i : i + 1]) for i in range(60)], dim=1)
-    for first, last in ((0, 60), (0, 2), (1, 4), (7, 11), (13, 59)):
-        assert torch.equal(layer(x[:, first:last], slots[first:last]), alone[:, first:last])
-    shuffled = torch.randperm(60)
-    assert torch.equal(layer(x[:, shuffled], [slots[i] for i in shuffled]), alone[:, shuffled])
+    check_rows_alone(layer, torch.randn(1, 60, 577))
+
+
+class RowByRow(nn.Module):
+    """A layer whose rows do not depend on those beside them, as torch's own may in the last digit."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :1].repeat(1, 1, self.outputs)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_on_every_machine_a_row_does_not_depend_on_those_beside_it(machine: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layer = Layer(machine, 577, 129, 9, dtype=dtype)
+    for one in layer.layers:
+        one.base = RowByRow(one.out_features)
+    check_rows_alone(layer, torch.randn(1, 60, 577, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_infinite_and_undefined_inputs_are_not_hidden(machine: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layer = Layer(machine, 577, 129, dtype=dtype)
+    for value in (float("nan"), float("inf")):
+        x = torch.zeros(1, 8, 577, dtype=dtype)
+        x[0, 3, 5] = value
+        y = layer(x, [3] * 8)
+        assert not y[0, 3].isfinite().any()
+        assert y[0, :3].isfinite().all() and y[0, 4:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -128,6 +232,28 @@ def test_narrow_dtypes(way: ctypes.CDLL | None, dtype: torch.dtype) -> None:
     found = layer(x, slots)
     assert found.dtype is dtype
     assert ((found - expected).norm() / expected.norm()).item() < 2e-2
+
+
+def test_an_input_that_is_used_again_is_computed_again(library: ctypes.CDLL) -> None:
+    layer = Layer(library, 64, 48, 9)
+    x = torch.randn(1, 6, 64)
+    for slots in ([3] * 6, [0] * 6):
+        first, _ = layer.all(x, slots)
+        assert torch.equal(layer(x, slots), first)
+        torch.testing.assert_close(first, layer.by_hand(x, slots), **TOLERANCES[torch.float32])
+
+
+def test_layers_of_which_only_some_are_adapted(library: ctypes.CDLL) -> None:
+    layer = Layer(library, 64, 48, 9, 30, ranks=(0,) * SLOTS)
+    group = Group(["layer.0", "layer.1", "layer.2"], Kernel(SLOTS, 64, [48, 9, 30], torch.float32, library))
+    for number in (0, 2):
+        layer.layers[number]._group = group
+        layer.adapters[number][3] = matrices(5, 64, layer.bases[number].out_features)
+        layer.layers[number].write(3, layer.adapters[number][3], None)
+    layer.layers[1] = layer.bases[1]
+    x, slots = torch.randn(1, 6, 64), [3, -1, 3, 0, 3, 3]
+    for number, found in enumerate(layer.all(x, slots)):
+        torch.testing.assert_close(found, layer.by_hand(x, slots, number), **TOLERANCES[torch.float32])
 
 
 @pytest.mark.gpu
@@ -142,7 +268,7 @@ def test_on_cuda(library: ctypes.CDLL, dtype: torch.dtype) -> None:
 
 def test_what_overflows_with_another_adapter_is_no_harm() -> None:
     layer = Layer(None, dtype=torch.float16)
-    layer.layer.write(0, tuple(torch.full_like(m, 60000.0) for m in layer.adapters[0]), None)
+    layer.layer.write(0, tuple(torch.full_like(m, 60000.0) for m in layer.adapters[0][0]), None)
     x, slots = torch.randn(1, 8, 64, dtype=torch.float16), [3] * 7 + [0]
     found = layer(x, slots)
     assert found[0, :7].isfinite().all() and not found[0, 7].isfinite().any()
@@ -151,47 +277,84 @@ def test_what_overflows_with_another_adapter_is_no_harm() -> None:
 def test_a_slot_that_is_written_again_keeps_nothing_of_what_was_in_it(way: ctypes.CDLL | None) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     for rank in (2, 32, 0, 5):
-        layer.adapters[3] = matrices(rank, 64, 48) if rank else None
-        layer.layer.write(3, layer.adapters[3], None)
+        layer.write(3, rank)
         for slots in ([3] * 9, [0, 3, 2] * 3):
             torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
-    layer.layer.write(3, None, None)
-    assert torch.equal(layer(x, [3] * 9), layer.base(x))
-    assert not layer.layer._stack.a[3].any() and not layer.layer._stack.b[3].any()
+    layer.write(3, 0)
+    assert torch.equal(layer(x, [3] * 9), layer.layer.base(x))
 
 
 def test_a_write_that_fails_half_way_leaves_nothing_for_the_next_one(way: ctypes.CDLL | None) -> None:
     layer, x = Layer(way), torch.randn(1, 9, 64)
     a, _ = matrices(12, 64, 48)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ValueError)):
         layer.layer.write(0, (a, torch.randn(3, 5)), None)
-    layer.adapters[0] = matrices(2, 64, 48)
-    layer.layer.write(0, layer.adapters[0], None)
+    layer.write(0, 2)
     torch.testing.assert_close(layer(x, [0] * 9), layer.by_hand(x, [0] * 9), rtol=1e-4, atol=1e-3)
 
 
-def test_stacks_grow_to_the_highest_rank_and_no_further(way: ctypes.CDLL | None) -> None:
-    layer = Layer(way, ranks=(0,) * SLOTS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (torch.randn(4, 63), torch.randn(4, 48)),
+        (torch.randn(4, 64), torch.randn(3, 48)),
+        (torch.randn(4, 64), torch.randn(4, 48, dtype=torch.bfloat16)),
+        (torch.randn(64, 4).T, torch.randn(4, 48)),
+    ],
+    ids=["inputs", "ranks", "dtype", "strides"],
+)
+def test_the_kernel_takes_only_matrices_that_it_can_read(library: ctypes.CDLL, wrong: tuple[Tensor, Tensor]) -> None:
+    layer, x = Layer(library), torch.randn(1, 9, 64)
+    with pytest.raises(ValueError, match="matrices"):
+        layer.layer.write(0, wrong, None)
+    torch.testing.assert_close(layer(x, [0] * 9), layer.by_hand(x, [0] * 9), rtol=1e-4, atol=1e-3)
+
+
+def test_a_layer_that_computes_in_another_dtype_than_its_adapters_fails(library: ctypes.CDLL) -> None:
+    layer = Layer(library)
+    layer.layer.base = nn.Linear(64, 48, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        layer(torch.randn(1, 4, 64, dtype=torch.bfloat16), [0] * 4)
+
+
+def test_a_stack_is_as_high_as_the_highest_rank_in_it() -> None:
+    layer = Layer(None, ranks=(0,) * SLOTS)
     assert not layer.layer._stack
-    for rank in (3, 8, 5, 8):
-        for slot in range(SLOTS):
-            layer.layer.write(slot, matrices(rank, 64, 48), None)
-    assert layer.layer._stack.a.shape == (SLOTS, 8, 64) and layer.layer._stack.b.shape == (SLOTS, 8, 48)
+    for slot, rank, height in ((0, 3, 3), (1, 8, 8), (2, 5, 8), (1, 4, 5), (2, 0, 4), (1, 0, 3), (0, 0, 0)):
+        layer.write(slot, rank)
+        stack = layer.layer._stack
+        assert stack is not None
+        assert (stack.a.shape, stack.b.shape) == ((SLOTS, height, 64), (SLOTS, height, 48))
+        x, slots = torch.randn(1, 8, 64), [0, 1, 2, -1, 0, 1, 2, 4]
+        torch.testing.assert_close(layer(x, slots), layer.by_hand(x, slots), rtol=1e-4, atol=1e-3)
+
+
+def test_a_slot_of_the_kernel_takes_no_memory_beside_the_adapters_own(library: ctypes.CDLL) -> None:
+    layer = Layer(library)
+    adapter = matrices(9, 64, 48)
+    known = [weakref.ref(matrix) for matrix in adapter]
+    layer.layer.write(1, adapter, None)
+    assert layer.layer._group._kernel._a[1, 0] == adapter[0].data_ptr()
+    del adapter
+    assert all(matrix() is not None for matrix in known)
+    layer.layer.write(1, None, None)
+    assert all(matrix() is None for matrix in known)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_an_adapter_may_bring_a_weight_of_its_own(way: ctypes.CDLL | None, packed: bool) -> None:
     layer = Layer(way, head=True)
     if packed:
-        pack(model := nn.Sequential(layer.base), way)
+        pack(model := nn.Sequential(layer.layer.base), way)
         layer.layer.base = model[0]
     own, x = torch.randn(48, 64), torch.randn(1, 6, 64)
-    layer.layer.write(0, layer.adapters[0], own)
-    layer.rows.wanted = torch.tensor([2, 0, -1, 0, 3, 0], dtype=torch.int32)
-    expected = layer.by_hand(x, layer.rows.wanted.tolist())
+    layer.layer.write(0, layer.adapters[0][0], own)
+    slots = [2, 0, -1, 0, 3, 0]
+    layer.step.wanted = Rows(torch.tensor(slots, dtype=torch.int32), way)
+    expected = layer.by_hand(x, slots)
     for row in (1, 3, 5):
-        a, b = layer.adapters[0]
-        expected[0, row] = nn.functional.linear(x[0, row], own, layer.base.bias) + x[0, row] @ a.T @ b
+        a, b = layer.adapters[0][0]
+        expected[0, row] = nn.functional.linear(x[0, row], own, layer.layer.base.bias) + x[0, row] @ a.T @ b
     with torch.inference_mode():
         torch.testing.assert_close(layer.layer(x), expected, rtol=1e-4, atol=1e-3)
 
@@ -205,13 +368,13 @@ def test_embeddings(library: ctypes.CDLL) -> None:
     table = nn.Embedding(50, 8)
     table.weight.data = table.weight.data.bfloat16().float()
     pack(model := nn.Sequential(table), library)
-    rows = Rows(3)
-    layer = LoraEmbedding(model[0], rows)
+    step = Step()
+    layer = LoraEmbedding(model[0], step)
     a, b, own = torch.randn(50, 4), torch.randn(4, 8), torch.randn(50, 8)
     layer.write(0, (a, b), None)
     layer.write(1, (a, b), own)
     ids = torch.tensor([[3, 49, 0, 3, 7]])
-    rows.tokens = torch.tensor([0, 1, -1, 2, 0], dtype=torch.int32)
+    step.tokens = Rows(torch.tensor([0, 1, -1, 2, 0], dtype=torch.int32), library)
     expected = table(ids).clone()
     expected[0, [0, 4]] += a[ids[0, [0, 4]]] @ b
     expected[0, 1] = own[49] + a[49] @ b
@@ -228,20 +391,23 @@ class Routed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table, self.inner = nn.Embedding(10, 4), nn.Linear(4, 4)
+        self.gate, self.up = nn.Linear(4, 4), nn.Linear(4, 4)
         self.expert, self.tower = nn.Linear(4, 4), nn.Linear(4, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.inner(self.table(ids))
+        x = self.gate(x) * self.up(x)
         return x + self.expert(x[:, ::2]).sum()
 
 
-def test_layers_tell_how_many_rows_they_get() -> None:
+def test_layers_tell_how_many_rows_they_get_and_which_have_their_input_in_common() -> None:
     model = Routed()
-    with counting_rows(model) as rows:
+    with watching_calls(model) as calls:
         model(torch.zeros(1, 6, dtype=torch.long))
         model(torch.zeros(1, 6, dtype=torch.long))
     model(torch.zeros(1, 9, dtype=torch.long))
-    assert rows == {"table": {6}, "inner": {6}, "expert": {3}, "tower": set()}
+    assert calls.rows == {"table": {6}, "inner": {6}, "gate": {6}, "up": {6}, "expert": {3}, "tower": set()}
+    assert calls.groups == [["table"], ["inner"], ["gate", "up"], ["expert"]]
 
 
 # ---- whole models
@@ -333,14 +499,21 @@ def test_fused_and_transposed_layers(
     check_kind(core_of(runner(name)), folder(name), {"target_modules": targets}, reference(name), tmp_path)
 
 
-def test_a_bfloat16_model(folder: Callable[[str], Path], runner: GetRunner, tmp_path: Path) -> None:
-    """In its dtype the answers are near PEFT's; how near, its own rounding of the base model tells."""
-    path = save_adapter(folder("llama"), tmp_path, modules_to_save=["lm_head"])
-    narrow = runner("llama", dtype="bfloat16")
-    core = core_of(narrow)
-    load(core, a=path)
-    one = request(prompt(30), adapter="a", max_new_tokens=0, prompt_logprobs=0)
-    told = run(core, [one])["r"].first.prompt_logprobs
+@pytest.mark.parametrize(
+    "config",
+    [{"modules_to_save": ["lm_head"]}, KINDS["ranks of their own"], KINDS["rslora"] | {"r": 33}],
+    ids=["own head", "ranks of their own", "rslora"],
+)
+def test_a_bfloat16_model(
+    config: dict[str, Any], folder: Callable[[str], Path], runner: GetRunner, tmp_path: Path
+) -> None:
+    """In its dtype the answers are near PEFT's; how near, its own rounding of the base model tells. Other adapters
+    come and go beside it."""
+    path = save_adapter(folder("llama"), tmp_path / "a", **config)
+    core = core_of(runner("llama", dtype="bfloat16"))
+    others = {name: save_adapter(folder("llama"), tmp_path / name, seed=8, r=r) for name, r in (("b", 1), ("c", 17))}
+    load(core, a=path, b=others["b"])
+    one = request(prompt(30), "one", adapter="a", max_new_tokens=0, prompt_logprobs=0)
     plain = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.bfloat16, attn_implementation="eager")
     adapted = PeftModel.from_pretrained(plain, path, autocast_adapter_dtype=False).eval()
     with torch.inference_mode():
@@ -348,20 +521,26 @@ def test_a_bfloat16_model(folder: Callable[[str], Path], runner: GetRunner, tmp_
     exact = with_peft(folder("llama"), path).logits(one.prompt_ids).log_softmax(-1)
     ids = torch.tensor(one.prompt_ids[1:])
     truth, theirs = (p[:-1].gather(1, ids[:, None])[:, 0] for p in (exact, logprobs))
-    ours = torch.tensor([logprob.logprob for logprob in told[1:]])
-    assert (ours - truth).norm() < 2 * (theirs - truth).norm()
+    for other in ("b", "c"):
+        if other == "c":
+            core.adapters.unload("b")
+            load(core, c=others["c"])
+        beside = [request(prompt(9), "other", adapter=other), request(prompt(12), "base")]
+        told = run(core, [beside[0], one, beside[1]])["one"].first.prompt_logprobs
+        ours = torch.tensor([logprob.logprob for logprob in told[1:]])
+        assert (ours - truth).norm() < 2 * (theirs - truth).norm()
 
 
 class Counted:
-    """A library that counts the calls of `lora_add`."""
+    """A library that counts the calls of the kernel for float32."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self._lora_add = library.lora_add_float
         self.calls = 0
 
-    def lora_add(self, *args: object) -> Any:
+    def lora_add_float(self, *args: object) -> Any:
         self.calls += 1
-        return self._library.lora_add(*args)
+        return self._lora_add(*args)
 
 
 def test_nothing_is_computed_where_no_request_uses_an_adapter(
@@ -369,14 +548,15 @@ def test_nothing_is_computed_where_no_request_uses_an_adapter(
 ) -> None:
     counted = Counted(library)
     own = runner_of(folder("llama"))
-    own.lora._library = counted  # type: ignore[assignment]
+    for group in set(own.lora._groups.values()):
+        group._kernel._lora_add = counted.lora_add_float
     core = core_of(own)
     load(core, a=save_adapter(folder("llama"), tmp_path))
     run(core, [request(prompt(9), ignore_eos=True)])
     assert counted.calls == 0
     run(core, [request(prompt(9), adapter="a", max_new_tokens=1)])
-    layers = 2 * 7
-    assert counted.calls == layers
+    groups = 2 * 4  # query, key and value are one, gate and up another
+    assert counted.calls == groups
 
 
 def test_a_model_is_not_touched_until_an_adapter_is_used(

@@ -1,0 +1,145 @@
+/* The part of lora.c that is compiled once for each type T. Where a function is inlined, how many rows it takes is a
+ * constant: its sums stay in registers. */
+#define INLINED static inline __attribute__((always_inline))
+
+/* The next `n` values for a product with A, filled up with zeros. */
+INLINED OF(factors) OF(factors_of)(const T *p, int n) {
+  if (n == OF(WIDTH)) return OF(FACTORS)(p);
+  T padded[OF(WIDTH)] = {0};
+  memcpy(padded, p, sizeof(T) * n);
+  return OF(FACTORS)(padded);
+}
+
+/* sum[r][i] += a[r] . x[i] over `n` values. */
+INLINED void OF(multiply)(int ranks, int count, const T *const *x, const T *a, int in, int k, int n,
+                          lanes sum[2][ROWS]) {
+  OF(factors) values[ROWS];
+  _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) values[i] = OF(factors_of)(x[i] + k, n);
+  _Pragma("GCC unroll 2") for (int r = 0; r < ranks; r++) {
+    OF(factors) row = OF(factors_of)(a + (int64_t)r * in + k, n);
+    _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) sum[r][i] = OF(ADD_PRODUCT)(row, values[i], sum[r][i]);
+  }
+}
+
+/* low[i][r] = a[r] . x[i] for one or two rows of A. */
+INLINED void OF(down_tile)(int ranks, int count, const T *const *x, const T *a, int in, float *low, int height) {
+  lanes sum[2][ROWS] = {0};
+  int k = 0;
+  for (; k + OF(WIDTH) <= in; k += OF(WIDTH)) OF(multiply)(ranks, count, x, a, in, k, OF(WIDTH), sum);
+  if (k < in) OF(multiply)(ranks, count, x, a, in, k, in - k, sum);
+  _Pragma("GCC unroll 2") for (int r = 0; r < ranks; r++)
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) low[(int64_t)i * height + r] = total(sum[r][i]);
+}
+
+INLINED void OF(down_rows)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
+  int r = 0;
+  for (; r + 2 <= ranks; r += 2) OF(down_tile)(2, count, x, a + (int64_t)r * in, in, low + r, height);
+  if (r < ranks) OF(down_tile)(1, count, x, a + (int64_t)r * in, in, low + r, height);
+}
+
+static void OF(down)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
+  switch (count) {
+    case 1: OF(down_rows)(1, x, a, ranks, in, low, height); break;
+    case 2: OF(down_rows)(2, x, a, ranks, in, low, height); break;
+    case 3: OF(down_rows)(3, x, a, ranks, in, low, height); break;
+    default: OF(down_rows)(4, x, a, ranks, in, low, height);
+  }
+}
+
+/* The next `n` values as float32, filled up with zeros; and back. */
+INLINED lanes OF(take)(const T *p, int n) {
+  if (n == LANES) return OF(load)(p);
+  T padded[LANES] = {0};
+  memcpy(padded, p, sizeof(T) * n);
+  return OF(load)(padded);
+}
+
+INLINED void OF(put)(lanes values, T *p, int n) {
+  if (n == LANES) return OF(store)(values, p);
+  T padded[LANES];
+  OF(store)(values, padded);
+  memcpy(p, padded, sizeof(T) * n);
+}
+
+/* y[i] += low[i] . b in one or two registers of columns, `n` of them in each. */
+INLINED void OF(up_tile)(int registers, int n, int count, const float *low, int height, const T *b, int rank, int out,
+                         T *const *y, int column) {
+  lanes sum[2][ROWS];
+  _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++)
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) sum[v][i] = OF(take)(y[i] + column + v * LANES, n);
+  for (int r = 0; r < rank; r++)
+    _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++) {
+      lanes row = OF(take)(b + (int64_t)r * out + column + v * LANES, n);
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++)
+          sum[v][i] = multiply_add(low[(int64_t)i * height + r] - (lanes){0}, row, sum[v][i]);
+    }
+  _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++)
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) OF(put)(sum[v][i], y[i] + column + v * LANES, n);
+}
+
+/* The columns `first` to `last` - 1 of y. */
+INLINED void OF(up_rows)(int count, const float *low, int height, const T *b, int rank, int out, T *const *y,
+                         int first, int last) {
+  int c = first;
+  for (; c + 2 * LANES <= last; c += 2 * LANES) OF(up_tile)(2, LANES, count, low, height, b, rank, out, y, c);
+  for (; c < last; c += LANES)
+    if (c + LANES <= last)
+      OF(up_tile)(1, LANES, count, low, height, b, rank, out, y, c);
+    else
+      OF(up_tile)(1, last - c, count, low, height, b, rank, out, y, c);
+}
+
+static void OF(up)(int count, const float *low, int height, const T *b, int rank, int out, T *const *y, int first,
+                   int last) {
+  /* A tile's columns of one row of B are far from those of the next, which the hardware does not foresee. */
+  for (int r = 0; r < rank; r++)
+    for (int c = first; c < last; c += 64 / (int)sizeof(T)) __builtin_prefetch(b + (int64_t)r * out + c);
+  switch (count) {
+    case 1: OF(up_rows)(1, low, height, b, rank, out, y, first, last); break;
+    case 2: OF(up_rows)(2, low, height, b, rank, out, y, first, last); break;
+    case 3: OF(up_rows)(3, low, height, b, rank, out, y, first, last); break;
+    default: OF(up_rows)(4, low, height, b, rank, out, y, first, last);
+  }
+}
+
+void OF(lora_add)(const T *x, T *const *y, const T *const *a, const T *const *b, const int32_t *ranks,
+                  const int32_t *outs, int layers, int in, int height, const int32_t *slots, const int32_t *order,
+                  const int32_t *starts, int blocks, float *low) {
+  int columns = 0;
+  for (int l = 0; l < layers; l++) columns += outs[l];
+#pragma omp parallel
+  {
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int block = 0; block < blocks; block++)
+      for (int task = 0; task < height; task += RANKS) {
+        const int32_t *own = order + starts[block];
+        int count = starts[block + 1] - starts[block], slot = slots[own[0]];
+        const T *from[ROWS];
+        for (int i = 0; i < count; i++) from[i] = x + (int64_t)own[i] * in;
+        /* The ranks of all layers, one after another, are dealt out as one. */
+        for (int l = 0, at = 0; l < layers; at += ranks[slot * layers + l++]) {
+          int first = most(task - at, 0), last = least(task + RANKS - at, ranks[slot * layers + l]);
+          if (first < last)
+            OF(down)(count, from, a[slot * layers + l] + (int64_t)first * in, last - first, in,
+                     low + (int64_t)starts[block] * height + at + first, height);
+        }
+      }
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int block = 0; block < blocks; block++)
+      for (int task = 0; task < columns; task += COLUMNS) {
+        const int32_t *own = order + starts[block];
+        int count = starts[block + 1] - starts[block], slot = slots[own[0]];
+        /* And so are the columns. */
+        for (int l = 0, at = 0, rank = 0, before = 0; l < layers; at += outs[l++], before += rank) {
+          int first = most(task - at, 0), last = least(task + COLUMNS - at, outs[l]);
+          rank = ranks[slot * layers + l];
+          if (first >= last || rank == 0) continue;
+          T *to[ROWS];
+          for (int i = 0; i < count; i++) to[i] = y[l] + (int64_t)own[i] * outs[l];
+          OF(up)(count, low + (int64_t)starts[block] * height + before, height, b[slot * layers + l], rank, outs[l],
+                 to, first, last);
+        }
+      }
+  }
+}
+#undef INLINED

@@ -1,0 +1,124 @@
+"""B A x for the rows of a step, each with its own adapter's matrices, in two ways:
+
+- `Kernel`: the C kernel, on CPUs in float32 and bfloat16. Each row reads its own adapter's matrices, in their own rank;
+  layers that get the same input are computed in one call
+- `Stack`: plain torch, anywhere. All rows times all slots of a layer, what is not a row's own masked out
+"""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KERNELS = {torch.float32: "lora_add_float", torch.bfloat16: "lora_add_bf16"}
+
+Matrices = tuple[Tensor, Tensor]
+"""A (rank, in_features) and the scaled B^T (rank, out_features) of an adapter in a layer."""
+
+
+class Rows:
+    """Rows of a step by the adapter slots that they use, dealt out once for all layers."""
+
+    def __init__(self, slots: Tensor, library: ctypes.CDLL | None) -> None:
+        """`slots` (rows,) int32, -1: the base model. `library` has the C kernel; None: only `Stack` takes the rows."""
+        self.slots = slots
+        self.dealt: tuple[int, ...] = ()
+        if library is not None:
+            self._order, self._starts = torch.empty(2, len(slots) + 1, dtype=torch.int32)
+            pointers = slots.data_ptr(), self._order.data_ptr(), self._starts.data_ptr()
+            self.dealt = (*pointers, library.deal_rows(len(slots), *pointers))
+        self._scratch = torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def scratch(self, height: int) -> Tensor:
+        """Room for `height` float32 values of every row. What is in it is anybody's."""
+        if len(self._scratch) < len(self) * height:
+            self._scratch = torch.empty(len(self) * height)
+        return self._scratch
+
+
+class Kernel:
+    """The matrices of every slot for layers that get the same input. They stay where they are: a slot points to them.
+
+    So a slot takes no memory beside the adapter's own, and gives it back when it is written again.
+    """
+
+    def __init__(
+        self, num_slots: int, inputs: int, outputs: list[int], dtype: torch.dtype, library: ctypes.CDLL
+    ) -> None:
+        """`outputs`: the out_features of each layer; `dtype`: one of KERNELS."""
+        self._inputs, self._outputs, self._dtype = inputs, outputs, dtype
+        self._lora_add = getattr(library, KERNELS[dtype])
+        self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
+        self._ranks = torch.zeros(num_slots, len(outputs), dtype=torch.int32)
+        self._a, self._b = torch.zeros(2, num_slots, len(outputs), dtype=torch.int64)
+        self._widths = torch.tensor(outputs, dtype=torch.int32)
+        tables = self._a.data_ptr(), self._b.data_ptr(), self._ranks.data_ptr(), self._widths.data_ptr()
+        self._tables = (*tables, len(outputs), inputs)
+        self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
+        self._height = 0
+
+    def write(self, layer: int, slot: int, matrices: Matrices | None) -> None:
+        """Point a slot of the layer with this number to matrices. Raises ValueError where they do not fit."""
+        if matrices is not None:
+            self._check(*matrices, self._outputs[layer])
+        self._held[slot][layer] = matrices
+        rank, a, b = (0, 0, 0) if matrices is None else (len(matrices[0]), *(m.data_ptr() for m in matrices))
+        self._ranks[slot, layer], self._a[slot, layer], self._b[slot, layer] = rank, a, b
+        self._height = int(self._ranks.sum(1).max())
+
+    def _check(self, a: Tensor, b: Tensor, outputs: int) -> None:
+        if a.shape != (len(a), self._inputs) or b.shape != (len(a), outputs):
+            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+            raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
+        for matrix in (a, b):
+            if matrix.dtype is not self._dtype or matrix.device.type != "cpu" or not matrix.is_contiguous():
+                raise ValueError(f"matrices that are not {self._dtype}, contiguous and on the CPU")
+
+    def add(self, x: Tensor, ys: dict[int, Tensor], rows: Rows) -> None:
+        """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""
+        x = x.contiguous()
+        for layer, y in ys.items():
+            if y.dtype is not self._dtype or x.dtype is not self._dtype or not y.is_contiguous():
+                raise RuntimeError(f"a layer's rows are {x.dtype} and {y.dtype}, its adapters {self._dtype}")
+            self._results[layer] = y.data_ptr()
+        low = rows.scratch(self._height).data_ptr()
+        self._lora_add(x.data_ptr(), self._results, *self._tables, self._height, *rows.dealt, low)
+
+
+class Stack:
+    """A and B of every slot for one layer: (slots, height, in) and (slots, height, out), the height being the highest
+    rank in them."""
+
+    def __init__(self, num_slots: int, inputs: int, outputs: int, like: Tensor) -> None:
+        self.a = like.new_zeros(num_slots, 0, inputs)
+        self.b = like.new_zeros(num_slots, 0, outputs)
+        self._ranks = [0] * num_slots
+
+    def write(self, slot: int, matrices: Matrices | None) -> None:
+        rank = 0 if matrices is None else len(matrices[0])
+        self._ranks[slot] = max(rank, self._ranks[slot])  # beyond it are zeros, also where this fails half-way
+        self._resize(max(self._ranks))
+        for stack in (self.a, self.b):
+            stack[slot, rank:] = 0
+        if matrices is not None:
+            self.a[slot, :rank].copy_(matrices[0])
+            self.b[slot, :rank].copy_(matrices[1])
+        self._ranks[slot] = rank
+        self._resize(max(self._ranks))
+
+    def _resize(self, height: int) -> None:
+        more = height - self.a.shape[1]
+        if more:
+            self.a, self.b = F.pad(self.a, (0, 0, 0, more)), F.pad(self.b, (0, 0, 0, more))
+
+    def add(self, x: Tensor, y: Tensor, rows: Rows) -> None:
+        """y (rows, out) += B A x; x (rows, in)."""
+        slots = rows.slots.to(y.device)
+        foreign = slots[:, None] != torch.arange(len(self.a), device=slots.device)  # (rows, slots)
+        low = (x @ self.a.flatten(0, 1).T).view(len(x), len(self.a), -1)
+        # Not multiplied by zeros: what overflows in another's matrices must not become a NaN here.
+        y.addmm_(low.masked_fill_(foreign[:, :, None], 0).flatten(1), self.b.flatten(0, 1))
