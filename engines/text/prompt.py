@@ -113,6 +113,11 @@ class PromptRenderer:
         self._bos = tokenizer.bos_token_id
         self._use(chat_template or tokenizer.chat_template)
 
+    def writes(self, template: str) -> bool:
+        """Whether the template, or one of them, is this one."""
+        own = self._template
+        return template in own.values() if isinstance(own, dict) else template == own
+
     def with_template(self, template: str) -> "PromptRenderer":
         """A renderer for the same model with another template."""
         other = copy(self)

@@ -14,7 +14,8 @@ from engines.errors import InvalidRequest
 from engines.params.template import NAMED, ChatTemplateParams
 from engines.text.prompt import RESERVED_KWARGS, checked_template, plain_template, read_chat_template
 
-TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+CHAT_TEMPLATE = "chat_template.jinja"
+TEMPLATES = (CHAT_TEMPLATE, "tokenizer_config.json")
 """Files that hold a model's chat template: the one that transformers writes, and the one that it wrote before."""
 FOLDER = Path(__file__).parent / "named_templates"
 

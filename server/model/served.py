@@ -50,7 +50,7 @@ class ServedModel:
     def as_asked(self, lease: Lease) -> "ServedModel":
         """As an adapter speaks that a request names: what was trained with a template is served with it."""
         template = lease.chat_template
-        return self if template is None or template == self.renderer.template else self.speaking(template)
+        return self if template is None or self.renderer.writes(template) else self.speaking(template)
 
 
 ModelDep = Annotated[ServedModel, Depends(part(ServedModel))]

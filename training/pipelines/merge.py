@@ -20,6 +20,7 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.loading import load_config, load_model
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
+from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.params.export import MergeParams
 from training.report import Report
@@ -206,8 +207,13 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 def _copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> None:
-    """The base model's files as they are; over them the adapters' tokenizers, where they bring one."""
+    """The base model's files as they are; over them the adapters' tokenizers and chat templates, where they bring
+    some."""
     for folder, patterns in ((base, BESIDE_WEIGHTS), *((adapter, TOKENIZER) for adapter in adapters)):
+        template = template_in(folder)
+        if template is not None:  # the base model's would go before it in a file of another kind
+            shutil.rmtree(target / "additional_chat_templates", ignore_errors=True)
+            (target / CHAT_TEMPLATE).write_text(template)
         for source in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
             copy = target / source.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)

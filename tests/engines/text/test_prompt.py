@@ -221,3 +221,41 @@ def test_a_template_is_read_from_a_file_or_taken_as_it_is(tmp_path: Path) -> Non
 def test_a_template_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequest):
         read_chat_template(value)
+
+
+# ---- where answers end
+
+ENDS = "{% for m in messages %}<|im_start|>{{ m.content }}{{ '<|im_end|>' if m.role == 'assistant' }}\n{% endfor %}"
+
+
+def test_the_special_token_that_the_template_writes_behind_an_answer_ends_it() -> None:
+    im_start, im_end = TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert renderer(ENDS).end_of_answer(()) == im_end
+    assert renderer(ENDS.replace("<|im_end|>", "")).end_of_answer(()) == im_start, "the next message ends it"
+    assert renderer(ENDS.replace("<|im_end|>", "###")).end_of_answer(()) is None
+
+
+def test_of_several_tokens_behind_an_answer_the_models_own_ends_it() -> None:
+    eos = TOKENIZER.eos_token_id
+    both = ENDS.replace("'<|im_end|>'", "'<|im_end|></s>'")
+    assert renderer(both).end_of_answer((eos,)) == eos
+    assert renderer(both).end_of_answer(()) == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_another_template_for_the_same_model() -> None:
+    one = renderer("one: {{ messages[0].content }}")
+    other = one.with_template("other: {{ messages[0].content[0].text }}")
+    assert (rendered(one, HELLO), rendered(other, HELLO)) == ("one: hello", "other: hello")
+    assert (one.writes(one.template), one.writes(other.template)) == (True, False)
+
+
+def test_reasoning_is_given_to_the_template_in_the_field_that_it_reads() -> None:
+    said = {"role": "assistant", "content": "x", "reasoning_content": "so"}
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        assert rendered(renderer("{{ messages[0].%s }}" % field), said) == "so"  # noqa: UP031  # braces are Jinja's
+
+
+def test_transformers_mark_of_what_the_assistant_writes_is_part_of_templates() -> None:
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    assert read_chat_template(template) == template
+    assert rendered(renderer(template), HELLO) == "hello"

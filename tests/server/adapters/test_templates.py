@@ -96,9 +96,3 @@ def test_a_template_that_cannot_be_read_is_refused(own: Path, tmp_path: Path, te
         refused = load(client, "own", own)
     assert refused["status"] == 400
     assert "chat template" in refused["text"]
-
-
-def test_the_special_token_that_a_template_writes_behind_answers_ends_them(tmp_path: Path) -> None:
-    ends = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end_turn|>{% endif %}{% endfor %}"
-    with client_of(tmp_path, chat_template=ends) as client:
-        assert client.post("/v1/chat/completions", json={"model": "echo", "messages": MESSAGES}).status_code == 200

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from engines.capabilities import Capabilities
-from engines.echo import VOCAB_SIZE, EchoEngine
+from engines.echo import IM_START, VOCAB_SIZE, EchoEngine
 from engines.types import GenerationRequest, Sampling, StructuredKind, TokenOutput
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.support import UNSUPPORTED
@@ -238,6 +238,17 @@ def test_chat_template_kwargs_are_variables_of_the_template(make_api: Callable[.
     api = make_api(chat_template="{{ messages[0].content }} {{ style }}")
     answer = api.chat("hi", chat_template_kwargs={"style": "bold"}, return_token_ids=True)
     assert bytes(answer["prompt_token_ids"]) == b"hi bold"
+
+
+def test_the_special_token_that_the_template_writes_behind_answers_ends_them(make_api: Callable[..., Api]) -> None:
+    template = "{% for m in messages %}{{ m.content }}{{ '<|im_start|>' if m.role == 'assistant' }}{% endfor %}"
+    engine = RecordingEngine()
+    api = make_api(engine=engine, chat_template=template)
+    for fields in ({}, {"stop_token_ids": [5, IM_START]}, {"ignore_eos": True, "max_tokens": 1}):
+        api.chat("hi", **fields)
+    make_api(engine=(plain := RecordingEngine())).chat("hi")
+    assert [request.sampling.stop_token_ids for request in engine.requests] == [(IM_START,), (5, IM_START), ()]
+    assert plain.requests[0].sampling.stop_token_ids == (), "the engine knows the model's own"
 
 
 # --- what is refused

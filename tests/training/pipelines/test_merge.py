@@ -227,6 +227,21 @@ def test_what_belongs_to_the_model_comes_along(
     assert not {"args.json", CONFIG, WEIGHTS} & {path.name for path in folder.iterdir()}
 
 
+def test_a_chat_template_of_an_older_adapter_goes_before_the_models_files(
+    base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, adapter = tmp_path / "base", save_adapter(base(), tmp_path / "adapter")
+    load(base()).save_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(base())
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(model)
+    (adapter / "tokenizer_config.json").write_text(
+        json.dumps({**json.loads((model / "tokenizer_config.json").read_text()), "chat_template": "{{ messages[0] }}"})
+    )
+    folder = merged(model=str(model), adapters=[str(adapter)])
+    assert AutoTokenizer.from_pretrained(folder).chat_template == "{{ messages[0] }}"
+
+
 # ---- what is refused
 
 
