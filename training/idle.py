@@ -52,6 +52,11 @@ RULES = (
         lambda params: bool(params.lazy_tokenize),
         "with lazy_tokenize, samples are prepared when they are needed: leave it out, or set dataloader_num_workers",
     ),
+    _Rule(
+        ("stopping_strategy",),
+        lambda params: params.interleave_prob is None,
+        "nothing is drawn from several data sets: give interleave_prob",
+    ),
     _Rule(("padding_side",), lambda params: params.packing, "packed samples are not padded: leave it out"),
     _Rule(
         ("gradient_checkpointing_kwargs",),

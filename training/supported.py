@@ -55,4 +55,9 @@ def _unfit(params: SftParams) -> list[Refusal]:
         found.append(("resume_only_model", "give the checkpoint as resume_from_checkpoint"))
     if params.streaming and params.max_steps < 1:
         found.append(("max_steps", "streamed data has no known length: say how many steps to train"))
+    for name in ("save_strategy", "eval_strategy"):
+        if params.streaming and getattr(params, name) == "epoch":
+            found.append((name, "streamed data has no epochs: choose steps"))
+    if params.interleave_prob is not None and len(params.interleave_prob) != len(params.dataset):
+        found.append(("interleave_prob", f"there must be one for each of the {len(params.dataset)} data sets"))
     return found

@@ -42,9 +42,9 @@ class Encoder:
             raise InvalidRequest(reason, param="loss_scale")
         self._params = params
         self._tokenizer = tokenizer
-        self._learns = learns
+        self.learns = learns
         self._loss_scale = "all" if learns == "text" else params.loss_scale
-        self._max_length = max_length
+        self.max_length = max_length
         plain = not params.use_chat_template
         self._renderer = PromptRenderer(
             tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer)
@@ -54,13 +54,13 @@ class Encoder:
 
     def encode(self, row: Any) -> list[Encoded]:
         """The samples of a row: one, but for the templates named above. Raises BadRow."""
-        sample = read(row, self._learns)
+        sample = read(row, self.learns)
         self._notes.clear()
         try:
-            if self._learns == "pairs":
+            if self.learns == "pairs":
                 assert isinstance(sample, Pair)
                 return [self._pair(sample)]
-            if self._learns == "labels":
+            if self.learns == "labels":
                 return list(self._labelled(sample))
             if isinstance(sample, Text):
                 return [self._fitted(*self._text_sample(sample))]
@@ -177,7 +177,7 @@ class Encoder:
     # ---- lengths
 
     def _fitted(self, ids: list[int], labels: list[int]) -> Encoded:
-        limit = self._max_length
+        limit = self.max_length
         if limit is not None and len(ids) > limit:
             self._refuse_long(len(ids), limit)
             part = slice(-limit, None) if self._params.truncation_strategy == "left" else slice(limit)
@@ -190,7 +190,7 @@ class Encoder:
 
     def _cut(self, prompt: list[int], *answers: list[int]) -> tuple[list[int], ...]:
         """With every answer, the prompt fits."""
-        limit = self._max_length
+        limit = self.max_length
         longest = len(prompt) + max(map(len, answers))
         if limit is None or longest <= limit:
             return prompt, *answers

@@ -5,26 +5,30 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.loading import load_config
 from engines.errors import InvalidRequest
 from training.data.aside import nothing_aside, rows_aside
-from training.data.cache import Made, kept
+from training.data.cache import cached_data, kept
 from training.data.columns import read
 from training.data.encode import Encoded, Encoder, TooLong
-from training.data.packing import best_fit, pack_stream, packed
+from training.data.once import once
+from training.data.packing import best_fit, packed
 from training.data.problems import BadData, BadRow
 from training.data.rows import Account, usable
 from training.data.samples import Learns, is_plain
+from training.data.saved import Made
 from training.data.sources import Param, Source, sources
 from training.data.told import told, told_of_first
 from training.params.evaluation import given_for_evaluation
 from training.params.sft import SftParams
+from training.processes import Processes
 
 COLUMNS: dict[Learns, tuple[str, ...]] = {
     "answers": ("input_ids", "labels"),
@@ -33,18 +37,18 @@ COLUMNS: dict[Learns, tuple[str, ...]] = {
     "labels": ("prompt_ids", "completion_ids", "label"),
 }
 """What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it."""
-SHUFFLED = 1000
-"""Samples of a stream that are in memory to be drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
     train: Any
-    """A `datasets.Dataset`; a `LazyDataset` with `lazy_tokenize`; a `datasets.IterableDataset` with `streaming`."""
+    """A `datasets.Dataset`; a `LazyDataset` with `lazy_tokenize`; a `Stream` with `streaming`."""
     evaluation: Any | None
-    """The same; None where there is none."""
+    """A `datasets.Dataset` or a `LazyDataset`; None where there is none."""
     notes: tuple[str, ...] = ()
-    """What the user should know: rows that were left out."""
+    """What the user should know before training: rows that were left out."""
+    notes_later: Callable[[], list[str]] = list
+    """The same of rows that were read while training. All its processes ask at once."""
 
 
 def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
@@ -57,18 +61,30 @@ def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
     if params.packing and limit is None:
         raise InvalidRequest("packing needs it: the model does not say how much it takes", param="max_length")
     encoder = Encoder(params, tokenizer, learns, limit)
+
     if params.streaming:
-        return Datasets(
-            _streamed(train, params, encoder, learns, limit, shuffled=True),
-            _streamed(evaluation, params, encoder, learns, limit) if evaluation else None,
-            tuple(told_of_first(_first_rows(train, params, learns), encoder)),
-        )
+        from training.data.stream import Stream
+
+        stream = Stream(train, params, encoder)
+        _, held, notes = _prepared(params, tokenizer, encoder, [], evaluation) if evaluation else (None, None, [])
+        notes = [*told_of_first(_first_rows(train, params, learns), encoder), *notes]
+        return Datasets(stream, held, tuple(notes), stream.notes)
+    made, held, notes = _prepared(params, tokenizer, encoder, train, evaluation)
+    return Datasets(made, held, tuple(notes))
+
+
+def _prepared(
+    params: SftParams, tokenizer: Any, encoder: Encoder, train: Sequence[Source], evaluation: Sequence[Source]
+) -> Made:
+    """Made by the first process of this machine for all; samples that are encoded when needed, by each for itself."""
 
     def make() -> Made:
-        return _Preparation(params, encoder, learns, limit).run(train, evaluation)
+        return _Preparation(params, encoder).run(train, evaluation)
 
-    made = kept(params, learns, limit, tokenizer, [*train, *evaluation], make) if params.enable_cache else make()
-    return Datasets(made[0], made[1], tuple(made[2]))
+    def make_or_take() -> Made:
+        return kept(params, encoder, tokenizer, [*train, *evaluation], make) if params.enable_cache else make()
+
+    return make() if params.lazy_tokenize else once(make_or_take, cached_data(), Processes.of_environment())
 
 
 def _check(params: SftParams, learns: Learns) -> None:
@@ -106,11 +122,10 @@ def _limit(params: SftParams, tokenizer: Any) -> int | None:
 class _Preparation:
     """Keeps what it makes on disk, in a folder that is gone from sight as soon as it is mapped into memory."""
 
-    def __init__(self, params: SftParams, encoder: Encoder, learns: Learns, limit: int | None) -> None:
+    def __init__(self, params: SftParams, encoder: Encoder) -> None:
         self._params = params
         self._encoder = encoder
-        self._learns = learns
-        self._limit = limit
+        self._learns = encoder.learns
         self._notes: list[str] = []
         self._only_text = True
         """Whether no conversation was met. Found out where `system` was given, which is for those."""
@@ -123,33 +138,47 @@ class _Preparation:
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
+        self._told = not train
         self._folder = Path(tempfile.mkdtemp(prefix="tuneserve-data-"))
         try:
-            rows = self._rows(train)
-            if self._params.system is not None and self._only_text:
+            rows = self._mixed(self._sets(train)) if train else None
+            held = datasets.concatenate_datasets(self._sets(evaluation)) if evaluation else None
+            if train and self._params.system is not None and self._only_text:
                 self._notes.append("system is not used: the data is plain text, and has no messages")
-            held = self._rows(evaluation) if evaluation else None
-            if held is None:
+            if rows is not None and held is None:
                 rows, held = self._split(rows)
-            made = self._made(rows, "dataset")
+            made = None if rows is None else self._made(rows, "dataset")
             other = None if held is None else self._made(held, "val_dataset" if evaluation else "dataset")
             return made, other, self._notes
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _rows(self, found: Sequence[Source]) -> Any:
-        """A Dataset of the usable rows as JSON text, and where each comes from."""
+    def _sets(self, found: Sequence[Source]) -> list[Any]:
+        """Of each, a Dataset of the usable rows as JSON text, and where each comes from."""
+        return [self._source_rows(source) for source in found]
+
+    def _mixed(self, sets: list[Any]) -> Any:
         import datasets
 
-        return datasets.concatenate_datasets([self._source_rows(source) for source in found])
+        if self._params.interleave_prob is None:
+            return datasets.concatenate_datasets(sets)
+        return datasets.interleave_datasets(
+            sets,
+            probabilities=list(self._params.interleave_prob),
+            seed=self._params.data_seed,
+            stopping_strategy=self._params.stopping_strategy,
+        )
 
     def _source_rows(self, source: Source) -> Any:
         account = Account()
         usable_rows = usable(source, self._params, self._learns, account)
+        count = source.count
+        if self._params.streaming:
+            usable_rows, count = islice(usable_rows, count), None
         texts = ({"row": json.dumps(row, default=str), "place": place} for place, row in self._looked_at(usable_rows))
         rows = self._written(texts, {"row": "large_string", "place": "string"})
         self._notes.extend(account.told.notes(source.name, self._encoder.reads))
-        return rows if source.count is None else rows.select(_drawn(len(rows), source.count, self._params.data_seed))
+        return rows if count is None else rows.select(_drawn(len(rows), count, self._params.data_seed))
 
     def _looked_at(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         for place, row in rows:
@@ -191,8 +220,8 @@ class _Preparation:
         encoded = self._without_problems(encoded, param, len(rows))
         if not self._params.packing:
             return encoded
-        assert self._limit is not None
-        return self._packed(encoded, self._limit)
+        assert self._encoder.max_length is not None
+        return self._packed(encoded, self._encoder.max_length)
 
     def _without_problems(self, encoded: Any, param: Param, rows: int) -> Any:
         problems: list[str] = list(encoded["problem"])
@@ -272,54 +301,9 @@ def _feature(form: str) -> Any:
     return datasets.List(datasets.Value(items[form])) if form in items else datasets.Value(form)
 
 
-# ---- while training
-
-
 def _first_rows(found: Sequence[Source], params: SftParams, learns: Learns) -> Iterator[str]:
     """Rows as JSON text, up to the first that is at fault: the training says so itself."""
     with suppress(BadData):
         for source in found:
             for _, row in usable(source, params, learns, Account()):
                 yield json.dumps(row, default=str)
-
-
-def _streamed(
-    found: Sequence[Source],
-    params: SftParams,
-    encoder: Encoder,
-    learns: Learns,
-    limit: int | None,
-    *,
-    shuffled: bool = False,
-) -> Any:
-    import datasets
-
-    settings = {"found": list(found), "params": params, "encoder": encoder, "learns": learns}
-    stream = datasets.IterableDataset.from_generator(_stream, gen_kwargs=settings | {"limit": limit})
-    return stream.shuffle(seed=params.data_seed, buffer_size=SHUFFLED) if shuffled else stream
-
-
-def _stream(
-    found: Sequence[Source], params: SftParams, encoder: Encoder, learns: Learns, limit: int | None
-) -> Iterator[Encoded]:
-    samples = _samples(found, params, encoder, learns)
-    if params.packing:
-        assert limit is not None
-        return pack_stream(samples, limit)
-    return samples
-
-
-def _samples(found: Sequence[Source], params: SftParams, encoder: Encoder, learns: Learns) -> Iterator[Encoded]:
-    """Raises BadData."""
-    for source in found:
-        left = source.count
-        for place, row in usable(source, params, learns, Account()):
-            if left == 0:
-                break
-            try:
-                yield from encoder.encode(row)
-            except BadRow as error:
-                if params.strict and not isinstance(error, TooLong):
-                    raise BadData(f"{place}: {error}", param=source.param) from error
-                continue
-            left = None if left is None else left - 1

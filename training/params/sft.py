@@ -8,6 +8,7 @@ from engines.params.about import THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
+from training.params.mixing import MixingParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
     AdaloraParams,
@@ -37,6 +38,7 @@ class PredictParams(Params):
 class SftParams(
     PredictParams,
     ChatTemplateParams,
+    MixingParams,
     LigerParams,
     ReftParams,
     AdaloraParams,

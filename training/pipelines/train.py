@@ -37,4 +37,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         params, report.folder.path, dtype=tuned.model.dtype, evaluates=data.evaluation is not None
     )
     training = Training(params=params, report=report, tuned=tuned, tokenizer=tokenizer, data=data, arguments=arguments)
-    return train(method.trainer(training))
+    result = train(method.trainer(training))
+    for note in data.notes_later():
+        report.message(note, level="warn")
+    return result

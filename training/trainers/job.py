@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 from transformers.integrations import TensorBoardCallback
 
 from engines.adapters.disk import sync
@@ -52,6 +54,7 @@ class JobTrainer:
         model: Any
         add_callback: Any
         pop_callback: Any
+        data_collator: Any
 
     def __init__(self, job: Training[Any], **settings: Any) -> None:
         """`settings`: those of the Trainer behind this class that differ between methods."""
@@ -68,6 +71,26 @@ class JobTrainer:
             self.add_callback(callback)
         if job.report.discreet and self.pop_callback(TensorBoardCallback):
             self.add_callback(Curves())
+
+    def get_train_dataloader(self) -> Any:
+        """A stream has shared itself out among the processes, which accelerate would do again."""
+        if not self.job.params.streaming:
+            return super().get_train_dataloader()  # type: ignore[misc]
+        loader = DataLoader(
+            self.job.data.train,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,  # which gives all processes what the first one reads
+        )
 
     def create_optimizer(self, *given: Any) -> Any:
         chosen = optimizer_of(self.job.params)

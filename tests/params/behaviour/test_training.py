@@ -44,6 +44,7 @@ VERA = NO_LORA | {"train_type": "vera"}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
 
 
@@ -127,6 +128,8 @@ def of_every_training(task: str) -> dict[str, Row]:
             val_dataset=Two(UNGIVEN, ["$rows#2"], prepared),
             split_dataset_ratio=Two(0, 0.5, prepared),
             streaming=Two(False, True, kind),
+            interleave_prob=Two([0.1, 0.9], [0.9, 0.1], prepared, {"dataset": ["$rows", "$fewer"]}),
+            stopping_strategy=Two("first_exhausted", "all_exhausted", prepared, DRAWN),
             enable_cache=Two(False, True, kept),
             download_mode=Two(
                 "reuse_dataset_if_exists",

@@ -1,11 +1,13 @@
 """Data sets are found where they are named, read, drawn from, split, and given to trainers."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from engines.errors import InvalidRequest
 from tests.training.data.tokenizers import THINKS_LAST, tokenizer
@@ -32,6 +34,10 @@ def ten(tmp_path: Path) -> str:
 
 def built(learns: Learns = "answers", **params: Any) -> Datasets:
     return build(SftParams(**params), tokenizer(), learns=learns)
+
+
+def batched(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def texts(data: Any) -> list[str]:
@@ -146,13 +152,88 @@ def test_lazy_rows_are_the_same_and_pass_over_what_is_too_long(tmp_path: Path) -
     assert texts(data.train) == ["answer 1", "answer 3", "answer 3"]
 
 
-def test_a_stream_gives_the_same_rows_again_and_again(ten: str) -> None:
-    data = built(dataset=[ten, f"{ten}#2"], streaming=True, val_dataset=f"{ten}#3")
+def numbers(samples: Iterable[Any]) -> list[int]:
+    """Those of the answers."""
+    return [int(text.removeprefix("answer ")) for text in texts(samples)]
+
+
+def test_a_stream_gives_all_rows_again_and_again_in_another_order(ten: str) -> None:
+    data = built(dataset=ten, streaming=True, val_dataset=f"{ten}#3")
     for _ in range(2):
-        assert sorted(texts(data.train)) == sorted(f"answer {i}" for i in (*range(10), 0, 1))
-        assert texts(data.evaluation) == ["answer 0", "answer 1", "answer 2"]
+        first, second = batched(numbers(islice(data.train, 20)), 10)
+        assert sorted(first) == sorted(second) == list(range(10))
+        assert first != second
+    assert numbers(data.evaluation) == [0, 1, 2]
     packed = built(dataset=ten, streaming=True, packing=True, max_length=100).train
-    assert sum(len(row["seq_lengths"]) for row in packed) == 10
+    assert sum(len(row["seq_lengths"]) for row in packed.one_pass()) == 10
+
+
+def test_streams_of_several_sets_are_read_in_turn(tmp_path: Path, ten: str) -> None:
+    other = save(tmp_path / "other.jsonl", map(question, (70, 71)))
+    train = built(dataset=[f"{ten}#4", other], streaming=True).train
+    assert numbers(train.one_pass()) == [0, 70, 1, 71, 2, 3]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_are_drawn_from_several_sets_by_their_probabilities(tmp_path: Path, streaming: bool) -> None:
+    low, high = (save(tmp_path / f"{n}.jsonl", map(question, range(n, n + 100))) for n in (0, 500))
+
+    def drawn(**params: Any) -> list[int]:
+        train = built(dataset=[low, high], streaming=streaming, split_dataset_ratio=0.0, **params).train
+        return numbers(train.one_pass() if streaming else train)
+
+    found = drawn(interleave_prob=(0.1, 0.9))
+    few = [number for number in found if number < 500]
+    assert 100 <= len(found) < 135
+    assert 0 < len(few) < 35
+    assert few == list(range(len(few)))
+    whole = drawn(interleave_prob=(0.1, 0.9), stopping_strategy="all_exhausted")
+    assert {number for number in whole if number < 500} == set(range(100))
+    assert sum(number >= 500 for number in whole) > 400, "the set that is exhausted begins again"
+
+
+def shares(monkeypatch: pytest.MonkeyPatch, dataset: str, count: int, **params: Any) -> list[list[int]]:
+    """The numbers that each of so many processes gets in one pass."""
+    found = []
+    for rank in range(count):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        found.append(numbers(built(dataset=dataset, streaming=True, **params).train.one_pass()))
+    return found
+
+
+def test_processes_share_a_stream_without_repeats(ten: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shares(monkeypatch, ten, 3)
+    assert sorted(chain(*found)) == list(range(10))
+    assert [len(each) for each in found] == [4, 3, 3]
+
+
+def test_loaders_of_a_process_share_its_part_of_a_stream(ten: str) -> None:
+    train = built(dataset=ten, streaming=True).train
+    loader = DataLoader(train, batch_size=None, num_workers=2)
+    assert sorted(numbers(islice(loader, 10))) == list(range(10))
+    more_loaders_than_rows = DataLoader(built(dataset=f"{ten}#1", streaming=True).train, batch_size=None, num_workers=2)
+    assert numbers(islice(more_loaders_than_rows, 3)) == [0, 0, 0]
+
+
+def test_fewer_rows_than_processes_are_refused(ten: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(BadData, match="fewer rows than processes"):
+        next(iter(built(dataset=f"{ten}#2", streaming=True).train))
+
+
+def test_rows_that_a_stream_drops_are_told_once(tmp_path: Path) -> None:
+    rows = [question(1), {"query": "alone"}, {"query": "q" * 200, "response": "a"}, question(2)]
+    path = save(tmp_path / "a.jsonl", rows)
+    data = built(dataset=path, streaming=True, max_length=60)
+    for loaders in (0, 2):
+        assert len(list(islice(DataLoader(data.train, batch_size=None, num_workers=loaders), 8))) == 8
+        (note,) = data.notes_later()
+        assert f"2 rows of {path} were left out, the first because: Line " in note
+        data = built(dataset=path, streaming=True, max_length=60)
+    with pytest.raises(BadData, match=r"Line 2 of a\.jsonl"):
+        list(islice(built(dataset=path, streaming=True, strict=True).train, 4))
 
 
 @pytest.mark.parametrize(
@@ -179,14 +260,14 @@ def test_prepared_data_is_used_again_until_something_changes(
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
     settings: dict[str, Any] = {"dataset": ten, "enable_cache": True, "split_dataset_ratio": 0.2}
     first, again = built(**settings), built(**settings, dataset_num_proc=2)
-    kept = list((tmp_path / "cache" / "data").iterdir())
+    kept = list((tmp_path / "cache" / "data").glob("[!.]*"))
     assert len(kept) == 1
     assert texts(again.train) == texts(first.train) == texts(built(**settings | {"enable_cache": False}).train)
     assert texts(again.evaluation) == texts(first.evaluation)
     built(**settings, system="Be kind.")
     save(Path(ten), [question(1)])
     assert texts(built(**settings).train) == ["answer 1"]
-    assert len(list((tmp_path / "cache" / "data").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "data").glob("[!.]*"))) == 3
 
 
 def test_self_cognition_says_the_names_it_is_given() -> None:
