@@ -33,6 +33,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         report.message(note, level="warn")
     report.message("Loading the model.")
     tuned = tuner_of(params).attach(load_for_training(params), params)
+    write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
         params, report.folder.path, dtype=tuned.model.dtype, evaluates=data.evaluation is not None
     )

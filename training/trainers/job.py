@@ -127,7 +127,7 @@ class JobTrainer:
             self._saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_args(self.job.params, grown)
+            write_args(self.job.params, grown, self.job.tuned.model)
             if self.job.report.discreet:
                 make_discreet(grown)
             for path in grown.rglob("*"):

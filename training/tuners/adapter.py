@@ -38,6 +38,12 @@ class AdapterTuner(Tuner):
             adapted.enable_input_require_grads()  # else no gradient reaches a layer behind frozen embeddings
         return Tuned(adapted)
 
+    def shape(self, model: Any) -> dict[str, Any]:
+        config = model.peft_config["default"]
+        named = config.target_modules
+        where = {"target_regex": named} if isinstance(named, str) else {"target_modules": sorted(named or ())}
+        return where | {"modules_to_save": list(config.modules_to_save or ())}
+
     def new(self, model: Any, params: SftParams) -> Any:
         """A `PeftModel` with a new adapter."""
         from peft import get_peft_model

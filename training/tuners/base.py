@@ -53,6 +53,10 @@ class Tuner(ABC):
         """Parameters with which it makes what an engine with such `support` does not serve as an adapter."""
         return [("train_type", f"{self.name!r} makes no LoRA adapter, and no other is served")]
 
+    def shape(self, model: Any) -> dict[str, Any]:
+        """The parameters that would make the adapter which `model` (a `PeftModel`) holds, as far as it says them."""
+        return {}
+
     @abstractmethod
     def attach(self, model: Any, params: SftParams) -> Tuned:
         """`model`, ready for a trainer: with an adapter, or with the weights chosen that learn.

@@ -53,6 +53,18 @@ class Lora(AdapterTuner):
             task_type="CAUSAL_LM",
         )
 
+    def shape(self, model: Any) -> dict[str, Any]:
+        config = model.peft_config["default"]
+        scales = {"lora_rank": config.r, "lora_alpha": config.lora_alpha}
+        return {
+            **super().shape(model),
+            **({} if config.rank_pattern or config.alpha_pattern else scales),  # else each layer has its own
+            "lora_dropout": config.lora_dropout,
+            "lora_bias": config.bias,
+            "use_dora": config.use_dora,
+            "use_rslora": config.use_rslora,
+        }
+
     def attach(self, model: Any, params: SftParams) -> Tuned:
         tuned = super().attach(model, params)
         return pissa.Pissa(tuned.model) if pissa.started_so(tuned.model) else tuned

@@ -11,6 +11,16 @@ class Vera(AdapterTuner):
     name = "vera"
     reads = WHERE | frozenset(VeraParams.model_fields)
 
+    def shape(self, model: Any) -> dict[str, Any]:
+        config = model.peft_config["default"]
+        return {
+            **super().shape(model),
+            "vera_rank": config.r,
+            "vera_projection_prng_key": config.save_projection,
+            "vera_dropout": config.vera_dropout,
+            "vera_d_initial": config.d_initial,
+        }
+
     def config(self, params: SftParams) -> Any:
         from peft import VeraConfig
 

@@ -12,6 +12,9 @@ from transformers.trainer_utils import SchedulerType
 from training.idle import idle
 from training.params.choices import Reporter, Schedule
 from training.params.sft import SftParams
+from training.params.task import TASK
+from training.reporters import PACKAGES
+from training.supported import refusals
 
 
 def test_the_schedules_are_the_librarys() -> None:
@@ -42,6 +45,22 @@ def test_reporters_are_given_one_or_several(given: str | list[str]) -> None:
     assert SftParams.model_validate({"report_to": given}).report_to == (
         (given,) if isinstance(given, str) else tuple(given)
     )
+
+
+@pytest.mark.parametrize("reporter", sorted({*INTEGRATION_TO_CALLBACK} - {"kubeflow"}))
+def test_a_reporter_whose_package_is_missing_is_refused_where_the_library_would_fail(reporter: str) -> None:
+    task = TASK.validate_python({"task": "sft", "params": {"report_to": reporter}})
+    told = [reason for name, reason in refusals(task) if name == "report_to"]
+    try:
+        INTEGRATION_TO_CALLBACK[reporter]()
+    except (RuntimeError, ImportError):
+        assert told and "needs the package" in told[0] and reporter in told[0]
+    else:
+        assert not told
+
+
+def test_every_reporter_says_what_it_needs() -> None:
+    assert PACKAGES.keys() == set(get_args(Reporter)) - {"all", "none"}
 
 
 @pytest.mark.parametrize("schedule", get_args(Schedule))
