@@ -1,11 +1,12 @@
-"""A server process on EchoEngine: `python echo_server.py '{"params": {...}, "engine": {...}, "faults": {...},
-"hosted": true}'`.
+"""A server on EchoEngine as the program of a process: `{"params": {...}, "engine": {...}, "faults": {...},
+"hosted": true}` are its settings.
 
 Hosted, the engine runs in a process of its own.
 """
 
-import json
+import os
 import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 from engines import errors
@@ -14,6 +15,18 @@ from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from server.commands.deploy import configure_logging, listen, serve
 from server.parts import make_parts
+
+TOKENIZER = echo_tokenizer()
+"""Made, and what it needs loaded, before the forks."""
+
+
+def run(settings: dict[str, Any], log: Connection, folder: str, environment: dict[str, str]) -> None:
+    """Run in a process forked for this, in this folder, and write its log to the pipe."""
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.exit(main(settings))
 
 
 def main(settings: dict[str, Any]) -> int:
@@ -32,14 +45,10 @@ def main(settings: dict[str, Any]) -> int:
     except errors.TuneserveError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return serve(make_parts(engine, echo_tokenizer(), params), listener)
+    return serve(make_parts(engine, TOKENIZER, params), listener)
 
 
 def _hosted(faults: dict[str, Any]) -> Engine:
     from tests.hosted_echo import echo_in_its_process
 
     return echo_in_its_process(**faults)
-
-
-if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
