@@ -1,14 +1,12 @@
 """What `load_args` takes from the args.json of the checkpoint that a training goes on from."""
 
-import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from engines.errors import InvalidRequest
 from engines.params.about import facts
 from engines.params.data import DataParams
 from training.params.sft import SftParams
-from training.saved_args import ARGS
+from training.saved_args import read_given
 from training.supported import supported
 
 P = TypeVar("P", bound=SftParams)
@@ -21,11 +19,10 @@ def with_saved_args(params: P) -> P:
     """
     if not params.load_args:
         return params
-    folder = next((folder for folder in _checkpoints(params) if (folder / ARGS).is_file()), None)
-    if folder is None:
-        return params
-    saved, loadable = _read(folder), _loadable(params)
-    loaded = {name: saved[name] for name in saved["given"] if name in loadable}
+    found = ((folder, saved) for folder in _checkpoints(params) if (saved := read_given(folder)) is not None)
+    folder, saved = next(found, (None, {}))
+    loadable = _loadable(params)
+    loaded = {name: value for name, value in saved.items() if name in loadable}
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)
@@ -45,13 +42,3 @@ def _checkpoints(params: SftParams) -> list[Path]:
     adapters = [source.partition("=")[2] or source for source in params.adapters]
     named = [params.resume_from_checkpoint, *adapters, params.model]
     return [Path(name).expanduser() for name in named if name]
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = json.loads((folder / ARGS).read_bytes())
-        saved["given"] = list(saved["given"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        message = f"{ARGS} of {folder.name} cannot be read ({error}): repair it, or set load_args to false"
-        raise InvalidRequest(message, param="load_args") from error
-    return saved

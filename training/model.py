@@ -11,7 +11,6 @@ from engines.text.templates import chosen_template, template_in
 from training.device import training_dtype
 from training.methods import method_of
 from training.params.sft import SftParams
-from training.tuners import tuner_of
 
 P = TypeVar("P", bound=SftParams)
 
@@ -62,8 +61,6 @@ def model_of(params: SftParams) -> str:
     checkpoint's own config.json would not do: the token to pad with, which the trainer writes there, has its
     embedding left untrained.
     """
-    if params.resume_from_checkpoint and params.resume_only_model and tuner_of(params).makes == "model":
-        return params.resume_from_checkpoint
     if not params.model:
         raise InvalidRequest("name the model to train, a folder or an id on the hub", param="model")
     local = Path(params.model).expanduser()

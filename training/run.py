@@ -67,7 +67,7 @@ def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:
 def run(folder: JobFolder, report: Report) -> Result | None:
     """None: another process of this training has gone, which says why itself, or cannot."""
     try:
-        task = folder.read_task()
+        task = folder.read_task().completed()
         report.discreet = task.discreet
         check(task)
         check_devices(WORLD_SIZE)

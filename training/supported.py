@@ -49,8 +49,8 @@ def _refusal(params: Params, name: str) -> str | None:
 def _unfit(params: SftParams) -> list[Refusal]:
     """Parameters that do not go together, whatever is trained and how."""
     found = template_conflicts(params)
-    if params.adapters and params.resume_from_checkpoint:
-        found.append(("adapters", "resume_from_checkpoint names what training goes on with"))
+    if params.adapters and params.resume_only_model:
+        found.append(("adapters", "with resume_only_model, resume_from_checkpoint names what training begins with"))
     if params.resume_only_model and not params.resume_from_checkpoint:
         found.append(("resume_only_model", "give the checkpoint as resume_from_checkpoint"))
     if params.streaming and params.max_steps < 1:

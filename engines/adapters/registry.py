@@ -38,6 +38,8 @@ class Lease:
     _on_release: Callable[[], None] | None = None
     chat_template: str | None = None
     """The chat template that the adapter brings; None: the one that the base model is served with."""
+    folder: Path | None = None
+    """Folder of the adapter's files, which stay there until `release`."""
 
     def release(self) -> None:
         """The request has ended. May be called again."""
@@ -174,8 +176,9 @@ class AdapterRegistry:
         version.requests += 1
         version.in_flight += 1
         version.last_used = int(time.time())
-        chat_template = version.snapshot.spec.chat_template
-        return Lease(version.id, version.name, partial(self._release, version), chat_template)
+        spec = version.snapshot.spec
+        release = partial(self._release, version)
+        return Lease(version.id, version.name, release, spec.chat_template, spec.folder)
 
     def _release(self, version: Version) -> None:
         version.in_flight -= 1

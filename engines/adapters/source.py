@@ -33,11 +33,22 @@ def _split(text: str) -> tuple[str, str]:
     return name, source
 
 
+def whole_path(text: str) -> str:
+    """`text`, a path, a hub id or `NAME=PATH`, with its folder by its whole path, where it names one."""
+    name, source = _split(text)
+    folder = Path(source).expanduser()
+    if not source or not folder.is_dir():
+        return text
+    return str(folder.resolve()) if source == text else f"{name}={folder.resolve()}"
+
+
 def fetch_adapter(source: str, *, token: str | None) -> Path:
     """The folder of an adapter, downloaded where `source` is no folder but a hub id. Raises InvalidAdapter."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_absolute():
+        raise InvalidAdapter(f"there is no folder {folder.name!r}", param="adapters")
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
 

@@ -8,8 +8,11 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from engines.adapters.source import whole_path
 from engines.errors import TuneserveError
+from engines.params.about import facts
 from engines.params.secrets import secrets_of
 from server.commands.foreground import Ended, end_of_log, run_here
 from server.commands.output_folder import new_training_folder
@@ -36,11 +39,7 @@ def run(task: Task) -> int:
 def _train(task: Task, params: SftParams, progress: Progress) -> int:
     processes = _processes()
     folder = JobFolder(new_training_folder(params))
-    if params.resume_from_checkpoint:
-        # A folder is to mean the same wherever it is run from.
-        checkpoint = str(Path(params.resume_from_checkpoint).expanduser().resolve())
-        task = task.model_copy(update={"params": params.model_copy(update={"resume_from_checkpoint": checkpoint})})
-    folder.write_task(task)
+    folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
     progress.say(f"Results go to {folder.path}.")
     ended = run_here(folder, progress, secrets=secrets_of(params), processes=processes)
     if ended.result is None or ended.result.status == "failed":
@@ -53,6 +52,22 @@ def _train(task: Task, params: SftParams, progress: Progress) -> int:
     assert ended.result.artifact, "what succeeded has made something"
     progress.say(_how_to_serve(folder.path / ended.result.artifact, params.model))
     return 0
+
+
+def _anywhere(params: SftParams) -> SftParams:
+    """`params` in which what was trained before has its whole path: a folder is to mean the same wherever it is run
+    from, and its checkpoints are to find what training began with."""
+    said = dict(facts(type(params)))
+    changes: dict[str, Any] = {}
+    for name in params.model_fields_set:
+        match said[name].names, getattr(params, name):
+            case "checkpoint", str(text) if text:
+                changes[name] = str(Path(text).expanduser().resolve())
+            case "model", str(text):
+                changes[name] = whole_path(text)
+            case "adapter", texts:
+                changes[name] = tuple(map(whole_path, texts))
+    return params.model_copy(update=changes)
 
 
 def _make(task: Task, progress: Progress) -> int:

@@ -55,7 +55,8 @@ class MethodBody(RequestBody):
 
 class CreateFineTuningJob(RequestBody):
     model: NonEmpty
-    """The served base model's name."""
+    """Name of the served base model, or of an adapter of it that training goes on with, such as an earlier job's
+    model."""
     training_file: FileId
     """Id of an uploaded file."""
     validation_file: FileId | None = None

@@ -1,12 +1,15 @@
 """Makes a job of a fine-tuning request, or refuses it: what will not train, or could not be served, is never begun."""
 
+import asyncio
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
 
+from engines.adapters.registry import Lease
 from engines.errors import InvalidRequest, NotFound, UnsupportedParameter
 from engines.params.deploy import DeployParams
 from server.deps import part
@@ -22,6 +25,7 @@ from server.fine_tuning.twins import Said, said_once
 from server.inference.inference import Inference
 from server.jobs.job import Job
 from server.jobs.jobs import Jobs
+from server.jobs.storage import to_storage_error
 from server.jobs.store import message
 from server.model.served import ServedModel
 from training.folder import Message
@@ -44,7 +48,14 @@ class Creator:
         self.inference.lifecycle.check_ready()
         # 1. What can be told from the request alone.
         body.check_built()
-        await self._check_model(body.model)
+        lease = await self.inference.adapters.lease(body.model)
+        try:
+            return await self._create(body, lease)
+        finally:
+            lease.release()
+
+    async def _create(self, body: CreateFineTuningJob, model: Lease) -> Job:
+        """`model`: what training begins with."""
         capabilities = self.inference.engine.capabilities()
         method = BY_OPENAI_NAME[body.method_name]
         params = check_parameters(body.parameters, method, max_model_len=capabilities.max_model_len)
@@ -54,29 +65,26 @@ class Creator:
             raise InvalidRequest(text, param="parameters.split_dataset_ratio")
         async with self.jobs.making("ftjob-") as id:
             # 2. The whole task, as far as it is known without the data.
-            record = self._record(id, body, said)
+            record = self._record(id, body, model, said)
             data = data_files(self.jobs.folders.data(id), record)
             task = first_task(record, data, self.served)
             _check_supported(task)
             check_servable(task.params, capabilities.adapters)
-            # 3. The files: the job has them for itself from here on.
+            # 3. The files, and the adapter: the job has them for itself from here on.
             await self._copy(body.training_file, data.training, "training_file")
             if body.validation_file is not None and data.validation is not None:
                 await self._copy(body.validation_file, data.validation, "validation_file")
+            if model.folder is not None and data.adapter is not None:
+                await asyncio.to_thread(_copy_adapter, model.folder, data.adapter)
             events = _first_events(id, record)
             told = record.model_dump(mode="json")
             return await self.jobs.create(id, task, *events, metadata=body.metadata, fine_tuning=told)
 
-    async def _check_model(self, model: str) -> None:
-        lease = await self.inference.adapters.lease(model)
-        lease.release()
-        if lease.version is not None:
-            text = f"{model[:100]!r} is an adapter, and only the base model {self.model.name!r} can be trained."
-            raise UnsupportedParameter(text, param="model")
-
-    def _record(self, id: str, body: CreateFineTuningJob, said: Said) -> FineTuning:
+    def _record(self, id: str, body: CreateFineTuningJob, model: Lease, said: Said) -> FineTuning:
         return FineTuning(
-            model=self.model.name,
+            model=model.name,
+            from_adapter=model.folder is not None,
+            brings_template=model.chat_template is not None,
             name=model_name(base=self.model.name, owner=self.model.owner, suffix=body.suffix, job_id=id),
             owner=self.model.owner,
             training_file=body.training_file,
@@ -106,7 +114,19 @@ def _check_supported(task: TrainingTask) -> None:
         if name in AS_SERVED:
             text = f"The model is served with {name}, and cannot be trained so: {reason}."
             raise UnsupportedParameter(text, param="model")
+        if name == "adapters":  # which no client gives: the model is one
+            raise UnsupportedParameter(f"The model is an adapter: {reason}.", param="model")
         raise UnsupportedParameter(f"parameters.{name}: {reason}.", param=f"parameters.{name}")
+
+
+def _copy_adapter(folder: Path, target: Path) -> None:
+    """Raises StorageFull."""
+    try:
+        target.mkdir()
+        for file in folder.iterdir():
+            shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise to_storage_error(error) from error
 
 
 def _first_events(id: str, record: FineTuning) -> list[Message]:

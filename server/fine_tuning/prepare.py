@@ -13,9 +13,12 @@ from training.params.task import TrainingTask
 
 
 def data_files(folder: Path, record: FineTuning) -> DataFiles:
-    """Where in the job's folder of data the copies of the uploaded files lie."""
-    validation = None if record.validation_file is None else folder / "validation_file.jsonl"
-    return DataFiles(training=folder / "training_file.jsonl", validation=validation)
+    """Where in the job's folder of data the copies of what it uses lie."""
+    return DataFiles(
+        training=folder / "training_file.jsonl",
+        validation=None if record.validation_file is None else folder / "validation_file.jsonl",
+        adapter=folder / "adapter" if record.from_adapter else None,
+    )
 
 
 def prepare(

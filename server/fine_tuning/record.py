@@ -12,7 +12,11 @@ class FineTuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """The base model's name in the API."""
+    """The name in the API of the model that training begins with."""
+    from_adapter: bool = False
+    """Whether that is an adapter, of which the job has a copy."""
+    brings_template: bool = False
+    """Whether that adapter has a chat template of its own."""
     name: str
     """What the model that comes out is called once it is published."""
     owner: str

@@ -33,6 +33,8 @@ class TooManyCheckpoints(ValueError):
 class DataFiles:
     training: Path
     validation: Path | None
+    adapter: Path | None
+    """Folder of the adapter that training begins with."""
 
 
 def first_task(record: FineTuning, files: DataFiles, served: DeployParams) -> TrainingTask:
@@ -72,14 +74,16 @@ def samples_in_a_pass(batch_size: int, most: int | None) -> int:
 def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[str, Any]:
     """What `parameters` may replace, where a client may choose it at all."""
     repeated = {name: getattr(served, name) for name in AS_SERVED if name in served.model_fields_set}
-    if "template" in record.parameters:
-        repeated.pop("chat_template", None)
+    if "template" in record.parameters or record.brings_template:
+        repeated = {name: value for name, value in repeated.items() if name not in ("template", "chat_template")}
     elif served.chat_template is not None:
         repeated["chat_template"] = read_chat_template(served.chat_template)  # itself: its file is the server's
     validation = {"split_dataset_ratio": 0} if files.validation is None else {"val_dataset": [str(files.validation)]}
+    begun = {} if files.adapter is None else {"adapters": [str(files.adapter)]}
     return {
         **repeated,
         **validation,
+        **begun,
         "model": model_source(served),
         "dataset": [str(files.training)],
         "strict": True,

@@ -47,6 +47,14 @@ class JobFolders:
                 if folder.name not in ids:
                     shutil.rmtree(folder, ignore_errors=True)
 
+    def used_by(self, job: Job) -> set[str]:
+        """Ids of the other jobs of whose files its parameters name some."""
+        values = job.parameters.values()
+        texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+        paths = [Path(text) for text in texts if isinstance(text, str)]
+        inside = [path.relative_to(self.root) for path in paths if path.is_relative_to(self.root)]
+        return {path.parts[0] for path in inside if path.parts} - {job.id}
+
     def newest_checkpoint(self, job: Job) -> Path | None:
         """The checkpoint with the most steps, of any attempt; of two with as many, the later attempt's."""
         found = [

@@ -169,7 +169,7 @@ class Jobs:
         """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of
         `task`.
 
-        Raises InvalidRequest where it asks for more GPUs than there are.
+        Raises InvalidRequest where it asks for more GPUs than there are, Conflict where a job that it needs is gone.
         """
         assert not secrets(type(task.params)) & task.params.model_fields_set, "a secret would be lost with the server"
         if devices and devices > (there := len(await self._machine.devices.look())):
@@ -198,7 +198,7 @@ class Jobs:
             error=None,
             result=None,
         )
-        await self.store.create(job, *events)
+        await self.store.create(job, *events, needs=self.folders.used_by(job))
         self._scheduler.wake()
         return job
 
@@ -227,12 +227,18 @@ class Jobs:
         return await self._enqueue(id, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
 
     async def delete(self, id: str) -> None:
-        """Delete the job with all its files. Raises NotFound; Conflict where something of it still runs."""
-        job = await self.store.get(id)
+        """Delete the job with all its files. Raises NotFound; Conflict where something of it still runs, or a job that
+        has not ended needs what it has made."""
+        job, folders = await self.store.get(id), self.folders
         idle = frozenset(JobStatus) - {JobStatus.RUNNING, JobStatus.VALIDATING}
-        if self._scheduler.run_of(id) is not None or not await self.store.delete(id, before=idle):
+
+        def needs_it(other: Job) -> bool:
+            return id in folders.used_by(other)
+
+        running = self._scheduler.run_of(id) is not None
+        if running or not await self.store.delete(id, before=idle, needed_by=needs_it):
             raise Conflict(f"The job is {job.status} and its worker is there: cancel it first.", param="id")
-        await asyncio.to_thread(self.folders.remove, id)
+        await asyncio.to_thread(folders.remove, id)
 
     async def _enqueue(self, id: str, before: set[JobStatus], verb: str, **values: Any) -> Job:
         def status(job: Job) -> JobStatus:

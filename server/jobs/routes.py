@@ -34,9 +34,10 @@ async def create_job(
     given = task.params.model_dump(mode="json", exclude_unset=True)
     async with jobs.making() as id:
         resolved = await sources.resolve(type(task.params), given, id)
+        task = await asyncio.to_thread(parse(body.type, resolved).completed)
         job = await jobs.create(
             id,
-            parse(body.type, resolved),
+            task,
             message(f"Created the job {id}"),
             told=given,
             priority=body.priority,

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engines.errors import NotFound
-from server.jobs.job import Job, JobStatus
+from engines.errors import Conflict, NotFound
+from server.jobs.job import TERMINAL, Job, JobStatus
 from server.jobs.table import ATTEMPTS, CHECKPOINTS, EVENTS, JOBS
 from server.store.database import Database
 from server.store.ids import new_id
@@ -64,8 +64,12 @@ class JobStore:
 
     # ---- jobs
 
-    async def create(self, job: Job, *events: Event) -> Job:
+    async def create(self, job: Job, *events: Event, needs: Collection[str] = ()) -> Job:
+        """`needs`: ids of jobs whose files it uses. Raises Conflict where one of them is gone."""
         async with self.database.writing() as connection:
+            found = await connection.execute(select(JOBS.c.id).where(JOBS.c.id.in_(needs)).with_for_update())
+            if gone := set(needs).difference(found.scalars()):
+                raise Conflict(f"The job {min(gone)} was deleted, and this one needs what it had made.")
             await connection.execute(insert(JOBS).values(**asdict(job)))
             await _add_events(connection, job.id, 0, events)
         return job
@@ -133,9 +137,17 @@ class JobStore:
                 await connection.execute(insert(ATTEMPTS).values(**attempt))
         return begun
 
-    async def delete(self, id: str, *, before: Collection[JobStatus]) -> bool:
-        """Whether it is gone, with all that it reported: not where its status is none of `before`."""
+    async def delete(self, id: str, *, before: Collection[JobStatus], needed_by: Callable[[Job], bool]) -> bool:
+        """Whether it is gone, with all that it reported: not where its status is none of `before`.
+
+        Raises Conflict where it is `needed_by` a job that has not ended.
+        """
         async with self.database.writing() as connection:
+            await _in_turn(connection, id)
+            others = await connection.execute(select(JOBS).where(JOBS.c.id != id, JOBS.c.status.not_in(TERMINAL)))
+            if users := [job.id for job in map(_to_job, others.mappings()) if needed_by(job)]:
+                text = f"The job {users[0]} needs what this one has made: wait until it has ended, or cancel it first."
+                raise Conflict(text, param="id")
             gone = await connection.execute(delete(JOBS).where(JOBS.c.id == id, JOBS.c.status.in_(before)))
         return gone.rowcount == 1
 

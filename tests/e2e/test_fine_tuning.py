@@ -131,6 +131,31 @@ def test_dpo_moves_the_preference_and_its_model_answers(tiny: openai.OpenAI) -> 
     assert ask(tiny, job.fine_tuned_model) != ask(tiny, "base")
 
 
+def test_a_fine_tuned_model_is_trained_on_from_what_it_had_learned(tiny: openai.OpenAI) -> None:
+    file = upload(tiny, identity_lines())
+
+    def train(model: str, **method: Any) -> Any:
+        job = tiny.fine_tuning.jobs.create(model=model, training_file=file, suffix="more", seed=1, **method)
+        job = wait(tiny, job.id)
+        assert job.status == "succeeded", job.error
+        return job
+
+    def losses(job: Any) -> list[float]:
+        events: list[Any] = list(tiny.fine_tuning.jobs.list_events(job.id, limit=100))
+        return [event.data["train_loss"] for event in reversed(events) if event.type == "metrics"]
+
+    epochs = {"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 50}}
+    first = train("base", method={"type": "supervised", "supervised": epochs})
+    checkpoint = tiny.fine_tuning.jobs.checkpoints.list(first.id).data[-1].fine_tuned_model_checkpoint
+    assert checkpoint.startswith(f"{first.fine_tuned_model}:ckpt-step-")
+    for model in (first.fine_tuned_model, checkpoint):
+        job = train(model, method={"type": "supervised", "supervised": epochs})
+        assert (job.model, job.fine_tuned_model) == (model, f"ft:base:tuneserve:more:{job.id.removeprefix('ftjob-')}")
+        assert losses(job)[0] < losses(first)[0] - 0.5
+        assert losses(job)[-1] < losses(first)[-1]
+        assert ask(tiny, job.fine_tuned_model)
+
+
 def preference_lines() -> str:
     rows = [
         {

@@ -4,8 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import torch
+from safetensors.torch import load
 
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.server.api import Api, api_of
@@ -14,6 +18,7 @@ from tests.server.process import ServerProcess
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
 STEPS = 1000
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
+STEPS_OF_EACH = 400
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,23 @@ def wait_for_step(api: Api, id: str, step: int) -> None:
         return bool(newest) and newest[0]["step"] >= step
 
     assert api.jobs.wait(id, happened=there)["status"] == "running"
+
+
+def kill_worker(server: ServerProcess, id: str) -> None:
+    """As the system does where memory runs out."""
+    workers = psutil.Process(server.pid).children(recursive=True)
+    (worker,) = [each for each in workers if any(f"/{id}/" in word for word in each.cmdline())]
+    worker.kill()
+
+
+def weights_of(api: Api, id: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load(api.jobs.result(id, "adapter_model.safetensors"))
+    return found
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
 def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_left_alone(
@@ -78,3 +100,39 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
         # 4. The result is merged by the job's name.
         merged = api.jobs.wait(api.jobs.create("merge", {"model": "base", "adapters": [disturbed]})["id"])
         assert (merged["status"], merged["result"]["kind"]) == ("succeeded", "model"), merged
+
+
+def test_what_began_with_an_adapter_is_killed_and_paused_and_ends_as_if_left_alone(model: Path, tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "red"}
+    chats = [{"messages": [asked, {"role": "assistant", "content": f"blue {n}"}]} for n in range(9)]
+    pairs = [row | {"rejected_response": "value"} for row in chats]
+    for name, rows in (("chats", chats), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = {"lora_rank": 3, "lora_alpha": 24, "lora_dropout": 0.1}
+    first = {"model": "base", "dataset": ["chats.jsonl"], "max_steps": 20, "learning_rate": 1e-2, **shape}
+    long = {"model": "base", "max_steps": STEPS_OF_EACH, "save_steps": 40, "logging_steps": 1}
+    kinds: dict[str, dict[str, Any]] = {
+        "sft": {"dataset": ["chats.jsonl"]},
+        "rlhf": {"dataset": ["pairs.jsonl"], "rlhf_type": "dpo"},
+    }
+    with serving(model, tmp_path) as (server, api):
+        taught = api.jobs.create("sft", first)["id"]
+        api.jobs.wait(taught, "succeeded")
+        for type, kind in kinds.items():
+            training = long | kind | {"adapters": [taught]}
+            left_alone = api.jobs.create(type, training)["id"]
+            api.jobs.wait(left_alone, "succeeded")
+            disturbed = api.jobs.create(type, training)["id"]
+            wait_for_step(api, disturbed, 45)
+            kill_worker(server, disturbed)
+            wait_for_step(api, disturbed, 90)
+            assert api.jobs.move(disturbed, "pause").status_code == 200
+            refused = api.http.delete(f"/v1/jobs/{taught}")
+            assert (refused.status_code, disturbed in refused.text) == (409, True)
+            assert api.jobs.move(disturbed, "resume").status_code == 200
+            job = api.jobs.wait(disturbed, "succeeded")
+            assert job["attempt"] == 3
+            undisturbed = weights_of(api, left_alone)
+            assert distance(weights_of(api, disturbed), undisturbed) < 1e-5
+            assert distance(weights_of(api, taught), undisturbed) > 1e-3
+        assert api.http.delete(f"/v1/jobs/{taught}").status_code == 200

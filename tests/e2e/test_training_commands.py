@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
+from tests.engines.pt.adapters import save_adapter
 from tests.training.jobs import ROOT, make_data, make_model
 from training.folder import JobFolder
 
@@ -109,6 +111,30 @@ def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(here: Path) -> None:
     words = (*TRAINING, "--resume_from_checkpoint", checkpoint, "--max_steps", str(stopped + 2))
     _, last = finish(here, "sft", *words)
     assert last.endswith(f"checkpoint-{stopped + 2}")
+
+
+def test_what_began_with_an_adapter_and_was_stopped_ends_as_if_it_had_not_been(here: Path, tmp_path: Path) -> None:
+    """And from wherever it is resumed, by its checkpoint alone."""
+    save_adapter(here / "tiny", here / "taught", r=3, lora_alpha=24, lora_dropout=0.1)
+    length = ("--max_steps", "300", "--save_steps", "1000", "--logging_steps", "1")
+    _, last = finish(here, "sft", *TRAINING, "--adapters", "taught", *length)
+    whole = re.search(r"--adapters (\S+)$", last)[1]
+
+    with start(here, "sft", *TRAINING, "--adapters", "taught", *length) as process:
+        wait_for_a_step(process)
+        process.send_signal(signal.SIGINT)
+        told, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    checkpoint = re.search(r"go on with --resume_from_checkpoint (\S+)\.", told)[1]
+    words = ("--dataset", str(here / "lines.jsonl"), "--split_dataset_ratio", "0", "--report_to", "none")
+    events, last = finish(tmp_path, "sft", *words, *length, "--resume_from_checkpoint", checkpoint)
+    resumed = re.search(r"--adapters (\S+)$", last)[1]
+
+    first = next(event["step"] for event in events if event["type"] == "step")
+    assert first == int(checkpoint.rpartition("-")[2]) + 1 > 1
+    one, other = (load_file(Path(made) / "adapter_model.safetensors") for made in (whole, resumed))
+    assert one.keys() == other.keys()
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes to one another")

@@ -11,6 +11,7 @@ from training.params.export import MergeParams, merged_folder
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
 from training.refusal import Refusal
+from training.saved_args import read_beginning
 
 Artifact = Literal["adapter", "model"]
 
@@ -52,6 +53,10 @@ class Task(BaseModel):
         """Where what a command makes is to be, if not in the folder of the run. Raises Conflict, InvalidAdapter."""
         raise NotImplementedError
 
+    def completed(self) -> "Task":
+        """The same task, which names all that it needs. Raises InvalidRequest."""
+        return self
+
     def going_on_from(self, checkpoint: Path) -> "Task":
         """The same task, from a checkpoint of its own on, where it writes any."""
         return self
@@ -76,13 +81,25 @@ class TrainingTask(Task):
             *([] if self.params.dataset else ["dataset"]),
         ]
 
+    def completed(self) -> Self:
+        """With what the training began with whose checkpoint it resumes, unless it says so itself or loads nothing."""
+        params = self.params
+        if not params.resume_from_checkpoint or params.resume_only_model or not params.load_args:
+            return self
+        began = read_beginning(Path(params.resume_from_checkpoint).expanduser())
+        return self._with({name: value for name, value in began.items() if name not in params.model_fields_set})
+
     def going_on_from(self, checkpoint: Path) -> Self:
         if self.params.save_only_model:  # its checkpoints do not say how far it had come
             return self
         changes: dict[str, Any] = {"resume_from_checkpoint": str(checkpoint)}
-        if self.params.resume_only_model:  # which was said of another training's checkpoint
-            changes["resume_only_model"] = False
-        return self.model_copy(update={"params": self.params.model_copy(update=changes)})
+        if self.params.resume_only_model:  # which was said of another training's checkpoint: there it began
+            changes |= {"resume_only_model": False} | read_beginning(checkpoint)
+        return self._with(changes)
+
+    def _with(self, changes: dict[str, Any]) -> Self:
+        given = {name: getattr(self.params, name) for name in self.params.model_fields_set}
+        return self.model_copy(update={"params": type(self.params).model_validate(given | changes)})
 
 
 class SftTask(TrainingTask):

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import set_seed
 
 from training.arguments import trainer_arguments
+from training.beginning import with_beginning
 from training.data import build
 from training.folder import Result
 from training.load_args import with_saved_args
@@ -20,7 +21,7 @@ from training.tuners import tuner_of
 
 def run(params: SftParams, report: Report) -> Result:
     """Raises TuneserveError, Stopped, and what the libraries raise."""
-    params = with_template(with_saved_args(params))
+    params = with_template(with_beginning(with_saved_args(params)))
     write_args(params, report.folder.path)
     return train_with(method_of(params), params, report)
 

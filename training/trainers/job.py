@@ -182,7 +182,7 @@ def train(trainer: Any) -> Result:
 
 
 def _checkpoint_to_resume(params: SftParams) -> str | None:
-    if params.resume_from_checkpoint is None or params.resume_only_model:
+    if params.resume_from_checkpoint is None:
         return None
     folder = Path(params.resume_from_checkpoint).expanduser()
     for needed in ("trainer_state.json", "optimizer.pt"):

@@ -76,6 +76,4 @@ def _reference(params: RlhfParams) -> Any:
         changes = {}
     else:
         return None
-    if params.ref_model is not None or not params.resume_only_model:
-        changes["resume_from_checkpoint"] = None  # what training started from, not what it had come to
     return load_for_training(params.model_copy(update=changes))

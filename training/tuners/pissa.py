@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.errors import InvalidRequest
 from training.params.sft import SftParams
 from training.refusal import Refusal
-from training.tuners.base import Tuned
+from training.tuners.adapter import Adapted
 
 INNER = "pissa"
 """A checkpoint's folder of what training goes on from; the word of `init_weights`, and the beginning of its
@@ -35,7 +36,7 @@ def started_so(model: Any) -> bool:
     return str(model.peft_config["default"].init_lora_weights).startswith(INNER)
 
 
-class Pissa(Tuned):
+class Pissa(Adapted):
     def __init__(self, model: Any) -> None:
         """`model`: a `PeftModel` that has learned nothing yet."""
         super().__init__(model)
@@ -48,6 +49,10 @@ class Pissa(Tuned):
         from safetensors.torch import load_file
 
         inner = checkpoint / INNER
+        if not inner.is_dir():
+            message = f"the training of {checkpoint.name} did not begin with init_weights {INNER}"
+            raise InvalidRequest(message, param="init_weights")
+        super().resume(inner)
         began = load_file(inner / BEGAN)
         _take_out_instead(self.model, self._began, began)
         self._began = began

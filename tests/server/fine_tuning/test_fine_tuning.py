@@ -11,6 +11,7 @@ import pytest
 from server.jobs.jobs import Jobs
 from tests.adapter_folders import write_adapter
 from tests.server.fine_tuning.conftest import Start, TrainingApi
+from training.folder import JobFolder
 
 AUTO = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"}
 
@@ -245,10 +246,49 @@ def test_too_many_checkpoints_fail_the_job(api: TrainingApi) -> None:
     assert (job["error"]["code"], job["error"]["param"]) == ("invalid_parameters", "parameters.save_steps")
 
 
-def test_a_fine_tuned_model_is_not_trained_on(api: TrainingApi) -> None:
-    job = api.fine_tuning.wait(api.fine_tuning.create()["id"])
-    reply = api.fine_tuning.post(model=job["fine_tuned_model"])
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "model")
+@pytest.mark.parametrize("checkpoint", ["", ":ckpt-step-2"])
+def test_a_fine_tuned_model_is_trained_on(api: TrainingApi, checkpoint: str) -> None:
+    """The new model is named after the base, as OpenAI does."""
+    first = api.fine_tuning.wait(api.fine_tuning.create(suffix="one")["id"])
+    model = first["fine_tuned_model"] + checkpoint
+    job = api.fine_tuning.create(model=model, suffix="two")
+    assert (job["status"], job["model"]) == ("validating_files", model)
+    # Neither the model nor the job that made it is needed any more.
+    assert api.http.delete(f"/v1/models/{model}").status_code == 200
+    assert api.http.delete(f"/v1/jobs/{first['id']}").status_code == 200
+    job = api.fine_tuning.wait(job["id"], "succeeded")
+    assert job["fine_tuned_model"] == f"ft:echo:tuneserve:two:{job['id'].removeprefix('ftjob-')}"
+    assert api.answer(job["fine_tuned_model"])
+    folders = api.http.parts[Jobs].folders
+    params = JobFolder(folders.attempt(job["id"], 1)).read_task().training
+    assert params is not None
+    assert params.adapters == (str(folders.data(job["id"]) / "adapter"),)
+    files = {path.name for path in Path(params.adapters[0]).iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_an_alias_is_told_as_the_model_that_it_stands_for(api: TrainingApi) -> None:
+    first = api.fine_tuning.wait(api.fine_tuning.create()["id"])
+    assert api.adapters.alias("best", first["fine_tuned_model"]).status_code == 200
+    assert api.fine_tuning.create(model="best")["model"] == first["fine_tuned_model"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param", "reason"),
+    [
+        ({"lora_rank": 4}, "parameters.lora_rank", "has its own: leave it out"),
+        ({"init_weights": "pissa"}, "parameters.init_weights", "has its own: leave it out"),
+        ({"train_type": "full"}, "model", "is an adapter: only train_type lora goes on with an adapter"),
+        ({"train_type": "vera"}, "parameters.train_type", "cannot be served"),
+    ],
+)
+def test_what_a_fine_tuned_model_has_already_is_not_chosen_again(
+    api: TrainingApi, parameters: dict[str, Any], param: str, reason: str
+) -> None:
+    first = api.fine_tuning.wait(api.fine_tuning.create()["id"])
+    reply = api.fine_tuning.post(model=first["fine_tuned_model"], parameters=parameters)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert reason in reply.json()["error"]["message"]
 
 
 def test_the_worker_is_told_all_that_was_asked_for(api: TrainingApi) -> None:

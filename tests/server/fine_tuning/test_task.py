@@ -11,7 +11,7 @@ from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, f
 from training.methods import METHODS
 from training.params.auto import Hyperparameters, choose
 
-FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None)
+FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None, adapter=None)
 SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100, system="Be brief.")
 CHOSEN = Hyperparameters(n_epochs=3, batch_size=8, learning_rate_multiplier=5.0)
 
@@ -57,7 +57,7 @@ def test_hyperparameters_become_the_trainers() -> None:
 
 
 def test_a_validation_file_is_evaluated_on() -> None:
-    files = DataFiles(training=FILES.training, validation=Path("/jobs/1/data/valid.jsonl"))
+    files = DataFiles(training=FILES.training, validation=Path("/jobs/1/data/valid.jsonl"), adapter=None)
     assert first_task(record(), files, SERVED).params.val_dataset == ("/jobs/1/data/valid.jsonl",)
 
 

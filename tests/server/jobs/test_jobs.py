@@ -143,6 +143,23 @@ async def test_a_running_job_is_not_deleted_and_another_is_gone_with_its_files(o
     assert await office.jobs.store.events(job.id) == []
 
 
+async def test_a_job_whose_files_another_one_needs_is_not_deleted(office: Office) -> None:
+    first = await office.until(await office.create(), JobStatus.SUCCEEDED)
+    made = office.jobs.folders.attempt(first.id, 1) / "adapter"
+    second = await office.create({"steps": 1000}, sft_task(adapters=[str(made)]))
+    for state in (None, "paused"):
+        if state == "paused":
+            await office.jobs.pause(second.id)
+        with pytest.raises(Conflict, match=f"{second.id} needs what this one has made"):
+            await office.jobs.delete(first.id)
+        assert made.is_dir()
+    await office.jobs.cancel(second.id)
+    await office.jobs.delete(first.id)
+    assert not made.exists()
+    with pytest.raises(Conflict, match=f"{first.id} was deleted"):
+        await office.create({}, sft_task(adapters=[str(made)]))
+
+
 # ---- the queue
 
 

@@ -210,6 +210,17 @@ def test_a_jobs_result_is_named_by_its_id(api: EchoApi, done: dict[str, Any]) ->
     assert api.jobs.refused("sft", SFT | {"model": "job-nope"})["param"] == "parameters.model"
 
 
+def test_what_a_checkpoint_began_with_is_needed_by_what_resumes_it(api: EchoApi) -> None:
+    first, second = (ended(api) for _ in range(2))
+    folders = api.http.parts[Jobs].folders
+    adapter = folders.attempt(first["id"], 1) / "adapter"
+    checkpoint = folders.attempt(second["id"], 1) / "checkpoint-10"
+    (checkpoint / "args.json").write_text(json.dumps({"adapters": [str(adapter)], "given": ["adapters"]}))
+    job = ended(api, parameters=SFT | {"resume_from_checkpoint": second["id"]})
+    assert "adapters" not in job["parameters"]
+    assert task_of(api, job)["adapters"] == [str(adapter)]
+
+
 def test_paths_lie_under_job_roots(api: EchoApi, roots: Path) -> None:
     given = {"model": "model", "dataset": [f"{roots}/train.jsonl#5"]}
     params = task_of(api, ended(api, parameters=given))

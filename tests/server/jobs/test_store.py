@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from engines.errors import NotFound
+from engines.errors import Conflict, NotFound
 from server.jobs.job import Job, JobStatus
 from server.jobs.store import JobStore, message
 from server.jobs.table import JOBS
 from server.store.database import Database
 from training.folder import Checkpoint, Evaluation, Event, Message, Step
 
-QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
+QUEUED, RUNNING, FAILED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED
 
 
 @pytest.fixture
@@ -112,7 +112,26 @@ async def test_pages_follow_one_another(store: JobStore) -> None:
 
 async def test_what_is_deleted_is_gone_with_all_that_it_reported(store: JobStore) -> None:
     await store.create(job("job-1"), message("x"))
-    assert not await store.delete("job-1", before={RUNNING})
-    assert await store.delete("job-1", before={QUEUED})
+    assert not await store.delete("job-1", before={RUNNING}, needed_by=nobody)
+    assert await store.delete("job-1", before={QUEUED}, needed_by=nobody)
     assert await store.events("job-1") == []
     assert await store.counts() == {}
+
+
+async def test_what_an_unfinished_job_needs_is_there_until_it_ends(store: JobStore) -> None:
+    def needs_it(other: Job) -> bool:
+        return other.id == "job-2"
+
+    await store.create(job("job-1"))
+    await store.create(job("job-2"), needs=["job-1"])
+    with pytest.raises(Conflict, match="job-2 needs"):
+        await store.delete("job-1", before={QUEUED}, needed_by=needs_it)
+    await store.change("job-2", attempt=0, before={QUEUED}, status=FAILED)
+    assert await store.delete("job-1", before={QUEUED}, needed_by=needs_it)
+    with pytest.raises(Conflict, match="job-1 was deleted"):
+        await store.create(job("job-3"), needs=["job-1"])
+    assert await store.ids() == {"job-2"}
+
+
+def nobody(other: Job) -> bool:
+    return False

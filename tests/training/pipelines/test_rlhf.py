@@ -76,7 +76,9 @@ def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
         given = SETTINGS | {"model": str(base), "dataset": pairs} | params
         if "eval_strategy" in params:
             given["val_dataset"] = f"{pairs}#4"
-        result = pipeline.run(RlhfParams.model_validate(given), Report(folder))
+        asked = RlhfParams.model_validate(given)
+        folder.write_task(RlhfTask(task="rlhf", params=asked))
+        result = pipeline.run(asked, Report(folder))
         assert result.status == "succeeded"
         return folder
 
@@ -194,6 +196,33 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
         told = [metrics[name] for metrics in steps(whole).values()]
         assert [metrics[name] for metrics in steps(resumed).values()] == pytest.approx(told[3:], abs=1e-5), name
+
+
+@pytest.mark.parametrize("train_type", ["lora", "full"])
+def test_the_reference_of_what_goes_on_is_what_training_began_with(
+    train: Callable[..., JobFolder], train_type: str
+) -> None:
+    kind = {"train_type": train_type} | ({"learning_rate": 1e-3} if train_type == "full" else {})
+    taught = str(train("taught", **kind).path / "checkpoint-6")
+    rest = {**kind, "lora_rank": 8, "lora_alpha": 32, "load_args": False}  # the defaults, not the shape it has
+    wholes = {"weights": train("weights", **rest, resume_from_checkpoint=taught, resume_only_model=True)}
+    if train_type == "lora":
+        wholes["adapter"] = train("adapter", **rest, adapters=[taught])
+    for name, whole in wholes.items():
+        again = whole.read_task().going_on_from(whole.path / "checkpoint-3").params
+        resumed = train(f"{name}-resumed", **again.model_dump(exclude_unset=True))
+        assert steps(whole)[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+        for metric in ("loss", "rewards/margins", "logps/chosen"):
+            told = [metrics[metric] for metrics in steps(whole).values()][3:]
+            assert [metrics[metric] for metrics in steps(resumed).values()] == pytest.approx(told, abs=1e-5), metric
+        assert told_apart(whole, resumed) < 1e-5
+
+
+def told_apart(first: JobFolder, second: JobFolder) -> float:
+    """The largest difference between the weights at the end."""
+    one, other = (load_file(next((job.path / "checkpoint-6").glob("*model.safetensors"))) for job in (first, second))
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
 def test_the_reference_is_no_part_of_a_checkpoint(train: Callable[..., JobFolder], base: Path) -> None:

@@ -22,6 +22,7 @@ from training.folder import Checkpoint, JobFolder, Message, Result, Started
 from training.params.sft import SftParams
 from training.pipelines import train as pipeline
 from training.report import Diverged, Report
+from training.supported import refusals
 from training.trainers.supervised import SupervisedTrainer
 
 QUICK: dict[str, Any] = {
@@ -37,7 +38,7 @@ def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFol
     def run(**params: Any) -> tuple[JobFolder, Result]:
         given = {"model": str(tiny), "dataset": str(lines), **QUICK, **params}
         job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
-        asked: Any = job.read_task().params
+        asked: Any = job.read_task().completed().params
         return job, pipeline.run(asked, Report(job))
 
     return run
@@ -147,6 +148,109 @@ def test_resumed_full_training_ends_as_one_that_was_never_stopped(
     assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
     for name, tensor in weights(whole, 6).items():
         assert torch.equal(tensor, weights(resumed, 6)[name]), (tensor - weights(resumed, 6)[name]).abs().max()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [{"lora_rank": 3, "lora_alpha": 24, "use_rslora": True}, {"init_weights": "pissa", "lora_rank": 2}],
+    ids=["lora", "pissa"],
+)
+def test_resumed_training_that_began_with_an_adapter_ends_as_one_that_was_never_stopped(
+    train: Callable[..., tuple[JobFolder, Result]], first: dict[str, Any]
+) -> None:
+    taught, result = train(**first, lora_dropout=0.1)
+    adapter = str(taught.path / result.artifact)
+    whole, _ = train(adapters=adapter)
+    resumed, _ = train(adapters=adapter, resume_from_checkpoint=str(whole.path / "checkpoint-3"), load_args=False)
+
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    for name, tensor in weights(whole, 6).items():
+        assert torch.equal(tensor, weights(resumed, 6)[name])
+    config = json.loads((resumed.path / "checkpoint-6" / "adapter_config.json").read_text())
+    assert config == json.loads((whole.path / "checkpoint-6" / "adapter_config.json").read_text())
+
+
+def test_a_checkpoint_alone_says_with_which_adapter_it_began(train: Callable[..., tuple[JobFolder, Result]]) -> None:
+    taught, result = train(lora_rank=3, lora_alpha=24)
+    whole, _ = train(adapters=str(taught.path / result.artifact))
+    resumed, _ = train(resume_from_checkpoint=str(whole.path / "checkpoint-3"))
+
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+
+
+@pytest.mark.parametrize("train_type", ["lora", "full"])
+def test_what_takes_the_weights_only_goes_on_after_an_interruption(
+    train: Callable[..., tuple[JobFolder, Result]], train_type: str
+) -> None:
+    shape = {"lora_rank": 3, "lora_alpha": 24} if train_type == "lora" else {}
+    taught, _ = train(train_type=train_type, **shape)
+    begun = {"resume_from_checkpoint": str(taught.path / "checkpoint-6"), "resume_only_model": True}
+    whole, _ = train(train_type=train_type, load_args=False, **begun)
+    again = whole.read_task().going_on_from(whole.path / "checkpoint-3").training
+    resumed, _ = train(**again.model_dump(exclude_unset=True))
+
+    assert losses(whole)[1] < losses(taught)[1]
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "reason"),
+    [
+        ({"load_args": False}, "adapters", "the adapter that is to be named here"),
+        ({"train_type": "full"}, "train_type", "was trained with train_type lora, not full"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_would_make_another_training_of_one_that_began_with_an_adapter_is_refused(
+    train: Callable[..., tuple[JobFolder, Result]], given: dict[str, Any], param: str, reason: str
+) -> None:
+    taught, result = train()
+    begun, _ = train(adapters=str(taught.path / result.artifact))
+
+    asked = make_job(begun.path / "next", "sft", resume_from_checkpoint=str(begun.path / "checkpoint-3"), lora_rank=5)
+    assert ("lora_rank", "training goes on with the adapter in adapters, which has its own: leave it out") in refusals(
+        asked.read_task().completed()
+    )
+    with pytest.raises(InvalidRequest, match=reason) as refused:
+        train(resume_from_checkpoint=str(begun.path / "checkpoint-3"), **given)
+    assert refused.value.param == param
+
+
+def test_an_adapter_of_another_shape_is_not_resumed(train: Callable[..., tuple[JobFolder, Result]]) -> None:
+    """PEFT would load the weights, and scale them otherwise."""
+    first, result = train(lora_alpha=8)
+    other, _ = train(lora_alpha=16)
+    begun, _ = train(adapters=str(first.path / result.artifact))
+    named = {"adapters": str(other.path / result.artifact)}
+
+    with pytest.raises(InvalidRequest, match="lora_alpha 8, and the one that is trained 16") as refused:
+        train(resume_from_checkpoint=str(begun.path / "checkpoint-3"), **named)
+    assert refused.value.param == "resume_from_checkpoint"
+    with pytest.raises(InvalidRequest, match="lora_alpha 8, and the one that is trained 32"):
+        train(resume_from_checkpoint=str(first.path / "checkpoint-3"), load_args=False)
+    with pytest.raises(InvalidRequest, match="began with a new adapter") as refused:
+        train(resume_from_checkpoint=str(first.path / "checkpoint-3"), **named)
+    assert refused.value.param == "adapters"
+    with pytest.raises(InvalidRequest, match="did not begin with init_weights pissa") as refused:
+        train(resume_from_checkpoint=str(first.path / "checkpoint-3"), init_weights="pissa")
+    assert refused.value.param == "init_weights"
+
+
+def test_an_adapter_that_the_training_cannot_begin_with_is_refused(
+    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path
+) -> None:
+    taught, result = train(init_weights="pissa", lora_rank=2)
+    adapter = taught.path / result.artifact
+    for given, param, reason in (
+        ({"adapters": str(adapter), "train_type": "vera"}, "train_type", "is of type LORA"),
+        ({"adapters": str(adapter / "pissa")}, "adapters", "has changed"),
+        ({"adapters": str(tmp_path)}, "adapters", "has no adapter_config.json"),
+        ({"adapters": str(tmp_path / "gone")}, "adapters", "there is no folder 'gone'"),
+        ({"resume_from_checkpoint": str(tmp_path / "gone")}, "resume_from_checkpoint", "there is no folder 'gone'"),
+    ):
+        with pytest.raises(TuneserveError, match=reason) as refused:
+            train(load_args=False, **given)
+        assert refused.value.param == param
 
 
 def test_resuming_at_the_end_gives_the_result_again(train: Callable[..., tuple[JobFolder, Result]]) -> None:

@@ -93,6 +93,17 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train: C
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_began_with_an_adapter_and_was_stopped_ends_alike(train: Callable[..., JobFolder]) -> None:
+    taught = train("taught", vera_rank=8).path / "checkpoint-6"
+    whole = train("whole", adapters=[str(taught)], vera_rank=256, vera_dropout=0)
+    checkpoint = whole.path / "checkpoint-3"
+    resumed = train(
+        "resumed", adapters=[str(taught)], vera_rank=256, vera_dropout=0, resume_from_checkpoint=str(checkpoint)
+    )
+    assert losses(whole)[1] < losses(train("new", vera_rank=8))[1]
+    assert list(losses(resumed).values()) == list(losses(whole).values())[3:]
+
+
 def test_it_is_merged(train: Callable[..., JobFolder], tiny: Path, tmp_path: Path) -> None:
     checkpoint = train("job").path / "checkpoint-6"
     folder = JobFolder(tmp_path / "merged")

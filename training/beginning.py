@@ -1,0 +1,46 @@
+"""What a training begins with: the base model, or what was trained before."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engines.errors import InvalidRequest
+from training.params.sft import SftParams
+from training.saved_args import read_given
+from training.tuners import tuner_of
+
+P = TypeVar("P", bound=SftParams)
+
+
+def with_beginning(params: P) -> P:
+    """`params` in which `model` and `adapters` say all of what there is before the first step.
+
+    Weights that `resume_only_model` takes from a checkpoint are what the training begins with, as if that were named
+    there: a training that is interrupted later has to begin with them again, and its reference is made of them.
+
+    Raises InvalidRequest where a checkpoint to resume belongs to a training that began with something else.
+    """
+    if params.resume_from_checkpoint is None:
+        return params
+    checkpoint = Path(params.resume_from_checkpoint).expanduser()
+    if not checkpoint.is_dir():
+        raise InvalidRequest(f"there is no folder {checkpoint.name!r}", param="resume_from_checkpoint")
+    if not params.resume_only_model:
+        _check_same(params, checkpoint)
+        return params
+    makes_model = tuner_of(params).makes == "model"
+    trained: dict[str, Any] = {"model": str(checkpoint)} if makes_model else {"adapters": (str(checkpoint),)}
+    return params.model_copy(update={"resume_from_checkpoint": None, "resume_only_model": False, **trained})
+
+
+def _check_same(params: SftParams, checkpoint: Path) -> None:
+    """Whether it is an adapter that `adapters` name, and the same as before, is found out when it is loaded."""
+    saved = read_given(checkpoint)
+    if saved is None:
+        return
+    train_type = saved.get("train_type", "lora")
+    if train_type != params.train_type:
+        message = f"{checkpoint.name} was trained with train_type {train_type}, not {params.train_type}"
+        raise InvalidRequest(message, param="train_type")
+    if bool(saved.get("adapters")) != bool(params.adapters):
+        began = "the adapter that is to be named here" if saved.get("adapters") else "a new adapter: leave this out"
+        raise InvalidRequest(f"the training of {checkpoint.name} began with {began}", param="adapters")
