@@ -19,6 +19,11 @@ NOT_A_MEASURE = frozenset(
 """What transformers logs besides measurements."""
 
 
+MOST_TOLD = 10_000
+"""Parts of a training of each of which one step and one evaluation are told: more makes nothing clearer, and each is a
+line of a file and a row of a table."""
+
+
 class Stopped(Exception):
     """SIGTERM came, and there is nothing that has to be kept first."""
 
@@ -30,7 +35,11 @@ class Diverged(TuneserveError):
 
 
 class Report:
-    """Appends to the folder's events. In a training by several processes, all but the first of them are silent."""
+    """Appends to the folder's events. In a training by several processes, all but the first of them are silent.
+
+    Messages and checkpoints are told whatever their number; of steps and evaluations the first of each of `MOST_TOLD`
+    parts of the training, the last step, and what was evaluated at a checkpoint.
+    """
 
     discreet = False
     """Whether nothing that is told or written for others may name folders of this machine."""
@@ -40,6 +49,10 @@ class Report:
         self.stop_requested = False
         self._silent = silent
         self._deferred = False
+        self._total_steps = 0
+        self._parts: dict[type[Step | Evaluation], int] = {}
+        """The part of the training that was last told of, by steps and by evaluations."""
+        self._untold: Evaluation | None = None
 
     # ---- told
 
@@ -48,21 +61,40 @@ class Report:
         self._append(Message(time=time.time(), level=level, message=said))
 
     def started(self, *, total_steps: int, rows: int | None) -> None:
+        self._total_steps = total_steps
         self._append(Started(time=time.time(), total_steps=total_steps, rows=rows))
 
-    def step(self, step: int, *, total_steps: int, epoch: float, logs: dict[str, float]) -> None:
-        """Raises Diverged."""
+    def step(self, step: int, *, total_steps: int, epoch: float, logs: dict[str, float]) -> bool:
+        """Whether it was told. Raises Diverged."""
         metrics = {name: float(value) for name, value in logs.items() if name not in NOT_A_MEASURE}
         self._check(step, metrics)
-        self._append(Step(time=time.time(), step=step, total_steps=total_steps, epoch=epoch, metrics=metrics))
+        if due := self._is_due(Step, step):
+            self._append(Step(time=time.time(), step=step, total_steps=total_steps, epoch=epoch, metrics=metrics))
+        return due
 
-    def evaluation(self, step: int, logs: dict[str, float]) -> None:
+    def evaluation(self, step: int, logs: dict[str, float]) -> bool:
+        """Whether it was told."""
         named = {name.removeprefix("eval_"): value for name, value in logs.items() if name not in NOT_A_MEASURE}
         metrics = {name: float(value) for name, value in named.items() if math.isfinite(value)}
-        self._append(Evaluation(time=time.time(), step=step, metrics=metrics))
+        event = Evaluation(time=time.time(), step=step, metrics=metrics)
+        due = self._is_due(Evaluation, step)
+        if due:
+            self._append(event)
+        self._untold = None if due else event
+        return due
 
     def checkpoint(self, step: int) -> None:
+        if self._untold is not None and self._untold.step == step:
+            self._append(self._untold)
+            self._untold = None
         self._append(Checkpoint(time=time.time(), step=step, path=f"checkpoint-{step}"))
+
+    def _is_due(self, kind: type[Step | Evaluation], step: int) -> bool:
+        part = step * MOST_TOLD // max(self._total_steps, MOST_TOLD)
+        if self._parts.get(kind) == part and step != self._total_steps:
+            return False
+        self._parts[kind] = part
+        return True
 
     def _check(self, step: int, metrics: dict[str, float]) -> None:
         strays = [name for name, value in metrics.items() if not math.isfinite(value)]

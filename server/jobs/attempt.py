@@ -86,11 +86,10 @@ class Run(ABC):
             await worker.kill()
         return worker
 
-    async def fail(self, error: JobError, status: Collection[JobStatus], *, told: bool = False, **values: Any) -> None:
-        """`told`: the worker has said so itself."""
+    async def fail(self, error: JobError, status: Collection[JobStatus], **values: Any) -> None:
         await self.change(
             status,
-            *([] if told else [message(error.message, "error")]),
+            message(error.message, "error"),
             status=JobStatus.FAILED,
             error=error.model_dump(),
             finished_at=time.time(),
@@ -231,7 +230,7 @@ class AttemptRun(Run):
             await self._succeed(result)
         elif result is not None and result.status == "failed":
             error = result.error or JobError(code="failed", message="The job failed; its log has the details.")
-            await self.fail(error, COUNTING, told=True, result=result.model_dump(mode="json"))
+            await self.fail(error, COUNTING, result=result.model_dump(mode="json"))
         elif self.handing_back or self.stopping or exit_status is None or result is not None:
             await self.change({JobStatus.RUNNING}, message("The job goes back to the queue"), status=JobStatus.QUEUED)
             await self.take_in()

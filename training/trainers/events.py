@@ -28,8 +28,11 @@ class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             raise Stopped
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        told = True
         if "loss" in logs:
             epoch = state.epoch or 0.0
-            self._report.step(state.global_step, total_steps=state.max_steps, epoch=epoch, logs=logs)
+            told = self._report.step(state.global_step, total_steps=state.max_steps, epoch=epoch, logs=logs)
         elif "eval_loss" in logs:
-            self._report.evaluation(state.global_step, logs)
+            told = self._report.evaluation(state.global_step, logs)
+        if not told:  # each checkpoint has the whole history in it
+            state.log_history.pop()

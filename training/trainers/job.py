@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
+from transformers import PrinterCallback
 from transformers.integrations import TensorBoardCallback
 
 from engines.adapters.disk import sync
@@ -53,6 +54,7 @@ class JobTrainer:
         accelerator: Any
         model: Any
         add_callback: Any
+        remove_callback: Any
         pop_callback: Any
         data_collator: Any
 
@@ -66,6 +68,7 @@ class JobTrainer:
             processing_class=job.tokenizer,
             **settings,
         )
+        self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
         for callback in (*job.tuned.callbacks(), Events(job.report, rows)):
             self.add_callback(callback)

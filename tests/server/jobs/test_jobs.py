@@ -51,6 +51,7 @@ async def test_what_the_worker_reports_is_not_tried_again(office: Office) -> Non
     assert job.error == {"code": "bad_data", "message": "Row 3 is empty.", "param": "dataset"}
     assert job.attempt == 1
     assert (await office.messages(job))[-1] == "Row 3 is empty."
+    assert (await office.messages(job)).count("Row 3 is empty.") == 1
 
 
 async def test_a_worker_that_dies_is_followed_by_one_that_goes_on(office: Office) -> None:

@@ -58,7 +58,6 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
                 taken.append(b"x" * (1 << 24))
         if step == plan.get("fail_at"):
             error = {"code": "bad_data", "message": "Row 3 is empty.", "param": "dataset"}
-            tell(folder, type="message", level="error", message=error["message"])
             write(folder / "result.json", {"status": "failed", "error": error})
             return 1
         tell(folder, type="step", step=step, total_steps=steps, epoch=step / steps, metrics={"loss": 1 / step})
