@@ -259,6 +259,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def hardware(m: dict[str, Any]) -> str:
+    """What `machine` returns, instruction sets and all, as one line."""
+    lacks = f"; without {', '.join(m['flags_missing'])}" if m["flags_missing"] else ""
+    return (
+        f"{m['cpu']}, {m['physical_cores']} cores ({m['logical_cores']} logical), {', '.join(m['flags'])}{lacks}; "
+        f"{m['memory_gib']} GiB; {m['system']}; Python {m['python']}"
+    )
+
+
 def servers(rows: list[Row], setting: Setting) -> list[dict[str, Any]]:
     """Command, environment and versions of each server in the rows."""
     names = {row["server"] for row in rows}
@@ -330,7 +339,6 @@ def tables(document: dict[str, Any]) -> str:
 
 def as_markdown(document: dict[str, Any]) -> str:
     m, setting = document["machine"], document["setting"]
-    lacks = f"; without {', '.join(m['flags_missing'])}" if m["flags_missing"] else ""
     commands = "\n".join(
         f"- **{s['server']}** ({', '.join(f'{k} {v}' for k, v in s['versions'].items())}): "
         f"`{' '.join(f'{k}={v}' for k, v in s['variables'].items())} {s['command']}`"
@@ -338,8 +346,7 @@ def as_markdown(document: dict[str, Any]) -> str:
     )
     return (
         f"# Serving, {document['date']}{' (quick: not to be quoted)' if document['quick'] else ''}\n\n"
-        f"{m['cpu']}, {m['physical_cores']} cores ({m['logical_cores']} logical), {', '.join(m['flags'])}{lacks}; "
-        f"{m['memory_gib']} GiB; {m['system']}; Python {m['python']}.\n\n"
+        f"{hardware(m)}.\n\n"
         f"{Path(setting['model']).name} in {setting['dtype']}, {setting['threads']} threads, "
         f"{setting['prompt_tokens']} tokens in, {setting['output_tokens']} out. "
         f"`{document['command']}` took {document['duration_seconds'] / 60:.0f} minutes. "
