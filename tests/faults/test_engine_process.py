@@ -1,11 +1,8 @@
 """The engine's process is killed, frozen, overloaded, orphaned; the server's side of it keeps its word."""
 
 import asyncio
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -32,6 +29,7 @@ from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.faults.server import begun
 from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -328,25 +326,8 @@ async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config: PtC
     await engine.stop()
 
 
-SERVER = """
-import asyncio, sys
-from engines.pt.client import PtEngine
-from engines.pt.config import PtConfig
-
-async def main():
-    engine = PtEngine(PtConfig(model=sys.argv[1], dtype="float32", device_map="cpu", threads=1), max_num_queued_reqs=1)
-    await engine.start()
-    print(engine._process.pid, flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
 async def test_the_process_dies_with_its_server(config: PtConfig) -> None:
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVER, config.model, stdout=subprocess.PIPE, cwd=os.getcwd()
-    )
+    server = await begun("pt", config.model)
     child = psutil.Process(int(await server.stdout.readline()))
     child.suspend()  # so that it cannot notice by itself
     server.kill()

@@ -1,10 +1,7 @@
 """The process of a hosted engine: it dies, is killed, outlives its server for a moment, and requests fail alone."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -19,6 +16,7 @@ from engines.process.client import ProcessEngine
 from engines.types import EmbeddingRequest, EngineState, GenerationRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
+from tests.faults.server import begun
 from tests.hosted_echo import echo_in_its_process
 from tests.until import async_until
 
@@ -103,22 +101,8 @@ async def test_an_aborted_request_leaves_its_id_free(engine: ProcessEngine) -> N
     await async_until(lambda: engine.stats().running == 0)
 
 
-SERVER = """
-import asyncio
-from tests.hosted_echo import echo_in_its_process
-
-async def main():
-    engine = echo_in_its_process()
-    await engine.start()
-    print(engine._process.pid, flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
 async def test_the_process_and_its_children_die_with_their_server() -> None:
-    server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, stdout=subprocess.PIPE, cwd=os.getcwd())
+    server = await begun("echo")
     hosted = psutil.Process(int(await server.stdout.readline()))
     for number in (signal.SIGINT, signal.SIGTERM):  # these are for the server
         hosted.send_signal(number)

@@ -1,10 +1,7 @@
 """Processes of vLLM are killed, and so is the server before them."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.faults.server import begun
 from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
@@ -81,26 +79,8 @@ async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(
     assert engine.health().state is EngineState.STOPPED
 
 
-SERVER = """
-import asyncio, sys
-from engines.vllm.client import VllmEngine
-from engines.vllm.config import VllmConfig
-from tests.engines.vllm.tiny import TINY
-
-async def main():
-    engine = VllmEngine(VllmConfig(**TINY, model=sys.argv[1]), max_num_queued_reqs=8)
-    engine.prepare()
-    print(engine._process.pid, flush=True)
-    await engine.start()
-
-asyncio.run(main())
-"""
-
-
 async def test_no_process_outlives_a_server_that_was_killed_while_vllm_started(model: Path) -> None:
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVER, str(model), stdout=subprocess.PIPE, cwd=os.getcwd()
-    )
+    server = await begun("vllm", str(model))
     pid = int(await server.stdout.readline())
     await async_until(lambda: len(family(pid)) > 1)
     processes = family(pid)
