@@ -2,18 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.params.about import facts
-from training.device import device_arguments
 from training.params.sft import SftParams
+from training.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
-if TYPE_CHECKING:
-    import torch
 
-
-def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", evaluates: bool) -> dict[str, Any]:
+def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return {
@@ -33,7 +30,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, dtype: "torch.dtype", 
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "remove_unused_columns": False,
         "disable_tqdm": True,  # whoever watches reads our events
-        **device_arguments(dtype),
+        **precision_arguments(precision),
     }
 
 

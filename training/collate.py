@@ -1,4 +1,4 @@
-"""Samples to a batch: padded on one side, or, where they are packed, one after another in one long row."""
+"""Samples to a batch: padded on one side, or packed, several to a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,22 +36,37 @@ class Padded:
 @dataclass(frozen=True, slots=True)
 class Packed:
     """No attention mask, but positions that begin again at 0 with each sample: transformers' attention then keeps the
-    samples apart. Nor does a sample learn to predict the first token of the next."""
+    samples of a row apart. The rest of a row that is shorter than the longest is one more sample, of which nothing is
+    learned. Nor does a sample learn to predict the first token of the next."""
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `position_ids` and `labels`, (1, tokens of all)."""
-        ids: list[int] = []
-        labels: list[int] = []
-        positions: list[int] = []
-        for row in rows:
-            start = 0
-            for length in row["seq_lengths"]:
-                ids += row["input_ids"][start : start + length]
-                labels += [IGNORED, *row["labels"][start + 1 : start + length]]
-                positions += range(length)
-                start += length
-        return {
-            "input_ids": torch.tensor([ids]),
-            "position_ids": torch.tensor([positions]),
-            "labels": torch.tensor([labels]),
+    pad_token_id: int
+    flash: bool = False
+    """Whether FlashAttention runs: it is told where samples end, as it would find that out of a single row only."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `position_ids` and `labels`, (rows, tokens of the longest); where `flash`, also its arguments
+        `cu_seq_lens_q` and `cu_seq_lens_k` (samples + 1), and `max_length_q` and `max_length_k`."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        lengths = [[*row["seq_lengths"], longest - len(row["input_ids"])] for row in rows]
+        batch: dict[str, Any] = {
+            "input_ids": torch.tensor([_filled(row["input_ids"], longest, self.pad_token_id) for row in rows]),
+            "position_ids": torch.tensor([[at for length in row for at in range(length)] for row in lengths]),
+            "labels": torch.tensor([_filled(row["labels"], longest, IGNORED) for row in rows]),
         }
+        batch["labels"][batch["position_ids"] == 0] = IGNORED
+        return batch | (_ends([length for row in lengths for length in row if length]) if self.flash else {})
+
+
+def _filled(values: Sequence[int], length: int, value: int) -> list[int]:
+    return [*values, *[value] * (length - len(values))]
+
+
+def _ends(lengths: Sequence[int]) -> dict[str, Any]:
+    """The samples of all rows, laid end to end, in the words of FlashAttention's arguments."""
+    ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }

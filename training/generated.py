@@ -2,10 +2,12 @@
 there."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from engines.errors import InvalidRequest
 from training.data.encode import IGNORED
+from training.data.packing import samples_of
 from training.params.sft import SftParams
 
 WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaff]")
@@ -13,11 +15,11 @@ WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaf
 
 
 def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any, params: SftParams) -> dict[str, float]:
-    """`rouge-1`, `rouge-2`, `rouge-l` (F-measures) and `bleu-4`, in percent, averaged over `rows`.
+    """`rouge-1`, `rouge-2`, `rouge-l` (F-measures) and `bleu-4`, in percent, averaged over the samples in `rows`.
 
-    Each row's last answer is asked for again, given all that is before it.
+    Each sample's last answer is asked for again, given all that is before it.
     """
-    pairs = [parts for row in rows if (parts := _parts(row))]
+    pairs = list(_asked(rows))
     size = params.per_device_eval_batch_size
     scores = []
     for start in range(0, len(pairs), size):
@@ -27,6 +29,13 @@ def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any,
             answers, batch, strict=True
         )]  # fmt: skip
     return {name: sum(found[name] for found in scores) / len(scores) for name in scores[0]} if scores else {}
+
+
+def check_asks(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raises InvalidRequest where no sample has an answer with something before it."""
+    if next(_asked(rows), None) is None:
+        message = "no row of the validation data has an answer to be learned and a prompt before it"
+        raise InvalidRequest(message, param="predict_with_generate")
 
 
 def score(answer: str, reference: str) -> dict[str, float]:
@@ -50,6 +59,12 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         return WORD.findall(text.lower())
+
+
+def _asked(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompts with their answers."""
+    parts = (_parts(sample) for row in rows for sample in samples_of(row))
+    return (both for both in parts if both is not None)
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:

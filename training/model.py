@@ -1,28 +1,60 @@
 """The model that is trained, and its tokenizer, as transformers loads them."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
-from training.device import training_dtype
 from training.methods import method_of
 from training.params.sft import SftParams
+
+if TYPE_CHECKING:
+    import torch
 
 P = TypeVar("P", bound=SftParams)
 
 
-def load_for_training(params: SftParams) -> Any:
-    """The base model (a `PreTrainedModel`) on the CPU, in the dtype to train in. Raises UnsupportedModel."""
-    source = model_of(params)
-    where: dict[str, Any] = {"revision": params.model_revision, "token": params.hub_token}
-    config = load_config(source, **where)
-    dtype = training_dtype(params, config)
-    attention = {"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl)
-    model = load_model(source, config=config, dtype=dtype, device_map="cpu", attn_implementation=attention, **where)
+BOUNDED = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers that keep the samples of a packed row apart."""
+
+
+def load_base_config(params: SftParams) -> Any:
+    """The base model's `PreTrainedConfig`. Raises UnsupportedModel, also where training asks what it has not."""
+    config = load_config(model_of(params), revision=params.model_revision, token=params.hub_token)
+    text_config = config.get_text_config()
+    others = sorted(set(getattr(text_config, "layer_types", None) or ()) - BOUNDED)
+    if params.packing and (others or _has_state(config)):
+        named = f" ({', '.join(others)})" if others else ""
+        message = f"layers of {text_config.model_type}{named} would see from one sample into the next: turn it off"
+        raise UnsupportedModel(message, param="packing")
+    if params.router_aux_loss_coef and not hasattr(text_config, "output_router_logits"):
+        message = f"{text_config.model_type} is no mixture of experts: leave it out"
+        raise UnsupportedModel(message, param="router_aux_loss_coef")
+    return config
+
+
+def _has_state(config: Any) -> bool:
+    """Whether a layer hands something on from token to token, as those of Mamba do."""
+    from transformers import AutoModelForCausalLM
+
+    mapping = AutoModelForCausalLM._model_mapping
+    return type(config) in mapping and bool(mapping[type(config)]._is_stateful)
+
+
+def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> Any:
+    """The base model (a `PreTrainedModel`) on the CPU. Raises UnsupportedModel."""
+    model = load_model(
+        model_of(params),
+        config=config,
+        dtype=dtype,
+        device_map="cpu",
+        attn_implementation={"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl),
+        revision=params.model_revision,
+        token=params.hub_token,
+    )
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UnsupportedModel(f"{type(model).__name__} cannot do it: turn it off", param="gradient_checkpointing")
     return model

@@ -3,7 +3,7 @@
 from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
 from engines.params.base import Params
 from engines.params.template import template_conflicts
-from training import methods, optimizers, reporters, tuners
+from training import methods, optimizers, precision, reporters, tuners
 from training.idle import idle
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
@@ -35,8 +35,9 @@ def refusals(task: Task) -> list[Refusal]:
     params = task.training
     if params is None:
         return found
-    found += tuners.refusals(params) + optimizers.refusals(params) + methods.refusals(params) + _unfit(params)
-    return found + idle(params) + reporters.refusals(params)
+    for each in (tuners, optimizers, methods, precision):
+        found += each.refusals(params)
+    return found + _unfit(params) + idle(params) + reporters.refusals(params)
 
 
 def _refusal(params: Params, name: str) -> str | None:

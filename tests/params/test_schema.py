@@ -28,6 +28,7 @@ from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.mixing import MixingParams
+from training.params.numbers import NumbersParams
 from training.params.rlhf import PpoParams, RlhfParams
 from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
@@ -71,8 +72,8 @@ GROUPS: dict[str, Any] = {
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
 SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ServerParams)
-LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, PredictParams, MixingParams)
-ADDITIONS: tuple[type[Params], ...] = (*SERVING, PredictParams, MixingParams)
+LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, PredictParams, MixingParams)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, NumbersParams, PredictParams, MixingParams)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True, "template_backend": "jinja"}

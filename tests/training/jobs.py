@@ -19,9 +19,9 @@ TEMPLATE = (
 WORDS = ["red", "blue", "name", "value", "numbers", "the", "and", "one", "two", "three", "four", "five"]
 
 
-def make_model(folder: Path) -> Path:
-    """A tiny Llama with a tokenizer that has a chat template."""
-    save(CONFIGS["llama"](), folder)
+def make_model(folder: Path, name: str = "llama") -> Path:
+    """A tiny model with a tokenizer that has a chat template."""
+    save(CONFIGS[name](), folder)
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)

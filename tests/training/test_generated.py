@@ -2,7 +2,9 @@
 
 import pytest
 
-from training.generated import score
+from engines.errors import InvalidRequest
+from training.data.encode import IGNORED
+from training.generated import check_asks, score
 
 
 def test_the_same_words_score_all_there_is() -> None:
@@ -22,3 +24,10 @@ def test_rouge_counts_what_both_have() -> None:
 
 def test_chinese_is_compared_by_character() -> None:
     assert score("我是马洛", "我是马可")["rouge-1"] == pytest.approx(75)
+
+
+def test_data_without_an_answer_behind_a_prompt_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="a prompt before it"):
+        check_asks([{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [IGNORED]}])
+
+    check_asks([{"input_ids": [5, 6, 7], "labels": [5, IGNORED, 7], "seq_lengths": [1, 2]}])

@@ -38,6 +38,17 @@ def packed(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     return row
 
 
+def samples_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The samples of a row, packed or not."""
+    if "seq_lengths" not in row:
+        yield row
+        return
+    start = 0
+    for length in row["seq_lengths"]:
+        yield {name: row[name][start : start + length] for name in ("input_ids", "labels")}
+        start += length
+
+
 def pack_stream(samples: Iterable[Mapping[str, Any]], room: int) -> Iterator[dict[str, list[int]]]:
     """Pack so many samples at a time as fit a window."""
     window: list[Mapping[str, Any]] = []

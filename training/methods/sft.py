@@ -33,13 +33,19 @@ class Sft(Method[SftParams]):
         if not params.predict_with_generate:
             for name in sorted({"max_new_tokens", "temperature"} & self.reads & params.model_fields_set):
                 found.append((name, "predict_with_generate is what writes text here: set it to true"))
+        if params.predict_with_generate and params.loss_scale == "all":
+            found.append(("predict_with_generate", "with loss_scale all, no prompt is told from its answer"))
         if params.packing and params.lazy_tokenize:
             found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
         return found
 
     def trainer(self, job: "Training[SftParams]") -> Any:
+        from transformers.utils.generic import is_flash_attention_requested
+
         from training.collate import Packed, Padded
         from training.trainers.supervised import SupervisedTrainer
 
-        padded = Padded(job.tokenizer.pad_token_id, job.params.padding_side)
-        return SupervisedTrainer(job, data_collator=Packed() if job.params.packing else padded)
+        pad = job.tokenizer.pad_token_id
+        flash = is_flash_attention_requested(job.tuned.model.config)
+        collator = Packed(pad, flash) if job.params.packing else Padded(pad, job.params.padding_side)
+        return SupervisedTrainer(job, data_collator=collator)

@@ -9,6 +9,7 @@ from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
 from training.params.mixing import MixingParams
+from training.params.numbers import NumbersParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
     AdaloraParams,
@@ -36,6 +37,7 @@ class PredictParams(Params):
 
 
 class SftParams(
+    NumbersParams,
     PredictParams,
     ChatTemplateParams,
     MixingParams,

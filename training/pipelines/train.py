@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from training.arguments import trainer_arguments
@@ -11,12 +12,19 @@ from training.folder import Result
 from training.load_args import with_saved_args
 from training.methods import method_of
 from training.methods.base import Method
-from training.model import load_for_training, load_tokenizer_for, with_template
+from training.model import load_base_config, load_for_training, load_tokenizer_for, with_template
 from training.params.sft import SftParams
+from training.precision import Precision, hold, precision_of
 from training.report import Report
 from training.saved_args import write_args
 from training.trainers.job import Training, train
 from training.tuners import tuner_of
+from training.tuners.base import Tuned
+
+PURE = (
+    "Weights learn in bfloat16: an update that is less than about 1/256 of its weight is lost. Without bf16 false and "
+    "lora_dtype they learn in float32."
+)
 
 
 def run(params: SftParams, report: Report) -> Result:
@@ -28,18 +36,39 @@ def run(params: SftParams, report: Report) -> Result:
 
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
+    config = load_base_config(params)
+    precision = precision_of(params, config)
     tokenizer = load_tokenizer_for(params)
     data = build(params, tokenizer, learns=method.rows)
     for note in data.notes:
         report.message(note, level="warn")
     report.message("Loading the model.")
-    tuned = tuner_of(params).attach(load_for_training(params), params)
+    tuned = _tuned(params, config, precision, report)
     write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
-        params, report.folder.path, dtype=tuned.model.dtype, evaluates=data.evaluation is not None
+        params, report.folder.path, precision=precision, evaluates=data.evaluation is not None
     )
-    training = Training(params=params, report=report, tuned=tuned, tokenizer=tokenizer, data=data, arguments=arguments)
+    training = Training(
+        params=params,
+        report=report,
+        tuned=tuned,
+        precision=precision,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=arguments,
+    )
     result = train(method.trainer(training))
     for note in data.notes_later():
         report.message(note, level="warn")
     return result
+
+
+def _tuned(params: SftParams, config: Any, precision: Precision, report: Report) -> Tuned:
+    """The model with what is trained of it, in the types to train in."""
+    tuner = tuner_of(params)
+    model = load_for_training(params, config, precision.base if tuner.makes == "adapter" else precision.saved)
+    tuned = tuner.attach(model, params)
+    hold(tuned.model, precision)
+    if any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in tuned.model.parameters()):
+        report.message(PURE, level="warn")
+    return tuned

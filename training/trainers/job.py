@@ -17,6 +17,7 @@ from training.discreet import make_discreet
 from training.folder import PARTIAL, Result
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
+from training.precision import Precision
 from training.report import Report, Stopped
 from training.saved_args import write_args
 from training.trainers.curves import Curves
@@ -35,6 +36,7 @@ class Training(Generic[P]):
     params: P
     report: Report
     tuned: Tuned
+    precision: Precision
     tokenizer: Any
     data: Datasets
     arguments: dict[str, Any]
@@ -103,7 +105,7 @@ class JobTrainer:
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        super()._save(output_dir, self.job.tuned.weights() if state_dict is None else state_dict)  # type: ignore[misc]
         self.job.tuned.saved(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

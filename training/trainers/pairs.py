@@ -9,8 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import DPOConfig, DPOTrainer
 
 from engines.errors import InvalidRequest
-from training.model import load_for_training
+from training.model import load_base_config, load_for_training
 from training.params.rlhf import RlhfParams
+from training.precision import hold
 from training.trainers.job import JobTrainer, Training
 from training.tuners import tuner_of
 
@@ -26,10 +27,11 @@ class PairsTrainer(JobTrainer, DPOTrainer):  # type: ignore[misc]  # trl is unty
         _check_adapter(job)
         super().__init__(
             job,
-            ref_model=_reference(job.params),
+            ref_model=_reference(job),
             args=DPOConfig(
                 **job.arguments,
                 **settings,
+                router_aux_loss_coef=job.params.router_aux_loss_coef,
                 max_length=None,  # the rows have been cut
                 disable_dropout=True,  # model and reference are to differ by what was learned only
             ),
@@ -68,12 +70,20 @@ def _check_adapter(job: Training[RlhfParams]) -> None:
         raise InvalidRequest(message, param="adapters")
 
 
-def _reference(params: RlhfParams) -> Any:
-    """The model to compare with, where it is not the trained one without what it learns: that needs no second copy."""
+def _reference(job: Training[RlhfParams]) -> Any:
+    """The model to compare with, where it is not the trained one without what it learns: that needs no second copy.
+
+    A copy computes with the same types, so that before the first step both say the same.
+    """
+    params, tuner = job.params, tuner_of(job.params)
     if params.ref_model is not None:
         changes = {"model": params.ref_model, "model_revision": params.ref_model_revision}
-    elif tuner_of(params).makes == "model":
+    elif tuner.makes == "model":
         changes = {}
     else:
         return None
-    return load_for_training(params.model_copy(update=changes))
+    named = params.model_copy(update=changes)
+    model = load_for_training(named, load_base_config(named), job.precision.base)
+    if params.ref_model is None:
+        hold(tuner.attach(model, params).model, job.precision)
+    return model.requires_grad_(False)

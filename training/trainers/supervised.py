@@ -4,8 +4,9 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from engines.errors import UnsupportedModel
 from training.accuracy import Accuracy
-from training.generated import score_answers
+from training.generated import check_asks, score_answers
 from training.loss import answer_loss
 from training.trainers.job import JobTrainer, Training
 
@@ -14,19 +15,30 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
     """transformers' trainer with our loss, which also says how many predictions were right."""
 
     def __init__(self, job: Training[Any], *, data_collator: Any) -> None:
+        if job.params.predict_with_generate and job.data.evaluation is not None:
+            check_asks(job.data.evaluation)
         super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
+        self._aux_loss_coef = _aux_loss_coef(job)
         self._accuracy = {"train": Accuracy(), "eval": Accuracy()}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self._aux_loss_coef:
+            inputs = inputs | {"output_router_logits": True}
         learned = answer_loss(model, inputs, num_items_in_batch)
         self._accuracy["train" if model.training else "eval"].add(learned)
         loss = learned.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # It was divided by the tokens of all processes, and is averaged over the processes.
             loss = loss * self.accelerator.num_processes
+        if self._aux_loss_coef:
+            if learned.aux_loss is None:
+                raise UnsupportedModel("the model computes no such loss: set it to 0", param="router_aux_loss_coef")
+            # A mean of the batch, which is to count once a step, not once a batch that is accumulated.
+            batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self._aux_loss_coef * learned.aux_loss / batches
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -38,7 +50,8 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
     def evaluation_loop(self, dataloader: Any, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
         output = super().evaluation_loop(dataloader, *given, metric_key_prefix=metric_key_prefix, **named)
         if self.job.params.predict_with_generate:
-            scores = score_answers(self.model, dataloader.dataset, self.processing_class, self.job.params)
+            with self.accelerator.autocast():
+                scores = score_answers(self.model, dataloader.dataset, self.processing_class, self.job.params)
             output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 
@@ -47,3 +60,11 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
             if mark in logs:
                 logs |= self._accuracy[mode].taken(self.accelerator, self.job.params.acc_strategy, prefix)
         super().log(logs, start_time)
+
+
+def _aux_loss_coef(job: Training[Any]) -> float:
+    """Weight of the auxiliary loss; 0 where the model has none."""
+    config, given = job.tuned.model.config.get_text_config(), job.params.router_aux_loss_coef
+    if not hasattr(config, "output_router_logits"):
+        return 0
+    return float(getattr(config, "router_aux_loss_coef", 0) if given is None else given)

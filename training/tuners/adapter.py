@@ -25,7 +25,6 @@ dropout do not either."""
 class AdapterTuner(Tuner):
     makes = "adapter"
     mergeable = True
-    float16 = True  # PEFT keeps the adapter itself in float32
     learning_rate = 1e-4
 
     @abstractmethod

@@ -20,6 +20,10 @@ class Tuned:
         """transformers' TrainerCallbacks that go with it."""
         return ()
 
+    def weights(self) -> dict[str, Any] | None:
+        """What the trainer is to write into a checkpoint, by name; None: the weights that are trained, as they are."""
+        return None
+
     def saved(self, checkpoint: Path) -> None:
         """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
 
@@ -38,8 +42,6 @@ class Tuner(ABC):
     makes: ClassVar[Literal["adapter", "model"]]
     mergeable: ClassVar[bool]
     """Whether `merge` makes a model of what it makes."""
-    float16: ClassVar[bool]
-    """Whether a model in float16 can be trained so."""
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
     learning_rate: ClassVar[float]

@@ -105,6 +105,9 @@ def of_every_training(task: str) -> dict[str, Row]:
             base,
             # what is trained
             model=Two("$tiny", "$other", steps),
+            bf16=Two(False, True, asked("bf16")),
+            fp16=Two(False, True, outcome),
+            router_aux_loss_coef=Two(UNGIVEN, 0.1, outcome),
             attn_impl=Two("sdpa", "flash_attn", outcome),
             train_type=Two("lora", "full", files, NO_LORA),
             target_regex=Two(UNGIVEN, ".*q_proj", adapter("target_modules")),

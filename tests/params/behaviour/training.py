@@ -29,6 +29,7 @@ from training.folder import Evaluation, JobFolder, Step
 from training.methods import method_of
 from training.params.sft import SftParams
 from training.params.task import TASK, Task
+from training.precision import Precision
 from training.report import Report
 from training.run import run
 
@@ -39,7 +40,7 @@ QUICK: dict[str, Any] = {
 BASE: dict[str, dict[str, Any]] = {"sft": QUICK, "pt": QUICK, "rlhf": QUICK | {"rlhf_type": "dpo"}}
 """What every trial of a task is given: one step of a training, on the CPU."""
 ANSWERS = ["red", "blue and red", "the value", "numbers one two", "name", "the red and the blue"]
-
+FLOAT32 = Precision(base=torch.float32, learning=torch.float32, autocast=None, saved=torch.float32)
 
 LIBRARIES: dict[str, Any] = {
     "AutoTokenizer.from_pretrained": transformers.AutoTokenizer,
@@ -346,6 +347,6 @@ def told_of_several(name: str) -> Observer[Trial]:
     def look(trial: Trial) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("WORLD_SIZE", "2")
-            return trainer_arguments(trial.params, trial.folder, dtype=torch.float32, evaluates=False)[name]
+            return trainer_arguments(trial.params, trial.folder, precision=FLOAT32, evaluates=False)[name]
 
     return look

@@ -16,7 +16,7 @@ from engines.adapters.folder import read_adapter
 from engines.errors import InvalidRequest, TuneserveError
 from engines.pt.config import PtConfig
 from engines.pt.runner import ModelRunner
-from tests.training.jobs import evaluations, losses, make_job
+from tests.training.jobs import evaluations, losses, make_job, make_model
 from training.data import build
 from training.folder import Checkpoint, JobFolder, Message, Result, Started
 from training.params.sft import SftParams
@@ -49,7 +49,15 @@ def weights(job: JobFolder, step: int) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def trl_losses(tiny: Path, lines: Path, folder: Path, **more: Any) -> list[float]:
+def trl_losses(
+    tiny: Path,
+    lines: Path,
+    folder: Path,
+    *,
+    router_aux_loss_coef: float | None = None,
+    accumulated: int = 1,
+    **more: Any,
+) -> list[float]:
     """What TRL's own trainer says, of the same tokens."""
     set_seed(42)
     params = SftParams.model_validate({"model": str(tiny), "dataset": str(lines), **QUICK})
@@ -58,6 +66,7 @@ def trl_losses(tiny: Path, lines: Path, folder: Path, **more: Any) -> list[float
         output_dir=str(folder), per_device_train_batch_size=2, max_steps=6, logging_steps=1, learning_rate=1e-2,
         weight_decay=0.1, lr_scheduler_type="cosine", max_length=None, save_strategy="no", use_cpu=True, bf16=False,
         dataset_kwargs={"skip_prepare_dataset": True}, report_to=[], seed=42, data_seed=42,
+        router_aux_loss_coef=router_aux_loss_coef, gradient_accumulation_steps=accumulated,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     data = build(params, tokenizer, learns="answers").train
@@ -83,6 +92,24 @@ def test_the_loss_of_full_training_is_trls_own(
     job, _ = train(train_type="full")
 
     assert list(losses(job).values()) == pytest.approx(trl_losses(tiny, lines, tmp_path / "trl"), abs=1e-4)
+
+
+@pytest.mark.parametrize("coef", [None, 0.0, 0.5])
+@pytest.mark.parametrize("train_type", ["lora", "full"])
+def test_the_loss_of_a_mixture_of_experts_is_trls_own(
+    train: Callable[..., tuple[JobFolder, Result]], lines: Path, tmp_path: Path, coef: float | None, train_type: str
+) -> None:
+    model = make_model(tmp_path / "model", "mixtral")
+    targets = ["q_proj", "v_proj"]
+    shape: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8, "target_modules": targets} if train_type == "lora" else {}
+    job, _ = train(
+        model=str(model), train_type=train_type, router_aux_loss_coef=coef, gradient_accumulation_steps=2, **shape
+    )
+
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    more = {"peft_config": lora} if shape else {}
+    theirs = trl_losses(model, lines, tmp_path / "trl", router_aux_loss_coef=coef, accumulated=2, **more)
+    assert list(losses(job).values()) == pytest.approx(theirs, abs=1e-4)
 
 
 def test_a_job_says_what_happens(train: Callable[..., tuple[JobFolder, Result]]) -> None:
@@ -472,6 +499,28 @@ def test_what_the_model_writes_is_compared_with_the_validation_data(
     (scores,) = evaluations(job).values()
     assert {"loss", "token_accuracy", "rouge-1", "rouge-2", "rouge-l", "bleu-4"} <= set(scores)
     assert scores["rouge-l"] > 50, "it has learned the answers by heart"
+
+
+def test_packed_validation_data_is_asked_one_sample_at_a_time(
+    train: Callable[..., tuple[JobFolder, Result]], lines: Path
+) -> None:
+    def scores(**params: Any) -> dict[str, float]:
+        untaught: dict[str, Any] = {"learning_rate": 1e-30, "max_steps": 1, "max_new_tokens": 8}
+        job, _ = train(val_dataset=str(lines), predict_with_generate=True, save_steps=1, **untaught, **params)
+        (found,) = evaluations(job).values()
+        return {name: found[name] for name in ("rouge-1", "rouge-l", "bleu-4")}
+
+    assert scores(packing=True) == pytest.approx(scores())
+
+
+def test_half_precision_answers_too(train: Callable[..., tuple[JobFolder, Result]], lines: Path) -> None:
+    half: dict[str, Any] = {"torch_dtype": "bfloat16", "bf16": True, "max_steps": 1, "save_steps": 1}
+    frozen = {"freeze_parameters_ratio": 0.5}
+    job, _ = train(
+        val_dataset=str(lines), predict_with_generate=True, max_new_tokens=8, train_type="full", **half, **frozen
+    )
+
+    assert "rouge-l" in evaluations(job)[1]
 
 
 @pytest.mark.parametrize("init_weights", ["pissa", "pissa_niter_4"])
