@@ -18,8 +18,9 @@ class DataParams(Params):
     dataset: Annotated[
         Strings, About(TRAINING, prepares=True, names="data", not_in_fine_tuning="say it in training_file")
     ] = ()
-    """Training data: files (jsonl, json, csv), folders or hub ids, several separated by spaces. Each may go on with
-    `:NAME`, a named subset, and `#N`, to take N samples of it: `my/data:en#500`."""
+    """Training data: files (jsonl, json, csv, tsv, txt, parquet, also compressed by gzip), folders or hub ids, several
+    separated by spaces. Each may go on with `:NAME`, a subset or a split (several by slashes), and `#N`, to take N
+    samples of it: `my/data:en/train_sft#500`."""
     val_dataset: Annotated[
         Strings, About(TRAINING, prepares=True, names="data", not_in_fine_tuning="say it in validation_file")
     ] = ()

@@ -26,7 +26,7 @@ from training.params.task import Artifact
 DATA = frozenset(name for name, said in facts(RlhfParams) if said.names == "data")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
 JOB_ID = re.compile(r"(job|ftjob)-[A-Za-z0-9]+")
-SUBSET = re.compile(r"[\w.-]+")
+SUBSET = re.compile(r"[\w.-]+(/[\w.-]+)*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".zst", ".gz", ".safetensors", ".bin", ".gguf")
 """No repository of the hub is called so."""
@@ -101,8 +101,9 @@ class Sources:
             file = await self._files.get(file_id, TRAINING)
         except NotFound as error:
             raise NotFound(error.message, param=f"parameters.{param}") from None
-        end = PurePath(file.filename).suffix.lower()
-        target = self._jobs.folders.data(job_id) / f"{file.id}{end if end in FILES else '.jsonl'}"
+        ends = [end.lower() for end in PurePath(file.filename).suffixes]
+        end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:])
+        target = self._jobs.folders.data(job_id) / f"{file.id}{end if end.endswith(FILES) else '.jsonl'}"
         if not target.exists():
             await self._files.copy_to(file_id, target)
         return target

@@ -85,6 +85,7 @@ OTHER_CHOICES = {
     "train_type": {"lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft"}
     | {"bone"},
     "rlhf_type": {"dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"} | {"ipo"},
+    "truncation_strategy": {"delete", "left", "right", "split"},
     "eval_strategy": {"no", "steps", "epoch"},  # follows save_strategy, so it has that one's choices
     "lr_scheduler_type": set(get_args(Schedule)),  # the reference leaves the names to transformers
     "init_weights": set(),  # the reference gives patterns; the validator has tests of its own

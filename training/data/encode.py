@@ -40,6 +40,10 @@ class Encoder:
         """Raises InvalidRequest."""
         if reason := unsupported_choice(SftParams.model_fields["loss_scale"], params.loss_scale):
             raise InvalidRequest(reason, param="loss_scale")
+        if params.truncation_strategy == "split" and learns != "text":
+            raise InvalidRequest(
+                "only what pt trains can be split: an answer belongs to its prompt", param="truncation_strategy"
+            )
         self._params = params
         self._tokenizer = tokenizer
         self.learns = learns
@@ -63,9 +67,9 @@ class Encoder:
             if self.learns == "labels":
                 return list(self._labelled(sample))
             if isinstance(sample, Text):
-                return [self._fitted(*self._text_sample(sample))]
+                return self._fitted(*self._text_sample(sample))
             assert isinstance(sample, Conversation)
-            return [self._fitted(*one) for one in self._conversation(sample)]
+            return [piece for one in self._conversation(sample) for piece in self._fitted(*one)]
         except InvalidRequest as error:
             raise BadRow("", error.message) from error
 
@@ -176,17 +180,23 @@ class Encoder:
 
     # ---- lengths
 
-    def _fitted(self, ids: list[int], labels: list[int]) -> Encoded:
+    def _fitted(self, ids: list[int], labels: list[int]) -> list[Encoded]:
+        """One sample, or, with truncation_strategy split, one behind another."""
         limit = self.max_length
+        parts = [slice(None)]
         if limit is not None and len(ids) > limit:
             self._refuse_long(len(ids), limit)
-            part = slice(-limit, None) if self._params.truncation_strategy == "left" else slice(limit)
-            ids, labels = ids[part], labels[part]
-        if all(label == IGNORED for label in labels[1:]):
+            parts = {
+                "left": [slice(-limit, None)],
+                "right": [slice(limit)],
+                "split": [slice(start, start + limit) for start in range(0, len(ids), limit)],
+            }[self._params.truncation_strategy]
+        learned = [part for part in parts if any(label != IGNORED for label in labels[part][1:])]
+        if not learned:
             raise TooLong(
                 "", f"cut to {limit} tokens, nothing is left of it to learn" if limit else "there is nothing to learn"
             )
-        return {"input_ids": ids, "labels": labels}
+        return [{"input_ids": ids[part], "labels": labels[part]} for part in learned]
 
     def _cut(self, prompt: list[int], *answers: list[int]) -> tuple[list[int], ...]:
         """With every answer, the prompt fits."""

@@ -1,11 +1,13 @@
-"""The rows of a file, one after another, with the line each begins at. Whatever the file holds, little of it is in
-memory.
+"""The rows of a file, one after another, with the line each begins at (in a parquet file, its number). Whatever the
+file holds, little of it is in memory.
 
 A file that is no data (binary, another encoding, a line without end) is found out within MAX_ROW bytes.
 """
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, BinaryIO
 MAX_ROW = 16 << 20
 """Bytes of one row: more than any model's context holds."""
 CHUNK = 1 << 20
+ROWS = 64
+"""Rows of a parquet file in memory at once."""
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -36,14 +40,46 @@ class Unreadable(Exception):
         self.line = line
 
 
+def form_of(path: Path) -> str | None:
+    """The end of a file's name that says what is in it, among READERS, compressed by gzip or not; None for others."""
+    name = path.name.lower().removesuffix(GZIP)
+    form = next((form for form in READERS if name.endswith(form)), None)
+    return None if form == PARQUET and name != path.name.lower() else form
+
+
+def name_of(path: Path) -> str:
+    """A file's name without those ends."""
+    return path.name[: path.name.lower().rindex(form_of(path) or path.suffix.lower())]
+
+
 def read_file(path: Path) -> Iterator[Read]:
     """Raises Unreadable, OSError."""
-    with path.open("rb") as file:
-        start = file.read(4)
-        if start[:2] in UTF16:
-            raise Unreadable(1, "the file is UTF-16: save it as UTF-8")
-        file.seek(len(BOM) if start.startswith(BOM) else 0)
-        yield from READERS[path.suffix.lower()](file)
+    form = form_of(path)
+    assert form is not None
+    if path.name.lower().endswith(GZIP):
+        yield from _unpacked(path, READERS[form])
+    else:
+        with path.open("rb") as file:
+            yield from _read(file, READERS[form])
+
+
+def _unpacked(path: Path, reader: "Reader") -> Iterator[Read]:
+    line = 0
+    try:
+        with gzip.open(path, "rb") as file:
+            for found in _read(file, reader):  # type: ignore[arg-type]  # all of BinaryIO that is read
+                line = found.line
+                yield found
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Unreadable(line + 1, f"this is not a whole gzip file: {error}") from error
+
+
+def _read(file: BinaryIO, reader: "Reader") -> Iterator[Read]:
+    start = file.read(4)
+    if start[:2] in UTF16:
+        raise Unreadable(1, "the file is UTF-16: save it as UTF-8")
+    file.seek(len(BOM) if start.startswith(BOM) else 0)
+    yield from reader(file)
 
 
 def _jsonl(file: BinaryIO) -> Iterator[Read]:
@@ -189,8 +225,8 @@ def _is_early(error: Exception, end: int) -> bool:
     return error.pos < end - 100
 
 
-def _csv(file: BinaryIO) -> Iterator[Read]:
-    """The first line names the columns. An empty cell is no value."""
+def _csv(file: BinaryIO, delimiter: str = ",") -> Iterator[Read]:
+    """The first line names the columns. An empty cell is null."""
     csv.field_size_limit(MAX_ROW)
     place = [0]
 
@@ -199,7 +235,7 @@ def _csv(file: BinaryIO) -> Iterator[Read]:
             place[0] = number
             yield _text_of(line)
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(lines(), strict=True, delimiter=delimiter)
     line = 1
     try:
         names = next(reader, [])
@@ -213,12 +249,62 @@ def _csv(file: BinaryIO) -> Iterator[Read]:
             if len(cells) > len(names):
                 yield Read(line, problem=f"there are {len(cells)} values for {len(names)} columns")
                 continue
-            yield Read(line, {name: cell for name, cell in zip(names, cells, strict=False) if cell})
+            yield Read(
+                line, dict.fromkeys(names) | {name: cell or None for name, cell in zip(names, cells, strict=False)}
+            )
     except csv.Error as error:
         raise Unreadable(line, f"this is not valid CSV: {error}") from error
     except _NotUtf8 as error:
         raise Unreadable(place[0], str(error)) from error
 
 
-READERS: dict[str, Callable[[BinaryIO], Iterator[Read]]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
+def _tsv(file: BinaryIO) -> Iterator[Read]:
+    return _csv(file, delimiter="\t")
+
+
+def _txt(file: BinaryIO) -> Iterator[Read]:
+    """Each line is a text."""
+    for number, line in _lines(file):
+        try:
+            text = _text_of(line).rstrip("\r\n")
+        except _NotUtf8 as error:
+            yield Read(number, problem=str(error))
+            continue
+        if text.strip():
+            yield Read(number, {"text": text})
+
+
+def _parquet(file: BinaryIO) -> Iterator[Read]:
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise Unreadable(1, "parquet files need the package pyarrow: install tuneserve[train]") from error
+    number = 0
+    try:
+        for batch in ParquetFile(file).iter_batches(batch_size=ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield Read(number, {name: without_nulls(value) for name, value in row.items()})
+    except (pa.ArrowException, OSError) as error:
+        raise Unreadable(number + 1, f"this is not a parquet file that can be read: {error}") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """Without what is null in objects: Arrow gives each of them the fields of all."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return value
+
+
+Reader = Callable[[BinaryIO], Iterator[Read]]
+PARQUET = ".parquet"
+TXT = ".txt"
+READERS: dict[str, Reader] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, TXT: _txt, PARQUET: _parquet
+}  # fmt: skip
 """By the end of a file's name."""
+GZIP = ".gz"
+"""May follow each but parquet's."""

@@ -1,21 +1,24 @@
 """What the parameters `dataset` and `val_dataset` name, and the rows of it."""
 
 import json
+import re
 import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidRequest
 from engines.params.common import BaseParams
 from training.data import self_cognition
 from training.data.problems import BadData
-from training.data.read import READERS, Unreadable, read_file
+from training.data.read import GZIP, PARQUET, READERS, TXT, Unreadable, form_of, name_of, read_file, without_nulls
 
 Param = Literal["dataset", "val_dataset"]
-KINDS = ", ".join(READERS)
+KINDS = f"{', '.join(READERS)} (all but parquet also {GZIP})"
+SHARD = r"-\d+-of-\d+$"
+"""What the hub adds to the name of a split for each of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +71,60 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class HubSet:
     id: str
-    subset: str | None
+    parts: tuple[str, ...] = ()
+    """Names of subsets (which the hub calls configurations) and of splits."""
     splits: tuple[str, ...] = ("train",)
+    """Those to read where `parts` names none."""
 
     def rows(self, params: BaseParams) -> Iterator[Any]:
+        """Raises BadData."""
         try:
             import datasets
         except ImportError as error:
             raise InvalidRequest("data sets of the hub need the package datasets: install tuneserve[train]") from error
-        for split in self.splits:
-            try:
+        for subset, split in self._chosen(params):
+            with self._told():
                 found = datasets.load_dataset(
                     self.id,
-                    self.subset,
+                    subset,
                     split=split,
                     streaming=params.streaming,
                     download_mode=params.download_mode,
                     token=params.hub_token,
                 )
-            except Exception as error:  # whatever the hub, the network or a script of the data set raises
-                raise BadData(
-                    f"{self.id!r} is no file or folder here, and cannot be had from the hub: {reason_of(error)}"
-                ) from error
-            yield from found
+            for row in found:
+                yield {name: without_nulls(value) for name, value in row.items()}
+
+    def _chosen(self, params: BaseParams) -> list[tuple[str | None, str]]:
+        """Subsets and splits to read, each of the first with each of the second."""
+        import datasets
+
+        if not self.parts:
+            return [(None, split) for split in self.splits]
+        with self._told():
+            known = datasets.get_dataset_config_names(self.id, token=params.hub_token)
+        subsets: list[str | None] = [part for part in self.parts if part in known]
+        splits = [part for part in self.parts if part not in known]
+        chosen: list[tuple[str | None, str]] = []
+        for subset in subsets or [None]:
+            if splits:
+                with self._told():
+                    there = datasets.get_dataset_split_names(self.id, subset, token=params.hub_token)
+                for split in splits:
+                    if split not in there:
+                        names = f"its subsets are {', '.join(known)}, its splits {', '.join(there)}"
+                        raise BadData(f"{self.id!r} has neither a subset nor a split {split!r}: {names}")
+            chosen += [(subset, split) for split in splits or self.splits]
+        return chosen
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises BadData for whatever the hub, the network or a script of the data set raises."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BadData(f"{self.id!r} is no file or folder here, and cannot be had from the hub: {reason}") from error
 
 
 def sources(params: BaseParams, param: Param) -> list[Source]:
@@ -127,13 +161,18 @@ def _source(name: str, param: Param, described: Mapping[str, _Description]) -> S
             raise BadData(f"{whole!r} has the subsets en and zh, not {subset!r}", param=param)
         return Source(**base, files=tuple(f for name, f in self_cognition.FILES.items() if subset in (None, name)))
     if description.hub_id is not None:
-        return Source(**base, hub=HubSet(description.hub_id, subset, description.splits))
+        return Source(**base, hub=HubSet(description.hub_id, _parts(subset), description.splits))
     path = Path(description.path or whole).expanduser()
     if path.exists():
         return Source(**base, files=_files(path, subset, param))
-    if path.suffix.lower() in READERS or path.is_absolute() or whole.startswith((".", "~")) or whole.count("/") > 1:
+    if form_of(path) or path.is_absolute() or whole.startswith((".", "~")) or whole.count("/") > 1:
         raise BadData(f"there is no file {str(path)!r}", param=param)
-    return Source(**base, hub=HubSet(whole, subset, description.splits))
+    return Source(**base, hub=HubSet(whole, _parts(subset), description.splits))
+
+
+def _parts(subset: str | None) -> tuple[str, ...]:
+    """What follows the colon: several names are separated by slashes."""
+    return tuple(subset.split("/")) if subset else ()
 
 
 def _count(name: str, param: Param) -> tuple[str, int | None]:
@@ -146,19 +185,21 @@ def _count(name: str, param: Param) -> tuple[str, int | None]:
 
 
 def _files(path: Path, subset: str | None, param: Param) -> tuple[Path, ...]:
-    """The files of a folder: of its subset, which is a folder or a file's name in it, and only for training."""
+    """The files of a folder: of its subset, which is a folder or a file's name in it, and only for training. Text files
+    only where there are no others."""
     if path.is_file():
         if subset is not None:
             raise BadData(f"{str(path)!r} is a file, and has no subset {subset!r}", param=param)
-        if path.suffix.lower() not in READERS:
+        if form_of(path) is None:
             raise BadData(
                 f"{path.name!r}: a data set is a file of {KINDS}, not {path.suffix or 'without an end'!r}", param=param
             )
         return (path,)
     inside = path / subset if subset is not None and (path / subset).is_dir() else path
-    found = sorted(file for file in inside.rglob("*") if file.suffix.lower() in READERS and file.is_file())
+    found = sorted(file for file in inside.rglob("*") if form_of(file) and file.is_file())
+    found = [file for file in found if form_of(file) != TXT] or found  # a licence beside the data
     if subset is not None and inside == path:
-        found = [file for file in found if file.stem == subset]
+        found = [file for file in found if re.sub(SHARD, "", name_of(file)) == subset]
     if not found:
         what = f"the subset {subset!r} of {str(path)!r}" if subset else repr(str(path))
         raise BadData(f"{what} holds no file of {KINDS}", param=param)
@@ -167,11 +208,12 @@ def _files(path: Path, subset: str | None, param: Param) -> tuple[Path, ...]:
 
 
 def _file_rows(path: Path) -> Iterator[Found]:
+    unit = "row" if form_of(path) == PARQUET else "line"
     try:
         for read in read_file(path):
-            yield Found(f"line {read.line} of {path.name}", read.value, read.problem)
+            yield Found(f"{unit} {read.line} of {path.name}", read.value, read.problem)
     except Unreadable as error:
-        yield Found(f"line {error.line} of {path.name}", problem=str(error))
+        yield Found(f"{unit} {error.line} of {path.name}", problem=str(error))
     except OSError as error:
         yield Found(path.name, problem=f"it cannot be read: {error.strerror}")
 

@@ -98,6 +98,11 @@ class PtParams(SftParams):
 
     use_chat_template: Annotated[bool, About(TRAINING, prepares=True, not_in_fine_tuning=THE_MODEL)] = False
     """Build samples with the chat template. Plain text has none, so that this is false here."""
+    truncation_strategy: Annotated[Literal["delete", "left", "right", "split"], About(TRAINING, prepares=True)] = (
+        "split"
+    )
+    """What happens to a text of more than `max_length` tokens: it becomes several (`split`, here the default), is left
+    out (`delete`), or loses its beginning (`left`) or its end (`right`)."""
 
     @property
     def method(self) -> str:

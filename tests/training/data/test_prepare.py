@@ -14,7 +14,7 @@ from tests.training.data.tokenizers import THINKS_LAST, tokenizer
 from training.data import Datasets, build
 from training.data.problems import BadData
 from training.data.samples import Learns
-from training.params.sft import SftParams
+from training.params.sft import PtParams, SftParams
 
 
 def question(number: int) -> dict[str, Any]:
@@ -110,10 +110,79 @@ def test_a_set_of_the_hub_is_read_through_datasets(ten: str, monkeypatch: pytest
         return datasets.Dataset.from_list([question(1)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda id, token: ["en", "de"])
     data = built(dataset="org/set:en", download_mode="force_redownload", hub_token="secret")
     assert texts(data.train) == ["answer 1"]
     settings = {"split": "train", "streaming": False, "download_mode": "force_redownload", "token": "secret"}
     assert asked == [(("org/set", "en"), settings)]
+
+
+def test_subsets_and_splits_of_the_hub_are_told_apart_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(id: str, subset: str | None, *, split: str, **_: Any) -> Any:
+        return datasets.Dataset.from_list([{"query": "Which?", "response": f"{subset} {split}"}])
+
+    def splits(id: str, subset: str | None, token: Any) -> list[str]:
+        return ["train", "train_sft", "test_sft"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda id, token: ["en", "de"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", splits)
+    for name, read in (
+        ("org/set", ["None train"]),
+        ("org/set:de", ["de train"]),
+        ("org/set:train_sft", ["None train_sft"]),
+        ("org/set:en/de", ["en train", "de train"]),
+        ("org/set:en/test_sft", ["en test_sft"]),
+        ("org/set:en/de/train_sft/test_sft", ["en train_sft", "en test_sft", "de train_sft", "de test_sft"]),
+    ):
+        assert texts(built(dataset=name).train) == read, name
+    with pytest.raises(BadData, match="neither a subset nor a split 'fr': its subsets are en, de, its splits train"):
+        built(dataset="org/set:fr")
+
+
+def test_nulls_that_a_table_adds_to_objects_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    called = {"id": "a", "type": "function", "function": {"name": "now", "arguments": {"zone": "CET"}}}
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for call in (called, called | {"function": {"name": "at", "arguments": {"place": "Rome"}}})
+    ]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    assert "place" not in texts(built(dataset="org/set").train)[0]
+
+
+def test_the_files_of_a_folder_are_found_by_the_names_that_the_hub_gives_them(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save(folder / "data" / "train_sft-00000-of-00002.jsonl", [question(1)])
+    save(folder / "data" / "train_sft-00001-of-00002.jsonl", [question(2)])
+    save(folder / "data" / "train_gen-00000-of-00001.jsonl", [question(3)])
+    (folder / "LICENSE.txt").write_text("Take it.")
+    assert texts(built(dataset=f"{folder}:train_sft").train) == ["answer 1", "answer 2"]
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("Once\n\nupon\n")
+    texts_of = build(PtParams(dataset=str(tmp_path / "books")), tokenizer(), learns="text").train
+    assert texts(texts_of) == ["<s>Once</s>", "<s>upon</s>"]
+
+
+def test_long_texts_are_split_in_pt(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jsonl", [{"text": "abcdefghij" * 5}])
+
+    def pieces(**params: Any) -> list[list[int]]:
+        data = build(PtParams(dataset=path, max_length=20, **params), tokenizer(), learns="text")
+        return [list(ids) for ids in data.train["input_ids"]]
+
+    whole = tokenizer().encode("abcdefghij" * 5 + "</s>")
+    found = pieces()
+    assert [token for piece in found for token in piece] == whole
+    assert max(map(len, found)) == 20
+    assert pieces(truncation_strategy="right") == [whole[:20]]
+    with pytest.raises(BadData, match="no row can be used"):
+        pieces(truncation_strategy="delete")
+    with pytest.raises(InvalidRequest, match="only what pt trains can be split"):
+        built(dataset=path, truncation_strategy="split")
 
 
 def test_rows_that_cannot_be_used_are_left_out_and_told_or_refused(tmp_path: Path) -> None:

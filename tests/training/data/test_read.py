@@ -1,14 +1,16 @@
 """Files are read row by row in little memory; one that is no data is found out at once, with its line."""
 
+import gzip
 import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from training.data import read
-from training.data.read import Unreadable, read_file
+from training.data.read import Unreadable, form_of, name_of, read_file
 
 ROWS: list[dict[str, Any]] = [{"text": "a\nb"}, {"text": "Größe 日本"}, {"text": '{"[,'}]
 
@@ -103,3 +105,51 @@ def test_an_object_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytes
     path = written(tmp_path, "a.json", '[{"a": "' + "x" * 5000)
     with pytest.raises(Unreadable, match="no object of at most"):
         list(read_file(path))
+
+
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", JSONL), ("a.json", json.dumps(ROWS)), ("a.csv", "text\nx\n"), ("a.txt", "x\n")):
+        plain = written(tmp_path, name, content)
+        packed = written(tmp_path, f"{name}.gz", gzip.compress(plain.read_bytes()))
+        assert values(packed) == values(plain)
+        assert name_of(packed) == "a"
+
+
+@pytest.mark.parametrize("cut", [10, -4, None])
+def test_a_compressed_file_that_is_not_whole_is_told(tmp_path: Path, cut: int | None) -> None:
+    content = gzip.compress(JSONL.encode())[:cut] if cut else JSONL.encode()
+    with pytest.raises(Unreadable, match="this is not a whole gzip file"):
+        list(read_file(written(tmp_path, "a.jsonl.gz", content)))
+
+
+def test_tables_have_null_where_a_cell_is_empty(tmp_path: Path) -> None:
+    rows = [{"a": "1", "b": None}, {"a": None, "b": "x, y"}]
+    assert values(written(tmp_path, "a.tsv", "a\tb\n1\t\n\tx, y\n")) == rows
+    assert values(written(tmp_path, "a.csv", 'a,b\n1\n,"x, y"\n')) == rows
+
+
+def test_each_line_of_a_text_file_is_a_text(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", b"One.\r\n\n  Two.\n" + b"\xff\n")
+    found = list(read_file(path))
+    assert [each.value for each in found] == [{"text": "One."}, {"text": "  Two."}, None]
+    assert (found[2].line, found[2].problem) == (4, "byte 1 (0xff) is not UTF-8: save the file as UTF-8")
+
+
+def test_a_parquet_file_has_the_rows_it_was_made_of(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "system": None,
+            "n": i,
+            "tools": [{"name": "a", f"p{i % 2}": 1}],
+        }
+        for i in range(150)
+    ]
+    path = tmp_path / "a.parquet"
+    Dataset.from_list(rows).to_parquet(str(path))
+    found = list(read_file(path))
+    assert [each.value for each in found] == rows
+    assert [each.line for each in found] == list(range(1, 151))
+    with pytest.raises(Unreadable, match="this is not a parquet file"):
+        list(read_file(written(tmp_path, "b.parquet", path.read_bytes()[:-20])))
+    assert form_of(Path("a.parquet.gz")) is None
