@@ -44,8 +44,8 @@ class TemplateParams(Params):
     truncation_strategy: Annotated[Literal["delete", "left", "right", "split"], About(TRAINING, prepares=True)] = (
         "delete"
     )
-    """What happens to a sample of more than `max_length` tokens: it is left out (`delete`), loses its beginning (`left`)
-    or its end (`right`), or, in pt, becomes several (`split`)."""
+    """What happens to a sample of more than `max_length` tokens: it is left out (`delete`), loses its beginning
+    (`left`) or its end (`right`), or, in pt, becomes several (`split`)."""
     max_pixels: int | None = Field(None, ge=1)
     """Images with more pixels (height times width) are scaled down to this many. Not scaled unless given."""
     tools_prompt: str = "react_en"

@@ -65,7 +65,7 @@ class JobTrainer:
         self.job = job
         super().__init__(  # type: ignore[call-arg]  # the Trainer behind us
             model=job.tuned.model,
-            train_dataset=job.data.train,
+            train_dataset=self._train_dataset(job),
             eval_dataset=job.data.evaluation,
             processing_class=job.tokenizer,
             **settings,
@@ -76,6 +76,9 @@ class JobTrainer:
             self.add_callback(callback)
         if job.report.discreet and self.pop_callback(TensorBoardCallback):
             self.add_callback(Curves())
+
+    def _train_dataset(self, job: Training[Any]) -> Any:
+        return job.data.train
 
     def get_train_dataloader(self) -> Any:
         """A stream has shared itself out among the processes, which accelerate would do again."""

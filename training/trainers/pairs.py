@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import DPOConfig, DPOTrainer
@@ -36,6 +38,11 @@ class PairsTrainer(JobTrainer, DPOTrainer):  # type: ignore[misc]  # trl is unty
                 disable_dropout=True,  # model and reference are to differ by what was learned only
             ),
         )
+
+    def _train_dataset(self, job: Training[RlhfParams]) -> Any:
+        """TRL looks at the class of a stream, and takes none of ours; its rows come by `get_train_dataloader`."""
+        stream = job.data.train
+        return IterableDataset(ExamplesIterable(lambda: enumerate(stream), {})) if job.params.streaming else stream
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
