@@ -23,6 +23,7 @@ from server.jobs.storage import find_storage_error, to_storage_error
 from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
+from server.jobs.tidy import paths_of, tidy
 from training.folder import JobError, JobFolder, Result, Step, Validation
 from training.params.task import Task
 
@@ -46,6 +47,19 @@ class Workshop:
     """Workers of a job that may die before it has failed."""
     back_off_seconds: float
     """Seconds before the first retry; each further one waits twice as long."""
+
+    async def tidy(self, id: str | None = None, *, running: bool = False) -> None:
+        """Remove what nothing can go on from any more, of one job or of all; nothing while a job is being made, as it
+        may be about to name it."""
+        jobs = await self.store.all()
+        for job in jobs if id is None else [job for job in jobs if job.id == id]:
+            if self.folders.making:
+                return
+            others = [each for each in jobs if each.id != job.id and each.status is not JobStatus.SUCCEEDED]
+            waiting = await self.store.checkpoints(job.id, CHECKPOINTS.c.announced.is_(False))
+            unannounced = {self.folders.attempt(job.id, each.attempt) / each.path for each in waiting}
+            needed = {"named": paths_of(others), "unannounced": unannounced}
+            await asyncio.to_thread(tidy, self.folders, job, running=running, **needed)
 
 
 class Run(ABC):
@@ -185,6 +199,7 @@ class AttemptRun(Run):
         finally:
             self.shop.metrics.forget(self.job)
         await self.settle(ended.result())
+        await self.shop.tidy(self.job.id)
 
     def _make(self) -> None:
         """A folder that says what to do, from the last checkpoint on. Raises OSError."""
@@ -221,6 +236,8 @@ class AttemptRun(Run):
             except TuneserveError as error:
                 await store.add_event(job, message(f"Checkpoint {checkpoint.step}: {error.message}", "warn"))
             await store.set_announced(checkpoint)
+        if waiting:
+            await self.shop.tidy(job.id, running=True)
 
     async def settle(self, exit_status: int | None) -> None:
         """Draw the conclusions. `exit_status` is None where the server that started the worker has died."""
@@ -265,6 +282,7 @@ class RecoveredRun(AttemptRun):
 
     async def work(self) -> None:
         await self.settle(None)
+        await self.shop.tidy(self.job.id)
 
 
 def _told(error: TuneserveError) -> JobError:

@@ -17,6 +17,8 @@ from training.folder import JobFolder
 class JobFolders:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.making = 0
+        """Jobs that are being made now, and may name what others have made."""
 
     def job(self, id: str) -> Path:
         return self.root / id

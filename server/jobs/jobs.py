@@ -136,6 +136,7 @@ class Jobs:
         Where the block raises, the folder is removed. Raises StorageFull, Conflict.
         """
         id, folders = new_id(prefix), self.folders
+        folders.making += 1
         try:
             try:
                 await asyncio.to_thread(folders.make, id)
@@ -145,6 +146,8 @@ class Jobs:
         except BaseException:
             await self._remove_without_row(id)
             raise
+        finally:
+            folders.making -= 1
 
     async def _remove_without_row(self, id: str) -> None:
         """A transaction that was broken off may have been committed all the same."""

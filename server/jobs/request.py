@@ -57,18 +57,18 @@ def parse(type: str, parameters: Mapping[str, Any]) -> Task:
 
 
 def _check(task: Task) -> None:
+    for name, said in facts(type(task.params)):
+        if said.api_choices and (others := set(getattr(task.params, name)) - set(said.api_choices)):
+            choices = " or ".join(said.api_choices)
+            raise _refused(name, f": {min(others)!r} is not supported here; choose {choices}")
     for name, reason in refusals(task):
         raise _refused(name, f": {reason}")
     for name in task.missing():
         where = f"parameters.{name}"
         raise InvalidRequest(f"Missing required parameter: {where!r}.", param=where, code=MISSING)
     for name, said in facts(type(task.params)):
-        value = getattr(task.params, name)
-        if said.api_choices and (others := set(value) - set(said.api_choices)):
-            choices = " or ".join(said.api_choices)
-            raise _refused(name, f": {min(others)!r} is not supported here; choose {choices}")
         if said.processes:
-            check_at_most(name, value, os.cpu_count() or 1)
+            check_at_most(name, getattr(task.params, name), os.cpu_count() or 1)
 
 
 def check_at_most(name: str, value: int, most: int) -> None:

@@ -76,6 +76,7 @@ class Scheduler:
         known = [(each.pid, each.pid_started) for each in attempts if each.pid and each.pid_started]
         if killed := await asyncio.to_thread(kill_marked, self._shop.mark, known):
             log.warning("%d processes of jobs had outlived their server and were ended.", killed)
+        await self._shop.tidy()
         for job in left:
             if job.attempt:
                 self._begin(RecoveredRun(self._shop, job, ()))

@@ -20,6 +20,7 @@ from server.deps import part
 from server.files.files import Files, Purpose
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
+from server.jobs.tidy import STATE
 from training.params.rlhf import RlhfParams
 from training.params.task import Artifact
 
@@ -67,7 +68,7 @@ class Sources:
                 case "adapter":
                     params[name] = [await self._named(name, each, "adapter") for each in params[name]]
                 case "checkpoint":
-                    params[name] = await self._checkpoint(name, params[name])
+                    params[name] = await self._checkpoint(name, params[name], whole=not params.get("resume_only_model"))
         return params
 
     async def _model(self, param: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,8 +124,8 @@ class Sources:
             raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}")
         return self._jobs.folders.attempt(id, job.attempt) / result.artifact
 
-    async def _checkpoint(self, param: str, name: str) -> str:
-        """`JOB_ID` is that job's last checkpoint."""
+    async def _checkpoint(self, param: str, name: str, *, whole: bool) -> str:
+        """`JOB_ID` is that job's last checkpoint; `whole`: not its weights alone are needed."""
         if not JOB_ID.fullmatch(name):
             found = await asyncio.to_thread(self._find, param, name)
             if found is None:
@@ -134,6 +135,9 @@ class Sources:
         checkpoint = await asyncio.to_thread(self._jobs.folders.newest_checkpoint, job)
         if checkpoint is None:
             raise _refused(param, f"the job {name} has no checkpoint")
+        if whole and not (checkpoint / STATE[0]).is_file():
+            reason = "has kept the weights of its checkpoints alone: set resume_only_model, or name it in adapters"
+            raise _refused(param, f"the job {name} {reason}")
         return str(checkpoint)
 
     def _place(self, param: str, name: str) -> str:

@@ -204,7 +204,7 @@ def test_a_jobs_result_is_named_by_its_id(api: EchoApi, done: dict[str, Any]) ->
     folder = api.http.parts[Jobs].folders.attempt(done["id"], 1)
     job = ended(api, "merge", {"model": "org/m", "adapters": [done["id"]]})
     assert task_of(api, job)["adapters"] == [str(folder / "adapter")]
-    job = ended(api, parameters=SFT | {"resume_from_checkpoint": done["id"]})
+    job = ended(api, parameters=SFT | {"resume_from_checkpoint": done["id"], "resume_only_model": True})
     assert task_of(api, job)["resume_from_checkpoint"] == str(folder / "checkpoint-10")
     assert "has made no model" in api.jobs.refused("sft", SFT | {"model": done["id"]})["message"]
     assert api.jobs.refused("sft", SFT | {"model": "job-nope"})["param"] == "parameters.model"

@@ -79,6 +79,7 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
 def save(folder: Path, step: int) -> None:
     partial = folder / f".checkpoint-{step}"
     partial.mkdir()
+    (partial / "optimizer.pt").write_text("state")
     (partial / "state.json").write_text(json.dumps({"step": step}))
     partial.rename(folder / f"checkpoint-{step}")
     tell(folder, type="checkpoint", step=step, path=f"checkpoint-{step}")
