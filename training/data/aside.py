@@ -8,7 +8,7 @@ def rows_aside(params: SftParams, rows: int) -> int:
 
 
 def nothing_aside(params: SftParams, rows: int) -> str:
-    """What to say where that is none of them."""
+    """The note where no row is set aside."""
     return (
         f"split_dataset_ratio {params.split_dataset_ratio:g} sets none of {rows} rows aside, so that nothing is "
         "evaluated: raise it, or name a val_dataset"

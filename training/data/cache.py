@@ -31,7 +31,7 @@ MOST = 20 << 30
 LONGEST = 30 * 86400
 """Seconds for which something unused is kept."""
 LEFT_BEHIND = 2 * 86400
-"""Seconds after which something unfinished is nobody's."""
+"""Seconds after which unfinished data is taken as left behind by a process that died."""
 USED = "notes.json"
 """The file whose time says when data was last used."""
 
@@ -73,7 +73,7 @@ def _key(params: SftParams, encoder: Encoder, tokenizer: Any, found: Sequence[So
 
 
 def _keep(made: Made, folder: Path) -> Made:
-    """All of it or nothing, also where another process does the same."""
+    """Store the data whole or not at all, also where another process stores the same."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
         save(made, partial)
@@ -87,7 +87,7 @@ def _keep(made: Made, folder: Path) -> Made:
 
 
 def _make_room(needed: Path) -> None:
-    """Remove what the rule at the top lets go, but `needed`. Under the lock."""
+    """Remove what the rule at the top names, except `needed`. The caller holds the lock."""
     now = time.time()
     for path in cached_data().glob(".*-*"):
         if now - path.stat().st_mtime > LEFT_BEHIND:

@@ -13,8 +13,8 @@ from training.params.sft import SftParams
 
 
 class LazyDataset(Dataset):  # type: ignore[misc]  # torch is untyped here
-    """A row that turns out to be of no use is replaced by the next one. Of a row that makes several samples (see
-    `encode`), one is drawn each time."""
+    """A row that cannot be used is replaced by the next one. A row that makes several samples (see `encode`) gives one
+    of them, drawn anew each time."""
 
     def __init__(self, rows: Any, encoder: Encoder, param: Param, params: SftParams) -> None:
         """`rows` has the columns `row`, JSON text, and `place`."""

@@ -1,4 +1,4 @@
-"""Messages and tools in the forms of OpenAI, ShareGPT and ms-swift, checked, as OpenAI's of today.
+"""Messages and tools as OpenAI, ShareGPT and ms-swift write them, checked and turned into OpenAI's present form.
 
 Every function raises BadRow; `place` is where in the row a value stands.
 """
@@ -38,7 +38,7 @@ def some_messages(value: Any, place: str) -> list[Message]:
 
 
 def messages_of(values: Sequence[Any], place: str) -> list[Message]:
-    """Calls that follow one another are one message's."""
+    """Turns of calls that follow one another become one message."""
     messages: list[Message] = []
     for i, value in enumerate(values):
         for message in _messages(value, f"{place}[{i}]"):
@@ -85,7 +85,7 @@ def _sharegpt(turn: Mapping[str, Any], place: str) -> Message:
 
 
 def _message(message: Any, place: str) -> Message:
-    """OpenAI's, without fields that are null."""
+    """A message in OpenAI's form, without fields that are null."""
     if not isinstance(message, Mapping):
         raise BadRow(place, f"must be an object with 'role' and 'content', not {kind(message)}")
     kept = {name: value for name, value in message.items() if value is not None}
@@ -108,7 +108,7 @@ def _message(message: Any, place: str) -> Message:
 
 
 def _with_calls(kept: Message, role: str, place: str) -> None:
-    """`function_call` is the one call of messages from before there were tools."""
+    """Check the calls. `function_call`, from before there were tools, becomes the only call."""
     function = kept.pop("function_call", None)
     if function is not None:
         if kept.get("tool_calls"):
@@ -177,7 +177,7 @@ def _written_calls(text: str, place: str) -> list[dict[str, Any]]:
 
 
 def function_calls(calls: Sequence[Any], place: str) -> list[dict[str, Any]]:
-    """Calls written as objects of `name` and `arguments` alone, as OpenAI's."""
+    """Calls in OpenAI's form, from objects that have `name` and `arguments` only."""
     return [_call({"function": decoded(call)}, i, place) for i, call in enumerate(calls)]
 
 

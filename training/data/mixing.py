@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def in_turn(sources: Sequence[Callable[[], Iterator[T]]]) -> Iterator[T]:
-    """One of each, again and again, as long as each has any."""
+    """One item of each source in turn, until all are exhausted."""
     left = [source() for source in sources]
     while left:
         for stream in tuple(left):
@@ -28,8 +28,8 @@ def drawn(
     stopping: Stopping,
     choose: random.Random,
 ) -> Iterator[T]:
-    """Each from a source drawn by its probability, until the first source is exhausted; or until all have been, where
-    those that are begin again."""
+    """Draw the source of each item by its probability, until the first source is exhausted, or, where exhausted ones
+    begin again, until all have been."""
     streams = [source() for source in sources]
     over: set[int] = set()
     while True:
@@ -47,7 +47,7 @@ def drawn(
 
 
 def shuffled(items: Iterator[T], draw: random.Random, size: int) -> Iterator[T]:
-    """In another order, by drawing from the next `size` of them at a time."""
+    """The items in random order: each is drawn from the next `size`."""
     held = list(islice(items, size))
     draw.shuffle(held)
     for item in items:

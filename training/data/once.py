@@ -15,7 +15,7 @@ from training.data.saved import Made, load, save
 from training.processes import Processes
 
 PAUSE = 0.2
-"""Seconds between two looks."""
+"""Seconds between two looks for the data."""
 
 
 def once(make: Callable[[], Made], place: Path, processes: Processes) -> Made:
@@ -57,7 +57,7 @@ def _wait(meeting: Path) -> None:
 
 
 def _leave(meeting: Path, processes: Processes) -> None:
-    """The last one out removes it: what is mapped into memory stays."""
+    """The last process to leave removes the folder: data that is mapped into memory stays."""
     (meeting / f"left-{processes.local_rank}").touch()
     if len(list(meeting.glob("left-*"))) == processes.local_count:
         shutil.rmtree(meeting, ignore_errors=True)

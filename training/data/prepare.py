@@ -48,7 +48,7 @@ class Datasets:
     notes: tuple[str, ...] = ()
     """What the user should know before training: rows that were left out."""
     notes_later: Callable[[], list[str]] = list
-    """The same of rows that were read while training. All its processes ask at once."""
+    """Notes on rows that were read while training. All processes of the training must call it together."""
 
 
 def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
@@ -154,7 +154,7 @@ class _Preparation:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _sets(self, found: Sequence[Source]) -> list[Any]:
-        """Of each, a Dataset of the usable rows as JSON text, and where each comes from."""
+        """A Dataset for each source: its usable rows as JSON text, and where each row comes from."""
         return [self._source_rows(source) for source in found]
 
     def _mixed(self, sets: list[Any]) -> Any:

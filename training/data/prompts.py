@@ -26,7 +26,7 @@ def with_system(messages: list[Message], row: Row) -> list[Message]:
 
 
 def history(row: Row) -> list[Message]:
-    """`history`: [question, answer] each."""
+    """The messages of `history`, a list of [question, answer]."""
     messages: list[Message] = []
     for i, pair in enumerate(list_of(row, "history") if row.get("history") else ()):
         if not isinstance(pair, list) or len(pair) != 2:
@@ -44,7 +44,7 @@ def question(row: Row, name: str) -> Message:
 
 
 def answered(messages: list[Message], place: str) -> list[Message]:
-    """The same. Raises BadRow where they do not end with an answer that is to be learned."""
+    """Return the messages. Raises BadRow where they do not end with an answer to learn."""
     if not messages:
         raise BadRow(place, "is empty")
     if all(message["role"] != "assistant" for message in messages):

@@ -291,7 +291,7 @@ def _parquet(file: BinaryIO) -> Iterator[Read]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Without what is null in objects: Arrow gives each of them the fields of all."""
+    """Leave out null fields of objects: Arrow gives each object the fields of all."""
     if isinstance(value, list):
         return [without_nulls(item) for item in value]
     if isinstance(value, dict):
@@ -305,6 +305,6 @@ TXT = ".txt"
 READERS: dict[str, Reader] = {
     ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, TXT: _txt, PARQUET: _parquet
 }  # fmt: skip
-"""By the end of a file's name."""
+"""End of a file's name -> what reads such a file."""
 GZIP = ".gz"
-"""May follow each but parquet's."""
+"""May follow every other end but parquet's."""

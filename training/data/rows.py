@@ -13,7 +13,7 @@ from training.data.sources import Found, Source
 from training.params.sft import SftParams
 
 TEXT = 2000
-"""Bytes of a text that is shared."""
+"""Most bytes of a shared text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Account:
             self._first.value = self._first.value or _cut(problem)
 
     def saw(self, name: str, place: str) -> None:
-        """`name` is a field of a message there."""
+        """Note that a message at `place` has the field `name`."""
         self._fields[name].value = self._fields[name].value or _cut(place)
 
     @property

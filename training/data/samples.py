@@ -62,7 +62,7 @@ UNKNOWN_TO_SOME = ("name",)
 
 
 def fields_for_template(sample: Sample) -> set[str]:
-    """Those of UNKNOWN_TO_SOME that its messages have, but for the name of a tool's message, which is its call's."""
+    """Fields in UNKNOWN_TO_SOME that the messages have. The `name` of a tool's message names its call: not counted."""
     return {
         name
         for part in parts(sample)

@@ -26,7 +26,7 @@ class Found:
     """A row, or why there is none."""
 
     place: str
-    """For messages: `line 3 of train.jsonl`."""
+    """Where the row is, for messages: `line 3 of train.jsonl`."""
     row: Any = None
     problem: str | None = None
 
@@ -74,7 +74,7 @@ class HubSet:
     parts: tuple[str, ...] = ()
     """Names of subsets (which the hub calls configurations) and of splits."""
     splits: tuple[str, ...] = ("train",)
-    """Those to read where `parts` names none."""
+    """Splits to read where `parts` names none."""
 
     def rows(self, params: BaseParams) -> Iterator[Any]:
         """Raises BadData."""
@@ -128,7 +128,7 @@ class HubSet:
 
 
 def sources(params: BaseParams, param: Param) -> list[Source]:
-    """Raises BadData where one of them cannot be."""
+    """The data sets that `param` names. Raises BadData for a name that cannot be one."""
     described = _described(params)
     return [_source(name, param, described) for name in getattr(params, param)]
 

@@ -23,7 +23,7 @@ from training.params.sft import SftParams
 from training.processes import Processes
 
 SHUFFLED = 1000
-"""Samples in memory to be drawn from."""
+"""Samples held in memory for shuffling."""
 
 Placed = tuple[Source, str, Any]
 """A row, and where it is."""
@@ -62,7 +62,7 @@ class Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped here
         return pack_stream(samples, self._encoder.max_length)
 
     def notes(self) -> list[str]:
-        """What the user should know of the rows that were read. In a training by several processes, all ask at once."""
+        """Notes on the rows that were read. All processes of a training must call it together."""
         everyones = _gathered([account.told for account in self._accounts])
         return [
             note
@@ -97,7 +97,7 @@ class Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped here
         return drawn(sources, self._params.interleave_prob, self._params.stopping_strategy, choose)
 
     def _source_rows(self, source: Source, accounts: list[Account]) -> Iterator[Placed]:
-        """`accounts`: where to tell of the rows of the first reading."""
+        """`accounts` has the account of the first reading, or nothing."""
         rows = usable(source, self._params, self._encoder.learns, accounts.pop() if accounts else Account())
         return ((source, place, row) for place, row in islice(rows, source.count))
 
