@@ -4,6 +4,7 @@ to the token at which serving stops."""
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from engines.errors import InvalidRequest
@@ -12,6 +13,7 @@ from engines.text.prompt import PromptRenderer
 from engines.text.reasoning_formats import FIELDS, TAGS, ReasoningFormat, find_reasoning_format
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
+from training.data.pieces import Pieces
 from training.data.problems import BadRow
 from training.data.samples import Conversation, Message
 
@@ -56,6 +58,7 @@ class Answers:
         the last one ends."""
         self._renderer = renderer
         self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer, partial(renderer.encode, add_special_tokens=False))
         self._plain = plain
         self._form = find_tool_format(renderer.template, tokenizer.get_added_vocab())
         self._reasoning = find_reasoning_format(renderer.template, {}) or ReasoningFormat(*TAGS[0])
@@ -68,10 +71,10 @@ class Answers:
         """The message at `position`, which is the assistant's. Raises BadRow, InvalidRequest."""
         weight = sample.messages[position].get("weight", 1)
         prompt, text, notes = self._prompt_and_text(sample, position)
-        before = self.encode(prompt)
-        ids = self.encode(prompt + text)
+        before = self._encode(prompt)
+        ids = self._encode(prompt + text)
         if ids[: len(before)] != before:  # a token would reach over the edge, where a request's prompt ends
-            ids = before + self.encode(text)
+            ids = before + self._encode(text)
         if self._plain and position + 1 < len(sample.messages):
             return Answer(ids=ids, start=len(before), stop=len(ids), weight=weight, notes=notes)
         ids, stop, added = self._ended(ids, len(before))
@@ -81,10 +84,10 @@ class Answers:
 
     def prompt(self, sample: Conversation, length: int) -> list[int]:
         """The prompt of a request with the first messages."""
-        return self.encode(self._render(sample, length, prompt=True))
+        return self._encode(self._render(sample, length, prompt=True))
 
-    def encode(self, text: str) -> list[int]:
-        return self._renderer.encode(text, add_special_tokens=False) if text else []
+    def _encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text) if text else []
 
     def reads(self, field: str) -> bool:
         """Whether the chat template shows a field of messages."""
