@@ -88,24 +88,17 @@ async def engine(contestant: Contestant) -> AsyncIterator[Engine]:
 # ---- life
 
 
-async def test_an_engine_from_before_its_start_to_after_its_stop(contestant: Contestant) -> None:
+async def test_an_engine_that_was_not_started_is_not_ready_and_refuses(contestant: Contestant) -> None:
     engine = contestant.make()
     assert engine.health().state is not EngineState.READY
     with pytest.raises(EngineUnavailable):
         engine.capabilities()
     with pytest.raises(EngineUnavailable):
         await answer(engine, request())
-    await engine.start()
+
+
+async def test_an_engine_that_was_started_is_ready(engine: Engine) -> None:
     assert engine.health().state is EngineState.READY
-    async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
-        await anext(outputs)
-        await engine.stop()
-        with pytest.raises(EngineUnavailable):
-            [output async for output in outputs]
-    await engine.stop()
-    assert engine.health().state is EngineState.STOPPED
-    with pytest.raises(EngineUnavailable):
-        await answer(engine, request())
 
 
 # ---- outputs
@@ -553,3 +546,19 @@ async def test_an_engine_that_can_sleep_ends_what_runs_and_wakes_up_with_its_ada
     assert await answers(engine, *asked[:2]) == before[:2]
     with pytest.raises(EngineFailure):
         await answer(engine, asked[2])
+
+
+# ---- the end: last in this file, for what is stopped is the engine that all tests share
+
+
+async def test_an_engine_that_is_stopped_ends_what_runs_and_refuses_what_comes(engine: Engine) -> None:
+    assert engine.health().state is EngineState.READY
+    async with aclosing(engine.generate(request(max_new_tokens=4000, ignore_eos=True))) as outputs:
+        await anext(outputs)
+        await engine.stop()
+        with pytest.raises(EngineUnavailable):
+            [output async for output in outputs]
+    await engine.stop()
+    assert engine.health().state is EngineState.STOPPED
+    with pytest.raises(EngineUnavailable):
+        await answer(engine, request())
