@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
 
 from training.data.encode import IGNORED
 
@@ -55,6 +56,10 @@ class Packed:
         }
         batch["labels"][batch["position_ids"] == 0] = IGNORED
         return batch | (_ends([length for row in lengths for length in row if length]) if self.flash else {})
+
+
+def runs_flash_attention(model: Any) -> bool:
+    return bool(is_flash_attention_requested(model.config))
 
 
 def _filled(values: Sequence[int], length: int, value: int) -> list[int]:

@@ -7,7 +7,6 @@ from engines.checkpoint.loading import choose_dtype
 from engines.errors import UnsupportedModel
 from training.device import accelerated
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +24,6 @@ class Precision:
     """What products are computed in; None: in the type of the weights."""
     saved: "torch.dtype"
     """The weights of a whole model, in a checkpoint."""
-
-
-def refusals(params: SftParams) -> list[Refusal]:
-    """Types that do not go together."""
-    if params.bf16 and params.fp16:
-        return [("fp16", "not together with bf16")]
-    for name, other in (("bf16", "float16"), ("fp16", "bfloat16")):
-        if getattr(params, name) and params.torch_dtype == other:
-            return [(name, f"not together with torch_dtype {other}")]
-    if params.fp16 is False and params.torch_dtype == "float16":
-        return [("fp16", "weights that learn in float16 lose their gradients: leave it out")]
-    if params.lora_dtype == "float16":
-        return [("lora_dtype", "weights that learn in float16 lose their gradients: choose bfloat16 or float32")]
-    return []
 
 
 def precision_of(params: SftParams, config: Any) -> Precision:

@@ -3,7 +3,7 @@
 from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
 from engines.params.base import Params
 from engines.params.template import template_conflicts
-from training import methods, optimizers, precision, reporters, tuners
+from training import methods, optimizers, reporters, tuners
 from training.idle import idle
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
@@ -35,9 +35,9 @@ def refusals(task: Task) -> list[Refusal]:
     params = task.training
     if params is None:
         return found
-    for each in (tuners, optimizers, methods, precision):
+    for each in (tuners, optimizers, methods):
         found += each.refusals(params)
-    return found + _unfit(params) + idle(params) + reporters.refusals(params)
+    return found + _unfit(params) + _unfit_types(params) + idle(params) + reporters.refusals(params)
 
 
 def _refusal(params: Params, name: str) -> str | None:
@@ -62,3 +62,17 @@ def _unfit(params: SftParams) -> list[Refusal]:
     if params.interleave_prob is not None and len(params.interleave_prob) != len(params.dataset):
         found.append(("interleave_prob", f"there must be one for each of the {len(params.dataset)} data sets"))
     return found
+
+
+def _unfit_types(params: SftParams) -> list[Refusal]:
+    """Types that do not go together."""
+    if params.bf16 and params.fp16:
+        return [("fp16", "not together with bf16")]
+    for name, other in (("bf16", "float16"), ("fp16", "bfloat16")):
+        if getattr(params, name) and params.torch_dtype == other:
+            return [(name, f"not together with torch_dtype {other}")]
+    if params.fp16 is False and params.torch_dtype == "float16":
+        return [("fp16", "weights that learn in float16 lose their gradients: leave it out")]
+    if params.lora_dtype == "float16":
+        return [("lora_dtype", "weights that learn in float16 lose their gradients: choose bfloat16 or float32")]
+    return []

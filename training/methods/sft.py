@@ -40,12 +40,10 @@ class Sft(Method[SftParams]):
         return found
 
     def trainer(self, job: "Training[SftParams]") -> Any:
-        from transformers.utils.generic import is_flash_attention_requested
-
-        from training.collate import Packed, Padded
+        from training.collate import Packed, Padded, runs_flash_attention
         from training.trainers.supervised import SupervisedTrainer
 
         pad = job.tokenizer.pad_token_id
-        flash = is_flash_attention_requested(job.tuned.model.config)
+        flash = runs_flash_attention(job.tuned.model)
         collator = Packed(pad, flash) if job.params.packing else Padded(pad, job.params.padding_side)
         return SupervisedTrainer(job, data_collator=collator)
