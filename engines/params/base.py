@@ -29,7 +29,7 @@ class Params(BaseModel):
     )
 
     starred: ClassVar[frozenset[str]] = frozenset()
-    """Those of the group's own fields that most users meet first; help and documentation mark them."""
+    """Fields of this group that most users need first; help and documentation mark them."""
 
     @field_validator("*", mode="before")
     @classmethod

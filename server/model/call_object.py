@@ -26,17 +26,18 @@ class CallObject:
     """One call. `push` until `reading` is no longer GOING; `name` is set once the call is certain to be one."""
 
     def __init__(self, names: frozenset[str] | None = None) -> None:
-        """`names`: only calls of these, with arguments and no foreign keys in front, count as calls; None: any name."""
+        """`names`: the tools that may be called. An object counts as a call only with one of these names and with
+        arguments, without other keys before them. None: any name."""
         self.reading = Reading.GOING
         self.name: str | None = None
         self.raw = ""
-        """What was read as long as it was uncertain, to be given back as text where it is no call."""
+        """The text read while it is uncertain whether it is a call; where it is none, it is given back as content."""
         self._names = names
         self._scanner = JsonScanner()
         self._ready = ""  # argument text not yet taken
-        self._members: dict[str, str] = {}  # key -> the JSON text of its value, of the finished members
+        self._members: dict[str, str] = {}  # finished members: key -> JSON text of its value
         self._key: str | None = None
-        self._start = 0  # where in `raw` the present key or value begins
+        self._start = 0  # index in `raw` at which the current key or value begins
         self._streaming = False
 
     def push(self, text: str) -> int:
@@ -57,7 +58,7 @@ class CallObject:
         return ready
 
     def _read(self, character: str, place: "Place", depth: int) -> None:
-        """Take a character of the JSON; `place` and `depth` are those in front of it."""
+        """Take one character of the JSON. `place` and `depth` describe the position before it."""
         if self._streaming:
             self._stream(character)
             return
@@ -70,7 +71,7 @@ class CallObject:
             self._close()
 
     def _track(self, character: str, before: "Place") -> None:
-        """Follow keys and values of the outermost object. `raw` does not hold the present character yet."""
+        """Follow keys and values of the outermost object. `raw` does not hold the current character yet."""
         after = self._scanner.place
         if before in (Place.KEY, Place.FIRST_KEY) and after is Place.STRING:
             self._start = len(self.raw)
@@ -89,7 +90,7 @@ class CallObject:
             self.reading = Reading.MALFORMED
 
     def _open_arguments(self, character: str) -> None:
-        """The first character within a member's object: where it is that of the arguments, the call is certain."""
+        """The first character inside a member's object: where this member is the arguments, the call is certain."""
         if self.name is None and self._key in ARGUMENT_KEYS:
             self.name = self._known_name()
             self._streaming = self.name is not None
@@ -132,7 +133,7 @@ class CallObject:
 
 
 class Arguments:
-    """The arguments of a call whose name came before them, outside of the JSON. Has the face of `CallObject`."""
+    """The arguments of a call whose name came before them, outside the JSON. Same interface as `CallObject`."""
 
     def __init__(self, name: str) -> None:
         self.reading = Reading.GOING
@@ -162,7 +163,7 @@ class Arguments:
 
 
 class Place(Enum):
-    """Where in a JSON text the next character stands."""
+    """Position of the next character in a JSON text."""
 
     VALUE = auto()
     FIRST_VALUE = auto()
@@ -186,18 +187,18 @@ MAX_DEPTH = 500
 
 
 class JsonScanner:
-    """Follows a JSON object through its characters and refuses the first one that no JSON has in that place."""
+    """Checks a JSON object character by character, and refuses the first one that JSON does not allow there."""
 
     def __init__(self) -> None:
         self.place = Place.VALUE
         self._open: list[str] = []
         self._is_key = False
-        self._rest = ""  # what of a literal is still to come; what of a number has come
+        self._rest = ""  # of a literal, the part still to come; of a number, the part read so far
         self._hex = 0
 
     @property
     def depth(self) -> int:
-        """Objects and lists that are open."""
+        """Number of objects and lists that are open."""
         return len(self._open)
 
     def push(self, character: str) -> bool:
@@ -276,7 +277,7 @@ class JsonScanner:
 
     def _number(self, character: str) -> bool:
         if character in DIGITS and self._rest[-2:].isdecimal() and len(self._rest) > 2:
-            return True  # more digits in a run of them say nothing new
+            return True  # a further digit changes nothing
         if NUMBER_START.fullmatch(self._rest + character):
             self._rest += character
             return True
@@ -308,7 +309,7 @@ BETWEEN = {
 
 
 def is_object(text: str) -> bool:
-    """Whether the text is one JSON object, white space aside."""
+    """Whether the text is one JSON object, with nothing but white space around it."""
     scanner, text = JsonScanner(), text.strip(SPACE)
     for position, character in enumerate(text, 1):
         if not scanner.push(character):

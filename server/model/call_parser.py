@@ -1,4 +1,4 @@
-"""Text of a model to content and tool calls, piece by piece and the same however the text is cut."""
+"""Parses a model's text into content and tool calls, piece by piece; how the text is cut makes no difference."""
 
 import re
 import uuid
@@ -11,9 +11,9 @@ from server.model.markers import beginning_of
 
 NAMED_CALL = re.compile(rf"({NAME.pattern})\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)?(?=\{{)")
 MAX_NAMED_CALL = 256
-"""What looks like a name is given back as text where no arguments have begun after this many characters."""
+"""Most characters of what looks like a tool's name. Longer text without arguments is content."""
 LAYOUT = SPACE + ",;}"
-"""What may stand between two calls, or between a call and the marker after it."""
+"""Characters allowed between two calls, or between a call and the marker after it."""
 
 
 class CallParser:
@@ -27,17 +27,17 @@ class CallParser:
         """`names`: the tools of the request; `parallel`: whether more than one call is wanted."""
         self.calls = 0
         self.done = False
-        """No more can come of this answer: it has its only call. Whatever follows is dropped."""
+        """Whether the answer is complete, as it has the only call that is wanted. Any further text is dropped."""
         self._form = form
         self._names = names
         self._parallel = parallel
         self._state: Callable[[bool], bool] = self._start_of_answer if form.bare else self._text
-        self._pending = ""  # not yet understood
-        self._raw = ""  # understood as the beginning of a call; becomes content if it is none
+        self._pending = ""  # text not parsed yet
+        self._raw = ""  # parsed as the beginning of a call; becomes content if it is none
         self._call: CallObject | Arguments = CallObject()
         self._announced = False
         self._in_list = False
-        self._after_call = False  # and no text since
+        self._after_call = False  # no text since the last call
         self._deltas: list[Delta] = []
 
     def push(self, text: str) -> list[Delta]:
@@ -45,7 +45,7 @@ class CallParser:
         return self._run(last=False)
 
     def finish(self) -> list[Delta]:
-        """The text has ended: give what was held back."""
+        """Return what was held back, at the end of the text."""
         return self._run(last=True)
 
     def _run(self, *, last: bool) -> list[Delta]:
@@ -54,10 +54,10 @@ class CallParser:
         deltas, self._deltas = self._deltas, []
         return joined(deltas)
 
-    # Each state takes what it understands from `_pending`, and returns False where it needs more text to go on.
+    # Each state takes what it can parse from `_pending`, and returns False where it needs more text.
 
     def _start_of_answer(self, last: bool) -> bool:
-        """Only here a call may come without its marker."""
+        """At the start of an answer, the one place where a call may come without its marker."""
         text = self._pending.lstrip(SPACE)
         if not text and not last:
             return False
@@ -125,7 +125,7 @@ class CallParser:
         return True
 
     def _broken_arguments(self, last: bool) -> bool:
-        """The rest of arguments that are no JSON. They have been begun, so they go on as they are."""
+        """The rest of arguments that are not valid JSON: their beginning has been sent, and the rest is, too, unchanged."""
         marker = self._form.end or self._form.start
         position = self._pending.find(marker)
         if position < 0:
@@ -159,7 +159,7 @@ class CallParser:
         return True
 
     def _announce(self) -> None:
-        """Send what is certain of the present call."""
+        """Send the part of the current call that is certain."""
         if self._call.name is None:
             return
         if not self._announced:
@@ -175,7 +175,7 @@ class CallParser:
         return True
 
     def _give_back(self) -> bool:
-        """It is no call: what was read of it is content, and the text goes on."""
+        """Turn what was read of a call into content, as it is no call, and go on with the text."""
         self._content(self._raw)
         self._in_list = False
         self._state = self._text

@@ -1,4 +1,4 @@
-"""What holds where a request says nothing: the server's parameters, then what the model's authors recommend."""
+"""Sampling parameters that a request does not give: the server's, then those that the model's authors recommend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from engines.params.generation import GenerationParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """Every default is OpenAI's."""
+    """Defaults of sampling parameters; these are OpenAI's."""
 
     max_new_tokens: int | None = None
-    """None: whatever fits the context in a chat, 16 in a completion."""
+    """None: as many as fit the context in a chat, 16 in a completion."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

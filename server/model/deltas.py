@@ -1,4 +1,4 @@
-"""What a piece of model output adds to an answer: content, reasoning or a tool call."""
+"""Deltas: parts of an answer that come with a piece of model output, each content, reasoning or a tool call."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Just one of the three is set."""
+    """Exactly one of the three is set."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -23,7 +23,7 @@ class Delta:
 
 
 def joined(deltas: list[Delta]) -> list[Delta]:
-    """Return the same deltas with neighbours of one kind made one, so that what came at once is sent at once."""
+    """Join neighbouring deltas of one kind, so that what came together is sent together."""
     result: list[Delta] = []
     for delta in deltas:
         both = _both(result[-1], delta) if result else None

@@ -10,7 +10,7 @@ NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def as_object(value: Any, known: Collection[str], param: str) -> dict[str, Any]:
-    """Return an object that has no other than the known fields."""
+    """Return `value` as an object, after checking that it has only known fields."""
     if not isinstance(value, dict):
         raise InvalidRequest(f"Expected an object, got {shown(value)}", param=param)
     for key in value:

@@ -28,7 +28,7 @@ class OutputParser:
 
     @property
     def done(self) -> bool:
-        """The answer is complete though the model may go on: the generation can be ended."""
+        """Whether the answer is complete although the model may go on writing: generation can be ended."""
         return self._tools is not None and self._tools.done
 
     def push(self, text: str) -> list[Delta]:
@@ -81,7 +81,7 @@ class OutputFormat:
 
 
 def text_plan(structured: Structured | None) -> "OutputPlan":
-    """For an output that is text and nothing else."""
+    """Parser of an output that is plain text."""
     return OutputPlan(structured=structured, tools=NO_TOOLS, form=None, reasoning=None, reasoning_open=False)
 
 
@@ -92,7 +92,7 @@ def find_output_format(
     tool_call_parser: ToolCallParser | None = None,
     reasoning_parser: ReasoningParserName | None = None,
 ) -> OutputFormat:
-    """Find out from the chat template, and the tokenizer's `get_added_vocab()`, unless it was set."""
+    """Find the format by the chat template and the tokenizer's `get_added_vocab()`, unless parameters give it."""
     return OutputFormat(
         reasoning=find_reasoning_format(chat_template, added_tokens, reasoning_parser),
         tools=find_tool_format(chat_template, added_tokens, tool_call_parser),
@@ -104,7 +104,7 @@ class OutputPlan:
     """How the answer to one request is constrained and read."""
 
     structured: Structured | None
-    """For `Sampling.structured`."""
+    """Value for `Sampling.structured`."""
     tools: ToolRequest
     form: ToolFormat | None
     reasoning: ReasoningFormat | None
@@ -120,6 +120,6 @@ class OutputPlan:
 
     @property
     def marker_ids(self) -> frozenset[int]:
-        """Special tokens that the parser has to see: they must be in the text even where special tokens are skipped."""
+        """Special tokens that the parser needs: they stay in the text even where special tokens are skipped."""
         forms = [form for form in (self.form, self.reasoning) if form is not None]
         return frozenset(token_id for form in forms for token_id in form.token_ids.values())

@@ -14,7 +14,7 @@ class Phase(Enum):
 
 
 class ReasoningParser:
-    """Text of an answer to reasoning and content. Line breaks around the reasoning belong to neither."""
+    """Splits the text of an answer into reasoning and content. Line breaks around the reasoning belong to neither."""
 
     def __init__(self, form: ReasoningFormat, *, is_open: bool) -> None:
         """`is_open`: the prompt opened the block (`ReasoningFormat.is_open`). Else only an answer that begins with the
@@ -22,20 +22,20 @@ class ReasoningParser:
         self._form = form
         self._pending = ""
         self._phase = Phase.INSIDE if is_open else Phase.BEFORE
-        self._started = False  # some reasoning was given
+        self._started = False  # some reasoning has been returned
 
     @property
     def active(self) -> bool:
-        """False once all that follows is content."""
+        """False once all further text is content."""
         return self._phase is not Phase.CONTENT
 
     def push(self, text: str) -> tuple[str, str]:
-        """Return what is certain by now: more of the reasoning, more of the content."""
+        """Return the reasoning and the content that are certain by now."""
         self._pending += text
         return self._split(last=False)
 
     def finish(self) -> tuple[str, str]:
-        """The text has ended: return what was held back."""
+        """Return what was held back, at the end of the text."""
         return self._split(last=True)
 
     def _split(self, *, last: bool) -> tuple[str, str]:

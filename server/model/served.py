@@ -32,16 +32,16 @@ class ServedModel:
     name: str
     """Its name in the API."""
     root: str
-    """What it was loaded from, without its folders."""
+    """Name of the folder or repository that it was loaded from, without what stands before it."""
     created: int
-    """Unix time at which the server started: models have no other date of birth."""
+    """Unix time at which the server started, which OpenAI's API asks of a model."""
     owner: str
     tokenizer: "PreTrainedTokenizerBase"
     renderer: PromptRenderer
     vocabulary: Vocabulary
     output_format: OutputFormat
     defaults: SamplingDefaults
-    """Sampling where a request says nothing."""
+    """Sampling parameters that a request does not give."""
     max_logprobs: int
     """Most logprobs of a token that a request may ask for."""
     speaking: Callable[[str], "ServedModel"]

@@ -1,4 +1,4 @@
-"""`response_format` and `structured_outputs` of a request to the constraint that the engine enforces."""
+"""Turns `response_format` and `structured_outputs` of a request into the constraint that the engine enforces."""
 
 import json
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""The constraint on an answer, of all that asks for one: tools that must be called, a response format, reasoning
-first."""
+"""The one constraint on an answer, from everything that asks for one: tools that must be called, a response format,
+reasoning that comes first."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from engines.types import Structured
 from server.model.tools import Tool, ToolRequest
 
 MAX_CALLS = 16
-"""In one constrained answer: a weak model that must call and may call again would not stop."""
+"""Most calls of one constrained answer: a weak model that must call and may call again would not stop."""
 
 
 def constrain(
@@ -74,7 +74,7 @@ def _call_rules(tools: ToolRequest, form: ToolFormat, *, marked: bool = False) -
 
 
 def _arguments_schema(tool: Tool) -> str:
-    """The schema of the arguments. Without `strict`, keywords that cannot be enforced are not, as with OpenAI."""
+    """The schema of the arguments. Without `strict`, keywords that cannot be enforced are left out, as OpenAI does."""
     param = f"{tool.param}.parameters"
     if tool.strict and "x-guidance" in tool.parameters:
         raise InvalidRequest("The keyword 'x-guidance' is not supported", param=param)

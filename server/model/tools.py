@@ -1,4 +1,4 @@
-"""What a request says about tools, checked: which it offers, and which the model may or must call."""
+"""The tools of a request, checked: those it offers, and those that the model may or must call."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,18 +18,18 @@ class Tool:
     """The JSON schema of the arguments."""
     strict: bool
     definition: dict[str, Any]
-    """As the request has it: what chat templates show to the model."""
+    """The tool as in the request: chat templates show it to the model so."""
     param: str
-    """Where in the request it stands, for error messages."""
+    """Its place in the request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolRequest:
     tools: tuple[Tool, ...]
-    """Those the model is shown and may call: none, all, or the allowed ones."""
+    """Tools that the model is shown and may call: none, all, or the allowed ones."""
     mode: Literal["none", "auto", "required"]
     named: str | None = None
-    """The only one that may be called, and must."""
+    """Name of the one tool that must be called."""
     parallel: bool = True
     """Whether one answer may hold more than one call."""
 
@@ -42,7 +42,7 @@ NO_TOOLS = ToolRequest(tools=(), mode="none")
 
 
 def read_tools(tools: Any, tool_choice: Any = None, parallel_tool_calls: bool | None = None) -> ToolRequest:
-    """Check the three fields of a request, given as parsed JSON; None for those it does not have."""
+    """Check the three fields of a request, each as parsed JSON or None where it is not given."""
     if tools is None:
         if tool_choice not in (None, "none", "auto"):
             raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified", param="tool_choice")

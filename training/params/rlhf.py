@@ -26,7 +26,7 @@ class PpoParams(Params):
     whiten_rewards: bool = False
     """Bring the rewards of a batch to mean 0 and variance 1."""
     kl_coef: float = Field(0.05, ge=0)
-    """What it costs to move away from the reference model."""
+    """Weight of the penalty for moving away from the reference model (KL divergence)."""
     cliprange: float = Field(0.2, gt=0)
     """How far the probability of a token may move in one update."""
     vf_coef: float = Field(0.1, ge=0)
@@ -34,7 +34,7 @@ class PpoParams(Params):
     cliprange_value: float = Field(0.2, gt=0)
     """How far the value function may move in one update."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """What a reward one token later is worth."""
+    """Discount factor: the worth of a reward that comes one token later."""
     lam: float = Field(0.95, ge=0, le=1)
     """How far the advantage estimate looks ahead (GAE): less is steadier, more is less biased."""
     num_mini_batches: int = Field(1, ge=1)
@@ -48,7 +48,7 @@ class PpoParams(Params):
     temperature: float = Field(0.7, gt=0)
     """Temperature of the answers that are generated for training."""
     missing_eos_penalty: float | None = Field(None, ge=0)
-    """Taken off the reward of an answer that does not come to an end. Nothing unless given."""
+    """Amount taken off the reward of an answer that does not end. None unless given."""
 
 
 class RlhfParams(PpoParams, SftParams):
@@ -78,7 +78,7 @@ class RlhfParams(PpoParams, SftParams):
     cpo_alpha: float = Field(1.0, ge=0)
     """Weight of the chosen answers' own loss, added to that of CPO and SimPO."""
     simpo_gamma: float = Field(1.0, ge=0)
-    """By how much the chosen answer's reward is to exceed the other's, in SimPO; 0.5 to 1.5 is usual."""
+    """Target margin in SimPO: how far the chosen answer's reward is to exceed the other's; 0.5 to 1.5 is usual."""
     desirable_weight: float = Field(1.0, ge=0)
     """Weight of good answers in KTO."""
     undesirable_weight: float = Field(1.0, ge=0)

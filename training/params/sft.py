@@ -83,7 +83,7 @@ class SftParams(
     temperature: Annotated[float, About(one_run=True)] = Field(0.0, ge=0)
     """Temperature of a text that evaluation generates; 0: the likeliest tokens."""
     optimizer: str | None = None
-    """Name of a registered optimiser in place of AdamW."""
+    """Name of a registered optimizer in place of AdamW."""
     metric: str | None = None
     """Name of a registered metric to evaluate by."""
 

@@ -34,14 +34,14 @@ class TunerParams(Params):
     freeze_llm: bool = False
     """Leave the language model of a multimodal model as it is: not trained, no adapter in it."""
     freeze_vit: bool = True
-    """The same for its vision or audio tower."""
+    """Leave the vision or audio tower of a multimodal model as it is."""
     freeze_aligner: bool = True
-    """The same for what joins the two."""
+    """Leave the layers between that tower and the language model as they are."""
     target_modules: Annotated[Strings, About(text=True)] = ("all-linear",)
     """Modules that get an adapter, by the end of their names. `all-linear`: every linear layer but the output head; in
     a multimodal model, of the parts that are not frozen."""
     target_regex: Annotated[str | None, About(text=True)] = None
-    """The same as a regular expression over the whole name. `target_modules` then does not count."""
+    """The modules that get an adapter, as a regular expression over the whole name, in place of `target_modules`."""
     init_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_init_weights), About(text=True)] = "true"
     """What an adapter starts with: the usual (`true`), nothing special (`false`), `gaussian` (the reference's spelling
     `guassian` works too), the model's own singular vectors (`pissa`; `pissa_niter_N` computes them fast, in N rounds),
@@ -165,13 +165,13 @@ class GaloreParams(Params):
     galore_proj_bits: int | None = Field(None, ge=1, le=8)
     """Bits of a quantised projection matrix."""
     galore_proj_group_size: int | None = Field(None, ge=1)
-    """How many of its numbers share a scale."""
+    """Numbers of a projection matrix that share a scale."""
     galore_cos_threshold: float = Field(0.4, ge=-1, le=1)
     """With Q-GaLore, a projection whose cosine similarity to the one before is above this is kept for longer."""
     galore_gamma_proj: int = Field(2, ge=1)
-    """How many times as long it is then kept."""
+    """Factor by which such a projection is kept longer."""
     galore_queue_size: int = Field(5, ge=1)
-    """How many of the last similarities are averaged to decide that."""
+    """Number of the last similarities that are averaged for that."""
 
 
 class LisaParams(Params):
@@ -193,7 +193,7 @@ class LlamaproParams(Params):
     llamapro_num_new_blocks: int = Field(4, ge=1)
     """Layers to put in."""
     llamapro_num_groups: int | None = Field(None, ge=1)
-    """At how many places, evenly spread, they are put in. Each at a place of its own unless given."""
+    """Number of places, evenly spread, at which they are put in. A place for each unless given."""
 
 
 class AdaloraParams(Params):
