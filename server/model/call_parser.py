@@ -125,7 +125,7 @@ class CallParser:
         return True
 
     def _broken_arguments(self, last: bool) -> bool:
-        """The rest of arguments that are not valid JSON: their beginning has been sent, and the rest is, too, unchanged."""
+        """The rest of arguments that are not valid JSON. It is sent unchanged, as their beginning has been sent."""
         marker = self._form.end or self._form.start
         position = self._pending.find(marker)
         if position < 0:
