@@ -15,26 +15,12 @@ import psutil
 import pytest
 
 from server.commands import cli, foreground
+from tests.server.commands.worker import command
 from tests.until import until
 from training.folder import JobFolder
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60
-WRITES = """
-import sys, os, json, time, signal, pathlib
-folder = pathlib.Path(sys.argv[1])
-def result(**fields):
-    (folder / "result.json").write_text(json.dumps(fields))
-def event(**fields):
-    with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"time": time.time(), **fields}) + "\\n")
-"""
-ADAPTER = """
-(folder / "checkpoint-2").mkdir()
-(folder / "checkpoint-2" / "adapter_config.json").write_text(json.dumps(CONFIG))
-event(type="checkpoint", step=2, path="checkpoint-2")
-result(status="succeeded", artifact="checkpoint-2", kind="adapter", final_step=2)
-"""
 LORA = {"peft_type": "LORA", "bias": "none", "base_model_name_or_path": "its/base"}
 
 
@@ -46,17 +32,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Have the worker run a script; returns the words that the last was started with."""
+    """Have the worker do one of `worker.py`'s deeds; returns the words that the last was started with."""
     asked: dict[str, Any] = {}
 
-    def does(script: str, **values: Any) -> dict[str, Any]:
-        given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    def does(deed: str, *words: Any) -> dict[str, Any]:
+        stand_in = command(deed, *words)
 
-        def command(folder: Path, processes: int = 1) -> list[str]:
+        def started(folder: Path, processes: int = 1) -> list[str]:
             asked.update(folder=folder, processes=processes)
-            return [sys.executable, "-c", WRITES + given + script, str(folder)]
+            return stand_in(folder)
 
-        monkeypatch.setattr(foreground, "worker_command", command)
+        monkeypatch.setattr(foreground, "worker_command", started)
         return asked
 
     return does
@@ -65,7 +51,7 @@ def worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[st
 def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(
     worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = worker(ADAPTER, CONFIG=LORA)
+    asked = worker("trains_an_adapter", LORA)
     assert cli.main(["sft", "--model", "a b", "--dataset", "d.jsonl", "--output_dir", "out"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     made = asked["folder"] / "checkpoint-2"
@@ -82,7 +68,7 @@ def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(
 def test_an_adapter_that_cannot_be_served_is_to_be_merged(
     worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker(ADAPTER, CONFIG=LORA | {"use_dora": True})
+    worker("trains_an_adapter", LORA | {"use_dora": True})
     assert cli.main(["sft", "--model", "m"]) == 0
     assert "tuneserve merge --adapters /" in capsys.readouterr().out
 
@@ -90,7 +76,7 @@ def test_an_adapter_that_cannot_be_served_is_to_be_merged(
 def test_a_trained_model_is_served_as_it_is(
     worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker('result(status="succeeded", artifact="checkpoint-2", kind="model")')
+    worker("trains_a_model", "checkpoint-2")
     assert cli.main(["pt", "--model", "m"]) == 0
     assert "Serve it: tuneserve deploy --model /" in capsys.readouterr().out
 
@@ -98,10 +84,7 @@ def test_a_trained_model_is_served_as_it_is(
 def test_a_failure_is_told_in_the_words_of_the_worker(
     worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker(
-        "error = {'code': 'c', 'message': 'line 3 is no JSON', 'param': 'dataset'}\n"
-        "print('Traceback ...')\nresult(status='failed', error=error); sys.exit(1)"
-    )  # fmt: skip
+    worker("fails", "line 3 is no JSON", "dataset")
     assert cli.main(["rlhf", "--rlhf_type", "dpo", "--model", "m"]) == 1
     assert capsys.readouterr().err == "tuneserve rlhf: failed: --dataset: line 3 is no JSON\n"
 
@@ -109,7 +92,7 @@ def test_a_failure_is_told_in_the_words_of_the_worker(
 def test_a_worker_that_dies_leaves_the_end_of_its_log(
     worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker("print('\\n'.join(f'line {i}' for i in range(50))); sys.stdout.flush(); os.kill(os.getpid(), 9)")
+    worker("dies")
     assert cli.main(["sft", "--model", "m"]) == 1
     told = capsys.readouterr().err
     assert "was killed, as it is where memory runs out" in told
@@ -118,7 +101,7 @@ def test_a_worker_that_dies_leaves_the_end_of_its_log(
 
 
 def test_a_checkpoint_is_named_by_its_whole_path(worker: Callable[..., dict[str, Any]], here: Path) -> None:
-    asked = worker('result(status="succeeded", artifact=".", kind="model")')
+    asked = worker("trains_a_model", ".")
     cli.main(["sft", "--model", "m", "--resume_from_checkpoint", "out/checkpoint-1"])
     params: Any = JobFolder(asked["folder"]).read_task().params
     assert params.resume_from_checkpoint == str(here / "out" / "checkpoint-1")
@@ -127,7 +110,7 @@ def test_a_checkpoint_is_named_by_its_whole_path(worker: Callable[..., dict[str,
 def test_several_processes_are_asked_for_as_the_reference_does(
     worker: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = worker('result(status="succeeded", artifact=".", kind="model")')
+    asked = worker("trains_a_model", ".")
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     assert cli.main(["sft", "--model", "m"]) == 0
     assert asked["processes"] == 2
@@ -153,18 +136,12 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
 
 # ---- merge
 
-MERGES = """
-(folder / "merged").mkdir()
-(folder / "merged" / "config.json").write_text("{}")
-result(status="succeeded", artifact="merged", kind="model")
-"""
-
 
 def test_a_merged_model_appears_beside_its_adapter_and_nothing_else_does(
     worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
-    worker(MERGES)
+    worker("merges")
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 0
     assert {path.name for path in (here / "run").iterdir()} == {"checkpoint-3", "checkpoint-3-merged"}
     assert [path.name for path in (here / "run" / "checkpoint-3-merged").iterdir()] == ["config.json"]
@@ -177,7 +154,7 @@ def test_a_merge_that_fails_leaves_nothing(
     worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "run" / "checkpoint-3").mkdir(parents=True)
-    worker("error = {'code': 'c', 'message': 'no', 'param': None}\nresult(status='failed', error=error); sys.exit(1)")
+    worker("fails", "no", None)
     assert cli.main(["merge", "--adapters", "run/checkpoint-3"]) == 1
     assert [path.name for path in (here / "run").iterdir()] == ["checkpoint-3"]
     assert capsys.readouterr().err == "tuneserve merge: failed: no\n"
@@ -203,33 +180,10 @@ def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], wor
 
 # ---- signals
 
-STOPS = """
-def stop(number, frame):
-    (folder / "checkpoint-5").mkdir()
-    result(status="stopped", final_step=5)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
-event(type="message", message="ready")
-time.sleep(60)
-"""
-IGNORES = """
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-(folder / "pid").write_text(str(os.getpid()))
-event(type="message", message="ready")
-time.sleep(60)
-"""
-PROGRAM = """
-import sys
-from server.commands import cli
-from server.commands import foreground
-foreground.worker_command = lambda folder, processes=1: [sys.executable, "-c", SCRIPT, str(folder)]
-sys.exit(cli.main(["sft", "--model", "m"]))
-"""
 
-
-def start(script: str, here: Path) -> subprocess.Popen[str]:
+def start(deed: str, here: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", f"SCRIPT = {WRITES + script!r}\n{PROGRAM}"],
+        [sys.executable, "-m", "tests.server.commands.sft_command", deed],
         cwd=here,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -248,7 +202,7 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_training_at_a_checkpoint(here: Path, number: signal.Signals) -> None:
-    with start(STOPS, here) as process:
+    with start("stops_when_told", here) as process:
         wait_until_ready(process)
         process.send_signal(number)
         told, _ = process.communicate(timeout=PATIENCE)
@@ -258,7 +212,7 @@ def test_a_signal_stops_the_training_at_a_checkpoint(here: Path, number: signal.
 
 
 def test_a_second_signal_ends_it_at_once(here: Path) -> None:
-    with start(IGNORES, here) as process:
+    with start("does_not_stop", here) as process:
         wait_until_ready(process)
         process.send_signal(signal.SIGINT)
         while "Stopping" not in process.stdout.readline():
@@ -271,7 +225,7 @@ def test_a_second_signal_ends_it_at_once(here: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="nothing here ties a process to its parent")
 def test_the_worker_dies_with_the_command(here: Path) -> None:
-    with start(IGNORES, here) as process:
+    with start("does_not_stop", here) as process:
         wait_until_ready(process)
         worker = int(next(here.glob("output/m/*/pid")).read_text())
         process.kill()
