@@ -39,6 +39,8 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
             # A mean of the batch, which is to count once a step, not once a batch that is accumulated.
             batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self._aux_loss_coef * learned.aux_loss / batches
+        if model.training and (penalty := self.job.tuned.penalty()) is not None:
+            loss = loss + penalty / self.current_gradient_accumulation_steps  # of each step once
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:

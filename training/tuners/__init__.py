@@ -2,6 +2,7 @@
 
 from training.params.sft import SftParams
 from training.refusal import Refusal, not_supported, read_by_others_only
+from training.tuners.adalora import Adalora
 from training.tuners.base import Tuner
 from training.tuners.full import Full
 from training.tuners.lora import Lora
@@ -11,6 +12,7 @@ _ALL: tuple[Tuner, ...] = (
     Lora(),
     Full(),
     Vera(),
+    Adalora(),
 )
 TUNERS = {tuner.name: tuner for tuner in _ALL}
 

@@ -16,7 +16,7 @@ from training.tuners.base import Tuned, Tuner
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})
 """Parameters that say which modules are trained."""
 NOT_SHAPE = frozenset(
-    {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"}
+    {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version", "total_step"}
 )
 """Fields of PEFT's configurations that say nothing of what an adapter computes; those of its first values and of
 dropout do not either."""

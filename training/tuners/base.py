@@ -24,6 +24,10 @@ class Tuned:
         """What the trainer is to write into a checkpoint, by name; None: the weights that are trained, as they are."""
         return None
 
+    def penalty(self) -> Any:
+        """A scalar (tensor) to add to the loss of each step, whatever is learned; None: nothing."""
+        return None
+
     def saved(self, checkpoint: Path) -> None:
         """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
 

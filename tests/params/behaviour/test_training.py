@@ -9,6 +9,7 @@ from tests.params.behaviour.table import UNGIVEN, Row, Two, another_value, apart
 from tests.params.behaviour.training import (
     BASE,
     Workshop,
+    adalora,
     adapter,
     asked,
     batches,
@@ -41,6 +42,7 @@ THREE_STEPS = {"max_steps": 3, "save_steps": 1}
 NO_LORA = {"lora_rank": UNGIVEN, "lora_dropout": UNGIVEN}
 FULL = NO_LORA | {"train_type": "full"}
 VERA = NO_LORA | {"train_type": "vera"}
+ADALORA = {"lora_rank": UNGIVEN, "train_type": "adalora", "max_steps": 4}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -168,6 +170,14 @@ def of_plain_text(task: str) -> dict[str, Row]:
         **apart(
             base,
             vera_dropout=Two(0, 0.5, adapter("vera_dropout"), VERA),
+            adalora_target_r=Two(8, 4, adalora("target_r"), ADALORA),
+            adalora_init_r=Two(12, 10, adalora("init_r"), ADALORA),
+            adalora_tinit=Two(0, 2, adalora("tinit"), ADALORA),
+            adalora_tfinal=Two(0, 2, adalora("tfinal"), ADALORA),
+            adalora_deltaT=Two(1, 2, adalora("deltaT"), ADALORA),
+            adalora_beta1=Two(0.85, 0.5, adalora("beta1"), ADALORA),
+            adalora_beta2=Two(0.85, 0.5, adalora("beta2"), ADALORA),
+            adalora_orth_reg_weight=Two(0.5, 0.1, steps, ADALORA),
             packing=Two(False, True, prepared),
             lazy_tokenize=Two(UNGIVEN, True, kind),
             padding_side=Two("right", "left", batches, {"per_device_train_batch_size": 3}),

@@ -246,6 +246,15 @@ def adapter(name: str) -> Observer[Trial]:
     return look
 
 
+def adalora(name: str) -> Observer[Trial]:
+    """What the configuration says that AdaLoRA goes on from."""
+
+    def look(trial: Trial) -> Any:
+        return json.loads((trial.newest / "adalora" / "adapter_config.json").read_text())[name]
+
+    return look
+
+
 def outcome(trial: Trial) -> str:
     return trial.outcome
 

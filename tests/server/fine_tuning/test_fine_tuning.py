@@ -219,7 +219,7 @@ def test_jobs_are_found_by_their_metadata(on_any_database: TrainingApi) -> None:
         ({"validation_file": "file-nope"}, 404, "validation_file", "file_not_found"),
         ({"method": {"type": "reinforcement"}}, 400, "method.type", "unsupported_parameter"),
         ({"parameters": {"model": "other"}}, 400, "parameters.model", "unsupported_parameter"),
-        ({"parameters": {"train_type": "adalora"}}, 400, "parameters.train_type", "unsupported_parameter"),
+        ({"parameters": {"train_type": "longlora"}}, 400, "parameters.train_type", "unsupported_parameter"),
         ({"parameters": {"lora_rank": 17}}, 400, "parameters.lora_rank", "unsupported_parameter"),
         ({"parameters": {"use_liger": True}}, 400, "parameters.use_liger", "unsupported_parameter"),
         ({"parameters": {"max_length": 5000}}, 400, "parameters.max_length", "invalid_request"),
