@@ -176,19 +176,3 @@ def test_a_training_says_that_it_began_before_its_first_step(
     assert started(short).wait(PATIENCE) == 0
     kinds = [type(event) for event, _ in short.read_events()]
     assert kinds.index(Started) < kinds.index(Step)
-
-
-def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
-    job: Callable[..., JobFolder], started: Callable[..., Any]
-) -> None:
-    alike: dict[str, Any] = {"max_steps": 4, "lora_dropout": 0.0, "average_tokens_across_devices": True}
-    one = job("one", **alike, per_device_train_batch_size=2)
-    two = job("two", **alike, per_device_train_batch_size=1, ddp_backend="gloo")
-
-    assert started(one).wait(PATIENCE) == 0
-    assert started(two, processes=2).wait(PATIENCE) == 0
-    result = result_of(two)
-    assert result.trained_tokens == result_of(one).trained_tokens
-    weights = [load_file(job.path / "checkpoint-4" / "adapter_model.safetensors") for job in (one, two)]
-    for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], atol=1e-5)
