@@ -222,18 +222,16 @@ class Group:
         self._outputs: dict[int, Tensor] = {}  # for `_x`, of layers that are still to be called
 
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
-        place = self.paths.index(layer.path)
-        self._kernel.write(place, slot, matrices)
-        self._layers[place] = layer
+        self._kernel.write(layer.place, slot, matrices)
+        self._layers[layer.place] = layer
 
     def output(self, layer: "LoraLinear", x: Tensor, rows: Rows) -> Tensor:
         """The layer's output, updates and all."""
-        place = self.paths.index(layer.path)
-        if x is not self._x or place not in self._outputs:
+        if x is not self._x or layer.place not in self._outputs:
             outputs = {place: layer.without_updates(x, rows) for place, layer in self._layers.items()}
             self._kernel.add(x, outputs, rows)
             self._x, self._outputs = x, outputs
-        y = self._outputs.pop(place)
+        y = self._outputs.pop(layer.place)
         if not self._outputs:
             self._x = None
         return y
@@ -245,10 +243,10 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def __init__(self, path: str, base: nn.Module, step: Step, head: bool, num_slots: int, group: Group | None) -> None:
         """`group` None: updates are computed by plain torch, for this layer alone."""
         super().__init__()
-        self.path = path
         self.base = base
         self.in_features, self.out_features = _linear_shape(base)
         self._step, self._head, self._group = step, head, group
+        self.place = 0 if group is None else group.paths.index(path)
         self._num_slots = num_slots
         self._stack: Stack | None = None
         self._saved: dict[int, Tensor] = {}
