@@ -1,8 +1,8 @@
 """What of a job's files goes before the job does: what nothing can go on from any more.
 
 - What an attempt was writing when it ended: `.partial` and other hidden files.
-- Optimizer, schedule and random numbers of each checkpoint but the job's newest, which alone is gone on from; and of
-  that one too once the job has succeeded, unless it was created with `save_only_model` false.
+- Optimizer, schedule, random numbers and the float32 weights of each checkpoint but the job's newest, which alone is
+  gone on from; and of that one too once the job has succeeded, unless it was created with `save_only_model` false.
 - A checkpoint that a later attempt has written again.
 
 Nothing goes that another job names, unless that one has succeeded. Weights that only one attempt has, events and logs
@@ -18,8 +18,9 @@ from server.jobs.folders import JobFolders
 from server.jobs.job import Job, JobStatus
 from training.folder import JobFolder
 
-STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""Files of a checkpoint that training goes on from, beside the weights."""
+STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "*float32")
+"""What of a checkpoint training goes on from, beside the weights that are served; the last is a folder, which is hidden
+while it goes."""
 
 
 def paths_of(jobs: Collection[Job]) -> set[Path]:

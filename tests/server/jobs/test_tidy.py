@@ -71,9 +71,11 @@ async def test_the_next_start_does_what_a_death_has_left(tmp_path: Path) -> None
     (folder / ".partial" / "checkpoint-9").mkdir(parents=True)
     (folder / ".checkpoint-1").mkdir()
     (folder / "checkpoint-2" / "optimizer.pt").write_text("left")
+    for half_gone in ("checkpoint-2/float32", "checkpoint-4/.float32"):
+        (folder / half_gone).mkdir()
     await office.close()
     await office.open()
-    assert states(office, job) == [] and not list(folder.glob(".*"))
+    assert states(office, job) == [] and not list(folder.glob(".*")) and not list(folder.rglob("*float32"))
     assert checkpoints(office, job) == ["1/checkpoint-2", "1/checkpoint-4"]
     await office.close()
 
