@@ -135,10 +135,15 @@ class JobFolder:
     def write_task(self, task: Task) -> None:
         self._write("task.json", task.model_dump_json(exclude_unset=True, by_alias=False))
 
-    def read_task(self, environment: Mapping[str, str] = os.environ) -> Task:
-        """The task, with the secrets that `environment` holds for it. Raises OSError, pydantic's ValidationError."""
+    def read_task(self, environment: Mapping[str, str] | None = None) -> Task:
+        """The task, with the secrets that the environment holds for it: the process's, unless another is given.
+
+        Raises OSError, pydantic's ValidationError.
+        """
         task = TASK.validate_json((self.path / "task.json").read_bytes())
-        return task.model_copy(update={"params": with_secrets(task.params, environment)})
+        return task.model_copy(
+            update={"params": with_secrets(task.params, os.environ if environment is None else environment)}
+        )
 
     def read_events(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
         """Each whole line from byte `offset` on, with the offset after it. What is no event is passed over."""
