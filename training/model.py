@@ -8,7 +8,7 @@ from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
-from training.methods import method_of
+from training.data.samples import Learns
 from training.params.sft import SftParams
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def with_template(params: P) -> P:
     return params.model_copy(update={"chat_template": read_chat_template(params.chat_template)})
 
 
-def load_tokenizer_for(params: SftParams) -> Any:
+def load_tokenizer_for(params: SftParams, *, learns: Learns) -> Any:
     """The tokenizer, with a token to pad with and the chat template that is trained, which goes with the checkpoints.
 
     Raises InvalidRequest, UnsupportedModel.
@@ -79,7 +79,7 @@ def load_tokenizer_for(params: SftParams) -> Any:
     tokenizer = load_tokenizer(source, revision=params.model_revision, token=params.hub_token)
     for adapter in name_adapters(params.adapters).values():
         tokenizer.chat_template = template_in(fetch_adapter(adapter, token=params.hub_token)) or tokenizer.chat_template
-    if params.use_chat_template or method_of(params).rows != "text":  # a text says nothing of how messages are written
+    if params.use_chat_template or learns != "text":  # a text says nothing of how messages are written
         tokenizer.chat_template = chosen_template(params, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -38,7 +38,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     set_seed(params.seed)
     config = load_base_config(params)
     precision = precision_of(params, config)
-    tokenizer = load_tokenizer_for(params)
+    tokenizer = load_tokenizer_for(params, learns=method.rows)
     data = build(params, tokenizer, learns=method.rows)
     for note in data.notes:
         report.message(note, level="warn")

@@ -85,9 +85,11 @@ def test_without_the_chat_template_messages_follow_one_another_when_served_too(b
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(base)
-    plain = load_tokenizer_for(SftParams(model=str(base), use_chat_template=False)).chat_template
+    plain = load_tokenizer_for(SftParams(model=str(base), use_chat_template=False), learns="answers").chat_template
     assert "message.role" not in plain
-    assert load_tokenizer_for(PtParams(model=str(base))).chat_template == TEMPLATE, "text says nothing of messages"
+    assert load_tokenizer_for(PtParams(model=str(base)), learns="text").chat_template == TEMPLATE, (
+        "text says nothing of messages"
+    )
 
 
 def test_the_parameters_are_loaded_with_a_checkpoint_unless_another_template_is_given(train: Train) -> None:
