@@ -1,7 +1,7 @@
 """/v1/jobs on a real server with real trainings: killed, stopped, merged."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.server.process import ServerProcess
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
 STEPS = 1000
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
-STEPS_OF_EACH = 400
+STEPS_OF_EACH = 300
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
         assert (merged["status"], merged["result"]["kind"]) == ("succeeded", "model"), merged
 
 
-def test_what_began_with_an_adapter_is_killed_and_paused_and_ends_as_if_left_alone(model: Path, tmp_path: Path) -> None:
+def test_what_began_with_an_adapter_is_killed_or_paused_and_ends_as_if_left_alone(model: Path, tmp_path: Path) -> None:
     asked = {"role": "user", "content": "red"}
     chats = [{"messages": [asked, {"role": "assistant", "content": f"blue {n}"}]} for n in range(9)]
     pairs = [row | {"rejected_response": "value"} for row in chats]
@@ -111,28 +111,31 @@ def test_what_began_with_an_adapter_is_killed_and_paused_and_ends_as_if_left_alo
     shape = {"lora_rank": 3, "lora_alpha": 24, "lora_dropout": 0.1}
     first = {"model": "base", "dataset": ["chats.jsonl"], "max_steps": 20, "learning_rate": 1e-2, **shape}
     long = {"model": "base", "max_steps": STEPS_OF_EACH, "save_steps": 40, "logging_steps": 1}
-    kinds: dict[str, dict[str, Any]] = {
-        "sft": {"dataset": ["chats.jsonl"]},
-        "rlhf": {"dataset": ["pairs.jsonl"], "rlhf_type": "dpo"},
-    }
+    chat = {"dataset": ["chats.jsonl"], **long}
+    dpo = {"dataset": ["pairs.jsonl"], "rlhf_type": "dpo", **long}
     with serving(model, tmp_path) as (server, api):
         taught = api.jobs.create("sft", first)["id"]
         api.jobs.wait(taught, "succeeded")
-        for type, kind in kinds.items():
-            training = long | kind | {"adapters": [taught]}
+
+        def disturb(type: str, training: dict[str, Any], disturbance: Callable[[str], None]) -> None:
+            training = training | {"adapters": [taught]}
             left_alone = api.jobs.create(type, training)["id"]
             api.jobs.wait(left_alone, "succeeded")
             disturbed = api.jobs.create(type, training)["id"]
             wait_for_step(api, disturbed, 45)
-            kill_worker(server, disturbed)
-            wait_for_step(api, disturbed, 90)
-            assert api.jobs.move(disturbed, "pause").status_code == 200
-            refused = api.http.delete(f"/v1/jobs/{taught}")
-            assert (refused.status_code, disturbed in refused.text) == (409, True)
-            assert api.jobs.move(disturbed, "resume").status_code == 200
+            disturbance(disturbed)
             job = api.jobs.wait(disturbed, "succeeded")
-            assert job["attempt"] == 3
+            assert job["attempt"] == 2
             undisturbed = weights_of(api, left_alone)
             assert distance(weights_of(api, disturbed), undisturbed) < 1e-5
             assert distance(weights_of(api, taught), undisturbed) > 1e-3
+
+        def pause(id: str) -> None:
+            assert api.jobs.move(id, "pause").status_code == 200
+            refused = api.http.delete(f"/v1/jobs/{taught}")
+            assert (refused.status_code, id in refused.text) == (409, True)
+            assert api.jobs.move(id, "resume").status_code == 200
+
+        disturb("sft", chat, lambda id: kill_worker(server, id))
+        disturb("rlhf", dpo, pause)
         assert api.http.delete(f"/v1/jobs/{taught}").status_code == 200
