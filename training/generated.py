@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from engines.errors import InvalidRequest
-from training.data.encode import IGNORED
+from training.data.encode import IGNORED, stop_token_ids
 from training.data.packing import samples_of
 from training.params.sft import SftParams
 
@@ -93,6 +93,7 @@ def _generate(model: Any, prompts: Sequence[list[int]], tokenizer: Any, params: 
             attention_mask=torch.tensor(mask, device=model.device),
             max_new_tokens=params.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=stop_token_ids(params, tokenizer) or None,
             use_cache=True,
             **sampled,
         )

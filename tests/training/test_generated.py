@@ -1,10 +1,14 @@
 """Answers are compared with those that were wanted."""
 
+from typing import Any
+
 import pytest
 
+from engines.echo import echo_tokenizer
 from engines.errors import InvalidRequest
 from training.data.encode import IGNORED
-from training.generated import check_asks, score
+from training.generated import check_asks, score, score_answers
+from training.params.sft import SftParams
 
 
 def test_the_same_words_score_all_there_is() -> None:
@@ -31,3 +35,23 @@ def test_data_without_an_answer_behind_a_prompt_is_refused() -> None:
         check_asks([{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [IGNORED]}])
 
     check_asks([{"input_ids": [5, 6, 7], "labels": [5, IGNORED, 7], "seq_lengths": [1, 2]}])
+
+
+class Generating:
+    """A model that notes where it is told to stop."""
+
+    device = "cpu"
+
+    def generate(self, *, input_ids: Any, eos_token_id: list[int], **_: Any) -> Any:
+        self.eos_token_id = eos_token_id
+        return input_ids
+
+
+def test_answers_end_where_they_end_when_served() -> None:
+    tokenizer, model = echo_tokenizer(), Generating()
+    tokenizer.eos_token = "<|endoftext|>"
+    rows = [{"input_ids": [65, 66], "labels": [IGNORED, 66]}]
+    score_answers(model, rows, tokenizer, SftParams())
+    assert model.eos_token_id == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    score_answers(model, rows, tokenizer, SftParams(use_chat_template=False))
+    assert model.eos_token_id == [tokenizer.eos_token_id]

@@ -50,9 +50,7 @@ class Encoder:
         self._loss_scale = "all" if learns == "text" else params.loss_scale
         self.max_length = max_length
         plain = not params.use_chat_template
-        self._renderer = PromptRenderer(
-            tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer)
-        )
+        self._renderer = _renderer(params, tokenizer)
         self._answers = Answers(self._renderer, tokenizer, eos_token_ids=_eos_token_ids(params, tokenizer), plain=plain)
         self._notes: set[Note] = set()
 
@@ -224,6 +222,17 @@ def _labels(ids: list[int], answers: Sequence[Answer]) -> list[int]:
         end = answer.stop + same_beginning(ids[answer.stop :], answer.ids[answer.stop :])
         labels[answer.start : end] = ids[answer.start : end]
     return labels
+
+
+def stop_token_ids(params: SftParams, tokenizer: Any) -> list[int]:
+    """The tokens at which serving stops behind an answer."""
+    ends = _eos_token_ids(params, tokenizer)
+    written = _renderer(params, tokenizer).end_of_answer(ends) if params.use_chat_template else None
+    return [*ends, *([] if written is None or written in ends else [written])]
+
+
+def _renderer(params: SftParams, tokenizer: Any) -> PromptRenderer:
+    return PromptRenderer(tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer))
 
 
 def _eos_token_ids(params: SftParams, tokenizer: Any) -> tuple[int, ...]:
