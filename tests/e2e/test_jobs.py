@@ -16,7 +16,7 @@ from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
-STEPS = 1000
+STEPS = 500
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
 STEPS_OF_EACH = 300
 
@@ -75,16 +75,16 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     training = {"model": "base", "dataset": ["rows.jsonl"], "max_steps": STEPS, "lora_rank": 2}
-    training |= {"save_steps": 100, "logging_steps": 5}
+    training |= {"save_steps": 50, "logging_steps": 5}
     # 1. The server is killed, and its worker with it.
     with serving(model, tmp_path) as (_, api):
         left_alone = api.jobs.create("sft", training)["id"]
         api.jobs.wait(left_alone)  # of two jobs, the one whose files are checked first would run first
         disturbed = api.jobs.create("sft", training)["id"]
-        wait_for_step(api, disturbed, 150)
+        wait_for_step(api, disturbed, 75)
     # 2. It is told to stop: the job saves a checkpoint.
     with serving(model, tmp_path) as (server, api):
-        wait_for_step(api, disturbed, 260)
+        wait_for_step(api, disturbed, 150)
         server.signal()
         assert server.wait() == 0
     # 3. Both are the same to the last bit, and both are served.
