@@ -8,16 +8,11 @@ import psutil
 
 from benchmarks.process import Tree
 
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-print(child.pid, flush=True)
-time.sleep(600)
-"""
+PARENT = str(Path(__file__).with_name("parent.py"))
 
 
 def test_a_child_that_left_the_process_group_is_ended_too(tmp_path: Path) -> None:
-    with Tree([sys.executable, "-c", PARENT], {}, tmp_path / "log", talks=True) as tree:
+    with Tree([sys.executable, PARENT], {}, tmp_path / "log", talks=True) as tree:
         assert tree.process.stdout is not None
         child = psutil.Process(int(tree.process.stdout.readline()))
         tree.cpu_seconds()

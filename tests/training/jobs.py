@@ -52,11 +52,11 @@ def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
 def start(job: JobFolder, *, processes: int = 1, fault: str = "", **environment: str) -> "subprocess.Popen[bytes]":
     """The worker process of a job, or several of one training; their output goes to worker.log.
 
-    `fault`: lines that each process runs as it starts.
+    `fault`: the module of `tests.training.faults` that each process imports as it starts.
     """
     faults = job.path / "faults"
     faults.mkdir()
-    (faults / "sitecustomize.py").write_text(fault)
+    (faults / "sitecustomize.py").write_text(f"import tests.training.faults.{fault}" if fault else "")
     given = {"PYTHONPATH": f"{faults}:{ROOT}", "OMP_NUM_THREADS": "1", **environment}
     with (job.path / "worker.log").open("wb") as log:
         return subprocess.Popen(

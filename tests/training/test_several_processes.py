@@ -24,23 +24,6 @@ LONG: dict[str, Any] = {
     "torch_dtype": "float32", "max_steps": 400, "logging_steps": 1, "save_steps": 1000, "report_to": "none",
     "split_dataset_ratio": 0.0, "ddp_backend": "gloo",
 }  # fmt: skip
-OF_RANK_1 = """
-import os
-from training.report import Report
-def fails(*_, **__):
-    {}
-if os.environ.get("RANK") == "1":
-    Report.started = fails
-"""
-SLOW_CHECKPOINTS = """
-import time
-from training import saved_args
-from training.saved_args import write_args
-def slowly(params, folder):
-    time.sleep(5 if "checkpoint" in folder.name else 0)
-    write_args(params, folder)
-saved_args.write_args = slowly
-"""
 
 
 @pytest.fixture
@@ -71,7 +54,7 @@ def result_of(job: JobFolder) -> Result:
 def test_the_result_tells_of_the_process_that_failed_and_not_of_those_it_left(
     job: JobFolder, started: Callable[..., Any]
 ) -> None:
-    assert started(job, fault=OF_RANK_1.format("raise MemoryError('1 EiB')")).wait(PATIENCE) == 1
+    assert started(job, fault="rank_1_runs_out_of_memory").wait(PATIENCE) == 1
     result = result_of(job)
     assert (result.status, result.error.code) == ("failed", "out_of_memory")
     assert result.error.message.startswith("rank 1 of 2: memory ran out"), result.error.message
@@ -80,7 +63,7 @@ def test_the_result_tells_of_the_process_that_failed_and_not_of_those_it_left(
 def test_where_one_is_killed_all_end_as_killed_and_none_says_that_it_failed(
     job: JobFolder, started: Callable[..., Any]
 ) -> None:
-    process = started(job, fault=OF_RANK_1.format("os.kill(os.getpid(), 9)"))
+    process = started(job, fault="rank_1_is_killed")
     assert process.wait(PATIENCE) == -signal.SIGKILL
     assert job.read_result() is None
     messages = [event.message for event, _ in job.read_events() if isinstance(event, Message)]
@@ -91,7 +74,7 @@ def test_told_to_stop_they_have_as_long_for_a_checkpoint_as_whoever_told_them_wa
     job: JobFolder, started: Callable[..., Any]
 ) -> None:
     impatient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    process = started(job, fault=SLOW_CHECKPOINTS, **impatient)
+    process = started(job, fault="slow_checkpoints", **impatient)
     until(
         lambda: any(isinstance(event, Step) for event, _ in job.read_events()),
         told=lambda: (job.path / "worker.log").read_text(),

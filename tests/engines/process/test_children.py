@@ -8,35 +8,17 @@ import psutil
 import pytest
 
 from engines.process.children import kill_group, with_parent_death_signal
+from tests.server.process import ROOT
 
 PATIENCE = 30
 """Seconds after which something has not happened."""
 
-BY_COMMAND = """
-import subprocess, sys, time
-from engines.process.children import with_parent_death_signal
-sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
-child = subprocess.Popen(with_parent_death_signal(sleeper), stdout=subprocess.PIPE)
-child.stdout.readline()
-print(child.pid, flush=True)
-time.sleep(600)
-"""
-BY_FORK = """
-import os, time
-from engines.process.children import set_parent_death_signal_of_forks
-set_parent_death_signal_of_forks()
-child = os.fork()
-if child:
-    time.sleep(0.2)
-    print(child, flush=True)
-time.sleep(600)
-"""
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux promises it")
-@pytest.mark.parametrize("program", [BY_COMMAND, BY_FORK], ids=["command", "fork"])
-def test_a_child_is_killed_when_its_parent_is(program: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("parent_of", ["by_command", "by_fork"])
+def test_a_child_is_killed_when_its_parent_is(parent_of: str) -> None:
+    command = [sys.executable, "-m", f"tests.engines.process.parents.{parent_of}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         assert child.is_running()

@@ -24,24 +24,13 @@ from tests.until import until
 from training.folder import JobFolder
 
 MIB = 1 << 20
-TELL = """
-import json, resource, time
-while open("/proc/self/oom_score_adj").read() != "1000\\n" or resource.getrlimit(resource.RLIMIT_DATA)[0] < 0:
-    time.sleep(0.01)
-print(json.dumps([resource.getrlimit(resource.RLIMIT_DATA)[0], open("/proc/self/oom_score_adj").read()]))
-"""
-TAKES_8_GIB = """
-from training.report import Report
-def takes(*_, **__):
-    bytearray(8 << 30)
-Report.started = takes
-"""
+LIMITED_WORKER = Path(__file__).with_name("limited_worker.py")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits and tells it")
 
 
 @linux
 async def test_the_system_ends_a_worker_before_its_server_and_limits_it(tmp_path: Path) -> None:
-    limited = LocalExecutor(memory=900 * MIB, command=(sys.executable, "-S", "-c", TELL))
+    limited = LocalExecutor(memory=900 * MIB, command=(sys.executable, "-S", str(LIMITED_WORKER)))
     worker = await limited.start(Order(program="run", folder=tmp_path, mark="m"))
     assert await worker.wait() == 0
     assert json.loads((tmp_path / "worker.log").read_text()) == [900 * MIB, "1000\n"]
@@ -51,7 +40,7 @@ async def test_the_system_ends_a_worker_before_its_server_and_limits_it(tmp_path
 async def test_a_training_that_asks_for_more_than_its_limit_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(TAKES_8_GIB)
+    (tmp_path / "sitecustomize.py").write_text("import tests.training.faults.first_step_takes_8_gib")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     model, data = make_model(tmp_path / "tiny"), make_data(tmp_path / "lines.jsonl")
     job = make_job(tmp_path / "job", "sft", model=str(model), dataset=str(data), max_steps=1, report_to="none")

@@ -18,9 +18,9 @@ from tests.server.jobs.test_routes import serving
 from tests.training.jobs import make_data, make_job, make_model
 from training.methods import BY_OPENAI_NAME
 from training.params.task import TASKS, params_of
+from training.refusals.supported import supported
 from training.report import Report
 from training.run import run
-from training.supported import supported
 
 FIELDS = {(task, name): field for task in TASKS for name, field in params_of(TASKS[task]).model_fields.items()}
 SUPPORTED = {(task, name): FIELDS[task, name] for task in TASKS for name in sorted(supported(params_of(TASKS[task])))}
