@@ -19,8 +19,8 @@ from engines.process.children import set_parent_death_signal, set_parent_death_s
 from training.device import check_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.params.task import Task
+from training.refusals.supported import refusals
 from training.report import Report, Stopped
-from training.supported import refusals
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from server import __version__
 from server.commands import supported as supported_of_deploy
 from server.commands.argv import parse, refuse
 from server.commands.params import COMMANDS, SUPPORTED
-from training import supported
 from training.params.task import TASK, TASKS
+from training.refusals import supported
 
 
 def main(argv: Sequence[str] | None = None) -> int:

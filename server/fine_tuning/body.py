@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
 from server.http.body import Items, Members, Metadata, RequestBody
+from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
-from training.params.auto import Hyperparameters
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]

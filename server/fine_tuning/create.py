@@ -31,7 +31,7 @@ from server.model.served import ServedModel
 from training.folder import Message
 from training.methods import BY_OPENAI_NAME
 from training.params.task import TrainingTask
-from training.supported import refusals
+from training.refusals.supported import refusals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ from engines.errors import InvalidRequest
 from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task
+from training.auto import choose
 from training.folder import Validation
 from training.methods import BY_OPENAI_NAME
-from training.params.auto import choose
 from training.params.task import TrainingTask
 
 

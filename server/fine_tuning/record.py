@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
-from training.params.auto import Hyperparameters
 
 
 class FineTuning(BaseModel):

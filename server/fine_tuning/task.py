@@ -10,8 +10,8 @@ from engines.params.deploy import DeployParams
 from engines.text.prompt import read_chat_template
 from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
+from training.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.methods import BY_OPENAI_NAME
-from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.params.sft import SftParams
 from training.params.task import TASK, TrainingTask
 

@@ -7,7 +7,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.params.about import facts
 from server.fine_tuning.body import MOST_EPOCHS, MOST_SAMPLES
-from training.params.auto import BASE_LEARNING_RATE, Hyperparameters
+from training.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.params.sft import SftParams
 
 SEED = "seed"

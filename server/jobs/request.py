@@ -12,7 +12,7 @@ from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
 from server.http.body import Metadata, RequestBody
 from server.http.validation import MISSING, to_invalid_request
 from training.params.task import TASK, TASKS, Task, params_of
-from training.supported import refusals
+from training.refusals.supported import refusals
 
 
 def _supported(type: str) -> str:

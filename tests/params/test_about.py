@@ -11,7 +11,7 @@ from server.commands.params import COMMANDS
 from training.methods import METHODS
 from training.params.sft import SftParams
 from training.params.task import TASKS, params_of
-from training.supported import supported, unsupported
+from training.refusals.supported import supported, unsupported
 
 EVERYTHING = [(command, name, said) for command, model in COMMANDS.items() for name, said in facts(model)]
 

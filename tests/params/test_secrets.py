@@ -15,7 +15,7 @@ from server.jobs.job import given_parameters
 from training.folder import JobFolder
 from training.params.sft import SftParams
 from training.params.task import TASK, TASKS, params_of
-from training.saved_args import write_args
+from training.trainers.write_args import write_args
 
 SOUNDS_SECRET = re.compile(r"(^|_)(token|tokens|key|keys|secret|password|credentials?|auth)(_|$)|^database_url$")
 NO_SECRET = {

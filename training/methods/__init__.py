@@ -7,8 +7,8 @@ from training.methods.dpo import Dpo
 from training.methods.ipo import Ipo
 from training.methods.pt import Pt
 from training.methods.sft import Sft
+from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
-from training.refusal import Refusal, not_supported, read_by_others_only
 
 _ALL: tuple[Method[Any], ...] = (
     Sft(),

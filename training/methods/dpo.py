@@ -4,8 +4,8 @@ other, compared with a reference model."""
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.methods.base import Method
+from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
-from training.refusal import Refusal
 
 if TYPE_CHECKING:
     from training.trainers.job import Training

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
 from training.methods.base import Method
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 if TYPE_CHECKING:
     from training.trainers.job import Training
@@ -40,7 +40,7 @@ class Sft(Method[SftParams]):
         return found
 
     def trainer(self, job: "Training[SftParams]") -> Any:
-        from training.collate import Packed, Padded, runs_flash_attention
+        from training.trainers.collate import Packed, Padded, runs_flash_attention
         from training.trainers.supervised import SupervisedTrainer
 
         pad = job.tokenizer.pad_token_id

@@ -2,8 +2,8 @@
 
 from training.optimizers.base import Optimizer
 from training.optimizers.loraplus import LoraPlus
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 OPTIMIZERS: tuple[Optimizer, ...] = (LoraPlus(),)
 

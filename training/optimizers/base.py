@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 
 class Optimizer(ABC):

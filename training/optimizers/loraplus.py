@@ -3,8 +3,8 @@
 from typing import Any
 
 from training.optimizers.base import Optimizer
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 
 class LoraPlus(Optimizer):

@@ -1,7 +1,7 @@
 """Parameters that only an evaluation reads."""
 
+from training.params.refusal import given
 from training.params.sft import SftParams
-from training.refusal import given
 
 EVALUATION = (
     "eval_strategy",

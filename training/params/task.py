@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from engines.params.about import MERGE, TRAINING
 from engines.params.base import Params
 from training.params.export import MergeParams, merged_folder
+from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
+from training.params.saved_args import read_beginning
 from training.params.sft import PtParams, SftParams
-from training.refusal import Refusal
-from training.saved_args import read_beginning
 
 Artifact = Literal["adapter", "model"]
 

@@ -23,8 +23,8 @@ from engines.errors import Conflict, InvalidAdapter, InvalidRequest, Unsupported
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.params.export import MergeParams
+from training.params.saved_args import read_args
 from training.report import Report
-from training.saved_args import read_args
 
 OUTPUT = "merged"
 """The model's folder within the job's."""

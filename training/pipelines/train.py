@@ -5,19 +5,19 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from training.arguments import trainer_arguments
-from training.beginning import with_beginning
 from training.data import build
 from training.folder import Result
-from training.load_args import with_saved_args
 from training.methods import method_of
 from training.methods.base import Method
-from training.model import load_base_config, load_for_training, load_tokenizer_for, with_template
 from training.params.sft import SftParams
-from training.precision import Precision, hold, precision_of
+from training.pipelines.beginning import with_beginning
+from training.pipelines.load_args import with_saved_args
 from training.report import Report
-from training.saved_args import write_args
+from training.trainers.arguments import trainer_arguments
 from training.trainers.job import Training, train
+from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for, with_template
+from training.trainers.precision import Precision, hold, precision_of
+from training.trainers.write_args import write_args
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
 

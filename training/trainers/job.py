@@ -17,12 +17,12 @@ from training.discreet import make_discreet
 from training.folder import PARTIAL, Result
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
-from training.precision import Precision
 from training.report import Report, Stopped
-from training.saved_args import write_args
 from training.trainers.curves import Curves
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
+from training.trainers.precision import Precision
+from training.trainers.write_args import write_args
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
 

@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import DPOConfig, DPOTrainer
 
 from engines.errors import InvalidRequest
-from training.model import load_base_config, load_for_training
 from training.params.rlhf import RlhfParams
-from training.precision import hold
 from training.trainers.job import JobTrainer, Training
+from training.trainers.model import load_base_config, load_for_training
+from training.trainers.precision import hold
 from training.tuners import tuner_of
 
 REFERENCE = "ref"

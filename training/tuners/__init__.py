@@ -1,7 +1,7 @@
 """The tuners, one file each. Light: the server refuses jobs by them."""
 
+from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
-from training.refusal import Refusal, not_supported, read_by_others_only
 from training.tuners.adalora import Adalora
 from training.tuners.base import Tuner
 from training.tuners.full import Full

@@ -13,9 +13,9 @@ from typing import Any
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidRequest
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import AdaloraParams
-from training.refusal import Refusal
 from training.tuners.adapter import WHERE, Adapted, AdapterTuner, targets
 from training.tuners.base import Tuned
 

@@ -9,8 +9,8 @@ from engines.adapters.folder import CHANGES_THE_BASE
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG
 from engines.errors import InvalidAdapter, InvalidRequest
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 from training.tuners.base import Tuned, Tuner
 
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from engines.capabilities import AdapterSupport
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 
 class Tuned:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidRequest
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import FullParams
-from training.refusal import Refusal
 from training.tuners.base import Tuned, Tuner
 
 INNER = "float32"

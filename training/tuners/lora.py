@@ -3,9 +3,9 @@
 from typing import Any
 
 from engines.capabilities import AdapterSupport
+from training.params.refusal import Refusal, not_supported
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
-from training.refusal import Refusal, not_supported
 from training.tuners import pissa
 from training.tuners.adapter import WHERE, AdapterTuner, targets
 from training.tuners.base import Tuned

@@ -12,8 +12,8 @@ from typing import Any
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidRequest
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 from training.tuners.adapter import Adapted
 
 INNER = "pissa"

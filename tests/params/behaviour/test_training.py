@@ -35,7 +35,7 @@ from training.params.export import MergeParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
 from training.params.task import TASK
-from training.supported import refusals
+from training.refusals.supported import refusals
 
 EVALUATED = {"val_dataset": ["$rows#2"]}
 THREE_STEPS = {"max_steps": 3, "save_steps": 1}

@@ -23,15 +23,15 @@ from server.commands.output_folder import new_training_folder
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
 from tests.training.jobs import TEMPLATE, make_job
-from training.arguments import trainer_arguments
 from training.data import build
 from training.folder import Evaluation, JobFolder, Step
 from training.methods import method_of
 from training.params.sft import SftParams
 from training.params.task import TASK, Task
-from training.precision import Precision
 from training.report import Report
 from training.run import run
+from training.trainers.arguments import trainer_arguments
+from training.trainers.precision import Precision
 
 QUICK: dict[str, Any] = {
     "model": "$tiny", "dataset": ["$rows"], "torch_dtype": "float32", "split_dataset_ratio": 0, "max_steps": 1,

@@ -8,7 +8,7 @@ import pytest
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.fine_tuning.body import CreateFineTuningJob
 from server.http.body import parse_json
-from training.params.auto import Hyperparameters
+from training.auto import Hyperparameters
 
 LEAST = {"model": "echo", "training_file": "file-1"}
 

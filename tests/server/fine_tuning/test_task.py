@@ -8,8 +8,8 @@ import pytest
 from engines.params.deploy import DeployParams
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, first_task, samples_in_a_pass
+from training.auto import Hyperparameters, choose
 from training.methods import METHODS
-from training.params.auto import Hyperparameters, choose
 
 FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None, adapter=None)
 SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100, system="Be brief.")

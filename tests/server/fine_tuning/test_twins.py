@@ -7,8 +7,8 @@ import pytest
 from engines.errors import InvalidRequest
 from server.fine_tuning.parameters import parse
 from server.fine_tuning.twins import Said, said_once
+from training.auto import Hyperparameters
 from training.methods import METHODS
-from training.params.auto import Hyperparameters
 
 
 def said(given: dict[str, Any], seed: int | None = None, **wanted: Any) -> Said:

@@ -9,12 +9,12 @@ from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from training.idle import idle
 from training.params.choices import Reporter, Schedule
 from training.params.sft import SftParams
 from training.params.task import TASK
-from training.reporters import PACKAGES
-from training.supported import refusals
+from training.refusals.idle import idle
+from training.refusals.reporters import PACKAGES
+from training.refusals.supported import refusals
 
 
 def test_the_schedules_are_the_librarys() -> None:

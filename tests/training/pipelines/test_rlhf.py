@@ -22,8 +22,8 @@ from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.params.task import RlhfTask
 from training.pipelines import train as pipeline
+from training.refusals.supported import refusals
 from training.report import Report
-from training.supported import refusals
 
 ROWS = [
     {

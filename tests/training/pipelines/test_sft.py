@@ -21,8 +21,8 @@ from training.data import build
 from training.folder import Checkpoint, JobFolder, Message, Result, Started
 from training.params.sft import SftParams
 from training.pipelines import train as pipeline
+from training.refusals.supported import refusals
 from training.report import Diverged, Report
-from training.supported import refusals
 from training.trainers.supervised import SupervisedTrainer
 
 QUICK: dict[str, Any] = {

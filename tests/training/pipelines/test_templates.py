@@ -14,10 +14,10 @@ from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.training.jobs import TEMPLATE, make_data, make_job
 from training.data.problems import BadData
 from training.folder import JobFolder
-from training.model import load_tokenizer_for
 from training.params.sft import PtParams, SftParams
 from training.pipelines import train as pipeline
 from training.report import Report
+from training.trainers.model import load_tokenizer_for
 
 MOODY = "{{ mood }}" + TEMPLATE
 Train = Callable[..., tuple[JobFolder, str]]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from training.methods import METHODS
 from training.params.evaluation import given_for_evaluation
+from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
-from training.refusal import Refusal, given
 from training.tuners import TUNERS
 
 FOLLOW_EVALUATION = ("reduce_lr_on_plateau", "greedy")

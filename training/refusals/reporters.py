@@ -2,8 +2,8 @@
 
 from importlib.util import find_spec
 
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.refusal import Refusal
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),

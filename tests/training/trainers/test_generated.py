@@ -7,8 +7,8 @@ import pytest
 from engines.echo import echo_tokenizer
 from engines.errors import InvalidRequest
 from training.data.encode import IGNORED
-from training.generated import check_asks, score, score_answers
 from training.params.sft import SftParams
+from training.trainers.generated import check_asks, score, score_answers
 
 
 def test_the_same_words_score_all_there_is() -> None:

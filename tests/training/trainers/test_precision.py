@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from engines.errors import TuneserveError
 from tests.engines.pt.tiny import CONFIGS
 from tests.training.jobs import losses, make_job
-from training import precision
 from training.folder import JobFolder, Message, Step
 from training.params.sft import SftParams
 from training.params.task import TASK
 from training.pipelines import train as pipeline
-from training.precision import precision_of
+from training.refusals.supported import refusals
 from training.report import Report
-from training.supported import refusals
+from training.trainers import precision
+from training.trainers.precision import precision_of
 
 SETTINGS: dict[str, Any] = {
     "train_type": "full", "torch_dtype": "bfloat16", "per_device_train_batch_size": 4, "max_steps": 4,

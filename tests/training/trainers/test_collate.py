@@ -23,11 +23,11 @@ from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_p
 from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, SIZES
 from tests.training.largest import largest_tensor
-from training.collate import Packed, Padded
 from training.data.encode import IGNORED
-from training.loss import answer_loss
-from training.model import load_base_config
 from training.params.sft import SftParams
+from training.trainers.collate import Packed, Padded
+from training.trainers.loss import answer_loss
+from training.trainers.model import load_base_config
 
 SAMPLES = [
     {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, 7, 8]},

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.errors import InvalidRequest
+from training.params.saved_args import read_given
 from training.params.sft import SftParams
-from training.saved_args import read_given
 from training.tuners import tuner_of
 
 P = TypeVar("P", bound=SftParams)

@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.params.about import facts
 from training.params.sft import SftParams
-from training.precision import Precision, precision_arguments
+from training.trainers.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
 

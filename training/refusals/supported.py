@@ -3,11 +3,12 @@
 from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
 from engines.params.base import Params
 from engines.params.template import template_conflicts
-from training import methods, optimizers, reporters, tuners
-from training.idle import idle
+from training import methods, optimizers, tuners
+from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
-from training.refusal import Refusal
+from training.refusals import reporters
+from training.refusals.idle import idle
 
 
 def supported(params: type[Params]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from training.loss import Learned
+from training.trainers.loss import Learned
 
 
 class Accuracy:

@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from engines.params.about import facts
 from engines.params.data import DataParams
+from training.params.saved_args import read_given
 from training.params.sft import SftParams
-from training.saved_args import read_given
-from training.supported import supported
+from training.refusals.supported import supported
 
 P = TypeVar("P", bound=SftParams)
 

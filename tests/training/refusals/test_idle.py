@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from training.params.task import TASK
-from training.supported import refusals
+from training.refusals.supported import refusals
 
 RESUMED = {"resume_from_checkpoint": "checkpoint-3", "resume_only_model": True}
 NO_EVALUATION = {"split_dataset_ratio": 0}

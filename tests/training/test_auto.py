@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from training.auto import BASE_LEARNING_RATE, Hyperparameters, choose
 from training.methods import METHODS
 from training.methods.base import Method
-from training.params.auto import BASE_LEARNING_RATE, Hyperparameters, choose
 
 DEMO = 134_515_008
 """Weights of SmolLM2-135M."""

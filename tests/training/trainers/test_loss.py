@@ -22,9 +22,9 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer
 from tests.training.largest import largest_tensor
-from training import loss
 from training.data.encode import IGNORED
-from training.loss import answer_loss
+from training.trainers import loss
+from training.trainers.loss import answer_loss
 
 THREE = 3 * 300 + 1
 """Logits of three positions."""

@@ -1,12 +1,10 @@
-"""args.json: the parameters that a checkpoint was trained with, beside its weights."""
+"""Read args.json: the parameters that a checkpoint was trained with, beside its weights."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidRequest
-from training.params.sft import SftParams
-from training.tuners import tuner_of
 
 ARGS = "args.json"
 BEGINNING = ("model", "adapters")
@@ -14,27 +12,12 @@ BEGINNING = ("model", "adapters")
 
 
 def read_args(folder: Path) -> dict[str, Any]:
-    """What `write_args` wrote to `folder`; nothing where there is no such file."""
+    """All that it says; nothing where there is no such file."""
     try:
         saved: dict[str, Any] = json.loads((folder / ARGS).read_bytes())
     except (OSError, ValueError):
         return {}
     return saved
-
-
-def write_args(params: SftParams, folder: Path, model: Any = None) -> None:
-    """All parameters, and under `given` the names of those that were not left at their defaults.
-
-    Where training goes on with an adapter, those that would have made another are left out, and what that adapter is
-    stands in their place as soon as there is the `model` that holds it.
-    """
-    values = params.model_dump(mode="json")
-    tuner = tuner_of(params)
-    if tuner.makes == "adapter" and (params.adapters or params.resume_only_model):
-        shape = {} if model is None else tuner.shape(model)
-        values = {name: value for name, value in values.items() if name not in tuner.reads} | shape
-    given = sorted(params.model_fields_set & values.keys())
-    (folder / ARGS).write_text(json.dumps(values | {"given": given}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_given(folder: Path) -> dict[str, Any] | None:
