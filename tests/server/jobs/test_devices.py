@@ -14,15 +14,12 @@ from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
 from tests.server.jobs.conftest import Office
+from tests.server.process import ROOT
 from training.params.task import MergeTask, SftTask
 
 GIB = 1 << 30
 FOUR = tuple(Device(f"GPU-{n}", free * GIB) for n, free in enumerate((10, 40, 80, 20)))
-TELL = (
-    "import json, os, sys; print(json.dumps({'argv': sys.argv[1:], 'nice': os.nice(0), 'cwd': os.getcwd(),"
-    " 'group': os.getpgid(0) == os.getpid(), **{name: os.environ.get(name) for name in"
-    " ('CUDA_VISIBLE_DEVICES', 'HF_TOKEN', 'PYTHONSAFEPATH', 'TUNESERVE_JOB')}}))"
-)
+TOLD_WORKER = str(Path(__file__).with_name("told_worker.py"))
 
 
 def test_what_nvidia_smi_says_is_read() -> None:
@@ -79,7 +76,7 @@ def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
 
 
 async def told(tmp_path: Path, *devices: str, **secrets: str) -> dict[str, Any]:
-    executor = LocalExecutor(secrets=secrets, command=(sys.executable, "-S", "-c", TELL))
+    executor = LocalExecutor(secrets=secrets, command=(sys.executable, "-S", TOLD_WORKER))
     worker = await executor.start(Order(program="run", folder=tmp_path, mark="mark/1", devices=devices))
     assert await worker.wait() == 0
     return json.loads((tmp_path / "worker.log").read_text().splitlines()[-1])
@@ -117,15 +114,8 @@ async def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) ->
     """Where the system can promise that."""
     if shutil.which("setpriv") is None:
         pytest.skip("there is no setpriv here")
-    script = (
-        "import asyncio, sys, time; from pathlib import Path; from server.jobs.executor import *\n"
-        "async def main():\n"
-        f"    executor = LocalExecutor(command=(sys.executable, '-c', 'import time; time.sleep(600)'))\n"
-        f"    worker = await executor.start(Order(program='run', folder=Path({str(tmp_path)!r}), mark='m'))\n"
-        "    print(worker.pid, flush=True); await asyncio.sleep(600)\n"
-        "asyncio.run(main())"
-    )
-    server = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    command = (sys.executable, "-m", "tests.server.jobs.starter", str(tmp_path))
+    server = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     pid = int(await server.stdout.readline())
     await asyncio.sleep(0.2)  # for setpriv to become the worker
     server.kill()
