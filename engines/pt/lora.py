@@ -1,10 +1,8 @@
 """Batched LoRA: every row of a step computes with its own adapter, in one forward pass with all others.
 
-delta y = scale * B A x (Hu et al. 2021, arXiv:2106.09685). The matrices of all adapters that take part lie stacked, one
-slot each, in every layer that some adapter has adapted; a row's slot says which it uses. Two ways to compute it:
-
-- the C kernel, on CPUs in float32: each row reads its own adapter's matrices, in their own rank
-- plain torch, anywhere: all rows times all slots, what is not a row's own masked out, in two matrix products
+delta y = scale * B A x (Hu et al. 2021, arXiv:2106.09685). Every layer that some adapter has adapted has slots for the
+matrices of those that take part; a row's slot says which adapter it uses. `low_rank.py` has the two ways to compute it:
+the C kernel, on CPUs in float32 and bfloat16, and plain torch, anywhere.
 
 A layer that no adapter has ever adapted is not touched, and where a step has no adapter, none of this is computed.
 """
