@@ -211,7 +211,7 @@ def test_a_jobs_result_is_named_by_its_id(api: EchoApi, done: dict[str, Any]) ->
 
 
 def test_what_a_checkpoint_began_with_is_needed_by_what_resumes_it(api: EchoApi) -> None:
-    first, second = (ended(api) for _ in range(2))
+    first, second = ended(api), ended(api, parameters=SFT | {"save_only_model": False})
     folders = api.http.parts[Jobs].folders
     adapter = folders.attempt(first["id"], 1) / "adapter"
     checkpoint = folders.attempt(second["id"], 1) / "checkpoint-10"

@@ -36,7 +36,7 @@ async def office(tmp_path: Path, disk: Path) -> AsyncIterator[Office]:
 
 def fill(disk: Path) -> Path:
     rest = disk / "rest"
-    with rest.open("wb", buffering=0) as file:
+    with rest.open("ab", buffering=0) as file:
         try:
             while file.write(b"\0" * 4096) == 4096:
                 pass
@@ -52,6 +52,7 @@ async def test_a_disk_that_fills_up_fails_the_job_and_the_next_one_runs(office: 
     failed = await office.until(job, JobStatus.FAILED)
     assert failed.error["code"] == "insufficient_storage"
     assert "no room left" in failed.error["message"]
+    fill(disk)  # what nothing goes on from has gone
     with pytest.raises((StorageFull, OSError)):
         await office.create()
     rest.unlink()
