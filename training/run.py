@@ -19,21 +19,19 @@ from engines.process.children import set_parent_death_signal, set_parent_death_s
 from training.device import check_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.params.task import Task
+from training.processes import Processes
 from training.refusals.supported import refusals
 from training.report import Report, Stopped
 
 logger = logging.getLogger(__name__)
 
-RANK = int(os.environ.get("RANK", "0"))
-"""Number of this process among those of its training, as torchrun says."""
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
-"""How many there are."""
+PROCESSES = Processes.of_environment()
 FULL_BELOW = 1 << 20
 """Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""
 
 
 def main(folder: JobFolder) -> int:
-    report = Report(folder, silent=RANK != 0)
+    report = Report(folder, silent=PROCESSES.rank != 0)
     report.heed_signals()
     set_parent_death_signal_of_forks()  # data loaders, tokenizers
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
@@ -52,16 +50,16 @@ def main(folder: JobFolder) -> int:
 
 def see_one_device() -> None:
     """Have this process see one GPU, where it trains alone: among several, transformers would split each batch."""
-    if WORLD_SIZE == 1:
+    if PROCESSES.count == 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
 
 
 def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:
     """The first of several processes tells how it ended, but for a failure: that, the one which fails first tells."""
-    if result.status == "failed" or (RANK == 0 and result.status == "stopped"):
+    if result.status == "failed" or (PROCESSES.rank == 0 and result.status == "stopped"):
         return folder.read_result() is None
-    return RANK == 0
+    return PROCESSES.rank == 0
 
 
 def run(folder: JobFolder, report: Report) -> Result | None:
@@ -70,7 +68,7 @@ def run(folder: JobFolder, report: Report) -> Result | None:
         task = folder.read_task().completed()
         report.discreet = task.discreet
         check(task)
-        check_devices(WORLD_SIZE)
+        check_devices(PROCESSES.count)
         pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
         assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"
@@ -93,7 +91,7 @@ def _failed(report: Report, error: Exception) -> Result:
 
 def _is_of_another(error: Exception) -> bool:
     """Whether it says only that a process with which this one works has gone."""
-    if WORLD_SIZE == 1 or _out_of_memory(error):
+    if PROCESSES.count == 1 or _out_of_memory(error):
         return False
     import torch.distributed
 
@@ -109,9 +107,9 @@ def check(task: Task) -> None:
 def to_job_error(error: Exception, folder: Path) -> JobError:
     """In words for whoever asked for the job."""
     told = _to_job_error(error, folder)
-    if WORLD_SIZE == 1 or isinstance(error, TuneserveError):  # which each process meets
+    if PROCESSES.count == 1 or isinstance(error, TuneserveError):  # which each process meets
         return told
-    return told.model_copy(update={"message": f"rank {RANK} of {WORLD_SIZE}: {told.message}"})
+    return told.model_copy(update={"message": f"rank {PROCESSES.rank} of {PROCESSES.count}: {told.message}"})
 
 
 def _to_job_error(error: Exception, folder: Path) -> JobError:

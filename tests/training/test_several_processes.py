@@ -17,6 +17,7 @@ from tests.until import until
 from training import device, run
 from training.folder import JobFolder, Message, Result, Step
 from training.pipelines import train as pipeline
+from training.processes import Processes
 from training.report import Report
 
 PATIENCE = 120
@@ -142,7 +143,7 @@ def test_one_process_sees_one_device(monkeypatch: pytest.MonkeyPatch, visible: s
 def test_one_of_several_sees_all_and_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(run, "WORLD_SIZE", 2)
+    monkeypatch.setattr(run, "PROCESSES", Processes(count=2))
     run.see_one_device()
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
 

@@ -5,7 +5,6 @@ to the type of the model. So a model in half precision needs little more memory 
 """
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -24,6 +23,7 @@ from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.params.export import MergeParams
 from training.params.saved_args import read_args
+from training.processes import Processes
 from training.report import Report
 
 OUTPUT = "merged"
@@ -42,7 +42,7 @@ def run(params: MergeParams, report: Report) -> Result:
     adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
     if not adapters:
         raise InvalidRequest("name the adapter to merge", param="adapters")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if Processes.of_environment().count > 1:
         raise InvalidRequest("merging is the work of one process", param="devices")
     configs = [_read_config(folder) for folder in adapters]
     base, revision = _base_of(adapters[0], configs[0], params)

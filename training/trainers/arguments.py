@@ -1,18 +1,18 @@
 """Our parameters in the words of transformers' TrainingArguments, which TRL's configurations extend."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from engines.params.about import facts
 from training.params.sft import SftParams
+from training.processes import Processes
 from training.trainers.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
 
 def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    several = Processes.of_environment().count > 1
     return {
         **{name: getattr(params, name) for name, said in facts(type(params)) if said.trainer},
         "output_dir": str(folder),
