@@ -10,8 +10,8 @@ from engines.errors import TuneserveError
 from server.files.files import FilesDep, Purpose, read_pieces
 from server.files.form import Form
 from server.files.upload import receive
-from server.http.auth import Role
 from server.http.body import check_announced, check_encoding, linger
+from server.http.caller import Caller, CallerDep, Role
 
 router = APIRouter(prefix="/v1/files")
 
@@ -53,14 +53,14 @@ FORM = {
 
 
 @router.post("", openapi_extra=FORM)
-async def upload_file(request: Request, files: FilesDep) -> dict[str, Any]:
+async def upload_file(request: Request, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
     files.check_open()
     check_encoding(request)
     stream = request.stream()
     await check_announced(request, stream, files.max_bytes + FORM_BYTES)
     try:
         form = Form(request.headers.get("content-type", ""), stream)
-        file = await receive(form, files, _purposes(request))
+        file = await receive(form, files, _purposes(caller))
     except TuneserveError:
         await linger(stream)
         raise
@@ -69,14 +69,14 @@ async def upload_file(request: Request, files: FilesDep) -> dict[str, Any]:
 
 @router.get("")
 async def list_files(
-    request: Request,
     files: FilesDep,
+    caller: CallerDep,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
-    purposes = [each for each in _purposes(request) if purpose in (None, each)]
+    purposes = [each for each in _purposes(caller) if purpose in (None, each)]
     page, more = await files.list(purposes, after=after, limit=limit, order=order)
     return {
         "object": "list",
@@ -88,13 +88,13 @@ async def list_files(
 
 
 @router.get("/{file_id}")
-async def get_file(request: Request, file_id: str, files: FilesDep) -> dict[str, Any]:
-    return (await files.get(file_id, _purposes(request))).to_wire()
+async def get_file(file_id: str, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
+    return (await files.get(file_id, _purposes(caller))).to_wire()
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
-async def get_file_content(request: Request, file_id: str, files: FilesDep) -> StreamingResponse:
-    file, content = await files.read(file_id, _purposes(request))
+async def get_file_content(request: Request, file_id: str, files: FilesDep, caller: CallerDep) -> StreamingResponse:
+    file, content = await files.read(file_id, _purposes(caller))
     request.state.answered.callback(content.close)
     headers = {
         "content-length": str(file.bytes),
@@ -104,11 +104,11 @@ async def get_file_content(request: Request, file_id: str, files: FilesDep) -> S
 
 
 @router.delete("/{file_id}")
-async def delete_file(request: Request, file_id: str, files: FilesDep) -> dict[str, Any]:
+async def delete_file(file_id: str, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
     """What runs with the file goes on: it has the content for itself."""
-    await files.delete(file_id, _purposes(request))
+    await files.delete(file_id, _purposes(caller))
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def _purposes(request: Request) -> list[Purpose]:
-    return [purpose for role, purposes in PURPOSES.items() if role in request.state.roles for purpose in purposes]
+def _purposes(caller: Caller) -> list[Purpose]:
+    return [purpose for role, purposes in PURPOSES.items() if role in caller.roles for purpose in purposes]

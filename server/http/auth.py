@@ -4,25 +4,14 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines.errors import TuneserveError
+from server.http.caller import ALL_ROLES, ANYBODY, Caller, Role
 from server.http.errors import InsufficientPermissions, InvalidApiKey, error_response
 
-
-class Role(StrEnum):
-    INFER = "infer"
-    """Ask for answers."""
-    TRAIN = "train"
-    """Run jobs."""
-    ADMIN = "admin"
-    """Administer the server."""
-
-
-ALL_ROLES = frozenset(Role)
 PUBLIC = frozenset({"/health", "/ready"})
 ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     # methods, start of the path, roles of which a key needs one
@@ -53,7 +42,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     digest: bytes
-    roles: frozenset[Role]
+    caller: Caller
 
 
 def parse_keys(texts: Iterable[str]) -> tuple[ApiKey, ...]:
@@ -64,8 +53,13 @@ def parse_keys(texts: Iterable[str]) -> tuple[ApiKey, ...]:
 def _parse_key(text: str) -> ApiKey:
     prefix, _, rest = text.partition(":")
     if rest and prefix in ALL_ROLES:
-        return ApiKey(_digest(rest), frozenset({Role(prefix)}))
-    return ApiKey(_digest(text), ALL_ROLES)
+        return _make_key(rest, frozenset({Role(prefix)}))
+    return _make_key(text, ALL_ROLES)
+
+
+def _make_key(key: str, roles: frozenset[Role]) -> ApiKey:
+    digest = _digest(key)
+    return ApiKey(digest, Caller(name=f"key-{digest.hex()[:8]}", roles=roles))
 
 
 def _digest(key: str) -> bytes:
@@ -75,7 +69,7 @@ def _digest(key: str) -> bytes:
 class Auth:
     """Lets a request through, or answers it with 401 or 403.
 
-    `request.state.roles` are those of the key that it brought; all, where none is needed.
+    `request.state.caller` is who asks.
     """
 
     def __init__(self, app: ASGIApp, *, keys: tuple[ApiKey, ...], metrics_auth: bool) -> None:
@@ -86,30 +80,32 @@ class Auth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        scope["state"]["roles"] = ALL_ROLES
+        scope["state"]["caller"] = ANYBODY
         if not self._keys or scope["path"] in self._public:
             return await self._app(scope, receive, send)
         try:
-            scope["state"]["roles"] = self._check(scope)
+            scope["state"]["caller"] = self._check(scope)
         except TuneserveError as error:
             return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> frozenset[Role]:
-        roles = self._roles(Headers(scope=scope).get("authorization", ""))
-        if not roles:
+    def _check(self, scope: Scope) -> Caller:
+        caller = self._caller(Headers(scope=scope).get("authorization", ""))
+        if caller is None:
             raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
         needed = _needed_roles(scope["method"], scope["path"])
-        if not roles & needed and roles != ALL_ROLES:
+        if not caller.roles & needed and caller.roles != ALL_ROLES:
             raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
-        return roles
+        return caller
 
-    def _roles(self, authorization: str) -> frozenset[Role]:
-        """What the key may do; every key is compared, so that the time tells nothing."""
+    def _caller(self, authorization: str) -> Caller | None:
+        """Whose key it is; every key is compared, so that the time tells nothing."""
         scheme, _, key = authorization.partition(" ")
         digest = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        matches = [api_key.roles for api_key in self._keys if hmac.compare_digest(api_key.digest, digest)]
-        return frozenset().union(*matches)
+        found = [api_key.caller for api_key in self._keys if hmac.compare_digest(api_key.digest, digest)]
+        if not found:
+            return None
+        return Caller(name=found[0].name, roles=frozenset().union(*(caller.roles for caller in found)))
 
 
 def _needed_roles(method: str, path: str) -> frozenset[Role]:

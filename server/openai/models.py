@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
-from server.http.auth import Role
+from server.http.caller import CallerDep
 from server.http.errors import InsufficientPermissions
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -37,11 +37,11 @@ async def get_model(request: Request, model: str, served: ModelDep, inference: R
 
 
 @router.delete("/{model:path}")
-async def delete_model(request: Request, model: str, served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
+async def delete_model(model: str, served: ModelDep, inference: ReadyInference, caller: CallerDep) -> dict[str, Any]:
     """Unload an adapter, or take back an alias; requests that run end with what they have."""
     if model == served.name:
         raise InvalidRequest(f"{model!r} is the base model: it is served until the server stops.", param="model")
-    if Role.ADMIN not in request.state.roles and not model.startswith(FINE_TUNED):
+    if not caller.is_admin and not model.startswith(FINE_TUNED):
         raise InsufficientPermissions(f"This API key may only delete models that jobs have made: {FINE_TUNED}...")
     try:
         await inference.adapters.unload(model)

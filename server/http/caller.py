@@ -1,0 +1,43 @@
+"""Who asks: the roles, and the name, of the key that a request brought."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+
+class Role(StrEnum):
+    INFER = "infer"
+    """Ask for answers."""
+    TRAIN = "train"
+    """Run jobs."""
+    ADMIN = "admin"
+    """Administer the server."""
+
+
+ALL_ROLES = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    name: str | None
+    """Name of its key, which is no secret; None where none was asked for."""
+    roles: frozenset[Role]
+
+    @property
+    def is_admin(self) -> bool:
+        return Role.ADMIN in self.roles
+
+
+ANYBODY = Caller(name=None, roles=ALL_ROLES)
+"""Who asks where no key is needed."""
+
+
+async def find_caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(find_caller)]
+"""For routes that treat callers differently."""
