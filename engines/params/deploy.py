@@ -14,7 +14,8 @@ class ServerParams(Params):
     """How the HTTP server behaves. An addition to the reference's parameters."""
 
     shutdown_timeout: Annotated[float, About(DEPLOY)] = Field(30, ge=0)
-    """Seconds that running requests have to finish, once the server was told to stop."""
+    """Seconds that running requests have to finish, once the server was told to stop: by SIGTERM, however often it is
+    sent, or by Ctrl-C (SIGINT). A second Ctrl-C, a second or more after the first signal, ends it at once."""
     tool_call_parser: Annotated[Literal["hermes", "llama3_json", "mistral", "none"] | None, About(DEPLOY)] = None
     """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
     given."""

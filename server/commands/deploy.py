@@ -1,9 +1,13 @@
 """`tuneserve deploy`: one process that listens at once, while the engine starts behind it."""
 
 import asyncio
+import contextlib
 import errno
 import logging
+import signal
 import socket
+import time
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
@@ -27,6 +31,8 @@ BACKLOG = 2048
 """Connections that may wait to be taken."""
 CLOSING_SECONDS = 5
 """Seconds for connections to close, once every request has been answered."""
+AGAIN_SECONDS = 1
+"""Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
 
 
 def run(params: DeployParams) -> int:
@@ -132,9 +138,22 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.told_to_stop = asyncio.Event()
+        self._told_at = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks for an orderly end, the second for one at once."""
-        if self.told_to_stop.is_set():
+        """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one
+        to the process and one to its group. A later SIGINT, Ctrl-C by a person who will not wait, ends it at once."""
+        now = time.monotonic()
+        if not self.told_to_stop.is_set():
+            self._told_at = now
+            self.told_to_stop.set()
+        elif sig == signal.SIGINT and now - self._told_at >= AGAIN_SECONDS:
             self.should_exit = self.force_exit = True
-        self.told_to_stop.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but SIGTERM stays caught: one that comes as the process ends would give it another status."""
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        before = signal.signal(signal.SIGINT, self.handle_exit)
+        yield
+        signal.signal(signal.SIGINT, before)
