@@ -26,8 +26,9 @@ class ServerParams(Params):
     """Ask for a key on `/metrics` too, where `api_key` is set."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
-    max_body_size: Annotated[float, About(DEPLOY)] = Field(32, gt=0)
-    """MiB of the largest request body; larger ones are refused with status 413."""
+    max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
+    """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
+    has the same limit."""
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
     allowed_origins: Annotated[Strings, About(DEPLOY)] = ()

@@ -75,7 +75,7 @@ OF_THE_SERVER = apart(
     log_interval=Two(-1, 1, logged(seconds=1.2)),
     shutdown_timeout=Two(30, 2, stopped),
     sse_keep_alive_interval=Two(15, 0.01, streamed),
-    max_body_size=Two(32, 0.0001, chat("hello" * 50)),
+    max_body_size=Two(4, 0.0001, chat("hello" * 50)),
     max_file_size=Two(512, 0.001, uploaded),
     allowed_origins=Two([], ["http://page"], allowed),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
