@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import time
@@ -17,10 +18,11 @@ from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
+from server.http.keys import VARIABLE, Keys
 from server.inference.inference import Inference
 from server.jobs.jobs import Jobs
 from server.model.served import ServedModel
-from server.parts import make_parts
+from server.parts import make_parts, read_keys
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,18 @@ AGAIN_SECONDS = 1
 def run(params: DeployParams) -> int:
     """Serve until a signal; return the exit status."""
     configure_logging()
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for, the keys, is read here anyway
     try:
+        keys = read_keys(params, os.environ.pop(VARIABLE, ""))  # no process that is started from here has it
         listener = listen(params.host, params.port)
-        parts = load(params)
+        parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
     return serve(parts, listener)
 
 
-def load(params: DeployParams) -> Parts:
+def load(params: DeployParams, keys: Keys) -> Parts:
     """The parts of the server that `params` asks for; its engine is not started. Raises UnsupportedModel."""
     from engines.build import build_engine
     from engines.checkpoint.loading import load_generation_config, load_tokenizer
@@ -56,7 +60,7 @@ def load(params: DeployParams) -> Parts:
     engine = build_engine(params)
     tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
     generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
-    return make_parts(engine, tokenizer, params, generation.to_dict())
+    return make_parts(engine, tokenizer, params, generation.to_dict(), keys=keys)
 
 
 def configure_logging() -> None:
@@ -111,8 +115,10 @@ def serve(parts: Parts, listener: socket.socket) -> int:
 
 
 async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> int:
+    keys = parts[Keys]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
     logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], parts[ServedModel].name)
-    if not parts[DeployParams].api_key:
+    if not keys:
         logger.warning("No api_key is set: everybody who reaches this address may use the server.")
     stopping = asyncio.create_task(_stop_in_order(server, parts))
     await server.serve(sockets=[listener])
