@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -18,10 +18,9 @@ from server.deps import Parts
 from server.files import routes as file_routes
 from server.files.files import Files
 from server.fine_tuning import routes as fine_tuning_routes
-from server.http.auth import Auth
+from server.http.auth import Auth, parse_keys
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
-from server.http.keys import Keys
 from server.http.middleware import RequestContext
 from server.inference.inference import Inference
 from server.jobs import routes as job_routes
@@ -29,6 +28,7 @@ from server.jobs.jobs import Jobs
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
 from server.store.database import Database
+from server.tasks import Tasks
 
 ROUTERS = (
     operations.router,
@@ -47,22 +47,22 @@ ROUTERS = (
 
 def create_app(parts: Parts) -> FastAPI:
     """The server made of `parts`, whose engine starts behind it and stops with it."""
-    inference, params = parts[Inference], parts[DeployParams]
+    inference, params, tasks = parts[Inference], parts[DeployParams], parts[Tasks]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in await _open_store(parts)]
-        tasks.append(asyncio.create_task(inference.lifecycle.start_engine()))
+        await _open_store(parts)
+        starting = asyncio.create_task(inference.lifecycle.start_engine())
         if params.log_interval > 0:
-            throughput = log_throughput(inference.engine, inference.metrics, params.log_interval)
-            tasks.append(asyncio.create_task(throughput))
+            throughput = partial(log_throughput, inference.engine, inference.metrics, params.log_interval)
+            tasks.start("throughput", throughput)
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             await parts[Jobs].stop(params.shutdown_timeout)
+            await tasks.stop()
             await inference.engine.stop()
             await inference.adapters.close()
             await parts[Database].close()
@@ -75,26 +75,28 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-async def _open_store(parts: Parts) -> list[Coroutine[Any, Any, None]]:
-    """Open the database and what is kept in it; return what is to run as long as the server."""
-    database, files, batches = parts[Database], parts[Files], parts[Batches]
+async def _open_store(parts: Parts) -> None:
+    """Open the database and what is kept in it, and start what runs on it as long as the server."""
+    database, files, batches, jobs = parts[Database], parts[Files], parts[Batches], parts[Jobs]
     try:
         await database.open()
         if not database.is_open:
-            return []
+            return
         await files.open()
         await batches.open()
-        await parts[Jobs].open()
+        await jobs.open()
     except (TuneserveError, OSError) as error:
         parts[Inference].lifecycle.fail(error)
-        return []
-    return [files.delete_expired_for_ever(), batches.run_for_ever()]
+        return
+    works = {"file_expiry": files.delete_expired_for_ever, "batches": batches.run_for_ever, "jobs": jobs.run}
+    for name, work in works.items():
+        parts[Tasks].start(name, work)
 
 
 def _add_middleware(app: FastAPI, parts: Parts) -> None:
     """From the innermost to the outermost."""
     params = parts[DeployParams]
-    app.add_middleware(Auth, keys=parts[Keys], metrics_auth=params.metrics_auth)
+    app.add_middleware(Auth, keys=parse_keys(params.api_key or ()), metrics_auth=params.metrics_auth)
     if params.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

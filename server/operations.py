@@ -12,13 +12,17 @@ from server.http.errors import error_response
 from server.inference.inference import InferenceDep
 from server.jobs.jobs import JobsDep
 from server.model.served import ModelDep
+from server.tasks import TasksDep
 
 router = APIRouter()
 
 
-@router.get("/health")
-async def health() -> dict[str, str]:
-    """The process is up."""
+@router.get("/health", response_model=None)
+async def health(request: Request, tasks: TasksDep) -> Response | dict[str, str]:
+    """The process is up, and what dies in it is started again; else 503: only a new process helps."""
+    if dead := tasks.dead():
+        error = EngineUnavailable(f"Tasks of the server have ended for good: {', '.join(dead)}.", code="tasks_dead")
+        return error_response(error, request.state.request_id)
     return {"status": "ok"}
 
 

@@ -19,7 +19,6 @@ from server.files.files import Files
 from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
-from server.http.keys import Keys
 from server.http.settings import HttpSettings
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
@@ -31,6 +30,7 @@ from server.jobs.store import JobStore
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.store.database import Database
+from server.tasks import Tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,15 +43,14 @@ def make_parts(
     generation_config: Mapping[str, Any] | None = None,
     *,
     machine: Machine | None = None,
-    keys: Keys | None = None,
 ) -> Parts:
     """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
-    given; `keys` are those that `params` name, unless given. Raises WrongKeys."""
-    keys = read_keys(params) if keys is None else keys
+    given."""
     state = state_folder(params.state_dir)
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
     inference = _inference(engine, model, params, state)
+    tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
     # 2. The store side.
     database = Database(state, params.database_url)
     files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
@@ -63,6 +62,7 @@ def make_parts(
         JobMetrics(inference.metrics.registry, prefix=PREFIX),
         machine or Machine(executor=LocalExecutor(secrets=secrets_of(params), memory=_bytes(params.job_memory))),
         publisher,
+        tasks,
         max_running=params.max_running_jobs,
         retries=params.job_retries,
         gpu_memory=params.job_gpu_memory,
@@ -79,6 +79,7 @@ def make_parts(
         files,
         model,
         inference,
+        tasks,
         max_line_bytes=http.max_body_bytes,
         concurrency=_batch_concurrency(params),
     )
@@ -86,13 +87,7 @@ def make_parts(
     sources = Sources(jobs, files, served, params.job_roots)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     roots = AdapterRoots(params.adapter_roots)
-    return Parts(params, keys, http, model, inference, roots, database, files, jobs, sources, batches, creator)
-
-
-def read_keys(params: DeployParams, variable: str = "") -> Keys:
-    """The keys that `params` name, and those of the environment variable. Raises WrongKeys."""
-    file = None if params.api_key_file is None else Path(params.api_key_file).expanduser()
-    return Keys(params.api_key or (), variable=variable, file=file)
+    return Parts(params, http, model, inference, tasks, roots, database, files, jobs, sources, batches, creator)
 
 
 def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: Path) -> Inference:

@@ -12,7 +12,7 @@ from fastapi import Depends
 
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
-from engines.errors import Conflict, TuneserveError
+from engines.errors import Conflict, NotFound, TuneserveError
 from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed, Shared
 from server.batches.store import BatchStore
@@ -22,6 +22,7 @@ from server.files.storage import told_full
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.store.ids import new_id
+from server.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ MAX_RUNNING = 16
 """Batches that run at a time; later ones wait."""
 RETRY_SECONDS = 10.0
 """Seconds before another try, where the disk is full or the database is gone."""
+GRACE_SECONDS = 3600
+"""Seconds after its window in which a batch must be over, whatever its server lacks."""
 
 
 class Batches:
@@ -42,12 +45,14 @@ class Batches:
         files: Files,
         model: ServedModel,
         inference: Inference,
+        tasks: Tasks,
         *,
         max_line_bytes: int,
         concurrency: int,
     ) -> None:
         """`folder` is that of all databases' batches; `concurrency` the requests that the engine has at a time."""
         self._store = store
+        self._tasks = tasks
         self._folder_of_all = folder
         self._shared = Shared(
             store=store,
@@ -152,32 +157,46 @@ class Batches:
         try:
             status = await self._try_until_over(id)
             self._shared.inference.metrics.count_batch(status)
-            await asyncio.to_thread(_remove, self._folder(id))
-            self._news.set()
+            await self._forget(id)
+        except NotFound:  # somebody has deleted its row
+            await self._forget(id)
         except Conflict as error:
             log.error("The batch %s is left to another server: %s", id, error)
         finally:
             del self._running[id]
             self._cancelled.pop(id, None)
 
+    async def _forget(self, id: str) -> None:
+        await asyncio.to_thread(_remove, self._folder(id))
+        self._news.set()
+
     async def _try_until_over(self, id: str) -> str:
-        """The status in which it ended. Raises Conflict where the database is another server's now."""
+        """The status in which it ended. Raises NotFound, and Conflict where the database is another server's now."""
+        broken = False
         while True:
             cancelled = self._cancelled[id] = asyncio.Event()  # before the batch is read: no cancellation is missed
             try:
                 batch = await self._store.get(id)
+                if broken or time.time() > batch.expires_at + GRACE_SECONDS:
+                    return await self._give_up(batch)
                 return await BatchRun(batch, self._folder(id), self._shared, cancelled).run()
             except Changed:
                 continue
-            except Conflict:
+            except (Conflict, NotFound):
                 raise
             except (TuneserveError, OSError) as error:
                 log.warning("The batch %s waits: %s", id, error)
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception:
-                log.exception("The batch %s failed", id)
-                errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
-                return (await self._store.move(id, UNFINISHED, "failed", errors=errors)).status
+            except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
+                self._tasks.failed("batch", error, f"The batch {id} broke off.")
+                if broken:
+                    await asyncio.sleep(RETRY_SECONDS)
+                broken = True
+
+    async def _give_up(self, batch: Batch) -> str:
+        """It fails for a reason that is the server's: it must not hang in its status for ever."""
+        errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
+        return (await self._store.move(batch.id, UNFINISHED, "failed", errors=errors)).status
 
     def _folder(self, id: str) -> Path:
         return self._folder_of_all / self._store.database.id / id

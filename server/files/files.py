@@ -208,7 +208,7 @@ class Files:
         while True:
             try:
                 await self.delete_expired()
-            except TuneserveError as error:
+            except (TuneserveError, OSError) as error:
                 log.warning("Expired files could not be deleted: %s", error)
             await asyncio.sleep(EXPIRY_SECONDS)
 

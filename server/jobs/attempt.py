@@ -24,6 +24,7 @@ from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
 from server.jobs.tidy import paths_of, tidy
+from server.tasks import Tasks
 from training.folder import JobError, JobFolder, Result, Step, Validation
 from training.params.task import Task
 
@@ -41,6 +42,7 @@ class Workshop:
     folders: JobFolders
     hooks: Hooks
     metrics: JobMetrics
+    tasks: Tasks
     mark: str
     """Beginning of the marks of all processes of these jobs."""
     retries: int
@@ -187,9 +189,9 @@ class AttemptRun(Run):
             worker = await self.launch(self._order())
         except OSError as error:
             return await self.fail(_told(to_storage_error(error)), COUNTING)
-        await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
         ended = asyncio.create_task(worker.wait())
         try:
+            await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
             while not ended.done():
                 await asyncio.wait({ended}, timeout=POLL_SECONDS)
                 await self.take_in()

@@ -25,6 +25,7 @@ from server.jobs.scheduler import Limits, Scheduler
 from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
 from server.store.ids import new_id
+from server.tasks import Tasks
 from training.folder import Event
 from training.params.task import Task
 
@@ -56,6 +57,7 @@ class Jobs:
         metrics: JobMetrics,
         machine: Machine,
         hooks: Hooks,
+        tasks: Tasks,
         *,
         max_running: int,
         retries: int,
@@ -68,17 +70,17 @@ class Jobs:
         self._folder = folder
         self._machine = machine
         self._hooks = hooks
+        self._tasks = tasks
         self._retries = retries
         self._limits = Limits(
             max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=machine.stop_seconds
         )
         self._opened: tuple[JobFolders, Scheduler] | None = None
-        self._task: asyncio.Task[None] | None = None
 
     # ---- with the server
 
     async def open(self) -> None:
-        """Take up what a server before this one has left, and run jobs. Called once, when the database is open."""
+        """Take up what a server before this one has left. Called once, when the database is open."""
         folders = JobFolders(self._folder / self._database.id)
         await asyncio.to_thread(folders.keep_only, await self.store.ids())
         shop = Workshop(
@@ -87,6 +89,7 @@ class Jobs:
             folders=folders,
             hooks=self._hooks,
             metrics=self.metrics,
+            tasks=self._tasks,
             mark=self._database.id,
             retries=self._retries,
             back_off_seconds=self._machine.back_off_seconds,
@@ -94,15 +97,15 @@ class Jobs:
         scheduler = Scheduler(shop, self._machine.devices, self._limits)
         await scheduler.recover()
         self._opened = folders, scheduler
-        self._task = asyncio.create_task(scheduler.run())
+
+    async def run(self) -> None:
+        """Run jobs, until `stop`."""
+        await self._scheduler.run()
 
     async def stop(self, grace: float) -> None:
         """Hand running jobs back to the queue, with a checkpoint of each that can save one within `grace` seconds."""
         if self._opened is not None:
             await self._opened[1].stop(grace)
-        if self._task is not None:
-            await self._task
-            self._task = None
 
     @property
     def stopping(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.errors import TuneserveError
+from engines.errors import Conflict, TuneserveError
 from server.jobs.attempt import AttemptRun, RecoveredRun, Run, ValidationRun, Workshop
 from server.jobs.devices import Device, Devices, choose
 from server.jobs.job import Job, JobStatus
@@ -66,7 +66,12 @@ class Scheduler:
         if (run := self._runs.get(id)) is not None:
             stopping = asyncio.create_task(run.stop(self._limits.stop_seconds))
             self._stops.add(stopping)
-            stopping.add_done_callback(self._stops.discard)
+            stopping.add_done_callback(self._stopped)
+
+    def _stopped(self, stopping: asyncio.Task[None]) -> None:
+        self._stops.discard(stopping)
+        if not stopping.cancelled() and (error := stopping.exception()) is not None:
+            self._shop.tasks.failed("job", error, "A worker could not be told to stop.")
 
     async def recover(self) -> None:
         """Deal with what a server before this one has left: end its processes, take up its jobs."""
@@ -89,8 +94,6 @@ class Scheduler:
                 await self._fill()
             except TuneserveError as error:
                 log.warning("No job can be started now: %s", error)
-            except Exception:
-                log.exception("A look at the queue failed.")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
 
@@ -158,15 +161,26 @@ class Scheduler:
         task.add_done_callback(self._tasks.discard)
 
     async def _attend(self, run: Run) -> None:
-        """A run that has lost the database leaves its job as it is; the next start takes it up."""
         try:
             await run.work()
-        except TuneserveError as error:
-            log.warning("The run of job %s broke off: %s", run.job.id, error)
-        except Exception:
-            log.exception("The run of job %s broke off.", run.job.id)
-            with contextlib.suppress(TuneserveError):
-                await run.fail(OUR_FAULT, {JobStatus.VALIDATING, JobStatus.RUNNING})
+        except Conflict as error:  # the database is another server's now, which takes the job up
+            log.warning("The job %s is left to another server: %s", run.job.id, error)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
+            self._shop.tasks.failed("job", error, f"The run of job {run.job.id} broke off.")
+            await self._give_up(run)
         finally:
             del self._runs[run.job.id]
             self.wake()
+
+    async def _give_up(self, run: Run) -> None:
+        """Have the job fail, however often that takes: it must not hang in its status for ever."""
+        while True:
+            try:
+                await run.fail(OUR_FAULT, {JobStatus.VALIDATING, JobStatus.RUNNING})
+            except Conflict:
+                return
+            except Exception as error:  # noqa: BLE001 (likewise)
+                self._shop.tasks.failed("job", error, f"The job {run.job.id} cannot be marked as failed.")
+                await asyncio.sleep(self._shop.back_off_seconds)
+            else:
+                return

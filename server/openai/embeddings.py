@@ -16,7 +16,6 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
-from server.http.limits import Name
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -29,11 +28,11 @@ CONCURRENCY = 16
 
 
 class EmbeddingsBody(RequestBody):
-    model: Name
+    model: str
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
-    user: Name | None = None
+    user: str | None = None
 
 
 @router.post("/embeddings")

@@ -18,6 +18,7 @@ from server.jobs.jobs import Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.store import JobStore
 from server.store.database import Database
+from server.tasks import Tasks
 from training.params.task import TASK, Task
 
 WORKER = (sys.executable, "-S", str(Path(__file__).with_name("worker.py")))
@@ -55,13 +56,16 @@ class Office:
         await self.database.open()
         self.registry = CollectorRegistry()
         metrics = JobMetrics(self.registry, prefix="tuneserve:")
+        self.tasks = Tasks(self.registry, prefix="tuneserve:")
         self.jobs = Jobs(
-            JobStore(self.database), self.folder / "jobs", metrics, self.machine, self.hooks, **self.limits
+            JobStore(self.database), self.folder / "jobs", metrics, self.machine, self.hooks, self.tasks, **self.limits
         )
         await self.jobs.open()
+        self.tasks.start("jobs", self.jobs.run)
 
     async def close(self, grace: float = 5) -> None:
         await self.jobs.stop(grace)
+        await self.tasks.stop()
         await self.database.close()
 
     async def create(self, plan: dict[str, Any] | None = None, task: Task | None = None, **values: Any) -> Job:
