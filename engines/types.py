@@ -84,6 +84,8 @@ class GenerationRequest:
     """`name@version`, as the registry resolved it; None: the base model."""
     priority: int = 0
     """Lower is sooner; equal priorities in order of arrival."""
+    cache_salt: str | None = None
+    """Requests find only those prefixes in the cache that requests of the same salt have left there."""
     http_request_id: str | None = None
     """The `x-request-id` that it was asked under, for logs. Clients choose it: it need not be unique."""
 
@@ -123,6 +125,7 @@ class EmbeddingRequest:
     prompt_ids: list[int]
     adapter: str | None = None
     priority: int = 0
+    cache_salt: str | None = None
     http_request_id: str | None = None
     """The `x-request-id` that it was asked under, for logs."""
 

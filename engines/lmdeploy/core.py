@@ -48,6 +48,8 @@ class LmdeployCore:
         kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
         observed = frozenset() if reachable else frozenset((*EDITS, "prompt_logprobs"))
         lost = frozenset({"logprobs"}) if self._config.backend == "turbomind" else frozenset()
+        if self._config.backend == "turbomind" and self._config.enable_prefix_caching:
+            lost |= {"cache_salt"}
         self._capabilities = Capabilities(
             max_model_len=self._library.max_model_len,
             vocab_size=self._library.vocab_size,

@@ -8,8 +8,9 @@ import asyncio
 import gc
 import itertools
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Library:
         self._rests = 0  # how often LMDeploy's loop was found resting, one time after another
         self._session_ids = itertools.count()
         self._aliases = itertools.count()
+        self._users: Counter[str] = Counter()  # of each alias that is shared
         self.preemptions = 0
         """Outputs that had to give their blocks back, so far."""
         self._asked = 0  # outputs that are wanted
@@ -82,10 +84,10 @@ class Library:
             raise UnsupportedModel(f"LMDeploy cannot run the model {self._config.model!r}: {_reason(error)}") from error
         if self.agent is not None:
             sampler.install(self.agent)
+        if self._config.backend == "pytorch":
             # With no name but the base model's, LMDeploy would take it that there are no adapters, and forget it too
             # late.
             self.adapter_ids[BASE] = self.adapter_ids[None]
-        if self._config.backend == "pytorch":
             self._count_preemptions(self._engine.engine.scheduler)
             self._engine.engine.req_manager.prepare_send = _at_once
         self._engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
@@ -172,15 +174,27 @@ class Library:
         ids: dict[str | None, int] = self._engine.engine.adapter_manager.adapter_id_map
         return ids
 
-    @contextmanager
-    def alias(self, adapter: str | None) -> Iterator[str]:
+    def alias(self, adapter: str | None) -> AbstractContextManager[str]:
         """A name of the same adapter that nobody else uses: the prefix cache has nothing for it."""
-        alias = f"{BASE if adapter is None else adapter}, alone {next(self._aliases)}"
+        return self._named(f"{BASE if adapter is None else adapter}, alone {next(self._aliases)}", adapter)
+
+    def _salted(self, adapter: str | None, salt: str | None) -> AbstractContextManager[str | None]:
+        """A name of the same adapter for requests of this salt: the prefix cache has for it what these have left."""
+        if salt is None or self._config.backend == "turbomind":  # which has no prefix cache then
+            return nullcontext(adapter)
+        return self._named(f"{BASE if adapter is None else adapter}, salt {salt}", adapter)
+
+    @contextmanager
+    def _named(self, alias: str, adapter: str | None) -> Iterator[str]:
         self.adapter_ids[alias] = self.adapter_ids[adapter]
+        self._users[alias] += 1
         try:
             yield alias
         finally:
-            self.adapter_ids.pop(alias, None)  # it may be another engine by now
+            self._users[alias] -= 1
+            if not self._users[alias]:
+                del self._users[alias]
+                self.adapter_ids.pop(alias, None)  # it may be another engine by now
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -213,29 +227,30 @@ class Library:
     # ---- outputs
 
     async def infer(
-        self, prompt_ids: list[int], config: GenerationConfig, adapter: str | None
+        self, prompt_ids: list[int], config: GenerationConfig, adapter: str | None, salt: str | None = None
     ) -> AsyncGenerator[EngineOutput, None]:
         """Yield what each step adds to one output, stop tokens included. Closing the iterator aborts.
 
-        `adapter` is a name that the engine knows: an unknown one would end it.
-        Raises EngineFailure where the engine ends before the output does.
+        `adapter` is a name that the engine knows: an unknown one would end it. Cached prefixes are those of requests
+        with the same salt. Raises EngineFailure where the engine ends before the output does.
         """
         async with self._handle() as handle:
-            outputs = handle.async_stream_infer(
-                next(self._session_ids),
-                input_ids=prompt_ids,
-                gen_config=config,
-                adapter_name=adapter,
-                stream_output=True,
-            )
-            async with aclosing(outputs):
-                async for output in outputs:
-                    _heed_cancellation()
-                    if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
-                        raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
-                    yield output
-                    if output.status is ResponseType.FINISH:
-                        return
+            with self._salted(adapter, salt) as name:
+                outputs = handle.async_stream_infer(
+                    next(self._session_ids),
+                    input_ids=prompt_ids,
+                    gen_config=config,
+                    adapter_name=name,
+                    stream_output=True,
+                )
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        _heed_cancellation()
+                        if output.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
+                            raise EngineFailure(f"LMDeploy ended this request: {output.status.name}")
+                        yield output
+                        if output.status is ResponseType.FINISH:
+                            return
         raise EngineFailure("LMDeploy ended this request without a reason")  # so a cancellation looks that it swallowed
 
     @asynccontextmanager

@@ -77,7 +77,8 @@ class LmdeployRequest:
             observer=edits if edits.needed else None,
         )
         count = 0
-        async with aclosing(self._library.infer(self._request.prompt_ids, config, self._adapter)) as steps:
+        salt = self._request.cache_salt
+        async with aclosing(self._library.infer(self._request.prompt_ids, config, self._adapter, salt)) as steps:
             async for step in steps:
                 output = self._output(index, step, edits, count)
                 if output.token_ids or output.finish_reason is not None:

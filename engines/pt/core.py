@@ -74,6 +74,7 @@ class EngineCore:
                 sampling=nothing,
                 adapter=request.adapter,
                 priority=request.priority,
+                cache_salt=request.cache_salt,
             )
         if request.sampling.seed is None and self._seeds is not None:
             seed = self._seeds.getrandbits(63)

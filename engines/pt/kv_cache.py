@@ -2,8 +2,9 @@
 
 Only bookkeeping; the tensors live in `engines/pt/attention.py`. A block holds the keys and values of `block_size`
 consecutive tokens in every layer. A full block is known by a hash of everything that determines its content (all
-tokens up to its end, and the adapter version), so an equal prefix finds it again: PagedAttention with automatic
-prefix caching (Kwon et al. 2023, arXiv:2309.06180, section 4).
+tokens up to its end, and the adapter version) and of its request's salt, so an equal prefix finds it again:
+PagedAttention with automatic prefix caching (Kwon et al. 2023, arXiv:2309.06180, section 4). Requests of different
+salts find nothing of each other's: neither `cached_tokens` nor the time tells one client what another has asked.
 """
 
 import hashlib
@@ -95,20 +96,21 @@ class BlockPool:
 class BlockHashes:
     """The hash chain over a growing token list: one hash for each full block of it."""
 
-    def __init__(self, block_size: int, salt: str) -> None:
+    def __init__(self, block_size: int, *, adapter: str | None = None, salt: str | None = None) -> None:
         self._block_size = block_size
         self._hashes: list[bytes] = []
-        self._salt = salt.encode()
+        # The length says where the adapter ends: no pair of the two looks like another.
+        self._root = f"{len(adapter or '')} {adapter or ''}{salt or ''}".encode()
 
     def of(self, tokens: Sequence[int], count: int) -> list[bytes]:
         """Return the hashes of the first `count` blocks of `tokens`, which may only ever be appended to."""
         for i in range(len(self._hashes), count):
             block = array("q", tokens[i * self._block_size : (i + 1) * self._block_size]).tobytes()
-            parent = self._hashes[i - 1] if i else self._salt
+            parent = self._hashes[i - 1] if i else self._root
             self._hashes.append(hashlib.blake2b(parent + block, digest_size=16).digest())
         return self._hashes[:count]
 
     def copy(self) -> "BlockHashes":
-        copied = BlockHashes(self._block_size, "")
-        copied._salt, copied._hashes = self._salt, list(self._hashes)
+        copied = BlockHashes(self._block_size)
+        copied._root, copied._hashes = self._root, list(self._hashes)
         return copied

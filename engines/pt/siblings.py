@@ -30,7 +30,8 @@ class Siblings:
     def first(self, group: Group, grammar: GrammarState | None) -> Sequence:
         """The sequence that a request begins with."""
         request = group.request
-        hashes = BlockHashes(self._scheduler.pool.block_size, request.adapter or "")
+        block_size = self._scheduler.pool.block_size
+        hashes = BlockHashes(block_size, adapter=request.adapter, salt=request.cache_salt)
         return Sequence(group, 0, list(request.prompt_ids), hashes, self._sampler(group, 0), grammar)
 
     def outputs(self, sequence: Sequence) -> list[Row]:

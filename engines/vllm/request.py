@@ -45,7 +45,7 @@ class VllmRequest:
         told = False
         try:
             outputs = self._llm.generate(
-                tokens_input(request.prompt_ids),
+                tokens_input(request.prompt_ids, cache_salt=request.cache_salt),
                 sampling.to_vllm(request, index, self._capabilities, self._grammar_end),
                 f"{request.request_id}-{index}",
                 lora_request=self._lora,

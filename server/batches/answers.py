@@ -12,6 +12,7 @@ from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, Que
 from engines.logs import about
 from engines.types import BATCH_PRIORITY
 from server.http.body import parse_object
+from server.http.caller import Caller
 from server.http.errors import error_body, error_status
 from server.inference.inference import Inference
 from server.model.served import ServedModel
@@ -37,15 +38,17 @@ class Reply:
     body: dict[str, Any]
 
 
-async def answer(model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]) -> Reply:
+async def answer(
+    caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]
+) -> Reply:
     """The answer to one request, be it an error. Waits while the engine cannot take it."""
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
-        return await _answer(model, inference, endpoint, body, request_id)
+        return await _answer(caller, model, inference, endpoint, body, request_id)
 
 
 async def _answer(
-    model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any], request_id: str
+    caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any], request_id: str
 ) -> Reply:
     failures = 0
     while True:
@@ -53,7 +56,7 @@ async def _answer(
             inference.lifecycle.check_ready()
             if inference.engine.stats().waiting:
                 raise QueueFull("Others wait: they go first.")
-            return Reply(200, request_id, await ENDPOINTS[endpoint](model, inference, body))
+            return Reply(200, request_id, await ENDPOINTS[endpoint](caller, model, inference, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
         except EngineFailure as error:
@@ -68,32 +71,36 @@ def _refusal(error: Exception, request_id: str) -> Reply:
     return Reply(error_status(error), request_id, error_body(error, request_id))
 
 
-async def _chat(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(CHAT, model, inference, parse_object(ChatRequest, body))
+async def _chat(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
+    return await _generate(CHAT, caller, model, inference, parse_object(ChatRequest, body))
 
 
-async def _completions(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(COMPLETIONS, model, inference, parse_object(CompletionRequest, body))
+async def _completions(
+    caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]
+) -> dict[str, Any]:
+    return await _generate(COMPLETIONS, caller, model, inference, parse_object(CompletionRequest, body))
 
 
-async def _generate(endpoint: Endpoint[Body], model: ServedModel, inference: Inference, body: Body) -> dict[str, Any]:
+async def _generate(
+    endpoint: Endpoint[Body], caller: Caller, model: ServedModel, inference: Inference, body: Body
+) -> dict[str, Any]:
     if body.stream:
         raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
     if "priority" in body.model_fields_set:
         raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
     body = body.model_copy(update={"priority": BATCH_PRIORITY})
     with ExitStack() as held:
-        return await (await admit(endpoint, body, model, inference, held)).whole()
+        return await (await admit(endpoint, body, caller, model, inference, held)).whole()
 
 
-async def _embeddings(model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
+async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
     request = parse_object(EmbeddingsBody, body)
     with ExitStack() as held:
         leased = await inference.lease(request.model, held)
-        return await embeddings.answer(request, model, inference, leased.version, priority=BATCH_PRIORITY)
+        return await embeddings.answer(request, caller, model, inference, leased.version, priority=BATCH_PRIORITY)
 
 
-ENDPOINTS: dict[str, Callable[[ServedModel, Inference, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+ENDPOINTS: dict[str, Callable[[Caller, ServedModel, Inference, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completions,
     "/v1/embeddings": _embeddings,

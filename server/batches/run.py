@@ -20,6 +20,7 @@ from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
 from server.batches.store import BatchStore
 from server.files.files import FileObject, Files
+from server.http.caller import ANYBODY
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 
@@ -109,7 +110,8 @@ class BatchRun:
         for custom_id in remaining:
             async with self._shared.slots:
                 body = await asyncio.to_thread(plan.read, custom_id)
-                reply = await answer(self._shared.model, self._shared.inference, self._batch.endpoint, body)
+                model, inference = self._shared.model, self._shared.inference
+                reply = await answer(ANYBODY, model, inference, self._batch.endpoint, body)
             writing = asyncio.ensure_future(
                 asyncio.to_thread(results.add_answer, custom_id, reply.status, reply.request_id, reply.body)
             )

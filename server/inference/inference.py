@@ -1,7 +1,7 @@
 """The engine while it serves: its adapters, whether it is ready, and what is counted of it."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
@@ -10,6 +10,7 @@ from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
 from server.deps import part
 from server.inference.lifecycle import Lifecycle
+from server.inference.salts import Salts
 from server.metrics.metrics import Metrics
 
 
@@ -20,6 +21,7 @@ class Inference:
     """What `model` may name besides the base model."""
     lifecycle: Lifecycle
     metrics: Metrics
+    salts: Salts = field(default_factory=Salts)
 
     async def lease(self, model: str, held: ExitStack) -> Lease:
         """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.

@@ -16,10 +16,12 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
+from server.http.caller import Caller, CallerDep
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.openai.inputs import Input, Inputs
+from server.openai.schema import CacheSalt
 
 router = APIRouter(prefix="/v1")
 
@@ -33,21 +35,30 @@ class EmbeddingsBody(RequestBody):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None
+    cache_salt: CacheSalt | None = None
+    """vLLM's."""
 
 
 @router.post("/embeddings")
 async def embed(
     request: Request,
     body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)],
+    caller: CallerDep,
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
     leased = await inference.lease(body.model, request.state.answered)
-    return await until_disconnect(request, answer(body, model, inference, leased.version))
+    return await until_disconnect(request, answer(body, caller, model, inference, leased.version))
 
 
 async def answer(
-    body: EmbeddingsBody, model: ServedModel, inference: Inference, adapter: str | None, *, priority: int = 0
+    body: EmbeddingsBody,
+    caller: Caller,
+    model: ServedModel,
+    inference: Inference,
+    adapter: str | None,
+    *,
+    priority: int = 0,
 ) -> dict[str, Any]:
     capabilities = inference.engine.capabilities()
     if not capabilities.embeddings:
@@ -60,6 +71,7 @@ async def answer(
             prompt_ids=ids,
             adapter=adapter,
             priority=priority,
+            cache_salt=inference.salts.of(caller.name, body.cache_salt),
             http_request_id=current_http_request_id(),
         )
         for index, ids in enumerate(prompts)

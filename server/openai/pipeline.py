@@ -1,7 +1,7 @@
 """The one way from a request's body to its answer. Each step may refuse the request, in this order:
 
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
-2. `check_fields`         fields that exclude each other, whatever the model
+2. `check_fields`         fields that exclude each other, or are not for this caller, whatever the model
 3. `AdapterRegistry`      a model that is not served
 4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its
 context 5. `to_sampling`          values out of this model's ranges 6. `check_capabilities`   what this engine does
@@ -26,6 +26,7 @@ from engines.text.output_text import TextOptions
 from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest
+from server.http.caller import Caller
 from server.http.settings import HttpSettings
 from server.http.sse import stream_events, until_disconnect
 from server.inference.inference import Inference
@@ -60,7 +61,7 @@ async def respond(
     http: HttpSettings,
 ) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
-    answer = await admit(endpoint, body, model, inference, request.state.answered)
+    answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds)
     whole = await until_disconnect(request, answer.whole())
@@ -68,17 +69,18 @@ async def respond(
 
 
 async def admit(
-    endpoint: Endpoint[Body], body: Body, model: ServedModel, inference: Inference, held: ExitStack
+    endpoint: Endpoint[Body], body: Body, caller: Caller, model: ServedModel, inference: Inference, held: ExitStack
 ) -> Answer:
     """Steps 2 to 6. `held` is to be closed once the answer has ended: until then its adapter stays loaded."""
-    check_fields(body)
+    check_fields(body, caller)
     endpoint.check(body)
     leased = await inference.lease(body.model, held)
     model = model.as_asked(leased)
     asked = await endpoint.read(body, model, inference.engine.capabilities())
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
+    salt = inference.salts.of(caller.name, body.cache_salt)
     generation = Generation(
-        requests=_requests(body, asked, model, inference.engine.capabilities(), leased.version, envelope.id),
+        requests=_requests(body, asked, model, inference.engine.capabilities(), leased.version, salt, envelope.id),
         options=_text_options(body, asked, model),
         plan=asked.plan,
         only_prompt=asked.max_tokens == 0,
@@ -92,6 +94,7 @@ def _requests(
     model: ServedModel,
     capabilities: Capabilities,
     adapter: str | None,
+    salt: str | None,
     answer_id: str,
 ) -> list[GenerationRequest]:
     """One for each prompt."""
@@ -105,6 +108,7 @@ def _requests(
             n=asked.n,
             adapter=adapter,
             priority=body.priority,
+            cache_salt=salt,
             http_request_id=current_http_request_id(),
         )
         check_capabilities(request, capabilities, body)

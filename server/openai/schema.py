@@ -32,6 +32,10 @@ Stops = Annotated[
 ]
 
 
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
+"""Prompts find only those cached prefixes that prompts with the same salt, and the same key, have left."""
+
+
 class GenerationFields(RequestBody):
     """What chat completions and completions have in common."""
 
@@ -66,6 +70,8 @@ class GenerationFields(RequestBody):
     allowed_token_ids: Annotated[Items[int], Field(min_length=1)] | None = None
     structured_outputs: Json = None
     priority: int = Field(0, ge=-INT64, lt=INT64)
+    """Lower is sooner. Below 0 for keys with the role admin only."""
+    cache_salt: CacheSalt | None = None
     use_beam_search: bool | None = None
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float = 1.0

@@ -6,11 +6,21 @@ from typing import Any
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.types import BATCH_PRIORITY, GenerationRequest, Sampling
+from server.http.caller import Caller
+from server.http.errors import InsufficientPermissions
 from server.openai.schema import GenerationFields
 
 
-def check_fields(body: GenerationFields) -> None:
-    """Refuse fields that exclude each other, whatever the model."""
+def check_fields(body: GenerationFields, caller: Caller) -> None:
+    """Refuse fields that exclude each other, and what is not for this caller, whatever the model.
+
+    Raises InvalidRequest, UnsupportedParameter, InsufficientPermissions.
+    """
+    if body.priority < 0 and not caller.is_admin:
+        raise InsufficientPermissions(
+            f"'priority' is {body.priority}: only a key with the role admin may go before others (below 0).",
+            param="priority",
+        )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
@@ -91,7 +101,7 @@ def _constrained_by(body: GenerationFields) -> str:
 
 
 NEUTRAL_SAMPLING = Sampling(max_new_tokens=0)
-NEUTRAL_REQUEST = {"n": 1, "adapter": None, "priority": 0}
+NEUTRAL_REQUEST = {"n": 1, "adapter": None, "priority": 0, "cache_salt": None}
 
 
 def _neutral(name: str) -> Any:

@@ -84,6 +84,19 @@ async def test_prefix_hits(engine: LmdeployEngine, reference: dict[str | None, R
     assert again.cached_tokens >= 64
 
 
+async def test_prefixes_of_another_salt_are_not_found(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], adapters: dict[str, Path]
+) -> None:
+    await engine.load_adapter("a@1", adapters["plain"])
+    found = []
+    for salt in ("a", "b", "a"):
+        both = [replace(asked(90, name), cache_salt=salt) for name in (None, "a@1")]
+        firsts = await check(engine, {None: reference[None], "a@1": reference["plain"]}, *both)
+        found.append([(first.cached_tokens or 0) >= 64 for first in firsts])
+    assert found == [[False] * 2, [False] * 2, [True] * 2]
+    await engine.unload_adapter("a@1")
+
+
 async def test_an_adapter_that_is_replaced_leaves_nothing_in_the_prefix_cache(
     engine: LmdeployEngine, reference: dict[str | None, Reference], adapters: dict[str, Path]
 ) -> None:

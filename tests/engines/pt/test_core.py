@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Never
 
 import pytest
@@ -347,6 +348,28 @@ def test_without_prefix_caching_nothing_is_found(runner: GetRunner) -> None:
     for _ in range(2):
         [answer] = run(core, [request(prompt(20))]).values()
         assert answer.first.cached_tokens == 0
+
+
+def test_a_prefix_is_found_by_requests_of_the_same_salt_only(runner: GetRunner) -> None:
+    expected = greedy(runner, prompt(20))
+    core = core_of(runner("llama"))
+    found = []
+    for salt in (None, "a", "b", "a", None):
+        asked = replace(request(prompt(20), ignore_eos=True), cache_salt=salt)
+        answer = run(core, [asked])["r"]
+        assert answer.first and answer.tokens == expected
+        found.append(answer.first.cached_tokens)
+    assert found == [0, 0, 0, 16, 16]
+    stats = core.stats()
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (100, 32)
+
+
+def test_an_embedding_tells_nothing_of_a_prompt_of_another_salt(watched: Watched) -> None:
+    core = core_of(watched)
+    for salt in ("a", "b", "a"):
+        asked = EmbeddingRequest(request_id="e", prompt_ids=prompt(20), cache_salt=salt)
+        run(core, [asked])
+    assert watched.lengths() == [[20], [20], [4]]
 
 
 # ---- embeddings

@@ -93,21 +93,24 @@ def test_nothing_is_found_again_without_prefix_caching() -> None:
     assert pool.free == 3
 
 
-def hashes(tokens: list[int], count: int, salt: str = "") -> list[bytes]:
-    return BlockHashes(4, salt).of(tokens, count)
+def hashes(tokens: list[int], count: int, adapter: str | None = None, salt: str | None = None) -> list[bytes]:
+    return BlockHashes(4, adapter=adapter, salt=salt).of(tokens, count)
 
 
-def test_a_hash_stands_for_all_tokens_up_to_the_end_of_its_block_and_for_the_adapter() -> None:
+def test_a_hash_stands_for_all_tokens_up_to_the_end_of_its_block_for_the_adapter_and_for_the_salt() -> None:
     tokens = list(range(12))
     assert hashes(tokens, 3)[:2] == hashes(tokens[:8] + [99] * 4, 3)[:2]
     assert hashes(tokens, 3)[2] != hashes(tokens[:8] + [99] * 4, 3)[2]
     assert hashes(tokens, 3)[2] != hashes([99, *tokens[1:]], 3)[2]
     assert not {*hashes(tokens, 3)} & {*hashes(tokens, 3, "adapter@1")}
     assert not {*hashes(tokens, 3, "adapter@2")} & {*hashes(tokens, 3, "adapter@1")}
+    assert not {*hashes(tokens, 3, "a", "b")} & {*hashes(tokens, 3, "a")}
+    assert not {*hashes(tokens, 3, "a", "b")} & {*hashes(tokens, 3, "ab")}
+    assert not {*hashes(tokens, 3, "a", "b")} & {*hashes(tokens, 3, None, "ab")}
 
 
 def test_hashes_grow_with_the_tokens_and_a_copy_goes_its_own_way() -> None:
-    chain = BlockHashes(4, "")
+    chain = BlockHashes(4)
     tokens = list(range(8))
     assert chain.of(tokens, 1) == hashes(tokens, 1)
     twin = chain.copy()

@@ -285,6 +285,15 @@ async def test_the_urgent_overtakes(engine: VllmEngine) -> None:
         task.cancel()
 
 
+async def test_a_prefix_is_found_by_requests_of_the_same_salt_only(engine: VllmEngine) -> None:
+    text = "another text that is long enough to fill more than one block of the cache for sure"
+    found = []
+    for salt in ("a", "b", "a", None):
+        outputs = await collect(engine, replace(request(text), cache_salt=salt))
+        found.append(outputs[0].cached_tokens)
+    assert found == [0, 0, 80, 0]
+
+
 async def test_statistics(engine: VllmEngine) -> None:
     before = engine.stats()
     text = "a text that is long enough to fill more than one block of the cache for sure"

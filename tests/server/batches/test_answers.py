@@ -15,6 +15,7 @@ from engines.types import BATCH_PRIORITY, EngineState, GenerationRequest, TokenO
 from server.batches.answers import MAX_FAILURES, Reply, answer
 from server.batches.results import Results
 from server.deps import Parts
+from server.http.caller import ANYBODY
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.parts import make_parts
@@ -58,7 +59,7 @@ async def parts(engine: Engine, tmp_path: Path) -> AsyncIterator[Parts]:
 
 
 async def ask(parts: Parts, body: dict[str, Any]) -> Reply:
-    return await answer(parts[ServedModel], parts[Inference], CHAT, body)
+    return await answer(ANYBODY, parts[ServedModel], parts[Inference], CHAT, body)
 
 
 async def test_a_request_of_a_batch_comes_after_all_others(engine: Engine, parts: Parts) -> None:

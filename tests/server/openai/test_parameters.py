@@ -418,6 +418,7 @@ ENGINE_CANNOT: list[tuple[str, dict[str, Any], str]] = [
     ("min_new_tokens", {"min_tokens": 1}, "min_tokens"),
     ("n", {"n": 2}, "n"),
     ("priority", {"priority": 1}, "priority"),
+    ("cache_salt", {"cache_salt": "s"}, "cache_salt"),
     ("logit_bias", {"logit_bias": {"1": 1}}, "logit_bias"),
     ("prompt_logprobs", {"prompt_logprobs": 1}, "prompt_logprobs"),
     ("num_beams", {"num_beams": 2}, "num_beams"),
