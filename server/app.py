@@ -18,9 +18,10 @@ from server.deps import Parts
 from server.files import routes as file_routes
 from server.files.files import Files
 from server.fine_tuning import routes as fine_tuning_routes
-from server.http.auth import Auth, parse_keys
+from server.http.auth import Auth
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
+from server.http.keys import Keys
 from server.http.middleware import RequestContext
 from server.inference.inference import Inference
 from server.jobs import routes as job_routes
@@ -96,7 +97,7 @@ async def _open_store(parts: Parts) -> None:
 def _add_middleware(app: FastAPI, parts: Parts) -> None:
     """From the innermost to the outermost."""
     params = parts[DeployParams]
-    app.add_middleware(Auth, keys=parse_keys(params.api_key or ()), metrics_auth=params.metrics_auth)
+    app.add_middleware(Auth, keys=parts[Keys], metrics_auth=params.metrics_auth)
     if params.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

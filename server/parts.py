@@ -19,6 +19,7 @@ from server.files.files import Files
 from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
+from server.http.keys import Keys
 from server.http.settings import HttpSettings
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
@@ -43,9 +44,11 @@ def make_parts(
     generation_config: Mapping[str, Any] | None = None,
     *,
     machine: Machine | None = None,
+    keys: Keys | None = None,
 ) -> Parts:
     """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
-    given."""
+    given; `keys` are those that `params` name, unless given. Raises WrongKeys."""
+    keys = read_keys(params) if keys is None else keys
     state = state_folder(params.state_dir)
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
@@ -87,7 +90,13 @@ def make_parts(
     sources = Sources(jobs, files, served, params.job_roots)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     roots = AdapterRoots(params.adapter_roots)
-    return Parts(params, http, model, inference, tasks, roots, database, files, jobs, sources, batches, creator)
+    return Parts(params, keys, http, model, inference, tasks, roots, database, files, jobs, sources, batches, creator)
+
+
+def read_keys(params: DeployParams, variable: str = "") -> Keys:
+    """The keys that `params` name, and those of the environment variable. Raises WrongKeys."""
+    file = None if params.api_key_file is None else Path(params.api_key_file).expanduser()
+    return Keys(params.api_key or (), variable=variable, file=file)
 
 
 def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: Path) -> Inference:

@@ -14,19 +14,24 @@ class ServerParams(Params):
     """How the HTTP server behaves. An addition to the reference's parameters."""
 
     shutdown_timeout: Annotated[float, About(DEPLOY)] = Field(30, ge=0)
-    """Seconds that running requests have to finish, once the server was told to stop."""
+    """Seconds that running requests have to finish, once the server was told to stop: by SIGTERM, however often it is
+    sent, or by Ctrl-C (SIGINT). A second Ctrl-C, a second or more after the first signal, ends it at once."""
     tool_call_parser: Annotated[Literal["hermes", "llama3_json", "mistral", "none"] | None, About(DEPLOY)] = None
     """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
     given."""
     reasoning_parser: Annotated[Literal["deepseek_r1", "none"] | None, About(DEPLOY)] = None
     """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
     tags; `none` leaves it in the text. Found from the chat template unless given."""
+    api_key_file: Annotated[str | None, About(DEPLOY)] = None
+    """A file of more keys, one on a line, in the same form; empty lines, and lines that begin with #, are none. It is
+    read again on SIGHUP."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
     """Ask for a key on `/metrics` too, where `api_key` is set."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
-    max_body_size: Annotated[float, About(DEPLOY)] = Field(32, gt=0)
-    """MiB of the largest request body; larger ones are refused with status 413."""
+    max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
+    """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
+    has the same limit."""
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
     allowed_origins: Annotated[Strings, About(DEPLOY)] = ()
@@ -68,8 +73,10 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
     api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None
-    """Keys of which a request must bring one. `KEY` alone may do everything; `infer:KEY` may only ask for answers,
-    `train:KEY` only run jobs, `admin:KEY` only administer. The server is open to everybody unless given."""
+    """Keys of which a request must bring one, each as `[NAME=][ROLE[+ROLE...]:]KEY`. The roles: `infer` may ask for
+    answers, `train` run jobs, `admin` administer; a key without any may do everything. The name, which is no secret,
+    stands in logs and metrics, and what several keys of one name make belongs to one owner. A key has 16 characters or
+    more. Those of the environment variable TUNESERVE_API_KEY, between spaces or commas, count too."""
     owned_by: Annotated[str, About(DEPLOY)] = "tuneserve"
     """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
     served_model_name: Annotated[str | None, About(DEPLOY)] = None

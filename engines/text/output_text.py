@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from engines.text.detokenize import Detokenizer
 from engines.text.logprob_entries import PendingEntries, TokenEntry
-from engines.text.stop_strings import StopStrings
+from engines.text.stop_strings import NO_STOPS, StopStrings, StopTable
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenLogprob, TokenOutput
 
@@ -13,7 +13,7 @@ from engines.types import FinishReason, GenerationRequest, TokenLogprob, TokenOu
 class TextOptions:
     """How the text of a request is cut and shown."""
 
-    stop: tuple[str, ...] = ()
+    stop: StopTable = NO_STOPS
     """The output ends where one of these is complete; the one that is complete first decides, then the longest."""
     include_stop_str_in_output: bool = False
     """Show the stop string or stop token that ended the output."""

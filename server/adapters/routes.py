@@ -8,35 +8,33 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from pydantic import Field
 
 from engines.adapters.view import Adapter
 from engines.errors import Conflict, InvalidRequest, TuneserveError
 from server.adapters.roots import RootsDep
 from server.http.body import RequestBody, json_body
+from server.http.limits import GivenName, GivenPath
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 
 router = APIRouter(prefix="/v1")
 
-NonEmpty = Annotated[str, Field(min_length=1)]
-
 
 class LoadLoraBody(RequestBody):
-    lora_name: NonEmpty
-    lora_path: NonEmpty
+    lora_name: GivenName
+    lora_path: GivenPath
     """A folder under one of `adapter_roots`."""
     load_inplace: bool = False
     """Replace the adapter of this name: running requests end with the old one, later ones get the new one."""
 
 
 class UnloadLoraBody(RequestBody):
-    lora_name: NonEmpty
+    lora_name: GivenName
 
 
 class AdapterBody(RequestBody):
-    name: NonEmpty
-    path: NonEmpty
+    name: GivenName
+    path: GivenPath
     """A folder under one of `adapter_roots`."""
     replace: bool = False
     """Replace the adapter of this name: running requests end with the old one, later ones get the new one."""
@@ -45,7 +43,7 @@ class AdapterBody(RequestBody):
 
 
 class AliasBody(RequestBody):
-    target: NonEmpty
+    target: GivenName
     """The adapter that the alias stands for."""
 
 

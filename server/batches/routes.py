@@ -9,12 +9,13 @@ from server.batches.service import BatchesDep
 from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
+from server.http.limits import Name
 
 router = APIRouter(prefix="/v1/batches")
 
 
 class BatchBody(RequestBody):
-    input_file_id: str
+    input_file_id: Name
     """A file with the purpose `batch`."""
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
     completion_window: Literal["24h"]

@@ -1,9 +1,14 @@
 """`tuneserve deploy`: one process that listens at once, while the engine starts behind it."""
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
+import signal
 import socket
+import time
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
@@ -13,10 +18,11 @@ from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
+from server.http.keys import VARIABLE, Keys
 from server.inference.inference import Inference
 from server.jobs.jobs import Jobs
 from server.model.served import ServedModel
-from server.parts import make_parts
+from server.parts import make_parts, read_keys
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +33,25 @@ BACKLOG = 2048
 """Connections that may wait to be taken."""
 CLOSING_SECONDS = 5
 """Seconds for connections to close, once every request has been answered."""
+AGAIN_SECONDS = 1
+"""Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
 
 
 def run(params: DeployParams) -> int:
     """Serve until a signal; return the exit status."""
     configure_logging()
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for, the keys, is read here anyway
     try:
+        keys = read_keys(params, os.environ.pop(VARIABLE, ""))  # no process that is started from here has it
         listener = listen(params.host, params.port)
-        parts = load(params)
+        parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
     return serve(parts, listener)
 
 
-def load(params: DeployParams) -> Parts:
+def load(params: DeployParams, keys: Keys) -> Parts:
     """The parts of the server that `params` asks for; its engine is not started. Raises UnsupportedModel."""
     from engines.build import build_engine
     from engines.checkpoint.loading import load_generation_config, load_tokenizer
@@ -50,7 +60,7 @@ def load(params: DeployParams) -> Parts:
     engine = build_engine(params)
     tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
     generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
-    return make_parts(engine, tokenizer, params, generation.to_dict())
+    return make_parts(engine, tokenizer, params, generation.to_dict(), keys=keys)
 
 
 def configure_logging() -> None:
@@ -105,8 +115,10 @@ def serve(parts: Parts, listener: socket.socket) -> int:
 
 
 async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> int:
+    keys = parts[Keys]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
     logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], parts[ServedModel].name)
-    if not parts[DeployParams].api_key:
+    if not keys:
         logger.warning("No api_key is set: everybody who reaches this address may use the server.")
     stopping = asyncio.create_task(_stop_in_order(server, parts))
     await server.serve(sockets=[listener])
@@ -132,9 +144,22 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.told_to_stop = asyncio.Event()
+        self._told_at = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks for an orderly end, the second for one at once."""
-        if self.told_to_stop.is_set():
+        """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one
+        to the process and one to its group. A later SIGINT, Ctrl-C by a person who will not wait, ends it at once."""
+        now = time.monotonic()
+        if not self.told_to_stop.is_set():
+            self._told_at = now
+            self.told_to_stop.set()
+        elif sig == signal.SIGINT and now - self._told_at >= AGAIN_SECONDS:
             self.should_exit = self.force_exit = True
-        self.told_to_stop.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but SIGTERM stays caught: one that comes as the process ends would give it another status."""
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        before = signal.signal(signal.SIGINT, self.handle_exit)
+        yield
+        signal.signal(signal.SIGINT, before)

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
-from server.http.body import Items, Members, Metadata, RequestBody
+from server.http.body import Items, Metadata, RequestBody
+from server.http.limits import Json, JsonObject
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
-FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
 Auto = Literal["auto"]
 MOST_SAMPLES, MOST_EPOCHS = 256, 50
 SEEDS = 2**31
@@ -44,7 +45,7 @@ class MethodBody(RequestBody):
     type: MethodName
     supervised: Supervised | None = None
     dpo: Dpo | None = None
-    reinforcement: Any = None
+    reinforcement: Json = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,12 +64,12 @@ class CreateFineTuningJob(RequestBody):
     method: MethodBody | None = None
     hyperparameters: SupervisedHyperparameters | None = None
     """Hyperparameters of the method `supervised`, where `method` names none. OpenAI calls this place deprecated."""
-    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)] | None = None
     """Part of the name of the model that comes out: 1 to 64 letters, digits and ._-"""
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     metadata: Metadata | None = None
-    integrations: Items[Any] | None = None
-    parameters: Members[Any] = Field(default_factory=dict)
+    integrations: Annotated[Items[Json], Field(max_length=16)] | None = None
+    parameters: JsonObject = Field(default_factory=dict)
     """Any parameter of the command line's `sft` or `rlhf` that the server does not choose itself."""
 
     @model_validator(mode="before")

@@ -1,16 +1,12 @@
 """Keys and roles. Once a key is set, every path needs one, but for the few that are public."""
 
-import hashlib
-import hmac
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines.errors import TuneserveError
 from server.http.caller import ALL_ROLES, ANYBODY, Caller, Role
 from server.http.errors import InsufficientPermissions, InvalidApiKey, error_response
+from server.http.keys import Keys
 
 PUBLIC = frozenset({"/health", "/ready"})
 ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
@@ -39,40 +35,13 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
 """What is not here needs a key with every role."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    digest: bytes
-    caller: Caller
-
-
-def parse_keys(texts: Iterable[str]) -> tuple[ApiKey, ...]:
-    """`KEY` has every role; `infer:KEY`, `train:KEY` and `admin:KEY` have that one."""
-    return tuple(_parse_key(text) for text in texts)
-
-
-def _parse_key(text: str) -> ApiKey:
-    prefix, _, rest = text.partition(":")
-    if rest and prefix in ALL_ROLES:
-        return _make_key(rest, frozenset({Role(prefix)}))
-    return _make_key(text, ALL_ROLES)
-
-
-def _make_key(key: str, roles: frozenset[Role]) -> ApiKey:
-    digest = _digest(key)
-    return ApiKey(digest, Caller(name=f"key-{digest.hex()[:8]}", roles=roles))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
 class Auth:
     """Lets a request through, or answers it with 401 or 403.
 
     `request.state.caller` is who asks.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: tuple[ApiKey, ...], metrics_auth: bool) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, metrics_auth: bool) -> None:
         self._app = app
         self._keys = keys
         self._public = PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
@@ -90,22 +59,14 @@ class Auth:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> Caller:
-        caller = self._caller(Headers(scope=scope).get("authorization", ""))
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        caller = self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
             raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
         needed = _needed_roles(scope["method"], scope["path"])
         if not caller.roles & needed and caller.roles != ALL_ROLES:
             raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
         return caller
-
-    def _caller(self, authorization: str) -> Caller | None:
-        """Whose key it is; every key is compared, so that the time tells nothing."""
-        scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        found = [api_key.caller for api_key in self._keys if hmac.compare_digest(api_key.digest, digest)]
-        if not found:
-            return None
-        return Caller(name=found[0].name, roles=frozenset().union(*(caller.roles for caller in found)))
 
 
 def _needed_roles(method: str, path: str) -> frozenset[Role]:

@@ -31,8 +31,6 @@ JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
 Value = TypeVar("Value")
 Items = Annotated[list[Value], Field(fail_fast=True)]
 """A list in a body. The first wrong item is told: to find all of a million takes seconds."""
-Members = Annotated[dict[str, Value], Field(fail_fast=True)]
-"""An object in a body, of which the same holds."""
 Metadata = Annotated[
     dict[
         Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")],

@@ -8,6 +8,7 @@ from engines.text.grammar import check_schema_size
 from server.model.fields import as_flag, as_name, as_object, check_description, shown
 
 MAX_TOOLS = 128
+"""OpenAI's."""
 CHOICES = "'none', 'auto', 'required', or an object that names a function or allowed tools"
 
 

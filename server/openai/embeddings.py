@@ -17,6 +17,7 @@ from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
 from server.http.caller import Caller, CallerDep
+from server.http.limits import Name
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -30,11 +31,11 @@ CONCURRENCY = 16
 
 
 class EmbeddingsBody(RequestBody):
-    model: str
+    model: Name
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
+    user: Name | None = None
     cache_salt: CacheSalt | None = None
     """vLLM's."""
 

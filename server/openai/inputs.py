@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from server.http.body import Items
+from server.http.limits import MAX_PROMPTS, MAX_TOKENS, Text
 
-MAX_INPUTS = 2048
-
-Input = str | Items[int]
+Ids = Annotated[Items[int], Field(max_length=MAX_TOKENS)]
+Input = Text | Ids
 """One text: as it is, or as token ids."""
 
 
@@ -18,8 +18,8 @@ def _listed(value: Any) -> list[Input]:
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("Input should be a string, a list of strings, a list of token ids, or a list of such lists")
-    if len(value) > MAX_INPUTS and type(value[0]) is not int:
-        raise ValueError(f"A list should have at most {MAX_INPUTS} inputs, this one has {len(value)}")
+    if len(value) > MAX_PROMPTS and type(value[0]) is not int:
+        raise ValueError(f"A list should have at most {MAX_PROMPTS} inputs, this one has {len(value)}")
     odd = _first_odd(value)
     if odd is not None:
         raise ValueError(f"A list should hold strings, or token ids, or lists of token ids: item {odd} does not fit")
@@ -40,7 +40,6 @@ def _is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-Inputs = Annotated[
-    Items[Input],
-    BeforeValidator(_listed, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-]
+Texts = Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
+IdLists = Annotated[list[Ids], Field(max_length=MAX_PROMPTS)]
+Inputs = Annotated[Items[Input], BeforeValidator(_listed, json_schema_input_type=Text | Texts | Ids | IdLists)]

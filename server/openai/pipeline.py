@@ -24,6 +24,7 @@ from engines.capabilities import Capabilities
 from engines.logs import current_http_request_id
 from engines.text.output_text import TextOptions
 from engines.text.prompt import Prompt
+from engines.text.stop_strings import StopTable
 from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest
 from server.http.caller import Caller
@@ -119,7 +120,7 @@ def _requests(
 
 def _text_options(body: GenerationFields, asked: Asked, model: ServedModel) -> TextOptions:
     return TextOptions(
-        stop=(*(body.stop or ()), *model.defaults.stop),
+        stop=StopTable((*(body.stop or ()), *model.defaults.stop)),
         include_stop_str_in_output=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens,
         kept_special_ids=asked.plan.marker_ids,

@@ -8,13 +8,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.http.body import Items, Members, RequestBody
+from server.http.body import Items, Metadata, RequestBody
+from server.http.limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonObject, MaxBytes, Name, Options, Text
+from server.model.tools import MAX_TOOLS
 from server.openai.inputs import Inputs
 
-NonEmpty = Annotated[str, Field(min_length=1)]
-Json = Any
-"""A value as it came: whoever reads it checks it."""
 INT64 = 2**63
+MAX_STOPS = 4
+MAX_STOP = 1024
+"""Characters of a stop string."""
+MAX_LISTED = 1024
+"""Entries of `logit_bias`, `bad_words` and `stop_token_ids`."""
+MAX_ALLOWED = 16_384
+"""Entries of `allowed_token_ids`."""
+MAX_MESSAGES = 2048
+"""OpenAI's."""
 
 
 class StreamOptions(RequestBody):
@@ -26,10 +34,12 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stops = Annotated[
-    Annotated[Items[NonEmpty], Field(min_length=1, max_length=4)],
-    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
-]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
+StopList = Annotated[Items[Stop], Field(min_length=1, max_length=MAX_STOPS)]
+Stops = Annotated[StopList, BeforeValidator(as_list, json_schema_input_type=Stop | StopList)]
+TokenId = Annotated[str, Field(max_length=16)]
+"""A token id as the key of an object."""
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
@@ -39,20 +49,22 @@ CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 class GenerationFields(RequestBody):
     """What chat completions and completions have in common."""
 
-    model: str
+    model: Name
     n: int = Field(1, ge=1, le=128)
     max_tokens: int | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     presence_penalty: float = Field(0, ge=-2, le=2)
-    logit_bias: Members[Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    logit_bias: Annotated[dict[TokenId, Bias], Field(fail_fast=True, max_length=MAX_LISTED)] = Field(
+        default_factory=dict
+    )
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: Stops | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: Json = None
-    user: str | None = None
+    user: Name | None = None
 
     # vLLM's extras
     top_k: int | None = Field(None, ge=-1)
@@ -61,13 +73,13 @@ class GenerationFields(RequestBody):
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    stop_token_ids: Items[int] = Field(default_factory=list)
+    stop_token_ids: Annotated[Items[int], Field(max_length=MAX_LISTED)] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = Field(None, ge=0)
     echo: bool = False
-    bad_words: Items[NonEmpty] = Field(default_factory=list)
-    allowed_token_ids: Annotated[Items[int], Field(min_length=1)] | None = None
+    bad_words: Annotated[Items[GivenName], Field(max_length=MAX_LISTED)] = Field(default_factory=list)
+    allowed_token_ids: Annotated[Items[int], Field(min_length=1, max_length=MAX_ALLOWED)] | None = None
     structured_outputs: Json = None
     priority: int = Field(0, ge=-INT64, lt=INT64)
     """Lower is sooner. Below 0 for keys with the role admin only."""
@@ -90,14 +102,17 @@ class GenerationFields(RequestBody):
 # --- messages
 
 
+Media = Annotated[dict[str, Any], MaxBytes(MAX_TEXT)]
+
+
 class ContentPart(RequestBody):
     type: Literal["text", "refusal", "image_url", "input_audio", "file"]
-    text: str | None = None
-    refusal: str | None = None
-    image_url: dict[str, Any] | None = None
-    input_audio: dict[str, Any] | None = None
-    file: dict[str, Any] | None = None
-    prompt_cache_breakpoint: dict[str, Any] | None = None
+    text: Text | None = None
+    refusal: Text | None = None
+    image_url: Media | None = None
+    input_audio: Media | None = None
+    file: Media | None = None
+    prompt_cache_breakpoint: Options | None = None
 
     @model_validator(mode="after")
     def _has_what_its_type_says(self) -> Self:
@@ -106,19 +121,19 @@ class ContentPart(RequestBody):
         return self
 
 
-Returned = Annotated[Any, Field(exclude=True)]
+Returned = Annotated[Any, MaxBytes(MAX_JSON), Field(exclude=True)]
 """A field of answers, or of what OpenAI's SDK makes of them, that has no effect as input: it is taken, so that an
 answer can be sent back as it came, and then left out."""
 
 
 class FunctionCall(RequestBody):
-    name: NonEmpty
-    arguments: str
+    name: GivenName
+    arguments: Annotated[str, Field(max_length=MAX_JSON)]
     parsed_arguments: Returned = None
 
 
 class MessageToolCall(RequestBody):
-    id: str
+    id: Name
     type: Literal["function"]
     function: FunctionCall
     index: Returned = None
@@ -128,12 +143,12 @@ class ChatMessage(RequestBody):
     """A message of any role."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | Annotated[Items[ContentPart], Field(min_length=1)] | None = None
-    name: str | None = None
-    tool_calls: Items[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
+    content: Text | Annotated[Items[ContentPart], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    name: Name | None = None
+    tool_calls: Annotated[Items[MessageToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Name | None = None
+    reasoning_content: Text | None = None
+    refusal: Text | None = None
     audio: None = None
     function_call: None = None
     annotations: Returned = None
@@ -166,13 +181,16 @@ class ConversationFields(RequestBody):
     tools: Json = None
 
     # vLLM's extras
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Options = Field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
 
+Messages = Annotated[Items[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
 class ChatRequest(ConversationFields, GenerationFields):
-    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
+    messages: Messages
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """Wins over `max_tokens`."""
@@ -181,21 +199,21 @@ class ChatRequest(ConversationFields, GenerationFields):
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    modalities: Items[str] | None = None
+    modalities: Annotated[Items[Name], Field(max_length=8)] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    service_tier: str | None = None
+    service_tier: Name | None = None
     store: bool = False
-    metadata: Annotated[Members[str], Field(max_length=16)] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    metadata: Metadata | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    audio: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    moderation: dict[str, Any] | None = None
-    web_search_options: dict[str, Any] | None = None
-    functions: Items[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
+    prompt_cache_options: Options | None = None
+    audio: Options | None = None
+    prediction: Media | None = None
+    moderation: Options | None = None
+    web_search_options: Options | None = None
+    functions: Annotated[Items[JsonObject], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: Name | Options | None = None
 
 
 class CompletionRequest(GenerationFields):
@@ -203,5 +221,5 @@ class CompletionRequest(GenerationFields):
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1, le=20)
-    suffix: str | None = None
+    suffix: Text | None = None
     add_special_tokens: bool = True

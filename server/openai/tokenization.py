@@ -8,12 +8,13 @@ from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
+from server.http.limits import MAX_TOKENS, Name, Text
 from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.model.tools import read_tools
 from server.openai.conversation import check_conversation, to_conversation
-from server.openai.schema import ChatMessage, ConversationFields
+from server.openai.schema import ChatMessage, ConversationFields, Messages
 
 router = APIRouter()
 
@@ -23,17 +24,17 @@ class TokenizeBody(ConversationFields):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     """Unless given, they are added to a text; a chat template writes its own."""
     return_token_strs: bool = False
 
 
 class DetokenizeBody(RequestBody):
-    model: str | None = None
-    tokens: Items[Annotated[int, Field(ge=0)]]
+    model: Name | None = None
+    tokens: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS)]
 
 
 @router.post("/tokenize")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engines.text.detokenize import Detokenizer
 from engines.text.output_text import OutputText, TextDelta, TextOptions
-from engines.text.stop_strings import StopStrings
+from engines.text.stop_strings import StopStrings, StopTable
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.tokenizers import ALL, SPECIALS, byte_fallback, byte_level
@@ -154,7 +154,7 @@ def test_a_stop_string_cuts_where_a_search_in_the_whole_text_finds_it(
     name, token_ids = case
     whole = text_of(deltas_of(name, steps_of(token_ids), TextOptions()))
     expected, stop = naive_cut(whole, stops, include=include)
-    options = TextOptions(stop=tuple(stops), include_stop_str_in_output=include)
+    options = TextOptions(stop=StopTable(stops), include_stop_str_in_output=include)
     deltas = deltas_of(name, steps_of(token_ids, sizes=sizes), options)
     assert text_of(deltas) == expected
     assert deltas[-1].stop_reason == stop
@@ -168,13 +168,13 @@ def test_no_delta_shows_text_that_a_stop_string_takes_back(case: tuple[str, list
     whole = text_of(deltas_of(name, steps_of(token_ids), TextOptions()))
     final, _ = naive_cut(whole, stops, include=False)
     shown = ""
-    for delta in deltas_of(name, steps_of(token_ids), TextOptions(stop=tuple(stops))):
+    for delta in deltas_of(name, steps_of(token_ids), TextOptions(stop=StopTable(stops))):
         shown += delta.text
         assert final.startswith(shown)
 
 
 def test_text_is_held_back_no_longer_than_a_stop_string_is_possible() -> None:
-    deltas = deltas_of("byte_level", steps_of(byte_level_bytes("a###b")), TextOptions(stop=("####",)))
+    deltas = deltas_of("byte_level", steps_of(byte_level_bytes("a###b")), TextOptions(stop=StopTable(["####"])))
     assert [delta.text for delta in deltas] == ["a", "", "", "", "###b"]
 
 
@@ -188,18 +188,30 @@ def byte_level_bytes(text: str) -> list[int]:
 def test_the_token_after_a_stop_string_is_neither_shown_nor_counted() -> None:
     token_ids = byte_level_bytes("one. two")
     steps = [TokenOutput(token_ids=tuple(token_ids))]
-    (delta,) = deltas_of("byte_level", steps, TextOptions(stop=("e.",)))
+    (delta,) = deltas_of("byte_level", steps, TextOptions(stop=StopTable(["e."])))
     assert (delta.text, delta.token_ids, delta.stop_reason) == ("on", tuple(token_ids[:4]), "e.")
 
 
 def test_stop_strings_are_looked_for_after_min_tokens() -> None:
     steps = steps_of(byte_level_bytes("..a.b"))
-    deltas = deltas_of("byte_level", steps, TextOptions(stop=(".",), min_tokens=2))
+    deltas = deltas_of("byte_level", steps, TextOptions(stop=StopTable(["."]), min_tokens=2))
     assert text_of(deltas) == "..a"
 
 
-def test_the_work_for_a_stop_string_does_not_grow_with_its_length() -> None:
-    stops = StopStrings(["a" * 50_000 + "b"])
+@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=64))
+def test_of_many_stop_strings_that_overlap_the_first_and_then_the_longest_is_found(text: str, stops: list[str]) -> None:
+    found = StopStrings(StopTable(stops))
+    ends = [end for end in range(1, len(text) + 1) if text[:end].endswith(tuple(stops))]
+    assert found.feed(text) == (ends[0] if ends else None)
+    if ends:
+        assert found.matched == max((stop for stop in stops if text[: ends[0]].endswith(stop)), key=len)
+    else:
+        beginnings = {stop[:length] for stop in stops for length in range(len(stop))}
+        assert found.partial == max(len(beginning) for beginning in beginnings if text.endswith(beginning))
+
+
+def test_the_work_for_a_character_grows_neither_with_the_stop_strings_length_nor_with_their_number() -> None:
+    stops = StopStrings(StopTable(["a" * 50_000 + "b", *("a" * length + "c" for length in range(1, 100))]))
     for _ in range(100):
         assert stops.feed("a" * 1_000) is None
     assert stops.partial == 50_000
@@ -266,7 +278,7 @@ def test_special_tokens_within_the_text_are_left_out_or_shown() -> None:
 @given(ANY_STREAM, st.lists(st.text(st.sampled_from("stop 日🙂é"), min_size=1, max_size=4), max_size=3), st.booleans())
 def test_the_entries_bytes_joined_are_the_text(case: tuple[str, list[int]], stops: list[str], include: bool) -> None:
     name, token_ids = case
-    options = TextOptions(stop=tuple(stops), include_stop_str_in_output=include)
+    options = TextOptions(stop=StopTable(stops), include_stop_str_in_output=include)
     deltas = deltas_of(name, steps_of(token_ids, logprobs=True), options, request(logprobs=0))
     text = text_of(deltas)
     if REPLACEMENT not in text:
@@ -277,7 +289,9 @@ def test_the_entries_bytes_joined_are_the_text(case: tuple[str, list[int]], stop
 @given(ANY_STREAM, STOPS)
 def test_no_entry_is_ahead_of_its_text(case: tuple[str, list[int]], stops: list[str]) -> None:
     name, token_ids = case
-    deltas = deltas_of(name, steps_of(token_ids, logprobs=True), TextOptions(stop=tuple(stops)), request(logprobs=0))
+    deltas = deltas_of(
+        name, steps_of(token_ids, logprobs=True), TextOptions(stop=StopTable(stops)), request(logprobs=0)
+    )
     text, data = "", b""
     for delta in deltas:
         text += delta.text

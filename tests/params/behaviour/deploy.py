@@ -30,6 +30,7 @@ from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.params.behaviour.table import Given, Observer
 from tests.server.client import ReadyClient
+from tests.server.keys import FULL
 
 OTHERS = ("httpx", "alembic", "asyncio")
 """Libraries that log too."""
@@ -59,6 +60,7 @@ class Server:
         for name in ("a", "b"):
             write_adapter(folder / "adapters" / name)
         (folder / "other").mkdir(parents=True)
+        (folder / "other" / "keys").write_text(FULL)
         placed = json.loads(json.dumps(dict(given)).replace("$FOLDER", str(folder)))
         self.params = DeployParams.model_validate({"state_dir": str(folder / "state"), **placed})
 

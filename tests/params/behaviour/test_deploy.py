@@ -30,12 +30,13 @@ from tests.params.behaviour.deploy import (
     which_engine,
 )
 from tests.params.behaviour.table import UNGIVEN, Row, Two, another_value, apart
+from tests.server.keys import FULL
 
 MODEL = {"model": "org/m"}
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/rows.jsonl"]}}
-KEYS = {"api_key": ["k"]}
+KEYS = {"api_key": [FULL]}
 
 OF_THE_SERVER = apart(
     MODEL,
@@ -67,7 +68,8 @@ OF_THE_SERVER = apart(
     # the server
     host=Two("0.0.0.0", "127.0.0.1", listens),
     port=Two(8000, 9000, listens),
-    api_key=Two(UNGIVEN, ["k"], got("/v1/models")),
+    api_key=Two(UNGIVEN, [FULL], got("/v1/models")),
+    api_key_file=Two(UNGIVEN, "$FOLDER/other/keys", got("/v1/models")),
     metrics_auth=Two(False, True, lambda server: got("/metrics")(server)[0], KEYS),
     owned_by=Two("tuneserve", "us", got("/v1/models")),
     served_model_name=Two(UNGIVEN, "n", got("/v1/models")),
@@ -75,7 +77,7 @@ OF_THE_SERVER = apart(
     log_interval=Two(-1, 1, logged(seconds=1.2)),
     shutdown_timeout=Two(30, 2, stopped),
     sse_keep_alive_interval=Two(15, 0.01, streamed),
-    max_body_size=Two(32, 0.0001, chat("hello" * 50)),
+    max_body_size=Two(4, 0.0001, chat("hello" * 50)),
     max_file_size=Two(512, 0.001, uploaded),
     allowed_origins=Two([], ["http://page"], allowed),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),

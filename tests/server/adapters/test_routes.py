@@ -13,6 +13,7 @@ from engines.echo import EchoEngine
 from tests.adapter_folders import write_adapter
 from tests.server.api import EchoApi
 from tests.server.client import echo_client
+from tests.server.keys import ASK, KEYS, RULE, TEACH, bearer
 from tests.server.process import ServerProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
@@ -203,7 +204,7 @@ def test_the_base_models_name_is_never_an_adapters(api: EchoApi) -> None:
 
 
 def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api: Callable[..., EchoApi]) -> None:
-    api = make_api(api_key=("infer:ask", "train:teach", "admin:rule"))
+    api = make_api(api_key=KEYS)
     calls = [
         ("POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"}),
         ("POST", "/v1/adapters", {"name": "b", "path": "b"}),
@@ -215,10 +216,10 @@ def test_infer_keys_ask_and_list_models_and_admin_keys_change_adapters(make_api:
         ("POST", "/v1/unload_lora_adapter", {"lora_name": "a"}),
     ]
     for method, path, body in calls:
-        for key, status in (("ask", 403), ("teach", 403), ("rule", 200)):
-            headers = {"authorization": f"Bearer {key}"}
+        for key, status in ((ASK, 403), (TEACH, 403), (RULE, 200)):
+            headers = bearer(key)
             assert api.http.request(method, path, json=body, headers=headers).status_code == status, (path, key)
-    headers = {"authorization": "Bearer ask"}
+    headers = bearer(ASK)
     assert api.http.get("/v1/models", headers=headers).status_code == 200
     assert api.http.delete("/v1/models/a", headers=headers).status_code == 403
 

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tests.adapter_folders import write_adapter
+from tests.server.keys import ASK, KEYS, TEACH, bearer
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
 from tests.until import until
@@ -389,9 +390,9 @@ def test_a_batch_whose_folder_is_gone_says_so(start: Callable[..., Api]) -> None
 
 
 def test_batches_are_for_who_may_ask(start: Callable[..., Api]) -> None:
-    api = start(api_key=["infer:ask", "train:teach"])
-    for key, status in (("ask", 200), ("teach", 403), ("none", 401)):
-        assert api.http.get("/v1/batches", headers={"authorization": f"Bearer {key}"}).status_code == status
+    api = start(api_key=KEYS)
+    for key, status in ((ASK, 200), (TEACH, 403), ("none", 401)):
+        assert api.http.get("/v1/batches", headers=bearer(key)).status_code == status
 
 
 def test_batches_are_counted(api: Api) -> None:

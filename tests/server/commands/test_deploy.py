@@ -3,9 +3,12 @@
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
+import pytest
 
+from tests.server.keys import ASK, FULL, bearer
 from tests.server.process import ServerProcess
 from tests.until import until
 
@@ -60,11 +63,53 @@ def test_an_engine_that_cannot_start_ends_the_process_with_its_message(
 
 
 def test_without_a_key_there_is_one_warning(start_echo: Callable[..., ServerProcess]) -> None:
-    open_server, locked = start_echo(), start_echo(params={"api_key": ["secret"]})
+    open_server, locked = start_echo(), start_echo(params={"api_key": ["secret-0123456789abcdef"]})
     for server in (open_server, locked):
         until_ready(server.url)
         server.signal()
         server.wait()
     assert "".join(open_server.log).count("No api_key is set") == 1
     assert "No api_key is set" not in "".join(locked.log)
-    assert "secret" not in "".join(locked.log)
+    assert "0123456789abcdef" not in "".join(locked.log)
+
+
+def test_sighup_reads_the_keys_again_and_ends_no_server(
+    start_echo: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(FULL)
+    keyed, open_server = start_echo(params={"api_key_file": str(file)}), start_echo()
+    with httpx.Client(base_url=keyed.url, timeout=60) as client:
+
+        def status(key: str) -> int:
+            return client.get("/v1/models", headers=bearer(key)).status_code
+
+        assert (status(FULL), status(ASK)) == (200, 401)
+        file.write_text(f"asks=infer:{ASK}\n")
+        keyed.signal(signal.SIGHUP)
+        until(lambda: status(ASK) == 200)
+        assert status(FULL) == 401
+        file.write_text("infer:\n")
+        keyed.signal(signal.SIGHUP)
+        until(lambda: "The keys stay as they were" in "".join(keyed.log))
+        assert status(ASK) == 200
+    open_server.signal(signal.SIGHUP)
+    until(lambda: "no --api_key_file" in "".join(open_server.log))
+    assert httpx.get(f"{open_server.url}/health", timeout=60).status_code == 200
+    assert FULL not in "".join(keyed.log) and ASK not in "".join(keyed.log)
+
+
+def test_a_wrong_key_stops_the_start_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for words, reason in (
+        (["--api_key", "infer:"], "key 1 of --api_key is empty"),
+        (["--api_key_file", str(tmp_path / "nope")], "cannot read --api_key_file"),
+        ([], "key 2 of TUNESERVE_API_KEY is shorter than 16 characters"),
+    ):
+        monkeypatch.setenv("TUNESERVE_API_KEY", "" if words else f"{FULL},abc")
+        server = ServerProcess.deploy("--model", str(tmp_path), "--state_dir", str(tmp_path), *words)
+        try:
+            assert server.wait() == 1
+            (line,) = server.log
+            assert reason in line
+        finally:
+            server.close()

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from tests.server.keys import ASK, FULL, KEYS, RULE, TEACH, bearer
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
 from tests.until import until
@@ -272,26 +273,26 @@ def test_many_files_are_uploaded_at_once(api: Api) -> None:
 
 
 def test_a_key_sees_the_files_of_its_role(start: Callable[..., Api]) -> None:
-    api = start(api_key=["infer:ask", "train:teach", "admin:rule", "all"])
+    api = start(api_key=KEYS)
 
     def call(key: str, method: str, path: str, **options: Any) -> httpx.Response:
-        return api.http.request(method, path, headers={"authorization": f"Bearer {key}"}, **options)
+        return api.http.request(method, path, headers=bearer(key), **options)
 
     def upload(key: str, purpose: str) -> httpx.Response:
         return call(key, "POST", "/v1/files", data={"purpose": purpose}, files={"file": ("a.jsonl", LINE)})
 
-    assert upload("ask", "fine-tune").json()["error"]["param"] == "purpose"
-    assert upload("teach", "batch").json()["error"]["param"] == "purpose"
-    batch, training = upload("ask", "batch").json()["id"], upload("teach", "fine-tune").json()["id"]
-    for key, visible in (("ask", {batch}), ("teach", {training}), ("all", {batch, training})):
+    assert upload(ASK, "fine-tune").json()["error"]["param"] == "purpose"
+    assert upload(TEACH, "batch").json()["error"]["param"] == "purpose"
+    batch, training = upload(ASK, "batch").json()["id"], upload(TEACH, "fine-tune").json()["id"]
+    for key, visible in ((ASK, {batch}), (TEACH, {training}), (FULL, {batch, training})):
         assert {file["id"] for file in call(key, "GET", "/v1/files").json()["data"]} == visible
         for id in (batch, training):
             status = 200 if id in visible else 404
             for path in (f"/v1/files/{id}", f"/v1/files/{id}/content"):
                 assert call(key, "GET", path).status_code == status
-    assert call("ask", "DELETE", f"/v1/files/{training}").status_code == 404
-    assert call("teach", "DELETE", f"/v1/files/{training}").status_code == 200
-    assert call("rule", "GET", "/v1/files").status_code == 403
+    assert call(ASK, "DELETE", f"/v1/files/{training}").status_code == 404
+    assert call(TEACH, "DELETE", f"/v1/files/{training}").status_code == 200
+    assert call(RULE, "GET", "/v1/files").status_code == 403
 
 
 # ---- where they lie

@@ -11,6 +11,7 @@ import pytest
 from server.jobs.jobs import Jobs
 from tests.adapter_folders import write_adapter
 from tests.server.fine_tuning.conftest import Start, TrainingApi
+from tests.server.keys import ASK, KEYS, TEACH, bearer
 from training.folder import JobFolder
 
 AUTO = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"}
@@ -312,10 +313,9 @@ def test_an_unknown_job_is_not_found(api: TrainingApi) -> None:
 
 
 def test_fine_tuning_needs_the_role_train(start: Start) -> None:
-    with start(api_key=("infer:ask", "train:teach")) as api:
-        for key, status in (("ask", 403), ("teach", 200)):
-            headers = {"authorization": f"Bearer {key}"}
-            assert api.http.get("/v1/fine_tuning/jobs", headers=headers).status_code == status
+    with start(api_key=KEYS) as api:
+        for key, status in ((ASK, 403), (TEACH, 200)):
+            assert api.http.get("/v1/fine_tuning/jobs", headers=bearer(key)).status_code == status
 
 
 def test_models_outlive_the_server_and_deleted_ones_stay_away(start: Start) -> None:

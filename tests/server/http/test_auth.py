@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from tests.server.client import ReadyClient, echo_client
-
-KEYS = ("full", "infer:ask", "train:teach", "admin:rule")
+from tests.server.keys import ASK, FULL, KEYS, RULE, TEACH, bearer
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def client() -> Iterator[ReadyClient]:
 def status(
     client: ReadyClient, method: str, path: str, key: str | None = None, body: dict[str, Any] | None = None
 ) -> int:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    headers = {} if key is None else bearer(key)
     return client.request(method, path, headers=headers, json=body).status_code
 
 
@@ -35,7 +34,9 @@ def test_every_other_path_needs_one_whether_it_exists_or_not(client: ReadyClient
         assert status(client, "GET", path) == 401, path
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer nope", "Basic full", "full", "Bearer infer:ask"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Bearer nope", f"Basic {FULL}", FULL, f"Bearer infer:{ASK}"]
+)
 def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client: ReadyClient, header: str) -> None:
     reply = client.get("/v1/models", headers={"authorization": header})
     assert reply.status_code == 401
@@ -44,7 +45,7 @@ def test_what_is_not_a_key_of_ours_is_a_401_in_openais_shape(client: ReadyClient
     assert "x-request-id" in reply.headers
 
 
-@pytest.mark.parametrize("key", ["full", "ask", "teach", "rule"])
+@pytest.mark.parametrize("key", [FULL, ASK, TEACH, RULE])
 def test_every_role_sees_the_models(client: ReadyClient, key: str) -> None:
     assert status(client, "GET", "/v1/models", key) == 200
 
@@ -55,37 +56,37 @@ TOKENIZE = {"prompt": "a"}
 @pytest.mark.parametrize(
     ("method", "path", "body", "role"),
     [
-        ("POST", "/tokenize", TOKENIZE, "ask"),
-        ("DELETE", "/v1/adapters/nope", None, "rule"),
-        ("GET", "/v1/adapters/nope", None, "rule"),
-        ("GET", "/v1/adapters", None, "rule"),
-        ("POST", "/v1/unload_lora_adapter", {"lora_name": "nope"}, "rule"),
-        ("GET", "/v1/jobs/nope", None, "teach"),
-        ("POST", "/v1/jobs/nope/cancel", None, "teach"),
+        ("POST", "/tokenize", TOKENIZE, ASK),
+        ("DELETE", "/v1/adapters/nope", None, RULE),
+        ("GET", "/v1/adapters/nope", None, RULE),
+        ("GET", "/v1/adapters", None, RULE),
+        ("POST", "/v1/unload_lora_adapter", {"lora_name": "nope"}, RULE),
+        ("GET", "/v1/jobs/nope", None, TEACH),
+        ("POST", "/v1/jobs/nope/cancel", None, TEACH),
         ("GET", "/nope", None, None),  # what has no role of its own needs a key with all of them
     ],
 )
 def test_a_role_opens_its_own_paths_only(
     client: ReadyClient, method: str, path: str, body: dict[str, Any] | None, role: str | None
 ) -> None:
-    for key in ("ask", "teach", "rule"):
+    for key in (ASK, TEACH, RULE):
         assert (status(client, method, path, key, body) == 403) == (key != role), key
-    assert status(client, method, path, "full", body) in (200, 404)
+    assert status(client, method, path, FULL, body) in (200, 404)
 
 
 def test_a_key_without_the_role_is_told_so_in_openais_shape(client: ReadyClient) -> None:
-    reply = client.post("/tokenize", headers={"authorization": "Bearer teach"}, json=TOKENIZE)
+    reply = client.post("/tokenize", headers=bearer(TEACH), json=TOKENIZE)
     assert reply.json()["error"]["code"] == "insufficient_permissions"
-    assert "teach" not in reply.text
+    assert TEACH not in reply.text
 
 
 def test_the_scheme_is_not_case_sensitive(client: ReadyClient) -> None:
-    assert client.get("/v1/models", headers={"authorization": "bearer full"}).status_code == 200
+    assert client.get("/v1/models", headers={"authorization": f"bearer {FULL}"}).status_code == 200
 
 
 def test_metrics_ask_for_a_key_where_they_are_told_to() -> None:
-    with echo_client(api_key="k", metrics_auth=True) as client:
-        assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", "k")) == (401, 200)
+    with echo_client(api_key=FULL, metrics_auth=True) as client:
+        assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", FULL)) == (401, 200)
 
 
 def test_without_keys_everything_is_open() -> None:
@@ -95,7 +96,7 @@ def test_without_keys_everything_is_open() -> None:
 
 def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() -> None:
     preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
-    with echo_client(api_key="k", allowed_origins="https://chat.example") as client:
+    with echo_client(api_key=FULL, allowed_origins="https://chat.example") as client:
         reply = client.options("/v1/models", headers=preflight)
         assert reply.headers["access-control-allow-origin"] == "https://chat.example"
         reply = client.get("/v1/models", headers={"origin": "https://chat.example"})
@@ -104,7 +105,7 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() 
 
 
 @pytest.mark.parametrize(
-    ("key", "made_by_a_job", "other"), [("ask", 403, 403), ("teach", 404, 403), ("rule", 404, 404), ("full", 404, 404)]
+    ("key", "made_by_a_job", "other"), [(ASK, 403, 403), (TEACH, 404, 403), (RULE, 404, 404), (FULL, 404, 404)]
 )
 def test_who_trains_may_delete_what_jobs_have_made(
     client: ReadyClient, key: str, made_by_a_job: int, other: int

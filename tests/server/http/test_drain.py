@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.commands.deploy import AGAIN_SECONDS
 from tests.server.process import ServerProcess
 from tests.until import until
 
@@ -103,12 +105,32 @@ def test_what_does_not_finish_within_the_grace_time_ends_with_an_error(
     assert "Traceback" not in "".join(server.log)
 
 
-def test_a_second_signal_ends_the_server_at_once(slow: tuple[ServerProcess, httpx.Client]) -> None:
+def test_a_signal_that_is_sent_twice_still_has_the_stream_end_in_order(
+    start_echo: Callable[..., ServerProcess],
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = start_echo(faults={"token_delay": 0.1}, params={"shutdown_timeout": 30})
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            until(lambda: client.get("/ready").status_code == 200)
+            with stream(client) as lines:
+                server.signal(number)
+                server.signal(number)  # as `timeout` does: to the process, and to its group
+                until(lambda: client.get("/ready").status_code == 503)
+                *chunks, done = lines
+        assert json.loads(chunks[-1].removeprefix("data: "))["choices"][0]["finish_reason"] == "stop"
+        assert done == "data: [DONE]"
+        assert server.wait() == 0
+
+
+def test_sigterm_never_cuts_the_drain_short_and_a_later_ctrl_c_does(slow: tuple[ServerProcess, httpx.Client]) -> None:
     server, client = slow
-    with stream(client, ignore_eos=True, max_tokens=4000):
+    with stream(client, ignore_eos=True, max_tokens=4000) as lines:
         server.signal(signal.SIGTERM)
         until(lambda: client.get("/ready").status_code == 503)
+        time.sleep(AGAIN_SECONDS)
         server.signal(signal.SIGTERM)
+        assert [next(lines) for _ in range(20)], "two seconds' worth"
+        server.signal(signal.SIGINT)
         assert server.wait() == 1
 
 

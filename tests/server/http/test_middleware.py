@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from tests.server.client import ReadyClient, echo_client
+from tests.server.keys import FULL, bearer
 
 LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], "stream": True}
@@ -55,8 +56,8 @@ def test_every_request_is_a_line_with_its_status_and_id(
     body: dict[str, Any] | None,
     status: int,
 ) -> None:
-    with client_of(api_key=["k"]) as client:
-        headers = {"x-request-id": "mine"} if status == 401 else {"authorization": "Bearer k", "x-request-id": "mine"}
+    with client_of(api_key=[FULL]) as client:
+        headers = {"x-request-id": "mine"} | ({} if status == 401 else bearer(FULL))
         assert client.request(method, path, json=body, headers=headers).status_code == status
     (line,) = lines(caplog)
     found = LINE.fullmatch(line)
@@ -84,13 +85,13 @@ def test_a_request_without_an_id_is_logged_under_the_one_that_it_was_given(
 def test_what_a_client_writes_cannot_forge_a_line_or_tell_a_secret(
     client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with client_of(api_key=["k"]) as client:
-        headers = {"authorization": "Bearer k"}
+    with client_of(api_key=[FULL]) as client:
+        headers = bearer(FULL)
         client.get("/a%0a127.0.0.1 GET /forged%1b[31m" + "x" * 5000, params={"token": "hidden"}, headers=headers)
         client.post("/v1/chat/completions", json=CHAT, headers=headers)
     for line in lines(caplog):
         assert line.isprintable() and len(line) < 400
-        assert not any(word in line for word in ("secret", "hidden", "Bearer"))
+        assert not any(word in line for word in ("secret", "hidden", "Bearer", FULL))
 
 
 def test_a_server_told_to_be_quiet_logs_no_requests(

@@ -11,6 +11,7 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.errors import EngineFailure, EngineUnavailable, QueueFull, TuneserveError
 from engines.params.deploy import DeployParams
 from engines.text.output_text import TextOptions
+from engines.text.stop_strings import StopTable
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenOutput
 from server.inference.inference import Inference
 from server.model.output import text_plan
@@ -75,7 +76,7 @@ def answer_of(engine: ScriptedEngine, *, n: int = 1, stop: tuple[str, ...] = ())
             GenerationRequest(request_id=name, prompt_ids=[1], n=n, sampling=Sampling(max_new_tokens=99))
             for name in engine.scripts
         ],
-        options=TextOptions(stop=stop),
+        options=TextOptions(stop=StopTable(stop)),
         plan=text_plan(None),
     )
     return Answer(parts[Inference], parts[ServedModel].vocabulary, generation, Texts())
