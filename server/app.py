@@ -26,6 +26,7 @@ from server.http.middleware import RequestContext
 from server.inference.inference import Inference
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
+from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
 from server.store.database import Database
@@ -97,7 +98,14 @@ async def _open_store(parts: Parts) -> None:
 def _add_middleware(app: FastAPI, parts: Parts) -> None:
     """From the innermost to the outermost."""
     params = parts[DeployParams]
-    app.add_middleware(Auth, keys=parts[Keys], metrics_auth=params.metrics_auth)
+    count = parts[KeyMetrics]
+    app.add_middleware(
+        Auth,
+        keys=parts[Keys],
+        metrics_auth=params.metrics_auth,
+        on_request=count.count_request,
+        on_failure=count.count_failure,
+    )
     if params.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

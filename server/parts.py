@@ -28,6 +28,7 @@ from server.jobs.jobs import GIB, Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.sources import ServedSource, Sources
 from server.jobs.store import JobStore
+from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.store.database import Database
@@ -58,6 +59,7 @@ def make_parts(
     database = Database(state, params.database_url)
     files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
     store = JobStore(database)
+    key_metrics = KeyMetrics(inference.metrics.registry, prefix=PREFIX, names=lambda: keys.names)
     publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
     jobs = Jobs(
         store,
@@ -90,7 +92,22 @@ def make_parts(
     sources = Sources(jobs, files, served, params.job_roots)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     roots = AdapterRoots(params.adapter_roots)
-    return Parts(params, keys, http, model, inference, tasks, roots, database, files, jobs, sources, batches, creator)
+    return Parts(
+        params,
+        keys,
+        key_metrics,
+        http,
+        model,
+        inference,
+        tasks,
+        roots,
+        database,
+        files,
+        jobs,
+        sources,
+        batches,
+        creator,
+    )
 
 
 def read_keys(params: DeployParams, variable: str = "") -> Keys:

@@ -1,5 +1,7 @@
 """Keys and roles. Once a key is set, every path needs one, but for the few that are public."""
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -41,9 +43,21 @@ class Auth:
     `request.state.caller` is who asks.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, metrics_auth: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        metrics_auth: bool,
+        on_request: Callable[[str | None], None],
+        on_failure: Callable[[TuneserveError], None],
+    ) -> None:
+        """`on_request` is called with the name of each key that a request brings, `on_failure` with each error that one
+        is refused with."""
         self._app = app
         self._keys = keys
+        self._on_request = on_request
+        self._on_failure = on_failure
         self._public = PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,20 +67,27 @@ class Auth:
         if not self._keys or scope["path"] in self._public:
             return await self._app(scope, receive, send)
         try:
-            scope["state"]["caller"] = self._check(scope)
+            caller = self._find(scope)
+            scope["state"]["caller"] = caller
+            self._on_request(caller.name)
+            _check_roles(caller, scope)
         except TuneserveError as error:
+            self._on_failure(error)
             return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> Caller:
+    def _find(self, scope: Scope) -> Caller:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         caller = self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
             raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
-        needed = _needed_roles(scope["method"], scope["path"])
-        if not caller.roles & needed and caller.roles != ALL_ROLES:
-            raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
         return caller
+
+
+def _check_roles(caller: Caller, scope: Scope) -> None:
+    needed = _needed_roles(scope["method"], scope["path"])
+    if not caller.roles & needed and caller.roles != ALL_ROLES:
+        raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
 
 
 def _needed_roles(method: str, path: str) -> frozenset[Role]:

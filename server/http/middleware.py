@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engines.errors import InvalidRequest, NotFound
 from engines.logs import about
 from server.deps import Parts
+from server.http.caller import ANYBODY
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.http.in_flight import InFlight
 
@@ -86,4 +87,5 @@ def _request_id(headers: Headers) -> str:
 def _log(scope: Scope, status: int, seconds: float, request_id: str) -> None:
     client = scope["client"][0] if scope["client"] else "-"
     path = ascii(scope["path"])[1:-1][:200]  # a line of log stays a line
-    access.info("%s %s %s %d %.3fs %s", client, scope["method"], path, status, seconds, request_id)
+    caller = scope["state"].get("caller", ANYBODY).name or "-"
+    access.info("%s %s %s %s %d %.3fs %s", client, caller, scope["method"], path, status, seconds, request_id)

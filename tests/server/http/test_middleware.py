@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from tests.server.client import ReadyClient, echo_client
 from tests.server.keys import FULL, bearer
 
-LINE = re.compile(r"testclient (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
+LINE = re.compile(r"testclient (?P<name>\S+) (?P<request>\S+ \S+) (?P<status>\d+) \d+\.\d{3}s (?P<id>\S+)")
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a secret"}], "stream": True}
 
 
@@ -56,13 +56,14 @@ def test_every_request_is_a_line_with_its_status_and_id(
     body: dict[str, Any] | None,
     status: int,
 ) -> None:
-    with client_of(api_key=[FULL]) as client:
+    with client_of(api_key=[f"team={FULL}"]) as client:
         headers = {"x-request-id": "mine"} | ({} if status == 401 else bearer(FULL))
         assert client.request(method, path, json=body, headers=headers).status_code == status
     (line,) = lines(caplog)
     found = LINE.fullmatch(line)
     assert found and found["request"] == f"{method} {path}"
     assert (int(found["status"]), found["id"]) == (status, "mine")
+    assert found["name"] == ("-" if status == 401 else "team")
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
