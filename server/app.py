@@ -84,6 +84,7 @@ async def _open_store(parts: Parts) -> None:
         await database.open()
         if not database.is_open:
             return
+        await parts[Inference].fine_tuned.open()
         await files.open()
         await batches.open()
         await jobs.open()

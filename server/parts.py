@@ -21,6 +21,7 @@ from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
 from server.http.keys import Keys
 from server.http.settings import HttpSettings
+from server.inference.fine_tuned import FineTunedModels
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
 from server.jobs.executor import LocalExecutor
@@ -53,10 +54,10 @@ def make_parts(
     state = state_folder(params.state_dir)
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
-    inference = _inference(engine, model, params, state)
+    database = Database(state, params.database_url)
+    inference = _inference(engine, model, params, state, FineTunedModels(database))
     tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
     # 2. The store side.
-    database = Database(state, params.database_url)
     files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
     store = JobStore(database)
     key_metrics = KeyMetrics(inference.metrics.registry, prefix=PREFIX, names=lambda: keys.names)
@@ -116,7 +117,9 @@ def read_keys(params: DeployParams, variable: str = "") -> Keys:
     return Keys(params.api_key or (), variable=variable, file=file)
 
 
-def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: Path) -> Inference:
+def _inference(
+    engine: Engine, model: ServedModel, params: DeployParams, state: Path, fine_tuned: FineTunedModels
+) -> Inference:
     adapters = AdapterRegistry(
         engine,
         base_name=model.name,
@@ -127,6 +130,7 @@ def _inference(engine: Engine, model: ServedModel, params: DeployParams, state: 
     return Inference(
         engine=engine,
         adapters=adapters,
+        fine_tuned=fine_tuned,
         lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
     )

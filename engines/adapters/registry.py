@@ -155,9 +155,11 @@ class AdapterRegistry:
 
     # ---- requests
 
-    async def lease(self, model: str) -> Lease:
+    async def lease(self, model: str, is_known: Callable[[str], bool] = lambda name: True) -> Lease:
         """Lease what `model` stands for: the base model, an adapter, an alias, `<base>:<adapter>`, or a subfolder of
         `adapter_dir`, which is loaded first, and again where it has changed.
+
+        An adapter whose name `is_known` denies is as if it were not there, but under its aliases.
 
         Raises ModelNotFound; for a subfolder also EngineUnavailable, EngineFailure and Conflict, as `load`.
         """
@@ -165,11 +167,13 @@ class AdapterRegistry:
             return Lease(None, model)
         model = model.removeprefix(f"{self._base_name}:")
         name = self._names.table.resolve(model)
+        if name == model and not is_known(name):
+            raise self._no_such(model, is_known)
         if self._on_demand is not None:
             await self._on_demand.look(name)
         entry = self._names.table.adapters.get(name)
         if entry is None:
-            raise ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {self._served()}.", param="model")
+            raise self._no_such(model, is_known)
         if entry.version is None:
             raise ModelNotFound(f"The adapter {name!r} cannot be served: {entry.error}", param="model")
         version = entry.version
@@ -185,11 +189,13 @@ class AdapterRegistry:
         if not version.in_flight and not self._names.table.names(version):
             self._changes.begin(version.name, self._held.unload_unused(version))
 
-    def _served(self) -> str:
-        """The first of all names, for a message."""
-        adapters = (name for name, entry in sorted(self._names.table.adapters.items()) if entry.version is not None)
+    def _no_such(self, model: str, is_known: Callable[[str], bool]) -> ModelNotFound:
+        """With the first of the names that there are."""
+        entries = sorted(self._names.table.adapters.items())
+        adapters = (name for name, entry in entries if entry.version is not None and is_known(name))
         names = [self._base_name, *adapters, *self.aliases()]
-        return ", ".join(map(repr, names[:NAMES_IN_MESSAGE])) + (", ..." if len(names) > NAMES_IN_MESSAGE else "")
+        served = ", ".join(map(repr, names[:NAMES_IN_MESSAGE])) + (", ..." if len(names) > NAMES_IN_MESSAGE else "")
+        return ModelNotFound(f"The model {model[:100]!r} does not exist. Served: {served}.", param="model")
 
     # ---- what there is
 

@@ -41,7 +41,7 @@ class Reply:
 async def answer(
     caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]
 ) -> Reply:
-    """The answer to one request, be it an error. Waits while the engine cannot take it."""
+    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it."""
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
         return await _answer(caller, model, inference, endpoint, body, request_id)
@@ -96,7 +96,7 @@ async def _generate(
 async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
     request = parse_object(EmbeddingsBody, body)
     with ExitStack() as held:
-        leased = await inference.lease(request.model, held)
+        leased = await inference.lease(request.model, caller.access, held)
         return await embeddings.answer(request, caller, model, inference, leased.version, priority=BATCH_PRIORITY)
 
 

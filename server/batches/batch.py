@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.http.caller import ALL_ROLES, Caller, Role
+
 Status = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]  # fmt: skip
@@ -63,6 +65,10 @@ class Batch:
     completion_window: str
     output_expires_after: int | None
     metadata: dict[str, str] | None
+    owner: str | None
+    """Name of the key that made it; None: nobody's."""
+    by_admin: bool
+    """Whether that key had every right, or none was needed."""
     created_at: int
     expires_at: int
     model: str | None = None
@@ -83,6 +89,11 @@ class Batch:
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks in its requests."""
+        return Caller(name=self.owner, roles=ALL_ROLES if self.by_admin else frozenset({Role.INFER}))
 
     def to_wire(self) -> dict[str, Any]:
         """As OpenAI has it: what there is not yet is left out, but for the metadata."""

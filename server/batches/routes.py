@@ -9,6 +9,7 @@ from server.batches.service import BatchesDep
 from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
+from server.http.caller import AccessDep
 from server.http.limits import Name
 
 router = APIRouter(prefix="/v1/batches")
@@ -26,10 +27,10 @@ class BatchBody(RequestBody):
 
 @router.post("")
 async def create_batch(
-    body: Annotated[BatchBody, json_body(BatchBody)], files: FilesDep, batches: BatchesDep
+    body: Annotated[BatchBody, json_body(BatchBody)], files: FilesDep, batches: BatchesDep, access: AccessDep
 ) -> dict[str, Any]:
     try:
-        file = await files.get(body.input_file_id)
+        file = await files.get(body.input_file_id, access)
     except NotFound as error:
         raise NotFound(error.message, param="input_file_id") from None
     if file.purpose != "batch":
@@ -37,6 +38,7 @@ async def create_batch(
             f"The file {file.id} has the purpose {file.purpose!r}, not 'batch'.", param="input_file_id"
         )
     batch = await batches.create(
+        access,
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         completion_window=body.completion_window,
@@ -48,19 +50,19 @@ async def create_batch(
 
 @router.get("")
 async def list_batches(
-    batches: BatchesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    batches: BatchesDep, access: AccessDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
-    page, more = await batches.page(after=after, limit=limit)
+    page, more = await batches.page(access, after=after, limit=limit)
     ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {}
     return {"object": "list", "data": [batch.to_wire() for batch in page], **ends, "has_more": more}
 
 
 @router.get("/{batch_id}")
-async def get_batch(batch_id: str, batches: BatchesDep) -> dict[str, Any]:
-    return (await batches.get(batch_id)).to_wire()
+async def get_batch(batch_id: str, batches: BatchesDep, access: AccessDep) -> dict[str, Any]:
+    return (await batches.get(batch_id, access)).to_wire()
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, batches: BatchesDep) -> dict[str, Any]:
+async def cancel_batch(batch_id: str, batches: BatchesDep, access: AccessDep) -> dict[str, Any]:
     """What has been answered is kept; what is being answered is broken off."""
-    return (await batches.cancel(batch_id)).to_wire()
+    return (await batches.cancel(batch_id, access)).to_wire()

@@ -20,7 +20,6 @@ from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
 from server.batches.store import BatchStore
 from server.files.files import FileObject, Files
-from server.http.caller import ANYBODY
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 
@@ -111,7 +110,7 @@ class BatchRun:
             async with self._shared.slots:
                 body = await asyncio.to_thread(plan.read, custom_id)
                 model, inference = self._shared.model, self._shared.inference
-                reply = await answer(ANYBODY, model, inference, self._batch.endpoint, body)
+                reply = await answer(self._batch.caller, model, inference, self._batch.endpoint, body)
             writing = asyncio.ensure_future(
                 asyncio.to_thread(results.add_answer, custom_id, reply.status, reply.request_id, reply.body)
             )
@@ -168,7 +167,7 @@ class BatchRun:
                     content = await stack.enter_async_context(files.storing(path))
                     name = f"{self._batch.id}_{path.name}"
                     expiry = self._batch.output_expires_after
-                    made[column] = content.as_file("batch_output", name, expires_after=expiry)
+                    made[column] = content.as_file("batch_output", name, owner=self._batch.owner, expires_after=expiry)
             connection = await stack.enter_async_context(self._store.database.writing())
             for file in made.values():
                 await files.add(connection, file)

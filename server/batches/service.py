@@ -21,6 +21,7 @@ from server.files.files import Files
 from server.files.storage import told_full
 from server.inference.inference import Inference
 from server.model.served import ServedModel
+from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.tasks import Tasks
 
@@ -71,6 +72,7 @@ class Batches:
 
     async def create(
         self,
+        access: Access,
         *,
         endpoint: str,
         input_file_id: str,
@@ -78,7 +80,7 @@ class Batches:
         metadata: dict[str, str] | None,
         output_expires_after: int | None,
     ) -> Batch:
-        """A new batch, which has its input for itself. Raises NotFound, StorageFull."""
+        """A new batch, which has its input for itself, and names what `access` covers. Raises NotFound, StorageFull."""
         now = int(time.time())
         batch = Batch(
             id=new_id("batch_"),
@@ -88,13 +90,15 @@ class Batches:
             completion_window=completion_window,
             metadata=metadata,
             output_expires_after=output_expires_after,
+            owner=access.owner,
+            by_admin=access.everything,
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
         )
         folder = self._folder(batch.id)
         await asyncio.to_thread(_make, folder)
         try:
-            await self._shared.files.copy_to(input_file_id, folder / "input.jsonl")
+            await self._shared.files.copy_to(input_file_id, access, folder / "input.jsonl")
             await self._store.add(batch)
         except TuneserveError:
             await asyncio.to_thread(_remove, folder)
@@ -102,15 +106,15 @@ class Batches:
         self._news.set()
         return batch
 
-    async def get(self, id: str) -> Batch:
-        return await self._store.get(id)
+    async def get(self, id: str, access: Access) -> Batch:
+        return await self._store.get(id, access)
 
-    async def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
-        return await self._store.page(after=after, limit=limit)
+    async def page(self, access: Access, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        return await self._store.page(access, after=after, limit=limit)
 
-    async def cancel(self, id: str) -> Batch:
+    async def cancel(self, id: str, access: Access) -> Batch:
         """Raises NotFound, and Conflict where nothing is left to cancel."""
-        batch = await self._store.cancel(id)
+        batch = await self._store.cancel(id, access)
         if id in self._cancelled:
             self._cancelled[id].set()
         return batch
@@ -176,7 +180,7 @@ class Batches:
         while True:
             cancelled = self._cancelled[id] = asyncio.Event()  # before the batch is read: no cancellation is missed
             try:
-                batch = await self._store.get(id)
+                batch = await self._store.get(id, SERVER)
                 if broken or time.time() > batch.expires_at + GRACE_SECONDS:
                     return await self._give_up(batch)
                 return await BatchRun(batch, self._folder(id), self._shared, cancelled).run()

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engines.errors import Conflict, NotFound
 from server.batches.batch import UNFINISHED, Batch, Status
 from server.batches.table import BATCHES
+from server.store.access import SERVER, Access
 from server.store.database import Database
 from server.store.pages import read_page
 
@@ -25,15 +26,17 @@ class BatchStore:
         async with self.database.writing() as connection:
             await connection.execute(insert(BATCHES).values(**asdict(batch)))
 
-    async def get(self, id: str) -> Batch:
+    async def get(self, id: str, access: Access) -> Batch:
         """Raises NotFound."""
         async with self.database.reading() as connection:
-            return await _find(connection, id)
+            return await _find(connection, id, access)
 
-    async def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+    async def page(self, access: Access, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """The newest first, and whether more follow. Raises NotFound where there is no batch `after`."""
         async with self.database.reading() as connection:
-            rows, more = await read_page(connection, BATCHES, select(BATCHES), after=after, limit=limit)
+            within = access.rows(BATCHES)
+            query = select(BATCHES).where(within)
+            rows, more = await read_page(connection, BATCHES, query, within=within, after=after, limit=limit)
         return [_to_batch(row) for row in rows], more
 
     async def unfinished(self) -> list[Batch]:
@@ -51,7 +54,7 @@ class BatchStore:
         """Have a batch in one of the statuses `origin` go on to `to`; one in another stays. The batch as it is then."""
         async with self.database.writing() as connection:
             await self.move_in(connection, id, origin, to, **values)
-            return await _find(connection, id)
+            return await _find(connection, id, SERVER)
 
     async def move_in(
         self, connection: AsyncConnection, id: str, origin: Collection[str], to: Status, **values: Any
@@ -61,9 +64,9 @@ class BatchStore:
         done = await connection.execute(row.values({"status": to, f"{to}_at": int(time.time()), **values}))
         return done.rowcount > 0
 
-    async def cancel(self, id: str) -> Batch:
+    async def cancel(self, id: str, access: Access) -> Batch:
         """Raises NotFound, and Conflict where nothing is left to cancel."""
-        batch = await self.get(id)
+        batch = await self.get(id, access)
         if batch.status not in ("cancelling", "cancelled"):
             batch = await self.move(id, ("validating", "in_progress"), "cancelling")
         if batch.status not in ("cancelling", "cancelled"):
@@ -71,8 +74,9 @@ class BatchStore:
         return batch
 
 
-async def _find(connection: AsyncConnection, id: str) -> Batch:
-    row = (await connection.execute(select(BATCHES).where(BATCHES.c.id == id))).mappings().one_or_none()
+async def _find(connection: AsyncConnection, id: str, access: Access) -> Batch:
+    query = select(BATCHES).where(BATCHES.c.id == id, access.rows(BATCHES))
+    row = (await connection.execute(query)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"No such batch: {id[:100]}", param="batch_id")
     return _to_batch(row)

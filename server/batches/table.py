@@ -1,6 +1,6 @@
 """The table of batches."""
 
-from sqlalchemy import JSON, BigInteger, Column, Integer, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, Integer, Table, Text
 
 from server.store.tables import METADATA, Number
 
@@ -35,4 +35,7 @@ BATCHES = Table(
     Column("expired_at", BigInteger),
     Column("cancelling_at", BigInteger),
     Column("cancelled_at", BigInteger),
+    Column("owner", Text),
+    Column("by_admin", Boolean, nullable=False),
+    Index("ix_batches_owner", "owner", "number"),
 )

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import Depends
-from sqlalchemy import ColumnElement, RowMapping, delete, insert, or_, select
+from sqlalchemy import ColumnElement, RowMapping, and_, delete, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound, TuneserveError
 from server.deps import part
 from server.files.storage import FileStorage, LocalStorage, Stored
 from server.files.table import FILES
+from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
 from server.store.pages import read_page
@@ -43,6 +44,8 @@ class FileObject:
     bytes: int
     sha256: str
     created_at: int
+    owner: str | None
+    """Name of the key that made it; None: nobody's."""
     expires_at: int | None = None
 
     def to_wire(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class Content:
     id: str
     stored: Stored
 
-    def as_file(self, purpose: Purpose, filename: str, *, expires_after: int | None) -> FileObject:
+    def as_file(self, purpose: Purpose, filename: str, *, owner: str | None, expires_after: int | None) -> FileObject:
         now = int(time.time())
         return FileObject(
             id=self.id,
@@ -75,12 +78,13 @@ class Content:
             bytes=self.stored.bytes,
             sha256=self.stored.sha256,
             created_at=now,
+            owner=owner,
             expires_at=None if expires_after is None else now + expires_after,
         )
 
 
 class Files:
-    """`purposes` are those that a caller may see: a file of another purpose is not found."""
+    """`purposes` are those that a caller may see, and `access` says whose files: another file is not found."""
 
     def __init__(self, database: Database, folder: Path, *, max_bytes: int) -> None:
         """`folder` is that of all databases' files; `max_bytes` the largest that a client may upload."""
@@ -109,6 +113,7 @@ class Files:
         filename: str,
         content: Path | bytes | AsyncIterator[bytes],
         *,
+        owner: str | None,
         expires_after: int | None = None,
     ) -> FileObject:
         """A new file, of which `content` is read to its end.
@@ -116,7 +121,7 @@ class Files:
         Raises StorageFull, Conflict, and what `content` raises.
         """
         async with self.storing(content) as stored:
-            file = stored.as_file(purpose, filename, expires_after=expires_after)
+            file = stored.as_file(purpose, filename, owner=owner, expires_after=expires_after)
             await self.keep(file)
         return file
 
@@ -154,10 +159,10 @@ class Files:
 
     # ---- finding
 
-    async def get(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> FileObject:
+    async def get(self, id: str, access: Access, purposes: Collection[Purpose] = ALL_PURPOSES) -> FileObject:
         """Raises NotFound."""
         async with self._database.reading() as connection:
-            found = await connection.execute(select(FILES).where(FILES.c.id == id, _visible(purposes)))
+            found = await connection.execute(select(FILES).where(FILES.c.id == id, _visible(access, purposes)))
             row = found.mappings().one_or_none()
         if row is None:
             raise _no_such(id)
@@ -165,6 +170,7 @@ class Files:
 
     async def list(
         self,
+        access: Access,
         purposes: Collection[str] = ALL_PURPOSES,
         *,
         after: str | None = None,
@@ -172,22 +178,24 @@ class Files:
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[list[FileObject], bool]:
         """One page, and whether more follow. Raises NotFound where there is no file `after`."""
-        query = select(FILES).where(_visible(purposes))
+        query, within = select(FILES).where(_visible(access, purposes)), access.rows(FILES)
         async with self._database.reading() as connection:
-            rows, more = await read_page(connection, FILES, query, after=after, limit=limit, order=order)
+            rows, more = await read_page(connection, FILES, query, within=within, after=after, limit=limit, order=order)
         return [_to_file(row) for row in rows], more
 
-    async def read(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> tuple[FileObject, BinaryIO]:
+    async def read(
+        self, id: str, access: Access, purposes: Collection[Purpose] = ALL_PURPOSES
+    ) -> tuple[FileObject, BinaryIO]:
         """The file with its content, to be closed, which stays readable where the file is deleted. Raises NotFound."""
-        file = await self.get(id, purposes)
+        file = await self.get(id, access, purposes)
         try:
             return file, await self._open_storage().open(id)
         except FileNotFoundError:
             raise _no_such(id) from None
 
-    async def copy_to(self, id: str, target: Path) -> FileObject:
+    async def copy_to(self, id: str, access: Access, target: Path) -> FileObject:
         """Have the content at `target`, a new file, for as long as it is needed there. Raises NotFound, StorageFull."""
-        file = await self.get(id)
+        file = await self.get(id, access)
         try:
             await self._open_storage().copy_to(id, target)
         except FileNotFoundError:
@@ -196,9 +204,9 @@ class Files:
 
     # ---- deleting
 
-    async def delete(self, id: str, purposes: Collection[Purpose] = ALL_PURPOSES) -> None:
+    async def delete(self, id: str, access: Access, purposes: Collection[Purpose] = ALL_PURPOSES) -> None:
         """Raises NotFound."""
-        if not await self._delete(FILES.c.id == id, _visible(purposes)):
+        if not await self._delete(FILES.c.id == id, _visible(access, purposes)):
             raise _no_such(id)
 
     async def delete_expired(self) -> None:
@@ -226,8 +234,9 @@ class Files:
         return self._storage
 
 
-def _visible(purposes: Collection[str]) -> ColumnElement[bool]:
-    return FILES.c.purpose.in_(purposes) & or_(FILES.c.expires_at.is_(None), FILES.c.expires_at > int(time.time()))
+def _visible(access: Access, purposes: Collection[str]) -> ColumnElement[bool]:
+    kept = or_(FILES.c.expires_at.is_(None), FILES.c.expires_at > int(time.time()))
+    return and_(access.rows(FILES), FILES.c.purpose.in_(purposes), kept)
 
 
 FilesDep = Annotated[Files, Depends(part(Files))]

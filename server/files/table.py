@@ -1,6 +1,6 @@
 """The table of files: a row says that the whole content is stored."""
 
-from sqlalchemy import BigInteger, Column, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Table, Text
 
 from server.store.tables import METADATA, Number
 
@@ -15,4 +15,6 @@ FILES = Table(
     Column("sha256", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, index=True),
+    Column("owner", Text),
+    Index("ix_files_owner", "owner", "number"),
 )

@@ -25,7 +25,7 @@ class UploadFields(RequestBody):
     expires_after: ExpiresAfter | None = None
 
 
-async def receive(form: Form, files: Files, purposes: Collection[Purpose]) -> FileObject:
+async def receive(form: Form, files: Files, purposes: Collection[Purpose], owner: str | None) -> FileObject:
     """The file that the form brings. Where the form is refused or breaks off, nothing is left."""
     given: dict[str, str] = {}
     filename = ""
@@ -44,7 +44,7 @@ async def receive(form: Form, files: Files, purposes: Collection[Purpose]) -> Fi
         if content is None:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
         _check(fields, filename, purposes)
-        file = content.as_file(fields.purpose, filename, expires_after=_seconds(fields))
+        file = content.as_file(fields.purpose, filename, owner=owner, expires_after=_seconds(fields))
         await files.keep(file)
     return file
 

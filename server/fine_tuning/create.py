@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ from server.jobs.jobs import Jobs
 from server.jobs.storage import to_storage_error
 from server.jobs.store import message
 from server.model.served import ServedModel
+from server.store.access import Access
 from training.folder import Message
 from training.methods import BY_OPENAI_NAME
 from training.params.task import TrainingTask
@@ -43,18 +45,18 @@ class Creator:
     jobs: Jobs
     files: Files
 
-    async def create(self, body: CreateFineTuningJob) -> Job:
-        """Raises EngineUnavailable, InvalidRequest, ModelNotFound, NotFound, StorageFull, Conflict."""
+    async def create(self, body: CreateFineTuningJob, access: Access) -> Job:
+        """A job that names what `access` covers.
+
+        Raises EngineUnavailable, InvalidRequest, ModelNotFound, NotFound, StorageFull, Conflict.
+        """
         self.inference.lifecycle.check_ready()
         # 1. What can be told from the request alone.
         body.check_built()
-        lease = await self.inference.adapters.lease(body.model)
-        try:
-            return await self._create(body, lease)
-        finally:
-            lease.release()
+        with ExitStack() as held:
+            return await self._create(body, await self.inference.lease(body.model, access, held), access)
 
-    async def _create(self, body: CreateFineTuningJob, model: Lease) -> Job:
+    async def _create(self, body: CreateFineTuningJob, model: Lease, access: Access) -> Job:
         """`model`: what training begins with."""
         capabilities = self.inference.engine.capabilities()
         method = BY_OPENAI_NAME[body.method_name]
@@ -71,14 +73,14 @@ class Creator:
             _check_supported(task)
             check_servable(task.params, capabilities.adapters)
             # 3. The files, and the adapter: the job has them for itself from here on.
-            await self._copy(body.training_file, data.training, "training_file")
+            await self._copy(body.training_file, access, data.training, "training_file")
             if body.validation_file is not None and data.validation is not None:
-                await self._copy(body.validation_file, data.validation, "validation_file")
+                await self._copy(body.validation_file, access, data.validation, "validation_file")
             if model.folder is not None and data.adapter is not None:
                 await asyncio.to_thread(_copy_adapter, model.folder, data.adapter)
             events = _first_events(id, record)
             told = record.model_dump(mode="json")
-            return await self.jobs.create(id, task, *events, metadata=body.metadata, fine_tuning=told)
+            return await self.jobs.create(id, task, access, *events, metadata=body.metadata, fine_tuning=told)
 
     def _record(self, id: str, body: CreateFineTuningJob, model: Lease, said: Said) -> FineTuning:
         return FineTuning(
@@ -96,12 +98,12 @@ class Creator:
             parameters=said.parameters,
         )
 
-    async def _copy(self, id: str, target: Path, param: str) -> None:
+    async def _copy(self, id: str, access: Access, target: Path, param: str) -> None:
         try:
-            file = await self.files.get(id)
+            file = await self.files.get(id, access)
             if file.purpose != "fine-tune":
                 raise InvalidRequest(f"{param}: the file's purpose is {file.purpose!r}, not 'fine-tune'.", param=param)
-            await self.files.copy_to(id, target)
+            await self.files.copy_to(id, access, target)
         except NotFound:
             raise NotFound(f"{param}: there is no file {id[:100]!r}.", param=param, code="file_not_found") from None
 

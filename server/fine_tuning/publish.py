@@ -85,8 +85,10 @@ class Publisher:
         return {"fine_tuned_model": name}
 
     async def _publish(self, name: str, folder: Path, job: Job) -> None:
-        """Loading the same content again is no new version: this may be done again. Raises EngineUnavailable."""
+        """Loading the same content again is no new version: this may be done again. Raises EngineUnavailable,
+        StoreUnavailable."""
         self.inference.lifecycle.check_ready()
+        await self.inference.fine_tuned.give(name, job.owner)
         try:
             await self.inference.adapters.load(name, folder, replace=True, source=job.id)
         except EngineUnavailable:
@@ -100,10 +102,11 @@ class Publisher:
 
     async def _write_result_file(self, job: Job, record: FineTuning) -> FineTuning:
         """The file is there in the same moment in which the record names it."""
-        events = await self.store.events(job.id, types=("step", "evaluation"))
+        events = await self.store.events(job, types=("step", "evaluation"))
         text = result_csv(event.event for event in events)
         async with self.files.storing(text.encode()) as content:
-            file = content.as_file("fine-tune-results", f"{job.id}-results.csv", expires_after=None)
+            name = f"{job.id}-results.csv"
+            file = content.as_file("fine-tune-results", name, owner=job.owner, expires_after=None)
             record = record.model_copy(update={"result_files": (file.id,)})
             created = message(f"New fine-tuned model created: {record.name}")
             await self._remember(job, record, COUNTING, created, file=file)

@@ -12,9 +12,11 @@ from server.fine_tuning.create import CreatorDep
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
 from server.http.body import json_body
+from server.http.caller import AccessDep
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs, JobsDep
 from server.jobs.table import CHECKPOINTS, JOBS
+from server.store.access import Access
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
@@ -28,69 +30,70 @@ async def create_fine_tuning_job(
     body: Annotated[CreateFineTuningJob, json_body(CreateFineTuningJob)],
     creator: CreatorDep,
     jobs: JobsDep,
+    access: AccessDep,
 ) -> dict[str, Any]:
-    return await _to_wire(jobs, await creator.create(body))
+    return await _to_wire(jobs, await creator.create(body, access))
 
 
 @router.get("")
 async def list_fine_tuning_jobs(
-    request: Request, jobs: JobsDep, after: str | None = None, limit: Limit = 20
+    request: Request, jobs: JobsDep, access: AccessDep, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
     where = [JOBS.c.fine_tuning.is_not(None), *_metadata_filter(request)]
-    page, more = await jobs.store.page(*where, after=after, limit=limit)
+    page, more = await jobs.store.page(access, *where, after=after, limit=limit)
     return {"object": "list", "data": [await _to_wire(jobs, job) for job in page], "has_more": more}
 
 
 @router.get("/{fine_tuning_job_id}")
-async def get_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    return await _to_wire(jobs, await _get(jobs, fine_tuning_job_id))
+async def get_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    return await _to_wire(jobs, await _get(jobs, fine_tuning_job_id, access))
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
-async def cancel_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    await _get(jobs, fine_tuning_job_id)
-    return await _to_wire(jobs, await jobs.cancel(fine_tuning_job_id))
+async def cancel_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    await _get(jobs, fine_tuning_job_id, access)
+    return await _to_wire(jobs, await jobs.cancel(fine_tuning_job_id, access))
 
 
 @router.post("/{fine_tuning_job_id}/pause")
-async def pause_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    await _get(jobs, fine_tuning_job_id)
-    return await _to_wire(jobs, await jobs.pause(fine_tuning_job_id))
+async def pause_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    await _get(jobs, fine_tuning_job_id, access)
+    return await _to_wire(jobs, await jobs.pause(fine_tuning_job_id, access))
 
 
 @router.post("/{fine_tuning_job_id}/resume")
-async def resume_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    await _get(jobs, fine_tuning_job_id)
-    return await _to_wire(jobs, await jobs.resume(fine_tuning_job_id))
+async def resume_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    await _get(jobs, fine_tuning_job_id, access)
+    return await _to_wire(jobs, await jobs.resume(fine_tuning_job_id, access))
 
 
 @router.get("/{fine_tuning_job_id}/events")
 async def list_fine_tuning_events(
-    fine_tuning_job_id: str, jobs: JobsDep, after: str | None = None, limit: Limit = 20
+    fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
-    await _get(jobs, fine_tuning_job_id)
-    events, more = await jobs.store.page_of_events(fine_tuning_job_id, after=after, limit=limit)
+    job = await _get(jobs, fine_tuning_job_id, access)
+    events, more = await jobs.store.page_of_events(job, after=after, limit=limit)
     return {"object": "list", "data": [event_to_wire(event) for event in events], "has_more": more}
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
 async def list_fine_tuning_job_checkpoints(
-    fine_tuning_job_id: str, jobs: JobsDep, after: str | None = None, limit: Limit = 10
+    fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep, after: str | None = None, limit: Limit = 10
 ) -> dict[str, Any]:
     """Those that answer already."""
-    job = await _get(jobs, fine_tuning_job_id)
+    job = await _get(jobs, fine_tuning_job_id, access)
     store = jobs.store
-    found, more = await store.page_of_checkpoints(job.id, CHECKPOINTS.c.announced, after=after, limit=limit)
-    events = [event.event for event in await store.events(job.id, types=("step", "evaluation"))]
+    found, more = await store.page_of_checkpoints(job, CHECKPOINTS.c.announced, after=after, limit=limit)
+    events = [event.event for event in await store.events(job, types=("step", "evaluation"))]
     data = [checkpoint_to_wire(each, _record(job), job_id=job.id, events=events) for each in found]
     ids = [checkpoint["id"] for checkpoint in data]
     first, last = (ids[0], ids[-1]) if ids else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
 
 
-async def _get(jobs: Jobs, id: str) -> Job:
+async def _get(jobs: Jobs, id: str, access: Access) -> Job:
     """Raises NotFound; also for a job that was not made here."""
-    job = await jobs.store.get(id) if ID.fullmatch(id) else None
+    job = await jobs.store.get(id, access) if ID.fullmatch(id) else None
     if job is None or job.fine_tuning is None:
         raise NotFound(f"There is no fine-tuning job {id[:100]!r}.", param="fine_tuning_job_id")
     return job
@@ -99,7 +102,7 @@ async def _get(jobs: Jobs, id: str) -> Job:
 async def _to_wire(jobs: Jobs, job: Job) -> dict[str, Any]:
     estimated = None
     if job.status is JobStatus.RUNNING:
-        latest, _ = await jobs.store.page_of_events(job.id, after=None, limit=LATEST_STEPS)
+        latest, _ = await jobs.store.page_of_events(job, after=None, limit=LATEST_STEPS)
         estimated = estimate_finish(latest)
     return job_to_wire(job, _record(job), estimated_finish=estimated)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from server.store.access import Access
+
 
 class Role(StrEnum):
     INFER = "infer"
@@ -29,6 +31,10 @@ class Caller:
     def is_admin(self) -> bool:
         return Role.ADMIN in self.roles
 
+    @property
+    def access(self) -> Access:
+        return Access(owner=self.name, everything=self.is_admin)
+
 
 ANYBODY = Caller(name=None, roles=ALL_ROLES)
 """Who asks where no key is needed."""
@@ -41,3 +47,11 @@ async def find_caller(request: Request) -> Caller:
 
 CallerDep = Annotated[Caller, Depends(find_caller)]
 """For routes that treat callers differently."""
+
+
+async def find_access(caller: CallerDep) -> Access:
+    return caller.access
+
+
+AccessDep = Annotated[Access, Depends(find_access)]
+"""For routes of what belongs to somebody."""

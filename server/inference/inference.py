@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends
@@ -9,9 +10,11 @@ from fastapi import Depends
 from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
 from server.deps import part
+from server.inference.fine_tuned import FineTunedModels
 from server.inference.lifecycle import Lifecycle
 from server.inference.salts import Salts
 from server.metrics.metrics import Metrics
+from server.store.access import Access
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,16 +22,19 @@ class Inference:
     engine: Engine
     adapters: AdapterRegistry
     """What `model` may name besides the base model."""
+    fine_tuned: FineTunedModels
+    """Whose those of them are that jobs have made."""
     lifecycle: Lifecycle
     metrics: Metrics
     salts: Salts = field(default_factory=Salts)
 
-    async def lease(self, model: str, held: ExitStack) -> Lease:
-        """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound.
+    async def lease(self, model: str, access: Access, held: ExitStack) -> Lease:
+        """What `model` names: the base model, an adapter, an alias. Raises ModelNotFound, also for a fine-tuned model
+        that `access` does not cover.
 
         The adapter's version stays loaded until `held` is closed: when the request is answered, however that ends.
         """
-        leased = await self.adapters.lease(model)
+        leased = await self.adapters.lease(model, partial(self.fine_tuned.are_known_to, access))
         held.callback(leased.release)
         return leased
 

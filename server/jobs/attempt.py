@@ -24,6 +24,7 @@ from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
 from server.jobs.tidy import paths_of, tidy
+from server.store.access import SERVER
 from server.tasks import Tasks
 from training.folder import JobError, JobFolder, Result, Step, Validation
 from training.params.task import Task
@@ -58,7 +59,7 @@ class Workshop:
             if self.folders.making:
                 return
             others = [each for each in jobs if each.id != job.id and each.status is not JobStatus.SUCCEEDED]
-            waiting = await self.store.checkpoints(job.id, CHECKPOINTS.c.announced.is_(False))
+            waiting = await self.store.checkpoints(job, CHECKPOINTS.c.announced.is_(False))
             unannounced = {self.folders.attempt(job.id, each.attempt) / each.path for each in waiting}
             needed = {"named": paths_of(others), "unannounced": unannounced}
             await asyncio.to_thread(tidy, self.folders, job, running=running, **needed)
@@ -225,9 +226,9 @@ class AttemptRun(Run):
 
     async def _announce(self) -> None:
         store, job = self.shop.store, self.job
-        waiting = await store.checkpoints(job.id, CHECKPOINTS.c.announced.is_(False))
+        waiting = await store.checkpoints(job, CHECKPOINTS.c.announced.is_(False))
         for checkpoint in waiting:
-            if (await store.get(job.id)).status is JobStatus.CANCELLED:
+            if (await store.get(job.id, SERVER)).status is JobStatus.CANCELLED:
                 return
             folder = self.shop.folders.attempt(job.id, checkpoint.attempt) / checkpoint.path
             try:
@@ -265,7 +266,7 @@ class AttemptRun(Run):
 
     async def _publish(self, result: Result) -> None:
         async with self.publishing:
-            job = await self.shop.store.get(self.job.id)
+            job = await self.shop.store.get(self.job.id, SERVER)
             if job.attempt != self.job.attempt or job.status not in COUNTING:
                 return
             columns = await self.shop.hooks.on_success(job, job.attempt, self._folder, result)

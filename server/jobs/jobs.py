@@ -24,6 +24,7 @@ from server.jobs.metrics import JobMetrics
 from server.jobs.scheduler import Limits, Scheduler
 from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
+from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.tasks import Tasks
 from training.folder import Event
@@ -155,7 +156,7 @@ class Jobs:
     async def _remove_without_row(self, id: str) -> None:
         """A transaction that was broken off may have been committed all the same."""
         try:
-            await self.store.get(id)
+            await self.store.get(id, SERVER)
         except NotFound:
             await asyncio.to_thread(self.folders.remove, id)
         except TuneserveError as error:
@@ -165,6 +166,7 @@ class Jobs:
         self,
         id: str,
         task: Task,
+        access: Access,
         *events: Event,
         told: Mapping[str, Any] | None = None,
         priority: int = 0,
@@ -173,7 +175,7 @@ class Jobs:
         fine_tuning: Mapping[str, Any] | None = None,
     ) -> Job:
         """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of
-        `task`.
+        `task`; `access` is that of who makes it, to what it uses.
 
         Raises InvalidRequest where it asks for more GPUs than there are, Conflict where a job that it needs is gone.
         """
@@ -196,6 +198,7 @@ class Jobs:
             attempt=0,
             deaths=0,
             validated=validated,
+            owner=access.owner,
             created_at=now,
             queued_at=now if validated else None,
             not_before=None,
@@ -204,59 +207,62 @@ class Jobs:
             error=None,
             result=None,
         )
-        await self.store.create(job, *events, needs=self.folders.used_by(job))
+        await self.store.create(job, access, *events, needs=self.folders.used_by(job))
         self._scheduler.wake()
         return job
 
     # ---- changing
 
-    async def cancel(self, id: str) -> Job:
+    async def cancel(self, id: str, access: Access) -> Job:
         """Its worker saves a checkpoint and ends. Raises NotFound, Conflict."""
-        job = await self._move(id, NOT_ENDED, "cancelled", status=JobStatus.CANCELLED, finished_at=time.time())
+        cancelled = JobStatus.CANCELLED
+        job = await self._move(id, access, NOT_ENDED, "cancelled", status=cancelled, finished_at=time.time())
         self.metrics.ended(job)
         self._scheduler.interrupt(id)
         return job
 
-    async def pause(self, id: str) -> Job:
+    async def pause(self, id: str, access: Access) -> Job:
         """Its worker saves a checkpoint and ends; `resume` goes on from there. Raises NotFound, Conflict."""
-        job = await self._move(id, NOT_ENDED - {JobStatus.PAUSED}, "paused", status=JobStatus.PAUSED)
+        job = await self._move(id, access, NOT_ENDED - {JobStatus.PAUSED}, "paused", status=JobStatus.PAUSED)
         self._scheduler.interrupt(id)
         return job
 
-    async def resume(self, id: str) -> Job:
+    async def resume(self, id: str, access: Access) -> Job:
         """Back into the queue. Raises NotFound, Conflict."""
-        return await self._enqueue(id, {JobStatus.PAUSED}, "resumed")
+        return await self._enqueue(id, access, {JobStatus.PAUSED}, "resumed")
 
-    async def retry(self, id: str) -> Job:
+    async def retry(self, id: str, access: Access) -> Job:
         """One that failed or was cancelled goes on from its last checkpoint. Raises NotFound, Conflict."""
         again = {"error": None, "result": None, "finished_at": None, "deaths": 0}
-        return await self._enqueue(id, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
+        return await self._enqueue(id, access, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
 
-    async def delete(self, id: str) -> None:
+    async def delete(self, id: str, access: Access) -> None:
         """Delete the job with all its files. Raises NotFound; Conflict where something of it still runs, or a job that
         has not ended needs what it has made."""
-        job, folders = await self.store.get(id), self.folders
+        job, folders = await self.store.get(id, access), self.folders
         idle = frozenset(JobStatus) - {JobStatus.RUNNING, JobStatus.VALIDATING}
 
         def needs_it(other: Job) -> bool:
             return id in folders.used_by(other)
 
         running = self._scheduler.run_of(id) is not None
-        if running or not await self.store.delete(id, before=idle, needed_by=needs_it):
+        if running or not await self.store.delete(id, access, before=idle, needed_by=needs_it):
             raise Conflict(f"The job is {job.status} and its worker is there: cancel it first.", param="id")
         await asyncio.to_thread(folders.remove, id)
 
-    async def _enqueue(self, id: str, before: set[JobStatus], verb: str, **values: Any) -> Job:
+    async def _enqueue(self, id: str, access: Access, before: set[JobStatus], verb: str, **values: Any) -> Job:
         def status(job: Job) -> JobStatus:
             return JobStatus.QUEUED if job.validated else JobStatus.VALIDATING
 
-        job = await self._move(id, before, verb, status=status, queued_at=time.time(), not_before=None, **values)
+        now = time.time()
+        job = await self._move(id, access, before, verb, status=status, queued_at=now, not_before=None, **values)
         self._scheduler.wake()
         return job
 
     async def _move(
         self,
         id: str,
+        access: Access,
         before: "frozenset[JobStatus] | set[JobStatus]",
         verb: str,
         *,
@@ -265,7 +271,7 @@ class Jobs:
     ) -> Job:
         """Whatever else changes the job at the same time comes first or is too late."""
         while True:
-            job = await self.store.get(id)
+            job = await self.store.get(id, access)
             if job.status not in before:
                 raise Conflict(f"The job is {job.status} and cannot be {verb}.", param="id")
             to = status(job) if callable(status) else status

@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse, Response
 
 from engines.errors import InvalidRequest
 from server.http.body import json_body
+from server.http.caller import AccessDep
 from server.http.settings import HttpDep
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
@@ -28,16 +29,17 @@ MOST_LOG_BYTES = 1 << 20
 
 @router.post("")
 async def create_job(
-    body: Annotated[JobBody, json_body(JobBody)], jobs: JobsDep, sources: SourcesDep
+    body: Annotated[JobBody, json_body(JobBody)], jobs: JobsDep, sources: SourcesDep, access: AccessDep
 ) -> dict[str, Any]:
     task = body.task()
     given = task.params.model_dump(mode="json", exclude_unset=True)
     async with jobs.making() as id:
-        resolved = await sources.resolve(type(task.params), given, id)
+        resolved = await sources.resolve(type(task.params), given, id, access)
         task = await asyncio.to_thread(parse(body.type, resolved).completed)
         job = await jobs.create(
             id,
             task,
+            access,
             message(f"Created the job {id}"),
             told=given,
             priority=body.priority,
@@ -50,6 +52,7 @@ async def create_job(
 @router.get("")
 async def list_jobs(
     jobs: JobsDep,
+    access: AccessDep,
     after: str | None = None,
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
@@ -57,41 +60,41 @@ async def list_jobs(
     type: JobType | None = None,
 ) -> dict[str, Any]:
     where = [column == value for column, value in ((JOBS.c.status, status), (JOBS.c.type, type)) if value is not None]
-    page, more = await jobs.store.page(*where, after=after, limit=limit, order=order)
+    page, more = await jobs.store.page(access, *where, after=after, limit=limit, order=order)
     return _page([_to_wire(job) for job in page], more)
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    return _to_wire(await jobs.store.get(job_id))
+async def get_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    return _to_wire(await jobs.store.get(job_id, access))
 
 
 @router.delete("/{job_id}")
-async def delete_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+async def delete_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     """Delete the job with all that it has made, but for a published model: that one is deleted as a model."""
-    await jobs.delete(job_id)
+    await jobs.delete(job_id, access)
     return {"id": job_id, "object": "job", "deleted": True}
 
 
 @router.post("/{job_id}/cancel")
-async def cancel_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    return _to_wire(await jobs.cancel(job_id))
+async def cancel_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    return _to_wire(await jobs.cancel(job_id, access))
 
 
 @router.post("/{job_id}/pause")
-async def pause_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    return _to_wire(await jobs.pause(job_id))
+async def pause_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    return _to_wire(await jobs.pause(job_id, access))
 
 
 @router.post("/{job_id}/resume")
-async def resume_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
-    return _to_wire(await jobs.resume(job_id))
+async def resume_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    return _to_wire(await jobs.resume(job_id, access))
 
 
 @router.post("/{job_id}/retry")
-async def retry_job(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+async def retry_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     """One that failed or was cancelled goes on from its last checkpoint."""
-    return _to_wire(await jobs.retry(job_id))
+    return _to_wire(await jobs.retry(job_id, access))
 
 
 # ---- what it reports
@@ -102,6 +105,7 @@ async def get_job_events(
     request: Request,
     job_id: str,
     jobs: JobsDep,
+    access: AccessDep,
     http: HttpDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -109,20 +113,20 @@ async def get_job_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response | dict[str, Any]:
     """A page of events; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
-    await jobs.store.get(job_id)
+    job = await jobs.store.get(job_id, access)
     if "text/event-stream" in request.headers.get("accept", ""):
         if last_event_id is not None and not last_event_id.isdecimal():
             raise InvalidRequest("Last-Event-ID is no id of an event of this stream.", param="Last-Event-ID")
-        return await stream_job_events(jobs, job_id, int(last_event_id or 0), keep_alive=http.keep_alive_seconds)
-    events, more = await jobs.store.page_of_events(job_id, after=after, limit=limit, order=order)
+        return await stream_job_events(jobs, job, access, int(last_event_id or 0), keep_alive=http.keep_alive_seconds)
+    events, more = await jobs.store.page_of_events(job, after=after, limit=limit, order=order)
     return _page([event_to_wire(event) for event in events], more)
 
 
 @router.get("/{job_id}/metrics")
-async def get_job_metrics(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+async def get_job_metrics(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     """The loss curve: what was logged of each step and evaluation."""
-    await jobs.store.get(job_id)
-    events = await jobs.store.events(job_id, types=("step", "evaluation"))
+    job = await jobs.store.get(job_id, access)
+    events = await jobs.store.events(job, types=("step", "evaluation"))
     return {"object": "list", "data": [each.event.model_dump(mode="json") for each in events]}
 
 
@@ -130,12 +134,13 @@ async def get_job_metrics(job_id: str, jobs: JobsDep) -> dict[str, Any]:
 async def get_job_logs(
     job_id: str,
     jobs: JobsDep,
+    access: AccessDep,
     attempt: Annotated[int | None, Query(ge=0)] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LOG_BYTES)] = LOG_BYTES,
 ) -> dict[str, Any]:
     """What the worker of an attempt, the last unless given, has written; attempt 0 is the look at the data."""
-    job = await jobs.store.get(job_id)
+    job = await jobs.store.get(job_id, access)
     number = job.attempt if attempt is None else attempt
     folders = jobs.folders
     folder = folders.attempt(job.id, number) if number else folders.validation(job.id)
@@ -144,9 +149,9 @@ async def get_job_logs(
 
 
 @router.get("/{job_id}/artifacts")
-async def get_job_artifacts(job_id: str, jobs: JobsDep) -> dict[str, Any]:
+async def get_job_artifacts(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     """The files that it has made; `result` is the one or the folder that came out, where it succeeded."""
-    job = await jobs.store.get(job_id)
+    job = await jobs.store.get(job_id, access)
     files = await asyncio.to_thread(list_artifacts, jobs.folders.job(job.id))
     result = job.job_result()
     artifact = None if result is None or result.artifact is None else f"{job.attempt}/{result.artifact}"
@@ -154,8 +159,8 @@ async def get_job_artifacts(job_id: str, jobs: JobsDep) -> dict[str, Any]:
 
 
 @router.get("/{job_id}/artifacts/{path:path}", response_class=FileResponse)
-async def get_job_artifact(job_id: str, path: str, jobs: JobsDep) -> FileResponse:
-    job = await jobs.store.get(job_id)
+async def get_job_artifact(job_id: str, path: str, jobs: JobsDep, access: AccessDep) -> FileResponse:
+    job = await jobs.store.get(job_id, access)
     file = await asyncio.to_thread(find_artifact, jobs.folders.job(job.id), path)
     return FileResponse(file, filename=file.name, media_type="application/octet-stream")
 
@@ -180,6 +185,7 @@ def _to_wire(job: Job) -> dict[str, Any]:
         "priority": job.priority,
         "devices": job.devices,
         "metadata": job.metadata,
+        "owner": job.owner,
         "attempt": job.attempt,
         "fine_tuned_model": job.fine_tuned_model,
         "created_at": int(job.created_at),

@@ -21,6 +21,7 @@ from server.files.files import Files, Purpose
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
 from server.jobs.tidy import STATE
+from server.store.access import Access
 from training.params.rlhf import RlhfParams
 from training.params.task import Artifact
 
@@ -52,9 +53,11 @@ class Sources:
         self._served = served
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
 
-    async def resolve(self, kind: type[Params], given: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+    async def resolve(
+        self, kind: type[Params], given: Mapping[str, Any], job_id: str, access: Access
+    ) -> dict[str, Any]:
         """`given`, parameters of `kind`, with real folders and files in place of names; what was uploaded is in the
-        job's own folder then.
+        job's own folder then. Files and jobs that `access` does not cover are not there.
 
         Raises InvalidRequest and NotFound, whose `param` is `parameters.NAME`; StorageFull.
         """
@@ -62,61 +65,62 @@ class Sources:
         for name, said in facts(kind):
             match said.names if params.get(name) else None:
                 case "model":
-                    params |= await self._model(name, params[name], params)
+                    params |= await self._model(name, params[name], params, access)
                 case "data":
-                    params[name] = [await self._data(name, each, job_id) for each in params[name]]
+                    params[name] = [await self._data(name, each, job_id, access) for each in params[name]]
                 case "adapter":
-                    params[name] = [await self._named(name, each, "adapter") for each in params[name]]
+                    params[name] = [await self._named(name, each, "adapter", access) for each in params[name]]
                 case "checkpoint":
-                    params[name] = await self._checkpoint(name, params[name], whole=not params.get("resume_only_model"))
+                    whole = not params.get("resume_only_model")
+                    params[name] = await self._checkpoint(name, params[name], access, whole=whole)
         return params
 
-    async def _model(self, param: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    async def _model(self, param: str, name: str, given: Mapping[str, Any], access: Access) -> dict[str, Any]:
         if name != self._served.name:
-            return {param: await self._named(param, name, "model")}
+            return {param: await self._named(param, name, "model", access)}
         found: dict[str, Any] = {param: self._served.source}
         revision = f"{param}_revision"
         if self._served.revision is not None and revision not in given:
             found[revision] = self._served.revision
         return found
 
-    async def _named(self, param: str, name: str, wanted: Artifact) -> str:
+    async def _named(self, param: str, name: str, wanted: Artifact, access: Access) -> str:
         if JOB_ID.fullmatch(name):
-            return str(await self._output(param, name, wanted))
+            return str(await self._output(param, name, wanted, access))
         return await asyncio.to_thread(self._place, param, name)
 
-    async def _data(self, param: str, text: str, job_id: str) -> str:
+    async def _data(self, param: str, text: str, job_id: str, access: Access) -> str:
         """`#N` at the end, and `:SUBSET` before it, stay as they are: neither can lead anywhere."""
         name, sharp, count = text.partition("#")
         if sharp and not count.isdecimal():
             raise _refused(param, f"after # there must be a number of rows, not {count[:60]!r}")
         if FILE_ID.fullmatch(name):
-            return str(await self._copy(param, name, job_id)) + sharp + count
+            return str(await self._copy(param, name, job_id, access)) + sharp + count
         head, colon, subset = name.partition(":")
         if colon and (not SUBSET.fullmatch(subset) or ".." in subset):
             raise _refused(param, f"{subset[:60]!r} is no name of a subset")
         return await asyncio.to_thread(self._place, param, head) + colon + subset + sharp + count
 
-    async def _copy(self, param: str, file_id: str, job_id: str) -> Path:
+    async def _copy(self, param: str, file_id: str, job_id: str, access: Access) -> Path:
         try:
-            file = await self._files.get(file_id, TRAINING)
+            file = await self._files.get(file_id, access, TRAINING)
         except NotFound as error:
             raise NotFound(error.message, param=f"parameters.{param}") from None
         ends = [end.lower() for end in PurePath(file.filename).suffixes]
         end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:])
         target = self._jobs.folders.data(job_id) / f"{file.id}{end if end.endswith(FILES) else '.jsonl'}"
         if not target.exists():
-            await self._files.copy_to(file_id, target)
+            await self._files.copy_to(file_id, access, target)
         return target
 
-    async def _job(self, param: str, id: str) -> Job:
+    async def _job(self, param: str, id: str, access: Access) -> Job:
         try:
-            return await self._jobs.store.get(id)
+            return await self._jobs.store.get(id, access)
         except NotFound as error:
             raise NotFound(error.message, param=f"parameters.{param}") from None
 
-    async def _output(self, param: str, id: str, wanted: Artifact) -> Path:
-        job = await self._job(param, id)
+    async def _output(self, param: str, id: str, wanted: Artifact, access: Access) -> Path:
+        job = await self._job(param, id, access)
         result = job.job_result()
         if job.status is not JobStatus.SUCCEEDED or result is None or result.artifact is None:
             raise _refused(param, f"the job {id} is {job.status} and has made nothing yet")
@@ -124,14 +128,14 @@ class Sources:
             raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}")
         return self._jobs.folders.attempt(id, job.attempt) / result.artifact
 
-    async def _checkpoint(self, param: str, name: str, *, whole: bool) -> str:
+    async def _checkpoint(self, param: str, name: str, access: Access, *, whole: bool) -> str:
         """`JOB_ID` is that job's last checkpoint; `whole`: not its weights alone are needed."""
         if not JOB_ID.fullmatch(name):
             found = await asyncio.to_thread(self._find, param, name)
             if found is None:
                 raise self._outside(param)
             return str(found)
-        job = await self._job(param, name)
+        job = await self._job(param, name, access)
         checkpoint = await asyncio.to_thread(self._jobs.folders.newest_checkpoint, job)
         if checkpoint is None:
             raise _refused(param, f"the job {name} has no checkpoint")

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engines.errors import Conflict, NotFound
 from server.jobs.job import TERMINAL, Job, JobStatus
 from server.jobs.table import ATTEMPTS, CHECKPOINTS, EVENTS, JOBS
+from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
 from server.store.pages import read_page
@@ -64,39 +65,43 @@ class JobStore:
 
     # ---- jobs
 
-    async def create(self, job: Job, *events: Event, needs: Collection[str] = ()) -> Job:
-        """`needs`: ids of jobs whose files it uses. Raises Conflict where one of them is gone."""
+    async def create(self, job: Job, access: Access, *events: Event, needs: Collection[str] = ()) -> Job:
+        """`needs`: ids of jobs whose files it uses. Raises Conflict where one of them is gone, or not to be seen."""
         async with self.database.writing() as connection:
-            found = await connection.execute(select(JOBS.c.id).where(JOBS.c.id.in_(needs)).with_for_update())
+            query = select(JOBS.c.id).where(JOBS.c.id.in_(needs), access.rows(JOBS))
+            found = await connection.execute(query.with_for_update())
             if gone := set(needs).difference(found.scalars()):
                 raise Conflict(f"The job {min(gone)} was deleted, and this one needs what it had made.")
             await connection.execute(insert(JOBS).values(**asdict(job)))
             await _add_events(connection, job.id, 0, events)
         return job
 
-    async def get(self, id: str) -> Job:
+    async def get(self, id: str, access: Access) -> Job:
         """Raises NotFound."""
+        query = select(JOBS).where(JOBS.c.id == id, access.rows(JOBS))
         async with self.database.reading() as connection:
-            row = (await connection.execute(select(JOBS).where(JOBS.c.id == id))).mappings().one_or_none()
+            row = (await connection.execute(query)).mappings().one_or_none()
         if row is None:
             raise _no_such(id)
         return _to_job(row)
 
     async def page(
         self,
+        access: Access,
         *where: ColumnElement[bool],
         after: str | None = None,
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[list[Job], bool]:
         """One page, and whether more follow. `where` is in terms of `table.JOBS`."""
+        within = access.rows(JOBS)
+        query = select(JOBS).where(within, *where)
         async with self.database.reading() as connection:
-            query = select(JOBS).where(*where)
-            rows, more = await read_page(connection, JOBS, query, after=after, limit=limit, order=order)
+            rows, more = await read_page(connection, JOBS, query, within=within, after=after, limit=limit, order=order)
         return [_to_job(row) for row in rows], more
 
     async def all(self, *where: ColumnElement[bool]) -> list[Job]:
-        """Those of the highest priority first, and of these the one that waits longest."""
+        """Everybody's. Those of the highest priority first, and of these the one that waits longest."""
         order = (JOBS.c.priority.desc(), JOBS.c.queued_at.asc(), JOBS.c.number.asc())
         async with self.database.reading() as connection:
             rows = (await connection.execute(select(JOBS).where(*where).order_by(*order))).mappings().all()
@@ -137,18 +142,20 @@ class JobStore:
                 await connection.execute(insert(ATTEMPTS).values(**attempt))
         return begun
 
-    async def delete(self, id: str, *, before: Collection[JobStatus], needed_by: Callable[[Job], bool]) -> bool:
+    async def delete(
+        self, id: str, access: Access, *, before: Collection[JobStatus], needed_by: Callable[[Job], bool]
+    ) -> bool:
         """Whether it is gone, with all that it reported: not where its status is none of `before`.
 
-        Raises Conflict where it is `needed_by` a job that has not ended.
+        Raises Conflict where it is `needed_by` a job that has not ended, which is named where `access` covers it.
         """
         async with self.database.writing() as connection:
             await _in_turn(connection, id)
             others = await connection.execute(select(JOBS).where(JOBS.c.id != id, JOBS.c.status.not_in(TERMINAL)))
-            if users := [job.id for job in map(_to_job, others.mappings()) if needed_by(job)]:
-                text = f"The job {users[0]} needs what this one has made: wait until it has ended, or cancel it first."
-                raise Conflict(text, param="id")
-            gone = await connection.execute(delete(JOBS).where(JOBS.c.id == id, JOBS.c.status.in_(before)))
+            if users := [job for job in map(_to_job, others.mappings()) if needed_by(job)]:
+                raise _needed(users, access)
+            which = (JOBS.c.id == id, access.rows(JOBS), JOBS.c.status.in_(before))
+            gone = await connection.execute(delete(JOBS).where(*which))
         return gone.rowcount == 1
 
     async def ids(self) -> set[str]:
@@ -196,14 +203,14 @@ class JobStore:
 
     async def events(
         self,
-        job_id: str,
+        job: Job,
         *,
         types: Collection[str] | None = None,
         after: int = 0,
         limit: int | None = None,
     ) -> list[JobEvent]:
         """In the order in which they were told, from the one after number `after`."""
-        query = select(EVENTS).where(EVENTS.c.job_id == job_id, EVENTS.c.number > after)
+        query = select(EVENTS).where(EVENTS.c.job_id == job.id, EVENTS.c.number > after)
         if types is not None:
             query = query.where(EVENTS.c.type.in_(types))
         async with self.database.reading() as connection:
@@ -211,27 +218,31 @@ class JobStore:
         return [_to_event(row) for row in rows]
 
     async def page_of_events(
-        self, job_id: str, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"
+        self, job: Job, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"
     ) -> tuple[list[JobEvent], bool]:
-        """One page, and whether more follow."""
-        query = select(EVENTS).where(EVENTS.c.job_id == job_id)
+        """One page, and whether more follow. Raises NotFound where there is no event `after` of this job."""
+        within = EVENTS.c.job_id == job.id
+        query = select(EVENTS).where(within)
         async with self.database.reading() as connection:
-            rows, more = await read_page(connection, EVENTS, query, after=after, limit=limit, order=order)
+            rows, more = await read_page(
+                connection, EVENTS, query, within=within, after=after, limit=limit, order=order
+            )
         return [_to_event(row) for row in rows], more
 
-    async def checkpoints(self, job_id: str, *where: ColumnElement[bool]) -> list[JobCheckpoint]:
+    async def checkpoints(self, job: Job, *where: ColumnElement[bool]) -> list[JobCheckpoint]:
         """The job's checkpoints, ordered by step."""
-        query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where).order_by(CHECKPOINTS.c.step)
+        query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job.id, *where).order_by(CHECKPOINTS.c.step)
         async with self.database.reading() as connection:
             return [_to_checkpoint(row) for row in (await connection.execute(query)).mappings()]
 
     async def page_of_checkpoints(
-        self, job_id: str, *where: ColumnElement[bool], after: str | None, limit: int
+        self, job: Job, *where: ColumnElement[bool], after: str | None, limit: int
     ) -> tuple[list[JobCheckpoint], bool]:
-        """The newest first, and whether more follow."""
-        query = select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id, *where)
+        """The newest first, and whether more follow. Raises NotFound where there is no checkpoint `after` of it."""
+        within = CHECKPOINTS.c.job_id == job.id
+        query = select(CHECKPOINTS).where(within, *where)
         async with self.database.reading() as connection:
-            rows, more = await read_page(connection, CHECKPOINTS, query, after=after, limit=limit)
+            rows, more = await read_page(connection, CHECKPOINTS, query, within=within, after=after, limit=limit)
         return [_to_checkpoint(row) for row in rows], more
 
     async def set_announced(self, checkpoint: JobCheckpoint) -> None:
@@ -301,6 +312,13 @@ async def _add_events(connection: AsyncConnection, job_id: str, attempt: int, ev
 
 def _of(job: Job) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return ATTEMPTS.c.job_id == job.id, ATTEMPTS.c.attempt == job.attempt
+
+
+def _needed(users: Sequence[Job], access: Access) -> Conflict:
+    known = [job.id for job in users if access.covers(job.owner)]
+    advice = "wait until it has ended, or cancel it first" if known else "wait until it has ended"
+    text = f"{f'The job {known[0]}' if known else 'Another job'} needs what this one has made: {advice}."
+    return Conflict(text, param="id")
 
 
 def _no_such(id: str) -> NotFound:

@@ -12,7 +12,9 @@ from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from engines.errors import TuneserveError
+from server.jobs.job import Job
 from server.jobs.jobs import Jobs
+from server.store.access import Access
 
 LOOK_SECONDS = 0.5
 """Seconds between two looks for new events."""
@@ -23,17 +25,17 @@ NO_CONTENT = 204
 """Status by which a client of server-sent events knows not to come back."""
 
 
-async def stream_job_events(jobs: Jobs, job_id: str, after: int, *, keep_alive: float) -> Response:
-    if after and (await jobs.store.get(job_id)).ended and not await jobs.store.events(job_id, after=after, limit=1):
+async def stream_job_events(jobs: Jobs, job: Job, access: Access, after: int, *, keep_alive: float) -> Response:
+    if after and job.ended and not await jobs.store.events(job, after=after, limit=1):
         return Response(status_code=NO_CONTENT)
-    return EventSourceResponse(_events(jobs, job_id, after), ping=keep_alive, headers=HEADERS)
+    return EventSourceResponse(_events(jobs, job, access, after), ping=keep_alive, headers=HEADERS)
 
 
-async def _events(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _events(jobs: Jobs, job: Job, access: Access, after: int) -> AsyncIterator[ServerSentEvent]:
     while True:
         try:
-            ended = (await jobs.store.get(job_id)).ended  # before the events, or the last might be missed
-            events = await jobs.store.events(job_id, after=after, limit=PAGE)
+            job = await jobs.store.get(job.id, access)  # before the events, or the last might be missed
+            events = await jobs.store.events(job, after=after, limit=PAGE)
         except TuneserveError:  # it is deleted, or the database is away: a client that comes back is told so
             return
         for each in events:
@@ -41,6 +43,6 @@ async def _events(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[ServerSe
             data = {"id": each.id, "attempt": each.attempt, **each.event.model_dump(mode="json")}
             yield ServerSentEvent(orjson.dumps(data).decode(), id=str(after), event=each.event.type)
         if not events:
-            if ended or jobs.stopping:
+            if job.ended or jobs.stopping:
                 return
             await asyncio.sleep(LOOK_SECONDS)

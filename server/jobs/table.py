@@ -1,6 +1,18 @@
 """The tables of jobs, of their attempts, and of what these reported."""
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, ForeignKey, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 from server.store.tables import METADATA, Number
 
@@ -28,6 +40,8 @@ JOBS = Table(
     Column("finished_at", Float),
     Column("error", JSON(none_as_null=True)),
     Column("result", JSON(none_as_null=True)),
+    Column("owner", Text),
+    Index("ix_jobs_owner", "owner", "number"),
 )
 
 ATTEMPTS = Table(

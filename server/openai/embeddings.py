@@ -48,7 +48,7 @@ async def embed(
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
-    leased = await inference.lease(body.model, request.state.answered)
+    leased = await inference.lease(body.model, caller.access, request.state.answered)
     return await until_disconnect(request, answer(body, caller, model, inference, leased.version))
 
 

@@ -6,29 +6,31 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
-from server.http.caller import CallerDep
+from server.http.caller import AccessDep, CallerDep
 from server.http.errors import InsufficientPermissions
+from server.inference.fine_tuned import FINE_TUNED
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 
 router = APIRouter(prefix="/v1/models")
 
-FINE_TUNED = "ft:"
-"""What the names of those begin with that jobs have made."""
-
 
 @router.get("")
-async def list_models(served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
-    """Those that a request may name: no adapter that only drains, or that cannot be served any more."""
+async def list_models(served: ModelDep, inference: ReadyInference, access: AccessDep) -> dict[str, Any]:
+    """Those that a request may name: no adapter that only drains, or that cannot be served any more, and no fine-tuned
+    model of another's."""
     adapters = {a.name: a for a in inference.adapters.adapters() if a.served}
     aliases = {alias: adapters[name] for alias, name in inference.adapters.aliases().items() if name in adapters}
+    known = {name: each for name, each in adapters.items() if inference.fine_tuned.are_known_to(access, name)}
     base = _base_card(served, inference)
-    return {"object": "list", "data": [base, *(_adapter_card(base, *each) for each in (adapters | aliases).items())]}
+    return {"object": "list", "data": [base, *(_adapter_card(base, *each) for each in (known | aliases).items())]}
 
 
 @router.get("/{model:path}")
-async def get_model(request: Request, model: str, served: ModelDep, inference: ReadyInference) -> dict[str, Any]:
-    leased = await inference.lease(model, request.state.answered)
+async def get_model(
+    request: Request, model: str, served: ModelDep, inference: ReadyInference, access: AccessDep
+) -> dict[str, Any]:
+    leased = await inference.lease(model, access, request.state.answered)
     base = _base_card(served, inference)
     if leased.version is None:
         return base
@@ -41,12 +43,16 @@ async def delete_model(model: str, served: ModelDep, inference: ReadyInference, 
     """Unload an adapter, or take back an alias; requests that run end with what they have."""
     if model == served.name:
         raise InvalidRequest(f"{model!r} is the base model: it is served until the server stops.", param="model")
-    if not caller.is_admin and not model.startswith(FINE_TUNED):
+    of_a_job = model.startswith(FINE_TUNED) and model not in inference.adapters.aliases()
+    if not caller.is_admin and not of_a_job:
         raise InsufficientPermissions(f"This API key may only delete models that jobs have made: {FINE_TUNED}...")
+    missing = ModelNotFound(f"The model {model[:100]!r} does not exist.", param="model")
+    if not inference.fine_tuned.are_known_to(caller.access, model):
+        raise missing
     try:
         await inference.adapters.unload(model)
     except ModelNotFound:
-        raise ModelNotFound(f"The model {model[:100]!r} does not exist.", param="model") from None
+        raise missing from None
     return {"id": model, "object": "model", "deleted": True}
 
 

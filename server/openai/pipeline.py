@@ -2,7 +2,7 @@
 
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
 2. `check_fields`         fields that exclude each other, or are not for this caller, whatever the model
-3. `AdapterRegistry`      a model that is not served
+3. `Inference.lease`      a model that is not served, or is another's
 4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its
 context 5. `to_sampling`          values out of this model's ranges 6. `check_capabilities`   what this engine does
 not support 7. `Engine.generate`      a full queue, an engine that is not there
@@ -75,7 +75,7 @@ async def admit(
     """Steps 2 to 6. `held` is to be closed once the answer has ended: until then its adapter stays loaded."""
     check_fields(body, caller)
     endpoint.check(body)
-    leased = await inference.lease(body.model, held)
+    leased = await inference.lease(body.model, caller.access, held)
     model = model.as_asked(leased)
     asked = await endpoint.read(body, model, inference.engine.capabilities())
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
+from server.http.caller import AccessDep
 from server.http.limits import MAX_TOKENS, Name, Text
 from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
@@ -43,9 +44,10 @@ async def tokenize(
     body: Annotated[TokenizeBody, json_body(TokenizeBody)],
     model: ModelDep,
     inference: ReadyInference,
+    access: AccessDep,
 ) -> dict[str, Any]:
     if body.model is not None:
-        model = model.as_asked(await inference.lease(body.model, request.state.answered))
+        model = model.as_asked(await inference.lease(body.model, access, request.state.answered))
     ids = await asyncio.to_thread(_encode, body, model)
     answer = {"count": len(ids), "max_model_len": inference.engine.capabilities().max_model_len, "tokens": ids}
     if body.return_token_strs:
@@ -59,9 +61,10 @@ async def detokenize(
     body: Annotated[DetokenizeBody, json_body(DetokenizeBody)],
     model: ModelDep,
     inference: ReadyInference,
+    access: AccessDep,
 ) -> dict[str, Any]:
     if body.model is not None:  # adapters have the base model's tokens: it is enough that the model is there
-        await inference.lease(body.model, request.state.answered)
+        await inference.lease(body.model, access, request.state.answered)
     limit = inference.engine.capabilities().vocab_size
     if (highest := max(body.tokens, default=0)) >= limit:
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, Select, Table, select
+from sqlalchemy import ColumnElement, RowMapping, Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound
@@ -14,17 +14,18 @@ async def read_page(
     table: Table,
     query: Select[Any],
     *,
+    within: ColumnElement[bool],
     after: str | None,
     limit: int,
     order: Literal["asc", "desc"] = "desc",
 ) -> tuple[Sequence[RowMapping], bool]:
     """At most `limit` rows of `query` in the order of `table.number`, and whether more follow.
 
-    Raises NotFound where `after` is no id in `table`.
+    `within`: the rows of `table` that may be known of. Raises NotFound where `after` is the id of none of these.
     """
     number = table.c.number
     if after is not None:
-        found = await connection.execute(select(number).where(table.c.id == after))
+        found = await connection.execute(select(number).where(table.c.id == after, within))
         last = found.scalar_one_or_none()
         if last is None:
             raise NotFound(f"There is no {after[:100]!r} to go on after.", param="after")

@@ -12,6 +12,7 @@ from typing import Any
 import alembic.command  # noqa: F401  # before the fork: what it reads is no step
 
 from server.files.files import Files
+from server.store.access import SERVER
 from server.store.database import Database
 from tests.killed import Killer, check_all_or_nothing
 
@@ -39,7 +40,7 @@ async def server(state: Path, work: Callable[[Files], Awaitable[Any]]) -> Any:
 
 
 async def prepare(files: Files) -> None:
-    await files.create("batch", "old.jsonl", b"old")
+    await files.create("batch", "old.jsonl", b"old", owner=None)
 
 
 async def create(files: Files) -> None:
@@ -47,23 +48,23 @@ async def create(files: Files) -> None:
         yield b"n" * 2_000_000
         yield b"new"
 
-    await files.create("batch", "new.jsonl", pieces(), expires_after=3600)
+    await files.create("batch", "new.jsonl", pieces(), owner=None, expires_after=3600)
 
 
 async def delete(files: Files) -> None:
-    [old], _ = await files.list()
-    await files.delete(old.id)
+    [old], _ = await files.list(SERVER)
+    await files.delete(old.id, SERVER)
 
 
 def look(state: Path) -> list[str]:
     """The files' names; what is stored is what is listed."""
 
     async def seen(files: Files) -> list[str]:
-        listed, _ = await files.list()
+        listed, _ = await files.list(SERVER)
         stored = {path.name for path in (state / "files").glob("*/*")}
         assert stored == {file.id for file in listed}, (stored, listed)
         for file in listed:
-            _, content = await files.read(file.id)
+            _, content = await files.read(file.id, SERVER)
             with content:
                 assert len(content.read()) == file.bytes
         return sorted(file.filename for file in listed)

@@ -9,6 +9,7 @@ from engines.errors import EngineUnavailable, StoreUnavailable
 from server.inference.inference import Inference
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
+from server.store.access import SERVER
 from tests.adapter_folders import write_adapter
 from tests.server.api import LINE
 from tests.server.fine_tuning.conftest import Start, TrainingApi
@@ -24,10 +25,10 @@ def run_job(api: TrainingApi, **params: Any) -> Job:
             data = jobs.folders.data(id) / "data.jsonl"
             data.write_text(LINE)
             task = {"task": "sft", "params": {"model": "tests/echo", "dataset": [str(data)], **params}}
-            return await jobs.create(id, TASK.validate_python(task))
+            return await jobs.create(id, TASK.validate_python(task), SERVER)
 
     async def get(id: str) -> Job:
-        return await jobs.store.get(id)
+        return await jobs.store.get(id, SERVER)
 
     job = api.http.portal.call(create)
     while not job.ended:
@@ -37,7 +38,7 @@ def run_job(api: TrainingApi, **params: Any) -> Job:
 
 def events_of(api: TrainingApi, job: Job) -> list[str]:
     async def read() -> list[str]:
-        found: list[Any] = await api.http.parts[Jobs].store.events(job.id, types=["message"])
+        found: list[Any] = await api.http.parts[Jobs].store.events(job, types=["message"])
         return [each.event.message for each in found]
 
     return api.http.portal.call(read)

@@ -17,6 +17,7 @@ from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.store import JobStore
+from server.store.access import SERVER
 from server.store.database import Database
 from server.tasks import Tasks
 from training.params.task import TASK, Task
@@ -71,13 +72,13 @@ class Office:
     async def create(self, plan: dict[str, Any] | None = None, task: Task | None = None, **values: Any) -> Job:
         async with self.jobs.making() as id:
             (self.jobs.folders.job(id) / "plan.json").write_text(json.dumps(plan or {}))
-            return await self.jobs.create(id, task or sft_task(), **values)
+            return await self.jobs.create(id, task or sft_task(), SERVER, **values)
 
     async def until(self, job: Job, *statuses: JobStatus, timeout: float = 20) -> Job:
         """The job once its status is one of these, or once it has ended."""
         async with asyncio.timeout(timeout):
             while True:
-                now = await self.jobs.store.get(job.id)
+                now = await self.jobs.store.get(job.id, SERVER)
                 if now.status in statuses or (now.ended and self.jobs._scheduler.run_of(job.id) is None):
                     assert not statuses or now.status in statuses, (now.status, now.error)
                     return now
@@ -89,11 +90,11 @@ class Office:
                 await asyncio.sleep(0.01)
 
     async def steps(self, job: Job) -> list[int]:
-        found: list[Any] = await self.jobs.store.events(job.id, types=["step"])
+        found: list[Any] = await self.jobs.store.events(job, types=["step"])
         return [each.event.step for each in found]
 
     async def messages(self, job: Job) -> list[str]:
-        found: list[Any] = await self.jobs.store.events(job.id, types=["message"])
+        found: list[Any] = await self.jobs.store.events(job, types=["message"])
         return [each.event.message for each in found]
 
 

@@ -10,6 +10,7 @@ import psutil
 
 from server.jobs.job import JobStatus
 from server.jobs.processes import MARK
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office
 from tests.until import async_until
 
@@ -59,7 +60,7 @@ async def test_a_job_that_cannot_be_marked_as_failed_is_as_soon_as_it_can(office
     await office.until_step(job, 1)
     with broken(office, "INSERT ON job_events"):
         await async_until(lambda: failures(office, "job") > 3)
-        assert (await office.jobs.store.get(job.id)).status is JobStatus.RUNNING
+        assert (await office.jobs.store.get(job.id, SERVER)).status is JobStatus.RUNNING
     await office.until(job, JobStatus.FAILED)
 
 
@@ -67,7 +68,7 @@ async def test_a_queue_that_cannot_be_looked_at_is_looked_at_again(office: Offic
     with broken(office, "INSERT ON job_attempts"):
         job = await office.create()
         await async_until(lambda: failures(office, "jobs") >= 1)
-        assert (await office.jobs.store.get(job.id)).status is JobStatus.QUEUED
+        assert (await office.jobs.store.get(job.id, SERVER)).status is JobStatus.QUEUED
     await office.until(job, JobStatus.SUCCEEDED)
 
 

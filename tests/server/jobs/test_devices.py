@@ -13,6 +13,7 @@ from engines.errors import InvalidRequest
 from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office
 from tests.server.process import ROOT
 from training.params.task import MergeTask, SftTask
@@ -59,8 +60,8 @@ async def test_two_jobs_never_share_a_gpu_and_one_for_the_cpu_goes_past(tmp_path
     await office.until(one, JobStatus.QUEUED)
     await office.until(await office.create(devices=0), JobStatus.SUCCEEDED)
     # the one behind waits as well, or the one that needs both might never come to its turn
-    assert [(await office.jobs.store.get(job.id)).status for job in (both, one)] == [JobStatus.QUEUED] * 2
-    await office.jobs.cancel(first.id)
+    assert [(await office.jobs.store.get(job.id, SERVER)).status for job in (both, one)] == [JobStatus.QUEUED] * 2
+    await office.jobs.cancel(first.id, SERVER)
     await office.until_step(both, 1)
     assert set(office.jobs._scheduler.run_of(both.id).devices) == {"GPU-0", "GPU-1"}
     with pytest.raises(InvalidRequest, match="this server has 2 GPUs"):

@@ -13,6 +13,7 @@ from engines.errors import Conflict, EngineUnavailable, InvalidAdapter, NotFound
 from server.jobs.hooks import NoHooks
 from server.jobs.job import Job, JobStatus
 from server.jobs.processes import MARK
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
 from training.folder import Result, Validation
 from training.params.task import TASK, Task
@@ -26,7 +27,7 @@ async def test_a_job_is_validated_queued_run_and_succeeds(office: Office) -> Non
         status="succeeded", artifact="adapter", kind="adapter", final_step=10, trained_tokens=80
     )
     assert await office.steps(job) == list(range(1, 11))
-    assert [each.step for each in await office.jobs.store.checkpoints(job.id)] == [2, 4, 6, 8, 10]
+    assert [each.step for each in await office.jobs.store.checkpoints(job)] == [2, 4, 6, 8, 10]
     assert (await office.messages(job))[-1] == "The job has successfully completed"
     log = office.jobs.folders.attempt(job.id, 1) / "worker.log"
     assert log.read_text().startswith("It begins.")
@@ -79,14 +80,14 @@ async def test_a_validation_that_always_dies_fails_the_job(office: Office) -> No
 async def test_a_cancelled_job_keeps_a_checkpoint_and_can_be_retried(office: Office) -> None:
     job = await office.create({"steps": 200, "seconds": 0.02, "save_every": 1000})
     await office.until_step(job, 5)
-    cancelled = await office.jobs.cancel(job.id)
+    cancelled = await office.jobs.cancel(job.id, SERVER)
     assert cancelled.status is JobStatus.CANCELLED
     await office.until(job)
     saved = office.jobs.folders.newest_checkpoint(cancelled)
     assert saved is not None
     plan = office.jobs.folders.job(job.id) / "plan.json"
     plan.write_text(json.dumps({"steps": 20}))
-    await office.jobs.retry(job.id)
+    await office.jobs.retry(job.id, SERVER)
     again = await office.until(job, JobStatus.SUCCEEDED)
     assert again.attempt == 2
     task = json.loads((office.jobs.folders.attempt(job.id, 2) / "task.json").read_text())
@@ -99,7 +100,7 @@ async def test_a_worker_that_does_not_stop_is_killed_with_its_children(tmp_path:
     job = await office.create({"steps": 10_000, "no_stop": True, "children": True})
     await office.until_step(job, 2)
     assert len(marked(office)) == 2
-    await office.jobs.cancel(job.id)
+    await office.jobs.cancel(job.id, SERVER)
     await office.until(job)
     assert marked(office) == []
     await office.close()
@@ -108,10 +109,10 @@ async def test_a_worker_that_does_not_stop_is_killed_with_its_children(tmp_path:
 async def test_a_paused_job_goes_on_where_it_was(office: Office) -> None:
     job = await office.create({"steps": 60, "seconds": 0.02, "save_every": 1000})
     await office.until_step(job, 5)
-    assert (await office.jobs.pause(job.id)).status is JobStatus.PAUSED
+    assert (await office.jobs.pause(job.id, SERVER)).status is JobStatus.PAUSED
     with pytest.raises(Conflict, match="paused"):
-        await office.jobs.pause(job.id)
-    await office.jobs.resume(job.id)
+        await office.jobs.pause(job.id, SERVER)
+    await office.jobs.resume(job.id, SERVER)
     job = await office.until(job, JobStatus.SUCCEEDED)
     assert job.attempt == 2
     assert await office.steps(job) == list(range(1, 61))
@@ -121,12 +122,12 @@ async def test_a_job_that_waits_can_be_paused_and_cancelled(tmp_path: Path) -> N
     office = Office(tmp_path, max_running=0)
     await office.open()
     job = await office.until(await office.create(), JobStatus.QUEUED)
-    await office.jobs.pause(job.id)
-    await office.jobs.resume(job.id)
-    assert (await office.jobs.cancel(job.id)).status is JobStatus.CANCELLED
+    await office.jobs.pause(job.id, SERVER)
+    await office.jobs.resume(job.id, SERVER)
+    assert (await office.jobs.cancel(job.id, SERVER)).status is JobStatus.CANCELLED
     for change in (office.jobs.cancel, office.jobs.pause, office.jobs.resume):
         with pytest.raises(Conflict, match="cancelled"):
-            await change(job.id)
+            await change(job.id, SERVER)
     await office.close()
 
 
@@ -134,14 +135,14 @@ async def test_a_running_job_is_not_deleted_and_another_is_gone_with_its_files(o
     job = await office.create({"steps": 1000})
     await office.until_step(job, 1)
     with pytest.raises(Conflict, match="running"):
-        await office.jobs.delete(job.id)
-    await office.jobs.cancel(job.id)
+        await office.jobs.delete(job.id, SERVER)
+    await office.jobs.cancel(job.id, SERVER)
     await office.until(job)
-    await office.jobs.delete(job.id)
+    await office.jobs.delete(job.id, SERVER)
     assert not office.jobs.folders.job(job.id).exists()
     with pytest.raises(NotFound):
-        await office.jobs.store.get(job.id)
-    assert await office.jobs.store.events(job.id) == []
+        await office.jobs.store.get(job.id, SERVER)
+    assert await office.jobs.store.events(job) == []
 
 
 async def test_a_job_whose_files_another_one_needs_is_not_deleted(office: Office) -> None:
@@ -150,12 +151,12 @@ async def test_a_job_whose_files_another_one_needs_is_not_deleted(office: Office
     second = await office.create({"steps": 1000}, sft_task(adapters=[str(made)]))
     for state in (None, "paused"):
         if state == "paused":
-            await office.jobs.pause(second.id)
+            await office.jobs.pause(second.id, SERVER)
         with pytest.raises(Conflict, match=f"{second.id} needs what this one has made"):
-            await office.jobs.delete(first.id)
+            await office.jobs.delete(first.id, SERVER)
         assert made.is_dir()
-    await office.jobs.cancel(second.id)
-    await office.jobs.delete(first.id)
+    await office.jobs.cancel(second.id, SERVER)
+    await office.jobs.delete(first.id, SERVER)
     assert not made.exists()
     with pytest.raises(Conflict, match=f"{first.id} was deleted"):
         await office.create({}, sft_task(adapters=[str(made)]))
@@ -203,7 +204,7 @@ async def test_a_running_job_tells_its_step_and_loss_until_it_ends(office: Offic
         while (value("step") or 0) < 2:
             await asyncio.sleep(0.01)
     assert value("loss") == 1 / value("step")
-    await office.jobs.cancel(job.id)
+    await office.jobs.cancel(job.id, SERVER)
     await office.until(job)
     assert value("step") is None
 

@@ -9,6 +9,7 @@ import pytest
 from engines.errors import StorageFull
 from server.jobs.job import JobStatus
 from server.jobs.storage import StorageUnusable
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office
 
 SIZE = 512 << 10
@@ -56,7 +57,7 @@ async def test_a_disk_that_fills_up_fails_the_job_and_the_next_one_runs(office: 
     with pytest.raises((StorageFull, OSError)):
         await office.create()
     rest.unlink()
-    await office.jobs.delete(job.id)
+    await office.jobs.delete(job.id, SERVER)
     await office.until(await office.create(), JobStatus.SUCCEEDED)
 
 
@@ -74,7 +75,7 @@ async def test_a_read_only_folder_fails_the_job_and_the_server_is_well(tmp_path:
     with pytest.raises(StorageUnusable, match="Read-only"):
         await office.create()
     remount(disk, "rw")
-    await office.jobs.retry(job.id)
+    await office.jobs.retry(job.id, SERVER)
     await office.until(job, JobStatus.SUCCEEDED)
     await office.close()
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from server.jobs.job import Job, JobStatus
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
 
 BROKEN_OFF = {"steps": 6, "die_at": 5, "deaths": 1}
@@ -44,9 +45,9 @@ async def test_what_a_job_goes_on_from_stays_while_it_may_go_on(office: Office) 
     assert job.status is JobStatus.FAILED and states(office, job) == ["1/checkpoint-6"]
     job = await office.create(LONG)
     await office.until_step(job, 5)
-    job = await office.jobs.cancel(job.id)
+    job = await office.jobs.cancel(job.id, SERVER)
     await ended(office, job)
-    assert len(states(office, job)) == 1 and (await office.jobs.retry(job.id)).status is JobStatus.QUEUED
+    assert len(states(office, job)) == 1 and (await office.jobs.retry(job.id, SERVER)).status is JobStatus.QUEUED
 
 
 async def test_what_another_job_names_stays_until_that_one_has_succeeded(office: Office) -> None:
@@ -57,8 +58,8 @@ async def test_what_another_job_names_stays_until_that_one_has_succeeded(office:
     await office.until_step(first, 9)
     await ended(office, second)
     assert (checkpoint / "optimizer.pt").exists()
-    await office.jobs.delete(second.id)
-    await office.jobs.cancel(first.id)
+    await office.jobs.delete(second.id, SERVER)
+    await office.jobs.cancel(first.id, SERVER)
     await ended(office, first)
     assert not (checkpoint / "optimizer.pt").exists()
 
