@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from engines.process.client import ProcessEngine
+from engines.process.config import patience_of
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams
@@ -19,20 +20,20 @@ def build_engine(params: "DeployParams") -> ProcessEngine:
 
 
 def _build(params: "DeployParams") -> ProcessEngine:
-    waiting = params.max_num_queued_reqs
+    waiting, patience = params.max_num_queued_reqs, patience_of(params)
     match params.infer_backend:
         case "pt":
             from engines.pt.client import PtEngine
             from engines.pt.config import pt_config
 
-            return PtEngine(pt_config(params), max_num_queued_reqs=waiting)
+            return PtEngine(pt_config(params), max_num_queued_reqs=waiting, patience=patience)
         case "vllm":
             from engines.vllm.client import VllmEngine
             from engines.vllm.config import vllm_config
 
-            return VllmEngine(vllm_config(params), max_num_queued_reqs=waiting)
+            return VllmEngine(vllm_config(params), max_num_queued_reqs=waiting, patience=patience)
         case "lmdeploy":
             from engines.lmdeploy.client import LmdeployEngine
             from engines.lmdeploy.config import lmdeploy_config
 
-            return LmdeployEngine(lmdeploy_config(params), max_num_queued_reqs=waiting)
+            return LmdeployEngine(lmdeploy_config(params), max_num_queued_reqs=waiting, patience=patience)

@@ -168,3 +168,9 @@ class EngineStats:
     """Version -> number of copies into a slot since it was loaded."""
     adapter_evictions: dict[str, int] = field(default_factory=dict)
     """Version -> number of times it had to give its slot to another since it was loaded."""
+    steps: int = 0
+    """Steps since it was started, where it counts them: with work to do, they show that it goes on."""
+    restarts: dict[str, int] = field(default_factory=dict)
+    """Why its process was started again -> how often."""
+    task_failures: dict[str, int] = field(default_factory=dict)
+    """Background task of its supervision -> number of times it failed and began again."""

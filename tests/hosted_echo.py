@@ -8,8 +8,10 @@ from engines.echo import EchoEngine, EchoFaults
 from engines.errors import TuneserveError, UnsupportedModel
 from engines.logs import configure_logging
 from engines.process.asyncio_engine import AsyncioEngine
-from engines.process.client import ProcessEngine, Program
+from engines.process.client import ProcessEngine
+from engines.process.config import PATIENCE, Patience
 from engines.process.host import host
+from engines.process.life import Program
 from engines.types import EngineState, GenerationRequest, TokenOutput
 
 
@@ -27,12 +29,12 @@ class BuggyEcho(DyingEcho):
         raise KeyError("a bug")
 
 
-def echo_in_its_process(**faults: Any) -> ProcessEngine:
+def echo_in_its_process(patience: Patience = PATIENCE, **faults: Any) -> ProcessEngine:
     """Not started. `faults` are those of `EchoFaults`; a `start_error` is given as its message, a `bug` as whether."""
     program = Program(
         command=(sys.executable, "-m", "tests.hosted_echo"), environment={}, config=faults, max_num_seqs=1000
     )
-    return ProcessEngine(program, max_num_queued_reqs=64)
+    return ProcessEngine(program, max_num_queued_reqs=64, patience=patience)
 
 
 def make(faults: dict[str, Any]) -> AsyncioEngine:

@@ -1,7 +1,9 @@
 """The LMDeploy engine as the server sees it. Free of LMDeploy: that lives in another environment."""
 
 from engines.lmdeploy.config import LmdeployConfig
-from engines.process.client import ProcessEngine, Program
+from engines.process.client import ProcessEngine
+from engines.process.config import PATIENCE, Patience
+from engines.process.life import Program
 from engines.process.resources import thread_environment
 from engines.setup.install import import_folder, require_lmdeploy
 
@@ -14,6 +16,7 @@ class LmdeployEngine(ProcessEngine):
         config: LmdeployConfig,
         *,
         max_num_queued_reqs: int,
+        patience: Patience = PATIENCE,
         threads: int | None = None,
         module: str = "engines.lmdeploy.process",
     ) -> None:
@@ -24,4 +27,4 @@ class LmdeployEngine(ProcessEngine):
             config=config,
             max_num_seqs=config.max_num_seqs,
         )
-        super().__init__(program, max_num_queued_reqs=max_num_queued_reqs)
+        super().__init__(program, max_num_queued_reqs=max_num_queued_reqs, patience=patience)

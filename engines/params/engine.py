@@ -31,6 +31,15 @@ class EngineParams(Params):
     max_num_queued_reqs: Annotated[int, About(DEPLOY)] = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
     started."""
+    engine_start_timeout: Annotated[float, About(DEPLOY)] = Field(1800, gt=0)
+    """Seconds that the engine has to load the model, a download included. One that takes longer is killed: at the
+    server's start that ends the server, later the engine is started again."""
+    engine_watchdog_timeout: Annotated[float, About(DEPLOY)] = Field(300, gt=0)
+    """Seconds after which an engine that has work and makes no step, or does not answer at all, is killed and started
+    again. To be longer than the longest step, and than loading one adapter or going to sleep takes."""
+    engine_max_restarts: Annotated[int, About(DEPLOY)] = Field(10, ge=0)
+    """Restarts of the engine in a row, without one that lasted for a minute, after which the server ends with status
+    1."""
     threads: Annotated[int | None, About(engines=("pt", "vllm"))] = Field(None, ge=1)
     """CPU threads of the engine. The number of physical cores unless given."""
     max_loras: Annotated[int, About(engines=EVERY_ENGINE)] = Field(8, ge=0)

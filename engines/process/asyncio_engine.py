@@ -119,6 +119,8 @@ class Exchange:
                 self._keep(asyncio.create_task(self._rest(self._engine.sleep)))
             case frames.WakeUp():
                 self._keep(asyncio.create_task(self._rest(self._engine.wake_up)))
+            case frames.Ping():
+                self._news.set()
 
     # ---- requests
 

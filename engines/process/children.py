@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -34,13 +33,16 @@ def set_parent_death_signal_of_forks() -> None:
         os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
-def kill_group(leader: int, *, patience: float = 0.0) -> None:
-    """Kill what there is of a process's group. Those that notice by themselves that their leader has gone get
-    `patience` seconds to put away what they hold.
-    """
-    deadline = time.monotonic() + patience
+def group_exists(leader: int) -> bool:
+    """Whether there is anything of a process's group."""
+    try:
+        os.killpg(leader, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill_group(leader: int) -> None:
+    """Kill what there is of a process's group."""
     with suppress(ProcessLookupError, PermissionError):
-        while time.monotonic() < deadline:
-            os.killpg(leader, 0)
-            time.sleep(0.05)
         os.killpg(leader, signal.SIGKILL)

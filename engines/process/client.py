@@ -1,17 +1,10 @@
 """An engine as the server sees it: an `Engine` whose work happens in a child process, the same for every engine."""
 
 import asyncio
-import os
-import socket
-import subprocess
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from engines.capabilities import Capabilities
 from engines.errors import (
@@ -24,41 +17,24 @@ from engines.errors import (
     UnsupportedParameter,
 )
 from engines.process import frames
-from engines.process.children import kill_group
+from engines.process.config import PATIENCE, Patience
+from engines.process.life import End, Life, Program
 from engines.process.outputs import Outputs
 from engines.process.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
-ENDING_SECONDS = 10
-"""Seconds for a process to end in order, once the server has no more use for it."""
-GROUP_SECONDS = 1.0
-"""Seconds for the processes that it started to notice that it is gone."""
-READ_BYTES = 1 << 18
 COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """How the engine's process is started."""
-
-    command: tuple[str, ...]
-    """What to run; the number of its socket is added to it."""
-    environment: dict[str, str]
-    """Variables besides the server's own."""
-    config: Any
-    """The dataclass that says what to load: it crosses as its fields."""
-    max_num_seqs: int
-    """How many sequences it runs at once."""
 
 
 class ProcessEngine:
     """An engine in its own process: a crash there ends the running requests, and a new process takes over."""
 
-    def __init__(self, program: Program, *, max_num_queued_reqs: int) -> None:
+    def __init__(self, program: Program, *, max_num_queued_reqs: int, patience: Patience = PATIENCE) -> None:
         self._program = program
         self._max_num_queued_reqs = max_num_queued_reqs
-        self._supervisor = Supervisor(self._start_process, self._on_death)
+        self._patience = patience
+        self._supervisor = Supervisor(self._begin_life, self._on_death, max_restarts=patience.restarts)
         self._capabilities: Capabilities | None = None
         self._pending: dict[str, Outputs | asyncio.Future[list[float]]] = {}
         self._adapters: dict[str, frames.LoadAdapter] = {}  # what a new process must be told
@@ -70,9 +46,8 @@ class ProcessEngine:
         self._idle.set()
         self._sent = 0
         self._received = 0  # of those sent, how many `_stats` knows of
-        self._process: subprocess.Popen[bytes] | None = None
-        self._prepared: socket.socket | None = None  # leads to a process that waits to be told what to load
-        self._writer: asyncio.StreamWriter | None = None
+        self._life: Life | None = None
+        self._prepared = False  # it waits to be told what to load
         self._stats = EngineStats()
         self._before = EngineStats()  # counters of earlier lives of the process
 
@@ -80,7 +55,7 @@ class ProcessEngine:
 
     def prepare(self) -> None:
         """Begin the process ahead of `start`: its imports take seconds, which the caller may have a use for."""
-        self._prepared = self._spawn()
+        self._life, self._prepared = Life(self._program, self._patience), True
 
     async def start(self) -> None:
         await self._supervisor.start()
@@ -88,12 +63,9 @@ class ProcessEngine:
     async def stop(self) -> None:
         await self._supervisor.stop()
         self._fail_all(EngineUnavailable, "The server is shutting down.")
-        if self._prepared is not None:
-            self._prepared.close()
-        if self._writer is not None:
-            self._writer.close()  # the process ends when its socket does
-        if self._process is not None:
-            await asyncio.to_thread(_end, self._process)
+        if self._life is not None:
+            self._life.close()
+            await self._life.end()
 
     def health(self) -> Health:
         health = self._supervisor.health
@@ -105,71 +77,29 @@ class ProcessEngine:
         return self._capabilities
 
     def stats(self) -> EngineStats:
-        return self._stats
+        restarts, failures = self._supervisor.restarts, self._supervisor.task_failures
+        return replace(self._stats, restarts=dict(restarts), task_failures=dict(failures))
 
-    async def _start_process(self) -> Awaitable[str]:
-        """Begin a life: start the process, load the model. Returns a task that ends, with the reason, when it does."""
-        ours, self._prepared = self._prepared or self._spawn(), None
-        process = self._process
-        assert process is not None, "it has just been started"
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        incoming = _Incoming(reader)
-        try:
-            self._writer.write(frames.frame(frames.Start(msgspec.to_builtins(self._program.config))))
-            first = await incoming.next()
-        except ConnectionError as error:
-            self._writer.close()
-            code = await asyncio.to_thread(_end, process)
-            raise EngineFailure(f"the engine process ended with {_status(code)} while it started") from error
-        except asyncio.CancelledError:
-            kill_group(process.pid)
-            raise
-        if isinstance(first, frames.Refused):
-            self._writer.close()
-            await asyncio.to_thread(_end, process)
-            raise frames.put_together(first.failure)
-        assert isinstance(first, frames.Ready), "nothing else comes first"
-        self._capabilities = first.capabilities
+    async def _begin_life(self) -> Awaitable[End]:
+        """Start the process, load the model. Returns a task that ends with the process."""
+        if self._life is None or not self._prepared:
+            if self._life is not None:  # it has ended, unless the server failed to see that
+                self._life.kill()
+                await self._life.end()
+            self._life = Life(self._program, self._patience)
+        life, self._prepared = self._life, False
+        self._capabilities = await life.start()
         for adapter in self._adapters.values():
-            self._writer.write(frames.frame(adapter))
+            life.send(frames.frame(adapter))
         if self._asleep:
-            self._writer.write(frames.frame(frames.Sleep()))
-        return asyncio.create_task(self._read_until_death(incoming, self._writer, process))
+            life.send(frames.frame(frames.Sleep()))
+        return asyncio.create_task(life.run(self._dispatch, self._has_work), name="engine")
 
-    def _spawn(self) -> socket.socket:
-        """Start `_process`, as the leader of a group of its own; return our end of its connection."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [*self._program.command, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    env=self._environment(),
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            except OSError as error:  # the machine is out of memory or processes: that may pass
-                ours.close()
-                raise EngineFailure(f"the engine process cannot be started: {error}") from error
-        return ours
-
-    def _environment(self) -> dict[str, str]:
-        packages = Path(__file__).parents[2]
-        path = os.pathsep.join(part for part in (str(packages), os.environ.get("PYTHONPATH", "")) if part)
-        return os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path} | self._program.environment
-
-    async def _read_until_death(
-        self, incoming: "_Incoming", writer: asyncio.StreamWriter, process: "subprocess.Popen[bytes]"
-    ) -> str:
-        try:
-            while True:
-                message = await incoming.next()
-                assert isinstance(message, frames.Step), "the process has started"
-                self._dispatch(message)
-        except ConnectionError:
-            return f"its process ended with {_status(await asyncio.to_thread(_end, process))}"
-        finally:
-            writer.close()
+    def _has_work(self) -> bool:
+        """Whether the process owes anybody anything. What it has done and nobody has read yet, it does not owe."""
+        pending = self._pending.values()
+        owed = any(one.open if isinstance(one, Outputs) else not one.done() for one in pending)
+        return owed or bool(self._loading) or bool(self._rests)
 
     def _dispatch(self, step: frames.Step) -> None:
         self._stats, self._received = _sum(step.stats, self._before), step.received
@@ -346,43 +276,8 @@ class ProcessEngine:
 
     def _send(self, message: bytes) -> None:
         """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""
-        if self._supervisor.health.state is not EngineState.READY:
-            return
-        assert self._writer is not None, "the engine has been started"
-        if not self._writer.is_closing():
-            self._writer.write(message)
-
-
-class _Incoming:
-    """The messages of a life of the process, one after another."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._splitter = frames.Splitter(frames.decode_from_engine)
-        self._messages: deque[frames.FromEngine] = deque()
-
-    async def next(self) -> frames.FromEngine:
-        """Raises ConnectionError at the end."""
-        while not self._messages:
-            data = await self._reader.read(READ_BYTES)
-            if not data:
-                raise ConnectionResetError("the process has closed its connection")
-            self._messages.extend(self._splitter.feed(data))
-        return self._messages.popleft()
-
-
-def _end(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for the end of a process that has closed its connection, and end what it left of its group. Return its
-    status.
-    """
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=ENDING_SECONDS)
-    kill_group(process.pid, patience=GROUP_SECONDS)
-    return process.wait()
-
-
-def _status(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"status {code}"
+        if self._supervisor.health.state is EngineState.READY and self._life is not None:
+            self._life.send(message)
 
 
 def _sum(now: EngineStats, before: EngineStats) -> EngineStats:

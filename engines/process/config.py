@@ -29,6 +29,29 @@ class EngineConfig:
     """0: no adapters."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the server waits for an engine's process, and how often it starts it again."""
+
+    start_seconds: float = 1800.0
+    """For the model to be loaded."""
+    step_seconds: float = 300.0
+    """For a step while there is work, and for an answer while there is none."""
+    restarts: int = 10
+    """In a row, without a life that lasted."""
+
+
+PATIENCE = Patience()
+
+
+def patience_of(params: "DeployParams") -> Patience:
+    return Patience(
+        start_seconds=params.engine_start_timeout,
+        step_seconds=params.engine_watchdog_timeout,
+        restarts=params.engine_max_restarts,
+    )
+
+
 def settings_of(params: "DeployParams") -> dict[str, Any]:
     """The fields of `EngineConfig`, as the parameters say."""
     assert params.model is not None, "deploy has checked it"

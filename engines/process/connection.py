@@ -21,7 +21,7 @@ class Connection:
         self._splitter = frames.Splitter(frames.decode_to_engine)
 
     def first(self) -> frames.Start:
-        """Wait for the first message. Raises Closed."""
+        """Wait for the first message. Raises Closed, Unreadable."""
         while not (messages := self.receive()):
             select.select([self.socket], [], [])
         (start,) = messages
@@ -29,7 +29,7 @@ class Connection:
         return start
 
     def receive(self) -> list[frames.ToEngine]:
-        """What has arrived, without waiting. Raises Closed."""
+        """What has arrived, without waiting. Raises Closed, Unreadable."""
         messages: list[frames.ToEngine] = []
         while select.select([self.socket], [], [], 0)[0]:
             try:

@@ -1,4 +1,5 @@
-"""What the server's process and an engine's process say to each other: msgpack messages behind their length.
+"""What the server's process and an engine's process say to each other: msgpack messages, each behind a mark and its
+length.
 
 The same for every engine, whatever environment its process runs in.
 """
@@ -11,10 +12,18 @@ import msgspec
 
 from engines import errors
 from engines.capabilities import Capabilities
-from engines.errors import InvalidRequest, TuneserveError
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError
 from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
 
-_LENGTH = struct.Struct("!I")
+_HEADER = struct.Struct("!4sI")
+_MARK = b"tnsv"
+"""What every message begins with, so that anything else is noticed at once."""
+MAX_BYTES = 1 << 30
+"""The longest message, far beyond the logprobs of the longest prompt."""
+
+
+class Unreadable(EngineFailure):
+    """What has come is no message: whoever sent it is out of order."""
 
 
 class Start(msgspec.Struct, tag=True):
@@ -59,6 +68,10 @@ class WakeUp(msgspec.Struct, tag=True):
     pass
 
 
+class Ping(msgspec.Struct, tag=True):
+    """Asks for a `Step`, also where there is nothing to tell: it shows that the loop still turns."""
+
+
 class Failure(msgspec.Struct):
     """An error of `engines.errors`, taken apart."""
 
@@ -95,7 +108,7 @@ class Step(msgspec.Struct, tag=True):
     """How each `Sleep` and `WakeUp` went, in their order."""
 
 
-ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter | Sleep | WakeUp
+ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter | Sleep | WakeUp | Ping
 FromEngine = Ready | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()
@@ -104,12 +117,14 @@ decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:
-    """Raises InvalidRequest where a number has more than 64 bits."""
+    """Raises InvalidRequest where a number has more than 64 bits, or the message more than `MAX_BYTES`."""
     try:
         body = _encoder.encode(message)
     except OverflowError:
         raise InvalidRequest("a number in the request is out of range") from None
-    return _LENGTH.pack(len(body)) + body
+    if len(body) > MAX_BYTES:
+        raise InvalidRequest(f"the request comes to {len(body)} bytes, of which an engine takes {MAX_BYTES}")
+    return _HEADER.pack(_MARK, len(body)) + body
 
 
 Message = TypeVar("Message")
@@ -123,16 +138,30 @@ class Splitter(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that are whole now."""
+        """The messages that are whole now. Raises Unreadable."""
         self._buffer += data
         messages = []
-        while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+        while len(self._buffer) >= _HEADER.size:
+            end = _HEADER.size + self._length()
             if len(self._buffer) < end:
                 break
-            messages.append(self._decode(self._buffer[_LENGTH.size : end]))
+            messages.append(self._read(self._buffer[_HEADER.size : end]))
             del self._buffer[:end]
         return messages
+
+    def _length(self) -> int:
+        mark, length = _HEADER.unpack_from(self._buffer)
+        if mark != _MARK:
+            raise Unreadable("no message begins like this")
+        if length > MAX_BYTES:
+            raise Unreadable(f"a message of {length} bytes")
+        return int(length)
+
+    def _read(self, body: bytearray) -> Message:
+        try:
+            return self._decode(body)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise Unreadable(f"a message that is none: {error}") from error
 
 
 def take_apart(error: TuneserveError) -> Failure:

@@ -14,22 +14,15 @@ STEADY = 60.0
 
 
 class Pauses:
-    """The pauses between tries of one thing, and how often it has failed in a row."""
+    """The pauses between tries of one thing."""
 
     def __init__(self) -> None:
         self.failures = 0
-        """Tries in a row that did not last for `STEADY` seconds."""
-        self._began = time.monotonic()
+        """Tries in a row that did not last."""
 
-    def begin(self) -> None:
-        """A try begins."""
-        self._began = time.monotonic()
-
-    def fail(self) -> float:
-        """It has failed. Return the seconds to the next one."""
-        if time.monotonic() - self._began > STEADY:
-            self.failures = 0
-        self.failures += 1
+    def after(self, lasted: float) -> float:
+        """A try has failed after so many seconds. Return those until the next."""
+        self.failures = 1 if lasted > STEADY else self.failures + 1
         return min(FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10), LONGEST_PAUSE)
 
 
@@ -41,7 +34,7 @@ async def keep_running(
     """
     pauses = Pauses()
     while True:
-        pauses.begin()
+        began = time.monotonic()
         try:
             await work()
             return
@@ -52,7 +45,7 @@ async def keep_running(
             log.error("what the task %r awaited was cancelled", name)
         except Exception:  # of any kind: it must not end what is to run as long as the server
             log.exception("the task %r failed", name)
-        pause = pauses.fail()
+        pause = pauses.after(time.monotonic() - began)
         log.info("the task %r begins again in %g s", name, pause)
         _tell(on_failure, name)
         await asyncio.sleep(pause)

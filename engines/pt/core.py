@@ -59,6 +59,7 @@ class EngineCore:
         self._siblings = Siblings(self.scheduler, runner, eos_token_ids)
         self._beams = Beams(self.scheduler, self.requests, self._siblings)
         self._arrivals = 0
+        self._steps = 0
         self._seeds = None if config.seed is None else random.Random(config.seed)
 
     # ---- requests in and out
@@ -130,6 +131,7 @@ class EngineCore:
             adapter_host=self.adapters.in_host,
             adapter_loads=dict(scheduler.adapters.loads),
             adapter_evictions=dict(scheduler.adapters.evictions),
+            steps=self._steps,
         )
 
     # ---- adapters
@@ -178,6 +180,7 @@ class EngineCore:
         masks = self._masks and self._masks.start([row.sequence.grammar for row in rows])
         # 2. Forward.
         result = self.runner.step([self._segment(chunk) for chunk in chunks])
+        self._steps += 1
         ends = self._read_prompts(chunks, result)
         for chunk in chunks:
             self.scheduler.computed(chunk)

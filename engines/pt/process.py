@@ -75,13 +75,15 @@ class StepLoop:
         while True:
             if not self._core.busy or self._core.stalled:
                 select.select([self._connection.socket, self._woken], [], [])
-            report = StepReport()
+            report, asked = StepReport(), False
             for message in self._connection.receive():
                 self._received += isinstance(message, (frames.Generate, frames.Embed))
+                asked |= isinstance(message, frames.Ping)
                 self._handle(message, report)
             self._add_compiled(report)
             self._step(report)
-            if report.outputs or report.embeddings or report.errors or report.adapters or not self._core.busy:
+            anything = report.outputs or report.embeddings or report.errors or report.adapters
+            if anything or asked or not self._core.busy:
                 self._tell(report)
 
     def _handle(self, message: frames.ToEngine, report: StepReport) -> None:

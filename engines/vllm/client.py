@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from engines.process.client import ProcessEngine, Program
+from engines.process.client import ProcessEngine
+from engines.process.config import PATIENCE, Patience
+from engines.process.life import Program
 from engines.process.resources import thread_environment
 from engines.setup.install import require_vllm
 from engines.vllm.config import VllmConfig
@@ -12,7 +14,7 @@ from engines.vllm.config import VllmConfig
 class VllmEngine(ProcessEngine):
     """vLLM, in its own process."""
 
-    def __init__(self, config: VllmConfig, *, max_num_queued_reqs: int) -> None:
+    def __init__(self, config: VllmConfig, *, max_num_queued_reqs: int, patience: Patience = PATIENCE) -> None:
         """Raises UnsupportedModel where vLLM is not installed."""
         require_vllm()
         program = Program(
@@ -21,7 +23,7 @@ class VllmEngine(ProcessEngine):
             config=config,
             max_num_seqs=config.max_num_seqs,
         )
-        super().__init__(program, max_num_queued_reqs=max_num_queued_reqs)
+        super().__init__(program, max_num_queued_reqs=max_num_queued_reqs, patience=patience)
 
 
 def environment(config: VllmConfig) -> dict[str, str]:

@@ -151,6 +151,7 @@ class VllmCore:
             prefix_cache_queries=self._gauges.prefix_cache_queries,
             prefix_cache_hits=self._gauges.prefix_cache_hits,
             preemptions=self._gauges.preemptions,
+            steps=self._gauges.steps,
         )
 
     def _started(self) -> AsyncLLM:

@@ -15,6 +15,7 @@ class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as i
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
         self.preemptions = 0
+        self.steps = 0
 
     def record(
         self,
@@ -23,6 +24,7 @@ class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as i
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
+        self.steps += 1
         if scheduler_stats is not None:
             self.running = scheduler_stats.num_running_reqs
             self.kv_cache_usage = scheduler_stats.kv_cache_usage

@@ -42,8 +42,8 @@ async def main(name: str, *model: str) -> None:
 
 
 def tell(engine: ProcessEngine) -> None:
-    assert engine._process is not None
-    sys.stdout.write(f"{engine._process.pid}\n")
+    assert engine._life is not None
+    sys.stdout.write(f"{engine._life.process.pid}\n")
     sys.stdout.flush()
 
 

@@ -69,8 +69,8 @@ async def ask(engine: PtEngine, registry: AdapterRegistry, model: str) -> list[i
 
 async def kill(engine: PtEngine) -> None:
     """Return once it is being started again."""
-    assert engine._process is not None
-    psutil.Process(engine._process.pid).kill()
+    assert engine._life is not None
+    psutil.Process(engine._life.process.pid).kill()
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)
 
 
@@ -110,8 +110,8 @@ async def test_what_is_done_while_the_engine_is_down_holds_once_it_is_back(
 async def test_a_load_that_the_engine_dies_of_leaves_nothing_behind(
     engine: PtEngine, registry: AdapterRegistry, tmp_path: Path
 ) -> None:
-    assert engine._process is not None
-    process = psutil.Process(engine._process.pid)
+    assert engine._life is not None
+    process = psutil.Process(engine._life.process.pid)
     process.suspend()
     load = asyncio.create_task(registry.load("a", trained(engine, tmp_path / "a", 0)))
     await async_until(lambda: engine._loading)

@@ -57,7 +57,7 @@ async def engine(config: PtConfig) -> AsyncIterator[PtEngine]:
 
 
 def process_of(engine: PtEngine) -> psutil.Process:
-    return psutil.Process(engine._process.pid)
+    return psutil.Process(engine._life.process.pid)
 
 
 def long(request_id: str, text: str = "hello") -> GenerationRequest:
@@ -278,8 +278,8 @@ async def test_stopping_ends_the_process_and_what_it_ran(config: PtConfig) -> No
 async def test_a_process_that_dies_while_it_starts_is_reported(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
-    await async_until(lambda: engine._process is not None)
-    engine._process.kill()
+    await async_until(lambda: engine._life is not None)
+    engine._life.process.kill()
     with pytest.raises(EngineFailure, match="signal 9 while it started"):
         await starting
     assert engine.health().state is EngineState.FAILED
@@ -289,7 +289,7 @@ async def test_a_process_that_dies_while_it_starts_is_reported(config: PtConfig)
 async def test_stopped_while_it_starts_nothing_is_left(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     starting = asyncio.create_task(engine.start())
-    await async_until(lambda: engine._writer is not None)
+    await async_until(lambda: engine._life is not None and engine._life._writer is not None)
     process = process_of(engine)
     await engine.stop()
     with pytest.raises((EngineFailure, EngineUnavailable)):
@@ -311,7 +311,7 @@ async def test_a_process_begun_ahead_is_the_one_that_starts(config: PtConfig) ->
 async def test_a_process_begun_ahead_that_is_never_needed_ends(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
-    ahead = engine._process
+    ahead = engine._life.process
     await engine.stop()
     assert ahead.poll() is not None
 
@@ -322,7 +322,7 @@ async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config: PtC
         await engine.start()
     assert refused.value.param == "model"
     assert engine.health().state is EngineState.FAILED
-    assert engine._process.poll() is not None
+    assert engine._life.process.poll() is not None
     await engine.stop()
 
 

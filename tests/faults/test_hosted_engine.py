@@ -45,7 +45,7 @@ async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapt
     before = await answer(engine, asked)
     async with aclosing(engine.generate(endless("a"))) as outputs:
         await anext(outputs)
-        engine._process.kill()
+        engine._life.process.kill()
         with pytest.raises(EngineFailure, match="signal 9"):
             [output async for output in outputs]
     with pytest.raises(EngineUnavailable):
@@ -57,12 +57,12 @@ async def test_a_killed_process_fails_what_it_ran_and_the_next_one_has_its_adapt
 async def test_an_engine_that_died_inside_its_process_ends_that_too() -> None:
     engine = echo_in_its_process(token_delay=0.01, die_after=5)
     await engine.start()
-    first = engine._process.pid
+    first = engine._life.process.pid
     with pytest.raises(EngineFailure):
         await answer(engine, endless("a"))
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)
     await async_until(lambda: engine.health().state is EngineState.READY)
-    assert engine._process.pid != first
+    assert engine._life.process.pid != first
     assert (await answer(engine, request("x", max_new_tokens=2))).token_ids
     await engine.stop()
 

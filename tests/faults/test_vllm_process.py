@@ -55,7 +55,7 @@ async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_ove
     await engine.load_adapter("a@1", write_adapter(tmp_path / "a", tensors=tensors))
     asked = [request(ignore_eos=True), request(ignore_eos=True, adapter="a@1")]
     before = [await answer(engine, one) for one in asked]
-    processes = family(engine._process.pid)
+    processes = family(engine._life.process.pid)
     named(processes, "EngineCore").kill()
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)
     await async_until(lambda: engine.health().state is EngineState.READY)
@@ -65,7 +65,7 @@ async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_ove
 
 
 async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine: VllmEngine) -> None:
-    processes = family(engine._process.pid)
+    processes = family(engine._life.process.pid)
     endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
     running = [asyncio.create_task(answer(engine, one)) for one in endless]
     await async_until(lambda: engine.stats().running == 3)

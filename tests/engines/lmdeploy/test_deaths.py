@@ -51,7 +51,7 @@ def poison(engine: LmdeployEngine) -> asyncio.Task[Any]:
 
 
 def kill(engine: LmdeployEngine) -> None:
-    os.kill(engine._process.pid, signal.SIGKILL)
+    os.kill(engine._life.process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("end", [poison, kill])
@@ -61,7 +61,7 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(
     before = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")
     ]
-    process = psutil.Process(engine._process.pid)
+    process = psutil.Process(engine._life.process.pid)
     async with aclosing(engine.generate(asked("running"))) as outputs:
         await anext(outputs)
         others = [asyncio.create_task(answer(engine, asked(f"w{i}", adapter="a@1"))) for i in range(2)]
@@ -71,7 +71,7 @@ async def test_a_death_ends_what_runs_and_another_process_takes_over(
                 [output async for output in outputs]
         ends = await asyncio.gather(*others, *([dying] if dying else []), return_exceptions=True)
         assert all(isinstance(error, EngineFailure) for error in ends)
-    await async_until(lambda: engine.health().state is EngineState.READY and engine._process.pid != process.pid)
+    await async_until(lambda: engine.health().state is EngineState.READY and engine._life.process.pid != process.pid)
     assert not process.is_running()
     after = [
         (await answer(engine, asked("r", max_new_tokens=9, adapter=adapter))).token_ids for adapter in (None, "a@1")

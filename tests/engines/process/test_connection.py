@@ -1,11 +1,13 @@
 """Messages over a socket, however it cuts them."""
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from engines.errors import InvalidRequest
 from engines.process import frames
 from engines.process.connection import Closed, Connection
 from engines.types import EngineStats
@@ -19,6 +21,30 @@ def test_messages_are_whole_whatever_parts_they_come_in(part: int) -> None:
     splitter = frames.Splitter(frames.decode_to_engine)
     parts = [stream[start : start + part] for start in range(0, len(stream), part)]
     assert [message for data in parts for message in splitter.feed(data)] == SENT
+
+
+GARBAGE = {
+    "what no message begins with": b"Traceback (most recent call last):",
+    "a length of 3 GB": b"tnsv" + struct.pack("!I", 3 << 30),
+    "no message at all": b"tnsv" + struct.pack("!I", 4) + b"\xc1\xc1\xc1\xc1",
+    "a message of another kind": b"tnsv" + struct.pack("!I", 7) + b"\x81\xa4type\x01",
+    "broken text": b"tnsv" + struct.pack("!I", 9) + b"\x81\xa4type\xa2\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_is_no_message_is_noticed_at_once(garbage: str) -> None:
+    splitter = frames.Splitter(frames.decode_to_engine)
+    assert splitter.feed(frames.frame(SENT[1])) == [SENT[1]]
+    with pytest.raises(frames.Unreadable):
+        splitter.feed(GARBAGE[garbage])
+
+
+def test_a_message_that_is_too_long_is_the_requests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_BYTES", 1000)
+    assert frames.frame(SENT[2])
+    with pytest.raises(InvalidRequest, match="1000"):
+        frames.frame(SENT[3])
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from engines.errors import EngineFailure, EngineUnavailable, UnsupportedModel
-from engines.process.supervisor import STEADY, Supervisor
+from engines.process.life import End
+from engines.process.supervisor import TASK, Supervisor
+from engines.process.tasks import STEADY
 from engines.types import EngineState
 
 
@@ -21,10 +23,10 @@ class Lives:
         self.pauses: list[float] = []
         self.deaths: list[str] = []
         self.states: list[EngineState] = []
-        self.supervisor = Supervisor(self.start, self.deaths.append)
+        self.supervisor = Supervisor(self.start, self.deaths.append, max_restarts=10)
         self.over = asyncio.Event()
 
-    async def start(self) -> Coroutine[Any, Any, str]:
+    async def start(self) -> Coroutine[Any, Any, End]:
         if not self.plans:
             self.over.set()
             await asyncio.Event().wait()
@@ -33,10 +35,10 @@ class Lives:
             raise plan
         return self.live(plan)
 
-    async def live(self, seconds: float) -> str:
+    async def live(self, seconds: float) -> End:
         self.states.append(self.supervisor.health.state)
         self.now += seconds
-        return f"lived {seconds:g} s"
+        return End("exited", f"lived {seconds:g} s")
 
     async def pause(self, seconds: float) -> None:
         self.states.append(self.supervisor.health.state)
@@ -62,7 +64,7 @@ async def test_pauses_double_up_to_the_longest(lives: Callable[..., Lives]) -> N
     await run.supervisor.start()
     await run.over.wait()
     assert run.pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
-    assert run.deaths == ["lived 1 s"] * 9
+    assert run.deaths == ["its process lived 1 s"] * 9
     await run.supervisor.stop()
 
 
@@ -88,7 +90,7 @@ async def test_it_is_ready_while_it_lives_and_restarting_while_it_does_not(lives
     await run.over.wait()
     ready, restarting = EngineState.READY, EngineState.RESTARTING
     assert run.states == [ready, restarting, ready, restarting]
-    assert (run.supervisor.health.state, run.supervisor.health.detail) == (restarting, "lived 1 s")
+    assert (run.supervisor.health.state, run.supervisor.health.detail) == (restarting, "its process lived 1 s")
     await run.supervisor.stop()
     assert run.supervisor.health.state is EngineState.STOPPED
 
@@ -102,6 +104,48 @@ async def test_a_model_that_has_become_unloadable_is_not_tried_again(lives: Call
     await run.supervisor.stop()
 
 
+async def test_a_start_that_fails_of_the_machine_is_tried_again(lives: Callable[..., Lives]) -> None:
+    run = lives(1, OSError("Too many open files"), RuntimeError("can't start new thread"), 1)
+    await run.supervisor.start()
+    await run.over.wait()
+    assert run.deaths == ["its process lived 1 s"] * 2
+    assert run.supervisor.restarts == {"exited": 2, "start_failed": 2}
+    await run.supervisor.stop()
+
+
+async def test_too_many_restarts_in_a_row_are_the_end(lives: Callable[..., Lives]) -> None:
+    run = lives(1, 1, STEADY + 1, *[1] * 20)
+    await run.supervisor.start()
+    await run.supervisor._watcher
+    assert len(run.deaths) == 2 + 1 + 10
+    assert run.supervisor.health.state is EngineState.FAILED
+    assert "11 times in a row" in run.supervisor.health.detail
+    await run.supervisor.stop()
+
+
+async def test_an_error_in_supervision_itself_is_logged_and_counted_and_the_engine_started_again(
+    lives: Callable[..., Lives], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = lives(1, 1)
+    run.supervisor._on_death = lambda reason: {}["a bug"]
+    await run.supervisor.start()
+    await run.over.wait()
+    assert run.supervisor.task_failures == {TASK: 2} and TASK in caplog.text
+    assert run.supervisor.health.state is EngineState.RESTARTING
+    await run.supervisor.stop()
+
+
+async def test_an_engine_that_nobody_watches_has_failed(lives: Callable[..., Lives]) -> None:
+    run = lives(1)
+    await run.supervisor.start()
+    run.supervisor._watcher.cancel()
+    await asyncio.gather(run.supervisor._watcher, return_exceptions=True)
+    run.supervisor._life.close()
+    assert run.supervisor.health.state is EngineState.FAILED
+    await run.supervisor.stop()
+    assert run.supervisor.health.state is EngineState.STOPPED
+
+
 async def test_the_first_start_raises_what_is_wrong(lives: Callable[..., Lives]) -> None:
     run = lives(UnsupportedModel("not a model"))
     with pytest.raises(UnsupportedModel):
@@ -113,11 +157,11 @@ async def test_the_first_start_raises_what_is_wrong(lives: Callable[..., Lives])
 async def test_stopped_while_it_starts_it_stays_stopped() -> None:
     loaded = asyncio.Event()
 
-    async def start() -> Awaitable[str]:
+    async def start() -> Awaitable[End]:
         await loaded.wait()
         return asyncio.get_running_loop().create_future()
 
-    slow = Supervisor(start, lambda reason: None)
+    slow = Supervisor(start, lambda reason: None, max_restarts=10)
     starting = asyncio.create_task(slow.start())
     await asyncio.sleep(0)
     await slow.stop()

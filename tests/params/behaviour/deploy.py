@@ -237,3 +237,8 @@ def which_engine(server: Server) -> str:
 def queue(server: Server) -> Any:
     """Requests that the engine lets wait: with it started, how many depends on the moment."""
     return engine(server)._max_num_queued_reqs
+
+
+def patience(name: str) -> Seen:
+    """How long, or how often, the engine's process is waited for."""
+    return lambda server: getattr(engine(server)._patience, name)

@@ -23,6 +23,7 @@ from tests.params.behaviour.deploy import (
     handed_to,
     listens,
     logged,
+    patience,
     queue,
     stopped,
     streamed,
@@ -43,6 +44,9 @@ OF_THE_SERVER = apart(
     # how requests queue for the model
     infer_backend=Two("pt", "lmdeploy", which_engine),
     max_num_queued_reqs=Two(256, 3, queue),
+    engine_start_timeout=Two(1800, 60, patience("start_seconds")),
+    engine_watchdog_timeout=Two(300, 900, patience("step_seconds")),
+    engine_max_restarts=Two(10, 0, patience("restarts")),
     batch_concurrency=Two(16, 8, batch_slots),
     # adapters
     adapters=Two([], ["$FOLDER/adapters/a"], got("/v1/models")),

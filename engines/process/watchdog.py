@@ -1,0 +1,84 @@
+"""Whether an engine's process that lives goes on: it answers, makes steps while it has work, and is not stopped.
+
+Time counts in looks, so that a server which was stopped itself, or kept from running, does not blame the engine for it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NoReturn
+
+import psutil
+
+from engines.process import frames
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks at what was heard."""
+PING_SECONDS = 3.0
+"""Seconds of silence after which the process is asked for a sign."""
+FAMILY_SECONDS = 4.0
+"""Seconds between two looks at the state of all its processes."""
+
+
+class Stuck(Exception):
+    """The process lives, and does not go on."""
+
+
+class Watchdog:
+    """Told of every message that comes, it raises `Stuck` where `seconds` pass without what should come.
+
+    A pong is any message: a step that is long, but shorter than that, is no reason.
+    """
+
+    def __init__(self, seconds: float, *, has_work: Callable[[], bool], ping: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._has_work = has_work
+        self._ping = ping
+        self._silent = 0.0
+        self._without_step = 0.0
+        self._steps = 0
+
+    def hear(self, step: frames.Step) -> None:
+        self._silent = 0.0
+        told = step.outputs or step.embeddings or step.failures or step.adapters or step.rests
+        if told or step.stats.steps != self._steps:
+            self._steps = step.stats.steps
+            self._without_step = 0.0
+
+    async def run(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        self._silent += LOOK_SECONDS
+        self._without_step = self._without_step + LOOK_SECONDS if self._has_work() else 0.0
+        if self._silent >= self._seconds:
+            raise Stuck(f"has not answered for {self._seconds:g} s")
+        if self._without_step >= self._seconds:
+            raise Stuck(f"has made no step for {self._seconds:g} s, with work to do")
+        if self._silent >= PING_SECONDS:
+            self._ping()
+
+
+async def watch_for_stopped(leader: int) -> NoReturn:
+    """Raise `Stuck` where a process of a family is stopped (as by SIGSTOP) at two looks, one after the other."""
+    before: set[int] = set()
+    while True:
+        await asyncio.sleep(FAMILY_SECONDS)
+        stopped = await asyncio.to_thread(_stopped, leader)
+        if both := before & stopped.keys():
+            raise Stuck("is stopped: " + ", ".join(f"process {pid} ({stopped[pid]})" for pid in sorted(both)))
+        before = {*stopped}
+
+
+def _stopped(leader: int) -> dict[int, str]:
+    """The stopped processes of a family, and their names. One that a debugger looks into is not stopped."""
+    try:
+        family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
+        return {process.pid: process.name() for process in family if process.status() == psutil.STATUS_STOPPED}
+    except (psutil.Error, OSError) as error:  # one has just ended, or no more files can be opened: the next look tells
+        log.debug("the engine's processes cannot be looked at: %s", error)
+        return {}
