@@ -127,7 +127,11 @@ async def test_an_error_in_supervision_itself_is_logged_and_counted_and_the_engi
     lives: Callable[..., Lives], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = lives(1, 1)
-    run.supervisor._on_death = lambda reason: {}["a bug"]
+
+    def broken(reason: str) -> None:
+        raise KeyError("a bug")
+
+    run.supervisor._on_death = broken
     await run.supervisor.start()
     await run.over.wait()
     assert run.supervisor.task_failures == {TASK: 2} and TASK in caplog.text
@@ -140,10 +144,11 @@ async def test_an_engine_that_nobody_watches_has_failed(lives: Callable[..., Liv
     await run.supervisor.start()
     run.supervisor._watcher.cancel()
     await asyncio.gather(run.supervisor._watcher, return_exceptions=True)
+    assert isinstance(run.supervisor._life, Coroutine)
     run.supervisor._life.close()
-    assert run.supervisor.health.state is EngineState.FAILED
+    states = [run.supervisor.health.state]
     await run.supervisor.stop()
-    assert run.supervisor.health.state is EngineState.STOPPED
+    assert [*states, run.supervisor.health.state] == [EngineState.FAILED, EngineState.STOPPED]
 
 
 async def test_the_first_start_raises_what_is_wrong(lives: Callable[..., Lives]) -> None:
