@@ -23,8 +23,10 @@ class ServerParams(Params):
     """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
     tags; `none` leaves it in the text. Found from the chat template unless given."""
     api_key_file: Annotated[str | None, About(DEPLOY)] = None
-    """A file of more keys, one on a line, in the same form; empty lines, and lines that begin with #, are none. It is
-    read again on SIGHUP."""
+    """A file of more keys, one on a line, in the same form; what follows a # is a comment. It is read again on
+    SIGHUP."""
+    allow_anonymous: Annotated[bool, About(DEPLOY)] = False
+    """Let everybody in who reaches the address, without any key, also where other machines reach it."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
     """Ask for a key on `/metrics` too, where `api_key` is set."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
@@ -68,8 +70,9 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
 
     starred: ClassVar = frozenset({"served_model_name"})
 
-    host: Annotated[str, About(DEPLOY)] = "0.0.0.0"
-    """Address to listen on; 0.0.0.0: on all of the machine's."""
+    host: Annotated[str, About(DEPLOY)] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: on all of the machine's, as the reference does. One that other machines reach is
+    refused without a key."""
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
     api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None

@@ -18,6 +18,7 @@ from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
+from server.http.addresses import is_loopback
 from server.http.keys import VARIABLE, Keys
 from server.inference.inference import Inference
 from server.jobs.jobs import Jobs
@@ -44,6 +45,7 @@ def run(params: DeployParams) -> int:
     try:
         keys = read_keys(params, os.environ.pop(VARIABLE, ""))  # no process that is started from here has it
         listener = listen(params.host, params.port)
+        check_access(listener, keys, params)
         parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
@@ -96,6 +98,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class WrongAccess(TuneserveError):
+    """Who may connect is not what anybody can have meant."""
+
+    code = "wrong_access"
+
+
+def check_access(listener: socket.socket, keys: Keys, params: DeployParams) -> None:
+    """Without a key, only this machine may connect, unless `params` let everybody in. Raises WrongAccess."""
+    if keys and params.allow_anonymous:
+        raise WrongAccess("--allow_anonymous true lets everybody in without a key, and there are keys: leave one out")
+    if not keys and not params.allow_anonymous and not is_loopback(listener.getsockname()[0]):
+        raise WrongAccess(
+            f"--host {params.host}: everybody who reaches it could use the server; give it a key, by --api_key_file, "
+            f"--api_key or {VARIABLE}, or let them, by --allow_anonymous true"
+        )
+
+
 def serve(parts: Parts, listener: socket.socket) -> int:
     """Serve on `listener` until a signal, or until the engine fails to start; return the exit status."""
     config = uvicorn.Config(
@@ -115,11 +134,13 @@ def serve(parts: Parts, listener: socket.socket) -> int:
 
 
 async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> int:
-    keys = parts[Keys]
+    keys, address = parts[Keys], listener.getsockname()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
-    logger.info("Listening on http://%s:%d as %r.", *listener.getsockname()[:2], parts[ServedModel].name)
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    logger.info("Listening on http://%s:%d as %r.", host, address[1], parts[ServedModel].name)
     if not keys:
-        logger.warning("No api_key is set: everybody who reaches this address may use the server.")
+        who = "every user of this machine" if is_loopback(address[0]) else "everybody who reaches this address"
+        logger.warning("No key is set: %s may use the server.", who)
     stopping = asyncio.create_task(_stop_in_order(server, parts))
     await server.serve(sockets=[listener])
     stopping.cancel()

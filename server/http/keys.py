@@ -6,6 +6,7 @@ it is understood, and by its name from then on.
 
 import hashlib
 import hmac
+import itertools
 import logging
 import os
 import re
@@ -113,27 +114,27 @@ def _parse_all(texts: Iterable[str], source: str) -> Iterator[ApiKey]:
     return (parse_key(text, f"key {number} of {source}") for number, text in enumerate(texts, 1))
 
 
-def _parse_line(line: str, where: str) -> ApiKey:
+def _read_file(path: Path) -> tuple[ApiKey, ...]:
+    """The keys of a file, one on each line; what follows a # is a comment."""
+    lines = enumerate(_read_text(path).splitlines(), 1)
+    found = [(words, f"the key in line {number} of {path}") for number, line in lines if (words := _words(line))]
+    if not found:
+        raise WrongKeys(f"{path} has no key")
+    return tuple(_parse_words(words, where) for words, where in found)
+
+
+def _words(line: str) -> list[str]:
+    return list(itertools.takewhile(lambda word: not word.startswith("#"), line.split()))
+
+
+def _parse_words(words: Sequence[str], where: str) -> ApiKey:
     """A key, and options after it, of which there are none yet."""
-    text, *options = line.split()
+    text, *options = words
     key = parse_key(text, where)
     for option in options:
         told = repr(option.partition("=")[0]) if OPTION.fullmatch(option) else "after the key"
         raise WrongKeys(f"{where} has an unknown option {told}")
     return key
-
-
-def _read_file(path: Path) -> tuple[ApiKey, ...]:
-    """The keys of a file: one on each line; empty lines, and lines that begin with #, are none."""
-    lines = enumerate(_read_text(path).splitlines(), 1)
-    keys = tuple(
-        _parse_line(line, f"the key in line {number} of {path}")
-        for number, line in lines
-        if line.strip() and not line.lstrip().startswith("#")
-    )
-    if not keys:
-        raise WrongKeys(f"{path} has no key")
-    return keys
 
 
 def _read_text(path: Path) -> str:

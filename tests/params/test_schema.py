@@ -76,7 +76,13 @@ LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, Predict
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, NumbersParams, PredictParams, MixingParams)
 """Groups of our own, which the reference does not have."""
 
-OTHER_DEFAULTS = {"owned_by": "tuneserve", "max_batch_size": None, "use_hf": True, "template_backend": "jinja"}
+OTHER_DEFAULTS = {
+    "host": "127.0.0.1",
+    "owned_by": "tuneserve",
+    "max_batch_size": None,
+    "use_hf": True,
+    "template_backend": "jinja",
+}
 """Documented deviations: the field's docstring gives the reason."""
 
 REQUIRED = {"rlhf_type"}

@@ -13,8 +13,8 @@ from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
-from server.commands.deploy import configure_logging, listen, serve
-from server.parts import make_parts
+from server.commands.deploy import check_access, configure_logging, listen, serve
+from server.parts import make_parts, read_keys
 
 TOKENIZER = echo_tokenizer()
 """Made, and what it needs loaded, before the forks."""
@@ -41,11 +41,13 @@ def main(settings: dict[str, Any]) -> int:
         else EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
     )
     try:
+        keys = read_keys(params)
         listener = listen(params.host, params.port)
+        check_access(listener, keys, params)
     except errors.TuneserveError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return serve(make_parts(engine, TOKENIZER, params), listener)
+    return serve(make_parts(engine, TOKENIZER, params, keys=keys), listener)
 
 
 def _hosted(faults: dict[str, Any]) -> Engine:

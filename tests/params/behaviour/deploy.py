@@ -218,6 +218,21 @@ def listens(server: Server) -> Any:
     return call.value.args[0]
 
 
+def lets_in(server: Server) -> bool:
+    """Whether the command goes on to load the model."""
+
+    def reached(*_: Any) -> None:
+        raise Reached
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "load", reached)
+        try:
+            deploy.run(server.params)
+        except Reached:
+            return True
+    return False
+
+
 def engine(server: Server) -> Any:
     """The engine that is built, which is not started."""
     with pytest.MonkeyPatch.context() as patch:

@@ -1,9 +1,11 @@
 """A server process from its first breath to its last: ports, start, signals, drain."""
 
+import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +13,19 @@ import pytest
 from tests.server.keys import ASK, FULL, bearer
 from tests.server.process import ServerProcess
 from tests.until import until
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers that may refuse to start."""
+    with contextlib.ExitStack() as stack:
+
+        def run(**params: Any) -> ServerProcess:
+            server = ServerProcess.echo(params=params)
+            stack.callback(server.close)
+            return server
+
+        yield run
 
 
 def until_ready(url: str) -> None:
@@ -68,8 +83,8 @@ def test_without_a_key_there_is_one_warning(start_echo: Callable[..., ServerProc
         until_ready(server.url)
         server.signal()
         server.wait()
-    assert "".join(open_server.log).count("No api_key is set") == 1
-    assert "No api_key is set" not in "".join(locked.log)
+    assert "".join(open_server.log).count("No key is set: every user of this machine may") == 1
+    assert "No key is set" not in "".join(locked.log)
     assert "0123456789abcdef" not in "".join(locked.log)
 
 
@@ -113,3 +128,28 @@ def test_a_wrong_key_stops_the_start_with_one_line(monkeypatch: pytest.MonkeyPat
             assert reason in line
         finally:
             server.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_a_server_for_other_machines_needs_a_key_or_a_word_that_it_needs_none(
+    start: Callable[..., ServerProcess], host: str
+) -> None:
+    refused = start(host=host)
+    assert refused.wait() == 1
+    (line,) = refused.log
+    assert all(word in line for word in ("--api_key or", "--api_key_file", "--allow_anonymous true"))
+    anonymous, keyed = start(host=host, allow_anonymous=True), start(host=host, api_key=[FULL])
+    until(lambda: "everybody who reaches this address may use the server" in "".join(anonymous.log))
+    until(lambda: "Listening on" in "".join(keyed.log))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
+def test_this_machine_may_connect_without_a_key(start: Callable[..., ServerProcess], host: str) -> None:
+    server = start(host=host)
+    until(lambda: "No key is set: every user of this machine may use the server" in "".join(server.log))
+
+
+def test_keys_and_a_word_that_none_is_needed_contradict_each_other(start: Callable[..., ServerProcess]) -> None:
+    server = start(api_key=[FULL], allow_anonymous=True)
+    assert server.wait() == 1
+    assert "--allow_anonymous true" in "".join(server.log)

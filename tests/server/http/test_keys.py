@@ -122,7 +122,7 @@ def test_a_wrong_key_of_the_variable_is_told_by_it() -> None:
 
 
 def test_a_file_has_a_key_on_each_line(file: Path) -> None:
-    file.write_text(f"# ours\n\n  team=infer:{LONG}  \n{OTHER}\n")
+    file.write_text(f"# ours\n\n  team=infer:{LONG}  # asks\n{OTHER}\n #")
     keys = Keys(file=file)
     assert keys.find(LONG) and keys.find(OTHER)
     assert len(keys.names) == 2
