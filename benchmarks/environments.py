@@ -35,13 +35,15 @@ class Environment:
         if ready.exists() and ready.read_text() == self._stamp():
             return
         _run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
-        self.install(f"torch=={version('torch')}", *self.packages, torch_index=torch_index)
+        torch = f"torch=={version('torch')}"
+        if torch_index is not None:  # that index gives torch alone
+            self.install("--no-deps", "--index-url", torch_index, torch)
+        self.install(torch, *self.packages)
         self.finish()
         ready.write_text(self._stamp())
 
-    def install(self, *packages: str, torch_index: str | None = None) -> None:
-        index = ["--extra-index-url", torch_index] if torch_index else []
-        _run([self.program("python"), "-m", "pip", "install", "--quiet", *index, *packages])
+    def install(self, *packages: str) -> None:
+        _run([self.program("python"), "-m", "pip", "install", "--quiet", *packages])
 
     def finish(self) -> None:
         """What is left to do after the installation."""
@@ -55,6 +57,7 @@ class Vllm(Environment):
     """vLLM as tuneserve installs it, for CPUs or for CUDA."""
 
     def finish(self) -> None:
+        _run([self.program("python"), "-m", "engines.setup.locked", "server"])
         _run([self.program("python"), "-m", "engines.setup.install", "vllm"])
 
 

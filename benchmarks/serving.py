@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
     add("--port", type=int, default=8190, help="the first of one for each server")
-    add("--torch-index", help="one more package index for the peers' environments")
+    add("--torch-index", help="index that torch comes from in the peers' environments")
     return parser.parse_args(argv)
 
 

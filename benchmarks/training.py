@@ -347,7 +347,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
     add("--port", type=int, default=8390)
-    add("--torch-index", help="one more package index for LLaMA-Factory's environment")
+    add("--torch-index", help="index that torch comes from in LLaMA-Factory's environment")
     return parser.parse_args(argv)
 
 

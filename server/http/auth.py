@@ -11,12 +11,13 @@ from server.http.errors import InsufficientPermissions, InvalidApiKey, error_res
 from server.http.keys import Keys
 
 PUBLIC = frozenset({"/health", "/ready"})
+USERS = ALL_ROLES - {Role.METRICS}
 ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     # methods, start of the path, roles of which a key needs one
-    (frozenset({"GET"}), "/v1/models", ALL_ROLES),
-    (frozenset({"GET"}), "/version", ALL_ROLES),
+    (frozenset({"GET"}), "/v1/models", USERS),
+    (frozenset({"GET"}), "/version", USERS),
     (frozenset({"GET"}), "/metrics", ALL_ROLES),
-    (frozenset({"GET"}), "/openapi.json", ALL_ROLES),
+    (frozenset({"GET"}), "/openapi.json", USERS),
     (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),

@@ -16,6 +16,8 @@ class Role(StrEnum):
     """Run jobs."""
     ADMIN = "admin"
     """Administer the server."""
+    METRICS = "metrics"
+    """Read the metrics, as Prometheus does, and nothing else."""
 
 
 ALL_ROLES = frozenset(Role)

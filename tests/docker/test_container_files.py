@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from engines.params.deploy import DeployParams
+from engines.process import life
+from server.commands import deploy
+from server.http.caller import Role
+from server.http.keys import Keys
+from server.inference import lifecycle
+
 ROOT = Path(__file__).parents[2]
+MAKE_KEYS = ROOT / "docker" / "make-keys"
 COMPOSE = ROOT / "docker" / "compose.yaml"
 COMPOSE_GPU = ROOT / "docker" / "compose.gpu.yaml"
 ENGINES = {"api": "pt", "vllm": "vllm", "lmdeploy": "lmdeploy"}
@@ -40,7 +48,7 @@ def test_everything_that_the_dockerfile_copies_reaches_the_build() -> None:
     ]
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
-    assert set(sources) == let_through
+    assert {source.split("/")[0] for source in sources} == let_through
     assert all((ROOT / name).exists() for name in sources)
 
 
@@ -73,12 +81,74 @@ def test_prometheus_scrapes_each_server_by_the_name_and_port_that_all_have_in_th
     services = _services(COMPOSE)
     scrape = yaml.safe_load((ROOT / "docker" / "prometheus.yml").read_text())["scrape_configs"][0]
     (mount,) = [volume for volume in services["prometheus"]["volumes"] if volume.startswith("./")]
+    (key,) = services["prometheus"]["secrets"]
 
     assert scrape["static_configs"] == [{"targets": ["server:8000"]}]
+    assert scrape["authorization"] == {"credentials_file": f"/run/secrets/{key}"}
     for name in ENGINES:
-        assert services[name]["ports"] == ["${PORT:-8000}:8000"]
+        assert services[name]["ports"] == ["${ADDRESS:-127.0.0.1}:${PORT:-8000}:8000"]
         assert services[name]["networks"]["default"]["aliases"] == ["server"]
     assert (COMPOSE.parent / mount.split(":")[0]).is_file()
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "prometheus"])
+def test_a_container_can_change_little_and_take_no_more_than_its_share(name: str) -> None:
+    service = _services(COMPOSE)[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert all(":ro" in volume or not volume.startswith((".", "/")) for volume in service["volumes"])
+
+
+def test_images_that_others_have_made_are_named_by_their_content() -> None:
+    (base,) = [line.removeprefix("ARG BASE=") for line in _dockerfile() if line.startswith("ARG BASE=")]
+
+    for image in (base, _services(COMPOSE)["prometheus"]["image"]):
+        assert re.fullmatch(r"docker\.io/[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
+def test_a_container_has_longer_to_stop_than_a_server_may_take() -> None:
+    """Requests, the errors of those that had to be ended, jobs beside them, the engine, and connections, in turn."""
+    grace = DeployParams.model_fields["shutdown_timeout"].default
+    longest = grace + lifecycle.ERROR_DELIVERY_SECONDS + grace + 2 * life.ENDING_SECONDS + deploy.CLOSING_SECONDS
+
+    assert all(int(_services(COMPOSE)[name]["stop_grace_period"].removesuffix("s")) >= longest for name in ENGINES)
+
+
+def test_one_command_makes_keys_that_the_server_and_prometheus_understand(tmp_path: Path) -> None:
+    shutil.copy(MAKE_KEYS, tmp_path)
+    done = _run(str(tmp_path / MAKE_KEYS.name))
+    variable = (tmp_path / ".env").read_text().removeprefix("TUNESERVE_API_KEY=").rstrip("\n")
+    keys = Keys(variable=variable)
+    scraped = keys.find((tmp_path / "secrets" / "metrics_key").read_text())
+
+    assert keys.names == {"admin", "prometheus"}
+    assert scraped is not None and scraped.roles == {Role.METRICS}
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert variable.partition("=")[2].partition(",")[0] in done.stdout
+
+
+def test_keys_that_are_there_stay_as_they_are(tmp_path: Path) -> None:
+    shutil.copy(MAKE_KEYS, tmp_path)
+    (tmp_path / ".env").write_text("MODEL=some/model\n")
+    assert _run(str(tmp_path / MAKE_KEYS.name)).returncode == 0
+    before = (tmp_path / ".env").read_text()
+
+    again = _run(str(tmp_path / MAKE_KEYS.name))
+
+    assert before.startswith("MODEL=some/model\nTUNESERVE_API_KEY=")
+    assert (again.returncode, (tmp_path / ".env").read_text()) == (1, before)
+
+
+def test_the_compose_file_asks_for_keys_before_it_starts_anything() -> None:
+    for name in ENGINES:
+        assert _services(COMPOSE)[name]["environment"]["TUNESERVE_API_KEY"].startswith("${TUNESERVE_API_KEY:?")
+        assert _services(COMPOSE)[name]["command"] == ["--metrics_auth", "true"]
 
 
 def test_the_compose_file_resolves_where_docker_has_its_compose_plugin() -> None:
@@ -86,7 +156,19 @@ def test_the_compose_file_resolves_where_docker_has_its_compose_plugin() -> None
     if not shutil.which("docker") or _run(*compose, "version").returncode != 0:
         pytest.skip("docker compose is not installed")
 
-    done = _run(*compose, "-f", str(COMPOSE), "-f", str(COMPOSE_GPU), "--profile", "*", "config", "--quiet")
+    done = _run(
+        "env",
+        "TUNESERVE_API_KEY=any",
+        *compose,
+        "-f",
+        str(COMPOSE),
+        "-f",
+        str(COMPOSE_GPU),
+        "--profile",
+        "*",
+        "config",
+        "--quiet",
+    )
 
     assert done.returncode == 0, done.stderr
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from tests.server.keys import FULL, SCRAPE, bearer
 from tests.server.process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a server that is ready."""
-    process = ServerProcess.echo()
+    process = ServerProcess.echo(api_key=("admin=" + FULL, f"prometheus=metrics:{SCRAPE}"), metrics_auth=True)
     try:
         url = process.wait_until_listening()
         _until(lambda: _get(f"{url}/ready"), "the server is ready")
@@ -44,11 +45,14 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def prometheus(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prometheus that runs the container's configuration: only the target and the pace differ."""
+    """The address of a Prometheus that runs the container's configuration, with another target, pace and place of its
+    key."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load(CONFIG.read_text())
     config["global"]["scrape_interval"] = "1s"
     config["scrape_configs"][0]["static_configs"] = [{"targets": [server]}]
+    config["scrape_configs"][0]["authorization"] = {"credentials_file": str(folder / "metrics_key")}
+    (folder / "metrics_key").write_text(SCRAPE)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{_free_port()}"
     command = [
@@ -66,14 +70,15 @@ def prometheus(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_promtool_accepts_the_configuration() -> None:
-    done = subprocess.run(["promtool", "check", "config", str(CONFIG)], capture_output=True, text=True, check=False)
+    check = ["promtool", "check", "config", "--syntax-only", str(CONFIG)]  # the key's file is in the container only
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
 
 
 def test_promtool_finds_nothing_to_mend_in_the_metrics_but_the_colon_of_their_prefix(server: str) -> None:
     """`tuneserve:` is meant to be like `vllm:`, so that a dashboard is carried over by one replacement."""
-    metrics = _get(f"http://{server}/metrics")
+    metrics = _get(f"http://{server}/metrics", SCRAPE)
     done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, check=False)
 
     findings = done.stderr.decode().splitlines()
@@ -96,8 +101,9 @@ def _query(prometheus: str, expression: str) -> list[dict[str, Any]]:
     return series
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def _get(url: str, key: str | None = None) -> bytes:
+    request = urllib.request.Request(url, headers={} if key is None else bearer(key))
+    with urllib.request.urlopen(request, timeout=10) as answer:
         content: bytes = answer.read()
         return content
 

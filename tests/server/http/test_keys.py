@@ -63,7 +63,7 @@ def test_what_no_name_was_given_to_is_called_by_its_digest() -> None:
         ("a-team-of-many-people=", "ends with its '='"),
         (f"{LONG}==", "ends with its '='"),
         ("team=infer:", "is empty"),
-        (f"Infer:{LONG}", "has no role before its colon: infer, train, admin"),
+        (f"Infer:{LONG}", "has no role before its colon: infer, train, admin, metrics"),
         (f"inference:{LONG}", "has no role before its colon"),
         (f":{LONG}", "has no role before its colon"),
         (f"infer,train:{LONG}", "has no role before its colon"),

@@ -1,0 +1,81 @@
+"""Put in what was tested, file by file: `python -m engines.setup.locked server dev`.
+
+Each list of `locks/` has the version of every package that an environment needs, and the hashes of its files: pip takes
+no other file, whichever index offers one. `.ci/lock.py` makes the lists. This needs Python and pip alone: it makes the
+environments that all else runs in.
+"""
+
+import argparse
+import re
+import runpy
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+LOCKS = Path(__file__).with_name("locks")
+
+
+class InstallationFailed(Exception):
+    """pip, or what runs it, ended with an error; it has said why."""
+
+
+def install_torch(torch_index: str | None) -> None:
+    """PyTorch, here, from PyPI or from an index of its own, which gives nothing else. Raises InstallationFailed."""
+    install_lists(sys.executable, "torch", index=torch_index)
+    if torch_cuda():
+        install_lists(sys.executable, "torch-cuda")
+
+
+def install_lists(python: str, *names: str, index: str | None = None) -> None:
+    """In the environment of `python`, all packages of the lists and no others, from PyPI or from the `index` given.
+
+    Raises InstallationFailed.
+    """
+    files = [option for name in names for option in ("--requirement", str(LOCKS / f"{name}.txt"))]
+    options = ["--index-url", index] if index else []
+    pip(python, "--require-hashes", "--no-deps", *options, *files)
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The packages of a list, each with its version."""
+    return dict(re.findall(r"(?m)^([a-z0-9.-]+)==([^ ;]+)", (LOCKS / f"{name}.txt").read_text()))
+
+
+def pip(python: str, *arguments: str) -> None:
+    """`pip install`. Raises InstallationFailed."""
+    run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments])
+
+
+def run(command: list[str]) -> None:
+    """Raises InstallationFailed."""
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise InstallationFailed(f"the installation failed: `{' '.join(command[1:4])}` ended with {done.returncode}")
+
+
+def torch_cuda() -> str | None:
+    """The version of CUDA that torch here was built for; None: a build for CPUs, or no torch. Does not import it."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    cuda: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
+    return cuda
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m engines.setup.locked", description="Install what was tested.")
+    parser.add_argument("lists", nargs="+", metavar="LIST", help=f"one of {LOCKS}, without its ending")
+    parser.add_argument("--torch-index", metavar="URL", help="index that PyTorch comes from: PyTorch's for CPUs, say")
+    arguments = parser.parse_args()
+    try:
+        install_torch(arguments.torch_index)
+        install_lists(sys.executable, *arguments.lists)
+    except InstallationFailed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
