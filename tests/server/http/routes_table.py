@@ -1,0 +1,133 @@
+"""Every route, and what it answers to whom: what the keys `infer`, `train` and `admin` may do, and what of one owner's
+another owner finds.
+
+What the paths and bodies name belongs to `acme`, whose the keys `infer` and `train` are. `another` has both roles, and
+another name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+OK, REFUSED, NO_KEY, FORBIDDEN, MISSING, CONFLICT = 200, 400, 401, 403, 404, 409
+CALLERS = ("nobody", "infer", "train", "admin", "another")
+Statuses = tuple[int, int, int, int, int]
+
+PUBLIC: Statuses = (OK, OK, OK, OK, OK)
+EVERYBODY: Statuses = (NO_KEY, OK, OK, OK, OK)
+ALL_ROLES: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, FORBIDDEN, FORBIDDEN)
+ASKING: Statuses = (NO_KEY, OK, FORBIDDEN, FORBIDDEN, OK)
+ADMIN: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, OK, FORBIDDEN)
+TRAINING: Statuses = (NO_KEY, FORBIDDEN, OK, OK, OK)
+ACMES_ASKING: Statuses = (NO_KEY, OK, FORBIDDEN, FORBIDDEN, MISSING)
+ACMES_MODEL: Statuses = (NO_KEY, OK, OK, OK, MISSING)
+ACMES_TRAINING: Statuses = (NO_KEY, FORBIDDEN, OK, OK, MISSING)
+ACMES_TRAINING_FILE: Statuses = (NO_KEY, MISSING, OK, OK, MISSING)
+ACMES_BATCH: Statuses = (NO_KEY, OK, FORBIDDEN, OK, MISSING)
+NOT_AS_IT_IS: Statuses = (NO_KEY, FORBIDDEN, CONFLICT, CONFLICT, MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    method: str
+    path: str
+    statuses: Statuses
+    """What each of CALLERS gets."""
+    body: dict[str, Any] | None = None
+    """With `{file_id}` and the like in its texts."""
+    form: dict[str, str] | None = None
+    """Of an upload, in place of a body."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.method} {self.path}{'' if self.body is None else f' {sorted(self.body.items())}'}"
+
+
+def row(method: str, path: str, statuses: Statuses, **sent: Any) -> Row:
+    return Row(method=method, path=path, statuses=statuses, **sent)
+
+
+MESSAGES = [{"role": "user", "content": "a"}]
+SFT = {"type": "sft", "parameters": {"model": "echo", "dataset": ["{file_id}"]}}
+MERGE = {"type": "merge", "parameters": {"model": "echo", "adapters": ["{done_job_id}"]}}
+BATCH = {"input_file_id": "{input_id}", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+
+ROWS = (
+    # ---- the server itself
+    row("GET", "/health", PUBLIC),
+    row("GET", "/ready", PUBLIC),
+    row("GET", "/metrics", PUBLIC),
+    row("GET", "/version", EVERYBODY),
+    row("GET", "/openapi.json", EVERYBODY),
+    row("HEAD", "/openapi.json", ALL_ROLES),
+    row("GET", "/docs", ALL_ROLES),
+    row("HEAD", "/docs", ALL_ROLES),
+    row("GET", "/docs/oauth2-redirect", ALL_ROLES),
+    row("HEAD", "/docs/oauth2-redirect", ALL_ROLES),
+    row("GET", "/redoc", ALL_ROLES),
+    row("HEAD", "/redoc", ALL_ROLES),
+    row("POST", "/sleep", ADMIN),
+    row("POST", "/wake_up", ADMIN),
+    row("GET", "/is_sleeping", ADMIN),
+    # ---- answers
+    row("POST", "/v1/chat/completions", ASKING, body={"model": "echo", "messages": MESSAGES}),
+    row("POST", "/v1/chat/completions", ASKING, body={"model": "{alias}", "messages": MESSAGES}),
+    row("POST", "/v1/chat/completions", ACMES_ASKING, body={"model": "{model}", "messages": MESSAGES}),
+    row("POST", "/v1/chat/completions", ACMES_ASKING, body={"model": "{checkpoint}", "messages": MESSAGES}),
+    row("POST", "/v1/chat/completions", ACMES_ASKING, body={"model": "echo:{model}", "messages": MESSAGES}),
+    row("POST", "/v1/completions", ASKING, body={"model": "echo", "prompt": "a"}),
+    row("POST", "/v1/completions", ACMES_ASKING, body={"model": "{model}", "prompt": "a"}),
+    row("POST", "/v1/embeddings", ASKING, body={"model": "echo", "input": "a"}),
+    row("POST", "/v1/embeddings", ACMES_ASKING, body={"model": "{model}", "input": "a"}),
+    row("POST", "/tokenize", ASKING, body={"prompt": "a"}),
+    row("POST", "/tokenize", ACMES_ASKING, body={"model": "{model}", "prompt": "a"}),
+    row("POST", "/detokenize", ASKING, body={"tokens": [97]}),
+    row("POST", "/detokenize", ACMES_ASKING, body={"model": "{model}", "tokens": [97]}),
+    # ---- models
+    row("GET", "/v1/models", EVERYBODY),
+    row("GET", "/v1/models/{model:path}", ACMES_MODEL),
+    row("DELETE", "/v1/models/{model:path}", ACMES_TRAINING),
+    row("GET", "/v1/adapters", ADMIN),
+    row("POST", "/v1/adapters", ADMIN, body={"name": "new", "path": "adapter", "replace": True}),
+    row("POST", "/v1/load_lora_adapter", ADMIN, body={"lora_name": "{new}", "lora_path": "adapter"}),
+    row("POST", "/v1/unload_lora_adapter", ADMIN, body={"lora_name": "{name}"}),
+    row("GET", "/v1/adapters/{name:path}", ADMIN),
+    row("DELETE", "/v1/adapters/{name:path}", ADMIN),
+    row("POST", "/v1/adapters/{alias:path}/alias", ADMIN, body={"target": "{model}"}),
+    # ---- files
+    row("POST", "/v1/files", (NO_KEY, REFUSED, OK, OK, OK), form={"purpose": "fine-tune"}),
+    row("POST", "/v1/files", (NO_KEY, OK, REFUSED, OK, OK), form={"purpose": "batch"}),
+    row("GET", "/v1/files", EVERYBODY),
+    row("GET", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
+    row("GET", "/v1/files/{file_id}/content", ACMES_TRAINING_FILE),
+    row("DELETE", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
+    # ---- batches
+    row("POST", "/v1/batches", ACMES_BATCH, body=BATCH),
+    row("GET", "/v1/batches", (NO_KEY, OK, FORBIDDEN, OK, OK)),
+    row("GET", "/v1/batches/{batch_id}", ACMES_BATCH),
+    row("POST", "/v1/batches/{batch_id}/cancel", ACMES_BATCH),
+    # ---- fine-tuning
+    row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "echo", "training_file": "{file_id}"}),
+    row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "{model}", "training_file": "{file_id}"}),
+    row("GET", "/v1/fine_tuning/jobs", TRAINING),
+    row("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}", ACMES_TRAINING),
+    row("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel", ACMES_TRAINING),
+    row("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause", ACMES_TRAINING),
+    row("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume", NOT_AS_IT_IS),
+    row("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", ACMES_TRAINING),
+    row("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", ACMES_TRAINING),
+    # ---- jobs
+    row("POST", "/v1/jobs", ACMES_TRAINING, body=SFT),
+    row("POST", "/v1/jobs", ACMES_TRAINING, body=MERGE),
+    row("GET", "/v1/jobs", TRAINING),
+    row("GET", "/v1/jobs/{job_id}", ACMES_TRAINING),
+    row("DELETE", "/v1/jobs/{job_id}", ACMES_TRAINING),
+    row("POST", "/v1/jobs/{job_id}/cancel", ACMES_TRAINING),
+    row("POST", "/v1/jobs/{job_id}/pause", ACMES_TRAINING),
+    row("POST", "/v1/jobs/{job_id}/resume", NOT_AS_IT_IS),
+    row("POST", "/v1/jobs/{job_id}/retry", NOT_AS_IT_IS),
+    row("GET", "/v1/jobs/{job_id}/events", ACMES_TRAINING),
+    row("GET", "/v1/jobs/{job_id}/metrics", ACMES_TRAINING),
+    row("GET", "/v1/jobs/{job_id}/logs", ACMES_TRAINING),
+    row("GET", "/v1/jobs/{job_id}/artifacts", ACMES_TRAINING),
+    row("GET", "/v1/jobs/{job_id}/artifacts/{path:path}", ACMES_TRAINING),
+)
