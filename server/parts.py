@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.adapters.registry import AdapterRegistry
-from engines.adapters.state_folder import state_folder
+from engines.adapters.state_folder import state_folder, temporary_folder
 from engines.engine import Engine
+from engines.errors import InvalidRequest
 from engines.params.deploy import DeployParams
 from engines.params.secrets import secrets_of
 from server.adapters.at_start import load_adapters
@@ -49,12 +50,13 @@ def make_parts(
     keys: Keys | None = None,
 ) -> Parts:
     """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
-    given; `keys` are those that `params` name, unless given. Raises WrongKeys."""
+    given; `keys` are those that `params` name, unless given. Raises WrongKeys, and InvalidRequest for parameters that
+    exclude each other."""
     keys = read_keys(params) if keys is None else keys
-    state = state_folder(params.state_dir)
+    state = _state(params)
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
-    database = Database(state, params.database_url)
+    database = Database(None if params.without_state else state, params.database_url)
     inference = _inference(engine, model, params, state, FineTunedModels(database))
     tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
     # 2. The store side.
@@ -115,6 +117,16 @@ def read_keys(params: DeployParams, variable: str = "") -> Keys:
     """The keys that `params` name, and those of the environment variable. Raises WrongKeys."""
     file = None if params.api_key_file is None else Path(params.api_key_file).expanduser()
     return Keys(params.api_key or (), variable=variable, file=file)
+
+
+def _state(params: DeployParams) -> Path:
+    """The folder of what is kept. Raises InvalidRequest."""
+    if not params.without_state:
+        return state_folder(params.state_dir)
+    for name, given in (("state_dir", params.state_dir), ("database_url", params.database_url)):
+        if given is not None:
+            raise InvalidRequest(f"{name} has no effect beside without_state: give one of the two.", param=name)
+    return temporary_folder()
 
 
 def _inference(

@@ -6,7 +6,6 @@ state_dir/adapters/
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from filelock import FileLock, Timeout
 
 from engines.adapters.snapshot import Snapshots
 from engines.adapters.state import State, read_state, write_state
-from engines.adapters.state_folder import private_folder
+from engines.adapters.state_folder import WAY_OUT, private_folder
 from engines.adapters.table import Table
 from engines.errors import Conflict
-
-log = logging.getLogger(__name__)
 
 
 class PublishedNames:
@@ -42,11 +39,9 @@ class PublishedNames:
         try:
             self._saved = await asyncio.to_thread(self._open)
         except Timeout:
-            self._why_closed = "another server uses the state_dir of this one, and adapters need one of their own"
+            self._why_closed = f"another server uses the state_dir {self._folder.parent}: stop it, or {WAY_OUT}"
         except OSError as error:
-            self._why_closed = f"the state_dir of this server cannot be used ({error.strerror})"
-        if self._why_closed:
-            log.warning("No adapters can be loaded: %s: %s.", self._why_closed, self._folder)
+            self._why_closed = f"the state_dir {self._folder.parent} cannot be used ({error.strerror}): {WAY_OUT}"
         return self._saved
 
     def _open(self) -> State:

@@ -85,6 +85,10 @@ class AdapterRegistry:
         }
         self._names.table = Table(entries, saved.aliases)
 
+    def check_open(self) -> None:
+        """Raise Conflict where nothing that is loaded could be kept."""
+        self._names.check_open()
+
     async def close(self) -> None:
         """Let another server use `state_dir`. Comes last, after `engine.stop`."""
         await self._changes.finish()

@@ -47,10 +47,14 @@ class ServerParams(Params):
     """A folder whose subfolders are adapters: one that a request names is loaded then."""
     state_dir: Annotated[str | None, About(DEPLOY)] = None
     """Where the server keeps what it must know after a restart: adapters, files, jobs. Only its own user can read
-    it. Unless given, the platform's folder for user data."""
+    it. Unless given, the platform's folder for user data. It serves one server at a time: a second one ends at its
+    start."""
+    without_state: Annotated[bool, About(DEPLOY)] = False
+    """Serve the model alone: no files, batches and jobs, which are answered with 409, and no adapter that is loaded
+    over the API is there after a restart. `state_dir` is left alone."""
     database_url: Annotated[str | None, About(DEPLOY, secret=True)] = None
     """The database of files, jobs and batches: `postgresql://user:password@host/name`, or `sqlite:///FILE`. Unless
-    given, a SQLite file in `state_dir`. It serves one server at a time."""
+    given, a SQLite file in `state_dir`. It serves one server at a time, too."""
     max_running_jobs: Annotated[int, About(DEPLOY)] = Field(1, ge=0)
     """Training jobs that run at a time; 0: they stay in the queue."""
     job_retries: Annotated[int, About(DEPLOY)] = Field(2, ge=0)

@@ -16,11 +16,12 @@ logger = logging.getLogger(__name__)
 async def load_adapters(registry: AdapterRegistry, adapters: Sequence[str], hub_token: str | None) -> None:
     """Load them into the engine, which has started.
 
-    Raises for the first of `adapters` that cannot be served: a server that lacks what it was told to serve must not
-    look ready.
+    Raises Conflict where the state folder cannot be had, and for the first of `adapters` that cannot be served: a
+    server that lacks what it was told to serve must not look ready.
     """
     began = time.monotonic()
     await registry.restore()
+    registry.check_open()
     for name, source in name_adapters(adapters).items():
         try:
             folder = await asyncio.to_thread(fetch_adapter, source, token=hub_token)

@@ -37,8 +37,10 @@ class Lifecycle:
         self._draining = False
 
     async def start_engine(self) -> None:
-        """Start the engine with its adapters. A failure is logged and told by `start_failed`: nobody awaits a start in
-        the background."""
+        """Start the engine with its adapters, unless the start of the server has failed already. A failure is logged
+        and told by `start_failed`: nobody awaits a start in the background."""
+        if self.start_failed.is_set():
+            return
         began = time.monotonic()
         try:
             await self._engine.start()

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from engines.adapters.state_folder import private_folder
+from engines.adapters.state_folder import WAY_OUT, private_folder
 from engines.errors import Conflict, StorageFull, StoreUnavailable, TuneserveError
 from server.store.address import read_address, sqlite_address
 from server.store.ids import new_id
@@ -23,10 +23,20 @@ from server.store.tables import OWNERS
 
 log = logging.getLogger(__name__)
 
-BUSY_SECONDS = 30
+BUSY_SECONDS = 10
+"""Seconds that a transaction waits for its turn, and then for what another program does with the database."""
 CONNECT_SECONDS = 10
+COMMAND_SECONDS = 60
+"""Seconds for Postgres to answer, after which it counts as lost."""
 KEEP_ALIVE = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 """Settings by which Postgres notices within half a minute that the machine of a server is gone."""
+SQLITE_AWAY = tuple(
+    f"SQLITE_{name}"
+    for name in ("BUSY", "LOCKED", "IOERR", "CANTOPEN", "READONLY", "CORRUPT", "NOTADB", "PROTOCOL", "NOMEM", "PERM")
+)
+"""Beginnings of the names of errors that are no mistake of ours."""
+POSTGRES_AWAY = ("08", "25006", "53", "55", "57", "58", "XX")
+"""Beginnings of such errors' SQLSTATE: connection, read-only, resources, locks, operators, system, internal."""
 
 
 class UnusableDatabase(TuneserveError):
@@ -38,13 +48,13 @@ class UnusableDatabase(TuneserveError):
 class Database:
     """Transactions on the tables of `tables.METADATA`.
 
-    Where it is not open, because another server uses it or `state_dir` cannot be written, every transaction raises
-    Conflict with the reason.
+    Where it is not open, because the server was told to keep nothing, every transaction raises Conflict with the
+    reason.
     """
 
-    def __init__(self, state_dir: Path, url: str | None = None) -> None:
-        """Raises InvalidRequest for a `url` that the store cannot use."""
-        self._folder = state_dir / "store"
+    def __init__(self, state_dir: Path | None, url: str | None = None) -> None:
+        """`state_dir` None: nothing is kept. Raises InvalidRequest for a `url` that the store cannot use."""
+        self._state = state_dir
         self._url = None if url is None else read_address(url)
         self._engine: AsyncEngine | None = None
         self._ownership: Ownership | None = None
@@ -55,15 +65,18 @@ class Database:
 
     async def open(self) -> None:
         """Take the database and bring its tables up to date. Raises UnusableDatabase, NewerDatabase."""
+        if self._state is None:
+            self._why_closed = "it was started with --without_state"
+            return
         try:
-            await self._open()
+            await self._open(self._state)
             self._why_closed = ""
         except Conflict as error:
-            self._why_closed = error.message
+            raise UnusableDatabase(f"another server uses {self._place}: stop it, or {WAY_OUT}") from error
         except OSError as error:
             if self._url is not None:
                 raise _unusable(error) from error
-            self._why_closed = f"the state_dir of this server cannot be used ({error.strerror})"
+            raise UnusableDatabase(f"{self._place} cannot be used ({error.strerror}): {WAY_OUT}") from error
         except TuneserveError:
             raise
         except Exception as error:  # each driver has classes of its own
@@ -71,25 +84,25 @@ class Database:
         finally:
             if self._why_closed:
                 await self.close()
-        if self._why_closed:
-            log.warning("No files can be kept and no jobs run: %s.", self._why_closed)
 
-    async def _open(self) -> None:
-        url = self._url or sqlite_address(private_folder(self._folder) / "tuneserve.sqlite3")
+    @property
+    def _place(self) -> str:
+        if self._url is not None:
+            return f"the database {self._url.render_as_string()}"  # without its password
+        return f"the state_dir {self._state}"
+
+    async def _open(self, state: Path) -> None:
+        url = self._url or sqlite_address(private_folder(state / "store") / "tuneserve.sqlite3")
         self._engine = _engine(url)
         if url.get_backend_name() == "sqlite":
-            self._ownership = FileOwnership(Path(url.database or "").with_suffix(".lock"))
-            await self._ownership.take()
-            async with self._engine.execution_options(write=True).begin() as connection:
-                await connection.run_sync(migrate)
-                self.id = await _id(connection)
+            self._ownership = FileOwnership(Path(url.database or ""))
         else:
-            self._ownership = ours = SessionOwnership(self._engine)
-            await ours.take()
-            async with self._engine.begin() as connection:
-                await connection.run_sync(migrate)
-                await ours.sign(connection)
-                self.id = await _id(connection)
+            self._ownership = SessionOwnership(self._engine)
+        await self._ownership.take()
+        async with self._engine.execution_options(write=True).begin() as connection:
+            await connection.run_sync(migrate)
+            await self._ownership.sign(connection)
+            self.id = await _id(connection)
 
     async def close(self) -> None:
         """Let another server use it. Comes last."""
@@ -141,17 +154,25 @@ class Database:
         if self._engine.dialect.name != "sqlite":
             yield
             return
-        async with self._turn:
+        try:
+            await asyncio.wait_for(self._turn.acquire(), BUSY_SECONDS)
+        except TimeoutError:
+            raise StoreUnavailable("The server's database is too busy.") from None
+        try:
             yield
+        finally:
+            self._turn.release()
 
     @contextlib.asynccontextmanager
     async def _begin(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
-        assert self._engine is not None, "open"
+        assert self._engine is not None and self._ownership is not None, "open"
+        self._ownership.check_place()
         connection = self._engine.execution_options(write=write).connect()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(connection)
             except Exception as error:  # each driver has classes of its own
+                log.warning("The database cannot be reached: %s: %s", type(error).__name__, error)
                 raise StoreUnavailable("The server cannot reach its database.") from error
             await stack.enter_async_context(connection.begin())
             yield connection
@@ -171,14 +192,18 @@ def _unusable(error: Exception) -> UnusableDatabase:
 
 def _engine(url: URL) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        engine = create_async_engine(url, pool_timeout=BUSY_SECONDS, connect_args={"timeout": BUSY_SECONDS})
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     if importlib.util.find_spec("asyncpg") is None:
         raise UnusableDatabase("a Postgres database needs asyncpg: pip install 'tuneserve[postgres]'")
+    settings = {**KEEP_ALIVE, "lock_timeout": f"{BUSY_SECONDS}s"}
     return create_async_engine(
-        url, pool_pre_ping=True, connect_args={"timeout": CONNECT_SECONDS, "server_settings": KEEP_ALIVE}
+        url,
+        pool_pre_ping=True,
+        pool_timeout=BUSY_SECONDS,
+        connect_args={"timeout": CONNECT_SECONDS, "command_timeout": COMMAND_SECONDS, "server_settings": settings},
     )
 
 
@@ -202,8 +227,20 @@ def _our_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
-            raise StorageFull("There is no room left on the server's disk.") from error
-        if error.connection_invalidated:
-            raise StoreUnavailable("The server has lost its database.") from error
-        raise
+        if (ours := _to_ours(error)) is None:
+            raise
+        log.warning("The database failed: %s", error.orig)
+        raise ours from error
+    except TimeoutError as error:  # asyncpg's, which SQLAlchemy lets pass
+        log.warning("The database did not answer within %g s.", COMMAND_SECONDS)
+        raise StoreUnavailable("The server's database does not answer.") from error
+
+
+def _to_ours(error: DBAPIError) -> TuneserveError | None:
+    """What the state of the machine or of the database is to blame for; None for a mistake of our own."""
+    name, state = getattr(error.orig, "sqlite_errorname", ""), getattr(error.orig, "sqlstate", None) or ""
+    if name == "SQLITE_FULL" or state == "53100" or "No space left" in str(error.orig):
+        return StorageFull("There is no room left on the server's disk.")
+    if name.startswith(SQLITE_AWAY) or state.startswith(POSTGRES_AWAY) or error.connection_invalidated:
+        return StoreUnavailable("The server cannot use its database now.")
+    return None

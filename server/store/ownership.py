@@ -8,7 +8,9 @@ change nothing any more.
 
 import asyncio
 import contextlib
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -17,20 +19,29 @@ from sqlalchemy import delete, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from engines.errors import Conflict
+from engines.errors import Conflict, StoreUnavailable
 from server.store.ids import new_id
 from server.store.tables import OWNERS
 
+log = logging.getLogger(__name__)
+
 TAKEN = "another server uses the database of this one, and each needs one of its own"
 ADVISORY_LOCK = 0x74756E6573657276  # "tuneserv"
-PATIENCE_SECONDS = 3.0
-"""Seconds for Postgres to notice that the server before this one has died."""
+PATIENCE_SECONDS = 5.0
+"""Seconds for a server that is ending to let the database go, and for Postgres to notice that one has died."""
 PAUSE_SECONDS = 0.1
+GONE = "The file of the server's database was removed or replaced: put it back, or start the server again."
 
 
 class Ownership(Protocol):
     async def take(self) -> None:
-        """Raises Conflict where another server has it."""
+        """Raises Conflict where another server has it, and keeps it for longer than one that is ending would."""
+
+    async def sign(self, connection: AsyncConnection) -> None:
+        """Comes once, when it is taken and the tables are there."""
+
+    def check_place(self) -> None:
+        """Comes before every transaction. Raises StoreUnavailable where the database is not where it was."""
 
     async def check(self, connection: AsyncConnection) -> None:
         """Comes first in a transaction that writes. Raises Conflict where another server has taken over."""
@@ -38,17 +49,50 @@ class Ownership(Protocol):
     async def release(self) -> None: ...
 
 
+async def _wait_for(try_it: Callable[[], Awaitable[bool]]) -> None:
+    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+    while not await try_it():
+        if time.monotonic() > deadline:
+            raise Conflict(TAKEN)
+        if not told:
+            log.info("Another server uses the database; it has %g s to end.", PATIENCE_SECONDS)
+            told = True
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
 class FileOwnership:
-    """Ownership of a SQLite database."""
+    """Ownership of a SQLite database: of its file, wherever that is moved."""
 
     def __init__(self, file: Path) -> None:
-        self._lock = FileLock(file, thread_local=False)
+        """`file`: the database's. The lock is one beside it."""
+        self._file = file
+        self._lock = FileLock(file.with_suffix(".lock"), thread_local=False)
+        self._identity: tuple[int, int] | None = None
 
     async def take(self) -> None:
+        await _wait_for(self._try_lock)
+
+    async def _try_lock(self) -> bool:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise Conflict(TAKEN) from None
+            return False
+        return True
+
+    async def sign(self, connection: AsyncConnection) -> None:
+        self._identity = self._identify()
+
+    def check_place(self) -> None:
+        """What is written to a file that has lost its name is lost, and SQLite says nothing."""
+        if self._identity is not None and self._identify() != self._identity:
+            raise StoreUnavailable(GONE)
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     async def check(self, connection: AsyncConnection) -> None:
         """The lock lives as long as the process."""
@@ -68,21 +112,24 @@ class SessionOwnership:
 
     async def take(self) -> None:
         self._session = await self._engine.connect()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not await self._try_lock(self._session):
-            if time.monotonic() > deadline:
-                await self.release()
-                raise Conflict(TAKEN)
-            await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            await _wait_for(self._try_lock)
+        except Conflict:
+            await self.release()
+            raise
 
-    async def _try_lock(self, session: AsyncConnection) -> bool:
-        found = await session.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    async def _try_lock(self) -> bool:
+        assert self._session is not None, "connected"
+        found = await self._session.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         return bool(found.scalar_one())
 
     async def sign(self, connection: AsyncConnection) -> None:
         """Shut out the owner before this one. Its transactions that are under way end first."""
         await connection.execute(delete(OWNERS).where(OWNERS.c.name == "server"))
         await connection.execute(insert(OWNERS).values(name="server", token=self._token))
+
+    def check_place(self) -> None:
+        """It is where its address says."""
 
     async def check(self, connection: AsyncConnection) -> None:
         row = select(OWNERS.c.token).where(OWNERS.c.name == "server").with_for_update(read=True)

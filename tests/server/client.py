@@ -1,6 +1,8 @@
 """A client of an app in the test's own process."""
 
+import os
 import time
+from tempfile import mkdtemp
 from typing import Any, Self
 
 from fastapi import FastAPI
@@ -46,7 +48,8 @@ def echo_client(
     raise_server_exceptions: bool = True,
     **params: Any,
 ) -> ReadyClient:
-    """A client, to be entered, of a server on EchoEngine with these parameters of `deploy`."""
-    given = DeployParams(**{"model": "echo"} | params)
+    """A client, to be entered, of a server on EchoEngine with these parameters of `deploy`, and a state of its own."""
+    state = {} if "without_state" in params else {"state_dir": mkdtemp(dir=os.environ["XDG_DATA_HOME"])}
+    given = DeployParams(**{"model": "echo"} | state | params)
     parts = make_parts(engine or EchoEngine(), echo_tokenizer(), given, generation_config)
     return ReadyClient(parts, raise_server_exceptions=raise_server_exceptions)

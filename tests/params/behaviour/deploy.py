@@ -62,7 +62,8 @@ class Server:
         (folder / "other").mkdir(parents=True)
         (folder / "other" / "keys").write_text(FULL)
         placed = json.loads(json.dumps(dict(given)).replace("$FOLDER", str(folder)))
-        self.params = DeployParams.model_validate({"state_dir": str(folder / "state"), **placed})
+        state = {} if "without_state" in placed else {"state_dir": str(folder / "state")}
+        self.params = DeployParams.model_validate({**state, **placed})
 
     @contextlib.contextmanager
     def client(self, *, token_delay: float = 0.0) -> Iterator[ReadyClient]:

@@ -87,6 +87,7 @@ OF_THE_SERVER = apart(
     max_file_size=Two(512, 0.001, uploaded),
     allowed_origins=Two([], ["http://page"], allowed),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
+    without_state=Two(False, True, got("/v1/files")),
     database_url=Two(UNGIVEN, "sqlite:///$FOLDER/other/some.db", files),
     # jobs
     max_running_jobs=Two(1, 0, handed_to(server_parts, "Jobs", "max_running")),

@@ -297,15 +297,28 @@ def test_a_key_sees_the_files_of_its_role(start: Callable[..., Api]) -> None:
 # ---- where they lie
 
 
-def test_a_server_that_shares_its_state_says_so_and_serves_all_the_same(start: Callable[..., Api]) -> None:
+def test_a_second_server_on_the_same_state_ends_and_says_what_to_do(
+    start: Callable[..., Api], start_echo: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
     first = start()
     assert first.upload(purpose="batch").status_code == 200
-    second = start()
-    for reply in (second.upload(purpose="batch"), second.http.get("/v1/files")):
+    second = start_echo(params={"state_dir": str(tmp_path)})
+    assert second.wait() == 1
+    [line] = [line for line in second.log if "The server cannot start" in line]
+    assert f"another server uses the state_dir {tmp_path}: stop it, or " in line and "--without_state true" in line
+    assert first.http.get("/v1/files").status_code == 200
+
+
+def test_a_server_without_state_serves_the_model_alone(
+    start_echo: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    api = Api(start_echo(params={"without_state": True, "verbose": False}), tmp_path)
+    until(api.server.is_ready)
+    for reply in (api.upload(purpose="batch"), api.http.get("/v1/files"), api.http.get("/v1/jobs")):
         assert (reply.status_code, reply.json()["error"]["code"]) == (409, "conflict")
-        assert "another server" in reply.json()["error"]["message"]
-    assert second.http.get("/health").status_code == 200
-    assert len(first.contents()) == 1
+        assert "--without_state" in reply.json()["error"]["message"]
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+    assert api.http.post("/v1/chat/completions", json=chat).status_code == 200
 
 
 def test_files_outlive_the_server_and_what_it_left_half_done_does_not(start: Callable[..., Api]) -> None:

@@ -1,6 +1,7 @@
 """The database: one owner, whole transactions, tables as declared; on SQLite and on Postgres."""
 
 import asyncio
+import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,9 +10,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Text, column, insert, select, table, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import server.app  # noqa: F401  (declares all tables)
 from engines.errors import Conflict, InvalidRequest, StoreUnavailable
+from server.store import database as store_database
+from server.store import ownership
+from server.store.address import read_address
 from server.store.database import Database, UnusableDatabase
 from server.store.ids import new_id
 from server.store.migrate import NewerDatabase
@@ -29,6 +34,11 @@ async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]
         await connection.execute(text("CREATE TABLE notes (id TEXT PRIMARY KEY, words TEXT)"))
     yield database
     await database.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE_SECONDS", 0.2)
 
 
 async def test_what_is_written_is_there_after_a_restart(database: Database, database_url: str, tmp_path: Path) -> None:
@@ -95,21 +105,65 @@ async def test_the_tables_are_those_that_the_code_declares(database: Database) -
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_second_server_is_told_why_it_keeps_nothing(
-    database: Database, database_url: str, tmp_path: Path
+async def test_a_second_server_is_told_so_and_what_to_do(
+    database: Database, database_url: str, tmp_path: Path, impatient: None
 ) -> None:
     second = Database(tmp_path / "second", database_url)
-    await second.open()
-    for transaction in (second.reading, second.writing):
-        with pytest.raises(Conflict, match="another server uses the database"):
-            async with transaction():
-                pass
-    await second.close()
+    with pytest.raises(UnusableDatabase, match=r"another server uses the database .*: stop it, or .*--without_state"):
+        await second.open()
     await database.close()
     await second.open()
     async with second.writing():
         pass
     await second.close()
+
+
+async def test_a_server_waits_for_one_that_is_about_to_end(
+    database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE_SECONDS", 3600)
+    second = Database(tmp_path / "second", database_url)
+    opening = asyncio.create_task(second.open())
+    await asyncio.sleep(0.3)
+    assert not opening.done()
+    await database.close()
+    await opening
+    async with second.writing():
+        pass
+    await second.close()
+
+
+async def test_without_state_every_transaction_is_refused() -> None:
+    database = Database(None)
+    await database.open()
+    for transaction in (database.reading, database.writing):
+        with pytest.raises(Conflict, match="keeps no files and runs no jobs: it was started with --without_state"):
+            async with transaction():
+                pass
+    await database.close()
+
+
+async def test_what_another_program_locks_is_told_as_away(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In SQLite its whole file, in Postgres a table."""
+    monkeypatch.setattr(store_database, "BUSY_SECONDS", 1)
+    await database.close()
+    await database.open()
+    other = create_async_engine(read_address(database_url))
+    async with other.connect() as program:
+        locking = "BEGIN IMMEDIATE" if other.dialect.name == "sqlite" else "LOCK TABLE notes"
+        await program.exec_driver_sql(locking)
+        writes = (write(database), write(database))
+        assert [type(each) for each in await asyncio.gather(*writes, return_exceptions=True)] == [StoreUnavailable] * 2
+        await program.rollback()
+    await other.dispose()
+    await write(database)
+
+
+async def write(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(insert(NOTES).values(id="a"))
 
 
 async def test_a_database_of_a_later_version_is_not_touched(
@@ -136,11 +190,27 @@ async def test_unless_told_otherwise_it_is_a_file_that_only_this_user_can_read(t
 
 async def test_a_state_dir_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
+    with pytest.raises(UnusableDatabase, match=r"the state_dir .*/state cannot be used .*--without_state"):
+        await Database(tmp_path / "state").open()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_gone_is_not_written_to(tmp_path: Path, replaced: bool) -> None:
     database = Database(tmp_path / "state")
     await database.open()
-    with pytest.raises(Conflict, match="state_dir of this server cannot be used"):
-        async with database.reading():
-            pass
+    async with database.writing() as connection:
+        await connection.execute(text("CREATE TABLE notes (id TEXT PRIMARY KEY, words TEXT)"))
+    file = tmp_path / "state" / "store" / "tuneserve.sqlite3"
+    file.rename(tmp_path / "elsewhere")
+    if replaced:
+        shutil.copy(tmp_path / "elsewhere", file)
+    for transaction in (database.reading, database.writing):
+        with pytest.raises(StoreUnavailable, match="removed or replaced"):
+            async with transaction():
+                pass
+    (tmp_path / "elsewhere").rename(file)
+    await write(database)
+    await database.close()
 
 
 async def test_a_file_that_is_no_database_ends_the_start(tmp_path: Path) -> None:
@@ -158,7 +228,7 @@ async def test_a_database_that_is_not_there_ends_the_start(postgres: Postgres, t
             await Database(tmp_path, address).open()
 
 
-async def test_a_server_whose_lock_was_lost_takes_it_again(postgres: Postgres, tmp_path: Path) -> None:
+async def test_a_server_whose_lock_was_lost_takes_it_again(postgres: Postgres, tmp_path: Path, impatient: None) -> None:
     with postgres.database() as url:
         first, second = Database(tmp_path, url), Database(tmp_path, url)
         await first.open()
@@ -166,12 +236,14 @@ async def test_a_server_whose_lock_was_lost_takes_it_again(postgres: Postgres, t
         postgres.start()
         async with first.writing():
             pass
-        await second.open()
-        assert (first.is_open, second.is_open) == (True, False)
+        with pytest.raises(UnusableDatabase, match="another server uses the database"):
+            await second.open()
         await first.close()
 
 
-async def test_a_server_whose_lock_was_lost_and_taken_writes_no_more(postgres: Postgres, tmp_path: Path) -> None:
+async def test_a_server_whose_lock_was_lost_and_taken_writes_no_more(
+    postgres: Postgres, tmp_path: Path, impatient: None
+) -> None:
     with postgres.database() as url:
         first, second = Database(tmp_path, url), Database(tmp_path, url)
         await first.open()
