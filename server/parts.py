@@ -10,7 +10,6 @@ from engines.adapters.state_folder import state_folder, temporary_folder
 from engines.engine import Engine
 from engines.errors import InvalidRequest
 from engines.params.deploy import DeployParams
-from engines.params.secrets import secrets_of
 from server.adapters.at_start import load_adapters
 from server.adapters.roots import AdapterRoots
 from server.batches.service import Batches
@@ -26,6 +25,7 @@ from server.inference.fine_tuned import FineTunedModels
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
 from server.jobs.executor import LocalExecutor
+from server.jobs.hub import JobHub
 from server.jobs.jobs import GIB, Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.sources import ServedSource, Sources
@@ -64,12 +64,14 @@ def make_parts(
     store = JobStore(database)
     key_metrics = KeyMetrics(inference.metrics.registry, prefix=PREFIX, names=lambda: keys.names)
     publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
+    hub = JobHub(allowed=params.job_hub, cache=state / "hub", max_bytes=int(params.job_hub_max_size * GIB))
     jobs = Jobs(
         store,
         state / "jobs",
         JobMetrics(inference.metrics.registry, prefix=PREFIX),
-        machine or Machine(executor=LocalExecutor(secrets=secrets_of(params), memory=_bytes(params.job_memory))),
+        machine or Machine(executor=LocalExecutor(memory=_bytes(params.job_memory))),
         publisher,
+        hub,
         tasks,
         max_running=params.max_running_jobs,
         retries=params.job_retries,
@@ -92,7 +94,7 @@ def make_parts(
         concurrency=_batch_concurrency(params),
     )
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
-    sources = Sources(jobs, files, served, params.job_roots)
+    sources = Sources(jobs, files, served, params.job_roots, hub)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     roots = AdapterRoots(params.adapter_roots)
     return Parts(

@@ -17,7 +17,7 @@ environment (`engines.params.secrets`).
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -106,6 +106,8 @@ class Validation(_Written):
     """Tokens of one epoch, where they were counted."""
     model_parameters: int | None = None
     """Weights of the model to train."""
+    fetched: dict[str, Any] = {}
+    """Parameters that named something on the hub, with the folders of what was fetched from there."""
     error: JobError | None = None
 
 

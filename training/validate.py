@@ -1,4 +1,5 @@
-"""`python -m training.validate FOLDER`: look at the data of the folder's task, and write validation.json.
+"""`python -m training.validate FOLDER`: fetch what the folder's task names on the hub, look at its data, and write
+validation.json.
 
 Exit status 0 where something was written, whatever it says. Neither torch nor transformers is loaded for it.
 """
@@ -8,9 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from engines.errors import TuneserveError
 from training.data.check import check
 from training.folder import JobError, JobFolder, Validation
+from training.hub.fetch import fetch
 from training.methods import method_of
+from training.params.task import Task
 
 
 def main(folder: JobFolder) -> None:
@@ -22,11 +26,24 @@ def _validation(folder: JobFolder) -> Validation:
         task = folder.read_task()
     except (OSError, ValidationError) as error:
         return Validation(error=JobError(code="invalid_request", message=f"task.json cannot be read: {error}"))
-    params = task.training
-    found = Validation() if params is None else check(params, learns=method_of(params).rows)
+    found = _look(task)
     if found.error is None or not task.discreet:
         return found
     return found.model_copy(update={"error": found.error.without_folders()})
+
+
+def _look(task: Task) -> Validation:
+    fetched = {}
+    if task.fetch is not None:
+        try:
+            fetched = fetch(task.params, task.fetch)
+        except TuneserveError as error:
+            told = JobError(code=error.code or "failed", message=error.message, param=error.param)
+            return Validation(error=told)
+        task = task.with_params(fetched)
+    params = task.training
+    found = Validation() if params is None else check(params, learns=method_of(params).rows)
+    return found.model_copy(update={"fetched": fetched})
 
 
 if __name__ == "__main__":

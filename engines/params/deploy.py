@@ -1,13 +1,22 @@
 """Serving a model over HTTP."""
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.base import Params, Strings
 from engines.params.infer import InferParams
 from engines.params.template import ChatTemplateParams
+
+REPOSITORIES = re.compile(r"((datasets|models)/)?[\w.*?-]+(/[\w.*?-]+)?")
+"""A pattern of repository ids."""
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class ServerParams(Params):
@@ -66,7 +75,21 @@ class ServerParams(Params):
     so. No limit unless given: where memory runs out, the system ends a job's processes before the server's."""
     job_roots: Annotated[Strings, About(DEPLOY)] = ()
     """Folders under which the models, adapters and data must lie that a job of the API names by a path. Unless given,
-    such a job names uploaded files, other jobs and what is on the hub."""
+    such a job names uploaded files and other jobs."""
+    job_hub: Annotated[Strings, BeforeValidator(_on_or_off), About(DEPLOY)] = ("off",)
+    """Which repositories of the Hugging Face hub jobs of the API may read, always without a token: `off`, `on` for all
+    that are public, or patterns such as `HuggingFaceTB/*`, with `datasets/` or `models/` before them for one kind."""
+    job_hub_max_size: Annotated[float, About(DEPLOY)] = Field(20, gt=0)
+    """GiB that a job may fetch from the hub, and that the server keeps of it for other jobs."""
+
+    @field_validator("job_hub")
+    @classmethod
+    def _names_repositories(cls, job_hub: tuple[str, ...]) -> tuple[str, ...]:
+        if not job_hub or (len(job_hub) > 1 and not {"on", "off"}.isdisjoint(job_hub)):
+            raise ValueError("give off, on, or patterns of repository ids")
+        if wrong := [each for each in job_hub if not REPOSITORIES.fullmatch(each)]:
+            raise ValueError(f"{wrong[0]!r} is no pattern of repository ids: they look like HuggingFaceTB/*")
+        return job_hub
 
 
 class DeployParams(ChatTemplateParams, ServerParams, InferParams):

@@ -57,6 +57,11 @@ class Publisher:
         await self._remember(job, record, {JobStatus.VALIDATING})
         return task
 
+    async def before_attempt(self, job: Job) -> None:
+        """Raises EngineUnavailable where the engine may still download the served model, which workers do not."""
+        if not (self.inference.lifecycle.has_started or Path(model_source(self.served)).is_dir()):
+            raise EngineUnavailable("The model is still loading.")
+
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:
         """Raises NotPublished, which is told among the job's events."""
         if job.fine_tuning is not None or self._could_be_served(job):

@@ -51,6 +51,11 @@ class Lifecycle:
             self._started = True
             logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the model is on this machine: the engine has loaded it once."""
+        return self._started
+
     def fail(self, error: Exception) -> None:
         """The server cannot start, and ends."""
         expected = isinstance(error, TuneserveError)  # its message is all there is to know

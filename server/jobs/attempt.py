@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import TuneserveError
+from engines.errors import InvalidRequest, TuneserveError
 from server.jobs.executor import Executor, Order, Worker
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
+from server.jobs.hub import JobHub
 from server.jobs.job import COUNTING, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.patience import AWAY, patiently
@@ -32,6 +33,8 @@ from training.params.task import Task
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+FETCHED = "hub"
+"""The folder of a job's data with what it named on the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ class Workshop:
     executor: Executor
     folders: JobFolders
     hooks: Hooks
+    hub: JobHub
     metrics: JobMetrics
     tasks: Tasks
     mark: str
@@ -136,15 +140,17 @@ class Run(ABC):
 
 
 class ValidationRun(Run):
-    """A look at the data, before the job is queued."""
+    """What the job names on the hub is fetched, and its data looked at, before it is queued."""
 
     async def work(self) -> None:
-        folder = self.shop.folders.validation(self.job.id)
+        folder, task = self.shop.folders.validation(self.job.id), self.job.task()
         try:
-            await asyncio.to_thread(_make_folder, folder, self.job.task())
-            worker = await self.launch(
-                Order(program="validate", folder=folder, mark=f"{self.shop.mark}/{self.job.id}/validation")
-            )
+            order = self.shop.hub.order(task, self.shop.folders.data(self.job.id) / FETCHED)
+            await asyncio.to_thread(_make_folder, folder, task.model_copy(update={"fetch": order}))
+            mark = f"{self.shop.mark}/{self.job.id}/validation"
+            worker = await self.launch(Order(program="validate", folder=folder, mark=mark, online=order is not None))
+        except InvalidRequest as error:
+            return await self.fail(_told(error), {JobStatus.VALIDATING})
         except OSError as error:
             return await self.fail(_told(to_storage_error(error)), {JobStatus.VALIDATING})
         exit_status = await worker.wait()
@@ -162,6 +168,7 @@ class ValidationRun(Run):
         try:
             data = self.shop.folders.data(self.job.id)
             task = await patiently(lambda: self.shop.hooks.prepare(self.job, data, validation))
+            task = task.with_params(validation.fetched)
         except TuneserveError as error:
             return await self.fail(_told(error), {JobStatus.VALIDATING})
         await self.change(
@@ -185,6 +192,7 @@ class AttemptRun(Run):
         self._tail = Tail(shop.store, job, self._folder)
 
     async def work(self) -> None:
+        await patiently(lambda: self.shop.hooks.before_attempt(self.job))
         try:
             await asyncio.to_thread(self._make)
             worker = await self.launch(self._order())

@@ -18,7 +18,7 @@ import psutil
 from engines.process.children import with_parent_death_signal
 from server.jobs.memory import confine, count_oom_kills
 from server.jobs.processes import MARK, kill_marked, start_time
-from server.jobs.worker_process import Program, worker_command, worker_environment
+from server.jobs.worker_process import Program, client_environment, worker_command
 
 LOG = "worker.log"
 NICENESS = 10
@@ -31,6 +31,8 @@ class Order:
     folder: Path
     mark: str
     """Tells the processes of this worker from all others."""
+    online: bool = False
+    """Whether it asks the hub."""
     devices: Sequence[str] = ()
     """GPUs, as CUDA_VISIBLE_DEVICES takes them; none: the CPU."""
 
@@ -57,17 +59,9 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    def __init__(
-        self,
-        *,
-        secrets: Mapping[str, str] | None = None,
-        memory: int | None = None,
-        command: Sequence[str] | None = None,
-    ) -> None:
-        """`secrets`: environment variables that every worker gets; they are kept nowhere, so that a server which is
-        started again has to be given them again. `memory`: the most bytes that a process of a worker may take for
-        itself. `command` takes the place of `python -m training.PROGRAM`, in tests."""
-        self._secrets = secrets or {}
+    def __init__(self, *, memory: int | None = None, command: Sequence[str] | None = None) -> None:
+        """`memory`: the most bytes that a process of a worker may take for itself. `command` takes the place of
+        `python -m training.PROGRAM`, in tests."""
         self._memory = memory
         self._command = command
 
@@ -93,7 +87,7 @@ class LocalExecutor:
 
     def _environment(self, order: Order) -> Mapping[str, str]:
         return {
-            **worker_environment(self._secrets),
+            **client_environment(online=order.online),
             MARK: order.mark,
             "CUDA_VISIBLE_DEVICES": ",".join(order.devices),
         }

@@ -18,6 +18,9 @@ class Hooks(Protocol):
     async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
         """What to run, now that the job's folder of data has been looked at and nothing is wrong with it."""
 
+    async def before_attempt(self, job: Job) -> None:
+        """Comes before each start of a worker that is to run the job: what it reads must be there."""
+
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:
         """`folder` is the checkpoint's, and the checkpoint is in the table."""
 
@@ -28,6 +31,9 @@ class Hooks(Protocol):
 class NoHooks:
     async def prepare(self, job: Job, data: Path, validation: Validation) -> Task:
         return job.task()
+
+    async def before_attempt(self, job: Job) -> None:
+        pass
 
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:
         pass

@@ -19,6 +19,7 @@ from server.jobs.devices import Devices, NvidiaDevices
 from server.jobs.executor import Executor
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
+from server.jobs.hub import JobHub
 from server.jobs.job import TERMINAL, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
 from server.jobs.scheduler import Limits, Scheduler
@@ -28,6 +29,7 @@ from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.tasks import Tasks
 from training.folder import Event
+from training.params.hub import names_on_hub
 from training.params.task import Task
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Jobs:
         metrics: JobMetrics,
         machine: Machine,
         hooks: Hooks,
+        hub: JobHub,
         tasks: Tasks,
         *,
         max_running: int,
@@ -71,6 +74,7 @@ class Jobs:
         self._folder = folder
         self._machine = machine
         self._hooks = hooks
+        self._hub = hub
         self._tasks = tasks
         self._retries = retries
         self._limits = Limits(
@@ -89,6 +93,7 @@ class Jobs:
             executor=self._machine.executor,
             folders=folders,
             hooks=self._hooks,
+            hub=self._hub,
             metrics=self.metrics,
             tasks=self._tasks,
             mark=self._database.id,
@@ -183,7 +188,7 @@ class Jobs:
         if devices and devices > (there := len(await self._machine.devices.look())):
             raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
         now = time.time()
-        validated = task.training is None  # there is no data to look at
+        validated = task.training is None and not any(names_on_hub(task.params))  # there is nothing to look at
         job = Job(
             id=id,
             type=task.task,
@@ -191,7 +196,7 @@ class Jobs:
             parameters=given_parameters(task),
             told=None if told is None else dict(told),
             priority=priority,
-            devices=0 if validated and devices is None else devices,
+            devices=0 if task.training is None and devices is None else devices,
             metadata=None if metadata is None else dict(metadata),
             fine_tuning=None if fine_tuning is None else dict(fine_tuning),
             fine_tuned_model=None,

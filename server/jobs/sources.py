@@ -18,10 +18,12 @@ from engines.params.about import facts
 from engines.params.base import Params
 from server.deps import part
 from server.files.files import Files, Purpose
+from server.jobs.hub import JobHub
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
 from server.jobs.tidy import STATE
 from server.store.access import Access
+from training.params.hub import SCHEME
 from training.params.rlhf import RlhfParams
 from training.params.task import Artifact
 
@@ -47,10 +49,11 @@ class ServedSource:
 
 
 class Sources:
-    def __init__(self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str]) -> None:
+    def __init__(self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str], hub: JobHub) -> None:
         self._jobs = jobs
         self._files = files
         self._served = served
+        self._hub = hub
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
 
     async def resolve(
@@ -79,15 +82,15 @@ class Sources:
         if name != self._served.name:
             return {param: await self._named(param, name, "model", access)}
         found: dict[str, Any] = {param: self._served.source}
-        revision = f"{param}_revision"
-        if self._served.revision is not None and revision not in given:
-            found[revision] = self._served.revision
-        return found
+        revision, own = f"{param}_revision", self._served.revision
+        if given.get(revision) not in (None, own) and not Path(self._served.source).is_dir():
+            raise _refused(revision, f"of the served model only the revision {own or 'of its main branch'} is here")
+        return found if own is None else found | {revision: own}
 
     async def _named(self, param: str, name: str, wanted: Artifact, access: Access) -> str:
         if JOB_ID.fullmatch(name):
             return str(await self._output(param, name, wanted, access))
-        return await asyncio.to_thread(self._place, param, name)
+        return await asyncio.to_thread(self._place, param, name, wanted)
 
     async def _data(self, param: str, text: str, job_id: str, access: Access) -> str:
         """`#N` at the end, and `:SUBSET` before it, stay as they are: neither can lead anywhere."""
@@ -99,7 +102,7 @@ class Sources:
         head, colon, subset = name.partition(":")
         if colon and (not SUBSET.fullmatch(subset) or ".." in subset):
             raise _refused(param, f"{subset[:60]!r} is no name of a subset")
-        return await asyncio.to_thread(self._place, param, head) + colon + subset + sharp + count
+        return await asyncio.to_thread(self._place, param, head, "data") + colon + subset + sharp + count
 
     async def _copy(self, param: str, file_id: str, job_id: str, access: Access) -> Path:
         try:
@@ -144,21 +147,21 @@ class Sources:
             raise _refused(param, f"the job {name} {reason}")
         return str(checkpoint)
 
-    def _place(self, param: str, name: str) -> str:
-        """What lies in the roots, or else an id on the hub. (Of the worker's own folder, that it runs in, nothing has
-        the name of a repository.)"""
+    def _place(self, param: str, name: str, kind: str) -> str:
+        """What lies in the roots, or else an id on the hub, to be fetched."""
         may_be_hub_id = bool(HUB_ID.fullmatch(name)) and not name.lower().endswith(FILES) and ".." not in name
         try:
             found = self._find(param, name)
         except NotFound:
-            if may_be_hub_id:
-                return name
-            raise
+            if not may_be_hub_id:
+                raise
+            found = None
         if found is not None:
             return str(found)
-        if may_be_hub_id:
-            return name
-        raise self._outside(param)
+        if not may_be_hub_id:
+            raise self._outside(param)
+        self._hub.check(param, name, kind)
+        return SCHEME + name
 
     def _find(self, param: str, name: str) -> Path | None:
         """None where it leads out of all roots. Raises NotFound where it lies in one, but is not there."""

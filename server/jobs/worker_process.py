@@ -2,12 +2,17 @@
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 Program = Literal["run", "validate"]
+SECRET = re.compile(
+    r"(^|_)(TOKENS?|KEYS?|SECRETS?|(PG)?PASSWORD|PASSWD|CREDENTIALS?|DATABASE_URL)($|_(ID|FILE|PATH)$)", re.IGNORECASE
+)
+"""Names of environment variables that give access to something, or say where it lies."""
 
 
 def worker_command(folder: Path, *, program: Program = "run", processes: int = 1) -> list[str]:
@@ -22,6 +27,14 @@ def worker_environment(secrets: Mapping[str, str]) -> dict[str, str]:
     line at once, and that no library reports home."""
     settings = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return {**os.environ, **secrets, **settings}
+
+
+def client_environment(*, online: bool) -> dict[str, str]:
+    """What a worker gets of ours that does what a client of the API says: no secret, and no way to one that libraries
+    look for by themselves. Unless `online`, nothing is asked of the hub either: the served model is in its cache."""
+    ours = {name: value for name, value in worker_environment({}).items() if not SECRET.search(name)}
+    without = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN_PATH": os.devnull, "NETRC": os.devnull}
+    return {**ours, **without, **({} if online else {"HF_HUB_OFFLINE": "1"})}
 
 
 def missing_for_training() -> str | None:

@@ -1,5 +1,6 @@
 """Every job that a worker process can run: a closed union, told apart by `task`. What a job's folder says to do."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from engines.params.about import MERGE, TRAINING
 from engines.params.base import Params
 from training.params.export import MergeParams, merged_folder
+from training.params.hub import Fetch
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
 from training.params.saved_args import read_beginning
@@ -36,6 +38,9 @@ class Task(BaseModel):
     """Whether clients of an API get what it writes: its messages and checkpoints then name no folders of this machine.
     """
 
+    fetch: Fetch | None = None
+    """Where it names something on the hub by `hf://`: how that is fetched, by the process that looks at its data."""
+
     @property
     def training(self) -> SftParams | None:
         """Its parameters, where it is a training: it learns from data and writes checkpoints to go on from."""
@@ -60,6 +65,11 @@ class Task(BaseModel):
     def going_on_from(self, checkpoint: Path) -> "Task":
         """The same task, from a checkpoint of its own on, where it writes any."""
         return self
+
+    def with_params(self, changes: Mapping[str, Any]) -> Self:
+        """The same task with these parameters changed."""
+        given = {name: getattr(self.params, name) for name in self.params.model_fields_set}
+        return self.model_copy(update={"params": type(self.params).model_validate({**given, **changes})})
 
 
 class TrainingTask(Task):
@@ -87,7 +97,7 @@ class TrainingTask(Task):
         if not params.resume_from_checkpoint or params.resume_only_model or not params.load_args:
             return self
         began = read_beginning(Path(params.resume_from_checkpoint).expanduser())
-        return self._with({name: value for name, value in began.items() if name not in params.model_fields_set})
+        return self.with_params({name: value for name, value in began.items() if name not in params.model_fields_set})
 
     def going_on_from(self, checkpoint: Path) -> Self:
         if self.params.save_only_model:  # its checkpoints do not say how far it had come
@@ -95,11 +105,7 @@ class TrainingTask(Task):
         changes: dict[str, Any] = {"resume_from_checkpoint": str(checkpoint)}
         if self.params.resume_only_model:  # which was said of another training's checkpoint: there it began
             changes |= {"resume_only_model": False} | read_beginning(checkpoint)
-        return self._with(changes)
-
-    def _with(self, changes: dict[str, Any]) -> Self:
-        given = {name: getattr(self.params, name) for name in self.params.model_fields_set}
-        return self.model_copy(update={"params": type(self.params).model_validate(given | changes)})
+        return self.with_params(changes)
 
 
 class SftTask(TrainingTask):

@@ -38,6 +38,7 @@ MODEL = {"model": "org/m"}
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/rows.jsonl"]}}
+OF_HUB = {"type": "sft", "parameters": {"model": "m", "dataset": ["org/set"]}}
 KEYS = {"api_key": [FULL]}
 
 OF_THE_SERVER = apart(
@@ -95,6 +96,8 @@ OF_THE_SERVER = apart(
     job_gpu_memory=Two(4, 2, handed_to(server_parts, "Jobs", "gpu_memory")),
     job_memory=Two(UNGIVEN, 8, handed_to(server_parts, "LocalExecutor", "memory")),
     job_roots=Two([], ["$FOLDER/other"], answered("/v1/jobs", **JOB)),
+    job_hub=Two(["off"], ["org/*"], answered("/v1/jobs", **OF_HUB)),
+    job_hub_max_size=Two(20, 2, handed_to(server_parts, "JobHub", "max_bytes")),
 )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from server.jobs.devices import Devices, FixedDevices
 from server.jobs.executor import Executor, LocalExecutor
 from server.jobs.hooks import Hooks, NoHooks
+from server.jobs.hub import JobHub
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs, Machine
 from server.jobs.metrics import JobMetrics
@@ -40,10 +41,12 @@ class Office:
         executor: Executor | None = None,
         devices: Devices | None = None,
         stop_seconds: float = 5,
+        job_hub: Sequence[str] = ("on",),
         **limits: Any,
     ) -> None:
         self.folder = folder
         self.hooks = hooks or NoHooks()
+        self.job_hub = job_hub
         self.limits = {"max_running": 2, "retries": 2, "gpu_memory": 1} | limits
         self.machine = Machine(
             executor=executor or LocalExecutor(command=WORKER),
@@ -57,9 +60,17 @@ class Office:
         await self.database.open()
         self.registry = CollectorRegistry()
         metrics = JobMetrics(self.registry, prefix="tuneserve:")
+        hub = JobHub(allowed=self.job_hub, cache=self.folder / "hub", max_bytes=1 << 30)
         self.tasks = Tasks(self.registry, prefix="tuneserve:")
         self.jobs = Jobs(
-            JobStore(self.database), self.folder / "jobs", metrics, self.machine, self.hooks, self.tasks, **self.limits
+            JobStore(self.database),
+            self.folder / "jobs",
+            metrics,
+            self.machine,
+            self.hooks,
+            hub,
+            self.tasks,
+            **self.limits,
         )
         await self.jobs.open()
         self.tasks.start("jobs", self.jobs.run)

@@ -76,26 +76,50 @@ def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:
 # ---- the worker's command
 
 
-async def told(tmp_path: Path, *devices: str, **secrets: str) -> dict[str, Any]:
-    executor = LocalExecutor(secrets=secrets, command=(sys.executable, "-S", TOLD_WORKER))
-    worker = await executor.start(Order(program="run", folder=tmp_path, mark="mark/1", devices=devices))
+async def told(tmp_path: Path, *devices: str, online: bool = False) -> dict[str, Any]:
+    executor = LocalExecutor(command=(sys.executable, "-S", TOLD_WORKER))
+    order = Order(program="run", folder=tmp_path, mark="mark/1", devices=devices, online=online)
+    worker = await executor.start(order)
     assert await worker.wait() == 0
     return json.loads((tmp_path / "worker.log").read_text().splitlines()[-1])
 
 
 async def test_a_worker_leads_its_own_group_in_its_folder_with_its_gpus(tmp_path: Path) -> None:
-    seen = await told(tmp_path, "GPU-1", "GPU-2", HF_TOKEN="hf_secret")
+    seen = await told(tmp_path, "GPU-1", "GPU-2")
+    assert seen.pop("environment")
     assert seen == {
         "argv": ["run", str(tmp_path)],
         "nice": 0,
         "cwd": str(tmp_path),
         "group": True,
         "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2",
-        "HF_TOKEN": "hf_secret",
         "PYTHONSAFEPATH": "1",
         "TUNESERVE_JOB": "mark/1",
+        "HF_HUB_OFFLINE": "1",
     }
-    assert "hf_secret" not in "".join(path.read_text() for path in tmp_path.iterdir() if path.name != "worker.log")
+
+
+@pytest.mark.parametrize("online", [False, True])
+async def test_a_worker_gets_no_secret_of_the_servers_and_no_way_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: bool
+) -> None:
+    secret = (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "TUNESERVE_API_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "PGPASSWORD",
+        "TUNESERVE_DATABASE_URL",
+    )
+    for name in (*secret, "HF_TOKEN_PATH", "NETRC"):
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    seen = await told(tmp_path, online=online)
+    assert "s3cret" not in seen["environment"].values()
+    assert seen["environment"]["TOKENIZERS_PARALLELISM"] == "false"
+    assert seen["environment"]["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+    assert seen["environment"].get("HF_HUB_OFFLINE") == (None if online else "1")
 
 
 async def test_a_worker_on_the_cpu_is_polite_and_sees_no_gpu(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SFT = {"model": "org/model", "dataset": ["org/data#20"]}
 @contextmanager
 def serving(state: Path, **params: Any) -> Iterator[EchoApi]:
     limits = {"max_running_jobs": 1, "job_retries": 1, "job_gpu_memory": 0}
-    params = {"model": "tests/echo", "state_dir": str(state), "verbose": False} | limits | params
+    params = {"model": "tests/echo", "state_dir": str(state), "verbose": False, "job_hub": "on"} | limits | params
     machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
     with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(**params), machine=machine)) as client:
         yield EchoApi(client)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "PYTHONSAFEPATH", "TUNESERVE_JOB")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "PYTHONSAFEPATH", "TUNESERVE_JOB")
 
 told = {
     "argv": sys.argv[1:],
@@ -12,5 +12,6 @@ told = {
     "cwd": os.getcwd(),
     "group": os.getpgid(0) == os.getpid(),
     **{name: os.environ.get(name) for name in VARIABLES},
+    "environment": dict(os.environ),
 }
 print(json.dumps(told))  # noqa: T201  # for the test

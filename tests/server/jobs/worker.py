@@ -2,7 +2,7 @@
 
 What it does is said by `plan.json` in the folder above the attempts' folders: `steps`, `seconds` of each, `save_every`,
 `die_at` a step in the first `deaths` attempts or `take_all` the memory at it, `fail_at` a step, `children`, `no_stop`,
-`invalid`, `validation_dies`.
+`invalid`, `fetched`, `validation_dies`.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(program: str, folder: Path) -> int:
 def validate(folder: Path, plan: dict[str, Any]) -> int:
     if plan.get("validation_dies"):
         os.kill(os.getpid(), signal.SIGKILL)
-    write(folder / "validation.json", {"rows": 8, "error": plan.get("invalid")})
+    write(folder / "validation.json", {"rows": 8, "error": plan.get("invalid"), "fetched": plan.get("fetched", {})})
     return 0
 
 

@@ -1,0 +1,116 @@
+"""A hub of the test's own: what of the Hugging Face hub's API fetching needs, with repositories that may lie."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = hashlib.sha1(b"main", usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class Repo:
+    files: dict[str, bytes]
+    card: dict[str, Any] | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes that are told in place of the true ones."""
+    told: dict[str, bytes] = field(default_factory=dict)
+    """Contents whose digests are told in place of the true ones."""
+    id: str | None = None
+    """What it calls itself, if not as it was asked for."""
+    breaks_off: list[int] = field(default_factory=list)
+    """After how many bytes each of the next connections breaks off."""
+
+    def info(self, id: str) -> dict[str, Any]:
+        siblings = [self._sibling(path, self.told.get(path, content)) for path, content in self.files.items()]
+        return {"id": self.id or id, "sha": COMMIT, "cardData": self.card, "siblings": siblings, "private": False}
+
+    def _sibling(self, path: str, content: bytes) -> dict[str, Any]:
+        size = self.sizes.get(path, len(content))
+        blob = hashlib.sha1(b"blob %d\0" % size + content, usedforsecurity=False).hexdigest()
+        large = {"sha256": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 1}
+        return {"rfilename": path, "size": size, "blobId": blob} | ({"lfs": large} if ".parquet" in path else {})
+
+
+class Hub(ThreadingHTTPServer):
+    """Remembers who asked for what, and what they brought."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Asked)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.repos: dict[str, Repo] = {}
+        """By `datasets/org/name` and `models/org/name`."""
+        self.elsewhere: str | None = None
+        """Address of the server that files are redirected to."""
+        self.asked: list[str] = []
+        self.brought: set[str] = set()
+        """Values of headers that say who asks."""
+
+
+class _Asked(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        hub, path = self.server, unquote(urlsplit(self.path).path)
+        hub.asked.append(path)
+        hub.brought |= {value for name, value in self.headers.items() if "authorization" in name.lower()}
+        if path.startswith("/api/"):
+            id = path.removeprefix("/api/").partition("/revision/")[0]
+            repo = hub.repos.get(id)
+            self._json(200, repo.info(id.partition("/")[2])) if repo else self._refuse()
+            return
+        id, _, file = path.removeprefix("/").partition(f"/resolve/{COMMIT}/")
+        repo = hub.repos.get(id if id.startswith("datasets/") else f"models/{id}")
+        if repo is None or file not in repo.files:
+            self._refuse()
+        elif hub.elsewhere:
+            self._send(302, b"", {"Location": hub.elsewhere + self.path})
+        else:
+            self._file(repo, repo.files[file])
+
+    def _file(self, repo: Repo, content: bytes) -> None:
+        start = int((self.headers.get("range") or "bytes=0-")[6:-1])
+        content, status = content[start:], 206 if start else 200
+        if not repo.breaks_off:
+            self._send(status, content)
+            return
+        self._send(status, content[: repo.breaks_off.pop(0)], length=len(content))
+        self.close_connection = True
+
+    def _refuse(self) -> None:
+        """As the hub does where nobody has said who asks."""
+        self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _json(self, status: int, content: Any) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _send(
+        self, status: int, content: bytes, headers: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Length": str(length or len(content)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def running() -> Iterator[Hub]:
+    with Hub() as hub:
+        threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield hub
+        hub.shutdown()

@@ -1,0 +1,85 @@
+"""What of a model or an adapter on the hub is fetched, and what of it is not believed.
+
+Its files come from anybody. They say what the weights are; where they name files, code or other repositories, they are
+refused, or say so no more.
+"""
+
+import fnmatch
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.errors import InvalidAdapter
+from engines.text.templates import TEMPLATES
+from training.hub.repository import NotFetched, is_safe
+from training.tuners import TUNERS
+
+MODEL = (
+    "config.json", "generation_config.json", "*processor_config.json",
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer*.model", "*.tiktoken", "chat_template.json", "*.jinja",
+    "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
+"""Files of a model, none of which is code."""
+TWICE = "consolidated*"
+"""The same weights in the form of another library."""
+MORE_TEMPLATES = "additional_chat_templates"
+MODULES = ("megatron_config", "megatron_core", "auto_mapping", "base_model_name_or_path", "revision")
+"""What an adapter's configuration says of Python modules to import and of other models to load, which goes."""
+MAX_JSON = 64 << 20
+"""Bytes of a configuration."""
+
+
+def of_model(file: str) -> bool:
+    folder, _, name = file.rpartition("/")
+    if folder:
+        return folder == MORE_TEMPLATES and name.endswith(".jinja")
+    return any(fnmatch.fnmatchcase(name, each) for each in MODEL) and not fnmatch.fnmatchcase(name, TWICE)
+
+
+def of_adapter(file: str) -> bool:
+    return file in (CONFIG, WEIGHTS, *TEMPLATES)
+
+
+def check_model(id: str, folder: Path) -> None:
+    """Raises NotFetched."""
+    if not any(folder.glob("*.safetensors")):
+        raise NotFetched(f"{id!r} has no safetensors: weights are read from those only")
+    config = _json(folder / "config.json", id)
+    for name, value in config.items():  # transformers takes such a name for a repository with code to run
+        if name.endswith("_implementation") and "/" in str(value):
+            raise NotFetched(
+                f"{id!r}: config.json has {name} {str(value)[:60]!r}, code of a repository, which is not run"
+            )
+    for index in folder.glob("*.index.json"):
+        shards = _json(index, id).get("weight_map")
+        for shard in shards.values() if isinstance(shards, dict) else [None]:
+            if not isinstance(shard, str) or not is_safe(shard) or not (folder / shard).is_file():
+                raise NotFetched(f"{id!r}: {index.name} names {str(shard)[:60]!r}, which is no file of its weights")
+
+
+def check_adapter(id: str, folder: Path) -> None:
+    """Have its configuration name nothing but itself. Raises NotFetched, InvalidAdapter."""
+    config = _json(folder / CONFIG, id)
+    kinds = sorted(tuner.name.upper() for tuner in TUNERS.values() if tuner.makes == "adapter")
+    if config.get("peft_type") not in kinds:
+        kind = str(config.get("peft_type"))[:60]
+        raise InvalidAdapter(f"{id!r} is of type {kind!r}, and a job takes {', '.join(kinds)} from the hub")
+    if not (folder / WEIGHTS).is_file():
+        raise InvalidAdapter(f"{id!r} has no {WEIGHTS}: weights are read as safetensors only")
+    own = {name: value for name, value in config.items() if name not in MODULES}
+    partial = folder / f".{CONFIG}"
+    partial.write_text(json.dumps(own, indent=2) + "\n")
+    os.replace(partial, folder / CONFIG)  # never written over: the cache has the same file
+
+
+def _json(path: Path, id: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_JSON else None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise NotFetched(f"{id!r} has no {path.name} that can be read")
+    return content
