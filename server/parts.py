@@ -19,6 +19,7 @@ from server.files.files import Files
 from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
+from server.http.connections import Connections, most_connections
 from server.http.keys import Keys
 from server.http.settings import HttpSettings
 from server.inference.fine_tuned import FineTunedModels
@@ -30,6 +31,7 @@ from server.jobs.jobs import GIB, Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.sources import ServedSource, Sources
 from server.jobs.store import JobStore
+from server.metrics.connections import ConnectionMetrics
 from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
@@ -50,8 +52,8 @@ def make_parts(
     keys: Keys | None = None,
 ) -> Parts:
     """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
-    given; `keys` are those that `params` name, unless given. Raises WrongKeys, and InvalidRequest for parameters that
-    exclude each other."""
+    given; `keys` are those that `params` name, unless given. Raises WrongKeys, TooManyFiles, and InvalidRequest for
+    parameters that exclude each other."""
     keys = read_keys(params) if keys is None else keys
     state = _state(params)
     # 1. The model side and the engine side.
@@ -59,6 +61,12 @@ def make_parts(
     database = Database(None if params.without_state else state, params.database_url)
     inference = _inference(engine, model, params, state, FineTunedModels(database))
     tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
+    connections = Connections(
+        most=most_connections(params.max_connections), on_refusal=lambda error: connection_metrics.count_ended(error)
+    )
+    connection_metrics = ConnectionMetrics(
+        inference.metrics.registry, prefix=PREFIX, count_open=lambda: len(connections)
+    )
     # 2. The store side.
     files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
     store = JobStore(database)
@@ -101,6 +109,7 @@ def make_parts(
         params,
         keys,
         key_metrics,
+        connections,
         http,
         model,
         inference,

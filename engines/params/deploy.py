@@ -40,6 +40,17 @@ class ServerParams(Params):
     """Ask for a key on `/metrics` too, where `api_key` is set."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
+    max_connections: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
+    """Connections that may be open at a time. For one more, the one that has been without a request for longest is
+    closed; where there is none, it gets status 503 for all but `/health`, `/ready` and `/metrics`. As many as the limit
+    of open files (`ulimit -n`) has room for, 4096 at most, unless given."""
+    ssl_certfile: Annotated[str | None, About(DEPLOY)] = None
+    """A file in PEM with the certificate, and those that lead to its authority: the server then speaks HTTPS only. It
+    is read again on SIGHUP."""
+    ssl_keyfile: Annotated[str | None, About(DEPLOY)] = None
+    """The file with the key of `ssl_certfile`; in that file too unless given."""
+    ssl_keyfile_password: Annotated[str | None, About(DEPLOY, secret=True)] = None
+    """Password of the key, where it is encrypted."""
     max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
     """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
     has the same limit."""

@@ -1,17 +1,12 @@
 """`tuneserve deploy`: one process that listens at once, while the engine starts behind it."""
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
 import signal
 import socket
-import time
-from collections.abc import Iterator
-from types import FrameType
-
-import uvicorn
+from collections.abc import Callable
 
 from engines import logs
 from engines.errors import TuneserveError
@@ -19,7 +14,10 @@ from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
 from server.http.addresses import is_loopback
+from server.http.connections import Connections
 from server.http.keys import VARIABLE, Keys
+from server.http.server import HttpServer
+from server.http.tls import Certificate, read_certificate
 from server.inference.inference import Inference
 from server.jobs.jobs import Jobs
 from server.model.served import ServedModel
@@ -27,15 +25,8 @@ from server.parts import make_parts, read_keys
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 75
-"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a
-request."""
 BACKLOG = 2048
 """Connections that may wait to be taken."""
-CLOSING_SECONDS = 5
-"""Seconds for connections to close, once every request has been answered."""
-AGAIN_SECONDS = 1
-"""Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
 
 
 def run(params: DeployParams) -> int:
@@ -44,13 +35,14 @@ def run(params: DeployParams) -> int:
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for, the keys, is read here anyway
     try:
         keys = read_keys(params, os.environ.pop(VARIABLE, ""))  # no process that is started from here has it
+        certificate = read_certificate(params.ssl_certfile, params.ssl_keyfile, params.ssl_keyfile_password)
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)
         parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
-    return serve(parts, listener)
+    return serve(parts, listener, certificate)
 
 
 def load(params: DeployParams, keys: Keys) -> Parts:
@@ -115,29 +107,23 @@ def check_access(listener: socket.socket, keys: Keys, params: DeployParams) -> N
         )
 
 
-def serve(parts: Parts, listener: socket.socket) -> int:
+def serve(parts: Parts, listener: socket.socket, certificate: Certificate | None = None) -> int:
     """Serve on `listener` until a signal, or until the engine fails to start; return the exit status."""
-    config = uvicorn.Config(
-        create_app(parts),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(_Server(config), parts, listener))
+    tls = None if certificate is None else certificate.context
+    server = HttpServer(create_app(parts), parts[Connections], tls)
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        return runner.run(_serve(server, parts, listener, certificate))
 
 
-async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> int:
+async def _serve(server: HttpServer, parts: Parts, listener: socket.socket, certificate: Certificate | None) -> int:
     keys, address = parts[Keys], listener.getsockname()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload)
+    renewed: list[Callable[[], None]] = [keys.reload]
+    if certificate is not None:
+        renewed.append(certificate.reload)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: [reload() for reload in renewed])
+    scheme = "http" if certificate is None else "https"
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    logger.info("Listening on http://%s:%d as %r.", host, address[1], parts[ServedModel].name)
+    logger.info("Listening on %s://%s:%d as %r.", scheme, host, address[1], parts[ServedModel].name)
     if not keys:
         who = "every user of this machine" if is_loopback(address[0]) else "everybody who reaches this address"
         logger.warning("No key is set: %s may use the server.", who)
@@ -147,7 +133,7 @@ async def _serve(server: "_Server", parts: Parts, listener: socket.socket) -> in
     return 1 if server.force_exit or parts[Inference].lifecycle.start_failed.is_set() else 0
 
 
-async def _stop_in_order(server: "_Server", parts: Parts) -> None:
+async def _stop_in_order(server: HttpServer, parts: Parts) -> None:
     """On the first signal, drain with the port still open, so that /ready can say it; then let uvicorn close it."""
     lifecycle, grace = parts[Inference].lifecycle, parts[DeployParams].shutdown_timeout
     told = asyncio.create_task(server.told_to_stop.wait())
@@ -159,28 +145,3 @@ async def _stop_in_order(server: "_Server", parts: Parts) -> None:
         await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
     told.cancel()
     server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.told_to_stop = asyncio.Event()
-        self._told_at = 0.0
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one
-        to the process and one to its group. A later SIGINT, Ctrl-C by a person who will not wait, ends it at once."""
-        now = time.monotonic()
-        if not self.told_to_stop.is_set():
-            self._told_at = now
-            self.told_to_stop.set()
-        elif sig == signal.SIGINT and now - self._told_at >= AGAIN_SECONDS:
-            self.should_exit = self.force_exit = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but SIGTERM stays caught: one that comes as the process ends would give it another status."""
-        signal.signal(signal.SIGTERM, self.handle_exit)
-        before = signal.signal(signal.SIGINT, self.handle_exit)
-        yield
-        signal.signal(signal.SIGINT, before)

@@ -45,15 +45,56 @@ class BodyTooLarge(TuneserveError):
     code = "request_too_large"
 
 
+class InvalidHttp(InvalidRequest):
+    """What came is no request of HTTP/1.1, or one that two servers may read in two ways."""
+
+    code = "invalid_http"
+
+
+class RequestLineTooLong(TuneserveError):
+    """The request's URL is too long."""
+
+    code = "request_line_too_long"
+
+
+class HeadersTooLarge(TuneserveError):
+    """The request's headers are too large, or too many."""
+
+    code = "request_headers_too_large"
+
+
+class RequestTimeout(TuneserveError):
+    """The request comes too slowly."""
+
+    code = "request_timeout"
+
+
+class SlowReader(TuneserveError):
+    """The client reads its answer too slowly. It is not told: it would not read it."""
+
+    code = "slow_reader"
+
+
+class TooManyConnections(TuneserveError):
+    """More connections are open than `max_connections`. Come back after `retry_after` seconds."""
+
+    code = "too_many_connections"
+    retry_after: int = 1
+
+
 STATUS: dict[type[TuneserveError], int] = {
     InvalidRequest: 400,
     InvalidApiKey: 401,
     InsufficientPermissions: 403,
     NotFound: 404,
+    RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,
+    RequestLineTooLong: 414,
     QueueFull: 429,
+    HeadersTooLarge: 431,
     EngineUnavailable: 503,
+    TooManyConnections: 503,
     StoreUnavailable: 503,
     StorageFull: 507,
 }
@@ -74,7 +115,7 @@ def error_response(error: Exception, request_id: str) -> Response:
     """The answer that tells `error`."""
     status = error_status(error)
     headers = {}
-    if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable):
+    if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable | TooManyConnections):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"

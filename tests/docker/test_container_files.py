@@ -12,7 +12,7 @@ import yaml
 
 from engines.params.deploy import DeployParams
 from engines.process import life
-from server.commands import deploy
+from server.http import server
 from server.http.caller import Role
 from server.http.keys import Keys
 from server.inference import lifecycle
@@ -114,7 +114,7 @@ def test_images_that_others_have_made_are_named_by_their_content() -> None:
 def test_a_container_has_longer_to_stop_than_a_server_may_take() -> None:
     """Requests, the errors of those that had to be ended, jobs beside them, the engine, and connections, in turn."""
     grace = DeployParams.model_fields["shutdown_timeout"].default
-    longest = grace + lifecycle.ERROR_DELIVERY_SECONDS + grace + 2 * life.ENDING_SECONDS + deploy.CLOSING_SECONDS
+    longest = grace + lifecycle.ERROR_DELIVERY_SECONDS + grace + 2 * life.ENDING_SECONDS + server.CLOSING_SECONDS
 
     assert all(int(_services(COMPOSE)[name]["stop_grace_period"].removesuffix("s")) >= longest for name in ENGINES)
 

@@ -14,6 +14,7 @@ from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from server.commands.deploy import check_access, configure_logging, listen, serve
+from server.http.tls import read_certificate
 from server.parts import make_parts, read_keys
 
 TOKENIZER = echo_tokenizer()
@@ -42,12 +43,13 @@ def main(settings: dict[str, Any]) -> int:
     )
     try:
         keys = read_keys(params)
+        certificate = read_certificate(params.ssl_certfile, params.ssl_keyfile, params.ssl_keyfile_password)
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)
     except errors.TuneserveError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return serve(make_parts(engine, TOKENIZER, params, keys=keys), listener)
+    return serve(make_parts(engine, TOKENIZER, params, keys=keys), listener, certificate)
 
 
 def _hosted(faults: dict[str, Any]) -> Engine:

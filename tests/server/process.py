@@ -19,7 +19,7 @@ from tests.server import echo_server
 from tests.until import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
-LISTENING = re.compile(r"Listening on (http://[\d.]+:\d+)")
+LISTENING = re.compile(r"Listening on (https?://[\d.]+:\d+)")
 
 
 FORKS = multiprocessing.get_context("forkserver")

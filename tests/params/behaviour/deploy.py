@@ -25,9 +25,11 @@ from engines.types import GenerationRequest, TokenOutput
 from engines.vllm.config import vllm_config
 from server import parts as server_parts
 from server.commands import deploy
+from server.http.tls import read_certificate
 from server.jobs.jobs import Jobs
 from server.parts import make_parts
 from tests.adapter_folders import write_adapter
+from tests.certificates import write_certificate
 from tests.params.behaviour.table import Given, Observer
 from tests.server.client import ReadyClient
 from tests.server.keys import FULL
@@ -232,6 +234,18 @@ def lets_in(server: Server) -> bool:
         except Reached:
             return True
     return False
+
+
+def certified(server: Server) -> bool | str:
+    """Whether the server speaks TLS, or what its certificate lacks."""
+    certificate, key = write_certificate(server.folder)
+    (server.folder / "server.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
+    write_certificate(server.folder, "locked", password="open")
+    params = server.params
+    try:
+        return read_certificate(params.ssl_certfile, params.ssl_keyfile, params.ssl_keyfile_password) is not None
+    except TuneserveError as error:
+        return str(error)
 
 
 def engine(server: Server) -> Any:

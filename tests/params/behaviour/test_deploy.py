@@ -16,6 +16,7 @@ from tests.params.behaviour.deploy import (
     answered,
     asked,
     batch_slots,
+    certified,
     chat,
     config,
     files,
@@ -86,6 +87,12 @@ OF_THE_SERVER = apart(
     sse_keep_alive_interval=Two(15, 0.01, streamed),
     max_body_size=Two(4, 0.0001, chat("hello" * 50)),
     max_file_size=Two(512, 0.001, uploaded),
+    max_connections=Two(UNGIVEN, 5, handed_to(server_parts, "Connections", "most")),
+    ssl_certfile=Two(UNGIVEN, "$FOLDER/server.pem", certified),
+    ssl_keyfile=Two(UNGIVEN, "$FOLDER/server.key", certified, {"ssl_certfile": "$FOLDER/server.crt"}),
+    ssl_keyfile_password=Two(
+        "wrong", "open", certified, {"ssl_certfile": "$FOLDER/locked.crt", "ssl_keyfile": "$FOLDER/locked.key"}
+    ),
     allowed_origins=Two([], ["http://page"], allowed),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
     without_state=Two(False, True, got("/v1/files")),

@@ -1,0 +1,90 @@
+"""uvicorn's server: it serves our protocol, and ends in order."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from functools import partial
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.http.connections import Connections
+from server.http.protocol import LimitedProtocol, Limits
+
+KEEP_ALIVE_SECONDS = 75
+"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a
+request."""
+CLOSING_SECONDS = 5
+"""Seconds for connections to close, once every request has been answered."""
+AGAIN_SECONDS = 1
+"""Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
+HANDSHAKE_SECONDS = 15
+
+
+class HttpServer(uvicorn.Server):
+    def __init__(
+        self,
+        app: ASGIApp,
+        connections: Connections,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+        )
+        super().__init__(config)
+        self.told_to_stop = asyncio.Event()
+        self._told_at = 0.0
+        self._tls = tls
+        self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which serves protocols that need to be told nothing."""
+        await super().startup(sockets=[])
+        loop = asyncio.get_running_loop()
+        protocol = partial(
+            LimitedProtocol,
+            connections=self._connections,
+            limits=Limits(),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        handshake = None if self._tls is None else HANDSHAKE_SECONDS
+        self.servers = [
+            await loop.create_server(
+                protocol, sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake, backlog=self.config.backlog
+            )
+            for listener in sockets or ()
+        ]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one
+        to the process and one to its group. A later SIGINT, Ctrl-C by a person who will not wait, ends it at once."""
+        now = time.monotonic()
+        if not self.told_to_stop.is_set():
+            self._told_at = now
+            self.told_to_stop.set()
+        elif sig == signal.SIGINT and now - self._told_at >= AGAIN_SECONDS:
+            self.should_exit = self.force_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but SIGTERM stays caught: one that comes as the process ends would give it another status."""
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        before = signal.signal(signal.SIGINT, self.handle_exit)
+        yield
+        signal.signal(signal.SIGINT, before)
