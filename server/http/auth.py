@@ -23,7 +23,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
-    (frozenset({"GET", "POST", "DELETE"}), "/v1/files", ALL_ROLES),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/files", USERS),
     (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER, Role.ADMIN})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.TRAIN, Role.ADMIN})),
     (frozenset({"GET", "POST"}), "/v1/fine_tuning/", frozenset({Role.TRAIN, Role.ADMIN})),

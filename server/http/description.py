@@ -17,7 +17,9 @@ REFERENCE = "#/components/schemas/{model}"
 KEY = {
     "type": "http",
     "scheme": "bearer",
-    "description": "One of the server's keys. Where the server was started without any, no request needs one.",
+    "description": "One of the server's keys. Files, batches, jobs and fine-tuned models belong to the name of the key "
+    "that made them; for others, but for those with the role admin, they are not there. Where the server was started "
+    "without keys, no request needs one, and everything is everybody's.",
 }
 NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 ERROR = {

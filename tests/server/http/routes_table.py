@@ -1,5 +1,5 @@
-"""Every route, and what it answers to whom: what the keys `infer`, `train` and `admin` may do, and what of one owner's
-another owner finds.
+"""Every route, and what it answers to whom: what keys with each role may do, and what of one owner's another owner
+finds.
 
 What the paths and bodies name belongs to `acme`, whose the keys `infer` and `train` are. `another` has both roles, and
 another name.
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 OK, REFUSED, NO_KEY, FORBIDDEN, MISSING, CONFLICT = 200, 400, 401, 403, 404, 409
-CALLERS = ("nobody", "infer", "train", "admin", "another")
-Statuses = tuple[int, int, int, int, int]
+CALLERS = ("nobody", "metrics", "infer", "train", "admin", "another")
+Statuses = tuple[int, int, int, int, int, int]
 
-PUBLIC: Statuses = (OK, OK, OK, OK, OK)
-EVERYBODY: Statuses = (NO_KEY, OK, OK, OK, OK)
-ALL_ROLES: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, FORBIDDEN, FORBIDDEN)
-ASKING: Statuses = (NO_KEY, OK, FORBIDDEN, FORBIDDEN, OK)
-ADMIN: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, OK, FORBIDDEN)
-TRAINING: Statuses = (NO_KEY, FORBIDDEN, OK, OK, OK)
-ACMES_ASKING: Statuses = (NO_KEY, OK, FORBIDDEN, FORBIDDEN, MISSING)
-ACMES_MODEL: Statuses = (NO_KEY, OK, OK, OK, MISSING)
-ACMES_TRAINING: Statuses = (NO_KEY, FORBIDDEN, OK, OK, MISSING)
-ACMES_TRAINING_FILE: Statuses = (NO_KEY, MISSING, OK, OK, MISSING)
-ACMES_BATCH: Statuses = (NO_KEY, OK, FORBIDDEN, OK, MISSING)
-NOT_AS_IT_IS: Statuses = (NO_KEY, FORBIDDEN, CONFLICT, CONFLICT, MISSING)
+PUBLIC: Statuses = (OK, OK, OK, OK, OK, OK)
+EVERYBODY: Statuses = (NO_KEY, FORBIDDEN, OK, OK, OK, OK)
+ALL_ROLES: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, FORBIDDEN, FORBIDDEN, FORBIDDEN)
+ASKING: Statuses = (NO_KEY, FORBIDDEN, OK, FORBIDDEN, FORBIDDEN, OK)
+ADMIN: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, FORBIDDEN, OK, FORBIDDEN)
+TRAINING: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, OK, OK, OK)
+ACMES_ASKING: Statuses = (NO_KEY, FORBIDDEN, OK, FORBIDDEN, FORBIDDEN, MISSING)
+ACMES_MODEL: Statuses = (NO_KEY, FORBIDDEN, OK, OK, OK, MISSING)
+ACMES_TRAINING: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, OK, OK, MISSING)
+ACMES_TRAINING_FILE: Statuses = (NO_KEY, FORBIDDEN, MISSING, OK, OK, MISSING)
+ACMES_BATCH: Statuses = (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, MISSING)
+NOT_AS_IT_IS: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, CONFLICT, CONFLICT, MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +94,15 @@ ROWS = (
     row("DELETE", "/v1/adapters/{name:path}", ADMIN),
     row("POST", "/v1/adapters/{alias:path}/alias", ADMIN, body={"target": "{model}"}),
     # ---- files
-    row("POST", "/v1/files", (NO_KEY, REFUSED, OK, OK, OK), form={"purpose": "fine-tune"}),
-    row("POST", "/v1/files", (NO_KEY, OK, REFUSED, OK, OK), form={"purpose": "batch"}),
+    row("POST", "/v1/files", (NO_KEY, FORBIDDEN, REFUSED, OK, OK, OK), form={"purpose": "fine-tune"}),
+    row("POST", "/v1/files", (NO_KEY, FORBIDDEN, OK, REFUSED, OK, OK), form={"purpose": "batch"}),
     row("GET", "/v1/files", EVERYBODY),
     row("GET", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
     row("GET", "/v1/files/{file_id}/content", ACMES_TRAINING_FILE),
     row("DELETE", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
     # ---- batches
     row("POST", "/v1/batches", ACMES_BATCH, body=BATCH),
-    row("GET", "/v1/batches", (NO_KEY, OK, FORBIDDEN, OK, OK)),
+    row("GET", "/v1/batches", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK)),
     row("GET", "/v1/batches/{batch_id}", ACMES_BATCH),
     row("POST", "/v1/batches/{batch_id}/cancel", ACMES_BATCH),
     # ---- fine-tuning

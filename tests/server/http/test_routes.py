@@ -11,6 +11,8 @@ from starlette.routing import Route
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
+from server.http.auth import ROLES_OF_PATHS
+from server.http.caller import Role
 from server.inference.inference import Inference
 from server.jobs.devices import FixedDevices
 from server.jobs.executor import LocalExecutor
@@ -27,11 +29,13 @@ from tests.server.http.routes_table import CALLERS, MERGE, MISSING, ROWS, Row
 from tests.server.jobs.conftest import WORKER
 from tests.server.keys import bearer
 
+DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 KEYS = {caller: f"{caller}-0123456789abcdef" for caller in CALLERS[1:]}
 OF_THE_SERVER = (
     f"acme=infer:{KEYS['infer']}",
     f"acme=train:{KEYS['train']}",
     f"ops=admin:{KEYS['admin']}",
+    f"prometheus=metrics:{KEYS['metrics']}",
     f"another=infer+train:{KEYS['another']}",
 )
 
@@ -225,3 +229,11 @@ def test_no_route_is_missing_from_the_table(server: Server) -> None:
     }
     assert routes == {(row.method, row.path) for row in ROWS}
     assert len(server.client.app.routes) == len([each for each in server.client.app.routes if isinstance(each, Route)])
+
+
+def test_the_roles_of_paths_are_documented() -> None:
+    rows = []
+    for methods, start, roles in ROLES_OF_PATHS:
+        words = ", ".join(f"`{method}`" for method in sorted(methods))
+        rows.append(f"| {words} | `{start}` | {', '.join(role for role in Role if role in roles)} |")
+    assert "\n".join(rows) in DOCS.read_text(), "the table of docs/security.md should be:\n" + "\n".join(rows)
