@@ -102,7 +102,7 @@ def make_parts(
         concurrency=_batch_concurrency(params),
     )
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
-    sources = Sources(jobs, files, served, params.job_roots, hub)
+    sources = Sources(jobs, files, served, params.job_roots, hub, state=state)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     roots = AdapterRoots(params.adapter_roots)
     return Parts(

@@ -49,12 +49,16 @@ class ServedSource:
 
 
 class Sources:
-    def __init__(self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str], hub: JobHub) -> None:
+    def __init__(
+        self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str], hub: JobHub, *, state: Path
+    ) -> None:
+        """`state`: the server's `state_dir`, which no job reads by its paths, though it should lie in a root."""
         self._jobs = jobs
         self._files = files
         self._served = served
         self._hub = hub
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
+        self._state = state.resolve()
 
     async def resolve(
         self, kind: type[Params], given: Mapping[str, Any], job_id: str, access: Access
@@ -167,7 +171,7 @@ class Sources:
         """None where it leads out of all roots. Raises NotFound where it lies in one, but is not there."""
         try:
             real = [(root / name).resolve() for root in self._roots]
-            inside = [path for path in real if any(path.is_relative_to(root) for root in self._roots)]
+            inside = [path for path in real if self._may_be_read(path)]
             there = [path for path in inside if path.exists()]
         except (OSError, ValueError, RuntimeError):  # no path at all, one too long, a circle of links, a locked folder
             return None
@@ -176,6 +180,11 @@ class Sources:
         if inside:
             raise NotFound(f"parameters.{param}: there is no {name[:100]!r}.", param=f"parameters.{param}")
         return None
+
+    def _may_be_read(self, path: Path) -> bool:
+        """What the server keeps is its owners', and a folder that holds it is read with all that is in it."""
+        holds_ours = path.is_relative_to(self._state) or self._state.is_relative_to(path)
+        return not holds_ours and any(path.is_relative_to(root) for root in self._roots)
 
     def _outside(self, param: str) -> InvalidRequest:
         where = "under a folder of job_roots" if self._roots else "nowhere: this server was started without job_roots"

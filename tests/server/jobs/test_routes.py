@@ -240,6 +240,14 @@ def test_no_other_path_is_read_and_all_are_refused_in_the_same_words(
     assert "must lie under a folder of job_roots" in error["message"]
 
 
+@pytest.mark.parametrize("path", [".", "state", "state/files", "state/jobs", "other/../state", "link"])
+def test_what_the_server_keeps_is_not_read_by_its_path_though_it_lies_in_a_root(tmp_path: Path, path: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    with serving(tmp_path / "state", job_roots=(str(tmp_path),)) as api:
+        error = api.jobs.refused("sft", SFT | {"dataset": [f"{tmp_path}/{path}"]})
+        assert "must lie under a folder of job_roots" in error["message"]
+
+
 def test_what_is_not_in_the_roots_is_not_found(api: EchoApi) -> None:
     for path in ("~/x", "nothing.jsonl", "file:///etc/passwd"):
         assert api.jobs.refused("sft", SFT | {"dataset": [path]})["code"] in ("not_found", "invalid_request")
