@@ -23,6 +23,7 @@ from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
 from server.http.keys import Keys
 from server.http.middleware import RequestContext
+from server.http.origins import Origins
 from server.inference.inference import Inference
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
@@ -115,5 +116,12 @@ def _add_middleware(app: FastAPI, parts: Parts) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    app.add_middleware(
+        Origins,
+        keys=parts[Keys],
+        address=params.host,
+        allowed_origins=params.allowed_origins,
+        allowed_hosts=params.allowed_hosts,
+    )
     in_flight = parts[Inference].lifecycle.in_flight
     app.add_middleware(RequestContext, parts=parts, in_flight=in_flight, verbose=params.verbose)

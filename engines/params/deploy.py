@@ -6,10 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from engines.params.about import DEPLOY, EVERY_ENGINE, About
-from engines.params.base import Params, Strings
+from engines.params.base import Params, Strings, listed
 from engines.params.infer import InferParams
 from engines.params.template import ChatTemplateParams
 
+Origins = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]*)$")], ...], BeforeValidator(listed)
+]
+"""Origins as browsers write them: a scheme and a host, without a path. `*` is all."""
+Hosts = Annotated[tuple[Annotated[str, Field(pattern=r"^(\*|[\w.-]+)$")], ...], BeforeValidator(listed)]
+"""Names without a scheme or a port. `*` is all."""
 REPOSITORIES = re.compile(r"((datasets|models)/)?[\w.*?-]+(/[\w.*?-]+)?")
 """A pattern of repository ids."""
 
@@ -37,7 +43,7 @@ class ServerParams(Params):
     allow_anonymous: Annotated[bool, About(DEPLOY)] = False
     """Let everybody in who reaches the address, without any key, also where other machines reach it."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
-    """Ask for a key on `/metrics` too, where `api_key` is set."""
+    """Ask for a key on `/metrics` too, where there are any."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
     max_connections: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
@@ -56,8 +62,12 @@ class ServerParams(Params):
     has the same limit."""
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
-    allowed_origins: Annotated[Strings, About(DEPLOY)] = ()
-    """Web origins whose pages may call the server from a browser (CORS); `*` for all. None unless given."""
+    allowed_origins: Annotated[Origins, About(DEPLOY)] = ()
+    """Web origins whose pages may call the server from a browser (CORS), such as `https://chat.example`; `*` for all.
+    Those of others are refused."""
+    allowed_hosts: Annotated[Hosts, About(DEPLOY)] = ()
+    """Names by which clients may call the server, besides IP addresses, localhost, `host` and the machine's own name;
+    `*` for all. Unless given, a server with keys answers to every name, and one without keys to those only."""
     batch_concurrency: Annotated[int, About(DEPLOY)] = Field(16, ge=1)
     """Requests of batches that run at once, and never more than half of what the engine runs. With more a batch is done
     sooner, and the answers to other requests come slower."""

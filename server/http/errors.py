@@ -39,6 +39,18 @@ class InsufficientPermissions(TuneserveError):
     code = "insufficient_permissions"
 
 
+class ForeignOrigin(TuneserveError):
+    """A browser sent the request for a page of an origin that `allowed_origins` does not name."""
+
+    code = "origin_not_allowed"
+
+
+class UnknownHost(TuneserveError):
+    """The request is for a host that `allowed_hosts` does not name."""
+
+    code = "host_not_allowed"
+
+
 class BodyTooLarge(TuneserveError):
     """The request's body exceeds `max_body_size`."""
 
@@ -86,6 +98,8 @@ STATUS: dict[type[TuneserveError], int] = {
     InvalidRequest: 400,
     InvalidApiKey: 401,
     InsufficientPermissions: 403,
+    ForeignOrigin: 403,
+    UnknownHost: 403,
     NotFound: 404,
     RequestTimeout: 408,
     Conflict: 409,

@@ -24,7 +24,7 @@ class ReadyClient(TestClient):
     """Entered, it waits until the engine and its adapters are there. `parts` are those of its server."""
 
     def __init__(self, parts: Parts, **options: Any) -> None:
-        super().__init__(create_app(parts), **options)
+        super().__init__(create_app(parts), **{"base_url": "http://localhost", **options})
         self.parts = parts
 
     app: FastAPI

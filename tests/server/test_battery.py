@@ -64,6 +64,7 @@ VALID: dict[str, dict[str, Any]] = {
     },
 }
 JSON = {"content-type": "application/json"}
+TOKENIZE = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 json_values = st.recursive(
     st.none()
@@ -163,9 +164,7 @@ async def test_whoever_sends_far_too_much_still_gets_to_see_why(echo_url: str, p
 def test_a_client_that_asks_before_it_sends_is_told_at_once(client: Client, echo_url: str) -> None:
     address = urlsplit(echo_url)
     with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(
-            b"POST /tokenize HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 60000000\r\n\r\n"
-        )
+        connection.sendall(TOKENIZE + b"expect: 100-continue\r\ncontent-length: 60000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
@@ -280,9 +279,9 @@ def test_any_bytes(client: Client, path: str) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
-        b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{",
-        b"GET /v1/models/%ff%00%2e%2e%2f HTTP/1.1\r\nhost: x\r\nx-request-id: \xff\x01\r\n\r\n",
+        TOKENIZE + b"content-length: 100\r\n\r\n{",
+        TOKENIZE + b"transfer-encoding: chunked\r\n\r\n5\r\n{",
+        b"GET /v1/models/%ff%00%2e%2e%2f HTTP/1.1\r\nhost: localhost\r\nx-request-id: \xff\x01\r\n\r\n",
         b"NONSENSE\r\n\r\n",
         b"GET / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
     ],

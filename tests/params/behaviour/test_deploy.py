@@ -94,6 +94,7 @@ OF_THE_SERVER = apart(
         "wrong", "open", certified, {"ssl_certfile": "$FOLDER/locked.crt", "ssl_keyfile": "$FOLDER/locked.key"}
     ),
     allowed_origins=Two([], ["http://page"], allowed),
+    allowed_hosts=Two([], ["llm.example"], got("/v1/models", host="llm.example")),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
     without_state=Two(False, True, got("/v1/files")),
     database_url=Two(UNGIVEN, "sqlite:///$FOLDER/other/some.db", files),

@@ -241,7 +241,7 @@ def test_a_file_that_is_too_large_is_refused(api: Api, announced: bool) -> None:
 def test_a_client_that_goes_away_leaves_nothing(api: Api) -> None:
     address = urlsplit(api.server.url)
     head = (
-        b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\n"
+        b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2000000\r\n"
         b"content-type: multipart/form-data; boundary=x\r\n\r\n"
         b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
     )

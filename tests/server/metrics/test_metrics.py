@@ -109,7 +109,7 @@ async def test_a_request_that_was_not_taken_is_no_request(watched: Watched) -> N
 def test_refused_requests_are_counted_by_reason_and_every_family_of_the_page_parses() -> None:
     watched = Watched()
     watched.engine.faults.start_delay = 60
-    with TestClient(create_app(watched.parts)) as client:
+    with TestClient(create_app(watched.parts), base_url="http://localhost") as client:
         assert client.get("/v1/models").status_code == client.get("/ready").status_code == 503
         reply = client.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=")
