@@ -34,7 +34,7 @@ class Lease:
     version: str | None
     """None: the base model."""
     name: str
-    """The adapter's own name, whatever alias was asked for; or the base model's name."""
+    """The adapter's own name, whatever alias was asked for, unless it is not to be known; or the base model's name."""
     _on_release: Callable[[], None] | None = None
     chat_template: str | None = None
     """The chat template that the adapter brings; None: the one that the base model is served with."""
@@ -178,15 +178,16 @@ class AdapterRegistry:
         entry = self._names.table.adapters.get(name)
         if entry is None:
             raise self._no_such(model, is_known)
+        told = name if is_known(name) else model
         if entry.version is None:
-            raise ModelNotFound(f"The adapter {name!r} cannot be served: {entry.error}", param="model")
+            raise ModelNotFound(f"The adapter {told!r} cannot be served: {entry.error}", param="model")
         version = entry.version
         version.requests += 1
         version.in_flight += 1
         version.last_used = int(time.time())
         spec = version.snapshot.spec
         release = partial(self._release, version)
-        return Lease(version.id, version.name, release, spec.chat_template, spec.folder)
+        return Lease(version.id, told, release, spec.chat_template, spec.folder)
 
     def _release(self, version: Version) -> None:
         version.in_flight -= 1

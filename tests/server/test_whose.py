@@ -152,6 +152,8 @@ def test_an_alias_gives_a_model_to_everybody_and_only_administrators_take_it_bac
             assert succeeded(zeta.http.get(f"/v1/models/{alias}"))["id"] == alias
             for each in (acme, zeta):
                 assert each.http.delete(f"/v1/models/{alias}").status_code == 403
+        assert zeta.fine_tuning.create(model="support")["model"] == "support"
+        assert acme.fine_tuning.create(model="support")["model"] == name
         assert list(zeta.models()) == ["echo", "ft:support", "support"]
         assert zeta.refused_chat(model=name).status == 404
 
