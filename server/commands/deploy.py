@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
 
 from engines import logs
 from engines.errors import TuneserveError
@@ -32,10 +31,11 @@ BACKLOG = 2048
 def run(params: DeployParams) -> int:
     """Serve until a signal; return the exit status."""
     configure_logging()
-    signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for, the keys, is read here anyway
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for is about to be read anyway
     try:
         keys = read_keys(params, os.environ.pop(VARIABLE, ""))  # no process that is started from here has it
         certificate = read_certificate(params.ssl_certfile, params.ssl_keyfile, params.ssl_keyfile_password)
+        signal.signal(signal.SIGHUP, lambda number, frame: _read_again(keys, certificate))
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)
         parts = load(params, keys)
@@ -117,10 +117,7 @@ def serve(parts: Parts, listener: socket.socket, certificate: Certificate | None
 
 async def _serve(server: HttpServer, parts: Parts, listener: socket.socket, certificate: Certificate | None) -> int:
     keys, address = parts[Keys], listener.getsockname()
-    renewed: list[Callable[[], None]] = [keys.reload]
-    if certificate is not None:
-        renewed.append(certificate.reload)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: [reload() for reload in renewed])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, keys, certificate)
     scheme = "http" if certificate is None else "https"
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     logger.info("Listening on %s://%s:%d as %r.", scheme, host, address[1], parts[ServedModel].name)
@@ -131,6 +128,12 @@ async def _serve(server: HttpServer, parts: Parts, listener: socket.socket, cert
     await server.serve(sockets=[listener])
     stopping.cancel()
     return 1 if server.force_exit or parts[Inference].lifecycle.start_failed.is_set() else 0
+
+
+def _read_again(keys: Keys, certificate: Certificate | None) -> None:
+    keys.reload()
+    if certificate is not None:
+        certificate.reload()
 
 
 async def _stop_in_order(server: HttpServer, parts: Parts) -> None:

@@ -1,16 +1,21 @@
 """A server process from its first breath to its last: ports, start, signals, drain."""
 
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 
-from tests.server.keys import ASK, FULL, bearer
+from engines.errors import UnsupportedModel
+from engines.params.deploy import DeployParams
+from server.commands import deploy
+from server.http.keys import Keys
+from tests.server.keys import ASK, FULL, TEACH, bearer
 from tests.server.process import ServerProcess
 from tests.until import until
 
@@ -112,6 +117,30 @@ def test_sighup_reads_the_keys_again_and_ends_no_server(
     until(lambda: "no --api_key_file" in "".join(open_server.log))
     assert httpx.get(f"{open_server.url}/health", timeout=60).status_code == 200
     assert FULL not in "".join(keyed.log) and ASK not in "".join(keyed.log)
+
+
+def test_keys_may_change_while_the_model_is_loaded_and_no_other_process_sees_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(FULL)
+    monkeypatch.setenv("TUNESERVE_API_KEY", TEACH)
+    seen: list[Keys] = []
+
+    def load(params: DeployParams, keys: Keys) -> NoReturn:
+        assert "TUNESERVE_API_KEY" not in os.environ
+        (tmp_path / "keys").write_text(ASK)
+        signal.raise_signal(signal.SIGHUP)
+        seen.append(keys)
+        raise UnsupportedModel("none is needed")
+
+    monkeypatch.setattr(deploy, "load", load)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        assert deploy.run(DeployParams(port=0, api_key_file=str(tmp_path / "keys"))) == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    (keys,) = seen
+    assert keys.find(ASK) and keys.find(TEACH) and not keys.find(FULL)
 
 
 def test_a_wrong_key_stops_the_start_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
