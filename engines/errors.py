@@ -64,6 +64,16 @@ class QueueFull(TuneserveError):
     retry_after: int = 1
 
 
+class RateLimited(TuneserveError):
+    """The client has taken what it may for now. It should come back after `retry_after` seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineUnavailable(TuneserveError):
     """The engine is starting, restarting, draining or stopped. Come back after `retry_after` seconds."""
 

@@ -1,6 +1,7 @@
 """Make the parts of a server, each of which is given what it needs when it is made."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
 from server.http.connections import Connections, most_connections
-from server.http.keys import Keys
+from server.http.keys import KeyLimits, Keys
 from server.http.settings import HttpSettings
+from server.inference.allowances import Allowances
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
@@ -59,7 +61,7 @@ def make_parts(
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
     database = Database(None if params.without_state else state, params.database_url)
-    inference = _inference(engine, model, params, state, FineTunedModels(database))
+    inference = _inference(engine, model, params, state, FineTunedModels(database), keys)
     tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
     connections = Connections(
         most=most_connections(params.max_connections), on_refusal=lambda error: connection_metrics.count_ended(error)
@@ -141,7 +143,7 @@ def _state(params: DeployParams) -> Path:
 
 
 def _inference(
-    engine: Engine, model: ServedModel, params: DeployParams, state: Path, fine_tuned: FineTunedModels
+    engine: Engine, model: ServedModel, params: DeployParams, state: Path, fine_tuned: FineTunedModels, keys: Keys
 ) -> Inference:
     adapters = AdapterRegistry(
         engine,
@@ -156,7 +158,12 @@ def _inference(
         fine_tuned=fine_tuned,
         lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
+        allowances=Allowances(keys.limits_of, _key_limits(params)),
     )
+
+
+def _key_limits(params: DeployParams) -> KeyLimits:
+    return KeyLimits(**{field.name: getattr(params, f"key_{field.name}") for field in fields(KeyLimits)})
 
 
 def _bytes(gib: float | None) -> int | None:

@@ -42,6 +42,18 @@ class ServerParams(Params):
     SIGHUP."""
     allow_anonymous: Annotated[bool, About(DEPLOY)] = False
     """Let everybody in who reaches the address, without any key, also where other machines reach it."""
+    key_max_running_requests: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
+    """Requests that may run at a time with one key; further ones are refused with status 429. Keys of one name count
+    as one, and a line of `api_key_file` may set another limit after its key: `max_running_requests=4`. None unless
+    given."""
+    key_requests_per_minute: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
+    """Requests for answers and embeddings that one key may make in a minute, or `requests_per_minute` of its line; the
+    headers `x-ratelimit-*` tell what is left. Those of batches do not count."""
+    key_tokens_per_minute: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
+    """Tokens of prompts and outputs that one key may use in a minute, or `tokens_per_minute` of its line. A request has
+    to find its prompt's there; what it generates is taken from the minutes to come where need be."""
+    key_max_outputs: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
+    """Outputs that one request may ask for, `n` for each of its prompts, or `max_outputs` of its key's line."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
     """Ask for a key on `/metrics` too, where there are any."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)

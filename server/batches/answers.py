@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull
+from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, RateLimited
 from engines.logs import about
 from engines.types import BATCH_PRIORITY
 from server.http.body import parse_object
@@ -59,6 +59,8 @@ async def _answer(
             return Reply(200, request_id, await ENDPOINTS[endpoint](caller, model, inference, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
+        except RateLimited as error:  # the tokens of batches count; how many requests run is the batches' own business
+            await asyncio.sleep(error.retry_after)
         except EngineFailure as error:
             failures += 1
             if failures == MAX_FAILURES:

@@ -38,6 +38,7 @@ def run(params: DeployParams) -> int:
         signal.signal(signal.SIGHUP, lambda number, frame: _read_again(keys, certificate))
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)
+        check_limits(keys, params)
         parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
@@ -105,6 +106,14 @@ def check_access(listener: socket.socket, keys: Keys, params: DeployParams) -> N
             f"--host {params.host}: everybody who reaches it could use the server; give it a key, by --api_key_file, "
             f"--api_key or {VARIABLE}, or let them, by --allow_anonymous true"
         )
+
+
+def check_limits(keys: Keys, params: DeployParams) -> None:
+    """Raise WrongAccess where there are limits for keys, and no keys that they could hold for."""
+    limits = [name for name in type(params).model_fields if name.startswith("key_")]
+    given = [name for name in limits if getattr(params, name) is not None]
+    if given and not keys:
+        raise WrongAccess(f"--{given[0]} is a limit for each key, and there are no keys: give some, by --api_key_file")
 
 
 def serve(parts: Parts, listener: socket.socket, certificate: Certificate | None = None) -> int:

@@ -16,6 +16,7 @@ from engines.errors import (
     InvalidRequest,
     NotFound,
     QueueFull,
+    RateLimited,
     StorageFull,
     StoreUnavailable,
     TuneserveError,
@@ -106,6 +107,7 @@ STATUS: dict[type[TuneserveError], int] = {
     BodyTooLarge: 413,
     RequestLineTooLong: 414,
     QueueFull: 429,
+    RateLimited: 429,
     HeadersTooLarge: 431,
     EngineUnavailable: 503,
     TooManyConnections: 503,
@@ -129,7 +131,7 @@ def error_response(error: Exception, request_id: str) -> Response:
     """The answer that tells `error`."""
     status = error_status(error)
     headers = {}
-    if isinstance(error, QueueFull | EngineUnavailable | StoreUnavailable | TooManyConnections):
+    if isinstance(error, QueueFull | RateLimited | EngineUnavailable | StoreUnavailable | TooManyConnections):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from engines.errors import TuneserveError
@@ -25,6 +25,7 @@ MIN_LENGTH = 16
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 KEY = re.compile(r"[\w.~+/-]+=*", re.ASCII)
 """What the header `Authorization: Bearer KEY` can bring (RFC 6750, b64token)."""
+NUMBER = re.compile(r"[1-9][0-9]{0,11}", re.ASCII)
 OPTION = re.compile(r"[a-z_]{1,32}=.*")
 
 
@@ -34,12 +35,33 @@ class WrongKeys(TuneserveError):
     code = "wrong_keys"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """What one key may take; None: no limit."""
+
+    max_running_requests: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of prompts and outputs together."""
+    max_outputs: int | None = None
+    """Outputs of one request: `n` for each of its prompts."""
+
+    def or_else(self, defaults: "KeyLimits") -> "KeyLimits":
+        """These, and `defaults` where there is none."""
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return replace(defaults, **given)
+
+
+LIMITS = tuple(field.name for field in fields(KeyLimits))
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     digest: bytes
     caller: Caller
     where: str
     """Where it was given, in words."""
+    limits: KeyLimits = KeyLimits()
 
 
 class Keys:
@@ -59,6 +81,10 @@ class Keys:
     def names(self) -> frozenset[str]:
         """Names of all who have a key."""
         return frozenset(key.caller.name for key in self._keys if key.caller.name is not None)
+
+    def limits_of(self, name: str) -> KeyLimits:
+        """Those that the keys of a name share."""
+        return next((key.limits for key in self._keys if key.caller.name == name), KeyLimits())
 
     def find(self, text: str) -> Caller | None:
         """Whose key this is; every key is compared, so that the time tells nothing."""
@@ -128,13 +154,19 @@ def _words(line: str) -> list[str]:
 
 
 def _parse_words(words: Sequence[str], where: str) -> ApiKey:
-    """A key, and options after it, of which there are none yet."""
+    """A key, and options after it: `NAME=VALUE`."""
     text, *options = words
     key = parse_key(text, where)
+    found: dict[str, int] = {}
     for option in options:
-        told = repr(option.partition("=")[0]) if OPTION.fullmatch(option) else "after the key"
-        raise WrongKeys(f"{where} has an unknown option {told}")
-    return key
+        name, _, value = option.partition("=")
+        if name not in LIMITS:
+            told = repr(name) if OPTION.fullmatch(option) else "after the key"
+            raise WrongKeys(f"{where} has an unknown option {told}: {', '.join(LIMITS)}")
+        if name in found or not NUMBER.fullmatch(value):
+            raise WrongKeys(f"{where} has a wrong {name}: one number from 1 on")
+        found[name] = int(value)
+    return replace(key, limits=KeyLimits(**found))
 
 
 def _read_text(path: Path) -> str:
@@ -154,13 +186,18 @@ def _read_text(path: Path) -> str:
 
 
 def _distinct(keys: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
-    """The same key twice is one; with two meanings it is a mistake."""
+    """The same key twice is one; with two meanings it is a mistake. Limits hold for all keys of a name."""
     found: dict[bytes, ApiKey] = {}
+    limiting: dict[str | None, ApiKey] = {}
     for key in keys:
         first = found.setdefault(key.digest, key)
-        if first.caller != key.caller:
-            raise WrongKeys(f"{key.where} is the same key as {first.where}, under another name or for other roles")
-    return tuple(found.values())
+        if (first.caller, first.limits) != (key.caller, key.limits):
+            raise WrongKeys(f"{key.where} is the same key as {first.where}, and means something else")
+        if key.limits != KeyLimits():
+            first = limiting.setdefault(key.caller.name, key)
+            if first.limits != key.limits:
+                raise WrongKeys(f"{key.where} has the name of {first.where}, and other limits")
+    return tuple(replace(key, limits=limiting.get(key.caller.name, key).limits) for key in found.values())
 
 
 def _digest(key: str) -> bytes:

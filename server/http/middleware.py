@@ -28,8 +28,8 @@ SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 class RequestContext:
     """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside.
 
-    `request.state.parts` are the server's; `request.state.answered` is an ExitStack for what a request holds until its
-    answer has ended, however it ended.
+    `request.state.parts` are the server's; `request.state.answer_headers` makes headers of the answer, when it begins;
+    `request.state.answered` is an ExitStack for what a request holds until its answer has ended, however it ended.
     """
 
     def __init__(self, app: ASGIApp, *, parts: Parts, in_flight: InFlight, verbose: bool) -> None:
@@ -43,7 +43,9 @@ class RequestContext:
             return await self._app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
         answered = contextlib.ExitStack()
-        scope.setdefault("state", {}).update(request_id=request_id, answered=answered, parts=self._parts)
+        scope.setdefault("state", {}).update(
+            request_id=request_id, answered=answered, parts=self._parts, answer_headers=tuple
+        )
         status: int | None = None
         began = time.perf_counter()
 
@@ -51,7 +53,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in scope["state"]["answer_headers"]():
+                    headers[name] = value
             await send(message)
 
         self._in_flight.enter()

@@ -10,6 +10,7 @@ from fastapi import Depends
 from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
 from server.deps import part
+from server.inference.allowances import Allowances
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.lifecycle import Lifecycle
 from server.inference.salts import Salts
@@ -26,6 +27,7 @@ class Inference:
     """Whose those of them are that jobs have made."""
     lifecycle: Lifecycle
     metrics: Metrics
+    allowances: Allowances
     salts: Salts = field(default_factory=Salts)
 
     async def lease(self, model: str, access: Access, held: ExitStack) -> Lease:

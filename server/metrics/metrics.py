@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from engines.adapters.registry import AdapterRegistry
 from engines.engine import Engine
-from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, TuneserveError
+from engines.errors import ContextLengthExceeded, EngineUnavailable, QueueFull, RateLimited, TuneserveError
 from engines.types import BATCH_PRIORITY, FinishReason, GenerationRequest, TokenOutput
 from server.metrics.adapters import AdapterMetrics
 
@@ -19,6 +19,7 @@ PREFIX = "tuneserve:"
 LABELS = ("model_name", "engine")
 REJECTIONS = {
     QueueFull: "queue_full",
+    RateLimited: "rate_limit",
     EngineUnavailable: "unavailable",
     ContextLengthExceeded: "context_length",
 }

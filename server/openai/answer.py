@@ -65,12 +65,20 @@ class Answer:
     """One of `stream` and `whole` is called, once. Cancelled, it aborts what runs."""
 
     def __init__(
-        self, inference: Inference, vocabulary: Vocabulary, generation: Generation, renderer: Renderer
+        self,
+        inference: Inference,
+        vocabulary: Vocabulary,
+        generation: Generation,
+        renderer: Renderer,
+        *,
+        on_tokens: Callable[[int], None],
     ) -> None:
+        """`on_tokens` is called with the number of tokens of each step."""
         self._inference = inference
         self._vocabulary = vocabulary
         self._generation = generation
         self._renderer = renderer
+        self._on_tokens = on_tokens
         self._usage = Usage(
             sum(len(request.prompt_ids) for request in generation.requests),
             reasons=generation.plan.reasoning is not None,
@@ -135,6 +143,7 @@ class Answer:
             async with aclosing(engine.generate(request)) as steps:
                 async for step in steps:
                     watch.see(step)
+                    self._on_tokens(len(step.token_ids))
                     output = outputs[step.index]
                     if output.finished:
                         continue  # steps that were under way when the output was ended

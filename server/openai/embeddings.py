@@ -48,6 +48,9 @@ async def embed(
     model: ModelDep,
     inference: ReadyInference,
 ) -> dict[str, Any]:
+    allowance = inference.allowances.of(caller)
+    request.state.answer_headers = allowance.headers
+    allowance.begin(request.state.answered)
     leased = await inference.lease(body.model, caller.access, request.state.answered)
     return await until_disconnect(request, answer(body, caller, model, inference, leased.version))
 
@@ -77,8 +80,9 @@ async def answer(
         )
         for index, ids in enumerate(prompts)
     ]
-    vectors = await _embed_all(inference.engine, requests)
     tokens = sum(map(len, prompts))
+    inference.allowances.of(caller).take_prompt(tokens)
+    vectors = await _embed_all(inference.engine, requests)
     inference.metrics.count_embeddings(tokens, adapter)
     return {
         "object": "list",

@@ -62,6 +62,9 @@ async def respond(
     http: HttpSettings,
 ) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
+    allowance = inference.allowances.of(request.state.caller)
+    request.state.answer_headers = allowance.headers
+    allowance.begin(request.state.answered)
     answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds)
@@ -78,6 +81,8 @@ async def admit(
     leased = await inference.lease(body.model, caller.access, held)
     model = model.as_asked(leased)
     asked = await endpoint.read(body, model, inference.engine.capabilities())
+    allowance = inference.allowances.of(caller)
+    allowance.check_outputs(asked.n * len(asked.prompts), "n")
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
     salt = inference.salts.of(caller.name, body.cache_salt)
     generation = Generation(
@@ -86,7 +91,9 @@ async def admit(
         plan=asked.plan,
         only_prompt=asked.max_tokens == 0,
     )
-    return Answer(inference, model.vocabulary, generation, endpoint.renderer(body, asked, envelope, model.vocabulary))
+    allowance.take_prompt(sum(len(prompt.ids) for prompt in asked.prompts))
+    renderer = endpoint.renderer(body, asked, envelope, model.vocabulary)
+    return Answer(inference, model.vocabulary, generation, renderer, on_tokens=allowance.take_output)
 
 
 def _requests(

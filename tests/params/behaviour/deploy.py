@@ -32,7 +32,7 @@ from tests.adapter_folders import write_adapter
 from tests.certificates import write_certificate
 from tests.params.behaviour.table import Given, Observer
 from tests.server.client import ReadyClient
-from tests.server.keys import FULL
+from tests.server.keys import FULL, bearer
 
 OTHERS = ("httpx", "alembic", "asyncio")
 """Libraries that log too."""
@@ -219,6 +219,26 @@ def listens(server: Server) -> Any:
         patch.setattr(socket.socket, "bind", reached)
         deploy.run(server.params)
     return call.value.args[0]
+
+
+def refused_of(body: dict[str, Any], times: int = 1) -> Seen:
+    """Status of the answer to the last of so many requests with a key."""
+
+    def look(server: Server) -> int:
+        with server.client() as client:
+            for _ in range(times):
+                answer = client.post("/v1/completions", headers=bearer(FULL), json={"model": "m", **body})
+        return answer.status_code
+
+    return look
+
+
+def refused_beside_another(server: Server) -> int:
+    """Status of the answer to a request that comes while another one runs."""
+    ask: dict[str, Any] = {"url": "/v1/completions", "headers": bearer(FULL)}
+    slow = {"model": "m", "prompt": "hello", "stream": True}
+    with server.client(token_delay=0.2) as client, client.stream("POST", **ask, json=slow):
+        return client.post(**ask, json=slow | {"stream": False}).status_code
 
 
 def lets_in(server: Server) -> bool:

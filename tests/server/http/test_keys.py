@@ -10,6 +10,7 @@ from server.http.keys import Keys, WrongKeys
 
 LONG = "0123456789abcdef"
 OTHER = "fedcba9876543210"
+OPTIONS = "max_running_requests, requests_per_minute, tokens_per_minute, max_outputs"
 
 
 def refusal(*texts: str, variable: str = "", file: Path | None = None) -> str:
@@ -132,8 +133,17 @@ def test_a_file_has_a_key_on_each_line(file: Path) -> None:
     ("text", "reason"),
     [
         (f"{LONG}\ninfer:\n", "the key in line 2 of FILE is empty"),
-        (f"{LONG} wieght=2\n", "the key in line 1 of FILE has an unknown option 'wieght'"),
-        (f"{OTHER} {LONG}\n", "the key in line 1 of FILE has an unknown option after the key"),
+        (f"{LONG} wieght=2\n", "the key in line 1 of FILE has an unknown option 'wieght': " + OPTIONS),
+        (f"{OTHER} {LONG}\n", "the key in line 1 of FILE has an unknown option after the key: " + OPTIONS),
+        (f"{LONG} max_outputs=0\n", "the key in line 1 of FILE has a wrong max_outputs: one number from 1 on"),
+        (
+            f"{LONG} max_outputs=1 max_outputs=2\n",
+            "the key in line 1 of FILE has a wrong max_outputs: one number from 1 on",
+        ),
+        (
+            f"a={LONG} max_outputs=1\na={OTHER} max_outputs=2",
+            "the key in line 2 of FILE has the name of the key in line 1 of FILE, and other limits",
+        ),
         (f"infer: {LONG}\n", "the key in line 1 of FILE is empty"),
         ("# none\n", "FILE has no key"),
         ("", "FILE has no key"),

@@ -79,7 +79,7 @@ def answer_of(engine: ScriptedEngine, *, n: int = 1, stop: tuple[str, ...] = ())
         options=TextOptions(stop=StopTable(stop)),
         plan=text_plan(None),
     )
-    return Answer(parts[Inference], parts[ServedModel].vocabulary, generation, Texts())
+    return Answer(parts[Inference], parts[ServedModel].vocabulary, generation, Texts(), on_tokens=lambda _: None)
 
 
 async def test_an_output_that_met_a_stop_string_is_finished_early_and_the_others_go_on() -> None:
