@@ -23,6 +23,8 @@ class Repo:
     """Contents whose digests are told in place of the true ones."""
     id: str | None = None
     """What it calls itself, if not as it was asked for."""
+    token: str | None = None
+    """What has to be brought to see it."""
     breaks_off: list[int] = field(default_factory=list)
     """After how many bytes each of the next connections breaks off."""
 
@@ -64,23 +66,38 @@ class _Asked(BaseHTTPRequestHandler):
         hub.brought |= {value for name, value in self.headers.items() if "authorization" in name.lower()}
         if path.startswith("/api/"):
             id = path.removeprefix("/api/").partition("/revision/")[0]
-            repo = hub.repos.get(id)
+            repo = self._seen(id.partition("/tree/")[0])
+            if repo and "/tree/" in id:  # all that anybody looks for lies at the top
+                self._json(200, [])
+                return
             self._json(200, repo.info(id.partition("/")[2])) if repo else self._refuse()
             return
-        id, _, file = path.removeprefix("/").partition(f"/resolve/{COMMIT}/")
-        repo = hub.repos.get(id if id.startswith("datasets/") else f"models/{id}")
-        if repo is None or file not in repo.files:
+        id, _, file = (
+            path.removeprefix("/").replace("/resolve/main/", f"/resolve/{COMMIT}/").partition(f"/resolve/{COMMIT}/")
+        )
+        repo = self._seen(id if id.startswith("datasets/") else f"models/{id}")
+        if repo is None:
             self._refuse()
+        elif file not in repo.files:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         elif hub.elsewhere:
             self._send(302, b"", {"Location": hub.elsewhere + self.path})
         else:
             self._file(repo, repo.files[file])
 
+    do_HEAD = do_GET
+
+    def _seen(self, id: str) -> Repo | None:
+        repo = self.server.repos.get(id)
+        token = repo and repo.token
+        return repo if not token or self.headers.get("authorization") == f"Bearer {token}" else None
+
     def _file(self, repo: Repo, content: bytes) -> None:
         start = int((self.headers.get("range") or "bytes=0-")[6:-1])
         content, status = content[start:], 206 if start else 200
         if not repo.breaks_off:
-            self._send(status, content)
+            etag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+            self._send(status, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
             return
         self._send(status, content[: repo.breaks_off.pop(0)], length=len(content))
         self.close_connection = True
@@ -102,7 +119,8 @@ class _Asked(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
