@@ -49,7 +49,7 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
         return folder
     if folder.is_absolute():
         raise InvalidAdapter(f"there is no folder {folder.name!r}", param="adapters")
-    from httpx import HTTPError
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
 
     try:

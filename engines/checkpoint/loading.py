@@ -1,4 +1,4 @@
-"""Find a model, and load its tokenizer, configuration and weights through transformers."""
+"""Find a model, and load its tokenizer, configuration and weights through transformers, and none of its code."""
 
 import logging
 import platform
@@ -21,7 +21,7 @@ def load_tokenizer(model: str, *, revision: str | None = None, token: str | None
     from transformers import AutoTokenizer
 
     with _loading("tokenizer", model):
-        return AutoTokenizer.from_pretrained(model, revision=revision, token=token)
+        return AutoTokenizer.from_pretrained(model, revision=revision, token=token, trust_remote_code=False)
 
 
 def load_config(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
@@ -29,7 +29,7 @@ def load_config(model: str, *, revision: str | None = None, token: str | None = 
     from transformers import AutoConfig
 
     with _loading("configuration", model):
-        return AutoConfig.from_pretrained(model, revision=revision, token=token)
+        return AutoConfig.from_pretrained(model, revision=revision, token=token, trust_remote_code=False)
 
 
 def load_generation_config(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
@@ -70,6 +70,7 @@ def load_model(
             attn_implementation=attn_implementation,
             revision=revision,
             token=token,
+            trust_remote_code=False,
         ).eval()
 
 

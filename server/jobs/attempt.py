@@ -28,6 +28,7 @@ from server.jobs.tidy import paths_of, tidy
 from server.store.access import SERVER
 from server.tasks import Tasks
 from training.folder import JobError, JobFolder, Result, Step, Validation
+from training.params.hub import names_on_hub
 from training.params.task import Task
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,11 @@ class Run(ABC):
 
 class ValidationRun(Run):
     """What the job names on the hub is fetched, and its data looked at, before it is queued."""
+
+    @property
+    def fetches(self) -> bool:
+        """Whether it may take as long as downloads do."""
+        return any(names_on_hub(self.job.task().params))
 
     async def work(self) -> None:
         folder, task = self.shop.folders.validation(self.job.id), self.job.task()

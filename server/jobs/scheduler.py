@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two looks at the queue while nothing changes."""
 MOST_VALIDATIONS = 2
-"""Jobs whose data is looked at, at a time."""
+"""Jobs whose data is looked at, at a time, and as many for which something is fetched from the hub: downloads hold up
+nobody who brings data along."""
 SETTLING_SECONDS = 5.0
 """Seconds to take in what workers have left, when the server stops."""
 
@@ -120,8 +121,10 @@ class Scheduler:
         now = time.time()
         ready = [job for job in waiting if job.id not in self._runs and (job.not_before or 0) <= now]
         for job in [job for job in ready if job.status is JobStatus.VALIDATING]:
-            if self._count(ValidationRun) < MOST_VALIDATIONS:
-                self._begin(ValidationRun(self._shop, job))
+            run = ValidationRun(self._shop, job)
+            others = [each for each in self._runs.values() if isinstance(each, ValidationRun)]
+            if sum(each.fetches == run.fetches for each in others) < MOST_VALIDATIONS:
+                self._begin(run)
         await self._start_queued([job for job in ready if job.status is JobStatus.QUEUED])
 
     async def _start_queued(self, jobs: Sequence[Job]) -> None:

@@ -63,8 +63,8 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def model_repo(folder: Path, **settings: str) -> Repo:
-    return Repo({path.name: path.read_bytes() for path in make_model(folder).iterdir()}, **settings)
+def model_repo(folder: Path, token: str | None = None) -> Repo:
+    return Repo({path.name: path.read_bytes() for path in make_model(folder).iterdir()}, token=token)
 
 
 @contextmanager
@@ -110,9 +110,8 @@ def test_a_job_opens_nothing_but_its_own_and_brings_the_hub_no_token(
         assert job["status"] == "succeeded", job["error"]
         folders = api.http.parts[Jobs].folders
     text = log.read_text(errors="replace")
-    opened = {Path(found["path"]).absolute() for found in OPENED.finditer(text) if int(found["result"]) >= 0}
-    own = [folders.root, state / "hub"]
-    known = [Path(path) for path in (*own, *SYSTEM, *installation())]
+    opened = {Path(str(found["path"])).absolute() for found in OPENED.finditer(text) if int(found["result"]) >= 0}
+    known = [folders.root, state / "hub", *map(Path, (*SYSTEM, *installation()))]
     strange = [path for path in opened if not any(path.is_relative_to(place) for place in known)]
     assert [path for path in strange if not SCRATCH.fullmatch(str(path))] == []
     assert any(path.is_relative_to(folders.job(job["id"]) / "data" / "hub") for path in opened), "else nothing was seen"

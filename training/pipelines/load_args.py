@@ -34,7 +34,7 @@ def with_saved_args(params: P) -> P:
 def _loadable(params: SftParams) -> frozenset[str]:
     """What a checkpoint may say. One of a task of another kind may say what this one does not know."""
     one_run = {name for name, said in facts(type(params)) if said.one_run}
-    data = () if params.load_data_args else DataParams.model_fields
+    data = () if params.load_data_args else (*DataParams.model_fields, "custom_register_path")
     return supported(type(params)) - one_run.union(data)
 
 

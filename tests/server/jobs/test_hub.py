@@ -119,8 +119,9 @@ def test_what_is_named_is_fetched_into_the_jobs_own_folder(tmp_path: Path) -> No
 
 
 def test_a_job_that_names_nothing_there_fetches_nothing(tmp_path: Path) -> None:
-    with serving(tmp_path, job_roots=(str(tmp_path),)) as api:
-        (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots" / "rows.jsonl").write_text("{}\n")
+    with serving(tmp_path / "state", job_roots=(str(tmp_path / "roots"),)) as api:
         job = ended(api, parameters={"model": "echo", "dataset": ["rows.jsonl"]})
         folder = api.http.parts[Jobs].folders.validation(job["id"])
         assert json.loads((folder / "task.json").read_text())["fetch"] is None

@@ -11,11 +11,14 @@ from safetensors.numpy import save
 
 from engines.errors import TuneserveError
 from tests.hub import COMMIT, Hub, Repo, running
+from training import validate
 from training.data.sources import sources
+from training.folder import JobFolder, Validation
 from training.hub.fetch import fetch
 from training.params.export import MergeParams
 from training.params.hub import SCHEME, Fetch
 from training.params.sft import SftParams
+from training.params.task import TASK
 
 ROWS = b'{"query": "a", "response": "b"}\n'
 WEIGHTS = save({})
@@ -50,6 +53,16 @@ class Job:
 
     def fetch(self, params: SftParams | MergeParams, *, max_bytes: int = 1 << 30) -> dict[str, Any]:
         return fetch(params, Fetch(folder=self.folder, cache=self.cache, max_bytes=max_bytes))
+
+    def validation(self, task: str, **params: Any) -> Validation:
+        """What the process has found that looks at a job of the API."""
+        order = Fetch(folder=self.folder / "hub", cache=self.cache, max_bytes=1 << 30)
+        self.folder.mkdir(exist_ok=True)
+        folder = JobFolder(self.folder)
+        made = TASK.validate_python({"task": task, "params": params})
+        folder.write_task(made.model_copy(update={"discreet": True, "fetch": order}))
+        validate.main(folder)
+        return folder.read_validation()
 
     def data(self, *names: str, **given: Any) -> list[str]:
         """The files that are read of data sets, each by its path behind `train/`."""
@@ -303,3 +316,31 @@ def test_an_adapter_of_another_form_is_refused(hub: Hub, job: Job, files: dict[s
     with pytest.raises(TuneserveError, match=said) as refused:
         job.fetch(MergeParams(adapters=(f"{SCHEME}org/a",)))
     assert refused.value.param == "adapters"
+
+
+# ---- by the process that looks at a job
+
+
+def test_a_merge_is_told_where_its_model_and_adapter_are(hub: Hub, job: Job) -> None:
+    hub.repos["models/org/m"] = model()
+    hub.repos["models/org/a"] = Repo(
+        {"adapter_config.json": json.dumps(ADAPTER).encode(), "adapter_model.safetensors": WEIGHTS}
+    )
+    found = job.validation("merge", model=f"{SCHEME}org/m", adapters=[f"{SCHEME}org/a"])
+    assert found.error is None
+    assert found.fetched == {"model": f"{job.folder}/hub/1/m", "adapters": [f"{job.folder}/hub/2/a"]}
+
+
+def test_rows_of_a_set_of_the_hub_are_looked_at_as_those_of_files(hub: Hub, job: Job) -> None:
+    hub.repos["datasets/org/set"] = Repo({"train.jsonl": ROWS * 3 + b'{"query": 7}\n'})
+    params = {"model": "m", "dataset": [f"{SCHEME}org/set"], "strict": True}
+    found = job.validation("sft", **params)
+    assert found.error.message.startswith("Line 4 of train.jsonl") and found.error.param == "dataset"
+    assert job.validation("sft", **params | {"strict": False}).rows == 3
+
+
+def test_what_cannot_be_fetched_is_told_without_folders(hub: Hub, job: Job) -> None:
+    hub.repos["datasets/org/set"] = Repo({}, card={"configs": [{"data_files": "/srv/secret/rows.jsonl"}]})
+    error = job.validation("sft", model="m", dataset=[f"{SCHEME}org/set"]).error
+    assert error.param == "dataset" and error.code == "not_fetched"
+    assert "'rows.jsonl'" in error.message and "/srv" not in error.message
