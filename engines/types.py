@@ -84,6 +84,10 @@ class GenerationRequest:
     """`name@version`, as the registry resolved it; None: the base model."""
     priority: int = 0
     """Lower is sooner; equal priorities in order of arrival."""
+    share: str | None = None
+    """Who asks. Requests of one share wait in order, and the shares get tokens by their weights."""
+    weight: float = 1.0
+    """A share of weight 2 gets twice as many tokens as one of weight 1 where both wait."""
     cache_salt: str | None = None
     """Requests find only those prefixes in the cache that requests of the same salt have left there."""
     http_request_id: str | None = None
@@ -125,6 +129,8 @@ class EmbeddingRequest:
     prompt_ids: list[int]
     adapter: str | None = None
     priority: int = 0
+    share: str | None = None
+    weight: float = 1.0
     cache_salt: str | None = None
     http_request_id: str | None = None
     """The `x-request-id` that it was asked under, for logs."""

@@ -76,6 +76,8 @@ class EngineCore:
                 adapter=request.adapter,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                share=request.share,
+                weight=request.weight,
             )
         if request.sampling.seed is None and self._seeds is not None:
             seed = self._seeds.getrandbits(63)

@@ -2,19 +2,20 @@
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
 one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
-arrival. Where blocks run out, the latest comer gives its blocks back and computes them anew later (preemption by
-recompute); the first in line never does, so every request gets done. A running sequence also gives its blocks to a
-waiting one of a higher priority.
+arrival; between the shares of those who ask, whose turn it is says `shares.py`. Where blocks run out, the latest comer
+gives its blocks back and computes them anew later (preemption by recompute); the first in line never does, so every
+request gets done. A running sequence also gives its blocks to a waiting one of a higher priority, or of a share that
+holds less.
 """
 
 import time
-from bisect import insort
 from dataclasses import dataclass
 
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
 from engines.pt.kv_cache import BlockPool
-from engines.pt.sequence import Group, Sequence
+from engines.pt.sequence import Group, Sequence, order_of
+from engines.pt.shares import Amount, Holdings, Queue, Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,25 @@ class Chunk:
         return self.length == self.sequence.remaining
 
 
+class _Step:
+    """The chunks of a step that is being put together, and the tokens that are left to it."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.chunks: list[Chunk] = []
+
+    def add(self, sequence: Sequence, length: int) -> Chunk:
+        self.chunks.append(Chunk(sequence, length))
+        self.budget -= length
+        return self.chunks[-1]
+
+    def keep(self, running: list[Sequence]) -> None:
+        """Leave out the chunks of sequences that do not run any more."""
+        kept = [chunk for chunk in self.chunks if chunk.sequence in running]
+        self.budget += sum(chunk.length for chunk in self.chunks) - sum(chunk.length for chunk in kept)
+        self.chunks = kept
+
+
 class Scheduler:
     def __init__(
         self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int, adapters: AdapterSlots
@@ -39,7 +59,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Sequence] = []  # in order of admission
-        self.waiting: list[Sequence] = []  # in order of `Group.order`
+        self.waiting = Queue(max_num_batched_tokens=max_num_batched_tokens)
         self.stuck: Sequence | None = None
         """The first in line where it can never be admitted, as its own siblings, which wait for it, hold what it
         needs."""
@@ -50,13 +70,14 @@ class Scheduler:
         self.prefix_hits = 0
 
     def add(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=_order)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is (a fork may be nowhere yet), and free its blocks."""
-        for queue in (self.running, self.waiting):
-            if sequence in queue:
-                queue.remove(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
         self._free(sequence)
 
     def run(self, sequence: Sequence) -> None:
@@ -68,44 +89,74 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks and give each sequence the blocks it needs. Decodes come first in the list."""
-        budget = self.max_num_batched_tokens
         preemptions = self.preemptions
         self.stuck, self.blocked = None, False
-        chunks: list[Chunk] = []
-        for sequence in sorted(self.running, key=_order):
-            if budget > 0 and sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
-                chunks.append(Chunk(sequence, 1))
-                budget -= 1
-        # Making room may have preempted a sequence that was chosen before it.
-        chunks = [chunk for chunk in chunks if chunk.sequence in self.running]
-        chosen = {id(chunk.sequence) for chunk in chunks}
-        for sequence in self.running:
-            if budget > 0 and sequence.remaining and id(sequence) not in chosen:
-                chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
-                budget -= chunks[-1].length
-        if self.preemptions > preemptions:
-            return chunks  # a sequence that just gave up its blocks must not take them back in the same step
-        self.adapters.begin()
-        passed = 0  # sequences at the front whose adapter is on its way or waits for a slot: others may go first
-        while budget > 0 and passed < len(self.waiting):
-            sequence = self.waiting[passed]
-            group = sequence.group
-            if not self.adapters.may_run(group.request.adapter, begun=group.forked):
-                passed += 1
+        step = _Step(self.max_num_batched_tokens)
+        self._add_decodes(step)
+        chosen = {id(chunk.sequence) for chunk in step.chunks}
+        turns = self.waiting.round(s for s in self.running if s.remaining and id(s) not in chosen)
+        # A sequence that just gave up its blocks must not take them back in the same step.
+        turns.admits = self.preemptions == preemptions
+        if turns.admits:
+            self.adapters.begin()
+        while step.budget > 0 and (sequence := turns.next()) is not None:
+            if turns.is_begun(sequence):
+                turns.go_on(sequence)
+                self._add_prompt(step, sequence)
+            elif not self.adapters.may_run(sequence.group.request.adapter, begun=sequence.group.forked):
+                turns.pass_over(sequence)  # its adapter is on its way or waits for a slot: others may go first
             elif self._admit(sequence):
                 self.waiting.remove(sequence)
                 self.run(sequence)
-                chunks.append(Chunk(sequence, min(sequence.remaining, budget)))
-                budget -= chunks[-1].length
-            elif (victim := self._lower(sequence)) is not None:
-                self._preempt(victim)
-                budget += sum(chunk.length for chunk in chunks if chunk.sequence is victim)
-                chunks = [chunk for chunk in chunks if chunk.sequence is not victim]
-            elif chunks or not self._preempt_resting(sequence):
-                self.stuck = None if chunks else sequence
-                break
-        self.blocked = not chunks and passed == len(self.waiting)
-        return chunks
+                self._add_prompt(step, sequence)
+            else:
+                turns.admits = self._make_way(sequence, step, turns)
+        self.blocked = not step.chunks and turns.passed == len(self.waiting)
+        if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in step.chunks):
+            self.waiting.forget()
+        return step.chunks
+
+    def _add_decodes(self, step: "_Step") -> None:
+        preemptions = self.preemptions
+        for sequence in sorted(self.running, key=order_of):
+            if step.budget > 0 and sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
+                step.add(sequence, 1)
+        if self.preemptions > preemptions:
+            step.keep(self.running)  # making room may have preempted a sequence that was chosen before it
+        for chunk in step.chunks:
+            self.waiting.charge(chunk.sequence, 1)
+
+    def _add_prompt(self, step: "_Step", sequence: Sequence) -> None:
+        chunk = step.add(sequence, min(sequence.remaining, step.budget))
+        self.waiting.charge(sequence, chunk.length)
+
+    def _make_way(self, first: Sequence, step: "_Step", turns: Round) -> bool:
+        """Preempt what makes way for the first in line. False where nothing does: it waits, and all behind it."""
+        victims = self._victims(first)
+        if not victims and not step.chunks and not turns.has_begun:
+            victims = self._resting(first)
+            self.stuck = None if victims else first
+        for victim in victims:
+            self._preempt(victim)
+            turns.drop(victim)
+            if victim.share != first.share:
+                turns.taken_from.add(victim.share)
+        if victims:
+            step.keep(self.running)
+        return bool(victims)
+
+    def _victims(self, first: Sequence) -> list[Sequence]:
+        """The running sequences that make way for a waiting one: one of a lower priority, or some of a larger share."""
+        lower = self._lower(first)
+        if lower is not None or len({sequence.share for sequence in self.running} | {first.share}) == 1:
+            return [] if lower is None else [lower]
+        seats = self._num_running() + first.num_seqs - self.max_num_seqs
+        need = self.pool.blocks_for(len(first.tokens))
+        known = self._known_prefix(first)
+        whole = Amount(self.max_num_seqs, self.pool.num_blocks)
+        short = Amount(seats, need - len(known) - self.pool.free)
+        holdings = Holdings(self.running, whole, self.waiting.weights)
+        return holdings.victims(first, short, Amount(first.num_seqs, need))
 
     def _lower(self, first: Sequence) -> Sequence | None:
         """The last in line of the running sequences with a lower priority. Beams, which would lose what they found,
@@ -116,14 +167,12 @@ class Scheduler:
             for sequence in self.running
             if sequence.group.request.priority > priority and sequence.group.beams is None
         ]
-        return max(lower, key=_order, default=None)
+        return max(lower, key=order_of, default=None)
 
-    def _preempt_resting(self, first: Sequence) -> bool:
-        """Nothing moves: beams rest on what the first in line needs, and their siblings wait behind it. Preempt one."""
+    def _resting(self, first: Sequence) -> list[Sequence]:
+        """Nothing moves: beams rest on what the first in line needs, and their siblings wait behind it. One of them."""
         others = [sequence for sequence in self.running if sequence.group is not first.group]
-        if others:
-            self._preempt(max(others, key=_order))
-        return bool(others)
+        return [max(others, key=order_of)] if others else []
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Make sure that a decode has a block for its next token; False if it had to give up its own blocks."""
@@ -131,11 +180,23 @@ class Scheduler:
             if self.pool.free:
                 sequence.blocks += self.pool.allocate(1)
                 continue
-            victim = max(self.running, key=_order)
+            victim = self._last()
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _last(self) -> Sequence:
+        """Whose blocks are taken where none is free: the latest comer's of the lowest priority. Among several shares it
+        is one of the largest that run more than one sequence: each goes on with one.
+        """
+        lowest = max(sequence.group.request.priority for sequence in self.running)
+        running = [sequence for sequence in self.running if sequence.group.request.priority == lowest]
+        holdings = Holdings(running, Amount(self.max_num_seqs, self.pool.num_blocks), self.waiting.weights)
+        several = [share for share, sequences in holdings.sequences.items() if len(sequences) > 1]
+        if len(holdings.sequences) == 1 or not several:
+            return max(running, key=order_of)
+        return holdings.sequences[holdings.largest(several)][-1]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -149,7 +210,7 @@ class Scheduler:
 
         A prompt gets its blocks at once: a prefill that has begun never waits for blocks that another one holds.
         """
-        if self.running and self._num_running() + _num_seqs(sequence) > self.max_num_seqs:
+        if self.running and self._num_running() + sequence.num_seqs > self.max_num_seqs:
             return False
         hits = self._known_prefix(sequence)
         fresh = self.pool.blocks_for(len(sequence.tokens)) - len(hits)
@@ -164,7 +225,7 @@ class Scheduler:
 
     def _num_running(self) -> int:
         """Number of sequences that run or will fork off a running one."""
-        return sum(_num_seqs(sequence) for sequence in self.running)
+        return sum(sequence.num_seqs for sequence in self.running)
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
         if sequence.group.request.sampling.prompt_logprobs is not None and not sequence.num_output:
@@ -197,15 +258,6 @@ class Scheduler:
         if sequence.slot >= 0:
             self.adapters.release(sequence.slot)
         sequence.blocks, sequence.computed, sequence.candidates, sequence.slot = [], 0, None, -1
-
-
-def _num_seqs(sequence: Sequence) -> int:
-    """Number of sequences that this one runs as, once its siblings have forked off."""
-    return 1 if sequence.group.forked else sequence.group.num_seqs
-
-
-def _order(sequence: Sequence) -> tuple[tuple[int, int], int]:
-    return (sequence.group.order, sequence.index)
 
 
 def check_fits(group: Group, pool: BlockPool, max_num_seqs: int) -> None:

@@ -23,6 +23,8 @@ class Sequence:
     computed: int = 0
     """Number of `tokens` whose keys and values are in `blocks`."""
     blocks: list[int] = field(default_factory=list)
+    charged: int = 0
+    """Number of `tokens` that its share has been charged for."""
     slot: int = -1
     """Slot of its adapter while it runs; -1: the base model, or not running."""
     candidates: list[tuple[int, float]] | None = None
@@ -36,6 +38,20 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.group.num_prompt
+
+    @property
+    def share(self) -> str | None:
+        return self.group.request.share
+
+    @property
+    def num_seqs(self) -> int:
+        """Number of sequences that this one runs as, once its siblings have forked off."""
+        return 1 if self.group.forked else self.group.num_seqs
+
+
+def order_of(sequence: Sequence) -> tuple[tuple[int, int], int]:
+    """Place in the order of priority and arrival: lower is sooner."""
+    return (sequence.group.order, sequence.index)
 
 
 @dataclass(slots=True, eq=False)

@@ -50,6 +50,7 @@ class Siblings:
         """A sequence with its parent's tokens, sampler and constraint, not yet with blocks."""
         grammar = None if parent.grammar is None else parent.grammar.fork()
         child = Sequence(parent.group, index, list(parent.tokens), parent.hashes.copy(), parent.sampler, grammar)
+        child.charged = parent.charged
         parent.group.sequences.append(child)
         return child
 
