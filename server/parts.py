@@ -159,6 +159,7 @@ def _inference(
         lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
         allowances=Allowances(keys.limits_of, _key_limits(params)),
+        weight_of=keys.weight_of,
     )
 
 

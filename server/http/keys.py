@@ -52,7 +52,7 @@ class KeyLimits:
         return replace(defaults, **given)
 
 
-LIMITS = tuple(field.name for field in fields(KeyLimits))
+OPTIONS = (*(field.name for field in fields(KeyLimits)), "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,15 @@ class ApiKey:
     where: str
     """Where it was given, in words."""
     limits: KeyLimits = KeyLimits()
+    weight: int | None = None
+    """Of its name's share of the engine; None: as any."""
+
+    @property
+    def options(self) -> tuple[KeyLimits, int | None]:
+        return self.limits, self.weight
+
+
+NO_OPTIONS = (KeyLimits(), None)
 
 
 class Keys:
@@ -85,6 +94,10 @@ class Keys:
     def limits_of(self, name: str) -> KeyLimits:
         """Those that the keys of a name share."""
         return next((key.limits for key in self._keys if key.caller.name == name), KeyLimits())
+
+    def weight_of(self, name: str | None) -> int:
+        """Weight of the share of the engine that the keys of a name have together."""
+        return next((key.weight for key in self._keys if key.caller.name == name and key.weight), 1)
 
     def find(self, text: str) -> Caller | None:
         """Whose key this is; every key is compared, so that the time tells nothing."""
@@ -160,13 +173,13 @@ def _parse_words(words: Sequence[str], where: str) -> ApiKey:
     found: dict[str, int] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in LIMITS:
+        if name not in OPTIONS:
             told = repr(name) if OPTION.fullmatch(option) else "after the key"
-            raise WrongKeys(f"{where} has an unknown option {told}: {', '.join(LIMITS)}")
+            raise WrongKeys(f"{where} has an unknown option {told}: {', '.join(OPTIONS)}")
         if name in found or not NUMBER.fullmatch(value):
             raise WrongKeys(f"{where} has a wrong {name}: one number from 1 on")
         found[name] = int(value)
-    return replace(key, limits=KeyLimits(**found))
+    return replace(key, weight=found.pop("weight", None), limits=KeyLimits(**found))
 
 
 def _read_text(path: Path) -> str:
@@ -186,18 +199,19 @@ def _read_text(path: Path) -> str:
 
 
 def _distinct(keys: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
-    """The same key twice is one; with two meanings it is a mistake. Limits hold for all keys of a name."""
+    """The same key twice is one; with two meanings it is a mistake. Options hold for all keys of a name."""
     found: dict[bytes, ApiKey] = {}
-    limiting: dict[str | None, ApiKey] = {}
+    telling: dict[str | None, ApiKey] = {}
     for key in keys:
         first = found.setdefault(key.digest, key)
-        if (first.caller, first.limits) != (key.caller, key.limits):
+        if (first.caller, first.options) != (key.caller, key.options):
             raise WrongKeys(f"{key.where} is the same key as {first.where}, and means something else")
-        if key.limits != KeyLimits():
-            first = limiting.setdefault(key.caller.name, key)
-            if first.limits != key.limits:
-                raise WrongKeys(f"{key.where} has the name of {first.where}, and other limits")
-    return tuple(replace(key, limits=limiting.get(key.caller.name, key).limits) for key in found.values())
+        if key.options != NO_OPTIONS:
+            first = telling.setdefault(key.caller.name, key)
+            if first.options != key.options:
+                raise WrongKeys(f"{key.where} has the name of {first.where}, and other options")
+    told = ((key, telling.get(key.caller.name, key)) for key in found.values())
+    return tuple(replace(key, limits=same.limits, weight=same.weight) for key, same in told)
 
 
 def _digest(key: str) -> bytes:

@@ -1,5 +1,6 @@
 """The engine while it serves: its adapters, whether it is ready, and what is counted of it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,8 @@ class Inference:
     lifecycle: Lifecycle
     metrics: Metrics
     allowances: Allowances
+    weight_of: Callable[[str | None], float]
+    """The weight of an owner's share of the engine."""
     salts: Salts = field(default_factory=Salts)
 
     async def lease(self, model: str, access: Access, held: ExitStack) -> Lease:

@@ -75,6 +75,8 @@ async def answer(
             prompt_ids=ids,
             adapter=adapter,
             priority=priority,
+            share=caller.name,
+            weight=inference.weight_of(caller.name),
             cache_salt=inference.salts.of(caller.name, body.cache_salt),
             http_request_id=current_http_request_id(),
         )

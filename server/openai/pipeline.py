@@ -84,9 +84,8 @@ async def admit(
     allowance = inference.allowances.of(caller)
     allowance.check_outputs(asked.n * len(asked.prompts), "n")
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
-    salt = inference.salts.of(caller.name, body.cache_salt)
     generation = Generation(
-        requests=_requests(body, asked, model, inference.engine.capabilities(), leased.version, salt, envelope.id),
+        requests=_requests(body, asked, caller, model, inference, leased.version, envelope.id),
         options=_text_options(body, asked, model),
         plan=asked.plan,
         only_prompt=asked.max_tokens == 0,
@@ -99,13 +98,14 @@ async def admit(
 def _requests(
     body: GenerationFields,
     asked: Asked,
+    caller: Caller,
     model: ServedModel,
-    capabilities: Capabilities,
+    inference: Inference,
     adapter: str | None,
-    salt: str | None,
     answer_id: str,
 ) -> list[GenerationRequest]:
     """One for each prompt."""
+    capabilities = inference.engine.capabilities()
     bad_words = bad_words_ids(body.bad_words, model.tokenizer)
 
     def to_request(number: int, prompt: Prompt) -> GenerationRequest:
@@ -116,7 +116,9 @@ def _requests(
             n=asked.n,
             adapter=adapter,
             priority=body.priority,
-            cache_salt=salt,
+            share=caller.name,
+            weight=inference.weight_of(caller.name),
+            cache_salt=inference.salts.of(caller.name, body.cache_salt),
             http_request_id=current_http_request_id(),
         )
         check_capabilities(request, capabilities, body)

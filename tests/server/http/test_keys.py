@@ -10,7 +10,7 @@ from server.http.keys import Keys, WrongKeys
 
 LONG = "0123456789abcdef"
 OTHER = "fedcba9876543210"
-OPTIONS = "max_running_requests, requests_per_minute, tokens_per_minute, max_outputs"
+OPTIONS = "max_running_requests, requests_per_minute, tokens_per_minute, max_outputs, weight"
 
 
 def refusal(*texts: str, variable: str = "", file: Path | None = None) -> str:
@@ -129,6 +129,15 @@ def test_a_file_has_a_key_on_each_line(file: Path) -> None:
     assert len(keys.names) == 2
 
 
+def test_a_file_says_the_weight_of_a_name(file: Path) -> None:
+    file.write_text(f"team=infer:{LONG} weight=3\nteam={OTHER}\n")
+    keys = Keys(file=file)
+    assert (keys.weight_of("team"), keys.weight_of("nobody"), keys.weight_of(None)) == (3, 1, 1)
+    file.write_text(f"team=infer:{LONG} weight=2\n")
+    keys.reload()
+    assert keys.weight_of("team") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -140,9 +149,14 @@ def test_a_file_has_a_key_on_each_line(file: Path) -> None:
             f"{LONG} max_outputs=1 max_outputs=2\n",
             "the key in line 1 of FILE has a wrong max_outputs: one number from 1 on",
         ),
+        (f"{LONG} weight=0.5\n", "the key in line 1 of FILE has a wrong weight: one number from 1 on"),
+        (
+            f"a={LONG} weight=1\na={OTHER} weight=2\n",
+            "the key in line 2 of FILE has the name of the key in line 1 of FILE, and other options",
+        ),
         (
             f"a={LONG} max_outputs=1\na={OTHER} max_outputs=2",
-            "the key in line 2 of FILE has the name of the key in line 1 of FILE, and other limits",
+            "the key in line 2 of FILE has the name of the key in line 1 of FILE, and other options",
         ),
         (f"infer: {LONG}\n", "the key in line 1 of FILE is empty"),
         ("# none\n", "FILE has no key"),

@@ -1,6 +1,7 @@
 """What the engine hears of who asks: whose cached prefixes a request may find, and whether it may go before others."""
 
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,23 @@ def test_without_keys_all_prefixes_are_shared_but_those_of_a_salt(engine: Record
             ask(client, "none", "/v1/completions", cache_salt=salt)
     first, *others = salts(engine)
     assert first is None and others[0] == others[1] != others[2] and None not in others
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_engine_is_told_the_name_of_the_key_and_its_weight(tmp_path: Path, engine: Recording, path: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"team=infer:{ONE} weight=3\nother=infer:{OTHER}\n")
+    file.chmod(0o600)
+    with echo_client(engine, api_key_file=str(file)) as client:
+        for key in (ONE, OTHER):
+            ask(client, key, path)
+    assert [(request.share, request.weight) for request in engine.requests] == [("team", 3.0), ("other", 1.0)]
+
+
+def test_without_keys_all_is_one_share(engine: Recording) -> None:
+    with echo_client(engine) as client:
+        ask(client, "none", "/v1/completions")
+    assert [(request.share, request.weight) for request in engine.requests] == [(None, 1.0)]
 
 
 @pytest.mark.parametrize("salt", ["", "s" * 257, 3])
