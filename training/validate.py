@@ -4,6 +4,7 @@ validation.json.
 Exit status 0 where something was written, whatever it says. Neither torch nor transformers is loaded for it.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from training.params.task import Task
 
 
 def main(folder: JobFolder) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it would tell of every file
     folder.write_validation(_validation(folder))
 
 

@@ -83,7 +83,7 @@ class Sources:
         return params
 
     async def _model(self, param: str, name: str, given: Mapping[str, Any], access: Access) -> dict[str, Any]:
-        if name != self._served.name:
+        if name != self._served.name and not (name == self._served.source and HUB_ID.fullmatch(name)):
             return {param: await self._named(param, name, "model", access)}
         found: dict[str, Any] = {param: self._served.source}
         revision, own = f"{param}_revision", self._served.revision

@@ -3,6 +3,7 @@
 Only what is read is fetched: files of data, or configuration, tokenizer and safetensors. No code, no pickle, no link.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -19,9 +20,11 @@ from training.hub.repository import HubFile, NotFetched, Repository, download, l
 from training.hub.sets import choose
 from training.params.hub import SCHEME, Fetch, listed
 
+log = logging.getLogger(__name__)
+
 MAX_FILES = 10_000
 """Files of one job."""
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def fetch(params: Params, order: Fetch) -> dict[str, Any]:
@@ -90,13 +93,15 @@ class _Fetching:
     def admit(self, repository: Repository, names: Iterable[str]) -> None:
         """Raises NotFetched before a byte too many is fetched."""
         files = [repository.files[name] for name in names]
+        size = sum(file.size for file in files)
         self.count += len(files)
-        self.size += sum(file.size for file in files)
+        self.size += size
         if self.count > MAX_FILES:
             raise NotFetched(f"{repository.id!r}: a job fetches at most {MAX_FILES} files, and these are {self.count}")
         if self.size > self.order.max_bytes:
             most = f"at most {self.order.max_bytes / GIB:.3g} GiB (job_hub_max_size)"
             raise NotFetched(f"{repository.id!r}: a job may fetch {most}, and this one {self.size / GIB:.3g} GiB")
+        log.info("Fetching %s at %s: %d files, %.1f MiB", repository.id, repository.commit, len(files), size / MIB)
 
     def take(self, repository: Repository, names: Iterable[str], folder: Path) -> None:
         kept = self.order.cache / f"{repository.kind}s" / repository.id.replace("/", "--") / repository.commit

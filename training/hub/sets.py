@@ -8,9 +8,9 @@ become paths; without a card, the names of files and folders do, as in `datasets
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,9 +34,13 @@ IDLE = frozenset({"default", "description", "features", "version", "homepage", "
 """What a card may say that changes nothing here."""
 MAX_PATTERN = 300
 """Characters of a pattern of a card."""
+MAX_PATTERNS = 1000
+"""Patterns of a split."""
 
 Splits = Mapping[str, tuple[str, ...]]
 """Name of a split -> its files."""
+Subsets = Mapping[str, Callable[[], Splits]]
+"""Name of a subset -> what finds out its splits, where it is chosen: a card may name thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +59,24 @@ def choose(files: Collection[str], configs: Any, parts: Iterable[str]) -> list[C
 
     Raises NotFetched where something is not there, or where `configs`, of the card, asks for what is not honoured.
     """
-    subsets = _of_card(files, configs) if configs else _of_folders(files)
+    data = [file for file in files if _is_data(file)]
+    subsets = _of_card(data, configs) if configs else _of_folders(data)
     parts = tuple(parts)
     wanted = [part for part in parts if part in subsets] or [_default(subsets, configs)]
     splits = [part for part in parts if part not in subsets] or [TRAIN]
     return [_chosen(subset, split, subsets) for subset in wanted for split in splits]
 
 
-def _chosen(subset: str, split: str, subsets: Mapping[str, Splits]) -> Chosen:
-    there = subsets[subset]
+def _chosen(subset: str, split: str, subsets: Subsets) -> Chosen:
+    there = subsets[subset]()
     if split not in there:
         names = f"its subsets are {_listed(subsets)}, its splits {_listed(there)}"
         raise NotFetched(f"there is neither a subset nor a split {split!r}: {names}")
     return Chosen(subset, split, _of_one_form(there[split], f"the split {split!r} of {subset!r}"))
 
 
-def _default(subsets: Mapping[str, Splits], configs: Any) -> str:
-    named = [config["config_name"] for config in configs if config.get("default")] if configs else []
+def _default(subsets: Subsets, configs: Any) -> str:
+    named = [_name_of(config) for config in configs if config.get("default")] if configs else []
     for name in (*named, DEFAULT, *([next(iter(subsets))] if len(subsets) == 1 else [])):
         if name in subsets:
             return str(name)
@@ -102,12 +107,14 @@ def _form(file: str) -> str | None:
 # ---- without a card
 
 
-def _of_folders(files: Collection[str]) -> dict[str, Splits]:
+def _of_folders(files: Collection[str]) -> Subsets:
     """All files, and those of each folder."""
-    data = [file for file in files if _is_data(file)]
-    folders = {part for file in data for part in PurePosixPath(file).parts[:-1]}
-    inside = {name: [file for file in data if name in PurePosixPath(file).parts[:-1]] for name in sorted(folders)}
-    return {DEFAULT: _splits(data)} | {name: _splits(found) for name, found in inside.items()}
+    folders = {part for file in files for part in PurePosixPath(file).parts[:-1]}
+
+    def inside(name: str) -> Splits:
+        return _splits([file for file in files if name in PurePosixPath(file).parts[:-1]])
+
+    return {DEFAULT: partial(_splits, files)} | {name: partial(inside, name) for name in sorted(folders)}
 
 
 def _is_data(file: str) -> bool:
@@ -136,23 +143,23 @@ def _split(file: str) -> str | None:
 # ---- by the card
 
 
-def _of_card(files: Collection[str], configs: Any) -> dict[str, Splits]:
+def _of_card(files: Collection[str], configs: Any) -> Subsets:
     if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
         raise NotFetched("its card has `configs` that are no list of objects")
-    data = [file for file in files if _is_data(file)]
-    return {_named(config): _of_config(config, data) for config in configs}
+    return {_name_of(config): partial(_of_config, config, files) for config in configs}
 
 
-def _named(config: dict[str, Any]) -> str:
-    name = config.setdefault("config_name", DEFAULT)
+def _name_of(config: dict[str, Any]) -> str:
+    name = config.get("config_name", DEFAULT)
     if not isinstance(name, str):
         raise NotFetched("its card has a `config_name` that is no text")
-    if unread := sorted(str(key) for key in config if key not in READ | IDLE):
-        raise NotFetched(f"its card has {name[:60]!r} read with {_listed(unread)}, which is not honoured here")
     return name
 
 
 def _of_config(config: dict[str, Any], files: Collection[str]) -> Splits:
+    if unread := sorted(str(key) for key in config if key not in READ | IDLE):
+        name = _name_of(config)
+        raise NotFetched(f"its card has {name[:60]!r} read with {_listed(unread)}, which is not honoured here")
     folder = config.get("data_dir") or ""
     if folder and not (isinstance(folder, str) and is_safe(folder)):
         raise _leads_out(folder)
@@ -176,6 +183,8 @@ def _patterns(said: Any) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _matching(patterns: list[Any], folder: str, files: Collection[str]) -> Iterator[str]:
+    if len(patterns) > MAX_PATTERNS:
+        raise NotFetched(f"its card has {len(patterns)} patterns for one split, and at most {MAX_PATTERNS} are read")
     for pattern in patterns:
         plain = isinstance(pattern, str) and len(pattern) <= MAX_PATTERN and pattern.removeprefix("./")
         if not plain or not is_safe(plain) or ":" in plain:

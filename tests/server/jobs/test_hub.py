@@ -13,6 +13,7 @@ from server.commands.argv import parse
 from server.jobs.hub import JobHub
 from server.jobs.job import JobStatus
 from server.jobs.jobs import Jobs
+from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
 from tests.server.jobs.test_routes import SFT, ended, serving, task_of
 from training.params.hub import SCHEME
@@ -142,6 +143,19 @@ async def test_what_is_allowed_no_more_when_its_turn_comes_is_not_fetched(tmp_pa
     job = await office.until(await office.create(task=sft_task(model=f"{SCHEME}org/m")), JobStatus.FAILED)
     assert job.error["param"] == "parameters.model" and "(job_hub)" in job.error["message"]
     await office.close()
+
+
+async def test_downloads_hold_up_nobody_who_brings_data_along(office: Office) -> None:
+    slow = {"validation_seconds": 600}
+    for _ in range(3):
+        job = await office.create(slow, sft_task(dataset=[f"{SCHEME}org/set"]))
+    await office.until(await office.create(), JobStatus.SUCCEEDED)
+    assert (await office.jobs.store.get(job.id, SERVER)).status is JobStatus.VALIDATING
+
+
+def test_the_served_model_goes_by_its_id_too(tmp_path: Path) -> None:
+    with serving(tmp_path, job_hub=("datasets/org/*",)) as api:
+        assert task_of(api, ended(api, parameters=SFT | {"model": "tests/echo"}))["model"] == "tests/echo"
 
 
 def test_of_the_served_model_there_is_one_revision(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 What it does is said by `plan.json` in the folder above the attempts' folders: `steps`, `seconds` of each, `save_every`,
 `die_at` a step in the first `deaths` attempts or `take_all` the memory at it, `fail_at` a step, `children`, `no_stop`,
-`invalid`, `fetched`, `validation_dies`.
+`invalid`, `fetched`, `validation_dies`, `validation_seconds`.
 """
 
 import json
@@ -30,6 +30,7 @@ def main(program: str, folder: Path) -> int:
 
 
 def validate(folder: Path, plan: dict[str, Any]) -> int:
+    time.sleep(plan.get("validation_seconds", 0))
     if plan.get("validation_dies"):
         os.kill(os.getpid(), signal.SIGKILL)
     write(folder / "validation.json", {"rows": 8, "error": plan.get("invalid"), "fetched": plan.get("fetched", {})})

@@ -94,6 +94,20 @@ def test_what_is_not_honoured_is_refused_by_name() -> None:
         chosen(["a.arrow", "b.zst"])
 
 
+def test_what_is_not_chosen_may_be_anything() -> None:
+    configs = [
+        {"config_name": "a", "default": True},
+        {"config_name": "b", "sep": ";"},
+        {"config_name": "c", "data_files": 7},
+    ]
+    assert chosen(["a.jsonl"], configs=configs) == [("a", "train", ["a.jsonl"])]
+
+
+def test_a_card_has_so_many_patterns_at_most() -> None:
+    with pytest.raises(NotFetched, match="1001 patterns"):
+        chosen(["a.jsonl"], configs=[{"config_name": "a", "data_files": ["a.jsonl"] * 1001}])
+
+
 def test_a_pattern_takes_no_time_whatever_it_is() -> None:
     pattern = "/".join(["**", "*a*a*a*a*a*b"] * 20)
     files = ["/".join(["a" * 30] * 30) + ".jsonl"]
