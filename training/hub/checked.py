@@ -7,6 +7,8 @@ refused, or say so no more.
 import fnmatch
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ TWICE = "consolidated*"
 MORE_TEMPLATES = "additional_chat_templates"
 MODULES = ("megatron_config", "megatron_core", "auto_mapping", "base_model_name_or_path", "revision")
 """What an adapter's configuration says of Python modules to import and of other models to load, which goes."""
+WEIGHTS_OF = "transformers_weights"
+"""What config.json may say of where the weights are."""
+FILES = re.compile(r".*_files?")
+"""Settings of a tokenizer that name its files, wherever those are; without them the usual ones are read."""
 MAX_JSON = 64 << 20
 """Bytes of a configuration."""
 
@@ -44,20 +50,38 @@ def of_adapter(file: str) -> bool:
 
 
 def check_model(id: str, folder: Path) -> None:
-    """Raises NotFetched."""
+    """Have its configuration name nothing but itself. Raises NotFetched."""
     if not any(folder.glob("*.safetensors")):
         raise NotFetched(f"{id!r} has no safetensors: weights are read from those only")
     config = _json(folder / "config.json", id)
-    for name, value in config.items():  # transformers takes such a name for a repository with code to run
+    for name, value in _settings(config):  # transformers takes such a name for a repository with code to run
         if name.endswith("_implementation") and "/" in str(value):
             raise NotFetched(
                 f"{id!r}: config.json has {name} {str(value)[:60]!r}, code of a repository, which is not run"
             )
+    if WEIGHTS_OF in config:
+        _check_file(config[WEIGHTS_OF], "config.json", id, folder)
     for index in folder.glob("*.index.json"):
         shards = _json(index, id).get("weight_map")
-        for shard in shards.values() if isinstance(shards, dict) else [None]:
-            if not isinstance(shard, str) or not is_safe(shard) or not (folder / shard).is_file():
-                raise NotFetched(f"{id!r}: {index.name} names {str(shard)[:60]!r}, which is no file of its weights")
+        for shard in set(shards.values()) if isinstance(shards, dict) else [None]:
+            _check_file(shard, index.name, id, folder)
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists():
+        _write(tokenizer, {name: value for name, value in _json(tokenizer, id).items() if not FILES.fullmatch(name)})
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Those of the parts of a model as well."""
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        yield from part.items()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+
+
+def _check_file(name: Any, where: str, id: str, folder: Path) -> None:
+    if not isinstance(name, str) or not is_safe(name) or not (folder / name).is_file():
+        raise NotFetched(f"{id!r}: {where} names {str(name)[:60]!r}, which is no file of its weights")
 
 
 def check_adapter(id: str, folder: Path) -> None:
@@ -69,10 +93,14 @@ def check_adapter(id: str, folder: Path) -> None:
         raise InvalidAdapter(f"{id!r} is of type {kind!r}, and a job takes {', '.join(kinds)} from the hub")
     if not (folder / WEIGHTS).is_file():
         raise InvalidAdapter(f"{id!r} has no {WEIGHTS}: weights are read as safetensors only")
-    own = {name: value for name, value in config.items() if name not in MODULES}
-    partial = folder / f".{CONFIG}"
-    partial.write_text(json.dumps(own, indent=2) + "\n")
-    os.replace(partial, folder / CONFIG)  # never written over: the cache has the same file
+    _write(folder / CONFIG, {name: value for name, value in config.items() if name not in MODULES})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """In a file of its own: the old one is the cache's too."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
 
 
 def _json(path: Path, id: str) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Which repositories of the hub jobs of the API may name, and how they come to them."""
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from engines.errors import InvalidRequest
+from engines.errors import EngineUnavailable, InvalidRequest
 from engines.params.deploy import DeployParams
 from server.commands.argv import parse
+from server.jobs import patience
+from server.jobs.hooks import NoHooks
 from server.jobs.hub import JobHub
-from server.jobs.job import JobStatus
+from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
 from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
@@ -156,6 +160,44 @@ async def test_downloads_hold_up_nobody_who_brings_data_along(office: Office) ->
 def test_the_served_model_goes_by_its_id_too(tmp_path: Path) -> None:
     with serving(tmp_path, job_hub=("datasets/org/*",)) as api:
         assert task_of(api, ended(api, parameters=SFT | {"model": "tests/echo"}))["model"] == "tests/echo"
+
+
+# ---- the served model, which jobs do not download
+
+
+class Loading(NoHooks):
+    """The engine is there when a job has asked often enough."""
+
+    asked = 0
+
+    async def before_attempt(self, job: Job) -> None:
+        self.asked += 1
+        if self.asked < 5:
+            raise EngineUnavailable("The model is still loading.")
+
+
+async def test_a_job_waits_for_the_model_that_the_engine_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
+    hooks = Loading()
+    office = Office(tmp_path, hooks=hooks)
+    await office.open()
+    job = await office.until(await office.create(), JobStatus.SUCCEEDED)
+    assert (hooks.asked, job.attempt, job.deaths) == (5, 1, 0)
+    await office.close()
+
+
+def test_it_waits_once_for_a_model_of_the_hub_and_for_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path) as api:
+        publisher: Any = api.http.parts[Jobs]._hooks
+        asyncio.run(publisher.before_attempt(None))
+        monkeypatch.setattr(publisher.inference.lifecycle, "_started", False)
+        with pytest.raises(EngineUnavailable, match="still loading"):
+            asyncio.run(publisher.before_attempt(None))
+        asyncio.run(replace(publisher, served=DeployParams(model=str(tmp_path))).before_attempt(None))
 
 
 def test_of_the_served_model_there_is_one_revision(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is fetched for a job, from a hub that tells anything."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.hub import COMMIT, Hub, Repo, running
 from training import validate
 from training.data.sources import sources
 from training.folder import JobFolder, Validation
+from training.hub import repository
 from training.hub.fetch import fetch
 from training.params.export import MergeParams
 from training.params.hub import SCHEME, Fetch
@@ -265,6 +267,8 @@ def test_of_a_model_come_configuration_tokenizer_and_safetensors(hub: Hub, job: 
         (Repo({"config.json": CONFIG, "pytorch_model.bin": b"!"}), "has no safetensors"),
         (model(**{"config.json": b"x"}), "has no config.json that can be read"),
         (model(**{"config.json": b'{"attn_implementation": "org/kernels"}'}), "which is not run"),
+        (model(**{"config.json": b'{"text_config": {"experts_implementation": "org/k"}}'}), "which is not run"),
+        (model(**{"config.json": b'{"transformers_weights": "../x.safetensors"}'}), "no file of its weights"),
         (
             model(**{"model.safetensors.index.json": b'{"weight_map": {"w": "../x.safetensors"}}'}),
             "no file of its weights",
@@ -280,6 +284,25 @@ def test_a_model_that_names_code_or_other_files_is_refused(hub: Hub, job: Job, r
     with pytest.raises(TuneserveError, match=said) as refused:
         fetched_model(hub, job, repo)
     assert refused.value.param == "model"
+
+
+def test_a_tokenizer_names_no_files_any_more(hub: Hub, job: Job) -> None:
+    files = {"merges_file": "/etc/passwd", "gguf_file": "../x.gguf", "fast_tokenizer_files": ["../tokenizer.5.json"]}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "über"}
+    folder = fetched_model(hub, job, model(**{"tokenizer_config.json": json.dumps(files | config).encode()}))
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == config
+    (kept,) = job.cache.rglob("tokenizer_config.json")
+    assert json.loads(kept.read_text()) == files | config
+
+
+def test_the_disk_may_be_full_and_nothing_is_half_there(hub: Hub, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(repository, "_blocks", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetched_model(hub, job, model())
+    assert not [path for folder in (job.folder, job.cache) for path in folder.rglob("*") if path.is_file()]
 
 
 def test_the_revision_is_asked_for(hub: Hub, job: Job) -> None:
