@@ -83,7 +83,7 @@ class RequestTimeout(TuneserveError):
 
 
 class SlowReader(TuneserveError):
-    """The client reads its answer too slowly. It is not told: it would not read it."""
+    """The client reads its answer too slowly."""
 
     code = "slow_reader"
 
@@ -103,6 +103,7 @@ STATUS: dict[type[TuneserveError], int] = {
     UnknownHost: 403,
     NotFound: 404,
     RequestTimeout: 408,
+    SlowReader: 408,
     Conflict: 409,
     BodyTooLarge: 413,
     RequestLineTooLong: 414,

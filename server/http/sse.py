@@ -1,6 +1,8 @@
 """Answers that a client may stop waiting for: server-sent events, and whatever else takes long."""
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -12,13 +14,20 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as AsgiSend
 
 from server.deps import find_part
-from server.http.errors import error_body
+from server.http.connections import Connections
+from server.http.errors import SlowReader, error_body
 from server.http.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+MOST_UNSENT = 4 << 20
+"""Bytes of a stream that wait for a client to read on: then its request is ended."""
+PIECE_BYTES = 256 << 10
+"""Bytes that are written at once, or one event."""
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # the second for nginx, which else holds events back
 
 
@@ -35,7 +44,12 @@ async def stream_events(
     without it; an error then goes into the stream, as any later one does. `work` is cancelled as soon as the client
     goes away.
     """
-    events = _Events(work)
+
+    def on_slow(error: SlowReader) -> None:
+        logger.warning("The request is ended: %s", error)
+        find_part(request, Connections).on_refusal(error)
+
+    events = _Events(work, on_slow)
     try:
         await until_disconnect(request, events.wait(keep_alive))
         events.raise_if_refused()
@@ -78,17 +92,19 @@ class _EventStream(StreamingResponse):
 
 
 async def _pieces(request: Request, events: "_Events", keep_alive: float) -> AsyncGenerator[bytes, None]:
-    """Everything that is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
-    while not events.ended:
+    """What is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
+    while True:
         if not await events.wait(keep_alive):
             yield KEEP_ALIVE
-        elif not events.ended:
-            yield events.take()
-    rest = events.take()
+            continue
+        piece = events.take()
+        if events.over:
+            break
+        yield piece
     if events.error is not None:
         find_part(request, HttpSettings).on_refusal(events.error)
-        rest += _encode(error_body(events.error, request.state.request_id))
-    yield rest + DONE
+        piece += _encode(error_body(events.error, request.state.request_id))
+    yield piece + DONE
 
 
 def _encode(event: Any) -> bytes:
@@ -98,13 +114,17 @@ def _encode(event: Any) -> bytes:
 class _Events:
     """Events that `work` sends from a task of its own, kept until they are written."""
 
-    def __init__(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
-        self._ready: list[bytes] = []
+    def __init__(
+        self, work: Callable[[Send], Coroutine[Any, Any, None]], on_slow: Callable[[SlowReader], None]
+    ) -> None:
+        self._ready: deque[bytes] = deque()
+        self._unsent = 0  # bytes of them
         self._news = asyncio.Event()  # events are ready, or no more will come
         self.ended = False
         """No more events will come. Some may be ready still."""
         self.error: Exception | None = None
         """The error that ended them early."""
+        self._on_slow = on_slow
         self._task = asyncio.create_task(self._run(work))
 
     async def _run(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
@@ -117,8 +137,17 @@ class _Events:
             self._news.set()
 
     def _send(self, event: Any) -> None:
-        self._ready.append(_encode(event))
+        """Raises SlowReader, in the work that makes the events, where too many wait for a client that does not read."""
+        encoded = _encode(event)
+        self._ready.append(encoded)
+        self._unsent += len(encoded)
         self._news.set()
+        if self._unsent > MOST_UNSENT:
+            self._ready.clear()
+            self._unsent = 0
+            error = SlowReader(f"The stream was not read: {MOST_UNSENT >> 20} MiB of it waited to be sent.")
+            self._on_slow(error)
+            raise error
 
     async def wait(self, timeout: float) -> bool:
         """Whether there was news within `timeout` seconds."""
@@ -134,11 +163,22 @@ class _Events:
         return False
 
     def take(self) -> bytes:
-        ready = b"".join(self._ready)
-        self._ready.clear()
-        if not self.ended:
+        """Some of what is ready: small enough for the connection to say that it is full."""
+        taken: list[bytes] = []
+        room = PIECE_BYTES
+        while self._ready and room > 0:
+            taken.append(self._ready.popleft())
+            room -= len(taken[-1])
+        piece = b"".join(taken)
+        self._unsent -= len(piece)
+        if not self._ready and not self.ended:
             self._news.clear()
-        return ready
+        return piece
+
+    @property
+    def over(self) -> bool:
+        """Nothing is ready, and no more will come."""
+        return self.ended and not self._ready
 
     def raise_if_refused(self) -> None:
         """Raise the error that came before any event."""
