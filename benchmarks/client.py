@@ -1,4 +1,4 @@
-"""A streaming chat client, `python -m benchmarks.client URL MODEL`: little more than a socket.
+"""A streaming chat client, `python -m benchmarks.client URL MODEL [KEY]`: little more than a socket.
 
 HTTP libraries cost a client more for each chunk than a fast server spends on it, and on a small machine the client's
 time is taken from the server.
@@ -17,9 +17,10 @@ from benchmarks.workload import Load
 
 
 class Client:
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, key: str | None = None) -> None:
         self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
         self._model = model
+        self._key = "" if key is None else f"Authorization: Bearer {key}\r\n"
 
     async def ask(self, load: Load, position: int) -> Answer:
         """Send one request and note when its pieces come. Whatever goes wrong becomes the answer's error."""
@@ -52,7 +53,7 @@ class Client:
             content = json.dumps(body).encode()
             head = (
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nConnection: close\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+                f"{self._key}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
             )
             writer.write(head.encode() + content)
             status, chunked = await _read_head(reader)
@@ -100,8 +101,8 @@ async def _pieces(reader: asyncio.StreamReader, chunked: bool) -> AsyncIterator[
         yield (await reader.readexactly(size + 2))[:-2]
 
 
-def main(url: str, model: str) -> None:
-    client = Client(url, model)
+def main(url: str, model: str, key: str | None = None) -> None:
+    client = Client(url, model, key)
     serve_loads(lambda load: asyncio.run(run_concurrently(load, client.ask)), sys.stdout)
 
 

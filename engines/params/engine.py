@@ -30,7 +30,7 @@ class EngineParams(Params):
     """Take memory in such a way that `/sleep` can give it back, and `/wake_up` take it again. For vLLM on a GPU."""
     max_num_queued_reqs: Annotated[int, About(DEPLOY)] = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
-    started."""
+    started, but for those of a key that has less than its part of the places while others fill them."""
     engine_start_timeout: Annotated[float, About(DEPLOY)] = Field(1800, gt=0)
     """Seconds that the engine has to load the model, a download included. One that takes longer is killed: at the
     server's start that ends the server, later the engine is started again."""

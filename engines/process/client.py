@@ -20,6 +20,7 @@ from engines.process import frames
 from engines.process.config import PATIENCE, Patience
 from engines.process.life import End, Life, Program
 from engines.process.outputs import Outputs
+from engines.process.places import Places, Request
 from engines.process.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
@@ -33,6 +34,7 @@ class ProcessEngine:
     def __init__(self, program: Program, *, max_num_queued_reqs: int, patience: Patience = PATIENCE) -> None:
         self._program = program
         self._max_num_queued_reqs = max_num_queued_reqs
+        self._places = Places(program.max_num_seqs + max_num_queued_reqs)
         self._patience = patience
         self._supervisor = Supervisor(self._begin_life, self._on_death, max_restarts=patience.restarts)
         self._capabilities: Capabilities | None = None
@@ -225,13 +227,13 @@ class ProcessEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         message = frames.frame(frames.Generate(request))
         outputs = Outputs(request.n)
-        self._take(request.request_id, outputs)
+        self._take(request, outputs)
         try:
             self._send(message)
             async for output in outputs:
                 yield output
         finally:
-            self._let_go(request.request_id, still_wanted=bool(outputs.open))
+            self._let_go(request, still_wanted=bool(outputs.open))
 
     def finish(self, request_id: str, index: int) -> None:
         outputs = self._pending.get(request_id)
@@ -241,33 +243,36 @@ class ProcessEngine:
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         message = frames.frame(frames.Embed(request))
         embedding: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self._take(request.request_id, embedding)
+        self._take(request, embedding)
         try:
             self._send(message)
             return await embedding
         finally:
-            self._let_go(request.request_id, still_wanted=embedding.cancelled())
+            self._let_go(request, still_wanted=embedding.cancelled())
 
-    def _let_go(self, request_id: str, *, still_wanted: bool) -> None:
+    def _let_go(self, request: Request, *, still_wanted: bool) -> None:
         """Whoever asked has what there was, or has gone. `still_wanted`: the engine is still at it."""
-        del self._pending[request_id]
+        del self._pending[request.request_id]
+        self._places.leave(request)
         if not self._pending:
             self._idle.set()
         if still_wanted:
-            self._send(frames.frame(frames.Abort(request_id)))
+            self._send(frames.frame(frames.Abort(request.request_id)))
 
-    def _take(self, request_id: str, pending: "Outputs | asyncio.Future[list[float]]") -> None:
+    def _take(self, request: Request, pending: "Outputs | asyncio.Future[list[float]]") -> None:
         """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
+        request_id = request.request_id
         self._check_ready()
         if request_id in self._pending:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         free_seats = self._program.max_num_seqs - self._stats.running
         waiting = self._stats.waiting + max(0, self._sent + 1 - self._received - free_seats)
-        if waiting > self._max_num_queued_reqs:
+        if waiting > self._max_num_queued_reqs and not self._places.are_left(request):
             raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
         self._sent += 1
         self._idle.clear()
         self._pending[request_id] = pending
+        self._places.take(request)
 
     def _check_ready(self) -> None:
         state = self.health().state

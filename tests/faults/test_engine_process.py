@@ -83,6 +83,21 @@ async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engin
     assert len((await answer(engine, long("d"))).token_ids) == 100
 
 
+async def test_one_share_that_fills_the_queue_leaves_the_others_their_part(engine: PtEngine) -> None:
+    def of(share: str, request_id: str) -> GenerationRequest:
+        return replace(long(request_id), share=share)
+
+    process_of(engine).suspend()
+    tasks = await started(engine, *(of("greedy", name) for name in ("a", "b", "c")))
+    with pytest.raises(QueueFull):
+        await answer(engine, of("greedy", "d"))
+    tasks += await started(engine, of("little", "e"))
+    with pytest.raises(QueueFull):
+        await answer(engine, of("greedy", "f"))
+    process_of(engine).resume()
+    assert [len(one.token_ids) for one in await asyncio.gather(*tasks)] == [100] * 4
+
+
 async def test_a_slow_reader_who_had_enough_gets_nothing_of_what_was_made_meanwhile(engine: PtEngine) -> None:
     seen = 0
     async for _ in engine.generate(long("slow")):
