@@ -7,6 +7,7 @@ before and under them. Any model does: none of it reaches one.
 import argparse
 import http.client
 import multiprocessing
+import select
 import socket
 import statistics
 import sys
@@ -73,17 +74,18 @@ def _measure(port: int, server: psutil.Process) -> None:
     stop.set()
     sender.join()
     _tell("and headers without end", took, after)
-    print("refused:", *sorted({refusals.get() for _ in range(refusals.qsize())}))  # noqa: T201
+    told = [refusals.get() for _ in range(refusals.qsize())]
+    longest = max(seconds for seconds, _ in told) * 1000
+    print(f"refused {len(told)} times: {told[0][1]} after {longest:.1f} ms at most")  # noqa: T201
     seconds, status = _send(port, b"GET /" + b"x" * URL_BYTES, stop=None)
     print(f"a URL of {URL_BYTES >> 20} MiB: {status} after {seconds * 1000:.1f} ms")  # noqa: T201
     for each in idle:
         each.close()
 
 
-def _send_without_end(port: int, stop: Event, refusals: "multiprocessing.Queue[str]") -> None:
+def _send_without_end(port: int, stop: Event, refusals: "multiprocessing.Queue[tuple[float, str]]") -> None:
     while not stop.is_set():
-        _, status = _send(port, b"GET / HTTP/1.1\r\nX: ", stop=stop)
-        refusals.put(status)
+        refusals.put(_send(port, b"GET / HTTP/1.1\r\nX: ", stop=stop))
 
 
 def _send(port: int, head: bytes, stop: Event | None) -> tuple[float, str]:
@@ -118,10 +120,9 @@ def _sent(connection: socket.socket, piece: memoryview) -> int:
 
 
 def _received(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(4096, socket.MSG_DONTWAIT)
-    except BlockingIOError:
+    if not select.select([connection], [], [], 0)[0]:
         return b""
+    return connection.recv(4096)
 
 
 def _probe(port: int, seconds: float) -> list[float]:

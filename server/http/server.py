@@ -6,14 +6,16 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from server.http.connections import Connections
+from server.http.handshakes import TlsListener
 from server.http.protocol import LimitedProtocol, Limits
 
 KEEP_ALIVE_SECONDS = 75
@@ -23,7 +25,6 @@ CLOSING_SECONDS = 5
 """Seconds for connections to close, once every request has been answered."""
 AGAIN_SECONDS = 1
 """Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
-HANDSHAKE_SECONDS = 15
 
 
 class HttpServer(uvicorn.Server):
@@ -54,7 +55,6 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, which serves protocols that need to be told nothing."""
         await super().startup(sockets=[])
-        loop = asyncio.get_running_loop()
         protocol = partial(
             LimitedProtocol,
             connections=self._connections,
@@ -63,13 +63,13 @@ class HttpServer(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        handshake = None if self._tls is None else HANDSHAKE_SECONDS
-        self.servers = [
-            await loop.create_server(
-                protocol, sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake, backlog=self.config.backlog
-            )
-            for listener in sockets or ()
-        ]
+        self.servers = [await self._listen(listener, protocol) for listener in sockets or ()]
+
+    async def _listen(self, listener: socket.socket, protocol: Callable[[], LimitedProtocol]) -> Any:
+        if self._tls is not None:
+            return TlsListener(listener, protocol, self._tls)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(protocol, sock=listener, backlog=self.config.backlog)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from engines.params.deploy import DeployParams
 from server.commands import deploy
+from server.http.handshakes import MOST_HANDSHAKES
 from server.http.tls import WrongCertificate, read_certificate
 from tests.certificates import write_certificate
 from tests.server.process import ServerProcess
@@ -108,11 +109,17 @@ def test_a_key_may_be_encrypted_or_lie_beside_its_certificate(tmp_path: Path) ->
         read_certificate(None, str(key), None)
 
 
-def test_a_handshake_that_is_not_done_holds_nobody_up(tmp_path: Path, start_echo: Callable[..., ServerProcess]) -> None:
+def test_handshakes_that_are_never_done_keep_nobody_out(
+    tmp_path: Path, start_echo: Callable[..., ServerProcess]
+) -> None:
     certificate, key = write_certificate(tmp_path)
     server = start_echo(params={"ssl_certfile": str(certificate), "ssl_keyfile": str(key), "max_connections": 4})
     host, port = server.url.removeprefix("https://").split(":")
-    silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+    silent = [socket.create_connection((host, int(port)), timeout=PATIENCE) for _ in range(MOST_HANDSHAKES + 20)]
     assert httpx.get(f"{server.url}/health", verify=trusting(certificate), timeout=PATIENCE).status_code == 200
+    assert silent[0].recv(1) == b"", "the first was broken off for the last"
+    server.signal()
+    assert server.wait() == 0
     for each in silent:
         each.close()
+    assert "Traceback" not in "".join(server.log)
