@@ -56,6 +56,7 @@ def create_app(parts: Parts) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await _open_store(parts)
         starting = asyncio.create_task(inference.lifecycle.start_engine())
+        tasks.start("engine_watch", inference.lifecycle.watch_engine)
         if params.log_interval > 0:
             throughput = partial(log_throughput, inference.engine, inference.metrics, params.log_interval)
             tasks.start("throughput", throughput)

@@ -18,10 +18,14 @@ router = APIRouter()
 
 
 @router.get("/health", response_model=None)
-async def health(request: Request, tasks: TasksDep) -> Response | dict[str, str]:
+async def health(request: Request, tasks: TasksDep, inference: InferenceDep) -> Response | dict[str, str]:
     """The process is up, and what dies in it is started again; else 503: only a new process helps."""
     if dead := tasks.dead():
         error = EngineUnavailable(f"Tasks of the server have ended for good: {', '.join(dead)}.", code="tasks_dead")
+        return error_response(error, request.state.request_id)
+    try:
+        inference.lifecycle.check_alive()
+    except EngineUnavailable as error:
         return error_response(error, request.state.request_id)
     return {"status": "ok"}
 

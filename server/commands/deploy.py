@@ -117,7 +117,7 @@ def check_limits(keys: Keys, params: DeployParams) -> None:
 
 
 def serve(parts: Parts, listener: socket.socket, certificate: Certificate | None = None) -> int:
-    """Serve on `listener` until a signal, or until the engine fails to start; return the exit status."""
+    """Serve on `listener` until a signal, or until the engine fails for good; return the exit status."""
     tls = None if certificate is None else certificate.context
     server = HttpServer(create_app(parts), parts[Connections], tls)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -136,7 +136,7 @@ async def _serve(server: HttpServer, parts: Parts, listener: socket.socket, cert
     stopping = asyncio.create_task(_stop_in_order(server, parts))
     await server.serve(sockets=[listener])
     stopping.cancel()
-    return 1 if server.force_exit or parts[Inference].lifecycle.start_failed.is_set() else 0
+    return 1 if server.force_exit or parts[Inference].lifecycle.failed.is_set() else 0
 
 
 def _read_again(keys: Keys, certificate: Certificate | None) -> None:
@@ -146,14 +146,14 @@ def _read_again(keys: Keys, certificate: Certificate | None) -> None:
 
 
 async def _stop_in_order(server: HttpServer, parts: Parts) -> None:
-    """On the first signal, drain with the port still open, so that /ready can say it; then let uvicorn close it."""
+    """On the first signal, or once the engine has failed for good, drain with the port still open, so that /ready can
+    say it; then let uvicorn close it."""
     lifecycle, grace = parts[Inference].lifecycle, parts[DeployParams].shutdown_timeout
     told = asyncio.create_task(server.told_to_stop.wait())
-    failed = asyncio.create_task(lifecycle.start_failed.wait())
+    failed = asyncio.create_task(lifecycle.failed.wait())
     await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()
-    if told.done():
-        logger.info("Stopping: no new requests; running ones and jobs have %g s.", grace)
-        await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
     told.cancel()
+    logger.info("Stopping: no new requests; running ones and jobs have %g s.", grace)
+    await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
     server.should_exit = True

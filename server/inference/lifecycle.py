@@ -1,4 +1,5 @@
-"""From listening to gone: the engine starts behind a listening server, and requests drain before it stops."""
+"""From listening to gone: the engine starts behind a listening server, requests drain before it stops, and the server
+ends where it has failed for good."""
 
 import asyncio
 import logging
@@ -6,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from engines.engine import Engine
-from engines.errors import EngineUnavailable, TuneserveError
+from engines.errors import EngineFailure, EngineUnavailable, TuneserveError
 from engines.types import EngineState
 from server.http.in_flight import InFlight
 
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_SECONDS = 5.0
 """Seconds for clients to receive the error of requests that were ended."""
+
+LOOK_SECONDS = 0.5
+"""Seconds between two looks at whether the engine has failed for good."""
 
 WHY_UNAVAILABLE = {
     EngineState.STARTING: "The model is still loading.",
@@ -25,12 +29,13 @@ WHY_UNAVAILABLE = {
 
 
 class Lifecycle:
-    """Whether requests are taken, and whether the engine came up."""
+    """Whether requests are taken, and whether the engine came up and still can."""
 
     def __init__(self, engine: Engine, load_adapters: Callable[[], Awaitable[None]]) -> None:
         """`load_adapters` is called once the engine has started, before the first request is taken."""
         self.in_flight = InFlight()
-        self.start_failed = asyncio.Event()
+        self.failed = asyncio.Event()
+        """The server is of no use any more, and ends."""
         self._engine = engine
         self._load_adapters = load_adapters
         self._started = False
@@ -38,8 +43,8 @@ class Lifecycle:
 
     async def start_engine(self) -> None:
         """Start the engine with its adapters, unless the start of the server has failed already. A failure is logged
-        and told by `start_failed`: nobody awaits a start in the background."""
-        if self.start_failed.is_set():
+        and told by `failed`: nobody awaits a start in the background."""
+        if self.failed.is_set():
             return
         began = time.monotonic()
         try:
@@ -56,11 +61,23 @@ class Lifecycle:
         """Whether the model is on this machine: the engine has loaded it once."""
         return self._started
 
-    def fail(self, error: Exception) -> None:
-        """The server cannot start, and ends."""
+    async def watch_engine(self) -> None:
+        """Return once the engine, which had started, has failed for good: no request can be answered ever again."""
+        while not self._started or self._engine.health().state is not EngineState.FAILED:
+            await asyncio.sleep(LOOK_SECONDS)
+        self.fail(EngineFailure(self._engine.health().detail), "The engine has failed for good, and the server ends")
+
+    def fail(self, error: Exception, what: str = "The server cannot start") -> None:
+        """End the server."""
         expected = isinstance(error, TuneserveError)  # its message is all there is to know
-        logger.error("The server cannot start: %s", error, exc_info=not expected)
-        self.start_failed.set()
+        logger.error("%s: %s", what, error, exc_info=not expected)
+        self.failed.set()
+
+    def check_alive(self) -> None:
+        """Raise EngineUnavailable where only a new server helps."""
+        health = self._engine.health()
+        if health.state is EngineState.FAILED:
+            raise EngineUnavailable(f"The engine has failed for good: {health.detail}.", code="engine_failed")
 
     def check_ready(self) -> None:
         """Raise EngineUnavailable where requests cannot be answered now."""

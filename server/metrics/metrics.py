@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter as Multiset
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -213,6 +213,8 @@ class _EngineCollector(Collector):
         yield self._counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
         yield self._counter("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
         yield self._counter("num_preemptions", "Requests put back to make room.", stats.preemptions)
+        yield self._by("reason", "engine_restarts", "Starts of the engine after it failed, by reason.", stats.restarts)
+        yield self._by("task", "engine_task_failures", "Failures of what watches the engine.", stats.task_failures)
         yield self._by_adapter(
             "adapter_loads", "How often the adapter was copied to where it is computed with.", stats.adapter_loads
         )
@@ -226,12 +228,15 @@ class _EngineCollector(Collector):
         return family
 
     def _by_adapter(self, name: str, text: str, by_version: dict[str, int]) -> Metric:
-        family = CounterMetricFamily(PREFIX + name, text, labels=(*LABELS, "adapter"))
         counts: Multiset[str] = Multiset()
         for version, count in by_version.items():
             counts[version.rpartition("@")[0]] += count
-        for adapter, count in counts.items():
-            family.add_metric((*self._values, adapter), count)
+        return self._by("adapter", name, text, counts)
+
+    def _by(self, label: str, name: str, text: str, counts: Mapping[str, int]) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=(*LABELS, label))
+        for value, count in counts.items():
+            family.add_metric((*self._values, value), count)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:

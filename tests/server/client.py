@@ -32,7 +32,7 @@ class ReadyClient(TestClient):
     def __enter__(self) -> Self:
         super().__enter__()
         lifecycle = self.parts[Inference].lifecycle
-        while not lifecycle.start_failed.is_set():
+        while not lifecycle.failed.is_set():
             try:
                 lifecycle.check_ready()
                 break
