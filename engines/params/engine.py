@@ -34,7 +34,7 @@ class EngineParams(Params):
     engine_start_timeout: Annotated[float, About(DEPLOY)] = Field(1800, gt=0)
     """Seconds that the engine has to load the model, a download included. One that takes longer is killed: at the
     server's start that ends the server, later the engine is started again."""
-    engine_watchdog_timeout: Annotated[float, About(DEPLOY)] = Field(300, gt=0)
+    engine_watchdog_timeout: Annotated[float, About(DEPLOY)] = Field(300, ge=5)
     """Seconds after which an engine that has work and makes no step, or does not answer at all, is killed and started
     again. To be longer than the longest step, and than loading one adapter or going to sleep takes."""
     engine_max_restarts: Annotated[int, About(DEPLOY)] = Field(10, ge=0)

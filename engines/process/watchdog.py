@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two looks at what was heard."""
 PING_SECONDS = 3.0
-"""Seconds of silence after which the process is asked for a sign."""
+"""Seconds of silence after which the process is asked for a sign. No watchdog waits less long than that and a look."""
 FAMILY_SECONDS = 4.0
 """Seconds between two looks at the state of all its processes."""
 

@@ -13,6 +13,7 @@ from engines import errors
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
+from engines.process.config import patience_of
 from server.commands.deploy import check_access, configure_logging, listen, serve
 from server.http.tls import read_certificate
 from server.parts import make_parts, read_keys
@@ -37,7 +38,7 @@ def main(settings: dict[str, Any]) -> int:
     if "start_error" in faults:
         faults["start_error"] = errors.EngineFailure(faults["start_error"])
     engine = (
-        _hosted(faults)
+        _hosted(params, faults)
         if settings.get("hosted")
         else EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
     )
@@ -52,7 +53,7 @@ def main(settings: dict[str, Any]) -> int:
     return serve(make_parts(engine, TOKENIZER, params, keys=keys), listener, certificate)
 
 
-def _hosted(faults: dict[str, Any]) -> Engine:
+def _hosted(params: DeployParams, faults: dict[str, Any]) -> Engine:
     from tests.hosted_echo import echo_in_its_process
 
-    return echo_in_its_process(**faults)
+    return echo_in_its_process(patience_of(params), **faults)

@@ -1,0 +1,33 @@
+"""A server that starts its engine again after short pauses: `python -m tests.faults.quick HANG deploy WORD...`, or
+`HANG hosted SETTINGS` for what `echo_server.py` runs.
+
+As long as there is the file HANG, no process of an engine gets so far as to load anything, and each has little time.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from engines.process import client, tasks
+from engines.process.config import Patience
+from engines.process.life import Life, Program
+from server.commands.cli import main
+from tests.server import echo_server
+
+SLEEPS = "import time; time.sleep(1000)"
+
+
+class HangingLife(Life):
+    def __init__(self, program: Program, patience: Patience) -> None:
+        if HANG.exists():
+            program = replace(program, command=(sys.executable, "-c", SLEEPS))
+            patience = replace(patience, start_seconds=3.0)
+        super().__init__(program, patience)
+
+
+if __name__ == "__main__":
+    HANG = Path(sys.argv.pop(1))
+    tasks.LONGEST_PAUSE = tasks.FIRST_PAUSE
+    client.Life = HangingLife  # type: ignore[attr-defined]  # a name that it imports
+    sys.exit(echo_server.main(json.loads(sys.argv[2])) if sys.argv[1] == "hosted" else main())
