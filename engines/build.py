@@ -9,17 +9,18 @@ if TYPE_CHECKING:
     from engines.params.deploy import DeployParams
 
 
-def build_engine(params: "DeployParams") -> ProcessEngine:
+def build_engine(params: "DeployParams", *, several_owners: bool) -> ProcessEngine:
     """Return the engine, not yet started but on its way: what comes before `start` costs it no time.
 
+    `several_owners`: their requests are to find nothing of one another's in the prefix cache.
     Raises UnsupportedModel where the engine is not installed, or cannot do what the parameters ask.
     """
-    engine = _build(params)
+    engine = _build(params, several_owners)
     engine.prepare()
     return engine
 
 
-def _build(params: "DeployParams") -> ProcessEngine:
+def _build(params: "DeployParams", several_owners: bool) -> ProcessEngine:
     waiting, patience = params.max_num_queued_reqs, patience_of(params)
     match params.infer_backend:
         case "pt":
@@ -34,6 +35,9 @@ def _build(params: "DeployParams") -> ProcessEngine:
             return VllmEngine(vllm_config(params), max_num_queued_reqs=waiting, patience=patience)
         case "lmdeploy":
             from engines.lmdeploy.client import LmdeployEngine
-            from engines.lmdeploy.config import lmdeploy_config
+            from engines.lmdeploy.config import for_several_owners, lmdeploy_config
 
-            return LmdeployEngine(lmdeploy_config(params), max_num_queued_reqs=waiting, patience=patience)
+            config = lmdeploy_config(params)
+            if several_owners:
+                config = for_several_owners(config, params)
+            return LmdeployEngine(config, max_num_queued_reqs=waiting, patience=patience)

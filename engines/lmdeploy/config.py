@@ -1,8 +1,9 @@
 """What the LMDeploy engine was asked for, in the form that crosses to its process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from engines.errors import UnsupportedModel
 from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
@@ -32,3 +33,16 @@ def lmdeploy_config(params: "DeployParams") -> LmdeployConfig:
         enforce_eager=params.enforce_eager,
         max_lora_rank=params.max_lora_rank,
     )
+
+
+def for_several_owners(config: LmdeployConfig, params: "DeployParams") -> LmdeployConfig:
+    """The same where owners must not find one another's prefixes: TurboMind's prefix cache knows no salt, and is off.
+
+    Raises UnsupportedModel where the parameters ask for it.
+    """
+    if config.backend != "turbomind" or not config.enable_prefix_caching:
+        return config
+    if "enable_prefix_caching" in params.model_fields_set:
+        message = "TurboMind cannot keep the cached prefixes of several keys apart: leave out --enable_prefix_caching"
+        raise UnsupportedModel(message, param="enable_prefix_caching")
+    return replace(config, enable_prefix_caching=False)

@@ -52,7 +52,7 @@ def load(params: DeployParams, keys: Keys) -> Parts:
     from engines.checkpoint.loading import load_generation_config, load_tokenizer
 
     assert params.model is not None, "the command line asks for one"
-    engine = build_engine(params)
+    engine = build_engine(params, several_owners=bool(keys))
     tokenizer = load_tokenizer(params.model, revision=params.model_revision, token=params.hub_token)
     generation = load_generation_config(params.model, revision=params.model_revision, token=params.hub_token)
     return make_parts(engine, tokenizer, params, generation.to_dict(), keys=keys)

@@ -8,7 +8,7 @@ import pytest
 
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.lmdeploy.client import LmdeployEngine
-from engines.lmdeploy.config import LmdeployConfig, lmdeploy_config
+from engines.lmdeploy.config import LmdeployConfig, for_several_owners, lmdeploy_config
 from engines.params.deploy import DeployParams
 from engines.setup.install import NotInstalled
 from engines.types import EngineState
@@ -71,6 +71,16 @@ def test_parameters_of_deploy() -> None:
         max_loras=params.max_loras,
         max_lora_rank=params.max_lora_rank,
     )
+
+
+def test_turbomind_caches_no_prefixes_of_several_owners() -> None:
+    params = DeployParams(model="m", lmdeploy_backend="turbomind")
+    assert lmdeploy_config(params).enable_prefix_caching
+    assert not for_several_owners(lmdeploy_config(params), params).enable_prefix_caching
+    given = DeployParams(model="m", lmdeploy_backend="turbomind", enable_prefix_caching=True)
+    with pytest.raises(UnsupportedModel, match="cached prefixes of several keys") as refused:
+        for_several_owners(lmdeploy_config(given), given)
+    assert refused.value.param == "enable_prefix_caching"
 
 
 @pytest.mark.asyncio(loop_scope="module")

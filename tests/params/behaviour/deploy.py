@@ -275,7 +275,7 @@ def engine(server: Server) -> Any:
         patch.setenv("TUNESERVE_LMDEPLOY_PYTHON", "")
         patch.setenv("TUNESERVE_CACHE", str(server.folder))
         try:
-            return build_engine(server.params)
+            return build_engine(server.params, several_owners=False)
         except TuneserveError as error:
             return error
 
