@@ -74,6 +74,12 @@ class RateLimited(TuneserveError):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(TuneserveError):
+    """Who asks has as much as one may have: something of theirs has to end or to be deleted first."""
+
+    code = "quota_exceeded"
+
+
 class EngineUnavailable(TuneserveError):
     """The engine is starting, restarting, draining or stopped. Come back after `retry_after` seconds."""
 

@@ -1,11 +1,13 @@
 """Routes for those who run the server: /health, /ready, /version, /metrics, and the engine's sleep."""
 
+import asyncio
+import contextlib
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from engines.errors import EngineUnavailable
+from engines.errors import EngineUnavailable, TuneserveError
 from engines.types import EngineState
 from server import __version__
 from server.http.errors import error_response
@@ -15,6 +17,9 @@ from server.model.served import ModelDep
 from server.tasks import TasksDep
 
 router = APIRouter()
+
+LOOK_SECONDS = 2.0
+"""Seconds that Prometheus waits for the database."""
 
 
 @router.get("/health", response_model=None)
@@ -70,5 +75,7 @@ async def is_sleeping(inference: InferenceDep) -> dict[str, bool]:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(inference: InferenceDep, jobs: JobsDep) -> Response:
-    await jobs.look()
+    with contextlib.suppress(TuneserveError, TimeoutError):  # the last counts stand while the database is away
+        async with asyncio.timeout(LOOK_SECONDS):
+            await jobs.look()
     return Response(inference.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -16,7 +16,7 @@ from server.adapters.roots import AdapterRoots
 from server.batches.service import Batches
 from server.batches.store import BatchStore
 from server.deps import Parts
-from server.files.files import Files
+from server.files.files import Files, Quota
 from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
@@ -38,6 +38,7 @@ from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.store.database import Database
+from server.store.room import Room
 from server.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -70,7 +71,14 @@ def make_parts(
         inference.metrics.registry, prefix=PREFIX, count_open=lambda: len(connections)
     )
     # 2. The store side.
-    files = Files(database, state / "files", max_bytes=int(params.max_file_size * MIB))
+    room = Room(state, int(params.disk_reserve * MIB))
+    files = Files(
+        database,
+        state / "files",
+        room,
+        max_bytes=int(params.max_file_size * MIB),
+        quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
+    )
     store = JobStore(database)
     key_metrics = KeyMetrics(inference.metrics.registry, prefix=PREFIX, names=lambda: keys.names)
     publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
@@ -83,9 +91,12 @@ def make_parts(
         publisher,
         hub,
         tasks,
+        room,
         max_running=params.max_running_jobs,
+        max_queued=params.max_queued_jobs,
         retries=params.job_retries,
         gpu_memory=params.job_gpu_memory,
+        validation_timeout=params.job_validation_timeout,
     )
     # 3. What routes do with several of them.
     http = HttpSettings(
@@ -97,11 +108,13 @@ def make_parts(
         BatchStore(database),
         state / "batches",
         files,
+        room,
         model,
         inference,
         tasks,
         max_line_bytes=http.max_body_bytes,
         concurrency=_batch_concurrency(params),
+        max_queued=params.max_queued_batches,
     )
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
     sources = Sources(jobs, files, served, params.job_roots, hub, state=state)

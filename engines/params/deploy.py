@@ -74,6 +74,16 @@ class ServerParams(Params):
     has the same limit."""
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
+    max_files: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)
+    """Files that each key may have, those that batches and jobs have made for it among them, before it can upload no
+    more. Where there are no keys: in all."""
+    max_files_size: Annotated[float, About(DEPLOY)] = Field(100, ge=0)
+    """GiB that they may come to."""
+    max_queued_batches: Annotated[int, About(DEPLOY)] = Field(100, ge=0)
+    """Batches of each key that may run or wait at a time."""
+    disk_reserve: Annotated[float, About(DEPLOY)] = Field(256, ge=0)
+    """MiB of the disk of `state_dir` that are kept for the database: uploads, outputs of batches and jobs end with
+    status or code 507 before they take the last of it."""
     allowed_origins: Annotated[Origins, About(DEPLOY)] = ()
     """Web origins whose pages may call the server from a browser (CORS), such as `https://chat.example`; `*` for all.
     Those of others are refused."""
@@ -99,6 +109,10 @@ class ServerParams(Params):
     given, a SQLite file in `state_dir`. It serves one server at a time, too."""
     max_running_jobs: Annotated[int, About(DEPLOY)] = Field(1, ge=0)
     """Training jobs that run at a time; 0: they stay in the queue."""
+    max_queued_jobs: Annotated[int, About(DEPLOY)] = Field(100, ge=0)
+    """Jobs of each key that may wait at a time, those whose data is still looked at among them."""
+    job_validation_timeout: Annotated[float, About(DEPLOY)] = Field(3600, gt=0)
+    """Seconds to fetch what a job names on the hub and to look at its data, before it has failed."""
     job_retries: Annotated[int, About(DEPLOY)] = Field(2, ge=0)
     """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
     job_gpu_memory: Annotated[float, About(DEPLOY)] = Field(4, ge=0)

@@ -12,7 +12,7 @@ from fastapi import Depends
 
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
-from engines.errors import Conflict, NotFound, TuneserveError
+from engines.errors import Conflict, NotFound, QuotaExceeded, TuneserveError
 from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed, Shared
 from server.batches.store import BatchStore
@@ -23,6 +23,7 @@ from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
+from server.store.room import Room
 from server.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -44,20 +45,26 @@ class Batches:
         store: BatchStore,
         folder: Path,
         files: Files,
+        room: Room,
         model: ServedModel,
         inference: Inference,
         tasks: Tasks,
         *,
         max_line_bytes: int,
         concurrency: int,
+        max_queued: int,
     ) -> None:
-        """`folder` is that of all databases' batches; `concurrency` the requests that the engine has at a time."""
+        """`folder` is that of all databases' batches; `concurrency` the requests that the engine has at a time;
+        `max_queued` the batches that each client may have under way."""
         self._store = store
         self._tasks = tasks
+        self._max_queued = max_queued
+        self._counting = asyncio.Lock()
         self._folder_of_all = folder
         self._shared = Shared(
             store=store,
             files=files,
+            room=room,
             model=model,
             inference=inference,
             max_line_bytes=max_line_bytes,
@@ -80,7 +87,8 @@ class Batches:
         metadata: dict[str, str] | None,
         output_expires_after: int | None,
     ) -> Batch:
-        """A new batch, which has its input for itself, and names what `access` covers. Raises NotFound, StorageFull."""
+        """A new batch, which has its input for itself, and names what `access` covers. Raises NotFound, StorageFull,
+        QuotaExceeded."""
         now = int(time.time())
         batch = Batch(
             id=new_id("batch_"),
@@ -95,16 +103,25 @@ class Batches:
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
         )
+        self._shared.room.check()
         folder = self._folder(batch.id)
         await asyncio.to_thread(_make, folder)
         try:
             await self._shared.files.copy_to(input_file_id, access, folder / "input.jsonl")
-            await self._store.add(batch)
+            async with self._counting:
+                await self._check_quota(access.owner)
+                await self._store.add(batch)
         except TuneserveError:
             await asyncio.to_thread(_remove, folder)
             raise
         self._news.set()
         return batch
+
+    async def _check_quota(self, owner: str | None) -> None:
+        count = await self._store.count_unfinished(owner)
+        if count >= self._max_queued:
+            text = f"There are {count} batches of yours that run or wait, as many as may be (max_queued_batches)."
+            raise QuotaExceeded(f"{text} Wait until one is over, or cancel one.")
 
     async def get(self, id: str, access: Access) -> Batch:
         return await self._store.get(id, access)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import Conflict, NotFound
@@ -44,6 +44,12 @@ class BatchStore:
         query = select(BATCHES).where(BATCHES.c.status.in_(UNFINISHED)).order_by(BATCHES.c.number)
         async with self.database.reading() as connection:
             return [_to_batch(row) for row in (await connection.execute(query)).mappings()]
+
+    async def count_unfinished(self, owner: str | None) -> int:
+        """How many of this owner's batches run or wait."""
+        query = select(func.count()).where(BATCHES.c.status.in_(UNFINISHED), BATCHES.c.owner == owner)
+        async with self.database.reading() as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def update(self, id: str, **values: Any) -> None:
         """Change what is no status."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import Depends
-from sqlalchemy import ColumnElement, RowMapping, and_, delete, insert, or_, select
+from sqlalchemy import ColumnElement, RowMapping, and_, delete, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engines.errors import NotFound, TuneserveError
+from engines.errors import NotFound, QuotaExceeded, TuneserveError
 from server.deps import part
 from server.files.storage import FileStorage, LocalStorage, Stored
 from server.files.table import FILES
@@ -25,11 +25,13 @@ from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
 from server.store.pages import read_page
+from server.store.room import Room
 
 log = logging.getLogger(__name__)
 
 Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output"]
 ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "batch", "batch_output")
+GIB = 1 << 30
 READ_BYTES = 1 << 20
 """Bytes of a content that are in memory at a time."""
 EXPIRY_SECONDS = 60.0
@@ -62,6 +64,14 @@ class FileObject:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one owner may have."""
+
+    files: int
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What is stored, but no file yet."""
@@ -86,16 +96,20 @@ class Content:
 class Files:
     """`purposes` are those that a caller may see, and `access` says whose files: another file is not found."""
 
-    def __init__(self, database: Database, folder: Path, *, max_bytes: int) -> None:
-        """`folder` is that of all databases' files; `max_bytes` the largest that a client may upload."""
+    def __init__(self, database: Database, folder: Path, room: Room, *, max_bytes: int, quota: Quota) -> None:
+        """`folder` is that of all databases' files; `max_bytes` the largest that a client may upload; `quota` what each
+        client may have."""
         self.max_bytes = max_bytes
+        self._room = room
+        self._quota = quota
+        self._counting = asyncio.Lock()
         self._database = database
         self._folder = folder
         self._storage: FileStorage | None = None
 
     async def open(self) -> None:
         """Remove what a server that was killed has left. Called once, when the database is open."""
-        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id)
+        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id, self._room)
         async with self._database.reading() as connection:
             ids = (await connection.execute(select(FILES.c.id))).scalars()
             await storage.keep_only(set(ids))
@@ -104,6 +118,19 @@ class Files:
     def check_open(self) -> None:
         """Raises Conflict where this server keeps no files."""
         self._database.check_open()
+
+    async def check_quota(self, owner: str | None, more: int = 0) -> None:
+        """Raises QuotaExceeded where the owner may not have one more file, of `more` bytes."""
+        query = select(func.count(), func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.owner == owner)
+        async with self._database.reading() as connection:
+            count, total = (await connection.execute(query)).one()
+        if count >= self._quota.files:
+            raise QuotaExceeded(f"There are {count} files of yours, as many as may be (max_files): delete some.")
+        if total + more > self._quota.bytes:
+            raise QuotaExceeded(
+                f"Your files have {total / GIB:.3g} GiB, and with this one they would have more than "
+                f"{self._quota.bytes / GIB:.3g} (max_files_size): delete some."
+            )
 
     # ---- making
 
@@ -147,6 +174,12 @@ class Files:
                 rows = (await connection.execute(select(FILES.c.id).where(FILES.c.id == id))).all()
             if not rows:
                 await self._open_storage().delete(id)
+
+    async def keep_within_quota(self, file: FileObject) -> None:
+        """The file is there from now on, unless its owner may not have it. Raises QuotaExceeded."""
+        async with self._counting:
+            await self.check_quota(file.owner, file.bytes)
+            await self.keep(file)
 
     async def keep(self, file: FileObject) -> None:
         """The file is there from now on."""

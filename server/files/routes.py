@@ -60,6 +60,7 @@ async def upload_file(request: Request, files: FilesDep, caller: CallerDep) -> d
     stream = request.stream()
     await check_announced(request, stream, files.max_bytes + FORM_BYTES)
     try:
+        await files.check_quota(caller.name)  # before a byte is read
         form = Form(request.headers.get("content-type", ""), stream)
         file = await receive(form, files, _purposes(caller), caller.name)
     except TuneserveError:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
 from engines.errors import StorageFull
+from server.store.room import Room
 
 WRITE_BYTES = 1 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -47,11 +48,13 @@ class FileStorage(Protocol):
 class LocalStorage:
     """Contents as files of one folder, which nobody else writes to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, room: Room) -> None:
+        """Stops where there is no more of `room`."""
         self._folder = private_folder(folder)
+        self._room = room
 
     async def store(self, key: str, pieces: AsyncIterator[bytes]) -> Stored:
-        writer = _Writer(self._folder / key)
+        writer = _Writer(self._folder / key, self._room)
         try:
             waiting = bytearray()
             async for piece in pieces:
@@ -69,7 +72,7 @@ class LocalStorage:
         return await asyncio.to_thread((self._folder / key).open, "rb")
 
     async def copy_to(self, key: str, target: Path) -> None:
-        await asyncio.to_thread(_link_or_copy, self._folder / key, target)
+        await asyncio.to_thread(_link_or_copy, self._folder / key, target, self._room)
 
     async def delete(self, key: str) -> None:
         await asyncio.to_thread((self._folder / key).unlink, missing_ok=True)
@@ -87,8 +90,9 @@ class _Writer:
     """A file under another name until it is whole. A task that is cancelled leaves its last call running in a thread:
     calls wait for each other, and one that comes after `discard` does nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, room: Room) -> None:
         self._path = path
+        self._room = room
         self._partial = path.with_name(f"{path.name}.partial")
         self._lock = threading.Lock()
         self._file: FileIO | None = None
@@ -98,6 +102,7 @@ class _Writer:
 
     def write(self, data: bytes) -> None:
         with self._lock, told_full():
+            self._room.check(len(data))
             file = self._open()
             rest = memoryview(data)
             while rest:
@@ -130,13 +135,14 @@ class _Writer:
         return self._file
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path, room: Room) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:
         raise
     except OSError:  # another disk, or one that knows no links
         with told_full():
+            room.check(source.stat().st_size)
             partial = target.with_name(f".{target.name}.partial")
             try:
                 shutil.copyfile(source, partial)

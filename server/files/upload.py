@@ -45,7 +45,7 @@ async def receive(form: Form, files: Files, purposes: Collection[Purpose], owner
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
         _check(fields, filename, purposes)
         file = content.as_file(fields.purpose, filename, owner=owner, expires_after=_seconds(fields))
-        await files.keep(file)
+        await files.keep_within_quota(file)
     return file
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import InvalidRequest, TuneserveError
+from engines.errors import InvalidRequest, StorageFull, TuneserveError
 from server.jobs.executor import Executor, Order, Worker
 from server.jobs.folders import JobFolders
 from server.jobs.hooks import Hooks
@@ -26,6 +26,7 @@ from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
 from server.jobs.tidy import paths_of, tidy
 from server.store.access import SERVER
+from server.store.room import Room
 from server.tasks import Tasks
 from training.folder import JobError, JobFolder, Result, Step, Validation
 from training.params.hub import names_on_hub
@@ -49,12 +50,15 @@ class Workshop:
     hub: JobHub
     metrics: JobMetrics
     tasks: Tasks
+    room: Room
     mark: str
     """Beginning of the marks of all processes of these jobs."""
     retries: int
     """Workers of a job that may die before it has failed."""
     back_off_seconds: float
     """Seconds before the first retry; each further one waits twice as long."""
+    validation_timeout: float
+    """Seconds for a worker to look at a job's data."""
 
     async def tidy(self, id: str | None = None, *, running: bool = False) -> None:
         """Remove what nothing can go on from any more, of one job or of all; nothing while a job is being made, as it
@@ -140,6 +144,12 @@ class Run(ABC):
         await self.change({status}, text, status=back, deaths=deaths, not_before=time.time() + pause)
 
 
+class ValidationTimeout(TuneserveError):
+    """The look at a job's data takes too long."""
+
+    code = "validation_timeout"
+
+
 class ValidationRun(Run):
     """What the job names on the hub is fetched, and its data looked at, before it is queued."""
 
@@ -159,7 +169,13 @@ class ValidationRun(Run):
             return await self.fail(_told(error), {JobStatus.VALIDATING})
         except OSError as error:
             return await self.fail(_told(to_storage_error(error)), {JobStatus.VALIDATING})
-        exit_status = await worker.wait()
+        ended = asyncio.create_task(worker.wait())
+        try:
+            await self._watch(ended)
+        except (StorageFull, ValidationTimeout) as error:
+            await worker.kill()
+            return await self.fail(_told(error), {JobStatus.VALIDATING})
+        exit_status = await ended
         if self.stopping:
             return
         validation = await asyncio.to_thread(_read, JobFolder(folder).read_validation)
@@ -167,6 +183,17 @@ class ValidationRun(Run):
             again = JobStatus.VALIDATING
             return await self.retry_or_fail(exit_status, folder, again, again)
         await self._settle(validation)
+
+    async def _watch(self, ended: asyncio.Task[int]) -> None:
+        """Return once the worker has ended. Raises StorageFull, ValidationTimeout."""
+        seconds = self.shop.validation_timeout
+        deadline = time.monotonic() + seconds
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=min(POLL_SECONDS, seconds))
+            self.shop.room.check()
+            if time.monotonic() > deadline and not ended.done():
+                text = f"The job's data could not be looked at within {seconds:g} s (job_validation_timeout)."
+                raise ValidationTimeout(text)
 
     async def _settle(self, validation: Validation) -> None:
         if validation.error is not None:
@@ -209,13 +236,23 @@ class AttemptRun(Run):
             await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
             while not ended.done():
                 await asyncio.wait({ended}, timeout=POLL_SECONDS)
+                self.shop.room.check()
                 await self.take_in()
+        except StorageFull as error:
+            return await self._end_for_want_of_room(worker, error)
         except BaseException:
             await worker.kill()
             raise
         finally:
             self.shop.metrics.forget(self.job)
         await self.settle(ended.result())
+        await self.shop.tidy(self.job.id)
+
+    async def _end_for_want_of_room(self, worker: Worker, error: StorageFull) -> None:
+        """What it has saved so far stays: `retry` goes on from there."""
+        await worker.kill()
+        await patiently(self._tail.read)
+        await self.fail(_told(error), COUNTING)
         await self.shop.tidy(self.job.id)
 
     def _make(self) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 
-from engines.errors import Conflict, InvalidRequest, NotFound, TuneserveError
+from engines.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, TuneserveError
 from engines.params.about import secrets
 from server.deps import part
 from server.jobs.attempt import Workshop
@@ -27,6 +27,7 @@ from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
+from server.store.room import Room
 from server.tasks import Tasks
 from training.folder import Event
 from training.params.hub import names_on_hub
@@ -62,12 +63,16 @@ class Jobs:
         hooks: Hooks,
         hub: JobHub,
         tasks: Tasks,
+        room: Room,
         *,
         max_running: int,
+        max_queued: int,
         retries: int,
         gpu_memory: float,
+        validation_timeout: float,
     ) -> None:
-        """`folder` is that of all databases' jobs; `gpu_memory` in GiB."""
+        """`folder` is that of all databases' jobs; `max_queued` those of each client; `gpu_memory` in GiB;
+        `validation_timeout` in seconds."""
         self.store = store
         self.metrics = metrics
         self._database = store.database
@@ -76,6 +81,10 @@ class Jobs:
         self._hooks = hooks
         self._hub = hub
         self._tasks = tasks
+        self._room = room
+        self._max_queued = max_queued
+        self._validation_timeout = validation_timeout
+        self._queueing = asyncio.Lock()
         self._retries = retries
         self._limits = Limits(
             max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=machine.stop_seconds
@@ -96,6 +105,8 @@ class Jobs:
             hub=self._hub,
             metrics=self.metrics,
             tasks=self._tasks,
+            room=self._room,
+            validation_timeout=self._validation_timeout,
             mark=self._database.id,
             retries=self._retries,
             back_off_seconds=self._machine.back_off_seconds,
@@ -144,6 +155,7 @@ class Jobs:
 
         Where the block raises, the folder is removed. Raises StorageFull, Conflict.
         """
+        self._room.check()
         id, folders = new_id(prefix), self.folders
         folders.making += 1
         try:
@@ -182,7 +194,8 @@ class Jobs:
         """Have it run as soon as its turn comes. `events` are told as its first; `told` is what the API shows of
         `task`; `access` is that of who makes it, to what it uses.
 
-        Raises InvalidRequest where it asks for more GPUs than there are, Conflict where a job that it needs is gone.
+        Raises InvalidRequest where it asks for more GPUs than there are, Conflict where a job that it needs is gone,
+        QuotaExceeded.
         """
         assert not secrets(type(task.params)) & task.params.model_fields_set, "a secret would be lost with the server"
         if devices and devices > (there := len(await self._machine.devices.look())):
@@ -212,9 +225,17 @@ class Jobs:
             error=None,
             result=None,
         )
-        await self.store.create(job, access, *events, needs=self.folders.used_by(job))
+        async with self._queueing:
+            await self._check_quota(job.owner)
+            await self.store.create(job, access, *events, needs=self.folders.used_by(job))
         self._scheduler.wake()
         return job
+
+    async def _check_quota(self, owner: str | None) -> None:
+        count = await self.store.count_waiting(owner)
+        if count >= self._max_queued:
+            text = f"There are {count} jobs of yours in the queue, as many as may be (max_queued_jobs)."
+            raise QuotaExceeded(f"{text} Wait until one runs, or cancel one.")
 
     # ---- changing
 
@@ -233,11 +254,12 @@ class Jobs:
         return job
 
     async def resume(self, id: str, access: Access) -> Job:
-        """Back into the queue. Raises NotFound, Conflict."""
+        """Back into the queue. Raises NotFound, Conflict, QuotaExceeded."""
         return await self._enqueue(id, access, {JobStatus.PAUSED}, "resumed")
 
     async def retry(self, id: str, access: Access) -> Job:
-        """One that failed or was cancelled goes on from its last checkpoint. Raises NotFound, Conflict."""
+        """One that failed or was cancelled goes on from its last checkpoint. Raises NotFound, Conflict,
+        QuotaExceeded."""
         again = {"error": None, "result": None, "finished_at": None, "deaths": 0}
         return await self._enqueue(id, access, {JobStatus.FAILED, JobStatus.CANCELLED}, "retried", **again)
 
@@ -260,7 +282,9 @@ class Jobs:
             return JobStatus.QUEUED if job.validated else JobStatus.VALIDATING
 
         now = time.time()
-        job = await self._move(id, access, before, verb, status=status, queued_at=now, not_before=None, **values)
+        async with self._queueing:
+            await self._check_quota((await self.store.get(id, access)).owner)
+            job = await self._move(id, access, before, verb, status=status, queued_at=now, not_before=None, **values)
         self._scheduler.wake()
         return job
 

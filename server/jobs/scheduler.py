@@ -184,6 +184,6 @@ class Scheduler:
                 return
             except Exception as error:  # noqa: BLE001 (likewise)
                 self._shop.tasks.failed("job", error, f"The job {run.job.id} cannot be marked as failed.")
-                await asyncio.sleep(self._shop.back_off_seconds)
+                await asyncio.sleep(LOOK_SECONDS)
             else:
                 return

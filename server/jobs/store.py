@@ -162,6 +162,13 @@ class JobStore:
         async with self.database.reading() as connection:
             return set((await connection.execute(select(JOBS.c.id))).scalars())
 
+    async def count_waiting(self, owner: str | None) -> int:
+        """How many of this owner's jobs wait for their turn."""
+        waiting = JOBS.c.status.in_((JobStatus.VALIDATING, JobStatus.QUEUED))
+        async with self.database.reading() as connection:
+            query = select(func.count()).where(waiting, JOBS.c.owner == owner)
+            return int((await connection.execute(query)).scalar_one())
+
     async def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs there are of each type and status."""
         async with self.database.reading() as connection:

@@ -155,7 +155,8 @@ class Database:
             yield
             return
         try:
-            await asyncio.wait_for(self._turn.acquire(), BUSY_SECONDS)
+            async with asyncio.timeout(BUSY_SECONDS):  # not wait_for, which can swallow a cancellation
+                await self._turn.acquire()
         except TimeoutError:
             raise StoreUnavailable("The server's database is too busy.") from None
         try:

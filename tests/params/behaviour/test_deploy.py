@@ -99,6 +99,10 @@ OF_THE_SERVER = apart(
     ssl_keyfile_password=Two(
         "wrong", "open", certified, {"ssl_certfile": "$FOLDER/locked.crt", "ssl_keyfile": "$FOLDER/locked.key"}
     ),
+    max_files=Two(10_000, 0, uploaded),
+    max_files_size=Two(100, 0.000001, uploaded),
+    max_queued_batches=Two(100, 1, handed_to(server_parts, "Batches", "max_queued")),
+    disk_reserve=Two(256, 1e12, uploaded),
     allowed_origins=Two([], ["http://page"], allowed),
     allowed_hosts=Two([], ["llm.example"], got("/v1/models", host="llm.example")),
     state_dir=Two("$FOLDER/state", "$FOLDER/here", files),
@@ -106,6 +110,8 @@ OF_THE_SERVER = apart(
     database_url=Two(UNGIVEN, "sqlite:///$FOLDER/other/some.db", files),
     # jobs
     max_running_jobs=Two(1, 0, handed_to(server_parts, "Jobs", "max_running")),
+    max_queued_jobs=Two(100, 1, handed_to(server_parts, "Jobs", "max_queued")),
+    job_validation_timeout=Two(3600, 60, handed_to(server_parts, "Jobs", "validation_timeout")),
     job_retries=Two(2, 1, handed_to(server_parts, "Jobs", "retries")),
     job_gpu_memory=Two(4, 2, handed_to(server_parts, "Jobs", "gpu_memory")),
     job_memory=Two(UNGIVEN, 8, handed_to(server_parts, "LocalExecutor", "memory")),

@@ -11,9 +11,10 @@ from typing import Any
 
 import alembic.command  # noqa: F401  # before the fork: what it reads is no step
 
-from server.files.files import Files
+from server.files.files import Files, Quota
 from server.store.access import SERVER
 from server.store.database import Database
+from server.store.room import Room
 from tests.killed import Killer, check_all_or_nothing
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link"}
@@ -31,7 +32,7 @@ class Statements(sqlite3.Connection):
 
 async def server(state: Path, work: Callable[[Files], Awaitable[Any]]) -> Any:
     database = Database(state)
-    files = Files(database, state / "files", max_bytes=1 << 20)
+    files = Files(database, state / "files", Room(state, 0), max_bytes=1 << 20, quota=Quota(files=1000, bytes=1 << 30))
     await database.open()
     await files.open()
     seen = await work(files)

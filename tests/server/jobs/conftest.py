@@ -20,9 +20,11 @@ from server.jobs.metrics import JobMetrics
 from server.jobs.store import JobStore
 from server.store.access import SERVER
 from server.store.database import Database
+from server.store.room import Room
 from server.tasks import Tasks
 from training.params.task import TASK, Task
 
+LIMITS = {"max_running": 2, "max_queued": 100, "retries": 2, "gpu_memory": 1, "validation_timeout": 60}
 WORKER = (sys.executable, "-S", str(Path(__file__).with_name("worker.py")))
 
 
@@ -42,12 +44,14 @@ class Office:
         devices: Devices | None = None,
         stop_seconds: float = 5,
         job_hub: Sequence[str] = ("on",),
+        reserve: int = 0,
         **limits: Any,
     ) -> None:
         self.folder = folder
         self.hooks = hooks or NoHooks()
         self.job_hub = job_hub
-        self.limits = {"max_running": 2, "retries": 2, "gpu_memory": 1} | limits
+        self.reserve = reserve
+        self.limits = LIMITS | limits
         self.machine = Machine(
             executor=executor or LocalExecutor(command=WORKER),
             devices=devices or FixedDevices(),
@@ -70,6 +74,7 @@ class Office:
             self.hooks,
             hub,
             self.tasks,
+            Room(self.folder / "jobs", self.reserve),
             **self.limits,
         )
         await self.jobs.open()

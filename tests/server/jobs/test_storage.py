@@ -1,5 +1,6 @@
 """A disk that is full or read-only fails the job that needs it, in clear words, and nothing else."""
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -59,6 +60,40 @@ async def test_a_disk_that_fills_up_fails_the_job_and_the_next_one_runs(office: 
     rest.unlink()
     await office.jobs.delete(job.id, SERVER)
     await office.until(await office.create(), JobStatus.SUCCEEDED)
+
+
+async def test_what_is_kept_for_the_database_is_not_taken_by_jobs(tmp_path: Path, disk: Path) -> None:
+    office = Office(tmp_path, reserve=SIZE // 4)
+    await office.open()
+    try:
+        job = await office.create({"steps": 1000, "seconds": 0.02})
+        await office.until_step(job, 3)
+        rest = leave(disk, SIZE // 8)
+        failed = await office.until(job, JobStatus.FAILED)
+        assert failed.error is not None and failed.error["code"] == "insufficient_storage"
+        leave(disk, SIZE // 8)  # what nothing goes on from has gone
+        with pytest.raises(StorageFull, match="kept for its database"):
+            await office.create()
+        rest.unlink()
+        (office.jobs.folders.job(job.id) / "plan.json").write_text('{"steps": 100}')
+        await office.jobs.retry(job.id, SERVER)
+        done = await office.until(job, JobStatus.SUCCEEDED)
+        assert done.attempt == 2
+    finally:
+        await office.close()
+
+
+def leave(disk: Path, left: int) -> Path:
+    """Fill the disk but for so many bytes."""
+    rest = disk / "rest"
+    with rest.open("ab") as file:
+        file.write(b"\0" * (free(disk) - left))
+    return rest
+
+
+def free(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_frsize
 
 
 async def test_a_read_only_folder_fails_the_job_and_the_server_is_well(tmp_path: Path, disk: Path) -> None:

@@ -14,7 +14,7 @@ from engines.errors import Conflict, NotFound
 from server.batches.batch import Batch
 from server.batches.store import BatchStore
 from server.batches.table import BATCHES
-from server.files.files import Files
+from server.files.files import Files, Quota
 from server.files.table import FILES
 from server.http.caller import ANYBODY
 from server.inference.fine_tuned import FineTunedModels
@@ -23,6 +23,7 @@ from server.jobs.store import JobStore
 from server.jobs.table import JOBS
 from server.store.access import SERVER, Access
 from server.store.database import Database
+from server.store.room import Room
 
 ACME, ZETA = (Access(owner=name, everything=False) for name in ("acme", "zeta"))
 ADMIN = Access(owner="ops", everything=True)
@@ -58,7 +59,7 @@ Page = Callable[..., Any]
 
 
 async def files_of(database: Database, tmp_path: Path) -> tuple[Get, Page, list[str]]:
-    files = Files(database, tmp_path / "files", max_bytes=100)
+    files = Files(database, tmp_path / "files", Room(tmp_path, 0), max_bytes=100, quota=Quota(files=9, bytes=999))
     await files.open()
     made = [await files.create("batch", "a.jsonl", b"x", owner=owner) for owner in ("acme", "zeta", None)]
     return files.get, files.list, [file.id for file in made]
