@@ -94,6 +94,21 @@ async def test_a_writer_that_is_cancelled_leaves_the_turn_to_the_next(database: 
         await connection.execute(insert(NOTES).values(id="a", words="second"))
 
 
+async def test_no_writer_loses_a_cancellation(database: Database) -> None:
+    async def write() -> None:
+        async with database.writing() as connection:
+            await connection.execute(select(NOTES))
+        await asyncio.sleep(3600)
+
+    for turns in range(40):
+        task = asyncio.create_task(write())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,), timeout=10)
+        assert task.cancelled(), turns
+
+
 async def test_the_tables_are_those_that_the_code_declares(database: Database) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(
