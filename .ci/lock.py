@@ -37,7 +37,8 @@ def main() -> None:
     everything = compile("server", *PROJECT, *ANYWHERE, also=("torch-cuda", "torch"))
     write("server", {name: block for name, block in everything.items() if not CUDA.fullmatch(name)})
     write("torch-cuda", {name: block for name, block in everything.items() if CUDA.fullmatch(name) and name != "torch"})
-    write_torch(everything["torch"])
+    write("torch", {"torch": everything["torch"]})
+    check_torch(everything["torch"])
     dev = compile("dev", *PROJECT, "--extra", "dev", *ANYWHERE, as_in=("server", "torch-cuda"))
     write("dev", {name: block for name, block in dev.items() if name not in everything})
     write("build", compile("build", *ANYWHERE, packages=("hatchling", "editables"), as_in=("server", "dev")))
@@ -112,16 +113,13 @@ def write(name: str, found: Blocks) -> None:
     (LOCKS / f"{name}.txt").write_text("".join(found[each] for each in sorted(found)))
 
 
-def write_torch(block: str) -> None:
-    """PyTorch as PyPI has it, or as its own index for CPUs has it, whose hashes are in torch-cpu.txt. That list is kept
-    by hand: PyPI knows nothing of those files."""
+def check_torch(block: str) -> None:
+    """The list of PyTorch's builds for CPUs is kept by hand: PyPI knows nothing of those files."""
     version = block.split(" ")[0].partition("==")[2]
-    builds = blocks(read("torch-cpu"))["torch"].splitlines()
-    if builds[0] != f"torch=={version}+cpu \\":
+    if not read("torch-cpu").startswith(f"torch=={version}+cpu "):
         sys.exit(
             f"torch is {version} now: write its hashes of https://download.pytorch.org/whl/cpu/torch/ to torch-cpu.txt"
         )
-    (LOCKS / "torch.txt").write_text(block.rstrip() + " \\\n" + "\n".join(builds[1:]) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,20 +21,25 @@ class InstallationFailed(Exception):
 
 
 def install_torch(torch_index: str | None) -> None:
-    """PyTorch, here, from PyPI or from an index of its own, which gives nothing else. Raises InstallationFailed."""
-    install_lists(sys.executable, "torch", index=torch_index)
+    """PyTorch, here: its build for CPUs where the index given, or one that pip is configured with, has it; else PyPI's,
+    with CUDA where there is such a build. No index that is given gives anything else. Raises InstallationFailed."""
+    try:
+        install_lists(sys.executable, "torch-cpu", index=torch_index, quiet=True)
+    except InstallationFailed:
+        install_lists(sys.executable, "torch", index=torch_index)
     if torch_cuda():
         install_lists(sys.executable, "torch-cuda")
 
 
-def install_lists(python: str, *names: str, index: str | None = None) -> None:
+def install_lists(python: str, *names: str, index: str | None = None, quiet: bool = False) -> None:
     """In the environment of `python`, all packages of the lists and no others, from PyPI or from the `index` given.
 
-    Raises InstallationFailed.
+    Raises InstallationFailed; `quiet`: without pip's words.
     """
     files = [option for name in names for option in ("--requirement", str(LOCKS / f"{name}.txt"))]
     options = ["--index-url", index] if index else []
-    pip(python, "--require-hashes", "--no-deps", *options, *files)
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    run([*command, "--require-hashes", "--no-deps", *options, *files], quiet=quiet)
 
 
 def pinned(name: str) -> dict[str, str]:
@@ -42,14 +47,9 @@ def pinned(name: str) -> dict[str, str]:
     return dict(re.findall(r"(?m)^([a-z0-9.-]+)==([^ ;]+)", (LOCKS / f"{name}.txt").read_text()))
 
 
-def pip(python: str, *arguments: str) -> None:
-    """`pip install`. Raises InstallationFailed."""
-    run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments])
-
-
-def run(command: list[str]) -> None:
+def run(command: list[str], *, quiet: bool = False) -> None:
     """Raises InstallationFailed."""
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, capture_output=quiet, check=False)
     if done.returncode:
         raise InstallationFailed(f"the installation failed: `{' '.join(command[1:4])}` ended with {done.returncode}")
 

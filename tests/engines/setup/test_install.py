@@ -34,7 +34,7 @@ class Commands:
         self.failing: str | None = None
         """A list whose installation fails."""
 
-    def __call__(self, command: list[str]) -> None:
+    def __call__(self, command: list[str], *, quiet: bool = False) -> None:
         self.done.append(command)
         if self.failing is not None and str(LOCKS / f"{self.failing}.txt") in command:
             raise InstallationFailed("the installation failed")
@@ -170,7 +170,7 @@ def test_on_a_cpu_lmdeploy_gets_the_torch_that_we_have(commands: Commands) -> No
 
     assert commands.installed == ["--index-url", "https://index", "torch-cpu", "lmdeploy-cpu"]
     assert commands.done[1][0] == str(python)
-    assert locked.pinned("torch-cpu")["torch"].partition("+")[0] == locked.pinned("torch")["torch"]
+    assert locked.pinned("torch-cpu") == {"torch": f"{locked.pinned('torch')['torch']}+cpu"}
     assert locked.pinned("lmdeploy-cpu")["lmdeploy"] == "0.18.0"
     assert {*install.LMDEPLOY_NEEDS, *install.ENGINES_NEED, "peft"} <= locked.pinned("lmdeploy-cpu").keys()
 
@@ -325,16 +325,19 @@ def test_torch_comes_from_its_index_and_nothing_else_does(commands: Commands, mo
 
     assert locked.main() == 0
 
-    assert commands.installed == ["--index-url", "https://index", "torch", "server", "dev"]
+    assert commands.installed == ["--index-url", "https://index", "torch-cpu", "server", "dev"]
     assert all({"--require-hashes", "--no-deps"} <= set(command) for command in commands.done)
 
 
-def test_a_build_for_cuda_brings_its_libraries(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_index_has_a_build_for_cpus_torch_comes_from_pypi_with_the_libraries_of_cuda(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.failing = "torch-cpu"
     _set_cuda(monkeypatch, "13.0")
 
     locked.install_torch(None)
 
-    assert commands.installed == ["torch", "torch-cuda"]
+    assert commands.installed == ["torch-cpu", "torch", "torch-cuda"]
 
 
 def test_pip_takes_no_file_but_those_of_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
