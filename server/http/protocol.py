@@ -48,9 +48,11 @@ class Limits:
     head_seconds: float = 15
     """From a request's first byte to the end of its headers."""
     min_rate: int = 500
-    """Bytes a second of a body that comes, and of an answer that is read."""
+    """Bytes a second of a body."""
     rate_seconds: float = 20
     """Seconds over which that is measured."""
+    send_seconds: float = 60
+    """Seconds in which some of an answer must be read: by how much at a time is the systems' choice."""
     linger_seconds: float = 5
     """Seconds that a client has to read why it was refused, while what it still sends is dropped: the error is lost
     where a connection is closed under a sender."""
@@ -217,7 +219,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._running = None
         super().on_response_complete()  # begins the next one, or the wait for it
         if self.transport.is_closing():
-            self._set_alarm(self._limits.rate_seconds, self.drop)  # the end of the answer may never be read
+            self._set_alarm(self._limits.send_seconds, self.drop)  # the end of the answer may never be read
         elif self._refusal is not None:
             self._tell(self._refusal)
         elif self._running is None:
@@ -318,7 +320,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _set_read_alarm(self) -> None:
         self._stop_read_alarm()
         self._unsent = self.transport.get_write_buffer_size()
-        self._read_alarm = self.loop.call_later(self._limits.rate_seconds, self._check_reader)
+        self._read_alarm = self.loop.call_later(self._limits.send_seconds, self._check_reader)
 
     def _stop_read_alarm(self) -> None:
         if self._read_alarm is not None:
@@ -326,11 +328,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._read_alarm = None
 
     def _check_reader(self) -> None:
-        """End the connection of a client that hardly reads its answer: nothing is written in the meantime."""
-        read = self._unsent - self.transport.get_write_buffer_size()
-        if read >= self._limits.min_rate * self._limits.rate_seconds:
+        """End the connection of a client that does not read its answer: nothing is written in the meantime."""
+        if self.transport.get_write_buffer_size() < self._unsent:
             return self._set_read_alarm()
-        error = SlowReader(f"The answer was read slower than {self._limits.min_rate} bytes a second.")
+        error = SlowReader(f"Nothing of the answer was read for {self._limits.send_seconds:g} s.")
         self._connections.on_refusal(error)
         logger.warning("A connection of %s is closed: %s", self.client[0] if self.client else "-", error)
         self.drop()

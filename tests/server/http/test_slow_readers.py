@@ -60,6 +60,7 @@ def test_streams_that_nobody_reads_are_ended_and_take_little_memory(start_echo: 
                 counts = metrics(http)
                 return counts.get(("tuneserve:connections_ended_total", "slow_reader"), 0) >= UNREAD
 
+            until(lambda: metrics(http)["tuneserve:connections", ""] == UNREAD + 1)
             until(all_are_ended)
             until(lambda: metrics(http)["tuneserve:num_requests_running", ""] == 0)
             answer = http.post("/v1/chat/completions", json={"model": "echo", "messages": [MESSAGE]})

@@ -331,7 +331,7 @@ async def test_where_all_connections_are_busy_one_more_may_ask_for_health_only()
 
 async def test_a_client_that_does_not_read_its_answer_is_left() -> None:
     app = App()
-    async with served(app, rate_seconds=0.3) as here:
+    async with served(app, send_seconds=0.3) as here:
         wire = await here.connect()
         wire.stop_reading()
         wire.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -341,7 +341,7 @@ async def test_a_client_that_does_not_read_its_answer_is_left() -> None:
 
 
 async def test_a_client_that_reads_its_answer_slowly_but_steadily_gets_all_of_it() -> None:
-    async with served(App(), rate_seconds=0.5) as here:
+    async with served(App(), send_seconds=0.5) as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         length = 0
