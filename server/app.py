@@ -30,6 +30,7 @@ from server.jobs.jobs import Jobs
 from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
+from server.pools import Pools
 from server.store.database import Database
 from server.tasks import Tasks
 
@@ -70,6 +71,7 @@ def create_app(parts: Parts) -> FastAPI:
             await inference.engine.stop()
             await inference.adapters.close()
             await parts[Database].close()
+            parts[Pools].close()
 
     app = DescribedApp(lifespan)
     add_error_handlers(app)

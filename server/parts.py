@@ -37,6 +37,7 @@ from server.metrics.connections import ConnectionMetrics
 from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
+from server.pools import PoolMetrics, Pools
 from server.store.database import Database
 from server.store.room import Room
 from server.tasks import Tasks
@@ -62,7 +63,9 @@ def make_parts(
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
     database = Database(None if params.without_state else state, params.database_url)
-    inference = _inference(engine, model, params, state, FineTunedModels(database), keys)
+    pools = Pools()
+    inference = _inference(engine, model, params, state, FineTunedModels(database), keys, pools)
+    PoolMetrics(pools, inference.metrics.registry, prefix=PREFIX)
     tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
     connections = Connections(
         most=most_connections(params.max_connections), on_refusal=lambda error: connection_metrics.count_ended(error)
@@ -76,6 +79,7 @@ def make_parts(
         database,
         state / "files",
         room,
+        pools.files,
         max_bytes=int(params.max_file_size * MIB),
         quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
     )
@@ -128,6 +132,7 @@ def make_parts(
         http,
         model,
         inference,
+        pools,
         tasks,
         roots,
         database,
@@ -156,7 +161,13 @@ def _state(params: DeployParams) -> Path:
 
 
 def _inference(
-    engine: Engine, model: ServedModel, params: DeployParams, state: Path, fine_tuned: FineTunedModels, keys: Keys
+    engine: Engine,
+    model: ServedModel,
+    params: DeployParams,
+    state: Path,
+    fine_tuned: FineTunedModels,
+    keys: Keys,
+    pools: Pools,
 ) -> Inference:
     adapters = AdapterRegistry(
         engine,
@@ -173,6 +184,7 @@ def _inference(
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
         allowances=Allowances(keys.limits_of, _key_limits(params)),
         weight_of=keys.weight_of,
+        pools=pools,
     )
 
 

@@ -7,6 +7,7 @@ compiles the same text, so what was accepted is what is enforced. Free of torch 
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
@@ -146,6 +147,15 @@ def _lark_of_choice(value: str) -> str:
     if not 0 < len(choices) <= MAX_CHOICES:
         raise InvalidRequest(f"Invalid choice: expected 1 to {MAX_CHOICES} strings, got {len(choices)}")
     return "start: " + " | ".join(map(lark_string, choices))
+
+
+def without_gbnf(structured: Structured) -> Structured:
+    """The same constraint, in Lark where it is a grammar in GBNF. Takes long for long ones; raises InvalidRequest."""
+    if structured.kind != "grammar" or not GBNF_RULE.search(structured.value):
+        return structured
+    lark = _lark_of_grammar(structured.value)
+    _check_length(lark, MAX_GRAMMAR, "grammar, written in Lark")
+    return replace(structured, value=lark)
 
 
 def _lark_of_grammar(value: str) -> str:

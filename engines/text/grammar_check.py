@@ -5,63 +5,95 @@ to keep it busy for hours, and nothing within a process can stop it. So what is 
 process of its own, which can be ended.
 """
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
-from functools import lru_cache
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 
 from engines.errors import InvalidRequest, QueueFull
 from engines.text import grammar_problem
-from engines.text.grammar import NAMES, shorten, to_llguidance
-from engines.types import Structured, StructuredKind
+from engines.text.grammar import GBNF_RULE
+from engines.text.grammar_problem import refusal_of
+from engines.types import Structured
 
 PLAIN_TEXT = 16 * 1024
-"""Characters of a grammar that is compiled here."""
+"""Characters of a constraint that is compiled here."""
 WALL_SECONDS = 15
 """On a machine so busy that the processor's seconds take this long, the check is given up too."""
+KEPT = 128
+"""Verdicts that are kept."""
 
-_one_at_a_time = threading.Lock()
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    refusal: str | None
+    """Why no engine can enforce the constraint."""
+    value: str
+    """What engines get in place of its value."""
 
 
-def validate(structured: Structured, param: str | None = None) -> None:
-    """Raise InvalidRequest, naming `param`, unless an engine can enforce the constraint.
+def validate(structured: Structured, param: str | None = None) -> Structured:
+    """The constraint as engines take it: GBNF is Lark then. Raises InvalidRequest, naming `param`, unless an engine can
+    enforce it; QueueFull where the machine is too busy to tell.
 
     Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a
     tenth of a second the first time; the worst takes seconds: call it in a thread.
     """
-    try:
-        grammar = to_llguidance(structured)
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, param=param, code=error.code) from None
-    problem = (
-        grammar_problem.problem_of(grammar) if _is_plain(structured.kind, grammar) else problem_within_limits(grammar)
-    )
-    if problem:
-        raise InvalidRequest(f"Invalid {NAMES[structured.kind]}: {shorten(problem)}", param=param)
+    if is_quick(structured):
+        refusal, value = refusal_of(structured), structured.value
+    else:
+        verdict = _VERDICTS.of(structured)
+        refusal, value = verdict.refusal, verdict.value
+    if refusal is not None:
+        raise InvalidRequest(refusal, param=param)
+    return replace(structured, value=value)
 
 
-def _is_plain(kind: StructuredKind, grammar: str) -> bool:
+def is_quick(structured: Structured) -> bool:
     """Whether the compiler is sure to be quick: not much text, no patterns to intersect or to tell apart."""
-    if len(grammar) > PLAIN_TEXT or '"patternProperties"' in grammar:
+    value = structured.value
+    if len(value) > PLAIN_TEXT or '"patternProperties"' in value:
         return False
-    if grammar.count('"pattern"') + grammar.count('"format"') > 1:
+    if value.count('"pattern"') + value.count('"format"') > 1:
         return False
-    return kind != "grammar" or not any(sign in grammar for sign in ("&", "~", "\\u"))
+    if structured.kind != "grammar":
+        return True
+    return not any(sign in value for sign in ("&", "~", "\\u")) and not GBNF_RULE.search(value)
 
 
-@lru_cache(maxsize=256)
-def problem_within_limits(grammar: str) -> str | None:
-    """Say why llguidance cannot run a grammar, None where it can. Takes a tenth of a second where nothing is wrong.
+class _Verdicts:
+    """Those on the last constraints, by their digests."""
 
-    Raises QueueFull while the machine is busy with others.
-    """
-    if not _one_at_a_time.acquire(timeout=WALL_SECONDS):
-        raise QueueFull("Too many constraints are being checked; try again")
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, structured: Structured) -> Verdict:
+        text = json.dumps([structured.kind, structured.value]).encode()
+        digest = hashlib.sha256(text).digest()
+        with self._lock:
+            verdict = self._kept.pop(digest, None)
+        verdict = verdict or _verdict_within_limits(text, structured)
+        with self._lock:
+            self._kept[digest] = verdict
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return verdict if verdict.value else replace(verdict, value=structured.value)
+
+
+_VERDICTS = _Verdicts()
+
+
+def _verdict_within_limits(text: bytes, structured: Structured) -> Verdict:
+    """Takes a tenth of a second where nothing is wrong. Its value is "" where that stays as it is."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", grammar_problem.__name__],
-            input=grammar.encode(),
+            input=text,
             capture_output=True,
             check=False,
             timeout=WALL_SECONDS,
@@ -69,6 +101,6 @@ def problem_within_limits(grammar: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         raise QueueFull("The machine is too busy to check the constraint; try again") from None
-    finally:
-        _one_at_a_time.release()
-    return (child.stdout.decode() or None) if child.returncode == 0 else "it is too complex"
+    if child.returncode:
+        return Verdict(grammar_problem.refusal(structured.kind, "it is too complex"), "")
+    return Verdict(**json.loads(child.stdout))

@@ -1,23 +1,37 @@
 """Why llguidance cannot run a grammar.
 
-As a program, within limits: `python -m engines.text.grammar_problem < GRAMMAR`.
+As a program, within limits: `python -m engines.text.grammar_problem < CONSTRAINT`. The constraint is a JSON list of
+kind and value. What is written is a JSON object: `refusal`, why it cannot be enforced or null, and `value`, what
+engines get in place of its value, or "" where they get that.
 """
 
+import json
 import sys
 from functools import cache
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from engines.text.grammar import parser_limits
+from engines.errors import InvalidRequest
+from engines.text.grammar import NAMES, parser_limits, shorten, to_llguidance, without_gbnf
+from engines.types import Structured, StructuredKind
 
 CPU_SECONDS = 3
 MEMORY = 1 << 30
 """Bytes."""
 
 
-def problem_of(grammar: str) -> str | None:
-    """Say why llguidance cannot run a grammar, None where it can. May take for ever: see `grammar_check`."""
-    return _compile_problem(grammar) or _first_step_problem(grammar)
+def refusal_of(structured: Structured) -> str | None:
+    """Say why no engine can enforce a constraint, None where it can. May take for ever: see `grammar_check`."""
+    try:
+        grammar = to_llguidance(structured)
+    except InvalidRequest as error:
+        return error.message
+    problem = _compile_problem(grammar) or _first_step_problem(grammar)
+    return None if problem is None else refusal(structured.kind, problem)
+
+
+def refusal(kind: StructuredKind, problem: str) -> str:
+    return f"Invalid {NAMES[kind]}: {shorten(problem)}"
 
 
 def _compile_problem(grammar: str) -> str | None:
@@ -59,6 +73,14 @@ class _Bytes:
         return list(text)
 
 
+def _verdict(kind: StructuredKind, value: str) -> dict[str, str | None]:
+    try:
+        written = without_gbnf(Structured(kind=kind, value=value))
+    except InvalidRequest as error:
+        return {"refusal": error.message, "value": ""}
+    return {"refusal": refusal_of(written), "value": "" if written.value == value else written.value}
+
+
 def _limit_resources() -> None:
     try:
         import resource
@@ -70,4 +92,4 @@ def _limit_resources() -> None:
 
 if __name__ == "__main__":
     _limit_resources()
-    sys.stdout.write(problem_of(sys.stdin.buffer.read().decode()) or "")
+    sys.stdout.write(json.dumps(_verdict(*json.loads(sys.stdin.buffer.read()))))

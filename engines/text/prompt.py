@@ -1,13 +1,12 @@
 """Requests to prompt tokens: messages by the model's own chat template, texts by its tokenizer."""
 
-import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, TemplateError
 from jinja2.ext import Extension
@@ -22,10 +21,10 @@ from engines.text.request_check import context_length_exceeded
 Message = Mapping[str, Any]
 """A message of OpenAI's chat completions request."""
 
-Result = TypeVar("Result")
-
-LONG = 20_000
-"""Characters. What is longer is rendered in a thread, so that the event loop goes on meanwhile."""
+ROOMY = 8
+"""Characters of a token in a text that has unusually long ones."""
+LOOSE_ENDS = 16
+"""More tokens than a text that is cut off may have at its end than as a whole."""
 
 RESERVED_KWARGS = frozenset(
     [
@@ -153,19 +152,20 @@ class PromptRenderer:
         ready["content"] = _content_text(message.get("content"), path)
         return ready
 
-    async def chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
-        """Render and tokenize a conversation."""
-        size = sum(_size(message) for message in conversation.messages)
-        self._refuse_giant(size, capabilities)
-        return await _run(size, lambda: self._chat(conversation, capabilities))
+    def chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
+        """Render and tokenize a conversation. What is long takes its time: call it in a thread."""
+        self._refuse_giant(sum(map(_size, conversation.messages)), capabilities)
+        text = self.render(conversation)
+        self._refuse_giant(len(text), capabilities)
+        return Prompt(text, self._text(text, capabilities, add_special_tokens=False, param="messages"))
 
-    async def text(
+    def text(
         self, text: str, capabilities: Capabilities, *, add_special_tokens: bool = True, param: str = "prompt"
     ) -> list[int]:
         """A text to prompt ids, with the special tokens that the tokenizer adds (a text that brings its own
         beginning-of-sequence token gets no second one)."""
         self._refuse_giant(len(text), capabilities)
-        return await _run(len(text), lambda: self._text(text, capabilities, add_special_tokens, param))
+        return self._text(text, capabilities, add_special_tokens, param)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The same without any check, whatever the length."""
@@ -174,16 +174,12 @@ class PromptRenderer:
 
     def ids(self, ids: list[int], capabilities: Capabilities, *, param: str = "prompt") -> list[int]:
         """The same ids, checked."""
-        wrong = next((token_id for token_id in ids if not 0 <= token_id < capabilities.vocab_size), None)
+        limit = capabilities.vocab_size
+        ends = (min(ids, default=0), max(ids, default=0))
+        wrong = next((token_id for token_id in ends if not 0 <= token_id < limit), None)
         if wrong is not None:
-            limit = capabilities.vocab_size
             raise InvalidRequest(f"Token id {wrong} is not in the vocabulary, which has {limit} tokens.", param=param)
         return _checked_length(ids, capabilities, param)
-
-    def _chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
-        text = self.render(conversation)
-        self._refuse_giant(len(text), capabilities)
-        return Prompt(text, self._text(text, capabilities, add_special_tokens=False, param="messages"))
 
     def render(self, conversation: Conversation) -> str:
         """The text that the chat template makes of a conversation."""
@@ -201,6 +197,12 @@ class PromptRenderer:
         )
 
     def _text(self, text: str, capabilities: Capabilities, add_special_tokens: bool, param: str) -> list[int]:
+        usual = ROOMY * capabilities.max_model_len
+        if len(text) > 2 * usual:  # its beginning shows whether to go on
+            at_least = len(self.encode(text[:usual], add_special_tokens=False)) - LOOSE_ENDS
+            if at_least > capabilities.max_model_len:
+                message = f"your prompt has at least {at_least} tokens"
+                raise context_length_exceeded(capabilities.max_model_len, message, param=param)
         return self.ids(self.encode(text, add_special_tokens=add_special_tokens), capabilities, param=param)
 
     def _with_content(self, message: Message) -> dict[str, Any]:
@@ -277,10 +279,6 @@ class PromptRenderer:
         at_least = characters // self._longest_token
         if at_least > capabilities.max_model_len:
             raise context_length_exceeded(capabilities.max_model_len, f"your prompt has at least {at_least} tokens")
-
-
-async def _run(characters: int, function: Callable[[], Result]) -> Result:
-    return function() if characters < LONG else await asyncio.to_thread(function)
 
 
 def _size(message: Message) -> int:

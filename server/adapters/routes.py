@@ -1,6 +1,5 @@
 """LoRA adapters over HTTP, loaded and replaced while requests run: vLLM's two endpoints, and one resource."""
 
-import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -54,7 +53,7 @@ class AliasBody(RequestBody):
 async def load_lora_adapter(
     body: Annotated[LoadLoraBody, json_body(LoadLoraBody)], inference: ReadyInference, roots: RootsDep
 ) -> PlainTextResponse:
-    folder = await asyncio.to_thread(roots.find, body.lora_path, param="lora_path")
+    folder = await inference.pools.files.run(roots.find, body.lora_path, param="lora_path")
     with _vllms_errors():
         await inference.adapters.load(body.lora_name, folder, replace=body.load_inplace)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
@@ -99,7 +98,7 @@ async def create_adapter(
     inference: ReadyInference,
     roots: RootsDep,
 ) -> dict[str, Any]:
-    folder = await asyncio.to_thread(roots.find, body.path, param="path")
+    folder = await inference.pools.files.run(roots.find, body.path, param="path")
     adapter = await inference.adapters.load(body.name, folder, replace=body.replace, pinned=body.pinned)
     return _to_wire(adapter, model, _aliases_of_each(inference))
 

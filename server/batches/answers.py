@@ -11,7 +11,7 @@ from typing import Any
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, RateLimited
 from engines.logs import about
 from engines.types import BATCH_PRIORITY
-from server.http.body import parse_object
+from server.http.body import Model, parse_object
 from server.http.caller import Caller
 from server.http.errors import error_body, error_status
 from server.inference.inference import Inference
@@ -73,14 +73,18 @@ def _refusal(error: Exception, request_id: str) -> Reply:
     return Reply(error_status(error), request_id, error_body(error, request_id))
 
 
+async def _parse(kind: type[Model], inference: Inference, body: dict[str, Any]) -> Model:
+    return await inference.pools.text.run(parse_object, kind, body)
+
+
 async def _chat(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(CHAT, caller, model, inference, parse_object(ChatRequest, body))
+    return await _generate(CHAT, caller, model, inference, await _parse(ChatRequest, inference, body))
 
 
 async def _completions(
     caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]
 ) -> dict[str, Any]:
-    return await _generate(COMPLETIONS, caller, model, inference, parse_object(CompletionRequest, body))
+    return await _generate(COMPLETIONS, caller, model, inference, await _parse(CompletionRequest, inference, body))
 
 
 async def _generate(
@@ -96,7 +100,7 @@ async def _generate(
 
 
 async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    request = parse_object(EmbeddingsBody, body)
+    request = await _parse(EmbeddingsBody, inference, body)
     with ExitStack() as held:
         leased = await inference.lease(request.model, caller.access, held)
         return await embeddings.answer(request, caller, model, inference, leased.version, priority=BATCH_PRIORITY)

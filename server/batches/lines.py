@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field, ValidationError
 
 from engines.errors import InvalidRequest
-from server.http.body import RequestBody
+from server.http.body import RequestBody, check_counts
 from server.http.validation import to_invalid_request
 
 MAX_REQUESTS = 50_000
@@ -100,6 +100,7 @@ def _lines(path: Path, max_line: int) -> Iterator[tuple[int, bytes]]:
 def _parse(data: bytes, endpoint: str, max_line: int) -> Line:
     if len(data) > max_line:
         raise InvalidRequest(f"The line is longer than {max_line} bytes.", code="line_too_long")
+    check_counts(data)
     try:
         frame = orjson.loads(data)
     except orjson.JSONDecodeError:

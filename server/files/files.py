@@ -21,6 +21,7 @@ from engines.errors import NotFound, QuotaExceeded, TuneserveError
 from server.deps import part
 from server.files.storage import FileStorage, LocalStorage, Stored
 from server.files.table import FILES
+from server.pools import Pool
 from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
@@ -96,20 +97,23 @@ class Content:
 class Files:
     """`purposes` are those that a caller may see, and `access` says whose files: another file is not found."""
 
-    def __init__(self, database: Database, folder: Path, room: Room, *, max_bytes: int, quota: Quota) -> None:
-        """`folder` is that of all databases' files; `max_bytes` the largest that a client may upload; `quota` what each
-        client may have."""
+    def __init__(
+        self, database: Database, folder: Path, room: Room, pool: Pool, *, max_bytes: int, quota: Quota
+    ) -> None:
+        """`folder` is that of all databases' files; `pool` waits for the disk; `max_bytes` is the size of the largest
+        file that a client may upload; `quota` what each client may have."""
         self.max_bytes = max_bytes
         self._room = room
         self._quota = quota
         self._counting = asyncio.Lock()
         self._database = database
         self._folder = folder
+        self._pool = pool
         self._storage: FileStorage | None = None
 
     async def open(self) -> None:
         """Remove what a server that was killed has left. Called once, when the database is open."""
-        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id, self._room)
+        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id, self._room, self._pool)
         async with self._database.reading() as connection:
             ids = (await connection.execute(select(FILES.c.id))).scalars()
             await storage.keep_only(set(ids))

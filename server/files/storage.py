@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
 from engines.errors import StorageFull
+from server.pools import Pool
 from server.store.room import Room
 
 WRITE_BYTES = 1 << 20
@@ -48,10 +49,11 @@ class FileStorage(Protocol):
 class LocalStorage:
     """Contents as files of one folder, which nobody else writes to."""
 
-    def __init__(self, folder: Path, room: Room) -> None:
-        """Stops where there is no more of `room`."""
+    def __init__(self, folder: Path, room: Room, pool: Pool) -> None:
+        """Stops where there is no more of `room`; `pool` waits for the disk."""
         self._folder = private_folder(folder)
         self._room = room
+        self._pool = pool
 
     async def store(self, key: str, pieces: AsyncIterator[bytes]) -> Stored:
         writer = _Writer(self._folder / key, self._room)
@@ -60,25 +62,25 @@ class LocalStorage:
             async for piece in pieces:
                 waiting += piece
                 if len(waiting) >= WRITE_BYTES:
-                    await asyncio.to_thread(writer.write, bytes(waiting))
+                    await self._pool.run(writer.write, bytes(waiting))
                     waiting.clear()
-            await asyncio.to_thread(writer.write, bytes(waiting))
-            return await asyncio.to_thread(writer.finish)
+            await self._pool.run(writer.write, bytes(waiting))
+            return await self._pool.run(writer.finish)
         except BaseException:
-            await asyncio.to_thread(writer.discard)
+            await asyncio.to_thread(writer.discard)  # whether the pool is full or not
             raise
 
     async def open(self, key: str) -> BinaryIO:
-        return await asyncio.to_thread((self._folder / key).open, "rb")
+        return await self._pool.run((self._folder / key).open, "rb")
 
     async def copy_to(self, key: str, target: Path) -> None:
-        await asyncio.to_thread(_link_or_copy, self._folder / key, target, self._room)
+        await self._pool.run(_link_or_copy, self._folder / key, target, self._room)
 
     async def delete(self, key: str) -> None:
-        await asyncio.to_thread((self._folder / key).unlink, missing_ok=True)
+        await self._pool.run((self._folder / key).unlink, missing_ok=True)
 
     async def keep_only(self, keys: Collection[str]) -> None:
-        await asyncio.to_thread(self._keep_only, keys)
+        await self._pool.run(self._keep_only, keys)
 
     def _keep_only(self, keys: Collection[str]) -> None:
         for path in self._folder.iterdir():

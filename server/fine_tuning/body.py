@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
 from server.http.body import Items, Metadata, RequestBody
-from server.http.limits import Json, JsonObject
+from server.http.limits import Json, Options
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 
@@ -69,7 +69,7 @@ class CreateFineTuningJob(RequestBody):
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     metadata: Metadata | None = None
     integrations: Annotated[Items[Json], Field(max_length=16)] | None = None
-    parameters: JsonObject = Field(default_factory=dict)
+    parameters: Options = Field(default_factory=dict)
     """Any parameter of the command line's `sft` or `rlhf` that the server does not choose itself."""
 
     @model_validator(mode="before")

@@ -3,28 +3,45 @@
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from engines.errors import InvalidRequest
 from server.deps import find_part
 from server.http.errors import BodyTooLarge
 from server.http.settings import HttpSettings
 from server.http.validation import to_invalid_request
+from server.pools import Pools
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound="RequestBody")
 
 MIB = 1 << 20
 MAX_DEPTH = 100
 """Levels of nesting. What reads the parsed body later may recurse."""
-MAX_VALUES = 1_000_000
+MAX_CONTAINERS = 50_000
+"""Objects of a body, and lists of it. Each costs much more than its two bytes."""
+MAX_MEMBERS = 100_000
+"""Members of its objects together."""
+MAX_VALUES = 600_000
 """Members of objects and items of lists together."""
+LIMITS = {
+    b"[": (MAX_CONTAINERS, "lists"),
+    b"{": (MAX_CONTAINERS, "objects"),
+    b":": (MAX_MEMBERS, "members of objects"),
+    b",": (MAX_VALUES, "values"),
+}
+"""Sign in a text of JSON -> how often it may occur, and what it is counted for."""
+LONG = 8192
+"""Bytes. A longer body is parsed and read in a thread, so that the event loop goes on meanwhile."""
 LINGER_SECONDS = 5.0
+SIGNS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{:,]')
+"""Texts, to be left out, and the signs that separate values."""
 JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
 
 
@@ -46,6 +63,13 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    _is_long: bool = PrivateAttr(default=False)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether what is done with it should be done in a thread."""
+        return self._is_long
+
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_is_enough(cls, body: Any) -> Any:
@@ -63,10 +87,11 @@ class JsonBody(Generic[Model]):
 
     async def __call__(self, request: Request) -> Model:
         limit = find_part(request, HttpSettings).max_body_bytes
-        return parse_json(self.model, await read_body(request, limit))
+        data = await read_body(request, limit)
+        return await find_part(request, Pools).text.run_long(len(data) > LONG, parse_json, self.model, data)
 
 
-def json_body(model: type[BaseModel]) -> Any:
+def json_body(model: type[RequestBody]) -> Any:
     """A dependency that gives the request's body as `model`: `body: Annotated[ChatRequest, json_body(ChatRequest)]`."""
     return Depends(JsonBody(model))
 
@@ -105,20 +130,22 @@ async def linger(stream: AsyncIterator[bytes]) -> None:
 
 
 def parse_json(model: type[Model], data: bytes) -> Model:
-    return _validate(model, _load(data))
+    return _validate(model, load_object(data), long=len(data) > LONG)
 
 
 def parse_object(model: type[Model], body: dict[str, Any]) -> Model:
     """The same for what has been parsed as a part of something else."""
-    _check_shape(body)
-    return _validate(model, body)
+    _check_depth(body)
+    return _validate(model, body, long=True)
 
 
-def _validate(model: type[Model], body: dict[str, Any]) -> Model:
+def _validate(model: type[Model], body: dict[str, Any], *, long: bool) -> Model:
     try:
-        return model.model_validate(body)
+        valid = model.model_validate(body)
     except ValidationError as error:
         raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+    valid._is_long = long
+    return valid
 
 
 def _check_content_type(request: Request) -> None:
@@ -141,7 +168,9 @@ def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The request's body is larger than {limit / MIB:.3g} MiB.")
 
 
-def _load(data: bytes) -> dict[str, Any]:
+def load_object(data: bytes) -> dict[str, Any]:
+    """Parse an object within limits of what it may hold. Raises InvalidRequest."""
+    check_counts(data)
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -149,18 +178,30 @@ def _load(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH or data.count(b",") > MAX_VALUES:
-        _check_shape(body)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check_depth(body)
     return body
 
 
-def _check_shape(body: dict[str, Any]) -> None:
+def check_counts(data: bytes) -> None:
+    """Refuse what would take long to parse, before it is parsed."""
+    counts = Counter({sign: data.count(sign) for sign in LIMITS})
+    if all(counts[sign] <= most for sign, (most, _) in LIMITS.items()):
+        return
+    counts.clear()
+    for found in SIGNS.finditer(data):  # without what stands in texts
+        sign = data[found.start() : found.start() + 1]
+        if sign == b'"':
+            continue
+        counts[sign] += 1
+        most, what = LIMITS[sign]
+        if counts[sign] > most:
+            raise InvalidRequest(f"The body has more than {most} {what}.")
+
+
+def _check_depth(body: dict[str, Any]) -> None:
     level: list[Any] = [body]
-    values = 0
     for _ in range(MAX_DEPTH):
-        values += sum(map(len, level))
-        if values > MAX_VALUES:
-            raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
         level = [
             child
             for parent in level

@@ -18,7 +18,7 @@ MAX_PATH = 4096
 """Characters of a path, as Linux has it."""
 MAX_TEXT = 1 << 22
 """Characters of a text for the model."""
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 19
 """Token ids of one list."""
 MAX_PROMPTS = 2048
 """Texts of one request, as OpenAI has it."""

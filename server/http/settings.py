@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends
 
 from server.deps import part
+from server.pools import Pools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,3 +21,4 @@ class HttpSettings:
 
 
 HttpDep = Annotated[HttpSettings, Depends(part(HttpSettings))]
+PoolsDep = Annotated[Pools, Depends(part(Pools))]

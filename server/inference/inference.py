@@ -16,6 +16,7 @@ from server.inference.fine_tuned import FineTunedModels
 from server.inference.lifecycle import Lifecycle
 from server.inference.salts import Salts
 from server.metrics.metrics import Metrics
+from server.pools import Pools
 from server.store.access import Access
 
 
@@ -31,6 +32,8 @@ class Inference:
     allowances: Allowances
     weight_of: Callable[[str | None], float]
     """The weight of an owner's share of the engine."""
+    pools: Pools
+    """Threads for what takes long of a request."""
     salts: Salts = field(default_factory=Salts)
 
     async def lease(self, model: str, access: Access, held: ExitStack) -> Lease:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
 from server.http.body import Metadata, RequestBody
-from server.http.limits import JsonObject
+from server.http.limits import Options
 from server.http.validation import MISSING, to_invalid_request
 from training.params.task import TASK, TASKS, Task, params_of
 from training.refusals.supported import refusals
@@ -29,7 +29,7 @@ JobType = Annotated[str, AfterValidator(_supported), Field(json_schema_extra={"e
 
 class JobBody(RequestBody):
     type: JobType
-    parameters: JsonObject
+    parameters: Options
     """Those of the command line's command of this name."""
     priority: int = Field(0, ge=-100, le=100)
     """The job with the highest number in the queue runs first."""

@@ -1,6 +1,5 @@
 """/v1/jobs: everything that the command line can run, beside the served model."""
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,7 +8,7 @@ from fastapi.responses import FileResponse, Response
 from engines.errors import InvalidRequest
 from server.http.body import json_body
 from server.http.caller import AccessDep
-from server.http.settings import HttpDep
+from server.http.settings import HttpDep, PoolsDep
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import JobsDep
@@ -29,13 +28,17 @@ MOST_LOG_BYTES = 1 << 20
 
 @router.post("")
 async def create_job(
-    body: Annotated[JobBody, json_body(JobBody)], jobs: JobsDep, sources: SourcesDep, access: AccessDep
+    body: Annotated[JobBody, json_body(JobBody)],
+    jobs: JobsDep,
+    sources: SourcesDep,
+    access: AccessDep,
+    pools: PoolsDep,
 ) -> dict[str, Any]:
-    task = body.task()
+    task = await pools.text.run_long(body.is_long, body.task)
     given = task.params.model_dump(mode="json", exclude_unset=True)
     async with jobs.making() as id:
         resolved = await sources.resolve(type(task.params), given, id, access)
-        task = await asyncio.to_thread(parse(body.type, resolved).completed)
+        task = await pools.files.run(lambda: parse(body.type, resolved).completed())
         job = await jobs.create(
             id,
             task,
@@ -135,6 +138,7 @@ async def get_job_logs(
     job_id: str,
     jobs: JobsDep,
     access: AccessDep,
+    pools: PoolsDep,
     attempt: Annotated[int | None, Query(ge=0)] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LOG_BYTES)] = LOG_BYTES,
@@ -144,24 +148,24 @@ async def get_job_logs(
     number = job.attempt if attempt is None else attempt
     folders = jobs.folders
     folder = folders.attempt(job.id, number) if number else folders.validation(job.id)
-    page = await asyncio.to_thread(read_log, folder, offset=offset, limit=limit)
+    page = await pools.files.run(read_log, folder, offset=offset, limit=limit)
     return {"object": "job.logs", "attempt": number, **page}
 
 
 @router.get("/{job_id}/artifacts")
-async def get_job_artifacts(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+async def get_job_artifacts(job_id: str, jobs: JobsDep, access: AccessDep, pools: PoolsDep) -> dict[str, Any]:
     """The files that it has made; `result` is the one or the folder that came out, where it succeeded."""
     job = await jobs.store.get(job_id, access)
-    files = await asyncio.to_thread(list_artifacts, jobs.folders.job(job.id))
+    files = await pools.files.run(list_artifacts, jobs.folders.job(job.id))
     result = job.job_result()
     artifact = None if result is None or result.artifact is None else f"{job.attempt}/{result.artifact}"
     return {"object": "list", "data": files, "result": artifact}
 
 
 @router.get("/{job_id}/artifacts/{path:path}", response_class=FileResponse)
-async def get_job_artifact(job_id: str, path: str, jobs: JobsDep, access: AccessDep) -> FileResponse:
+async def get_job_artifact(job_id: str, path: str, jobs: JobsDep, access: AccessDep, pools: PoolsDep) -> FileResponse:
     job = await jobs.store.get(job_id, access)
-    file = await asyncio.to_thread(find_artifact, jobs.folders.job(job.id), path)
+    file = await pools.files.run(find_artifact, jobs.folders.job(job.id), path)
     return FileResponse(file, filename=file.name, media_type="application/octet-stream")
 
 

@@ -8,6 +8,7 @@ from engines.text.reasoning_formats import ReasoningFormat, ReasoningParserName,
 from engines.text.tool_formats import ToolCallParser, ToolFormat, find_tool_format
 from engines.types import Structured
 from server.model.call_parser import CallParser
+from server.model.constraint import Constraint
 from server.model.deltas import Delta, joined
 from server.model.reasoning import ReasoningParser
 from server.model.tool_grammar import constrain
@@ -61,18 +62,20 @@ class OutputFormat:
     tools: ToolFormat | None
 
     def plan(self, tools: ToolRequest, structured: Structured | None, prompt: str) -> "OutputPlan":
-        """Settle how the answer to one request is constrained and read. `prompt` is the rendered text of it.
+        """Settle how the answer to one request is constrained and read. `prompt` is the rendered text of it, and
+        `structured` has been checked.
 
-        Raises InvalidRequest where what is asked for cannot be enforced. As costly as `read_structured`: call it in a
-        thread where there are tools or a constraint.
+        Takes its time with large tools: call it in a thread where there are any.
         """
         if tools.mode == "required" and self.tools is None:
             message = "This server leaves tool calls in the text (tool_call_parser is 'none'): none can be required"
             raise UnsupportedParameter(message, param="tool_choice")
         reasoning = self.reasoning if self.reasoning is not None and not self.reasoning.is_over(prompt) else None
         is_open = reasoning is not None and reasoning.is_open(prompt)
+        made = constrain(tools, self.tools, structured, reasoning, reasoning_open=is_open)
         return OutputPlan(
-            structured=constrain(tools, self.tools, structured, reasoning, reasoning_open=is_open),
+            structured=structured if made is None else made.structured,
+            unchecked=made,
             tools=tools,
             reasoning=reasoning,
             reasoning_open=is_open,
@@ -82,7 +85,9 @@ class OutputFormat:
 
 def text_plan(structured: Structured | None) -> "OutputPlan":
     """Parser of an output that is plain text."""
-    return OutputPlan(structured=structured, tools=NO_TOOLS, form=None, reasoning=None, reasoning_open=False)
+    return OutputPlan(
+        structured=structured, unchecked=None, tools=NO_TOOLS, form=None, reasoning=None, reasoning_open=False
+    )
 
 
 def find_output_format(
@@ -105,6 +110,8 @@ class OutputPlan:
 
     structured: Structured | None
     """Value for `Sampling.structured`."""
+    unchecked: Constraint | None
+    """The same, where it must be checked first."""
     tools: ToolRequest
     form: ToolFormat | None
     reasoning: ReasoningFormat | None

@@ -5,19 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 from engines.errors import InvalidRequest
-from engines.text.grammar_check import validate
 from engines.types import Structured
+from server.model.constraint import Constraint
 from server.model.fields import as_flag, as_name, as_object, as_string, check_description, shown
 
 FORMAT_TYPES = "'text', 'json_object' or 'json_schema'"
 OUTPUT_KINDS = "'json', 'regex', 'choice' or 'grammar'"
 
 
-def read_structured(response_format: Any, structured_outputs: Any = None) -> Structured | None:
+def read_constraint(response_format: Any, structured_outputs: Any = None) -> Constraint | None:
     """Check the two fields, given as parsed JSON (None where the request has none), and return what they ask for.
 
-    Raises InvalidRequest for what is malformed or cannot be enforced, naming the field. As costly as
-    `engines.text.grammar_check.validate`: call it in a thread.
+    Raises InvalidRequest for what is malformed, naming the field.
     """
     constraint = _of_response_format(response_format) if response_format is not None else None
     if structured_outputs is None:
@@ -28,7 +27,7 @@ def read_structured(response_format: Any, structured_outputs: Any = None) -> Str
     return _of_structured_outputs(structured_outputs)
 
 
-def _of_response_format(value: Any) -> Structured | None:
+def _of_response_format(value: Any) -> Constraint | None:
     kind = as_object(value, {"type", "json_schema"}, "response_format").get("type")
     if kind == "json_schema":
         return _of_json_schema(value.get("json_schema"), "response_format.json_schema")
@@ -36,11 +35,11 @@ def _of_response_format(value: Any) -> Structured | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return Structured(kind="json_object", value="")
+        return Constraint(Structured(kind="json_object", value=""), "response_format")
     raise InvalidRequest(f"Expected {FORMAT_TYPES}, got {shown(kind)}", param="response_format.type")
 
 
-def _of_json_schema(value: Any, param: str) -> Structured:
+def _of_json_schema(value: Any, param: str) -> Constraint:
     as_object(value, {"name", "description", "schema", "strict"}, param)
     as_name(value.get("name"), f"{param}.name")
     check_description(value.get("description"), f"{param}.description")
@@ -48,16 +47,16 @@ def _of_json_schema(value: Any, param: str) -> Structured:
     schema = value.get("schema")
     if not isinstance(schema, dict):
         raise InvalidRequest(f"Expected a JSON schema, got {shown(schema)}", param=f"{param}.schema")
-    return _checked(Structured(kind="json_schema", value=_text(schema, f"{param}.schema")), f"{param}.schema")
+    return Constraint(Structured(kind="json_schema", value=_text(schema, f"{param}.schema")), f"{param}.schema")
 
 
-def _of_structured_outputs(value: Any) -> Structured:
+def _of_structured_outputs(value: Any) -> Constraint:
     as_object(value, READERS, "structured_outputs")
     given = [kind for kind in READERS if value.get(kind) is not None]
     if len(given) != 1:
         raise InvalidRequest(f"Expected just one of {OUTPUT_KINDS}, got {given}", param="structured_outputs")
     param = f"structured_outputs.{given[0]}"
-    return _checked(READERS[given[0]](value[given[0]], param), param)
+    return Constraint(READERS[given[0]](value[given[0]], param), param)
 
 
 def _of_json(value: Any, param: str) -> Structured:
@@ -84,11 +83,6 @@ READERS: dict[str, Callable[[Any, str], Structured]] = {
     "choice": _of_choice,
     "grammar": _of_grammar,
 }
-
-
-def _checked(structured: Structured, param: str) -> Structured:
-    validate(structured, param)
-    return structured
 
 
 def _text(value: Any, param: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from engines.errors import InvalidRequest
 from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule
-from engines.text.grammar_check import validate
 from engines.text.reasoning_formats import ReasoningFormat
 from engines.text.tool_formats import ToolFormat
 from engines.types import Structured
+from server.model.constraint import Constraint
 from server.model.tools import Tool, ToolRequest
 
 MAX_CALLS = 16
@@ -23,22 +23,21 @@ def constrain(
     reasoning: ReasoningFormat | None,
     *,
     reasoning_open: bool,
-) -> Structured | None:
-    """Return what the engine has to enforce, None for free text.
+) -> Constraint | None:
+    """Return what the engine has to enforce, to be checked; None for free text and for `structured` alone.
 
     Calls that must be made (and, where the start of a call is a token of its own, calls of strict tools that may be
     made) follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either.
     `reasoning`: the block that may come, or with `reasoning_open` must come, first.
     """
     body = _body(tools, form, structured)
-    if body is None:
+    if body is None or (reasoning is None and tools.mode == "none"):
         return None
-    if reasoning is None and structured is not None and tools.mode == "none":
-        return structured
     start, thinking = _reasoning_rules(reasoning, reasoning_open)
     grammar = Structured(kind="grammar", value="\n".join([f"start: {start}body", *thinking, *body]))
-    validate(grammar, "tools" if tools.mode != "none" else "response_format")
-    return grammar
+    if tools.mode == "none":
+        return Constraint(grammar, "response_format")
+    return Constraint(grammar, "tools", parts=tuple(map(_arguments, tools.callable)))
 
 
 def _body(tools: ToolRequest, form: ToolFormat | None, structured: Structured | None) -> list[str] | None:
@@ -79,9 +78,12 @@ def _arguments_schema(tool: Tool) -> str:
     if tool.strict and "x-guidance" in tool.parameters:
         raise InvalidRequest("The keyword 'x-guidance' is not supported", param=param)
     lenient = not tool.strict
-    text = schema_text(tool.parameters, {**JSON_OPTIONS, "lenient": lenient, "coerce_one_of": lenient})
-    validate(Structured(kind="grammar", value=f"start: %json {text}"), param)
-    return text
+    return schema_text(tool.parameters, {**JSON_OPTIONS, "lenient": lenient, "coerce_one_of": lenient})
+
+
+def _arguments(tool: Tool) -> Constraint:
+    grammar = Structured(kind="grammar", value=f"start: %json {_arguments_schema(tool)}")
+    return Constraint(grammar, f"{tool.param}.parameters")
 
 
 def _reasoning_rules(form: ReasoningFormat | None, is_open: bool) -> tuple[str, list[str]]:

@@ -1,10 +1,10 @@
 """One answer, whatever API it is for: generations that run, their text with what it means, and how much it was."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from engines.errors import EngineUnavailable
 from engines.text.output_text import OutputText, TextDelta, TextOptions
@@ -13,6 +13,7 @@ from engines.types import FinishReason, GenerationRequest, TokenOutput
 from server.inference.inference import Inference
 from server.model.deltas import Delta
 from server.model.output import OutputPlan
+from server.openai.turns import Turns
 from server.openai.usage import Usage
 
 CONCURRENCY = 64
@@ -45,6 +46,10 @@ class AnswerDelta(NamedTuple):
     def finish_to_wire(self) -> dict[str, Any]:
         extra = {} if self.text.stop_reason is None else {"stop_reason": self.text.stop_reason}
         return {"finish_reason": self.finish, **extra}
+
+
+Take = Callable[[AnswerDelta], Awaitable[None]]
+Rendered = TypeVar("Rendered")
 
 
 class Renderer(Protocol):
@@ -87,36 +92,46 @@ class Answer:
     async def stream(self, send: Callable[[dict[str, Any]], None]) -> None:
         """Give `send` each chunk, none before the engine's first output."""
 
-        def render(delta: AnswerDelta) -> None:
-            for chunk in self._renderer.chunks(delta):
+        async def take(delta: AnswerDelta) -> None:
+            for chunk in await self._rendered(self._renderer.chunks, delta):
                 send(chunk)
 
-        await self._run(render)
+        await self._run(take)
         for chunk in self._renderer.last_chunks(self._usage):
             send(chunk)
 
     async def whole(self) -> dict[str, Any]:
-        await self._run(self._renderer.add)
+        async def take(delta: AnswerDelta) -> None:
+            await self._rendered(self._renderer.add, delta)
+
+        await self._run(take)
         return self._renderer.whole(self._usage)
 
-    async def _run(self, take: Callable[[AnswerDelta], None]) -> None:
+    async def _rendered(self, render: Callable[[AnswerDelta], Rendered], delta: AnswerDelta) -> Rendered:
+        """In a thread where it takes long: all that is said of a prompt's tokens comes at once."""
+        return await self._inference.pools.text.run_long(delta.text.prompt_logprobs is not None, render, delta)
+
+    async def _run(self, take: Take) -> None:
         """Give `take` what each step adds, until every output has ended. Raises what the engine raises."""
         if len(self._generation.requests) == 1:
             await self._generate(0, take)
         else:
             await self._generate_all(take)
 
-    async def _generate_all(self, take: Callable[[AnswerDelta], None]) -> None:
+    async def _generate_all(self, take: Take) -> None:
         """Run the requests side by side. When one fails all end, and what it raises comes in place of what the others
         gave at that moment.
         """
-        slots = asyncio.Semaphore(CONCURRENCY)
+        slots, turns = asyncio.Semaphore(CONCURRENCY), Turns()
         queue: asyncio.Queue[AnswerDelta | None] = asyncio.Queue()
+        errors: list[Exception] = []
 
         async def run(number: int) -> None:
             try:
                 async with slots:
-                    await self._generate(number, queue.put_nowait)
+                    await self._generate(number, queue.put)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the answer ends with it)
+                errors.append(error)
             finally:
                 queue.put_nowait(None)
 
@@ -125,19 +140,21 @@ class Answer:
             running = len(tasks)
             while running:
                 delta = await queue.get()
-                raise_first_error(tasks)
+                if errors:
+                    raise errors[0]
                 if delta is None:
                     running -= 1
                 else:
-                    take(delta)
+                    await take(delta)
+                await turns.give()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _generate(self, number: int, take: Callable[[AnswerDelta], None]) -> None:
+    async def _generate(self, number: int, take: Take) -> None:
         request = self._generation.requests[number]
-        engine = self._inference.engine
+        engine, turns = self._inference.engine, Turns()
         outputs = [self._output(request, number * request.n + i) for i in range(request.n)]
         with self._inference.metrics.watch(request) as watch:
             async with aclosing(engine.generate(request)) as steps:
@@ -150,7 +167,8 @@ class Answer:
                     delta = output.push(step)
                     if output.finished and step.finish_reason is None:
                         engine.finish(request.request_id, step.index)
-                    take(delta)
+                    await take(delta)
+                    await turns.give()
 
     def _output(self, request: GenerationRequest, index: int) -> "_Output":
         return _Output(
@@ -190,9 +208,3 @@ class _Output:
 def _without_output(delta: TextDelta) -> TextDelta:
     reason = None if delta.finish_reason is None else FinishReason.LENGTH
     return replace(delta, text="", token_ids=(), entries=(), finish_reason=reason, stop_reason=None)
-
-
-def raise_first_error(tasks: Iterable[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        if task.done():
-            task.result()

@@ -1,13 +1,14 @@
 """What an endpoint has read from a request's body: the prompts, and what is wanted of their outputs."""
 
-import asyncio
 from dataclasses import dataclass
 
 from engines.text.prompt import Prompt
 from engines.types import Structured
+from server.model.constraint import check
 from server.model.output import OutputPlan
-from server.model.structured import read_structured
+from server.model.structured import read_constraint
 from server.openai.schema import GenerationFields
+from server.pools import Pools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,8 @@ class Asked:
     """Logprobs are also of tokens that are not shown."""
 
 
-async def read_constraint(body: GenerationFields) -> Structured | None:
-    """What `response_format` and `structured_outputs` ask for. In a thread: a grammar takes its time to check."""
+async def read_structured(body: GenerationFields, pools: Pools) -> Structured | None:
+    """What `response_format` and `structured_outputs` ask for, checked."""
     if body.response_format is None and body.structured_outputs is None:
         return None
-    return await asyncio.to_thread(read_structured, body.response_format, body.structured_outputs)
+    return await check(await pools.text.run(read_constraint, body.response_format, body.structured_outputs), pools)

@@ -1,22 +1,24 @@
 """POST /v1/chat/completions: messages in, one answer or several out, whole or in chunks."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.prompt import Prompt
 from server.http.body import json_body
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
+from server.model.constraint import check
 from server.model.served import ModelDep, ServedModel
-from server.model.tools import NO_TOOLS, read_tools
-from server.openai.asked import Asked, read_constraint
+from server.model.tools import ToolRequest, read_tools
+from server.openai.asked import Asked, read_structured
 from server.openai.chat_renderer import ChatRenderer
 from server.openai.conversation import check_conversation, to_conversation
 from server.openai.pipeline import Endpoint, respond
 from server.openai.schema import ChatRequest
+from server.pools import Pools
 
 router = APIRouter()
 
@@ -43,18 +45,12 @@ def check_chat(body: ChatRequest) -> None:
         raise InvalidRequest("'echo' repeats a final message of role 'assistant'; there is none.", param="echo")
 
 
-async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> Asked:
-    """What may take long is done in threads."""
-    tools = NO_TOOLS
-    if body.tools is not None or body.tool_choice is not None:
-        tools = await asyncio.to_thread(read_tools, body.tools, body.tool_choice, body.parallel_tool_calls)
-    kwargs = template_kwargs(body, model.renderer.template)
-    prompt = await model.renderer.chat(to_conversation(body, body.messages, tools, model, kwargs), capabilities)
-    structured = await read_constraint(body)
-    if structured is None and tools.mode == "none":
-        plan = model.output_format.plan(tools, None, prompt.text)
-    else:
-        plan = await asyncio.to_thread(model.output_format.plan, tools, structured, prompt.text)
+async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabilities, pools: Pools) -> Asked:
+    tools, prompt = await pools.text.run_long(body.is_long, _read_messages, body, model, capabilities)
+    structured = await read_structured(body, pools)
+    constrained = structured is not None or tools.mode != "none"
+    plan = await pools.text.run_long(constrained, model.output_format.plan, tools, structured, prompt.text)
+    await check(plan.unchecked, pools)
     return Asked(
         prompts=[prompt],
         prompt_field="messages",
@@ -68,6 +64,12 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
         stop_token_ids=_end_of_answer(model, capabilities),
         starts_text=not body.continue_final_message,
     )
+
+
+def _read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> tuple[ToolRequest, Prompt]:
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    kwargs = template_kwargs(body, model.renderer.template)
+    return tools, model.renderer.chat(to_conversation(body, body.messages, tools, model, kwargs), capabilities)
 
 
 def _end_of_answer(model: ServedModel, capabilities: Capabilities) -> tuple[int, ...]:

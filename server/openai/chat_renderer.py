@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import orjson
+
 from engines.text.vocabulary import Vocabulary
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
@@ -54,11 +56,11 @@ class ChatChoice:
         self._vocabulary = vocabulary
         self._begun = False
         self._message = Message(self._echoed)
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[orjson.Fragment] = []
         self._token_ids: list[int] = []
         self._finish: dict[str, Any] = {}
 
-    def _wire_entries(self, delta: AnswerDelta) -> list[dict[str, Any]]:
+    def _wire_entries(self, delta: AnswerDelta) -> list[orjson.Fragment]:
         return [chat_entry(entry, self._vocabulary) for entry in delta.text.entries]
 
     # --- as a whole

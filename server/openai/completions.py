@@ -12,15 +12,18 @@ from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
 from server.model.output import text_plan
 from server.model.served import ModelDep, ServedModel
-from server.openai.asked import Asked, read_constraint
+from server.openai.asked import Asked, read_structured
 from server.openai.completion_renderer import CompletionRenderer
 from server.openai.pipeline import Endpoint, respond
 from server.openai.schema import CompletionRequest
+from server.pools import Pools
 
 router = APIRouter()
 
 MAX_TOKENS = 16
 """OpenAI's default."""
+MAX_OUTPUTS = 2048
+"""Outputs of all prompts of a request together."""
 
 
 @router.post("/v1/completions", response_model=None)
@@ -39,13 +42,18 @@ def check_completion(body: CompletionRequest) -> None:
         raise InvalidRequest(f"'best_of' must be at least 'n', which is {body.n}.", param="best_of")
     if body.best_of is not None and body.best_of > body.n and body.stream:
         raise InvalidRequest("'best_of' above 'n' cannot be streamed: the best are known at the end.", param="best_of")
+    if (outputs := len(body.prompt) * (body.best_of or body.n)) > MAX_OUTPUTS:
+        message = f"The prompts would have {outputs} outputs; a request has at most {MAX_OUTPUTS}."
+        raise InvalidRequest(message, param="n" if body.best_of is None else "best_of")
 
 
-async def read_completion(body: CompletionRequest, model: ServedModel, capabilities: Capabilities) -> Asked:
+async def read_completion(
+    body: CompletionRequest, model: ServedModel, capabilities: Capabilities, pools: Pools
+) -> Asked:
     return Asked(
-        prompts=[await _prompt(prompt, body, model, capabilities) for prompt in body.prompt],
+        prompts=await pools.text.run_long(body.is_long, _prompts, body, model, capabilities),
         prompt_field="prompt",
-        plan=text_plan(await read_constraint(body)),
+        plan=text_plan(await read_structured(body, pools)),
         n=body.best_of or body.n,
         max_tokens=body.max_tokens,
         default_max_tokens=MAX_TOKENS,
@@ -55,12 +63,14 @@ async def read_completion(body: CompletionRequest, model: ServedModel, capabilit
     )
 
 
-async def _prompt(
-    prompt: str | list[int], body: CompletionRequest, model: ServedModel, capabilities: Capabilities
-) -> Prompt:
+def _prompts(body: CompletionRequest, model: ServedModel, capabilities: Capabilities) -> list[Prompt]:
+    return [_prompt(prompt, body, model, capabilities) for prompt in body.prompt]
+
+
+def _prompt(prompt: str | list[int], body: CompletionRequest, model: ServedModel, capabilities: Capabilities) -> Prompt:
     """With the text that `echo` says."""
     if isinstance(prompt, str):
-        ids = await model.renderer.text(prompt, capabilities, add_special_tokens=body.add_special_tokens)
+        ids = model.renderer.text(prompt, capabilities, add_special_tokens=body.add_special_tokens)
         return Prompt(prompt, ids)
     ids = model.renderer.ids(prompt, capabilities)
     text = model.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) if body.echo else ""

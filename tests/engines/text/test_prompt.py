@@ -1,6 +1,7 @@
 """Messages and texts become prompt ids as the model's own tokenizer and template say, or are refused with the
 reason."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tokenizers import processors
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.text.prompt import LONG, Conversation, PromptRenderer, plain_template, read_chat_template
+from engines.text.prompt import Conversation, PromptRenderer, plain_template, read_chat_template
 from tests.engines.tokenizers import byte_fallback, byte_level
 
 TOKENIZER = byte_level()
@@ -44,24 +45,17 @@ def rendered(prompts: PromptRenderer, *messages: dict[str, Any]) -> str:
     return prompts.render(conversation(*prompts.messages(messages)))
 
 
-async def error_of(awaitable: Any) -> TuneserveError:
+def error_of(refused: Callable[[], object]) -> TuneserveError:
     with pytest.raises(TuneserveError) as caught:
-        await awaitable
+        refused()
     return caught.value
 
 
-async def test_messages_are_rendered_by_the_models_own_template() -> None:
-    prompt = await renderer().chat(conversation(HELLO), LIMITS)
+def test_messages_are_rendered_by_the_models_own_template() -> None:
+    prompt = renderer().chat(conversation(HELLO), LIMITS)
     ids = prompt.ids
     assert TOKENIZER.decode(ids) == prompt.text == "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert ids.count(TOKENIZER.bos_token_id) == 1
-
-
-async def test_a_long_conversation_is_rendered_the_same() -> None:
-    message = {"role": "user", "content": "hello " * LONG}
-    limits = Capabilities(max_model_len=10**6, vocab_size=len(TOKENIZER))
-    ids = (await renderer().chat(conversation(message), limits)).ids
-    assert TOKENIZER.decode(ids, skip_special_tokens=True).startswith("user\nhello hello")
 
 
 def test_text_parts_become_lines_of_one_text() -> None:
@@ -92,8 +86,8 @@ def test_the_final_message_can_be_continued() -> None:
     assert text.endswith("<|im_start|>assistant\nIt is")
 
 
-async def test_continuing_and_a_generation_prompt_exclude_each_other() -> None:
-    error = await error_of(renderer().chat(conversation(HELLO, continue_final_message=True), LIMITS))
+def test_continuing_and_a_generation_prompt_exclude_each_other() -> None:
+    error = error_of(lambda: renderer().chat(conversation(HELLO, continue_final_message=True), LIMITS))
     assert (type(error), error.param) == (InvalidRequest, "continue_final_message")
 
 
@@ -104,8 +98,8 @@ def test_template_kwargs_reach_the_template() -> None:
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "tools"])
-async def test_template_kwargs_cannot_replace_the_rendering(name: str) -> None:
-    error = await error_of(renderer().chat(conversation(HELLO, template_kwargs={name: "x"}), LIMITS))
+def test_template_kwargs_cannot_replace_the_rendering(name: str) -> None:
+    error = error_of(lambda: renderer().chat(conversation(HELLO, template_kwargs={name: "x"}), LIMITS))
     assert (type(error), error.param) == (InvalidRequest, "chat_template_kwargs")
     assert name in error.message
 
@@ -116,20 +110,20 @@ def test_tools_reach_the_template() -> None:
     assert '"get_weather"' in text
 
 
-async def test_what_the_template_refuses_is_the_requests_fault() -> None:
-    error = await error_of(renderer(ALTERNATE).chat(conversation(HELLO, HELLO), LIMITS))
+def test_what_the_template_refuses_is_the_requests_fault() -> None:
+    error = error_of(lambda: renderer(ALTERNATE).chat(conversation(HELLO, HELLO), LIMITS))
     assert (type(error), error.param) == (InvalidRequest, "messages")
     assert "roles must alternate" in error.message
 
 
-async def test_what_breaks_the_template_is_refused_without_its_details() -> None:
-    error = await error_of(renderer("{{ messages[0].content + 1 }}").chat(conversation(HELLO), LIMITS))
+def test_what_breaks_the_template_is_refused_without_its_details() -> None:
+    error = error_of(lambda: renderer("{{ messages[0].content + 1 }}").chat(conversation(HELLO), LIMITS))
     assert (type(error), error.param) == (InvalidRequest, "messages")
     assert "cannot render these messages" in error.message
 
 
-async def test_a_model_without_a_template_says_so() -> None:
-    error = await error_of(renderer(None).chat(conversation(HELLO), LIMITS))
+def test_a_model_without_a_template_says_so() -> None:
+    error = error_of(lambda: renderer(None).chat(conversation(HELLO), LIMITS))
     assert "no chat template" in error.message
 
 
@@ -141,12 +135,12 @@ def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
     assert caught.value.param == "messages[1].content[1]"
 
 
-async def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
+def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
     bos = TOKENIZER.bos_token_id
-    plain = await renderer().text("hello", LIMITS)
-    assert plain == await renderer().text("<s>hello", LIMITS)
+    plain = renderer().text("hello", LIMITS)
+    assert plain == renderer().text("<s>hello", LIMITS)
     assert (plain[0], plain.count(bos)) == (bos, 1)
-    assert await renderer().text("hello", LIMITS, add_special_tokens=False) == plain[1:]
+    assert renderer().text("hello", LIMITS, add_special_tokens=False) == plain[1:]
 
 
 @pytest.mark.parametrize("wrong", [-1, len(TOKENIZER), 2**40])
@@ -156,36 +150,52 @@ def test_ids_outside_the_vocabulary_are_refused(wrong: int) -> None:
         renderer().ids([1, wrong], LIMITS)
 
 
-async def test_an_empty_prompt_is_refused() -> None:
+def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         renderer().ids([], LIMITS)
-    assert "empty" in (await error_of(renderer().text("", LIMITS, add_special_tokens=False))).message
+    assert "empty" in error_of(lambda: renderer().text("", LIMITS, add_special_tokens=False)).message
 
 
-async def test_a_prompt_that_fills_the_context_is_refused_with_its_length() -> None:
-    error = await error_of(renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), SMALL))
+def test_a_prompt_that_fills_the_context_is_refused_with_its_length() -> None:
+    error = error_of(lambda: renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), SMALL))
     assert isinstance(error, ContextLengthExceeded)
     assert "20 tokens" in error.message
-    length = len((await renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS)).ids)
+    length = len((renderer().chat(conversation({"role": "user", "content": "xyz " * 20}), LIMITS)).ids)
     assert f"has {length} tokens" in error.message
 
 
-async def test_a_giant_text_is_refused_without_tokenizing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_giant_text_is_refused_without_tokenizing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = renderer()
     monkeypatch.setattr(prompts, "_text", None)
     for refused in (
-        prompts.text("x" * 10_000_000, SMALL),
-        prompts.chat(conversation({"role": "user", "content": "x" * 10_000_000}), SMALL),
+        lambda: prompts.text("x" * 10_000_000, SMALL),
+        lambda: prompts.chat(conversation({"role": "user", "content": "x" * 10_000_000}), SMALL),
     ):
-        error = await error_of(refused)
+        error = error_of(refused)
         assert isinstance(error, ContextLengthExceeded)
         assert "at least" in error.message
 
 
-async def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
+def test_of_a_long_text_only_the_beginning_is_tokenized_where_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = renderer()
+    texts: list[str] = []
+    encode = prompts.encode
+
+    def seen(text: str, *, add_special_tokens: bool) -> list[int]:
+        texts.append(text)
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(prompts, "encode", seen)
+    monkeypatch.setattr(prompts, "_longest_token", 1000)  # so that the text's length alone does not tell
+    error = error_of(lambda: prompts.text("x " * 17 * SMALL.max_model_len, SMALL))
+    assert isinstance(error, ContextLengthExceeded)
+    assert [len(text) for text in texts] == [8 * SMALL.max_model_len]
+
+
+def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
     tokenizer = byte_fallback()
     limits = Capabilities(max_model_len=100, vocab_size=len(tokenizer))
-    ids = await PromptRenderer(tokenizer).text("<s>the", limits)
+    ids = PromptRenderer(tokenizer).text("<s>the", limits)
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -195,14 +205,14 @@ def test_a_template_of_ones_own_replaces_the_models() -> None:
 
 
 @pytest.mark.parametrize("begins", [True, False])
-async def test_without_a_template_messages_follow_one_another_as_texts_do(begins: bool) -> None:
+def test_without_a_template_messages_follow_one_another_as_texts_do(begins: bool) -> None:
     tokenizer = deepcopy(TOKENIZER)
     tokenizer.chat_template = None
     if not begins:
         tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
     prompts = PromptRenderer(tokenizer, chat_template=plain_template(tokenizer))
     messages = conversation(HELLO, {"role": "assistant", "content": " world"})
-    assert (await prompts.chat(messages, LIMITS)).ids == await prompts.text("hello world", LIMITS)
+    assert (prompts.chat(messages, LIMITS)).ids == prompts.text("hello world", LIMITS)
 
 
 def test_a_model_with_several_templates_uses_the_one_for_tools_where_there_are_tools() -> None:

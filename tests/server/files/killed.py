@@ -12,6 +12,7 @@ from typing import Any
 import alembic.command  # noqa: F401  # before the fork: what it reads is no step
 
 from server.files.files import Files, Quota
+from server.pools import Pools
 from server.store.access import SERVER
 from server.store.database import Database
 from server.store.room import Room
@@ -32,7 +33,14 @@ class Statements(sqlite3.Connection):
 
 async def server(state: Path, work: Callable[[Files], Awaitable[Any]]) -> Any:
     database = Database(state)
-    files = Files(database, state / "files", Room(state, 0), max_bytes=1 << 20, quota=Quota(files=1000, bytes=1 << 30))
+    files = Files(
+        database,
+        state / "files",
+        Room(state, 0),
+        Pools().files,
+        max_bytes=1 << 20,
+        quota=Quota(files=1000, bytes=1 << 30),
+    )
     await database.open()
     await files.open()
     seen = await work(files)

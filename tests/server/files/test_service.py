@@ -12,6 +12,7 @@ import pytest
 from engines.errors import NotFound, StorageFull
 from server.files import storage
 from server.files.files import Files, Quota
+from server.pools import Pools
 from server.store.access import SERVER
 from server.store.database import Database
 from server.store.room import Room
@@ -22,7 +23,12 @@ async def files(database_url: str, tmp_path: Path) -> AsyncIterator[Files]:
     database = Database(tmp_path, database_url)
     await database.open()
     files = Files(
-        database, tmp_path / "files", Room(tmp_path, 0), max_bytes=1 << 20, quota=Quota(files=1000, bytes=1 << 30)
+        database,
+        tmp_path / "files",
+        Room(tmp_path, 0),
+        Pools().files,
+        max_bytes=1 << 20,
+        quota=Quota(files=1000, bytes=1 << 30),
     )
     await files.open()
     yield files

@@ -161,8 +161,8 @@ def test_a_message_tells_a_few_errors_and_cuts_values_short(client: ReadyClient)
     ("body", "param"),
     [
         ({"messages": [HELLO] * 7 + [1] * 500_000}, "messages[7]"),
-        ({"messages": [HELLO | {str(number): 1 for number in range(500_000)}]}, "messages[0].0"),
-        ({str(number): 1 for number in range(500_000)}, "0"),
+        ({"messages": [HELLO | {str(number): 1 for number in range(90_000)}]}, "messages[0].0"),
+        ({str(number): 1 for number in range(90_000)}, "0"),
     ],
     ids=["items", "members", "unknown"],
 )
@@ -219,8 +219,8 @@ def test_a_body_that_is_not_a_json_object_is_a_400(client: ReadyClient, data: by
     assert why in error_of(reply)["message"]
 
 
-def test_a_body_of_a_million_values_is_refused_before_any_is_looked_at() -> None:
-    with pytest.raises(errors.InvalidRequest, match="more than 1000000 values"):
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(errors.InvalidRequest, match="more than 600000 values"):
         parse_json(Body, b'{"n": [' + b"0," * 1_000_001 + b"0]}")
 
 

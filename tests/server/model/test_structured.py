@@ -7,7 +7,7 @@ import pytest
 
 from engines.errors import InvalidRequest
 from engines.types import Structured
-from server.model.structured import read_structured
+from tests.server.openai.outputs import read_structured
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 

@@ -13,11 +13,10 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.grammar import to_llguidance
 from engines.types import Structured
 from server.model.output import OutputPlan, find_output_format
-from server.model.structured import read_structured
 from server.model.tools import read_tools
 from tests.byte_tokenizer import TOKEN_IDS, accepts, sample
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, PLAIN, QWEN
-from tests.server.openai.outputs import calls, content, cut, parse, reasoning
+from tests.server.openai.outputs import calls, content, cut, parse, read_structured, reasoning
 
 WEATHER = {
     "type": "object",
@@ -60,7 +59,10 @@ def plan(
 ) -> OutputPlan:
     template, tokens = MODELS[model]
     form = find_output_format(template + (THINKS if thinks else ""), tokens)
-    return form.plan(read_tools(tools, choice, parallel), read_structured(response_format), prompt)
+    answer = form.plan(read_tools(tools, choice, parallel), read_structured(response_format), prompt)
+    if answer.unchecked is not None:
+        answer.unchecked.checked()
+    return answer
 
 
 def grammar(answer: OutputPlan) -> str:

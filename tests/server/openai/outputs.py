@@ -2,9 +2,18 @@
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
+from engines.types import Structured
 from server.model.deltas import Delta
 from server.model.output import OutputParser
+from server.model.structured import read_constraint
+
+
+def read_structured(response_format: Any, structured_outputs: Any = None) -> Structured | None:
+    """What the two fields ask for, checked."""
+    constraint = read_constraint(response_format, structured_outputs)
+    return None if constraint is None else constraint.checked()
 
 
 def parse(parser: OutputParser, pieces: Iterable[str]) -> list[Delta]:

@@ -21,6 +21,7 @@ from server.inference.fine_tuned import FineTunedModels
 from server.jobs.job import Job, JobStatus
 from server.jobs.store import JobStore
 from server.jobs.table import JOBS
+from server.pools import Pools
 from server.store.access import SERVER, Access
 from server.store.database import Database
 from server.store.room import Room
@@ -59,7 +60,9 @@ Page = Callable[..., Any]
 
 
 async def files_of(database: Database, tmp_path: Path) -> tuple[Get, Page, list[str]]:
-    files = Files(database, tmp_path / "files", Room(tmp_path, 0), max_bytes=100, quota=Quota(files=9, bytes=999))
+    files = Files(
+        database, tmp_path / "files", Room(tmp_path, 0), Pools().files, max_bytes=100, quota=Quota(files=9, bytes=999)
+    )
     await files.open()
     made = [await files.create("batch", "a.jsonl", b"x", owner=owner) for owner in ("acme", "zeta", None)]
     return files.get, files.list, [file.id for file in made]

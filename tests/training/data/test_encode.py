@@ -52,7 +52,7 @@ async def endpoint(messages: list[dict[str, Any]], tools: list[dict[str, Any]], 
     """The prompt of a chat request, as the server makes it."""
     renderer = PromptRenderer(tokenizer(template))
     ready, shown = for_template(renderer.messages(messages), tools, find_tool_format(template, {}), template)
-    return (await renderer.chat(Conversation(messages=ready, tools=shown), LIMITS)).ids
+    return (renderer.chat(Conversation(messages=ready, tools=shown), LIMITS)).ids
 
 
 @pytest.mark.parametrize("template", [CHATML, THINKS_LAST, MERGES, QWEN, PLAIN])

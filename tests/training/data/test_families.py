@@ -32,7 +32,7 @@ async def endpoint(messages: list[dict[str, Any]], of: Family) -> list[int]:
     renderer = PromptRenderer(of.tokenizer)
     form = find_tool_format(renderer.template, of.tokenizer.get_added_vocab())
     ready, shown = for_template(renderer.messages(messages), [], form, renderer.template)
-    return (await renderer.chat(Conversation(messages=ready, tools=shown), LIMITS)).ids
+    return (renderer.chat(Conversation(messages=ready, tools=shown), LIMITS)).ids
 
 
 def encoder(of: Family, **params: Any) -> Encoder:
