@@ -70,13 +70,7 @@ class _Stage(Enum):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    def __init__(
-        self,
-        *,
-        connections: Connections,
-        limits: Limits,
-        **given: Any,
-    ) -> None:
+    def __init__(self, *, connections: Connections, limits: Limits, **given: Any) -> None:
         """`given` is uvicorn's."""
         super().__init__(**given)
         self._connections = connections
@@ -147,9 +141,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 break
             except httptools.HttpParserUpgrade as upgrade:  # which is not offered: the request is answered as it is
                 piece = piece[upgrade.args[0] :]
-        if (
-            self._since > self._limits.request_line + self._limits.headers
-        ):  # of a header, a trailer, a chunk's extension
+        most = self._limits.request_line + self._limits.headers
+        if self._since > most:  # of one header, of a trailer, of a chunk's extension
             raise HeadersTooLarge("The request's headers are too large.")
 
     def on_message_begin(self) -> None:
