@@ -62,7 +62,7 @@ class Supervisor:
         if self._health.state is EngineState.STOPPED:
             raise EngineUnavailable("the engine was stopped while it started")
         self._live(life)
-        self._watcher = asyncio.create_task(keep_running(TASK, self._watch, on_failure=self._count_failure), name=TASK)
+        self._watcher = asyncio.create_task(keep_running(TASK, self._watch, on_failure=self._fail), name=TASK)
 
     async def stop(self) -> None:
         """Stop watching, so that the end of the engine is no death."""
@@ -72,8 +72,13 @@ class Supervisor:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
 
-    def _count_failure(self, name: str) -> None:
+    def _fail(self, name: str) -> None:
+        """Watching has failed: the life that nobody saw end counts as ended, and another one begins."""
         self.task_failures[name] += 1
+        self._life = None
+        self._last = End("internal", "was lost out of sight")
+        self._health = Health(EngineState.RESTARTING, f"its process {self._last.detail}")
+        self._on_death(self._health.detail)
 
     async def _watch(self) -> None:
         """Return where the engine has failed for good."""

@@ -48,20 +48,22 @@ def named(processes: list[psutil.Process], name: str) -> psutil.Process:
     return next(process for process in processes if name in " ".join([process.name(), *process.cmdline()]))
 
 
-async def test_a_core_that_is_killed_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
-    engine: VllmEngine, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_core_that_is_killed_or_stopped_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
+    engine: VllmEngine, tmp_path: Path, how: signal.Signals
 ) -> None:
     tensors = lora_tensors(support=engine.capabilities().adapters)
     await engine.load_adapter("a@1", write_adapter(tmp_path / "a", tensors=tensors))
     asked = [request(ignore_eos=True), request(ignore_eos=True, adapter="a@1")]
     before = [await answer(engine, one) for one in asked]
     processes = family(engine._life.process.pid)
-    named(processes, "EngineCore").kill()
+    named(processes, "EngineCore").send_signal(how)
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)
     await async_until(lambda: engine.health().state is EngineState.READY)
     assert all(map(ended, processes))
     assert [await answer(engine, one) for one in asked] == before
     assert engine.stats().adapter_slots == ("a@1",)
+    await engine.unload_adapter("a@1")
 
 
 async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(engine: VllmEngine) -> None:

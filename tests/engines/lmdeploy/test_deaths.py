@@ -54,7 +54,11 @@ def kill(engine: LmdeployEngine) -> None:
     os.kill(engine._life.process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("end", [poison, kill])
+def stop(engine: LmdeployEngine) -> None:
+    os.kill(engine._life.process.pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("end", [poison, kill, stop])
 async def test_a_death_ends_what_runs_and_another_process_takes_over(
     engine: LmdeployEngine, end: Callable[[LmdeployEngine], asyncio.Task[Any] | None]
 ) -> None:

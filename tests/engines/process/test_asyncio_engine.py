@@ -4,10 +4,12 @@ import asyncio
 import socket
 from pathlib import Path
 
+import pytest
+
 from engines.echo import EchoEngine
 from engines.process import frames
 from engines.process.asyncio_engine import Exchange
-from engines.process.connection import Connection
+from engines.process.connection import Closed, Connection
 from engines.types import GenerationRequest, Sampling
 
 
@@ -94,3 +96,22 @@ async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_
         assert not host._step.failures
         await asyncio.sleep(0.001)
     assert engine.begun == ["load a@1"] * 2 and not engine.gates[1].is_set()
+
+
+async def test_a_ping_is_answered_whatever_the_engine_is_at() -> None:
+    engine = SlowAdapters()
+    await engine.start()
+    server, ours = socket.socketpair()
+    server.setblocking(False)
+    running = asyncio.create_task(Exchange(engine, Connection(ours)).run())
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(server, frames.frame(LOAD) + frames.frame(frames.Ping()))
+    splitter = frames.Splitter(frames.decode_from_engine)
+    answers: list[frames.FromEngine] = []
+    while not answers:
+        answers += splitter.feed(await loop.sock_recv(server, 1 << 16))
+    assert isinstance(answers[0], frames.Step) and not answers[0].adapters
+    assert engine.begun == ["load a@1"]
+    server.close()
+    with pytest.raises(Closed):
+        await running

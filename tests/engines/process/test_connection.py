@@ -93,3 +93,10 @@ def test_a_server_that_has_gone_with_something_unread_has_gone(ends: tuple[socke
     server.close()
     with pytest.raises(Closed):
         connection.receive()
+
+
+def test_a_server_that_says_what_is_no_message_is_out_of_order(ends: tuple[socket.socket, Connection]) -> None:
+    server, connection = ends
+    server.sendall(frames.frame(SENT[0]) + GARBAGE["a length of 3 GB"])
+    with pytest.raises(frames.Unreadable, match="3221225472"):
+        connection.receive()

@@ -43,13 +43,13 @@ class Paced(Watched):
 class Served:
     """A core behind a socket, in a thread; `end` is the exception that its loop ended with."""
 
-    def __init__(self, runner: ModelRunner, *, grammars: Any = None) -> None:
+    def __init__(self, runner: ModelRunner, *, grammars: Any = None, **settings: Any) -> None:
         self.runner = Paced(runner)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
         self.received: list[frames.FromEngine] = []
         self._splitter = frames.Splitter(frames.decode_from_engine)
-        self.core = core_of(self.runner, max_num_seqs=4, grammars=grammars)
+        self.core = core_of(self.runner, max_num_seqs=4, grammars=grammars, **settings)
         process = StepLoop(Connection(theirs), self.core, grammars)
         self.end: BaseException | None = None
         self.thread = threading.Thread(target=self._run, args=(process,))
@@ -104,6 +104,27 @@ def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served: Ser
     assert (steps[-1].stats.running, steps[-1].received) == (0, 1)
     served.close()
     assert isinstance(served.end, Closed)
+
+
+def test_an_idle_loop_answers_a_ping(served: Served) -> None:
+    served.send(frames.Ping())
+    assert served.receive().stats.steps == 0
+
+
+def test_a_ping_is_answered_between_two_steps_of_a_long_prompt_with_how_many_there_were(runner: GetRunner) -> None:
+    served = Served(runner("llama"), max_num_batched_tokens=16)
+    served.runner.pace = threading.Semaphore(0)
+    served.send(frames.Generate(request(prompt(60), max_new_tokens=1, ignore_eos=True)), frames.Ping())
+    served.runner.pace.release()
+    answer = served.receive()
+    assert (answer.stats.steps, answer.outputs) == (1, [])
+    served.send(frames.Ping())
+    served.runner.pace.release(2)  # it may be in the next step already
+    answer = served.receive()
+    assert answer.stats.steps in (2, 3) and answer.outputs == []
+    served.runner.pace.release(2)
+    assert served.until_ended("r")[-1].stats.steps == 4
+    served.close()
 
 
 def test_a_step_that_raises_fails_only_the_requests_in_it(served: Served) -> None:
