@@ -75,9 +75,8 @@ class Lifecycle:
 
     def check_alive(self) -> None:
         """Raise EngineUnavailable where only a new server helps."""
-        health = self._engine.health()
-        if health.state is EngineState.FAILED:
-            raise EngineUnavailable(f"The engine has failed for good: {health.detail}.", code="engine_failed")
+        if self._engine.health().state is EngineState.FAILED:  # why, is for those who read the log
+            raise EngineUnavailable("The engine has failed for good.", code="engine_failed")
 
     def check_ready(self) -> None:
         """Raise EngineUnavailable where requests cannot be answered now."""
