@@ -185,7 +185,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     adapter = write_adapter(folder / "root" / "adapter")
     params = DeployParams(
         model="tests/echo", state_dir=str(folder / "state"), adapter_roots=(str(folder / "root"),), log_interval=-1,
-        api_key=OF_THE_SERVER, max_running_jobs=0, verbose=False,
+        api_key=OF_THE_SERVER, max_running_jobs=0, max_queued_jobs=10_000, max_queued_batches=10_000, verbose=False,
     )  # fmt: skip
     machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
     with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)) as client:
