@@ -16,7 +16,8 @@ from typing import Any
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.library.core import Core, Load
+from engines.library.core import Asked, Core, Load
+from engines.library.gate import Gate, Place
 from engines.process.outputs import Outputs
 from engines.types import (
     EmbeddingRequest,
@@ -48,8 +49,9 @@ class _Running:
 
 
 class LibraryEngine:
-    def __init__(self, core: Core, *, max_loras: int) -> None:
+    def __init__(self, core: Core, *, max_loras: int, max_num_seqs: int) -> None:
         self._core = core
+        self._gate = Gate(max_num_seqs)
         self._state = EngineState.STOPPED
         self._capabilities: Capabilities | None = None
         self._turns = AdapterTurns(max_loras, put=self._put, take=self._take)
@@ -182,8 +184,8 @@ class LibraryEngine:
         try:
             asked = self._core.ask(request)
             await asked.prepare()
-            async with self._turns.use(request.adapter) as turn:
-                await _run([asyncio.create_task(asked.begin(self._name(turn)))], turn)
+            async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
+                await _run([asyncio.create_task(self._begin(asked, place, turn))], turn)
                 if turn.gone:
                     return
                 running.waited = time.monotonic() - running.arrived
@@ -198,6 +200,10 @@ class LibraryEngine:
             log.exception("a request failed")
             running.outputs.fail(EngineFailure("the engine failed while it computed this request"))
 
+    async def _begin(self, asked: Asked, place: Place, turn: Turn) -> None:
+        await place.wait()
+        await asked.begin(self._name(turn))
+
     def _tell(self, running: _Running, output: TokenOutput) -> None:
         if output.index not in running.outputs.open:
             return
@@ -209,6 +215,7 @@ class LibraryEngine:
             output = replace(output, cached_tokens=cached, queue_seconds=running.waited + queued)
         elif output.queue_seconds is not None:  # the first of another output: it tells of the prompt once more
             output = replace(output, cached_tokens=None, queue_seconds=None, prompt_logprobs=None)
+        self._gate.count_output(running.request.share, len(output.token_ids))
         running.outputs.put(output)
 
     def finish(self, request_id: str, index: int) -> None:
@@ -219,10 +226,14 @@ class LibraryEngine:
     async def embed(self, request: EmbeddingRequest) -> list[float]:
         self._check_ready()
         self._core.check_embedding(request)
-        async with self._turns.use(request.adapter) as turn:
-            embedding = asyncio.create_task(self._core.embed(request, self._name(turn)))
+        async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
+            embedding = asyncio.create_task(self._embed(request, place, turn))
             await _run([embedding], turn)
         return embedding.result()
+
+    async def _embed(self, request: EmbeddingRequest, place: Place, turn: Turn) -> list[float]:
+        await place.wait()
+        return await self._core.embed(request, self._name(turn))
 
 
 async def _run(tasks: Sequence[asyncio.Task[Any]], turn: Turn) -> None:

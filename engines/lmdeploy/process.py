@@ -20,7 +20,9 @@ def make(fields: dict[str, Any]) -> AsyncioEngine:
     except ImportError as error:
         raise UnsupportedModel(f"LMDeploy cannot be imported by {sys.executable}: {error}") from error
     config = msgspec.convert(fields, LmdeployConfig)
-    return AsyncioEngine(LibraryEngine(LmdeployCore(config), max_loras=config.max_loras))
+    return AsyncioEngine(
+        LibraryEngine(LmdeployCore(config), max_loras=config.max_loras, max_num_seqs=config.max_num_seqs)
+    )
 
 
 def main() -> None:

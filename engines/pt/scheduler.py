@@ -113,7 +113,7 @@ class Scheduler:
                 turns.admits = self._make_way(sequence, step, turns)
         self.blocked = not step.chunks and turns.passed == len(self.waiting)
         if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in step.chunks):
-            self.waiting.forget()
+            self.waiting.counters.forget()
         return step.chunks
 
     def _add_decodes(self, step: "_Step") -> None:
@@ -155,7 +155,7 @@ class Scheduler:
         known = self._known_prefix(first)
         whole = Amount(self.max_num_seqs, self.pool.num_blocks)
         short = Amount(seats, need - len(known) - self.pool.free)
-        holdings = Holdings(self.running, whole, self.waiting.weights)
+        holdings = Holdings(self.running, whole, self.waiting.counters.weights)
         return holdings.victims(first, short, Amount(first.num_seqs, need))
 
     def _lower(self, first: Sequence) -> Sequence | None:
@@ -192,7 +192,7 @@ class Scheduler:
         """
         lowest = max(sequence.group.request.priority for sequence in self.running)
         running = [sequence for sequence in self.running if sequence.group.request.priority == lowest]
-        holdings = Holdings(running, Amount(self.max_num_seqs, self.pool.num_blocks), self.waiting.weights)
+        holdings = Holdings(running, Amount(self.max_num_seqs, self.pool.num_blocks), self.waiting.counters.weights)
         several = [share for share, sequences in holdings.sequences.items() if len(sequences) > 1]
         if len(holdings.sequences) == 1 or not several:
             return max(running, key=order_of)

@@ -1,10 +1,8 @@
 """Whose turn it is: the queue, between the shares of those who ask. On a server with keys a share is a key.
 
-The Virtual Token Counter (Sheng et al. 2024, "Fairness in Serving Large Language Models", arXiv:2401.00588): each share
-has a counter of the tokens that were computed for it, divided by its weight, and of the shares that have something to
-compute the one with the lowest counter is next. A share that asked for less than its part is lifted to the others, but
-for some steps' worth of tokens: idle time is not saved up, and yet who asks little is answered at once. One share alone
-gets everything. Its requests go in order of priority and arrival, as they do within each share. Priorities go first.
+Of the shares that have something to compute the one with the lowest counter is next (`engines/process/counters.py`).
+One share alone gets everything. Its requests go in order of priority and arrival, as they do within each share.
+Priorities go first.
 
 What shares hold is compared as well: where one waits, and the seats or blocks are taken by another that holds the
 larger part, that one gives some back. A part is the larger of a share's parts of the seats and of the blocks, divided
@@ -18,10 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
+from engines.process.counters import OUTPUT_COST, Counters
 from engines.pt.sequence import Sequence, order_of
 
-OUTPUT_COST = 2.0
-"""Cost of a token of an output, where one of a prompt costs 1: the paper's."""
 SAVED_STEPS = 8
 """Steps' worth of tokens that a share which asks for little may be ahead."""
 
@@ -30,13 +27,8 @@ class Queue:
     """The sequences that wait, in a line for each share, and the counters."""
 
     def __init__(self, *, max_num_batched_tokens: int) -> None:
-        self._saved = float(SAVED_STEPS * max_num_batched_tokens)
         self._lines: dict[str | None, list[Sequence]] = {}  # in order of priority and arrival; none is empty
-        self._counters: dict[str | None, float] = {}
-        self.weights: dict[str | None, float] = {}
-        """What the latest request of each share said."""
-        self._time = 0.0
-        """What the lowest counter of those that had something to compute has come to: it never falls."""
+        self.counters = Counters(saved=SAVED_STEPS * max_num_batched_tokens)
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -51,10 +43,10 @@ class Queue:
 
     def add(self, sequence: Sequence) -> None:
         share = sequence.share
-        self.weights[share] = sequence.group.request.weight
+        self.counters.weights[share] = sequence.group.request.weight
         if share not in self._lines:
             self._lines[share] = []
-            self._counters[share] = max(self._counters.get(share, 0.0), self._time - self._saved)
+            self.counters.lift(share)
         insort(self._lines[share], sequence, key=order_of)
 
     def remove(self, sequence: Sequence) -> None:
@@ -69,19 +61,13 @@ class Queue:
         if end > start:
             prompt = max(0, min(end, sequence.group.num_prompt) - start)
             cost = prompt + OUTPUT_COST * (end - start - prompt)
-            share = sequence.share
-            self._counters[share] = self._counters.get(share, 0.0) + cost / self.weights[share]
+            self.counters.charge(sequence.share, cost)
             sequence.charged = end
-
-    def forget(self) -> None:
-        """Nobody waits: nobody is owed anything."""
-        self._counters.clear()
-        self._time = 0.0
 
     def round(self, begun: Iterable[Sequence]) -> "Round":
         """The turns of one step. `begun` are running sequences, in order, whose prompts are to be computed further."""
-        turns = Round(self._lines, self._counters, begun)
-        self._time = max(self._time, turns.lowest_counter)
+        turns = Round(self._lines, self.counters, begun)
+        self.counters.note(turns.shares)
         return turns
 
 
@@ -91,9 +77,7 @@ class Round:
     Within a share those that have begun come before those that wait.
     """
 
-    def __init__(
-        self, lines: dict[str | None, list[Sequence]], counters: dict[str | None, float], begun: Iterable[Sequence]
-    ) -> None:
+    def __init__(self, lines: dict[str | None, list[Sequence]], counters: Counters, begun: Iterable[Sequence]) -> None:
         self._lines = lines
         self._counters = counters
         self._begun: dict[str | None, deque[Sequence]] = {}
@@ -106,8 +90,9 @@ class Round:
         """Shares of which a sequence made way for another's. They do not get back in the same step what they gave."""
 
     @property
-    def lowest_counter(self) -> float:
-        return min((self._counters.get(share, 0.0) for share in {*self._lines, *self._begun}), default=0.0)
+    def shares(self) -> set[str | None]:
+        """Those that have something to compute."""
+        return {*self._lines, *self._begun}
 
     @property
     def has_begun(self) -> bool:
@@ -131,7 +116,7 @@ class Round:
         return min(firsts, key=self._turn, default=None)
 
     def _turn(self, sequence: Sequence) -> tuple[int, float, tuple[tuple[int, int], int]]:
-        return sequence.group.request.priority, self._counters.get(sequence.share, 0.0), order_of(sequence)
+        return sequence.group.request.priority, self._counters.of(sequence.share), order_of(sequence)
 
     def is_begun(self, sequence: Sequence) -> bool:
         """Whether the sequence whose turn it is has begun."""

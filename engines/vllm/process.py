@@ -19,7 +19,7 @@ from engines.vllm.waiting import wait_asleep
 def make(fields: dict[str, Any]) -> AsyncioEngine:
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on a CPU vLLM would heed it in place of `kv_cache_memory`
     config = msgspec.convert(fields, VllmConfig)
-    return AsyncioEngine(LibraryEngine(VllmCore(config), max_loras=config.max_loras))
+    return AsyncioEngine(LibraryEngine(VllmCore(config), max_loras=config.max_loras, max_num_seqs=config.max_num_seqs))
 
 
 wait_asleep()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.contract.engines import answer, collect, request
 from tests.until import async_until
 
 SLOTS = 2
+SEATS = 4
 FOLDER = Path("nowhere")
 
 
@@ -138,7 +140,7 @@ def library() -> Library:
 
 @pytest_asyncio.fixture
 async def engine(library: Library) -> AsyncIterator[Engine]:
-    engine = LibraryEngine(library, max_loras=SLOTS)
+    engine = LibraryEngine(library, max_loras=SLOTS, max_num_seqs=SEATS)
     await engine.start()
     yield engine
     await engine.stop()
@@ -232,7 +234,7 @@ async def test_an_unloaded_adapter_takes_its_requests_with_it(engine: Engine, li
 
 async def test_a_library_without_adapters_is_asked_for_none(library: Library) -> None:
     library.capabilities = Capabilities(max_model_len=9, vocab_size=256)
-    engine = LibraryEngine(library, max_loras=0)
+    engine = LibraryEngine(library, max_loras=0, max_num_seqs=SEATS)
     await engine.start()
     with pytest.raises(UnsupportedParameter):
         await engine.load_adapter("a@1", FOLDER)
@@ -270,7 +272,7 @@ async def test_a_death_is_seen_and_nothing_is_taken_any_more(engine: Engine, lib
 
 
 async def test_a_start_that_fails_says_so_and_requests_end_with_the_engine(library: Library) -> None:
-    engine = LibraryEngine(library, max_loras=0)
+    engine = LibraryEngine(library, max_loras=0, max_num_seqs=SEATS)
     with pytest.raises(EngineUnavailable):
         engine.capabilities()
     library.broken = UnsupportedModel("not this one")
@@ -285,3 +287,20 @@ async def test_a_start_that_fails_says_so_and_requests_end_with_the_engine(libra
     await engine.stop()
     with pytest.raises(EngineUnavailable):
         await running
+
+
+async def test_requests_of_a_share_wait_in_front_of_the_library_and_may_end_there(
+    engine: Engine, library: Library
+) -> None:
+    library.let = asyncio.Semaphore(0)
+    await engine.load_adapter("a@1", FOLDER)
+    several = [replace(request(request_id=f"r{i}", adapter="a@1" if i == 19 else None), share="a") for i in range(20)]
+    tasks = [asyncio.create_task(collect(engine, one)) for one in several]
+    await async_until(lambda: library.inside == SEATS + 1 and engine.stats().waiting == 15)
+    await engine.unload_adapter("a@1")
+    with pytest.raises(EngineFailure):
+        await tasks.pop()
+    tasks.pop().cancel()
+    for _ in range(1000):
+        library.let.release()
+    assert [len(outputs) for outputs in await asyncio.gather(*tasks)] == [8] * 18

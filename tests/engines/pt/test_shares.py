@@ -8,10 +8,11 @@ from typing import Any, cast
 import pytest
 
 from engines.adapters.slots import AdapterSlots
+from engines.process.counters import OUTPUT_COST
 from engines.pt.kv_cache import BlockHashes, BlockPool
 from engines.pt.scheduler import Scheduler
 from engines.pt.sequence import Group, Sequence
-from engines.pt.shares import OUTPUT_COST, SAVED_STEPS
+from engines.pt.shares import SAVED_STEPS
 from engines.types import GenerationRequest, Sampling
 
 BLOCK = 4

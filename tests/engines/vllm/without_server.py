@@ -26,7 +26,7 @@ from tests.engines.vllm.tiny import TINY
 
 
 def engine(config: VllmConfig) -> LibraryEngine:
-    return LibraryEngine(VllmCore(config), max_loras=config.max_loras)
+    return LibraryEngine(VllmCore(config), max_loras=config.max_loras, max_num_seqs=config.max_num_seqs)
 
 
 async def refusal(settings: dict[str, Any]) -> tuple[str, str]:
