@@ -178,6 +178,8 @@ class LimitedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise InvalidHttp("The request is not HTTP/1.1.")
+        if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
+            raise InvalidHttp("The request's URL has no path.")
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise InvalidHttp("The request must have one Host header.")
@@ -339,7 +341,11 @@ def _disconnect(cycle: RequestResponseCycle) -> None:
 def _why(error: httptools.HttpParserError) -> TuneserveError:
     """What one of our callbacks raised, or what the parser found."""
     cause = error.__context__
-    return cause if isinstance(cause, TuneserveError) else InvalidHttp(f"The request is not valid HTTP: {error}.")
+    if isinstance(cause, TuneserveError):
+        return cause
+    if cause is not None and not isinstance(cause, httptools.HttpParserError):
+        logger.error("A request could not be read: %r", cause, exc_info=cause)  # a fault of ours
+    return InvalidHttp(f"The request is not valid HTTP: {error}.")
 
 
 def _raw(error: TuneserveError) -> bytes:

@@ -1,6 +1,8 @@
 """What a connection may cost: requests that are too long, too slow or no requests, and clients that do not read."""
 
 import asyncio
+import logging
+import random
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -15,6 +17,12 @@ from tests.until import async_until
 GET = b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+SOUND = (
+    GET,
+    POST + b"Content-Length: 5\r\n\r\nhello",
+    CHUNKED + b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    b"GET http://b/x?y=1#z HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+)
 PIECE = b"x" * (64 << 10)
 ANSWER_BYTES = 64 << 20
 
@@ -210,6 +218,7 @@ async def test_a_body_that_goes_on_after_the_answer_does_not_keep_the_connection
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
         b"GET /\r\n\r\n",
+        b"GET http://a?b HTTP/1.1\r\nHost: a\r\n\r\n",
         b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
         "GET /é HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
         b"\x16\x03\x01\x00\xfa\x01\x00\x00\xf6\x03\x03",
@@ -226,6 +235,35 @@ async def test_what_is_no_request_or_could_be_read_in_two_ways_is_refused(reques
         wire.send(GET)
         assert await wire.rest() == b""
     assert "/hello" not in app.seen
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_requests_with_faults_anywhere_are_answered_or_refused(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)
+
+    def spoilt() -> bytes:
+        text = bytearray(b"".join(chance.choices(SOUND, k=2)))
+        for _ in range(chance.randint(0, 3)):
+            at = chance.randrange(len(text))
+            text[at : at + chance.randint(0, 4)] = bytes(
+                chance.choices(b"\r\n :;\0\x7f/?*%,5\xff", k=chance.randint(0, 3))
+            )
+        return bytes(text)
+
+    async with served(App(), head_seconds=1, rate_seconds=1, linger_seconds=0.2, keep_alive=1) as here:
+
+        async def send(text: bytes) -> bytes:
+            wire = await here.connect()
+            for start in range(0, len(text), size := chance.randint(1, len(text))):
+                wire.send(text[start : start + size])
+            return await wire.rest()
+
+        answers = await asyncio.gather(*(send(spoilt()) for _ in range(50)))
+        await async_until(lambda: len(here.connections) == 0)
+    assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 200", b"HTTP/1.1 400", b"HTTP/1.1 408"}
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_trailers_and_extensions_of_chunks_are_dropped() -> None:
