@@ -119,6 +119,10 @@ class EchoEngine:
         """Behave as an engine whose process was killed: running requests fail. `start` brings it back."""
         self._state = EngineState.RESTARTING
 
+    def fail(self) -> None:
+        """Behave as an engine that no restart helps any more."""
+        self._state = EngineState.FAILED
+
     def capabilities(self) -> Capabilities:
         if self._state is EngineState.STARTING:
             raise EngineUnavailable("The model is still loading.")

@@ -148,7 +148,8 @@ class Life:
 
     def kill(self) -> None:
         """The process, and all that it started. One that is stopped dies, too."""
-        kill_group(self.process.pid)
+        if not self._over:
+            kill_group(self.process.pid)
 
     async def end(self) -> int | None:
         """Wait for the end of a process that has been let go of, and end what it left of its group. Return its status;

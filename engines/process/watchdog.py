@@ -4,6 +4,7 @@ Time counts in looks, so that a server which was stopped itself, or kept from ru
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,8 +19,10 @@ LOOK_SECONDS = 1.0
 """Seconds between two looks at what was heard."""
 PING_SECONDS = 3.0
 """Seconds of silence after which the process is asked for a sign. No watchdog waits less long than that and a look."""
-FAMILY_SECONDS = 4.0
+STATE_SECONDS = 4.0
 """Seconds between two looks at the state of all its processes."""
+FAMILY_LOOKS = 15
+"""Looks for which the list of these is good: to make it, all processes of the machine are read."""
 
 
 class Stuck(Exception):
@@ -65,20 +68,31 @@ class Watchdog:
 
 async def watch_for_stopped(leader: int) -> NoReturn:
     """Raise `Stuck` where a process of a family is stopped (as by SIGSTOP) at two looks, one after the other."""
+    family: list[psutil.Process] = []
     before: set[int] = set()
-    while True:
-        await asyncio.sleep(FAMILY_SECONDS)
-        stopped = await asyncio.to_thread(_stopped, leader)
-        if both := before & stopped.keys():
-            raise Stuck("is stopped: " + ", ".join(f"process {pid} ({stopped[pid]})" for pid in sorted(both)))
-        before = {*stopped}
+    for look in itertools.count():
+        await asyncio.sleep(STATE_SECONDS)
+        if not family or look % FAMILY_LOOKS == 0:
+            family = await asyncio.to_thread(_family, leader)
+        stopped = {process.pid for process in family if _is_stopped(process)}
+        if both := before & stopped:
+            raise Stuck(f"is stopped: {', '.join(f'process {pid}' for pid in sorted(both))}")
+        before = stopped
+    raise AssertionError("it counts for ever")
 
 
-def _stopped(leader: int) -> dict[int, str]:
-    """The stopped processes of a family, and their names. One that a debugger looks into is not stopped."""
+def _family(leader: int) -> list[psutil.Process]:
+    """The process and what there is below it; empty where that cannot be seen now."""
     try:
-        family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
-        return {process.pid: process.name() for process in family if process.status() == psutil.STATUS_STOPPED}
-    except (psutil.Error, OSError) as error:  # one has just ended, or no more files can be opened: the next look tells
-        log.debug("the engine's processes cannot be looked at: %s", error)
-        return {}
+        return [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
+    except (psutil.Error, OSError) as error:  # it has just ended, or no more files can be opened
+        log.debug("the engine's processes cannot be listed: %s", error)
+        return []
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    """Not one that a debugger looks into."""
+    try:
+        return process.is_running() and process.status() == psutil.STATUS_STOPPED
+    except (psutil.Error, OSError):
+        return False

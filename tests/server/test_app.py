@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from engines.echo import EchoEngine
+from server.inference.inference import Inference
 from tests.server.client import ReadyClient, echo_client
+from tests.until import until
 
 
 @pytest.fixture
@@ -15,6 +18,19 @@ def client() -> Iterator[ReadyClient]:
 
 def test_a_ready_server_says_so(client: ReadyClient) -> None:
     assert client.get("/ready").json() == {"status": "ready", "model": "echo"}
+
+
+def test_an_engine_that_has_failed_for_good_ends_the_server_which_says_503_meanwhile() -> None:
+    engine = EchoEngine()
+    with echo_client(engine, model="tests/echo") as client:
+        lifecycle = client.parts[Inference].lifecycle
+        engine.die()  # it may come back
+        assert (client.get("/health").status_code, client.get("/ready").status_code) == (200, 503)
+        assert not lifecycle.failed.is_set()
+        engine.fail()
+        reply = client.get("/health")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_failed")
+        until(lifecycle.failed.is_set)
 
 
 def test_without_the_chat_template_messages_are_one_text() -> None:

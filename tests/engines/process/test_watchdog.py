@@ -96,7 +96,7 @@ def family() -> Iterator[list[psutil.Process]]:
 async def test_a_process_that_is_stopped_is_noticed_and_so_is_a_child_of_it(
     monkeypatch: pytest.MonkeyPatch, family: list[psutil.Process]
 ) -> None:
-    monkeypatch.setattr(watchdog, "FAMILY_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "STATE_SECONDS", 0.05)
     for process in family:
         watching = asyncio.create_task(watch_for_stopped(family[0].pid))
         await asyncio.sleep(0.3)
