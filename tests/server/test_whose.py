@@ -9,6 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from engines.echo import EchoEngine
+from engines.errors import StoreUnavailable
+from server.inference.inference import Inference
 from tests.adapter_folders import write_adapter
 from tests.server.api import LINE, Api, succeeded
 from tests.server.fine_tuning.conftest import Start, TrainingApi, start
@@ -204,6 +206,24 @@ def test_what_a_job_publishes_after_a_restart_is_its_owners(keyed: Any) -> None:
         [result] = job["result_files"]
         assert acme.http.get(f"/v1/files/{result}/content").status_code == 200
         assert zeta.http.get(f"/v1/files/{result}/content").status_code == 404
+
+
+def test_a_model_answers_once_the_database_says_whose_it_is(keyed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with keyed() as api:
+        models = api.http.parts[Inference].fine_tuned
+        give = models.give
+        refused: list[str] = []
+
+        async def give_later(name: str, owner: str | None) -> None:
+            if len(refused) < 2:
+                refused.append(name)
+                raise StoreUnavailable("away")
+            await give(name, owner)
+
+        monkeypatch.setattr(models, "give", give_later)
+        name = trained(of(api, ACME))
+        assert len(refused) == 2
+        assert name in of(api, ACME).models() and list(of(api, ZETA).models()) == ["echo"]
 
 
 def test_two_owners_with_one_suffix_have_two_models(keyed: Any) -> None:
