@@ -1,7 +1,9 @@
-"""How the secrets of a task come to its worker: as environment variables, under the names by which libraries read them.
+"""How the secrets of a command come to its worker: as environment variables, by the names under which libraries read
+them.
 
 A file would have to be found and removed after every way in which a worker can end, and torchrun starts several that
-would each read it. No other user of the machine sees a process's environment, and it goes with the process.
+would each read it. No other user of the machine sees a process's environment, and it goes with the process. The
+workers of a server get none: what they do, clients say.
 """
 
 from collections.abc import Mapping
