@@ -8,12 +8,20 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.driver import Answer, run_concurrently, serve_loads
 from benchmarks.workload import Load
+
+
+class Refused(ValueError):
+    """The answer is no stream."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"status {status}: {reason}")
+        self.status = status
 
 
 class Client:
@@ -26,7 +34,7 @@ class Client:
         """Send one request and note when its pieces come. Whatever goes wrong becomes the answer's error."""
         answer = Answer(started=time.perf_counter())
         try:
-            async for event in self._stream(self._body(load, position)):
+            async for event in self.stream(self._body(load, position)):
                 _note(answer, event)
             if not answer.output_tokens:
                 answer.error = answer.error or "the stream ended without usage"
@@ -46,8 +54,8 @@ class Client:
             **load.extra,
         }
 
-    async def _stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The events of one answer, over a connection of its own."""
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of one answer, over a connection of its own, which ends with the iterator. Raises Refused."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
             content = json.dumps(body).encode()
@@ -59,7 +67,7 @@ class Client:
             status, chunked = await _read_head(reader)
             if status != 200:
                 reason = (await reader.read(600)).decode(errors="replace")
-                raise ValueError(f"status {status}: {' '.join(reason.split())}")
+                raise Refused(status, " ".join(reason.split()))
             async for line in _lines(reader, chunked):
                 if line.startswith(b"data:") and line != b"data: [DONE]":
                     yield json.loads(line[5:])

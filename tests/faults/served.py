@@ -67,7 +67,7 @@ class Served:
         self.process = process
         self.folder = folder
         limits = httpx.Limits(keepalive_expiry=None)
-        self.http = httpx.Client(base_url=process.wait_until_listening(), timeout=PATIENCE, limits=limits)
+        self.http = httpx.Client(base_url=process.wait_until_listening(PATIENCE), timeout=PATIENCE, limits=limits)
 
     def status(self, path: str) -> int:
         """Over a connection that is open: the server may be unable to open another."""
@@ -117,8 +117,9 @@ class Served:
 
     @classmethod
     @contextmanager
-    def begun(cls, folder: Path) -> Iterator[Self]:
-        served = cls(cls.start(folder), folder)
+    def begun(cls, folder: Path, **params: Any) -> Iterator[Self]:
+        """From when it is ready until the block ends. `params` of the server, besides those that it needs."""
+        served = cls(cls.start(folder, **params), folder)
         try:
             until(served.is_ready, told=served.log)
             yield served
@@ -127,7 +128,7 @@ class Served:
             served.process.close()
 
     @classmethod
-    def start(cls, folder: Path) -> ServerProcess:
+    def start(cls, folder: Path, **params: Any) -> ServerProcess:
         raise NotImplementedError
 
 
@@ -138,12 +139,12 @@ class Pt(Served):
     many_tokens = 8000
 
     @classmethod
-    def start(cls, folder: Path) -> ServerProcess:
+    def start(cls, folder: Path, **params: Any) -> ServerProcess:
         llama = CONFIGS["llama"]()
         llama.max_position_embeddings = 2 * cls.many_tokens
         model = save(llama, folder / "model", tokenizer=True)
         settings = {"served_model_name": "m", "state_dir": folder / "state", "torch_dtype": "float32", "threads": 1}
-        settings |= {"device_map": "cpu", "host": "127.0.0.1", "port": 0}
+        settings |= {"device_map": "cpu", "host": "127.0.0.1", "port": 0, **params}
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         return quick(folder, "deploy", "--model", str(model), *words)
 
@@ -155,5 +156,5 @@ class Hosted(Served):
     many_tokens = 4000
 
     @classmethod
-    def start(cls, folder: Path) -> ServerProcess:
-        return quick_hosted(folder, {}, token_delay=0.05)
+    def start(cls, folder: Path, **params: Any) -> ServerProcess:
+        return quick_hosted(folder, params, token_delay=0.05)

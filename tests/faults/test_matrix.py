@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -140,16 +141,16 @@ class Stepless(Hosted):
     """Its steps take longer than the watchdog waits."""
 
     @classmethod
-    def start(cls, folder: Path) -> ServerProcess:
-        return quick_hosted(folder, {"engine_watchdog_timeout": 5}, token_delay=1000)
+    def start(cls, folder: Path, **params: Any) -> ServerProcess:
+        return quick_hosted(folder, params | {"engine_watchdog_timeout": 5}, token_delay=1000)
 
 
 class Hopeless(Hosted):
     """Its engine is started once, and not again."""
 
     @classmethod
-    def start(cls, folder: Path) -> ServerProcess:
-        return quick_hosted(folder, {"engine_max_restarts": 0}, token_delay=0.05)
+    def start(cls, folder: Path, **params: Any) -> ServerProcess:
+        return quick_hosted(folder, params | {"engine_max_restarts": 0}, token_delay=0.05)
 
 
 def test_a_server_whose_engine_dies_for_good_answers_with_an_error_and_ends_with_status_1(tmp_path: Path) -> None:
