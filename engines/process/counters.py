@@ -27,6 +27,10 @@ class Counters:
         """The share begins to wait."""
         self._counters[share] = max(self.of(share), self._time - self._saved)
 
+    def saved(self, share: str | None) -> float:
+        """Cost of the tokens that the share has saved: it may have these before it comes level with the others."""
+        return (self._time - self.of(share)) * self.weights[share]
+
     def charge(self, share: str | None, cost: float) -> None:
         self._counters[share] = self.of(share) + cost / self.weights[share]
 

@@ -36,6 +36,7 @@ class _Step:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.prompt_tokens = 0
         self.chunks: list[Chunk] = []
 
     def add(self, sequence: Sequence, length: int) -> Chunk:
@@ -99,16 +100,16 @@ class Scheduler:
         turns.admits = self.preemptions == preemptions
         if turns.admits:
             self.adapters.begin()
-        while step.budget > 0 and (sequence := turns.next()) is not None:
+        while (sequence := turns.next()) is not None and (room := self._room(step, sequence)) > 0:
             if turns.is_begun(sequence):
                 turns.go_on(sequence)
-                self._add_prompt(step, sequence)
+                self._add_prompt(step, sequence, room)
             elif not self.adapters.may_run(sequence.group.request.adapter, begun=sequence.group.forked):
                 turns.pass_over(sequence)  # its adapter is on its way or waits for a slot: others may go first
             elif self._admit(sequence):
                 self.waiting.remove(sequence)
                 self.run(sequence)
-                self._add_prompt(step, sequence)
+                self._add_prompt(step, sequence, room)
             else:
                 turns.admits = self._make_way(sequence, step, turns)
         self.blocked = not step.chunks and turns.passed == len(self.waiting)
@@ -126,8 +127,12 @@ class Scheduler:
         for chunk in step.chunks:
             self.waiting.charge(chunk.sequence, 1)
 
-    def _add_prompt(self, step: "_Step", sequence: Sequence) -> None:
-        chunk = step.add(sequence, min(sequence.remaining, step.budget))
+    def _room(self, step: "_Step", sequence: Sequence) -> int:
+        return min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
+
+    def _add_prompt(self, step: "_Step", sequence: Sequence, room: int) -> None:
+        chunk = step.add(sequence, min(sequence.remaining, room))
+        step.prompt_tokens += chunk.length
         self.waiting.charge(sequence, chunk.length)
 
     def _make_way(self, first: Sequence, step: "_Step", turns: Round) -> bool:

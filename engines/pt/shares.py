@@ -19,6 +19,10 @@ from itertools import chain, zip_longest
 from engines.process.counters import OUTPUT_COST, Counters
 from engines.pt.sequence import Sequence, order_of
 
+RECENT_STEPS = 512
+"""Steps for which it is remembered that a share has asked for something."""
+SHORT = 2
+"""While several shares ask, a step computes a part of the prompts' tokens that it could."""
 SAVED_STEPS = 8
 """Steps' worth of tokens that a share which asks for little may be ahead."""
 
@@ -29,6 +33,9 @@ class Queue:
     def __init__(self, *, max_num_batched_tokens: int) -> None:
         self._lines: dict[str | None, list[Sequence]] = {}  # in order of priority and arrival; none is empty
         self.counters = Counters(saved=SAVED_STEPS * max_num_batched_tokens)
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._steps = 0
+        self._asked: dict[str | None, int] = {}  # share -> the step before which it last asked for something
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -43,6 +50,7 @@ class Queue:
 
     def add(self, sequence: Sequence) -> None:
         share = sequence.share
+        self._asked[share] = self._steps
         self.counters.weights[share] = sequence.group.request.weight
         if share not in self._lines:
             self._lines[share] = []
@@ -64,8 +72,21 @@ class Queue:
             self.counters.charge(sequence.share, cost)
             sequence.charged = end
 
+    def room(self, sequence: Sequence, prompt_tokens: int) -> int:
+        """How many more tokens of prompts a step computes, where this sequence's are next. It has so many.
+
+        While several shares ask, steps are short, so that who comes does not wait for the end of a long one. What a
+        share has saved it may have at once.
+        """
+        if len(self._asked.keys() | self._lines.keys()) < 2:
+            return self._max_num_batched_tokens
+        short = max(1, self._max_num_batched_tokens // SHORT) - prompt_tokens
+        return max(short, int(self.counters.saved(sequence.share)))
+
     def round(self, begun: Iterable[Sequence]) -> "Round":
         """The turns of one step. `begun` are running sequences, in order, whose prompts are to be computed further."""
+        self._steps += 1
+        self._asked = {share: step for share, step in self._asked.items() if self._steps - step <= RECENT_STEPS}
         turns = Round(self._lines, self.counters, begun)
         self.counters.note(turns.shares)
         return turns

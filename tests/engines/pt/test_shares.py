@@ -12,7 +12,7 @@ from engines.process.counters import OUTPUT_COST
 from engines.pt.kv_cache import BlockHashes, BlockPool
 from engines.pt.scheduler import Scheduler
 from engines.pt.sequence import Group, Sequence
-from engines.pt.shares import SAVED_STEPS
+from engines.pt.shares import RECENT_STEPS, SAVED_STEPS, SHORT
 from engines.types import GenerationRequest, Sampling
 
 BLOCK = 4
@@ -199,7 +199,7 @@ def test_what_was_not_asked_for_is_saved_for_a_few_steps_only() -> None:
 
 
 def test_each_of_many_is_ahead_by_no_more() -> None:
-    line = Line()
+    line = Line(max_num_seqs=16, num_blocks=20_000)
     greedy(line, requests=500, prompt=50, output=10)
     line.run(500)
     for number in range(10):
@@ -229,13 +229,28 @@ def test_every_request_ends_however_scarce_blocks_are(seed: int) -> None:
     assert line.scheduler.pool.free == line.scheduler.pool.num_blocks
 
 
-def test_no_step_is_left_unfilled_while_somebody_waits() -> None:
+def test_no_step_is_left_unfilled_while_one_share_waits() -> None:
     line = Line()
-    for number in range(200):
-        line.ask("abc"[number % 3], 40, 1)
+    for _ in range(200):
+        line.ask("a", 40, 1)
     for _ in range(200):
         line.step()
         assert sum(length for _, length in line.lengths[-1]) == BUDGET
+
+
+def test_steps_are_short_while_several_shares_ask_and_long_again_some_time_later() -> None:
+    line = Line(max_num_seqs=4)
+    greedy(line, requests=600, prompt=200, output=1)
+    line.run(20)
+    line.ask("little", 20, 2)
+    line.step()
+    assert line.lengths[-1][0] == ("little-600", 20) and len(line.lengths[-1]) == 1
+    lengths = []
+    for _ in range(RECENT_STEPS + 10):
+        line.step()
+        lengths.append(sum(length for name, length in line.lengths[-1] if name.startswith("greedy")))
+    assert lengths[1 : RECENT_STEPS - 1] == [BUDGET // SHORT] * (RECENT_STEPS - 2)
+    assert lengths[-1] == BUDGET
 
 
 def test_one_share_alone_is_served_as_if_there_were_none() -> None:
