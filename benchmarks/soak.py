@@ -36,8 +36,8 @@ WORDS = ("river", "stone", "amber", "quiet", "engine", "market", "window", "pape
 MOST_TOKENS = 64
 SAMPLE_SECONDS = 5.0
 """Seconds between two looks at the memory."""
-WARM_UP = 1 / 3
-"""Share of the time after which the memory has to be flat."""
+WARM_UP = 1 / 2
+"""Share of the time after which the memory has to be flat: before, prefixes fill the engine's cache page by page."""
 MOST_GROWTH = 2.0
 """MiB a minute by which a process may grow after the warm-up; over some minutes, as one look may see a prefill."""
 PATIENCE = 60.0
@@ -49,6 +49,8 @@ ROWS = 40
 class Seen:
     """What happened."""
 
+    busy: float = 0.0
+    """Percent of the machine's CPUs that did other work before."""
     outcomes: Counter[str] = field(default_factory=Counter)
     unplanned: Counter[str] = field(default_factory=Counter)
     health_seconds: list[float] = field(default_factory=list)
@@ -254,16 +256,18 @@ def faults(seen: Seen, *, minutes: float) -> list[str]:
 
 
 def summary(seen: Seen, arguments: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    command = f"python -m benchmarks.soak {shlex.join(sys.argv[1:])}"
     memory = {
         name: {"growth_mib_per_minute": growth(samples), "last_mib": samples[-1][1], "samples": samples}
         for name, samples in seen.memory.items()
     }
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python -m benchmarks.soak {shlex.join(sys.argv[1:])}".strip(),
+        "command": command.strip().replace(setting.model, Path(setting.model).name),
         "minutes": arguments.minutes,
         "streams": arguments.streams,
         "machine": report.machine(),
+        "busy_percent": seen.busy,
         "model": Path(setting.model).name,
         "outcomes": dict(sorted(seen.outcomes.items())),
         "health_ms": {f"p{rank}": report.percentile(seen.health_seconds, rank) for rank in (50, 99, 100)},
@@ -283,7 +287,8 @@ def as_markdown(document: dict[str, Any]) -> str:
     return (
         f"# Soak, {document['date']}\n\n{report.hardware(document['machine'])}.\n\n"
         f"{document['model']}, {document['streams']} streams, {document['minutes']:g} minutes. "
-        f"`{document['command']}`; what is done: ../README.md.\n\n"
+        f"`{document['command']}`; what is done: ../README.md. "
+        f"{document['busy_percent']:.0f}% of the CPUs did other work before.\n\n"
         f"{report.table(outcomes)}\n\n{report.table(memory)}\n\n`/health`: {health}.\n\n{told}\n"
     )
 
@@ -295,9 +300,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended with us
     HOME.mkdir(exist_ok=True)
-    setting, seen = make_setting(arguments), Seen()
+    setting, seen = make_setting(arguments), Seen(busy=psutil.cpu_percent(interval=2))
     refuse_taken_port(setting)
-    report.check_quiet()
     with tempfile.TemporaryDirectory(prefix="tuneserve-soak-") as place:
         folder = Path(place)
         make = [

@@ -157,5 +157,8 @@ async def _stop_in_order(server: HttpServer, parts: Parts) -> None:
     failed.cancel()
     told.cancel()
     logger.info("Stopping: no new requests; running ones and jobs have %g s.", grace)
-    await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
+    try:
+        await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
+    except Exception:
+        logger.exception("The drain broke off.")
     server.should_exit = True
