@@ -247,7 +247,8 @@ class Exchange:
         """Send what has happened, all of one turn of the loop together. Raises EngineFailure where the engine died."""
         while True:
             try:
-                await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):  # wait_for would lose a cancellation that comes with news
+                    await self._news.wait()
             except TimeoutError:
                 if self._engine.stats() != self._step.stats:
                     self._news.set()

@@ -96,7 +96,8 @@ class Scheduler:
             except TuneserveError as error:
                 log.warning("No job can be started now: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._news.wait()
 
     async def stop(self, grace: float) -> None:
         """Hand all jobs back to the queue, each with a checkpoint where it can save one in `grace` seconds."""

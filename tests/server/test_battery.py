@@ -56,8 +56,8 @@ VALID: dict[str, dict[str, Any]] = {
         "parameters": {"lora_rank": 4, "target_modules": ["q_proj"], "lr_scheduler_type": "linear"},
     },
     "/v1/jobs": {
-        "type": "merge",
-        "parameters": {"model": "echo", "adapters": ["org/adapter"], "max_shard_size": "1GB"},
+        "type": "merge",  # in place of the adapter comes the folder of one
+        "parameters": {"model": "echo", "adapters": ["an-adapter"], "max_shard_size": "1GB"},
         "priority": 3,
         "devices": 0,
         "metadata": {"a": "b"},
@@ -83,7 +83,9 @@ def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of this module's own, which is left with adapters of all kinds of names."""
     folder = tmp_path_factory.mktemp("battery")
     write_adapter(folder / "root" / "a")
-    params = {"adapter_roots": [str(folder / "root")], "state_dir": str(folder / "state"), "max_running_jobs": 0}
+    VALID["/v1/jobs"]["parameters"]["adapters"] = [str(folder / "root" / "a")]
+    roots = {name: [str(folder / "root")] for name in ("adapter_roots", "job_roots")}
+    params = {**roots, "state_dir": str(folder / "state"), "max_running_jobs": 0}
     server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8, **params})
     try:
         yield server.wait_until_listening()
