@@ -43,7 +43,8 @@ def another_value(field: FieldInfo) -> Any:
         case kind if kind is bool:
             return default if field.description and "never" in field.description else not default
         case kind if kind in (int, float):
-            return 1 if default not in (1, 1.0) else 2
+            lowest = next((each.ge for each in field.metadata if hasattr(each, "ge")), 1)
+            return next(value for value in (1, 2, lowest) if value >= lowest and value != default)
         case kind if kind is dict:
             return {"image": 3}
         case _:
