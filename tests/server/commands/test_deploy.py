@@ -99,6 +99,7 @@ def test_sighup_reads_the_keys_again_and_ends_no_server(
     file = tmp_path / "keys"
     file.write_text(FULL)
     keyed, open_server = start_echo(params={"api_key_file": str(file)}), start_echo()
+    until(keyed.is_ready)
     with httpx.Client(base_url=keyed.url, timeout=60) as client:
 
         def status(key: str) -> int:
