@@ -23,6 +23,8 @@ from engines.setup.demo import demo_model
 
 MOST_HEALTH_SECONDS = 0.1
 MOST_TOKENIZE_SECONDS = 0.2
+PATIENCE = 8.0
+"""Seconds for an answer: what the engine makes of a request is not measured. Status 0: not waited for any longer."""
 GRAMMARS, PROMPTS = 8, 50
 
 
@@ -36,7 +38,7 @@ def main() -> int:
         with Tree(command, {}, log) as server:
             _wait_until_ready(setting.url, log)
             costs = [
-                _told(cost_of(case, setting.url, server.process.pid))
+                _told(cost_of(case, setting.url, server.process.pid, patience=PATIENCE))
                 for case in cases("bench")
                 if any(word in case.name for word in given.only)
             ]

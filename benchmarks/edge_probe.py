@@ -14,6 +14,8 @@ from benchmarks.edge_cases import Case
 MIB = 1 << 20
 EVERY_SECONDS = 0.01
 PATIENCE = 120
+GONE = 0
+"""Status of a request that was not waited for to its end."""
 GRAMMARS_SECONDS = 0.5
 """Until the server is at the grammars."""
 
@@ -22,6 +24,7 @@ GRAMMARS_SECONDS = 0.5
 class Cost:
     name: str
     status: int
+    """GONE where the engine took too long."""
     seconds: float
     """Until the request was answered."""
     worst_health_seconds: float
@@ -34,14 +37,16 @@ class Cost:
         return 10 * self.body_mib + 100
 
 
-def cost_of(case: Case, url: str, pid: int) -> Cost:
-    """Send the case to the server with this process, alone, and watch."""
+def cost_of(case: Case, url: str, pid: int, *, patience: float = PATIENCE) -> Cost:
+    """Send the case to the server with this process, alone, and watch; go away after `patience` seconds."""
     _ask(url, "GET", "/health")
     before = _forget_peak(pid)
     watched = _Watched(url)
     began = time.perf_counter()
     try:
-        status = _ask(url, "POST", case.path, case.body)
+        status = _ask(url, "POST", case.path, case.body, patience=patience)
+    except TimeoutError:
+        status = GONE
     finally:
         seconds = time.perf_counter() - began
         worst = watched.end()
@@ -111,19 +116,20 @@ class _Watched:
                 return connection.close()
 
 
-def _connection(url: str) -> http.client.HTTPConnection:
+def _connection(url: str, patience: float = PATIENCE) -> http.client.HTTPConnection:
     address = urlsplit(url)
     assert address.hostname is not None
-    return http.client.HTTPConnection(address.hostname, address.port, timeout=PATIENCE)
+    return http.client.HTTPConnection(address.hostname, address.port, timeout=patience)
 
 
-def _ask(url: str, method: str, path: str, body: bytes | None = None) -> int:
-    connection = _connection(url)
+def _ask(url: str, method: str, path: str, body: bytes | None = None, *, patience: float = PATIENCE) -> int:
+    connection, deadline = _connection(url, patience), time.perf_counter() + patience
     headers = {} if body is None else {"content-type": "application/json"}
     connection.request(method, path, body, headers)
     reply = connection.getresponse()
-    while reply.read(MIB):
-        pass
+    while reply.read1(MIB):
+        if time.perf_counter() > deadline:
+            raise TimeoutError
     connection.close()
     return reply.status
 
