@@ -45,6 +45,8 @@ def another_value(field: FieldInfo) -> Any:
         case kind if kind in (int, float):
             lowest = next((each.ge for each in field.metadata if hasattr(each, "ge")), 1)
             return next(value for value in (1, 2, lowest) if value >= lowest and value != default)
+        case kind if kind is tuple:
+            return ["*"]
         case kind if kind is dict:
             return {"image": 3}
         case _:
