@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.http.limits import MAX_JSON, MAX_NAME, MAX_OPTIONS, MAX_PROMPTS, MAX_TOKENS
+from server.http.field_limits import MAX_JSON, MAX_NAME, MAX_OPTIONS, MAX_PROMPTS, MAX_TOKENS
 from server.model.tools import MAX_TOOLS
 from server.openai.schema import MAX_ALLOWED, MAX_LISTED, MAX_MESSAGES, MAX_STOP, MAX_STOPS
 from server.openai.tokenization import MAX_COUNTED, MAX_SPELT

@@ -23,10 +23,10 @@ from server.http.body import MIB
 from server.http.connections import Connections, most_connections
 from server.http.keys import KeyLimits, Keys
 from server.http.settings import HttpSettings
-from server.inference.allowances import Allowances
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.inference import Inference
 from server.inference.lifecycle import Lifecycle
+from server.inference.rate_limits import RateLimits
 from server.jobs.executor import LocalExecutor
 from server.jobs.hub import JobHub
 from server.jobs.jobs import GIB, Jobs, Machine
@@ -39,7 +39,7 @@ from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.pools import PoolMetrics, Pools
 from server.store.database import Database
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def make_parts(
         inference.metrics.registry, prefix=PREFIX, count_open=lambda: len(connections)
     )
     # 2. The store side.
-    room = Room(state, int(params.disk_reserve * MIB))
+    reserve = DiskReserve(state, int(params.disk_reserve * MIB))
     files = Files(
         database,
         state / "files",
-        room,
+        reserve,
         pools.files,
         max_bytes=int(params.max_file_size * MIB),
         quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
@@ -95,7 +95,7 @@ def make_parts(
         publisher,
         hub,
         tasks,
-        room,
+        reserve,
         max_running=params.max_running_jobs,
         max_queued=params.max_queued_jobs,
         retries=params.job_retries,
@@ -112,7 +112,7 @@ def make_parts(
         BatchStore(database),
         state / "batches",
         files,
-        room,
+        reserve,
         model,
         inference,
         tasks,
@@ -182,7 +182,7 @@ def _inference(
         fine_tuned=fine_tuned,
         lifecycle=Lifecycle(engine, partial(load_adapters, adapters, params.adapters, params.hub_token)),
         metrics=Metrics(engine, adapters, model_name=model.name, engine_name=params.infer_backend),
-        allowances=Allowances(keys.limits_of, _key_limits(params)),
+        rate_limits=RateLimits(keys.limits_of, _key_limits(params)),
         weight_of=keys.weight_of,
         pools=pools,
     )

@@ -12,7 +12,7 @@ from engines.adapters.view import Adapter
 from engines.errors import Conflict, InvalidRequest, TuneserveError
 from server.adapters.roots import RootsDep
 from server.http.body import RequestBody, json_body
-from server.http.limits import GivenName, GivenPath
+from server.http.field_limits import GivenName, GivenPath
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 

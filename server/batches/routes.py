@@ -10,7 +10,7 @@ from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
 from server.http.caller import AccessDep
-from server.http.limits import Name
+from server.http.field_limits import Name
 
 router = APIRouter(prefix="/v1/batches")
 

@@ -22,7 +22,7 @@ from server.batches.store import BatchStore
 from server.files.files import FileObject, Files
 from server.inference.inference import Inference
 from server.model.served import ServedModel
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 
 PROGRESS_SECONDS = 1.0
 """Seconds between two updates of a batch's counts."""
@@ -38,7 +38,7 @@ class Shared:
 
     store: BatchStore
     files: Files
-    room: Room
+    reserve: DiskReserve
     model: ServedModel
     inference: Inference
     max_line_bytes: int
@@ -110,7 +110,7 @@ class BatchRun:
         """One request after another: whose turn it is, is shared."""
         for custom_id in remaining:
             async with self._shared.slots:
-                self._shared.room.check()
+                self._shared.reserve.check()
                 body = await asyncio.to_thread(plan.read, custom_id)
                 model, inference = self._shared.model, self._shared.inference
                 reply = await answer(self._batch.caller, model, inference, self._batch.endpoint, body)

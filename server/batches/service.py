@@ -23,7 +23,7 @@ from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Batches:
         store: BatchStore,
         folder: Path,
         files: Files,
-        room: Room,
+        reserve: DiskReserve,
         model: ServedModel,
         inference: Inference,
         tasks: Tasks,
@@ -64,7 +64,7 @@ class Batches:
         self._shared = Shared(
             store=store,
             files=files,
-            room=room,
+            reserve=reserve,
             model=model,
             inference=inference,
             max_line_bytes=max_line_bytes,
@@ -103,7 +103,7 @@ class Batches:
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
         )
-        self._shared.room.check()
+        self._shared.reserve.check()
         folder = self._folder(batch.id)
         await asyncio.to_thread(_make, folder)
         try:

@@ -26,7 +26,7 @@ from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
 from server.store.pages import read_page
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +98,12 @@ class Files:
     """`purposes` are those that a caller may see, and `access` says whose files: another file is not found."""
 
     def __init__(
-        self, database: Database, folder: Path, room: Room, pool: Pool, *, max_bytes: int, quota: Quota
+        self, database: Database, folder: Path, reserve: DiskReserve, pool: Pool, *, max_bytes: int, quota: Quota
     ) -> None:
         """`folder` is that of all databases' files; `pool` waits for the disk; `max_bytes` is the size of the largest
         file that a client may upload; `quota` what each client may have."""
         self.max_bytes = max_bytes
-        self._room = room
+        self._reserve = reserve
         self._quota = quota
         self._counting = asyncio.Lock()
         self._database = database
@@ -113,7 +113,7 @@ class Files:
 
     async def open(self) -> None:
         """Remove what a server that was killed has left. Called once, when the database is open."""
-        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id, self._room, self._pool)
+        storage = await asyncio.to_thread(LocalStorage, self._folder / self._database.id, self._reserve, self._pool)
         async with self._database.reading() as connection:
             ids = (await connection.execute(select(FILES.c.id))).scalars()
             await storage.keep_only(set(ids))

@@ -17,7 +17,7 @@ from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
 from engines.errors import StorageFull
 from server.pools import Pool
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 
 WRITE_BYTES = 1 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -49,14 +49,14 @@ class FileStorage(Protocol):
 class LocalStorage:
     """Contents as files of one folder, which nobody else writes to."""
 
-    def __init__(self, folder: Path, room: Room, pool: Pool) -> None:
-        """Stops where there is no more of `room`; `pool` waits for the disk."""
+    def __init__(self, folder: Path, reserve: DiskReserve, pool: Pool) -> None:
+        """Stops where there is no room beside the `reserve`; `pool` waits for the disk."""
         self._folder = private_folder(folder)
-        self._room = room
+        self._reserve = reserve
         self._pool = pool
 
     async def store(self, key: str, pieces: AsyncIterator[bytes]) -> Stored:
-        writer = _Writer(self._folder / key, self._room)
+        writer = _Writer(self._folder / key, self._reserve)
         try:
             waiting = bytearray()
             async for piece in pieces:
@@ -74,7 +74,7 @@ class LocalStorage:
         return await self._pool.run((self._folder / key).open, "rb")
 
     async def copy_to(self, key: str, target: Path) -> None:
-        await self._pool.run(_link_or_copy, self._folder / key, target, self._room)
+        await self._pool.run(_link_or_copy, self._folder / key, target, self._reserve)
 
     async def delete(self, key: str) -> None:
         await self._pool.run((self._folder / key).unlink, missing_ok=True)
@@ -92,9 +92,9 @@ class _Writer:
     """A file under another name until it is whole. A task that is cancelled leaves its last call running in a thread:
     calls wait for each other, and one that comes after `discard` does nothing."""
 
-    def __init__(self, path: Path, room: Room) -> None:
+    def __init__(self, path: Path, reserve: DiskReserve) -> None:
         self._path = path
-        self._room = room
+        self._reserve = reserve
         self._partial = path.with_name(f"{path.name}.partial")
         self._lock = threading.Lock()
         self._file: FileIO | None = None
@@ -104,7 +104,7 @@ class _Writer:
 
     def write(self, data: bytes) -> None:
         with self._lock, told_full():
-            self._room.check(len(data))
+            self._reserve.check(len(data))
             file = self._open()
             rest = memoryview(data)
             while rest:
@@ -137,14 +137,14 @@ class _Writer:
         return self._file
 
 
-def _link_or_copy(source: Path, target: Path, room: Room) -> None:
+def _link_or_copy(source: Path, target: Path, reserve: DiskReserve) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:
         raise
     except OSError:  # another disk, or one that knows no links
         with told_full():
-            room.check(source.stat().st_size)
+            reserve.check(source.stat().st_size)
             partial = target.with_name(f".{target.name}.partial")
             try:
                 shutil.copyfile(source, partial)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
 from server.http.body import Items, Metadata, RequestBody
-from server.http.limits import Json, Options
+from server.http.field_limits import Json, Options
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 

@@ -11,9 +11,9 @@ from fastapi import Depends
 from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
 from server.deps import part
-from server.inference.allowances import Allowances
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.lifecycle import Lifecycle
+from server.inference.rate_limits import RateLimits
 from server.inference.salts import Salts
 from server.metrics.metrics import Metrics
 from server.pools import Pools
@@ -29,7 +29,7 @@ class Inference:
     """Whose those of them are that jobs have made."""
     lifecycle: Lifecycle
     metrics: Metrics
-    allowances: Allowances
+    rate_limits: RateLimits
     weight_of: Callable[[str | None], float]
     """The weight of an owner's share of the engine."""
     pools: Pools

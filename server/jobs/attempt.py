@@ -26,7 +26,7 @@ from server.jobs.table import CHECKPOINTS
 from server.jobs.tail import Tail
 from server.jobs.tidy import paths_of, tidy
 from server.store.access import SERVER
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 from training.folder import JobError, JobFolder, Result, Step, Validation
 from training.params.hub import names_on_hub
@@ -50,7 +50,7 @@ class Workshop:
     hub: JobHub
     metrics: JobMetrics
     tasks: Tasks
-    room: Room
+    reserve: DiskReserve
     mark: str
     """Beginning of the marks of all processes of these jobs."""
     retries: int
@@ -190,7 +190,7 @@ class ValidationRun(Run):
         deadline = time.monotonic() + seconds
         while not ended.done():
             await asyncio.wait({ended}, timeout=min(POLL_SECONDS, seconds))
-            self.shop.room.check()
+            self.shop.reserve.check()
             if time.monotonic() > deadline and not ended.done():
                 text = f"The job's data could not be looked at within {seconds:g} s (job_validation_timeout)."
                 raise ValidationTimeout(text)
@@ -236,7 +236,7 @@ class AttemptRun(Run):
             await patiently(lambda: self.shop.store.set_process(self.job, worker.pid, worker.started))
             while not ended.done():
                 await asyncio.wait({ended}, timeout=POLL_SECONDS)
-                self.shop.room.check()
+                self.shop.reserve.check()
                 await self.take_in()
         except StorageFull as error:
             return await self._end_for_want_of_room(worker, error)

@@ -27,7 +27,7 @@ from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 from training.folder import Event
 from training.params.hub import names_on_hub
@@ -63,7 +63,7 @@ class Jobs:
         hooks: Hooks,
         hub: JobHub,
         tasks: Tasks,
-        room: Room,
+        reserve: DiskReserve,
         *,
         max_running: int,
         max_queued: int,
@@ -81,7 +81,7 @@ class Jobs:
         self._hooks = hooks
         self._hub = hub
         self._tasks = tasks
-        self._room = room
+        self._reserve = reserve
         self._max_queued = max_queued
         self._validation_timeout = validation_timeout
         self._queueing = asyncio.Lock()
@@ -105,7 +105,7 @@ class Jobs:
             hub=self._hub,
             metrics=self.metrics,
             tasks=self._tasks,
-            room=self._room,
+            reserve=self._reserve,
             validation_timeout=self._validation_timeout,
             mark=self._database.id,
             retries=self._retries,
@@ -155,7 +155,7 @@ class Jobs:
 
         Where the block raises, the folder is removed. Raises StorageFull, Conflict.
         """
-        self._room.check()
+        self._reserve.check()
         id, folders = new_id(prefix), self.folders
         folders.making += 1
         try:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
 from server.http.body import Metadata, RequestBody
-from server.http.limits import Options
+from server.http.field_limits import Options
 from server.http.validation import MISSING, to_invalid_request
 from training.params.task import TASK, TASKS, Task, params_of
 from training.refusals.supported import refusals

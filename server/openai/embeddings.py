@@ -18,7 +18,7 @@ from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
 from server.http.caller import Caller, CallerDep
-from server.http.limits import Name
+from server.http.field_limits import Name
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -49,9 +49,9 @@ async def embed(
     model: ModelDep,
     inference: ReadyInference,
 ) -> Response:
-    allowance = inference.allowances.of(caller)
-    request.state.answer_headers = allowance.headers
-    allowance.begin(request.state.answered)
+    rate_limit = inference.rate_limits.of(caller)
+    request.state.answer_headers = rate_limit.headers
+    rate_limit.begin(request.state.answered)
     leased = await inference.lease(body.model, caller.access, request.state.answered)
     whole = await until_disconnect(request, answer(body, caller, model, inference, leased.version))
     return Response(orjson.dumps(whole), media_type="application/json")
@@ -86,7 +86,7 @@ async def answer(
         for index, ids in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))
-    inference.allowances.of(caller).take_prompt(tokens)
+    inference.rate_limits.of(caller).take_prompt(tokens)
     vectors = await _embed_all(inference.engine, requests, body)
     inference.metrics.count_embeddings(tokens, adapter)
     return {

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from server.http.body import Items
-from server.http.limits import MAX_PROMPTS, MAX_TOKENS, Text
+from server.http.field_limits import MAX_PROMPTS, MAX_TOKENS, Text
 
 Ids = Annotated[Items[int], Field(max_length=MAX_TOKENS)]
 Input = Text | Ids

@@ -70,9 +70,9 @@ async def respond(
     http: HttpSettings,
 ) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
-    allowance = inference.allowances.of(request.state.caller)
-    request.state.answer_headers = allowance.headers
-    allowance.begin(request.state.answered)
+    rate_limit = inference.rate_limits.of(request.state.caller)
+    request.state.answer_headers = rate_limit.headers
+    rate_limit.begin(request.state.answered)
     answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds)
@@ -90,8 +90,8 @@ async def admit(
     model = model.as_asked(leased)
     capabilities, pools = inference.engine.capabilities(), inference.pools
     asked = await endpoint.read(body, model, capabilities, pools)
-    allowance = inference.allowances.of(caller)
-    allowance.check_outputs(asked.n * len(asked.prompts), "n")
+    rate_limit = inference.rate_limits.of(caller)
+    rate_limit.check_outputs(asked.n * len(asked.prompts), "n")
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
 
     def generation() -> Generation:
@@ -103,9 +103,9 @@ async def admit(
         )
 
     generates = await pools.text.run_long(body.is_long or bool(body.bad_words), generation)
-    allowance.take_prompt(sum(len(prompt.ids) for prompt in asked.prompts))
+    rate_limit.take_prompt(sum(len(prompt.ids) for prompt in asked.prompts))
     renderer = endpoint.renderer(body, asked, envelope, model.vocabulary)
-    return Answer(inference, model.vocabulary, generates, renderer, on_tokens=allowance.take_output)
+    return Answer(inference, model.vocabulary, generates, renderer, on_tokens=rate_limit.take_output)
 
 
 def _requests(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from server.http.body import Items, Metadata, RequestBody
-from server.http.limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonObject, MaxBytes, Name, Options, Text
+from server.http.field_limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonObject, MaxBytes, Name, Options, Text
 from server.model.tools import MAX_TOOLS
 from server.openai.inputs import Inputs
 

@@ -15,7 +15,7 @@ from server.files.files import Files, Quota
 from server.pools import Pools
 from server.store.access import SERVER
 from server.store.database import Database
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from tests.killed import Killer, check_all_or_nothing
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link"}
@@ -36,7 +36,7 @@ async def server(state: Path, work: Callable[[Files], Awaitable[Any]]) -> Any:
     files = Files(
         database,
         state / "files",
-        Room(state, 0),
+        DiskReserve(state, 0),
         Pools().files,
         max_bytes=1 << 20,
         quota=Quota(files=1000, bytes=1 << 30),

@@ -15,7 +15,7 @@ from server.files.files import Files, Quota
 from server.pools import Pools
 from server.store.access import SERVER
 from server.store.database import Database
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def files(database_url: str, tmp_path: Path) -> AsyncIterator[Files]:
     files = Files(
         database,
         tmp_path / "files",
-        Room(tmp_path, 0),
+        DiskReserve(tmp_path, 0),
         Pools().files,
         max_bytes=1 << 20,
         quota=Quota(files=1000, bytes=1 << 30),

@@ -20,7 +20,7 @@ from server.jobs.metrics import JobMetrics
 from server.jobs.store import JobStore
 from server.store.access import SERVER
 from server.store.database import Database
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 from training.params.task import TASK, Task
 
@@ -74,7 +74,7 @@ class Office:
             self.hooks,
             hub,
             self.tasks,
-            Room(self.folder / "jobs", self.reserve),
+            DiskReserve(self.folder / "jobs", self.reserve),
             **self.limits,
         )
         await self.jobs.open()

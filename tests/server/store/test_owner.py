@@ -24,7 +24,7 @@ from server.jobs.table import JOBS
 from server.pools import Pools
 from server.store.access import SERVER, Access
 from server.store.database import Database
-from server.store.room import Room
+from server.store.reserve import DiskReserve
 
 ACME, ZETA = (Access(owner=name, everything=False) for name in ("acme", "zeta"))
 ADMIN = Access(owner="ops", everything=True)
@@ -61,7 +61,12 @@ Page = Callable[..., Any]
 
 async def files_of(database: Database, tmp_path: Path) -> tuple[Get, Page, list[str]]:
     files = Files(
-        database, tmp_path / "files", Room(tmp_path, 0), Pools().files, max_bytes=100, quota=Quota(files=9, bytes=999)
+        database,
+        tmp_path / "files",
+        DiskReserve(tmp_path, 0),
+        Pools().files,
+        max_bytes=100,
+        quota=Quota(files=9, bytes=999),
     )
     await files.open()
     made = [await files.create("batch", "a.jsonl", b"x", owner=owner) for owner in ("acme", "zeta", None)]

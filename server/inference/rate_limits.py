@@ -1,8 +1,8 @@
-"""What each key may take: requests at a time and a minute, tokens a minute, outputs a request.
+"""Rate limits of keys: requests at a time, requests and tokens a minute, outputs of one request.
 
-Of what is allowed a minute, a bucket holds as much as may be taken at once; it fills up again evenly (a token bucket,
-Turner 1986). A request has to find its prompt's tokens there; what it generates is taken as it comes, if need be from
-what the next minutes bring, since nobody knows beforehand how much it is. Over any longer time the limit holds.
+The limits of a minute are token buckets (Turner 1986): a bucket holds a minute's worth, which may be taken at once, and
+fills up again evenly. A request needs its prompt's tokens in the bucket. What it generates is taken as it comes, even
+where that leaves less than nothing, since nobody knows beforehand how much it is. Over any longer time the limit holds.
 """
 
 import math
@@ -17,27 +17,29 @@ from server.http.keys import KeyLimits
 MINUTE = 60.0
 
 
-class Allowances:
-    """Those of all keys, by name: keys of one name share one."""
+class RateLimits:
+    """The rate limit of each name of keys."""
 
     def __init__(self, limits_of: Callable[[str], KeyLimits], defaults: KeyLimits) -> None:
-        """`limits_of` tells the limits of a key by its name; where it has none, `defaults` hold."""
+        """`limits_of` gives the limits that the keys of a name have; `defaults` hold for those that it leaves open."""
         self._limits_of = limits_of
         self._defaults = defaults
-        self._of: dict[str, Allowance] = {}
+        self._of: dict[str, RateLimit] = {}
 
-    def of(self, caller: Caller) -> "Allowance":
-        """A key whose limits have changed begins anew."""
+    def of(self, caller: Caller) -> "RateLimit":
+        """Keys of one name share one. Where their limits have changed, it begins anew."""
         if caller.name is None:
             return UNLIMITED
         limits = self._limits_of(caller.name).or_else(self._defaults)
         found = self._of.get(caller.name)
         if found is None or found.limits != limits:
-            found = self._of[caller.name] = Allowance(limits)
+            found = self._of[caller.name] = RateLimit(limits)
         return found
 
 
-class Allowance:
+class RateLimit:
+    """What the keys of one name have taken, and may take."""
+
     def __init__(self, limits: KeyLimits) -> None:
         self.limits = limits
         self._running = 0
@@ -45,7 +47,7 @@ class Allowance:
         self._tokens = None if limits.tokens_per_minute is None else Bucket(limits.tokens_per_minute)
 
     def begin(self, held: ExitStack) -> None:
-        """A request begins; it ends when `held` is closed. Raises RateLimited."""
+        """Count a request as running until `held` is closed. Raises RateLimited."""
         most = self.limits.max_running_requests
         if most is not None and self._running >= most:
             raise RateLimited(f"This API key may have {most} requests running at a time.", retry_after=1)
@@ -66,17 +68,17 @@ class Allowance:
             )
 
     def take_prompt(self, tokens: int) -> None:
-        """The prompts of a request are about to be computed. Raises RateLimited."""
+        """Take the tokens of a request's prompts, before they are computed. Raises RateLimited."""
         if self._tokens is not None:
             self._tokens.take(tokens, "tokens")
 
     def take_output(self, tokens: int) -> None:
-        """Tokens have been generated."""
+        """Take tokens that have been generated."""
         if self._tokens is not None:
             self._tokens.level -= tokens
 
     def headers(self) -> Iterator[tuple[str, str]]:
-        """OpenAI's."""
+        """OpenAI's headers that say what is left."""
         for name, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             if bucket is not None:
                 yield f"x-ratelimit-limit-{name}", str(bucket.most)
@@ -85,7 +87,7 @@ class Allowance:
 
 
 class Bucket:
-    """What may be taken: `most` at once, and as much a minute."""
+    """A token bucket: `most` may be taken at once, and as much comes back each minute."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -96,7 +98,7 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        """What is there now: below nothing where more was taken than there was."""
+        """What is there now; negative where more was taken than there was."""
         now = monotonic()
         self._level = min(self.most, self._level + (now - self._seen) * self.rate)
         self._seen = now
@@ -107,8 +109,8 @@ class Bucket:
         self._level = level
 
     def take(self, amount: int, what: str) -> None:
-        """Raises RateLimited where there is not as much. More than there can ever be is taken when the bucket is
-        full."""
+        """Raises RateLimited where less than `amount` is there. An amount that the bucket never holds is taken when it
+        is full."""
         missing = min(amount, self.most) - self.level
         if missing > 0:
             wait = missing / self.rate
@@ -129,5 +131,5 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
-UNLIMITED = Allowance(KeyLimits())
-"""For who needs no key."""
+UNLIMITED = RateLimit(KeyLimits())
+"""For clients of a server without keys."""

@@ -14,8 +14,8 @@ from engines.echo import EchoEngine, EchoFaults
 from engines.params.deploy import DeployParams
 from server.commands.deploy import WrongAccess, check_limits
 from server.http.keys import Keys
-from server.inference import allowances
-from server.inference.allowances import duration
+from server.inference import rate_limits
+from server.inference.rate_limits import duration
 from tests.server.client import ReadyClient, echo_client
 from tests.until import until
 
@@ -31,7 +31,7 @@ Clock = Callable[[float], None]
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """For limits time stands still, but for what a test lets pass."""
     now = [1000.0]
-    monkeypatch.setattr(allowances, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limits, "monotonic", lambda: now[0])
 
     def go_on(seconds: float) -> None:
         now[0] += seconds

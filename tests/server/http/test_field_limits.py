@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.http.limits import BYTES
+from server.http.field_limits import BYTES
 from tests.server.api import EchoApi
 from tests.server.client import echo_client
 
