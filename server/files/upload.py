@@ -51,7 +51,7 @@ async def receive(form: Form, files: Files, purposes: Collection[Purpose], owner
 
 def _take(given: dict[str, str], field: Field) -> None:
     if field.name in given:
-        raise InvalidRequest("The field is given twice.", param=field.name[:100])
+        raise _given_twice(field.name)
     if field.name == "file":
         raise InvalidRequest("The file must be sent as one: the part has no 'filename'.", param="file")
     given[field.name] = field.value
@@ -71,13 +71,22 @@ def _read(given: Mapping[str, str]) -> UploadFields:
     for name, value in given.items():
         outer, _, inner = name.partition("[")
         if inner.endswith("]"):
-            body.setdefault(outer, {})[inner.removesuffix("]")] = int(value) if value.isdecimal() else value
+            fields = body.setdefault(outer, {})
+            if not isinstance(fields, dict):
+                raise _given_twice(outer)
+            fields[inner.removesuffix("]")] = int(value) if value.isdecimal() else value
+        elif name in body:
+            raise _given_twice(name)
         else:
             body[name] = value
     try:
         return UploadFields.model_validate(body)
     except ValidationError as error:
         raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+
+
+def _given_twice(name: str) -> InvalidRequest:
+    return InvalidRequest("The field is given twice.", param=name[:100])
 
 
 def _check(fields: UploadFields, filename: str, purposes: Collection[Purpose]) -> None:

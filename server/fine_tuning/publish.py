@@ -4,6 +4,7 @@ A fine-tuning job promises a model, and fails where it cannot be served. Any oth
 served model is published too, and tells in its events where that cannot be served.
 """
 
+import asyncio
 import errno
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.servable import check_servable
 from server.inference.inference import Inference
 from server.jobs.job import COUNTING, Job, JobStatus
-from server.jobs.store import JobStore, message
+from server.jobs.store import CURVE, JobStore, message
 from server.model.served import ServedModel, model_source
 from training.folder import Event, Result, Validation
 from training.params.task import Task
@@ -107,8 +108,8 @@ class Publisher:
 
     async def _write_result_file(self, job: Job, record: FineTuning) -> FineTuning:
         """The file is there in the same moment in which the record names it."""
-        events = await self.store.events(job, types=("step", "evaluation"))
-        text = result_csv(event.event for event in events)
+        events = [event.event async for piece in self.store.all_events(job, types=CURVE) for event in piece]
+        text = await asyncio.to_thread(result_csv, events)
         async with self.files.storing(text.encode()) as content:
             name = f"{job.id}-results.csv"
             file = content.as_file("fine-tune-results", name, owner=job.owner, expires_after=None)

@@ -13,8 +13,10 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
 from server.http.body import json_body
 from server.http.caller import AccessDep
+from server.http.settings import PoolsDep
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs, JobsDep
+from server.jobs.store import CURVE
 from server.jobs.table import CHECKPOINTS, JOBS
 from server.store.access import Access
 
@@ -22,6 +24,8 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 LATEST_STEPS = 20
+MOST_METADATA = 16
+"""As many as a job has."""
 ID = re.compile(r"ftjob-[A-Za-z0-9]+")
 
 
@@ -78,14 +82,23 @@ async def list_fine_tuning_events(
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
 async def list_fine_tuning_job_checkpoints(
-    fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep, after: str | None = None, limit: Limit = 10
+    fine_tuning_job_id: str,
+    jobs: JobsDep,
+    access: AccessDep,
+    pools: PoolsDep,
+    after: str | None = None,
+    limit: Limit = 10,
 ) -> dict[str, Any]:
     """Those that answer already."""
     job = await _get(jobs, fine_tuning_job_id, access)
     store = jobs.store
     found, more = await store.page_of_checkpoints(job, CHECKPOINTS.c.announced, after=after, limit=limit)
-    events = [event.event for event in await store.events(job, types=("step", "evaluation"))]
-    data = [checkpoint_to_wire(each, _record(job), job_id=job.id, events=events) for each in found]
+    events = [event.event async for piece in store.all_events(job, types=CURVE) for event in piece]
+
+    def write() -> list[dict[str, Any]]:
+        return [checkpoint_to_wire(each, _record(job), job_id=job.id, events=events) for each in found]
+
+    data = await pools.text.run(write)
     ids = [checkpoint["id"] for checkpoint in data]
     first, last = (ids[0], ids[-1]) if ids else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
@@ -127,4 +140,6 @@ def _metadata_filter(request: Request) -> list[ColumnElement[bool]]:
             if "\x00" in key + value:
                 raise InvalidRequest("metadata: no key or value has a NUL in it.", param="metadata")
             where.append(JOBS.c.metadata[key].as_string() == value)
+    if len(where) > MOST_METADATA:
+        raise InvalidRequest(f"metadata: at most {MOST_METADATA} values can be looked for.", param="metadata")
     return where

@@ -1,9 +1,12 @@
 """/v1/jobs: everything that the command line can run, beside the served model."""
 
+import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from engines.errors import InvalidRequest
 from server.http.body import json_body
@@ -15,13 +18,15 @@ from server.jobs.jobs import JobsDep
 from server.jobs.logs import read_log
 from server.jobs.request import JobBody, JobType, parse
 from server.jobs.sources import SourcesDep
-from server.jobs.store import JobEvent, message
+from server.jobs.store import CURVE, JobEvent, message
 from server.jobs.stream import stream_job_events
 from server.jobs.table import JOBS
 
 router = APIRouter(prefix="/v1/jobs")
 
 Limit = Annotated[int, Query(ge=1, le=100)]
+EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
+MOST_ATTEMPTS = 1_000_000
 LOG_BYTES = 64 << 10
 MOST_LOG_BYTES = 1 << 20
 
@@ -118,19 +123,19 @@ async def get_job_events(
     """A page of events; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""
     job = await jobs.store.get(job_id, access)
     if "text/event-stream" in request.headers.get("accept", ""):
-        if last_event_id is not None and not last_event_id.isdecimal():
+        if last_event_id is not None and not EVENT_NUMBER.fullmatch(last_event_id):
             raise InvalidRequest("Last-Event-ID is no id of an event of this stream.", param="Last-Event-ID")
         return await stream_job_events(jobs, job, access, int(last_event_id or 0), keep_alive=http.keep_alive_seconds)
     events, more = await jobs.store.page_of_events(job, after=after, limit=limit, order=order)
     return _page([event_to_wire(event) for event in events], more)
 
 
-@router.get("/{job_id}/metrics")
-async def get_job_metrics(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+@router.get("/{job_id}/metrics", response_class=StreamingResponse)
+async def get_job_metrics(job_id: str, jobs: JobsDep, access: AccessDep) -> StreamingResponse:
     """The loss curve: what was logged of each step and evaluation."""
     job = await jobs.store.get(job_id, access)
-    events = await jobs.store.events(job, types=("step", "evaluation"))
-    return {"object": "list", "data": [each.event.model_dump(mode="json") for each in events]}
+    pieces = jobs.store.all_events(job, types=CURVE)
+    return StreamingResponse(_write_list(pieces), media_type="application/json")
 
 
 @router.get("/{job_id}/logs")
@@ -139,7 +144,7 @@ async def get_job_logs(
     jobs: JobsDep,
     access: AccessDep,
     pools: PoolsDep,
-    attempt: Annotated[int | None, Query(ge=0)] = None,
+    attempt: Annotated[int | None, Query(ge=0, le=MOST_ATTEMPTS)] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LOG_BYTES)] = LOG_BYTES,
 ) -> dict[str, Any]:
@@ -171,6 +176,16 @@ async def get_job_artifact(job_id: str, path: str, jobs: JobsDep, access: Access
 
 def event_to_wire(event: JobEvent) -> dict[str, Any]:
     return {"id": event.id, "object": "job.event", "attempt": event.attempt, **event.event.model_dump(mode="json")}
+
+
+async def _write_list(pieces: AsyncIterator[list[JobEvent]]) -> AsyncIterator[bytes]:
+    """A list of what the events tell, as JSON."""
+    separator = b""
+    yield b'{"object":"list","data":['
+    async for piece in pieces:
+        yield separator + orjson.dumps([each.event.model_dump(mode="json") for each in piece])[1:-1]
+        separator = b","
+    yield b"]}"
 
 
 def _page(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:

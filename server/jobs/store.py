@@ -4,7 +4,7 @@ Whoever was left behind, such as a run whose job was cancelled, changes nothing 
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -22,6 +22,11 @@ from server.store.ids import new_id
 from server.store.pages import read_page
 from training.discreet import without_folders
 from training.folder import EVENT, Checkpoint, Event, Message
+
+CURVE = ("step", "evaluation")
+"""Types of the events that tell how the training goes."""
+PIECE = 500
+"""Events read at a time: the event loop goes on in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +228,13 @@ class JobStore:
         async with self.database.reading() as connection:
             rows = (await connection.execute(query.order_by(EVENTS.c.number).limit(limit))).mappings().all()
         return [_to_event(row) for row in rows]
+
+    async def all_events(self, job: Job, *, types: Collection[str]) -> AsyncIterator[list[JobEvent]]:
+        """The same, of these types and to the end, in pieces: there may be one for each of a million steps."""
+        after = 0
+        while events := await self.events(job, types=types, after=after, limit=PIECE):
+            yield events
+            after = events[-1].number
 
     async def page_of_events(
         self, job: Job, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"

@@ -207,6 +207,12 @@ def test_a_form_without_a_file_or_with_two_is_refused(api: Api) -> None:
     assert api.refused(reply)["code"] == "unknown_parameter"
 
 
+@pytest.mark.parametrize("names", [("expires_after", "expires_after[seconds]"), ("purpose[a]", "purpose")])
+def test_a_field_that_is_a_text_and_an_object_is_refused(api: Api, names: tuple[str, str]) -> None:
+    reply = api.http.post("/v1/files", data=dict.fromkeys(names, "1"), files={"file": ("a.jsonl", b"1")})
+    assert api.refused(reply)["message"] == "The field is given twice."
+
+
 def test_files_are_json_lines(api: Api) -> None:
     assert ".jsonl" in api.refused(api.upload("a.csv", purpose="fine-tune"))["message"]
     assert api.upload("A.JSONL", purpose="fine-tune").status_code == 200

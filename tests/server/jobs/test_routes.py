@@ -111,6 +111,8 @@ def test_events_stream_to_the_end_and_a_client_goes_on_where_it_was(api: EchoApi
     assert [line for line in again.splitlines() if line.startswith("id:")] == [f"id: {b['id']}" for b in blocks[5:]]
     assert api.http.get(path, headers=accept | {"last-event-id": blocks[-1]["id"]}).status_code == 204
     assert api.http.get(path, headers=accept | {"last-event-id": "x"}).status_code == 400
+    for number in ("9" * 30, "9" * 5000):
+        assert api.http.get(path, headers=accept | {"last-event-id": number}).status_code == 400
 
 
 def test_a_stream_ends_with_the_server_and_not_the_server_with_the_stream(tmp_path: Path) -> None:
@@ -142,6 +144,7 @@ def test_logs_come_in_pages_of_whole_lines(api: EchoApi, done: dict[str, Any]) -
     assert (page["text"], page["next_offset"], page["has_more"]) == ("It begins.\n", 11, True)
     assert api.jobs.logs(id, offset=11)["text"] == "It ends.\n"
     assert api.jobs.logs(id, attempt=7)["text"] == ""
+    assert api.http.get(f"/v1/jobs/{id}/logs?attempt={'9' * 300}").status_code == 400
 
 
 def test_artifacts_are_listed_and_downloaded(api: EchoApi, done: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from engines.errors import Conflict, NotFound
 from server.jobs.job import Job, JobStatus
-from server.jobs.store import JobStore, message
+from server.jobs.store import CURVE, JobStore, message
 from server.jobs.table import JOBS
 from server.store.access import SERVER
 from server.store.database import Database
@@ -72,6 +73,15 @@ async def test_the_queue_is_by_priority_and_then_by_age(store: JobStore) -> None
     for id, priority, queued_at in (("a", 0, 5.0), ("b", 1, 9.0), ("c", 0, 3.0), ("d", 1, 8.0)):
         await store.create(job(id, priority=priority, queued_at=queued_at), SERVER)
     assert [each.id for each in await store.all(JOBS.c.status == QUEUED)] == ["d", "b", "c", "a"]
+
+
+async def test_the_curve_of_a_long_job_is_read_in_pieces(store: JobStore) -> None:
+    await store.create(job("job-1"), SERVER)
+    one = await store.begin_attempt(await store.get("job-1", SERVER))
+    await store.take_in(one, [step(number) for number in range(1200)], before=0, after=1)
+    pieces = [steps(piece) async for piece in store.all_events(one, types=CURVE)]
+    assert [len(piece) for piece in pieces] == [500, 500, 200]
+    assert list(chain(*pieces)) == list(range(1200))
 
 
 async def test_events_are_taken_in_once_and_steps_told_once(store: JobStore) -> None:
