@@ -21,7 +21,7 @@ from engines.pt.sequence import Sequence, order_of
 
 RECENT_STEPS = 512
 """Steps for which it is remembered that a share has asked for something."""
-SHORT = 2
+SHORT = 3
 """While several shares ask, a step computes a part of the prompts' tokens that it could."""
 SAVED_STEPS = 8
 """Steps' worth of tokens that a share which asks for little may be ahead."""
