@@ -18,10 +18,10 @@ from server.deps import Parts
 from server.files import routes as file_routes
 from server.files.files import Files
 from server.fine_tuning import routes as fine_tuning_routes
-from server.http.auth import Auth
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
-from server.http.keys import Keys
+from server.http.keys.auth import Auth
+from server.http.keys.keys import Keys
 from server.http.middleware import RequestContext
 from server.http.origins import Origins
 from server.inference.inference import Inference

@@ -20,8 +20,8 @@ from server.files.files import Files, Quota
 from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
-from server.http.connections import Connections, most_connections
-from server.http.keys import KeyLimits, Keys
+from server.http.connections.room import Connections, most_connections
+from server.http.keys.keys import KeyLimits, Keys
 from server.http.settings import HttpSettings
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.inference import Inference

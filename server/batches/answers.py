@@ -12,8 +12,8 @@ from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, Que
 from engines.logs import about
 from engines.types import BATCH_PRIORITY
 from server.http.body import Model, parse_object
-from server.http.caller import Caller
 from server.http.errors import error_body, error_status
+from server.http.keys.caller import Caller
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.openai import embeddings

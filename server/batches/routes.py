@@ -9,8 +9,8 @@ from server.batches.service import BatchesDep
 from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
-from server.http.caller import AccessDep
 from server.http.field_limits import Name
+from server.http.keys.caller import AccessDep
 
 router = APIRouter(prefix="/v1/batches")
 

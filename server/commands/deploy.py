@@ -14,10 +14,10 @@ from engines.params.deploy import DeployParams
 from server.app import create_app
 from server.deps import Parts
 from server.http.addresses import is_loopback
-from server.http.connections import Connections
-from server.http.keys import VARIABLE, Keys
-from server.http.server import HttpServer
-from server.http.tls import Certificate, read_certificate
+from server.http.connections.room import Connections
+from server.http.connections.server import HttpServer
+from server.http.connections.tls import Certificate, read_certificate
+from server.http.keys.keys import VARIABLE, Keys
 from server.inference.inference import Inference
 from server.jobs.jobs import Jobs
 from server.model.served import ServedModel

@@ -12,7 +12,7 @@ from server.files.files import ALL_PURPOSES, FilesDep, Purpose, read_pieces
 from server.files.form import Form
 from server.files.upload import receive
 from server.http.body import check_announced, check_encoding, linger
-from server.http.caller import Caller, CallerDep, Role
+from server.http.keys.caller import Caller, CallerDep, Role
 
 router = APIRouter(prefix="/v1/files")
 

@@ -10,8 +10,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from server import __version__
-from server.http.auth import PUBLIC
 from server.http.body import JsonBody
+from server.http.keys.auth import PUBLIC
 
 REFERENCE = "#/components/schemas/{model}"
 KEY = {

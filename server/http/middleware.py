@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engines.errors import InvalidRequest, NotFound
 from engines.logs import about
 from server.deps import Parts
-from server.http.caller import ANYBODY
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.http.in_flight import InFlight
+from server.http.keys.caller import ANYBODY
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")

@@ -21,9 +21,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.addresses import parse_address
-from server.http.auth import PUBLIC
 from server.http.errors import ForeignOrigin, UnknownHost, error_response
-from server.http.keys import Keys
+from server.http.keys.auth import PUBLIC
+from server.http.keys.keys import Keys
 
 OWN_SITES = ("none", "same-origin")
 """Values of Sec-Fetch-Site: the person typed the address, or the page is the server's own."""

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as AsgiSend
 
 from server.deps import find_part
-from server.http.connections import Connections
+from server.http.connections.room import Connections
 from server.http.errors import SlowReader, error_body
 from server.http.settings import HttpSettings
 

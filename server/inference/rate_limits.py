@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from time import monotonic
 
 from engines.errors import InvalidRequest, RateLimited
-from server.http.caller import Caller
-from server.http.keys import KeyLimits
+from server.http.keys.caller import Caller
+from server.http.keys.keys import KeyLimits
 
 MINUTE = 60.0
 

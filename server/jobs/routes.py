@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from engines.errors import InvalidRequest
 from server.http.body import json_body
-from server.http.caller import AccessDep
+from server.http.keys.caller import AccessDep
 from server.http.settings import HttpDep, PoolsDep
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus

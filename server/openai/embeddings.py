@@ -17,8 +17,8 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
 from engines.types import EmbeddingRequest
 from server.http.body import RequestBody, json_body
-from server.http.caller import Caller, CallerDep
 from server.http.field_limits import Name
+from server.http.keys.caller import Caller, CallerDep
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel

@@ -29,7 +29,7 @@ from engines.text.prompt import Prompt
 from engines.text.stop_strings import StopTable
 from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest, Sampling
-from server.http.caller import Caller
+from server.http.keys.caller import Caller
 from server.http.settings import HttpSettings
 from server.http.sse import stream_events, until_disconnect
 from server.inference.inference import Inference

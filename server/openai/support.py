@@ -6,8 +6,8 @@ from typing import Any
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.types import BATCH_PRIORITY, GenerationRequest, Sampling
-from server.http.caller import Caller
 from server.http.errors import InsufficientPermissions
+from server.http.keys.caller import Caller
 from server.openai.schema import GenerationFields
 
 

@@ -12,9 +12,9 @@ import yaml
 
 from engines.params.deploy import DeployParams
 from engines.process import life
-from server.http import server
-from server.http.caller import Role
-from server.http.keys import Keys
+from server.http.connections import server
+from server.http.keys.caller import Role
+from server.http.keys.keys import Keys
 from server.inference import lifecycle
 
 ROOT = Path(__file__).parents[2]

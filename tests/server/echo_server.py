@@ -15,7 +15,7 @@ from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from engines.process.config import patience_of
 from server.commands.deploy import check_access, configure_logging, listen, serve
-from server.http.tls import read_certificate
+from server.http.connections.tls import read_certificate
 from server.parts import make_parts, read_keys
 
 TOKENIZER = echo_tokenizer()

@@ -25,7 +25,7 @@ from engines.types import GenerationRequest, TokenOutput
 from engines.vllm.config import vllm_config
 from server import parts as server_parts
 from server.commands import deploy
-from server.http.tls import read_certificate
+from server.http.connections.tls import read_certificate
 from server.jobs.jobs import Jobs
 from server.parts import make_parts
 from tests.adapter_folders import write_adapter

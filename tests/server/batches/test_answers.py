@@ -15,7 +15,7 @@ from engines.types import BATCH_PRIORITY, EngineState, GenerationRequest, TokenO
 from server.batches.answers import MAX_FAILURES, Reply, answer
 from server.batches.results import Results
 from server.deps import Parts
-from server.http.caller import ANYBODY
+from server.http.keys.caller import ANYBODY
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.parts import make_parts

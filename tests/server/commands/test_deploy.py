@@ -14,7 +14,7 @@ import pytest
 from engines.errors import UnsupportedModel
 from engines.params.deploy import DeployParams
 from server.commands import deploy
-from server.http.keys import Keys
+from server.http.keys.keys import Keys
 from tests.server.keys import ASK, FULL, TEACH, bearer
 from tests.server.process import ServerProcess
 from tests.until import until

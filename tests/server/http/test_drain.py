@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.http.server import AGAIN_SECONDS
+from server.http.connections.server import AGAIN_SECONDS
 from tests.server.process import ServerProcess
 from tests.until import until
 

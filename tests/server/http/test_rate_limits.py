@@ -13,7 +13,7 @@ import pytest
 from engines.echo import EchoEngine, EchoFaults
 from engines.params.deploy import DeployParams
 from server.commands.deploy import WrongAccess, check_limits
-from server.http.keys import Keys
+from server.http.keys.keys import Keys
 from server.inference import rate_limits
 from server.inference.rate_limits import duration
 from tests.server.client import ReadyClient, echo_client

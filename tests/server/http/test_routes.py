@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.http.auth import ROLES_OF_PATHS
-from server.http.caller import Role
+from server.http.keys.auth import ROLES_OF_PATHS
+from server.http.keys.caller import Role
 from server.inference.inference import Inference
 from server.jobs.devices import FixedDevices
 from server.jobs.executor import LocalExecutor

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.http.keys import Keys
+from server.http.keys.keys import Keys
 from tests.server.client import ReadyClient, echo_client
 from tests.server.keys import ASK, FULL, TEACH, bearer
 

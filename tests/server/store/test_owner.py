@@ -16,7 +16,7 @@ from server.batches.store import BatchStore
 from server.batches.table import BATCHES
 from server.files.files import Files, Quota
 from server.files.table import FILES
-from server.http.caller import ANYBODY
+from server.http.keys.caller import ANYBODY
 from server.inference.fine_tuned import FineTunedModels
 from server.jobs.job import Job, JobStatus
 from server.jobs.store import JobStore

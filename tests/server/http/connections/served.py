@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from server.http.connections import Connections
-from server.http.protocol import LimitedProtocol, Limits
+from server.http.connections.protocol import LimitedProtocol, Limits
+from server.http.connections.room import Connections
 from tests.until import PATIENCE
 
 

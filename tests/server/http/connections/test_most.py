@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from server.http.connections import DEFAULT_MOST, RESERVE, TooManyFiles, most_connections
+from server.http.connections.room import DEFAULT_MOST, RESERVE, TooManyFiles, most_connections
 
 
 @pytest.mark.parametrize(

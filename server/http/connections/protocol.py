@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from engines.errors import TuneserveError
-from server.http.connections import Connections, Room
+from server.http.connections.room import Connections, Room
 from server.http.errors import (
     HeadersTooLarge,
     InvalidHttp,

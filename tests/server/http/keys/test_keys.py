@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.http.caller import ALL_ROLES, Caller, Role
-from server.http.keys import Keys, WrongKeys
+from server.http.keys.caller import ALL_ROLES, Caller, Role
+from server.http.keys.keys import Keys, WrongKeys
 
 LONG = "0123456789abcdef"
 OTHER = "fedcba9876543210"

@@ -14,8 +14,8 @@ from cryptography import x509
 
 from engines.params.deploy import DeployParams
 from server.commands import deploy
-from server.http.handshakes import MOST_HANDSHAKES
-from server.http.tls import WrongCertificate, read_certificate
+from server.http.connections.handshakes import MOST_HANDSHAKES
+from server.http.connections.tls import WrongCertificate, read_certificate
 from tests.certificates import write_certificate
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until

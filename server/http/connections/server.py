@@ -14,9 +14,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from server.http.connections import Connections
-from server.http.handshakes import TlsListener
-from server.http.protocol import LimitedProtocol, Limits
+from server.http.connections.handshakes import TlsListener
+from server.http.connections.protocol import LimitedProtocol, Limits
+from server.http.connections.room import Connections
 
 KEEP_ALIVE_SECONDS = 75
 """Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a

@@ -6,9 +6,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines.errors import TuneserveError
-from server.http.caller import ALL_ROLES, ANYBODY, Caller, Role
 from server.http.errors import InsufficientPermissions, InvalidApiKey, error_response
-from server.http.keys import Keys
+from server.http.keys.caller import ALL_ROLES, ANYBODY, Caller, Role
+from server.http.keys.keys import Keys
 
 PUBLIC = frozenset({"/health", "/ready"})
 USERS = ALL_ROLES - {Role.METRICS}

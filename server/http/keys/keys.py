@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from engines.errors import TuneserveError
-from server.http.caller import ALL_ROLES, Caller, Role
+from server.http.keys.caller import ALL_ROLES, Caller, Role
 
 logger = logging.getLogger(__name__)
 
