@@ -41,7 +41,10 @@ class Reply:
 async def answer(
     caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]
 ) -> Reply:
-    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it."""
+    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it.
+
+    Raises RateLimited where the caller may ask it only later.
+    """
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
         return await _answer(caller, model, inference, endpoint, body, request_id)
@@ -59,8 +62,8 @@ async def _answer(
             return Reply(200, request_id, await ENDPOINTS[endpoint](caller, model, inference, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
-        except RateLimited as error:  # the tokens of batches count; how many requests run is the batches' own business
-            await asyncio.sleep(error.retry_after)
+        except RateLimited:  # the tokens of batches count; how many requests run is the batches' own business
+            raise
         except EngineFailure as error:
             failures += 1
             if failures == MAX_FAILURES:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engines.adapters.disk import sync
-from engines.errors import TuneserveError
-from server.batches.answers import answer
+from engines.errors import RateLimited, TuneserveError
+from server.batches.answers import Reply, answer
 from server.batches.batch import Batch, Status
 from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
@@ -109,11 +109,7 @@ class BatchRun:
     async def _work(self, remaining: Iterator[str], plan: Plan, results: Results) -> None:
         """One request after another: whose turn it is, is shared."""
         for custom_id in remaining:
-            async with self._shared.slots:
-                self._shared.reserve.check()
-                body = await asyncio.to_thread(plan.read, custom_id)
-                model, inference = self._shared.model, self._shared.inference
-                reply = await answer(self._batch.caller, model, inference, self._batch.endpoint, body)
+            reply = await self._ask(custom_id, plan)
             writing = asyncio.ensure_future(
                 asyncio.to_thread(results.add_answer, custom_id, reply.status, reply.request_id, reply.body)
             )
@@ -122,6 +118,19 @@ class BatchRun:
             finally:  # who goes on after a cancellation must find it written
                 await asyncio.wait((writing,))
             self._shared.inference.metrics.count_batch_request("completed" if reply.status == 200 else "failed")
+
+    async def _ask(self, custom_id: str, plan: Plan) -> Reply:
+        """The answer to one request. What its owner may have only later is waited for without a slot: those of others
+        go on."""
+        model, inference = self._shared.model, self._shared.inference
+        while True:
+            try:
+                async with self._shared.slots:
+                    self._shared.reserve.check()
+                    body = await asyncio.to_thread(plan.read, custom_id)
+                    return await answer(self._batch.caller, model, inference, self._batch.endpoint, body)
+            except RateLimited as error:
+                await asyncio.sleep(error.retry_after)
 
     async def _tell_progress(self, results: Results) -> None:
         told = -1

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS = 24 * 3600
 MAX_RUNNING = 16
 """Batches that run at a time; later ones wait."""
+MAX_RUNNING_OF_ONE = 4
+"""Those of one owner among them: the batches of others do not wait until a long queue is over."""
 RETRY_SECONDS = 10.0
 """Seconds before another try, where the disk is full or the database is gone."""
 GRACE_SECONDS = 3600
@@ -170,8 +173,11 @@ class Batches:
             self._news.set()
             return
         self._shared.inference.metrics.batches_unfinished.set(len(unfinished))
+        running = Counter(batch.owner for batch in unfinished if batch.id in self._running)
         for batch in unfinished:
-            if batch.id not in self._running and len(self._running) < MAX_RUNNING:
+            has_room = len(self._running) < MAX_RUNNING and running[batch.owner] < MAX_RUNNING_OF_ONE
+            if has_room and batch.id not in self._running:
+                running[batch.owner] += 1
                 self._running[batch.id] = asyncio.create_task(self._run(batch.id))
 
     async def _run(self, id: str) -> None:

@@ -134,23 +134,39 @@ def test_a_file_that_is_read_again_changes_the_limits_at_once(tmp_path: Path, pa
 
 
 def test_the_tokens_of_a_batch_are_its_owners_and_its_requests_do_not_count(tmp_path: Path, pass_time: Clock) -> None:
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": HELLO | {"max_tokens": 3}}
     with serving(tmp_path, key_tokens_per_minute=60, key_requests_per_minute=1) as client:
-        owner = {"authorization": f"Bearer {ONE}"}
-        upload: dict[str, Any] = {
-            "files": {"file": ("b.jsonl", json.dumps(line))},
-            "data": {"purpose": "batch"},
-            "headers": owner,
-        }
-        ids = {"input_file_id": client.post("/v1/files", **upload).json()["id"]}
-        job = {"endpoint": "/v1/completions", "completion_window": "24h", **ids}
-        batch = client.post("/v1/batches", json=job, headers=owner).json()
-        until(lambda: client.get(f"/v1/batches/{batch['id']}", headers=owner).json()["status"] == "completed")
+        id = batch(client, ONE, [HELLO | {"max_tokens": 3}])
+        until(lambda: get(client, ONE, id)["status"] == "completed")
 
         answer = ask(client, HELLO | {"max_tokens": 3})
 
         assert left(answer, "tokens")[:2] == ("60", "44")
         assert left(answer, "requests")[:2] == ("1", "0")
+
+
+def test_batches_wait_neither_for_what_another_may_not_have_yet_nor_for_another_s_queue(tmp_path: Path) -> None:
+    with serving(tmp_path, "tokens_per_minute=5") as client:
+        waiting = [batch(client, ONE, [HELLO] * 100) for _ in range(20)]
+        until(lambda: any(get(client, ONE, each)["request_counts"]["completed"] for each in waiting))
+        other = batch(client, OTHER, [HELLO] * 3)
+        until(lambda: get(client, OTHER, other)["status"] == "completed")
+        assert all(get(client, ONE, each)["status"] in ("validating", "in_progress") for each in waiting)
+
+
+def batch(client: ReadyClient, key: str, bodies: list[dict[str, Any]]) -> str:
+    """The id of a new batch of completions."""
+    head = {"authorization": f"Bearer {key}"}
+    line = {"method": "POST", "url": "/v1/completions"}
+    lines = "\n".join(json.dumps(line | {"custom_id": str(n), "body": body}) for n, body in enumerate(bodies))
+    form: dict[str, Any] = {"files": {"file": ("b.jsonl", lines)}, "data": {"purpose": "batch"}}
+    body = {"endpoint": "/v1/completions", "completion_window": "24h"}
+    body["input_file_id"] = client.post("/v1/files", **form, headers=head).json()["id"]
+    return str(client.post("/v1/batches", json=body, headers=head).json()["id"])
+
+
+def get(client: ReadyClient, key: str, id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = client.get(f"/v1/batches/{id}", headers={"authorization": f"Bearer {key}"}).json()
+    return answer
 
 
 def test_limits_for_keys_stop_a_start_without_any() -> None:
