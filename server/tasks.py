@@ -8,13 +8,15 @@ from typing import Annotated
 from fastapi import Depends
 from prometheus_client import CollectorRegistry, Counter
 
-from engines.process.tasks import keep_running
+from engines.process.backoff import keep_running
 from server.deps import part
 
 log = logging.getLogger(__name__)
 
 
 class Tasks:
+    """The server's background tasks, by name."""
+
     def __init__(self, registry: CollectorRegistry, *, prefix: str) -> None:
         self._supervisors: dict[str, asyncio.Task[None]] = {}
         self._failures = Counter(
@@ -37,11 +39,11 @@ class Tasks:
         await asyncio.gather(*supervisors, return_exceptions=True)
 
     def dead(self) -> list[str]:
-        """Names of the tasks that nobody starts again any more."""
+        """Names of the tasks that have died and are not started again."""
         return [name for name, each in self._supervisors.items() if each.done() and _died(each)]
 
     def failed(self, name: str, error: BaseException, about: str) -> None:
-        """Log and count the death of a task that its owner deals with."""
+        """Log and count the failure of a task that whoever runs it deals with."""
         self._count(name)
         log.error("%s", about, exc_info=error)
 
@@ -57,5 +59,5 @@ TasksDep = Annotated[Tasks, Depends(part(Tasks))]
 
 
 def _died(task: asyncio.Task[None]) -> bool:
-    """Whether it ended otherwise than by itself."""
+    """Whether it was cancelled or raised an error."""
     return task.cancelled() or task.exception() is not None

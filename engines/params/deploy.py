@@ -44,7 +44,7 @@ class ServerParams(Params):
     """Let everybody in who reaches the address, without any key, also where other machines reach it."""
     key_max_running_requests: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """Requests that may run at a time with one key; further ones are refused with status 429. Keys of one name count
-    as one, and a line of `api_key_file` may set another limit after its key: `max_running_requests=4`. None unless
+    as one, and a line of `api_key_file` may set another limit after its key: `max_running_requests=4`. No limit unless
     given."""
     key_requests_per_minute: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """Requests for answers and embeddings that one key may make in a minute, or `requests_per_minute` of its line; the
@@ -53,18 +53,19 @@ class ServerParams(Params):
     """Tokens of prompts and outputs that one key may use in a minute, or `tokens_per_minute` of its line. A request has
     to find its prompt's there; what it generates is taken from the minutes to come where need be."""
     key_max_outputs: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
-    """Outputs that one request may ask for, `n` for each of its prompts, or `max_outputs` of its key's line."""
+    """Outputs that one request may ask for, `n` for each of its prompts; or `max_outputs` in the key's line. A request
+    for more is refused with status 400."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
-    """Ask for a key on `/metrics` too, where there are any."""
+    """Require a key on `/metrics` too, on a server with keys."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
     max_connections: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
-    """Connections that may be open at a time. For one more, the one that has been without a request for longest is
-    closed; where there is none, it gets status 503 for all but `/health`, `/ready` and `/metrics`. As many as the limit
-    of open files (`ulimit -n`) has room for, 4096 at most, unless given."""
+    """Connections that may be open at a time. For one more, the one that has been idle longest is closed; where none
+    is idle, it gets status 503 for all but `/health`, `/ready` and `/metrics`. Unless given, as many as the limit of
+    open files (`ulimit -n`) has room for, 4096 at most."""
     ssl_certfile: Annotated[str | None, About(DEPLOY)] = None
-    """A file in PEM with the certificate, and those that lead to its authority: the server then speaks HTTPS only. It
-    is read again on SIGHUP."""
+    """A file in PEM with the certificate and its chain: the server then speaks HTTPS only. It is read again on
+    SIGHUP."""
     ssl_keyfile: Annotated[str | None, About(DEPLOY)] = None
     """The file with the key of `ssl_certfile`; in that file too unless given."""
     ssl_keyfile_password: Annotated[str | None, About(DEPLOY, secret=True)] = None
@@ -75,15 +76,15 @@ class ServerParams(Params):
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
     max_files: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)
-    """Files that each key may have, those that batches and jobs have made for it among them, before it can upload no
-    more. Where there are no keys: in all."""
+    """Files that each name of keys may have, with those that batches and jobs have made for it; one more upload is
+    refused with status 429. Without keys: all files together."""
     max_files_size: Annotated[float, About(DEPLOY)] = Field(100, ge=0)
-    """GiB that they may come to."""
+    """GiB that these files may have together."""
     max_queued_batches: Annotated[int, About(DEPLOY)] = Field(100, ge=0)
-    """Batches of each key that may run or wait at a time."""
+    """Batches of each name of keys that may run or wait at a time; one more is refused with status 429."""
     disk_reserve: Annotated[float, About(DEPLOY)] = Field(256, ge=0)
-    """MiB of the disk of `state_dir` that are kept for the database: uploads, outputs of batches and jobs end with
-    status or code 507 before they take the last of it."""
+    """MiB of the disk of `state_dir` that are kept for the database. Before they are taken, uploads and new batches and
+    jobs are refused with status 507, batches wait, and running jobs fail with `insufficient_storage`."""
     allowed_origins: Annotated[Origins, About(DEPLOY)] = ()
     """Web origins whose pages may call the server from a browser (CORS), such as `https://chat.example`; `*` for all.
     Those of others are refused."""
@@ -110,9 +111,10 @@ class ServerParams(Params):
     max_running_jobs: Annotated[int, About(DEPLOY)] = Field(1, ge=0)
     """Training jobs that run at a time; 0: they stay in the queue."""
     max_queued_jobs: Annotated[int, About(DEPLOY)] = Field(100, ge=0)
-    """Jobs of each key that may wait at a time, those whose data is still looked at among them."""
+    """Jobs of each name of keys that may wait at a time, with those whose data is being checked; one more is refused
+    with status 429."""
     job_validation_timeout: Annotated[float, About(DEPLOY)] = Field(3600, gt=0)
-    """Seconds to fetch what a job names on the hub and to look at its data, before it has failed."""
+    """Seconds to fetch what a job names on the hub and to check its data. A job that takes longer fails."""
     job_retries: Annotated[int, About(DEPLOY)] = Field(2, ge=0)
     """How often a job whose worker process died without saying why goes on from its last checkpoint by itself."""
     job_gpu_memory: Annotated[float, About(DEPLOY)] = Field(4, ge=0)
@@ -145,15 +147,16 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
     starred: ClassVar = frozenset({"served_model_name"})
 
     host: Annotated[str, About(DEPLOY)] = "127.0.0.1"
-    """Address to listen on; 0.0.0.0: on all of the machine's, as the reference does. One that other machines reach is
-    refused without a key."""
+    """Address to listen on; 0.0.0.0: all addresses of the machine. One that other machines reach needs a key, or
+    `allow_anonymous`."""
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
     api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None
     """Keys of which a request must bring one, each as `[NAME=][ROLE[+ROLE...]:]KEY`. The roles: `infer` may ask for
-    answers, `train` run jobs, `admin` administer; a key without any may do everything. The name, which is no secret,
-    stands in logs and metrics, and what several keys of one name make belongs to one owner. A key has 16 characters or
-    more. Those of the environment variable TUNESERVE_API_KEY, between spaces or commas, count too."""
+    answers, `train` run jobs, `admin` administer, `metrics` read `/metrics`; a key without any may do everything. The
+    name, which is no secret, stands in logs and metrics, and what several keys of one name make belongs to one owner. A
+    key has 16 characters or more. Keys of the environment variable TUNESERVE_API_KEY, separated by spaces or commas,
+    are added."""
     owned_by: Annotated[str, About(DEPLOY)] = "tuneserve"
     """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
     served_model_name: Annotated[str | None, About(DEPLOY)] = None

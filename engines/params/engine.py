@@ -30,13 +30,13 @@ class EngineParams(Params):
     """Take memory in such a way that `/sleep` can give it back, and `/wake_up` take it again. For vLLM on a GPU."""
     max_num_queued_reqs: Annotated[int, About(DEPLOY)] = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
-    started, but for those of a key that has less than its part of the places while others fill them."""
+    started, except those of a key that has less than its share of the places."""
     engine_start_timeout: Annotated[float, About(DEPLOY)] = Field(1800, gt=0)
     """Seconds that the engine has to load the model, a download included. One that takes longer is killed: at the
     server's start that ends the server, later the engine is started again."""
     engine_watchdog_timeout: Annotated[float, About(DEPLOY)] = Field(300, ge=5)
     """Seconds after which an engine that has work and makes no step, or does not answer at all, is killed and started
-    again. To be longer than the longest step, and than loading one adapter or going to sleep takes."""
+    again. It must be longer than the longest step, and than it takes to load an adapter or to go to sleep."""
     engine_max_restarts: Annotated[int, About(DEPLOY)] = Field(10, ge=0)
     """Restarts of the engine in a row, without one that lasted for a minute, after which the server ends with status
     1."""

@@ -1,8 +1,8 @@
-"""What the shares of those who ask have got: the Virtual Token Counter (Sheng et al. 2024, arXiv:2401.00588).
+"""Fair queueing between shares: the Virtual Token Counter (Sheng et al. 2024, arXiv:2401.00588).
 
 Each share has a counter of the tokens that were computed for it, divided by its weight, and of the shares that wait the
-one with the lowest counter is next. A share that asked for less than its part is lifted to the others, but for what it
-may save: idle time is not saved up, and yet who asks little is answered at once.
+one with the lowest counter is next. A share that asked for little is lifted to the others, less what it may save: it
+cannot save up idle time, and is still answered at once.
 """
 
 from collections.abc import Iterable

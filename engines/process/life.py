@@ -1,4 +1,4 @@
-"""One life of an engine: a process that is begun, told what to load, and heard until its end, whatever that is."""
+"""One life of an engine: its process, from the start to the end, whatever ends it."""
 
 import asyncio
 import logging
@@ -101,7 +101,7 @@ class Life:
         raise Stuck(f"had not loaded the model after {self._patience.start_seconds:g} s, and was ended")
 
     async def run(self, hear: Callable[[frames.Step], None], has_work: Callable[[], bool]) -> End:
-        """Hear it until its end. Whatever goes wrong with that is its end, too."""
+        """Receive its messages until its end. An error in doing so ends it, too."""
         ping = frames.frame(frames.Ping())
         watchdog = Watchdog(self._patience.step_seconds, has_work=has_work, ping=lambda: self.send(ping))
         try:

@@ -1,4 +1,4 @@
-"""Places in the engine: how many requests of each share it has, and who may have one more where its queue is full."""
+"""How many requests of each share an engine has, and which share may have one more where the queue is full."""
 
 from collections import Counter
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from engines.errors import EngineUnavailable, TuneserveError, UnsupportedModel
+from engines.process.backoff import Backoff, keep_running
 from engines.process.life import End
-from engines.process.tasks import Pauses, keep_running
 from engines.types import EngineState, Health
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Supervisor:
         self._watcher: asyncio.Task[None] | None = None
         self._life: Awaitable[End] | None = None
         self._born = 0.0
-        self._pauses = Pauses()
+        self._backoff = Backoff()
         self._last = End("internal", "")
         self._health = Health(EngineState.STOPPED)
         self.restarts: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Supervisor:
 
     @property
     def health(self) -> Health:
-        """FAILED, too, where nobody watches the engine who should."""
+        """FAILED also where the supervision has ended."""
         if self._watcher is not None and self._watcher.done() and self._health.state is not EngineState.FAILED:
             return Health(EngineState.FAILED, "nothing watches the engine any more")
         return self._health
@@ -65,7 +65,7 @@ class Supervisor:
         self._watcher = asyncio.create_task(keep_running(TASK, self._watch, on_failure=self._fail), name=TASK)
 
     async def stop(self) -> None:
-        """Stop watching, so that the end of the engine is no death."""
+        """Stop watching, so that the end of the engine does not count as a death."""
         watcher, self._watcher = self._watcher, None
         self._health = Health(EngineState.STOPPED)
         if watcher is not None:
@@ -73,7 +73,7 @@ class Supervisor:
             await asyncio.gather(watcher, return_exceptions=True)
 
     def _fail(self, name: str) -> None:
-        """Watching has failed: the life that nobody saw end counts as ended, and another one begins."""
+        """The supervision has failed: the life that it watched counts as ended, and another one begins."""
         self.task_failures[name] += 1
         self._life = None
         self._last = End("internal", "was lost out of sight")
@@ -97,9 +97,9 @@ class Supervisor:
         self._on_death(self._health.detail)
 
     async def _start_again(self) -> None:
-        pause = self._pauses.after(time.monotonic() - self._born)
-        if self._pauses.failures > self._max_restarts:
-            return self._give_up(f"it failed {self._pauses.failures} times in a row, at last so: {self._last.detail}")
+        pause = self._backoff.after(time.monotonic() - self._born)
+        if self._backoff.failures > self._max_restarts:
+            return self._give_up(f"it failed {self._backoff.failures} times in a row, at last so: {self._last.detail}")
         log.info("the engine is started again in %g s", pause)
         await asyncio.sleep(pause)
         self.restarts[self._last.reason] += 1

@@ -1,6 +1,7 @@
-"""Whether an engine's process that lives goes on: it answers, makes steps while it has work, and is not stopped.
+"""Watchdog of an engine's process: notices one that is alive, and does not answer, makes no step, or is stopped.
 
-Time counts in looks, so that a server which was stopped itself, or kept from running, does not blame the engine for it.
+Time is counted in looks, not by the clock: a server that was itself stopped, or kept from running, does not blame the
+engine for it.
 """
 
 import asyncio
@@ -18,21 +19,22 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two looks at what was heard."""
 PING_SECONDS = 3.0
-"""Seconds of silence after which the process is asked for a sign. No watchdog waits less long than that and a look."""
+"""Seconds of silence after which the process is asked for a heartbeat. `engine_watchdog_timeout` is at least 5 s:
+longer than this and a look."""
 STATE_SECONDS = 4.0
 """Seconds between two looks at the state of all its processes."""
 FAMILY_LOOKS = 15
-"""Looks for which the list of these is good: to make it, all processes of the machine are read."""
+"""Looks until these processes are listed again, for which all processes of the machine are read."""
 
 
 class Stuck(Exception):
-    """The process lives, and does not go on."""
+    """The process is alive, and does not go on."""
 
 
 class Watchdog:
-    """Told of every message that comes, it raises `Stuck` where `seconds` pass without what should come.
+    """Raises `Stuck` after `seconds` without a message, or without a step while there is work.
 
-    A pong is any message: a step that is long, but shorter than that, is no reason.
+    Any message is a heartbeat. A ping asks for one.
     """
 
     def __init__(self, seconds: float, *, has_work: Callable[[], bool], ping: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is: the queue, between the shares of those who ask. On a server with keys a share is a key.
+"""Fair queueing: which share's turn it is. On a server with keys, a share is a name of keys.
 
 Of the shares that have something to compute the one with the lowest counter is next (`engines/process/counters.py`).
 One share alone gets everything. Its requests go in order of priority and arrival, as they do within each share.
@@ -22,7 +22,7 @@ from engines.pt.sequence import Sequence, order_of
 RECENT_STEPS = 512
 """Steps for which it is remembered that a share has asked for something."""
 SHORT = 3
-"""While several shares ask, a step computes a part of the prompts' tokens that it could."""
+"""While several shares ask, a step computes at most 1/SHORT of the prompt tokens that it could."""
 SAVED_STEPS = 8
 """Steps' worth of tokens that a share which asks for little may be ahead."""
 
@@ -73,7 +73,7 @@ class Queue:
             sequence.charged = end
 
     def room(self, sequence: Sequence, prompt_tokens: int) -> int:
-        """How many more tokens of prompts a step computes, where this sequence's are next. It has so many.
+        """How many more prompt tokens a step computes if this sequence's are next; it has `prompt_tokens` already.
 
         While several shares ask, steps are short, so that who comes does not wait for the end of a long one. What a
         share has saved it may have at once.

@@ -84,7 +84,7 @@ class RequestTimeout(TuneserveError):
 
 
 class SlowReader(TuneserveError):
-    """The client reads its answer too slowly."""
+    """The client does not read its answer."""
 
     code = "slow_reader"
 
@@ -110,8 +110,8 @@ STATUS: dict[type[TuneserveError], int] = {
     RequestLineTooLong: 414,
     QueueFull: 429,
     RateLimited: 429,
-    HeadersTooLarge: 431,
     QuotaExceeded: 429,
+    HeadersTooLarge: 431,
     EngineUnavailable: 503,
     TooManyConnections: 503,
     StoreUnavailable: 503,

@@ -30,7 +30,7 @@ OWN_SITES = ("none", "same-origin")
 
 
 class Origins:
-    """Answers a request with 403 that a page of another origin has a browser send. `*` lets all in."""
+    """Answers requests of web pages of other origins, and requests for unknown hosts, with 403. `*` allows all."""
 
     def __init__(
         self, app: ASGIApp, *, keys: Keys, address: str, allowed_origins: Iterable[str], allowed_hosts: Iterable[str]

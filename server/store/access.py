@@ -1,4 +1,4 @@
-"""Whose rows somebody may see and change: a row says in its column `owner` by whom it was made.
+"""Which rows a client may see and change: the column `owner` of a row names who made it.
 
 Every query on behalf of a client takes an Access, so that none can forget to ask whose the rows are.
 """
@@ -10,23 +10,23 @@ from sqlalchemy import ColumnElement, Table, false, true
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """To what is `owner`'s, or to everything.
+    """Access to the rows of `owner`, or to all.
 
-    A row without an owner was made where no key was needed: it is nobody's, and who sees everything sees it.
+    A row without an owner was made where no key was needed: only an access to everything shows it.
     """
 
     owner: str | None
-    """Name of who asks: what they make is theirs."""
+    """Name of the client: what it makes is its own."""
     everything: bool
 
     def rows(self, table: Table) -> ColumnElement[bool]:
-        """Whether it is a row of `table` to see, as a condition of a query."""
+        """Whether a row of `table` may be seen, as a condition of a query."""
         if self.everything:
             return true()
         return false() if self.owner is None else table.c.owner == self.owner
 
     def covers(self, owner: str | None) -> bool:
-        """Whether what is this owner's is to be seen."""
+        """Whether the things of this owner may be seen."""
         return self.everything or (owner is not None and owner == self.owner)
 
 

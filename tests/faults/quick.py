@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engines.process import client, tasks
+from engines.process import backoff, client
 from engines.process.config import Patience
 from engines.process.life import Life, Program
 from server.commands.cli import main
@@ -28,6 +28,6 @@ class HangingLife(Life):
 
 if __name__ == "__main__":
     HANG = Path(sys.argv.pop(1))
-    tasks.LONGEST_PAUSE = tasks.FIRST_PAUSE
+    backoff.LONGEST_PAUSE = backoff.FIRST_PAUSE
     client.Life = HangingLife  # type: ignore[attr-defined]  # a name that it imports
     sys.exit(echo_server.main(json.loads(sys.argv[2])) if sys.argv[1] == "hosted" else main())

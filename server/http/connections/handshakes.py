@@ -1,4 +1,4 @@
-"""TLS handshakes, before there is a connection: only so many are under way, and only for so long."""
+"""TLS handshakes: a limited number at a time, each for a limited time."""
 
 import asyncio
 import logging
@@ -9,10 +9,10 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 MOST_HANDSHAKES = 128
-"""For one more, the one that takes longest is broken off."""
+"""Handshakes at a time. One more ends the oldest."""
 HANDSHAKE_SECONDS = 15
 PAUSE_SECONDS = 1
-"""Seconds to wait where the process has no file left for a connection."""
+"""Seconds before the next try where the process can open no more files."""
 
 
 class TlsListener:
@@ -41,7 +41,7 @@ class TlsListener:
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
-            except Exception as error:  # noqa: BLE001 (whatever it is, such as too many open files, it may pass)
+            except Exception as error:  # noqa: BLE001 (whatever it is, such as too many open files, may pass)
                 logger.error("No connection can be taken: %s", error)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
@@ -61,5 +61,5 @@ class TlsListener:
             await loop.connect_accepted_socket(
                 self._protocol, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
             )
-        except OSError as error:  # it took too long, or the client speaks no TLS or trusts us not
+        except OSError as error:  # it took too long, or the client speaks no TLS or does not trust the certificate
             logger.debug("A TLS handshake failed: %s", error)

@@ -46,13 +46,13 @@ class Limits:
     """Bytes of all headers together."""
     header_count: int = 128
     head_seconds: float = 15
-    """From a request's first byte to the end of its headers."""
+    """Header timeout: from a request's first byte to the end of its headers."""
     min_rate: int = 500
     """Bytes a second of a body."""
     rate_seconds: float = 20
     """Seconds over which that is measured."""
     send_seconds: float = 60
-    """Seconds in which some of an answer must be read: by how much at a time is the systems' choice."""
+    """Send timeout: seconds in which some of a waiting answer must be read, however little."""
     linger_seconds: float = 5
     """Seconds that a client has to read why it was refused, while what it still sends is dropped: the error is lost
     where a connection is closed under a sender."""
@@ -225,7 +225,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._watch()
 
     def _refuse(self, error: TuneserveError) -> None:
-        """Take nothing more; tell `error`, behind the answer to an earlier request where one is under way."""
+        """Read no more requests, and answer with `error`; where an earlier request is running, after its answer."""
         self._refusal = error
         self._unset_keepalive_if_required()
         self._set_alarm(None)

@@ -1,4 +1,4 @@
-"""How many connections are open. Where one more comes than may be, the one that has been idle longest makes room."""
+"""A cap on open connections. For one more, the connection that has been idle longest is closed."""
 
 import resource
 from collections.abc import Callable
@@ -10,7 +10,7 @@ LEAST, DEFAULT_MOST = 16, 4096
 FILES_FOR_OTHERS = 256
 """Open files that are kept free of connections: for the database, uploads, the engine and jobs."""
 RESERVE = 64
-"""Connections beyond the limit that may ask whether the server lives, and nothing else."""
+"""Connections beyond the limit that may ask for the probes, and nothing else."""
 
 
 class TooManyFiles(TuneserveError):
@@ -64,13 +64,13 @@ class Room:
         return True
 
     def rest(self, connection: Connection) -> None:
-        """It has no request now."""
+        """The connection has no request now."""
         if connection in self._inside:
             self._idle.pop(connection, None)
             self._idle[connection] = None
 
     def work(self, connection: Connection) -> None:
-        """It has one."""
+        """The connection has a request."""
         self._idle.pop(connection, None)
 
     def leave(self, connection: Connection) -> None:

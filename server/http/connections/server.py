@@ -19,12 +19,12 @@ from server.http.connections.protocol import LimitedProtocol, Limits
 from server.http.connections.room import Connections
 
 KEEP_ALIVE_SECONDS = 75
-"""Seconds that an idle connection is kept: longer than clients keep it, so that they close it, never we under a
-request."""
+"""Idle timeout of a connection. It is longer than those of clients, so that they close it, and not we
+just as a request comes."""
 CLOSING_SECONDS = 5
 """Seconds for connections to close, once every request has been answered."""
 AGAIN_SECONDS = 1
-"""Seconds after which a second SIGINT is meant: one that comes sooner is the same one, sent twice."""
+"""Seconds after which a second SIGINT counts: one that comes sooner is the first one, sent twice."""
 
 
 class HttpServer(uvicorn.Server):
@@ -53,7 +53,7 @@ class HttpServer(uvicorn.Server):
         self._connections = connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which serves protocols that need to be told nothing."""
+        """As uvicorn's, whose protocols take neither connections nor limits."""
         await super().startup(sockets=[])
         protocol = partial(
             LimitedProtocol,

@@ -1,4 +1,4 @@
-"""The certificate that the server shows, and shows anew once it has been renewed."""
+"""The server's certificate, which is read again once it has been renewed."""
 
 import logging
 import ssl
@@ -16,7 +16,7 @@ class WrongCertificate(TuneserveError):
 
 
 class Certificate:
-    """A certificate, and the TLS of those who connect; `reload` reads its files again."""
+    """A certificate with its key, and the TLS context of connections; `reload` reads the files again."""
 
     def __init__(self, certificate: str, key: str | None = None, password: str | None = None) -> None:
         """Files in PEM; `key` is in the certificate's file unless given. Raises WrongCertificate."""

@@ -26,7 +26,7 @@ ALL_ROLES = frozenset(Role)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     name: str | None
-    """Name of its key, which is no secret; None where none was asked for."""
+    """Name of the key, which is no secret; None where no key is needed."""
     roles: frozenset[Role]
 
     @property
@@ -56,4 +56,4 @@ async def find_access(caller: CallerDep) -> Access:
 
 
 AccessDep = Annotated[Access, Depends(find_access)]
-"""For routes of what belongs to somebody."""
+"""For routes to things that have an owner."""

@@ -42,7 +42,7 @@ class KeyLimits:
     max_running_requests: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    """Of prompts and outputs together."""
+    """Tokens of prompts and outputs together."""
     max_outputs: int | None = None
     """Outputs of one request: `n` for each of its prompts."""
 
@@ -63,7 +63,7 @@ class ApiKey:
     """Where it was given, in words."""
     limits: KeyLimits = KeyLimits()
     weight: int | None = None
-    """Of its name's share of the engine; None: as any."""
+    """Weight of its name's share of the engine; None: 1."""
 
     @property
     def options(self) -> tuple[KeyLimits, int | None]:
@@ -74,10 +74,10 @@ NO_OPTIONS = (KeyLimits(), None)
 
 
 class Keys:
-    """All keys, and who brings which."""
+    """All keys of the server, and the caller that each stands for."""
 
     def __init__(self, texts: Sequence[str] = (), *, variable: str = "", file: Path | None = None) -> None:
-        """`variable` has keys between white space or commas, `file` one on each line. Raises WrongKeys."""
+        """`variable` has keys separated by white space or commas, `file` one on each line. Raises WrongKeys."""
         in_variable = [text for text in re.split(r"[\s,]+", variable) if text]
         self._fixed = (*_parse_all(texts, "--api_key"), *_parse_all(in_variable, VARIABLE))
         self._file = file
@@ -92,7 +92,7 @@ class Keys:
         return frozenset(key.caller.name for key in self._keys if key.caller.name is not None)
 
     def limits_of(self, name: str) -> KeyLimits:
-        """Those that the keys of a name share."""
+        """The limits that the keys of a name have together."""
         return next((key.limits for key in self._keys if key.caller.name == name), KeyLimits())
 
     def weight_of(self, name: str | None) -> int:
@@ -100,7 +100,7 @@ class Keys:
         return next((key.weight for key in self._keys if key.caller.name == name and key.weight), 1)
 
     def find(self, text: str) -> Caller | None:
-        """Whose key this is; every key is compared, so that the time tells nothing."""
+        """The caller whose key `text` is. Every key is compared, so that the time taken tells nothing."""
         digest = _digest(text)
         found = [key.caller for key in self._keys if hmac.compare_digest(key.digest, digest)]
         return found[0] if found else None
@@ -199,7 +199,7 @@ def _read_text(path: Path) -> str:
 
 
 def _distinct(keys: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
-    """The same key twice is one; with two meanings it is a mistake. Options hold for all keys of a name."""
+    """Each key once: the same key with two meanings is a mistake. Options hold for all keys of a name."""
     found: dict[bytes, ApiKey] = {}
     telling: dict[str | None, ApiKey] = {}
     for key in keys:

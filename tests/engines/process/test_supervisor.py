@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from engines.errors import EngineFailure, EngineUnavailable, UnsupportedModel
+from engines.process.backoff import STEADY
 from engines.process.life import End
 from engines.process.supervisor import TASK, Supervisor
-from engines.process.tasks import STEADY
 from engines.types import EngineState
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engines.process.tasks import STEADY, keep_running
+from engines.process.backoff import STEADY, keep_running
 
 
 class Work:

@@ -1,4 +1,4 @@
-"""Background tasks that outlive what goes wrong in them, and the pauses between tries of anything."""
+"""Exponential back-off, and background tasks that are kept running with it."""
 
 import asyncio
 import logging
@@ -8,20 +8,20 @@ from collections.abc import Awaitable, Callable
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before the next try: the first after a failure, then doubled up to the longest."""
+"""Seconds before the next try: after one failure, and at most; each further failure doubles them."""
 STEADY = 60.0
-"""Seconds after which a try counts as a good one, and the next pause is a short one again."""
+"""Seconds that a try must last for the pause after it to be the first one again."""
 
 
-class Pauses:
-    """The pauses between tries of one thing."""
+class Backoff:
+    """The growing pauses between tries of one thing."""
 
     def __init__(self) -> None:
         self.failures = 0
-        """Tries in a row that did not last."""
+        """Failures in a row of tries that did not last."""
 
     def after(self, lasted: float) -> float:
-        """A try has failed after so many seconds. Return those until the next."""
+        """Count the failure of a try that lasted so many seconds. Return the seconds until the next."""
         self.failures = 1 if lasted > STEADY else self.failures + 1
         return min(FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10), LONGEST_PAUSE)
 
@@ -29,10 +29,10 @@ class Pauses:
 async def keep_running(
     name: str, work: Callable[[], Awaitable[object]], *, on_failure: Callable[[str], None] = lambda name: None
 ) -> None:
-    """Return when `work` does. Where it raises, that is logged, `on_failure` is told the name, and after a pause the
-    work begins again. Only who cancels the task ends it sooner.
+    """Run `work` until it returns. Where it raises, log that, call `on_failure` with the name, and begin again after a
+    pause. Only a cancellation of this task ends it sooner.
     """
-    pauses = Pauses()
+    backoff = Backoff()
     while True:
         began = time.monotonic()
         try:
@@ -45,14 +45,14 @@ async def keep_running(
             log.error("what the task %r awaited was cancelled", name)
         except Exception:  # of any kind: it must not end what is to run as long as the server
             log.exception("the task %r failed", name)
-        pause = pauses.after(time.monotonic() - began)
+        pause = backoff.after(time.monotonic() - began)
         log.info("the task %r begins again in %g s", name, pause)
         _tell(on_failure, name)
         await asyncio.sleep(pause)
 
 
 def _tell(on_failure: Callable[[str], None], name: str) -> None:
-    """What counts failures must not add one."""
+    """An error of `on_failure` must not end the task."""
     try:
         on_failure(name)
     except Exception:
