@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry
+
 from engines.adapters.registry import AdapterRegistry
 from engines.adapters.state_folder import state_folder, temporary_folder
 from engines.engine import Engine
@@ -65,32 +67,21 @@ def make_parts(
     database = Database(None if params.without_state else state, params.database_url)
     pools = Pools()
     inference = _inference(engine, model, params, state, FineTunedModels(database), keys, pools)
-    PoolMetrics(pools, inference.metrics.registry, prefix=PREFIX)
-    tasks = Tasks(inference.metrics.registry, prefix=PREFIX)
-    connections = Connections(
-        most=most_connections(params.max_connections), on_refusal=lambda error: connection_metrics.count_ended(error)
-    )
-    connection_metrics = ConnectionMetrics(
-        inference.metrics.registry, prefix=PREFIX, count_open=lambda: len(connections)
-    )
+    registry = inference.metrics.registry
+    PoolMetrics(pools, registry, prefix=PREFIX)
+    tasks = Tasks(registry, prefix=PREFIX)
+    connections = _connections(params, registry)
+    key_metrics = KeyMetrics(registry, prefix=PREFIX, names=lambda: keys.names)
     # 2. The store side.
     reserve = DiskReserve(state, int(params.disk_reserve * MIB))
-    files = Files(
-        database,
-        state / "files",
-        reserve,
-        pools.files,
-        max_bytes=int(params.max_file_size * MIB),
-        quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
-    )
+    files = _files(database, state / "files", reserve, pools, params)
     store = JobStore(database)
-    key_metrics = KeyMetrics(inference.metrics.registry, prefix=PREFIX, names=lambda: keys.names)
     publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
     hub = JobHub(allowed=params.job_hub, cache=state / "hub", max_bytes=int(params.job_hub_max_size * GIB))
     jobs = Jobs(
         store,
         state / "jobs",
-        JobMetrics(inference.metrics.registry, prefix=PREFIX),
+        JobMetrics(registry, prefix=PREFIX),
         machine or Machine(executor=LocalExecutor(memory=_bytes(params.job_memory))),
         publisher,
         hub,
@@ -185,6 +176,26 @@ def _inference(
         rate_limits=RateLimits(keys.limits_of, _key_limits(params)),
         weight_of=keys.weight_of,
         pools=pools,
+    )
+
+
+def _connections(params: DeployParams, registry: CollectorRegistry) -> Connections:
+    """Raises TooManyFiles."""
+    connections = Connections(
+        most=most_connections(params.max_connections), on_refusal=lambda error: metrics.count_ended(error)
+    )
+    metrics = ConnectionMetrics(registry, prefix=PREFIX, count_open=lambda: len(connections))
+    return connections
+
+
+def _files(database: Database, folder: Path, reserve: DiskReserve, pools: Pools, params: DeployParams) -> Files:
+    return Files(
+        database,
+        folder,
+        reserve,
+        pools.files,
+        max_bytes=int(params.max_file_size * MIB),
+        quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
     )
 
 

@@ -6,7 +6,6 @@ The limits are named after nginx's `large_client_header_buffers`, `client_header
 """
 
 import asyncio
-import http
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from enum import Enum, auto
 from typing import Any
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from engines.errors import TuneserveError
+from server.http.connections.refusals import only_probes, raw_answer
 from server.http.connections.room import Connections, Room
 from server.http.errors import (
     HeadersTooLarge,
@@ -26,9 +25,7 @@ from server.http.errors import (
     RequestTimeout,
     SlowReader,
     TooManyConnections,
-    error_response,
 )
-from server.http.middleware import PROBES
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._room is None:
             self._refuse(TooManyConnections("The server has too many connections."))
         elif self._connections.is_reserve(self._room):
-            self.app = _only_probes(self.app, self._connections.on_refusal)
+            self.app = only_probes(self.app, self._connections.on_refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_alarm(None)
@@ -243,7 +240,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _tell(self, error: TuneserveError) -> None:
         self._unset_keepalive_if_required()
-        self.transport.write(_raw(error))
+        self.transport.write(raw_answer(error))
         self._linger()
 
     def _linger(self) -> None:
@@ -346,31 +343,3 @@ def _why(error: httptools.HttpParserError) -> TuneserveError:
     if cause is not None and not isinstance(cause, httptools.HttpParserError):
         logger.error("A request could not be read: %r", cause, exc_info=cause)  # a fault of ours
     return InvalidHttp(f"The request is not valid HTTP: {error}.")
-
-
-def _raw(error: TuneserveError) -> bytes:
-    """A whole answer, for where there is no request to answer."""
-    response = error_response(error, "-")
-    response.headers["connection"] = "close"
-    phrase = http.HTTPStatus(response.status_code).phrase
-    lines = [f"HTTP/1.1 {response.status_code} {phrase}".encode()]
-    lines += [name + b": " + value for name, value in response.raw_headers]
-    return b"\r\n".join([*lines, b"", bytes(response.body)])
-
-
-def _only_probes(app: ASGIApp, on_refusal: Callable[[TuneserveError], None]) -> ASGIApp:
-    """What a connection beyond the limit gets: whether the server lives, and no more than one answer."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-            await send(message)
-
-        if scope["path"] in PROBES:
-            return await app(scope, receive, send_and_close)
-        error = TooManyConnections("The server has too many connections.")
-        on_refusal(error)
-        await error_response(error, "-")(scope, receive, send_and_close)
-
-    return answer

@@ -1,0 +1,38 @@
+"""Answers that the connection gives itself: to what is no request, and to who comes beyond the limit."""
+
+import http
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engines.errors import TuneserveError
+from server.http.errors import TooManyConnections, error_response
+from server.http.middleware import PROBES
+
+
+def raw_answer(error: TuneserveError) -> bytes:
+    """The answer as bytes, for where there is no request to answer."""
+    response = error_response(error, "-")
+    response.headers["connection"] = "close"
+    phrase = http.HTTPStatus(response.status_code).phrase
+    lines = [f"HTTP/1.1 {response.status_code} {phrase}".encode()]
+    lines += [name + b": " + value for name, value in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
+
+
+def only_probes(app: ASGIApp, on_refusal: Callable[[TuneserveError], None]) -> ASGIApp:
+    """The app of a connection beyond the limit: it gets one answer, which is an error for all paths but the probes."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        if scope["path"] in PROBES:
+            return await app(scope, receive, send_and_close)
+        error = TooManyConnections("The server has too many connections.")
+        on_refusal(error)
+        await error_response(error, "-")(scope, receive, send_and_close)
+
+    return answer
