@@ -65,7 +65,7 @@ class QueueFull(TuneserveError):
 
 
 class RateLimited(TuneserveError):
-    """The client has taken what it may for now. It should come back after `retry_after` seconds."""
+    """The client has reached a rate limit. It should come back after `retry_after` seconds."""
 
     code = "rate_limit_exceeded"
 
@@ -75,7 +75,7 @@ class RateLimited(TuneserveError):
 
 
 class QuotaExceeded(TuneserveError):
-    """Who asks has as much as one may have: something of theirs has to end or to be deleted first."""
+    """The client has reached a quota: something of its own must end or be deleted first."""
 
     code = "quota_exceeded"
 

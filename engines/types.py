@@ -85,7 +85,7 @@ class GenerationRequest:
     priority: int = 0
     """Lower is sooner; equal priorities in order of arrival."""
     share: str | None = None
-    """Who asks. Requests of one share wait in order, and the shares get tokens by their weights."""
+    """Name of the client. Requests of one share wait in order, and the shares get tokens by their weights."""
     weight: float = 1.0
     """A share of weight 2 gets twice as many tokens as one of weight 1 where both wait."""
     cache_salt: str | None = None
@@ -175,7 +175,7 @@ class EngineStats:
     adapter_evictions: dict[str, int] = field(default_factory=dict)
     """Version -> number of times it had to give its slot to another since it was loaded."""
     steps: int = 0
-    """Steps since it was started, where it counts them: with work to do, they show that it goes on."""
+    """Steps since the start, where the engine counts them: while there is work, they show that it goes on."""
     restarts: dict[str, int] = field(default_factory=dict)
     """Why its process was started again -> how often."""
     task_failures: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Threads for what would hold up the event loop, in pools that know bounds: what fills one leaves the others free."""
+"""Threads for work that would hold up the event loop, in bounded pools: work that fills one leaves the others free."""
 
 import asyncio
 import contextvars
@@ -18,7 +18,7 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 TEXT_THREADS = 2
-"""Each thread of Python that computes makes the event loop wait for its turn."""
+"""Few, since a Python thread that computes holds the interpreter's lock, for which the event loop then waits."""
 GRAMMAR_PROCESSES = max(1, (os.cpu_count() or 1) // 2)
 """Each thread of the pool waits for a process that checks one grammar."""
 FILE_THREADS = 8
@@ -64,11 +64,11 @@ class Pool:
     async def run_long(
         self, long: bool, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
-        """The same, but here and at once where it takes no longer than to hand it to a thread would."""
+        """The same where `long`; else call the function here, which is faster than to hand it to a thread."""
         return await self.run(function, *args, **kwargs) if long else function(*args, **kwargs)
 
     def close(self) -> None:
-        """Let running calls end by themselves; those that wait are given up."""
+        """Let running calls end by themselves, and give up waiting ones."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, call: Future[Any]) -> None:

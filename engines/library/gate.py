@@ -1,8 +1,8 @@
-"""How many requests a library is given at a time: the others wait here, where shares have their turns.
+"""Fair queueing in front of a library, whose own queue knows no shares.
 
-A library's own queue knows no shares. So it gets as many sequences as it runs, and a few more, so that none of its
-seats is ever empty. Of those that wait the one is next whose share has got least (`engines/process/counters.py`), by
-priority and arrival within it. What the library has, it computes to its end. Requests without a share, as on a server
+The library gets as many sequences as it runs at once, and a few more, so that none of its seats is ever empty; the
+other requests wait here. Next is a request of the share that has got least (`engines/process/counters.py`), by priority
+and arrival within the share. What the library has, it computes to its end. Requests without a share, as on a server
 without keys, do not wait here.
 """
 
@@ -17,7 +17,7 @@ from engines.process.counters import OUTPUT_COST, Counters
 from engines.types import EmbeddingRequest, GenerationRequest
 
 MORE = 1 / 8
-"""Sequences that wait in the library, of those that run: they take the seats of those that end in a step."""
+"""Part of the seats that may wait within the library: these sequences take the seats of those that end in a step."""
 SAVED = 4096
 """Tokens that a share which asks for little may be ahead."""
 
@@ -30,7 +30,7 @@ class Place:
     order: tuple[int, int]
     seats: int
     tokens: int
-    """Of its prompt."""
+    """Length of its prompt."""
     seated: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self) -> None:
@@ -49,7 +49,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self, request: GenerationRequest | EmbeddingRequest) -> AsyncIterator[Place]:
-        """Be in line, and then in the library, as long as the context lasts."""
+        """A place in line, and then in the library, as long as the context lasts."""
         seats = request.n if isinstance(request, GenerationRequest) else 1
         place = Place(request.share, (request.priority, next(self._arrivals)), seats, len(request.prompt_ids))
         if request.share is None:
@@ -71,12 +71,12 @@ class Gate:
             self._seat_next()
 
     def count_output(self, share: str | None, tokens: int) -> None:
-        """The library has made so many tokens for a share. Where nobody waits, they are nobody's loss."""
+        """Charge a share for tokens of its outputs, while others wait."""
         if share is not None and self._lines:
             self._counters.charge(share, OUTPUT_COST * tokens)
 
     def _seat_next(self) -> None:
-        """Give out what seats are free, to the first in line as long as there is room for it."""
+        """Give the free seats to the first in line, as long as there are enough for it."""
         while self._lines:
             self._counters.note(self._lines)
             firsts = [(share, min(line, key=lambda place: place.order)) for share, line in self._lines.items()]

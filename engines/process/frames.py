@@ -17,13 +17,13 @@ from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, Toke
 
 _HEADER = struct.Struct("!4sI")
 _MARK = b"tnsv"
-"""What every message begins with, so that anything else is noticed at once."""
+"""The first bytes of every message, so that anything else is noticed at once."""
 MAX_BYTES = 1 << 30
 """The longest message, far beyond the logprobs of the longest prompt."""
 
 
 class Unreadable(EngineFailure):
-    """What has come is no message: whoever sent it is out of order."""
+    """What was received is no message: the process that sent it is broken."""
 
 
 class Start(msgspec.Struct, tag=True):
@@ -69,7 +69,7 @@ class WakeUp(msgspec.Struct, tag=True):
 
 
 class Ping(msgspec.Struct, tag=True):
-    """Asks for a `Step`, also where there is nothing to tell: it shows that the loop still turns."""
+    """Asks for a heartbeat: a `Step`, even with nothing to tell, which shows that the loop still runs."""
 
 
 class Failure(msgspec.Struct):

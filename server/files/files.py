@@ -100,8 +100,8 @@ class Files:
     def __init__(
         self, database: Database, folder: Path, reserve: DiskReserve, pool: Pool, *, max_bytes: int, quota: Quota
     ) -> None:
-        """`folder` is that of all databases' files; `pool` waits for the disk; `max_bytes` is the size of the largest
-        file that a client may upload; `quota` what each client may have."""
+        """`folder` holds the files of all databases; `pool` has the threads that wait for the disk; `max_bytes` is the
+        size of the largest file that a client may upload; `quota` is what each owner may have."""
         self.max_bytes = max_bytes
         self._reserve = reserve
         self._quota = quota

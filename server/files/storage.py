@@ -50,7 +50,7 @@ class LocalStorage:
     """Contents as files of one folder, which nobody else writes to."""
 
     def __init__(self, folder: Path, reserve: DiskReserve, pool: Pool) -> None:
-        """Stops where there is no room beside the `reserve`; `pool` waits for the disk."""
+        """`reserve` is the room on the disk that no content takes; `pool` has the threads that wait for the disk."""
         self._folder = private_folder(folder)
         self._reserve = reserve
         self._pool = pool

@@ -1,4 +1,4 @@
-"""Whose the fine-tuned models are: those that jobs make, called `ft:...`. Every other model is everybody's."""
+"""The owners of fine-tuned models: those that jobs make, called `ft:...`. Every other model is everybody's."""
 
 from sqlalchemy import Column, Table, Text, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -8,9 +8,9 @@ from server.store.database import Database
 from server.store.tables import METADATA
 
 FINE_TUNED = "ft:"
-"""What the names of those begin with that jobs have made."""
+"""Beginning of the names of models that jobs have made."""
 CHECKPOINT = ":ckpt-step-"
-"""What comes between the name of a job's model and the step, in the names of its checkpoints."""
+"""In the name of a checkpoint, what separates the name of its job's model from the step."""
 
 OWNERS_OF_MODELS = Table(
     "fine_tuned_models",
@@ -22,8 +22,8 @@ OWNERS_OF_MODELS = Table(
 
 
 class FineTunedModels:
-    """A name stays its owner's, whether or not the job or the model is still there: it has the id of its job in it, and
-    is given once."""
+    """The owner of each name. It stays even when the job or the model is gone: a name contains the id of its job, so no
+    other model ever gets it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class FineTunedModels:
             self._owners = {row.name: row.owner for row in rows}
 
     async def give(self, name: str, owner: str | None) -> None:
-        """Comes before the model answers. `name` may be that of a checkpoint; an owner of None is nobody."""
+        """Note the owner, before the model answers. `name` may be that of a checkpoint; an owner of None is nobody."""
         name = _model_of(name)
         if owner is None or name in self._owners:
             return
@@ -47,7 +47,7 @@ class FineTunedModels:
         self._owners[name] = owner
 
     def are_known_to(self, access: Access, name: str) -> bool:
-        """Whether a model of this name, if there is one, is there for who has this access."""
+        """Whether a client with this access may know of a model of this name."""
         return not name.startswith(FINE_TUNED) or access.covers(self._owners.get(_model_of(name)))
 
 

@@ -26,14 +26,14 @@ class Inference:
     adapters: AdapterRegistry
     """What `model` may name besides the base model."""
     fine_tuned: FineTunedModels
-    """Whose those of them are that jobs have made."""
+    """The owners of those that jobs have made."""
     lifecycle: Lifecycle
     metrics: Metrics
     rate_limits: RateLimits
     weight_of: Callable[[str | None], float]
     """The weight of an owner's share of the engine."""
     pools: Pools
-    """Threads for what takes long of a request."""
+    """Threads for work on requests that takes long."""
     salts: Salts = field(default_factory=Salts)
 
     async def lease(self, model: str, access: Access, held: ExitStack) -> Lease:

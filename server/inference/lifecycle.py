@@ -1,5 +1,5 @@
-"""From listening to gone: the engine starts behind a listening server, requests drain before it stops, and the server
-ends where it has failed for good."""
+"""The engine's life within the server: it starts behind a listening server, requests drain before it stops, and the
+server ends where it fails for good."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ class Lifecycle:
         """`load_adapters` is called once the engine has started, before the first request is taken."""
         self.in_flight = InFlight()
         self.failed = asyncio.Event()
-        """The server is of no use any more, and ends."""
+        """Set where the server must end: it could not start, or its engine has failed for good."""
         self._engine = engine
         self._load_adapters = load_adapters
         self._started = False
@@ -75,7 +75,7 @@ class Lifecycle:
 
     def check_alive(self) -> None:
         """Raise EngineUnavailable where only a new server helps."""
-        if self._engine.health().state is EngineState.FAILED:  # why, is for those who read the log
+        if self._engine.health().state is EngineState.FAILED:  # why is in the log
             raise EngineUnavailable("The engine has failed for good.", code="engine_failed")
 
     def check_ready(self) -> None:

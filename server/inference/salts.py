@@ -1,4 +1,4 @@
-"""The salts of the prefix cache: prompts of different owners never find each other's prefixes there.
+"""Salts of the prefix cache, by which prompts of different owners never share prefixes.
 
 Without them `cached_tokens`, or the time to the first token, would tell one owner how a prompt of another begins.
 """
@@ -11,7 +11,7 @@ import orjson
 
 
 class Salts:
-    """Those of one life of the server: nobody can tell them beforehand, whatever names and salts are chosen."""
+    """The salts of one run of the server. Nobody can predict them, whatever names and salts are chosen."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)

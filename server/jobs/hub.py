@@ -22,7 +22,7 @@ class JobHub:
     max_bytes: int
 
     def check(self, param: str, id: str, kind: str) -> None:
-        """Raises InvalidRequest for a repository that no job may read."""
+        """Raises InvalidRequest for a repository that jobs may not read."""
         if ON in self.allowed or any(_matches(pattern, id, KINDS[kind]) for pattern in self.allowed):
             return
         if OFF in self.allowed:
@@ -32,7 +32,7 @@ class JobHub:
         raise InvalidRequest(f"parameters.{param}: {id[:100]!r} is not read: {why}.", param=f"parameters.{param}")
 
     def order(self, task: Task, folder: Path) -> Fetch | None:
-        """What is to be done for a job to have what it names on the hub in `folder`; None: nothing.
+        """The order to fetch what a job names on the hub into `folder`; None where it names nothing.
 
         Raises InvalidRequest: what was allowed when the job was created may not be so any more.
         """

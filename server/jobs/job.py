@@ -54,7 +54,7 @@ class Job:
     """Workers that died without saying why, since it was created or retried by hand."""
     validated: bool
     owner: str | None
-    """Name of the key that made it, whose is what it makes; None: nobody's."""
+    """Name of the key that made it, which also owns what it makes; None: nobody's."""
     created_at: float
     queued_at: float | None
     """When it last came into the queue."""

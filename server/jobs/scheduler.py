@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two looks at the queue while nothing changes."""
 MOST_VALIDATIONS = 2
-"""Jobs whose data is looked at, at a time, and as many for which something is fetched from the hub: downloads hold up
-nobody who brings data along."""
+"""Checks of data at a time, and as many again for jobs that fetch something from the hub: downloads do not hold up jobs
+that bring their data along."""
 SETTLING_SECONDS = 5.0
 """Seconds to take in what workers have left, when the server stops."""
 

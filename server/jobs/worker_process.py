@@ -30,8 +30,8 @@ def worker_environment(secrets: Mapping[str, str]) -> dict[str, str]:
 
 
 def client_environment(*, online: bool) -> dict[str, str]:
-    """What a worker gets of ours that does what a client of the API says: no secret, and no way to one that libraries
-    look for by themselves. Unless `online`, nothing is asked of the hub either: the served model is in its cache."""
+    """The environment of a worker that runs a client's job: the server's, without secrets, and with those hidden that
+    libraries look for by themselves. Unless `online`, the hub is not asked either: the served model is in its cache."""
     ours = {name: value for name, value in worker_environment({}).items() if not SECRET.search(name)}
     without = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN_PATH": os.devnull, "NETRC": os.devnull}
     return {**ours, **without, **({} if online else {"HF_HUB_OFFLINE": "1"})}

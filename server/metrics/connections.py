@@ -18,7 +18,7 @@ class ConnectionMetrics(Collector):
         registry.register(self)
 
     def count_ended(self, error: TuneserveError) -> None:
-        """A connection was ended for this."""
+        """Count a connection that was ended for this."""
         self._ended[error.code or ""] += 1
 
     def collect(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""Metrics of keys, by name: what Prometheus holds is bounded by the names that there are, whatever clients send."""
+"""Metrics of keys, by name. Only names of keys that exist become labels, whatever clients send."""
 
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +23,12 @@ class KeyMetrics(Collector):
         registry.register(self)
 
     def count_request(self, name: str | None) -> None:
-        """A request came with this one's key, whether it was answered or not."""
+        """Count a request with a key of this name, whether it was answered or refused."""
         if name is not None:
             self._requests[name] += 1
 
     def count_failure(self, error: TuneserveError) -> None:
-        """A request was refused for its key."""
+        """Count a request that was refused for its key."""
         if error.code is not None:
             self._failures[error.code] += 1
 

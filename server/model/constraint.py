@@ -9,7 +9,7 @@ from engines.types import Structured
 from server.pools import Pools
 
 SEARCH_SECONDS = 5.0
-"""After so long no more parts are looked at for the one at fault."""
+"""Seconds after which the search for the part at fault is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Constraint:
     param: str
     """The field that asks for it."""
     parts: tuple["Constraint", ...] = ()
-    """What it is made of, where that has fields of its own: the first at fault is told in place of the whole."""
+    """Its parts that are fields of their own: an error names the first of them that is at fault."""
 
     def checked(self) -> Structured:
         """The constraint as engines take it. Raises InvalidRequest where none can enforce it.

@@ -1,9 +1,10 @@
-"""Work that goes on and on in the event loop, and lets others have their turns."""
+"""Long work on the event loop that lets others have their turns."""
 
 import asyncio
 import time
 
 SECONDS = 0.005
+"""Length of a turn."""
 
 
 class Turns:
@@ -11,8 +12,8 @@ class Turns:
         self._began = time.perf_counter()
 
     async def give(self) -> None:
-        """Let everything else that is ready run, where a turn's time is over. To be awaited after each piece of work:
-        what waits for something that is there already lets nobody else run."""
+        """Let everything else that is ready run, where a turn's time is over. Await it after each piece of work:
+        an await of something that is there already lets nobody else run."""
         if time.perf_counter() - self._began > SECONDS:
             await asyncio.sleep(0)
             self._began = time.perf_counter()

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TAKEN = "another server uses the database of this one, and each needs one of its own"
 ADVISORY_LOCK = 0x74756E6573657276  # "tuneserv"
 PATIENCE_SECONDS = 5.0
-"""Seconds for a server that is ending to let the database go, and for Postgres to notice that one has died."""
+"""Seconds for a server that is ending to release the database, and for Postgres to notice that one has died."""
 PAUSE_SECONDS = 0.1
 GONE = "The file of the server's database was removed or replaced: put it back, or start the server again."
 

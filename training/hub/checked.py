@@ -1,7 +1,7 @@
-"""What of a model or an adapter on the hub is fetched, and what of it is not believed.
+"""Which files of a model or an adapter on the hub are fetched, and which of their settings are not trusted.
 
-Its files come from anybody. They say what the weights are; where they name files, code or other repositories, they are
-refused, or say so no more.
+The files come from anybody. Settings that describe the weights are kept; those that name other files, code or other
+repositories are removed, or the repository is refused.
 """
 
 import fnmatch
@@ -29,11 +29,12 @@ TWICE = "consolidated*"
 """The same weights in the form of another library."""
 MORE_TEMPLATES = "additional_chat_templates"
 MODULES = ("megatron_config", "megatron_core", "auto_mapping", "base_model_name_or_path", "revision")
-"""What an adapter's configuration says of Python modules to import and of other models to load, which goes."""
+"""Settings of an adapter that name Python modules to import or other models to load: they are removed."""
 WEIGHTS_OF = "transformers_weights"
-"""What config.json may say of where the weights are."""
+"""Setting of config.json that names the file of the weights."""
 FILES = re.compile(r".*_files?")
-"""Settings of a tokenizer that name its files, wherever those are; without them the usual ones are read."""
+"""Settings of a tokenizer that name its files, which may be anywhere: they are removed, so that the usual files are
+read."""
 MAX_JSON = 64 << 20
 """Bytes of a configuration."""
 
@@ -50,7 +51,7 @@ def of_adapter(file: str) -> bool:
 
 
 def check_model(id: str, folder: Path) -> None:
-    """Have its configuration name nothing but itself. Raises NotFetched."""
+    """Make sure that its configuration names nothing outside of it. Raises NotFetched."""
     if not any(folder.glob("*.safetensors")):
         raise NotFetched(f"{id!r} has no safetensors: weights are read from those only")
     config = _json(folder / "config.json", id)
@@ -71,7 +72,7 @@ def check_model(id: str, folder: Path) -> None:
 
 
 def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Those of the parts of a model as well."""
+    """All settings, also those of the parts of a model."""
     parts = [config]
     while parts:
         part = parts.pop()
@@ -85,7 +86,7 @@ def _check_file(name: Any, where: str, id: str, folder: Path) -> None:
 
 
 def check_adapter(id: str, folder: Path) -> None:
-    """Have its configuration name nothing but itself. Raises NotFetched, InvalidAdapter."""
+    """Make sure that its configuration names nothing outside of it. Raises NotFetched, InvalidAdapter."""
     config = _json(folder / CONFIG, id)
     kinds = sorted(tuner.name.upper() for tuner in TUNERS.values() if tuner.makes == "adapter")
     if config.get("peft_type") not in kinds:
@@ -97,7 +98,7 @@ def check_adapter(id: str, folder: Path) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """In a file of its own: the old one is the cache's too."""
+    """Write a new file: the old one is shared with the cache."""
     partial = path.with_name(f".{path.name}")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     os.replace(partial, path)

@@ -51,13 +51,13 @@ def fetch(params: Params, order: Fetch) -> dict[str, Any]:
 class _Fetching:
     order: Fetch
     anew: bool
-    """Whether data is fetched again that was fetched before."""
+    """Whether data that is in the cache is fetched again."""
     count: int = 0
     size: int = 0
     number: int = 0
 
     def one(self, kind: str | None, text: str, revision: str | None) -> str:
-        """The folder of what `text` names, with what stands behind it that says how much of it to take."""
+        """The folder of what `text` names, followed by the number of rows to take, as in `text`."""
         if not text.startswith(SCHEME):
             return text
         id, sharp, rows = text.removeprefix(SCHEME).partition("#")
@@ -91,7 +91,7 @@ class _Fetching:
         self.take(repository, names, target)
 
     def admit(self, repository: Repository, names: Iterable[str]) -> None:
-        """Raises NotFetched before a byte too many is fetched."""
+        """Count these files. Raises NotFetched where the job would have more than it may, before any is fetched."""
         files = [repository.files[name] for name in names]
         size = sum(file.size for file in files)
         self.count += len(files)
@@ -136,7 +136,7 @@ def _link_or_download(repository: Repository, file: HubFile, kept: Path, target:
 
 
 def _make_room(cache: Path, room: int) -> None:
-    """Forget the commits that were not used for longest, until the cache takes no more than `room` bytes."""
+    """Delete the least recently used commits, until the cache has at most `room` bytes."""
     with suppress(OSError):
         commits = sorted(cache.glob("*/*/*"), key=lambda commit: -commit.stat().st_mtime)
         for commit in commits:

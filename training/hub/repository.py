@@ -1,6 +1,7 @@
-"""A repository of the Hugging Face hub as everybody may see it: no token is ever sent along, wherever one lies.
+"""A public repository of the Hugging Face hub: no token is ever sent, even where the machine has one.
 
-What the hub says of its files is not believed: names lead nowhere else, and no more is written than was announced.
+The hub's answers are not trusted: paths stay within the repository, and no file is larger than announced or differs
+from its digest.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ BUSY = (429, 500, 502, 503, 504)
 TRIES = 5
 """Connections for one file, each of which goes on where the last one broke off."""
 BROKEN = (ConnectionError, ValueError, TypeError, LookupError, AttributeError)
-"""What huggingface_hub raises where it is offline, for names that cannot be, and for cards that say anything."""
+"""What huggingface_hub raises where it is offline, for impossible names, and for malformed cards."""
 WITHOUT_TOKEN = (
     "jobs read the hub without a token: what is private or gated goes into a folder of job_roots, put there by whoever "
     "runs the server"
@@ -31,7 +32,7 @@ WITHOUT_TOKEN = (
 
 
 class NotFetched(InvalidRequest):
-    """What a job names on the hub is not there for everybody, or not what a job may read."""
+    """What a job names on the hub is not public, or not what a job may read."""
 
     code = "not_fetched"
 
@@ -55,9 +56,9 @@ class Repository:
     id: str
     commit: str
     files: dict[str, HubFile] = field(default_factory=dict)
-    """By their paths, those aside that lead out of the repository or have no size."""
+    """By path, without those that lead out of the repository or have no size."""
     configs: Any = None
-    """What the card of a data set says of its subsets: anything at all."""
+    """What the card of a data set says of its subsets, of any type: nothing has checked it."""
 
 
 def look_up(kind: Kind, id: str, revision: str | None = None) -> Repository:

@@ -40,7 +40,7 @@ MAX_PATTERNS = 1000
 Splits = Mapping[str, tuple[str, ...]]
 """Name of a split -> its files."""
 Subsets = Mapping[str, Callable[[], Splits]]
-"""Name of a subset -> what finds out its splits, where it is chosen: a card may name thousands."""
+"""Name of a subset -> what finds its splits, called only where it is chosen: a card may name thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Chosen:
     subset: str
     split: str
     files: tuple[str, ...]
-    """Of one form."""
+    """All of one format."""
 
 
 def choose(files: Collection[str], configs: Any, parts: Iterable[str]) -> list[Chosen]:
@@ -89,7 +89,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _of_one_form(files: Iterable[str], what: str) -> tuple[str, ...]:
-    """Those that are read: of the form that most of them have, texts only where there is nothing else."""
+    """The files that are read: those of the most frequent format; texts only where there is nothing else."""
     forms = {file: _form(file) for file in files}
     counted = Counter(form for form in forms.values() if form)
     if not counted:
@@ -123,7 +123,7 @@ def _is_data(file: str) -> bool:
 
 
 def _splits(files: Collection[str]) -> Splits:
-    """By their names; all are for training where none says what it is for."""
+    """Splits by the names of files; where no name says one, all are for training."""
     readable = [file for file in files if _form(file)] or files
     found: dict[str, list[str]] = {}
     for file in sorted(readable):

@@ -1,4 +1,4 @@
-"""Answers that the connection gives itself: to what is no request, and to who comes beyond the limit."""
+"""Answers that a connection gives by itself: to what is no request, and beyond the limit of connections."""
 
 import http
 from collections.abc import Callable
