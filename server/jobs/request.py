@@ -32,7 +32,7 @@ class JobBody(RequestBody):
     parameters: Options
     """Those of the command line's command of this name."""
     priority: int = Field(0, ge=-100, le=100)
-    """The job with the highest number in the queue runs first."""
+    """The job with the highest number in the queue runs first. Above 0 for keys with the role admin only."""
     metadata: Metadata | None = None
     devices: int | None = Field(None, ge=0, le=64)
     """GPUs to run on; 0: the CPU. One where there is one, unless given."""

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from engines.errors import InvalidRequest
 from server.http.body import json_body
+from server.http.errors import InsufficientPermissions
 from server.http.keys.caller import AccessDep
 from server.http.settings import HttpDep, PoolsDep
 from server.jobs.artifacts import find_artifact, list_artifacts
@@ -39,6 +40,9 @@ async def create_job(
     access: AccessDep,
     pools: PoolsDep,
 ) -> dict[str, Any]:
+    if body.priority > 0 and not access.everything:
+        text = f"'priority' is {body.priority}: only a key with the role admin may go before others (above 0)."
+        raise InsufficientPermissions(text, param="priority")
     task = await pools.text.run_long(body.is_long, body.task)
     given = task.params.model_dump(mode="json", exclude_unset=True)
     async with jobs.making() as id:

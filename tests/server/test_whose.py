@@ -261,6 +261,14 @@ def test_a_job_of_anothers_is_as_unknown_as_one_that_never_was(keyed: Any, name:
         assert told[0]["param"] == f"parameters.{name}"
 
 
+def test_only_administrators_put_a_job_before_those_of_others(keyed: Any) -> None:
+    with keyed() as api:
+        body = {"type": "sft", "priority": 1, "parameters": {"model": "echo", "dataset": [of(api, ACME).upload()]}}
+        refused = of(api, ACME).post("/v1/jobs", **body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "priority")
+        assert succeeded(of(api, OPS).post("/v1/jobs", **body))["priority"] == 1
+
+
 def test_a_batch_answers_as_its_owner_and_its_results_are_theirs(keyed: Any) -> None:
     with keyed() as api:
         acme, zeta, ops, asks = of(api, ACME), of(api, ZETA), of(api, OPS), of(api, ACME_ASK)
