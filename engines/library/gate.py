@@ -1,9 +1,9 @@
 """Fair queueing in front of a library, whose own queue knows no shares.
 
 The library gets as many sequences as it runs at once, and a few more, so that none of its seats is ever empty; the
-other requests wait here. Next is a request of the share that has got least (`engines/process/counters.py`), by priority
-and arrival within the share. What the library has, it computes to its end. Requests without a share, as on a server
-without keys, do not wait here.
+other requests wait here. Next is a request of the share that has got least (`engines/fairness/counters.py`), by
+priority and arrival within the share. What the library has, it computes to its end. Requests without a share, as on a
+server without keys, do not wait here.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from engines.process.counters import OUTPUT_COST, Counters
+from engines.fairness.counters import OUTPUT_COST, Counters
 from engines.types import EmbeddingRequest, GenerationRequest
 
 MORE = 1 / 8

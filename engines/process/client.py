@@ -16,11 +16,11 @@ from engines.errors import (
     TuneserveError,
     UnsupportedParameter,
 )
+from engines.fairness.places import Places, Request
 from engines.process import frames
 from engines.process.config import PATIENCE, Patience
 from engines.process.life import End, Life, Program
 from engines.process.outputs import Outputs
-from engines.process.places import Places, Request
 from engines.process.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 

@@ -1,6 +1,6 @@
 """Fair queueing: which share's turn it is. On a server with keys, a share is a name of keys.
 
-Of the shares that have something to compute the one with the lowest counter is next (`engines/process/counters.py`).
+Of the shares that have something to compute the one with the lowest counter is next (`engines/fairness/counters.py`).
 One share alone gets everything. Its requests go in order of priority and arrival, as they do within each share.
 Priorities go first.
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from engines.process.counters import OUTPUT_COST, Counters
+from engines.fairness.counters import OUTPUT_COST, Counters
 from engines.pt.sequence import Sequence, order_of
 
 RECENT_STEPS = 512

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from engines.adapters.slots import AdapterSlots
-from engines.process.counters import OUTPUT_COST
+from engines.fairness.counters import OUTPUT_COST
 from engines.pt.kv_cache import BlockHashes, BlockPool
 from engines.pt.scheduler import Scheduler
 from engines.pt.sequence import Group, Sequence

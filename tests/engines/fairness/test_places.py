@@ -2,7 +2,7 @@
 
 import math
 
-from engines.process.places import Places
+from engines.fairness.places import Places
 from engines.types import EmbeddingRequest
 
 
