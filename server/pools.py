@@ -77,7 +77,7 @@ class Pool:
 
 
 class Pools:
-    """One for each kind of work."""
+    """A pool for each kind of work."""
 
     def __init__(self) -> None:
         self.text = Pool("text", workers=TEXT_THREADS, waiting=256)

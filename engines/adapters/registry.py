@@ -195,7 +195,7 @@ class AdapterRegistry:
             self._changes.begin(version.name, self._held.unload_unused(version))
 
     def _no_such(self, model: str, is_known: Callable[[str], bool]) -> ModelNotFound:
-        """With the first of the names that there are."""
+        """The error for an unknown name, which lists the first of the served ones."""
         entries = sorted(self._names.table.adapters.items())
         adapters = (name for name, entry in entries if entry.version is not None and is_known(name))
         names = [self._base_name, *adapters, *self.aliases()]

@@ -36,7 +36,7 @@ def lmdeploy_config(params: "DeployParams") -> LmdeployConfig:
 
 
 def for_several_owners(config: LmdeployConfig, params: "DeployParams") -> LmdeployConfig:
-    """The same where owners must not find one another's prefixes: TurboMind's prefix cache knows no salt, and is off.
+    """The configuration for several owners: TurboMind's prefix cache has no salt to keep them apart, so it is off.
 
     Raises UnsupportedModel where the parameters ask for it.
     """

@@ -34,11 +34,11 @@ class Patience:
     """How long the server waits for an engine's process, and how often it starts it again."""
 
     start_seconds: float = 1800.0
-    """For the model to be loaded."""
+    """Seconds to load the model."""
     step_seconds: float = 300.0
-    """For a step while there is work, and for an answer while there is none."""
+    """Seconds for a step while there is work, and for a heartbeat in any case."""
     restarts: int = 10
-    """In a row, without a life that lasted."""
+    """Restarts in a row, without a life that lasted."""
 
 
 PATIENCE = Patience()

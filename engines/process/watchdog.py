@@ -93,7 +93,7 @@ def _family(leader: int) -> list[psutil.Process]:
 
 
 def _is_stopped(process: psutil.Process) -> bool:
-    """Not one that a debugger looks into."""
+    """Whether it is stopped by a signal. A process that a debugger holds does not count."""
     try:
         return process.is_running() and process.status() == psutil.STATUS_STOPPED
     except (psutil.Error, OSError):

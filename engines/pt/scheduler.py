@@ -175,7 +175,8 @@ class Scheduler:
         return max(lower, key=order_of, default=None)
 
     def _resting(self, first: Sequence) -> list[Sequence]:
-        """Nothing moves: beams rest on what the first in line needs, and their siblings wait behind it. One of them."""
+        """One sequence to preempt where nothing can run: beams hold what the first in line needs, while their siblings
+        wait behind it."""
         others = [sequence for sequence in self.running if sequence.group is not first.group]
         return [max(others, key=order_of)] if others else []
 
@@ -192,8 +193,8 @@ class Scheduler:
         return True
 
     def _last(self) -> Sequence:
-        """Whose blocks are taken where none is free: the latest comer's of the lowest priority. Among several shares it
-        is one of the largest that run more than one sequence: each goes on with one.
+        """The sequence to preempt where no block is free: the latest of the lowest priority. Among several shares it is
+        one of the largest share that runs more than one sequence: each share keeps one.
         """
         lowest = max(sequence.group.request.priority for sequence in self.running)
         running = [sequence for sequence in self.running if sequence.group.request.priority == lowest]

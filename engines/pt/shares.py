@@ -112,7 +112,7 @@ class Round:
 
     @property
     def shares(self) -> set[str | None]:
-        """Those that have something to compute."""
+        """The shares that have something to compute."""
         return {*self._lines, *self._begun}
 
     @property

@@ -191,7 +191,7 @@ def lmdeploy_folder() -> Path:
 
 
 def lmdeploy_lists() -> tuple[str, ...]:
-    """With CUDA what LMDeploy asks for; on a CPU the same torch as ours, which is newer than its pin and works."""
+    """The lists of LMDeploy's environment: with CUDA what it asks for; on a CPU our torch, which is newer and works."""
     return ("lmdeploy-cuda",) if torch_cuda() else ("torch-cpu", "lmdeploy-cpu")
 
 

@@ -1,4 +1,4 @@
-"""Put in what was tested, file by file: `python -m engines.setup.locked server dev`.
+"""Install what was tested, file by file: `python -m engines.setup.locked server dev`.
 
 Each list of `locks/` has the version of every package that an environment needs, and the hashes of its files: pip takes
 no other file, whichever index offers one. `.ci/lock.py` makes the lists. This needs Python and pip alone: it makes the
@@ -21,8 +21,8 @@ class InstallationFailed(Exception):
 
 
 def install_torch(torch_index: str | None) -> None:
-    """PyTorch, here: its build for CPUs where the index given, or one that pip is configured with, has it; else PyPI's,
-    with CUDA where there is such a build. No index that is given gives anything else. Raises InstallationFailed."""
+    """Install PyTorch: its build for CPUs where `torch_index`, or one that pip is configured with, has it; else PyPI's,
+    with CUDA where there is such a build. Nothing else is taken from `torch_index`. Raises InstallationFailed."""
     try:
         install_lists(sys.executable, "torch-cpu", index=torch_index, quiet=True)
     except InstallationFailed:
@@ -32,7 +32,7 @@ def install_torch(torch_index: str | None) -> None:
 
 
 def install_lists(python: str, *names: str, index: str | None = None, quiet: bool = False) -> None:
-    """In the environment of `python`, all packages of the lists and no others, from PyPI or from the `index` given.
+    """Install all packages of the lists, and no others, into the environment of `python`; from PyPI, or from `index`.
 
     Raises InstallationFailed; `quiet`: without pip's words.
     """

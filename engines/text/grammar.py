@@ -150,7 +150,7 @@ def _lark_of_choice(value: str) -> str:
 
 
 def without_gbnf(structured: Structured) -> Structured:
-    """The same constraint, in Lark where it is a grammar in GBNF. Takes long for long ones; raises InvalidRequest."""
+    """The constraint, converted to Lark where it is a GBNF grammar. Long grammars take long. Raises InvalidRequest."""
     if structured.kind != "grammar" or not GBNF_RULE.search(structured.value):
         return structured
     lark = _lark_of_grammar(structured.value)

@@ -66,7 +66,7 @@ def is_quick(structured: Structured) -> bool:
 
 
 class _Verdicts:
-    """Those on the last constraints, by their digests."""
+    """The verdicts on the last constraints, by their digests."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[bytes, Verdict] = OrderedDict()
@@ -89,7 +89,7 @@ _VERDICTS = _Verdicts()
 
 
 def _verdict_within_limits(text: bytes, structured: Structured) -> Verdict:
-    """Takes a tenth of a second where nothing is wrong. Its value is "" where that stays as it is."""
+    """Check in a process of its own: a tenth of a second at best. The verdict's value is "" where it is unchanged."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", grammar_problem.__name__],

@@ -33,7 +33,7 @@ WINDOW_SECONDS = 24 * 3600
 MAX_RUNNING = 16
 """Batches that run at a time; later ones wait."""
 MAX_RUNNING_OF_ONE = 4
-"""Those of one owner among them: the batches of others do not wait until a long queue is over."""
+"""Batches of one owner that run at a time, so that others do not wait behind its queue."""
 RETRY_SECONDS = 10.0
 """Seconds before another try, where the disk is full or the database is gone."""
 GRACE_SECONDS = 3600
@@ -221,7 +221,7 @@ class Batches:
                 broken = True
 
     async def _give_up(self, batch: Batch) -> str:
-        """It fails for a reason that is the server's: it must not hang in its status for ever."""
+        """Have the batch fail, for a fault of the server: it must not hang in its status for ever."""
         errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
         return (await self._store.move(batch.id, UNFINISHED, "failed", errors=errors)).status
 

@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs")
 Limit = Annotated[int, Query(ge=1, le=100)]
 LATEST_STEPS = 20
 MOST_METADATA = 16
-"""As many as a job has."""
+"""Entries of `metadata` that a filter may name: as many as a job can have."""
 ID = re.compile(r"ftjob-[A-Za-z0-9]+")
 
 

@@ -25,7 +25,7 @@ MAX_PROMPTS = 2048
 MAX_JSON = 1 << 20
 """Bytes of a value that has no form of its own: tools, schemas, grammars."""
 MAX_OPTIONS = 1 << 16
-"""Bytes of such a value that holds a few options."""
+"""Bytes of a value without a form of its own that holds a few options."""
 BYTES = "x-maxBytes"
 """Keyword of `/openapi.json` for what JSON Schema has none for."""
 

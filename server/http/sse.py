@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 MOST_UNSENT = 4 << 20
-"""Bytes of a stream that wait for a client to read on: then its request is ended."""
+"""Bytes of a stream that may wait for a client to read. With more, its request is ended."""
 PIECE_BYTES = 256 << 10
-"""Bytes that are written at once, or one event."""
+"""Bytes that are written at once; a longer event is written whole."""
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # the second for nginx, which else holds events back
 
 

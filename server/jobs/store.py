@@ -230,7 +230,7 @@ class JobStore:
         return [_to_event(row) for row in rows]
 
     async def all_events(self, job: Job, *, types: Collection[str]) -> AsyncIterator[list[JobEvent]]:
-        """The same, of these types and to the end, in pieces: there may be one for each of a million steps."""
+        """All events of these types, read in pieces: there may be one for each of a million steps."""
         after = 0
         while events := await self.events(job, types=types, after=after, limit=PIECE):
             yield events

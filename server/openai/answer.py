@@ -108,7 +108,7 @@ class Answer:
         return self._renderer.whole(self._usage)
 
     async def _rendered(self, render: Callable[[AnswerDelta], Rendered], delta: AnswerDelta) -> Rendered:
-        """In a thread where it takes long: all that is said of a prompt's tokens comes at once."""
+        """Render, in a thread where that takes long: the logprobs of a prompt's tokens come all at once."""
         return await self._inference.pools.text.run_long(delta.text.prompt_logprobs is not None, render, delta)
 
     async def _run(self, take: Take) -> None:

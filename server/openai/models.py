@@ -17,8 +17,8 @@ router = APIRouter(prefix="/v1/models")
 
 @router.get("")
 async def list_models(served: ModelDep, inference: ReadyInference, access: AccessDep) -> dict[str, Any]:
-    """Those that a request may name: no adapter that only drains, or that cannot be served any more, and no fine-tuned
-    model of another's."""
+    """The models that a request may name: no adapter that only drains or that cannot be served any more, and no
+    fine-tuned model of another owner."""
     adapters = {a.name: a for a in inference.adapters.adapters() if a.served}
     aliases = {alias: adapters[name] for alias, name in inference.adapters.aliases().items() if name in adapters}
     known = {name: each for name, each in adapters.items() if inference.fine_tuned.are_known_to(access, name)}

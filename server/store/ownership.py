@@ -129,7 +129,7 @@ class SessionOwnership:
         await connection.execute(insert(OWNERS).values(name="server", token=self._token))
 
     def check_place(self) -> None:
-        """It is where its address says."""
+        """Nothing to check: a Postgres database does not move under its connection."""
 
     async def check(self, connection: AsyncConnection) -> None:
         row = select(OWNERS.c.token).where(OWNERS.c.name == "server").with_for_update(read=True)

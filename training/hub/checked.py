@@ -26,7 +26,7 @@ MODEL = (
 )  # fmt: skip
 """Files of a model, none of which is code."""
 TWICE = "consolidated*"
-"""The same weights in the form of another library."""
+"""Files with the same weights in the format of another library."""
 MORE_TEMPLATES = "additional_chat_templates"
 MODULES = ("megatron_config", "megatron_core", "auto_mapping", "base_model_name_or_path", "revision")
 """Settings of an adapter that name Python modules to import or other models to load: they are removed."""

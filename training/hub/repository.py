@@ -40,9 +40,9 @@ class NotFetched(InvalidRequest):
 @dataclass(frozen=True, slots=True)
 class HubFile:
     path: str
-    """Within the repository."""
+    """Path within the repository."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str | None
     blob: str | None
     """Git's name of the content, for a file that is not in large file storage."""
@@ -50,7 +50,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """One commit of it."""
+    """One commit of a repository."""
 
     kind: Kind
     id: str

@@ -1,6 +1,6 @@
-"""Whose files, batches, jobs and fine-tuned models are.
+"""Owners of files, batches, jobs and fine-tuned models.
 
-What was made before is nobody's. Batches go on with every right, as when they were made.
+What was made before belongs to nobody. Batches of before keep every right, as when they were made.
 """
 
 import sqlalchemy as sa
