@@ -90,6 +90,8 @@ class Jobs:
             max_running=max_running, gpu_memory=int(gpu_memory * GIB), stop_seconds=machine.stop_seconds
         )
         self._opened: tuple[JobFolders, Scheduler] | None = None
+        self.streams = 0
+        """Clients that wait for events."""
 
     # ---- with the server
 

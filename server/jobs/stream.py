@@ -18,6 +18,8 @@ from server.store.access import Access
 
 LOOK_SECONDS = 0.5
 """Seconds between two looks for new events."""
+MOST_LOOKS = 50
+"""Looks a second of all streams together: where there are many, each looks less often."""
 PAGE = 500
 """Most events read at a time."""
 HEADERS = {"x-accel-buffering": "no"}
@@ -45,4 +47,12 @@ async def _events(jobs: Jobs, job: Job, access: Access, after: int) -> AsyncIter
         if not events:
             if job.ended or jobs.stopping:
                 return
-            await asyncio.sleep(LOOK_SECONDS)
+            await _pause(jobs)
+
+
+async def _pause(jobs: Jobs) -> None:
+    jobs.streams += 1
+    try:
+        await asyncio.sleep(max(LOOK_SECONDS, jobs.streams / MOST_LOOKS))
+    finally:
+        jobs.streams -= 1

@@ -1,16 +1,19 @@
 """/v1/jobs over HTTP, with workers that take milliseconds."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
+from server.jobs import stream
 from server.jobs.devices import FixedDevices
 from server.jobs.executor import LocalExecutor
 from server.jobs.jobs import Jobs, Machine
@@ -126,6 +129,31 @@ def test_a_stream_ends_with_the_server_and_not_the_server_with_the_stream(tmp_pa
         api.http.portal.call(api.http.parts[Jobs].stop, 0)
         reading.join(20)
     assert not reading.is_alive() and "Created the job" in told[0]
+
+
+def test_many_streams_together_look_for_news_no_more_often_than_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await real(0.01)
+
+    real = asyncio.sleep
+    monkeypatch.setattr(stream, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(stream, "MOST_LOOKS", 2)
+    with serving(tmp_path, max_running_jobs=0) as api:
+        path = f"/v1/jobs/{api.jobs.create('sft', SFT)['id']}/events"
+        reading = [threading.Thread(target=lambda: api.http.get(path, headers=SSE)) for _ in range(8)]
+        for each in reading:
+            each.start()
+        until(lambda: max(pauses, default=0) == 4.0)
+        assert min(pauses) == 0.5
+        api.http.portal.call(api.http.parts[Jobs].stop, 0)
+        for each in reading:
+            each.join(20)
+        assert api.http.parts[Jobs].streams == 0
 
 
 def test_metrics_are_the_loss_curve(api: EchoApi, done: dict[str, Any]) -> None:
