@@ -14,7 +14,6 @@ from fastapi import Depends
 from engines.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, TuneserveError
 from engines.params.about import secrets
 from server.deps import part
-from server.jobs.attempt import Workshop
 from server.jobs.devices import Devices, NvidiaDevices
 from server.jobs.executor import Executor
 from server.jobs.folders import JobFolders
@@ -22,6 +21,7 @@ from server.jobs.hooks import Hooks
 from server.jobs.hub import JobHub
 from server.jobs.job import TERMINAL, Job, JobStatus, given_parameters
 from server.jobs.metrics import JobMetrics
+from server.jobs.run import Workshop
 from server.jobs.scheduler import Limits, Scheduler
 from server.jobs.storage import to_storage_error
 from server.jobs.store import JobStore, message

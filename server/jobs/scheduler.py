@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.errors import Conflict, TuneserveError
-from server.jobs.attempt import AttemptRun, RecoveredRun, Run, ValidationRun, Workshop
+from server.jobs.attempt import AttemptRun, RecoveredRun
 from server.jobs.devices import Device, Devices, choose
 from server.jobs.job import Job, JobStatus
 from server.jobs.processes import kill_marked
+from server.jobs.run import Run, Workshop
 from server.jobs.table import JOBS
+from server.jobs.validation import ValidationRun
 from training.folder import JobError
 from training.params.task import TASKS
 
