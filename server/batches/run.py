@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engines.adapters.disk import sync
-from engines.errors import RateLimited, TuneserveError
+from engines.errors import QueueFull, RateLimited, TuneserveError
 from server.batches.answers import Reply, answer
 from server.batches.batch import Batch, Status
 from server.batches.lines import InvalidInput, Plan, read_plan
@@ -47,6 +47,8 @@ class Shared:
     """Requests of all batches that the engine has at a time."""
     slots: asyncio.Semaphore
     """A semaphore of `concurrency`, held by each of those requests."""
+    reading: asyncio.Lock
+    """Held while an input is read as a whole: several at a time would leave the event loop too little time."""
 
 
 class BatchRun:
@@ -62,7 +64,8 @@ class BatchRun:
         """The status in which it ended. Raises Changed, and OSError or TuneserveError where it has to wait."""
         max_line = self._shared.max_line_bytes
         try:
-            plan = await asyncio.to_thread(read_plan, self._folder / "input.jsonl", self._batch.endpoint, max_line)
+            async with self._shared.reading:
+                plan = await asyncio.to_thread(read_plan, self._folder / "input.jsonl", self._batch.endpoint, max_line)
         except FileNotFoundError:
             return await self._fail("input_file_missing", "The input is not in this server's state_dir any more.")
         except InvalidInput as invalid:
@@ -127,9 +130,9 @@ class BatchRun:
             try:
                 async with self._shared.slots:
                     self._shared.reserve.check()
-                    body = await asyncio.to_thread(plan.read, custom_id)
+                    body = await inference.pools.text.run(plan.read, custom_id)
                     return await answer(self._batch.caller, model, inference, self._batch.endpoint, body)
-            except RateLimited as error:
+            except (RateLimited, QueueFull) as error:
                 await asyncio.sleep(error.retry_after)
 
     async def _tell_progress(self, results: Results) -> None:

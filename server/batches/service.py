@@ -73,6 +73,7 @@ class Batches:
             max_line_bytes=max_line_bytes,
             concurrency=concurrency,
             slots=asyncio.Semaphore(concurrency),
+            reading=asyncio.Lock(),
         )
         self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 
 from engines.echo import EchoEngine, EchoFaults
 from engines.params.deploy import DeployParams
+from server.batches import run
+from server.batches.lines import read_plan
 from server.commands.deploy import WrongAccess, check_limits
 from server.http.keys.keys import Keys
 from server.inference import rate_limits
@@ -151,6 +155,27 @@ def test_batches_wait_neither_for_what_another_may_not_have_yet_nor_for_another_
         other = batch(client, OTHER, [HELLO] * 3)
         until(lambda: get(client, OTHER, other)["status"] == "completed")
         assert all(get(client, ONE, each)["status"] in ("validating", "in_progress") for each in waiting)
+
+
+def test_the_inputs_of_batches_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, together = threading.Lock(), []
+
+    def read(*given: Any) -> Any:
+        if not reading.acquire(blocking=False):
+            together.append(given)
+            return read_plan(*given)
+        try:
+            time.sleep(0.2)
+            return read_plan(*given)
+        finally:
+            reading.release()
+
+    monkeypatch.setattr(run, "read_plan", read)
+    with serving(tmp_path) as client:
+        batches = [(key, batch(client, key, [HELLO])) for key in (ONE, OTHER, ONE, OTHER)]
+        for key, id in batches:
+            until(lambda key=key, id=id: get(client, key, id)["status"] == "completed")  # type: ignore[misc]
+    assert together == []
 
 
 def batch(client: ReadyClient, key: str, bodies: list[dict[str, Any]]) -> str:
