@@ -53,8 +53,8 @@ class ServerParams(Params):
     """Tokens of prompts and outputs that one key may use in a minute, or `tokens_per_minute` of its line. A request has
     to find its prompt's there; what it generates is taken from the minutes to come where need be."""
     key_max_outputs: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
-    """Outputs that one request may ask for, `n` for each of its prompts; or `max_outputs` in the key's line. A request
-    for more is refused with status 400."""
+    """Outputs that one request may ask for, `n` or `num_beams` for each of its prompts; or `max_outputs` in the key's
+    line. A request for more is refused with status 400."""
     metrics_auth: Annotated[bool, About(DEPLOY)] = False
     """Require a key on `/metrics` too, on a server with keys."""
     sse_keep_alive_interval: Annotated[float, About(DEPLOY)] = Field(15, gt=0)

@@ -37,7 +37,7 @@ from server.model.served import ServedModel
 from server.openai.answer import Answer, Generation, Renderer
 from server.openai.asked import Asked
 from server.openai.chunks import Envelope
-from server.openai.sampling import bad_words_ids, to_sampling
+from server.openai.sampling import bad_words_ids, num_beams_of, to_sampling
 from server.openai.schema import GenerationFields
 from server.openai.support import check_capabilities, check_fields
 from server.pools import Pools
@@ -91,7 +91,9 @@ async def admit(
     capabilities, pools = inference.engine.capabilities(), inference.pools
     asked = await endpoint.read(body, model, capabilities, pools)
     rate_limit = inference.rate_limits.of(caller)
-    rate_limit.check_outputs(asked.n * len(asked.prompts), "n")
+    beams = num_beams_of(body, model.defaults)
+    outputs = max(asked.n, beams) * len(asked.prompts)
+    rate_limit.check_outputs(outputs, "n" if asked.n >= beams else "num_beams")
     envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
 
     def generation() -> Generation:

@@ -30,7 +30,7 @@ def to_sampling(
     defaults = model.defaults
     _check_logprobs(asked.logprobs_field, asked.logprobs, model, capabilities)
     max_new_tokens = _max_new_tokens(asked, defaults, capabilities, prompt_length)
-    num_beams = _num_beams(body, defaults)
+    num_beams = num_beams_of(body, defaults)
     top_k = max(0, _first(body.top_k, defaults.top_k))
     top_p = _first(body.top_p, defaults.top_p)
     if top_p == 0:
@@ -128,7 +128,7 @@ def _token_ids(name: str, token_ids: list[int] | None, capabilities: Capabilitie
 # --- beam search
 
 
-def _num_beams(body: GenerationFields, defaults: SamplingDefaults) -> int:
+def num_beams_of(body: GenerationFields, defaults: SamplingDefaults) -> int:
     """Number of beams that are asked for; with vLLM's `use_beam_search` alone, as many as there are outputs."""
     if body.use_beam_search is False:
         if body.num_beams is not None and body.num_beams > 1:

@@ -231,6 +231,8 @@ def test_one_request_may_not_ask_for_more_outputs_than_its_key_may_have(tmp_path
         assert ask(client, HELLO | {"n": 2, "prompt": ["a", "b"]}).status_code == 200
         refused = ask(client, HELLO | {"n": 3, "prompt": ["a", "b"]})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+        refused = ask(client, HELLO | {"num_beams": 5})
+        assert (refused.status_code, "asks for 5 outputs" in refused.text) == (400, True)
 
 
 def test_a_request_that_is_refused_for_something_else_gives_its_place_back(tmp_path: Path) -> None:
