@@ -148,7 +148,7 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
 
     host: Annotated[str, About(DEPLOY)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0: all addresses of the machine. One that other machines reach needs a key, or
-    `allow_anonymous`."""
+    `allow_anonymous`. The reference listens on all addresses, without a key as well."""
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
     api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None

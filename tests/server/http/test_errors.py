@@ -280,4 +280,4 @@ def test_refusals_of_a_full_queue_and_of_a_stopped_engine_reach_the_client() -> 
             )
             assert reply.status_code == 503, path
             assert error_of(reply)["message"] == "The engine has failed."
-        assert client.get("/health").status_code == 200
+        assert error_of(client.get("/health"))["code"] == "engine_failed"
