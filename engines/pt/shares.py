@@ -21,7 +21,7 @@ from engines.pt.sequence import Sequence, order_of
 
 RECENT_STEPS = 512
 """Steps for which it is remembered that a share has asked for something."""
-SHORT = 3
+SHORT = 4
 """While several shares ask, a step computes at most 1/SHORT of the prompt tokens that it could."""
 SAVED_STEPS = 8
 """Steps' worth of tokens that a share which asks for little may be ahead."""
