@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.process import MIB, Tree
+from benchmarks.report import say
 from benchmarks.servers import TUNESERVE
 
 IDLE = 200
@@ -66,7 +67,8 @@ def _measure(port: int, server: psutil.Process) -> None:
     _tell("alone", _probe(port, SECONDS), 0)
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(IDLE)]
     _tell(f"{IDLE} idle connections", _probe(port, SECONDS), server.memory_info().rss - before)
-    stop, refusals = multiprocessing.Event(), multiprocessing.Queue()  # type: ignore[var-annotated]
+    stop = multiprocessing.Event()
+    refusals: multiprocessing.Queue[tuple[float, str]] = multiprocessing.Queue()
     sender = multiprocessing.Process(target=_send_without_end, args=(port, stop, refusals), daemon=True)
     sender.start()
     took = _probe(port, SECONDS)
@@ -76,9 +78,9 @@ def _measure(port: int, server: psutil.Process) -> None:
     _tell("and headers without end", took, after)
     told = [refusals.get() for _ in range(refusals.qsize())]
     longest = max(seconds for seconds, _ in told) * 1000
-    print(f"refused {len(told)} times: {told[0][1]} after {longest:.1f} ms at most")  # noqa: T201
+    say(f"refused {len(told)} times: {told[0][1]} after {longest:.1f} ms at most")
     seconds, status = _send(port, b"GET /" + b"x" * URL_BYTES, stop=None)
-    print(f"a URL of {URL_BYTES >> 20} MiB: {status} after {seconds * 1000:.1f} ms")  # noqa: T201
+    say(f"a URL of {URL_BYTES >> 20} MiB: {status} after {seconds * 1000:.1f} ms")
     for each in idle:
         each.close()
 
@@ -143,7 +145,7 @@ def _probe(port: int, seconds: float) -> list[float]:
 def _tell(what: str, took: list[float], more_bytes: int) -> None:
     p50, p99 = (statistics.quantiles(took, n=100)[at] * 1000 for at in (49, 98))
     health = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, worst {max(took) * 1000:.1f} ms"
-    print(f"{what}: {more_bytes / MIB:+.1f} MiB; /health {health}")  # noqa: T201
+    say(f"{what}: {more_bytes / MIB:+.1f} MiB; /health {health}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from server.http.keys.keys import Keys
 from server.http.middleware import RequestContext
 from server.http.origins import Origins
 from server.inference.inference import Inference
+from server.inference.rate_limits import RATE_LIMIT_HEADERS
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
 from server.metrics.keys import KeyMetrics
@@ -117,7 +118,7 @@ def _add_middleware(app: FastAPI, parts: Parts) -> None:
             allow_origins=params.allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(
         Origins,

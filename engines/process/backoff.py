@@ -55,5 +55,5 @@ def _tell(on_failure: Callable[[str], None], name: str) -> None:
     """An error of `on_failure` must not end the task."""
     try:
         on_failure(name)
-    except Exception:
+    except Exception:  # of any kind, see above
         log.exception("the failure of the task %r could not be counted", name)

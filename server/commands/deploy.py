@@ -159,6 +159,6 @@ async def _stop_in_order(server: HttpServer, parts: Parts) -> None:
     logger.info("Stopping: no new requests; running ones and jobs have %g s.", grace)
     try:
         await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
-    except Exception:
+    except Exception:  # of any kind: a server that was told to stop stops
         logger.exception("The drain broke off.")
     server.should_exit = True

@@ -15,6 +15,10 @@ from server.http.keys.caller import Caller
 from server.http.keys.keys import KeyLimits
 
 MINUTE = 60.0
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{of}-{what}" for what in ("requests", "tokens") for of in ("limit", "remaining", "reset")
+)
+"""Those of answers, for web pages that may ask."""
 
 
 class RateLimits:

@@ -87,6 +87,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # ---- the connection
 
+    # uvicorn promises to take any transport, and uses what only those of streams have.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._room = self._connections.find_room(self)

@@ -109,6 +109,7 @@ def test_a_browser_of_an_allowed_origin_may_call_and_needs_a_key_all_the_same() 
         assert reply.headers["access-control-allow-origin"] == "https://chat.example"
         reply = client.get("/v1/models", headers={"origin": "https://chat.example"})
         assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (401, "https://chat.example")
+        assert "x-ratelimit-remaining-tokens" in reply.headers["access-control-expose-headers"]
         assert client.options("/v1/models", headers=preflight | {"origin": "https://evil.example"}).status_code == 403
 
 
