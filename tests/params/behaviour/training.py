@@ -2,6 +2,7 @@
 it."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -184,6 +185,7 @@ class Trial:
 @contextmanager
 def secrets_in_environment(task: Task) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ)  # datasets leaves a copy of it there
         for variable, value in secrets_of(task.params).items():
             patch.setenv(variable, value)
         yield
