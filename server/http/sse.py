@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 MOST_UNSENT = 4 << 20
 """Bytes of a stream that may wait for a client to read. With more, its request is ended."""
@@ -34,10 +34,33 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # the second
 Send = Callable[[Any], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventStyle:
+    """How the streams of one API look."""
+
+    named: bool
+    """Each event is told by its `type` as well: in a line of its own, before its data."""
+    error: Callable[[Exception, str], Any]
+    """The event that tells an error, which ends the stream. The text is the request's id."""
+    end: bytes
+    """What stands behind the last event."""
+
+    def encode(self, event: Any) -> bytes:
+        data = b"data: " + orjson.dumps(event) + b"\n\n"
+        return b"event: " + event["type"].encode() + b"\n" + data if self.named else data
+
+
+CHUNKS = EventStyle(named=False, error=error_body, end=b"data: [DONE]\n\n")
+
+
 async def stream_events(
-    request: Request, work: Callable[[Send], Coroutine[Any, Any, None]], *, keep_alive: float
+    request: Request,
+    work: Callable[[Send], Coroutine[Any, Any, None]],
+    *,
+    keep_alive: float,
+    style: EventStyle = CHUNKS,
 ) -> StreamingResponse:
-    """Answer with the events that `work` sends, each serialised as JSON, then `[DONE]`.
+    """Answer with the events that `work` sends, each serialised as JSON.
 
     The first event must not come before the engine's first output: an error in its place is raised here, and so gets
     an answer with a status. Only where the first output takes longer than `keep_alive` seconds does the stream open
@@ -49,14 +72,14 @@ async def stream_events(
         logger.warning("The request is ended: %s", error)
         find_part(request, Connections).on_refusal(error)
 
-    events = _Events(work, on_slow)
+    events = _Events(work, style.encode, on_slow)
     try:
         await until_disconnect(request, events.wait(keep_alive))
         events.raise_if_refused()
     except BaseException:
         await events.close()
         raise
-    return _EventStream(request, events, keep_alive)
+    return _EventStream(request, events, keep_alive, style)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -80,8 +103,8 @@ async def _disconnected(request: Request) -> None:
 
 
 class _EventStream(StreamingResponse):
-    def __init__(self, request: Request, events: "_Events", keep_alive: float) -> None:
-        super().__init__(_pieces(request, events, keep_alive), headers=HEADERS, media_type="text/event-stream")
+    def __init__(self, request: Request, events: "_Events", keep_alive: float, style: EventStyle) -> None:
+        super().__init__(_pieces(request, events, keep_alive, style), headers=HEADERS, media_type="text/event-stream")
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
@@ -91,7 +114,9 @@ class _EventStream(StreamingResponse):
             await self._events.close()
 
 
-async def _pieces(request: Request, events: "_Events", keep_alive: float) -> AsyncGenerator[bytes, None]:
+async def _pieces(
+    request: Request, events: "_Events", keep_alive: float, style: EventStyle
+) -> AsyncGenerator[bytes, None]:
     """What is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
     while True:
         if not await events.wait(keep_alive):
@@ -103,20 +128,20 @@ async def _pieces(request: Request, events: "_Events", keep_alive: float) -> Asy
         yield piece
     if events.error is not None:
         find_part(request, HttpSettings).on_refusal(events.error)
-        piece += _encode(error_body(events.error, request.state.request_id))
-    yield piece + DONE
-
-
-def _encode(event: Any) -> bytes:
-    return b"data: " + orjson.dumps(event) + b"\n\n"
+        piece += style.encode(style.error(events.error, request.state.request_id))
+    yield piece + style.end
 
 
 class _Events:
     """Events that `work` sends from a task of its own, kept until they are written."""
 
     def __init__(
-        self, work: Callable[[Send], Coroutine[Any, Any, None]], on_slow: Callable[[SlowReader], None]
+        self,
+        work: Callable[[Send], Coroutine[Any, Any, None]],
+        encode: Callable[[Any], bytes],
+        on_slow: Callable[[SlowReader], None],
     ) -> None:
+        self._encode = encode
         self._ready: deque[bytes] = deque()
         self._unsent = 0  # bytes of them
         self._news = asyncio.Event()  # events are ready, or no more will come
@@ -138,7 +163,7 @@ class _Events:
 
     def _send(self, event: Any) -> None:
         """Raises SlowReader, in the work that makes the events, where too many wait for a client that does not read."""
-        encoded = _encode(event)
+        encoded = self._encode(event)
         self._ready.append(encoded)
         self._unsent += len(encoded)
         self._news.set()

@@ -3,9 +3,10 @@
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
 2. `check_fields`         fields that exclude each other, or are not for this caller, whatever the model
 3. `Inference.lease`      a model that is not served, or is another's
-4. `Endpoint.read`        tools, messages, prompts or constraints that this model cannot take; prompts beyond its
-context 5. `to_sampling`          values out of this model's ranges 6. `check_capabilities`   what this engine does
-not support 7. `Engine.generate`      a full queue, an engine that is not there
+4. `Endpoint.read`        what this model cannot take of tools, messages or constraints; prompts beyond its context
+5. `to_sampling`          values out of this model's ranges
+6. `check_capabilities`   what this engine does not support
+7. `Engine.generate`      a full queue, an engine that is not there
 
 The first two are done before the model is looked up, and all but the last before the engine hears of the request.
 """
@@ -31,7 +32,7 @@ from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest, Sampling
 from server.http.keys.caller import Caller
 from server.http.settings import HttpSettings
-from server.http.sse import stream_events, until_disconnect
+from server.http.sse import CHUNKS, EventStyle, stream_events, until_disconnect
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.openai.answer import Answer, Generation, Renderer
@@ -59,6 +60,7 @@ class Endpoint(Generic[Body]):
     """Refuses fields of its own that exclude each other."""
     read: Callable[[Body, ServedModel, Capabilities, Pools], Awaitable[Asked]]
     renderer: Callable[[Body, Asked, Envelope, Vocabulary], Renderer]
+    events: EventStyle = CHUNKS
 
 
 async def respond(
@@ -75,7 +77,7 @@ async def respond(
     rate_limit.begin(request.state.answered)
     answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
     if body.stream:
-        return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds)
+        return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=endpoint.events)
     whole = await until_disconnect(request, answer.whole())
     return Response(orjson.dumps(whole), media_type="application/json")
 
