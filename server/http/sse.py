@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-KEEP_ALIVE = b": keep-alive\n\n"
 MOST_UNSENT = 4 << 20
 """Bytes of a stream that may wait for a client to read. With more, its request is ended."""
 PIECE_BYTES = 256 << 10
@@ -44,6 +43,8 @@ class EventStyle:
     """The event that tells an error, which ends the stream. The text is the request's id."""
     end: bytes
     """What stands behind the last event."""
+    keep_alive: bytes = b": keep-alive\n\n"
+    """What is sent while there is no event."""
 
     def encode(self, event: Any) -> bytes:
         data = b"data: " + orjson.dumps(event) + b"\n\n"
@@ -120,7 +121,7 @@ async def _pieces(
     """What is ready, in one piece: a slow client, or a fast engine, costs one write for many events."""
     while True:
         if not await events.wait(keep_alive):
-            yield KEEP_ALIVE
+            yield style.keep_alive
             continue
         piece = events.take()
         if events.over:

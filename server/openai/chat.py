@@ -94,4 +94,4 @@ def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
     raise UnsupportedParameter(f"This model has no reasoning effort {effort!r}.", param="reasoning_effort")
 
 
-CHAT = Endpoint(id_prefix="chatcmpl", check=check_chat, read=read_chat, renderer=ChatRenderer)
+CHAT = Endpoint(id_prefix="chatcmpl-", check=check_chat, read=read_chat, renderer=ChatRenderer)

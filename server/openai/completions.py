@@ -83,4 +83,4 @@ def _prompt_logprobs(body: CompletionRequest) -> int | None:
     return max(body.logprobs, body.prompt_logprobs or 0)
 
 
-COMPLETIONS = Endpoint(id_prefix="cmpl", check=check_completion, read=read_completion, renderer=CompletionRenderer)
+COMPLETIONS = Endpoint(id_prefix="cmpl-", check=check_completion, read=read_completion, renderer=CompletionRenderer)

@@ -56,6 +56,7 @@ class Endpoint(Generic[Body]):
     """What an endpoint that generates brings of its own."""
 
     id_prefix: str
+    """What the ids of its answers begin with."""
     check: Callable[[Body], None]
     """Refuses fields of its own that exclude each other."""
     read: Callable[[Body, ServedModel, Capabilities, Pools], Awaitable[Asked]]
@@ -96,7 +97,7 @@ async def admit(
     beams = num_beams_of(body, model.defaults)
     outputs = max(asked.n, beams) * len(asked.prompts)
     rate_limit.check_outputs(outputs, "n" if asked.n >= beams else "num_beams")
-    envelope = Envelope(id=f"{endpoint.id_prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
+    envelope = Envelope(id=f"{endpoint.id_prefix}{uuid.uuid4().hex}", created=int(time.time()), model=body.model)
 
     def generation() -> Generation:
         return Generation(
