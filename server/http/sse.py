@@ -39,8 +39,8 @@ class EventStyle:
 
     named: bool
     """Each event is told by its `type` as well: in a line of its own, before its data."""
-    error: Callable[[Exception, str], Any]
-    """The event that tells an error, which ends the stream. The text is the request's id."""
+    errors: Callable[[Exception, str], list[Any]]
+    """The events that tell an error, which ends the stream. The text is the request's id."""
     end: bytes
     """What stands behind the last event."""
     keep_alive: bytes = b": keep-alive\n\n"
@@ -51,7 +51,11 @@ class EventStyle:
         return b"event: " + event["type"].encode() + b"\n" + data if self.named else data
 
 
-CHUNKS = EventStyle(named=False, error=error_body, end=b"data: [DONE]\n\n")
+def _as_chunk(error: Exception, request_id: str) -> list[Any]:
+    return [error_body(error, request_id)]
+
+
+CHUNKS = EventStyle(named=False, errors=_as_chunk, end=b"data: [DONE]\n\n")
 
 
 async def stream_events(
@@ -129,7 +133,7 @@ async def _pieces(
         yield piece
     if events.error is not None:
         find_part(request, HttpSettings).on_refusal(events.error)
-        piece += style.encode(style.error(events.error, request.state.request_id))
+        piece += b"".join(map(style.encode, style.errors(events.error, request.state.request_id)))
     yield piece + style.end
 
 

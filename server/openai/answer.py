@@ -10,6 +10,7 @@ from engines.errors import EngineUnavailable
 from engines.text.output_text import OutputText, TextDelta, TextOptions
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenOutput
+from server.http.sse import EventStyle
 from server.inference.inference import Inference
 from server.model.deltas import Delta
 from server.model.output import OutputPlan
@@ -55,6 +56,9 @@ Rendered = TypeVar("Rendered")
 class Renderer(Protocol):
     """An answer in the words of one API: in chunks, or as a whole. One of the two is used, for one answer."""
 
+    events: EventStyle
+    """How its chunks are sent."""
+
     def chunks(self, delta: AnswerDelta) -> Iterable[dict[str, Any]]: ...
 
     def last_chunks(self, usage: Usage) -> Iterable[dict[str, Any]]: ...
@@ -88,6 +92,11 @@ class Answer:
             sum(len(request.prompt_ids) for request in generation.requests),
             reasons=generation.plan.reasoning is not None,
         )
+
+    @property
+    def events(self) -> EventStyle:
+        """How its stream looks."""
+        return self._renderer.events
 
     async def stream(self, send: Callable[[dict[str, Any]], None]) -> None:
         """Give `send` each chunk, none before the engine's first output."""

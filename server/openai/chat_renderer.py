@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 
 from engines.text.vocabulary import Vocabulary
+from server.http.sse import CHUNKS
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
 from server.openai.chunks import Chunks, Envelope
@@ -15,6 +16,8 @@ from server.openai.usage import Usage
 
 
 class ChatRenderer:
+    events = CHUNKS
+
     def __init__(self, body: ChatRequest, asked: Asked, envelope: Envelope, vocabulary: Vocabulary) -> None:
         self._body = body
         self._vocabulary = vocabulary

@@ -4,6 +4,7 @@ from typing import Any
 
 from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
+from server.http.sse import CHUNKS
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
 from server.openai.chunks import Chunks, Envelope
@@ -13,6 +14,8 @@ from server.openai.usage import Usage
 
 
 class CompletionRenderer:
+    events = CHUNKS
+
     def __init__(self, body: CompletionRequest, asked: Asked, envelope: Envelope, vocabulary: Vocabulary) -> None:
         self._n = body.n
         self._outputs_each = asked.n

@@ -32,7 +32,7 @@ from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest, Sampling
 from server.http.keys.caller import Caller
 from server.http.settings import HttpSettings
-from server.http.sse import CHUNKS, EventStyle, stream_events, until_disconnect
+from server.http.sse import stream_events, until_disconnect
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.openai.answer import Answer, Generation, Renderer
@@ -61,7 +61,6 @@ class Endpoint(Generic[Body]):
     """Refuses fields of its own that exclude each other."""
     read: Callable[[Body, ServedModel, Capabilities, Pools], Awaitable[Asked]]
     renderer: Callable[[Body, Asked, Envelope, Vocabulary], Renderer]
-    events: EventStyle = CHUNKS
 
 
 async def respond(
@@ -78,7 +77,7 @@ async def respond(
     rate_limit.begin(request.state.answered)
     answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
     if body.stream:
-        return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=endpoint.events)
+        return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
     whole = await until_disconnect(request, answer.whole())
     return Response(orjson.dumps(whole), media_type="application/json")
 

@@ -13,6 +13,7 @@ from engines.params.deploy import DeployParams
 from engines.text.output_text import TextOptions
 from engines.text.stop_strings import StopTable
 from engines.types import FinishReason, GenerationRequest, Sampling, TokenOutput
+from server.http.sse import CHUNKS
 from server.inference.inference import Inference
 from server.model.output import text_plan
 from server.model.served import ServedModel
@@ -52,6 +53,8 @@ class ScriptedEngine(EchoEngine):
 
 class Texts:
     """A renderer of plain texts."""
+
+    events = CHUNKS
 
     def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
         return [{"index": delta.text.index, "text": delta.text.text, "finish": delta.finish}]
