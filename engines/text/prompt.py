@@ -15,7 +15,7 @@ from jinja2.parser import Parser
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
-from engines.text.reasoning_formats import FIELDS, reasoning_field
+from engines.text.reasoning_formats import API_FIELDS, reasoning_field
 from engines.text.request_check import context_length_exceeded
 
 Message = Mapping[str, Any]
@@ -147,8 +147,8 @@ class PromptRenderer:
         ready = {key: value for key, value in message.items() if value is not None}
         if ready["role"] == "developer" and "developer" not in self.template:
             ready["role"] = "system"
-        if FIELDS[0] in ready:
-            ready[self._reasoning_field] = ready.pop(FIELDS[0])
+        if said := [ready.pop(name) for name in API_FIELDS if name in ready]:
+            ready[self._reasoning_field] = next(filter(None, said), "")
         ready["content"] = _content_text(message.get("content"), path)
         return ready
 

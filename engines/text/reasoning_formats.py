@@ -28,7 +28,9 @@ class ReasoningFormat:
 
 TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Fields of messages in which templates look for reasoning. The first is the API's."""
+"""Fields of messages in which templates look for reasoning."""
+API_FIELDS = FIELDS[:2]
+"""Those of the API's messages: two names of one text."""
 
 
 def find_reasoning_format(
@@ -43,6 +45,6 @@ def find_reasoning_format(
 
 
 def reasoning_field(chat_template: str) -> str:
-    """The field in which a template looks for a message's reasoning; the API's where it looks in none."""
+    """The field in which a template looks for a message's reasoning; the first of the API's where it looks in none."""
     read = (name for name in FIELDS if re.search(rf"""(\.|\[["']|get\(["']){name}\b""", chat_template))
     return next(read, FIELDS[0])

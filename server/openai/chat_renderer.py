@@ -1,5 +1,6 @@
 """An answer as chat completions have it: messages, or the chunks of messages."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -24,7 +25,8 @@ class ChatRenderer:
         self._envelope = envelope
         self._extra: dict[str, Any] = {"prompt_token_ids": asked.prompts[0].ids} if body.return_token_ids else {}
         self._chunks = Chunks(envelope.to_wire("chat.completion.chunk"), body.stream_options, **self._extra)
-        self._choices = [ChatChoice(index, body, vocabulary) for index in range(body.n)]
+        reasons = asked.plan.reasoning is not None
+        self._choices = [ChatChoice(index, body, vocabulary, reasons) for index in range(body.n)]
 
     def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
         return [self._chunks.of(piece) for piece in self._choices[delta.text.index].pieces(delta)]
@@ -51,13 +53,14 @@ class ChatRenderer:
 class ChatChoice:
     """One of the answer's choices while it grows."""
 
-    def __init__(self, index: int, body: ChatRequest, vocabulary: Vocabulary) -> None:
+    def __init__(self, index: int, body: ChatRequest, vocabulary: Vocabulary, reasons: bool) -> None:
         self._index = index
         self._logprobs = bool(body.logprobs)
         self._return_token_ids = body.return_token_ids
         self._echoed = echoed(body)
         self._vocabulary = vocabulary
         self._begun = False
+        self._shows_reasoning = body.include_reasoning or not reasons
         self._message = Message(self._echoed)
         self._entries: list[orjson.Fragment] = []
         self._token_ids: list[int] = []
@@ -66,9 +69,18 @@ class ChatChoice:
     def _wire_entries(self, delta: AnswerDelta) -> list[orjson.Fragment]:
         return [chat_entry(entry, self._vocabulary) for entry in delta.text.entries]
 
+    def _shown(self, delta: AnswerDelta) -> AnswerDelta:
+        """The delta without the reasoning, and the tokens of it, where the client wants none."""
+        if self._shows_reasoning:
+            return delta
+        parts = [part for part in delta.parts if part.reasoning_content is None]
+        self._shows_reasoning = bool(parts)  # it has ended: all that comes is the answer
+        return delta._replace(parts=parts, text=delta.text if parts else replace(delta.text, entries=(), token_ids=()))
+
     # --- as a whole
 
     def add(self, delta: AnswerDelta) -> None:
+        delta = self._shown(delta)
         for part in delta.parts:
             self._message.add(part)
         self._entries += self._wire_entries(delta)
@@ -91,6 +103,7 @@ class ChatChoice:
     def pieces(self, delta: AnswerDelta) -> list[dict[str, Any]]:
         """The delta as choices of chunks: none where it has nothing to say yet, several where it says several
         things."""
+        delta = self._shown(delta)
         pieces = [] if self._begun else [self._piece({"role": "assistant", "content": self._echoed})]
         self._begun = True
         told = len(pieces)

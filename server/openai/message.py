@@ -10,7 +10,12 @@ def delta_to_wire(delta: Delta) -> dict[str, Any]:
         return {"content": delta.content}
     if delta.tool_call is not None:
         return {"tool_calls": [_call_to_wire(delta.tool_call)]}
-    return {"reasoning_content": delta.reasoning_content}
+    return reasoning_to_wire(delta.reasoning_content or "")
+
+
+def reasoning_to_wire(text: str) -> dict[str, str]:
+    """Under both names: vLLM renamed `reasoning_content` to `reasoning`, and clients read one or the other."""
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _call_to_wire(call: ToolCallDelta) -> dict[str, Any]:
@@ -58,5 +63,5 @@ class Message:
                 for call, arguments in zip(self._calls, self._arguments, strict=True)
             ]
         if self._reasoning:
-            message["reasoning_content"] = "".join(self._reasoning)
+            message |= reasoning_to_wire("".join(self._reasoning))
         return message

@@ -156,6 +156,8 @@ class ChatMessage(RequestBody):
     tool_calls: Annotated[Items[MessageToolCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    """Another name of `reasoning_content`."""
     refusal: Text | None = None
     audio: None = None
     function_call: None = None
@@ -167,11 +169,17 @@ class ChatMessage(RequestBody):
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' must have 'tool_call_id'")
         if self.role != "assistant":
-            self._refuse(("tool_calls", "reasoning_content", "refusal"))
+            self._refuse(("tool_calls", "reasoning_content", "reasoning", "refusal"))
         if self.role != "tool":
             self._refuse(("tool_call_id",))
         if self.content is None and not (self.tool_calls or self.refusal is not None):
             raise ValueError(f"a message of role {self.role!r} must have 'content'")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_reasoning(self) -> Self:
+        if self.reasoning and self.reasoning_content and self.reasoning_content != self.reasoning:
+            raise ValueError("'reasoning' and 'reasoning_content' are two names of one text, and these differ")
         return self
 
     def _refuse(self, names: tuple[str, ...]) -> None:
@@ -207,6 +215,7 @@ class ChatRequest(ConversationFields, GenerationFields):
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool = True
     modalities: Annotated[Items[Name], Field(max_length=8)] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: Name | None = None
