@@ -2,10 +2,10 @@
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
 one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
-arrival; between the shares of those who ask, whose turn it is says `shares.py`. Where blocks run out, the latest comer
-gives its blocks back and computes them anew later (preemption by recompute); the first in line never does, so every
-request gets done. A running sequence also gives its blocks to a waiting one of a higher priority, or of a share that
-holds less.
+arrival; between the shares of those who ask, whose turn it is says `shares.py`, and the prompt of one that asks for
+little does not wait for the decodes of others. Where blocks run out, the latest comer gives its blocks back and
+computes them anew later (preemption by recompute); the first in line never does, so every request gets done. A running
+sequence also gives its blocks to a waiting one of a higher priority, or of a share that holds less.
 """
 
 import time
@@ -35,20 +35,28 @@ class _Step:
     """The chunks of a step that is being put together, and the tokens that are left to it."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.prompt_tokens = 0
-        self.chunks: list[Chunk] = []
+        self._budget = budget
+        self.decodes: list[Chunk] = []
+        self.prompts: list[Chunk] = []
+        self.hurries = False
+        """A prompt is computed of a share that has saved: it is short, so that this share gets its answer at once."""
 
-    def add(self, sequence: Sequence, length: int) -> Chunk:
-        self.chunks.append(Chunk(sequence, length))
-        self.budget -= length
-        return self.chunks[-1]
+    @property
+    def chunks(self) -> list[Chunk]:
+        return self.decodes + self.prompts
+
+    @property
+    def budget(self) -> int:
+        return self._budget - len(self.decodes) - self.prompt_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.prompts)
 
     def keep(self, running: list[Sequence]) -> None:
         """Leave out the chunks of sequences that do not run any more."""
-        kept = [chunk for chunk in self.chunks if chunk.sequence in running]
-        self.budget += sum(chunk.length for chunk in self.chunks) - sum(chunk.length for chunk in kept)
-        self.chunks = kept
+        self.decodes = [chunk for chunk in self.decodes if chunk.sequence in running]
+        self.prompts = [chunk for chunk in self.prompts if chunk.sequence in running]
 
 
 class Scheduler:
@@ -66,6 +74,7 @@ class Scheduler:
         needs."""
         self.blocked = False
         """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
+        self._may_hurry = True  # not in two steps on end: decodes have their turn at least in every second one
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -94,24 +103,27 @@ class Scheduler:
         self.stuck, self.blocked = None, False
         step = _Step(self.max_num_batched_tokens)
         self._add_decodes(step)
-        chosen = {id(chunk.sequence) for chunk in step.chunks}
+        chosen = {id(chunk.sequence) for chunk in step.decodes}
         turns = self.waiting.round(s for s in self.running if s.remaining and id(s) not in chosen)
         # A sequence that just gave up its blocks must not take them back in the same step.
         turns.admits = self.preemptions == preemptions
         if turns.admits:
             self.adapters.begin()
-        while (sequence := turns.next()) is not None and (room := self._room(step, sequence)) > 0:
+        while (sequence := turns.next()) is not None and self._room(step, sequence) > 0:
             if turns.is_begun(sequence):
                 turns.go_on(sequence)
-                self._add_prompt(step, sequence, room)
+                self._add_prompt(step, sequence)
             elif not self.adapters.may_run(sequence.group.request.adapter, begun=sequence.group.forked):
                 turns.pass_over(sequence)  # its adapter is on its way or waits for a slot: others may go first
             elif self._admit(sequence):
                 self.waiting.remove(sequence)
                 self.run(sequence)
-                self._add_prompt(step, sequence, room)
+                self._add_prompt(step, sequence)
             else:
                 turns.admits = self._make_way(sequence, step, turns)
+        for chunk in step.decodes:
+            self.waiting.charge(chunk.sequence, 1)
+        self._may_hurry = not step.hurries
         self.blocked = not step.chunks and turns.passed == len(self.waiting)
         if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in step.chunks):
             self.waiting.counters.forget()
@@ -121,18 +133,27 @@ class Scheduler:
         preemptions = self.preemptions
         for sequence in sorted(self.running, key=order_of):
             if step.budget > 0 and sequence.remaining == 1 and sequence in self.running and self._make_room(sequence):
-                step.add(sequence, 1)
+                step.decodes.append(Chunk(sequence, 1))
         if self.preemptions > preemptions:
             step.keep(self.running)  # making room may have preempted a sequence that was chosen before it
-        for chunk in step.chunks:
-            self.waiting.charge(chunk.sequence, 1)
 
     def _room(self, step: "_Step", sequence: Sequence) -> int:
+        if step.hurries and not self.waiting.has_saved(sequence):
+            return 0
         return min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
 
-    def _add_prompt(self, step: "_Step", sequence: Sequence, room: int) -> None:
-        chunk = step.add(sequence, min(sequence.remaining, room))
-        step.prompt_tokens += chunk.length
+    def _add_prompt(self, step: "_Step", sequence: Sequence) -> None:
+        """Whoever has saved does not wait for the decodes of those who have not: these go on in the next step."""
+        if self._may_hurry and self.waiting.has_saved(sequence):
+            step.hurries = True
+            priority = sequence.group.request.priority
+            step.decodes = [
+                chunk
+                for chunk in step.decodes
+                if chunk.sequence.group.request.priority < priority or self.waiting.has_saved(chunk.sequence)
+            ]
+        chunk = Chunk(sequence, min(sequence.remaining, self._room(step, sequence)))
+        step.prompts.append(chunk)
         self.waiting.charge(sequence, chunk.length)
 
     def _make_way(self, first: Sequence, step: "_Step", turns: Round) -> bool:

@@ -83,6 +83,10 @@ class Queue:
         short = max(1, self._max_num_batched_tokens // SHORT) - prompt_tokens
         return max(short, int(self.counters.saved(sequence.share)))
 
+    def has_saved(self, sequence: Sequence) -> bool:
+        """Whether this sequence's share is behind the others, as it asks for little."""
+        return self.counters.saved(sequence.share) > 0
+
     def round(self, begun: Iterable[Sequence]) -> "Round":
         """The turns of one step. `begun` are running sequences, in order, whose prompts are to be computed further."""
         self._steps += 1

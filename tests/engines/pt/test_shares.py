@@ -3,6 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -100,16 +101,51 @@ def greedy(line: Line, share: str = "greedy", *, requests: int = 64, prompt: int
 # ---- who asks little
 
 
-@pytest.mark.parametrize("prompt", [3, 20, 100])
+@pytest.mark.parametrize(("prompt", "steps"), [(3, 1), (20, 1), (32, 1), (57, 2), (58, 3), (100, 4)])
 @pytest.mark.parametrize("after", [30, 31, 100])
-def test_one_who_asks_little_is_answered_at_once_however_much_another_asks(prompt: int, after: int) -> None:
+def test_one_who_asks_little_is_answered_at_once_however_much_another_asks(prompt: int, steps: int, after: int) -> None:
+    """By turns it has all tokens of a step, and all but the decodes'."""
     line = Line()
     greedy(line)
     line.run(after)
     name = line.ask("little", prompt, 5)
     line.run(20)
-    decodes = line.max_num_seqs - 1
-    assert line.first[name] - after == -(-prompt // (BUDGET - decodes))  # every token of a step but the decodes'
+    assert BUDGET + (BUDGET - (line.max_num_seqs - 1)) == 57
+    assert line.first[name] - after == steps
+
+
+def test_its_prompt_does_not_wait_for_the_decodes_of_others_but_of_its_own() -> None:
+    line = Line()
+    greedy(line)
+    line.run(30)
+    first = line.ask("little", 10, 20)
+    line.run(5)
+    assert line.lengths[30] == [(first, 10)]
+    assert len(line.lengths[31]) == line.max_num_seqs, "all the others again"
+    second = line.ask("little", 10, 20)
+    line.run(1)
+    assert line.lengths[35] == [(first, 1), (second, 10)]
+
+
+def test_decodes_of_a_higher_priority_do_not_wait() -> None:
+    line = Line(max_num_seqs=9)
+    urgent = line.ask("urgent", 5, 200, priority=-1)
+    greedy(line)
+    line.run(30)
+    name = line.ask("little", 10, 5)
+    line.run(1)
+    assert line.lengths[30] == [(urgent, 1), (name, 10)]
+
+
+def test_decodes_go_on_in_every_second_step_at_least_however_often_others_ask() -> None:
+    line = Line()
+    greedy(line)
+    line.run(30)
+    for number in range(100):
+        line.ask(f"little-{number % 10}", 3, 1)
+        line.step()
+    without = [not any(name.startswith("greedy") for name, _ in chunks) for chunks in line.lengths[30:]]
+    assert any(without) and not any(map(all, pairwise(without)))
 
 
 def test_it_is_answered_at_once_again_and_again() -> None:
