@@ -28,6 +28,7 @@ from server.inference.inference import Inference
 from server.inference.rate_limits import RATE_LIMIT_HEADERS
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
+from server.kept.kept import Kept
 from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
@@ -68,6 +69,7 @@ def create_app(parts: Parts) -> FastAPI:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await parts[Jobs].stop(params.shutdown_timeout)
+            await parts[Kept].writer.close()
             await tasks.stop()
             await inference.engine.stop()
             await inference.adapters.close()
@@ -96,7 +98,14 @@ async def _open_store(parts: Parts) -> None:
     except (TuneserveError, OSError) as error:
         parts[Inference].lifecycle.fail(error)
         return
-    works = {"file_expiry": files.delete_expired_for_ever, "batches": batches.run_for_ever, "jobs": jobs.run}
+    kept = parts[Kept]
+    works = {
+        "file_expiry": files.delete_expired_for_ever,
+        "kept_writer": kept.writer.run,
+        "kept_expiry": kept.delete_expired_for_ever,
+        "batches": batches.run_for_ever,
+        "jobs": jobs.run,
+    }
     for name, work in works.items():
         parts[Tasks].start(name, work)
 

@@ -35,6 +35,8 @@ from server.jobs.jobs import GIB, Jobs, Machine
 from server.jobs.metrics import JobMetrics
 from server.jobs.sources import ServedSource, Sources
 from server.jobs.store import JobStore
+from server.kept.kept import Kept
+from server.kept.shelf import Limits
 from server.metrics.connections import ConnectionMetrics
 from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
@@ -46,6 +48,8 @@ from server.tasks import Tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+DAY_SECONDS = 24 * 3600
 
 
 def make_parts(
@@ -93,6 +97,7 @@ def make_parts(
         gpu_memory=params.job_gpu_memory,
         validation_timeout=params.job_validation_timeout,
     )
+    kept = Kept(database, reserve, _kept_limits(params), registry, prefix=PREFIX)
     # 3. What routes do with several of them.
     http = HttpSettings(
         max_body_bytes=int(params.max_body_size * MIB),
@@ -128,6 +133,9 @@ def make_parts(
         roots,
         database,
         files,
+        kept,
+        kept.responses,
+        kept.conversations,
         jobs,
         sources,
         batches,
@@ -196,6 +204,12 @@ def _files(database: Database, folder: Path, reserve: DiskReserve, pools: Pools,
         pools.files,
         max_bytes=int(params.max_file_size * MIB),
         quota=Quota(files=params.max_files, bytes=int(params.max_files_size * GIB)),
+    )
+
+
+def _kept_limits(params: DeployParams) -> Limits:
+    return Limits(
+        number=params.max_kept, bytes=int(params.max_kept_size * GIB), seconds=int(params.kept_days * DAY_SECONDS)
     )
 
 

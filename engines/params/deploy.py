@@ -80,6 +80,13 @@ class ServerParams(Params):
     refused with status 429. Without keys: all files together."""
     max_files_size: Annotated[float, About(DEPLOY)] = Field(100, ge=0)
     """GiB that these files may have together."""
+    kept_days: Annotated[float, About(DEPLOY)] = Field(30, gt=0)
+    """Days for which responses are kept, chat completions with `store`, and conversations after their last item."""
+    max_kept: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)
+    """How many of each of the three are kept for each name of keys. One more answer takes the place of the oldest; one
+    more conversation is refused with status 429. Without keys: all together."""
+    max_kept_size: Annotated[float, About(DEPLOY)] = Field(1, ge=0)
+    """GiB that each of the three may have for each name of keys."""
     max_queued_batches: Annotated[int, About(DEPLOY)] = Field(100, ge=0)
     """Batches of each name of keys that may run or wait at a time; one more is refused with status 429."""
     disk_reserve: Annotated[float, About(DEPLOY)] = Field(256, ge=0)

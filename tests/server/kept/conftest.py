@@ -1,0 +1,41 @@
+"""What is kept, without HTTP: in an empty database, on SQLite and on Postgres."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.kept.kept import Kept
+from server.kept.shelf import Limits
+from server.store.database import Database
+from server.store.reserve import DiskReserve
+
+Open = Callable[..., contextlib.AbstractAsyncContextManager[Kept]]
+
+
+@pytest.fixture
+def open_kept(database_url: str, tmp_path: Path) -> Open:
+    """Opens the database with these limits, and has what waits written."""
+
+    @contextlib.asynccontextmanager
+    async def open(
+        *, number: int = 100, bytes: int = 1 << 20, seconds: int = 3600, spare: int = 0
+    ) -> AsyncIterator[Kept]:
+        database, registry = Database(tmp_path, database_url), CollectorRegistry()
+        await database.open()
+        limits = Limits(number=number, bytes=bytes, seconds=seconds)
+        kept = Kept(database, DiskReserve(tmp_path, spare), limits, registry, prefix="tuneserve:")
+        kept.lost = lambda: registry.get_sample_value("tuneserve:kept_answers_lost_total")  # type: ignore[attr-defined]
+        writing = asyncio.create_task(kept.writer.run())
+        try:
+            yield kept
+        finally:
+            await kept.writer.close()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await database.close()
+
+    return open
