@@ -127,7 +127,7 @@ def _add_middleware(app: FastAPI, parts: Parts) -> None:
             allow_origins=params.allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", *RATE_LIMIT_HEADERS],
+            expose_headers=["x-request-id", "request-id", "retry-after", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(
         Origins,

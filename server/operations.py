@@ -27,11 +27,11 @@ async def health(request: Request, tasks: TasksDep, inference: InferenceDep) -> 
     """The process is up, and what dies in it is started again; else 503: only a new process helps."""
     if dead := tasks.dead():
         error = EngineUnavailable(f"Tasks of the server have ended for good: {', '.join(dead)}.", code="tasks_dead")
-        return error_response(error, request.state.request_id)
+        return error_response(error, request.scope)
     try:
         inference.lifecycle.check_alive()
     except EngineUnavailable as error:
-        return error_response(error, request.state.request_id)
+        return error_response(error, request.scope)
     return {"status": "ok"}
 
 
@@ -41,7 +41,7 @@ async def ready(request: Request, model: ModelDep, inference: InferenceDep) -> R
     try:
         inference.lifecycle.check_ready()
     except EngineUnavailable as error:
-        return error_response(error, request.state.request_id)
+        return error_response(error, request.scope)
     return {"status": "ready", "model": model.name}
 
 

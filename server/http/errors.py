@@ -1,4 +1,4 @@
-"""Errors become answers here, and only here: one shape, OpenAI's, whatever went wrong."""
+"""Errors become answers here, and only here: in the one shape of the API that was asked, whatever went wrong."""
 
 import logging
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from engines.errors import (
     Conflict,
@@ -23,6 +24,7 @@ from engines.errors import (
     TuneserveError,
 )
 from server.deps import find_part
+from server.http.error_shapes import OPENAI, ErrorShape, Failure, shape_of
 from server.http.settings import HttpSettings
 from server.http.validation import to_invalid_request
 
@@ -119,6 +121,9 @@ STATUS: dict[type[TuneserveError], int] = {
 }
 """Error classes that are answered with their own message. All others are our fault: 500, and the message stays here."""
 
+OVERLOADED = (QueueFull, EngineUnavailable, StoreUnavailable, TooManyConnections)
+"""Error classes that say when to come back, whoever asks."""
+
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for an answer nobody waits for; it shows in the access log only."""
 
@@ -130,40 +135,45 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
 
 
-def error_response(error: Exception, request_id: str) -> Response:
-    """The answer that tells `error`."""
-    status = error_status(error)
+def error_response(error: Exception, scope: Scope) -> Response:
+    """The answer that tells `error` to who sent the request; `scope` may hold no more of it than was understood."""
     headers = {}
-    if isinstance(error, QueueFull | RateLimited | EngineUnavailable | StoreUnavailable | TooManyConnections):
+    if isinstance(error, (*OVERLOADED, RateLimited)):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge | StorageFull):
         headers["connection"] = "close"  # the rest of the body must not be taken for the next request
-    return _respond(status, error_body(error, request_id), headers)
+    return _respond(_failure(error, _request_id(scope)), scope, headers)
 
 
-def error_body(error: Exception, request_id: str) -> dict[str, Any]:
-    """OpenAI's error object, for an answer or for a stream. An error that is our fault is logged, not shown."""
+def error_body(error: Exception, request_id: str, shape: ErrorShape = OPENAI) -> dict[str, Any]:
+    """The error object, for a stream or a line of a batch. An error that is our fault is logged, not shown."""
+    return shape.body(_failure(error, request_id), request_id)
+
+
+def _failure(error: Exception, request_id: str) -> Failure:
     status = error_status(error)
     if not isinstance(error, TuneserveError) or status == 500:
         logger.error("Request %s failed: %s", request_id, error, exc_info=error)
         message = f"The server failed to answer this request. Its log has the details under {request_id}."
-        return _body(status, message, code="internal_error")
-    return _body(status, error.message, param=error.param, code=error.code)
+        return Failure(status=status, message=message, code="internal_error")
+    overloaded = isinstance(error, OVERLOADED)
+    return Failure(status=status, message=error.message, param=error.param, code=error.code, overloaded=overloaded)
 
 
 def error_status(error: Exception) -> int:
     return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 
-def _body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _request_id(scope: Scope) -> str:
+    return str(scope.get("state", {}).get("request_id", "-"))
 
 
-def _respond(status: int, body: dict[str, Any], headers: Mapping[str, str]) -> Response:
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+def _respond(failure: Failure, scope: Scope, headers: Mapping[str, str]) -> Response:
+    shape = shape_of(scope)
+    body = orjson.dumps(shape.body(failure, _request_id(scope)))
+    return Response(body, shape.status(failure), headers, media_type="application/json")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -171,19 +181,17 @@ async def _on_error(request: Request, error: Exception) -> Response:
         errors = [each | {"loc": each["loc"][1:]} for each in error.errors()]  # without "path" and "query"
         error = to_invalid_request(errors, None)
     find_part(request, HttpSettings).on_refusal(error)
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.scope)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:100]}"
-    if error.status_code == 404:
-        return _respond(404, _body(404, f"There is no {where}.", code="not_found"), {})
-    if error.status_code == 405:
-        allowed = error.headers or {}
-        return _respond(405, _body(405, f"{where} is not allowed.", code="method_not_allowed"), allowed)
-    return _respond(error.status_code, _body(error.status_code, str(error.detail)), error.headers or {})
+    told = {404: (f"There is no {where}.", "not_found"), 405: (f"{where} is not allowed.", "method_not_allowed")}
+    message, code = told.get(error.status_code, (str(error.detail), None))
+    failure = Failure(status=error.status_code, message=message, code=code)
+    return _respond(failure, request.scope, error.headers or {})
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

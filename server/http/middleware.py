@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engines.errors import InvalidRequest, NotFound
 from engines.logs import about
 from server.deps import Parts
+from server.http.error_shapes import speaks_anthropic
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.http.in_flight import InFlight
 from server.http.keys.caller import ANYBODY
@@ -55,6 +56,8 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = request_id
                 for name, value in scope["state"]["answer_headers"]():
                     headers[name] = value
             await send(message)
@@ -68,7 +71,7 @@ class RequestContext:
                 except Exception as error:
                     if status is not None:
                         raise  # the answer is half out: the server below closes the connection
-                    await error_response(error, request_id)(scope, receive, send_with_id)
+                    await error_response(error, scope)(scope, receive, send_with_id)
         finally:
             answered.close()
             self._in_flight.leave()

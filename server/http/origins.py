@@ -49,7 +49,7 @@ class Origins:
             self._check_host(Headers(scope=scope))
             self._check_origin(Headers(scope=scope), scope["method"])
         except (ForeignOrigin, UnknownHost) as error:
-            return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return await error_response(error, scope)(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:

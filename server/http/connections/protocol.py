@@ -241,7 +241,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _tell(self, error: TuneserveError) -> None:
         self._unset_keepalive_if_required()
-        self.transport.write(raw_answer(error))
+        self.transport.write(raw_answer(error, dict(self.scope or {})))
         self._linger()
 
     def _linger(self) -> None:

@@ -1,7 +1,7 @@
 """Answers that a connection gives by itself: to what is no request, and beyond the limit of connections."""
 
-import http
 from collections.abc import Callable
+from http.client import responses
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,11 +10,11 @@ from server.http.errors import TooManyConnections, error_response
 from server.http.middleware import PROBES
 
 
-def raw_answer(error: TuneserveError) -> bytes:
-    """The answer as bytes, for where there is no request to answer."""
-    response = error_response(error, "-")
+def raw_answer(error: TuneserveError, scope: Scope) -> bytes:
+    """The answer as bytes, for where there is no whole request to answer; `scope` holds what is known of it."""
+    response = error_response(error, scope)
     response.headers["connection"] = "close"
-    phrase = http.HTTPStatus(response.status_code).phrase
+    phrase = responses.get(response.status_code, "")
     lines = [f"HTTP/1.1 {response.status_code} {phrase}".encode()]
     lines += [name + b": " + value for name, value in response.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(response.body)])
@@ -33,6 +33,6 @@ def only_probes(app: ASGIApp, on_refusal: Callable[[TuneserveError], None]) -> A
             return await app(scope, receive, send_and_close)
         error = TooManyConnections("The server has too many connections.")
         on_refusal(error)
-        await error_response(error, "-")(scope, receive, send_and_close)
+        await error_response(error, scope)(scope, receive, send_and_close)
 
     return answer

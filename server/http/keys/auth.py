@@ -1,6 +1,6 @@
 """Keys and roles. Once a key is set, every path needs one, but for the few that are public."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +21,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/v1/messages", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/files", USERS),
@@ -74,15 +75,24 @@ class Auth:
             _check_roles(caller, scope)
         except TuneserveError as error:
             self._on_failure(error)
-            return await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return await error_response(error, scope)(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _find(self, scope: Scope) -> Caller:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        caller = self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        found = (self._keys.find(key) for key in _keys_of(Headers(scope=scope)))
+        caller = next((caller for caller in found if caller is not None), None)
         if caller is None:
-            raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY.")
+            raise InvalidApiKey("The request needs a valid API key: Authorization: Bearer KEY, or x-api-key: KEY.")
         return caller
+
+
+def _keys_of(headers: Headers) -> Iterator[str]:
+    """The keys that a request brings: in OpenAI's header, and in Anthropic's."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    if "x-api-key" in headers:
+        yield headers["x-api-key"].strip()
 
 
 def _check_roles(caller: Caller, scope: Scope) -> None:
