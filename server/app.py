@@ -20,6 +20,7 @@ from server.files.files import Files
 from server.fine_tuning import routes as fine_tuning_routes
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
+from server.http.ignored import HEADER as IGNORED_FIELDS
 from server.http.keys.auth import Auth
 from server.http.keys.keys import Keys
 from server.http.middleware import RequestContext
@@ -127,7 +128,7 @@ def _add_middleware(app: FastAPI, parts: Parts) -> None:
             allow_origins=params.allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "request-id", "retry-after", *RATE_LIMIT_HEADERS],
+            expose_headers=["x-request-id", "request-id", "retry-after", IGNORED_FIELDS, *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(
         Origins,

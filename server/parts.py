@@ -23,6 +23,7 @@ from server.fine_tuning.create import Creator
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
 from server.http.connections.room import Connections, most_connections
+from server.http.ignored import IgnoredFields
 from server.http.keys.keys import KeyLimits, Keys
 from server.http.settings import HttpSettings
 from server.inference.fine_tuned import FineTunedModels
@@ -38,6 +39,7 @@ from server.jobs.store import JobStore
 from server.kept.kept import Kept
 from server.kept.shelf import Limits
 from server.metrics.connections import ConnectionMetrics
+from server.metrics.ignored import IgnoredMetrics
 from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
@@ -76,6 +78,7 @@ def make_parts(
     tasks = Tasks(registry, prefix=PREFIX)
     connections = _connections(params, registry)
     key_metrics = KeyMetrics(registry, prefix=PREFIX, names=lambda: keys.names)
+    ignored_fields = IgnoredFields(IgnoredMetrics(registry, prefix=PREFIX).count)
     # 2. The store side.
     reserve = DiskReserve(state, int(params.disk_reserve * MIB))
     files = _files(database, state / "files", reserve, pools, params)
@@ -101,6 +104,7 @@ def make_parts(
     # 3. What routes do with several of them.
     http = HttpSettings(
         max_body_bytes=int(params.max_body_size * MIB),
+        refuse_unknown=params.unknown_fields == "refuse",
         keep_alive_seconds=params.sse_keep_alive_interval,
         on_refusal=inference.metrics.count_rejection,
     )
@@ -125,6 +129,7 @@ def make_parts(
         keys,
         key_metrics,
         connections,
+        ignored_fields,
         http,
         model,
         inference,

@@ -73,6 +73,10 @@ class ServerParams(Params):
     max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
     """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
     has the same limit."""
+    unknown_fields: Annotated[Literal["ignore", "refuse"], About(DEPLOY)] = "ignore"
+    """What becomes of a request with a field that the server does not know: `ignore` answers it, and names the field in
+    the header `x-ignored-fields`; `refuse` answers with status 400. Fields of messages and tools are ignored with
+    either, parameters of trainings refused."""
     max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
     max_files: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)

@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 from engines.adapters.view import Adapter
 from engines.errors import Conflict, InvalidRequest, TuneserveError
 from server.adapters.roots import RootsDep
-from server.http.body import RequestBody, json_body
+from server.http.body import RequestBody, StrictBody, json_body
 from server.http.field_limits import GivenName, GivenPath
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
@@ -31,7 +31,7 @@ class UnloadLoraBody(RequestBody):
     lora_name: GivenName
 
 
-class AdapterBody(RequestBody):
+class AdapterBody(StrictBody):
     name: GivenName
     path: GivenPath
     """A folder under one of `adapter_roots`."""
@@ -41,7 +41,7 @@ class AdapterBody(RequestBody):
     """Keep it in its slot, so that its requests never wait for one. As the adapter that it replaces unless given."""
 
 
-class AliasBody(RequestBody):
+class AliasBody(StrictBody):
     target: GivenName
     """The adapter that the alias stands for."""
 

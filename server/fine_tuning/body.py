@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engines.errors import UnsupportedParameter
-from server.http.body import Items, Metadata, RequestBody
+from server.http.body import Items, Metadata, RequestBody, StrictBody
 from server.http.field_limits import Json, Options
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
@@ -20,7 +20,7 @@ MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo
 CHOICES = " or ".join(map(repr, BY_OPENAI_NAME))
 
 
-class SupervisedHyperparameters(RequestBody):
+class SupervisedHyperparameters(StrictBody):
     batch_size: Auto | Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=10_000)] = "auto"
     """The learning rate, in units of 1e-4."""
@@ -31,15 +31,15 @@ class DpoHyperparameters(SupervisedHyperparameters):
     beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
 
 
-class Supervised(RequestBody):
+class Supervised(StrictBody):
     hyperparameters: SupervisedHyperparameters | None = None
 
 
-class Dpo(RequestBody):
+class Dpo(StrictBody):
     hyperparameters: DpoHyperparameters | None = None
 
 
-class MethodBody(RequestBody):
+class MethodBody(StrictBody):
     """How the model is taught: `type`, and beside it what belongs to that type."""
 
     type: MethodName
@@ -71,14 +71,6 @@ class CreateFineTuningJob(RequestBody):
     integrations: Annotated[Items[Json], Field(max_length=16)] | None = None
     parameters: Options = Field(default_factory=dict)
     """Any parameter of the command line's `sft` or `rlhf` that the server does not choose itself."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {key: value for key, value in body.items() if value is not None or key not in optional}
 
     @model_validator(mode="after")
     def _one_place_for_hyperparameters(self) -> Self:

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Request
@@ -15,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from engines.errors import InvalidRequest
 from server.deps import find_part
 from server.http.errors import BodyTooLarge
+from server.http.ignored import Ignored
 from server.http.settings import HttpSettings
-from server.http.validation import to_invalid_request
+from server.http.validation import to_invalid_request, unknown_parameter
 from server.pools import Pools
 
 Model = TypeVar("Model", bound="RequestBody")
@@ -59,24 +61,50 @@ Metadata = Annotated[
 
 
 class RequestBody(BaseModel):
-    """Base of all bodies: no type is guessed from another, and no field is ignored."""
+    """Base of all bodies: no type is guessed from another, null in an optional field is the same as no field, and an
+    unknown field has no effect."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    _required: ClassVar[frozenset[str]] = frozenset()
     _is_long: bool = PrivateAttr(default=False)
+    _ignored: Ignored = PrivateAttr(default_factory=Ignored)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._required = frozenset(name for name, field in cls.model_fields.items() if field.is_required())
 
     @property
     def is_long(self) -> bool:
         """Whether what is done with it should be done in a thread."""
         return self._is_long
 
+    @property
+    def ignored(self) -> Ignored:
+        """Fields without effect: of a whole body, those that are unknown. Steps that find others add them."""
+        return self._ignored
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or not any(value is None for value in body.values()):
+            return body
+        return {key: value for key, value in body.items() if value is not None or key in cls._required}
+
+
+class StrictBody(RequestBody):
+    """Base of what only clients of this server write, and of what shapes a training: an unknown field is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_is_enough(cls, body: Any) -> Any:
         if not isinstance(body, dict) or len(body) <= len(cls.model_fields):
             return body
-        unknown = next(key for key in body if key not in cls.model_fields)
-        return {key: body[key] for key in (*cls.model_fields, unknown) if key in body}
+        unknown = (key for key, value in body.items() if value is not None and key not in cls.model_fields)
+        return {key: body[key] for key in (*cls.model_fields, *islice(unknown, 1)) if key in body}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +114,12 @@ class JsonBody(Generic[Model]):
     model: type[Model]
 
     async def __call__(self, request: Request) -> Model:
-        limit = find_part(request, HttpSettings).max_body_bytes
-        data = await read_body(request, limit)
-        return await find_part(request, Pools).text.run_long(len(data) > LONG, parse_json, self.model, data)
+        http = find_part(request, HttpSettings)
+        data = await read_body(request, http.max_body_bytes)
+        pool = find_part(request, Pools).text
+        body = await pool.run_long(len(data) > LONG, parse_json, self.model, data, refuse_unknown=http.refuse_unknown)
+        request.state.ignored.add(*body.ignored)
+        return body
 
 
 def json_body(model: type[RequestBody]) -> Any:
@@ -129,22 +160,28 @@ async def linger(stream: AsyncIterator[bytes]) -> None:
                 pass
 
 
-def parse_json(model: type[Model], data: bytes) -> Model:
-    return _validate(model, load_object(data), long=len(data) > LONG)
+def parse_json(model: type[Model], data: bytes, *, refuse_unknown: bool = False) -> Model:
+    return validate(model, load_object(data), refuse_unknown=refuse_unknown, long=len(data) > LONG)
 
 
-def parse_object(model: type[Model], body: dict[str, Any]) -> Model:
+def parse_object(model: type[Model], body: dict[str, Any], *, refuse_unknown: bool = False) -> Model:
     """The same for what has been parsed as a part of something else."""
     _check_depth(body)
-    return _validate(model, body, long=True)
+    return validate(model, body, refuse_unknown=refuse_unknown, long=True)
 
 
-def _validate(model: type[Model], body: dict[str, Any], *, long: bool) -> Model:
+def validate(model: type[Model], body: dict[str, Any], *, refuse_unknown: bool, long: bool = False) -> Model:
+    """`refuse_unknown` refuses fields that are not the model's, too. Raises InvalidRequest."""
+    unknown = [key for key, value in body.items() if value is not None and key not in model.model_fields]
+    if unknown and (refuse_unknown or issubclass(model, StrictBody)):
+        raise unknown_parameter(unknown[0])
     try:
         valid = model.model_validate(body)
     except ValidationError as error:
-        raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+        errors = error.errors(include_url=False, include_context=False)
+        raise to_invalid_request(errors, body, ignored=unknown) from None
     valid._is_long = long
+    valid.ignored.add(*unknown)
     return valid
 
 

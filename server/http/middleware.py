@@ -14,6 +14,7 @@ from engines.logs import about
 from server.deps import Parts
 from server.http.error_shapes import speaks_anthropic
 from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
+from server.http.ignored import HEADER, Ignored, IgnoredFields
 from server.http.in_flight import InFlight
 from server.http.keys.caller import ANYBODY
 
@@ -30,12 +31,14 @@ class RequestContext:
     """Outermost: gives the request an id and sees to it that exactly one answer goes out, whatever happens inside.
 
     `request.state.parts` are the server's; `request.state.answer_headers` makes headers of the answer, when it begins;
+    what was added until then to `request.state.ignored`, names of fields without effect, is a header of it as well;
     `request.state.answered` is an ExitStack for what a request holds until its answer has ended, however it ended.
     """
 
     def __init__(self, app: ASGIApp, *, parts: Parts, in_flight: InFlight, verbose: bool) -> None:
         self._app = app
         self._parts = parts
+        self._ignored_fields = parts[IgnoredFields]
         self._in_flight = in_flight
         self._verbose = verbose
 
@@ -45,7 +48,7 @@ class RequestContext:
         request_id = _request_id(Headers(scope=scope))
         answered = contextlib.ExitStack()
         scope.setdefault("state", {}).update(
-            request_id=request_id, answered=answered, parts=self._parts, answer_headers=tuple
+            request_id=request_id, answered=answered, parts=self._parts, answer_headers=tuple, ignored=Ignored()
         )
         status: int | None = None
         began = time.perf_counter()
@@ -60,6 +63,9 @@ class RequestContext:
                     headers["request-id"] = request_id
                 for name, value in scope["state"]["answer_headers"]():
                     headers[name] = value
+                if ignored := scope["state"]["ignored"]:
+                    headers[HEADER] = ignored.to_header()
+                    self._ignored_fields.tell(scope["route"].path_format, ignored)
             await send(message)
 
         self._in_flight.enter()

@@ -16,6 +16,8 @@ class HttpSettings:
     """Largest JSON body of a request."""
     keep_alive_seconds: float
     """Longest silence of a stream before a comment is sent."""
+    refuse_unknown: bool
+    """Whether a body with an unknown field is refused; else the field is ignored, and the answer tells of it."""
     on_refusal: Callable[[Exception], None]
     """Called with each error that a request is answered with."""
 

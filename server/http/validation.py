@@ -11,17 +11,30 @@ MAX_VALUE = 60
 """Characters of a wrong value that a message quotes."""
 PathError = tuple[str, Mapping[str, Any]]
 """An error of pydantic's with the path of its field; "" for the whole body."""
-MISSING = "missing_required_parameter"
-CODES = {"missing": MISSING, "extra_forbidden": "unknown_parameter"}
+MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
+CODES = {"missing": MISSING, "extra_forbidden": UNKNOWN}
 
 
-def to_invalid_request(errors: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequest:
-    """One error of at most a few of pydantic's `errors`; the first gives `param` and `code`."""
+def to_invalid_request(
+    errors: Sequence[Mapping[str, Any]], body: Any, *, ignored: Sequence[str] = ()
+) -> InvalidRequest:
+    """One error of at most a few of pydantic's `errors`; the first gives `param` and `code`.
+
+    It tells one of the unknown fields that are `ignored`: that may be the missing one, misspelt.
+    """
     told = _worth_telling([(_path(error, body), error) for error in errors])
     messages = list(dict.fromkeys(_tell(path, error) for path, error in told[:MAX_ERRORS]))
     more = f"; and {len(told) - MAX_ERRORS} more" if len(told) > MAX_ERRORS else ""
+    misspelt = f"; the unknown parameter {ignored[0][:MAX_PATH]!r} is ignored" if ignored else ""
     path, first = told[0]
-    return InvalidRequest("; ".join(messages) + more + ".", param=path or None, code=CODES.get(first["type"]))
+    return InvalidRequest(
+        "; ".join(messages) + more + misspelt + ".", param=path or None, code=CODES.get(first["type"])
+    )
+
+
+def unknown_parameter(name: str) -> InvalidRequest:
+    name = name[:MAX_PATH]
+    return InvalidRequest(f"Unknown parameter: {name!r}.", param=name, code=UNKNOWN)
 
 
 def _worth_telling(errors: list[PathError]) -> list[PathError]:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
-from server.http.body import Metadata, RequestBody
+from server.http.body import Metadata, StrictBody
 from server.http.field_limits import Options
 from server.http.validation import MISSING, to_invalid_request
 from training.params.task import TASK, TASKS, Task, params_of
@@ -27,7 +27,7 @@ JobType = Annotated[str, AfterValidator(_supported), Field(json_schema_extra={"e
 """Name of a task."""
 
 
-class JobBody(RequestBody):
+class JobBody(StrictBody):
     type: JobType
     parameters: Options
     """Those of the command line's command of this name."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.errors import InvalidRequest
+from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.prompt import Conversation
 from engines.text.tool_messages import for_template
 from server.model.served import ServedModel
@@ -12,7 +12,9 @@ from server.openai.schema import ChatMessage, ConversationFields
 
 
 def check_conversation(body: ConversationFields, messages: Sequence[ChatMessage]) -> None:
-    """Refuse what excludes each other, whatever the model."""
+    """Refuse what excludes each other, or is not for clients to choose, whatever the model."""
+    if body.chat_template is not None:
+        raise UnsupportedParameter("'chat_template' is not supported: the server's own is used.", param="chat_template")
     if not body.continue_final_message:
         return
     if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:

@@ -1,4 +1,5 @@
-"""The one way from a request's body to its answer. Each step may refuse the request, in this order:
+"""The one way from a request's body to its answer. Each step may refuse the request, in this order, and tell by
+`body.ignored` that a field has no effect:
 
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
 2. `check_fields`         fields that exclude each other, or are not for this caller, whatever the model
@@ -76,6 +77,7 @@ async def respond(
     request.state.answer_headers = rate_limit.headers
     rate_limit.begin(request.state.answered)
     answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
+    request.state.ignored.add(*body.ignored)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
     whole = await until_disconnect(request, answer.whole())

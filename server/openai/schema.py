@@ -1,6 +1,6 @@
 """The requests of chat completions and completions as they arrive: OpenAI's fields and vLLM's extras.
 
-Unknown fields are refused, types are strict, ranges are OpenAI's. What is well-formed but not supported is refused
+Unknown fields have no effect, types are strict, ranges are OpenAI's. What is well-formed but not supported is refused
 by the steps of `server.openai.pipeline`, which know the model and its engine.
 """
 
@@ -90,15 +90,6 @@ class GenerationFields(RequestBody):
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float = 1.0
     return_token_ids: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, body: Any) -> Any:
-        """OpenAI's description allows null for most optional fields; it means the default."""
-        if not isinstance(body, dict):
-            return body
-        nulls = {key for key in cls.model_fields if body.get(key, key) is None}
-        return {key: value for key, value in body.items() if key not in nulls} if nulls else body
 
 
 # --- messages
@@ -200,6 +191,7 @@ class ConversationFields(RequestBody):
     chat_template_kwargs: Options = Field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template: Text | None = None
 
 
 Messages = Annotated[Items[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]

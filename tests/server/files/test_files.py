@@ -174,7 +174,6 @@ def test_only_two_purposes_can_be_uploaded(api: Api, purpose: str) -> None:
     ("fields", "param", "code"),
     [
         ({}, "purpose", "missing_required_parameter"),
-        ({"purpose": "batch", "model": "x"}, "model", "unknown_parameter"),
         ({"purpose": "batch", "expires_after": "1"}, "expires_after", "invalid_request"),
         ({"purpose": "batch", "expires_after[seconds]": "3600"}, "expires_after.anchor", "missing_required_parameter"),
         (

@@ -63,7 +63,7 @@ def test_dpo_has_a_beta() -> None:
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a" * 65: "b"}}, None),
         ({"metadata": {str(key): "" for key in range(17)}}, "metadata"),
-        ({"colour": "red"}, "colour"),
+        ({"method": {"type": "dpo", "colour": "red"}}, "method.colour"),
         ({"parameters": []}, "parameters"),
     ],
 )

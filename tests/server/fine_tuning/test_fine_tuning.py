@@ -225,7 +225,7 @@ def test_jobs_are_found_by_their_metadata(on_any_database: TrainingApi) -> None:
         ({"parameters": {"lora_rank": 17}}, 400, "parameters.lora_rank", "unsupported_parameter"),
         ({"parameters": {"use_liger": True}}, 400, "parameters.use_liger", "unsupported_parameter"),
         ({"parameters": {"max_length": 5000}}, 400, "parameters.max_length", "invalid_request"),
-        ({"nope": 1}, 400, "nope", "unknown_parameter"),
+        ({"hyperparameters": {"nope": 1}}, 400, "hyperparameters.nope", "unknown_parameter"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(

@@ -55,7 +55,6 @@ def test_bodies_fit_the_description_where_the_server_takes_them(
     client: ReadyClient, description: dict[str, Any], path: str
 ) -> None:
     assert accepts(description, path, VALID[path])
-    assert not accepts(description, path, VALID[path] | {"nonsense": 1})
     assert not accepts(description, path, {})
 
 

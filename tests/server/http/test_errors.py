@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from engines import errors
 from engines.echo import EchoEngine, EchoFaults
-from server.http.body import Items, RequestBody, json_body, parse_json
+from server.http.body import Items, RequestBody, StrictBody, json_body, parse_json
 from server.http.errors import BodyTooLarge, InsufficientPermissions, InvalidApiKey
 from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
@@ -46,9 +46,14 @@ class Message(RequestBody):
     content: str | list[Part]
 
 
+class Strict(StrictBody):
+    name: str
+
+
 class Body(RequestBody):
     messages: Items[Message]
     n: int = Field(1, ge=1, le=128)
+    strict: Strict | None = None
     temperature: float = Field(1, ge=0, le=2)
 
 
@@ -136,9 +141,6 @@ HELLO = {"role": "user", "content": "hi"}
         ({"messages": [HELLO], "n": "1"}, "n", "invalid_request"),
         ({"messages": [HELLO], "n": True}, "n", "invalid_request"),
         ({"messages": [HELLO], "temperature": 3}, "temperature", "invalid_request"),
-        ({"messages": [HELLO], "foo": 1}, "foo", "unknown_parameter"),
-        ({"messages": [HELLO | {"foo": 1}]}, "messages[0].foo", "unknown_parameter"),
-        ({"mesages": [HELLO]}, "mesages", "unknown_parameter"),
     ],
 )
 def test_a_body_that_does_not_fit_names_the_field(
@@ -161,10 +163,9 @@ def test_a_message_tells_a_few_errors_and_cuts_values_short(client: ReadyClient)
     ("body", "param"),
     [
         ({"messages": [HELLO] * 7 + [1] * 500_000}, "messages[7]"),
-        ({"messages": [HELLO | {str(number): 1 for number in range(90_000)}]}, "messages[0].0"),
-        ({str(number): 1 for number in range(90_000)}, "0"),
+        ({"strict": {str(number): 1 for number in range(90_000)}}, "strict.0"),
     ],
-    ids=["items", "members", "unknown"],
+    ids=["items", "unknown"],
 )
 def test_of_very_many_errors_the_first_is_told(body: dict[str, Any], param: str) -> None:
     with pytest.raises(errors.InvalidRequest) as refusal:

@@ -53,7 +53,6 @@ def test_fewer_dimensions_are_of_length_one_again(openai_client: openai.OpenAI) 
         ("abc", {"dimensions": 0}, "dimensions"),
         ("abc", {"dimensions": 1000}, "dimensions"),
         ("abc", {"encoding_format": "hex"}, "encoding_format"),
-        ("abc", {"extra_body": {"foo": 1}}, "foo"),
     ],
 )
 def test_what_cannot_be_embedded_is_a_400_that_names_the_field(

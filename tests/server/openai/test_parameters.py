@@ -287,7 +287,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ({"stream": "yes"}, "stream"),
     ({"length_penalty": 2.0}, "length_penalty"),
     ({"num_beams": 2, "n": 3}, "n"),
@@ -297,8 +296,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 9}, "num_beams"),
     ({"model": "other"}, "model"),
     ({"model": 5}, "model"),
-    ({"colour": "red"}, "colour"),
-    ({"colour": None}, "colour"),
 ]
 
 
@@ -336,7 +333,7 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
         "invalid_request",
     ),
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "invalid_request"),
-    ({"chat_template": "x"}, "chat_template", "unknown_parameter"),
+    ({"chat_template": "x"}, "chat_template", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"store": True}, "store", "unsupported_parameter"),
     ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
@@ -383,8 +380,6 @@ REFUSED_COMPLETION: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2, "n": 3}, "best_of", "invalid_request"),
     ({"best_of": 2, "stream": True}, "best_of", "invalid_request"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
-    ({"tools": []}, "tools", "unknown_parameter"),
-    ({"messages": []}, "messages", "unknown_parameter"),
 ]
 
 

@@ -9,7 +9,7 @@ from engines.echo import EchoEngine
 from tests.server.api import Api
 
 FAULTS: list[tuple[dict[str, Any], str | None, str]] = [
-    ({"no_such_field": 1}, "no_such_field", "unknown_parameter"),
+    ({"temperature": 3}, "temperature", "invalid_request"),
     ({"stream_options": {}}, "stream_options", "invalid_request"),
     ({"model": "nobody"}, "model", "model_not_found"),
     ({"response_format": {"type": "poem"}}, "response_format.type", "invalid_request"),
