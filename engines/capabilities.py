@@ -28,6 +28,7 @@ class Capabilities:
     vocab_size: int
     """Width of the logits: token ids are below it."""
     max_logprobs: int = 20
+    """Likeliest tokens that it tells with each; -1: all."""
     eos_token_ids: tuple[int, ...] = ()
     structured: frozenset[StructuredKind] = frozenset()
     unsupported: frozenset[str] = field(default_factory=frozenset)

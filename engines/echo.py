@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -97,6 +97,7 @@ class EchoEngine:
         self._capabilities = Capabilities(
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
+            max_logprobs=-1,
             eos_token_ids=(IM_END, END_OF_TEXT),
             structured=frozenset(get_args(StructuredKind)),
             unsupported=frozenset({"num_beams"}),
@@ -404,7 +405,7 @@ def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprob | None, .
     count = request.sampling.prompt_logprobs
     if count is None:
         return None
-    return (None, *(_logprob(token, count) for token in request.prompt_ids[1:]))
+    return (None, *(replace(_logprob(token, count), rank=1) for token in request.prompt_ids[1:]))
 
 
 CHAT_TEMPLATE = """\

@@ -100,6 +100,8 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with their logprobs, best first."""
+    rank: int | None = None
+    """Its place among all tokens, 1 for the likeliest. Engines need to tell it of prompt tokens only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

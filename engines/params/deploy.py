@@ -176,5 +176,6 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
     """Log every request but those for `/health`, `/ready` and `/metrics`."""
     log_interval: Annotated[int, About(DEPLOY)] = Field(20, ge=-1)
     """Seconds between log lines about throughput; -1: none."""
-    max_logprobs: Annotated[int, About(DEPLOY, engines=EVERY_ENGINE)] = Field(20, ge=0)
-    """The most `top_logprobs` that a request may ask for."""
+    max_logprobs: Annotated[int, About(DEPLOY, engines=EVERY_ENGINE)] = Field(20, ge=-1)
+    """The most logprobs of a token that a request may ask for; -1: of the whole vocabulary, for which a request asks by
+    -1, too."""

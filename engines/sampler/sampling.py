@@ -76,11 +76,12 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> 
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_k: int) -> list[TokenLogprob]:
-    """The logprob of each position's token and of its `top_k` likeliest, of the model's own distribution.
+    """The logprob and rank of each position's token and the logprobs of its `top_k` likeliest, of the model's own
+    distribution.
 
     logits: (positions, vocab); token_ids: (positions,)
     """
-    return _logprobs(logits, token_ids, [top_k] * len(token_ids))
+    return _logprobs(logits, token_ids, [top_k] * len(token_ids), ranked=True)
 
 
 def beam_candidates(
@@ -400,20 +401,22 @@ def _sampled_logprobs(logits: Tensor, rows: Sequence[SamplerRow], token_ids: lis
     return result
 
 
-def _logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int]) -> list[TokenLogprob]:
+def _logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int], *, ranked: bool = False) -> list[TokenLogprob]:
     size = _rows_at_once(logits)
     result: list[TokenLogprob] = []
     for i in range(0, len(top_ks), size):
-        result += _some_logprobs(logits[i : i + size], token_ids[i : i + size], top_ks[i : i + size])
+        result += _some_logprobs(logits[i : i + size], token_ids[i : i + size], top_ks[i : i + size], ranked)
     return result
 
 
-def _some_logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int]) -> list[TokenLogprob]:
+def _some_logprobs(logits: Tensor, token_ids: Tensor, top_ks: list[int], ranked: bool) -> list[TokenLogprob]:
     logprobs = _padded(logits.float().log_softmax(-1))
-    own = logprobs.gather(1, token_ids[:, None]).clamp(min=LOWEST_LOGPROB)[:, 0].tolist()
+    own = logprobs.gather(1, token_ids[:, None])
+    ranks = ((logprobs > own).sum(1) + 1).tolist() if ranked else [None] * len(top_ks)
+    values_of_own = own.clamp(min=LOWEST_LOGPROB)[:, 0].tolist()
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(top_ks)
     if count := min(max(top_ks), logits.shape[1]):
         values, ids = _largest(logprobs, count)
         pairs = zip(ids.tolist(), values.clamp(min=LOWEST_LOGPROB).tolist(), top_ks, strict=True)
         tops = [tuple(zip(some_ids[:k], some_values[:k], strict=True)) for some_ids, some_values, k in pairs]
-    return [TokenLogprob(*each) for each in zip(token_ids.tolist(), own, tops, strict=True)]
+    return [TokenLogprob(*each) for each in zip(token_ids.tolist(), values_of_own, tops, ranks, strict=True)]

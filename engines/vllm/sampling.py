@@ -123,4 +123,4 @@ def token_logprobs(flat: FlatLogprobs) -> Iterator[TokenLogprob | None]:
             continue
         likeliest = zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True)
         top = tuple((token, logprob) for token, logprob in likeliest if logprob != float("-inf"))
-        yield TokenLogprob(flat.token_ids[start], flat.logprobs[start], top)
+        yield TokenLogprob(flat.token_ids[start], flat.logprobs[start], top, flat.ranks[start])

@@ -24,7 +24,7 @@ class Asked:
     default_max_tokens: int | None
     """Where neither the request nor the server says; None: as many as fit the context."""
     logprobs: int | None = None
-    """Likeliest tokens to tell with each token; None: not even its own logprob."""
+    """Likeliest tokens to tell with each token; -1: all; None: not even its own logprob."""
     logprobs_field: str = "logprobs"
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()

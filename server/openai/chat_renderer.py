@@ -57,6 +57,7 @@ class ChatChoice:
         self._index = index
         self._logprobs = bool(body.logprobs)
         self._return_token_ids = body.return_token_ids
+        self._tokens_as_ids = body.return_tokens_as_token_ids
         self._echoed = echoed(body)
         self._vocabulary = vocabulary
         self._begun = False
@@ -67,7 +68,7 @@ class ChatChoice:
         self._finish: dict[str, Any] = {}
 
     def _wire_entries(self, delta: AnswerDelta) -> list[orjson.Fragment]:
-        return [chat_entry(entry, self._vocabulary) for entry in delta.text.entries]
+        return [chat_entry(entry, self._vocabulary, as_ids=self._tokens_as_ids) for entry in delta.text.entries]
 
     def _shown(self, delta: AnswerDelta) -> AnswerDelta:
         """The delta without the reasoning, and the tokens of it, where the client wants none."""

@@ -57,7 +57,8 @@ class CompletionChoice:
         self._prompt = prompt
         self._body = body
         self._vocabulary = vocabulary
-        self._logprobs = LogprobLists(vocabulary) if body.logprobs is not None else None
+        as_ids = body.return_tokens_as_token_ids
+        self._logprobs = LogprobLists(vocabulary, as_ids=as_ids) if body.logprobs is not None else None
         self._begun = False
         self._texts: list[str] = []
         self._token_ids: list[int] = []

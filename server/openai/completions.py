@@ -73,14 +73,15 @@ def _prompt(prompt: str | list[int], body: CompletionRequest, model: ServedModel
         ids = model.renderer.text(prompt, capabilities, add_special_tokens=body.add_special_tokens)
         return Prompt(prompt, ids)
     ids = model.renderer.ids(prompt, capabilities)
-    text = model.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) if body.echo else ""
+    text = model.tokenizer.decode(ids) if body.echo else ""
     return Prompt(text, ids)
 
 
 def _prompt_logprobs(body: CompletionRequest) -> int | None:
     if not body.echo or body.logprobs is None:
         return body.prompt_logprobs
-    return max(body.logprobs, body.prompt_logprobs or 0)
+    counts = (body.logprobs, body.prompt_logprobs or 0)
+    return -1 if -1 in counts else max(counts)
 
 
 COMPLETIONS = Endpoint(id_prefix="cmpl-", check=check_completion, read=read_completion, renderer=CompletionRenderer)

@@ -14,25 +14,34 @@ from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
 from engines.types import LOWEST_LOGPROB, TokenLogprob
 
+Top = tuple[tuple[int, float], ...]
+"""The likeliest tokens with their logprobs."""
+
 
 def floored(logprob: float) -> float:
     return max(logprob, LOWEST_LOGPROB)
 
 
-def chat_entry(entry: TokenEntry, vocabulary: Vocabulary) -> orjson.Fragment:
+def named(token_id: int) -> str:
+    """How vLLM writes a token where `return_tokens_as_token_ids` is set."""
+    return f"token_id:{token_id}"
+
+
+def chat_entry(entry: TokenEntry, vocabulary: Vocabulary, *, as_ids: bool = False) -> orjson.Fragment:
     """One of `logprobs.content`, as JSON. The sampled token looks the same where it is among the likeliest."""
-    shown = to_token(entry.shown, entry.logprob)
-    top = [
-        {**shown, "logprob": floored(logprob)}
-        if token_id == entry.token_id
-        else to_token(vocabulary.token_bytes(token_id), logprob)
-        for token_id, logprob in entry.top
-    ]
-    return orjson.Fragment(orjson.dumps({**shown, "top_logprobs": top}))
+
+    def to_token(token_id: int, logprob: float) -> dict[str, Any]:
+        data = entry.shown if token_id == entry.token_id else vocabulary.token_bytes(token_id)
+        token = named(token_id) if as_ids else data.decode(errors="replace")
+        return {"token": token, "logprob": floored(logprob), "bytes": list(data)}
+
+    top = [to_token(token_id, logprob) for token_id, logprob in entry.top]
+    return orjson.Fragment(orjson.dumps({**to_token(entry.token_id, entry.logprob), "top_logprobs": top}))
 
 
-def to_token(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": data.decode(errors="replace"), "logprob": floored(logprob), "bytes": list(data)}
+def likeliest(top: Top, count: int) -> Top:
+    """The first of them; -1: all."""
+    return top if count == -1 else top[:count]
 
 
 def to_prompt_logprobs(
@@ -45,17 +54,19 @@ def to_prompt_logprobs(
 def _rivals(entry: TokenLogprob, count: int, vocabulary: Vocabulary) -> orjson.Fragment:
     ranked = {
         str(token_id): {"logprob": floored(logprob), "rank": rank, "decoded_token": vocabulary.token_text(token_id)}
-        for rank, (token_id, logprob) in enumerate(entry.top[:count], 1)
+        for rank, (token_id, logprob) in enumerate(likeliest(entry.top, count), 1)
     }
-    own = {"logprob": floored(entry.logprob), "decoded_token": vocabulary.token_text(entry.token_id)}
+    text = vocabulary.token_text(entry.token_id)
+    own = {"logprob": floored(entry.logprob), "rank": entry.rank, "decoded_token": text}
     return orjson.Fragment(orjson.dumps({str(entry.token_id): own, **ranked}))
 
 
 class LogprobLists:
     """Completions' logprobs: parallel lists, and where in the text each token begins."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, as_ids: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._as_ids = as_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
         self._lists: dict[str, list[Any]] = {}
@@ -72,7 +83,9 @@ class LogprobLists:
             if entry is None:
                 self._append(token_id, shown, None, None)
             else:
-                self._append(token_id, shown, entry.logprob, {token_id: entry.logprob, **dict(entry.top[:count])})
+                self._append(
+                    token_id, shown, entry.logprob, {token_id: entry.logprob, **dict(likeliest(entry.top, count))}
+                )
 
     def take(self) -> dict[str, list[Any]]:
         """The lists since the last call."""
@@ -101,6 +114,8 @@ class LogprobLists:
 
     def _label(self, token_id: int, shown: bytes) -> str:
         """The token's text as shown, or its own where it is hidden; a part of a character is spelt in bytes."""
+        if self._as_ids:
+            return named(token_id)
         data = shown or self._vocabulary.token_bytes(token_id)
         try:
             return data.decode()

@@ -24,7 +24,6 @@ import orjson
 from fastapi import Request, Response
 
 from engines.capabilities import Capabilities
-from engines.errors import InvalidRequest
 from engines.logs import current_http_request_id
 from engines.text.output_text import TextOptions
 from engines.text.prompt import Prompt
@@ -41,15 +40,11 @@ from server.openai.asked import Asked
 from server.openai.chunks import Envelope
 from server.openai.sampling import bad_words_ids, num_beams_of, to_sampling
 from server.openai.schema import GenerationFields
+from server.openai.sizes import check_sizes
 from server.openai.support import check_capabilities, check_fields
 from server.pools import Pools
 
 Body = TypeVar("Body", bound=GenerationFields)
-
-MAX_LISTED_TOKENS = 1 << 20
-"""Tokens that are named to be forbidden, allowed, biased or to end an output, times prompts."""
-MAX_PROMPT_LOGPROBS = 1 << 18
-"""Logprobs of prompt tokens, their own and the likeliest, in one answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +120,6 @@ def _requests(
 ) -> list[GenerationRequest]:
     """One for each prompt."""
     capabilities = inference.engine.capabilities()
-    _check_prompt_logprobs(asked)
     bad_words = bad_words_ids(body.bad_words, model.tokenizer)
 
     @cache  # prompts of one length share what may be large
@@ -149,32 +143,8 @@ def _requests(
         return request
 
     requests = [to_request(number, prompt) for number, prompt in enumerate(asked.prompts)]
-    _check_listed(requests)
+    check_sizes(body, asked, requests)
     return requests
-
-
-def _check_listed(requests: list[GenerationRequest]) -> None:
-    """The engine gets the lists of tokens once for each prompt."""
-    sampling = requests[0].sampling
-    lists = (sampling.logit_bias, sampling.allowed_token_ids or (), sampling.stop_token_ids, *sampling.bad_words_ids)
-    if (listed := len(requests) * sum(map(len, lists))) > MAX_LISTED_TOKENS:
-        raise InvalidRequest(
-            f"The tokens that 'logit_bias', 'allowed_token_ids', 'stop_token_ids' and 'bad_words' name are {listed} "
-            f"for all prompts together; at most {MAX_LISTED_TOKENS} are accepted: send fewer prompts at a time.",
-            param="prompt",
-        )
-
-
-def _check_prompt_logprobs(asked: Asked) -> None:
-    if asked.prompt_logprobs is None:
-        return
-    count = sum(len(prompt.ids) for prompt in asked.prompts) * (asked.prompt_logprobs + 1)
-    if count > MAX_PROMPT_LOGPROBS:
-        raise InvalidRequest(
-            f"The logprobs of the prompt's tokens would be {count}, and an answer has at most {MAX_PROMPT_LOGPROBS}: "
-            "ask for fewer prompts, or fewer of each token.",
-            param="prompt_logprobs",
-        )
 
 
 def _text_options(body: GenerationFields, asked: Asked, model: ServedModel) -> TextOptions:

@@ -14,6 +14,7 @@ from server.model.defaults import SamplingDefaults
 from server.model.served import ServedModel
 from server.openai.asked import Asked
 from server.openai.schema import GenerationFields
+from server.openai.sizes import longest_output
 
 Value = TypeVar("Value")
 
@@ -28,14 +29,14 @@ def to_sampling(
 ) -> Sampling:
     """Raises InvalidRequest where a value does not fit the model."""
     defaults = model.defaults
-    _check_logprobs(asked.logprobs_field, asked.logprobs, model, capabilities)
-    max_new_tokens = _max_new_tokens(asked, defaults, capabilities, prompt_length)
+    logprobs = _logprobs(asked.logprobs_field, asked.logprobs, model, capabilities)
+    longest = longest_output(body, asked, logprobs)
+    max_new_tokens = _max_new_tokens(asked, defaults, capabilities, prompt_length, longest)
     num_beams = num_beams_of(body, defaults)
     top_k = max(0, _first(body.top_k, defaults.top_k))
     top_p = _first(body.top_p, defaults.top_p)
     if top_p == 0:
         top_k, top_p = 1, 1.0  # nothing but the likeliest token
-    _check_logprobs("prompt_logprobs", body.prompt_logprobs, model, capabilities)
     return Sampling(
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(body, max_new_tokens),
@@ -52,8 +53,8 @@ def to_sampling(
         stop_token_ids=_stop_token_ids(body, asked, capabilities),
         ignore_eos=body.ignore_eos,
         seed=body.seed,
-        logprobs=asked.logprobs,
-        prompt_logprobs=asked.prompt_logprobs,
+        logprobs=logprobs,
+        prompt_logprobs=_logprobs("prompt_logprobs", asked.prompt_logprobs, model, capabilities),
         structured=asked.plan.structured,
         num_beams=num_beams,
         length_penalty=_length_penalty(body, num_beams),
@@ -66,16 +67,27 @@ def bad_words_ids(words: list[str], tokenizer: Any) -> tuple[tuple[int, ...], ..
     return tuple(dict.fromkeys(tuple(ids) for ids in spelt if ids))
 
 
-def _check_logprobs(name: str, count: int | None, model: ServedModel, capabilities: Capabilities) -> None:
-    most = min(capabilities.max_logprobs, model.max_logprobs)
-    if count is not None and count > most:
-        raise InvalidRequest(f"{name!r} must be at most {most}, not {count}.", param=name)
+def _logprobs(name: str, asked: int | None, model: ServedModel, capabilities: Capabilities) -> int | None:
+    """How many of the likeliest tokens are told; -1 asks for all there are."""
+    if asked is None:
+        return None
+    every = capabilities.vocab_size
+    count = every if asked == -1 else asked
+    most = min(every if limit == -1 else limit for limit in (capabilities.max_logprobs, model.max_logprobs))
+    if count > most:
+        given = f"-1, which asks for all {every}" if asked == -1 else str(asked)
+        raise InvalidRequest(f"{name!r} must be at most {most}, not {given}.", param=name)
+    return count
 
 
-def _max_new_tokens(asked: Asked, defaults: SamplingDefaults, capabilities: Capabilities, prompt_length: int) -> int:
+def _max_new_tokens(
+    asked: Asked, defaults: SamplingDefaults, capabilities: Capabilities, prompt_length: int, longest: int | None
+) -> int:
+    """`longest`: where nobody says how many, no more than this."""
     room = capabilities.max_model_len - prompt_length
     if asked.max_tokens is None:
-        return min(_first(defaults.max_new_tokens, _first(asked.default_max_tokens, room)), room)
+        default = _first(defaults.max_new_tokens, _first(asked.default_max_tokens, room))
+        return min(default, room, _first(longest, room))
     if asked.max_tokens > room:
         parts = f"{prompt_length} in the prompt, {asked.max_tokens} for the completion"
         wanted = f"you requested {prompt_length + asked.max_tokens} tokens ({parts})"

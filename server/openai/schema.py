@@ -78,7 +78,8 @@ class GenerationFields(RequestBody):
     stop_token_ids: Annotated[Items[int], Field(max_length=MAX_LISTED)] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    prompt_logprobs: int | None = Field(None, ge=0)
+    prompt_logprobs: int | None = Field(None, ge=-1)
+    """-1: of the whole vocabulary, as for `logprobs`."""
     echo: bool = False
     bad_words: Annotated[Items[GivenName], Field(max_length=MAX_LISTED)] = Field(default_factory=list)
     allowed_token_ids: Annotated[Items[int], Field(min_length=1, max_length=MAX_ALLOWED)] | None = None
@@ -90,6 +91,8 @@ class GenerationFields(RequestBody):
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float = 1.0
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    """Tokens are told as `token_id:123` in logprobs."""
 
 
 # --- messages
@@ -203,7 +206,7 @@ class ChatRequest(ConversationFields, GenerationFields):
     max_completion_tokens: int | None = Field(None, ge=1)
     """Wins over `max_tokens`."""
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(None, ge=-1)
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -228,7 +231,7 @@ class ChatRequest(ConversationFields, GenerationFields):
 class CompletionRequest(GenerationFields):
     prompt: Inputs
     max_tokens: int | None = Field(None, ge=0)
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(None, ge=-1)
     best_of: int | None = Field(None, ge=1, le=20)
     suffix: Text | None = None
     add_special_tokens: bool = True

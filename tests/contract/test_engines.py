@@ -320,6 +320,9 @@ async def test_prompt_logprobs_are_of_each_token_but_the_first(engine: Engine) -
     assert nothing is None
     assert [logprob.token_id for logprob in told] == asked.prompt_ids[1:]
     assert all(len(logprob.top) == 2 for logprob in told)
+    for logprob in told:
+        above = [token_id for token_id, value in logprob.top if value > logprob.logprob]
+        assert logprob.rank == len(above) + 1 if len(above) < 2 else logprob.rank >= 3
 
 
 # ---- refusals

@@ -389,6 +389,14 @@ def test_prompt_logprobs_equal_log_softmax(vocab: int) -> None:
     torch.testing.assert_close(torch.tensor([p.logprob for p in found]), exact.gather(1, ids[:, None])[:, 0])
     top = torch.tensor([[value for _, value in p.top] for p in found])
     torch.testing.assert_close(top, exact.topk(min(4, vocab)).values)
+    place = exact.argsort(1, descending=True).argsort(1).gather(1, ids[:, None])[:, 0] + 1
+    assert [p.rank for p in found] == place.tolist()
+
+
+def test_the_whole_vocabulary_can_be_told() -> None:
+    logits = logits_of(LARGE)
+    [found] = token_logprobs(logits, torch.tensor([5]), LARGE)
+    assert sorted(token_id for token_id, _ in found.top) == list(range(LARGE))
 
 
 def test_logprobs_have_a_floor() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engines.echo import EchoEngine, EchoFaults
+from engines.echo import VOCAB_SIZE, EchoEngine, EchoFaults
 from engines.errors import QueueFull
 from tests.server.api import Api, text_of
 
@@ -138,6 +138,20 @@ def test_streamed_logprobs_are_those_of_the_whole_answer(api: Api) -> None:
     logprobs = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
     streamed = [entry for part in logprobs for entry in part["content"]]
     assert streamed == entries_of(api.chat(SMILE, logprobs=True, top_logprobs=2))
+
+
+def test_tokens_are_told_as_token_ids_where_asked_for_with_their_true_bytes(api: Api) -> None:
+    body: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
+    plain, named = (entries_of(api.chat(SMILE, return_tokens_as_token_ids=as_ids, **body)) for as_ids in (False, True))
+    assert [entry["token"] for entry in named] == [f"token_id:{byte}" for byte in SMILE.encode()]
+    assert [entry["top_logprobs"][0]["token"] for entry in named] == [entry["token"] for entry in named]
+    assert [entry["bytes"] for entry in named] == [entry["bytes"] for entry in plain]
+
+
+def test_top_logprobs_of_minus_one_are_of_the_whole_vocabulary(make_api: Callable[..., Api]) -> None:
+    answer = make_api(max_logprobs=-1).chat("hi", logprobs=True, top_logprobs=-1, prompt_logprobs=-1)
+    assert [len(entry["top_logprobs"]) for entry in entries_of(answer)] == [VOCAB_SIZE] * 2
+    assert len(answer["prompt_logprobs"][1]) == VOCAB_SIZE
 
 
 def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_is_shown(api: Api) -> None:

@@ -1,11 +1,13 @@
 """Completions in OpenAI's shapes, whole and in chunks, on an engine that says the prompt back."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from engines.echo import EchoEngine
+from engines.echo import IM_END, IM_START, VOCAB_SIZE, EchoEngine
+from server.openai.sizes import MAX_OUTPUT_LOGPROBS
 from tests.server.api import Api
 
 
@@ -135,6 +137,75 @@ def test_prompt_logprobs_are_told_with_each_choice(api: Api) -> None:
     first, second = choice["prompt_logprobs"]
     assert first is None
     assert second[str(ord("i"))]["decoded_token"] == "i"
+
+
+def test_the_prompts_own_token_has_its_rank_also_where_it_stands_alone(api: Api) -> None:
+    (choice,) = api.complete("hi", prompt_logprobs=0)["choices"]
+    assert choice["prompt_logprobs"] == [
+        None,
+        {str(ord("i")): {"logprob": math.log(0.5), "rank": 1, "decoded_token": "i"}},
+    ]
+
+
+def test_an_echoed_prompt_of_token_ids_keeps_its_special_tokens(api: Api) -> None:
+    ids = [IM_START, *b"hi", IM_END]
+    (choice,) = api.complete(ids, echo=True, logprobs=0, max_tokens=1)["choices"]
+    assert choice["text"].startswith("<|im_start|>hi<|im_end|>")
+    assert choice["logprobs"]["tokens"][:4] == ["<|im_start|>", "h", "i", "<|im_end|>"]
+    assert choice["logprobs"]["text_offset"][:5] == [0, 12, 13, 14, 24]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_told_as_token_ids_where_asked_for(api: Api, stream: bool) -> None:
+    body: dict[str, Any] = {"logprobs": 1, "echo": True, "max_tokens": 1, "return_tokens_as_token_ids": True}
+    (choice,) = (api.completion_chunks("hi", **body)[0] if stream else api.complete("hi", **body))["choices"]
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == [f"token_id:{ord(token)}" for token in "hih"]
+    assert [top and list(top) for top in logprobs["top_logprobs"]] == [None, ["token_id:105"], ["token_id:104"]]
+    assert logprobs["text_offset"] == [0, 1, 2]
+
+
+# --- the whole vocabulary, and how much that may be
+
+
+def test_minus_one_tells_the_whole_vocabulary(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_logprobs=-1)
+    body: dict[str, Any] = {"logprobs": -1, "prompt_logprobs": -1, "echo": True, "max_tokens": 1}
+    (choice,) = api.complete("hi", return_tokens_as_token_ids=True, **body)["choices"]
+    assert [top and len(top) for top in choice["logprobs"]["top_logprobs"]] == [None, VOCAB_SIZE, VOCAB_SIZE]
+    assert len(choice["prompt_logprobs"][1]) == VOCAB_SIZE
+    assert api.refused_completion(logprobs=VOCAB_SIZE + 1).param == "logprobs"
+
+
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_the_whole_vocabulary_is_refused_beyond_max_logprobs(api: Api, field: str) -> None:
+    refusal = api.refused_completion(**{field: -1})
+    assert (refusal.status, refusal.param) == (400, field)
+    assert f"at most 20, not -1, which asks for all {VOCAB_SIZE}" in refusal.message
+
+
+def test_more_logprobs_than_an_answer_may_have_are_refused_with_the_numbers(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_logprobs=-1)
+    refusal = api.refused_completion(prompt=["ab"] * 2, logprobs=-1, n=100, max_tokens=30)
+    assert (refusal.status, refusal.param) == (400, "logprobs")
+    assert f"{2 * 100 * 30 * (VOCAB_SIZE + 1)}, and an answer has at most {MAX_OUTPUT_LOGPROBS}" in refusal.message
+
+
+def test_a_stream_is_sent_as_it_grows_and_may_have_more_in_all(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_logprobs=-1)
+    body: dict[str, Any] = {"logprobs": -1, "n": 128, "max_tokens": 40}
+    assert api.refused_completion(prompt="ab", **body).param == "logprobs"
+    assert len(streamed(api.completion_chunks("ab", **body))) == 128
+
+
+def test_an_output_of_no_given_length_ends_where_its_logprobs_are_as_many_as_an_answer_has(
+    make_api: Callable[..., Api],
+) -> None:
+    api = make_api(max_logprobs=-1, max_new_tokens=4000)
+    most = MAX_OUTPUT_LOGPROBS // (3 * (VOCAB_SIZE + 1))
+    answer = api.complete("ab", logprobs=-1, n=3, ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 3 * most
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
 
 
 def test_token_ids_are_returned_where_asked_for(api: Api) -> None:
