@@ -34,6 +34,7 @@ from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
 from server.pools import Pools
+from server.responses import routes as response_routes
 from server.store.database import Database
 from server.tasks import Tasks
 
@@ -44,6 +45,7 @@ ROUTERS = (
     models.router,
     embeddings.router,
     tokenization.router,
+    response_routes.router,
     adapter_routes.router,
     file_routes.router,
     batch_routes.router,

@@ -44,6 +44,8 @@ from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.pools import PoolMetrics, Pools
+from server.responses.responses import Responses
+from server.responses.seal import Seal
 from server.store.database import Database
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
@@ -145,6 +147,7 @@ def make_parts(
         sources,
         batches,
         creator,
+        Responses(Seal(state / "responses.key")),
     )
 
 

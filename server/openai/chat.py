@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
-from engines.text.prompt import Prompt
+from engines.text.prompt import Conversation, Prompt
 from server.http.body import json_body
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
@@ -46,7 +46,7 @@ def check_chat(body: ChatRequest) -> None:
 
 
 async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabilities, pools: Pools) -> Asked:
-    tools, prompt = await pools.text.run_long(body.is_long, _read_messages, body, model, capabilities)
+    tools, prompt = await pools.text.run_long(body.is_long, read_messages, body, model, capabilities)
     structured = await read_structured(body, pools)
     constrained = structured is not None or tools.mode != "none"
     plan = await pools.text.run_long(constrained, model.output_format.plan, tools, structured, prompt.text)
@@ -66,10 +66,16 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
     )
 
 
-def _read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> tuple[ToolRequest, Prompt]:
+def read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> tuple[ToolRequest, Prompt]:
+    tools, conversation = chat_conversation(body, model)
+    return tools, model.renderer.chat(conversation, capabilities)
+
+
+def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolRequest, Conversation]:
+    """What the chat template gets to see, and the tools that may be called."""
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     kwargs = template_kwargs(body, model.renderer.template)
-    return tools, model.renderer.chat(to_conversation(body, body.messages, tools, model, kwargs), capabilities)
+    return tools, to_conversation(body, body.messages, tools, model, kwargs)
 
 
 def _end_of_answer(model: ServedModel, capabilities: Capabilities) -> tuple[int, ...]:

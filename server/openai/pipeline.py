@@ -68,15 +68,22 @@ async def respond(
     http: HttpSettings,
 ) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
-    rate_limit = inference.rate_limits.of(request.state.caller)
-    request.state.answer_headers = rate_limit.headers
-    rate_limit.begin(request.state.answered)
-    answer = await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
+    answer = await begin(endpoint, request, body, model, inference)
     request.state.ignored.add(*body.ignored)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
     whole = await until_disconnect(request, answer.whole())
     return Response(orjson.dumps(whole), media_type="application/json")
+
+
+async def begin(
+    endpoint: Endpoint[Body], request: Request, body: Body, model: ServedModel, inference: Inference
+) -> Answer:
+    """The answer to a request that counts in its caller's limits."""
+    rate_limit = inference.rate_limits.of(request.state.caller)
+    request.state.answer_headers = rate_limit.headers
+    rate_limit.begin(request.state.answered)
+    return await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
 
 
 async def admit(

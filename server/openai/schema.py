@@ -122,7 +122,7 @@ Returned = Annotated[Any, MaxBytes(MAX_JSON), Field(exclude=True)]
 answer can be sent back as it came, and then left out."""
 
 
-def _few_values(arguments: str) -> str:
+def few_values(arguments: str) -> str:
     if (signs := sum(map(arguments.count, "[{,"))) > MAX_ARGUMENTS:
         raise ValueError(f"Arguments should have at most {MAX_ARGUMENTS} objects, lists and commas, these have {signs}")
     return arguments
@@ -130,7 +130,7 @@ def _few_values(arguments: str) -> str:
 
 class FunctionCall(RequestBody):
     name: GivenName
-    arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(_few_values)]
+    arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(few_values)]
     parsed_arguments: Returned = None
 
 

@@ -242,6 +242,15 @@ class Api:
         body = {"model": "echo", "prompt": prompt, "stream": True, **body}
         return self._stream("/v1/completions", body, "CreateCompletionResponse")
 
+    def respond(self, input: Any = "hello", **body: Any) -> dict[str, Any]:
+        return self._ask("/v1/responses", {"model": "echo", "input": input, **body}, "Response")
+
+    def response_events(self, input: Any = "hello", **body: Any) -> list[dict[str, Any]]:
+        """Each is named by its type, numbered, and as OpenAI describes it."""
+        reply = self.http.post("/v1/responses", json={"model": "echo", "input": input, **body, "stream": True})
+        assert reply.status_code == 200, reply.text
+        return checked_events(reply.text)
+
     def refusal(self, path: str, **body: Any) -> Refusal:
         body = {"model": "echo", **DEFAULTS[path], **body}
         reply = self.http.post(path, json=body)
@@ -251,6 +260,9 @@ class Api:
 
     def refused_chat(self, **body: Any) -> Refusal:
         return self.refusal("/v1/chat/completions", **body)
+
+    def refused_response(self, **body: Any) -> Refusal:
+        return self.refusal("/v1/responses", **body)
 
     def refused_completion(self, **body: Any) -> Refusal:
         return self.refusal("/v1/completions", **body)
@@ -303,6 +315,7 @@ def _texts(lines: Iterator[str]) -> Iterator[str]:
 DEFAULTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
     "/v1/completions": {"prompt": "hello"},
+    "/v1/responses": {"input": "hello"},
 }
 
 
@@ -311,6 +324,20 @@ def without_null_usage(chunk: dict[str, Any], schema: str) -> dict[str, Any]:
     if schema == "CreateCompletionResponse" and "usage" in chunk and chunk["usage"] is None:
         return {key: value for key, value in chunk.items() if key != "usage"}
     return chunk
+
+
+def checked_events(stream: str) -> list[dict[str, Any]]:
+    """The events of a response's whole stream."""
+    *events, rest = stream.split("\n\n")
+    assert rest == ""
+    told = []
+    for number, event in enumerate(event for event in events if not event.startswith(":")):
+        name, data = event.split("\n")
+        told.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {told[-1]['type']}"
+        assert told[-1]["sequence_number"] == number
+        check("ResponseStreamEvent", told[-1])
+    return told
 
 
 def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:

@@ -8,13 +8,15 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 DESCRIPTION = Path(__file__).parents[1] / "data" / "openai_openapi.json"
-UNDESCRIBED = {
-    # What OpenAI's servers send, but its description of completions leaves out.
+UNDESCRIBED: dict[str, dict[tuple[str, ...], str]] = {
+    # What OpenAI's servers send, but its description leaves out.
     "CreateCompletionResponse": {
         ("choices", "finish_reason"): "null until a stream's last chunk",
         ("choices", "logprobs", "token_logprobs"): "null for the first token of an echoed prompt",
         ("choices", "logprobs", "top_logprobs"): "null for the first token of an echoed prompt",
-    }
+    },
+    "Response": {("usage",): "null until the response has ended"},
+    "ResponseStreamEvent": {("response", "usage"): "null until the response has ended"},
 }
 
 

@@ -20,6 +20,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"GET"}), "/openapi.json", USERS),
     (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
+    (frozenset({"POST"}), "/v1/responses", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/messages", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),

@@ -1,0 +1,114 @@
+"""An answer as responses have it: items of output, or the events that tell how they grow."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from engines.text.logprob_entries import TokenEntry
+from engines.text.vocabulary import Vocabulary
+from server.http.errors import error_body, error_status
+from server.http.sse import EventStyle
+from server.model.deltas import Delta
+from server.openai.answer import AnswerDelta
+from server.openai.logprobs import chat_entry
+from server.openai.usage import Usage
+from server.responses.output import Event, Output
+from server.responses.response import ResponseHead, usage_to_wire
+from server.responses.seal import Seal
+from server.responses.words import ENCRYPTED
+
+
+class ResponseRenderer:
+    def __init__(self, head: ResponseHead, vocabulary: Vocabulary, seal: Seal) -> None:
+        self.events = EventStyle(named=True, errors=self._failed, end=b"")
+        self._head = head
+        self._vocabulary = vocabulary
+        self._output = Output(
+            summarized=head.body.summary is not None, seal=seal if ENCRYPTED in head.body.include else None
+        )
+        self._entries: list[TokenEntry] = []  # of tokens whose text has not come yet
+        self._cut_short = False
+        self._told = 0
+
+    # --- as a whole
+
+    def add(self, delta: AnswerDelta) -> None:
+        for _ in self._grow(delta):
+            pass
+
+    def whole(self, usage: Usage) -> dict[str, Any]:
+        for _ in self._output.end(cut_short=self._cut_short):
+            pass
+        return self._ended(usage)
+
+    # --- in events
+
+    def chunks(self, delta: AnswerDelta) -> Iterator[Event]:
+        return self._numbered((*self._begin(), *self._grow(delta)))
+
+    def last_chunks(self, usage: Usage) -> Iterator[Event]:
+        yield from self._numbered(self._output.end(cut_short=self._cut_short))
+        ended = self._ended(usage)
+        yield from self._numbered([{"type": f"response.{ended['status']}", "response": ended}])
+
+    def _failed(self, error: Exception, request_id: str) -> list[Event]:
+        told = error_body(error, request_id)["error"]
+        event = {"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]}
+        failed = {"code": _failure(error), "message": told["message"]}
+        begin = self._begin()
+        for _ in self._output.end(cut_short=True):
+            pass
+        response = self._head.to_wire("failed", self._output.to_wire(), error=failed)
+        return list(self._numbered([*begin, event, {"type": "response.failed", "response": response}]))
+
+    def _begin(self) -> list[Event]:
+        if self._told:
+            return []
+        response = self._head.to_wire("in_progress", [])
+        return [{"type": f"response.{name}", "response": response} for name in ("created", "in_progress")]
+
+    def _numbered(self, events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            yield {**event, "sequence_number": self._told}
+            self._told += 1
+
+    # --- both
+
+    def _grow(self, delta: AnswerDelta) -> Iterator[Event]:
+        self._entries += delta.text.entries
+        self._cut_short = delta.finish == "length"
+        for part in delta.parts:
+            yield from self._output.push(part, self._logprobs(part))
+
+    def _logprobs(self, part: Delta) -> list[orjson.Fragment]:
+        """Those of content: reasoning, calls and what marks them have none."""
+        entries, self._entries = self._entries, []
+        if part.content is None:
+            return []
+        return [chat_entry(entry, self._vocabulary) for entry in _entries_of(part.content, entries)]
+
+    def _ended(self, usage: Usage) -> dict[str, Any]:
+        more = {"usage": usage_to_wire(usage)}
+        if self._cut_short:
+            reason = {"reason": "max_output_tokens"}
+            return self._head.to_wire("incomplete", self._output.to_wire(), **more, incomplete_details=reason)
+        return self._head.to_wire("completed", self._output.to_wire(), **more)
+
+
+def _entries_of(text: str, entries: list[TokenEntry]) -> Iterator[TokenEntry]:
+    """The last of `entries` that make up `text`; all where they do not spell it."""
+    start = b"".join(entry.shown for entry in entries).rfind(text.encode())
+    end = start + len(text.encode())
+    position = 0
+    for entry in entries:
+        following = position + len(entry.shown)
+        if start < 0 or (position < end and following > start):
+            yield entry
+        position = following
+
+
+def _failure(error: Exception) -> str:
+    """One of the codes that OpenAI has for a response that failed."""
+    status = error_status(error)
+    return "server_error" if status >= 500 else "rate_limit_exceeded" if status == 429 else "invalid_prompt"
