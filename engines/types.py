@@ -29,6 +29,8 @@ class Structured:
     value: str
     """The JSON text of a schema ("json_schema") or of a list of strings ("choice"), a regular expression ("regex"),
     a grammar in Lark or GBNF syntax ("grammar"), or "" ("json_object")."""
+    lenient: bool = False
+    """Leave out what cannot be enforced of a schema, instead of refusing it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

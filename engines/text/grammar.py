@@ -11,16 +11,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from engines.errors import InvalidRequest
+from engines.text.json_closing import closed
+from engines.text.json_rules import json_rules
 from engines.types import Structured, StructuredKind
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 JSON_OPTIONS: "JsonCompileOptions" = {
-    # The separators of json.dumps and no other white space: a model that likes blanks cannot write them for ever.
+    # The separators of json.dumps and no other white space: the compiler's may repeat, and a model that likes blanks
+    # would write them for ever. More of it comes from `with_white_space`.
     "item_separator": ", ",
     "key_separator": ": ",
     "whitespace_flexible": False,
@@ -66,7 +69,12 @@ def to_lark_rule(structured: Structured) -> str:
     """Return the same as an expression for the right-hand side of a rule in a larger Lark grammar."""
     if structured.kind in ("json_schema", "json_object"):
         return f"%json {_schema(structured)}"
-    return f"%lark {{\n{LARK_WRITERS[structured.kind](structured.value)}\n}}"
+    return lark_rule(LARK_WRITERS[structured.kind](structured.value))
+
+
+def lark_rule(grammar: str) -> str:
+    """Return a grammar in Lark as an expression for the right-hand side of a rule in a larger one."""
+    return f"%lark {{\n{grammar}\n}}"
 
 
 def parser_limits() -> LLParserLimits:
@@ -123,15 +131,44 @@ def lark_string(text: str) -> str:
 
 
 def schema_text(schema: dict[str, Any], options: "JsonCompileOptions" = JSON_OPTIONS) -> str:
-    """Return the JSON text of a schema with options for the compiler, such as grammars hold it."""
+    """Return the JSON text of a schema with options for the compiler, such as grammars hold it.
+
+    Objects are closed where the schema leaves it open: see `json_closing`.
+    """
     try:
-        return json.dumps({**schema, "x-guidance": options}, allow_nan=False)
+        return json.dumps({**closed(schema), "x-guidance": options}, allow_nan=False)
     except ValueError as error:  # a number beyond a double
         raise InvalidRequest(f"Invalid JSON schema: {shorten(str(error))}") from None
 
 
+def json_options(*, lenient: bool) -> "JsonCompileOptions":
+    """The compiler's options; `lenient`: what it cannot enforce is left out, overlapping branches of `oneOf` too."""
+    return {**JSON_OPTIONS, "lenient": True, "coerce_one_of": True} if lenient else JSON_OPTIONS
+
+
+def with_white_space(structured: Structured) -> Structured | None:
+    """The same for JSON that may be laid out in lines; None where it stays in one, or is no JSON.
+
+    What it describes is what the constraint describes, and may fail to compile where this does not.
+    """
+    if structured.kind not in ("json_schema", "json_object"):
+        return None
+    rules = schema_rules(_plain_schema(structured), json_options(lenient=structured.lenient))
+    return None if rules is None else Structured(kind="grammar", value=rules)
+
+
+def schema_rules(schema: dict[str, Any], options: "JsonCompileOptions") -> str | None:
+    """A grammar in Lark for JSON that may be laid out in lines; None where it stays in one."""
+    rules = json_rules(closed(schema), options)
+    return rules if rules is not None and len(rules) <= MAX_GRAMMAR else None
+
+
 def _schema(structured: Structured) -> str:
-    return schema_text({"type": "object"} if structured.kind == "json_object" else parse_schema(structured.value))
+    return schema_text(_plain_schema(structured), json_options(lenient=structured.lenient))
+
+
+def _plain_schema(structured: Structured) -> dict[str, Any]:
+    return {"type": "object"} if structured.kind == "json_object" else parse_schema(structured.value)
 
 
 def _lark_of_regex(value: str) -> str:
@@ -164,8 +201,7 @@ def _lark_of_grammar(value: str) -> str:
         return value
     try:
         return gbnf_to_lark(value)
-    except (GbnfToLarkError, RecursionError, IndexError) as error:
-        # The converter runs off the end of a text that stops within an escape: IndexError.
+    except Exception as error:  # noqa: BLE001 (the converter raises a bare one, too)
         raise InvalidRequest(f"Invalid GBNF grammar: {shorten(str(error))}") from None
 
 

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 
 from engines.errors import InvalidRequest, QueueFull
 from engines.text import grammar_problem
 from engines.text.grammar import GBNF_RULE
-from engines.text.grammar_problem import refusal_of
+from engines.text.grammar_problem import Verdict, verdict_of
 from engines.types import Structured
 
 PLAIN_TEXT = 16 * 1024
@@ -28,29 +28,17 @@ KEPT = 128
 """Verdicts that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    refusal: str | None
-    """Why no engine can enforce the constraint."""
-    value: str
-    """What engines get in place of its value."""
-
-
 def validate(structured: Structured, param: str | None = None) -> Structured:
-    """The constraint as engines take it: GBNF is Lark then. Raises InvalidRequest, naming `param`, unless an engine can
-    enforce it; QueueFull where the machine is too busy to tell.
+    """The constraint as engines take it: GBNF is Lark then, and most schemas, with rules for white space. Raises
+    InvalidRequest, naming `param`, unless an engine can enforce it; QueueFull where the machine is too busy to tell.
 
     Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a
     tenth of a second the first time; the worst takes seconds: call it in a thread.
     """
-    if is_quick(structured):
-        refusal, value = refusal_of(structured), structured.value
-    else:
-        verdict = _VERDICTS.of(structured)
-        refusal, value = verdict.refusal, verdict.value
-    if refusal is not None:
-        raise InvalidRequest(refusal, param=param)
-    return replace(structured, value=value)
+    verdict = verdict_of(structured) if is_quick(structured) else _VERDICTS.of(structured)
+    if verdict.refusal is not None:
+        raise InvalidRequest(verdict.refusal, param=param)
+    return verdict.written or structured
 
 
 def is_quick(structured: Structured) -> bool:
@@ -73,7 +61,7 @@ class _Verdicts:
         self._lock = threading.Lock()
 
     def of(self, structured: Structured) -> Verdict:
-        text = json.dumps([structured.kind, structured.value]).encode()
+        text = json.dumps(asdict(structured)).encode()
         digest = hashlib.sha256(text).digest()
         with self._lock:
             verdict = self._kept.pop(digest, None)
@@ -82,14 +70,14 @@ class _Verdicts:
             self._kept[digest] = verdict
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return verdict if verdict.value else replace(verdict, value=structured.value)
+        return verdict
 
 
 _VERDICTS = _Verdicts()
 
 
 def _verdict_within_limits(text: bytes, structured: Structured) -> Verdict:
-    """Check in a process of its own: a tenth of a second at best. The verdict's value is "" where it is unchanged."""
+    """Check in a process of its own: a tenth of a second at best."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", grammar_problem.__name__],
@@ -102,5 +90,6 @@ def _verdict_within_limits(text: bytes, structured: Structured) -> Verdict:
     except subprocess.TimeoutExpired:
         raise QueueFull("The machine is too busy to check the constraint; try again") from None
     if child.returncode:
-        return Verdict(grammar_problem.refusal(structured.kind, "it is too complex"), "")
-    return Verdict(**json.loads(child.stdout))
+        return Verdict(grammar_problem.refusal(structured.kind, "it is too complex"), None)
+    said = json.loads(child.stdout)
+    return Verdict(said["refusal"], None if said["written"] is None else Structured(**said["written"]))

@@ -1,18 +1,19 @@
 """Why llguidance cannot run a grammar.
 
-As a program, within limits: `python -m engines.text.grammar_problem < CONSTRAINT`. The constraint is a JSON list of
-kind and value. What is written is a JSON object: `refusal`, why it cannot be enforced or null, and `value`, what
-engines get in place of its value, or "" where they get that.
+As a program, within limits: `python -m engines.text.grammar_problem < CONSTRAINT`. The constraint is a JSON object of
+the fields of `Structured`. What is written is a JSON object: `refusal`, why it cannot be enforced or null, and
+`written`, what engines get in its place, or null where they get that.
 """
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from functools import cache
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from engines.errors import InvalidRequest
-from engines.text.grammar import NAMES, parser_limits, shorten, to_llguidance, without_gbnf
+from engines.text.grammar import NAMES, parser_limits, shorten, to_llguidance, with_white_space, without_gbnf
 from engines.types import Structured, StructuredKind
 
 CPU_SECONDS = 3
@@ -20,8 +21,28 @@ MEMORY = 1 << 30
 """Bytes."""
 
 
-def refusal_of(structured: Structured) -> str | None:
-    """Say why no engine can enforce a constraint, None where it can. May take for ever: see `grammar_check`."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    refusal: str | None
+    """Why no engine can enforce the constraint."""
+    written: Structured | None
+    """What engines get in its place, where that is something else."""
+
+
+def verdict_of(structured: Structured) -> Verdict:
+    """Say whether an engine can enforce a constraint. May take for ever: see `grammar_check`."""
+    try:
+        written = without_gbnf(structured)
+        problem = _refusal_of(written)
+        spread = with_white_space(written) if problem is None else None
+    except InvalidRequest as error:
+        return Verdict(error.message, None)
+    if spread is not None and _refusal_of(spread) is None:
+        written = spread
+    return Verdict(problem, None if written == structured else written)
+
+
+def _refusal_of(structured: Structured) -> str | None:
     try:
         grammar = to_llguidance(structured)
     except InvalidRequest as error:
@@ -73,14 +94,6 @@ class _Bytes:
         return list(text)
 
 
-def _verdict(kind: StructuredKind, value: str) -> dict[str, str | None]:
-    try:
-        written = without_gbnf(Structured(kind=kind, value=value))
-    except InvalidRequest as error:
-        return {"refusal": error.message, "value": ""}
-    return {"refusal": refusal_of(written), "value": "" if written.value == value else written.value}
-
-
 def _limit_resources() -> None:
     try:
         import resource
@@ -92,4 +105,4 @@ def _limit_resources() -> None:
 
 if __name__ == "__main__":
     _limit_resources()
-    sys.stdout.write(json.dumps(_verdict(*json.loads(sys.stdin.buffer.read()))))
+    sys.stdout.write(json.dumps(asdict(verdict_of(Structured(**json.loads(sys.stdin.buffer.read()))))))

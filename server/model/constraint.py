@@ -17,6 +17,8 @@ class Constraint:
     structured: Structured
     param: str
     """The field that asks for it."""
+    plainer: Structured | None = None
+    """The same with less white space in its JSON, for where `structured` fails to compile."""
     parts: tuple["Constraint", ...] = ()
     """Its parts that are fields of their own: an error names the first of them that is at fault."""
 
@@ -26,13 +28,21 @@ class Constraint:
         May take seconds: call it in a thread.
         """
         try:
-            return validate(self.structured, self.param)
+            return self._validated()
         except InvalidRequest:
             until = time.monotonic() + SEARCH_SECONDS
             for part in self.parts:
                 if time.monotonic() < until:
                     part.checked()
             raise
+
+    def _validated(self) -> Structured:
+        if self.plainer is None:
+            return validate(self.structured, self.param)
+        try:
+            return validate(self.structured)
+        except InvalidRequest:
+            return validate(self.plainer, self.param)
 
 
 async def check(constraint: Constraint | None, pools: Pools) -> Structured | None:

@@ -47,7 +47,10 @@ def _of_json_schema(value: Any, param: str) -> Constraint:
     schema = value.get("schema")
     if not isinstance(schema, dict):
         raise InvalidRequest(f"Expected a JSON schema, got {shown(schema)}", param=f"{param}.schema")
-    return Constraint(Structured(kind="json_schema", value=_text(schema, f"{param}.schema")), f"{param}.schema")
+    structured = Structured(
+        kind="json_schema", value=_text(schema, f"{param}.schema"), lenient=value.get("strict") is not True
+    )
+    return Constraint(structured, f"{param}.schema")
 
 
 def _of_structured_outputs(value: Any) -> Constraint:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from engines.errors import InvalidRequest
-from engines.text.grammar import JSON_OPTIONS, lark_string, schema_text, to_lark_rule
+from engines.text.grammar import json_options, lark_rule, lark_string, schema_rules, schema_text, to_lark_rule
 from engines.text.reasoning_formats import ReasoningFormat
 from engines.text.tool_formats import ToolFormat
 from engines.types import Structured
@@ -30,31 +30,38 @@ def constrain(
     made) follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either.
     `reasoning`: the block that may come, or with `reasoning_open` must come, first.
     """
-    body = _body(tools, form, structured)
-    if body is None or (reasoning is None and tools.mode == "none"):
+    plain = _body(tools, form, structured, spread=False)
+    if plain is None or (reasoning is None and tools.mode == "none"):
         return None
     start, thinking = _reasoning_rules(reasoning, reasoning_open)
-    grammar = Structured(kind="grammar", value="\n".join([f"start: {start}body", *thinking, *body]))
+    spread = _body(tools, form, structured, spread=True)
+    grammar, plainer = (
+        Structured(kind="grammar", value="\n".join([f"start: {start}body", *thinking, *(body or [])]))
+        for body in (spread, plain)
+    )
     if tools.mode == "none":
-        return Constraint(grammar, "response_format")
-    return Constraint(grammar, "tools", parts=tuple(map(_arguments, tools.callable)))
+        return Constraint(grammar, "response_format", plainer)
+    return Constraint(grammar, "tools", plainer, tuple(map(_arguments, tools.callable)))
 
 
-def _body(tools: ToolRequest, form: ToolFormat | None, structured: Structured | None) -> list[str] | None:
+def _body(
+    tools: ToolRequest, form: ToolFormat | None, structured: Structured | None, *, spread: bool
+) -> list[str] | None:
+    """`spread`: arguments may be laid out in lines."""
     answer = [] if structured is None else [f"answer: {to_lark_rule(structured)}"]
     if form is None or tools.mode == "none":
         return ["body: answer", *answer] if answer else None
     if tools.mode == "required":
-        return ["body: calls", *_call_rules(tools, form)]
+        return ["body: calls", *_call_rules(tools, form, spread)]
     if answer:
-        return ["body: answer | calls", *answer, *_call_rules(tools, form)]
+        return ["body: answer | calls", *answer, *_call_rules(tools, form, spread)]
     if any(tool.strict for tool in tools.tools) and form.start in form.token_ids:
         # Free text never contains the start token, so whatever begins with it is a call.
-        return ["body: TEXT? calls?", r"TEXT: /(.|\n)+/", *_call_rules(tools, form, marked=True)]
+        return ["body: TEXT? calls?", r"TEXT: /(.|\n)+/", *_call_rules(tools, form, spread, marked=True)]
     return None
 
 
-def _call_rules(tools: ToolRequest, form: ToolFormat, *, marked: bool = False) -> list[str]:
+def _call_rules(tools: ToolRequest, form: ToolFormat, spread: bool, *, marked: bool = False) -> list[str]:
     """Rules for `calls`; `marked`: each starts with the marker even in a form where it may be left out."""
     names = [f"call_{index}" for index in range(len(tools.callable))]
     text = _Writer(form.token_ids).text
@@ -68,8 +75,13 @@ def _call_rules(tools: ToolRequest, form: ToolFormat, *, marked: bool = False) -
     for name, tool in zip(names, tools.callable, strict=True):
         before, after = text(form.before + tool.name + form.between), text(form.after)
         rules.append(f"{name}: {before} {name}_arguments {after}")
-        rules.append(f"{name}_arguments: %json {_arguments_schema(tool)}")
+        rules.append(f"{name}_arguments: {_arguments_rule(tool, spread)}")
     return rules
+
+
+def _arguments_rule(tool: Tool, spread: bool) -> str:
+    rules = schema_rules(tool.parameters, json_options(lenient=not tool.strict)) if spread else None
+    return f"%json {_arguments_schema(tool)}" if rules is None else lark_rule(rules)
 
 
 def _arguments_schema(tool: Tool) -> str:
@@ -77,8 +89,7 @@ def _arguments_schema(tool: Tool) -> str:
     param = f"{tool.param}.parameters"
     if tool.strict and "x-guidance" in tool.parameters:
         raise InvalidRequest("The keyword 'x-guidance' is not supported", param=param)
-    lenient = not tool.strict
-    return schema_text(tool.parameters, {**JSON_OPTIONS, "lenient": lenient, "coerce_one_of": lenient})
+    return schema_text(tool.parameters, json_options(lenient=not tool.strict))
 
 
 def _arguments(tool: Tool) -> Constraint:

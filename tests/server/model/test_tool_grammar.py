@@ -11,7 +11,6 @@ import pytest
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.grammar import to_llguidance
-from engines.types import Structured
 from server.model.output import OutputPlan, find_output_format
 from server.model.tools import read_tools
 from tests.byte_tokenizer import TOKEN_IDS, accepts, sample
@@ -118,14 +117,17 @@ def test_the_number_of_calls_is_that_which_was_asked_for_and_never_endless() -> 
     assert not accepts(one, "\n".join([call] * 2))
 
 
-def test_arguments_cannot_loop_on_white_space() -> None:
+def test_arguments_may_be_laid_out_in_lines_and_cannot_loop_on_white_space() -> None:
     text = grammar(plan("hermes as text"))
-    assert not accepts(
-        text, '<tool_call>\n{"name": "get_weather", "arguments": {"city":  "Rome", "unit": "°C"}}\n</tool_call>'
-    )
-    assert not accepts(
-        text, '<tool_call>\n{"name": "get_weather", "arguments": {\n"city": "Rome", "unit": "°C"}}\n</tool_call>'
-    )
+
+    def call(arguments: str) -> str:
+        return f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+
+    assert accepts(text, call('{\n  "city": "Rome",\n  "unit": "°C"\n}'))
+    assert accepts(text, call('{"city":"Rome","unit":"°C"}'))
+    assert not accepts(text, call('{"city":  "Rome", "unit": "°C"}'))
+    assert not accepts(text, call('{\n\n"city": "Rome", "unit": "°C"}'))
+    assert not accepts(text, call("{\n" + 41 * " " + '"city": "Rome", "unit": "°C"}'))
 
 
 def test_free_text_and_lax_tools_leave_the_answer_unconstrained() -> None:
@@ -159,9 +161,8 @@ def test_a_response_format_binds_the_content_and_calls_stay_possible() -> None:
 
 
 def test_a_response_format_alone_is_left_as_it_is() -> None:
-    assert plan("llama", None, tools=None, response_format={"type": "json_object"}).structured == Structured(
-        kind="json_object", value=""
-    )
+    alone = {"type": "json_object"}
+    assert plan("llama", None, tools=None, response_format=alone).structured == read_structured(alone)
 
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "unit": "°C"}}\n</tool_call>'
