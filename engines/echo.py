@@ -27,6 +27,7 @@ from engines.errors import (
 )
 from engines.text.byte_level import BYTE_OF_CHARACTER
 from engines.text.grammar import parser_limits, to_llguidance
+from engines.text.thinking import Thinking
 from engines.types import (
     EmbeddingRequest,
     EngineState,
@@ -317,10 +318,13 @@ def _answer(request: GenerationRequest) -> Iterator[tuple[int, FinishReason | No
     constraint = None if sampling.structured is None else _Constraint(sampling.structured)
     if constraint is not None:
         stops |= {IM_END}  # nothing can follow it
+    thinking = None if sampling.thinking_budget is None else Thinking(sampling.thinking_budget, _token_bytes)
     produced: list[int] = []
-    for token in wanted:
+    for token in wanted if thinking is None else _thoughtful(wanted, thinking):
         forbidden = stops if len(produced) < sampling.min_new_tokens else set()
         token = _likeliest(token, produced, forbidden, sampling, constraint)
+        if thinking is not None:
+            thinking.accept(token)
         produced.append(token)
         if constraint is not None:
             constraint.push(token)
@@ -331,6 +335,14 @@ def _answer(request: GenerationRequest) -> Iterator[tuple[int, FinishReason | No
             yield token, FinishReason.LENGTH
             return
         yield token, None
+
+
+def _thoughtful(wanted: Iterator[int], thinking: Thinking) -> Iterator[int]:
+    """What is wanted, with the end of the reasoning where it must end."""
+    for token in wanted:
+        while thinking.forced is not None:
+            yield thinking.forced
+        yield token
 
 
 def _last_message(prompt_ids: list[int]) -> list[int]:
@@ -385,6 +397,10 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+def _token_bytes(token: int) -> bytes:
+    return _Vocabulary.tokens[token]
 
 
 def _ends_bad_word(token: int, produced: list[int], sampling: Sampling) -> bool:

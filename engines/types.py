@@ -34,6 +34,23 @@ class Structured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkingBudget:
+    """The most tokens of reasoning before an answer, and how the model marks it. Once they are used up, `end_ids` come
+    in place of the model's choice, and the answer goes on."""
+
+    tokens: int
+    """Without those of the tags."""
+    start: str
+    """Tag that opens the reasoning, at the beginning of the output."""
+    end: str
+    """Tag that closes it."""
+    end_ids: tuple[int, ...]
+    """Tokens of `end`."""
+    is_open: bool
+    """The prompt opened it: the output begins with reasoning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """The choice of tokens and the end of an output. Every default is neutral: it changes nothing."""
 
@@ -65,6 +82,7 @@ class Sampling:
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first."""
     structured: Structured | None = None
+    thinking_budget: ThinkingBudget | None = None
     num_beams: int = 1
     """More than 1: beam search; `n` then is at most `num_beams`, and outputs come when the search has ended."""
     length_penalty: float = 1.0

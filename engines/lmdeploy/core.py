@@ -56,7 +56,7 @@ class LmdeployCore:
             max_logprobs=min(self._config.max_logprobs, self._library.vocab_size),
             eos_token_ids=eos_token_ids,
             structured=kinds if self._constraints else frozenset(),
-            unsupported=observed | lost | {"priority", "num_beams", "length_penalty"},
+            unsupported=observed | lost | {"priority", "num_beams", "length_penalty", "thinking_budget"},
             embeddings=reachable,
             adapters=None if self.slots is None else self.slots.support,
         )

@@ -21,7 +21,12 @@ def check_beams(request: GenerationRequest) -> None:
     sampling = request.sampling
     if request.n > sampling.num_beams:
         raise InvalidRequest(f"n is {request.n}, more than the {sampling.num_beams} beams", param="n")
-    for name, value in (("logprobs", sampling.logprobs), ("structured", sampling.structured)):
+    apart = {
+        "logprobs": sampling.logprobs,
+        "structured": sampling.structured,
+        "thinking_token_budget": sampling.thinking_budget,
+    }
+    for name, value in apart.items():
         if value is not None:
             raise UnsupportedParameter(f"{name} cannot be combined with beam search", param=name)
 

@@ -5,6 +5,7 @@
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -39,9 +40,15 @@ log = logging.getLogger(__name__)
 
 class EngineCore:
     def __init__(
-        self, runner: ModelRunner, config: PtConfig, eos_token_ids: tuple[int, ...], grammars: GrammarCompiler | None
+        self,
+        runner: ModelRunner,
+        config: PtConfig,
+        eos_token_ids: tuple[int, ...],
+        grammars: GrammarCompiler | None,
+        token_bytes: Callable[[int], bytes],
     ) -> None:
-        """`grammars` None: no request will bring a constraint."""
+        """`grammars` None: no request will bring a constraint. `token_bytes`: what a token adds to a text, by which
+        reasoning is followed."""
         self.runner = runner
         self.eos_token_ids = eos_token_ids
         self._masks = None if grammars is None else MaskWorker(grammars)
@@ -56,7 +63,7 @@ class EngineCore:
         self.adapters = AdapterStore(runner.lora, slots, dtype=runner.dtype, max_in_host=max_in_host)
         self._report = StepReport()  # of the step that runs; kept here so that a step which fails loses nothing
         self.requests = Requests(self.scheduler)
-        self._siblings = Siblings(self.scheduler, runner, eos_token_ids)
+        self._siblings = Siblings(self.scheduler, runner, eos_token_ids, token_bytes)
         self._beams = Beams(self.scheduler, self.requests, self._siblings)
         self._arrivals = 0
         self._steps = 0

@@ -30,6 +30,7 @@ from engines.pt.core import EngineCore
 from engines.pt.requests import StepReport
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler, GrammarState
+from engines.text.vocabulary import Vocabulary
 from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
 
 log = logging.getLogger(__name__)
@@ -174,12 +175,13 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
     source = {"revision": config.revision, "token": config.token}
     eos_token_ids = load_eos_token_ids(config.model, **source)
     runner = ModelRunner(config)
+    tokenizer = load_tokenizer(config.model, **source)
     try:
-        grammars = GrammarCompiler(load_tokenizer(config.model, **source), runner.vocab_size, eos_token_ids)
+        grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
     except UnsupportedModel as error:
         log.warning("%s", error.message)
         grammars = None
-    core = EngineCore(runner, config, eos_token_ids, grammars)
+    core = EngineCore(runner, config, eos_token_ids, grammars, Vocabulary(tokenizer).token_bytes)
     kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
     capabilities = Capabilities(
         max_model_len=runner.max_model_len,

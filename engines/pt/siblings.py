@@ -3,6 +3,7 @@
 They share the KV-cache blocks of the tokens that they have in common.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engines.pt.kv_cache import BlockHashes
@@ -11,6 +12,7 @@ from engines.pt.scheduler import Scheduler
 from engines.pt.sequence import Group, Sequence
 from engines.sampler.grammar import GrammarState
 from engines.sampler.sampling import SamplerRow
+from engines.text.thinking import Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,18 @@ class Row:
 
 
 class Siblings:
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        eos_token_ids: tuple[int, ...],
+        token_bytes: Callable[[int], bytes],
+    ) -> None:
+        """`token_bytes`: what a token adds to a text."""
         self._scheduler = scheduler
         self._runner = runner
         self._eos_token_ids = eos_token_ids
+        self._token_bytes = token_bytes
 
     def first(self, group: Group, grammar: GrammarState | None) -> Sequence:
         """The sequence that a request begins with."""
@@ -69,5 +79,7 @@ class Siblings:
         self._scheduler.run(child)
 
     def _sampler(self, group: Group, index: int) -> SamplerRow:
-        request = group.request
-        return SamplerRow(request.sampling, request.prompt_ids, self._eos_token_ids, index, self._runner.vocab_size)
+        request, vocab_size = group.request, self._runner.vocab_size
+        budget = request.sampling.thinking_budget
+        thinking = None if budget is None else Thinking(budget, self._token_bytes)
+        return SamplerRow(request.sampling, request.prompt_ids, self._eos_token_ids, index, vocab_size, thinking)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import InvalidRequest
+from engines.text.thinking import Thinking
 from engines.types import Sampling
 
 GREEDY_BELOW = 1e-5
@@ -31,8 +32,10 @@ class SamplerRow:
         eos_token_ids: tuple[int, ...],
         index: int,
         vocab_size: int,
+        thinking: Thinking | None = None,
     ) -> None:
-        """`index` says which of the request's n outputs this is; `vocab_size` is the width of the logits.
+        """`index` says which of the request's n outputs this is; `vocab_size` is the width of the logits; `thinking`
+        keeps the output to its budget of reasoning.
 
         Raises InvalidRequest where a parameter names a token outside the vocabulary.
         """
@@ -44,6 +47,7 @@ class SamplerRow:
         self.bias_ids = np.array(list(sampling.logit_bias.keys()), dtype=np.int64)
         self.bias_values = np.array(list(sampling.logit_bias.values()), dtype=np.float32)
         self.allowed_words = _packed(sampling.allowed_token_ids, vocab_size)
+        self.thinking = thinking
         self._stop_ids = tuple(dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids)))
         self._bad_words = _BadWords(sampling.bad_words_ids)
         self._output: list[int] = []
@@ -54,6 +58,10 @@ class SamplerRow:
         self._output.append(token_id)
         if self.penalties is not None:
             self.penalties.add_output(token_id)
+        if self.thinking is not None:
+            self.thinking.accept(token_id)
+            if self.thinking.over:
+                self.thinking = None
 
     @property
     def edits(self) -> bool:
@@ -173,6 +181,7 @@ def _check_ids(sampling: Sampling, vocab_size: int) -> None:
         "logit_bias": sampling.logit_bias,
         "allowed_token_ids": sampling.allowed_token_ids or (),
         "stop_token_ids": sampling.stop_token_ids,
+        "thinking_token_budget": () if sampling.thinking_budget is None else sampling.thinking_budget.end_ids,
         "bad_words": [token_id for word in sampling.bad_words_ids for token_id in word],
     }
     for name, ids in named.items():

@@ -72,7 +72,19 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> 
     ids, best = torch.cat(parts, dim=1).tolist()
     _check(best)
     token_ids = [int(token_id) for token_id in ids]
+    for i, token_id in _forced(rows, masks):
+        token_ids[i] = token_id
     return SampledBatch(token_ids, _sampled_logprobs(logits, rows, token_ids))
+
+
+def _forced(rows: Sequence[SamplerRow], masks: Tensor | None) -> Iterator[tuple[int, int]]:
+    """Rows whose next token is settled, whatever their logits, and that token. A constraint comes first: one that does
+    not take the token yet, as a character has only begun, is to go on until it does."""
+    for i, row in enumerate(rows):
+        if row.thinking is None or (token_id := row.thinking.forced) is None:
+            continue
+        if masks is None or int(masks[i, token_id >> 5]) >> (token_id & 31) & 1:
+            yield i, token_id
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_k: int) -> list[TokenLogprob]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError
+from jinja2 import meta as templates
 from jinja2.ext import Extension
-from jinja2.nodes import Node
+from jinja2.nodes import Node, Template
 from jinja2.parser import Parser
 
 from engines.capabilities import Capabilities
@@ -75,10 +76,14 @@ def read_chat_template(value: str) -> str:
 def checked_template(text: str) -> str:
     """The same text. Raises InvalidRequest where it is no template."""
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+        _parse(text)
     except TemplateError as error:
         raise InvalidRequest(f"The chat template is not valid Jinja: {error}", param="chat_template") from error
     return text
+
+
+def _parse(text: str) -> Template:
+    return Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
 
 
 class _Generation(Extension):
@@ -120,7 +125,8 @@ class PromptRenderer:
     def with_template(self, template: str) -> "PromptRenderer":
         """A renderer for the same model with another template."""
         other = copy(self)
-        other.__dict__.pop("_ends", None)
+        for found in ("_ends", "variables"):
+            other.__dict__.pop(found, None)
         other._use(template)
         return other
 
@@ -134,6 +140,14 @@ class PromptRenderer:
         """The source of the chat template (of all of them, where there are several); "" where there is none."""
         template = self._template or ""
         return "\n".join(template.values()) if isinstance(template, dict) else template
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that the template reads and does not set itself."""
+        try:
+            return frozenset(templates.find_undeclared_variables(_parse(self.template)))
+        except TemplateError:  # it will be told to those who send messages
+            return frozenset()
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """OpenAI's messages in the roles that the template knows, each with one text as its content, the server's

@@ -115,7 +115,7 @@ class VllmCore:
             max_logprobs=self._config.max_logprobs,
             eos_token_ids=load_eos_token_ids(self._config.model, **source),
             structured=kinds if constrained else frozenset(),
-            unsupported=frozenset({"num_beams", "length_penalty"}),
+            unsupported=frozenset({"num_beams", "length_penalty", "thinking_budget"}),
             adapters=adapters,
             sleep=self._config.enable_sleep_mode,
         )

@@ -17,6 +17,7 @@ from engines.text.templates import chosen_template
 from engines.text.vocabulary import Vocabulary
 from server.deps import part
 from server.model.defaults import SamplingDefaults, sampling_defaults
+from server.model.effort import EffortVariables, find_effort_variables
 from server.model.output import OutputFormat, find_output_format
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ServedModel:
     renderer: PromptRenderer
     vocabulary: Vocabulary
     output_format: OutputFormat
+    effort: EffortVariables
     defaults: SamplingDefaults
     """Sampling parameters that a request does not give."""
     max_logprobs: int
@@ -73,7 +75,7 @@ def make_served_model(
     @lru_cache(TEMPLATES)
     def speaking(template: str) -> ServedModel:
         other = renderer.with_template(template)
-        return replace(model, renderer=other, output_format=output_format(other))
+        return replace(model, renderer=other, output_format=output_format(other), effort=find_effort_variables(other))
 
     renderer = PromptRenderer(tokenizer, system=params.system, chat_template=chosen_template(params, tokenizer))
     model = ServedModel(
@@ -85,6 +87,7 @@ def make_served_model(
         renderer=renderer,
         vocabulary=Vocabulary(tokenizer),
         output_format=output_format(renderer),
+        effort=find_effort_variables(renderer),
         defaults=sampling_defaults(params, generation_config),
         max_logprobs=params.max_logprobs,
         speaking=speaking,

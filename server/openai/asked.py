@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from engines.text.prompt import Prompt
-from engines.types import Structured
+from engines.types import Structured, ThinkingBudget
 from server.model.constraint import check
 from server.model.output import OutputPlan
 from server.model.structured import read_constraint
@@ -27,6 +27,7 @@ class Asked:
     """Likeliest tokens to tell with each token; -1: all; None: not even its own logprob."""
     logprobs_field: str = "logprobs"
     prompt_logprobs: int | None = None
+    thinking_budget: ThinkingBudget | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Tokens beside the model's own that end an output, unless the request goes on after those."""
     starts_text: bool = False

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from engines.capabilities import Capabilities
-from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation, Prompt
+from engines.types import ThinkingBudget
 from server.http.body import json_body
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
 from server.model.constraint import check
+from server.model.output import OutputPlan
 from server.model.served import ModelDep, ServedModel
 from server.model.tools import ToolRequest, read_tools
 from server.openai.asked import Asked, read_structured
@@ -51,6 +53,7 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
     constrained = structured is not None or tools.mode != "none"
     plan = await pools.text.run_long(constrained, model.output_format.plan, tools, structured, prompt.text)
     await check(plan.unchecked, pools)
+    body.ignored.add(*without_effect(body, plan, model))
     return Asked(
         prompts=[prompt],
         prompt_field="messages",
@@ -62,6 +65,7 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
         logprobs_field="top_logprobs",
         prompt_logprobs=body.prompt_logprobs,
         stop_token_ids=_end_of_answer(model, capabilities),
+        thinking_budget=thinking_budget(body, plan, model),
         starts_text=not body.continue_final_message,
     )
 
@@ -74,7 +78,7 @@ def read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilit
 def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolRequest, Conversation]:
     """What the chat template gets to see, and the tools that may be called."""
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    kwargs = template_kwargs(body, model.renderer.template)
+    kwargs = template_kwargs(body, model)
     return tools, to_conversation(body, body.messages, tools, model, kwargs)
 
 
@@ -85,19 +89,34 @@ def _end_of_answer(model: ServedModel, capabilities: Capabilities) -> tuple[int,
     return () if end is None or end in capabilities.eos_token_ids else (end,)
 
 
-def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
-    """The variables for the chat template; `reasoning_effort` is one where the template knows it, or can be told
-    whether to think at all."""
-    effort = body.reasoning_effort
-    if effort is None:
-        return body.chat_template_kwargs
-    if "reasoning_effort" in template:
-        return {"reasoning_effort": effort, **body.chat_template_kwargs}
-    if "enable_thinking" in template and effort in ("none", "medium"):
-        return {"enable_thinking": effort != "none", **body.chat_template_kwargs}
-    if effort == "none" and "think" not in template.lower():
-        return body.chat_template_kwargs  # a model that does not reason anyway
-    raise UnsupportedParameter(f"This model has no reasoning effort {effort!r}.", param="reasoning_effort")
+def template_kwargs(body: ChatRequest, model: ServedModel) -> dict[str, Any]:
+    """The variables for the chat template. Those that the client gives by name win."""
+    budget = thinking_tokens(body)
+    return {**model.effort.values(body.reasoning_effort, body.verbosity, budget), **body.chat_template_kwargs}
+
+
+def thinking_tokens(body: ChatRequest) -> int | None:
+    return body.thinking_token_budget if body.thinking_token_budget != -1 else None
+
+
+def thinking_budget(body: ChatRequest, plan: OutputPlan, model: ServedModel) -> ThinkingBudget | None:
+    tokens, form = thinking_tokens(body), plan.reasoning
+    if tokens is None or form is None:
+        return None
+    end_ids = model.renderer.encode(form.end, add_special_tokens=False)
+    return ThinkingBudget(
+        tokens=tokens, start=form.start, end=form.end, end_ids=tuple(end_ids), is_open=plan.reasoning_open
+    )
+
+
+def without_effect(body: ChatRequest, plan: OutputPlan, model: ServedModel) -> tuple[str, ...]:
+    """Fields that this model cannot follow, and whose answer is fit for use all the same."""
+    asked = {
+        "reasoning_effort": body.reasoning_effort is not None and not model.effort.knows_effort,
+        "verbosity": body.verbosity is not None and not model.effort.knows_verbosity,
+        "thinking_token_budget": thinking_tokens(body) is not None and plan.reasoning is None,
+    }
+    return tuple(name for name, ignored in asked.items() if ignored)
 
 
 CHAT = Endpoint(id_prefix="chatcmpl-", check=check_chat, read=read_chat, renderer=ChatRenderer)

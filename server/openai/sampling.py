@@ -56,6 +56,7 @@ def to_sampling(
         logprobs=logprobs,
         prompt_logprobs=_logprobs("prompt_logprobs", asked.prompt_logprobs, model, capabilities),
         structured=asked.plan.structured,
+        thinking_budget=asked.thinking_budget,
         num_beams=num_beams,
         length_penalty=_length_penalty(body, num_beams),
     )

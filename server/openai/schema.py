@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from server.http.body import Items, Metadata, RequestBody
 from server.http.field_limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonObject, MaxBytes, Name, Options, Text
+from server.model.effort import Effort, Verbosity
 from server.model.tools import MAX_TOOLS
 from server.openai.inputs import Inputs
 
@@ -209,10 +210,12 @@ class ChatRequest(ConversationFields, GenerationFields):
     top_logprobs: int | None = Field(None, ge=-1)
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Effort | None = None
     include_reasoning: bool = True
+    thinking_token_budget: int | None = Field(None, ge=-1, lt=INT64)
+    """-1: no limit."""
     modalities: Annotated[Items[Name], Field(max_length=8)] | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Verbosity | None = None
     service_tier: Name | None = None
     store: bool = False
     metadata: Metadata | None = None

@@ -38,7 +38,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "moderation": ((), "There is no moderation here."),
     "store": ((False,), "Answers are not stored."),
     "service_tier": (("auto", "default"), "There is only the default service tier."),
-    "verbosity": (("medium",), "Models of this server have no verbosity; say it in a message."),
     "prompt_cache_options": ((), "The prompt cache has no options."),
     "prompt_cache_retention": (("in_memory",), "The prompt cache is in memory only."),
     "functions": ((), "'functions' is deprecated; use 'tools'."),
@@ -60,6 +59,7 @@ WIRE_NAMES = {
     "min_new_tokens": "min_tokens",
     "bad_words_ids": "bad_words",
     "adapter": "model",
+    "thinking_budget": "thinking_token_budget",
 }
 
 

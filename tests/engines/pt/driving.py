@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler
+from engines.text.vocabulary import Vocabulary
 from engines.types import EmbeddingRequest, FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
-from tests.engines.pt.tiny import EOS, VOCAB_SIZE
+from tests.engines.pt.tiny import EOS, VOCAB_SIZE, byte_level_tokenizer
 
 BLOCK_SIZE = 8
 TOLERANCE = 1e-3
@@ -72,7 +74,12 @@ def core_of(
     runner: Any, *, eos: tuple[int, ...] = (EOS,), grammars: GrammarCompiler | None = None, **changes: Any
 ) -> EngineCore:
     """A core with nothing in its cache, on a runner that may have served others, or on what stands for one."""
-    return EngineCore(runner, settings(Path(), **changes), eos, grammars)
+    return EngineCore(runner, settings(Path(), **changes), eos, grammars, vocabulary().token_bytes)
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary(byte_level_tokenizer())
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

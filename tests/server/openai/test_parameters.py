@@ -220,20 +220,6 @@ def test_what_asks_for_nothing_is_accepted(api: Api, body: dict[str, Any]) -> No
     assert api.chat("hello", **body)["choices"][0]["message"]["content"] == "hello"
 
 
-def test_reasoning_effort_is_a_variable_of_templates_that_know_it(make_api: Callable[..., Api]) -> None:
-    shout = "{{ messages[0].content }} {{ reasoning_effort }}"
-    answer = make_api(chat_template=shout).chat("think", reasoning_effort="high", return_token_ids=True)
-    assert bytes(answer["prompt_token_ids"]) == b"think high"
-    switch = "{{ messages[0].content }} {{ enable_thinking }}"
-    answer = make_api(chat_template=switch).chat("think", reasoning_effort="none", return_token_ids=True)
-    assert bytes(answer["prompt_token_ids"]) == b"think False"
-
-
-def test_a_model_that_always_reasons_cannot_be_asked_not_to(make_api: Callable[..., Api]) -> None:
-    always = make_api(chat_template="{{ messages[0].content }}<think>\n")
-    assert always.refused_chat(reasoning_effort="none").param == "reasoning_effort"
-
-
 def test_chat_template_kwargs_are_variables_of_the_template(make_api: Callable[..., Api]) -> None:
     api = make_api(chat_template="{{ messages[0].content }} {{ style }}")
     answer = api.chat("hi", chat_template_kwargs={"style": "bold"}, return_token_ids=True)
@@ -334,7 +320,6 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "invalid_request"),
     ({"chat_template": "x"}, "chat_template", "unsupported_parameter"),
-    ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"store": True}, "store", "unsupported_parameter"),
     ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
@@ -342,7 +327,6 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"prediction": {"type": "content", "content": "x"}}, "prediction", "unsupported_parameter"),
     ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
     ({"moderation": {}}, "moderation", "unsupported_parameter"),
-    ({"verbosity": "low"}, "verbosity", "unsupported_parameter"),
     ({"prompt_cache_options": {}}, "prompt_cache_options", "unsupported_parameter"),
     ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "unsupported_parameter"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),

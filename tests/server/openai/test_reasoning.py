@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.server.api import Api
+from tests.server.api import Api, Response
 
 TEXT = "<think>\nhm, well\n</think>\n\nHello."
 USER = {"role": "user", "content": "hi"}
+
+
+def ask(api: Api, **body: Any) -> Response:
+    return api.post("/v1/chat/completions", model="echo", messages=[USER], **body)
 
 
 def prompt_of(answer: dict[str, Any]) -> str:
@@ -86,3 +90,103 @@ def test_a_model_that_does_not_reason_leaves_nothing_out(make_api: Callable[...,
     (choice,) = make_api().chat(TEXT, include_reasoning=False, logprobs=True)["choices"]
     assert choice["message"]["content"] == TEXT
     assert len(choice["logprobs"]["content"]) == len(TEXT)
+
+
+# --- how much a model thinks and says
+
+NEVER_NONE = """
+{%- if reasoning_effort is defined and reasoning_effort not in ["low", "high"] %}
+{{- raise_exception("no such effort") }}{% endif %}{{ messages[0].content }} {{ reasoning_effort }}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "shown"),
+    [
+        ("{{ reasoning_effort }}", "high", "high"),
+        ("{{ reasoning_effort }}", "none", "none"),
+        (NEVER_NONE, "high", "hi high"),
+        (NEVER_NONE, "none", "hi low"),
+        (NEVER_NONE, "max", "hi high"),
+        ("{{ enable_thinking }}", "none", "False"),
+        ("{{ enable_thinking }}", "minimal", "True"),
+        ("{{ enable_thinking }}", "max", "True"),
+        ("{{ thinking }}", "none", "False"),
+        ("{{ thinking }}", "low", "True"),
+        ("{{ enable_thinking }} {{ reasoning_effort }}", "low", "True low"),
+        ("{{ thinking_budget }}", "none", "0"),
+        ("{{ thinking_budget }}", "low", "1024"),
+        ("{{ thinking_budget | default('free') }}", "max", "free"),
+    ],
+)
+def test_reasoning_effort_is_what_the_template_knows_of_it(
+    make_api: Callable[..., Api], template: str, effort: str, shown: str
+) -> None:
+    api = make_api(chat_template=template)
+    reply = ask(api, reasoning_effort=effort, return_token_ids=True)
+    assert prompt_of(reply.json()) == shown
+    assert "x-ignored-fields" not in reply.headers
+
+
+def test_verbosity_is_a_variable_of_templates_that_know_it(make_api: Callable[..., Api]) -> None:
+    api = make_api(chat_template="{{ messages[0].content }} {{ verbosity }}")
+    assert prompt_of(api.chat("hi", verbosity="low", return_token_ids=True)) == "hi low"
+
+
+def test_variables_that_the_client_names_win(make_api: Callable[..., Api]) -> None:
+    api = make_api(chat_template="{{ reasoning_effort }} {{ verbosity }} {{ thinking_budget }}")
+    given = {"reasoning_effort": "odd", "verbosity": "odd", "thinking_budget": 7}
+    asked = {"reasoning_effort": "low", "verbosity": "low", "thinking_token_budget": 9}
+    assert prompt_of(api.chat("hi", **asked, return_token_ids=True)) == "low low 9"
+    assert prompt_of(api.chat("hi", chat_template_kwargs=given, **asked, return_token_ids=True)) == "odd odd 7"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"reasoning_effort": "high"}, {"reasoning_effort": "none"}, {"verbosity": "low"}], ids=str
+)
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ messages[0].content }} 'thinking'"])
+def test_a_template_that_knows_neither_effort_nor_verbosity_says_so(
+    make_api: Callable[..., Api], template: str, asked: dict[str, Any]
+) -> None:
+    api = make_api(chat_template=template)
+    reply = ask(api, **asked)
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, *asked)
+
+
+def test_no_other_effort_is_known(api: Api) -> None:
+    assert api.refused_chat(reasoning_effort="extreme").param == "reasoning_effort"
+
+
+# --- the budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "thought", "answer"),
+    [(4, "hm,", " well\n</think>\n\nHello."), (0, "", "hm, well\n</think>\n\nHello."), (-1, "hm, well", "Hello.")],
+)
+def test_reasoning_ends_after_its_budget(api: Api, budget: int, thought: str, answer: str) -> None:
+    whole = api.chat(TEXT, thinking_token_budget=budget)
+    message = whole["choices"][0]["message"]
+    assert (message.get("reasoning", ""), message["content"].lstrip("\n")) == (thought, answer)
+    chunks = api.chat_chunks(TEXT, thinking_token_budget=budget)
+    assert (joined(chunks, "reasoning"), joined(chunks, "content").lstrip("\n")) == (thought, answer)
+
+
+def test_a_budget_counts_from_the_first_token_where_the_prompt_opened_the_reasoning(
+    make_api: Callable[..., Api],
+) -> None:
+    opened = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<think>\n"
+    api = make_api(chat_template=opened, reasoning_parser="deepseek_r1")
+    choices = api.chat("so it is.", thinking_token_budget=2, n=2)["choices"]
+    assert [(c["message"]["reasoning"], c["message"]["content"]) for c in choices] == [("so", " it is.")] * 2
+
+
+def test_a_model_that_does_not_reason_has_no_use_for_a_budget(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    reply = ask(api, thinking_token_budget=3)
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "thinking_token_budget")
+    assert "x-ignored-fields" not in ask(api, thinking_token_budget=-1).headers
+
+
+@pytest.mark.parametrize("budget", [-2, 1.5, "3"])
+def test_a_budget_is_a_number_of_tokens(api: Api, budget: object) -> None:
+    assert api.refused_chat(thinking_token_budget=budget).param == "thinking_token_budget"
