@@ -1,24 +1,27 @@
 """Items become the messages of a chat: what one turn of the assistant says, thinks and calls is one message."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from engines.errors import InvalidRequest
+from server.responses.context import Context
 from server.responses.items import Call, CallOutput, Content, Item, Message, Reasoning, Reference
 
 Unseal = Callable[[str], str]
 """Reads `encrypted_content`. Raises InvalidRequest for what this server has not sealed."""
 
 
-def to_messages(instructions: str | None, items: Sequence[Item], unseal: Unseal) -> list[dict[str, Any]]:
+def to_messages(instructions: str | None, context: Context, unseal: Unseal) -> list[dict[str, Any]]:
     """The messages of a `ChatRequest`. `instructions` stand before all others.
 
-    Raises InvalidRequest for a reference, and for reasoning that cannot be read.
+    Raises InvalidRequest for reasoning that cannot be read.
     """
     chat = _Chat(unseal)
     if instructions is not None:
         chat.messages.append({"role": "system", "content": instructions})
-    for position, item in enumerate(items):
+    for item in context.before:
+        chat.add(item, "previous_response_id")
+    for position, item in enumerate(context.own):
         chat.add(item, f"input[{position}]")
     return [_complete(message) for message in chat.messages]
 
@@ -46,7 +49,7 @@ class _Chat:
                 if text := self._reasoning(item, param):
                     self._assistant(began=("reasoning_content", "content", "tool_calls"))["reasoning_content"] = text
             case Reference():
-                raise InvalidRequest(f"There is no item {item.id[:100]!r}.", param=f"{param}.id")
+                raise AssertionError("references are resolved before")
 
     def _assistant(self, *, began: tuple[str, ...]) -> dict[str, Any]:
         """The assistant's turn that goes on, or a new one where it has one of `began` already."""

@@ -7,7 +7,6 @@ import orjson
 
 from server.model.deltas import Delta, ToolCallDelta
 from server.responses.seal import Seal
-from server.store.ids import new_id
 
 Event = dict[str, Any]
 """An event without its number."""
@@ -27,8 +26,8 @@ class OutputItem(Protocol):
 
 
 class _Item:
-    def __init__(self, index: int, prefix: str) -> None:
-        self.id = new_id(prefix)
+    def __init__(self, id: str, index: int) -> None:
+        self.id = id
         self.status: Status = "in_progress"
         self._index = index
         self._at = {"item_id": self.id, "output_index": index}
@@ -47,8 +46,8 @@ class _Item:
 class MessageItem(_Item):
     """What the assistant says: one part of text."""
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index, "msg_")
+    def __init__(self, token: str, index: int) -> None:
+        super().__init__(f"msg_{token}_{index}", index)
         self._part_at = {**self._at, "content_index": 0}
         self._begun = False
         self._texts: list[str] = []
@@ -83,9 +82,9 @@ class MessageItem(_Item):
 class ReasoningItem(_Item):
     """What the model thinks: one part of text, which is told as the summary as well where one is asked for."""
 
-    def __init__(self, index: int, *, summarized: bool, seal: Seal | None) -> None:
+    def __init__(self, token: str, index: int, *, summarized: bool, seal: Seal | None) -> None:
         """`seal`: where the text is to be sealed too."""
-        super().__init__(index, "rs_")
+        super().__init__(f"rs_{token}_{index}", index)
         self._summarized = summarized
         self._seal = seal
         self._begun = False
@@ -144,8 +143,8 @@ def _summary(text: str) -> dict[str, Any]:
 class CallItem(_Item):
     """A call of one of the client's functions."""
 
-    def __init__(self, index: int, call: ToolCallDelta) -> None:
-        super().__init__(index, "fc_")
+    def __init__(self, token: str, index: int, call: ToolCallDelta) -> None:
+        super().__init__(f"fc_{token}_{index}", index)
         self._call_id = call.id
         self._name = call.name
         self._arguments: list[str] = []
@@ -176,7 +175,9 @@ class CallItem(_Item):
 class Output:
     """All items, made of the deltas of one answer. One grows at a time."""
 
-    def __init__(self, *, summarized: bool, seal: Seal | None) -> None:
+    def __init__(self, token: str, *, summarized: bool, seal: Seal | None) -> None:
+        """`token` becomes part of the items' ids: of the response that they are of."""
+        self._token = token
         self._summarized = summarized
         self._seal = seal
         self._items: list[OutputItem] = []
@@ -192,7 +193,7 @@ class Output:
             yield from self._call(delta.tool_call)
         elif delta.reasoning_content is not None:
             if not isinstance(self._open, ReasoningItem):
-                item = ReasoningItem(len(self._items), summarized=self._summarized, seal=self._seal)
+                item = ReasoningItem(self._token, len(self._items), summarized=self._summarized, seal=self._seal)
                 yield from self._begin(item)
             assert isinstance(self._open, ReasoningItem)
             yield from self._open.push(delta.reasoning_content)
@@ -207,11 +208,11 @@ class Output:
         return [item.to_wire() for item in self._items]
 
     def _to_message(self) -> Iterable[Event]:
-        return () if isinstance(self._open, MessageItem) else self._begin(MessageItem(len(self._items)))
+        return () if isinstance(self._open, MessageItem) else self._begin(MessageItem(self._token, len(self._items)))
 
     def _call(self, call: ToolCallDelta) -> Iterator[Event]:
         if call.id is not None:
-            yield from self._begin(CallItem(len(self._items), call))
+            yield from self._begin(CallItem(self._token, len(self._items), call))
         assert isinstance(self._open, CallItem)
         if call.arguments:
             yield self._open.push(call.arguments)

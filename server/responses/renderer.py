@@ -1,6 +1,6 @@
 """An answer as responses have it: items of output, or the events that tell how they grow."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -20,12 +20,16 @@ from server.responses.words import ENCRYPTED
 
 
 class ResponseRenderer:
-    def __init__(self, head: ResponseHead, vocabulary: Vocabulary, seal: Seal) -> None:
+    def __init__(
+        self, head: ResponseHead, vocabulary: Vocabulary, seal: Seal, on_end: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """`on_end` is called with the response once it has ended, before its client hears of that."""
         self.events = EventStyle(named=True, errors=self._failed, end=b"")
         self._head = head
+        self._on_end = on_end
         self._vocabulary = vocabulary
         self._output = Output(
-            summarized=head.body.summary is not None, seal=seal if ENCRYPTED in head.body.include else None
+            head.token, summarized=head.body.summary is not None, seal=seal if ENCRYPTED in head.body.include else None
         )
         self._entries: list[TokenEntry] = []  # of tokens whose text has not come yet
         self._cut_short = False
@@ -60,6 +64,7 @@ class ResponseRenderer:
         for _ in self._output.end(cut_short=True):
             pass
         response = self._head.to_wire("failed", self._output.to_wire(), error=failed)
+        self._on_end(response)
         return list(self._numbered([*begin, event, {"type": "response.failed", "response": response}]))
 
     def _begin(self) -> list[Event]:
@@ -89,11 +94,12 @@ class ResponseRenderer:
         return [chat_entry(entry, self._vocabulary) for entry in _entries_of(part.content, entries)]
 
     def _ended(self, usage: Usage) -> dict[str, Any]:
-        more = {"usage": usage_to_wire(usage)}
-        if self._cut_short:
-            reason = {"reason": "max_output_tokens"}
-            return self._head.to_wire("incomplete", self._output.to_wire(), **more, incomplete_details=reason)
-        return self._head.to_wire("completed", self._output.to_wire(), **more)
+        status = "incomplete" if self._cut_short else "completed"
+        reason = {"reason": "max_output_tokens"} if self._cut_short else None
+        output, used = self._output.to_wire(), usage_to_wire(usage)
+        response = self._head.to_wire(status, output, usage=used, incomplete_details=reason)
+        self._on_end(response)
+        return response
 
 
 def _entries_of(text: str, entries: list[TokenEntry]) -> Iterator[TokenEntry]:

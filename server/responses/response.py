@@ -9,6 +9,8 @@ from server.model.defaults import SamplingDefaults
 from server.openai.usage import Usage
 from server.responses.schema import ResponsesRequest
 
+RESPONSE = "resp_"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseHead:
@@ -21,6 +23,11 @@ class ResponseHead:
     defaults: SamplingDefaults
     store: bool
 
+    @property
+    def token(self) -> str:
+        """What of the id is no prefix."""
+        return self.id.removeprefix(RESPONSE)
+
     def to_wire(self, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """`more`: fields that only some moments have a value for."""
         body, defaults = self.body, self.defaults
@@ -30,6 +37,7 @@ class ResponseHead:
             "created_at": self.created,
             "status": status,
             "background": body.background,
+            **({} if body.conversation_id is None else {"conversation": {"id": body.conversation_id}}),
             "completed_at": int(time.time()) if status == "completed" else None,
             "error": None,
             "incomplete_details": None,

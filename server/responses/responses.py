@@ -1,15 +1,16 @@
-"""How a request for a response is answered: as a chat, by the same pipeline, in words of its own."""
+"""How a request for a response is answered: as a chat, by the same pipeline, in words of its own; and then kept."""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 
 from engines.capabilities import Capabilities
+from engines.errors import UnsupportedParameter
 from engines.text.vocabulary import Vocabulary
 from server.deps import part
-from server.model.defaults import SamplingDefaults
+from server.kept.responses import KeptResponse, KeptResponses
 from server.model.served import ServedModel
 from server.openai.asked import Asked
 from server.openai.chat import check_chat, read_chat
@@ -17,32 +18,67 @@ from server.openai.chunks import Envelope
 from server.openai.pipeline import Endpoint
 from server.openai.schema import ChatRequest
 from server.pools import Pools
+from server.responses.context import Context, Contexts
 from server.responses.renderer import ResponseRenderer
-from server.responses.response import ResponseHead
-from server.responses.schema import ResponsesRequest
+from server.responses.resources import to_resources
+from server.responses.response import RESPONSE, ResponseHead
+from server.responses.schema import PromptFields, ResponsesRequest
 from server.responses.seal import Seal
 from server.responses.supported import check_supported
-from server.responses.to_chat import input_items, to_chat
+from server.responses.to_chat import to_chat
 from server.responses.truncation import truncated
+from server.store.access import Access
 
 
 @dataclass(frozen=True, slots=True)
 class Responses:
     seal: Seal
+    contexts: Contexts
+    kept: KeptResponses
 
-    def chat(self, body: ResponsesRequest) -> ChatRequest:
-        """What the model is asked. Raises InvalidRequest."""
+    async def context(self, body: PromptFields, access: Access) -> Context:
+        """What the model is to read. Raises InvalidRequest, NotFound."""
         check_supported(body)
-        return to_chat(body, input_items(body), self.seal.open)
+        return await self.contexts.find(body, access)
 
-    def endpoint(self, body: ResponsesRequest, model: ServedModel) -> Endpoint[ChatRequest]:
-        """What answers the chat that was made of `body`."""
-        return Endpoint(
-            id_prefix="resp_",
-            check=check_chat,
-            read=partial(_read, body.truncation == "auto"),
-            renderer=partial(_renderer, body, model.defaults, self.seal),
-        )
+    def chat(self, body: ResponsesRequest, context: Context) -> ChatRequest:
+        """What the model is asked. Raises InvalidRequest."""
+        return to_chat(body, context, self.seal.open)
+
+    def keeps(self, body: ResponsesRequest) -> bool:
+        """Whether the response is to be kept. Raises UnsupportedParameter where that is asked for and cannot be."""
+        if self.kept.keeps:
+            return body.store is not False
+        if body.store:
+            raise UnsupportedParameter("This server keeps nothing (without_state).", param="store")
+        return False
+
+    def endpoint(
+        self, body: ResponsesRequest, context: Context, model: ServedModel, owner: str | None
+    ) -> Endpoint[ChatRequest]:
+        """What answers the chat that was made of `body`, for a client of this name."""
+        store = self.keeps(body)
+
+        def renderer(_: ChatRequest, __: Asked, envelope: Envelope, vocabulary: Vocabulary) -> ResponseRenderer:
+            head = ResponseHead(
+                id=envelope.id,
+                created=envelope.created,
+                model=envelope.model,
+                body=body,
+                defaults=model.defaults,
+                store=store,
+            )
+
+            def keep(answer: dict[str, Any]) -> None:
+                if store:
+                    items = to_resources(context.own, head.token)
+                    response = KeptResponse(owner=owner, answer=answer, input=items)
+                    self.kept.keep_later(response, conversation=body.conversation_id)
+
+            return ResponseRenderer(head, vocabulary, self.seal, on_end=keep)
+
+        read = partial(_read, body.truncation == "auto")
+        return Endpoint(id_prefix=RESPONSE, check=check_chat, read=read, renderer=renderer)
 
 
 ResponsesDep = Annotated[Responses, Depends(part(Responses))]
@@ -54,18 +90,3 @@ async def _read(
     if truncates:
         chat = await pools.text.run_long(chat.is_long, truncated, chat, model, capabilities)
     return await read_chat(chat, model, capabilities, pools)
-
-
-def _renderer(
-    body: ResponsesRequest,
-    defaults: SamplingDefaults,
-    seal: Seal,
-    chat: ChatRequest,
-    asked: Asked,
-    envelope: Envelope,
-    vocabulary: Vocabulary,
-) -> ResponseRenderer:
-    head = ResponseHead(
-        id=envelope.id, created=envelope.created, model=envelope.model, body=body, defaults=defaults, store=False
-    )
-    return ResponseRenderer(head, vocabulary, seal)

@@ -34,6 +34,10 @@ class ReasoningFields(RequestBody):
     """The name that `summary` had before."""
 
 
+class ConversationFields(RequestBody):
+    id: Name
+
+
 class PromptFields(RequestBody):
     """What makes the prompt of a response: the same where it is answered and where it is counted."""
 
@@ -41,7 +45,7 @@ class PromptFields(RequestBody):
     input: Input | None = None
     instructions: Text | None = None
     previous_response_id: Name | None = None
-    conversation: Name | Options | None = None
+    conversation: Name | ConversationFields | None = None
     tools: Json = None
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
@@ -51,6 +55,10 @@ class PromptFields(RequestBody):
 
     # vLLM's extras
     chat_template_kwargs: Options = Field(default_factory=dict)
+
+    @property
+    def conversation_id(self) -> str | None:
+        return self.conversation.id if isinstance(self.conversation, ConversationFields) else self.conversation
 
     @property
     def summary(self) -> str | None:

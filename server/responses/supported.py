@@ -6,9 +6,6 @@ from server.responses.schema import PromptFields
 UNSUPPORTED = {
     "prompt": "There are no stored prompts here: send 'instructions' and 'input'.",
     "context_management": "The context is not compacted: 'truncation' may drop what is oldest.",
-    "previous_response_id": "Responses are not stored: send the whole conversation as 'input'.",
-    "conversation": "Conversations are not stored: send the whole conversation as 'input'.",
-    "store": "Responses are not stored.",
     "background": "Responses are not made in the background.",
 }
 """Fields that ask for something where they are not null or false, and why they are refused."""

@@ -1,13 +1,13 @@
 """The request of a response becomes the request of a chat, which the same pipeline answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import validate
 from server.model.fields import as_object, shown
 from server.openai.schema import ChatRequest
-from server.responses.items import Item, Message
+from server.responses.context import Context
 from server.responses.messages import Unseal, to_messages
 from server.responses.schema import PromptFields, ResponsesRequest
 from server.responses.words import LOGPROBS
@@ -44,16 +44,10 @@ SAME = (
 """Fields that a chat has too, and that mean the same there."""
 
 
-def input_items(body: PromptFields) -> Sequence[Item]:
-    if body.input is None:
-        raise InvalidRequest("'input' must be given.", param="input", code="missing_required_parameter")
-    return [Message(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-
-
-def to_chat(body: PromptFields, items: Sequence[Item], unseal: Unseal) -> ChatRequest:
-    """`items`: the whole input. Raises InvalidRequest, in the words of a chat where a chat refuses it too."""
+def to_chat(body: PromptFields, context: Context, unseal: Unseal) -> ChatRequest:
+    """Raises InvalidRequest, in the words of a chat where a chat refuses it too."""
     given = body.model_dump(include=body.model_fields_set & set(SAME), exclude_unset=True)
-    messages = to_messages(body.instructions, items, unseal)
+    messages = to_messages(body.instructions, context, unseal)
     if not messages:
         raise InvalidRequest("'input' has nothing to answer.", param="input")
     chat: dict[str, Any] = {"model": "", **given, "messages": messages, **_tools(body)}
@@ -65,7 +59,7 @@ def to_chat(body: PromptFields, items: Sequence[Item], unseal: Unseal) -> ChatRe
         chat["reasoning_effort"] = body.reasoning.effort
     if isinstance(body, ResponsesRequest):
         chat |= _output(body)
-    return validate(ChatRequest, chat, refuse_unknown=False, long=body.is_long)
+    return validate(ChatRequest, chat, refuse_unknown=False, long=context.is_long)
 
 
 def _output(body: ResponsesRequest) -> dict[str, Any]:

@@ -4,16 +4,15 @@ from engines.errors import InvalidRequest
 from server.model.served import ServedModel
 from server.openai.chat import chat_conversation
 from server.openai.tokenization import MAX_COUNTED
+from server.responses.context import Context
 from server.responses.schema import CountedRequest
 from server.responses.seal import Seal
-from server.responses.supported import check_supported
-from server.responses.to_chat import input_items, to_chat
+from server.responses.to_chat import to_chat
 
 
-def count(body: CountedRequest, seal: Seal, model: ServedModel) -> int:
+def count(body: CountedRequest, context: Context, seal: Seal, model: ServedModel) -> int:
     """Raises InvalidRequest. What is long takes its time: call it in a thread."""
-    check_supported(body)
-    chat = to_chat(body, input_items(body), seal.open)
+    chat = to_chat(body, context, seal.open)
     _, conversation = chat_conversation(chat, model)
     text = model.renderer.render(conversation)
     if len(text) > MAX_COUNTED:

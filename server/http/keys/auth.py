@@ -21,6 +21,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/v1/chat/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/completions", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/responses", frozenset({Role.INFER})),
+    (frozenset({"GET", "DELETE"}), "/v1/responses/", frozenset({Role.INFER, Role.ADMIN})),
     (frozenset({"POST"}), "/v1/embeddings", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/v1/messages", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),

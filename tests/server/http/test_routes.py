@@ -86,6 +86,10 @@ class Things:
         return self._make("infer", "/v1/batches", json=body)
 
     @cached_property
+    def response_id(self) -> str:
+        return self._make("infer", "/v1/responses", json={"model": "echo", "input": "a"})
+
+    @cached_property
     def fine_tuning_job_id(self) -> str:
         body = {"model": "echo", "training_file": self.file_id}
         return self._make("train", "/v1/fine_tuning/jobs", json=body)
