@@ -16,14 +16,18 @@ from jinja2.parser import Parser
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.fill_in_the_middle import FillInTheMiddle, find_fill_in_the_middle
 from engines.text.reasoning_formats import API_FIELDS, reasoning_field
 from engines.text.request_check import context_length_exceeded
+from engines.text.truncation import Truncation
 
 Message = Mapping[str, Any]
 """A message of OpenAI's chat completions request."""
 
 ROOMY = 8
 """Characters of a token in a text that has unusually long ones."""
+BEFORE = "☺"
+"""A text that no other grows together with."""
 LOOSE_ENDS = 16
 """More tokens than a text that is cut off may have at its end than as a whole."""
 
@@ -166,34 +170,83 @@ class PromptRenderer:
         ready["content"] = _content_text(message.get("content"), path)
         return ready
 
-    def chat(self, conversation: Conversation, capabilities: Capabilities) -> Prompt:
+    def chat(
+        self, conversation: Conversation, capabilities: Capabilities, truncation: Truncation | None = None
+    ) -> Prompt:
         """Render and tokenize a conversation. What is long takes its time: call it in a thread."""
-        self._refuse_giant(sum(map(_size, conversation.messages)), capabilities)
+        if truncation is None:
+            self._refuse_giant(sum(map(_size, conversation.messages)), capabilities)
         text = self.render(conversation)
-        self._refuse_giant(len(text), capabilities)
-        return Prompt(text, self._text(text, capabilities, add_special_tokens=False, param="messages"))
+        return self.text(text, capabilities, add_special_tokens=False, param="messages", truncation=truncation)
 
     def text(
-        self, text: str, capabilities: Capabilities, *, add_special_tokens: bool = True, param: str = "prompt"
-    ) -> list[int]:
-        """A text to prompt ids, with the special tokens that the tokenizer adds (a text that brings its own
-        beginning-of-sequence token gets no second one)."""
+        self,
+        text: str,
+        capabilities: Capabilities,
+        *,
+        add_special_tokens: bool = True,
+        param: str = "prompt",
+        truncation: Truncation | None = None,
+    ) -> Prompt:
+        """Tokenize a text, with the special tokens that the tokenizer adds (a text that brings its own
+        beginning-of-sequence token gets no second one). Truncated, it keeps these, and has the text that is left."""
+        if truncation is not None:
+            prompt = self._truncated(text, add_special_tokens, truncation)
+            return Prompt(prompt.text, self.ids(prompt.ids, capabilities, param=param))
         self._refuse_giant(len(text), capabilities)
-        return self._text(text, capabilities, add_special_tokens, param)
+        return Prompt(text, self._text(text, capabilities, add_special_tokens, param))
+
+    def middle(self, prefix: str, suffix: str, capabilities: Capabilities, *, add_special_tokens: bool) -> Prompt:
+        """The prompt that asks for what stands between two texts. The model knows the marks for it
+        (`fill_in_the_middle`)."""
+        assert self.fill_in_the_middle is not None, "the caller has looked"
+        self._refuse_giant(len(prefix) + len(suffix), capabilities)
+        before, _ = self._added if add_special_tokens else ([], [])
+        marked = self.fill_in_the_middle.prompt(
+            self.encode(prefix, add_special_tokens=False), self._encode_continuation(suffix)
+        )
+        return Prompt(prefix, self.ids([*before, *marked], capabilities))
+
+    @cached_property
+    def fill_in_the_middle(self) -> FillInTheMiddle | None:
+        return find_fill_in_the_middle(self._tokenizer.get_added_vocab())
+
+    def _encode_continuation(self, text: str) -> list[int]:
+        """A text that another stands before: without the space that sentencepiece puts before a first word."""
+        before = self.encode(BEFORE, add_special_tokens=False)
+        ids = self.encode(BEFORE + text, add_special_tokens=False)
+        if not self._spaces_first or ids[: len(before)] != before:
+            return self.encode(text, add_special_tokens=False)
+        return ids[len(before) :]
+
+    @cached_property
+    def _spaces_first(self) -> bool:
+        first = self._tokenizer.convert_ids_to_tokens(self.encode("a", add_special_tokens=False))[0]
+        return isinstance(first, str) and first.startswith("▁")
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The same without any check, whatever the length."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        return self._with_one_bos(ids)
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
         return ids[1:] if self._bos is not None and ids[:2] == [self._bos, self._bos] else ids
 
-    def ids(self, ids: list[int], capabilities: Capabilities, *, param: str = "prompt") -> list[int]:
-        """The same ids, checked."""
+    def ids(
+        self,
+        ids: list[int],
+        capabilities: Capabilities,
+        *,
+        param: str = "prompt",
+        truncation: Truncation | None = None,
+    ) -> list[int]:
+        """The same ids, checked, or those that truncation leaves."""
         limit = capabilities.vocab_size
         ends = (min(ids, default=0), max(ids, default=0))
         wrong = next((token_id for token_id in ends if not 0 <= token_id < limit), None)
         if wrong is not None:
             raise InvalidRequest(f"Token id {wrong} is not in the vocabulary, which has {limit} tokens.", param=param)
-        return _checked_length(ids, capabilities, param)
+        return _checked_length(ids if truncation is None else truncation.of(ids), capabilities, param)
 
     def render(self, conversation: Conversation) -> str:
         """The text that the chat template makes of a conversation."""
@@ -218,6 +271,40 @@ class PromptRenderer:
                 message = f"your prompt has at least {at_least} tokens"
                 raise context_length_exceeded(capabilities.max_model_len, message, param=param)
         return self.ids(self.encode(text, add_special_tokens=add_special_tokens), capabilities, param=param)
+
+    def _truncated(self, text: str, add_special_tokens: bool, truncation: Truncation) -> Prompt:
+        before, after = self._added if add_special_tokens else ([], [])
+        room = truncation.length - len(before) - len(after)
+        if room < 1:
+            raise InvalidRequest(
+                f"'truncate_prompt_tokens' is {truncation.length}, and the special tokens of each prompt take "
+                f"{len(before) + len(after)} of them.",
+                param="truncate_prompt_tokens",
+            )
+        ids = self._at_least(text, room + 1, truncation)
+        if len(ids) <= room:
+            return Prompt(text, self.encode(text, add_special_tokens=add_special_tokens))
+        kept = truncation.of(ids, room)
+        return Prompt(self._tokenizer.decode(kept), self._with_one_bos([*before, *kept, *after]))
+
+    def _at_least(self, text: str, count: int, truncation: Truncation) -> list[int]:
+        """Tokens of the part of a text that truncation keeps: `count` of them that are the whole text's as well, or all
+        where it has fewer. Most of a text that is much too long is not tokenized."""
+        characters = ROOMY * count
+        while characters < len(text):
+            ids = self.encode(truncation.part(text, characters), add_special_tokens=False)
+            if len(ids) >= count + LOOSE_ENDS:
+                return ids
+            characters *= 2
+        return self.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before a text, and those behind it."""
+        bare, whole = (self.encode("a", add_special_tokens=adds) for adds in (False, True))
+        starts = (at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        start = next(starts, 0)
+        return whole[:start], whole[start + len(bare) :]
 
     def _with_content(self, message: Message) -> dict[str, Any]:
         content = message.get("content")

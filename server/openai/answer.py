@@ -44,6 +44,10 @@ class AnswerDelta(NamedTuple):
     """The text as content, reasoning and calls."""
     finish: Finish | None
 
+    @property
+    def reasoned(self) -> bool:
+        return any(part.reasoning_content is not None for part in self.parts)
+
     def finish_to_wire(self) -> dict[str, Any]:
         extra = {} if self.text.stop_reason is None else {"stop_reason": self.text.stop_reason}
         return {"finish_reason": self.finish, **extra}
@@ -206,8 +210,9 @@ class _Output:
         self.finished = text.finish_reason is not None or self._parser.done
         if self.finished:
             parts += self._parser.finish()
-        self._usage.add(text, reasoned=any(part.reasoning_content is not None for part in parts))
-        return AnswerDelta(text, parts, self._finish(text.finish_reason) if self.finished else None)
+        delta = AnswerDelta(text, parts, self._finish(text.finish_reason) if self.finished else None)
+        self._usage.add(text, reasoned=delta.reasoned)
+        return delta
 
     def _finish(self, reason: FinishReason | None) -> Finish:
         finish = FINISHES[reason or FinishReason.STOP]

@@ -27,6 +27,8 @@ class Asked:
     """Likeliest tokens to tell with each token; -1: all; None: not even its own logprob."""
     logprobs_field: str = "logprobs"
     prompt_logprobs: int | None = None
+    scored_outputs: int = 1
+    """Outputs of each prompt with which its logprobs are told."""
     thinking_budget: ThinkingBudget | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Tokens beside the model's own that end an output, unless the request goes on after those."""

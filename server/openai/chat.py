@@ -59,7 +59,7 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
         prompt_field="messages",
         plan=plan,
         n=body.n,
-        max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        max_tokens=_max_tokens(body),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         logprobs_field="top_logprobs",
@@ -72,7 +72,9 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
 
 def read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> tuple[ToolRequest, Prompt]:
     tools, conversation = chat_conversation(body, model)
-    return tools, model.renderer.chat(conversation, capabilities)
+    output = next((most for most in (_max_tokens(body), model.defaults.max_new_tokens) if most is not None), 1)
+    truncation = body.truncation(capabilities, output=output, side="left")
+    return tools, model.renderer.chat(conversation, capabilities, truncation)
 
 
 def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolRequest, Conversation]:
@@ -80,6 +82,10 @@ def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolReques
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     kwargs = template_kwargs(body, model)
     return tools, to_conversation(body, body.messages, tools, model, kwargs)
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
 def _end_of_answer(model: ServedModel, capabilities: Capabilities) -> tuple[int, ...]:

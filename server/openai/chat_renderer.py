@@ -24,12 +24,13 @@ class ChatRenderer:
         self._vocabulary = vocabulary
         self._envelope = envelope
         self._extra: dict[str, Any] = {"prompt_token_ids": asked.prompts[0].ids} if body.return_token_ids else {}
-        self._chunks = Chunks(envelope.to_wire("chat.completion.chunk"), body.stream_options, **self._extra)
+        head = envelope.to_wire("chat.completion.chunk")
+        self._chunks = Chunks(head, body.stream_options, asked, **self._extra)
         reasons = asked.plan.reasoning is not None
         self._choices = [ChatChoice(index, body, vocabulary, reasons) for index in range(body.n)]
 
     def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
-        return [self._chunks.of(piece) for piece in self._choices[delta.text.index].pieces(delta)]
+        return self._chunks.of(self._choices[delta.text.index].pieces(delta), delta)
 
     def last_chunks(self, usage: Usage) -> list[dict[str, Any]]:
         return self._chunks.last(usage)

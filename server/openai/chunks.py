@@ -1,8 +1,11 @@
 """The envelope of an answer, and of each of its chunks: the same for chat completions and completions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from server.openai.answer import AnswerDelta
+from server.openai.asked import Asked
 from server.openai.schema import StreamOptions
 from server.openai.usage import Usage
 
@@ -21,18 +24,36 @@ class Envelope:
 
 
 class Chunks:
-    """Puts choices into chunks. With `include_usage` one more chunk at the end has the usage; all others have none."""
+    """Puts choices into chunks. With `include_usage` one more chunk at the end has the usage of all, and the others
+    have none; with `continuous_usage_stats` each has that of its choice so far."""
 
-    def __init__(self, head: dict[str, Any], options: StreamOptions | None, **first: Any) -> None:
+    def __init__(self, head: dict[str, Any], options: StreamOptions | None, asked: Asked, **first: Any) -> None:
         """`first` is told in the first chunk only."""
         self._head = head
+        self._asked = asked
         self._include_usage = options is not None and bool(options.include_usage)
-        self._nothing_yet = {"usage": None} if self._include_usage else {}
+        self._continuous = options is not None and bool(options.continuous_usage_stats)
+        self._usages: dict[int, Usage] = {}  # of each choice
         self._first = first
 
-    def of(self, choice: dict[str, Any]) -> dict[str, Any]:
-        first, self._first = self._first, {}
-        return {**self._head, "choices": [choice], **self._nothing_yet, **first}
+    def of(self, pieces: Iterable[dict[str, Any]], delta: AnswerDelta) -> list[dict[str, Any]]:
+        """The chunks of one delta, which is in pieces."""
+        usage = self._usage_after(delta)
+        return [self._chunk(piece, usage) for piece in pieces]
 
     def last(self, usage: Usage) -> list[dict[str, Any]]:
         return [{**self._head, "choices": [], "usage": usage.to_wire()}] if self._include_usage else []
+
+    def _chunk(self, piece: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
+        first, self._first = self._first, {}
+        return {**self._head, "choices": [piece], **usage, **first}
+
+    def _usage_after(self, delta: AnswerDelta) -> dict[str, Any]:
+        if not self._continuous:
+            return {"usage": None} if self._include_usage else {}
+        index = delta.text.index
+        if index not in self._usages:
+            prompt = self._asked.prompts[index // self._asked.n]
+            self._usages[index] = Usage(len(prompt.ids), reasons=self._asked.plan.reasoning is not None)
+        self._usages[index].add(delta.text, reasoned=delta.reasoned)
+        return {"usage": self._usages[index].to_wire()}

@@ -1,9 +1,12 @@
 """An answer as completions have it: texts, or pieces of texts."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engines.text.prompt import Prompt
 from engines.text.vocabulary import Vocabulary
+from engines.types import TokenLogprob
 from server.http.sse import CHUNKS
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
@@ -20,15 +23,15 @@ class CompletionRenderer:
         self._n = body.n
         self._outputs_each = asked.n
         self._head = envelope.to_wire("text_completion")
-        self._chunks = Chunks(self._head, body.stream_options)
+        self._chunks = Chunks(self._head, body.stream_options, asked)
         self._choices = [
-            CompletionChoice(number * asked.n + output, prompt, body, vocabulary)
-            for number, prompt in enumerate(asked.prompts)
+            CompletionChoice(number * asked.n + output, scored, body, vocabulary)
+            for number, scored in enumerate(map(ScoredPrompt, asked.prompts))
             for output in range(asked.n)
         ]
 
     def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
-        return [self._chunks.of(piece) for piece in self._choices[delta.text.index].pieces(delta)]
+        return self._chunks.of(self._choices[delta.text.index].pieces(delta), delta)
 
     def last_chunks(self, usage: Usage) -> list[dict[str, Any]]:
         return self._chunks.last(usage)
@@ -49,12 +52,20 @@ class CompletionRenderer:
         return [choice for group in groups for choice in group]
 
 
+@dataclass(slots=True)
+class ScoredPrompt:
+    prompt: Prompt
+    logprobs: Sequence[TokenLogprob | None] | None = None
+    """They come with the first output, and are told with each choice."""
+
+
 class CompletionChoice:
     """One of the answer's choices while it grows."""
 
-    def __init__(self, index: int, prompt: Prompt, body: CompletionRequest, vocabulary: Vocabulary) -> None:
+    def __init__(self, index: int, scored: ScoredPrompt, body: CompletionRequest, vocabulary: Vocabulary) -> None:
         self._index = index
-        self._prompt = prompt
+        self._scored = scored
+        self._prompt = scored.prompt
         self._body = body
         self._vocabulary = vocabulary
         as_ids = body.return_tokens_as_token_ids
@@ -82,7 +93,9 @@ class CompletionChoice:
         self._begun = True
         if self._body.echo:
             self._texts.append(self._prompt.text)
-        logprobs = delta.text.prompt_logprobs
+        if delta.text.prompt_logprobs is not None:
+            self._scored.logprobs = delta.text.prompt_logprobs
+        logprobs = self._scored.logprobs
         if logprobs is None:
             return
         if self._body.echo and self._logprobs is not None:

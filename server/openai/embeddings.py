@@ -15,8 +15,9 @@ from engines.capabilities import Capabilities
 from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
+from engines.text.truncation import Truncation
 from engines.types import EmbeddingRequest
-from server.http.body import RequestBody, json_body
+from server.http.body import json_body
 from server.http.field_limits import Name
 from server.http.keys.caller import Caller, CallerDep
 from server.http.sse import until_disconnect
@@ -24,6 +25,7 @@ from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.openai.inputs import Input, Inputs
 from server.openai.schema import CacheSalt
+from server.openai.truncation import TruncationFields
 
 router = APIRouter(prefix="/v1")
 
@@ -31,7 +33,7 @@ CONCURRENCY = 16
 """Inputs of one request that the engine has at a time, so that a long list does not fill its queue."""
 
 
-class EmbeddingsBody(RequestBody):
+class EmbeddingsBody(TruncationFields):
     model: Name
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
@@ -98,13 +100,14 @@ async def answer(
 
 
 def _prompts(body: EmbeddingsBody, model: ServedModel, capabilities: Capabilities) -> list[list[int]]:
-    return [_to_ids(item, model, capabilities) for item in body.input]
+    truncation = body.truncation(capabilities, output=0, side="right")
+    return [_to_ids(item, model, capabilities, truncation) for item in body.input]
 
 
-def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities) -> list[int]:
+def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities, truncation: Truncation | None) -> list[int]:
     if isinstance(item, str):
-        return model.renderer.text(item, capabilities, param="input")
-    return model.renderer.ids(item, capabilities, param="input")
+        return model.renderer.text(item, capabilities, param="input", truncation=truncation).ids
+    return model.renderer.ids(item, capabilities, param="input", truncation=truncation)
 
 
 async def _embed_all(engine: Engine, requests: list[EmbeddingRequest], body: EmbeddingsBody) -> list[orjson.Fragment]:

@@ -13,6 +13,7 @@ from server.http.field_limits import MAX_JSON, MAX_TEXT, GivenName, Json, JsonOb
 from server.model.effort import Effort, Verbosity
 from server.model.tools import MAX_TOOLS
 from server.openai.inputs import Inputs
+from server.openai.truncation import TruncationFields
 
 INT64 = 2**63
 MAX_STOPS = 4
@@ -31,6 +32,8 @@ MAX_MESSAGES = 2048
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's."""
 
 
 def as_list(value: Any) -> Any:
@@ -49,7 +52,7 @@ CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 """Prompts find only those cached prefixes that prompts with the same salt, and the same key, have left."""
 
 
-class GenerationFields(RequestBody):
+class GenerationFields(TruncationFields):
     """What chat completions and completions have in common."""
 
     model: Name

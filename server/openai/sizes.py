@@ -24,7 +24,7 @@ def longest_output(body: GenerationFields, asked: Asked, logprobs: int | None) -
 def check_sizes(body: GenerationFields, asked: Asked, requests: list[GenerationRequest]) -> None:
     """Raises InvalidRequest."""
     _check_listed(requests)
-    _check_prompt_logprobs(requests)
+    _check_prompt_logprobs(asked, requests)
     _check_output_logprobs(body, asked, requests)
 
 
@@ -40,15 +40,15 @@ def _check_listed(requests: list[GenerationRequest]) -> None:
         )
 
 
-def _check_prompt_logprobs(requests: list[GenerationRequest]) -> None:
+def _check_prompt_logprobs(asked: Asked, requests: list[GenerationRequest]) -> None:
     likeliest = requests[0].sampling.prompt_logprobs
     if likeliest is None:
         return
-    count = sum(len(request.prompt_ids) for request in requests) * (likeliest + 1)
+    count = sum(len(request.prompt_ids) for request in requests) * asked.scored_outputs * (likeliest + 1)
     if count > MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(
             f"The logprobs of the prompt's tokens would be {count}, and an answer has at most {MAX_PROMPT_LOGPROBS}: "
-            "ask for fewer prompts, or fewer of each token.",
+            "ask for fewer prompts, fewer outputs of each, or fewer logprobs of each token.",
             param="prompt_logprobs",
         )
 

@@ -42,7 +42,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "prompt_cache_retention": (("in_memory",), "The prompt cache is in memory only."),
     "functions": ((), "'functions' is deprecated; use 'tools'."),
     "function_call": ((), "'function_call' is deprecated; use 'tool_choice'."),
-    "suffix": ((), "Text cannot be inserted before a suffix."),
 }
 """Fields of OpenAI's that are not supported, the values that ask for nothing, and why."""
 

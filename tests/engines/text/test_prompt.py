@@ -4,7 +4,7 @@ reason."""
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tokenizers import processors
@@ -12,6 +12,7 @@ from tokenizers import processors
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
 from engines.text.prompt import Conversation, PromptRenderer, plain_template, read_chat_template
+from engines.text.truncation import Side, Truncation
 from tests.engines.tokenizers import byte_fallback, byte_level
 
 TOKENIZER = byte_level()
@@ -137,10 +138,10 @@ def test_parts_that_are_no_text_are_refused_by_their_place(kind: str) -> None:
 
 def test_a_text_gets_the_tokenizers_special_tokens_once() -> None:
     bos = TOKENIZER.bos_token_id
-    plain = renderer().text("hello", LIMITS)
-    assert plain == renderer().text("<s>hello", LIMITS)
+    plain = renderer().text("hello", LIMITS).ids
+    assert plain == renderer().text("<s>hello", LIMITS).ids
     assert (plain[0], plain.count(bos)) == (bos, 1)
-    assert renderer().text("hello", LIMITS, add_special_tokens=False) == plain[1:]
+    assert renderer().text("hello", LIMITS, add_special_tokens=False).ids == plain[1:]
 
 
 @pytest.mark.parametrize("wrong", [-1, len(TOKENIZER), 2**40])
@@ -192,10 +193,67 @@ def test_of_a_long_text_only_the_beginning_is_tokenized_where_that_is_too_much(m
     assert [len(text) for text in texts] == [8 * SMALL.max_model_len]
 
 
+LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 300
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level, byte_fallback])
+@pytest.mark.parametrize(("side", "kept"), [("left", slice(-9, None)), ("right", slice(9))])
+def test_a_truncated_text_has_the_tokens_of_the_whole_and_keeps_the_special_ones(
+    tokenizer: Callable[[], Any], side: Side, kept: slice
+) -> None:
+    prompts = PromptRenderer(tokenizer())
+    whole = prompts.encode(LONG_TEXT, add_special_tokens=False)
+    prompt = prompts.text(LONG_TEXT, LIMITS, truncation=Truncation(10, side))
+    assert prompt.ids == [tokenizer().bos_token_id, *whole[kept]]
+    assert prompt.text == tokenizer().decode(whole[kept])
+
+
+@pytest.mark.parametrize("text", ["<s>" + LONG_TEXT, "<s>hi"])
+def test_a_truncated_text_gets_no_second_beginning(text: str) -> None:
+    ids = renderer().text(text, LIMITS, truncation=Truncation(10, "right")).ids
+    assert (ids[0], ids.count(ids[0])) == (TOKENIZER.bos_token_id, 1)
+
+
+def test_special_tokens_behind_a_text_are_kept() -> None:
+    tokenizer = deepcopy(TOKENIZER)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    for side in get_args(Side):
+        ids = PromptRenderer(tokenizer).text(LONG_TEXT, LIMITS, truncation=Truncation(10, side)).ids
+        assert (len(ids), ids[-1]) == (10, tokenizer.eos_token_id)
+
+
+def test_a_length_that_the_special_tokens_take_is_refused() -> None:
+    error = error_of(lambda: renderer().text(LONG_TEXT, LIMITS, truncation=Truncation(1, "left")))
+    assert error.param == "truncate_prompt_tokens"
+
+
+def test_of_a_text_that_is_truncated_little_more_than_is_kept_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = renderer()
+    lengths: list[int] = []
+    encode = prompts.encode
+
+    def seen(text: str, *, add_special_tokens: bool) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(prompts, "encode", seen)
+    assert len(prompts.text(LONG_TEXT * 100, LIMITS, truncation=Truncation(40, "left")).ids) == 40
+    assert max(lengths) < 1000
+
+
+def test_a_long_conversation_is_cut_behind_the_template() -> None:
+    prompts, asked = renderer(), conversation({"role": "user", "content": LONG_TEXT})
+    whole = prompts.chat(asked, LIMITS).ids
+    assert prompts.chat(asked, SMALL, Truncation(15, "left")).ids == whole[-15:]
+    assert prompts.chat(asked, SMALL, Truncation(15, "right")).ids == whole[:15]
+
+
 def test_the_doubled_beginning_is_dropped_for_sentencepiece_too() -> None:
     tokenizer = byte_fallback()
     limits = Capabilities(max_model_len=100, vocab_size=len(tokenizer))
-    ids = PromptRenderer(tokenizer).text("<s>the", limits)
+    ids = PromptRenderer(tokenizer).text("<s>the", limits).ids
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -212,7 +270,7 @@ def test_without_a_template_messages_follow_one_another_as_texts_do(begins: bool
         tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
     prompts = PromptRenderer(tokenizer, chat_template=plain_template(tokenizer))
     messages = conversation(HELLO, {"role": "assistant", "content": " world"})
-    assert (prompts.chat(messages, LIMITS)).ids == prompts.text("hello world", LIMITS)
+    assert (prompts.chat(messages, LIMITS)).ids == prompts.text("hello world", LIMITS).ids
 
 
 def test_a_model_with_several_templates_uses_the_one_for_tools_where_there_are_tools() -> None:

@@ -64,6 +64,13 @@ def test_include_usage_adds_the_totals_at_the_end(api: Api) -> None:
     assert last["usage"] == api.chat("hi")["usage"]
 
 
+def test_continuous_usage_tells_in_every_chunk_what_was_used_so_far(api: Api) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = api.chat_chunks("hi", stream_options=options)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 1, 2, 3]
+    assert chunks[-1]["usage"] == last["usage"]
+
+
 def test_n_gives_that_many_choices(api: Api) -> None:
     answer = api.chat("hi", n=3)
     assert [(choice["index"], choice["message"]["content"]) for choice in answer["choices"]] == [
@@ -108,6 +115,24 @@ def test_an_empty_answer_is_an_empty_text(api: Api) -> None:
     assert content_of(api.chat("hello", stop="h")) == ""
     chunks = api.chat_chunks("hello", stop="h")
     assert [choice_of(chunk)["delta"] for chunk in chunks] == [{"role": "assistant", "content": ""}, {}]
+
+
+# --- truncation
+
+
+@pytest.mark.parametrize(("side", "kept"), [("left", slice(-15, None)), ("right", slice(15))])
+def test_the_prompt_is_cut_after_the_template_has_written_it(api: Api, side: str, kept: slice) -> None:
+    ids = api.chat("hello", return_token_ids=True)["prompt_token_ids"]
+    answer = api.chat("hello", return_token_ids=True, truncate_prompt_tokens=15, truncation_side=side)
+    assert answer["prompt_token_ids"] == ids[kept]
+    assert answer["usage"]["prompt_tokens"] == 15
+
+
+def test_a_conversation_longer_than_the_context_is_answered_by_its_end(make_api: Callable[..., Api]) -> None:
+    api = make_api(engine=EchoEngine(max_model_len=100), max_new_tokens=30)
+    for body, kept in (({}, 70), ({"max_tokens": 40}, 60), ({"max_completion_tokens": 50, "max_tokens": 1}, 50)):
+        answer = api.chat("x" * 5000, truncate_prompt_tokens=-1, ignore_eos=True, **body)
+        assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (kept, 100 - kept)
 
 
 # --- logprobs

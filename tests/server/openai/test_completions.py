@@ -65,6 +65,22 @@ def test_usage_is_of_all_prompts_and_choices(api: Api) -> None:
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+def test_continuous_usage_is_that_of_each_choice_so_far(api: Api) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = api.completion_chunks(["ab", "cde"], n=2, max_tokens=2, stream_options=options)
+    told = [(chunk["choices"][0]["index"], *chunk["usage"].values()) for chunk in chunks]
+    for index, prompt in enumerate((2, 2, 3, 3)):
+        own = [(usage[1], usage[2], usage[3]) for usage in told if usage[0] == index]
+        assert own == [(prompt, made, prompt + made) for made in (1, 2)]
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (5, 8)
+
+
+def test_continuous_usage_without_the_totals_has_no_last_chunk_of_them(api: Api) -> None:
+    chunks = api.completion_chunks("ab", stream_options={"continuous_usage_stats": True})
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3]
+    assert all(chunk["choices"] for chunk in chunks)
+
+
 def test_the_last_chunk_of_a_choice_has_its_finish_reason(api: Api) -> None:
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in api.completion_chunks("ab", max_tokens=2)]
     assert reasons == [None, "length"]
@@ -147,6 +163,15 @@ def test_the_prompts_own_token_has_its_rank_also_where_it_stands_alone(api: Api)
     ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_choice_has_the_logprobs_of_the_prompt_that_it_echoes(api: Api, stream: bool) -> None:
+    body: dict[str, Any] = {"logprobs": 1, "echo": True, "max_tokens": 1, "n": 2}
+    answers = api.completion_chunks(["hi", "abc"], **body) if stream else [api.complete(["hi", "abc"], **body)]
+    choices = sorted((choice for answer in answers for choice in answer["choices"]), key=lambda each: each["index"])
+    tokens = ["".join(choice["logprobs"]["tokens"]) for choice in choices]
+    assert tokens == [choice["text"] for choice in choices] == ["hih", "hih", "abca", "abca"]
+
+
 def test_an_echoed_prompt_of_token_ids_keeps_its_special_tokens(api: Api) -> None:
     ids = [IM_START, *b"hi", IM_END]
     (choice,) = api.complete(ids, echo=True, logprobs=0, max_tokens=1)["choices"]
@@ -163,6 +188,46 @@ def test_tokens_are_told_as_token_ids_where_asked_for(api: Api, stream: bool) ->
     assert logprobs["tokens"] == [f"token_id:{ord(token)}" for token in "hih"]
     assert [top and list(top) for top in logprobs["top_logprobs"]] == [None, ["token_id:105"], ["token_id:104"]]
     assert logprobs["text_offset"] == [0, 1, 2]
+
+
+# --- truncation
+
+
+@pytest.mark.parametrize("prompt", ["abcdef", list(b"abcdef")])
+@pytest.mark.parametrize(("side", "left"), [({}, b"def"), ({"truncation_side": "right"}, b"abc")])
+def test_a_long_prompt_is_cut_to_so_many_tokens(api: Api, prompt: Any, side: dict[str, str], left: bytes) -> None:
+    body: dict[str, Any] = {"truncate_prompt_tokens": 3, **side}
+    answer = api.complete(prompt, return_token_ids=True, echo=True, logprobs=0, **body)
+    (choice,) = answer["choices"]
+    assert choice["prompt_token_ids"] == list(left)
+    assert choice["text"] == 2 * left.decode()
+    assert "".join(choice["logprobs"]["tokens"][:3]) == left.decode()
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_a_short_prompt_is_left_whole(api: Api) -> None:
+    assert texts(api.complete("ab", truncate_prompt_tokens=3)) == ["ab"]
+
+
+def test_as_many_tokens_are_kept_as_fit_the_context_beside_the_output(make_api: Callable[..., Api]) -> None:
+    api = make_api(engine=EchoEngine(max_model_len=100))
+    prompt = "".join(chr(33 + number % 90) for number in range(5000))
+    for body, kept in (({}, 84), ({"max_tokens": 30}, 70), ({"max_tokens": 0, "echo": True}, 99)):
+        answer = api.complete(prompt, truncate_prompt_tokens=-1, return_token_ids=True, **body)
+        assert answer["choices"][0]["prompt_token_ids"] == list(prompt[-kept:].encode())
+    refusal = api.refused_completion(prompt=prompt, truncate_prompt_tokens=-1, max_tokens=100)
+    assert (refusal.param, refusal.code) == ("prompt", "context_length_exceeded")
+
+
+@pytest.mark.parametrize("tokens", [-2, 0, 4097, "3"])
+def test_a_length_that_no_prompt_can_have_is_refused(api: Api, tokens: Any) -> None:
+    refusal = api.refused_completion(truncate_prompt_tokens=tokens)
+    assert (refusal.status, refusal.param) == (400, "truncate_prompt_tokens")
+
+
+def test_a_side_without_a_length_has_no_effect_and_is_named(api: Api) -> None:
+    reply = api.post("/v1/completions", model="echo", prompt="ab", truncation_side="right")
+    assert (reply.json()["choices"][0]["text"], reply.headers["x-ignored-fields"]) == ("ab", "truncation_side")
 
 
 # --- the whole vocabulary, and how much that may be

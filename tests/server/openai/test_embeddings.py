@@ -39,6 +39,17 @@ def test_fewer_dimensions_are_of_length_one_again(openai_client: openai.OpenAI) 
     assert len(vector) == 8 and math.isclose(math.hypot(*vector), 1)
 
 
+def test_an_input_that_is_too_long_is_cut_at_its_end_or_where_the_request_says(openai_client: openai.OpenAI) -> None:
+    def cut(inputs: str, **extra: Any) -> list[Any]:
+        return vectors(openai_client, inputs, extra_body={"truncate_prompt_tokens": 3, **extra})
+
+    assert cut("abcdef") == vectors(openai_client, "abc")
+    assert cut("abcdef", truncation_side="left") == vectors(openai_client, "def")
+    assert cut("x" * 5000, truncate_prompt_tokens=-1) == vectors(openai_client, "x" * 4095)
+    answer = openai_client.embeddings.create(model="echo", input="abcdef", extra_body={"truncate_prompt_tokens": 2})
+    assert answer.usage.prompt_tokens == 2
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "param"),
     [
