@@ -167,6 +167,7 @@ class Unknown:
 
     file_id = input_id = "file-0123456789abcdefghijklmn"
     batch_id = "batch_0123456789abcdefghijklmn"
+    response_id = "resp_0123456789abcdef0123456789abcdef"
     fine_tuning_job_id = "ftjob-0123456789abcdefghijklmn"
     job_id = done_job_id = "job-0123456789abcdefghijklmn"
     path = "1/made.txt"
