@@ -35,6 +35,7 @@ from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
 from server.pools import Pools
 from server.responses import routes as response_routes
+from server.responses.background import Background
 from server.store.database import Database
 from server.tasks import Tasks
 
@@ -72,6 +73,7 @@ def create_app(parts: Parts) -> FastAPI:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await parts[Jobs].stop(params.shutdown_timeout)
+            await parts[Background].close()
             await parts[Kept].writer.close()
             await tasks.stop()
             await inference.engine.stop()
@@ -97,6 +99,7 @@ async def _open_store(parts: Parts) -> None:
         await parts[Inference].fine_tuned.open()
         await files.open()
         await batches.open()
+        await parts[Background].open()
         await jobs.open()
     except (TuneserveError, OSError) as error:
         parts[Inference].lifecycle.fail(error)

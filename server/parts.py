@@ -44,6 +44,7 @@ from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import PREFIX, Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.pools import PoolMetrics, Pools
+from server.responses.background import Background
 from server.responses.context import Contexts
 from server.responses.responses import Responses
 from server.responses.seal import Seal
@@ -149,6 +150,7 @@ def make_parts(
         batches,
         creator,
         Responses(Seal(state / "responses.key"), Contexts(kept.responses, kept.conversations), kept.responses),
+        Background(kept.responses, inference.lifecycle.in_flight),
     )
 
 

@@ -68,7 +68,7 @@ async def respond(
     http: HttpSettings,
 ) -> Response:
     """The answer as the request wants it: in chunks or as a whole."""
-    answer = await begin(endpoint, request, body, model, inference)
+    answer = await begin(endpoint, request, body, model, inference, request.state.answered)
     request.state.ignored.add(*body.ignored)
     if body.stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
@@ -77,13 +77,18 @@ async def respond(
 
 
 async def begin(
-    endpoint: Endpoint[Body], request: Request, body: Body, model: ServedModel, inference: Inference
+    endpoint: Endpoint[Body],
+    request: Request,
+    body: Body,
+    model: ServedModel,
+    inference: Inference,
+    held: ExitStack,
 ) -> Answer:
-    """The answer to a request that counts in its caller's limits."""
+    """The answer to a request that counts in its caller's limits until `held` is closed, once the answer has ended."""
     rate_limit = inference.rate_limits.of(request.state.caller)
     request.state.answer_headers = rate_limit.headers
-    rate_limit.begin(request.state.answered)
-    return await admit(endpoint, body, request.state.caller, model, inference, request.state.answered)
+    rate_limit.begin(held)
+    return await admit(endpoint, body, request.state.caller, model, inference, held)
 
 
 async def admit(

@@ -1,7 +1,6 @@
 """What a response follows: the items before its input, and those that its input refers to."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +8,11 @@ from typing import Any
 from engines.errors import InvalidRequest, NotFound
 from server.kept.conversations import Conversations
 from server.kept.responses import KeptResponses
+from server.responses.ids import response_of
 from server.responses.items import Item, Message, Reference
 from server.responses.resources import from_resources
 from server.responses.schema import PromptFields
 from server.store.access import Access
-
-ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]+)_(?:in)?\d+")
-"""Ids that this server gives to items: they have the id of the response in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +64,10 @@ class Contexts:
         missing = NotFound(
             f"There is no item {id[:100]!r}: those of responses are kept unless 'store' is false.", param=param
         )
-        if (named := ITEM_ID.fullmatch(id)) is None:
+        if (named := response_of(id)) is None:
             raise missing
         try:
-            response = await self._kept.get(f"resp_{named[1]}", access)
+            response = await self._kept.get(named, access)
         except NotFound:
             raise missing from None
         found = [item for item in response.items if item["id"] == id]

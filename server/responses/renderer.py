@@ -33,6 +33,7 @@ class ResponseRenderer:
         )
         self._entries: list[TokenEntry] = []  # of tokens whose text has not come yet
         self._cut_short = False
+        self._begun = False
         self._told = 0
 
     # --- as a whole
@@ -68,15 +69,35 @@ class ResponseRenderer:
         return list(self._numbered([*begin, event, {"type": "response.failed", "response": response}]))
 
     def _begin(self) -> list[Event]:
-        if self._told:
+        if self._begun:
             return []
+        self._begun = True
         response = self._head.to_wire("in_progress", [])
-        return [{"type": f"response.{name}", "response": response} for name in ("created", "in_progress")]
+        names = ("in_progress",) if self._told else ("created", "in_progress")
+        return [{"type": f"response.{name}", "response": response} for name in names]
 
     def _numbered(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
             yield {**event, "sequence_number": self._told}
             self._told += 1
+
+    # --- in the background
+
+    def queued(self) -> list[Event]:
+        """The first events of a response that waits. None has come before."""
+        response = self.now()
+        names = ("created", "queued")
+        return list(self._numbered({"type": f"response.{name}", "response": response} for name in names))
+
+    def now(self) -> dict[str, Any]:
+        """The response while it has not ended."""
+        return self._head.to_wire("in_progress" if self._begun else "queued", self._output.to_wire())
+
+    def cancelled(self) -> dict[str, Any]:
+        """The response as it is where nothing is added any more."""
+        for _ in self._output.end(cut_short=True):
+            pass
+        return self._head.to_wire("cancelled", self._output.to_wire())
 
     # --- both
 

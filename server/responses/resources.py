@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from server.responses.ids import RESPONSE
 from server.responses.items import Call, CallOutput, Content, Item, Message, PlainText, Reasoning, Reference
 
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
@@ -15,8 +16,9 @@ def from_resources(resources: Sequence[dict[str, Any]]) -> list[Item]:
     return ITEMS.validate_python(list(resources))
 
 
-def to_resources(items: Sequence[Item], token: str) -> list[dict[str, Any]]:
-    """`token`: that of the response whose input they are, of which those get an id that have none."""
+def to_resources(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
+    """Items of this response's input: those without an id get one that is made of the response's."""
+    token = response_id.removeprefix(RESPONSE)
     return [_to_resource(item, f"{token}_in{position}") for position, item in enumerate(items)]
 
 

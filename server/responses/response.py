@@ -7,9 +7,14 @@ from typing import Any
 
 from server.model.defaults import SamplingDefaults
 from server.openai.usage import Usage
+from server.responses.ids import RESPONSE
 from server.responses.schema import ResponsesRequest
 
-RESPONSE = "resp_"
+
+def joins_conversation(response: Mapping[str, Any]) -> bool:
+    """Whether what was read and said becomes a part of the conversation: not where the answer failed or was broken
+    off."""
+    return response["status"] in ("completed", "incomplete")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

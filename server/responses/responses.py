@@ -1,5 +1,6 @@
 """How a request for a response is answered: as a chat, by the same pipeline, in words of its own; and then kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from engines.capabilities import Capabilities
-from engines.errors import UnsupportedParameter
+from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.vocabulary import Vocabulary
 from server.deps import part
 from server.kept.responses import KeptResponse, KeptResponses
@@ -19,9 +20,10 @@ from server.openai.pipeline import Endpoint
 from server.openai.schema import ChatRequest
 from server.pools import Pools
 from server.responses.context import Context, Contexts
+from server.responses.ids import RESPONSE
 from server.responses.renderer import ResponseRenderer
 from server.responses.resources import to_resources
-from server.responses.response import RESPONSE, ResponseHead
+from server.responses.response import ResponseHead, joins_conversation
 from server.responses.schema import PromptFields, ResponsesRequest
 from server.responses.seal import Seal
 from server.responses.supported import check_supported
@@ -47,17 +49,32 @@ class Responses:
 
     def keeps(self, body: ResponsesRequest) -> bool:
         """Whether the response is to be kept. Raises UnsupportedParameter where that is asked for and cannot be."""
-        if self.kept.keeps:
-            return body.store is not False
-        if body.store:
-            raise UnsupportedParameter("This server keeps nothing (without_state).", param="store")
-        return False
+        name = "background" if body.background else "store"
+        if not self.kept.keeps:
+            if getattr(body, name):
+                raise UnsupportedParameter(f"{name!r} needs a server that keeps something.", param=name)
+            return False
+        if body.background and body.store is False:
+            raise InvalidRequest("'background' needs 'store': the response is looked at later.", param="background")
+        return body.store is not False
+
+    def keep_later(self, body: ResponsesRequest, context: Context, owner: str | None, answer: dict[str, Any]) -> None:
+        """Keep a response that has ended, for a client of this name."""
+        items = to_resources(context.own, answer["id"])
+        conversation = body.conversation_id if joins_conversation(answer) else None
+        self.kept.keep_later(KeptResponse(owner=owner, answer=answer, input=items), conversation)
 
     def endpoint(
-        self, body: ResponsesRequest, context: Context, model: ServedModel, owner: str | None
+        self,
+        body: ResponsesRequest,
+        model: ServedModel,
+        *,
+        store: bool,
+        on_end: Callable[[dict[str, Any]], None],
+        made: Callable[[ResponseRenderer], None] = lambda _: None,
     ) -> Endpoint[ChatRequest]:
-        """What answers the chat that was made of `body`, for a client of this name."""
-        store = self.keeps(body)
+        """What answers the chat that was made of `body`. `made` gets the renderer before anything is rendered, and
+        `on_end` the response once it has ended, before its client hears of that."""
 
         def renderer(_: ChatRequest, __: Asked, envelope: Envelope, vocabulary: Vocabulary) -> ResponseRenderer:
             head = ResponseHead(
@@ -68,14 +85,9 @@ class Responses:
                 defaults=model.defaults,
                 store=store,
             )
-
-            def keep(answer: dict[str, Any]) -> None:
-                if store:
-                    items = to_resources(context.own, head.token)
-                    response = KeptResponse(owner=owner, answer=answer, input=items)
-                    self.kept.keep_later(response, conversation=body.conversation_id)
-
-            return ResponseRenderer(head, vocabulary, self.seal, on_end=keep)
+            renderer = ResponseRenderer(head, vocabulary, self.seal, on_end=on_end)
+            made(renderer)
+            return renderer
 
         read = partial(_read, body.truncation == "auto")
         return Endpoint(id_prefix=RESPONSE, check=check_chat, read=read, renderer=renderer)

@@ -6,7 +6,6 @@ from server.responses.schema import PromptFields
 UNSUPPORTED = {
     "prompt": "There are no stored prompts here: send 'instructions' and 'input'.",
     "context_management": "The context is not compacted: 'truncation' may drop what is oldest.",
-    "background": "Responses are not made in the background.",
 }
 """Fields that ask for something where they are not null or false, and why they are refused."""
 

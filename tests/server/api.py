@@ -326,12 +326,12 @@ def without_null_usage(chunk: dict[str, Any], schema: str) -> dict[str, Any]:
     return chunk
 
 
-def checked_events(stream: str) -> list[dict[str, Any]]:
-    """The events of a response's whole stream."""
+def checked_events(stream: str, *, first: int = 0) -> list[dict[str, Any]]:
+    """The events of a response's stream, from number `first` on."""
     *events, rest = stream.split("\n\n")
     assert rest == ""
     told = []
-    for number, event in enumerate(event for event in events if not event.startswith(":")):
+    for number, event in enumerate((event for event in events if not event.startswith(":")), first):
         name, data = event.split("\n")
         told.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {told[-1]['type']}"

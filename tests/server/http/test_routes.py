@@ -87,7 +87,7 @@ class Things:
 
     @cached_property
     def response_id(self) -> str:
-        return self._make("infer", "/v1/responses", json={"model": "echo", "input": "a"})
+        return self._make("infer", "/v1/responses", json={"model": "echo", "input": "a", "background": True})
 
     @cached_property
     def fine_tuning_job_id(self) -> str:

@@ -13,6 +13,7 @@ from tests.server.keys import bearer
 from tests.server.openai_schema import check
 from tests.server.responses.said import CALL, THOUGHT, WEATHER, message, output
 from tests.server.responses.test_input import ReadingEngine, chat_of
+from tests.server.responses.test_stream import FailingEngine
 
 ANN, BOB = "ann-0123456789abcdef", "bob-0123456789abcdef"
 ANYBODY = Access(owner=None, everything=True)
@@ -200,3 +201,11 @@ def test_a_conversation_that_is_not_there_is_not_found(kept: Api) -> None:
 def test_one_of_the_two_is_gone_on_from(kept: Api) -> None:
     refusal = kept.refused_response(conversation="conv_1", previous_response_id="resp_1")
     assert (refusal.status, refusal.param) == (400, "previous_response_id")
+
+
+def test_an_answer_that_failed_is_no_part_of_a_conversation(make_api: Callable[..., Api]) -> None:
+    api = make_api(engine=FailingEngine(), raise_server_exceptions=False)
+    id = make_conversation(api).id
+    failed = api.response_events("hello", conversation=id)[-1]["response"]
+    assert get(api, failed["id"])["status"] == "failed"
+    assert items_of_conversation(api, id) == []

@@ -14,7 +14,6 @@ SCHEMA = {"type": "json_schema", "name": "a", "schema": {"type": "nonsense"}}
     "field",
     [
         {"prompt": {"id": "pmpt_1"}},
-        {"background": True},
         {"context_management": [{"type": "compaction"}]},
         {"moderation": {"model": "m"}},
     ],
