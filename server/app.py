@@ -30,6 +30,7 @@ from server.inference.rate_limits import RATE_LIMIT_HEADERS
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
 from server.kept.kept import Kept
+from server.messages import routes as message_routes
 from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
@@ -43,6 +44,7 @@ ROUTERS = (
     operations.router,
     chat.router,
     completions.router,
+    message_routes.router,
     models.router,
     embeddings.router,
     tokenization.router,

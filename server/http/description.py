@@ -21,6 +21,12 @@ KEY = {
     "that made them; for others, but for those with the role admin, they are not there. Where the server was started "
     "without keys, no request needs one, and everything is everybody's.",
 }
+ANTHROPIC_KEY = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "x-api-key",
+    "description": "The same, as Anthropic's clients send it.",
+}
 NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 ERROR = {
     "type": "object",
@@ -39,12 +45,40 @@ ERROR = {
         }
     },
 }
-ANY_ERROR: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "What went wrong, in OpenAI's shape.",
-        "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
-    }
+ANTHROPIC_ERROR = {
+    "type": "object",
+    "title": "AnthropicError",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {
+                    "type": "object",
+                    "required": ["error_code", "param"],
+                    "properties": {"error_code": {"type": "string"}, "param": NULLABLE_TEXT},
+                },
+            },
+        },
+        "request_id": {"type": "string"},
+    },
 }
+ERRORS = {"Error": ERROR, "AnthropicError": ANTHROPIC_ERROR}
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _any_error(whose: str, model: str) -> Responses:
+    schema = {"$ref": REFERENCE.format(model=model)}
+    told = f"What went wrong, in {whose} shape."
+    return {"default": {"description": told, "content": {"application/json": {"schema": schema}}}}
+
+
+ANY_ERROR = _any_error("OpenAI's", "Error")
+ANY_ANTHROPIC_ERROR = _any_error("Anthropic's", "AnthropicError")
 
 
 class DescribedApp(FastAPI):
@@ -72,19 +106,19 @@ def _completed(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[st
         [(body, "validation") for body in bodies.values()], ref_template=REFERENCE
     )
     components = document.get("components", {})
-    schemas = {**components.get("schemas", {}), **definitions["$defs"], "Error": ERROR}
+    schemas = {**components.get("schemas", {}), **definitions["$defs"], **ERRORS}
     paths = {
         path: {
             method: {
                 **operation,
-                **({} if path in PUBLIC else {"security": [{"key": []}]}),
+                **({} if path in PUBLIC else {"security": [{"key": []}, {"anthropic_key": []}]}),
                 **_request_body(references, bodies.get((path, method))),
             }
             for method, operation in operations.items()
         }
         for path, operations in document["paths"].items()
     }
-    components = {**components, "schemas": schemas, "securitySchemes": {"key": KEY}}
+    components = {**components, "schemas": schemas, "securitySchemes": {"key": KEY, "anthropic_key": ANTHROPIC_KEY}}
     return {**document, "paths": paths, "components": components}
 
 

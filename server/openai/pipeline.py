@@ -70,7 +70,12 @@ async def respond(
     """The answer as the request wants it: in chunks or as a whole."""
     answer = await begin(endpoint, request, body, model, inference, request.state.answered)
     request.state.ignored.add(*body.ignored)
-    if body.stream:
+    return await send(answer, request, http, stream=body.stream)
+
+
+async def send(answer: Answer, request: Request, http: HttpSettings, *, stream: bool) -> Response:
+    """The answer in chunks or as a whole."""
+    if stream:
         return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
     whole = await until_disconnect(request, answer.whole())
     return Response(orjson.dumps(whole), media_type="application/json")

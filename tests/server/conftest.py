@@ -1,8 +1,9 @@
-"""A server on EchoEngine in its own process, and the openai SDK as its client."""
+"""A server on EchoEngine in its own process, and the SDKs of OpenAI and Anthropic as its clients."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -47,4 +48,16 @@ def openai_client(echo_url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 async def async_openai_client(echo_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{echo_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic_client(echo_url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=echo_url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_anthropic_client(echo_url: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=echo_url, api_key="none", max_retries=0) as client:
         yield client

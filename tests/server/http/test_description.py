@@ -66,16 +66,24 @@ def test_the_forms_of_a_prompt_and_of_stops_are_described(description: dict[str,
     assert not accepts(description, "/v1/completions", body | {"stop": 1})
 
 
+EITHER_KEY: list[dict[str, list[str]]] = [{"key": []}, {"anthropic_key": []}]
+
+
 def test_every_operation_but_the_public_ones_names_the_key(description: dict[str, Any]) -> None:
     assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     for path, operations in description["paths"].items():
         for operation in operations.values():
-            assert operation.get("security") == (None if path in PUBLIC else [{"key": []}])
+            assert operation.get("security") == (None if path in PUBLIC else EITHER_KEY)
 
 
-def test_every_error_is_openais_and_never_fastapis(client: ReadyClient, description: dict[str, Any]) -> None:
-    schema = {"$ref": "#/components/schemas/Error", "components": description["components"]}
-    assert Draft202012Validator(schema).is_valid(client.post("/tokenize", json={}).json())
+def test_every_error_is_openais_or_anthropics_and_never_fastapis(
+    client: ReadyClient, description: dict[str, Any]
+) -> None:
+    for path, model in (("/tokenize", "Error"), ("/v1/messages", "AnthropicError")):
+        schema = description["paths"][path]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].endswith(f"/{model}")
+        validator = Draft202012Validator({**schema, "components": description["components"]})
+        assert validator.is_valid(client.post(path, json={}).json())
     for operations in description["paths"].values():
         for operation in operations.values():
             assert operation["responses"].keys() == {"200", "default"}

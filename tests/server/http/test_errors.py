@@ -11,6 +11,7 @@ from engines import errors
 from engines.echo import EchoEngine, EchoFaults
 from server.http.body import Items, RequestBody, StrictBody, json_body, parse_json
 from server.http.errors import BodyTooLarge, InsufficientPermissions, InvalidApiKey
+from server.messages.schema import MessageRequest
 from server.openai.embeddings import EmbeddingsBody
 from server.openai.schema import ChatRequest, CompletionRequest
 from server.openai.tokenization import DetokenizeBody, TokenizeBody
@@ -173,7 +174,7 @@ def test_of_very_many_errors_the_first_is_told(body: dict[str, Any], param: str)
     assert refusal.value.param == param
 
 
-BODIES = [ChatRequest, CompletionRequest, EmbeddingsBody, TokenizeBody, DetokenizeBody]
+BODIES = [ChatRequest, CompletionRequest, MessageRequest, EmbeddingsBody, TokenizeBody, DetokenizeBody]
 
 
 @pytest.mark.parametrize("model", BODIES)

@@ -13,7 +13,7 @@ from tests.server.client import echo_client
 
 DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 WORDS = {"maxLength": "characters", "maxItems": "items", "maxProperties": "members", BYTES: "bytes of JSON"}
-OTHERWISE = {"enum", "const", "anyOf", "properties"}
+OTHERWISE = {"enum", "const", "anyOf", "oneOf", "properties"}
 """Keywords of what needs no limit, or says it elsewhere."""
 
 
@@ -38,7 +38,7 @@ def limits_of(document: dict[str, Any]) -> Limits:
 def _limits(schema: dict[str, Any], path: str, document: dict[str, Any]) -> Limits:
     if "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    for branch in schema.get("anyOf", ()):
+    for branch in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         if branch.keys() != {"required"}:
             yield from _limits(branch, path, document)
     kind = schema.get("type")
