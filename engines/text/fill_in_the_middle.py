@@ -21,7 +21,7 @@ FAMILIES = (
     Marks("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma, Granite 4
     Marks("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite Code
     Marks("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
-    Marks("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001  # DeepSeek-Coder
+    Marks("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
     Marks("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
     Marks("[PREFIX]", "[SUFFIX]", None),  # Codestral
 )
@@ -33,7 +33,7 @@ ENDS = (
     "<|file_separator|>",
     "<fim_pad>",
     "<file_sep>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001  # as DeepSeek spells it
+    "<｜end▁of▁sentence｜>",  # as DeepSeek spells it
     "▁<EOT>",
 )
 """What such models write behind the middle, beside their end-of-sequence tokens: the end, or a beginning of something

@@ -1,83 +1,16 @@
-"""The forms in which models write tool calls: what each looks like, and which one a model uses."""
+"""Which form of tool calls a model writes."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-ToolCallParser = Literal["hermes", "llama3_json", "mistral", "none"]
+from engines.params.parsers import ToolCallParser
+from engines.text.tool_families import FAMILIES, HERMES, MISTRAL, MISTRAL_NAMED, NAMED
+from engines.text.tool_syntax import ToolFormat
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolFormat:
-    """One call is `before + NAME + between + ARGUMENTS + after`; several are joined by `separator`."""
-
-    name: ToolCallParser
-    start: str
-    """The marker in front of a call, or of a list of calls."""
-    end: str | None = None
-    """The marker after a call, where there is one."""
-    first: str = ""
-    """Written once, before the first call."""
-    before: str
-    between: str
-    after: str = ""
-    separator: str | None = None
-    """None: the model was trained to make one call at a time."""
-    last: str = ""
-    """Written once, after the last call."""
-    bare: bool = False
-    """A call may come without its marker, as the first thing in an answer."""
-    named: bool = False
-    """The name may stand before the JSON, which then holds the arguments alone."""
-    native: bool = True
-    """The chat template shows tools and calls to the model. Otherwise we do: see `tool_messages`."""
-    token_ids: Mapping[str, int] = field(default_factory=dict)
-    """The markers that are single tokens of the model's vocabulary."""
-
-    def written(self, name: str, arguments: str) -> str:
-        return f"{self.before}{name}{self.between}{arguments}{self.after}"
-
-
-HERMES = ToolFormat(
-    name="hermes",
-    start="<tool_call>",
-    end="</tool_call>",
-    before='<tool_call>\n{"name": "',
-    between='", "arguments": ',
-    after="}\n</tool_call>",
-    separator="\n",
-    bare=True,
-)
-LLAMA3_JSON = ToolFormat(
-    name="llama3_json",
-    start="<|python_tag|>",
-    before='{"name": "',
-    between='", "parameters": ',
-    after="}",
-    bare=True,
-)
-MISTRAL = ToolFormat(
-    name="mistral",
-    start="[TOOL_CALLS]",
-    first="[TOOL_CALLS] [",
-    before='{"name": "',
-    between='", "arguments": ',
-    after="}",
-    separator=", ",
-    last="]",
-    named=True,
-)
-MISTRAL_NAMED = ToolFormat(
-    name="mistral",
-    start="[TOOL_CALLS]",
-    before="[TOOL_CALLS]",
-    between="[ARGS]",
-    separator="",
-    named=True,
-)
-FORMATS = {"hermes": HERMES, "llama3_json": LLAMA3_JSON}
-NAMED_MARKERS = ("[ARGS]", "[CALL_ID]")
+MORE_MARKERS = ("[ARGS]", "[CALL_ID]")
+READS_TOOLS_OF_MESSAGE = re.compile(r"""message(\.|\[["'])tools\b|["']tools["'] in message""")
+"""Templates that show the tools that a system message brings, as JSON: those of Phi 4."""
 
 
 def find_tool_format(
@@ -87,35 +20,24 @@ def find_tool_format(
 
     `chat_template` is the one used for requests with tools; `added_tokens` is the tokenizer's `get_added_vocab()`. A
     model whose template knows no tools, or a form of calls that we do not, is asked for calls in Hermes's form by a
-    system message of ours.
+    system message of ours. One whose template shows calls but no tools is told of the tools by such a message.
     """
     if parser == "none":
         return None
     template = chat_template or ""
-    known = _written_by(template, added_tokens)
-    form = _set(parser, template, added_tokens) if parser else known or HERMES
-    native = re.search(r"\btools\b", template) is not None and (parser is not None or known is not None)
-    return _bound(form, native, added_tokens)
+    known = next((form for form in FAMILIES if form.known_by and re.search(form.known_by, template)), None)
+    form = NAMED[parser] if parser else known or HERMES
+    shows_tools = re.search(r"\btools\b", READS_TOOLS_OF_MESSAGE.sub("", template)) is not None
+    native = (shows_tools or "tool_calls" in template) and (parser is not None or known is not None)
+    return _bound(_variant(form, template, added_tokens), native, native and shows_tools, added_tokens)
 
 
-def _set(parser: ToolCallParser, template: str, added_tokens: Mapping[str, int]) -> ToolFormat:
-    return _mistral(template, added_tokens) if parser == "mistral" else FORMATS[parser]
+def _variant(form: ToolFormat, template: str, added_tokens: Mapping[str, int]) -> ToolFormat:
+    """Newer models of Mistral write the name before the arguments."""
+    return MISTRAL_NAMED if form is MISTRAL and ("[ARGS]" in template or "[ARGS]" in added_tokens) else form
 
 
-def _written_by(template: str, added_tokens: Mapping[str, int]) -> ToolFormat | None:
-    if "[TOOL_CALLS]" in template:
-        return _mistral(template, added_tokens)
-    if "<tool_call>" in template and not re.search(r"<function=|<arg_key>", template):
-        return HERMES
-    if "<|python_tag|>" in template or '"parameters": dictionary of argument name' in template:
-        return LLAMA3_JSON
-    return None
-
-
-def _mistral(template: str, added_tokens: Mapping[str, int]) -> ToolFormat:
-    return MISTRAL_NAMED if "[ARGS]" in template or "[ARGS]" in added_tokens else MISTRAL
-
-
-def _bound(form: ToolFormat, native: bool, added_tokens: Mapping[str, int]) -> ToolFormat:
-    markers = (form.start, form.end, *(NAMED_MARKERS if form.named else ()))
-    return replace(form, native=native, token_ids={m: added_tokens[m] for m in markers if m and m in added_tokens})
+def _bound(form: ToolFormat, native: bool, shows_tools: bool, added_tokens: Mapping[str, int]) -> ToolFormat:
+    markers = {*form.markers, *MORE_MARKERS} if form.name == "mistral" else form.markers
+    token_ids = {marker: added_tokens[marker] for marker in markers if marker in added_tokens}
+    return replace(form, native=native, shows_tools=shows_tools, token_ids=token_ids)

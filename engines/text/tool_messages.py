@@ -8,24 +8,30 @@ text.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from engines.text.tool_formats import ToolFormat
+from engines.text.reasoning_formats import reasoning_field
+from engines.text.tool_formats import READS_TOOLS_OF_MESSAGE
+from engines.text.tool_syntax import ToolFormat
+from engines.text.written_calls import parse_arguments, written_calls
 
 Message = dict[str, Any]
+NO_SYSTEM: Message = {"role": "system", "content": ""}
+ADDS_ARGUMENTS = re.compile(r"""\+\s*\w[\w.\[\]'"]*\barguments['"]?\]?\s*\+""")
+"""Templates that take arguments as text: those of DeepSeek."""
 
 INSTRUCTIONS = """You can call functions to help the user. The functions, each described by a line of JSON:
 <tools>
 {tools}
 </tools>
 
-To call a function, write its name and its arguments as JSON within tags, and nothing else:
-<tool_call>
-{{"name": "the function's name", "arguments": {{"argument": "value"}}}}
-</tool_call>
-The result of each call is then given to you within <tool_response></tool_response> tags. Call a function only where it
-helps to answer; otherwise answer in plain text."""
+To call a function, write its name and its arguments in this form, and nothing else:
+{example}
+The result of each call is then given to you{where}. Call a function only where it helps to answer; otherwise answer in
+plain text."""
+EXAMPLE = ("the function's name", '{"argument": "value"}')
+WITHIN_TAGS = " within <tool_response></tool_response> tags"
 
 
 def for_template(
@@ -37,17 +43,25 @@ def for_template(
     definitions.
     """
     if form is None or form.native:
-        return _native(messages, chat_template), tools or None
+        messages = _native(messages, form, chat_template)
+        if form is None or form.shows_tools or not tools:
+            return messages, tools or None
+        return _told(messages, tools, form, "", chat_template), None
     messages = list(_as_text(messages, form))
-    return (_instructed(messages, tools, chat_template) if tools else messages), None
+    return (_told(messages, tools, form, WITHIN_TAGS, chat_template) if tools else messages), None
 
 
-def _native(messages: list[Message], chat_template: str) -> list[Message]:
+def _native(messages: list[Message], form: ToolFormat | None, chat_template: str) -> list[Message]:
     names = {call["id"]: call["function"]["name"] for call in _calls(messages)}
-    messages = [_with_objects(message, names) for message in messages]
+    shaped = _with_text if ADDS_ARGUMENTS.search(chat_template) else _with_objects
+    messages = [_with_names(shaped(message), names) for message in messages]
     if re.search(r"length\s*!=\s*9", chat_template):
-        messages = [_with_short_ids(message) for message in messages]
-    if "single tool-calls at once" in chat_template:
+        messages = [_with_ids(message, _short_id) for message in messages]
+    if form is not None and form.call_id:
+        messages = _with_numbered_ids(messages, form.call_id)
+    if form is not None and form.channels:
+        messages = [_with_content_as_reasoning(message, chat_template) for message in messages]
+    if "single tool-calls at once" in chat_template or (form is not None and form.one_call):
         messages = list(_one_call_each(messages))
     return messages
 
@@ -57,40 +71,60 @@ def _calls(messages: list[Message]) -> Iterator[dict[str, Any]]:
         yield from message.get("tool_calls") or ()
 
 
-def _with_objects(message: Message, names: dict[str, str]) -> Message:
-    """Arguments as objects; a result knows the name of what was called; no content is an empty one."""
-    if message.get("tool_calls"):
-        calls = [_with_arguments(call) for call in message["tool_calls"]]
-        return {**message, "content": message.get("content") or "", "tool_calls": calls}
+def _with_names(message: Message, names: dict[str, str]) -> Message:
+    """A result knows the name of what was called."""
     if message["role"] == "tool" and not message.get("name") and message.get("tool_call_id") in names:
         return {**message, "name": names[message["tool_call_id"]]}
     return message
 
 
+def _with_text(message: Message) -> Message:
+    """Arguments as text; no content is none, for which the template looks."""
+    return {**message, "content": message.get("content") or None} if message.get("tool_calls") else message
+
+
+def _with_objects(message: Message) -> Message:
+    """Arguments as objects; no content is an empty one."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [_with_arguments(call) for call in message["tool_calls"]]
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
+
+
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": _arguments(function["arguments"])}}
-
-
-def _arguments(text: str) -> Any:
     """An object; text that is none stays text: it is what the model wrote."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
+    function = call["function"]
+    arguments = parse_arguments(function["arguments"])
+    return {**call, "function": {**function, "arguments": function["arguments"] if arguments is None else arguments}}
 
 
-def _with_short_ids(message: Message) -> Message:
-    """Mistral's templates refuse ids that are not nine letters or digits."""
+def _with_ids(message: Message, new_id: Callable[[str], str]) -> Message:
     if message.get("tool_calls"):
-        return {**message, "tool_calls": [{**call, "id": _short_id(call["id"])} for call in message["tool_calls"]]}
+        return {**message, "tool_calls": [{**call, "id": new_id(call["id"])} for call in message["tool_calls"]]}
     if message.get("tool_call_id"):
-        return {**message, "tool_call_id": _short_id(message["tool_call_id"])}
+        return {**message, "tool_call_id": new_id(message["tool_call_id"])}
     return message
 
 
+def _with_numbered_ids(messages: list[Message], call_id: str) -> list[Message]:
+    """The ids that the model gives to its calls, which the template shows to it."""
+    ids = {
+        call["id"]: call_id.format(name=call["function"]["name"], index=index)
+        for index, call in enumerate(_calls(messages))
+    }
+    return [_with_ids(message, lambda given: ids.get(given, given)) for message in messages]
+
+
+def _with_content_as_reasoning(message: Message, chat_template: str) -> Message:
+    """Harmony's template shows either content or reasoning before a call, both as reasoning."""
+    field = reasoning_field(chat_template)
+    if not (message.get("tool_calls") and message.get("content") and message.get(field)):
+        return message
+    return {**message, "content": "", field: f"{message[field]}\n\n{message['content']}"}
+
+
 def _short_id(call_id: str) -> str:
+    """Mistral's templates refuse ids that are not nine letters or digits."""
     return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
 
 
@@ -126,17 +160,24 @@ def _as_text(messages: list[Message], form: ToolFormat) -> Iterator[Message]:
 
 
 def _with_written_calls(message: Message, form: ToolFormat) -> Message:
-    calls = [form.written(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = written_calls(form, ((function["name"], function["arguments"]) for function in functions))
     content = [message["content"]] if message.get("content") else []
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**kept, "content": "\n".join(content + calls)}
+    return {**kept, "content": "\n".join([*content, calls])}
 
 
-def _instructed(messages: list[Message], tools: list[dict[str, Any]], chat_template: str) -> list[Message]:
+def _told(
+    messages: list[Message], tools: list[dict[str, Any]], form: ToolFormat, where: str, chat_template: str
+) -> list[Message]:
     """Tell the model of the tools: in the system message, or in the first message where there can be none."""
-    lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    text = INSTRUCTIONS.format(tools=lines)
+    functions = [tool["function"] for tool in tools]
     first = messages[0] if messages else None
+    if READS_TOOLS_OF_MESSAGE.search(chat_template):
+        system, rest = (first, messages[1:]) if first and first["role"] == "system" else (NO_SYSTEM, messages)
+        return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
+    lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+    text = INSTRUCTIONS.format(tools=lines, example=written_calls(form, [EXAMPLE]), where=where)
     if first is not None and (first["role"] == "system" or _refuses_system(chat_template)):
         parts = [first["content"], text] if first["role"] == "system" else [text, first["content"]]
         return [{**first, "content": "\n\n".join(filter(None, parts))}, *messages[1:]]

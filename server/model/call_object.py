@@ -8,11 +8,14 @@ call is told apart early.
 import json
 import re
 from enum import Enum, auto
+from typing import Protocol
+
+from engines.text import tool_syntax
 
 NAME_KEYS = frozenset({"name"})
 ARGUMENT_KEYS = frozenset({"arguments", "parameters"})
 OTHER_KEYS = frozenset({"id", "type"})
-NAME = re.compile(r"[\w.:/-]{1,128}")
+NAME = re.compile(tool_syntax.NAME)
 SPACE = " \t\n\r"
 
 
@@ -22,8 +25,34 @@ class Reading(Enum):
     MALFORMED = auto()
 
 
+class CallReader(Protocol):
+    """Reads one call. `push` until `reading` is no longer GOING; `name` is set once the call is certain to be one."""
+
+    reading: Reading
+    name: str | None
+    raw: str
+    """The text read while it is uncertain whether it is a call; where it is none, it is given back as content."""
+    verbatim: bool
+    """The arguments are given as the model writes them, so those that are not valid go on as they are."""
+
+    def push(self, text: str) -> int:
+        """Read on; return how many characters belong to the call. The rest comes after its end, or after an error, or
+        is to be given again with what follows it."""
+        ...
+
+    def take(self) -> str:
+        """Return the argument text that has come since the last time."""
+        ...
+
+    def rest(self, text: str) -> str:
+        """The arguments that remain where the output ends in the middle, `text` being what was not used."""
+        ...
+
+
 class CallObject:
-    """One call. `push` until `reading` is no longer GOING; `name` is set once the call is certain to be one."""
+    """A call as one object: `{"name": "f", "arguments": {...}}`."""
+
+    verbatim = True
 
     def __init__(self, names: frozenset[str] | None = None) -> None:
         """`names`: the tools that may be called. An object counts as a call only with one of these names and with
@@ -31,7 +60,6 @@ class CallObject:
         self.reading = Reading.GOING
         self.name: str | None = None
         self.raw = ""
-        """The text read while it is uncertain whether it is a call; where it is none, it is given back as content."""
         self._names = names
         self._scanner = JsonScanner()
         self._ready = ""  # argument text not yet taken
@@ -41,7 +69,6 @@ class CallObject:
         self._streaming = False
 
     def push(self, text: str) -> int:
-        """Read on; return how many characters belong to the call. The rest comes after its end, or after an error."""
         for position, character in enumerate(text):
             place, depth = self._scanner.place, self._scanner.depth
             if not self._scanner.push(character):
@@ -53,9 +80,11 @@ class CallObject:
         return len(text)
 
     def take(self) -> str:
-        """Return the argument text that has come since the last time."""
         ready, self._ready = self._ready, ""
         return ready
+
+    def rest(self, text: str) -> str:
+        return text
 
     def _read(self, character: str, place: "Place", depth: int) -> None:
         """Take one character of the JSON. `place` and `depth` describe the position before it."""
@@ -133,7 +162,9 @@ class CallObject:
 
 
 class Arguments:
-    """The arguments of a call whose name came before them, outside the JSON. Same interface as `CallObject`."""
+    """The arguments of a call whose name came before them, outside the JSON."""
+
+    verbatim = True
 
     def __init__(self, name: str) -> None:
         self.reading = Reading.GOING
@@ -160,6 +191,9 @@ class Arguments:
     def take(self) -> str:
         ready, self._ready = self._ready, ""
         return ready
+
+    def rest(self, text: str) -> str:
+        return text
 
 
 class Place(Enum):

@@ -2,17 +2,19 @@
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from engines.text.tool_formats import ToolFormat
-from server.model.call_object import NAME, SPACE, Arguments, CallObject, Reading
+from engines.text.tool_syntax import Literals, Tags, ToolFormat
+from server.model.call_object import SPACE, Arguments, CallObject, CallReader, Reading
 from server.model.deltas import Delta, ToolCallDelta, joined
-from server.model.markers import beginning_of
+from server.model.literal_call import LiteralCall
+from server.model.markers import beginning_of_any, first_of, leading, may_lead
+from server.model.tagged_call import TaggedCall
 
-NAMED_CALL = re.compile(rf"({NAME.pattern})\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)?(?=\{{)")
-MAX_NAMED_CALL = 256
-"""Most characters of what looks like a tool's name. Longer text without arguments is content."""
-LAYOUT = SPACE + ",;}"
+MAX_HEAD = 256
+"""Most characters of what looks like a call's name. Longer text without arguments is content."""
+LAYOUT = SPACE + ",;"
 """Characters allowed between two calls, or between a call and the marker after it."""
 
 
@@ -23,20 +25,23 @@ class CallParser:
     begun the call is sent; where they turn out not to be JSON, the client gets them as the model wrote them.
     """
 
-    def __init__(self, form: ToolFormat, names: frozenset[str], *, parallel: bool = True) -> None:
-        """`names`: the tools of the request; `parallel`: whether more than one call is wanted."""
+    def __init__(self, form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]], *, parallel: bool = True) -> None:
+        """`schemas`: the tools of the request by their names; `parallel`: whether more than one call is wanted."""
         self.calls = 0
         self.done = False
         """Whether the answer is complete, as it has the only call that is wanted. Any further text is dropped."""
         self._form = form
-        self._names = names
+        self._schemas = schemas
         self._parallel = parallel
+        self._head = re.compile(form.head.pattern) if form.head else None
+        self._ends = (*form.ends, *form.starts)
         self._state: Callable[[bool], bool] = self._start_of_answer if form.bare else self._text
         self._pending = ""  # text not parsed yet
         self._raw = ""  # parsed as the beginning of a call; becomes content if it is none
-        self._call: CallObject | Arguments = CallObject()
+        self._call: CallReader = CallObject()
         self._announced = False
         self._in_list = False
+        self._known_only = False  # only a tool of the request counts as called
         self._after_call = False  # no text since the last call
         self._deltas: list[Delta] = []
 
@@ -61,54 +66,77 @@ class CallParser:
         text = self._pending.lstrip(SPACE)
         if not text and not last:
             return False
-        if not text.startswith("{"):
+        if not text.startswith(self._form.bare):
             self._state = self._text
             return True
         self._raw, self._pending = self._pending[: -len(text)], text
-        return self._begin(CallObject(self._names))
+        self._known_only = True
+        self._state = self._after_marker
+        return True
 
     def _text(self, last: bool) -> bool:
-        marker = self._form.start
         if self._after_call:
             self._pending = self._pending.lstrip(SPACE)
-        position = self._pending.find(marker)
+        position, marker = first_of(self._form.starts, self._pending)
         if position < 0:
-            if last and self._after_call and marker.startswith(self._pending):
+            if last and self._after_call and may_lead(self._form.starts, self._pending):
                 self._pending = ""  # the output was cut off within the start of one more call: that is no content
-            self._content(self._cut(marker, last))
+            self._content(self._cut(self._form.starts, last))
             return False
         head = self._pending[:position].rstrip(SPACE)
         self._content(head)
         end = position + len(marker)
         self._raw, self._pending = self._pending[len(head) : end], self._pending[end:]
+        self._known_only = False
         self._state = self._after_marker
         return True
 
     def _after_marker(self, last: bool) -> bool:
+        """Further markers, the bracket that opens a list, or the call itself."""
         text = self._pending.lstrip(SPACE)
         self._raw += self._pending[: len(self._pending) - len(text)]
         self._pending = text
-        if text.startswith("[") and not self._in_list:
+        if not text and not last:
+            return False
+        is_json = self._form.arguments is None
+        if is_json and text.startswith("{"):
+            return self._begin(CallObject(frozenset(self._schemas) if self._known_only else None))
+        if text.startswith("[") and not self._in_list and not isinstance(self._form.arguments, Tags):
             self._in_list = True
-            self._raw, self._pending = self._raw + "[", text[1:]
+            self._take("[")
             return True
-        if text.startswith("{"):
-            return self._begin(CallObject())
+        if marker := leading(self._form.starts, text):
+            self._take(marker)
+            return True
+        if text and not last and may_lead(self._form.starts, text):
+            return False
         if last and self._after_call and not text and not self._in_list:
             return False  # nothing but the start of one more call
-        if self._form.named and not self._in_list and (NAME.match(text) or not text):
-            return self._named_call(last)
-        return self._give_back() if text or last else False
+        if self._head is not None and not (is_json and self._in_list):
+            self._state = self._in_head
+            return True
+        return self._give_back()
 
-    def _named_call(self, last: bool) -> bool:
-        head = self._pending[:MAX_NAMED_CALL]
-        if "{" not in head and len(head) < MAX_NAMED_CALL and not last:
+    def _in_head(self, last: bool) -> bool:
+        head, text = self._form.head, self._pending
+        assert head is not None and self._head is not None
+        position = text.find(head.until, 0, MAX_HEAD)
+        if position < 0 and len(text) < MAX_HEAD and not last:
             return False
-        match = NAMED_CALL.match(head)
-        if match is None:
+        match = self._head.match(text, 0, position + len(head.until)) if position >= 0 else None
+        if match is None or (self._known_only and match["name"] not in self._schemas):
             return self._give_back()
-        self._raw, self._pending = self._raw + match[0], self._pending[match.end() :]
-        return self._begin(Arguments(match[1]))
+        self._take(match[0])
+        return self._begin(self._reader(match["name"]))
+
+    def _reader(self, name: str) -> CallReader:
+        """A reader of arguments."""
+        syntax, schema = self._form.arguments, self._schemas.get(name, {})
+        if isinstance(syntax, Tags):
+            return TaggedCall(syntax, name, schema)
+        if isinstance(syntax, Literals):
+            return LiteralCall(syntax, name, schema)
+        return Arguments(name)
 
     def _in_call(self, last: bool) -> bool:
         used = self._call.push(self._pending)
@@ -121,40 +149,69 @@ class CallParser:
         if not self._announced:
             self._raw += self._call.raw
             return self._give_back()
+        if self._call.reading is Reading.GOING:
+            self._arguments(self._call.rest(self._pending))
+            self._pending = ""
+            return False
+        if not self._call.verbatim:
+            return self._end_call()
         self._state = self._broken_arguments
         return True
 
     def _broken_arguments(self, last: bool) -> bool:
         """The rest of arguments that are not valid JSON. It is sent unchanged, as their beginning has been sent."""
-        marker = self._form.end or self._form.start
-        position = self._pending.find(marker)
+        position, _ = first_of(self._ends, self._pending)
         if position < 0:
-            self._arguments(self._cut(marker, last))
+            self._arguments(self._cut(self._ends, last))
             return False
         self._arguments(self._pending[:position])
         self._pending = self._pending[position:]
         return self._end_call()
 
     def _after_object(self, last: bool) -> bool:
-        layout = LAYOUT + "]" if self._in_list else LAYOUT
+        """Behind a call: its end, a further call, or text."""
+        layout = LAYOUT + ("" if self._form.arguments else "}") + ("]" if self._in_list else "")
         text = self._pending.lstrip(layout)
-        skipped, end = self._pending[: len(self._pending) - len(text)], self._form.end
-        if text.startswith("{"):
-            self._raw, self._pending = skipped, text
-            return self._begin(CallObject(None if self._in_list else self._names))
-        if end and text.startswith(end):
+        skipped = self._pending[: len(self._pending) - len(text)]
+        if end := leading(self._form.ends, text):
             self._pending = text.removeprefix(end)
-        elif (end or "").startswith(text):
+            return self._close_calls() if end == self._form.ends[-1] else True
+        if may_lead(self._form.ends, text) or not text:
             if not last:
                 return False
             self._pending = ""  # the output was cut off within the call's end: that is no content
-        else:
-            self._pending = text if self._in_list else skipped.strip(SPACE) + text
+            return self._close_calls()
+        if self._in_list and "]" in skipped:
+            self._in_list, skipped = False, ""
+        if self._is_further_call(text):
+            self._raw, self._pending = skipped, text
+            self._known_only = not self._in_list and self._form.arguments is None
+            self._state = self._after_marker
+            return True
+        if self._form.head and self._form.head.prefix and self._form.head.prefix.startswith(text) and not last:
+            return False
+        self._pending = text if self._in_list else skipped.strip(SPACE) + text
+        return self._close_calls()
+
+    def _is_further_call(self, text: str) -> bool:
+        """Whether a call begins here without a marker."""
+        if self._form.arguments is None:
+            return text.startswith("{")
+        if isinstance(self._form.arguments, Literals):
+            return self._in_section and not leading(self._form.starts, text)
+        return bool(self._form.head and self._form.head.prefix and text.startswith(self._form.head.prefix))
+
+    @property
+    def _in_section(self) -> bool:
+        return self._in_list or (self._form.separator or "").isspace()
+
+    def _close_calls(self) -> bool:
+        """The list of calls is over; text may follow, or a marker."""
         self._in_list = False
         self._state = self._text
         return True
 
-    def _begin(self, call: CallObject | Arguments) -> bool:
+    def _begin(self, call: CallReader) -> bool:
         self._call, self._announced, self._state = call, False, self._in_call
         return True
 
@@ -177,13 +234,16 @@ class CallParser:
     def _give_back(self) -> bool:
         """Turn what was read of a call into content, as it is no call, and go on with the text."""
         self._content(self._raw)
-        self._in_list = False
-        self._state = self._text
-        return True
+        return self._close_calls()
 
-    def _cut(self, marker: str, last: bool) -> str:
+    def _take(self, text: str) -> None:
+        """Move text with which `_pending` begins to what becomes content if there is no call."""
+        self._raw += text
+        self._pending = self._pending[len(text) :]
+
+    def _cut(self, markers: tuple[str, ...], last: bool) -> str:
         """Take from `_pending` what cannot belong to a marker that may follow, white space in front of it included."""
-        kept = "" if last else beginning_of(marker, self._pending, SPACE)
+        kept = "" if last else beginning_of_any(markers, self._pending, SPACE)
         text, self._pending = self._pending[: len(self._pending) - len(kept)], kept
         return text
 

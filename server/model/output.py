@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from engines.errors import UnsupportedParameter
-from engines.text.reasoning_formats import ReasoningFormat, ReasoningParserName, find_reasoning_format
-from engines.text.tool_formats import ToolCallParser, ToolFormat, find_tool_format
+from engines.params.parsers import ReasoningParserName, ToolCallParser
+from engines.text.reasoning_formats import ReasoningFormat, find_reasoning_format
+from engines.text.tool_formats import find_tool_format
+from engines.text.tool_syntax import ToolFormat
 from engines.types import Structured
 from server.model.call_parser import CallParser
+from server.model.channels import ChannelParser
 from server.model.constraint import Constraint
 from server.model.deltas import Delta, joined
 from server.model.reasoning import ReasoningParser
@@ -15,8 +19,28 @@ from server.model.tool_grammar import constrain
 from server.model.tools import NO_TOOLS, ToolRequest
 
 
-class OutputParser:
+class AnswerParser(Protocol):
     """`push` every piece of text, then `finish`; joined, the deltas are the same however the text was cut."""
+
+    @property
+    def called(self) -> bool:
+        """Whether a tool was called: `finish_reason` is then "tool_calls" where it would be "stop"."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete although the model may go on writing: generation can be ended."""
+        ...
+
+    def push(self, text: str) -> list[Delta]: ...
+
+    def finish(self) -> list[Delta]:
+        """Return what was held back. Where the output was cut short in a call, its arguments stay cut short."""
+        ...
+
+
+class OutputParser:
+    """Reasoning first, then content and calls."""
 
     def __init__(self, reasoning: ReasoningParser | None = None, tools: CallParser | None = None) -> None:
         self._reasoning = reasoning
@@ -24,12 +48,10 @@ class OutputParser:
 
     @property
     def called(self) -> bool:
-        """Whether a tool was called: `finish_reason` is then "tool_calls" where it would be "stop"."""
         return self._tools is not None and self._tools.calls > 0
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete although the model may go on writing: generation can be ended."""
         return self._tools is not None and self._tools.done
 
     def push(self, text: str) -> list[Delta]:
@@ -39,7 +61,6 @@ class OutputParser:
         return _reasoning(reasoning) + self._read(content)
 
     def finish(self) -> list[Delta]:
-        """Return what was held back. Where the output was cut short in a call, its arguments stay cut short."""
         reasoning, content = self._reasoning.finish() if self._reasoning is not None else ("", "")
         deltas = _reasoning(reasoning) + self._read(content)
         return deltas if self._tools is None else joined(deltas + self._tools.finish())
@@ -80,7 +101,13 @@ class OutputFormat:
             reasoning=reasoning,
             reasoning_open=is_open,
             form=self.tools if tools.mode != "none" else None,
+            channels=self.channels,
         )
+
+    @property
+    def channels(self) -> bool:
+        """Whether the model writes OpenAI's harmony format."""
+        return any(form is not None and form.channels for form in (self.reasoning, self.tools))
 
 
 def text_plan(structured: Structured | None) -> "OutputPlan":
@@ -116,14 +143,18 @@ class OutputPlan:
     form: ToolFormat | None
     reasoning: ReasoningFormat | None
     reasoning_open: bool
+    channels: bool = False
 
-    def parser(self) -> OutputParser:
+    def parser(self) -> AnswerParser:
         """Return a parser for one of the n outputs."""
+        schemas = {tool.name: tool.parameters for tool in self.tools.callable}
+        if self.channels:
+            offered = None if self.form is None else schemas
+            return ChannelParser(offered, reasons=self.reasoning is not None, parallel=self.tools.parallel)
         reasoning = ReasoningParser(self.reasoning, is_open=self.reasoning_open) if self.reasoning is not None else None
         if self.form is None:
             return OutputParser(reasoning)
-        names = frozenset(tool.name for tool in self.tools.callable)
-        return OutputParser(reasoning, CallParser(self.form, names, parallel=self.tools.parallel))
+        return OutputParser(reasoning, CallParser(self.form, schemas, parallel=self.tools.parallel))
 
     @property
     def marker_ids(self) -> frozenset[int]:

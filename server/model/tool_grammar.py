@@ -1,15 +1,17 @@
 """The one constraint on an answer, from everything that asks for one: tools that must be called, a response format,
 reasoning that comes first."""
 
-import re
-from collections.abc import Mapping
+from typing import Any
 
 from engines.errors import InvalidRequest
 from engines.text.grammar import json_options, lark_rule, lark_string, schema_rules, schema_text, to_lark_rule
 from engines.text.reasoning_formats import ReasoningFormat
-from engines.text.tool_formats import ToolFormat
+from engines.text.tool_syntax import Literals, Tags, ToolFormat
 from engines.types import Structured
 from server.model.constraint import Constraint
+from server.model.lark_writer import LarkWriter
+from server.model.literal_grammar import LiteralRules
+from server.model.tagged_grammar import TaggedRules
 from server.model.tools import Tool, ToolRequest
 
 MAX_CALLS = 16
@@ -30,11 +32,11 @@ def constrain(
     made) follow their tools' schemas. A response format binds the content, so in mode "auto" the answer is either.
     `reasoning`: the block that may come, or with `reasoning_open` must come, first.
     """
-    plain = _body(tools, form, structured, spread=False)
+    plain = _body(tools, form, structured, reasoning, spread=False)
     if plain is None or (reasoning is None and tools.mode == "none"):
         return None
     start, thinking = _reasoning_rules(reasoning, reasoning_open)
-    spread = _body(tools, form, structured, spread=True)
+    spread = _body(tools, form, structured, reasoning, spread=True)
     grammar, plainer = (
         Structured(kind="grammar", value="\n".join([f"start: {start}body", *thinking, *(body or [])]))
         for body in (spread, plain)
@@ -45,10 +47,16 @@ def constrain(
 
 
 def _body(
-    tools: ToolRequest, form: ToolFormat | None, structured: Structured | None, *, spread: bool
+    tools: ToolRequest,
+    form: ToolFormat | None,
+    structured: Structured | None,
+    reasoning: ReasoningFormat | None,
+    *,
+    spread: bool,
 ) -> list[str] | None:
     """`spread`: arguments may be laid out in lines."""
-    answer = [] if structured is None else [f"answer: {to_lark_rule(structured)}"]
+    begin = LarkWriter(reasoning.token_ids).text(reasoning.answer) if reasoning else ""
+    answer = [] if structured is None else [f"answer: {begin} {to_lark_rule(structured)}"]
     if form is None or tools.mode == "none":
         return ["body: answer", *answer] if answer else None
     if tools.mode == "required":
@@ -64,7 +72,8 @@ def _body(
 def _call_rules(tools: ToolRequest, form: ToolFormat, spread: bool, *, marked: bool = False) -> list[str]:
     """Rules for `calls`; `marked`: each starts with the marker even in a form where it may be left out."""
     names = [f"call_{index}" for index in range(len(tools.callable))]
-    text = _Writer(form.token_ids).text
+    writer = LarkWriter(form.token_ids)
+    text = writer.text
     first, last = text(form.first), text(form.last)
     if marked and not (form.first + form.before).startswith(form.start):
         first = f"{text(form.start)} {first}"
@@ -75,58 +84,42 @@ def _call_rules(tools: ToolRequest, form: ToolFormat, spread: bool, *, marked: b
     for name, tool in zip(names, tools.callable, strict=True):
         before, after = text(form.before + tool.name + form.between), text(form.after)
         rules.append(f"{name}: {before} {name}_arguments {after}")
-        rules.append(f"{name}_arguments: {_arguments_rule(tool, spread)}")
+        rules += _argument_rules(tool, form, writer, f"{name}_arguments", spread)
     return rules
 
 
-def _arguments_rule(tool: Tool, spread: bool) -> str:
-    rules = schema_rules(tool.parameters, json_options(lenient=not tool.strict)) if spread else None
-    return f"%json {_arguments_schema(tool)}" if rules is None else lark_rule(rules)
+def _argument_rules(tool: Tool, form: ToolFormat, writer: LarkWriter, name: str, spread: bool) -> list[str]:
+    def value_rule(schema: dict[str, Any]) -> str:
+        rules = schema_rules(schema, json_options(lenient=not tool.strict)) if spread else None
+        return f"%json {_json_schema(tool, schema)}" if rules is None else lark_rule(rules)
+
+    if isinstance(form.arguments, Tags):
+        return TaggedRules(tool, form.arguments, writer, value_rule, name).rules()
+    if isinstance(form.arguments, Literals):
+        return LiteralRules(tool, form.arguments, writer, name).rules()
+    return [f"{name}: {value_rule(tool.parameters)}"]
 
 
-def _arguments_schema(tool: Tool) -> str:
-    """The schema of the arguments. Without `strict`, keywords that cannot be enforced are left out, as OpenAI does."""
+def _json_schema(tool: Tool, schema: dict[str, Any]) -> str:
+    """A schema of arguments. Without `strict`, keywords that cannot be enforced are left out, as OpenAI does."""
     param = f"{tool.param}.parameters"
     if tool.strict and "x-guidance" in tool.parameters:
         raise InvalidRequest("The keyword 'x-guidance' is not supported", param=param)
-    return schema_text(tool.parameters, json_options(lenient=not tool.strict))
+    return schema_text(schema, json_options(lenient=not tool.strict))
 
 
 def _arguments(tool: Tool) -> Constraint:
-    grammar = Structured(kind="grammar", value=f"start: %json {_arguments_schema(tool)}")
+    grammar = Structured(kind="grammar", value=f"start: %json {_json_schema(tool, tool.parameters)}")
     return Constraint(grammar, f"{tool.param}.parameters")
 
 
 def _reasoning_rules(form: ReasoningFormat | None, is_open: bool) -> tuple[str, list[str]]:
     if form is None:
         return "", []
-    text = _Writer(form.token_ids).text
-    gap = r"GAP: /\n{0,2}/"
+    text = LarkWriter(form.token_ids).text
+    gap = text(form.after) if form.after.strip() else r"/\n{0,2}/"
     if form.end in form.token_ids:
-        thought = [f"thought: THOUGHT {text(form.end)} GAP", r"THOUGHT: /(.|\n)*/", gap]
+        thought = [f"thought: THOUGHT {text(form.end)} {gap}", r"THOUGHT: /(.|\n)*/"]
     else:
-        thought = ["thought: thinking GAP", f"thinking[suffix={lark_string(form.end)}]: /(.|\\n)*/", gap]
+        thought = [f"thought: thinking {gap}", f"thinking[suffix={lark_string(form.end)}]: /(.|\\n)*/"]
     return ("thought ", thought) if is_open else (f"({text(form.start)} thought)? ", thought)
-
-
-class _Writer:
-    """Writes text as Lark, with the markers that are tokens of the vocabulary as tokens.
-
-    A marker spelled out in letters would be another sequence of tokens than the one the model was trained to write.
-    """
-
-    def __init__(self, token_ids: Mapping[str, int]) -> None:
-        self._token_ids = token_ids
-        self._markers = re.compile("|".join(map(re.escape, token_ids)) or r"(?!)")
-
-    def text(self, text: str) -> str:
-        parts, position = [], 0
-        for marker in self._markers.finditer(text):
-            parts.append(text[position : marker.start()])
-            parts.append(marker[0])
-            position = marker.end()
-        parts.append(text[position:])
-        return " ".join(self._part(part) for part in parts if part)
-
-    def _part(self, part: str) -> str:
-        return f"<[{self._token_ids[part]}]>" if part in self._token_ids else lark_string(part)

@@ -10,7 +10,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation as Rendered
 from engines.text.prompt import PromptRenderer
-from engines.text.reasoning_formats import FIELDS, TAGS, ReasoningFormat, find_reasoning_format
+from engines.text.reasoning_formats import DEEPSEEK_R1, FIELDS, find_reasoning_format
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
 from training.data.pieces import Pieces
@@ -61,7 +61,7 @@ class Answers:
         self._pieces = Pieces(tokenizer, partial(renderer.encode, add_special_tokens=False))
         self._plain = plain
         self._form = find_tool_format(renderer.template, tokenizer.get_added_vocab())
-        self._reasoning = find_reasoning_format(renderer.template, {}) or ReasoningFormat(*TAGS[0])
+        self._reasoning = find_reasoning_format(renderer.template, {}) or DEEPSEEK_R1
         self._written = None if plain else renderer.end_of_answer(eos_token_ids)
         self._stops = {*eos_token_ids, *([] if self._written is None else [self._written])}
         self._end = self._written if self._written is not None else next(iter(eos_token_ids), None)
@@ -153,8 +153,7 @@ class Answers:
         tags = self._reasoning
         block, end, after = text.partition(tags.end)
         answer = after.lstrip() if end and not block.strip().removeprefix(tags.start).strip() else text
-        begin = "" if tags.is_open(prompt) else f"{tags.start}\n"
-        return f"{begin}{reasoning}\n{tags.end}\n\n{answer}"
+        return tags.block(reasoning, is_open=tags.is_open(prompt)) + answer
 
     def _unlearns(self, prompt: str, text: str) -> bool:
         """Whether the model, which would reason here, learns not to."""

@@ -26,6 +26,41 @@ def test_the_template_tells_the_form(template: str | None, name: str, native: bo
     assert (form.name, form.native) == (name, native)
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("to=functions.{{ name }}<|channel|>commentary json<|message|>", "openai"),
+        ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ name }}\n```json\n", "deepseek_v3"),
+        ("<｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>", "deepseek_v31"),
+        ("<tool_call>\n<function={{ name }}>\n<parameter={{ key }}>", "qwen3_coder"),
+        ("<seed:tool_call>\n<function={{ name }}>", "seed_oss"),
+        ("<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>\n<arg_value>", "glm45"),
+        ("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>", "glm47"),
+        ("<|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>", "kimi_k2"),
+        ('<minimax:tool_call>\n<invoke name="{{ name }}">', "minimax_m2"),
+        ("within <tool_calls></tool_calls> tags", "minimax"),
+        ("write <tool_calls>[{{ call }}]</tool_calls>", "jamba"),
+        ("write <|tool_call|> followed by a list", "granite"),
+        ("<|tool_call|>{{ call }}<|/tool_call|>", "phi4_mini_json"),
+        ("<|tool_call>call:{{ name }}", "gemma4"),
+        ("<start_function_call>call:{{ name }}", "functiongemma"),
+        ("[func_name1(params_name1=params_value1)]", "llama4_pythonic"),
+        ("<|tool_call_start|>[", "lfm2"),
+        ("<function_calls>", "olmo3"),
+    ],
+)
+def test_each_family_is_known_by_how_its_template_writes_calls(written: str, name: str) -> None:
+    form = find_tool_format("{{ tools }}{{ message.tool_calls }}" + written, {})
+    assert form is not None
+    assert (form.name, form.native, form.shows_tools) == (name, True, True)
+
+
+def test_a_template_may_show_calls_and_leave_the_tools_to_the_system_message() -> None:
+    form = find_tool_format("{{ message['tool_calls'] }}<｜tool▁sep｜>", {})
+    assert form is not None
+    assert (form.name, form.native, form.shows_tools) == ("deepseek_v31", True, False)
+
+
 def test_newer_mistral_models_write_the_name_before_the_arguments() -> None:
     by_template = find_tool_format("{{ tools }}[TOOL_CALLS]name[ARGS]{}", {})
     by_vocabulary = find_tool_format(MISTRAL, {"[TOOL_CALLS]": 9, "[ARGS]": 32})

@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.text.tool_formats import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat
+from engines.text.tool_families import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED
+from engines.text.tool_syntax import ToolFormat
+from engines.text.written_calls import written_calls
 from server.model.call_parser import CallParser
 from server.model.output import OutputParser
 from tests.server.openai.outputs import calls, content, cut, parse
 
 FORMS = {"hermes": HERMES, "llama3": LLAMA3_JSON, "mistral": MISTRAL, "mistral_named": MISTRAL_NAMED}
-NAMES = frozenset({"get_weather", "add"})
+SCHEMAS: dict[str, dict[str, object]] = {"get_weather": {}, "add": {}}
 
 
 def parser(form: ToolFormat, *, parallel: bool = True) -> OutputParser:
-    return OutputParser(tools=CallParser(form, NAMES, parallel=parallel))
+    return OutputParser(tools=CallParser(form, SCHEMAS, parallel=parallel))
 
 
 def read(form: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -199,6 +201,6 @@ def test_called_says_whether_there_was_a_call() -> None:
 
 def test_a_call_written_in_a_form_is_read_back_in_it() -> None:
     for form in FORMS.values():
-        text = form.first + form.written("add", ARGUMENTS) + form.last
+        text = written_calls(form, [("add", ARGUMENTS)])
         assert read(form, text) == ("", [("add", ARGUMENTS)])
         assert read(replace(form, native=False), text) == ("", [("add", ARGUMENTS)])

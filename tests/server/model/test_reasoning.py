@@ -3,7 +3,7 @@
 import pytest
 
 from engines.text.reasoning_formats import find_reasoning_format
-from engines.text.tool_formats import HERMES
+from engines.text.tool_families import HERMES
 from server.model.call_parser import CallParser
 from server.model.output import OutputParser
 from server.model.reasoning import ReasoningParser
@@ -15,8 +15,8 @@ QWEN3 = "{%- if '</think>' in content %}...{% endif %}<|im_start|>assistant\n"
 def parser(*, is_open: bool = False, tools: bool = False) -> OutputParser:
     form = find_reasoning_format(QWEN3, {})
     assert form is not None
-    names = frozenset({"add"})
-    return OutputParser(ReasoningParser(form, is_open=is_open), CallParser(HERMES, names) if tools else None)
+    schemas: dict[str, dict[str, object]] = {"add": {}}
+    return OutputParser(ReasoningParser(form, is_open=is_open), CallParser(HERMES, schemas) if tools else None)
 
 
 TEXTS = [

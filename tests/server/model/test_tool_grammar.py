@@ -1,5 +1,6 @@
 """Constrained answers: calls follow the tools' schemas in the model's own form, and what is sampled is read back."""
 
+import contextlib
 import itertools
 import json
 import random
@@ -10,8 +11,10 @@ import jsonschema
 import pytest
 
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.params.parsers import ToolCallParser
 from engines.text.grammar import to_llguidance
-from server.model.output import OutputPlan, find_output_format
+from engines.text.tool_families import NAMED
+from server.model.output import OutputFormat, OutputPlan, find_output_format
 from server.model.tools import read_tools
 from tests.byte_tokenizer import TOKEN_IDS, accepts, sample
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, PLAIN, QWEN
@@ -79,6 +82,67 @@ def test_required_calls_are_calls_with_arguments_that_fit_their_schema(model: st
         assert calls(deltas)
         for name, arguments in calls(deltas):
             jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+
+
+CITY = {"type": "string", "minLength": 1, "maxLength": 5}
+TYPES = {
+    "type": "object",
+    "properties": {
+        "city": CITY,
+        "unit": {"enum": ["°C", "°F"]},
+        "n": {"type": "integer"},
+        "mood": {"anyOf": [{"type": "string", "enum": ["a", "b"]}, {"type": "null"}]},
+        "pool": {"type": "boolean"},
+        "cities": {"type": "array", "items": {"$ref": "#/$defs/city"}, "minItems": 1, "maxItems": 2},
+        "near": {"type": "object", "properties": {"x": {"type": "number"}, "of": CITY}, "required": ["x"]},
+    },
+    "$defs": {"city": CITY},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_required_calls_fit_their_schema_in_the_form_of_every_family(name: ToolCallParser) -> None:
+    form = OutputFormat(reasoning=None, tools=NAMED[name])
+    offered = [{"type": "function", "function": {"name": "look", "parameters": TYPES, "strict": True}},
+               {"type": "function", "function": {"name": "now"}}]  # fmt: skip
+    answer = form.plan(read_tools(offered, "required"), None, "")
+    assert answer.unchecked is not None
+    answer.unchecked.checked()
+    found = []
+    for seed in range(10):
+        deltas = parse(answer.parser(), cut(sample(grammar(answer), random.Random(seed)), seed))
+        assert content(deltas) == ""
+        found += calls(deltas)
+    for called, arguments in found:
+        jsonschema.validate(json.loads(arguments), TYPES if called == "look" else {"maxProperties": 0})
+    assert {called for called, _ in found} == {"look", "now"}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "gemma4", "llama4_pythonic"])
+def test_a_strict_schema_that_a_form_without_json_cannot_keep_to_is_refused(name: ToolCallParser) -> None:
+    form = OutputFormat(reasoning=None, tools=NAMED[name])
+    schema = {"properties": {"a": {"type": "string", "pattern": "^x"}}}
+    with pytest.raises(InvalidRequest, match="'pattern' cannot be enforced") as refusal:
+        form.plan(read_tools(tool(schema, strict=True), "required"), None, "")
+    assert refusal.value.param == "tools[0].function.parameters"
+    form.plan(read_tools(tool(schema, strict=False), "required"), None, "")
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "gemma4", "llama4_pythonic"])
+@pytest.mark.parametrize(
+    "schema",
+    [{"minLength": "x"}, {"enum": 1}, {"type": "object", "required": 1}, {"type": "array", "items": 1}, {"type": [1]},
+     {"properties": 1, "type": "object"}, {"$ref": "#/nowhere"}, {"$ref": "#/properties/a"}, {"anyOf": [1]}, 7],
+)  # fmt: skip
+def test_what_is_no_schema_never_raises_anything_but_a_refusal(name: ToolCallParser, schema: Any) -> None:
+    form = OutputFormat(reasoning=None, tools=NAMED[name])
+    offered = tool({"properties": {"a": {"type": "string", **schema} if isinstance(schema, dict) else schema}}, False)
+    with contextlib.suppress(InvalidRequest):
+        answer = form.plan(read_tools(offered, "required"), None, "")
+        if answer.unchecked is not None:
+            answer.unchecked.checked()
 
 
 @pytest.mark.parametrize("model", MODELS)

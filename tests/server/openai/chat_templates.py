@@ -82,7 +82,7 @@ NO_SYSTEM = """
 {{ message.content }}</turn>
 {% endfor %}"""
 
-UNKNOWN_FORM = PLAIN + "{% if tools %}<function=name><parameter=x> {{ tools }} <tool_call>{% endif %}"
+UNKNOWN_FORM = PLAIN + "{% if tools %}<call tool=name> {{ tools }}{% endif %}"
 
 
 def render(template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **more: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.types import Structured
 from server.model.deltas import Delta
-from server.model.output import OutputParser
+from server.model.output import AnswerParser
 from server.model.structured import read_constraint
 
 
@@ -16,7 +16,7 @@ def read_structured(response_format: Any, structured_outputs: Any = None) -> Str
     return None if constraint is None else constraint.checked()
 
 
-def parse(parser: OutputParser, pieces: Iterable[str]) -> list[Delta]:
+def parse(parser: AnswerParser, pieces: Iterable[str]) -> list[Delta]:
     deltas = [delta for piece in pieces for delta in parser.push(piece)]
     return deltas + parser.finish()
 

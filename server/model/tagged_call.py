@@ -1,0 +1,127 @@
+"""A call whose arguments stand in tags one by one, read while the model writes it, and given as JSON."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engines.text.tool_syntax import Tags
+from server.model.call_object import SPACE, Reading
+from server.model.markers import beginning_of
+from server.model.typed import quoted, typed, types_of
+
+MAX_KEY = 256
+"""Most characters of an argument's name with its tags."""
+
+
+class TaggedCall:
+    """The arguments of one call. Strings are given while they are written, other values once they are whole."""
+
+    verbatim = False
+
+    def __init__(self, tags: Tags, name: str, schema: Mapping[str, Any]) -> None:
+        self.reading = Reading.GOING
+        self.name: str | None = None
+        self.raw = ""
+        self._tags = tags
+        self._name = name
+        self._schema = schema
+        self._key = re.compile(rf"([^<>\n]{{1,{MAX_KEY}}}?)" + r"\s*".join(map(re.escape, tags.between.split())))
+        self._close = tags.after.strip()
+        self._step = self._between
+        self._text = ""
+        self._ready = ""
+        self._types: frozenset[str] = frozenset()
+        self._value = ""  # what has come of a value that is no string
+
+    def push(self, text: str) -> int:
+        """Read on; return how many characters were used. The rest is to be given again, with what follows it."""
+        self._text = text
+        while self.reading is Reading.GOING and self._step():
+            pass
+        used = len(text) - len(self._text)
+        self.raw = "" if self.name else self.raw + text[:used]
+        return used
+
+    def take(self) -> str:
+        ready, self._ready = self._ready, ""
+        return ready
+
+    def rest(self, text: str) -> str:
+        """The arguments that remain where the output ends in the middle, `text` being what was not used."""
+        if self._step != self._in_value:
+            return ""
+        return quoted(text)[1:-1] if self._is_string else self._value + text
+
+    # Each step takes what it can from `_text`, and returns False where it needs more.
+
+    def _between(self) -> bool:
+        tags = self._tags
+        self._text = self._text.lstrip(SPACE)
+        if self._text.startswith(tags.before):
+            self._text = self._text.removeprefix(tags.before)
+            self._step = self._in_key
+            return True
+        if self._text.startswith(tags.end):
+            self._text = self._text.removeprefix(tags.end)
+            self._ready += "}" if self.name else "{}"
+            self.name, self.reading = self._name, Reading.DONE
+        elif not (tags.before.startswith(self._text) or tags.end.startswith(self._text)):
+            self._fail()
+        return False
+
+    def _in_key(self) -> bool:
+        match = self._key.match(self._text)
+        if match is None:
+            if len(self._text) >= MAX_KEY:
+                self._fail()
+            return False
+        key = match[1].strip()
+        self._ready += f"{', ' if self.name else '{'}{quoted(key)}: "
+        self.name = self._name
+        properties = self._schema.get("properties")
+        self._types = types_of(properties.get(key) if isinstance(properties, Mapping) else None, self._schema)
+        self._ready += '"' if self._is_string else ""
+        self._text = self._text[match.end() :]
+        self._step = self._start_of_value
+        return True
+
+    def _start_of_value(self) -> bool:
+        if not self._text:
+            return False
+        if self._tags.padded:
+            self._text = self._text.removeprefix("\n")
+        self._step = self._in_value
+        return True
+
+    def _in_value(self) -> bool:
+        text, layout = self._text, "\n" if self._tags.padded else ""
+        position = text.find(self._close)
+        if position >= 0:
+            self._add(text[:position].removesuffix(layout))
+            self._end_value()
+            self._text = text[position + len(self._close) :]
+            self._step = self._between
+            return True
+        kept = beginning_of(self._close, text, layout)
+        self._add(text[: len(text) - len(kept)])
+        self._text = kept
+        return False
+
+    def _add(self, text: str) -> None:
+        if self._is_string:
+            self._ready += quoted(text)[1:-1]
+        else:
+            self._value += text
+
+    def _end_value(self) -> None:
+        self._ready += '"' if self._is_string else typed(self._value, self._types)
+        self._value = ""
+
+    def _fail(self) -> None:
+        """What follows is no part of a call. What has been given of it is closed."""
+        self.reading = Reading.MALFORMED
+        self._ready += "}" if self.name else ""
+
+    @property
+    def _is_string(self) -> bool:
+        return self._types == {"string"}

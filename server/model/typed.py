@@ -1,0 +1,71 @@
+"""A value written as plain text, as the JSON that its schema wants."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MAX_REFERENCES = 16
+LITERALS = {"True": "true", "False": "false", "None": "null"}
+"""Python's words, which models write too."""
+KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+ANYTHING: frozenset[str] = frozenset()
+
+
+def types_of(schema: Any, root: Mapping[str, Any], depth: int = MAX_REFERENCES) -> frozenset[str]:
+    """The types of values that fit a schema, as far as it names them; empty where it names none. `root` is what its
+    references point into."""
+    if not isinstance(schema, Mapping) or not depth:
+        return ANYTHING
+    if isinstance(reference := schema.get("$ref"), str):
+        return types_of(target(reference, root), root, depth - 1)
+    if "type" in schema:
+        named = schema["type"]
+        return frozenset(kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str))
+    if isinstance(values := schema.get("enum"), list):
+        return frozenset(_kind(value) for value in values)
+    if "const" in schema:
+        return frozenset([_kind(schema["const"])])
+    branches = next((schema[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)), None)
+    found = [types_of(branch, root, depth - 1) for branch in branches or ()]
+    return frozenset().union(*found) if all(found) else ANYTHING
+
+
+def typed(text: str, types: frozenset[str]) -> str:
+    """JSON for what the model wrote: a string where the schema wants one or the text is no other JSON value."""
+    if types == {"string"}:
+        return quoted(text)
+    value = LITERALS.get(text.strip(), text.strip())
+    kind = _json_kind(value)
+    if kind is None or kind == "string":
+        return quoted(text)
+    fits = not types or kind in types or (kind == "integer" and "number" in types)
+    return value if fits or "string" not in types else quoted(text)
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))
+
+
+def _json_kind(text: str) -> str | None:
+    """None where it is no JSON."""
+    try:
+        return _kind(json.loads(text, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), "null")
+
+
+def target(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a reference within a schema points to; None where there is no such thing."""
+    value: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        if step:
+            value = value.get(step) if isinstance(value, Mapping) else None
+    return value
