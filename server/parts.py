@@ -120,6 +120,7 @@ def make_parts(
         model,
         inference,
         tasks,
+        refuse_unknown=http.refuse_unknown,
         max_line_bytes=http.max_body_bytes,
         concurrency=_batch_concurrency(params),
         max_queued=params.max_queued_batches,

@@ -6,12 +6,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, QueueFull, RateLimited
 from engines.logs import about
 from engines.types import BATCH_PRIORITY
-from server.http.body import Model, parse_object
+from server.http.body import RequestBody, parse_object
 from server.http.errors import error_body, error_status
 from server.http.keys.caller import Caller
 from server.inference.inference import Inference
@@ -39,19 +40,32 @@ class Reply:
 
 
 async def answer(
-    caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any]
+    caller: Caller,
+    model: ServedModel,
+    inference: Inference,
+    endpoint: str,
+    body: dict[str, Any],
+    *,
+    refuse_unknown: bool = False,
 ) -> Reply:
-    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it.
+    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it. Unknown fields are
+    refused or ignored; there is no header to tell of them.
 
     Raises RateLimited where the caller may ask it only later.
     """
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
-        return await _answer(caller, model, inference, endpoint, body, request_id)
+        parse = partial(parse_object, BODIES[endpoint], body, refuse_unknown=refuse_unknown)
+        return await _answer(caller, model, inference, endpoint, parse, request_id)
 
 
 async def _answer(
-    caller: Caller, model: ServedModel, inference: Inference, endpoint: str, body: dict[str, Any], request_id: str
+    caller: Caller,
+    model: ServedModel,
+    inference: Inference,
+    endpoint: str,
+    parse: Callable[[], RequestBody],
+    request_id: str,
 ) -> Reply:
     failures = 0
     while True:
@@ -59,6 +73,7 @@ async def _answer(
             inference.lifecycle.check_ready()
             if inference.engine.stats().waiting:
                 raise QueueFull("Others wait: they go first.")
+            body = await inference.pools.text.run(parse)
             return Reply(200, request_id, await ENDPOINTS[endpoint](caller, model, inference, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
@@ -76,20 +91,6 @@ def _refusal(error: Exception, request_id: str) -> Reply:
     return Reply(error_status(error), request_id, error_body(error, request_id))
 
 
-async def _parse(kind: type[Model], inference: Inference, body: dict[str, Any]) -> Model:
-    return await inference.pools.text.run(parse_object, kind, body)
-
-
-async def _chat(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    return await _generate(CHAT, caller, model, inference, await _parse(ChatRequest, inference, body))
-
-
-async def _completions(
-    caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]
-) -> dict[str, Any]:
-    return await _generate(COMPLETIONS, caller, model, inference, await _parse(CompletionRequest, inference, body))
-
-
 async def _generate(
     endpoint: Endpoint[Body], caller: Caller, model: ServedModel, inference: Inference, body: Body
 ) -> dict[str, Any]:
@@ -102,15 +103,19 @@ async def _generate(
         return await (await admit(endpoint, body, caller, model, inference, held)).whole()
 
 
-async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: dict[str, Any]) -> dict[str, Any]:
-    request = await _parse(EmbeddingsBody, inference, body)
+async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: EmbeddingsBody) -> dict[str, Any]:
     with ExitStack() as held:
-        leased = await inference.lease(request.model, caller.access, held)
-        return await embeddings.answer(request, caller, model, inference, leased.version, priority=BATCH_PRIORITY)
+        leased = await inference.lease(body.model, caller.access, held)
+        return await embeddings.answer(body, caller, model, inference, leased.version, priority=BATCH_PRIORITY)
 
 
-ENDPOINTS: dict[str, Callable[[Caller, ServedModel, Inference, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-    "/v1/chat/completions": _chat,
-    "/v1/completions": _completions,
+BODIES: dict[str, type[RequestBody]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingsBody,
+}
+ENDPOINTS: dict[str, Callable[[Caller, ServedModel, Inference, Any], Awaitable[dict[str, Any]]]] = {
+    "/v1/chat/completions": partial(_generate, CHAT),
+    "/v1/completions": partial(_generate, COMPLETIONS),
     "/v1/embeddings": _embeddings,
 }

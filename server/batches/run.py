@@ -41,6 +41,8 @@ class Shared:
     reserve: DiskReserve
     model: ServedModel
     inference: Inference
+    refuse_unknown: bool
+    """Whether a request with an unknown field is refused."""
     max_line_bytes: int
     """Longest line of an input: no request has a larger body."""
     concurrency: int
@@ -131,7 +133,14 @@ class BatchRun:
                 async with self._shared.slots:
                     self._shared.reserve.check()
                     body = await inference.pools.text.run(plan.read, custom_id)
-                    return await answer(self._batch.caller, model, inference, self._batch.endpoint, body)
+                    return await answer(
+                        self._batch.caller,
+                        model,
+                        inference,
+                        self._batch.endpoint,
+                        body,
+                        refuse_unknown=self._shared.refuse_unknown,
+                    )
             except (RateLimited, QueueFull) as error:
                 await asyncio.sleep(error.retry_after)
 

@@ -53,12 +53,13 @@ class Batches:
         inference: Inference,
         tasks: Tasks,
         *,
+        refuse_unknown: bool,
         max_line_bytes: int,
         concurrency: int,
         max_queued: int,
     ) -> None:
-        """`folder` is that of all databases' batches; `concurrency` the requests that the engine has at a time;
-        `max_queued` the batches that each client may have under way."""
+        """`folder` is that of all databases' batches; `refuse_unknown` refuses unknown fields in requests; `concurrency`
+        are the requests that the engine has at a time; `max_queued` the batches that each client may have under way."""
         self._store = store
         self._tasks = tasks
         self._max_queued = max_queued
@@ -70,6 +71,7 @@ class Batches:
             reserve=reserve,
             model=model,
             inference=inference,
+            refuse_unknown=refuse_unknown,
             max_line_bytes=max_line_bytes,
             concurrency=concurrency,
             slots=asyncio.Semaphore(concurrency),

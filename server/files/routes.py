@@ -13,6 +13,7 @@ from server.files.form import Form
 from server.files.upload import receive
 from server.http.body import check_announced, check_encoding, linger
 from server.http.keys.caller import Caller, CallerDep, Role
+from server.http.settings import HttpDep
 
 router = APIRouter(prefix="/v1/files")
 
@@ -31,14 +32,12 @@ FORM = {
                 "schema": {
                     "type": "object",
                     "required": ["file", "purpose"],
-                    "additionalProperties": False,
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "JSON Lines: a .jsonl file."},
                         "purpose": {"type": "string", "enum": ["fine-tune", "batch"]},
                         "expires_after": {
                             "type": "object",
                             "required": ["anchor", "seconds"],
-                            "additionalProperties": False,
                             "description": "Sent as `expires_after[anchor]` and `expires_after[seconds]`.",
                             "properties": {
                                 "anchor": {"type": "string", "enum": ["created_at"]},
@@ -54,7 +53,7 @@ FORM = {
 
 
 @router.post("", openapi_extra=FORM)
-async def upload_file(request: Request, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
+async def upload_file(request: Request, files: FilesDep, caller: CallerDep, http: HttpDep) -> dict[str, Any]:
     files.check_open()
     check_encoding(request)
     stream = request.stream()
@@ -62,7 +61,14 @@ async def upload_file(request: Request, files: FilesDep, caller: CallerDep) -> d
     try:
         await files.check_quota(caller.name)  # before a byte is read
         form = Form(request.headers.get("content-type", ""), stream)
-        file = await receive(form, files, _purposes(caller), caller.name)
+        file = await receive(
+            form,
+            files,
+            _purposes(caller),
+            caller.name,
+            request.state.ignored,
+            refuse_unknown=http.refuse_unknown,
+        )
     except TuneserveError:
         await linger(stream)
         raise

@@ -4,15 +4,14 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from engines.errors import InvalidRequest
 from server.files.expiry import ExpiresAfter
 from server.files.files import Content, FileObject, Files, Purpose
 from server.files.form import Field, FilePart, Form
-from server.http.body import MIB, RequestBody
+from server.http.body import MIB, RequestBody, validate
 from server.http.errors import BodyTooLarge
-from server.http.validation import MISSING, to_invalid_request
+from server.http.ignored import Ignored
+from server.http.validation import MISSING, unknown_parameter
 
 BATCH_EXPIRY_SECONDS = 30 * 24 * 3600
 """OpenAI's, for the input of batches that does not say."""
@@ -25,8 +24,19 @@ class UploadFields(RequestBody):
     expires_after: ExpiresAfter | None = None
 
 
-async def receive(form: Form, files: Files, purposes: Collection[Purpose], owner: str | None) -> FileObject:
-    """The file that the form brings. Where the form is refused or breaks off, nothing is left."""
+async def receive(
+    form: Form,
+    files: Files,
+    purposes: Collection[Purpose],
+    owner: str | None,
+    ignored: Ignored,
+    *,
+    refuse_unknown: bool,
+) -> FileObject:
+    """The file that the form brings. Where the form is refused or breaks off, nothing is left.
+
+    Unknown fields are refused, or added to `ignored`.
+    """
     given: dict[str, str] = {}
     filename = ""
     content: Content | None = None
@@ -38,9 +48,10 @@ async def receive(form: Form, files: Files, purposes: Collection[Purpose], owner
             _check_part(part, content)
             filename = part.filename
             if "purpose" in given:
-                _check(_read(given), filename, purposes)  # before a byte is stored
+                _check(_read(given, refuse_unknown=refuse_unknown), filename, purposes)  # before a byte is stored
             content = await stack.enter_async_context(files.storing(_limited(part.pieces, files.max_bytes)))
-        fields = _read(given)
+        fields = _read(given, refuse_unknown=refuse_unknown)
+        ignored.add(*fields.ignored)
         if content is None:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
         _check(fields, filename, purposes)
@@ -59,13 +70,12 @@ def _take(given: dict[str, str], field: Field) -> None:
 
 def _check_part(part: FilePart, content: Content | None) -> None:
     if part.name != "file":
-        name = part.name[:100]
-        raise InvalidRequest(f"Unknown parameter: {name!r}.", param=name, code="unknown_parameter")
+        raise unknown_parameter(part.name)
     if content is not None:
         raise InvalidRequest("One upload is one file: 'file' is given twice.", param="file")
 
 
-def _read(given: Mapping[str, str]) -> UploadFields:
+def _read(given: Mapping[str, str], *, refuse_unknown: bool) -> UploadFields:
     """Forms are flat, so that OpenAI's clients write `expires_after[seconds]`, and have no numbers."""
     body: dict[str, Any] = {}
     for name, value in given.items():
@@ -79,10 +89,7 @@ def _read(given: Mapping[str, str]) -> UploadFields:
             raise _given_twice(name)
         else:
             body[name] = value
-    try:
-        return UploadFields.model_validate(body)
-    except ValidationError as error:
-        raise to_invalid_request(error.errors(include_url=False, include_context=False), body) from None
+    return validate(UploadFields, body, refuse_unknown=refuse_unknown)
 
 
 def _given_twice(name: str) -> InvalidRequest:

@@ -20,6 +20,13 @@ def as_object(value: Any, known: Collection[str], param: str) -> dict[str, Any]:
     return value
 
 
+def known_of(value: Any, known: Collection[str], param: str) -> dict[str, Any]:
+    """Return the fields of an object that are known and not null, in their order: others have no effect."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"Expected an object, got {shown(value)}", param=param)
+    return {key: each for key, each in value.items() if key in known and each is not None}
+
+
 def as_string(value: Any, param: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"Expected a string, got {shown(value)}", param=param)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.grammar import check_schema_size
-from server.model.fields import as_flag, as_name, as_object, check_description, shown
+from server.model.fields import as_flag, as_name, check_description, known_of, shown
 
 MAX_TOOLS = 128
 """OpenAI's."""
@@ -19,7 +19,7 @@ class Tool:
     """The JSON schema of the arguments."""
     strict: bool
     definition: dict[str, Any]
-    """The tool as in the request: chat templates show it to the model so."""
+    """The tool as in the request, without what is not known: chat templates show it to the model so."""
     param: str
     """Its place in the request, for error messages."""
 
@@ -44,12 +44,12 @@ NO_TOOLS = ToolRequest(tools=(), mode="none")
 
 def read_tools(tools: Any, tool_choice: Any = None, parallel_tool_calls: bool | None = None) -> ToolRequest:
     """Check the three fields of a request, each as parsed JSON or None where it is not given."""
-    if tools is None:
+    if tools in (None, []):
         if tool_choice not in (None, "none", "auto"):
             raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified", param="tool_choice")
         return NO_TOOLS
-    if not isinstance(tools, list) or not 0 < len(tools) <= MAX_TOOLS:
-        raise InvalidRequest(f"'tools' must be a list of 1 to {MAX_TOOLS} tools", param="tools")
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise InvalidRequest(f"'tools' must be a list of at most {MAX_TOOLS} tools", param="tools")
     offered = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools))
     _refuse_duplicates(offered)
     return _choose(offered, tool_choice, parallel_tool_calls is not False)
@@ -59,15 +59,15 @@ def _tool(value: Any, param: str) -> Tool:
     if isinstance(value, dict) and value.get("type") != "function":
         message = f"Tools of type {shown(value.get('type'))} are not supported, only 'function'"
         raise UnsupportedParameter(message, param=f"{param}.type")
-    definition = as_object(value, {"type", "function"}, param)
+    definition = known_of(value, {"type", "function"}, param)
     param = f"{param}.function"
-    function = as_object(definition.get("function"), {"name", "description", "parameters", "strict"}, param)
+    function = known_of(definition.get("function"), {"name", "description", "parameters", "strict"}, param)
     check_description(function.get("description"), f"{param}.description")
     return Tool(
         name=as_name(function.get("name"), f"{param}.name"),
         parameters=_parameters(function.get("parameters"), f"{param}.parameters"),
         strict=as_flag(function.get("strict"), f"{param}.strict"),
-        definition=definition,
+        definition=definition | {"function": function},
         param=param,
     )
 
@@ -114,8 +114,7 @@ def _choose(offered: tuple[Tool, ...], choice: Any, parallel: bool) -> ToolReque
 
 def _allowed(choice: dict[str, Any], offered: tuple[Tool, ...], parallel: bool) -> ToolRequest:
     param = "tool_choice.allowed_tools"
-    as_object(choice, {"type", "allowed_tools"}, "tool_choice")
-    allowed = as_object(choice.get("allowed_tools"), {"mode", "tools"}, param)
+    allowed = known_of(choice.get("allowed_tools"), {"mode", "tools"}, param)
     mode, tools = allowed.get("mode"), allowed.get("tools")
     if mode not in ("auto", "required"):
         raise InvalidRequest(f"Expected 'auto' or 'required', got {shown(mode)}", param=f"{param}.mode")
@@ -128,10 +127,10 @@ def _allowed(choice: dict[str, Any], offered: tuple[Tool, ...], parallel: bool) 
 
 def _named(value: Any, offered: tuple[Tool, ...], param: str) -> str:
     """Return the name in `{"type": "function", "function": {"name": ...}}`."""
-    tool = as_object(value, {"type", "function"}, param)
+    tool = known_of(value, {"type", "function"}, param)
     if tool.get("type") != "function":
         raise InvalidRequest(f"Expected 'function', got {shown(tool.get('type'))}", param=f"{param}.type")
-    name = as_object(tool.get("function"), {"name"}, f"{param}.function").get("name")
+    name = known_of(tool.get("function"), {"name"}, f"{param}.function").get("name")
     if any(tool.name == name for tool in offered):
         return str(name)
     choices = ", ".join(repr(tool.name) for tool in offered[:20])

@@ -196,6 +196,18 @@ def test_a_form_that_is_wrong_is_refused_by_the_name_of_its_field(
     assert (error["param"], error["code"]) == (param, code)
 
 
+def test_an_unknown_field_of_a_form_is_ignored_and_told(api: Api) -> None:
+    reply = api.upload(purpose="batch", model="x")
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "model")
+
+
+def test_started_so_the_server_refuses_it() -> None:
+    with echo_client(unknown_fields="refuse") as client:
+        form = {"data": {"purpose": "batch", "model": "x"}, "files": {"file": ("a.jsonl", b"{}")}}
+        error = client.post("/v1/files", **form).json()["error"]
+    assert (error["param"], error["code"]) == ("model", "unknown_parameter")
+
+
 def test_a_form_without_a_file_or_with_two_is_refused(api: Api) -> None:
     nothing = api.http.post("/v1/files", files={"purpose": (None, "batch")})
     assert api.refused(nothing)["code"] == "missing_required_parameter"

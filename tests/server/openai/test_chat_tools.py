@@ -147,7 +147,6 @@ def test_the_template_shows_the_tools_and_the_calls_made(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": []}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
