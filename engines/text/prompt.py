@@ -31,6 +31,12 @@ BEFORE = "☺"
 LOOSE_ENDS = 16
 """More tokens than a text that is cut off may have at its end than as a whole."""
 
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+"""Those that every request may have, whatever a template makes of them."""
+PROBE = "tuneserve probe"
+MOST_PROBED = 100
+"""Other roles whose probes are remembered."""
+
 RESERVED_KWARGS = frozenset(
     [
         "messages",
@@ -60,6 +66,8 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    documents: Sequence[Mapping[str, Any]] | None = None
+    """What a template for retrieval shows the model."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,6 +144,7 @@ class PromptRenderer:
 
     def _use(self, template: str | dict[str, str] | None) -> None:
         self._template = template
+        self._shown_roles: dict[str, bool] = {}
         self._reasoning_field = reasoning_field(self.template)
         self._wants_parts = template is not None and self._find_wants_parts()
 
@@ -165,10 +174,26 @@ class PromptRenderer:
         ready = {key: value for key, value in message.items() if value is not None}
         if ready["role"] == "developer" and "developer" not in self.template:
             ready["role"] = "system"
+        if ready["role"] not in ROLES and not self._shows(ready["role"]):
+            raise UnsupportedParameter(
+                f"The model's chat template shows no messages of the role {ready['role']!r}.", param=f"{path}.role"
+            )
         if said := [ready.pop(name) for name in API_FIELDS if name in ready]:
             ready[self._reasoning_field] = next(filter(None, said), "")
         ready["content"] = _content_text(message.get("content"), path)
         return ready
+
+    def _shows(self, role: str) -> bool:
+        """Whether the template writes a message of this role. What it refuses, it is left to refuse."""
+        if role not in self._shown_roles:
+            if len(self._shown_roles) == MOST_PROBED:
+                self._shown_roles.clear()
+            messages = [{"role": "user", "content": "?"}, {"role": role, "content": PROBE}]
+            try:
+                self._shown_roles[role] = PROBE in self.render(Conversation(messages=messages))
+            except InvalidRequest:
+                self._shown_roles[role] = True
+        return self._shown_roles[role]
 
     def chat(
         self, conversation: Conversation, capabilities: Capabilities, truncation: Truncation | None = None
@@ -260,6 +285,7 @@ class PromptRenderer:
             tools=None if conversation.tools is None else [dict(tool) for tool in conversation.tools],
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            documents=None if conversation.documents is None else [dict(each) for each in conversation.documents],
             **conversation.template_kwargs,
         )
 
@@ -339,11 +365,10 @@ class PromptRenderer:
     @cached_property
     def _ends(self) -> tuple[int, ...]:
         """The special tokens with which the text behind an answer begins, whatever follows it."""
-        probe = "tuneserve probe"
-        question, answer = ({"role": role, "content": probe} for role in ("user", "assistant"))
+        question, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
         try:
             last, followed = (
-                self.render(Conversation(messages=messages, add_generation_prompt=False)).rpartition(probe)[2]
+                self.render(Conversation(messages=messages, add_generation_prompt=False)).rpartition(PROBE)[2]
                 for messages in ([question, answer], [question, answer, {**question, "content": ""}])
             )
         except InvalidRequest:
@@ -366,10 +391,9 @@ class PromptRenderer:
 
     def _find_wants_parts(self) -> bool:
         """Whether the template reads content as a list of parts only, and would lose one that is a string."""
-        probe = "tuneserve probe"
-        for wants_parts, content in ((False, probe), (True, [{"type": "text", "text": probe}])):
+        for wants_parts, content in ((False, PROBE), (True, [{"type": "text", "text": PROBE}])):
             try:
-                if probe in self._apply([{"role": "user", "content": content}]):
+                if PROBE in self._apply([{"role": "user", "content": content}]):
                     return wants_parts
             except InvalidRequest:
                 continue

@@ -58,8 +58,9 @@ class Batches:
         concurrency: int,
         max_queued: int,
     ) -> None:
-        """`folder` is that of all databases' batches; `refuse_unknown` refuses unknown fields in requests; `concurrency`
-        are the requests that the engine has at a time; `max_queued` the batches that each client may have under way."""
+        """`folder` is that of all databases' batches; `refuse_unknown` refuses unknown fields in requests;
+        `concurrency` are the requests that the engine has at a time; `max_queued` the batches that each client may have
+        under way."""
         self._store = store
         self._tasks = tasks
         self._max_queued = max_queued

@@ -14,10 +14,11 @@ from server.inference.inference import ReadyInference
 from server.model.constraint import check
 from server.model.output import OutputPlan
 from server.model.served import ModelDep, ServedModel
-from server.model.tools import ToolRequest, read_tools
+from server.model.tools import ToolRequest
 from server.openai.asked import Asked, read_structured
 from server.openai.chat_renderer import ChatRenderer
 from server.openai.conversation import check_conversation, to_conversation
+from server.openai.functions import check_functions, read_tool_fields
 from server.openai.pipeline import Endpoint, respond
 from server.openai.schema import ChatRequest
 from server.pools import Pools
@@ -37,10 +38,9 @@ async def create_chat_completion(
 
 
 def check_chat(body: ChatRequest) -> None:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
-    if body.tools is None and body.parallel_tool_calls is not None:
-        raise InvalidRequest("'parallel_tool_calls' is only allowed with 'tools'.", param="parallel_tool_calls")
+    check_functions(body)
     check_conversation(body, body.messages)
     final = body.messages[-1]
     if body.echo and (final.role != "assistant" or not isinstance(final.content, str)):
@@ -79,7 +79,7 @@ def read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilit
 
 def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolRequest, Conversation]:
     """What the chat template gets to see, and the tools that may be called."""
-    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    tools = read_tool_fields(body)
     kwargs = template_kwargs(body, model)
     return tools, to_conversation(body, body.messages, tools, model, kwargs)
 

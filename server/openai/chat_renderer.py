@@ -10,6 +10,7 @@ from server.http.sse import CHUNKS
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
 from server.openai.chunks import Chunks, Envelope
+from server.openai.functions import with_function_call
 from server.openai.logprobs import chat_entry, to_prompt_logprobs
 from server.openai.message import Message, delta_to_wire
 from server.openai.schema import ChatRequest
@@ -24,7 +25,8 @@ class ChatRenderer:
         self._vocabulary = vocabulary
         self._envelope = envelope
         self._extra: dict[str, Any] = {"prompt_token_ids": asked.prompts[0].ids} if body.return_token_ids else {}
-        head = envelope.to_wire("chat.completion.chunk")
+        self._tier = {} if body.service_tier is None else {"service_tier": "default"}
+        head = envelope.to_wire("chat.completion.chunk") | self._tier
         self._chunks = Chunks(head, body.stream_options, asked, **self._extra)
         reasons = asked.plan.reasoning is not None
         self._choices = [ChatChoice(index, body, vocabulary, reasons) for index in range(body.n)]
@@ -45,6 +47,7 @@ class ChatRenderer:
     def whole(self, usage: Usage) -> dict[str, Any]:
         return {
             **self._envelope.to_wire("chat.completion"),
+            **self._tier,
             "choices": [choice.to_wire() for choice in self._choices],
             "usage": usage.to_wire(),
             **self._extra,
@@ -59,6 +62,7 @@ class ChatChoice:
         self._logprobs = bool(body.logprobs)
         self._return_token_ids = body.return_token_ids
         self._tokens_as_ids = body.return_tokens_as_token_ids
+        self._calls_function = bool(body.functions)
         self._echoed = echoed(body)
         self._vocabulary = vocabulary
         self._begun = False
@@ -87,12 +91,18 @@ class ChatChoice:
             self._message.add(part)
         self._entries += self._wire_entries(delta)
         self._token_ids += delta.text.token_ids
-        self._finish = delta.finish_to_wire()
+        self._finish = self._finish_to_wire(delta)
+
+    def _finish_to_wire(self, delta: AnswerDelta) -> dict[str, Any]:
+        finish = delta.finish_to_wire()
+        called = self._calls_function and delta.finish == "tool_calls"
+        return finish | {"finish_reason": "function_call"} if called else finish
 
     def to_wire(self) -> dict[str, Any]:
+        message = self._message.to_wire()
         choice = {
             "index": self._index,
-            "message": self._message.to_wire(),
+            "message": with_function_call(message) if self._calls_function else message,
             "logprobs": {"content": self._entries, "refusal": None} if self._logprobs else None,
             **self._finish,
         }
@@ -118,10 +128,12 @@ class ChatChoice:
         if self._return_token_ids:
             pieces[told]["token_ids"] = delta.text.token_ids
         if delta.finish is not None:
-            pieces.append({**self._piece({}), **delta.finish_to_wire()})
+            pieces.append({**self._piece({}), **self._finish_to_wire(delta)})
         return pieces
 
     def _piece(self, delta: dict[str, Any]) -> dict[str, Any]:
+        if self._calls_function:
+            delta = with_function_call(delta)
         return {"index": self._index, "delta": delta, "finish_reason": None}
 
 

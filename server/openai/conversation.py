@@ -8,6 +8,7 @@ from engines.text.prompt import Conversation
 from engines.text.tool_messages import for_template
 from server.model.served import ServedModel
 from server.model.tools import ToolRequest
+from server.openai.functions import with_tool_calls
 from server.openai.schema import ChatMessage, ConversationFields
 
 
@@ -35,7 +36,9 @@ def to_conversation(
     template_kwargs: Mapping[str, Any],
 ) -> Conversation:
     """What the chat template gets to see."""
-    ready = model.renderer.messages([message.model_dump(exclude_unset=True) for message in messages])
+    if body.documents and "documents" not in model.renderer.template:
+        raise UnsupportedParameter("This model's chat template shows it no documents.", param="documents")
+    ready = model.renderer.messages([*with_tool_calls(message.model_dump(exclude_unset=True) for message in messages)])
     definitions = [tool.definition for tool in tools.tools]
     ready, shown = for_template(ready, definitions, model.output_format.tools, model.renderer.template)
     return Conversation(
@@ -43,5 +46,6 @@ def to_conversation(
         tools=shown,
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
+        documents=body.documents or None,
         template_kwargs=template_kwargs,
     )

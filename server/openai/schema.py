@@ -16,7 +16,8 @@ from server.openai.inputs import Inputs
 from server.openai.truncation import TruncationFields
 
 INT64 = 2**63
-MAX_STOPS = 4
+MAX_STOPS = 64
+"""vLLM has no limit, OpenAI 4."""
 MAX_STOP = 1024
 """Characters of a stop string."""
 MAX_LISTED = 1024
@@ -36,13 +37,15 @@ class StreamOptions(RequestBody):
     """vLLM's."""
 
 
-def as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _without_empty(value: Any) -> Any:
+    """A list without the empty strings, which stop nothing."""
+    listed = [value] if isinstance(value, str) else value
+    return [each for each in listed if each != ""] if isinstance(listed, list) else listed
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
-StopList = Annotated[Items[Stop], Field(min_length=1, max_length=MAX_STOPS)]
-Stops = Annotated[StopList, BeforeValidator(as_list, json_schema_input_type=Stop | StopList)]
+Stop = Annotated[str, Field(max_length=MAX_STOP)]
+StopList = Annotated[Items[Stop], Field(max_length=MAX_STOPS)]
+Stops = Annotated[StopList, BeforeValidator(_without_empty, json_schema_input_type=Stop | StopList)]
 TokenId = Annotated[str, Field(max_length=16)]
 """A token id as the key of an object."""
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -91,6 +94,11 @@ class GenerationFields(TruncationFields):
     priority: int = Field(0, ge=-INT64, lt=INT64)
     """Lower is sooner. Below 0 for keys with the role admin only."""
     cache_salt: CacheSalt | None = None
+    guided_json: Json = None
+    guided_regex: Json = None
+    guided_choice: Json = None
+    guided_grammar: Json = None
+    logits_processors: Json = None
     use_beam_search: bool | None = None
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float = 1.0
@@ -112,18 +120,12 @@ class ContentPart(RequestBody):
     image_url: Media | None = None
     input_audio: Media | None = None
     file: Media | None = None
-    prompt_cache_breakpoint: Options | None = None
 
     @model_validator(mode="after")
     def _has_what_its_type_says(self) -> Self:
         if getattr(self, self.type) is None:
             raise ValueError(f"a part of type {self.type!r} must have {self.type!r}")
         return self
-
-
-Returned = Annotated[Any, MaxBytes(MAX_JSON), Field(exclude=True)]
-"""A field of answers, or of what OpenAI's SDK makes of them, that has no effect as input: it is taken, so that an
-answer can be sent back as it came, and then left out."""
 
 
 def few_values(arguments: str) -> str:
@@ -134,22 +136,22 @@ def few_values(arguments: str) -> str:
 
 class FunctionCall(RequestBody):
     name: GivenName
-    arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(few_values)]
-    parsed_arguments: Returned = None
+    arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(few_values)] = ""
 
 
 class MessageToolCall(RequestBody):
     id: Name
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionCall
-    index: Returned = None
 
 
 class ChatMessage(RequestBody):
     """A message of any role."""
 
-    role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: Text | Annotated[Items[ContentPart], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    """One of OpenAI's, `function` included, or another that the chat template takes."""
+    content: Text | Annotated[Items[ContentPart], Field(max_length=MAX_MESSAGES)] | None = None
+    """Null is an empty text. An assistant's message may lack it."""
     name: Name | None = None
     tool_calls: Annotated[Items[MessageToolCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Name | None = None
@@ -158,20 +160,30 @@ class ChatMessage(RequestBody):
     """Another name of `reasoning_content`."""
     refusal: Text | None = None
     audio: None = None
-    function_call: None = None
-    annotations: Returned = None
-    parsed: Returned = None
+    function_call: FunctionCall | None = None
+    """The deprecated form of one of `tool_calls`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_an_empty_text(cls, message: Any) -> Any:
+        if isinstance(message, dict) and "content" in message and message["content"] is None:
+            return message | {"content": ""}
+        return message
 
     @model_validator(mode="after")
     def _has_what_its_role_says(self) -> Self:
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' must have 'tool_call_id'")
         if self.role != "assistant":
-            self._refuse(("tool_calls", "reasoning_content", "reasoning", "refusal"))
+            self._refuse(("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal"))
+            if self.content is None:
+                raise ValueError(f"a message of role {self.role!r} must have 'content'")
         if self.role != "tool":
             self._refuse(("tool_call_id",))
-        if self.content is None and not (self.tool_calls or self.refusal is not None):
-            raise ValueError(f"a message of role {self.role!r} must have 'content'")
+        if self.role == "function" and not self.name:
+            raise ValueError("a message of role 'function' must have 'name'")
+        if self.tool_calls and self.function_call:
+            raise ValueError("'function_call' is the deprecated form of 'tool_calls': give one of the two")
         return self
 
     @model_validator(mode="after")
@@ -182,11 +194,18 @@ class ChatMessage(RequestBody):
 
     def _refuse(self, names: tuple[str, ...]) -> None:
         for name in names:
-            if getattr(self, name) is not None:
+            if getattr(self, name):
                 raise ValueError(f"a message of role {self.role!r} cannot have {name!r}")
 
 
 # --- requests
+
+
+class Prediction(RequestBody):
+    """What the answer is expected to be."""
+
+    type: Literal["content"]
+    content: Text | Annotated[Items[ContentPart], Field(max_length=MAX_MESSAGES)]
 
 
 class ConversationFields(RequestBody):
@@ -199,6 +218,8 @@ class ConversationFields(RequestBody):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template: Text | None = None
+    documents: Annotated[Items[JsonObject], Field(max_length=MAX_LISTED)] | None = None
+    """What templates for retrieval show the model."""
 
 
 Messages = Annotated[Items[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -227,7 +248,7 @@ class ChatRequest(ConversationFields, GenerationFields):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prompt_cache_options: Options | None = None
     audio: Options | None = None
-    prediction: Media | None = None
+    prediction: Prediction | None = None
     moderation: Options | None = None
     web_search_options: Options | None = None
     functions: Annotated[Items[JsonObject], Field(max_length=MAX_TOOLS)] | None = None

@@ -23,27 +23,33 @@ def check_fields(body: GenerationFields, caller: Caller) -> None:
         )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
-    if body.stream_options is not None and body.stream_options.include_obfuscation:
-        raise UnsupportedParameter("Streams are not obfuscated.", param="stream_options.include_obfuscation")
     if body.prompt_logprobs is not None and body.stream:
         raise UnsupportedParameter("'prompt_logprobs' cannot be streamed.", param="prompt_logprobs")
     _check_supported(body)
+    _tell_without_effect(body)
 
 
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "This model gives text only."),
     "modalities": ((["text"],), "This model gives text only."),
     "web_search_options": ((), "There is no web search here."),
-    "prediction": ((), "Predicted outputs are not supported."),
     "moderation": ((), "There is no moderation here."),
     "store": ((False,), "Answers are not stored."),
-    "service_tier": (("auto", "default"), "There is only the default service tier."),
-    "prompt_cache_options": ((), "The prompt cache has no options."),
-    "prompt_cache_retention": (("in_memory",), "The prompt cache is in memory only."),
-    "functions": ((), "'functions' is deprecated; use 'tools'."),
-    "function_call": ((), "'function_call' is deprecated; use 'tool_choice'."),
+    "guided_json": ((), "Use 'structured_outputs'."),
+    "guided_regex": ((), "Use 'structured_outputs'."),
+    "guided_choice": ((), "Use 'structured_outputs'."),
+    "guided_grammar": ((), "Use 'structured_outputs'."),
+    "logits_processors": ((), "Clients bring no code."),
 }
-"""Fields of OpenAI's that are not supported, the values that ask for nothing, and why."""
+"""Fields that would change an answer and are not supported, the values that ask for nothing, and why."""
+
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "prediction": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+    "service_tier": ("auto", "default"),
+}
+"""Fields that change no answer, here or elsewhere, and the values that are as asked for even so."""
 
 
 def _check_supported(body: GenerationFields) -> None:
@@ -51,6 +57,14 @@ def _check_supported(body: GenerationFields) -> None:
         allowed, reason = UNSUPPORTED[name]
         if getattr(body, name) not in allowed:
             raise UnsupportedParameter(f"{name!r} is not supported. {reason}", param=name)
+
+
+def _tell_without_effect(body: GenerationFields) -> None:
+    for name in WITHOUT_EFFECT.keys() & body.model_fields_set:
+        if getattr(body, name) not in WITHOUT_EFFECT[name]:
+            body.ignored.add(name)
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        body.ignored.add("stream_options.include_obfuscation")
 
 
 WIRE_NAMES = {

@@ -81,6 +81,13 @@ async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(eng
     assert (await ask(parts, HELLO)).status == 200
 
 
+async def test_unknown_fields_are_ignored_or_where_the_server_says_so_refused(parts: Parts) -> None:
+    assert (await ask(parts, HELLO | {"zeta": 1})).status == 200
+    given = (ANYBODY, parts[ServedModel], parts[Inference], CHAT, HELLO | {"zeta": 1})
+    reply = await answer(*given, refuse_unknown=True)
+    assert (reply.status, reply.body["error"]["code"]) == (400, "unknown_parameter")
+
+
 async def test_a_body_that_is_nested_too_deep_is_refused(parts: Parts) -> None:
     deep: list[Any] = []
     for _ in range(1000):

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from tests.server.client import echo_client
 from tests.server.keys import ASK, FULL, KEYS, RULE, TEACH, bearer
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
@@ -203,8 +204,8 @@ def test_an_unknown_field_of_a_form_is_ignored_and_told(api: Api) -> None:
 
 def test_started_so_the_server_refuses_it() -> None:
     with echo_client(unknown_fields="refuse") as client:
-        form = {"data": {"purpose": "batch", "model": "x"}, "files": {"file": ("a.jsonl", b"{}")}}
-        error = client.post("/v1/files", **form).json()["error"]
+        files = {"file": ("a.jsonl", b"{}")}
+        error = client.post("/v1/files", data={"purpose": "batch", "model": "x"}, files=files).json()["error"]
     assert (error["param"], error["code"]) == ("model", "unknown_parameter")
 
 

@@ -152,7 +152,6 @@ def test_the_template_shows_the_tools_and_the_calls_made(api: Api) -> None:
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}}, None),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls"),
     ],
 )
 def test_tools_that_are_none_are_refused(api: Api, body: dict[str, Any], param: str | None) -> None:

@@ -199,6 +199,13 @@ def test_a_stop_token_is_told_as_the_reason(api: Api) -> None:
         {"store": False},
         {"service_tier": "auto"},
         {"service_tier": "default"},
+        {"top_logprobs": 0},
+        {"parallel_tool_calls": True},
+        {"tools": []},
+        {"functions": []},
+        {"stop": []},
+        {"stop": ""},
+        {"stop": ["", ""]},
         {"safety_identifier": "s"},
         {"prompt_cache_key": "k"},
         {"prompt_cache_retention": "in_memory"},
@@ -237,6 +244,51 @@ def test_the_special_token_that_the_template_writes_behind_answers_ends_them(mak
     assert plain.requests[0].sampling.stop_token_ids == (), "the engine knows the model's own"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("service_tier", "flex"),
+        ("service_tier", "priority"),
+        ("prediction", {"type": "content", "content": "hello"}),
+        ("prediction", {"type": "content", "content": [{"type": "text", "text": "hello"}]}),
+        ("prompt_cache_options", {}),
+        ("prompt_cache_retention", "24h"),
+    ],
+)
+def test_what_changes_no_answer_is_accepted_and_told(api: Api, field: str, value: Any, stream: bool) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    body = {"model": "echo", "messages": messages, "stream": stream, field: value}
+    reply = api.http.post("/v1/chat/completions", json=body)
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, field)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_obfuscation_is_told_to_be_none(api: Api, path: str) -> None:
+    options = {"stream": True, "stream_options": {"include_obfuscation": True}}
+    reply = api.http.post(path, json={"model": "echo", **MINIMAL[path], **options})
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "stream_options.include_obfuscation")
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex"])
+def test_the_answer_tells_the_tier_where_the_request_names_one(api: Api, tier: str) -> None:
+    assert api.chat("hi", service_tier=tier)["service_tier"] == "default"
+    assert {chunk["service_tier"] for chunk in api.chat_chunks("hi", service_tier=tier)} == {"default"}
+    assert "service_tier" not in api.chat("hi")
+
+
+def test_many_stop_strings(api: Api) -> None:
+    stops = ["", *(f"never {number}" for number in range(62)), "lo"]
+    assert api.chat("hello", stop=stops)["choices"][0]["message"]["content"] == "hel"
+    assert api.complete("hello", stop=stops, echo=False)["choices"][0]["text"] == "hel"
+
+
+def test_templates_for_retrieval_get_the_documents(make_api: Callable[..., Api]) -> None:
+    api = make_api(chat_template="{{ messages[0].content }}{% for each in documents %} {{ each.text }}{% endfor %}")
+    answer = api.chat("hi", documents=[{"text": "one"}, {"text": "two"}], return_token_ids=True)
+    assert bytes(answer["prompt_token_ids"]) == b"hi one two"
+
+
 # --- what is refused
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -257,9 +309,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": -1}, "max_tokens"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"seed": 2**63}, "seed"),
-    ({"stop": ""}, "stop"),
-    ({"stop": []}, "stop"),
-    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": ["a"] * 65}, "stop"),
     ({"stop": 5}, "stop"),
     ({"logit_bias": {"65": 101}}, "logit_bias.65"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
@@ -272,7 +322,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ({"stream": "yes"}, "stream"),
     ({"length_penalty": 2.0}, "length_penalty"),
     ({"num_beams": 2, "n": 3}, "n"),
@@ -297,6 +346,7 @@ def test_values_that_cannot_be_meant_are_refused_by_name(
 REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "invalid_request"),
     ({"messages": [{"role": "", "content": "x"}]}, "messages[0].role", "invalid_request"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0]", "invalid_request"),
     ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_request"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "invalid_request"),
     (
@@ -321,16 +371,14 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "invalid_request"),
     ({"chat_template": "x"}, "chat_template", "unsupported_parameter"),
     ({"store": True}, "store", "unsupported_parameter"),
-    ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"audio": {"voice": "a", "format": "wav"}}, "audio", "unsupported_parameter"),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction", "unsupported_parameter"),
+    ({"prediction": {"type": "content"}}, "prediction.content", "missing_required_parameter"),
+    ({"prediction": {"type": "poem", "content": "x"}}, "prediction.type", "invalid_request"),
+    ({"documents": [{"text": "x"}]}, "documents", "unsupported_parameter"),
+    ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
     ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
     ({"moderation": {}}, "moderation", "unsupported_parameter"),
-    ({"prompt_cache_options": {}}, "prompt_cache_options", "unsupported_parameter"),
-    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "unsupported_parameter"),
-    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
-    ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
     ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "invalid_request"),
 ]
 

@@ -1,0 +1,87 @@
+"""Null in an optional field of any body is the same as leaving the field out."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import server.app  # noqa: F401  # every body of every route
+from server.http.body import RequestBody
+from tests.server.api import Api
+from tests.server.client import echo_client
+from tests.server.test_battery import VALID
+
+MESSAGE = {"role": "user", "content": "hi"}
+LEAST: dict[str, dict[str, Any]] = {
+    "AdapterBody": {"name": "a", "path": "b"},
+    "AliasBody": {"target": "a"},
+    "BatchBody": {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "ChatMessage": MESSAGE,
+    "ChatRequest": {"model": "m", "messages": [MESSAGE]},
+    "CompletionRequest": {"model": "m", "prompt": "hi"},
+    "ContentPart": {"type": "text", "text": "hi"},
+    "CreateFineTuningJob": {"model": "m", "training_file": "f"},
+    "DetokenizeBody": {"tokens": [1]},
+    "EmbeddingsBody": {"model": "m", "input": "hi"},
+    "ExpiresAfter": {"anchor": "created_at", "seconds": 3600},
+    "FunctionCall": {"name": "f"},
+    "GenerationFields": {"model": "m"},
+    "JobBody": {"type": "sft", "parameters": {}},
+    "Line": {"custom_id": "a", "method": "POST", "url": "u", "body": {}},
+    "LoadLoraBody": {"lora_name": "a", "lora_path": "b"},
+    "MessageToolCall": {"id": "c", "function": {"name": "f"}},
+    "MethodBody": {"type": "dpo"},
+    "Prediction": {"type": "content", "content": "hi"},
+    "UnloadLoraBody": {"lora_name": "a"},
+    "UploadFields": {"purpose": "batch"},
+}
+"""The least that each body with required fields must have."""
+MEANT = {("ChatMessage", "content")}
+"""Null there is an empty text."""
+
+
+def bodies(parent: type[RequestBody] = RequestBody) -> list[type[RequestBody]]:
+    """All bodies of the server, and what is nested in them."""
+    children = [child for child in parent.__subclasses__() if child.__module__.startswith("server.")]
+    return [each for child in children for each in (child, *bodies(child))]
+
+
+OPTIONAL = sorted(
+    {
+        (body.__name__, name, body)
+        for body in bodies()
+        for name, field in body.model_fields.items()
+        if not field.is_required() and (body.__name__, name) not in MEANT
+    },
+    key=lambda case: case[:2],
+)
+
+
+def outcome(body: type[RequestBody], value: dict[str, Any]) -> Any:
+    try:
+        return body.model_validate(value)
+    except ValidationError as error:
+        return [each["loc"] for each in error.errors()]
+
+
+@pytest.mark.parametrize(("name", "field", "body"), OPTIONAL, ids=[f"{name}.{field}" for name, field, _ in OPTIONAL])
+def test_null_is_the_same_as_no_field(name: str, field: str, body: type[RequestBody]) -> None:
+    least = {key: value for key, value in LEAST.get(name, {}).items() if key != field}
+    assert outcome(body, {**least, field: None}) == outcome(body, least)
+
+
+def test_the_least_of_each_body_is_enough() -> None:
+    for body in bodies():
+        assert isinstance(outcome(body, LEAST.get(body.__name__, {})), RequestBody), body
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"])
+def test_a_request_full_of_nulls_is_answered(path: str) -> None:
+    with echo_client() as client:
+        api = Api(client)
+        described = client.get("/openapi.json").json()
+        schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        fields = described["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+        reply = api.http.post(path, json={**dict.fromkeys(fields), **VALID[path], "nobody_knows": None})
+    assert reply.status_code == 200, reply.text
+    assert "x-ignored-fields" not in reply.headers
