@@ -45,7 +45,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "UnloadLoraBody": {"lora_name": "a"},
     "UploadFields": {"purpose": "batch"},
 }
-"""The least that each body with required fields must have."""
+"""The least that bodies with required fields must have."""
 MEANT = {("ChatMessage", "content")}
 """Null there is an empty text."""
 
@@ -80,9 +80,10 @@ def test_null_is_the_same_as_no_field(name: str, field: str, body: type[RequestB
     assert outcome(body, {**least, field: None}) == outcome(body, least)
 
 
-def test_the_least_of_each_body_is_enough() -> None:
+@pytest.mark.parametrize("name", LEAST)
+def test_the_least_of_each_body_is_enough(name: str) -> None:
     for body in bodies():
-        assert isinstance(outcome(body, LEAST.get(body.__name__, {})), RequestBody), body
+        assert body.__name__ != name or isinstance(outcome(body, LEAST[name]), RequestBody), body
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"])
