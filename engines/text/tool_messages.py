@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from engines.text.reasoning_formats import reasoning_field
+from engines.text.reasoning_formats import FIELDS, reasoning_field
 from engines.text.tool_formats import READS_TOOLS_OF_MESSAGE
 from engines.text.tool_syntax import ToolFormat
 from engines.text.written_calls import parse_arguments, written_calls
@@ -138,10 +138,15 @@ def _one_call_each(messages: list[Message]) -> Iterator[Message]:
             for call in calls:
                 split.add(call["id"])
                 yield {**message, "tool_calls": [call]}
+                message = {**_without_reasoning(message), "content": ""}  # said once
                 if call["id"] in results:
                     yield results[call["id"]]
         elif message.get("tool_call_id") not in split:
             yield message
+
+
+def _without_reasoning(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key not in FIELDS}
 
 
 def _as_text(messages: list[Message], form: ToolFormat) -> Iterator[Message]:

@@ -101,13 +101,13 @@ class OutputFormat:
             reasoning=reasoning,
             reasoning_open=is_open,
             form=self.tools if tools.mode != "none" else None,
-            channels=self.channels,
+            channels=self._channels(),
         )
 
-    @property
-    def channels(self) -> bool:
-        """Whether the model writes OpenAI's harmony format."""
-        return any(form is not None and form.channels for form in (self.reasoning, self.tools))
+    def _channels(self) -> frozenset[int] | None:
+        """The tokens that mark channels, where the model writes OpenAI's harmony format."""
+        forms = [form for form in (self.reasoning, self.tools) if form is not None and form.channels]
+        return frozenset(token_id for form in forms for token_id in form.token_ids.values()) if forms else None
 
 
 def text_plan(structured: Structured | None) -> "OutputPlan":
@@ -143,12 +143,13 @@ class OutputPlan:
     form: ToolFormat | None
     reasoning: ReasoningFormat | None
     reasoning_open: bool
-    channels: bool = False
+    channels: frozenset[int] | None = None
+    """The tokens that mark channels; None where the model writes none."""
 
     def parser(self) -> AnswerParser:
         """Return a parser for one of the n outputs."""
         schemas = {tool.name: tool.parameters for tool in self.tools.callable}
-        if self.channels:
+        if self.channels is not None:
             offered = None if self.form is None else schemas
             return ChannelParser(offered, reasons=self.reasoning is not None, parallel=self.tools.parallel)
         reasoning = ReasoningParser(self.reasoning, is_open=self.reasoning_open) if self.reasoning is not None else None
@@ -160,4 +161,4 @@ class OutputPlan:
     def marker_ids(self) -> frozenset[int]:
         """Special tokens that the parser needs: they stay in the text even where special tokens are skipped."""
         forms = [form for form in (self.form, self.reasoning) if form is not None]
-        return frozenset(token_id for form in forms for token_id in form.token_ids.values())
+        return (self.channels or frozenset()).union(*(form.token_ids.values() for form in forms))

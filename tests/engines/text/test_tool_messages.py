@@ -136,3 +136,58 @@ def test_only_allowed_tools_are_shown() -> None:
         prompt = rendered(template, messages, tools)
         assert '"add"' in prompt
         assert "get_weather" not in prompt
+
+
+def test_kimi_sees_the_ids_that_it_gives_itself() -> None:
+    template = """{% for m in messages %}{% for call in m.tool_calls %}<|tool_call_begin|>{{ call.id }}
+<|tool_call_argument_begin|>{{ call.function.arguments | tojson }}{% endfor %}{% if m.role == "tool" %}
+## Return of {{ m.tool_call_id }}: {{ m.content }}{% endif %}{% endfor %}{{ tools }}"""
+    prompt = rendered(template, HISTORY)
+    assert '<|tool_call_begin|>functions.get_weather:0\n<|tool_call_argument_begin|>{"city": "Paris"}' in prompt
+    assert '## Return of functions.get_weather:1: {"sky": "grey"}' in prompt
+    assert '## Return of functions.get_weather:0: {"sky": "blue"}' in prompt
+
+
+def test_deepseek_gets_arguments_as_text_and_is_told_of_the_tools_in_its_own_form() -> None:
+    template = """{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}
+{% for call in m['tool_calls'] %}{{ '<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁sep｜>'
++ call['function']['arguments'] + '<｜tool▁call▁end｜>' }}{% endfor %}{% if m['content'] is none %}NONE{% endif %}
+{% endfor %}"""
+    prompt = rendered(template, HISTORY)
+    assert '<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>' in prompt
+    assert prompt.count("NONE") == 1
+    assert '{"name": "get_weather", "description"' in prompt
+    assert '<｜tool▁sep｜>{"argument": "value"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>' in prompt
+
+
+def test_harmony_gets_each_call_alone_and_what_was_said_before_it_as_reasoning() -> None:
+    template = """{% for m in messages %}{% if m.tool_calls %}{% if m.content and m.thinking %}
+{{- raise_exception("both") }}{% endif %}<|channel|>analysis<|message|>{{ m.content or m.thinking }}<|end|>
+{{- m.tool_calls[0].function.arguments | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}{{ tools }}"""
+    spoken = {**HISTORY[1], "content": "I look.", "thinking": "Hm."}
+    prompt = rendered(template, [HISTORY[0], spoken, *HISTORY[2:]])
+    order = ['Hm.\n\nI look.<|end|>{"city": "Paris"}', "blue", '{"city": "Köln"}', "grey"]
+    positions = [prompt.index(part) for part in order]
+    assert positions == sorted(positions)
+    assert prompt.count("Hm.") == 1
+
+
+def test_phi_is_told_of_the_tools_in_the_system_message_and_shown_calls_in_its_own_form() -> None:
+    template = """{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}
+<|system|>{{ m['content'] }}<|tool|>{{ m['tools'] }}<|/tool|><|end|>
+{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"""
+    template = template.replace("m[", "message[").replace("in m ", "in message ").replace("for m in", "for message in")
+    prompt = rendered(template, HISTORY)
+    assert '<|tool|>[{"name": "get_weather", "description": "The weather in a city"' in prompt
+    assert '<|assistant|><|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {"name"' in prompt
+    with_system = rendered(template, [{"role": "system", "content": "Be brief."}, *HISTORY])
+    assert with_system.count("<|system|>") == 1
+    assert "<|system|>Be brief.<|tool|>[" in with_system
+
+
+def test_a_family_that_is_set_for_a_plain_template_is_asked_for_calls_in_its_form() -> None:
+    form = find_tool_format(PLAIN, {}, "qwen3_coder")
+    shown, definitions = for_template(HISTORY, TOOLS, form, PLAIN)
+    assert definitions is None
+    assert "<parameter=argument>\nvalue\n</parameter>" in shown[0]["content"]
+    assert shown[2]["content"].startswith("<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engines.params.parsers import ReasoningParserName
 from engines.text.reasoning_formats import find_reasoning_format
 from engines.text.tool_families import HERMES
 from server.model.call_parser import CallParser
@@ -42,6 +43,34 @@ def test_reasoning_and_answer_are_told_apart_however_the_text_is_cut(
     for pieces in ([text], *(cut(text, seed) for seed in range(30))):
         deltas = parse(parser(is_open=is_open), pieces)
         assert (reasoning(deltas), content(deltas)) == (thought, answer)
+
+
+FAMILIES = [
+    ("deepseek_r1", "<think>\nHm.\n</think>\n\nFour."),
+    ("mistral", "[THINK]Hm.[/THINK]Four."),
+    ("seed_oss", "<seed:think>Hm.</seed:think>Four."),
+    ("gemma4", "<|channel>thought\nHm.\n<channel|>Four."),
+    ("granite", "Here is my thought process:\n\nHm.\n\nHere is my response:\n\nFour."),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), FAMILIES)
+def test_each_family_marks_its_reasoning_in_its_own_way(name: ReasoningParserName, text: str) -> None:
+    form = find_reasoning_format(None, {}, name)
+    assert form is not None
+    assert find_reasoning_format(f"{{{{ x }}}}{form.start} {form.end}", {}) == form
+    written = form.block("Hm.", is_open=False) + "Four."
+    for pieces in ([text], [written], *(cut(text, seed) for seed in range(20))):
+        deltas = parse(OutputParser(ReasoningParser(form, is_open=False)), pieces)
+        assert (reasoning(deltas), content(deltas)) == ("Hm.", "Four.")
+
+
+def test_a_tag_of_a_token_and_a_word_is_known_by_its_token() -> None:
+    form = find_reasoning_format(None, {"<|channel>": 5, "<channel|>": 6}, "gemma4")
+    assert form is not None
+    assert form.token_ids == {"<|channel>": 5, "<channel|>": 6}
+    assert form.is_over("<|turn>model\n<|channel>thought\n<channel|>")
+    assert form.is_open("<|turn>model\n<|channel>thought\n")
 
 
 def test_reasoning_is_given_as_it_comes() -> None:

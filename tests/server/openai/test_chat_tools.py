@@ -160,6 +160,38 @@ def test_tools_that_are_none_are_refused(api: Api, body: dict[str, Any], param: 
     assert refusal.param == param or (param is None and refusal.param.startswith("tool_choice"))
 
 
+HARMONY = (
+    "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+    '<|constrain|>json<|message|>{"city": "Oslo", "days": 2}<|call|>'
+)
+TAGS = (
+    "<think>hm</think><tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n2\n"
+    "</parameter>\n</function>\n</tool_call>"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsers"),
+    [
+        (HARMONY, {"tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}),
+        (TAGS, {"tool_call_parser": "qwen3_coder", "reasoning_parser": "deepseek_r1"}),
+    ],
+)
+def test_calls_in_other_forms_than_json_come_alike_streamed_or_not(
+    make_api: Callable[..., Api], text: str, parsers: dict[str, str]
+) -> None:
+    api = make_api(**parsers)
+    answer = api.chat(text, tools=[WEATHER])
+    streamed = streamed_message(api.chat_chunks(text, tools=[WEATHER]))
+    for message in (message_of(answer), streamed):
+        assert calls_of(message) == [("get_weather", {"city": "Oslo", "days": 2})]
+        assert message["reasoning_content"] == "hm"
+        assert not message["content"]
+    assert reason_of(answer) == "tool_calls"
+    required = api.chat(text, tools=[WEATHER], tool_choice="required", max_tokens=300)
+    assert [name for name, _ in calls_of(message_of(required))] == ["get_weather"]
+
+
 # --- reasoning
 
 
