@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ class Named:
 
 
 def choose(folder: Path, sets: Iterable[str] = SETS, each: int = EACH) -> list[Named]:
-    """The same ones wherever the data is the same. Raises FileNotFoundError where it is not there."""
-    return [named for name in sets for named in _of_set(folder / name, each)]
+    """The same ones wherever the data is the same, from each set in turn. Raises FileNotFoundError without the data."""
+    by_set = (_of_set(folder / name, each) for name in sets)
+    return [named for turn in zip_longest(*by_set) for named in turn if named is not None]
 
 
 def _of_set(folder: Path, each: int) -> list[Named]:

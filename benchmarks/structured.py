@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from benchmarks.servers import SERVERS, Server, Setting, with_port
 
 NAMES = ("tuneserve", "tuneserve-vllm", "vllm")
 TOKENS = 256
-CONCURRENCY = 32
+CONCURRENCY = 64
 SECONDS = 1800
 """For one answer."""
 OUTCOMES = ("valid", "cut", "invalid", "refused", "failed")
@@ -75,14 +76,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(server: Server, setting: Setting, schemas: list[Named], url: str | None) -> None:
     """Ask a server for everything, and keep its answers beside those that are kept already. Raises NotRun."""
+    document = {"answers": {}, **kept_of(server.name), "versions": report.versions(server)}
+
+    def keep(answer: dict[str, Any]) -> None:
+        document["answers"][answer["schema"]] = answer
+        kept_file(server.name).write_text(json.dumps(document, indent=1))
+
     if url is not None:
-        answers = asyncio.run(ask_all(url, schemas))
+        asyncio.run(ask_all(url, schemas, keep))
     else:
         with serving.started(server, setting, "greedy"):
-            answers = asyncio.run(ask_all(setting.url, schemas))
-    kept = kept_of(server.name).get("answers", {}) | {answer["schema"]: answer for answer in answers}
-    document = {"versions": report.versions(server), "answers": dict(sorted(kept.items()))}
-    kept_file(server.name).write_text(json.dumps(document, indent=1))
+            asyncio.run(ask_all(setting.url, schemas, keep))
 
 
 def kept_file(name: str) -> Path:
@@ -95,15 +99,15 @@ def kept_of(name: str) -> dict[str, Any]:
     return document
 
 
-async def ask_all(url: str, schemas: list[Named]) -> list[dict[str, Any]]:
+async def ask_all(url: str, schemas: list[Named], keep: Callable[[dict[str, Any]], None]) -> None:
     at_once = asyncio.Semaphore(CONCURRENCY)
     async with httpx.AsyncClient(base_url=url, timeout=SECONDS) as client:
 
-        async def one(named: Named) -> dict[str, Any]:
+        async def one(named: Named) -> None:
             async with at_once:
-                return await ask(client, named)
+                keep(await ask(client, named))
 
-        return await asyncio.gather(*map(one, schemas))
+        await asyncio.gather(*map(one, schemas))
 
 
 async def ask(client: httpx.AsyncClient, named: Named) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def report_of(setting: Setting, each: int) -> dict[str, Any]:
         {
             "server": name,
             "versions": document["versions"],
-            "answers": [_without_text(answer) for schema, answer in document["answers"].items() if schema in asked],
+            "answers": [
+                _without_text(answer) for schema, answer in sorted(document["answers"].items()) if schema in asked
+            ],
         }
         for name, document in kept.items()
     ]

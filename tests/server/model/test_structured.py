@@ -34,6 +34,20 @@ def test_each_way_to_ask_has_its_constraint() -> None:
     assert read_structured({"type": "text"}, {"regex": "a+", "json": None}) == Structured(kind="regex", value="a+")
 
 
+@pytest.mark.parametrize("strict", [{}, {"strict": None}, {"strict": False}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+        {"type": "object", "properties": {"path": {"type": "string", "format": "path"}}, "title": "A title"},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"type": "object", "propertyNames": {"pattern": "^a"}, "default": {}},
+    ],
+)
+def test_without_strict_what_cannot_be_enforced_is_left_out(strict: dict[str, Any], schema: dict[str, Any]) -> None:
+    assert read_structured(json_schema(schema=schema, **strict)) is not None
+
+
 def nested(levels: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(levels):
@@ -72,6 +86,14 @@ def nested(levels: int) -> list[Any]:
         (None, {"choice": ["a", 1]}, "structured_outputs.choice"),
         (None, {"choice": ["\ud800"]}, "structured_outputs.choice"),
         (None, {"grammar": "root ::= ("}, "structured_outputs.grammar"),
+        (None, {"grammar": "root ::= selct"}, "structured_outputs.grammar"),
+        (None, {"json": {"not": {"type": "null"}}}, "structured_outputs.json"),
+        (json_schema(strict=True, schema={"not": {"type": "null"}}), None, "response_format.json_schema.schema"),
+        (
+            json_schema(strict=True, schema={"type": "string", "format": "path"}),
+            None,
+            "response_format.json_schema.schema",
+        ),
         ({"type": "json_object"}, {"regex": "a"}, "structured_outputs"),
     ],
 )

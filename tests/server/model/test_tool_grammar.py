@@ -181,6 +181,59 @@ def test_the_number_of_calls_is_that_which_was_asked_for_and_never_endless() -> 
     assert not accepts(one, "\n".join([call] * 2))
 
 
+ONE = {"type": "function", "function": {"name": "get_weather"}}
+COUNTS: list[tuple[Any, bool, set[int]]] = [("required", False, {1}), (ONE, True, {1}), (ONE, False, {1})]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_just_one_call_is_made_where_one_is_asked_for_and_some_otherwise(model: str) -> None:
+    for choice, parallel, expected in COUNTS:
+        assert _numbers_of_calls(plan(model, choice, parallel=parallel)) == expected
+    numbers = _numbers_of_calls(plan(model, "required"))
+    assert 0 not in numbers
+    assert model == "llama" or max(numbers) > 1
+
+
+def _numbers_of_calls(answer: OutputPlan) -> set[int]:
+    return {len(calls(parse(answer.parser(), [sample(grammar(answer), random.Random(seed))]))) for seed in range(12)}
+
+
+OPEN: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "place": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 3}}, "required": ["city"]},
+        "notes": {"type": "array", "items": {"type": "object", "properties": {"on": {"type": "boolean"}}}},
+        "free": {"type": "object"},
+    },
+    "required": ["place"],
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_call_that_must_be_made_has_no_keys_but_those_of_its_schema(model: str, strict: bool) -> None:
+    answer = plan(model, {"type": "function", "function": {"name": "f"}}, tools=tool(OPEN, strict))
+    for seed in range(15):
+        [(_, written)] = calls(parse(answer.parser(), [sample(grammar(answer), random.Random(seed))]))
+        arguments = json.loads(written)
+        assert arguments.keys() <= OPEN["properties"].keys()
+        assert arguments["place"].keys() == {"city"}
+        assert all(note.keys() <= {"on"} for note in arguments.get("notes", ()))
+
+
+def test_an_object_without_properties_stays_free_in_a_call() -> None:
+    text = grammar(plan("llama", tools=tool(OPEN, False)))
+    assert accepts(text, '{"name": "f", "parameters": {"place": {"city": "ab"}, "free": {"any": [1, {}]}}}')
+    assert not accepts(text, '{"name": "f", "parameters": {"place": {"city": "ab", "any": 1}}}')
+
+
+def test_a_tool_without_parameters_is_called_with_none() -> None:
+    for parameters in (None, {"type": "object", "properties": {}}):
+        text = grammar(plan("llama", tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}]))
+        assert accepts(text, '{"name": "f", "parameters": {}}')
+        assert not accepts(text, '{"name": "f", "parameters": {"a": 1}}')
+
+
 def test_arguments_may_be_laid_out_in_lines_and_cannot_loop_on_white_space() -> None:
     text = grammar(plan("hermes as text"))
 
