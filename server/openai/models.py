@@ -1,4 +1,7 @@
-"""/v1/models: what requests can name as their `model`: the base model, its adapters, and their aliases."""
+"""/v1/models: what requests can name as their `model`: the base model, its adapters, and their aliases.
+
+In OpenAI's shape, or in Anthropic's where one of its clients asks.
+"""
 
 from typing import Any
 
@@ -6,24 +9,31 @@ from fastapi import APIRouter, Request
 
 from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
+from server.http.error_shapes import speaks_anthropic
 from server.http.errors import InsufficientPermissions
 from server.http.keys.caller import AccessDep, CallerDep
 from server.inference.fine_tuned import FINE_TUNED
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel
+from server.openai.anthropic_models import page, to_anthropic
 
 router = APIRouter(prefix="/v1/models")
 
 
 @router.get("")
-async def list_models(served: ModelDep, inference: ReadyInference, access: AccessDep) -> dict[str, Any]:
+async def list_models(
+    request: Request, served: ModelDep, inference: ReadyInference, access: AccessDep
+) -> dict[str, Any]:
     """The models that a request may name: no adapter that only drains or that cannot be served any more, and no
     fine-tuned model of another owner."""
     adapters = {a.name: a for a in inference.adapters.adapters() if a.served}
     aliases = {alias: adapters[name] for alias, name in inference.adapters.aliases().items() if name in adapters}
     known = {name: each for name, each in adapters.items() if inference.fine_tuned.are_known_to(access, name)}
     base = _base_card(served, inference)
-    return {"object": "list", "data": [base, *(_adapter_card(base, *each) for each in (known | aliases).items())]}
+    cards = [base, *(_adapter_card(base, *each) for each in (known | aliases).items())]
+    if speaks_anthropic(request.scope):
+        return page(cards, request.query_params)
+    return {"object": "list", "data": cards}
 
 
 @router.get("/{model:path}")
@@ -31,11 +41,11 @@ async def get_model(
     request: Request, model: str, served: ModelDep, inference: ReadyInference, access: AccessDep
 ) -> dict[str, Any]:
     leased = await inference.lease(model, access, request.state.answered)
-    base = _base_card(served, inference)
-    if leased.version is None:
-        return base
-    name = model if model in inference.adapters.aliases() else leased.name
-    return _adapter_card(base, name, inference.adapters.get(leased.name))
+    card = _base_card(served, inference)
+    if leased.version is not None:
+        name = model if model in inference.adapters.aliases() else leased.name
+        card = _adapter_card(card, name, inference.adapters.get(leased.name))
+    return to_anthropic(card) if speaks_anthropic(request.scope) else card
 
 
 @router.delete("/{model:path}")
