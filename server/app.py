@@ -83,7 +83,7 @@ def create_app(parts: Parts) -> FastAPI:
             await parts[Database].close()
             parts[Pools].close()
 
-    app = DescribedApp(lifespan)
+    app = DescribedApp(lifespan, params.root_path)
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -1,4 +1,5 @@
-"""Routes for those who run the server: /health, /ready, /version, /metrics, and the engine's sleep."""
+"""Routes for those who run the server: /health, which SageMaker asks for as /ping, /ready, /version, /metrics, and the
+engine's sleep."""
 
 import asyncio
 import contextlib
@@ -22,6 +23,8 @@ LOOK_SECONDS = 2.0
 """Seconds that Prometheus waits for the database."""
 
 
+@router.post("/ping", name="ping_post", response_model=None)
+@router.get("/ping", name="ping", response_model=None)
 @router.get("/health", response_model=None)
 async def health(request: Request, tasks: TasksDep, inference: InferenceDep) -> Response | dict[str, str]:
     """The process is up, and what dies in it is started again; else 503: only a new process helps."""

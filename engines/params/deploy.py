@@ -63,7 +63,8 @@ class ServerParams(Params):
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
     max_connections: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """Connections that may be open at a time. For one more, the one that has been idle longest is closed; where none
-    is idle, it gets status 503 for all but `/health`, `/ready` and `/metrics`. Unless given, as many as the limit of
+    is idle, it gets status 503 for all but `/health`, `/ping`, `/ready`
+    and `/metrics`. Unless given, as many as the limit of
     open files (`ulimit -n`) has room for, 4096 at most."""
     ssl_certfile: Annotated[str | None, About(DEPLOY)] = None
     """A file in PEM with the certificate and its chain: the server then speaks HTTPS only. It is read again on
@@ -75,6 +76,9 @@ class ServerParams(Params):
     max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
     """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
     has the same limit."""
+    root_path: Annotated[str, About(DEPLOY)] = Field("", pattern=r"^(/[\w.~-]+)*$")
+    """Path under which a proxy shows the server, such as `/llm`: `/docs` finds it there, and requests are answered
+    whether the proxy takes it off or not."""
     unknown_fields: Annotated[Literal["ignore", "refuse"], About(DEPLOY)] = "ignore"
     """What becomes of a request with a field that the server does not know: `ignore` answers it, and names the field in
     the header `x-ignored-fields`; `refuse` answers with status 400. Fields of messages and tools are ignored with
@@ -175,7 +179,7 @@ class DeployParams(ChatTemplateParams, ServerParams, InferParams):
     served_model_name: Annotated[str | None, About(DEPLOY)] = None
     """Name that requests ask for. The last part of `model` unless given."""
     verbose: Annotated[bool, About(DEPLOY)] = True
-    """Log every request but those for `/health`, `/ready` and `/metrics`."""
+    """Log every request but those for `/health`, `/ping`, `/ready` and `/metrics`."""
     log_interval: Annotated[int, About(DEPLOY)] = Field(20, ge=-1)
     """Seconds between log lines about throughput; -1: none."""
     max_logprobs: Annotated[int, About(DEPLOY, engines=EVERY_ENGINE)] = Field(20, ge=-1)

@@ -84,11 +84,12 @@ ANY_ANTHROPIC_ERROR = _any_error("Anthropic's", "AnthropicError")
 class DescribedApp(FastAPI):
     """An app whose description is complete. `/docs` shows it."""
 
-    def __init__(self, lifespan: Callable[[Any], Any]) -> None:
+    def __init__(self, lifespan: Callable[[Any], Any], root_path: str) -> None:
         super().__init__(
             title="tuneserve",
             version=__version__,
             lifespan=lifespan,
+            root_path=root_path,
             redirect_slashes=False,
             responses=ANY_ERROR,
             generate_unique_id_function=lambda route: route.name,

@@ -17,11 +17,12 @@ from server.http.errors import CLIENT_CLOSED_REQUEST, error_response
 from server.http.ignored import HEADER, Ignored, IgnoredFields
 from server.http.in_flight import InFlight
 from server.http.keys.caller import ANYBODY
+from server.http.paths import route_path
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
 
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ping", "/ready", "/metrics"})
 """Asked for every few seconds by machines: these would drown the others in the log."""
 
 SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -81,7 +82,7 @@ class RequestContext:
         finally:
             answered.close()
             self._in_flight.leave()
-            if self._verbose and scope["path"] not in PROBES:
+            if self._verbose and route_path(scope) not in PROBES:
                 _log(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - began, request_id)
 
 

@@ -24,6 +24,7 @@ from server.http.addresses import parse_address
 from server.http.errors import ForeignOrigin, UnknownHost, error_response
 from server.http.keys.auth import PUBLIC
 from server.http.keys.keys import Keys
+from server.http.paths import route_path
 
 OWN_SITES = ("none", "same-origin")
 """Values of Sec-Fetch-Site: the person typed the address, or the page is the server's own."""
@@ -43,7 +44,7 @@ class Origins:
         self._known_hosts = self._named_hosts | {"localhost", address.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC:
+        if scope["type"] != "http" or route_path(scope) in PUBLIC:
             return await self._app(scope, receive, send)
         try:
             self._check_host(Headers(scope=scope))

@@ -9,8 +9,9 @@ from engines.errors import TuneserveError
 from server.http.errors import InsufficientPermissions, InvalidApiKey, error_response
 from server.http.keys.caller import ALL_ROLES, ANYBODY, Caller, Role
 from server.http.keys.keys import Keys
+from server.http.paths import route_path
 
-PUBLIC = frozenset({"/health", "/ready"})
+PUBLIC = frozenset({"/health", "/ping", "/ready"})
 USERS = ALL_ROLES - {Role.METRICS}
 ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     # methods, start of the path, roles of which a key needs one
@@ -68,7 +69,7 @@ class Auth:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         scope["state"]["caller"] = ANYBODY
-        if not self._keys or scope["path"] in self._public:
+        if not self._keys or route_path(scope) in self._public:
             return await self._app(scope, receive, send)
         try:
             caller = self._find(scope)
@@ -98,7 +99,7 @@ def _keys_of(headers: Headers) -> Iterator[str]:
 
 
 def _check_roles(caller: Caller, scope: Scope) -> None:
-    needed = _needed_roles(scope["method"], scope["path"])
+    needed = _needed_roles(scope["method"], route_path(scope))
     if not caller.roles & needed and caller.roles != ALL_ROLES:
         raise InsufficientPermissions(f"This API key lacks the role for {scope['method']} on this path.")
 

@@ -92,6 +92,7 @@ OF_THE_SERVER = apart(
     shutdown_timeout=Two(30, 2, stopped),
     sse_keep_alive_interval=Two(15, 0.01, streamed),
     max_body_size=Two(4, 0.0001, chat("hello" * 50)),
+    root_path=Two("", "/llm", got("/llm/v1/models")),
     unknown_fields=Two("ignore", "refuse", chat(zeta=1)),
     max_file_size=Two(512, 0.001, uploaded),
     max_connections=Two(UNGIVEN, 5, handed_to(server_parts, "Connections", "most")),

@@ -54,6 +54,8 @@ BATCH = {"input_file_id": "{input_id}", "endpoint": "/v1/embeddings", "completio
 ROWS = (
     # ---- the server itself
     row("GET", "/health", PUBLIC),
+    row("GET", "/ping", PUBLIC),
+    row("POST", "/ping", PUBLIC),
     row("GET", "/ready", PUBLIC),
     row("GET", "/metrics", PUBLIC),
     row("GET", "/version", EVERYBODY),

@@ -10,8 +10,9 @@ from openapi_spec_validator import validate
 from tests.server.client import ReadyClient, echo_client
 from tests.server.test_battery import VALID
 
-PUBLIC = {"/health", "/ready"}
+PUBLIC = {"/health", "/ping", "/ready"}
 WITHOUT_BODY = {
+    "/ping",
     "/sleep",
     "/wake_up",
     "/v1/batches/{batch_id}/cancel",

@@ -66,7 +66,7 @@ def test_every_request_is_a_line_with_its_status_and_id(
     assert found["name"] == ("-" if status == 401 else "team")
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/metrics"])
 def test_what_machines_ask_all_the_time_is_no_line(
     client_of: Callable[..., ReadyClient], caplog: pytest.LogCaptureFixture, path: str
 ) -> None:

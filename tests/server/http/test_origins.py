@@ -127,7 +127,7 @@ def test_a_person_may_follow_a_link_to_the_server(client: ReadyClient) -> None:
     assert client.get("/docs", headers=LINK | {"sec-fetch-dest": "iframe"}).status_code == 403
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready"])
 def test_probes_may_come_under_any_name(client: ReadyClient, path: str) -> None:
     assert client.get(path, headers={"host": "anything.example"}).status_code == 200
     assert client.get(path, headers=NO_CORS).status_code == 200

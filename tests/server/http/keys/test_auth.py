@@ -22,14 +22,14 @@ def status(
     return client.request(method, path, headers=headers, json=body).status_code
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/metrics"])
 def test_public_paths_need_no_key(client: ReadyClient, path: str) -> None:
     assert status(client, "GET", path) == 200
 
 
 def test_every_other_path_needs_one_whether_it_exists_or_not(client: ReadyClient) -> None:
     routes: list[Any] = client.app.routes
-    paths = [route.path for route in routes if route.path not in ("/health", "/ready", "/metrics")]
+    paths = [route.path for route in routes if route.path not in ("/health", "/ping", "/ready", "/metrics")]
     for path in [*paths, "/nope", "//health", "/health/", "/HEALTH", "/v1/models/../health"]:
         assert status(client, "GET", path) == 401, path
 
