@@ -38,5 +38,7 @@ class Capabilities:
     max_beams: int = 1
     adapters: AdapterSupport | None = None
     """None: this engine serves the base model only."""
+    cache_config: dict[str, str] = field(default_factory=dict)
+    """What there is to know of the KV cache, under vLLM's names: `block_size`, `num_gpu_blocks`, ..."""
     sleep: bool = False
     """Whether the engine can give up its memory for a while."""

@@ -36,6 +36,7 @@ from engines.types import (
     GenerationRequest,
     Health,
     Sampling,
+    StepSizes,
     Structured,
     StructuredKind,
     TokenLogprob,
@@ -95,6 +96,7 @@ class EchoEngine:
         self._state = EngineState.STARTING
         self._unfinished: dict[str, set[int]] = {}  # request id -> outputs that still yield
         self._adapters = _Adapters(max_loras)
+        self._sizes = StepSizes()
         self._capabilities = Capabilities(
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
@@ -103,6 +105,7 @@ class EchoEngine:
             structured=frozenset(get_args(StructuredKind)),
             unsupported=frozenset({"num_beams"}),
             embeddings=True,
+            cache_config={"block_size": "1", "num_gpu_blocks": str(max_model_len)},
             adapters=adapter_support(max_loras),
             sleep=True,
         )
@@ -138,6 +141,7 @@ class EchoEngine:
             for step in itertools.count():
                 await asyncio.sleep(self.faults.token_delay)
                 self._run_step(step, request.adapter)
+                self._sizes.add(len(unfinished) if step else len(request.prompt_ids))
                 for index in sorted(unfinished):
                     if index not in unfinished:
                         continue  # `finish` came while an earlier output of this step was read
@@ -193,6 +197,8 @@ class EchoEngine:
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self._unfinished),
+            step_sizes=self._sizes.counts,
+            step_tokens=self._sizes.tokens,
             adapter_slots=tuple(self._adapters.slots),
             adapter_host=tuple(self._adapters.folders),
             adapter_loads=dict(self._adapters.loads),
@@ -302,6 +308,7 @@ def _outputs(request: GenerationRequest, index: int) -> Iterator[TokenOutput]:
             cached_tokens=0 if first and index == 0 else None,
             queue_seconds=0.0 if first and index == 0 else None,
             prompt_logprobs=_prompt_logprobs(request) if first and index == 0 else None,
+            preemptions=None if finish_reason is None else 0,
         )
         first = False
 

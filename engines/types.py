@@ -4,6 +4,8 @@ An engine deals in token ids only. Text is made of them above the engine, once f
 `engines/text/output_text.py`.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -143,6 +145,8 @@ class TokenOutput:
     """Seconds that the request waited for its first step. On the first output of a request only."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """One for each prompt token, None for the first. On the first output of a request only, where asked for."""
+    preemptions: int | None = None
+    """How often this output was put back to make room. On its last part only, where the engine can tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +180,26 @@ class Health:
     detail: str = ""
 
 
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class StepSizes:
+    """Counts steps by the tokens that they compute."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._counts: Counter[int] = Counter()
+
+    def add(self, tokens: int) -> None:
+        at = bisect_left(STEP_SIZES, tokens)
+        self._counts[STEP_SIZES[at] if at < len(STEP_SIZES) else 0] += 1
+        self.tokens += tokens
+
+    @property
+    def counts(self) -> dict[int, int]:
+        return dict(self._counts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Gauges as of the last step, and counters since the engine was created (they survive its restarts)."""
@@ -188,6 +212,13 @@ class EngineStats:
     """Prompt tokens that were looked up in the prefix cache."""
     prefix_cache_hits: int = 0
     preemptions: int = 0
+    waiting_for: dict[str, int] = field(default_factory=dict)
+    """Reason -> how many of `waiting` wait for something else than room, where the engine can tell: "adapter",
+    "constraint" (it is being compiled), "share" (others have had less)."""
+    step_sizes: dict[int, int] = field(default_factory=dict)
+    """Steps by the tokens they computed: the lowest of STEP_SIZES that holds them -> number of steps; 0: more."""
+    step_tokens: int = 0
+    """Tokens that those steps computed."""
     adapter_slots: tuple[str, ...] = ()
     """Versions whose weights are where the engine computes with them."""
     adapter_host: tuple[str, ...] = ()

@@ -39,9 +39,10 @@ from server.jobs.store import JobStore
 from server.kept.kept import Kept
 from server.kept.shelf import Limits
 from server.metrics.connections import ConnectionMetrics
+from server.metrics.families import PREFIX
 from server.metrics.ignored import IgnoredMetrics
 from server.metrics.keys import KeyMetrics
-from server.metrics.metrics import PREFIX, Metrics
+from server.metrics.metrics import Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.pools import PoolMetrics, Pools
 from server.responses.background import Background

@@ -48,6 +48,8 @@ class Load:
     """Outputs that more is to come of."""
     held_back: int
     """Requests of which no output has been asked for: they wait for an adapter, or are prepared."""
+    waiting_for: dict[str, int]
+    """Reason -> how many outputs wait for that before they are asked for."""
     prompt_tokens: int
     """Since the start, of the requests that have got their first output."""
     cached_tokens: int

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +45,8 @@ class _Running:
     arrived: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     """Seconds until the library was asked for its outputs."""
+    waits_for: str | None = "constraint"
+    """Why its outputs have not been asked for yet."""
     told: bool = False
     """Whether its first output is out, and with it what there is to tell of the prompt."""
 
@@ -95,6 +98,7 @@ class LibraryEngine:
         load = Load(
             outputs=sum(len(running.outputs.open) for running in self._running.values()),
             held_back=sum(not running.computing for running in self._running.values()),
+            waiting_for=self._waiting_for(),
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
         )
@@ -104,6 +108,13 @@ class LibraryEngine:
             adapter_loads=self._turns.loads,
             adapter_evictions=self._turns.evictions,
         )
+
+    def _waiting_for(self) -> dict[str, int]:
+        waiting: Counter[str] = Counter()
+        for running in self._running.values():
+            if running.waits_for is not None:
+                waiting[running.waits_for] += len(running.outputs.open)
+        return dict(waiting)
 
     def _check_ready(self) -> None:
         state = self.health().state
@@ -184,10 +195,13 @@ class LibraryEngine:
         try:
             asked = self._core.ask(request)
             await asked.prepare()
+            running.waits_for = "adapter"
             async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
+                running.waits_for = "share"
                 await _run([asyncio.create_task(self._begin(asked, place, turn))], turn)
                 if turn.gone:
                     return
+                running.waits_for = None
                 running.waited = time.monotonic() - running.arrived
                 tell = partial(self._tell, running)
                 running.computing = {

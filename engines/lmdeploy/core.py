@@ -123,6 +123,7 @@ class LmdeployCore:
             prefix_cache_queries=load.prompt_tokens,
             prefix_cache_hits=load.cached_tokens,
             preemptions=self._library.preemptions,
+            waiting_for=load.waiting_for,
         )
 
     # ---- requests

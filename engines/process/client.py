@@ -24,8 +24,9 @@ from engines.process.outputs import Outputs
 from engines.process.supervisor import Supervisor
 from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
 
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions", "step_tokens")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
+COUNTERS_BY_KEY = (*COUNTERS_BY_VERSION, "step_sizes")
 
 
 class ProcessEngine:
@@ -125,7 +126,7 @@ class ProcessEngine:
         self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
 
     def _fail_all(self, kind: type[TuneserveError], message: str) -> None:
-        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_VERSION})
+        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_KEY})
         self._stats = self._before
         self._sent = self._received = 0
         for request_id in self._pending:
@@ -288,5 +289,5 @@ class ProcessEngine:
 def _sum(now: EngineStats, before: EngineStats) -> EngineStats:
     values = {f.name: getattr(now, f.name) for f in fields(EngineStats)}
     values |= {name: values[name] + getattr(before, name) for name in COUNTERS}
-    values |= {name: Counter(values[name]) + Counter(getattr(before, name)) for name in COUNTERS_BY_VERSION}
+    values |= {name: Counter(values[name]) + Counter(getattr(before, name)) for name in COUNTERS_BY_KEY}
     return EngineStats(**values)

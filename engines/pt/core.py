@@ -31,6 +31,7 @@ from engines.types import (
     FinishReason,
     GenerationRequest,
     Sampling,
+    StepSizes,
     TokenLogprob,
     TokenOutput,
 )
@@ -67,6 +68,7 @@ class EngineCore:
         self._beams = Beams(self.scheduler, self.requests, self._siblings)
         self._arrivals = 0
         self._steps = 0
+        self._sizes = StepSizes()
         self._seeds = None if config.seed is None else random.Random(config.seed)
 
     # ---- requests in and out
@@ -136,6 +138,9 @@ class EngineCore:
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
+            waiting_for=scheduler.waiting_for,
+            step_sizes=self._sizes.counts,
+            step_tokens=self._sizes.tokens,
             adapter_slots=scheduler.adapters.resident,
             adapter_host=self.adapters.in_host,
             adapter_loads=dict(scheduler.adapters.loads),
@@ -190,6 +195,7 @@ class EngineCore:
         # 2. Forward.
         result = self.runner.step([self._segment(chunk) for chunk in chunks])
         self._steps += 1
+        self._sizes.add(sum(chunk.length for chunk in chunks))
         ends = self._read_prompts(chunks, result)
         for chunk in chunks:
             self.scheduler.computed(chunk)
@@ -315,6 +321,7 @@ class EngineCore:
             logprobs=None if logprob is None else (logprob,),
             finish_reason=reason,
             stop_token_id=token if stops else None,
+            preemptions=None if reason is None else sequence.preemptions,
         )
         self.requests.tell(group, output, report)
         if reason is not None:

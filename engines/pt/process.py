@@ -165,7 +165,10 @@ class StepLoop:
     def _tell(self, report: StepReport) -> None:
         failures = [(request_id, frames.take_apart(error)) for request_id, error in report.errors]
         stats = self._core.stats()
-        stats = replace(stats, waiting=stats.waiting + len(self._compiling))
+        if self._compiling:
+            constrained = len(self._compiling)
+            waiting_for = {**stats.waiting_for, "constraint": constrained}
+            stats = replace(stats, waiting=stats.waiting + constrained, waiting_for=waiting_for)
         adapters = [(a.version, None if a.error is None else frames.take_apart(a.error)) for a in report.adapters]
         self._connection.send(frames.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
 
@@ -191,9 +194,22 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
         structured=kinds if grammars else frozenset(),
         embeddings=True,
         max_beams=config.max_num_seqs,
+        cache_config=_cache_config(runner, config),
         adapters=runner.lora.support if config.max_loras else None,
     )
     return core, grammars, capabilities
+
+
+def _cache_config(runner: ModelRunner, config: PtConfig) -> dict[str, str]:
+    cache = runner.cache
+    return {
+        "block_size": str(cache.block_size),
+        "num_gpu_blocks": str(cache.num_blocks),  # wherever they lie: vLLM has no other name for them
+        "kv_cache_size_tokens": str(cache.num_blocks * cache.block_size),
+        "cache_dtype": str(runner.dtype).removeprefix("torch."),
+        "enable_prefix_caching": str(config.enable_prefix_caching),
+        "gpu_memory_utilization": str(config.gpu_memory_utilization),
+    }
 
 
 def make(fields: dict[str, Any]) -> PtProcess:

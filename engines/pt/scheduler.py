@@ -75,6 +75,8 @@ class Scheduler:
         self.blocked = False
         """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
         self._may_hurry = True  # not in two steps on end: decodes have their turn at least in every second one
+        self.waiting_for: dict[str, int] = {}
+        """Why sequences wait, after the last step: for an adapter, for their share's turn; all others for room."""
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -125,9 +127,16 @@ class Scheduler:
             self.waiting.charge(chunk.sequence, 1)
         self._may_hurry = not step.hurries
         self.blocked = not step.chunks and turns.passed == len(self.waiting)
+        self._note_waiting(turns.passed, kept_short=sequence is not None and step.budget > 0)
         if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in step.chunks):
             self.waiting.counters.forget()
         return step.chunks
+
+    def _note_waiting(self, passed: int, *, kept_short: bool) -> None:
+        """`passed`: those whose adapter is not there; `kept_short`: the step had room, which its turn did not fill."""
+        rest = len(self.waiting) - passed
+        waiting = {"adapter": passed, "share": rest if kept_short else 0}
+        self.waiting_for = {reason: count for reason, count in waiting.items() if count}
 
     def _add_decodes(self, step: "_Step") -> None:
         preemptions = self.preemptions
@@ -230,6 +239,7 @@ class Scheduler:
         self._free(sequence)
         self.add(sequence)
         self.preemptions += 1
+        sequence.preemptions += 1
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence all blocks of its tokens, those of a known prefix shared; False if they don't fit

@@ -25,6 +25,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     charged: int = 0
     """Number of `tokens` that its share has been charged for."""
+    preemptions: int = 0
     slot: int = -1
     """Slot of its adapter while it runs; -1: the base model, or not running."""
     candidates: list[tuple[int, float]] | None = None

@@ -117,6 +117,7 @@ class VllmCore:
             structured=kinds if constrained else frozenset(),
             unsupported=frozenset({"num_beams", "length_penalty", "thinking_budget"}),
             adapters=adapters,
+            cache_config=llm.vllm_config.cache_config.metrics_info(),
             sleep=self._config.enable_sleep_mode,
         )
 
@@ -151,6 +152,9 @@ class VllmCore:
             prefix_cache_queries=self._gauges.prefix_cache_queries,
             prefix_cache_hits=self._gauges.prefix_cache_hits,
             preemptions=self._gauges.preemptions,
+            waiting_for=load.waiting_for,
+            step_sizes=self._gauges.sizes.counts,
+            step_tokens=self._gauges.sizes.tokens,
             steps=self._gauges.steps,
         )
 

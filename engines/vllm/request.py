@@ -52,7 +52,7 @@ class VllmRequest:
                 priority=request.priority,
             )
             async for made in outputs:
-                output = self._output(index, made)
+                output = _with_preemptions(self._output(index, made), made)
                 tell(output if told else _with_prompt(output, made))
                 told = True
         except VLLMClientError as error:
@@ -66,6 +66,12 @@ class VllmRequest:
             none = None if output.logprobs is None else ()
             return TokenOutput(index=index, logprobs=none, finish_reason=FinishReason.LENGTH)
         return output
+
+
+def _with_preemptions(output: TokenOutput, made: RequestOutput) -> TokenOutput:
+    if output.finish_reason is None or made.metrics is None:
+        return output
+    return replace(output, preemptions=made.metrics.num_preemptions)
 
 
 def _with_prompt(output: TokenOutput, made: RequestOutput) -> TokenOutput:

@@ -5,6 +5,8 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
+from engines.types import StepSizes
+
 
 class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as it need not be there
     """Keeps the last step's gauges and sums up the counters."""
@@ -16,6 +18,7 @@ class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as i
         self.prefix_cache_hits = 0
         self.preemptions = 0
         self.steps = 0
+        self.sizes = StepSizes()
 
     def record(
         self,
@@ -32,6 +35,7 @@ class Gauges(StatLoggerBase):  # type: ignore[misc]  # vLLM is Any to mypy, as i
             self.prefix_cache_hits += scheduler_stats.prefix_cache_stats.hits
         if iteration_stats is not None:
             self.preemptions += iteration_stats.num_preempted_reqs
+            self.sizes.add(iteration_stats.prompt_token_stats.computed + iteration_stats.num_generation_tokens)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

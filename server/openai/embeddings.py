@@ -90,7 +90,7 @@ async def answer(
     tokens = sum(map(len, prompts))
     inference.rate_limits.of(caller).take_prompt(tokens)
     vectors = await _embed_all(inference.engine, requests, body)
-    inference.metrics.count_embeddings(tokens, adapter)
+    inference.metrics.count_embeddings([len(ids) for ids in prompts], adapter)
     return {
         "object": "list",
         "model": body.model,

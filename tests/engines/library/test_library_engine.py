@@ -68,6 +68,7 @@ class Library:
         return EngineStats(
             running=load.outputs,
             waiting=load.held_back,
+            waiting_for=load.waiting_for,
             prefix_cache_queries=load.prompt_tokens,
             prefix_cache_hits=load.cached_tokens,
         )
@@ -216,6 +217,21 @@ async def test_more_adapters_than_slots_take_turns(engine: Engine, library: Libr
         await answer(engine, request("hello", adapter=version))
     assert [str(name).partition("#")[0] for name in library.named] == versions * 2
     assert len(library.adapters) == SLOTS == len(engine.stats().adapter_slots)
+
+
+async def test_it_is_told_what_requests_wait_for(engine: Engine, library: Library) -> None:
+    library.let = asyncio.Semaphore(0)
+    versions = [f"a@{i}" for i in range(SLOTS + 1)]
+    for version in versions:
+        await engine.load_adapter(version, FOLDER)
+    asked = [request("hello", f"r{version}", adapter=version) for version in versions]
+    asked += [replace(request("hello", f"s{number}"), share="one") for number in range(2 * SEATS)]
+    running = [asyncio.create_task(answer(engine, one)) for one in asked]
+    await async_until(lambda: engine.stats().waiting_for == {"adapter": 1, "share": SEATS - 1})
+    for _ in range(10_000):
+        library.let.release()
+    await asyncio.gather(*running)
+    assert engine.stats().waiting_for == {}
 
 
 async def test_an_unloaded_adapter_takes_its_requests_with_it(engine: Engine, library: Library) -> None:

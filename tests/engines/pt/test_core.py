@@ -102,6 +102,27 @@ def test_one_that_runs_makes_way_for_a_higher_priority_and_then_goes_on(runner: 
         assert answers[name].tokens == greedy(runner, one.prompt_ids, max_new_tokens=one.sampling.max_new_tokens)
 
 
+def test_the_last_part_of_an_output_tells_how_often_it_was_put_back(runner: GetRunner) -> None:
+    core = core_of(runner("llama"), max_num_seqs=1)
+    core.add(request(prompt(9), "later", priority=9, max_new_tokens=8, ignore_eos=True))
+    core.step()
+    core.add(request(prompt(9, 1), "now", max_new_tokens=2, ignore_eos=True))
+    told: dict[str, list[int | None]] = defaultdict(list)
+    while core.busy:
+        for request_id, output in core.step().outputs:
+            told[request_id].append(output.preemptions)
+    assert told == {"later": [None] * 6 + [1], "now": [None, 0]}
+
+
+def test_steps_are_counted_by_the_tokens_they_compute(runner: GetRunner) -> None:
+    core = core_of(runner("llama"), max_num_batched_tokens=10)
+    core.add(request(prompt(25), max_new_tokens=3, ignore_eos=True))
+    while core.busy:
+        core.step()
+    stats = core.stats()
+    assert (stats.step_sizes, stats.step_tokens) == ({16: 2, 8: 1, 1: 2}, 27)
+
+
 def test_equals_make_no_way(runner: GetRunner) -> None:
     core = core_of(runner("llama"), max_num_seqs=1)
     run(core, [request(prompt(9, i), f"r{i}", max_new_tokens=4, ignore_eos=True) for i in range(3)])

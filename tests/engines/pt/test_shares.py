@@ -98,6 +98,21 @@ def greedy(line: Line, share: str = "greedy", *, requests: int = 64, prompt: int
         line.ask(share, prompt, output)
 
 
+# ---- what is waited for
+
+
+def test_who_waits_waits_for_room_or_while_others_ask_for_the_shares_turn() -> None:
+    line = Line(max_num_seqs=2)
+    greedy(line, requests=6)
+    line.run(1)
+    assert line.scheduler.waiting_for == {}  # the two seats are taken
+    several = Line(max_num_seqs=64)
+    greedy(several, "one", requests=8, prompt=BUDGET)
+    greedy(several, "other", requests=8, prompt=BUDGET)
+    several.run(1)
+    assert several.scheduler.waiting_for == {"share": len(several.scheduler.waiting)}
+
+
 # ---- who asks little
 
 

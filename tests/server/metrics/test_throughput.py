@@ -59,7 +59,8 @@ def nothing(metrics: Metrics, engine: Engine) -> None:
 
 
 def tokens(metrics: Metrics, engine: Engine) -> None:
-    metrics.count_tokens(prompt=200, generated=50)
+    metrics.requests.count_prompt(200)
+    metrics.requests.count_generated(50)
 
 
 def waiting(metrics: Metrics, engine: Engine) -> None:
