@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from engines.errors import InvalidRequest
+from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import json_body
 from server.http.keys.caller import AccessDep
 from server.http.settings import HttpDep, HttpSettings
@@ -73,6 +73,14 @@ async def count_input_tokens(
         context = await responses.context(body, access)
         tokens = await inference.pools.text.run_long(context.is_long, count, body, context, responses.seal, model)
     return {"object": "response.input_tokens", "input_tokens": tokens}
+
+
+@router.post("/compact")
+async def compact() -> None:
+    raise UnsupportedParameter(
+        "Conversations are not compacted here: 'truncation' of a response may drop what is oldest, and a model can be "
+        "asked for a summary."
+    )
 
 
 @router.get("/{response_id}", response_model=None)

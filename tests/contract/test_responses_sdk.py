@@ -112,6 +112,28 @@ def test_refusals_are_the_sdks_errors(openai_client: openai.OpenAI, stream: bool
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
 
 
+def test_a_response_is_gone_on_from_looked_at_and_deleted(openai_client: openai.OpenAI) -> None:
+    responses = openai_client.responses
+    first = responses.create(model="echo", input="hello")
+    second = responses.create(model="echo", input="thanks", previous_response_id=first.id)
+    assert second.output_text == "thanks" and responses.retrieve(second.id) == second
+    assert [item.type for item in responses.input_items.list(second.id)] == ["message"]
+    responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError):
+        responses.retrieve(second.id)
+
+
+async def test_a_response_in_the_background_is_waited_for(async_openai_client: openai.AsyncOpenAI) -> None:
+    responses = async_openai_client.responses
+    begun = await responses.create(model="echo", input="hello", background=True)
+    events = [event async for event in await responses.retrieve(begun.id, stream=True, starting_after=2)]
+    assert [event.sequence_number for event in events] == list(range(3, 3 + len(events)))
+    assert events[-1].type == "response.completed"
+    done = await responses.retrieve(begun.id)
+    assert (done.status, done.output_text) == ("completed", "hello")
+    assert await responses.cancel(begun.id) == done
+
+
 # --- OpenAI's agents
 
 
@@ -141,6 +163,14 @@ async def test_an_agent_calls_a_function_and_reads_what_it_says(async_openai_cli
     assert agents.asked == ["Oslo"]
     assert result.final_output == READ_BY_MODEL
     again = await Runner.run(agents.agent, [*result.to_input_list(), {"role": "user", "content": "thanks"}])
+    assert again.final_output == "thanks"
+
+
+async def test_an_agent_goes_on_from_a_response_that_is_kept(async_openai_client: openai.AsyncOpenAI) -> None:
+    agents = Agents(async_openai_client)
+    first = await Runner.run(agents.agent, CALL, max_turns=3, auto_previous_response_id=True)
+    assert (agents.asked, first.final_output) == (["Oslo"], READ_BY_MODEL)
+    again = await Runner.run(agents.agent, "thanks", previous_response_id=first.last_response_id)
     assert again.final_output == "thanks"
 
 
@@ -190,6 +220,12 @@ def test_langchain_calls_tools_and_goes_on(chat_model: ChatOpenAI) -> None:
     told = weather.invoke(call)
     assert isinstance(told, ToolMessage)
     assert bound.invoke([*messages, said, told]).text == READ_BY_MODEL
+
+
+def test_langchain_goes_on_from_a_response_that_is_kept(chat_model: ChatOpenAI) -> None:
+    first = chat_model.invoke("hello")
+    again = chat_model.invoke("thanks", previous_response_id=first.response_metadata["id"])
+    assert again.text == "thanks"
 
 
 def test_langchain_answers_in_a_type(chat_model: ChatOpenAI) -> None:

@@ -84,6 +84,7 @@ ROWS = (
     row("GET", "/v1/responses/{response_id}/input_items", ACMES_BATCH),
     row("DELETE", "/v1/responses/{response_id}", ACMES_BATCH),
     row("POST", "/v1/responses/{response_id}/cancel", ACMES_ASKING),
+    row("POST", "/v1/responses/compact", (NO_KEY, FORBIDDEN, REFUSED, FORBIDDEN, FORBIDDEN, REFUSED)),
     row("POST", "/v1/responses/input_tokens", ASKING, body={"input": "a"}),
     row("POST", "/v1/responses/input_tokens", ACMES_ASKING, body={"model": "{model}", "input": "a"}),
     row("POST", "/v1/embeddings", ASKING, body={"model": "echo", "input": "a"}),

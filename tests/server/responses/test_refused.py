@@ -84,6 +84,11 @@ def test_faults_are_named_as_this_api_names_them(api: Api, body: dict[str, Any],
     assert "messages" not in refusal.message and "response_format" not in refusal.message
 
 
+def test_conversations_are_not_compacted(api: Api) -> None:
+    reply = api.post("/v1/responses/compact", model="echo", input="hello")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unsupported_parameter")
+
+
 # --- counting
 
 
