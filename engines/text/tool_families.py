@@ -24,7 +24,8 @@ GRANITE4 = replace(HERMES, name="granite4", known_by=None)
 LLAMA3_JSON = ToolFormat(
     name="llama3_json",
     known_by=r'<\|python_tag\|>|"parameters": dictionary of argument name',
-    starts=("<|python_tag|>",),
+    starts=("<|python_tag|>", "<|python_start|>"),
+    ends=("<|python_end|>",),
     before='{"name": "',
     between='", "parameters": ',
     after="}",
@@ -128,6 +129,7 @@ DEEPSEEK_V3 = ToolFormat(
     separator="\n",
     last=DEEPSEEK_CALLS_END,
     head=Head(rf"function{DEEPSEEK_SEPARATOR}(?P<name>{NAME})\s*```(?:json)?\s*(?=\{{)", "{"),
+    ends_reasoning=True,
 )
 DEEPSEEK_V31 = ToolFormat(
     name="deepseek_v31",
@@ -141,6 +143,7 @@ DEEPSEEK_V31 = ToolFormat(
     separator="",
     last=DEEPSEEK_CALLS_END,
     head=Head(rf"(?P<name>{NAME}){DEEPSEEK_SEPARATOR}\s*(?=\{{)", "{"),
+    ends_reasoning=True,
 )
 KIMI_K2 = ToolFormat(
     name="kimi_k2",
@@ -158,6 +161,7 @@ KIMI_K2 = ToolFormat(
         "{",
     ),
     call_id="functions.{name}:{index}",
+    ends_reasoning=True,
 )
 
 # ---- each argument in tags
@@ -190,7 +194,7 @@ SEED_OSS = ToolFormat(
 )
 MINIMAX_M2 = ToolFormat(
     name="minimax_m2",
-    known_by="<minimax:tool_call>|minimax:tool_call",
+    known_by="<minimax:tool_call>",
     starts=("<minimax:tool_call>",),
     ends=("</minimax:tool_call>",),
     first="<minimax:tool_call>\n",
@@ -241,7 +245,7 @@ PYTHONIC = ToolFormat(
     head=PYTHON_HEAD,
     arguments=PYTHON,
 )
-LLAMA4_PYTHONIC = replace(PYTHONIC, name="llama4_pythonic", known_by=r"<\|python_start\|>|\[func_name1\(params_name1")
+LLAMA4_PYTHONIC = replace(PYTHONIC, name="llama4_pythonic", known_by=r"\[func_name1\(params_name1")
 LFM2 = ToolFormat(
     name="lfm2",
     known_by=r"<\|tool_call_start\|>",
@@ -272,7 +276,7 @@ GEMMA4 = ToolFormat(
     name="gemma4",
     known_by=r"<\|tool_call>",
     starts=("<|tool_call>",),
-    ends=("<tool_call|>",),
+    ends=("<tool_call|>", "<|tool_response>"),  # the latter is where the model stops for the result
     before="<|tool_call>call:",
     between="{",
     after="<tool_call|>",

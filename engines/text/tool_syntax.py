@@ -92,6 +92,8 @@ class ToolFormat:
     channels: bool = False
     """Every part of an answer has a header that tells what it is: OpenAI's harmony. `server.model.channels` reads
     it."""
+    ends_reasoning: bool = False
+    """The model begins its calls within its reasoning, too, without an end of that."""
     native: bool = True
     """The chat template shows calls to the model. Otherwise we do: see `tool_messages`."""
     shows_tools: bool = True

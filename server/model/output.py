@@ -152,7 +152,10 @@ class OutputPlan:
         if self.channels is not None:
             offered = None if self.form is None else schemas
             return ChannelParser(offered, reasons=self.reasoning is not None, parallel=self.tools.parallel)
-        reasoning = ReasoningParser(self.reasoning, is_open=self.reasoning_open) if self.reasoning is not None else None
+        before = self.form.starts if self.form is not None and self.form.ends_reasoning else ()
+        reasoning = (
+            ReasoningParser(self.reasoning, is_open=self.reasoning_open, before=before) if self.reasoning else None
+        )
         if self.form is None:
             return OutputParser(reasoning)
         return OutputParser(reasoning, CallParser(self.form, schemas, parallel=self.tools.parallel))

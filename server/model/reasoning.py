@@ -3,7 +3,7 @@
 from enum import Enum, auto
 
 from engines.text.reasoning_formats import ReasoningFormat
-from server.model.markers import beginning_of
+from server.model.markers import beginning_of_any, first_of
 
 
 class Phase(Enum):
@@ -16,10 +16,11 @@ class Phase(Enum):
 class ReasoningParser:
     """Splits the text of an answer into reasoning and content. Line breaks around the reasoning belong to neither."""
 
-    def __init__(self, form: ReasoningFormat, *, is_open: bool) -> None:
+    def __init__(self, form: ReasoningFormat, *, is_open: bool, before: tuple[str, ...] = ()) -> None:
         """`is_open`: the prompt opened the block (`ReasoningFormat.is_open`). Else only an answer that begins with the
-        tag has reasoning."""
+        tag has reasoning. `before`: markers of content, before which the block ends though no tag says so."""
         self._form = form
+        self._before = before
         self._pending = ""
         self._phase = Phase.INSIDE if is_open else Phase.BEFORE
         self._started = False  # some reasoning has been returned
@@ -54,11 +55,13 @@ class ReasoningParser:
     def _reasoning(self, last: bool) -> str:
         if not self._started:
             self._pending = self._pending.lstrip("\n")
-        text, end, rest = self._pending.partition(self._form.end)
+        ends, text = (self._form.end, *self._before), self._pending
+        position, end = first_of(ends, text)
         if end:
+            rest = text[position:] if end in self._before else text[position + len(end) :]
             self._phase, self._pending = Phase.GAP, rest
-            return text.rstrip("\n")
-        self._pending = "" if last else beginning_of(self._form.end, text, "\n")
+            return text[:position].rstrip("\n")
+        self._pending = "" if last else beginning_of_any(ends, text, "\n")
         text = text[: len(text) - len(self._pending)]
         self._started = self._started or bool(text)
         return text

@@ -6,8 +6,9 @@ from engines.params.parsers import ReasoningParserName
 from engines.text.reasoning_formats import find_reasoning_format
 from engines.text.tool_families import HERMES
 from server.model.call_parser import CallParser
-from server.model.output import OutputParser
+from server.model.output import OutputParser, find_output_format
 from server.model.reasoning import ReasoningParser
+from server.model.tools import read_tools
 from tests.server.openai.outputs import calls, content, cut, parse, reasoning
 
 QWEN3 = "{%- if '</think>' in content %}...{% endif %}<|im_start|>assistant\n"
@@ -90,6 +91,17 @@ def test_calls_come_after_reasoning_and_calls_within_it_are_no_calls() -> None:
         assert reasoning(deltas) == f"I could write {call}."
         assert calls(deltas) == [("add", '{"a": 1}')]
         assert content(deltas) == ""
+
+
+def test_kimi_may_call_in_the_midst_of_its_reasoning() -> None:
+    call = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    )
+    form = find_output_format(QWEN3, {}, tool_call_parser="kimi_k2")
+    plan = form.plan(read_tools([{"type": "function", "function": {"name": "add"}}]), None, "<think>")
+    for pieces in ([f"I add.\n{call}"], *(cut(f"I add.\n{call}", seed) for seed in range(20))):
+        deltas = parse(plan.parser(), pieces)
+        assert (reasoning(deltas), content(deltas), calls(deltas)) == ("I add.", "", [("add", "{}")])
 
 
 def test_a_parser_for_neither_hands_the_text_through() -> None:
