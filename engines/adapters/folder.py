@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -43,6 +44,7 @@ class _Config(BaseModel):
     use_rslora: bool = False
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
 
     # Served only where they are off.
     use_dora: Any = False
@@ -83,6 +85,7 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
     linears, embeddings, saved = _sort_tensors(config, shapes, support)
+    _check_saved(config, saved)
     modules = [*linears.values(), *embeddings.values()]
     rank = max((module.rank for module in modules), default=0)
     if rank > support.max_rank:
@@ -114,7 +117,8 @@ def content_hash(folder: Path) -> str:
     """Hex digest of what determines the outputs of an adapter that has been read: its settings, its weights, and the
     chat template that it brings."""
     config = _parse(_read_config(folder))
-    digest = hashlib.sha256(config.model_dump_json(exclude={"base_model_name_or_path"}).encode())
+    names = {"base_model_name_or_path", "modules_to_save"}  # the weights say which modules those are
+    digest = hashlib.sha256(config.model_dump_json(exclude=names).encode())
     with (folder / WEIGHTS).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -274,6 +278,14 @@ class _ByPattern(Generic[Number]):
         except TimeoutError:
             raise InvalidAdapter(f"{self._field} takes too long to match", param=self._field) from None
         return self._default
+
+
+def _check_saved(config: _Config, saved: Collection[str]) -> None:
+    """Refuse an adapter that lacks a module which was trained as a whole: the base model's would be in its place."""
+    for module in config.modules_to_save or ():
+        if not any(f".{path}".endswith(f".{module}") for path in saved):
+            message = f"modules_to_save names {module[:200]!r}, of which {WEIGHTS} holds no weights"
+            raise InvalidAdapter(message, param="modules_to_save")
 
 
 def _saved_path(name: str, shape: tuple[int, ...], support: AdapterSupport) -> str:

@@ -55,6 +55,8 @@ async def receive(
         if content is None:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
         _check(fields, filename, purposes)
+        if not content.stored.bytes:
+            raise InvalidRequest("The file is empty.", param="file", code="empty_file")
         file = content.as_file(fields.purpose, filename, owner=owner, expires_after=_seconds(fields))
         await files.keep_within_quota(file)
     return file

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import ColumnElement
 
-from engines.errors import InvalidRequest, NotFound
+from engines.errors import Conflict, InvalidRequest, NotFound
 from server.fine_tuning.body import CreateFineTuningJob
 from server.fine_tuning.create import CreatorDep
 from server.fine_tuning.record import FineTuning
@@ -55,8 +55,13 @@ async def get_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: Ac
 
 @router.post("/{fine_tuning_job_id}/cancel")
 async def cancel_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
+    """What has ended already is a 400, as OpenAI has it."""
     await _get(jobs, fine_tuning_job_id, access)
-    return await _to_wire(jobs, await jobs.cancel(fine_tuning_job_id, access))
+    try:
+        job = await jobs.cancel(fine_tuning_job_id, access)
+    except Conflict as error:
+        raise InvalidRequest(error.message, param="fine_tuning_job_id", code=error.code) from None
+    return await _to_wire(jobs, job)
 
 
 @router.post("/{fine_tuning_job_id}/pause")

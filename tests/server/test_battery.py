@@ -118,7 +118,7 @@ def client(echo_url: str) -> Iterator[Client]:
             ("/v1/batches", "input_file_id", "batch"),
             ("/v1/fine_tuning/jobs", "training_file", "fine-tune"),
         ):
-            upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"")}}
+            upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"{}")}}
             VALID[path][field] = client.post("/v1/files", **upload).json()["id"]
         yield client
         assert client.get("/ready").status_code == 200

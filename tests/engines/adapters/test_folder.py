@@ -299,6 +299,18 @@ def test_a_tensor_that_has_no_place_in_the_model_is_refused(tmp_path: Path, name
     assert refused(write_adapter(tmp_path, tensors=tensors)).param == param
 
 
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens", "head"])
+def test_a_module_that_is_to_be_replaced_and_is_not_there_is_refused_by_name(tmp_path: Path, module: str) -> None:
+    tensors = lora_tensors() | {f"{PREFIX}lm_head.weight": np.zeros(ECHO.embeddings[EMBEDDING], np.float32)}
+    without = write_adapter(tmp_path / "without", modules_to_save=[module])
+    assert refused(without).param == "modules_to_save" and repr(module) in refused(without).message
+    folder = write_adapter(tmp_path / "with", tensors=tensors, modules_to_save=[module])
+    if module == "lm_head":
+        assert read_adapter(folder, ECHO).saved == {"lm_head": f"{PREFIX}lm_head.weight"}
+    else:
+        assert refused(folder).param == "modules_to_save"
+
+
 def test_an_output_head_cannot_be_replaced_where_the_engine_does_not_say_so(tmp_path: Path) -> None:
     vocabulary, hidden = ECHO.embeddings[EMBEDDING]
     tensors = {f"{PREFIX}lm_head.weight": np.zeros((vocabulary, hidden), np.float32)}

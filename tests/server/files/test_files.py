@@ -100,9 +100,9 @@ def test_the_digest_of_a_content_is_kept_beside_it(api: Api) -> None:
     assert digest == hashlib.sha256(content).hexdigest()
 
 
-def test_an_empty_file_is_a_file(api: Api) -> None:
-    file = api.client.files.create(file=("a.jsonl", b""), purpose="fine-tune")
-    assert (file.bytes, api.client.files.content(file.id).content) == (0, b"")
+def test_an_empty_file_is_refused(api: Api) -> None:
+    error = api.refused(api.upload(content=b"", purpose="fine-tune"))
+    assert (error["param"], error["code"]) == ("file", "empty_file")
 
 
 def test_the_order_of_a_form_does_not_matter(api: Api) -> None:

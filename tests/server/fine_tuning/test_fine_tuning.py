@@ -167,7 +167,7 @@ def test_a_cancelled_job_has_no_model(api: TrainingApi) -> None:
         pass
     job = api.fine_tuning.move(job["id"], "cancel").json()
     assert (job["status"], job["fine_tuned_model"], job["error"]) == ("cancelled", None, None)
-    assert api.fine_tuning.move(job["id"], "cancel").status_code == 409
+    assert api.fine_tuning.move(job["id"], "cancel").status_code == 400
     assert api.fine_tuning.move(job["id"], "resume").status_code == 409
     assert f"{job['id'].removeprefix('ftjob-')}" not in [name.split(":")[-1] for name in api.models()]
 
