@@ -38,7 +38,7 @@ def to_conversation(
     """What the chat template gets to see."""
     if body.documents and "documents" not in model.renderer.template:
         raise UnsupportedParameter("This model's chat template shows it no documents.", param="documents")
-    ready = model.renderer.messages([*with_tool_calls(message.model_dump(exclude_unset=True) for message in messages)])
+    ready = model.renderer.messages([*with_tool_calls(message.model_dump(exclude_none=True) for message in messages)])
     definitions = [tool.definition for tool in tools.tools]
     ready, shown = for_template(ready, definitions, model.output_format.tools, model.renderer.template)
     return Conversation(

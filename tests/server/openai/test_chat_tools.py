@@ -144,6 +144,19 @@ def test_the_template_shows_the_tools_and_the_calls_made(api: Api) -> None:
     assert '"get_weather"' in prompt and CALL in prompt and "sunny" in prompt
 
 
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": "{}"}])
+def test_a_call_that_comes_back_without_arguments_has_none(api: Api, arguments: dict[str, Any]) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "get_time"} | arguments}
+    messages = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "noon"},
+    ]
+    answer = api.chat(messages=messages, return_token_ids=True)
+    prompt = bytes(token for token in answer["prompt_token_ids"] if token < 256).decode()
+    assert TIME_CALL in prompt
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
