@@ -6,7 +6,9 @@ from typing import Any
 
 from engines.errors import InvalidRequest
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+MAX_NAME = 128
+"""Anthropic's; OpenAI has 64."""
+NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_NAME}}}")
 
 
 def as_object(value: Any, known: Collection[str], param: str) -> dict[str, Any]:
@@ -35,7 +37,9 @@ def as_string(value: Any, param: str) -> str:
 
 def as_name(value: Any, param: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise InvalidRequest(f"Expected 1 to 64 of the characters a-z A-Z 0-9 _ -, got {shown(value)}", param=param)
+        raise InvalidRequest(
+            f"Expected 1 to {MAX_NAME} of the characters a-z A-Z 0-9 _ -, got {shown(value)}", param=param
+        )
     return value
 
 

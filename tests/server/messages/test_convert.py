@@ -11,6 +11,7 @@ from server.messages.convert import to_chat
 from server.messages.schema import CountRequest, MessageRequest
 from server.messages.signatures import hide
 from server.messages.words import in_own_words
+from server.model.tools import read_tools
 from server.openai.schema import ChatRequest
 
 USER = {"role": "user", "content": "hi"}
@@ -179,6 +180,7 @@ def test_a_tool_is_a_function() -> None:
     }
     assert chat.tools == [{"type": "function", "function": function}]
     assert converted(tools=[]).tools is None
+    assert read_tools(converted(tools=[{**WEATHER, "name": "mcp__" + "a" * 123}]).tools).tools
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,7 @@ def test_sampling_goes_over() -> None:
     chat = converted(temperature=0.5, top_p=0.9, top_k=5, stop_sequences=["x"], stream=True)
     assert (chat.temperature, chat.top_p, chat.top_k, chat.stop, chat.stream) == (0.5, 0.9, 5, ["x"], True)
     plain = converted(stop_sequences=[])
+    assert not converted(stop_sequences=[""]).stop
     assert plain.model_fields_set == {"model", "messages", "stream"}
 
 
@@ -247,7 +250,8 @@ def test_a_format_of_the_output_is_a_schema_that_it_keeps_to(place: str) -> None
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": None}, "max_tokens"),
         ({"temperature": 2.5}, "temperature"),
-        ({"stop_sequences": [""]}, "stop_sequences[0]"),
+        ({"stop_sequences": ["a" * 1025]}, "stop_sequences[0]"),
+        ({"stop_sequences": ["a"] * 65}, "stop_sequences"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"output_config": {"effort": "huge"}}, "output_config.effort"),

@@ -78,7 +78,7 @@ def deep(levels: int) -> dict[str, Any]:
         ([function(surprise=1)], None, "tools[0].function.surprise"),
         ([function("has space")], None, "tools[0].function.name"),
         ([function("")], None, "tools[0].function.name"),
-        ([function("a" * 65)], None, "tools[0].function.name"),
+        ([function("a" * 129)], None, "tools[0].function.name"),
         ([function("né")], None, "tools[0].function.name"),
         ([function(None)], None, "tools[0].function.name"),
         ([function(), function()], None, "tools[1].function.name"),
