@@ -4,15 +4,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-import orjson
 from fastapi import Request, Response
 
 from server.http.settings import HttpSettings
-from server.http.sse import stream_events, until_disconnect
 from server.inference.inference import Inference
 from server.model.served import ServedModel
 from server.openai.answer import Answer
-from server.openai.pipeline import Endpoint, begin
+from server.openai.pipeline import Endpoint, begin, send
 from server.openai.schema import ChatRequest
 from server.responses.background import Background, Run
 from server.responses.context import Context
@@ -41,10 +39,7 @@ class Creation:
         on_end = keep if store else lambda _: None
         endpoint = responses.endpoint(self.body, self.model, store=store, on_end=on_end)
         answer = await self._begin(endpoint, request.state.answered)
-        if self.body.stream:
-            return await stream_events(request, answer.stream, keep_alive=http.keep_alive_seconds, style=answer.events)
-        whole = await until_disconnect(request, answer.whole())
-        return Response(orjson.dumps(whole), media_type="application/json")
+        return await send(answer, request, http, stream=self.body.stream)
 
     async def begin_in(self, background: Background) -> Run:
         """The response, kept and begun. What is refused has been refused by then."""
