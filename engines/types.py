@@ -33,6 +33,8 @@ class Structured:
     a grammar in Lark or GBNF syntax ("grammar"), or "" ("json_object")."""
     lenient: bool = False
     """Leave out what cannot be enforced of a schema, instead of refusing it."""
+    rules: str = ""
+    """A grammar in Lark for JSON of this kind with white space between its parts, where `grammar_check` made one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,8 @@ def to_llguidance(structured: Structured, *, spelled: Iterable[str] = ()) -> str
     if any(text in structured.value for text in spelled):
         # The compiler would tokenize the text it can foresee, find the single token, and then refuse it as a marker.
         return to_lark(structured)
+    if structured.rules:
+        return LLMatcher.grammar_from_lark(structured.rules)
     if structured.kind in ("json_schema", "json_object"):
         return LLMatcher.grammar_from_json_schema(_schema(structured))
     return LLMatcher.grammar_from_lark(LARK_WRITERS[structured.kind](structured.value))
@@ -67,6 +69,8 @@ def to_lark(structured: Structured) -> str:
 
 def to_lark_rule(structured: Structured) -> str:
     """Return the same as an expression for the right-hand side of a rule in a larger Lark grammar."""
+    if structured.rules:
+        return lark_rule(structured.rules)
     if structured.kind in ("json_schema", "json_object"):
         return f"%json {_schema(structured)}"
     return lark_rule(LARK_WRITERS[structured.kind](structured.value))
@@ -147,14 +151,14 @@ def json_options(*, lenient: bool) -> "JsonCompileOptions":
 
 
 def with_white_space(structured: Structured) -> Structured | None:
-    """The same for JSON that may be laid out in lines; None where it stays in one, or is no JSON.
+    """The same with rules for JSON that may be laid out in lines; None where it stays in one, or is no JSON.
 
-    What it describes is what the constraint describes, and may fail to compile where this does not.
+    It may fail to compile where the constraint does not.
     """
     if structured.kind not in ("json_schema", "json_object"):
         return None
     rules = schema_rules(_plain_schema(structured), json_options(lenient=structured.lenient))
-    return None if rules is None else Structured(kind="grammar", value=rules)
+    return None if rules is None else replace(structured, rules=rules)
 
 
 def schema_rules(schema: dict[str, Any], options: "JsonCompileOptions") -> str | None:

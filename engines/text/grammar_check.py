@@ -32,16 +32,21 @@ KEPT = 128
 
 
 def validate(structured: Structured, param: str | None = None) -> Structured:
-    """The constraint as engines take it: GBNF is Lark then, and most schemas, with rules for white space. Raises
+    """The constraint as engines take it: GBNF is Lark then, and most schemas have rules for white space. Raises
     InvalidRequest, naming `param`, unless an engine can enforce it; QueueFull where the machine is too busy to tell.
 
     Bounded in time and memory. What people write takes a millisecond or, where it might take the compiler long, a
     tenth of a second the first time; the worst takes seconds: call it in a thread.
     """
+    return validated(structured, param)[0]
+
+
+def validated(structured: Structured, param: str | None = None) -> tuple[Structured, tuple[str, ...]]:
+    """The same, with the keywords of a lenient schema that are not enforced."""
     verdict = verdict_of(structured) if is_quick(structured) else _VERDICTS.of(structured)
     if verdict.refusal is not None:
         raise InvalidRequest(verdict.refusal, param=param)
-    return verdict.written or structured
+    return verdict.written or structured, verdict.left_out
 
 
 def is_quick(structured: Structured) -> bool:
@@ -95,4 +100,5 @@ def _verdict_within_limits(text: bytes, structured: Structured) -> Verdict:
     if child.returncode:
         return Verdict(grammar_problem.refusal(structured.kind, "it is too complex"), None)
     said = json.loads(child.stdout)
-    return Verdict(said["refusal"], None if said["written"] is None else Structured(**said["written"]))
+    written = None if said["written"] is None else Structured(**said["written"])
+    return Verdict(said["refusal"], written, tuple(said["left_out"]))

@@ -2,10 +2,11 @@
 
 As a program, within limits: `python -m engines.text.grammar_problem < CONSTRAINT`. The constraint is a JSON object of
 the fields of `Structured`. What is written is a JSON object: `refusal`, why it cannot be enforced or null, and
-`written`, what engines get in its place, or null where they get that.
+`written`, what engines get in its place, or null where they get that; and `left_out`, keywords that are not enforced.
 """
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,6 +28,8 @@ class Verdict:
     """Why no engine can enforce the constraint."""
     written: Structured | None
     """What engines get in its place, where that is something else."""
+    left_out: tuple[str, ...] = ()
+    """Keywords of its schema that are not enforced."""
 
 
 def verdict_of(structured: Structured) -> Verdict:
@@ -34,12 +37,20 @@ def verdict_of(structured: Structured) -> Verdict:
     try:
         written = without_gbnf(structured)
         problem = _refusal_of(written)
+        left_out = _left_out(written) if problem is None and written.lenient else ()
         spread = with_white_space(written) if problem is None else None
     except InvalidRequest as error:
         return Verdict(error.message, None)
     if spread is not None and _refusal_of(spread) is None:
         written = spread
-    return Verdict(problem, None if written == structured else written)
+    return Verdict(problem, None if written == structured else written, left_out)
+
+
+def _left_out(structured: Structured) -> tuple[str, ...]:
+    warnings = " ".join(_warnings(to_llguidance(structured)))
+    keywords = [word for words in re.findall(r"Unimplemented keys: \[(.*?)\]", warnings) for word in words.split(", ")]
+    keywords += ["oneOf"] * ("oneOf not fully supported" in warnings) + ["format"] * ("Unknown format" in warnings)
+    return tuple(sorted({keyword.strip('"') for keyword in keywords}))
 
 
 def _refusal_of(structured: Structured) -> str | None:
@@ -60,9 +71,14 @@ def _compile_problem(grammar: str) -> str | None:
     return messages[0].replace("Unimplemented keys:", "keywords that cannot be enforced:") if failed else None
 
 
+def _warnings(grammar: str) -> list[str]:
+    warnings: list[str] = LLMatcher.validate_grammar_with_warnings(grammar, limits=parser_limits())[1]
+    return warnings
+
+
 def _first_step_problem(grammar: str) -> str | None:
     """Say why a well-formed grammar cannot be run: some show it only with the first token."""
-    if LLMatcher.validate_grammar_with_warnings(grammar)[1]:
+    if any("no tokenizer" in warning for warning in _warnings(grammar)):
         return None  # It names tokens of the model's vocabulary, which only the engine knows.
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
     mask = matcher.compute_bitmask()

@@ -39,7 +39,12 @@ class Asked:
 
 
 async def read_structured(body: GenerationFields, pools: Pools) -> Structured | None:
-    """What `response_format` and `structured_outputs` ask for, checked."""
+    """What `response_format` and `structured_outputs` ask for, checked; what of it cannot be enforced is told."""
     if body.response_format is None and body.structured_outputs is None:
         return None
-    return await check(await pools.text.run(read_constraint, body.response_format, body.structured_outputs), pools)
+    constraint = await pools.text.run(read_constraint, body.response_format, body.structured_outputs)
+    checked = await check(constraint, pools)
+    if checked is None:
+        return None
+    body.ignored.add(*checked.left_out)
+    return checked.structured

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: messages in, one answer or several out, whole or in chunks."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -52,7 +53,8 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
     structured = await read_structured(body, pools)
     constrained = structured is not None or tools.mode != "none"
     plan = await pools.text.run_long(constrained, model.output_format.plan, tools, structured, prompt.text)
-    await check(plan.unchecked, pools)
+    if (checked := await check(plan.unchecked, pools)) is not None:
+        plan = replace(plan, structured=checked.structured)
     body.ignored.add(*without_effect(body, plan, model))
     return Asked(
         prompts=[prompt],

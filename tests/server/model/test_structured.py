@@ -7,7 +7,6 @@ import pytest
 
 from engines.errors import InvalidRequest
 from engines.types import Structured
-from server.model.structured import read_constraint
 from tests.server.openai.outputs import read_structured
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -23,11 +22,12 @@ def test_nothing_asked_is_nothing_constrained() -> None:
 
 
 def test_each_way_to_ask_has_its_constraint() -> None:
-    assert read_constraint({"type": "json_object"}).structured == Structured(kind="json_object", value="")
-    schema = read_constraint(json_schema(strict=True, description="An answer")).structured
+    free = read_structured({"type": "json_object"})
+    assert (free.kind, free.value) == ("json_object", "")
+    schema = read_structured(json_schema(strict=True, description="An answer"))
     assert (schema.kind, json.loads(schema.value)) == ("json_schema", SCHEMA)
-    assert read_constraint(None, {"json": SCHEMA}).structured == schema
-    assert read_constraint(None, {"json": json.dumps(SCHEMA)}).structured == schema
+    assert read_structured(None, {"json": SCHEMA}) == schema
+    assert read_structured(None, {"json": json.dumps(SCHEMA)}) == schema
     assert read_structured(None, {"regex": "a+"}) == Structured(kind="regex", value="a+")
     assert read_structured(None, {"choice": ["a", "b"]}) == Structured(kind="choice", value='["a", "b"]')
     assert read_structured(None, {"grammar": 'start: "a"'}) == Structured(kind="grammar", value='start: "a"')

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -62,9 +63,7 @@ def plan(
     template, tokens = MODELS[model]
     form = find_output_format(template + (THINKS if thinks else ""), tokens)
     answer = form.plan(read_tools(tools, choice, parallel), read_structured(response_format), prompt)
-    if answer.unchecked is not None:
-        answer.unchecked.checked()
-    return answer
+    return answer if answer.unchecked is None else replace(answer, structured=answer.unchecked.checked().structured)
 
 
 def grammar(answer: OutputPlan) -> str:
@@ -342,6 +341,13 @@ def test_a_strict_tool_whose_schema_cannot_be_enforced_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="uniqueItems") as refusal:
         plan("hermes as text", tools=tool(BEYOND, strict=True))
     assert refusal.value.param == "tools[0].function.parameters"
+
+
+def test_an_optional_argument_that_nothing_fits_is_left_out() -> None:
+    impossible = {"type": "object", "properties": {"a": {"type": "object", "enum": ["x"]}, "b": {"type": "boolean"}}}
+    text = grammar(plan("llama", tools=tool(impossible, strict=False)))
+    assert accepts(text, '{"name": "f", "parameters": {"b": true}}')
+    assert not accepts(text, '{"name": "f", "parameters": {"a": "x"}}')
 
 
 def test_a_lax_tool_is_bound_by_the_rest_of_its_schema() -> None:

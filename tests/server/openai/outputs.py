@@ -13,7 +13,7 @@ from server.model.structured import read_constraint
 def read_structured(response_format: Any, structured_outputs: Any = None) -> Structured | None:
     """What the two fields ask for, checked."""
     constraint = read_constraint(response_format, structured_outputs)
-    return None if constraint is None else constraint.checked()
+    return None if constraint is None else constraint.checked().structured
 
 
 def parse(parser: AnswerParser, pieces: Iterable[str]) -> list[Delta]:

@@ -491,6 +491,18 @@ def test_constraints_that_the_engine_lacks_are_refused_by_name_and_kind(
     assert kind in refusal.message and not engine.requests
 
 
+def test_what_of_a_schema_cannot_be_enforced_is_told(recording: Api) -> None:
+    items = {"anyOf": [{"type": "string", "format": "path"}, {"not": {}}]}
+    schema = {"type": "array", "uniqueItems": True, "items": items}
+    given = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    messages = [{"role": "user", "content": "[]"}]
+    body = {"model": "echo", "messages": messages, "response_format": given}
+    told = recording.http.post("/v1/chat/completions", json=body).headers["x-ignored-fields"]
+    assert told.split(",") == [
+        f"response_format.json_schema.schema.{word}" for word in ("format", "not", "uniqueItems")
+    ]
+
+
 def test_an_engine_without_constraints_answers_what_needs_none(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=RecordingEngine(structured=frozenset()))
     api.chat(response_format={"type": "text"})
