@@ -49,6 +49,7 @@ Stops = Annotated[StopList, BeforeValidator(_without_empty, json_schema_input_ty
 TokenId = Annotated[str, Field(max_length=16)]
 """A token id as the key of an object."""
 Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[dict[TokenId, Bias], Field(fail_fast=True, max_length=MAX_LISTED)]
 
 
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
@@ -65,9 +66,7 @@ class GenerationFields(TruncationFields):
     top_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     presence_penalty: float = Field(0, ge=-2, le=2)
-    logit_bias: Annotated[dict[TokenId, Bias], Field(fail_fast=True, max_length=MAX_LISTED)] = Field(
-        default_factory=dict
-    )
+    logit_bias: LogitBias = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: Stops | None = None
     stream: bool = False

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from server.http.body import Items, Metadata, RequestBody
 from server.http.field_limits import Json, Name, Options, Text
-from server.openai.schema import INT64, Bias, CacheSalt, Stops, StreamOptions, TokenId
+from server.openai.schema import INT64, CacheSalt, LogitBias, Stops, StreamOptions
 from server.responses.items import Input
 
 Included = Literal[
@@ -40,6 +40,12 @@ class ConversationFields(RequestBody):
 
 class PromptFields(RequestBody):
     """What makes the prompt of a response: the same where it is answered and where it is counted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": [name]} for name in ("input", "previous_response_id", "conversation")]
+        }
+    )
 
     model: Name
     input: Input | None = None
@@ -99,7 +105,7 @@ class ResponsesRequest(PromptFields):
     repetition_penalty: float | None = Field(None, gt=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Bias] | None = None
+    logit_bias: LogitBias | None = None
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: Stops | None = None
     min_tokens: int | None = Field(None, ge=0)

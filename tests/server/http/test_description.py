@@ -16,6 +16,8 @@ WITHOUT_BODY = {
     "/sleep",
     "/wake_up",
     "/v1/batches/{batch_id}/cancel",
+    "/v1/responses/compact",
+    "/v1/responses/{response_id}/cancel",
     *(f"/v1/jobs/{{job_id}}/{verb}" for verb in ("cancel", "pause", "resume", "retry")),
     *(f"/v1/fine_tuning/jobs/{{fine_tuning_job_id}}/{verb}" for verb in ("cancel", "pause", "resume")),
 }
