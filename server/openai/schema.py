@@ -20,6 +20,8 @@ MAX_STOPS = 64
 """vLLM has no limit, OpenAI 4."""
 MAX_STOP = 1024
 """Characters of a stop string."""
+MAX_STOPS_TOGETHER = 8192
+"""Characters of all of them: the table that they are searched with has a state for each, made in a few microseconds."""
 MAX_LISTED = 1024
 """Entries of `logit_bias`, `bad_words` and `stop_token_ids`."""
 MAX_ALLOWED = 16_384
@@ -43,9 +45,19 @@ def _without_empty(value: Any) -> Any:
     return [each for each in listed if each != ""] if isinstance(listed, list) else listed
 
 
+def _not_too_long(stops: list[str]) -> list[str]:
+    if (length := sum(map(len, stops))) > MAX_STOPS_TOGETHER:
+        raise ValueError(f"Stop strings should have at most {MAX_STOPS_TOGETHER} characters together, not {length}")
+    return stops
+
+
 Stop = Annotated[str, Field(max_length=MAX_STOP)]
 StopList = Annotated[Items[Stop], Field(max_length=MAX_STOPS)]
-Stops = Annotated[StopList, BeforeValidator(_without_empty, json_schema_input_type=Stop | StopList)]
+Stops = Annotated[
+    StopList,
+    BeforeValidator(_without_empty, json_schema_input_type=Stop | StopList),
+    AfterValidator(_not_too_long),
+]
 TokenId = Annotated[str, Field(max_length=16)]
 """A token id as the key of an object."""
 Bias = Annotated[float, Field(ge=-100, le=100)]

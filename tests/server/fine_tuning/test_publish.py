@@ -67,10 +67,15 @@ def test_what_is_no_adapter_for_the_served_model_is_not_published(api: TrainingA
 
 
 def test_such_a_job_succeeds_where_its_adapter_cannot_be_served_and_says_why(api: TrainingApi, tmp_path: Path) -> None:
-    api.plan(adapter=str(write_adapter(tmp_path / "large", rank=17)))
-    job = run_job(api)
-    assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, None)
-    assert any("cannot be served: rank 17" in message for message in events_of(api, job))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"rank": 17}, "rank 17"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head'"),
+    ]
+    for number, (adapter, reason) in enumerate(wrong):
+        api.plan(adapter=str(write_adapter(tmp_path / str(number), **adapter)))
+        job = run_job(api)
+        assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, None)
+        assert any(f"cannot be served: {reason}" in message for message in events_of(api, job))
 
 
 def test_a_model_is_published_once_where_the_database_went_away_at_the_end(

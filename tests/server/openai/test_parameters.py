@@ -310,6 +310,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"seed": 2**63}, "seed"),
     ({"stop": ["a"] * 65}, "stop"),
+    ({"stop": ["a" * 1000] * 9}, "stop"),
     ({"stop": 5}, "stop"),
     ({"logit_bias": {"65": 101}}, "logit_bias.65"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
