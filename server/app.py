@@ -29,12 +29,14 @@ from server.inference.inference import Inference
 from server.inference.rate_limits import RATE_LIMIT_HEADERS
 from server.jobs import routes as job_routes
 from server.jobs.jobs import Jobs
+from server.kept import completion_routes
 from server.kept.kept import Kept
 from server.messages import routes as message_routes
 from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
 from server.pools import Pools
+from server.responses import conversations
 from server.responses import routes as response_routes
 from server.responses.background import Background
 from server.store.database import Database
@@ -43,12 +45,14 @@ from server.tasks import Tasks
 ROUTERS = (
     operations.router,
     chat.router,
+    completion_routes.router,
     completions.router,
     message_routes.router,
     models.router,
     embeddings.router,
     tokenization.router,
     response_routes.router,
+    conversations.router,
     adapter_routes.router,
     file_routes.router,
     batch_routes.router,

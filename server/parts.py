@@ -105,7 +105,14 @@ def make_parts(
         gpu_memory=params.job_gpu_memory,
         validation_timeout=params.job_validation_timeout,
     )
-    kept = Kept(database, reserve, _kept_limits(params), registry, prefix=PREFIX)
+    kept = Kept(
+        database,
+        reserve,
+        _kept_limits(params),
+        registry,
+        prefix=PREFIX,
+        keep_completions=params.keep_completions,
+    )
     # 3. What routes do with several of them.
     http = HttpSettings(
         max_body_bytes=int(params.max_body_size * MIB),
@@ -120,6 +127,7 @@ def make_parts(
         reserve,
         model,
         inference,
+        kept.completions,
         tasks,
         refuse_unknown=http.refuse_unknown,
         max_line_bytes=http.max_body_bytes,
@@ -146,6 +154,7 @@ def make_parts(
         files,
         kept,
         kept.responses,
+        kept.completions,
         kept.conversations,
         jobs,
         sources,

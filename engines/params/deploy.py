@@ -90,6 +90,9 @@ class ServerParams(Params):
     refused with status 429. Without keys: all files together."""
     max_files_size: Annotated[float, About(DEPLOY)] = Field(100, ge=0)
     """GiB that these files may have together."""
+    keep_completions: Annotated[bool, About(DEPLOY)] = False
+    """Keep the chat completions that are asked for with `store: true`, to be looked at, and made training data of, at
+    `/v1/chat/completions`. Unless given, `store` has no effect."""
     kept_days: Annotated[float, About(DEPLOY)] = Field(30, gt=0)
     """Days for which responses are kept, chat completions with `store`, and conversations after their last item."""
     max_kept: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)

@@ -16,11 +16,13 @@ from server.http.body import RequestBody, parse_object
 from server.http.errors import error_body, error_status
 from server.http.keys.caller import Caller
 from server.inference.inference import Inference
+from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
 from server.openai import embeddings
 from server.openai.chat import CHAT
 from server.openai.completions import COMPLETIONS
 from server.openai.embeddings import EmbeddingsBody
+from server.openai.keeping import keeping
 from server.openai.pipeline import Body, Endpoint, admit
 from server.openai.schema import ChatRequest, CompletionRequest
 
@@ -39,42 +41,38 @@ class Reply:
     body: dict[str, Any]
 
 
-async def answer(
-    caller: Caller,
-    model: ServedModel,
-    inference: Inference,
-    endpoint: str,
-    body: dict[str, Any],
-    *,
-    refuse_unknown: bool = False,
-) -> Reply:
-    """The answer to one request of `caller`, be it an error. Waits while the engine cannot take it. Unknown fields are
-    refused or ignored; there is no header to tell of them.
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Who asks, what answers, and where answers are kept."""
+
+    caller: Caller
+    model: ServedModel
+    inference: Inference
+    kept: KeptCompletions
+    refuse_unknown: bool = False
+    """Whether unknown fields are refused, or ignored: there is no header to tell of them."""
+
+
+async def answer(by: Answering, endpoint: str, body: dict[str, Any]) -> Reply:
+    """The answer to one request, be it an error. Waits while the engine cannot take it.
 
     Raises RateLimited where the caller may ask it only later.
     """
     request_id = f"req-{uuid.uuid4().hex}"
     with about(request_id):
-        parse = partial(parse_object, BODIES[endpoint], body, refuse_unknown=refuse_unknown)
-        return await _answer(caller, model, inference, endpoint, parse, request_id)
+        parse = partial(parse_object, BODIES[endpoint], body, refuse_unknown=by.refuse_unknown)
+        return await _answer(by, endpoint, parse, request_id)
 
 
-async def _answer(
-    caller: Caller,
-    model: ServedModel,
-    inference: Inference,
-    endpoint: str,
-    parse: Callable[[], RequestBody],
-    request_id: str,
-) -> Reply:
+async def _answer(by: Answering, endpoint: str, parse: Callable[[], RequestBody], request_id: str) -> Reply:
     failures = 0
     while True:
         try:
-            inference.lifecycle.check_ready()
-            if inference.engine.stats().waiting:
+            by.inference.lifecycle.check_ready()
+            if by.inference.engine.stats().waiting:
                 raise QueueFull("Others wait: they go first.")
-            body = await inference.pools.text.run(parse)
-            return Reply(200, request_id, await ENDPOINTS[endpoint](caller, model, inference, body))
+            body = await by.inference.pools.text.run(parse)
+            return Reply(200, request_id, await ENDPOINTS[endpoint](by, body))
         except (QueueFull, EngineUnavailable):
             await asyncio.sleep(RETRY_SECONDS)
         except RateLimited:  # the tokens of batches count; how many requests run is the batches' own business
@@ -91,22 +89,24 @@ def _refusal(error: Exception, request_id: str) -> Reply:
     return Reply(error_status(error), request_id, error_body(error, request_id))
 
 
-async def _generate(
-    endpoint: Endpoint[Body], caller: Caller, model: ServedModel, inference: Inference, body: Body
-) -> dict[str, Any]:
+async def _chat(by: Answering, body: ChatRequest) -> dict[str, Any]:
+    return await _generate(keeping(CHAT, body, by.kept, by.caller), by, body)
+
+
+async def _generate(endpoint: Endpoint[Body], by: Answering, body: Body) -> dict[str, Any]:
     if body.stream:
         raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
     if "priority" in body.model_fields_set:
         raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
     body = body.model_copy(update={"priority": BATCH_PRIORITY})
     with ExitStack() as held:
-        return await (await admit(endpoint, body, caller, model, inference, held)).whole()
+        return await (await admit(endpoint, body, by.caller, by.model, by.inference, held)).whole()
 
 
-async def _embeddings(caller: Caller, model: ServedModel, inference: Inference, body: EmbeddingsBody) -> dict[str, Any]:
+async def _embeddings(by: Answering, body: EmbeddingsBody) -> dict[str, Any]:
     with ExitStack() as held:
-        leased = await inference.lease(body.model, caller.access, held)
-        return await embeddings.answer(body, caller, model, inference, leased.version, priority=BATCH_PRIORITY)
+        leased = await by.inference.lease(body.model, by.caller.access, held)
+        return await embeddings.answer(body, by.caller, by.model, by.inference, leased.version, priority=BATCH_PRIORITY)
 
 
 BODIES: dict[str, type[RequestBody]] = {
@@ -114,8 +114,8 @@ BODIES: dict[str, type[RequestBody]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingsBody,
 }
-ENDPOINTS: dict[str, Callable[[Caller, ServedModel, Inference, Any], Awaitable[dict[str, Any]]]] = {
-    "/v1/chat/completions": partial(_generate, CHAT),
+ENDPOINTS: dict[str, Callable[[Answering, Any], Awaitable[dict[str, Any]]]] = {
+    "/v1/chat/completions": _chat,
     "/v1/completions": partial(_generate, COMPLETIONS),
     "/v1/embeddings": _embeddings,
 }

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from engines.adapters.disk import sync
 from engines.errors import QueueFull, RateLimited, TuneserveError
-from server.batches.answers import Reply, answer
+from server.batches.answers import Answering, Reply, answer
 from server.batches.batch import Batch, Status
 from server.batches.lines import InvalidInput, Plan, read_plan
 from server.batches.results import Results
 from server.batches.store import BatchStore
 from server.files.files import FileObject, Files
 from server.inference.inference import Inference
+from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
 from server.store.reserve import DiskReserve
 
@@ -43,6 +44,7 @@ class Shared:
     inference: Inference
     refuse_unknown: bool
     """Whether a request with an unknown field is refused."""
+    kept: KeptCompletions
     max_line_bytes: int
     """Longest line of an input: no request has a larger body."""
     concurrency: int
@@ -127,20 +129,16 @@ class BatchRun:
     async def _ask(self, custom_id: str, plan: Plan) -> Reply:
         """The answer to one request. What its owner may have only later is waited for without a slot: those of others
         go on."""
-        model, inference = self._shared.model, self._shared.inference
+        shared = self._shared
+        by = Answering(
+            self._batch.caller, shared.model, shared.inference, shared.kept, refuse_unknown=shared.refuse_unknown
+        )
         while True:
             try:
-                async with self._shared.slots:
-                    self._shared.reserve.check()
-                    body = await inference.pools.text.run(plan.read, custom_id)
-                    return await answer(
-                        self._batch.caller,
-                        model,
-                        inference,
-                        self._batch.endpoint,
-                        body,
-                        refuse_unknown=self._shared.refuse_unknown,
-                    )
+                async with shared.slots:
+                    shared.reserve.check()
+                    body = await shared.inference.pools.text.run(plan.read, custom_id)
+                    return await answer(by, self._batch.endpoint, body)
             except (RateLimited, QueueFull) as error:
                 await asyncio.sleep(error.retry_after)
 

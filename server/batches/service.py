@@ -21,6 +21,7 @@ from server.deps import part
 from server.files.files import Files
 from server.files.storage import told_full
 from server.inference.inference import Inference
+from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
@@ -51,6 +52,7 @@ class Batches:
         reserve: DiskReserve,
         model: ServedModel,
         inference: Inference,
+        kept: KeptCompletions,
         tasks: Tasks,
         *,
         refuse_unknown: bool,
@@ -73,6 +75,7 @@ class Batches:
             model=model,
             inference=inference,
             refuse_unknown=refuse_unknown,
+            kept=kept,
             max_line_bytes=max_line_bytes,
             concurrency=concurrency,
             slots=asyncio.Semaphore(concurrency),

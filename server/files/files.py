@@ -30,8 +30,8 @@ from server.store.reserve import DiskReserve
 
 log = logging.getLogger(__name__)
 
-Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output"]
-ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "batch", "batch_output")
+Purpose = Literal["fine-tune", "fine-tune-results", "evals", "batch", "batch_output"]
+ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "evals", "batch", "batch_output")
 GIB = 1 << 30
 READ_BYTES = 1 << 20
 """Bytes of a content that are in memory at a time."""

@@ -18,7 +18,7 @@ from server.http.settings import HttpDep
 router = APIRouter(prefix="/v1/files")
 
 PURPOSES: dict[Role, tuple[Purpose, ...]] = {
-    Role.TRAIN: ("fine-tune", "fine-tune-results"),
+    Role.TRAIN: ("fine-tune", "fine-tune-results", "evals"),
     Role.INFER: ("batch", "batch_output"),
 }
 """What a key sees that is no administrator's: one that only asks for answers has no business with training data."""
@@ -64,7 +64,7 @@ async def upload_file(request: Request, files: FilesDep, caller: CallerDep, http
         file = await receive(
             form,
             files,
-            _purposes(caller),
+            purposes_of(caller),
             caller.name,
             request.state.ignored,
             refuse_unknown=http.refuse_unknown,
@@ -84,7 +84,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
-    purposes = [each for each in _purposes(caller) if purpose in (None, each)]
+    purposes = [each for each in purposes_of(caller) if purpose in (None, each)]
     page, more = await files.list(caller.access, purposes, after=after, limit=limit, order=order)
     return {
         "object": "list",
@@ -97,12 +97,12 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def get_file(file_id: str, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
-    return (await files.get(file_id, caller.access, _purposes(caller))).to_wire()
+    return (await files.get(file_id, caller.access, purposes_of(caller))).to_wire()
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
 async def get_file_content(request: Request, file_id: str, files: FilesDep, caller: CallerDep) -> StreamingResponse:
-    file, content = await files.read(file_id, caller.access, _purposes(caller))
+    file, content = await files.read(file_id, caller.access, purposes_of(caller))
     request.state.answered.callback(content.close)
     headers = {
         "content-length": str(file.bytes),
@@ -114,11 +114,11 @@ async def get_file_content(request: Request, file_id: str, files: FilesDep, call
 @router.delete("/{file_id}")
 async def delete_file(file_id: str, files: FilesDep, caller: CallerDep) -> dict[str, Any]:
     """What runs with the file goes on: it has the content for itself."""
-    await files.delete(file_id, caller.access, _purposes(caller))
+    await files.delete(file_id, caller.access, purposes_of(caller))
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def _purposes(caller: Caller) -> Sequence[Purpose]:
+def purposes_of(caller: Caller) -> Sequence[Purpose]:
     if caller.is_admin:
         return ALL_PURPOSES
     return [purpose for role, purposes in PURPOSES.items() if role in caller.roles for purpose in purposes]

@@ -6,6 +6,7 @@ import logging
 from prometheus_client import CollectorRegistry
 
 from engines.errors import TuneserveError
+from server.kept.completions import KeptCompletions
 from server.kept.conversations import Conversations
 from server.kept.responses import KeptResponses
 from server.kept.shelf import Limits
@@ -21,12 +22,20 @@ EXPIRY_SECONDS = 60.0
 
 class Kept:
     def __init__(
-        self, database: Database, reserve: DiskReserve, limits: Limits, registry: CollectorRegistry, *, prefix: str
+        self,
+        database: Database,
+        reserve: DiskReserve,
+        limits: Limits,
+        registry: CollectorRegistry,
+        *,
+        prefix: str,
+        keep_completions: bool,
     ) -> None:
         """`limits` are those of each owner, for each kind: so many responses, and as many conversations."""
         self._database = database
         self.writer = Writer(database, registry, prefix=prefix)
         self.conversations = Conversations(database, self.writer, limits, reserve)
+        self.completions = KeptCompletions(database, self.writer, limits, reserve, asked_for=keep_completions)
         self.responses = KeptResponses(database, self.writer, self.conversations, limits, reserve)
 
     async def delete_expired_for_ever(self) -> None:
@@ -39,5 +48,5 @@ class Kept:
 
     async def delete_expired(self) -> None:
         async with self._database.writing() as connection:
-            for shelf in (self.conversations.shelf, self.responses.shelf):
+            for shelf in (self.completions.shelf, self.conversations.shelf, self.responses.shelf):
                 await shelf.delete_expired(connection)

@@ -10,8 +10,10 @@ from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation, Prompt
 from engines.types import ThinkingBudget
 from server.http.body import json_body
+from server.http.keys.caller import CallerDep
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
+from server.kept.completions import KeptCompletionsDep
 from server.model.constraint import check
 from server.model.output import OutputPlan
 from server.model.served import ModelDep, ServedModel
@@ -20,6 +22,7 @@ from server.openai.asked import Asked, read_structured
 from server.openai.chat_renderer import ChatRenderer
 from server.openai.conversation import check_conversation, to_conversation
 from server.openai.functions import check_functions, read_tool_fields
+from server.openai.keeping import keeping
 from server.openai.pipeline import Endpoint, respond
 from server.openai.schema import ChatRequest
 from server.pools import Pools
@@ -34,8 +37,10 @@ async def create_chat_completion(
     model: ModelDep,
     inference: ReadyInference,
     http: HttpDep,
+    kept: KeptCompletionsDep,
+    caller: CallerDep,
 ) -> Response:
-    return await respond(CHAT, request, body, model, inference, http)
+    return await respond(keeping(CHAT, body, kept, caller), request, body, model, inference, http)
 
 
 def check_chat(body: ChatRequest) -> None:

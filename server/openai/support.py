@@ -34,7 +34,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "modalities": ((["text"],), "This model gives text only."),
     "web_search_options": ((), "There is no web search here."),
     "moderation": ((), "There is no moderation here."),
-    "store": ((False,), "Answers are not stored."),
     "guided_json": ((), "Use 'structured_outputs'."),
     "guided_regex": ((), "Use 'structured_outputs'."),
     "guided_choice": ((), "Use 'structured_outputs'."),

@@ -44,16 +44,20 @@ Content = Text | Annotated[Items[Part], Field(max_length=MAX_MESSAGES)]
 # --- items
 
 
+Id = Annotated[Name, Field(pattern=r"^[^\x00]*$")]
+"""Postgres keeps no NUL in a text."""
+
+
 class Message(RequestBody):
     type: Literal["message"] = "message"
-    id: Name | None = None
+    id: Id | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
 
 
 class Call(RequestBody):
     type: Literal["function_call"]
-    id: Name | None = None
+    id: Id | None = None
     call_id: Name
     name: GivenName
     arguments: Annotated[str, Field(max_length=MAX_JSON), AfterValidator(few_values)]
@@ -61,7 +65,7 @@ class Call(RequestBody):
 
 class CallOutput(RequestBody):
     type: Literal["function_call_output"]
-    id: Name | None = None
+    id: Id | None = None
     call_id: Name
     output: Content
 
@@ -75,7 +79,7 @@ Texts = Annotated[Items[PlainText], Field(max_length=MAX_MESSAGES)]
 
 class Reasoning(RequestBody):
     type: Literal["reasoning"]
-    id: Name | None = None
+    id: Id | None = None
     summary: Texts = Field(default_factory=list)
     content: Texts | None = None
     encrypted_content: Text | None = None

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from engines.adapters.state_folder import WAY_OUT, private_folder
-from engines.errors import Conflict, StorageFull, StoreUnavailable, TuneserveError
+from engines.errors import Conflict, InvalidRequest, StorageFull, StoreUnavailable, TuneserveError
 from server.store.address import read_address, sqlite_address
 from server.store.ids import new_id
 from server.store.migrate import migrate
@@ -37,6 +37,9 @@ SQLITE_AWAY = tuple(
 """Beginnings of the names of errors that are no mistake of ours."""
 POSTGRES_AWAY = ("08", "25006", "53", "55", "57", "58", "XX")
 """Beginnings of such errors' SQLSTATE: connection, read-only, resources, locks, operators, system, internal."""
+
+POSTGRES_NUL = "22021"
+"""SQLSTATE where a text has a NUL, of which SQLite makes nothing."""
 
 
 class UnusableDatabase(TuneserveError):
@@ -238,10 +241,13 @@ def _our_errors() -> Iterator[None]:
 
 
 def _to_ours(error: DBAPIError) -> TuneserveError | None:
-    """What the state of the machine or of the database is to blame for; None for a mistake of our own."""
+    """What the state of the machine, or of the database, or a client's text is to blame for; None for a mistake of our
+    own."""
     name, state = getattr(error.orig, "sqlite_errorname", ""), getattr(error.orig, "sqlstate", None) or ""
     if name == "SQLITE_FULL" or state == "53100" or "No space left" in str(error.orig):
         return StorageFull("There is no room left on the server's disk.")
+    if state == POSTGRES_NUL:
+        return InvalidRequest("A name has a NUL character in it, which the server's database keeps in no text.")
     if name.startswith(SQLITE_AWAY) or state.startswith(POSTGRES_AWAY) or error.connection_invalidated:
         return StoreUnavailable("The server cannot use its database now.")
     return None

@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -48,6 +48,10 @@ ITEMS: list[dict[str, Any]] = [
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": HELLO, "logprobs": True, "top_logprobs": 2, **SETTINGS},
     "/v1/completions": {"model": "echo", "prompt": ["hello"], "logprobs": 2, **SETTINGS},
+    "/v1/chat/completions/export": {"purpose": "evals", "model": "echo", "metadata": {"a": "b"}, "limit": 3},
+    "/v1/chat/completions/{completion_id}": {"metadata": {"a": "b"}},
+    "/v1/conversations/{conversation_id}": {"metadata": {"a": "b"}},
+    "/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "a"}]},
     "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
     "/v1/messages": {"max_tokens": 3, "stop_sequences": ["x"], "temperature": 0.5, "top_k": 5, **ANTHROPIC},
     "/v1/messages/count_tokens": ANTHROPIC,
@@ -121,7 +125,7 @@ def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_adapter(folder / "root" / "a")
     VALID["/v1/jobs"]["parameters"]["adapters"] = [str(folder / "root" / "a")]
     roots = {name: [str(folder / "root")] for name in ("adapter_roots", "job_roots")}
-    params = {**roots, "state_dir": str(folder / "state"), "max_running_jobs": 0}
+    params = {**roots, "state_dir": str(folder / "state"), "max_running_jobs": 0, "keep_completions": True}
     server = ServerProcess.echo(params={"verbose": False, "max_body_size": 8, **params})
     try:
         yield server.wait_until_listening()
@@ -130,8 +134,11 @@ def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class Client(httpx.Client):
+    things: ClassVar = {"alias": "stable"}
+    """What stands in paths for names in braces."""
+
     def post(self, url: Any, **options: Any) -> httpx.Response:
-        return super().post(str(url).replace("{alias}", "stable"), **options)
+        return super().post(str(url).format(**self.things), **options)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +151,9 @@ def client(echo_url: str) -> Iterator[Client]:
         ):
             upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"{}")}}
             VALID[path][field] = client.post("/v1/files", **upload).json()["id"]
+        kept = {"model": "echo", "messages": HELLO, "store": True, "metadata": {"a": "b"}}
+        Client.things["completion_id"] = client.post("/v1/chat/completions", json=kept).json()["id"]
+        Client.things["conversation_id"] = client.post("/v1/conversations", json={}).json()["id"]
         yield client
         assert client.get("/ready").status_code == 200
 

@@ -121,6 +121,14 @@ def chat(text: str = "hello", **fields: Any) -> Seen:
     return answered("/v1/chat/completions", model="m", messages=[message], **fields)
 
 
+def kept_completions(server: Server) -> int:
+    """How many there are once one was to be kept."""
+    message = {"role": "user", "content": "hello"}
+    with server.client() as client:
+        client.post("/v1/chat/completions", json={"model": "m", "messages": [message], "store": True})
+        return len(client.get("/v1/chat/completions").json()["data"])
+
+
 def asked(name: str | None = None) -> Seen:
     """What a chat request comes to for the engine: its prompt, or that of its sampling."""
 

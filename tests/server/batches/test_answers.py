@@ -12,11 +12,12 @@ import pytest
 from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.params.deploy import DeployParams
 from engines.types import BATCH_PRIORITY, EngineState, GenerationRequest, TokenOutput
-from server.batches.answers import MAX_FAILURES, Reply, answer
+from server.batches.answers import MAX_FAILURES, Answering, Reply, answer
 from server.batches.results import Results
 from server.deps import Parts
 from server.http.keys.caller import ANYBODY
 from server.inference.inference import Inference
+from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
 from server.parts import make_parts
 
@@ -58,8 +59,9 @@ async def parts(engine: Engine, tmp_path: Path) -> AsyncIterator[Parts]:
     await parts[Inference].adapters.close()
 
 
-async def ask(parts: Parts, body: dict[str, Any]) -> Reply:
-    return await answer(ANYBODY, parts[ServedModel], parts[Inference], CHAT, body)
+async def ask(parts: Parts, body: dict[str, Any], *, refuse_unknown: bool = False) -> Reply:
+    answering = (parts[ServedModel], parts[Inference], parts[KeptCompletions])
+    return await answer(Answering(ANYBODY, *answering, refuse_unknown=refuse_unknown), CHAT, body)
 
 
 async def test_a_request_of_a_batch_comes_after_all_others(engine: Engine, parts: Parts) -> None:
@@ -83,8 +85,7 @@ async def test_an_engine_that_dies_of_a_request_again_and_again_is_spared_it(eng
 
 async def test_unknown_fields_are_ignored_or_where_the_server_says_so_refused(parts: Parts) -> None:
     assert (await ask(parts, HELLO | {"zeta": 1})).status == 200
-    given = (ANYBODY, parts[ServedModel], parts[Inference], CHAT, HELLO | {"zeta": 1})
-    reply = await answer(*given, refuse_unknown=True)
+    reply = await ask(parts, HELLO | {"zeta": 1}, refuse_unknown=True)
     assert (reply.status, reply.body["error"]["code"]) == (400, "unknown_parameter")
 
 

@@ -149,7 +149,7 @@ def test_requests_that_are_refused_are_in_the_error_file(api: Api) -> None:
         "nonsense": said("nonsense", "hi", nonsense=1),
         "temperature": said("temperature", "hi", temperature=9),
         "messages": line("messages", messages=[]),
-        "store": said("store", "hi", store=True),
+        "web_search_options": said("web_search_options", "hi", web_search_options={}),
     }
     batch = api.wait(api.create(*requests.values()))
     assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 2, 5)

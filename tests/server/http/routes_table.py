@@ -50,6 +50,7 @@ MESSAGES = [{"role": "user", "content": "a"}]
 SFT = {"type": "sft", "parameters": {"model": "echo", "dataset": ["{file_id}"]}}
 MERGE = {"type": "merge", "parameters": {"model": "echo", "adapters": ["{done_job_id}"]}}
 BATCH = {"input_file_id": "{input_id}", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+EXPORT = {"purpose": "fine-tune", "metadata": {"tag": "{completion_tag}"}}
 
 ROWS = (
     # ---- the server itself
@@ -97,6 +98,21 @@ ROWS = (
     row("POST", "/tokenize", ACMES_ASKING, body={"model": "{model}", "prompt": "a"}),
     row("POST", "/detokenize", ASKING, body={"tokens": [97]}),
     row("POST", "/detokenize", ACMES_ASKING, body={"model": "{model}", "tokens": [97]}),
+    # ---- kept answers
+    row("GET", "/v1/chat/completions", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK)),
+    row("POST", "/v1/chat/completions/export", (NO_KEY, FORBIDDEN, REFUSED, FORBIDDEN, OK, REFUSED), body=EXPORT),
+    row("GET", "/v1/chat/completions/{completion_id}", ACMES_BATCH),
+    row("POST", "/v1/chat/completions/{completion_id}", ACMES_BATCH, body={"metadata": {"a": "b"}}),
+    row("DELETE", "/v1/chat/completions/{completion_id}", ACMES_BATCH),
+    row("GET", "/v1/chat/completions/{completion_id}/messages", ACMES_BATCH),
+    row("POST", "/v1/conversations", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK), body={"items": MESSAGES}),
+    row("GET", "/v1/conversations/{conversation_id}", ACMES_BATCH),
+    row("POST", "/v1/conversations/{conversation_id}", ACMES_BATCH, body={"metadata": {"a": "b"}}),
+    row("DELETE", "/v1/conversations/{conversation_id}", ACMES_BATCH),
+    row("POST", "/v1/conversations/{conversation_id}/items", ACMES_BATCH, body={"items": MESSAGES}),
+    row("GET", "/v1/conversations/{conversation_id}/items", ACMES_BATCH),
+    row("GET", "/v1/conversations/{conversation_id}/items/{item_id}", ACMES_BATCH),
+    row("DELETE", "/v1/conversations/{conversation_id}/items/{item_id}", ACMES_BATCH),
     # ---- models
     row("GET", "/v1/models", EVERYBODY),
     row("GET", "/v1/models/{model:path}", ACMES_MODEL),

@@ -14,7 +14,7 @@ from tests.server.test_battery import VALID
 
 HEADER = "x-ignored-fields"
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
-STRICT = ("/v1/jobs", "/v1/adapters", "/v1/adapters/{alias}/alias")
+STRICT = ("/v1/jobs", "/v1/adapters", "/v1/adapters/{alias}/alias", "/v1/chat/completions/export")
 """Bodies that only clients of this server write."""
 
 

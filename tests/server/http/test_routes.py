@@ -90,6 +90,31 @@ class Things:
         return self._make("infer", "/v1/responses", json={"model": "echo", "input": "a", "background": True})
 
     @cached_property
+    def completion_id(self) -> str:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "a"}], "store": True}
+        return self._make("infer", "/v1/chat/completions", json=body)
+
+    @cached_property
+    def completion_tag(self) -> str:
+        """What a kept completion's metadata says."""
+        tag = new_id("")
+        metadata = {"metadata": {"tag": tag}}
+        succeeded(self._server.ask("infer", "POST", f"/v1/chat/completions/{self.completion_id}", json=metadata))
+        return tag
+
+    @cached_property
+    def conversation_id(self) -> str:
+        return self._make("infer", "/v1/conversations", json={})
+
+    @cached_property
+    def item_id(self) -> str:
+        """What the conversation has."""
+        path = f"/v1/conversations/{self.conversation_id}/items"
+        items = {"items": [{"role": "user", "content": "a"}]}
+        id: str = succeeded(self._server.ask("infer", "POST", path, json=items))["data"][0]["id"]
+        return id
+
+    @cached_property
     def fine_tuning_job_id(self) -> str:
         body = {"model": "echo", "training_file": self.file_id}
         return self._make("train", "/v1/fine_tuning/jobs", json=body)
@@ -168,6 +193,9 @@ class Unknown:
     file_id = input_id = "file-0123456789abcdefghijklmn"
     batch_id = "batch_0123456789abcdefghijklmn"
     response_id = "resp_0123456789abcdef0123456789abcdef"
+    conversation_id = "conv_0123456789abcdefghijklmn"
+    item_id = "msg_0123456789abcdefghijklmn"
+    completion_id = "chatcmpl-0123456789abcdefghijklmn"
     fine_tuning_job_id = "ftjob-0123456789abcdefghijklmn"
     job_id = done_job_id = "job-0123456789abcdefghijklmn"
     path = "1/made.txt"
@@ -191,6 +219,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     params = DeployParams(
         model="tests/echo", state_dir=str(folder / "state"), adapter_roots=(str(folder / "root"),), log_interval=-1,
         api_key=OF_THE_SERVER, max_running_jobs=0, max_queued_jobs=10_000, max_queued_batches=10_000, verbose=False,
+        keep_completions=True,
     )  # fmt: skip
     machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
     with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)) as client:

@@ -27,7 +27,9 @@ def open_kept(database_url: str, tmp_path: Path) -> Open:
         database, registry = Database(tmp_path, database_url), CollectorRegistry()
         await database.open()
         limits = Limits(number=number, bytes=bytes, seconds=seconds)
-        kept = Kept(database, DiskReserve(tmp_path, spare), limits, registry, prefix="tuneserve:")
+        kept = Kept(
+            database, DiskReserve(tmp_path, spare), limits, registry, prefix="tuneserve:", keep_completions=True
+        )
         kept.lost = lambda: registry.get_sample_value("tuneserve:kept_answers_lost_total")  # type: ignore[attr-defined]
         writing = asyncio.create_task(kept.writer.run())
         try:

@@ -1,4 +1,4 @@
-"""Kept responses: found by their owner, followed by others, bounded in number, size and time; nothing of it lost."""
+"""What is kept: found by its owner, followed by others, bounded in number, size and time; nothing of it lost."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from engines.errors import NotFound, QuotaExceeded, StorageFull, StoreUnavailable
+from engines.errors import InvalidRequest, NotFound, QuotaExceeded, StorageFull, StoreUnavailable
 from server.kept import shelf
 from server.kept import writer as kept_writer
+from server.kept.completions import Filter, KeptCompletion
 from server.kept.kept import Kept
 from server.kept.responses import KeptResponse
 from server.store.access import SERVER, Access
@@ -58,6 +59,14 @@ async def test_a_response_is_found_as_soon_as_it_is_given_and_by_its_owner_alone
         await kept.responses.delete("resp_1", ACME)
         with pytest.raises(NotFound):
             await kept.responses.get("resp_1", ACME)
+
+
+async def test_a_name_that_no_database_keeps_is_the_clients_fault(open_kept: Open) -> None:
+    async with open_kept() as kept:
+        with pytest.raises((NotFound, InvalidRequest)):
+            await kept.responses.get("resp_\0", ACME)
+        found = await kept.completions.page(Filter(metadata={"a": "b"}), ACME, after=None, limit=1)
+        assert found == ([], False)
 
 
 async def test_what_was_given_last_is_there_after_a_restart(open_kept: Open) -> None:
@@ -187,6 +196,50 @@ async def test_no_more_waits_than_memory_is_meant_for(
         back.set()
         assert await kept_ids(kept, *"abc") == ["b", "c"]
         assert kept.lost() == 1  # type: ignore[attr-defined]
+
+
+async def test_completions_are_found_by_what_they_were_marked_with(open_kept: Open) -> None:
+    async with open_kept() as kept:
+        for id, metadata in (("a", {"k": "1", "x.y": 'z"'}), ("b", {"k": "2"}), ("c", {})):
+            kept.completions.keep_later(id, lambda id=id, metadata=metadata: completion(id, metadata))  # type: ignore[misc]
+
+        async def found(access: Access = ACME, **wanted: Any) -> list[str]:
+            page, _ = await kept.completions.page(Filter(**wanted), access, after=None, limit=10)
+            return [each.id for each in page]
+
+        assert await found() == ["a", "b", "c"]
+        assert await found(ZETA) == []
+        assert await found(metadata={"k": "1"}) == await found(metadata={"k": "1", "x.y": 'z"'}) == ["a"]
+        assert await found(metadata={"k": "1", "x.y": "z"}) == await found(model="other") == []
+        assert await found(created_after=6) == []
+        assert await found(created_after=5, created_before=5, model="echo") == ["a", "b", "c"]
+        await kept.completions.update("b", ACME, {"k": "1"})
+        assert await found(metadata={"k": "1"}) == ["a", "b"]
+        numbers = await kept.completions.numbers(Filter(), ACME, limit=2)
+        assert [each.id async for each in kept.completions.read(numbers)] == ["b", "c"]
+
+
+def completion(id: str, metadata: dict[str, str]) -> KeptCompletion:
+    asked = {"messages": [{"role": "user", "content": "\0"}]}
+    answer = {"id": id, "created": 5, "model": "echo", "choices": []}
+    return KeptCompletion(owner="acme", metadata=metadata, asked=asked, answer=answer)
+
+
+async def test_items_of_a_conversation_stay_in_order_and_come_once(open_kept: Open) -> None:
+    async with open_kept() as kept:
+        conversations = kept.conversations
+        id = (await conversations.create(ACME, {}, [message("m1", "a")])).id
+        kept.responses.keep_later(response("r"), conversation=id)
+        again = KeptResponse(owner="acme", answer=response("s").answer, input=[message("out_r", "hi", "assistant")])
+        kept.responses.keep_later(again, conversation=id)
+        kept.responses.keep_later(response("t"), conversation="conv_gone")
+        assert [item["id"] for item in await conversations.items(id, ACME)] == ["m1", "in_r", "out_r", "out_s"]
+        assert await kept_ids(kept, "r", "s", "t") == ["r", "s", "t"]
+        await conversations.delete(id, ACME)
+        with pytest.raises(NotFound):
+            await conversations.items(id, ACME)
+        with pytest.raises(NotFound):
+            await conversations.items((await conversations.create(ACME, {}, [])).id, ZETA)
 
 
 def away(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
