@@ -17,6 +17,7 @@ from server.responses.context import Context
 from server.responses.resources import to_resources
 from server.responses.responses import Responses
 from server.responses.schema import ResponsesRequest
+from server.responses.supported import without_effect
 from server.responses.words import renamed
 
 
@@ -55,5 +56,5 @@ class Creation:
 
     async def _begin(self, endpoint: Endpoint[ChatRequest], held: ExitStack) -> Answer:
         answer = await begin(endpoint, self.request, self.chat, self.model, self.inference, held)
-        self.request.state.ignored.add(*map(renamed, self.chat.ignored))
+        self.request.state.ignored.add(*map(renamed, self.chat.ignored), *without_effect(self.body))
         return answer

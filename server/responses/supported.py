@@ -1,7 +1,10 @@
-"""What is refused of a request for a response whatever the model: fields that this server cannot honour."""
+"""What a request for a response may say that this server cannot honour, whatever the model: refused, or told."""
+
+from collections.abc import Iterator
 
 from engines.errors import UnsupportedParameter
-from server.responses.schema import PromptFields
+from server.responses.schema import PromptFields, ResponsesRequest
+from server.responses.words import ENCRYPTED, LOGPROBS
 
 UNSUPPORTED = {
     "prompt": "There are no stored prompts here: send 'instructions' and 'input'.",
@@ -15,3 +18,13 @@ def check_supported(body: PromptFields) -> None:
     for name, reason in UNSUPPORTED.items():
         if getattr(body, name, None):
             raise UnsupportedParameter(f"{name!r} is not supported. {reason}", param=name)
+
+
+def without_effect(body: ResponsesRequest) -> Iterator[str]:
+    """Names of fields that are taken and change nothing: there are no tools of the server, and no images."""
+    if body.max_tool_calls is not None:
+        yield "max_tool_calls"
+    if set(body.include) - {ENCRYPTED, LOGPROBS}:
+        yield "include"
+    if body.summary == "concise":
+        yield "reasoning.summary"

@@ -75,6 +75,14 @@ def test_logprobs_come_with_the_text(api: Api, asked: dict[str, Any]) -> None:
     assert {len(entry["top_logprobs"]) for entry in part["logprobs"]} == {asked.get("top_logprobs", 0)}
 
 
+def test_what_has_no_effect_is_told_by_its_name(api: Api) -> None:
+    include = ["web_search_call.results", "reasoning.encrypted_content"]
+    body = {"model": "echo", "input": "a", "max_tool_calls": 2, "include": include, "text": {"verbosity": "low"}}
+    told = api.post("/v1/responses", **body, novelty=1).headers["x-ignored-fields"].split(",")
+    assert set(told) == {"novelty", "max_tool_calls", "include", "text.verbosity"}
+    assert "x-ignored-fields" not in api.post("/v1/responses", model="echo", input="a", include=include[1:]).headers
+
+
 # --- reasoning
 
 
