@@ -6,6 +6,8 @@ from typing import Any
 
 from starlette.types import Scope
 
+from server.http.paths import route_path
+
 ANTHROPIC_PATH = "/v1/messages"
 ANTHROPIC_HEADER = b"anthropic-version"
 OVERLOADED = 529
@@ -33,7 +35,7 @@ class ErrorShape:
 
 def speaks_anthropic(scope: Scope) -> bool:
     """Whether a request is for Anthropic's API, or comes from one of its clients."""
-    path = scope.get("path", "")
+    path = route_path(scope) if "path" in scope else ""
     if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
         return True
     return any(name == ANTHROPIC_HEADER for name, _ in scope.get("headers", ()))

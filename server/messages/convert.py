@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from server.http.body import parse_object
+from server.http.body import validate
 from server.messages.schema import (
     AnyBlock,
     CountRequest,
@@ -63,7 +63,7 @@ def to_chat(body: CountRequest) -> ChatRequest:
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(body, MessageRequest):
         fields |= _sampling(body)
-    chat = parse_object(ChatRequest, fields)
+    chat = validate(ChatRequest, fields, refuse_unknown=False, long=body.is_long)
     chat.ignored.add(*(name for name in WITHOUT_EFFECT if getattr(body, name) is not None))
     return chat
 

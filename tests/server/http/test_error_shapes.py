@@ -93,6 +93,13 @@ def test_other_paths_have_it_where_the_header_of_anthropics_clients_comes(client
     assert list(client.get("/v1/messagesx").json()) == ["error"]
 
 
+def test_the_path_of_a_proxy_changes_nothing() -> None:
+    with echo_client(root_path="/model") as client:
+        for path in ("/v1/messages", "/model/v1/messages"):
+            assert error_of(client.post(path, json={}))["type"] == "invalid_request_error"
+            assert error_of(client.get(path))["details"]["error_code"] == "method_not_allowed"
+
+
 def test_a_key_comes_in_either_header() -> None:
     with echo_client(api_key=(f"infer:{KEY}", ADMIN)) as client:
 
