@@ -59,8 +59,8 @@ def _check_supported(body: GenerationFields) -> None:
 
 
 def _tell_without_effect(body: GenerationFields) -> None:
-    for name in WITHOUT_EFFECT.keys() & body.model_fields_set:
-        if getattr(body, name) not in WITHOUT_EFFECT[name]:
+    for name, usual in WITHOUT_EFFECT.items():
+        if name in body.model_fields_set and getattr(body, name) not in usual:
             body.ignored.add(name)
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         body.ignored.add("stream_options.include_obfuscation")

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from engines.capabilities import Capabilities
 from engines.echo import IM_START, VOCAB_SIZE, EchoEngine
 from engines.types import GenerationRequest, Sampling, StructuredKind, TokenOutput
 from server.openai.schema import ChatRequest, CompletionRequest
-from server.openai.support import UNSUPPORTED
+from server.openai.support import UNSUPPORTED, WITHOUT_EFFECT
 from tests.server.api import Api
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -435,6 +436,12 @@ def test_the_odd_item_of_a_list_of_prompts_is_named(api: Api, prompt: list[Any],
 
 def test_what_is_called_unsupported_is_a_field_of_a_request() -> None:
     assert UNSUPPORTED.keys() <= ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
+
+
+def test_the_documentation_says_what_becomes_of_them() -> None:
+    documented = (Path(__file__).parents[3] / "docs" / "openai-compatibility.md").read_text()
+    told = {name for name in UNSUPPORTED.keys() | WITHOUT_EFFECT.keys() if f"`{name}`" in documented}
+    assert told == (UNSUPPORTED.keys() | WITHOUT_EFFECT.keys()) - {"store"}
 
 
 # --- what an engine cannot do
