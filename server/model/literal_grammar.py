@@ -50,7 +50,20 @@ class LiteralRules:
         for key, value in schema.get("properties", {}).items():
             begin = literal_key(self._syntax, key) if quoted else key
             members.append((f"{self._writer.text(begin + assign)} {self._value(value)}", key in required))
-        return _joined(members, self._writer.text(self._syntax.comma))
+        return self._joined(members)
+
+    def _joined(self, members: Sequence[tuple[str, bool]]) -> str:
+        """Members in their order, with commas between them; those that are not required may be left out."""
+        comma, rest = self._writer.text(self._syntax.comma), ""
+        firsts: list[str] = []
+        for member, required in reversed(members):
+            firsts = [f"{member} {rest}", *([] if required else firsts)]
+            name = f"{self._name}_{len(self._rules)}"
+            self._rules[name] = f"{comma} {member} {rest}" if required else f"({comma} {member})? {rest}"
+            rest = name
+        if not firsts:
+            return ""
+        return f"({' | '.join(firsts)}){'' if any(required for _, required in members) else '?'}"
 
     def _value(self, schema: Any) -> str:
         """The name of a rule for values that fit the schema."""
@@ -122,14 +135,3 @@ class LiteralRules:
         if self._tool.strict and found is not None:
             message = f"The keyword {found!r} cannot be enforced in the form in which this model writes arguments"
             raise InvalidRequest(message, param=f"{self._tool.param}.parameters")
-
-
-def _joined(members: Sequence[tuple[str, bool]], comma: str) -> str:
-    """Members in their order, with commas between them; those that are not required may be left out."""
-    firsts = []
-    for index, (member, required) in enumerate(members):
-        rest = (f"{comma} {text}" if needed else f"({comma} {text})?" for text, needed in members[index + 1 :])
-        firsts.append(" ".join([member, *rest]))
-        if required:
-            return f"({' | '.join(firsts)})"
-    return f"({' | '.join(firsts)})?" if firsts else ""

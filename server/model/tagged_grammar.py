@@ -1,5 +1,6 @@
 """The arguments of a call in tags, each as its part of the tool's schema allows, as rules of Lark."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from engines.text.tool_syntax import Tags
 from engines.text.written_calls import plain
 from server.model.lark_writer import LarkWriter
 from server.model.tools import Tool
-from server.model.typed import types_of
+from server.model.typed import target, types_of
 
 ONLY_IN_JSON = ("pattern", "format")
 """Keywords of strings that hold where a string stands in JSON, and cannot where it stands in tags."""
@@ -27,6 +28,7 @@ class TaggedRules:
         self._value_rule = value_rule
         self._name = name
         self._rules: list[str] = []
+        self._texts: dict[tuple[int, int | None], str] = {}
 
     def rules(self) -> list[str]:
         try:
@@ -41,19 +43,24 @@ class TaggedRules:
         for index, (key, schema) in enumerate(parameters.get("properties", {}).items()):
             rule = f"{self._name}_{index}"
             begin = self._writer.text(self._tags.before + key + self._tags.between)
-            self._rules.append(f"{rule}: {begin} ({' | '.join(self._values(schema, rule))})")
+            self._rules.append(f"{rule}: {begin} ({' | '.join(self._values(schema, set()))})")
             parts.append(rule if key in required else f"{rule}?")
         end = self._writer.text(self._tags.end)
         return [f"{self._name}: {' '.join(parts)} {end}", *self._rules]
 
-    def _values(self, schema: Any, rule: str) -> Iterator[str]:
-        """The values that fit, each with the tag behind it."""
-        types = types_of(schema, self._tool.parameters)
+    def _values(self, schema: Any, followed: set[str]) -> Iterator[str]:
+        """The values that fit, each with the tag behind it. `followed`: references whose values are there."""
+        while isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
+            if reference in followed:
+                return
+            followed.add(reference)
+            schema = target(reference, self._tool.parameters)
         schema = schema if isinstance(schema, Mapping) else {}
+        types = types_of(schema, self._tool.parameters)
         branches = schema.get("anyOf") or schema.get("oneOf")
         if isinstance(branches, list) and "string" in types:
-            for index, branch in enumerate(branches):
-                yield from self._values(branch, f"{rule}_{index}")
+            for branch in branches:
+                yield from self._values(branch, followed)
         elif types and "string" not in types:
             yield f"{self._value_rule(self._with_definitions(schema))} {self._writer.text(self._tags.after)}"
         elif isinstance(schema.get("enum"), list):
@@ -62,13 +69,20 @@ class TaggedRules:
             yield self._writer.text(plain(schema["const"]) + self._tags.after)
         else:
             self._refuse_what_cannot_hold(schema)
-            least, most = (schema.get(key) for key in ("minLength", "maxLength"))
-            text, rules = self._writer.up_to(self._tags.after, rule=f"{rule}_text", least=least or 0, most=most)
+            yield self._text(schema.get("minLength", 0), schema.get("maxLength"))
+
+    def _text(self, least: int, most: int | None) -> str:
+        """Any text of this many characters and the tag behind it: one rule for all arguments."""
+        if (least, most) not in self._texts:
+            rule = f"{self._name}_text_{len(self._texts)}"
+            self._texts[least, most], rules = self._writer.up_to(self._tags.after, rule=rule, least=least, most=most)
             self._rules += rules
-            yield text
+        return self._texts[least, most]
 
     def _with_definitions(self, schema: Mapping[str, Any]) -> dict[str, Any]:
         """What references of the schema point to stands beside it."""
+        if '"$ref"' not in json.dumps(schema):
+            return dict(schema)
         parameters = self._tool.parameters
         return {**{key: parameters[key] for key in ("$defs", "definitions") if key in parameters}, **schema}
 

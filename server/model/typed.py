@@ -4,30 +4,47 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-MAX_REFERENCES = 16
 LITERALS = {"True": "true", "False": "false", "None": "null"}
 """Python's words, which models write too."""
 KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 ANYTHING: frozenset[str] = frozenset()
 
 
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = MAX_REFERENCES) -> frozenset[str]:
+def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """The types of values that fit a schema, as far as it names them; empty where it names none. `root` is what its
     references point into."""
-    if not isinstance(schema, Mapping) or not depth:
-        return ANYTHING
-    if isinstance(reference := schema.get("$ref"), str):
-        return types_of(target(reference, root), root, depth - 1)
+    found: set[str] = set()
+    followed: set[str] = set()
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, Mapping):
+            return ANYTHING
+        if isinstance(reference := node.get("$ref"), str):
+            pending += [] if reference in followed else [target(reference, root)]
+            followed.add(reference)
+        elif branches := _branches(node):
+            pending += branches
+        elif kinds := _named(node):
+            found |= kinds
+        else:
+            return ANYTHING
+    return frozenset(found)
+
+
+def _named(schema: Mapping[str, Any]) -> set[str]:
     if "type" in schema:
         named = schema["type"]
-        return frozenset(kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str))
-    if isinstance(values := schema.get("enum"), list):
-        return frozenset(_kind(value) for value in values)
-    if "const" in schema:
-        return frozenset([_kind(schema["const"])])
-    branches = next((schema[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)), None)
-    found = [types_of(branch, root, depth - 1) for branch in branches or ()]
-    return frozenset().union(*found) if all(found) else ANYTHING
+        return {kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str)}
+    values = schema.get("enum") if isinstance(schema.get("enum"), list) else []
+    return {_kind(value) for value in [*(values or []), *([schema["const"]] if "const" in schema else [])]}
+
+
+def _branches(schema: Mapping[str, Any]) -> list[Any]:
+    if "type" in schema:
+        return []
+    lists = (schema.get(key) for key in ("anyOf", "oneOf", "allOf"))
+    return next((branches for branches in lists if isinstance(branches, list)), [])
 
 
 def typed(text: str, types: frozenset[str]) -> str:

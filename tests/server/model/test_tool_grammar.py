@@ -144,6 +144,17 @@ def test_what_is_no_schema_never_raises_anything_but_a_refusal(name: ToolCallPar
             answer.unchecked.checked()
 
 
+@pytest.mark.parametrize("name", ["qwen3_coder", "gemma4", "llama4_pythonic"])
+def test_references_are_followed_once_however_often_they_are_made(name: ToolCallParser) -> None:
+    defs: dict[str, Any] = {f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 10} for i in range(15)}
+    defs["a15"] = {"type": "string", "enum": ["one", "two"]}
+    form = OutputFormat(reasoning=None, tools=NAMED[name])
+    schema = {"$defs": defs, "properties": {"a": {"$ref": "#/$defs/a0"}}, "required": ["a"]}
+    answer = form.plan(read_tools(tool(schema, strict=True), "required"), None, "")
+    text = sample(grammar(answer), random.Random(1))
+    assert {json.loads(arguments)["a"] for _, arguments in calls(parse(answer.parser(), [text]))} <= {"one", "two"}
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_named_tool_is_called_once_and_no_other_is(model: str) -> None:
     answer = plan(model, {"type": "function", "function": {"name": "get_weather"}})
