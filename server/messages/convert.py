@@ -78,11 +78,16 @@ def _check_supported(body: CountRequest) -> None:
             param="thread",
             code="thread_unsupported_request",
         )
-    edits = (body.context_management or {}).get("edits")
-    if "compact" in str(edits):
+    if any(str(kind).startswith("compact") for kind in _edits(body.context_management or {})):
         raise UnsupportedParameter("Conversations are not summarized here.", param="context_management.edits")
     if body.output_format is not None and body.output_config is not None and body.output_config.format is not None:
         raise InvalidRequest("'output_format' is the former name of 'output_config.format'.", param="output_format")
+
+
+def _edits(context_management: dict[str, Any]) -> list[Any]:
+    """Types of the edits of a conversation that are asked for."""
+    edits = context_management.get("edits")
+    return [edit.get("type") for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
 
 
 def _format(body: CountRequest) -> OutputFormat | None:

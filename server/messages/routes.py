@@ -56,9 +56,12 @@ async def count_tokens(
 ) -> dict[str, int]:
     """The tokens of the prompt that the same request has as a message, whether or not they fit the model's context."""
     with in_own_words():
+        pools, capabilities = inference.pools, inference.engine.capabilities()
+        chat = await pools.text.run_long(body.is_long, to_chat, body)
         model = model.as_asked(await inference.lease(body.model, access, request.state.answered))
-        count = partial(_count, body, model, inference.engine.capabilities())
-        return {"input_tokens": await inference.pools.text.run_long(body.is_long, count)}
+        count = await pools.text.run_long(body.is_long, _count, chat, model, capabilities)
+        request.state.ignored.add(*_without_effect(body, chat, request))
+        return {"input_tokens": count}
 
 
 def _endpoint(body: MessageRequest) -> Endpoint[ChatRequest]:
@@ -75,15 +78,15 @@ async def _read(
     return replace(asked, max_tokens=min(wanted.max_tokens, room))
 
 
-def _without_effect(body: MessageRequest, chat: ChatRequest, request: Request) -> Iterable[str]:
+def _without_effect(body: CountRequest, chat: ChatRequest, request: Request) -> Iterable[str]:
     """Names for the client, of what was found while the request was read."""
     off = body.thinking is not None and body.thinking.is_off  # a model that thinks all the same does so unseen
     names = [renamed(name) for name in chat.ignored if not (off and name == "reasoning_effort")]
     return [*names, BETAS] if BETAS in request.headers else names
 
 
-def _count(body: CountRequest, model: ServedModel, capabilities: Capabilities) -> int:
-    _, conversation = chat_conversation(to_chat(body), model)
+def _count(chat: ChatRequest, model: ServedModel, capabilities: Capabilities) -> int:
+    _, conversation = chat_conversation(chat, model)
     text = model.renderer.render(conversation)
     if len(text) <= MAX_COUNTED:
         return len(model.renderer.encode(text, add_special_tokens=False))

@@ -43,6 +43,9 @@ def refusal(*messages: dict[str, Any], **fields: Any) -> InvalidRequest:
     return refused.value
 
 
+FORMAT = {"type": "json_schema", "schema": {"type": "object"}}
+
+
 # --- messages
 
 
@@ -247,6 +250,7 @@ def test_a_format_of_the_output_is_a_schema_that_it_keeps_to(place: str) -> None
         ({"compaction": {"type": "summarize"}}, "compaction"),
         ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management.edits"),
         ({"thread": {"type": "create"}}, "thread"),
+        ({"output_format": FORMAT, "output_config": {"format": FORMAT}}, "output_format"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": None}, "max_tokens"),
         ({"temperature": 2.5}, "temperature"),
@@ -265,6 +269,12 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
     converted(
         container=None, mcp_servers=[], thread=None, metadata={"user_id": "u"}, cache_control={"type": "ephemeral"}
     )
+
+
+def test_edits_that_cannot_be_read_are_not_followed_either() -> None:
+    wrong: list[Any] = [None, {}, [], [1], [{"type": 1}], "compact"]
+    for edits in wrong:
+        converted(context_management={"edits": edits})
 
 
 def test_what_has_no_effect_is_told() -> None:

@@ -280,6 +280,12 @@ def test_a_count_is_what_the_message_uses(make_api: Callable[..., Api], fields: 
     assert count == {"input_tokens": message(api, **fields)["usage"]["input_tokens"]}
 
 
+def test_a_count_tells_of_what_has_no_effect(api: Api) -> None:
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "a"}], "speed": "fast"}
+    reply = api.http.post("/v1/messages/count_tokens?beta=true", json=asked, headers={"anthropic-beta": "b"})
+    assert reply.headers["x-ignored-fields"].split(",") == ["speed", "anthropic-beta"]
+
+
 def test_what_does_not_fit_the_model_is_counted_too(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=EchoEngine(max_model_len=64))
     asked = {"model": "echo", "messages": [{"role": "user", "content": "a" * 1000}]}
