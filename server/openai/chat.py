@@ -46,6 +46,8 @@ async def create_chat_completion(
 def check_chat(body: ChatRequest) -> None:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'logprobs' must be true when 'top_logprobs' is given.", param="top_logprobs")
+    if body.return_tokens_as_token_ids and not body.logprobs:
+        body.ignored.add("return_tokens_as_token_ids")
     check_functions(body)
     check_conversation(body, body.messages)
     final = body.messages[-1]

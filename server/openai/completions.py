@@ -44,6 +44,8 @@ def check_completion(body: CompletionRequest) -> None:
         raise InvalidRequest(f"'best_of' must be at least 'n', which is {body.n}.", param="best_of")
     if body.best_of is not None and body.best_of > body.n and body.stream:
         raise InvalidRequest("'best_of' above 'n' cannot be streamed: the best are known at the end.", param="best_of")
+    if body.return_tokens_as_token_ids and body.logprobs is None:
+        body.ignored.add("return_tokens_as_token_ids")
     if body.suffix:
         _check_suffix(body)
     if (outputs := len(body.prompt) * (body.best_of or body.n)) > MAX_OUTPUTS:

@@ -18,6 +18,8 @@ class Contestant:
     """The text of its tokens, without special ones."""
     samples: bool = True
     """Whether it has a distribution of tokens that sampling parameters can reshape."""
+    counts_steps: bool = True
+    """Whether it tells of its steps, its cache and what was put back."""
 
 
 @dataclass(frozen=True)

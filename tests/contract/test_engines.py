@@ -26,6 +26,7 @@ from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
 from tests.hosted_echo import echo_in_its_process
+from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,7 +63,7 @@ def pt(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
 def lmdeploy(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     folder = str(tiny_llama(tmp_path_factory))
     lmdeploy_on_cpu(folder)
-    return Contestant(make=lambda: lmdeploy_on_cpu(folder), decode=decode)
+    return Contestant(make=lambda: lmdeploy_on_cpu(folder), decode=decode, counts_steps=False)
 
 
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
@@ -121,6 +122,21 @@ async def test_the_facts_about_the_prompt_come_with_the_first_output_alone(engin
     assert first.prompt_logprobs is not None
     for output in rest:
         assert (output.cached_tokens, output.queue_seconds, output.prompt_logprobs) == (None, None, None)
+
+
+async def test_steps_preemptions_and_the_cache_are_told_where_the_engine_can(
+    contestant: Contestant, engine: Engine
+) -> None:
+    before = engine.stats()
+    *parts, last = await collect(engine, request("counted", max_new_tokens=4, ignore_eos=True))
+    assert [part.preemptions for part in parts] == [None] * len(parts)
+    if not contestant.counts_steps:
+        assert (last.preemptions, engine.stats().step_sizes, engine.capabilities().cache_config) == (None, {}, {})
+        return
+    assert last.preemptions == 0
+    assert int(engine.capabilities().cache_config["block_size"]) > 0
+    await async_until(lambda: sum(engine.stats().step_sizes.values()) >= sum(before.step_sizes.values()) + 4)
+    assert engine.stats().step_tokens >= before.step_tokens + 4
 
 
 async def test_one_token_is_the_least(engine: Engine) -> None:

@@ -230,6 +230,14 @@ def test_a_side_without_a_length_has_no_effect_and_is_named(api: Api) -> None:
     assert (reply.json()["choices"][0]["text"], reply.headers["x-ignored-fields"]) == ("ab", "truncation_side")
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_without_logprobs_there_are_no_tokens_to_tell_as_token_ids(api: Api, path: str) -> None:
+    asked: dict[str, Any] = {"/v1/completions": {"prompt": "a"}}
+    messages = {"messages": [{"role": "user", "content": "a"}]}
+    reply = api.post(path, model="echo", return_tokens_as_token_ids=True, **asked.get(path, messages))
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "return_tokens_as_token_ids")
+
+
 # --- the whole vocabulary, and how much that may be
 
 
