@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound
 from server.deps import part
+from server.http.body import MIB
 from server.kept.encoding import decode, encode
 from server.kept.shelf import Limits, Shelf
 from server.kept.table import COMPLETIONS
@@ -21,8 +22,9 @@ from server.store.reserve import DiskReserve
 
 NOT_SHOWN = ("messages", "continue_final_message", "echo")
 """What of a request OpenAI's object has no place for."""
-READ_ROWS = 50
-"""Completions that are in memory at a time while all of many are read."""
+GROUP_ROWS = 100
+GROUP_BYTES = 16 * MIB
+"""What is read of them at a time, be it a page or a part of all; one that is longer is read alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,34 +122,41 @@ class KeptCompletions:
     async def page(
         self, wanted: Filter, access: Access, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "asc"
     ) -> tuple[list[KeptCompletion], bool]:
-        """Some of them, and whether more follow. Raises NotFound where there is none `after`."""
+        """Some of them, fewer than `limit` where they are long, and whether more follow. Raises NotFound where there is
+        none `after`."""
         await self._writer.settle()
-        within = self.shelf.visible(access)
+        columns, within = COMPLETIONS.c, self.shelf.visible(access)
         async with self._database.reading() as connection:
-            query = select(COMPLETIONS).where(within, *_meant(wanted, connection))
-            rows, more = await read_page(
+            query = select(columns.number, columns.bytes).where(within, *_meant(wanted, connection))
+            found, more = await read_page(
                 connection, COMPLETIONS, query, within=within, after=after, limit=limit, order=order
             )
-        return [await _to_completion(row) for row in rows], more
+        groups = _groups([(row["number"], row["bytes"]) for row in found])
+        page = [completion async for completion in self._fetch(groups[0])] if groups else []
+        return page if order == "asc" else page[::-1], more or len(groups) > 1
 
-    async def numbers(self, wanted: Filter, access: Access, *, limit: int | None) -> Sequence[int]:
+    async def find(self, wanted: Filter, access: Access, *, limit: int | None) -> Sequence[tuple[int, int]]:
         """What `read` takes: the newest `limit` of them, the oldest of these first."""
         await self._writer.settle()
-        number = COMPLETIONS.c.number
+        columns = COMPLETIONS.c
         async with self._database.reading() as connection:
-            query = select(number).where(self.shelf.visible(access), *_meant(wanted, connection))
-            found = (await connection.execute(query.order_by(number.desc()).limit(limit))).scalars().all()
-        return found[::-1]
+            query = select(columns.number, columns.bytes).where(self.shelf.visible(access), *_meant(wanted, connection))
+            found = (await connection.execute(query.order_by(columns.number.desc()).limit(limit))).all()
+        return [(row.number, row.bytes) for row in reversed(found)]
 
-    async def read(self, numbers: Sequence[int]) -> AsyncIterator[KeptCompletion]:
-        """Those that are still kept."""
+    async def read(self, found: Sequence[tuple[int, int]]) -> AsyncIterator[KeptCompletion]:
+        """Those that are still kept, never much of them in memory."""
+        for group in _groups(found):
+            async for completion in self._fetch(group):
+                yield completion
+
+    async def _fetch(self, numbers: Sequence[int]) -> AsyncIterator[KeptCompletion]:
         number = COMPLETIONS.c.number
-        for begin in range(0, len(numbers), READ_ROWS):
-            query = select(COMPLETIONS).where(number.in_(numbers[begin : begin + READ_ROWS])).order_by(number)
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(query)).mappings().all()
-            for row in rows:
-                yield await _to_completion(row)
+        query = select(COMPLETIONS).where(number.in_(numbers)).order_by(number)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        for row in rows:
+            yield await _to_completion(row)
 
     # ---- changing
 
@@ -176,6 +185,19 @@ class KeptCompletions:
 
 
 KeptCompletionsDep = Annotated[KeptCompletions, Depends(part(KeptCompletions))]
+
+
+def _groups(found: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Numbers, each with its row's bytes, as they are read together."""
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in found:
+        if size > room or len(groups[-1]) == GROUP_ROWS:
+            groups.append([])
+            room = GROUP_BYTES
+        groups[-1].append(number)
+        room -= size
+    return groups
 
 
 def _meant(wanted: Filter, connection: AsyncConnection) -> list[ColumnElement[bool]]:

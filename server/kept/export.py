@@ -48,8 +48,8 @@ async def export(
         created_after=body.created_after,
         created_before=body.created_before,
     )
-    numbers = await kept.numbers(wanted, access, limit=body.limit)
-    async with files.storing(_lines(kept, numbers)) as content:
+    found = await kept.find(wanted, access, limit=body.limit)
+    async with files.storing(_lines(kept, found)) as content:
         if not content.stored.bytes:
             raise InvalidRequest("No chat completion is kept that matches and was not cut short.", code="empty_file")
         file = content.as_file(body.purpose, body.filename, owner=access.owner, expires_after=None)
@@ -57,8 +57,8 @@ async def export(
     return file
 
 
-async def _lines(kept: KeptCompletions, numbers: Sequence[int]) -> AsyncIterator[bytes]:
-    async for completion in kept.read(numbers):
+async def _lines(kept: KeptCompletions, found: Sequence[tuple[int, int]]) -> AsyncIterator[bytes]:
+    async for completion in kept.read(found):
         yield b"".join(lines_of(completion))
 
 

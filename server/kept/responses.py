@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends
-from sqlalchemy import Row, RowMapping, literal, select, update
+from sqlalchemy import RowMapping, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engines.errors import NotFound
+from engines.errors import InvalidRequest, NotFound
 from server.deps import part
+from server.http.body import MIB
 from server.kept.conversations import Conversations
 from server.kept.encoding import decode, encode
 from server.kept.items import Item, page_of_items
-from server.kept.shelf import Limits, Shelf
+from server.kept.shelf import MAX_BYTES, Limits, Shelf
 from server.kept.table import RESPONSES
 from server.kept.writer import Write, Writer
 from server.store.access import Access
@@ -142,27 +143,38 @@ class KeptResponses:
 
     async def context(self, id: str, access: Access) -> list[Item]:
         """What a request that goes on from response `id` follows: the items that it and all before it read and said,
-        the oldest first. Raises NotFound where one of them is not kept any more."""
+        the oldest first.
+
+        Raises NotFound where one of them is not kept any more, and InvalidRequest where they are too many or too long.
+        """
         await self._writer.settle()
-        rows = await self._chain(id, access)
-        if not rows:
-            raise _no_such(id, "previous_response_id")
-        if (lost := rows[0].previous_response_id) is not None:
-            raise _no_such(lost, "previous_response_id")
+        columns = RESPONSES.c
+        async with self._database.reading() as connection:
+            numbers = await self._chain(connection, id, access)
+            query = select(columns.input, columns.answer).where(columns.number.in_(numbers)).order_by(columns.number)
+            rows = (await connection.execute(query)).all()
         texts = await decode(*(text for row in rows for text in (row.input, row.answer)))
         turns = zip(texts[::2], texts[1::2], strict=True)
         return [item for asked, answer in turns for item in (*asked, *answer["output"])]
 
-    async def _chain(self, id: str, access: Access) -> Sequence[Row[Any]]:
+    async def _chain(self, connection: AsyncConnection, id: str, access: Access) -> list[int]:
+        """Numbers of a response and of all before it: those come earlier."""
         columns, visible = RESPONSES.c, self.shelf.visible(access)
-        link = (columns.previous_response_id, columns.input, columns.answer)
+        link = (columns.number, columns.bytes, columns.previous_response_id)
         chain = select(*link, literal(1).label("turn")).where(columns.id == id, visible).cte("chain", recursive=True)
         before = select(*link, chain.c.turn + 1).where(
-            columns.id == chain.c.previous_response_id, visible, chain.c.turn < MAX_TURNS
+            columns.id == chain.c.previous_response_id, visible, chain.c.turn <= MAX_TURNS
         )
         chain = chain.union_all(before)
-        async with self._database.reading() as connection:
-            return (await connection.execute(select(chain).order_by(chain.c.turn.desc()))).all()
+        rows = (await connection.execute(select(chain).order_by(chain.c.turn.desc()))).all()
+        if not rows:
+            raise _no_such(id, "previous_response_id")
+        if len(rows) > MAX_TURNS or sum(row.bytes for row in rows) > MAX_BYTES:
+            message = f"It follows more than {MAX_TURNS} responses, or {MAX_BYTES // MIB} MiB of them: begin anew."
+            raise InvalidRequest(message, param="previous_response_id")
+        if (lost := rows[0].previous_response_id) is not None:
+            raise _no_such(lost, "previous_response_id")
+        return [row.number for row in rows]
 
     async def input_items(
         self, id: str, access: Access, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"

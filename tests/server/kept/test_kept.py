@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidRequest, NotFound, QuotaExceeded, StorageFull, StoreUnavailable
-from server.kept import shelf
+from server.kept import completions, shelf
+from server.kept import responses as kept_responses
 from server.kept import writer as kept_writer
 from server.kept.completions import Filter, KeptCompletion
 from server.kept.kept import Kept
@@ -88,6 +89,18 @@ async def test_a_response_goes_on_from_all_before_it(open_kept: Open) -> None:
         await kept.responses.delete("a", ACME)
         with pytest.raises(NotFound, match="'a'"):
             await kept.responses.context("c", ACME)
+
+
+async def test_a_chain_that_is_too_long_is_refused(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_kept() as kept:
+        for id, after in (("a", None), ("b", "a"), ("c", "b")):
+            kept.responses.keep_later(response(id, after=after, text="x" * 100))
+        for name, most in (("MAX_TURNS", 2), ("MAX_BYTES", 1400)):
+            with monkeypatch.context() as patch:
+                patch.setattr(kept_responses, name, most)
+                assert len(await kept.responses.context("b", ACME)) == 4
+                with pytest.raises(InvalidRequest, match="begin anew"):
+                    await kept.responses.context("c", ACME)
 
 
 async def test_input_items_come_in_pages(open_kept: Open) -> None:
@@ -215,8 +228,28 @@ async def test_completions_are_found_by_what_they_were_marked_with(open_kept: Op
         assert await found(created_after=5, created_before=5, model="echo") == ["a", "b", "c"]
         await kept.completions.update("b", ACME, {"k": "1"})
         assert await found(metadata={"k": "1"}) == ["a", "b"]
-        numbers = await kept.completions.numbers(Filter(), ACME, limit=2)
-        assert [each.id async for each in kept.completions.read(numbers)] == ["b", "c"]
+        newest = await kept.completions.find(Filter(), ACME, limit=2)
+        assert [each.id async for each in kept.completions.read(newest)] == ["b", "c"]
+
+
+async def test_long_completions_come_in_shorter_pages(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_kept() as kept:
+        for id in "abcd":
+            kept.completions.keep_later(id, lambda id=id: completion(id, {}))  # type: ignore[misc]
+        [(_, size), *_] = await kept.completions.find(Filter(), ACME, limit=None)
+        monkeypatch.setattr(completions, "GROUP_BYTES", 2 * size)
+
+        async def page(after: str | None, order: Any) -> tuple[list[str], bool]:
+            found, more = await kept.completions.page(Filter(), ACME, after=after, limit=3, order=order)
+            return [each.id for each in found], more
+
+        assert await page(None, "asc") == (["a", "b"], True)
+        assert await page("b", "asc") == (["c", "d"], False)
+        assert await page(None, "desc") == (["d", "c"], True)
+        everything = await kept.completions.find(Filter(), ACME, limit=None)
+        assert [each.id async for each in kept.completions.read(everything)] == [*"abcd"]
+        monkeypatch.setattr(completions, "GROUP_BYTES", 1)
+        assert await page(None, "asc") == (["a"], True)
 
 
 def completion(id: str, metadata: dict[str, str]) -> KeptCompletion:
