@@ -113,6 +113,8 @@ def make_parts(
         prefix=PREFIX,
         keep_completions=params.keep_completions,
     )
+    contexts = Contexts(kept.responses, kept.conversations)
+    responses = Responses(Seal(state / "responses.key"), contexts, kept.responses)
     # 3. What routes do with several of them.
     http = HttpSettings(
         max_body_bytes=int(params.max_body_size * MIB),
@@ -128,6 +130,7 @@ def make_parts(
         model,
         inference,
         kept.completions,
+        responses,
         tasks,
         refuse_unknown=http.refuse_unknown,
         max_line_bytes=http.max_body_bytes,
@@ -160,7 +163,7 @@ def make_parts(
         sources,
         batches,
         creator,
-        Responses(Seal(state / "responses.key"), Contexts(kept.responses, kept.conversations), kept.responses),
+        responses,
         Background(kept.responses, inference.lifecycle.in_flight),
     )
 

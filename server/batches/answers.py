@@ -25,6 +25,9 @@ from server.openai.embeddings import EmbeddingsBody
 from server.openai.keeping import keeping
 from server.openai.pipeline import Body, Endpoint, admit
 from server.openai.schema import ChatRequest, CompletionRequest
+from server.responses.responses import Responses
+from server.responses.schema import ResponsesRequest
+from server.responses.words import in_own_words
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Answering:
     model: ServedModel
     inference: Inference
     kept: KeptCompletions
+    responses: Responses
     refuse_unknown: bool = False
     """Whether unknown fields are refused, or ignored: there is no header to tell of them."""
 
@@ -93,6 +97,16 @@ async def _chat(by: Answering, body: ChatRequest) -> dict[str, Any]:
     return await _generate(keeping(CHAT, body, by.kept, by.caller), by, body)
 
 
+async def _responses(by: Answering, body: ResponsesRequest) -> dict[str, Any]:
+    if body.background:
+        raise InvalidRequest("Requests of a batch cannot go on in the background.", param="background")
+    with in_own_words():
+        context = await by.responses.context(body, by.caller.access)
+        chat = await by.inference.pools.text.run(by.responses.chat, body, context)
+        endpoint = by.responses.keeping(body, context, by.model, by.caller.access.owner)
+        return await _generate(endpoint, by, chat)
+
+
 async def _generate(endpoint: Endpoint[Body], by: Answering, body: Body) -> dict[str, Any]:
     if body.stream:
         raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
@@ -113,9 +127,11 @@ BODIES: dict[str, type[RequestBody]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingsBody,
+    "/v1/responses": ResponsesRequest,
 }
 ENDPOINTS: dict[str, Callable[[Answering, Any], Awaitable[dict[str, Any]]]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": partial(_generate, COMPLETIONS),
     "/v1/embeddings": _embeddings,
+    "/v1/responses": _responses,
 }

@@ -44,13 +44,16 @@ class Usage:
 
 
 def usage_of(answer: Mapping[str, Any]) -> Usage:
-    """What an answer of one of the endpoints says that it took."""
+    """What an answer of one of the endpoints says that it took: responses have names of their own for it."""
     usage = answer.get("usage") or {}
+    read, said = (
+        ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
+    )
     return Usage(
-        input_tokens=usage.get("prompt_tokens", 0),
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
-        output_tokens=usage.get("completion_tokens", 0),
-        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens", 0),
+        input_tokens=usage.get(read, 0),
+        cached_tokens=(usage.get(f"{read}_details") or {}).get("cached_tokens", 0),
+        output_tokens=usage.get(said, 0),
+        reasoning_tokens=(usage.get(f"{said}_details") or {}).get("reasoning_tokens", 0),
     )
 
 

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/batches")
 class BatchBody(RequestBody):
     input_file_id: Name
     """A file with the purpose `batch`."""
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     completion_window: Literal["24h"]
     """What has not been answered then never will be."""
     metadata: Metadata | None = None

@@ -23,6 +23,7 @@ from server.files.files import FileObject, Files
 from server.inference.inference import Inference
 from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
+from server.responses.responses import Responses
 from server.store.reserve import DiskReserve
 
 PROGRESS_SECONDS = 1.0
@@ -45,6 +46,7 @@ class Shared:
     refuse_unknown: bool
     """Whether a request with an unknown field is refused."""
     kept: KeptCompletions
+    responses: Responses
     max_line_bytes: int
     """Longest line of an input: no request has a larger body."""
     concurrency: int
@@ -131,7 +133,12 @@ class BatchRun:
         go on."""
         shared = self._shared
         by = Answering(
-            self._batch.caller, shared.model, shared.inference, shared.kept, refuse_unknown=shared.refuse_unknown
+            self._batch.caller,
+            shared.model,
+            shared.inference,
+            shared.kept,
+            shared.responses,
+            refuse_unknown=shared.refuse_unknown,
         )
         while True:
             try:

@@ -23,6 +23,7 @@ from server.files.storage import told_full
 from server.inference.inference import Inference
 from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
+from server.responses.responses import Responses
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.store.reserve import DiskReserve
@@ -53,6 +54,7 @@ class Batches:
         model: ServedModel,
         inference: Inference,
         kept: KeptCompletions,
+        responses: Responses,
         tasks: Tasks,
         *,
         refuse_unknown: bool,
@@ -76,6 +78,7 @@ class Batches:
             inference=inference,
             refuse_unknown=refuse_unknown,
             kept=kept,
+            responses=responses,
             max_line_bytes=max_line_bytes,
             concurrency=concurrency,
             slots=asyncio.Semaphore(concurrency),

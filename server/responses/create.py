@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from fastapi import Request, Response
 
@@ -35,10 +34,7 @@ class Creation:
     async def answer(self, http: HttpSettings) -> Response:
         """In events or as a whole, and kept then."""
         request, responses = self.request, self.responses
-        store = responses.keeps(self.body)
-        keep = partial(responses.keep_later, self.body, self.context, self.owner)
-        on_end = keep if store else lambda _: None
-        endpoint = responses.endpoint(self.body, self.model, store=store, on_end=on_end)
+        endpoint = responses.keeping(self.body, self.context, self.model, self.owner)
         answer = await self._begin(endpoint, request.state.answered)
         return await send(answer, request, http, stream=self.body.stream)
 

@@ -64,6 +64,14 @@ class Responses:
         conversation = body.conversation_id if joins_conversation(answer) else None
         self.kept.keep_later(KeptResponse(owner=owner, answer=answer, input=items), conversation)
 
+    def keeping(
+        self, body: ResponsesRequest, context: Context, model: ServedModel, owner: str | None
+    ) -> Endpoint[ChatRequest]:
+        """What answers the chat that was made of `body`, and has the response kept, for a client of this name."""
+        store = self.keeps(body)
+        keep = partial(self.keep_later, body, context, owner)
+        return self.endpoint(body, model, store=store, on_end=keep if store else lambda _: None)
+
     def endpoint(
         self,
         body: ResponsesRequest,

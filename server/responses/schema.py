@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from server.http.body import Items, Metadata, RequestBody
 from server.http.field_limits import Json, Name, Options, Text
 from server.openai.schema import INT64, CacheSalt, LogitBias, Stops, StreamOptions
-from server.responses.items import Input
+from server.responses.items import Id, Input
 
 Included = Literal[
     "message.output_text.logprobs",
@@ -35,7 +35,7 @@ class ReasoningFields(RequestBody):
 
 
 class ConversationFields(RequestBody):
-    id: Name
+    id: Id
 
 
 class PromptFields(RequestBody):
@@ -50,8 +50,8 @@ class PromptFields(RequestBody):
     model: Name
     input: Input | None = None
     instructions: Text | None = None
-    previous_response_id: Name | None = None
-    conversation: Name | ConversationFields | None = None
+    previous_response_id: Id | None = None
+    conversation: Id | ConversationFields | None = None
     tools: Json = None
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None

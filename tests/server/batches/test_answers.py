@@ -20,6 +20,7 @@ from server.inference.inference import Inference
 from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
 from server.parts import make_parts
+from server.responses.responses import Responses
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
@@ -60,7 +61,7 @@ async def parts(engine: Engine, tmp_path: Path) -> AsyncIterator[Parts]:
 
 
 async def ask(parts: Parts, body: dict[str, Any], *, refuse_unknown: bool = False) -> Reply:
-    answering = (parts[ServedModel], parts[Inference], parts[KeptCompletions])
+    answering = (parts[ServedModel], parts[Inference], parts[KeptCompletions], parts[Responses])
     return await answer(Answering(ANYBODY, *answering, refuse_unknown=refuse_unknown), CHAT, body)
 
 

@@ -131,6 +131,22 @@ def test_completions_and_embeddings_have_batches_too(api: Api) -> None:
     assert (vectors.usage.input_tokens, vectors.usage.output_tokens) == (2, 0)
 
 
+def test_responses_have_batches_too(api: Api) -> None:
+    url = "/v1/responses"
+    asked = (line("a", url, input="hello"), line("b", url, input="hello", background=True), line("c", url, tools=[3]))
+    batch = api.wait(api.create(*asked, endpoint=url))
+    [result] = api.lines(batch.output_file_id).values()
+    response = result["response"]["body"]
+    assert (response["object"], response["output"][0]["content"][0]["text"]) == ("response", "hello")
+    assert (batch.usage.input_tokens, batch.usage.output_tokens) == (
+        response["usage"]["input_tokens"],
+        response["usage"]["output_tokens"],
+    )
+    assert api.client.responses.retrieve(response["id"]).output_text == "hello"
+    refused = {id: error["response"]["body"]["error"]["param"] for id, error in api.lines(batch.error_file_id).items()}
+    assert refused == {"b": "background", "c": "input"}
+
+
 def test_a_request_names_its_own_model(api: Api) -> None:
     batch = api.wait(api.create(said("base", "hi"), said("adapter", "hi", model="sql"), said("none", "hi", model="x")))
     assert (batch.status, batch.model) == ("completed", None)
@@ -191,7 +207,7 @@ def test_batches_are_listed_newest_first_in_pages(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "status"),
     [
-        ({"endpoint": "/v1/responses"}, "endpoint", 400),
+        ({"endpoint": "/v1/moderations"}, "endpoint", 400),
         ({"completion_window": "1h"}, "completion_window", 400),
         ({"input_file_id": "file-nope"}, "input_file_id", 404),
         ({"metadata": {"k": 1}}, "metadata.k", 400),

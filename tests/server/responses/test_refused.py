@@ -48,6 +48,8 @@ def test_what_is_no_text_is_refused(api: Api, kind: str) -> None:
         ({"input": [{"type": "function_call", "call_id": "c", "arguments": "{}"}]}, "input[0].name"),
         ({"input": [message("user", 3)]}, "input[0].content"),
         ({"input": 3}, "input"),
+        ({"previous_response_id": "resp_\0"}, "previous_response_id"),
+        ({"conversation": {"id": "conv_\0"}}, "conversation.id"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 1_000_000}, "input"),
         ({"top_logprobs": 21}, "top_logprobs"),
