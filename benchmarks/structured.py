@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             measure(server, with_port(setting, server), schemas, given.url)
         except NotRun as reason:
             missing.append(report.not_run(server, str(reason)))
-    document = report_of(setting, given.each)
+    document = report_of(setting, given.each, given.note)
     sys.stdout.write(f"\n{tables(document)}\n")
     return 0 if not missing and all(compared["reached"] for compared in comparisons(document)) else 1
 
@@ -60,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--peers", nargs="+", choices=NAMES, default=list(NAMES), help="what to measure (default: all)")
     add("--url", help="of the one peer to measure, where it runs already")
+    add("--note", default="", help="a sentence for the report, such as how what listens at --url was started")
     add("--schemas", type=Path, default=FOLDER, help="the folder `data` of JSONSchemaBench")
     add("--sets", nargs="+", choices=SETS, default=list(SETS), help="of its sets (default: all)", metavar="SET")
     add("--each", type=int, default=EACH, help="schemas of each set")
@@ -152,7 +153,7 @@ def problem(text: str, schema: dict[str, Any]) -> str | None:
 # ---- words
 
 
-def report_of(setting: Setting, each: int) -> dict[str, Any]:
+def report_of(setting: Setting, each: int, note: str) -> dict[str, Any]:
     """All that is kept, as a document, written to the results; only what every server was asked counts."""
     kept = {name: document for name in NAMES if (document := kept_of(name))}
     asked = set.intersection(*(set(document["answers"]) for document in kept.values()))
@@ -171,7 +172,9 @@ def report_of(setting: Setting, each: int) -> dict[str, Any]:
         "machine": report.machine(),
         "model": Path(setting.model).name,
         "dtype": setting.dtype,
+        "note": note,
         "rows": rows,
+        "not_run": [name for name in NAMES if name not in kept],
     }
     report.RESULTS.mkdir(exist_ok=True)
     quick = "" if len(asked) >= each * len(SETS) >= 200 else "-quick"
@@ -209,7 +212,9 @@ def tables(document: dict[str, Any]) -> str:
         counts = [outcomes_of(row, f"{name}/") for row in rows]
         by_set.append([name, *(str(count["valid"]) for count in counts), str(counts[0].total())])
     reached = [f"- {c['what']}: {'reached' if c['reached'] else 'MISSED'}" for c in comparisons(document)]
-    return "\n\n".join(part for part in (report.table(cells), report.table(by_set), "\n".join(reached)) if part)
+    missing = [f"- {name}: not run" for name in document["not_run"]]
+    parts = (report.table(cells), report.table(by_set), "\n".join([*reached, *missing]))
+    return "\n\n".join(part for part in parts if part)
 
 
 def counts_of(row: report.Row) -> list[str]:
@@ -234,7 +239,7 @@ def as_markdown(document: dict[str, Any]) -> str:
         f"# Structured output, {document['date']}\n\n{report.hardware(document['machine'])}.\n\n"
         f"{document['model']} in {document['dtype']}, greedy, {TOKENS} tokens at most, {CONCURRENCY} at once. "
         f"{versions}. "
-        f"`python -m benchmarks.structured`; what is measured: ../README.md.\n\n"
+        f"`python -m benchmarks.structured`; what is measured: ../README.md. {document['note']}\n\n"
         f"{tables(document)}\n\n## Refused, or not valid\n\n" + "\n".join(lost or ["None."]) + "\n"
     )
 
