@@ -135,21 +135,15 @@ def _to_messages(role: str, blocks: list[AnyBlock]) -> Iterator[dict[str, Any]]:
         yield {"role": role, "content": _text(texts)}
 
 
-def _text(content: str | list[TextBlock]) -> str | list[dict[str, str]]:
-    """Content as chat completions take it: they make one text of several."""
-    if isinstance(content, str):
-        return content
-    if len(content) == 1:
-        return content[0].text
-    return [{"type": "text", "text": block.text} for block in content] or ""
+def _text(content: str | list[TextBlock]) -> str:
+    """Blocks of text become lines of one, as parts do in chat completions."""
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
-def _result(block: ToolResultBlock) -> str | list[dict[str, str]]:
+def _result(block: ToolResultBlock) -> str:
     """What the tool said. Templates know no errors, so the text says that it is one."""
-    if not block.is_error:
-        return _text(block.content)
-    said = block.content if isinstance(block.content, str) else "\n".join(each.text for each in block.content)
-    return said if said.lower().startswith("error") else f"Error: {said}"
+    said = _text(block.content)
+    return f"Error: {said}" if block.is_error and not said.lower().startswith("error") else said
 
 
 def _reasoning_and_calls(blocks: list[AnyBlock]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_the_system_prompt_is_the_first_message() -> None:
     assert messages_of(USER, system="be brief") == [{"role": "system", "content": "be brief"}, USER]
     blocks = [text("You are", cache_control={"type": "ephemeral", "ttl": "1h"}), text("brief")]
     [system, _] = messages_of(USER, system=blocks)
-    assert system == {"role": "system", "content": [text("You are"), text("brief")]}
+    assert system == {"role": "system", "content": "You are\nbrief"}
 
 
 @pytest.mark.parametrize("none", ["", [], None])
@@ -73,10 +73,15 @@ def test_what_one_role_says_in_a_row_is_one_message() -> None:
     assert messages_of(
         USER, {"role": "user", "content": [text("there")]}, {"role": "assistant", "content": "a"}, USER
     ) == [
-        {"role": "user", "content": [text("hi"), text("there")]},
+        {"role": "user", "content": "hi\nthere"},
         {"role": "assistant", "content": "a"},
         USER,
     ]
+
+
+def test_a_turn_may_be_of_very_many_blocks() -> None:
+    [message] = messages_of(*[{"role": "user", "content": [text("a")] * 2000}] * 3)
+    assert message["content"] == "\n".join("a" * 6000)
 
 
 def test_calls_and_their_results_are_messages_of_the_assistant_and_of_tools() -> None:
@@ -101,7 +106,7 @@ def test_calls_and_their_results_are_messages_of_the_assistant_and_of_tools() ->
     [
         ({"content": "rain"}, "rain"),
         ({"content": [text("rain")]}, "rain"),
-        ({"content": [text("rain"), text("wind")]}, [text("rain"), text("wind")]),
+        ({"content": [text("rain"), text("wind")]}, "rain\nwind"),
         ({}, ""),
         ({"content": []}, ""),
         ({"content": "no such city", "is_error": True}, "Error: no such city"),
