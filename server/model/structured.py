@@ -10,7 +10,14 @@ from server.model.constraint import Constraint
 from server.model.fields import as_flag, as_name, as_object, as_string, check_description, shown
 
 FORMAT_TYPES = "'text', 'json_object' or 'json_schema'"
-OUTPUT_KINDS = "'json', 'regex', 'choice' or 'grammar'"
+OUTPUT_KINDS = "'json', 'json_object', 'regex', 'choice' or 'grammar'"
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "disable_any_whitespace": (None, False),
+    "disable_additional_properties": (None, False, True),  # objects are closed anyway
+    "whitespace_pattern": (None,),
+    "structural_tag": (None,),
+}
+"""More fields of vLLM's `structured_outputs`, and the values with which they ask for nothing."""
 
 
 def read_constraint(response_format: Any, structured_outputs: Any = None) -> Constraint | None:
@@ -54,7 +61,10 @@ def _of_json_schema(value: Any, param: str) -> Constraint:
 
 
 def _of_structured_outputs(value: Any) -> Constraint:
-    as_object(value, READERS, "structured_outputs")
+    as_object(value, READERS.keys() | NEUTRAL.keys(), "structured_outputs")
+    for name, neutral in NEUTRAL.items():
+        if not any(value.get(name) is one for one in neutral):
+            raise InvalidRequest(f"{name!r} is not supported", param=f"structured_outputs.{name}")
     given = [kind for kind in READERS if value.get(kind) is not None]
     if len(given) != 1:
         raise InvalidRequest(f"Expected just one of {OUTPUT_KINDS}, got {given}", param="structured_outputs")
@@ -64,6 +74,12 @@ def _of_structured_outputs(value: Any) -> Constraint:
 
 def _of_json(value: Any, param: str) -> Structured:
     return Structured(kind="json_schema", value=value if isinstance(value, str) else _text(value, param))
+
+
+def _of_json_object(value: Any, param: str) -> Structured:
+    if value is not True:
+        raise InvalidRequest(f"Expected true, got {shown(value)}", param=param)
+    return Structured(kind="json_object", value="")
 
 
 def _of_regex(value: Any, param: str) -> Structured:
@@ -82,6 +98,7 @@ def _of_grammar(value: Any, param: str) -> Structured:
 
 READERS: dict[str, Callable[[Any, str], Structured]] = {
     "json": _of_json,
+    "json_object": _of_json_object,
     "regex": _of_regex,
     "choice": _of_choice,
     "grammar": _of_grammar,

@@ -12,6 +12,16 @@ from tests.server.openai.outputs import read_structured
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
+VLLM_DEFAULTS = {
+    "json": None, "regex": None, "choice": None, "grammar": None, "json_object": None, "disable_any_whitespace": False,
+    "disable_additional_properties": False, "whitespace_pattern": None, "structural_tag": None,
+}  # fmt: skip
+
+
+def test_the_defaults_that_a_client_of_vllm_may_send_along_ask_for_nothing() -> None:
+    assert read_structured(None, {**VLLM_DEFAULTS, "regex": "a+"}) == Structured(kind="regex", value="a+")
+
+
 def json_schema(**fields: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, **fields}}
 
@@ -31,6 +41,7 @@ def test_each_way_to_ask_has_its_constraint() -> None:
     assert read_structured(None, {"regex": "a+"}) == Structured(kind="regex", value="a+")
     assert read_structured(None, {"choice": ["a", "b"]}) == Structured(kind="choice", value='["a", "b"]')
     assert read_structured(None, {"grammar": 'start: "a"'}) == Structured(kind="grammar", value='start: "a"')
+    assert read_structured(None, {"json_object": True}) == free
     assert read_structured({"type": "text"}, {"regex": "a+", "json": None}) == Structured(kind="regex", value="a+")
 
 
@@ -78,6 +89,9 @@ def nested(levels: int) -> list[Any]:
         (None, {}, "structured_outputs"),
         (None, {"regex": "a", "choice": ["a"]}, "structured_outputs"),
         (None, {"structural_tag": {}}, "structured_outputs.structural_tag"),
+        (None, {"regex": "a", "whitespace_pattern": " "}, "structured_outputs.whitespace_pattern"),
+        (None, {"json": {}, "disable_any_whitespace": True}, "structured_outputs.disable_any_whitespace"),
+        (None, {"json_object": False}, "structured_outputs.json_object"),
         (None, {"json": 5}, "structured_outputs.json"),
         (None, {"regex": "(a"}, "structured_outputs.regex"),
         (None, {"regex": 5}, "structured_outputs.regex"),
