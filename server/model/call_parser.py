@@ -198,7 +198,7 @@ class CallParser:
         if self._form.arguments is None:
             return text.startswith("{")
         if isinstance(self._form.arguments, Literals):
-            return self._in_section and not leading(self._form.starts, text)
+            return self._in_section and (text[0].isalpha() or text[0] == "_")
         return bool(self._form.head and self._form.head.prefix and text.startswith(self._form.head.prefix))
 
     @property

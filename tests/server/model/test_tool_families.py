@@ -236,6 +236,15 @@ def fragments(name: ToolCallParser) -> list[str]:
     return [*parts, "{}", '{"city": "Rome"}', '{"name": "now", "arguments": {}}', "[", "]", "}", ",", " ", "é日"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("pythonic", "[now()<|python_start|>"), ("olmo3", "<function_calls>\nnow()\n<function_calls>now")],
+)
+def test_a_marker_behind_a_call_is_no_call_however_it_is_cut(name: ToolCallParser, text: str) -> None:
+    for pieces in (list(text), *(cut(text, seed) for seed in range(20))):
+        assert read(name, pieces) == read(name, [text])
+
+
 @settings(max_examples=1500, deadline=None)
 @given(st.sampled_from(sorted(NAMED)), st.data())
 def test_any_mixture_of_markers_and_arguments_is_cut_safely_and_never_raises(
