@@ -138,11 +138,11 @@ def paged_attention_forward(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers' layers call; see `transformers.AttentionInterface`."""
     layer: int = module.layer_idx
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    here = step.on(q.device)
+    here = step.on(query.device)
+    keys, values = here.cache.keys[layer], here.cache.values[layer]
+    q, k, v = (states[0].transpose(0, 1).to(keys.dtype) for states in (query, key, value))
     here.cache.write(layer, here.slot_mapping, k, v)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    keys, values = here.cache.keys[layer], here.cache.values[layer]
     window = here.cache.windows[layer]
     return here.attend(q.contiguous(), keys, values, here, scale, window, softcap or 0.0)[None], None
 
@@ -169,8 +169,8 @@ def probe_forward(
     if sliding_window and window != sliding_window:
         raise UnsupportedModel(f"{name} has a window of {sliding_window} and a mask for a window of {window}")
     kv_heads, key_dim, value_dim = key.shape[1], key.shape[3], value.shape[3]
-    step[module.layer_idx] = LayerShape(kv_heads, key_dim, value_dim, window, key.dtype, key.device)
-    return query.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
+    step[module.layer_idx] = LayerShape(kv_heads, key_dim, value_dim, window, value.dtype, key.device)
+    return value.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
 
 
 def _window_as_mask(

@@ -1,10 +1,14 @@
 """Linear layers laid out for the CPU ahead of time, and embeddings beside them.
 
-Through torch alone a weight is reordered at every call, which is most of the time of a small batch. Two layouts:
+Through torch alone a weight is reordered at every call, which is most of the time of a small batch. Three layouts:
 
 - `WideningLinear`: weights that are bfloat16 values, as most checkpoints hold, stay bfloat16 in memory when the model
   computes in float32, and widen in registers: the same result for half of the memory and of the reading. Our C kernel.
+- `DotLinear`: the head of a bfloat16 model, whose logits are not rounded. Our C kernel.
 - `PackedLinear`: everything else, by oneDNN.
+
+A model in bfloat16 keeps to it where it counts for speed: in the weights, inputs and results of linear layers, and in
+the cache. What runs from layer to layer, norms, positions and logits are float32 (`pack`).
 """
 
 import ctypes
@@ -26,12 +30,35 @@ class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         weight = linear.weight.detach().bfloat16().contiguous()
         self._packed = torch.empty(size, dtype=torch.bfloat16)
         library.pack_weights(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
-        self.bias = None if linear.bias is None else linear.bias.detach().contiguous()
+        self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
         self._multiply = library.linear_widening
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self.out_features)
+        rows = x.numel() // self.in_features
+        bias = None if self.bias is None else self.bias.data_ptr()
+        pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
+        self._multiply(*pointers, rows, self.in_features, self.out_features)
+        return out
+
+
+class DotLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """y = x W^T + b in float32, from x and W in bfloat16, where the CPU has an instruction for their products;
+    (..., in_features), an even number, -> (..., out_features)."""
+
+    def __init__(self, linear: nn.Linear, library: ctypes.CDLL) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach().bfloat16().contiguous()
+        self._packed = torch.empty(library.dot_packed_size(self.in_features, self.out_features), dtype=torch.bfloat16)
+        library.pack_dots(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
+        self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
+        self._multiply = library.linear_dots
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.bfloat16().contiguous()
+        out = x.new_empty(*x.shape[:-1], self.out_features, dtype=torch.float32)
         rows = x.numel() // self.in_features
         bias = None if self.bias is None else self.bias.data_ptr()
         pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
@@ -49,6 +76,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self._packed.dtype)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.bias, "none", [], "")
         return out
 
@@ -64,18 +92,47 @@ class WideningEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped he
         return nn.functional.embedding(ids, self.weight).float()
 
 
-def pack(model: nn.Module, library: ctypes.CDLL | None) -> None:
-    """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped."""
+def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None) -> None:
+    """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped.
+
+    Between the linear layers of a bfloat16 model everything is float32 from then on, at hardly any cost, where nothing
+    else in it has a matrix of weights: experts, say, want their inputs in their weights' dtype.
+    """
     packs = _onednn_dtypes()
+    wide = head is not None and torch.bfloat16 in packs and _has_plain_matrices(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) not in (nn.Linear, nn.Embedding) or child.weight.device.type != "cpu":
                 continue
-            if library is not None and _is_bfloat16(child.weight):
+            if wide and type(child) is nn.Embedding:
+                setattr(parent, name, WideningEmbedding(child))
+            elif wide and child is head:
+                setattr(parent, name, _head(child, library))
+            elif library is not None and _is_bfloat16(child.weight):
                 narrow = WideningLinear(child, library) if type(child) is nn.Linear else WideningEmbedding(child)
                 setattr(parent, name, narrow)
             elif type(child) is nn.Linear and child.weight.dtype in packs:
                 setattr(parent, name, PackedLinear(child))
+    if wide:
+        for parameter in model.parameters():  # of norms
+            parameter.data = parameter.data.float()
+
+
+def _head(linear: nn.Linear, library: ctypes.CDLL | None) -> nn.Module:
+    """Logits in float32 of bfloat16 weights, where there is a kernel for them."""
+    if library is None:
+        return PackedLinear(linear)
+    dots = library.has_dots() and linear.in_features % 2 == 0
+    return DotLinear(linear, library) if dots else WideningLinear(linear, library)
+
+
+def _has_plain_matrices(model: nn.Module) -> bool:
+    """Whether a model is in bfloat16 on a CPU, and all its matrices of weights are those of plain layers."""
+    plain = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
+    return all(
+        p.dtype is torch.bfloat16 and p.device.type == "cpu" and (p.dim() == 1 or id(p) in plain)
+        for p in model.parameters()
+    )
 
 
 def _is_bfloat16(weight: Tensor) -> bool:

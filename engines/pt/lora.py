@@ -25,12 +25,12 @@ from engines.adapters.pins import max_pinned
 from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
-from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear
+from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack
 
 log = logging.getLogger(__name__)
 
-LINEARS = (nn.Linear, PackedLinear, WideningLinear, Conv1D)
+LINEARS = (nn.Linear, PackedLinear, WideningLinear, DotLinear, Conv1D)
 EMBEDDINGS = (nn.Embedding, WideningEmbedding)
 
 
@@ -169,7 +169,9 @@ class LoraSlots:
             if mine:
                 inputs = self.support.linears[mine[0]][0]
                 outputs = [self.support.linears[path][1] for path in mine]
-                yield Group(mine, Kernel(self.num_slots, inputs, outputs, self._dtype, self._library))
+                wide = type(self._model.get_submodule(mine[0])) in (WideningLinear, DotLinear)
+                dtype = torch.float32 if wide else self._dtype
+                yield Group(mine, Kernel(self.num_slots, inputs, outputs, dtype, self._library))
 
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
@@ -220,6 +222,9 @@ class Group:
         self._outputs: dict[int, Tensor] = {}  # for `_x`, of layers that are still to be called
 
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
+        if matrices is not None:
+            a, b = matrices
+            matrices = (a.to(self._kernel.dtype), b.to(self._kernel.dtype))
         self._kernel.write(layer.place, slot, matrices)
         self._layers[layer.place] = layer
 
@@ -270,7 +275,7 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         y = self.without_updates(x, rows)
         if self._stack is not None:
             # Where the model is spread over devices, y is on the layer's own; x may come from another.
-            x = x.reshape(-1, self.in_features).to(y.device)
+            x = x.reshape(-1, self.in_features).to(self._stack.a)
             self._stack.add(x, y.view(-1, self.out_features), rows)
         return y
 
@@ -281,8 +286,9 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         y: Tensor = self.base(x)
         for slot, weight in self._saved.items():
             own = (rows.slots.to(y.device) == slot).nonzero()[:, 0]
-            inputs = x.reshape(-1, self.in_features).to(y.device)[own]
-            y.view(-1, self.out_features)[own] = F.linear(inputs, weight, self.base.bias)
+            inputs = x.reshape(-1, self.in_features).to(weight)[own]
+            bias = None if self.base.bias is None else self.base.bias.to(weight)
+            y.view(-1, self.out_features)[own] = F.linear(inputs, weight, bias).to(y.dtype)
         return y
 
 
@@ -314,7 +320,7 @@ class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
         results, flat, slots = y.view(-1, y.shape[-1]), ids.reshape(-1).to(y.device), rows.slots.to(y.device)
         for slot, table in self._saved.items():
             own = (slots == slot).nonzero()[:, 0]
-            results[own] = table[flat[own]]
+            results[own] = table[flat[own]].to(y.dtype)
         for slot, (a, b) in self._matrices.items():
             own = (slots == slot).nonzero()[:, 0]
             results[own] += a[flat[own]] @ b

@@ -50,7 +50,7 @@ class Kernel:
         self, num_slots: int, inputs: int, outputs: list[int], dtype: torch.dtype, library: ctypes.CDLL
     ) -> None:
         """`outputs`: the out_features of each layer; `dtype`: one of KERNELS."""
-        self._inputs, self._outputs, self._dtype = inputs, outputs, dtype
+        self._inputs, self._outputs, self.dtype = inputs, outputs, dtype
         self._lora_add = getattr(library, KERNELS[dtype])
         self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
         self._ranks = torch.zeros(num_slots, len(outputs), dtype=torch.int32)
@@ -75,15 +75,15 @@ class Kernel:
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
         for matrix in (a, b):
-            if matrix.dtype is not self._dtype or matrix.device.type != "cpu" or not matrix.is_contiguous():
-                raise ValueError(f"matrices that are not {self._dtype}, contiguous and on the CPU")
+            if matrix.dtype is not self.dtype or matrix.device.type != "cpu" or not matrix.is_contiguous():
+                raise ValueError(f"matrices that are not {self.dtype}, contiguous and on the CPU")
 
     def add(self, x: Tensor, ys: dict[int, Tensor], rows: Rows) -> None:
         """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""
-        x = x.contiguous()
+        x = x.to(self.dtype).contiguous()
         for layer, y in ys.items():
-            if y.dtype is not self._dtype or x.dtype is not self._dtype or not y.is_contiguous():
-                raise RuntimeError(f"a layer's rows are {x.dtype} and {y.dtype}, its adapters {self._dtype}")
+            if y.dtype is not self.dtype or not y.is_contiguous():
+                raise RuntimeError(f"a layer's rows are {y.dtype}, its adapters {self.dtype}")
             self._results[layer] = y.data_ptr()
         low = rows.scratch(self._height).data_ptr()
         self._lora_add(x.data_ptr(), self._results, *self._tables, self._height, *rows.dealt, low)

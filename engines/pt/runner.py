@@ -105,7 +105,7 @@ class ModelRunner:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = _reference(self.model, self._check_ids(), self.device)
         library = build.load() if self.device.type == "cpu" else None
-        pack(self.model, library)
+        pack(self.model, library, head=self.model.get_output_embeddings())
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         with watching_calls(self.model) as calls:
             layers = self._probe()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.pt.linear import PackedLinear, WideningEmbedding, WideningLinear, pack
+from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear, pack
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +118,25 @@ class Scaled(nn.Linear):
 def test_layers_of_other_classes_are_left_alone(library: ctypes.CDLL) -> None:
     layer = Scaled(64, 48)
     assert packed(layer, library) is layer
+
+
+# --- products of bfloat16 values
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 192), (34, 150), (2, 1)])
+def test_a_head_of_bfloat16_weights_gives_float32_logits(
+    library: ctypes.CDLL, inputs: int, outputs: int, bias: bool
+) -> None:
+    if not library.has_dots():
+        pytest.skip("this CPU has no products of bfloat16 values")
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16)
+    head = DotLinear(linear, library)
+    x = torch.randn(70, inputs)
+    exact = linear.weight.double() @ x.bfloat16().double().T + (linear.bias.double()[:, None] if bias else 0)
+    whole = head(x)
+    assert whole.dtype is torch.float32
+    assert torch.allclose(whole, exact.T.float(), rtol=1e-5, atol=1e-5)
+    for rows in (1, 2, 5, 6, 7, 67):
+        assert torch.equal(head(x[:rows]), whole[:rows])

@@ -26,9 +26,9 @@ from engines.process.resources import GIB
 from engines.pt import rope
 from engines.pt.attention import KernelAttention, attend_gather
 from engines.pt.linear import PackedLinear, WideningLinear
-from engines.pt.runner import ModelRunner
+from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.conftest import GetRunner
-from tests.engines.pt.driving import Reference, cache_of, core_of, prompt, request, run, settings
+from tests.engines.pt.driving import BLOCK_SIZE, Reference, cache_of, core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, VOCAB_SIZE, save
 
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
@@ -201,6 +201,22 @@ def test_bfloat16_answers_within_its_precision(
     truth = reference(name).logits(one.prompt_ids)[:-1].log_softmax(-1)
     errors = [abs(t.logprob - row[t.token_id].item()) for t, row in zip(told, truth, strict=True)]
     assert sum(errors) / len(errors) < 0.25
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "phi3", "gpt-neox"])
+def test_bfloat16_answers_are_nearer_to_float32_than_those_of_plain_transformers(
+    runner: GetRunner, reference: Callable[[str], Reference], folder: Callable[[str], Path], name: str
+) -> None:
+    ids = prompt(60)
+    truth = reference(name).logits(ids)[:-1].log_softmax(-1)
+    plain = AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.bfloat16, attn_implementation="eager")
+    with torch.inference_mode():
+        logits = plain(torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
+        theirs = (logits.log_softmax(-1) - truth).abs().mean().item()
+    chosen = runner(name, dtype="bfloat16")
+    found = chosen.step([Segment(ids, 0, list(range(-(-len(ids) // BLOCK_SIZE))), len(ids))]).logits
+    assert (found.dtype, chosen.cache.keys[0].dtype) == (torch.float32, torch.bfloat16)
+    assert (found[:-1].log_softmax(-1) - truth).abs().mean().item() < theirs
 
 
 def test_the_checkpoints_dtype_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
