@@ -24,8 +24,10 @@ from server.responses.response import joins_conversation
 
 log = logging.getLogger(__name__)
 
-MOST_RUNS = 1000
-"""Responses that may run at a time."""
+MOST_RUNS = 256
+"""Responses that may run at a time. The events of each are in memory."""
+MOST_WATCHED = 64
+"""Responses whose events can be watched once they have ended: the last ones."""
 WATCHED_SECONDS = 300.0
 """Seconds for which the events of a response can be watched once it has ended."""
 RETRY_SECONDS = 1.0
@@ -81,6 +83,11 @@ class Run:
         return self._answer if self._answer is not None else self.renderer.now()
 
     @property
+    def seen(self) -> dict[str, Any]:
+        """The response as clients see it: it has not ended for them before it is kept so, and can be gone on from."""
+        return self.renderer.now() if self.ended_at is None else self.answer
+
+    @property
     def kept(self) -> KeptResponse:
         return KeptResponse(owner=self.owner, answer=self.answer, input=self.input)
 
@@ -133,7 +140,6 @@ class Background:
         """
         await self._kept.keep(run.kept)
         held = held.pop_all()
-        self._forget()
         self._runs[run.id] = run
         task = asyncio.create_task(self._run(run, answer, held), name=run.id)
         self._tasks[run.id] = task
@@ -168,6 +174,7 @@ class Background:
                 await self._make(run, answer)
             await self._keep(run)
             run.end()
+            self._forget()
         finally:
             self._in_flight.leave()
 
@@ -191,10 +198,12 @@ class Background:
                 return
 
     def _forget(self) -> None:
-        """Drop what has ended long ago."""
+        """Drop what has ended long ago, and before many others."""
         until = time.monotonic() - WATCHED_SECONDS
-        for id in [id for id, run in self._runs.items() if run.ended_at is not None and run.ended_at < until]:
-            del self._runs[id]
+        ended = sorted((run.ended_at, id) for id, run in self._runs.items() if run.ended_at is not None)
+        for place, (ended_at, id) in enumerate(reversed(ended)):
+            if place >= MOST_WATCHED or ended_at < until:
+                del self._runs[id]
 
 
 BackgroundDep = Annotated[Background, Depends(part(Background))]

@@ -54,7 +54,7 @@ async def create_response(
         run = await creation.begin_in(background)
     if body.stream:
         return await _watched(request, run, http)
-    return Response(orjson.dumps(run.answer), media_type="application/json")
+    return Response(orjson.dumps(run.seen), media_type="application/json")
 
 
 @router.post("/input_tokens")
@@ -101,7 +101,7 @@ async def get_response(
         return await _watched(request, _watchable(run), http, -1 if starting_after is None else starting_after)
     if starting_after is not None:
         raise InvalidRequest("'starting_after' is only allowed with 'stream'.", param="starting_after")
-    return Response(orjson.dumps(found.answer if run is None else run.answer), media_type="application/json")
+    return Response(orjson.dumps(found.answer if run is None else run.seen), media_type="application/json")
 
 
 @router.post("/{response_id}/cancel", response_model=None)

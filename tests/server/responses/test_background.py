@@ -11,6 +11,7 @@ import pytest
 from engines.echo import EchoEngine
 from engines.errors import EngineFailure
 from engines.types import GenerationRequest, TokenOutput
+from server.responses import background
 from tests.server.api import Api, Response, checked_events, succeeded
 from tests.server.openai_schema import check
 from tests.server.responses.said import message, text_of, types_of
@@ -174,6 +175,29 @@ def test_it_is_kept_where_it_can_be_looked_at(api: Api, make_api: Callable[..., 
 def test_refusals_come_before_it_is_begun(api: Api) -> None:
     assert api.refused_response(background=True, input=[message("user", "x" * 20_000)]).param == "input"
     assert api.refused_response(background=True, model="nobody").status == 404
+
+
+def test_the_events_of_the_last_that_ended_can_be_watched(
+    api: Api, engine: PausingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "MOST_WATCHED", 2)
+    engine.may_go_on.set()
+    ids = []
+    for _ in range(3):
+        ids.append(begin(api)["id"])
+        wait_for(api, ids[-1], "completed")
+        watch(api, ids[-1])
+    statuses = [api.http.get(f"/v1/responses/{id}", params={"stream": True}).status_code for id in ids]
+    assert statuses == [400, 200, 200]
+
+
+def test_more_than_may_run_are_refused(api: Api, engine: PausingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MOST_RUNS", 1)
+    id = begin(api)["id"]
+    refusal = api.refused_response(background=True)
+    assert (refusal.status, refusal.code) == (429, "rate_limit_exceeded")
+    engine.may_go_on.set()
+    wait_for(api, id, "completed")
 
 
 def test_only_those_in_the_background_are_watched(api: Api, engine: PausingEngine) -> None:

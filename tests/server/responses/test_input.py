@@ -160,3 +160,29 @@ def test_no_output_is_kept_without_its_call(asked: Api, engine: ReadingEngine) -
 def test_what_is_too_long_by_itself_is_refused(api: Api) -> None:
     refusal = api.refused_response(input="x" * 20_000, truncation="auto")
     assert (refusal.code, refusal.param) == ("context_length_exceeded", "input")
+
+
+def test_what_an_agent_on_the_command_line_sends_is_taken(api: Api) -> None:
+    shell = WEATHER | {"name": "shell", "description": "Runs a command.", "strict": False}
+    items = [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "You may write files."}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "List them."}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": None},
+        {"type": "function_call", "id": "fc_1", "name": "shell", "arguments": '{"city": "."}', "call_id": "call_1"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "a.txt"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Thanks."}]},
+    ]
+    events = api.response_events(
+        items,
+        instructions="You are an agent.",
+        tools=[shell],
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning={"effort": None, "summary": "auto"},
+        store=False,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="01990e55-0000-7000-8000-000000000000",
+        text={"verbosity": "low"},
+        service_tier=None,
+    )
+    assert (events[-1]["type"], text_of(events[-1]["response"])) == ("response.completed", "Thanks.")
