@@ -13,6 +13,12 @@ PathError = tuple[str, Mapping[str, Any]]
 """An error of pydantic's with the path of its field; "" for the whole body."""
 MISSING, UNKNOWN = "missing_required_parameter", "unknown_parameter"
 CODES = {"missing": MISSING, "extra_forbidden": UNKNOWN}
+OBJECT = "Input should be an object"
+WORDS = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), OBJECT),
+    "union_tag_not_found": f"{OBJECT} that says its type",
+}
+"""Kinds of errors that pydantic tells in words of Python."""
 
 
 def to_invalid_request(
@@ -57,7 +63,7 @@ def _tell(path: str, error: Mapping[str, Any]) -> str:
         return f"Unknown parameter: {path!r}"
     if error["type"] == "missing":
         return f"Missing required parameter: {path!r}"
-    reason = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+    reason = WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ").rstrip(".")
     return (f"{path}: " if path else "") + reason + _quote(error["input"])
 
 
