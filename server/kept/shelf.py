@@ -47,11 +47,13 @@ class Shelf:
         return int(time.time()) + self.limits.seconds
 
     async def put(self, connection: AsyncConnection, row: dict[str, Any]) -> None:
-        """Add a row, which brings all columns but its expiry. Raises StorageFull, QuotaExceeded."""
+        """Add a row, which brings all columns but its expiry; in place of itself, where a try before this one was
+        committed and nobody heard of it. Raises StorageFull, QuotaExceeded."""
         size = row["bytes"]
         if size > min(MAX_BYTES, self.limits.bytes) or not self.limits.number:
             raise QuotaExceeded(f"An answer of {size / MIB:.3g} MiB, with its request, is too large to be kept.")
         self._reserve.check(size)
+        await connection.execute(delete(self.table).where(self.table.c.id == row["id"]))
         await self._make_room(connection, row["owner"], size)
         await connection.execute(insert(self.table).values(**row, expires_at=self.expiry()))
 

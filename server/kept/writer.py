@@ -64,16 +64,21 @@ class Writer:
     async def run(self) -> None:
         """Write what waits, until cancelled."""
         while True:
+            await self._write_all()
             await self._news.wait()
             self._news.clear()
-            while self._waiting:
-                await self._write(list(self._waiting)[:TOGETHER])
 
     async def close(self) -> None:
-        """Have what waits written before the server ends. Comes while `run` still runs."""
-        await self.settle(CLOSE_SECONDS)
+        """Write what waits before the server ends, once nothing is added any more and `run` has been cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._write_all()
         while self._waiting:
             self._lose(self._waiting[0], StoreUnavailable("the server ends."))
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            await self._write(list(self._waiting)[:TOGETHER])
 
     async def _write(self, together: Sequence[_Waiting]) -> None:
         """What one of them raises is no fault of the others: each is then tried by itself."""

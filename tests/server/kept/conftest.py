@@ -35,9 +35,9 @@ def open_kept(database_url: str, tmp_path: Path) -> Open:
         try:
             yield kept
         finally:
-            await kept.writer.close()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+            await kept.writer.close()
             await database.close()
 
     return open

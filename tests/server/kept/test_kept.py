@@ -195,6 +195,26 @@ async def test_a_database_that_is_away_is_waited_for(open_kept: Open, monkeypatc
         assert kept.lost() == 0  # type: ignore[attr-defined]
 
 
+async def test_what_was_written_unheard_of_is_kept_once(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_writer, "RETRY_SECONDS", 0.01)
+    async with open_kept() as kept:
+        id = (await kept.conversations.create(ACME, {}, [])).id
+        writing, tries = kept.writer._database.writing, iter((True, False))
+
+        @contextlib.asynccontextmanager
+        async def lose_the_answer() -> AsyncIterator[Any]:
+            async with writing() as connection:
+                yield connection
+            if next(tries, False):
+                raise StoreUnavailable("gone after the commit")
+
+        monkeypatch.setattr(kept.writer._database, "writing", lose_the_answer)
+        kept.responses.keep_later(response("a"), conversation=id)
+        assert await kept_ids(kept, "a") == ["a"]
+        assert [item["id"] for item in await kept.conversations.items(id, ACME)] == ["in_a", "out_a"]
+        assert kept.lost() == 0  # type: ignore[attr-defined]
+
+
 async def test_no_more_waits_than_memory_is_meant_for(
     open_kept: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
