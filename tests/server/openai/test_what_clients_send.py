@@ -1,9 +1,11 @@
 """Bodies as client libraries send them, with what they add by default: each is answered.
 
-Those of OpenAI's SDKs, LangChain and the Agents SDK are what these sent; the others follow their sources and reports of
-servers that refused them.
+Those of tests/data are what the clients named there sent: first calls, streams, tools and structured output. Those
+below follow the sources of clients, and reports of servers that refused them.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,6 +293,18 @@ SCHEMAS = {
     COMPLETIONS: "CreateCompletionResponse",
     EMBEDDINGS: "CreateEmbeddingResponse",
 }
+
+
+RECORDED = [
+    json.loads(line) for line in (Path(__file__).parents[2] / "data" / "client_bodies.jsonl").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("sent", RECORDED, ids=lambda sent: f"{sent['client']}: {sent['path']}")
+def test_what_was_recorded_is_answered(api: Api, sent: dict[str, Any]) -> None:
+    reply = api.http.post(sent["path"], json=sent["body"])
+    assert reply.status_code == 200, reply.text
+    assert "event: error" not in reply.text and '{"error"' not in reply.text
 
 
 @pytest.mark.parametrize("client", BODIES)
