@@ -2,14 +2,15 @@
 
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from engines.text.tool_syntax import Literals, Tags, ToolFormat
 from server.model.call_object import SPACE, Arguments, CallObject, CallReader, Reading
-from server.model.deltas import Delta, ToolCallDelta, joined
+from server.model.deltas import Delta, ToolCallDelta
 from server.model.literal_call import LiteralCall
 from server.model.markers import beginning_of_any, first_of, leading, may_lead
+from server.model.states import StateParser
 from server.model.tagged_call import TaggedCall
 
 MAX_HEAD = 256
@@ -18,7 +19,7 @@ LAYOUT = SPACE + ",;"
 """Characters allowed between two calls, or between a call and the marker after it."""
 
 
-class CallParser:
+class CallParser(StateParser):
     """Finds the calls in an answer.
 
     What only looks like a call becomes content, nothing is lost, and nothing raises. Once the arguments of a call have
@@ -27,39 +28,22 @@ class CallParser:
 
     def __init__(self, form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]], *, parallel: bool = True) -> None:
         """`schemas`: the tools of the request by their names; `parallel`: whether more than one call is wanted."""
+        super().__init__()
         self.calls = 0
-        self.done = False
-        """Whether the answer is complete, as it has the only call that is wanted. Any further text is dropped."""
         self._form = form
         self._schemas = schemas
         self._parallel = parallel
         self._head = re.compile(form.head.pattern) if form.head else None
         self._ends = (*form.ends, *form.starts)
-        self._state: Callable[[bool], bool] = self._start_of_answer if form.bare else self._text
-        self._pending = ""  # text not parsed yet
         self._raw = ""  # parsed as the beginning of a call; becomes content if it is none
         self._call: CallReader = CallObject()
         self._announced = False
         self._in_list = False
         self._known_only = False  # only a tool of the request counts as called
         self._after_call = False  # no text since the last call
-        self._deltas: list[Delta] = []
 
-    def push(self, text: str) -> list[Delta]:
-        self._pending += text
-        return self._run(last=False)
-
-    def finish(self) -> list[Delta]:
-        """Return what was held back, at the end of the text."""
-        return self._run(last=True)
-
-    def _run(self, *, last: bool) -> list[Delta]:
-        while not self.done and self._state(last):
-            pass
-        deltas, self._deltas = self._deltas, []
-        return joined(deltas)
-
-    # Each state takes what it can parse from `_pending`, and returns False where it needs more text.
+    def _first_state(self, last: bool) -> bool:
+        return self._start_of_answer(last) if self._form.bare else self._text(last)
 
     def _start_of_answer(self, last: bool) -> bool:
         """At the start of an answer, the one place where a call may come without its marker."""

@@ -7,12 +7,13 @@ https://github.com/openai/harmony
 
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from server.model.call_object import NAME
-from server.model.deltas import Delta, ToolCallDelta, joined
+from server.model.deltas import Delta, ToolCallDelta
 from server.model.markers import beginning_of_any, first_of, leading, may_lead
+from server.model.states import StateParser
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -26,43 +27,25 @@ WORDS = ("assistant", "analysis", "commentary", "final", "json", "to=")
 Kind = Literal["content", "reasoning", "call"]
 
 
-class ChannelParser:
-    """`push` every piece of text, then `finish`; joined, the deltas are the same however the text was cut."""
-
+class ChannelParser(StateParser):
     def __init__(self, schemas: Mapping[str, Any] | None, *, reasons: bool = True, parallel: bool = True) -> None:
         """`schemas`: the tools of the request, None where it has none; `reasons`: whether reasoning is told apart;
         `parallel`: whether more than one call is wanted."""
-        self.done = False
-        """Whether the answer is complete, as it has the only call that is wanted. Any further text is dropped."""
+        super().__init__()
         self._schemas = schemas
         self._reasons = reasons
         self._parallel = parallel
         self._calls = 0
-        self._state: Callable[[bool], bool] = self._between
-        self._pending = ""
         self._kind: Kind = "content"
         self._gap: dict[Kind, str] = {}  # what parts this message from the one before it of its kind
         self._empty = True  # nothing of this message has come
-        self._deltas: list[Delta] = []
 
     @property
     def called(self) -> bool:
         return self._calls > 0
 
-    def push(self, text: str) -> list[Delta]:
-        self._pending += text
-        return self._run(last=False)
-
-    def finish(self) -> list[Delta]:
-        return self._run(last=True)
-
-    def _run(self, *, last: bool) -> list[Delta]:
-        while not self.done and self._state(last):
-            pass
-        deltas, self._deltas = self._deltas, []
-        return joined(deltas)
-
-    # Each state takes what it can parse from `_pending`, and returns False where it needs more text.
+    def _first_state(self, last: bool) -> bool:
+        return self._between(last)
 
     def _between(self, last: bool) -> bool:
         """Before a message: its header, or text that goes on with what the prompt has begun."""
