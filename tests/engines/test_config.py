@@ -1,6 +1,7 @@
 """What a parameter says of engines is what their configurations are made of: given another value, those alone
 differ."""
 
+import re
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -33,8 +34,8 @@ def is_changed(engine: str, given: DeployParams) -> bool:
 
 
 def another_value(field: FieldInfo) -> Any:
-    if field.metadata and any(hasattr(each, "pattern") and each.pattern for each in field.metadata):
-        return "7GB"
+    for pattern in (each.pattern for each in field.metadata if getattr(each, "pattern", None)):
+        return next(value for value in ("7GB", "/here") if re.search(pattern, value))
     default = field.get_default()
     kinds = [kind for kind in _kinds(field.annotation) if kind is not NoneType]
     match kinds[0]:
