@@ -90,7 +90,7 @@ def test_special_tokens_are_added_as_asked_by_default_to_texts_only() -> None:
         ("/tokenize", {"prompt": "a", "tools": [TOOL]}, 400, "tools"),
         ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, 400, "add_generation_prompt"),
         ("/tokenize", {"messages": []}, 400, "messages"),
-        ("/tokenize", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role"),
+        ("/tokenize", {"messages": [{"role": 1, "content": "a"}]}, 400, "messages[0].role"),
         ("/tokenize", {"messages": MESSAGES, "tools": [1]}, 400, "tools[0]"),
         ("/tokenize", {"messages": MESSAGES, "chat_template": "x"}, 400, "chat_template"),
         ("/tokenize", {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs"),
