@@ -7,7 +7,7 @@ from typing import Any
 
 from server.http.field_limits import MAX_JSON, MAX_NAME, MAX_OPTIONS, MAX_PROMPTS, MAX_TOKENS
 from server.model.tools import MAX_TOOLS
-from server.openai.schema import MAX_ALLOWED, MAX_LISTED, MAX_MESSAGES, MAX_STOP, MAX_STOPS
+from server.openai.schema import MAX_ALLOWED, MAX_LISTED, MAX_MESSAGES, MAX_STOPS, MAX_STOPS_TOGETHER
 from server.openai.tokenization import MAX_COUNTED, MAX_SPELT
 
 BODY = 4 << 20
@@ -33,6 +33,11 @@ def cases(model: str) -> Iterator[Case]:
     yield from _prompts(model)
     yield from _counted(model)
     yield from _jobs(model)
+
+
+def _stops() -> list[str]:
+    """As many as there may be, as long as they may be together; each goes on long like the others."""
+    return [f"{'a' * (MAX_STOPS_TOGETHER // MAX_STOPS - 2)}{number:02}" for number in range(MAX_STOPS)]
 
 
 def _case(name: str, path: str, **body: Any) -> Case:
@@ -153,7 +158,7 @@ def hostile_gbnf(size: int) -> str:
 
 
 def _outputs(model: str) -> Iterator[Case]:
-    stops = ["a" * (MAX_STOP - number - 1) + "b" for number in range(MAX_STOPS)]
+    stops = _stops()
     yield _chat("stop", model, "a" * 3000, stop=stops, n=N, max_tokens=64)
     yield _chat("logit_bias", model, logit_bias=_biases(), n=N)
     words = [f"{number:04}".ljust(MAX_NAME, "x") for number in range(MAX_LISTED)]
@@ -183,7 +188,7 @@ def _prompts(model: str) -> Iterator[Case]:
     yield _completion("prompts, bad_words", model, ["a"] * MAX_PROMPTS, **words)
     allowed = {"allowed_token_ids": [97] * MAX_ALLOWED}
     yield _completion("prompts, allowed_token_ids", model, ["a"] * MAX_PROMPTS, **allowed)
-    stops = {"stop": ["a" * (MAX_STOP - number - 1) + "b" for number in range(MAX_STOPS)]}
+    stops = {"stop": _stops()}
     yield _completion("prompts, stop", model, ["a"] * MAX_PROMPTS, **stops)
     scored = {"echo": True, "logprobs": 20, "prompt_logprobs": 20}
     yield _completion("prompts, prompt_logprobs", model, [[97] * 240] * MAX_PROMPTS, **scored)

@@ -39,7 +39,6 @@ class RequestContext:
     def __init__(self, app: ASGIApp, *, parts: Parts, in_flight: InFlight, verbose: bool) -> None:
         self._app = app
         self._parts = parts
-        self._ignored_fields = parts[IgnoredFields]
         self._in_flight = in_flight
         self._verbose = verbose
 
@@ -66,7 +65,7 @@ class RequestContext:
                     headers[name] = value
                 if ignored := scope["state"]["ignored"]:
                     headers[HEADER] = ignored.to_header()
-                    self._ignored_fields.tell(scope["route"].path_format, ignored)
+                    self._parts[IgnoredFields].tell(scope["route"].path_format, ignored)
             await send(message)
 
         self._in_flight.enter()
