@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
+from server.batches import service
 from server.http.keys.auth import ROLES_OF_PATHS
 from server.http.keys.caller import Role
 from server.inference.inference import Inference
@@ -41,7 +42,7 @@ OF_THE_SERVER = (
 
 
 class Server:
-    """A server whose jobs wait for ever, and what its callers ask of it."""
+    """A server whose jobs and batches wait for ever, and what its callers ask of it."""
 
     def __init__(self, client: ReadyClient, adapter: Path) -> None:
         self.client = client
@@ -222,7 +223,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         keep_completions=True,
     )  # fmt: skip
     machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
-    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)) as client:
+    parts = make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)
+    with pytest.MonkeyPatch.context() as patch, ReadyClient(parts) as client:
+        patch.setattr(service, "MAX_RUNNING", 0)
         yield Server(client, adapter)
 
 
