@@ -231,10 +231,18 @@ def _processes(server: int) -> dict[str, psutil.Process]:
 
 
 def growth(samples: list[tuple[float, float]]) -> float | None:
-    """MiB a minute after the warm-up, by least squares; None of too few samples."""
+    """MiB a minute after the warm-up, by least squares over each half minute's least; None of too few.
+
+    What is kept for ever raises the least, too; the rest goes up and down with prefills and with adapters.
+    """
     if not samples:
         return None
-    rest = [sample for sample in samples if sample[0] >= samples[-1][0] * WARM_UP]
+    least: dict[int, tuple[float, float]] = {}
+    for minutes, mib in samples:
+        if minutes >= samples[-1][0] * WARM_UP:
+            known = least.setdefault(int(2 * minutes), (minutes, mib))
+            least[int(2 * minutes)] = min(known, (minutes, mib), key=lambda sample: sample[1])
+    rest = list(least.values())
     if len(rest) < 3:
         return None
     middle = sum(minutes for minutes, _ in rest) / len(rest)

@@ -23,6 +23,12 @@ def test_growth_is_of_the_time_after_the_warm_up() -> None:
     assert growth(samples[:2]) is None and growth([]) is None
 
 
+def test_what_comes_and_goes_is_no_growth_and_what_stays_is() -> None:
+    tide = [(number / 12, 300.0 + 15 * (number % 9 > 2) + 15 * (number > 115)) for number in range(120)]
+    assert growth(tide) == pytest.approx(0.0, abs=0.5)
+    assert growth([(minutes, mib + 3 * minutes) for minutes, mib in tide]) == pytest.approx(3.0, abs=0.5)
+
+
 def test_a_run_in_which_all_went_as_planned_has_no_faults() -> None:
     assert faults(seen(mib_per_minute=1), minutes=10) == []
 
