@@ -111,8 +111,9 @@ def ours(folder: str, threads: int) -> Engine:
 
 
 def vllm(folder: str, threads: int) -> Engine:
-    sizes = {"max_model_len": 1024, "max_loras": 0, "kv_cache_memory": 1.0}
-    config = VllmConfig(model=folder, dtype="bfloat16", threads=threads, **sizes)  # type: ignore[arg-type]
+    config = VllmConfig(
+        model=folder, dtype="bfloat16", threads=threads, max_model_len=1024, max_loras=0, kv_cache_memory=1.0
+    )
     return VllmEngine(config, max_num_queued_reqs=PROMPTS)
 
 

@@ -215,7 +215,9 @@ def _inference(
 def _connections(params: DeployParams, registry: CollectorRegistry) -> Connections:
     """Raises TooManyFiles."""
     connections = Connections(
-        most=most_connections(params.max_connections), on_refusal=lambda error: metrics.count_ended(error)
+        most=most_connections(params.max_connections),
+        on_refusal=lambda error: metrics.count_ended(error),
+        root_path=params.root_path,
     )
     metrics = ConnectionMetrics(registry, prefix=PREFIX, count_open=lambda: len(connections))
     return connections

@@ -63,9 +63,8 @@ class ServerParams(Params):
     """Seconds of silence in a stream after which a comment is sent, so that nothing between closes the connection."""
     max_connections: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """Connections that may be open at a time. For one more, the one that has been idle longest is closed; where none
-    is idle, it gets status 503 for all but `/health`, `/ping`, `/ready`
-    and `/metrics`. Unless given, as many as the limit of
-    open files (`ulimit -n`) has room for, 4096 at most."""
+    is idle, it gets status 503 for all but `/health`, `/ping`, `/ready` and `/metrics`. Unless given, as many as the
+    limit of open files (`ulimit -n`) has room for, 4096 at most."""
     ssl_certfile: Annotated[str | None, About(DEPLOY)] = None
     """A file in PEM with the certificate and its chain: the server then speaks HTTPS only. It is read again on
     SIGHUP."""

@@ -39,7 +39,7 @@ class _Step:
         self.decodes: list[Chunk] = []
         self.prompts: list[Chunk] = []
         self.hurries = False
-        """A prompt is computed of a share that has saved: it is short, so that this share gets its answer at once."""
+        """A prompt is computed of a share that has saved: others wait for the next step, so that this one is short."""
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -126,11 +126,12 @@ class Scheduler:
         for chunk in step.decodes:
             self.waiting.charge(chunk.sequence, 1)
         self._may_hurry = not step.hurries
-        self.blocked = not step.chunks and turns.passed == len(self.waiting)
+        chunks = step.chunks
+        self.blocked = not chunks and turns.passed == len(self.waiting)
         self._note_waiting(turns.passed, kept_short=sequence is not None and step.budget > 0)
-        if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in step.chunks):
+        if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in chunks):
             self.waiting.counters.forget()
-        return step.chunks
+        return chunks
 
     def _note_waiting(self, passed: int, *, kept_short: bool) -> None:
         """`passed`: those whose adapter is not there; `kept_short`: the step had room, which its turn did not fill."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from engines.errors import InvalidRequest, NotFound
 from server.batches.service import BatchesDep
@@ -11,6 +11,7 @@ from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
 from server.http.field_limits import Name
 from server.http.keys.caller import AccessDep
+from server.http.paging import Limit
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -50,7 +51,7 @@ async def create_batch(
 
 @router.get("")
 async def list_batches(
-    batches: BatchesDep, access: AccessDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    batches: BatchesDep, access: AccessDep, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
     page, more = await batches.page(access, after=after, limit=limit)
     ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {}

@@ -25,7 +25,7 @@ from server.pools import Pool
 from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
-from server.store.pages import read_page
+from server.store.pages import Order, read_page
 from server.store.reserve import DiskReserve
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Files:
         *,
         after: str | None = None,
         limit: int = 10_000,
-        order: Literal["asc", "desc"] = "desc",
+        order: Order = "desc",
     ) -> tuple[list[FileObject], bool]:
         """One page, and whether more follow. Raises NotFound where there is no file `after`."""
         query, within = select(FILES).where(_visible(access, purposes)), access.rows(FILES)

@@ -1,7 +1,7 @@
 """/v1/files: what jobs and batches read, and what they have made."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
@@ -14,6 +14,7 @@ from server.files.upload import receive
 from server.http.body import check_announced, check_encoding, linger
 from server.http.keys.caller import Caller, CallerDep, Role
 from server.http.settings import HttpDep
+from server.store.pages import Order
 
 router = APIRouter(prefix="/v1/files")
 
@@ -81,7 +82,7 @@ async def list_files(
     caller: CallerDep,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
     purposes = [each for each in purposes_of(caller) if purpose in (None, each)]

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from sqlalchemy import ColumnElement
 
 from engines.errors import Conflict, InvalidRequest, NotFound
@@ -13,6 +13,7 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
 from server.http.body import json_body
 from server.http.keys.caller import AccessDep
+from server.http.paging import Limit
 from server.http.settings import PoolsDep
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs, JobsDep
@@ -22,7 +23,6 @@ from server.store.access import Access
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
-Limit = Annotated[int, Query(ge=1, le=100)]
 LATEST_STEPS = 20
 MOST_METADATA = 16
 """Entries of `metadata` that a filter may name: as many as a job can have."""

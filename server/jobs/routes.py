@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request
@@ -12,6 +12,7 @@ from engines.errors import InvalidRequest
 from server.http.body import json_body
 from server.http.errors import InsufficientPermissions
 from server.http.keys.caller import AccessDep
+from server.http.paging import Limit
 from server.http.settings import HttpDep, PoolsDep
 from server.jobs.artifacts import find_artifact, list_artifacts
 from server.jobs.job import Job, JobStatus
@@ -22,10 +23,10 @@ from server.jobs.sources import SourcesDep
 from server.jobs.store import CURVE, JobEvent, message
 from server.jobs.stream import stream_job_events
 from server.jobs.table import JOBS
+from server.store.pages import Order
 
 router = APIRouter(prefix="/v1/jobs")
 
-Limit = Annotated[int, Query(ge=1, le=100)]
 EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
 MOST_ATTEMPTS = 1_000_000
 LOG_BYTES = 64 << 10
@@ -67,7 +68,7 @@ async def list_jobs(
     access: AccessDep,
     after: str | None = None,
     limit: Limit = 20,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
     status: JobStatus | None = None,
     type: JobType | None = None,
 ) -> dict[str, Any]:
@@ -121,7 +122,7 @@ async def get_job_events(
     http: HttpDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    order: Literal["asc", "desc"] = "asc",
+    order: Order = "asc",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response | dict[str, Any]:
     """A page of events; or, for `Accept: text/event-stream`, all of them as they come, until the job has ended."""

@@ -19,7 +19,7 @@ from server.jobs.table import ATTEMPTS, CHECKPOINTS, EVENTS, JOBS
 from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
-from server.store.pages import read_page
+from server.store.pages import Order, read_page
 from training.discreet import without_folders
 from training.folder import EVENT, Checkpoint, Event, Message
 
@@ -96,7 +96,7 @@ class JobStore:
         *where: ColumnElement[bool],
         after: str | None = None,
         limit: int = 20,
-        order: Literal["asc", "desc"] = "desc",
+        order: Order = "desc",
     ) -> tuple[list[Job], bool]:
         """One page, and whether more follow. `where` is in terms of `table.JOBS`."""
         within = access.rows(JOBS)
@@ -237,7 +237,7 @@ class JobStore:
             after = events[-1].number
 
     async def page_of_events(
-        self, job: Job, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"
+        self, job: Job, *, after: str | None, limit: int, order: Order = "desc"
     ) -> tuple[list[JobEvent], bool]:
         """One page, and whether more follow. Raises NotFound where there is no event `after` of this job."""
         within = EVENTS.c.job_id == job.id

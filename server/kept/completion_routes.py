@@ -1,22 +1,21 @@
 """/v1/chat/completions of the past: those that were asked for with `store`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from server.files.files import FilesDep
 from server.files.routes import purposes_of
 from server.http.body import Metadata, RequestBody, json_body
 from server.http.field_limits import Name
 from server.http.keys.caller import AccessDep, CallerDep
+from server.http.paging import Limit
 from server.kept.completions import Filter, KeptCompletionsDep
 from server.kept.export import ExportBody, export
 from server.kept.items import page_of_items, page_to_wire
+from server.store.pages import Order
 
 router = APIRouter(prefix="/v1/chat/completions")
-
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Literal["asc", "desc"]
 
 
 class MetadataBody(RequestBody):

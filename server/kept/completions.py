@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import ColumnElement, RowMapping, exists, func, select, update
@@ -17,7 +17,7 @@ from server.kept.table import COMPLETIONS
 from server.kept.writer import Write, Writer
 from server.store.access import Access
 from server.store.database import Database
-from server.store.pages import read_page
+from server.store.pages import Order, read_page
 from server.store.reserve import DiskReserve
 
 NOT_SHOWN = ("messages", "continue_final_message", "echo")
@@ -120,7 +120,7 @@ class KeptCompletions:
         return await _to_completion(row)
 
     async def page(
-        self, wanted: Filter, access: Access, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "asc"
+        self, wanted: Filter, access: Access, *, after: str | None, limit: int, order: Order = "asc"
     ) -> tuple[list[KeptCompletion], bool]:
         """Some of them, fewer than `limit` where they are long, and whether more follow. Raises NotFound where there is
         none `after`."""

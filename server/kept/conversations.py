@@ -1,9 +1,9 @@
 """Conversations: items in the order in which they were said, kept until nobody has added to them for long."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import RowMapping, delete, insert, select, update
@@ -12,15 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engines.errors import InvalidRequest, NotFound, QuotaExceeded
 from server.deps import part
 from server.http.body import MIB
-from server.kept.encoding import decode, encode
-from server.kept.items import Item
+from server.kept.encoding import decode
+from server.kept.items import Item, encoded
 from server.kept.shelf import MAX_BYTES, Limits, Shelf
 from server.kept.table import CONVERSATIONS, ITEMS
 from server.kept.writer import Writer
 from server.store.access import Access
 from server.store.database import Database
 from server.store.ids import new_id
-from server.store.pages import read_page
+from server.store.pages import Order, read_page
 from server.store.reserve import DiskReserve
 
 
@@ -59,7 +59,8 @@ class Conversations:
             id=new_id("conv_"), owner=access.owner, created_at=int(time.time()), metadata=metadata
         )
         async with self._database.writing() as connection:
-            await self._check_room(connection, access.owner, 1, items)
+            texts = encoded(items)
+            await self._check_room(connection, access.owner, 1, texts)
             row = {
                 "id": conversation.id,
                 "owner": access.owner,
@@ -69,7 +70,7 @@ class Conversations:
                 "metadata": metadata,
             }
             await connection.execute(insert(CONVERSATIONS).values(row))
-            await self.append(connection, conversation.id, items)
+            await self.append(connection, conversation.id, texts)
         return conversation
 
     async def get(self, id: str, access: Access) -> Conversation:
@@ -99,13 +100,14 @@ class Conversations:
         await self._writer.settle()
         async with self._database.writing() as connection:
             row = await self._find(connection, id, access)
-            await self._check_room(connection, row["owner"], 0, items, row["bytes"])
-            if there := await _ids(connection, id, items):
+            texts = encoded(items)
+            await self._check_room(connection, row["owner"], 0, texts, row["bytes"])
+            if there := await _ids(connection, id, texts):
                 raise InvalidRequest(f"The conversation has an item {min(there)!r} already.", param="items")
-            await self.append(connection, id, items)
+            await self.append(connection, id, texts)
 
     async def page(
-        self, id: str, access: Access, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"
+        self, id: str, access: Access, *, after: str | None, limit: int, order: Order = "desc"
     ) -> tuple[list[Item], bool]:
         """Some of its items, and whether more follow. Raises NotFound."""
         await self._writer.settle()
@@ -125,7 +127,7 @@ class Conversations:
         query = select(ITEMS.c.item).where(ITEMS.c.conversation_id == id).order_by(ITEMS.c.number)
         async with self._database.reading() as connection:
             row = await self._find(connection, id, access)
-            await self._check_room(connection, row["owner"], 0, (), row["bytes"])
+            await self._check_room(connection, row["owner"], 0, {}, row["bytes"])
             texts = (await connection.execute(query)).scalars().all()
         return await decode(*texts)
 
@@ -153,20 +155,20 @@ class Conversations:
             await self._grow(connection, id, -size)
         return _to_conversation(row)
 
-    async def append(self, connection: AsyncConnection, id: str, items: Sequence[Item]) -> None:
-        """Add items as part of another change, but for those that are there already. Where the conversation is gone,
-        nothing happens."""
+    async def append(self, connection: AsyncConnection, id: str, texts: Mapping[str, str]) -> None:
+        """Add items, `encoded`, as part of another change, but for those that are there already. Where the conversation
+        is gone, nothing happens."""
         conversation = select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.id == id).with_for_update()
         if (await connection.execute(conversation)).scalar_one_or_none() is None:
             return
-        there = await _ids(connection, id, items)
-        texts = {item["id"]: encode(item) for item in items if item["id"] not in there}
+        there = await _ids(connection, id, texts)
+        new = {item_id: text for item_id, text in texts.items() if item_id not in there}
         rows = [
-            {"id": item_id, "conversation_id": id, "bytes": len(text), "item": text} for item_id, text in texts.items()
+            {"id": item_id, "conversation_id": id, "bytes": len(text), "item": text} for item_id, text in new.items()
         ]
         if rows:
             await connection.execute(insert(ITEMS), rows)
-        await self._grow(connection, id, sum(map(len, texts.values())))
+        await self._grow(connection, id, sum(map(len, new.values())))
 
     async def _grow(self, connection: AsyncConnection, id: str, more: int) -> None:
         columns = CONVERSATIONS.c
@@ -174,10 +176,10 @@ class Conversations:
         await connection.execute(update(CONVERSATIONS).where(columns.id == id).values(values))
 
     async def _check_room(
-        self, connection: AsyncConnection, owner: str | None, more: int, items: Sequence[Item], taken: int = 0
+        self, connection: AsyncConnection, owner: str | None, more: int, texts: Mapping[str, str], taken: int = 0
     ) -> None:
         """`more` conversations, and more items of one that has `taken` bytes."""
-        limits, size = self.shelf.limits, sum(len(encode(item)) for item in items)
+        limits, size = self.shelf.limits, sum(map(len, texts.values()))
         if taken + size > MAX_BYTES:
             raise QuotaExceeded(f"The conversation would have more than {MAX_BYTES // MIB} MiB: go on in another.")
         count, total = await self.shelf.taken(connection, owner)
@@ -197,10 +199,9 @@ class Conversations:
 ConversationsDep = Annotated[Conversations, Depends(part(Conversations))]
 
 
-async def _ids(connection: AsyncConnection, id: str, items: Sequence[Item]) -> set[str]:
-    """Ids of `items` that the conversation has."""
-    ids = [item["id"] for item in items]
-    found = await connection.execute(select(ITEMS.c.id).where(ITEMS.c.conversation_id == id, ITEMS.c.id.in_(ids)))
+async def _ids(connection: AsyncConnection, id: str, ids: Iterable[str]) -> set[str]:
+    """Those of `ids` that items of the conversation have."""
+    found = await connection.execute(select(ITEMS.c.id).where(ITEMS.c.conversation_id == id, ITEMS.c.id.in_([*ids])))
     return set(found.scalars())
 
 

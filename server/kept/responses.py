@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import RowMapping, literal, select, update
@@ -14,12 +14,13 @@ from server.deps import part
 from server.http.body import MIB
 from server.kept.conversations import Conversations
 from server.kept.encoding import decode, encode
-from server.kept.items import Item, page_of_items
+from server.kept.items import Item, encoded, page_of_items
 from server.kept.shelf import MAX_BYTES, Limits, Shelf
 from server.kept.table import RESPONSES
 from server.kept.writer import Write, Writer
 from server.store.access import Access
 from server.store.database import Database
+from server.store.pages import Order
 from server.store.reserve import DiskReserve
 
 UNFINISHED = ("queued", "in_progress")
@@ -110,22 +111,22 @@ class KeptResponses:
 
         Whether it has. Where it has, what it read and said is appended to the conversation.
         """
-        row = await asyncio.to_thread(response.to_row)
+        row, texts = await asyncio.to_thread(lambda: (response.to_row(), encoded(response.items)))
         values = {name: row[name] for name in ("status", "answer", "input", "bytes")}
         async with self._database.writing() as connection:
             rows = update(RESPONSES).where(RESPONSES.c.id == response.id, RESPONSES.c.status.in_(origin))
             moved = (await connection.execute(rows.values(values))).rowcount > 0
             if moved and conversation is not None:
-                await self._conversations.append(connection, conversation, response.items)
+                await self._conversations.append(connection, conversation, texts)
         return moved
 
     def _write(self, response: KeptResponse, conversation: str | None) -> Write:
-        row = response.to_row()
+        row, texts = response.to_row(), encoded(response.items)
 
         async def write(connection: AsyncConnection) -> None:
             await self.shelf.put(connection, row)
             if conversation is not None:
-                await self._conversations.append(connection, conversation, response.items)
+                await self._conversations.append(connection, conversation, texts)
 
         return write
 
@@ -177,7 +178,7 @@ class KeptResponses:
         return [row.number for row in rows]
 
     async def input_items(
-        self, id: str, access: Access, *, after: str | None, limit: int, order: Literal["asc", "desc"] = "desc"
+        self, id: str, access: Access, *, after: str | None, limit: int, order: Order = "desc"
     ) -> tuple[list[Item], bool]:
         """A page of the items of one request, and whether more follow. Raises NotFound."""
         response = await self.get(id, access)

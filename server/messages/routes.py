@@ -19,10 +19,10 @@ from server.messages.schema import CountRequest, MessageRequest
 from server.messages.words import in_own_words, renamed
 from server.model.served import ModelDep, ServedModel
 from server.openai.asked import Asked
-from server.openai.chat import chat_conversation, check_chat, read_chat
+from server.openai.chat import check_chat, read_chat
 from server.openai.pipeline import Endpoint, begin, send
 from server.openai.schema import ChatRequest
-from server.openai.tokenization import MAX_COUNTED
+from server.openai.tokenization import count_prompt
 from server.pools import Pools
 
 router = APIRouter(prefix="/v1/messages", responses=ANY_ANTHROPIC_ERROR)
@@ -59,7 +59,7 @@ async def count_tokens(
         pools, capabilities = inference.pools, inference.engine.capabilities()
         chat = await pools.text.run_long(body.is_long, to_chat, body)
         model = model.as_asked(await inference.lease(body.model, access, request.state.answered))
-        count = await pools.text.run_long(body.is_long, _count, chat, model, capabilities)
+        count = await pools.text.run_long(body.is_long, count_prompt, chat, model, capabilities)
         request.state.ignored.add(*_without_effect(body, chat, request))
         return {"input_tokens": count}
 
@@ -83,11 +83,3 @@ def _without_effect(body: CountRequest, chat: ChatRequest, request: Request) -> 
     off = body.thinking is not None and body.thinking.is_off  # a model that thinks all the same does so unseen
     names = [renamed(name) for name in chat.ignored if not (off and name == "reasoning_effort")]
     return [*names, BETAS] if BETAS in request.headers else names
-
-
-def _count(chat: ChatRequest, model: ServedModel, capabilities: Capabilities) -> int:
-    _, conversation = chat_conversation(chat, model)
-    text = model.renderer.render(conversation)
-    if len(text) <= MAX_COUNTED:
-        return len(model.renderer.encode(text, add_special_tokens=False))
-    return len(model.renderer.text(text, capabilities, add_special_tokens=False, param="messages").ids)

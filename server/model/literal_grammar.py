@@ -7,7 +7,7 @@ from engines.errors import InvalidRequest
 from engines.text.tool_syntax import Literals
 from engines.text.written_calls import literal, literal_key
 from server.model.lark_writer import LarkWriter
-from server.model.tools import Tool
+from server.model.tools import Tool, as_schema_of
 from server.model.typed import target
 
 BINDING = {"anyOf", "const", "enum", "items", "oneOf", "properties", "required", "type", "additionalProperties"}
@@ -33,10 +33,8 @@ class LiteralRules:
         self._references: dict[str, str] = {}
 
     def rules(self) -> list[str]:
-        try:
+        with as_schema_of(self._tool):
             return self._all()
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise InvalidRequest(f"Not a JSON schema: {error}", param=f"{self._tool.param}.parameters") from None
 
     def _all(self) -> list[str]:
         members = self._members(self._tool.parameters, self._syntax.assign, quoted=False)

@@ -8,7 +8,7 @@ from engines.errors import InvalidRequest
 from engines.text.tool_syntax import Tags
 from engines.text.written_calls import plain
 from server.model.lark_writer import LarkWriter
-from server.model.tools import Tool
+from server.model.tools import Tool, as_schema_of
 from server.model.typed import target, types_of
 
 ONLY_IN_JSON = ("pattern", "format")
@@ -31,10 +31,8 @@ class TaggedRules:
         self._texts: dict[tuple[int, int | None], str] = {}
 
     def rules(self) -> list[str]:
-        try:
+        with as_schema_of(self._tool):
             return self._all()
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise InvalidRequest(f"Not a JSON schema: {error}", param=f"{self._tool.param}.parameters") from None
 
     def _all(self) -> list[str]:
         parameters = self._tool.parameters

@@ -1,5 +1,7 @@
 """The tools of a request, checked: those it offers, and those that the model may or must call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +39,15 @@ class ToolRequest:
     @property
     def callable(self) -> tuple[Tool, ...]:
         return tuple(tool for tool in self.tools if self.named in (None, tool.name))
+
+
+@contextmanager
+def as_schema_of(tool: Tool) -> Iterator[None]:
+    """What reads a tool's parameters may find that they are no schema: InvalidRequest."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InvalidRequest(f"Not a JSON schema: {error}", param=f"{tool.param}.parameters") from None
 
 
 NO_TOOLS = ToolRequest(tools=(), mode="none")

@@ -82,7 +82,7 @@ class KeepingRenderer:
     def _completion(self, answer: dict[str, Any]) -> KeptCompletion:
         body = self._body
         asked = {
-            "messages": [message.model_dump(exclude_unset=True) for message in body.messages],
+            "messages": [message.model_dump(exclude_none=True) for message in body.messages],
             "request_id": self._request_id,
             "input_user": body.user,
             **body.model_dump(include=SHOWN),

@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
+from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
 from server.http.field_limits import Name
@@ -14,8 +15,9 @@ from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep, ServedModel
 from server.model.tools import read_tools
+from server.openai.chat import chat_conversation
 from server.openai.conversation import check_conversation, to_conversation
-from server.openai.schema import ChatMessage, ConversationFields, Messages
+from server.openai.schema import ChatMessage, ChatRequest, ConversationFields, Messages
 
 router = APIRouter()
 
@@ -75,6 +77,16 @@ async def detokenize(
         raise InvalidRequest(f"Token id {highest} is not in the vocabulary of {limit} tokens.", param="tokens")
     text = await inference.pools.text.run_long(body.is_long, model.tokenizer.decode, body.tokens)
     return Response(orjson.dumps({"prompt": text}), media_type="application/json")
+
+
+def count_prompt(chat: ChatRequest, model: ServedModel, capabilities: Capabilities) -> int:
+    """The tokens of the prompt that a chat makes; they may be more than the context, where the text is short enough to
+    count them all. Raises InvalidRequest. What is long takes its time: call it in a thread."""
+    _, conversation = chat_conversation(chat, model)
+    text = model.renderer.render(conversation)
+    if len(text) <= MAX_COUNTED:
+        return len(model.renderer.encode(text, add_special_tokens=False))
+    return len(model.renderer.text(text, capabilities, add_special_tokens=False, param="messages").ids)
 
 
 def _answer(body: TokenizeBody, model: ServedModel, max_model_len: int) -> bytes:

@@ -1,14 +1,15 @@
 """/v1/conversations: items that responses follow and add to, and that clients may add, look at and delete."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from engines.errors import InvalidRequest
 from server.http.body import Items, Metadata, RequestBody, json_body
 from server.http.keys.caller import AccessDep
+from server.http.paging import Limit
 from server.kept.conversations import ConversationsDep
 from server.kept.items import page_to_wire
 from server.responses.items import Item, Reference
@@ -16,6 +17,7 @@ from server.responses.resources import to_resources
 from server.responses.schema import Included
 from server.responses.words import ENCRYPTED, LOGPROBS
 from server.store.ids import new_id
+from server.store.pages import Order
 
 router = APIRouter(prefix="/v1/conversations")
 
@@ -101,8 +103,8 @@ async def list_items(
     access: AccessDep,
     include: IncludeDep,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> dict[str, Any]:
     items, more = await conversations.page(conversation_id, access, after=after, limit=limit, order=order)
     return page_to_wire([_shown(item, include) for item in items], more)

@@ -1,5 +1,6 @@
 """The items of a response's output while they grow, each with the events that tell of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol
 
@@ -25,7 +26,7 @@ class OutputItem(Protocol):
         ...
 
 
-class _Item:
+class _Item(ABC):
     def __init__(self, id: str, index: int) -> None:
         self.id = id
         self.status: Status = "in_progress"
@@ -39,8 +40,8 @@ class _Item:
         self.status = status
         return {"type": "response.output_item.done", "output_index": self._index, "item": self.to_wire()}
 
-    def to_wire(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def to_wire(self) -> dict[str, Any]: ...
 
 
 class MessageItem(_Item):

@@ -43,7 +43,7 @@ class Responses:
         check_supported(body)
         return await self.contexts.find(body, access)
 
-    def chat(self, body: ResponsesRequest, context: Context) -> ChatRequest:
+    def chat(self, body: PromptFields, context: Context) -> ChatRequest:
         """What the model is asked. Raises InvalidRequest."""
         return to_chat(body, context, self.seal.open)
 

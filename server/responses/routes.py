@@ -1,7 +1,7 @@
 """/v1/responses: items in, items out, whole or in events."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -9,18 +9,20 @@ from fastapi import APIRouter, Query, Request, Response
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import json_body
 from server.http.keys.caller import AccessDep
+from server.http.paging import Limit
 from server.http.settings import HttpDep, HttpSettings
 from server.http.sse import stream_events
 from server.inference.inference import ReadyInference
 from server.kept.items import page_to_wire
 from server.kept.responses import KeptResponsesDep
 from server.model.served import ModelDep
+from server.openai.tokenization import count_prompt
 from server.responses.background import BackgroundDep, Run
 from server.responses.create import Creation
 from server.responses.responses import ResponsesDep
 from server.responses.schema import CountedRequest, ResponsesRequest
-from server.responses.tokens import count
 from server.responses.words import in_own_words
+from server.store.pages import Order
 
 router = APIRouter(prefix="/v1/responses")
 
@@ -71,7 +73,9 @@ async def count_input_tokens(
         model = model.as_asked(await inference.lease(body.model, access, request.state.answered))
     with in_own_words():
         context = await responses.context(body, access)
-        tokens = await inference.pools.text.run_long(context.is_long, count, body, context, responses.seal, model)
+        pool, capabilities = inference.pools.text, inference.engine.capabilities()
+        chat = await pool.run_long(context.is_long, responses.chat, body, context)
+        tokens = await pool.run_long(context.is_long, count_prompt, chat, model, capabilities)
     return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
@@ -130,8 +134,8 @@ async def list_input_items(
     kept: KeptResponsesDep,
     access: AccessDep,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> dict[str, Any]:
     return page_to_wire(*await kept.input_items(response_id, access, after=after, limit=limit, order=order))
 

@@ -47,7 +47,6 @@ class PromptFields(RequestBody):
         }
     )
 
-    model: Name
     input: Input | None = None
     instructions: Text | None = None
     previous_response_id: Id | None = None
@@ -73,11 +72,12 @@ class PromptFields(RequestBody):
 
 
 class CountedRequest(PromptFields):
-    model: Name | None = None  # type: ignore[assignment]
+    model: Name | None = None
     """The served one unless given."""
 
 
 class ResponsesRequest(PromptFields):
+    model: Name
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)

@@ -8,6 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound
 
+Order = Literal["asc", "desc"]
+"""Of time: the oldest first, or the latest."""
+
 
 async def read_page(
     connection: AsyncConnection,
@@ -17,7 +20,7 @@ async def read_page(
     within: ColumnElement[bool],
     after: str | None,
     limit: int,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
 ) -> tuple[Sequence[RowMapping], bool]:
     """At most `limit` rows of `query` in the order of `table.number`, and whether more follow.
 

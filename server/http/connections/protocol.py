@@ -95,7 +95,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._room is None:
             self._refuse(TooManyConnections("The server has too many connections."))
         elif self._connections.is_reserve(self._room):
-            self.app = only_probes(self.app, self._connections.on_refusal)
+            self.app = only_probes(self.app, self._connections.root_path, self._connections.on_refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_alarm(None)
@@ -241,7 +241,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _tell(self, error: TuneserveError) -> None:
         self._unset_keepalive_if_required()
-        self.transport.write(raw_answer(error, dict(self.scope or {})))
+        scope = {**(self.scope or {}), "root_path": self._connections.root_path}
+        self.transport.write(raw_answer(error, scope))
         self._linger()
 
     def _linger(self) -> None:

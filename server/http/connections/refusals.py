@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engines.errors import TuneserveError
 from server.http.errors import TooManyConnections, error_response
 from server.http.middleware import PROBES
+from server.http.paths import route_path
 
 
 def raw_answer(error: TuneserveError, scope: Scope) -> bytes:
@@ -20,7 +21,7 @@ def raw_answer(error: TuneserveError, scope: Scope) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(response.body)])
 
 
-def only_probes(app: ASGIApp, on_refusal: Callable[[TuneserveError], None]) -> ASGIApp:
+def only_probes(app: ASGIApp, root_path: str, on_refusal: Callable[[TuneserveError], None]) -> ASGIApp:
     """The app of a connection beyond the limit: it gets one answer, which is an error for all paths but the probes."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,7 +30,8 @@ def only_probes(app: ASGIApp, on_refusal: Callable[[TuneserveError], None]) -> A
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        if scope["path"] in PROBES:
+        scope = {**scope, "root_path": root_path}
+        if route_path(scope) in PROBES:
             return await app(scope, receive, send_and_close)
         error = TooManyConnections("The server has too many connections.")
         on_refusal(error)

@@ -79,10 +79,12 @@ class Room:
 
 
 class Connections:
-    def __init__(self, most: int, on_refusal: Callable[[TuneserveError], None]) -> None:
-        """`on_refusal` is told of each error that ends a connection."""
+    def __init__(self, most: int, on_refusal: Callable[[TuneserveError], None], *, root_path: str = "") -> None:
+        """`on_refusal` is told of each error that ends a connection. `root_path`: what a proxy may leave before the
+        paths of requests."""
         self._rooms = (Room(most), Room(RESERVE))
         self.on_refusal = on_refusal
+        self.root_path = root_path
 
     def __len__(self) -> int:
         return sum(map(len, self._rooms))

@@ -119,6 +119,16 @@ def test_a_wrong_value_in_the_path_is_a_400(client: ReadyClient) -> None:
     assert "integer" in error_of(reply)["message"]
 
 
+def test_what_is_no_object_is_told_so_in_words_of_json() -> None:
+    for wrong in (
+        {"messages": ["hi"]},
+        {"messages": [HELLO], "stream_options": 1},
+        {"messages": [HELLO], "metadata": []},
+    ):
+        with pytest.raises(errors.InvalidRequest, match="Input should be an object"):
+            parse_json(ChatRequest, json.dumps({"model": "m", **wrong}).encode())
+
+
 HELLO = {"role": "user", "content": "hi"}
 
 

@@ -13,7 +13,17 @@ from server.kept.shelf import Limits
 from server.store.database import Database
 from server.store.reserve import DiskReserve
 
-Open = Callable[..., contextlib.AbstractAsyncContextManager[Kept]]
+
+class WatchedKept(Kept):
+    """Tells how many answers its writer has lost."""
+
+    registry: CollectorRegistry
+
+    def lost(self) -> float | None:
+        return self.registry.get_sample_value("tuneserve:kept_answers_lost_total")
+
+
+Open = Callable[..., contextlib.AbstractAsyncContextManager[WatchedKept]]
 
 
 @pytest.fixture
@@ -23,14 +33,14 @@ def open_kept(database_url: str, tmp_path: Path) -> Open:
     @contextlib.asynccontextmanager
     async def open(
         *, number: int = 100, bytes: int = 1 << 20, seconds: int = 3600, spare: int = 0
-    ) -> AsyncIterator[Kept]:
+    ) -> AsyncIterator[WatchedKept]:
         database, registry = Database(tmp_path, database_url), CollectorRegistry()
         await database.open()
         limits = Limits(number=number, bytes=bytes, seconds=seconds)
-        kept = Kept(
+        kept = WatchedKept(
             database, DiskReserve(tmp_path, spare), limits, registry, prefix="tuneserve:", keep_completions=True
         )
-        kept.lost = lambda: registry.get_sample_value("tuneserve:kept_answers_lost_total")  # type: ignore[attr-defined]
+        kept.registry = registry
         writing = asyncio.create_task(kept.writer.run())
         try:
             yield kept

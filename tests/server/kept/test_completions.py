@@ -74,6 +74,20 @@ def test_openais_client_finds_changes_and_deletes_what_it_had_kept(kept: Kept) -
         completions.retrieve(found.id)
 
 
+def test_a_call_that_came_back_without_arguments_is_kept_with_none(http: ReadyClient) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "now"}}
+    asked = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "noon"},
+    ]
+    succeeded(http.post(PATH, json=said() | {"messages": asked}))
+    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "evals"}))["id"]
+    [row] = http.get(f"/v1/files/{file}/content").text.splitlines()
+    called = json.loads(row)["messages"][1]["tool_calls"][0]["function"]
+    assert called == {"name": "now", "arguments": ""}
+
+
 def test_kept_completions_are_as_openai_describes_them(http: ReadyClient) -> None:
     parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "time?"}]
     answer = succeeded(

@@ -22,8 +22,8 @@ def http() -> Iterator[ReadyClient]:
         yield client
 
 
-def user(text: str, **fields: Any) -> dict[str, Any]:
-    return {"type": "message", "role": "user", "content": text, **fields}
+def user(content: str | list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": content, **fields}
 
 
 def make(http: ReadyClient, *items: dict[str, Any], **fields: Any) -> str:
@@ -71,7 +71,7 @@ def test_conversations_are_as_openai_describes_them(http: ReadyClient) -> None:
     path = f"{PATH}/{conversation['id']}"
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     parts = [{"type": "input_text", "text": "b"}]
-    items = [user("a"), user(parts, role="developer"), user("c", role="assistant"), call]  # type: ignore[arg-type]
+    items = [user("a"), user(parts, role="developer"), user("c", role="assistant"), call]
     check("ConversationItemList", succeeded(http.post(f"{path}/items", json={"items": items})))
     page = succeeded(http.get(f"{path}/items", params={"limit": 3}))
     check("ConversationItemList", page)
@@ -111,7 +111,7 @@ def test_what_is_shown_only_where_it_is_asked_for(http: ReadyClient) -> None:
         ([{"type": "item_reference", "id": "msg_1"}], "items[0]"),
         ([user("a", id="x"), user("b", id="x")], "items"),
         ([{"type": "image_generation_call", "id": "x"}], "items[0]"),
-        ([user("a", content=[{"type": "input_image", "image_url": "x"}])], "items[0].content[0]"),
+        ([user([{"type": "input_image", "image_url": "x"}])], "items[0].content[0]"),
     ],
 )
 def test_items_that_cannot_be_kept_are_refused(http: ReadyClient, items: list[dict[str, Any]], param: str) -> None:

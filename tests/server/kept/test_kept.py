@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ async def test_what_is_too_large_is_not_kept_and_told(
         for id, length in (("b", 1), ("c", 1000), ("d", 1)):
             kept.responses.keep_later(response(id, text="x" * length))
         assert await kept_ids(kept, *"bcd") == ["b", "d"]
-        assert kept.lost() == 1  # type: ignore[attr-defined]
+        assert kept.lost() == 1
     assert "The response c is not kept" in caplog.text
 
 
@@ -181,7 +182,7 @@ async def test_a_full_disk_keeps_nothing_more(open_kept: Open) -> None:
             await kept.responses.keep(response("a"))
         kept.responses.keep_later(response("b"))
         assert await kept_ids(kept, "b") == []
-        assert kept.lost() == 1  # type: ignore[attr-defined]
+        assert kept.lost() == 1
 
 
 async def test_a_database_that_is_away_is_waited_for(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +193,7 @@ async def test_a_database_that_is_away_is_waited_for(open_kept: Open, monkeypatc
         await asyncio.sleep(0.05)
         back.set()
         assert await kept_ids(kept, "a") == ["a"]
-        assert kept.lost() == 0  # type: ignore[attr-defined]
+        assert kept.lost() == 0
 
 
 async def test_what_was_written_unheard_of_is_kept_once(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +213,7 @@ async def test_what_was_written_unheard_of_is_kept_once(open_kept: Open, monkeyp
         kept.responses.keep_later(response("a"), conversation=id)
         assert await kept_ids(kept, "a") == ["a"]
         assert [item["id"] for item in await kept.conversations.items(id, ACME)] == ["in_a", "out_a"]
-        assert kept.lost() == 0  # type: ignore[attr-defined]
+        assert kept.lost() == 0
 
 
 async def test_no_more_waits_than_memory_is_meant_for(
@@ -228,13 +229,13 @@ async def test_no_more_waits_than_memory_is_meant_for(
                 await asyncio.sleep(0.02)
         back.set()
         assert await kept_ids(kept, *"abc") == ["b", "c"]
-        assert kept.lost() == 1  # type: ignore[attr-defined]
+        assert kept.lost() == 1
 
 
 async def test_completions_are_found_by_what_they_were_marked_with(open_kept: Open) -> None:
     async with open_kept() as kept:
         for id, metadata in (("a", {"k": "1", "x.y": 'z"'}), ("b", {"k": "2"}), ("c", {})):
-            kept.completions.keep_later(id, lambda id=id, metadata=metadata: completion(id, metadata))  # type: ignore[misc]
+            kept.completions.keep_later(id, partial(completion, id, metadata))
 
         async def found(access: Access = ACME, **wanted: Any) -> list[str]:
             page, _ = await kept.completions.page(Filter(**wanted), access, after=None, limit=10)
@@ -255,7 +256,7 @@ async def test_completions_are_found_by_what_they_were_marked_with(open_kept: Op
 async def test_long_completions_come_in_shorter_pages(open_kept: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_kept() as kept:
         for id in "abcd":
-            kept.completions.keep_later(id, lambda id=id: completion(id, {}))  # type: ignore[misc]
+            kept.completions.keep_later(id, partial(completion, id, {}))
         [(_, size), *_] = await kept.completions.find(Filter(), ACME, limit=None)
         monkeypatch.setattr(completions, "GROUP_BYTES", 2 * size)
 

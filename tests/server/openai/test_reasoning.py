@@ -44,7 +44,7 @@ def test_reasoning_is_sent_under_both_names(api: Api) -> None:
 def test_reasoning_of_messages_is_read_under_both_names(
     make_api: Callable[..., Api], names: tuple[str, ...], field: str
 ) -> None:
-    api = make_api(chat_template="{%% for m in messages %%}{{ m.%s }}|{{ m.content }}{%% endfor %%}" % field)  # noqa: UP031
+    api = make_api(chat_template="{%% for m in messages %%}{{ m.%s }}|{{ m.content }}{%% endfor %%}" % field)  # noqa: UP031  # braces are Jinja's
     said = {"role": "assistant", "content": "Four.", **dict.fromkeys(names, "2 + 2")}
     assert prompt_of(api.chat(messages=[said, USER], return_token_ids=True)) == "2 + 2|Four.|hi"
 

@@ -82,15 +82,16 @@ class Wire:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, *, most: int = 100, keep_alive: float = 60, **limits: Any) -> AsyncIterator[Served]:
+async def served(
+    app: ASGIApp, *, most: int = 100, keep_alive: float = 60, root_path: str = "", **limits: Any
+) -> AsyncIterator[Served]:
     """The protocol with `limits` on a port, until the block ends."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, ws="none")
     config.load()
     config.timeout_keep_alive = keep_alive  # type: ignore[assignment]
     refused: list[str] = []
-    here = Served(
-        port=0, connections=Connections(most, lambda error: refused.append(error.code or "")), refused=refused
-    )
+    connections = Connections(most, lambda error: refused.append(error.code or ""), root_path=root_path)
+    here = Served(port=0, connections=connections, refused=refused)
     protocol = partial(
         LimitedProtocol,
         connections=here.connections,

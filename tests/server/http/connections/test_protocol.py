@@ -364,6 +364,19 @@ async def test_where_all_connections_are_busy_one_more_may_ask_for_health_only()
         assert (await here.told(GET)).status == 200
 
 
+async def test_beyond_the_limit_the_path_of_a_proxy_is_no_part_of_a_path() -> None:
+    app = App()
+    async with served(app, most=1, root_path="/llm") as here:
+        busy = await here.connect()
+        busy.send(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+        await async_until(lambda: app.seen == ["/wait"])
+        paths = ("/llm/health", "/health", "/llm/v1/models", "/llm/v1/messages")
+        told = [await here.told(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()) for path in paths]
+        assert [answer.status for answer in told] == [200, 200, 503, 529], "Anthropic's clients know another status"
+        app.open.set()
+        assert (await busy.answer()).body == b"/wait"
+
+
 # ---- clients that do not read
 
 
