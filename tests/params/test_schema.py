@@ -29,7 +29,8 @@ from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
-from training.params.rlhf import PpoParams, RlhfParams
+from training.params.ppo import PpoParams
+from training.params.rlhf import RlhfParams
 from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
 from training.params.web_ui import WebUiParams
@@ -90,7 +91,7 @@ REQUIRED = {"rlhf_type"}
 OTHER_CHOICES = {
     "train_type": {"lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft"}
     | {"bone"},
-    "rlhf_type": {"dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"} | {"ipo"},
+    "rlhf_type": {"dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"} | {"ipo", "grpo", "rloo", "gkd"},
     "truncation_strategy": {"delete", "left", "right", "split"},
     "eval_strategy": {"no", "steps", "epoch"},  # follows save_strategy, so it has that one's choices
     "lr_scheduler_type": set(get_args(Schedule)),  # the reference leaves the names to transformers

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer
 from tests.training.largest import largest_tensor
 from training.data.encode import IGNORED
-from training.trainers import loss
+from training.trainers import log_probs
 from training.trainers.loss import answer_loss
 
 THREE = 3 * 300 + 1
@@ -83,11 +83,11 @@ def losses(trainer: type[SFTTrainer], folder: Path, **more: Any) -> list[float]:
     [{}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": False}],
     ids=["plain", "accumulated", "without checkpointing"],
 )
-@pytest.mark.parametrize("piece", [loss.PIECE, THREE], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("piece", [log_probs.PIECE, THREE], ids=["whole", "in pieces"])
 def test_training_with_it_goes_as_with_trl_alone(
     more: dict[str, object], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "PIECE", piece)
+    monkeypatch.setattr(log_probs, "PIECE", piece)
     ours = losses(Ours, tmp_path / "ours", **more)
 
     assert ours == pytest.approx(losses(SFTTrainer, tmp_path / "trl", **more), abs=1e-4)
@@ -159,7 +159,7 @@ def test_in_pieces_the_numbers_are_those_of_the_whole(
         return learned, torch.cat([weight.grad.flatten() for weight in model.parameters()]).float()
 
     whole, gradient = learn()
-    monkeypatch.setattr(loss, "PIECE", THREE)
+    monkeypatch.setattr(log_probs, "PIECE", THREE)
     pieces, in_pieces = learn()
 
     near = 1e-5 if dtype == torch.float32 else 2e-2
@@ -179,13 +179,13 @@ def test_in_pieces_no_tensor_has_the_logits_of_all_positions(monkeypatch: pytest
         return found.numel
 
     assert learn() >= 290 * 300
-    monkeypatch.setattr(loss, "PIECE", THREE)
+    monkeypatch.setattr(log_probs, "PIECE", THREE)
     others = max(2 * 4 * 200 * 200, 2 * 200 * 64)  # attention, MLP
     assert learn() <= others
 
 
 def test_after_it_the_head_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "PIECE", THREE)
+    monkeypatch.setattr(log_probs, "PIECE", THREE)
     model = tiny_model()
     answer_loss(model, batch(), None)
 
@@ -194,11 +194,11 @@ def test_after_it_the_head_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "qwen2-moe"])
-@pytest.mark.parametrize("piece", [loss.PIECE, THREE], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("piece", [log_probs.PIECE, THREE], ids=["whole", "in pieces"])
 def test_the_auxiliary_loss_of_experts_is_transformers_own(
     name: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "PIECE", piece)
+    monkeypatch.setattr(log_probs, "PIECE", piece)
     model = of(CONFIGS[name]())
     inputs = batch()
 

@@ -1,0 +1,51 @@
+"""Answers that the model in training gives, to be judged and learned from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One answer to a prompt."""
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    """With the end-of-sequence token, where it ended with one."""
+    log_probs: Sequence[float]
+    """Of each token when it was drawn: under the model of that step, with the temperature that it was drawn with."""
+    ended: bool
+    """Whether it ended by itself, and was not cut at the most tokens it may have."""
+    version: int
+    """Number of the policy that gave it: how often the weights had been taken over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Rollouts(Protocol):
+    """What draws answers from the model in training."""
+
+    version: int
+
+    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+        """`n` answers to each prompt, of the policy as it was last taken over. The same seed, prompts and weights give
+        the same answers. Raises EngineFailure.
+        """
+        ...
+
+    def take_over(self) -> None:
+        """Draw from the weights as they are now; `version` is one more."""
+        ...
+
+    def close(self) -> None: ...

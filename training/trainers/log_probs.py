@@ -1,0 +1,165 @@
+"""Log-probabilities of tokens under a model, computed at the positions that are asked about, and nowhere else.
+
+TRL computes the output head at every position, in pieces that are computed again in the backward pass, which saves
+memory and costs time: on a CPU about a third of a step. Here the head is computed once, of the answers only; where
+these have so many logits that they should not all be held at once, it is computed in pieces, and again in the backward
+pass.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from training.data.encode import IGNORED
+
+logger = logging.getLogger(__name__)
+
+PIECE = 1 << 26
+"""Logits (256 MiB in float32) that are held at a time, where there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbs:
+    """What one forward pass says of the tokens asked about: (positions,), row by row."""
+
+    log_probs: Tensor
+    """float32, with gradients."""
+    correct: Tensor
+    """bool: whether the likeliest token is the one asked about."""
+    entropy: Tensor | None
+    """float32, in nats, of the distribution at each position, without gradients. None unless asked for."""
+    aux_loss: Tensor | None
+    """Scalar: how unevenly a mixture of experts uses them, where `output_router_logits` among the inputs asks."""
+
+
+def asked_of(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`labels` (samples, tokens), IGNORED where nothing is asked -> what `token_log_probs` takes: the positions
+    (samples, tokens) bool that predict a label, each one before it, and those labels (positions,)."""
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    positions = targets != IGNORED
+    return positions, targets[positions]
+
+
+def token_log_probs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: Tensor,
+    wanted: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> TokenLogProbs:
+    """`inputs`: the model's, without labels. `temperature`: what the logits are divided by first."""
+    unwrapped = extract_model_from_parallel(model)
+    head = unwrapped.get_output_embeddings()
+    config = unwrapped.config.get_text_config()
+    judge = partial(_judged, temperature=temperature, entropy=entropy)
+    if wanted.numel() * config.vocab_size > PIECE:
+        with _in_pieces(head, _Pieces(positions, wanted, PIECE // config.vocab_size, config, judge)) as pieces:
+            outputs = model(**inputs, use_cache=False)
+        if torch.allclose(outputs.logits.float(), pieces.first):
+            return TokenLogProbs(*pieces.judged, outputs.get("aux_loss"))
+        logger.warning("The model changes its logits in a way of its own: all of them are held at once.")
+    with _only_at(positions, head):
+        outputs = model(**inputs, use_cache=False)  # its logits: (positions, vocabulary)
+    return TokenLogProbs(*judge(outputs.logits, wanted), outputs.get("aux_loss"))
+
+
+Judged = tuple[Tensor, Tensor, Tensor | None]
+"""Log-probabilities, whether they are the highest, entropies: (positions,) each."""
+
+
+def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool) -> Judged:
+    """Of `logits` (positions, vocabulary) and `wanted` (positions,)."""
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    log_probs = -nn.functional.cross_entropy(logits, wanted, reduction="none")
+    with torch.no_grad():
+        correct = logits.argmax(-1) == wanted
+        spread = torch.distributions.Categorical(logits=logits, validate_args=False).entropy() if entropy else None
+    return log_probs, correct, spread
+
+
+@contextmanager
+def _only_at(positions: Tensor, head: nn.Module) -> Iterator[None]:
+    """Have the output head see `positions` (samples, tokens) of the hidden states only, as (positions, hidden)."""
+
+    def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][positions],)
+
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Pieces:
+    """The output head and what is made of its logits, computed of some positions at a time, and again in the backward
+    pass."""
+
+    judged: Judged
+    first: Tensor
+    """(1, vocabulary): the logits of the first position."""
+
+    def __init__(
+        self, positions: Tensor, wanted: Tensor, rows: int, config: Any, judge: Callable[[Tensor, Tensor], Judged]
+    ) -> None:
+        """`positions`: (samples, tokens) bool; `rows`: positions at a time; `config`: the language model's."""
+        self._positions = positions
+        self._wanted = wanted
+        self._rows = max(1, rows)
+        self._config = config
+        self._judge = judge
+
+    def compute(self, project: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """What the head returns in place of all logits: those of the first position, which the model goes on with.
+
+        `project`: what the head does; `hidden`: (samples, tokens, hidden).
+        """
+
+        def judge(piece: Tensor, wanted: Tensor) -> Judged:
+            return self._judge(self._finished(project(piece)), wanted)
+
+        chosen = hidden[self._positions]
+        pieces = zip(chosen.split(self._rows), self._wanted.split(self._rows), strict=True)
+        judged = [checkpoint(judge, *piece, use_reentrant=False) for piece in pieces]
+        log_probs, correct, entropy = zip(*judged, strict=True)
+        spread = None if entropy[0] is None else torch.cat(entropy)
+        self.judged = torch.cat(log_probs), torch.cat(correct), spread
+        first = project(chosen[:1])
+        self.first = self._finished(first).detach().float()
+        return first
+
+    def _finished(self, logits: Tensor) -> Tensor:
+        """What models do to the logits after the head: Cohere and Granite scale them, Gemma bounds them."""
+        if scale := getattr(self._config, "logit_scale", None):
+            logits = logits * scale
+        if scale := getattr(self._config, "logits_scaling", None):
+            logits = logits / scale
+        if bound := getattr(self._config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / bound) * bound
+        return logits
+
+
+@contextmanager
+def _in_pieces(head: nn.Module, pieces: _Pieces) -> Iterator[_Pieces]:
+    """Have the output head judge tokens instead of returning logits."""
+    project = head.forward
+    own = vars(head).get("forward")  # which libraries put in place of the class's
+    head.forward = partial(pieces.compute, project)
+    try:
+        yield pieces
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
