@@ -5,6 +5,8 @@ from typing import Literal
 ToolCallParser = Literal[
     "deepseek_v3",
     "deepseek_v31",
+    "deepseek_v32",
+    "deepseek_v4",
     "functiongemma",
     "gemma4",
     "glm45",

@@ -206,6 +206,37 @@ MINIMAX_M2 = ToolFormat(
     head=Head(rf'<invoke\s+name="?(?P<name>{NAME})"?\s*>', ">", "<invoke"),
     arguments=Tags('<parameter name="', '">', "</parameter>\n", "</invoke>"),
 )
+DSML = "｜DSML｜"
+DEEPSEEK_V32 = ToolFormat(
+    name="deepseek_v32",
+    known_by=r"(?i)dsml\S{0,12}\s*\+\s*'function_calls|｜DSML｜function_calls",
+    starts=(f"<{DSML}function_calls>",),
+    ends=(f"</{DSML}function_calls>",),
+    first=f"<{DSML}function_calls>\n",
+    before=f'<{DSML}invoke name="',
+    between='">\n',
+    after="\n",
+    separator="",
+    last=f"</{DSML}function_calls>",
+    head=Head(rf'<{DSML}invoke\s+name="(?P<name>{NAME})"\s*>', ">", f"<{DSML}invoke"),
+    arguments=Tags(
+        f'<{DSML}parameter name="',
+        '" string="true">',
+        f"</{DSML}parameter>\n",
+        f"</{DSML}invoke>",
+        between_other='" string="false">',
+    ),
+    ends_reasoning=True,
+)
+DEEPSEEK_V4 = replace(
+    DEEPSEEK_V32,
+    name="deepseek_v4",
+    known_by=r"(?i)dsml\S{0,12}\s*\+\s*'tool_calls|｜DSML｜tool_calls",
+    starts=(f"<{DSML}tool_calls>",),
+    ends=(f"</{DSML}tool_calls>",),
+    first=f"<{DSML}tool_calls>\n",
+    last=f"</{DSML}tool_calls>",
+)
 GLM45 = ToolFormat(
     name="glm45",
     known_by=r"<arg_key>.*</arg_key>\s*\n",
@@ -314,6 +345,8 @@ FAMILIES = (
     HARMONY,
     DEEPSEEK_V3,
     DEEPSEEK_V31,
+    DEEPSEEK_V32,
+    DEEPSEEK_V4,
     KIMI_K2,
     MINIMAX_M2,
     SEED_OSS,

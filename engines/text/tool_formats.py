@@ -29,7 +29,9 @@ def find_tool_format(
     form = NAMED[parser] if parser else known or HERMES
     shows_tools = re.search(r"\btools\b", READS_TOOLS_OF_MESSAGE.sub("", template)) is not None
     native = (shows_tools or "tool_calls" in template) and (parser is not None or known is not None)
-    return _bound(_variant(form, template, added_tokens), native, native and shows_tools, added_tokens)
+    bound = _bound(_variant(form, template, added_tokens), added_tokens)
+    shows_calls = "tool_calls" in template
+    return replace(bound, native=native, shows_calls=shows_calls, shows_tools=native and shows_tools)
 
 
 def _variant(form: ToolFormat, template: str, added_tokens: Mapping[str, int]) -> ToolFormat:
@@ -37,7 +39,7 @@ def _variant(form: ToolFormat, template: str, added_tokens: Mapping[str, int]) -
     return MISTRAL_NAMED if form is MISTRAL and ("[ARGS]" in template or "[ARGS]" in added_tokens) else form
 
 
-def _bound(form: ToolFormat, native: bool, shows_tools: bool, added_tokens: Mapping[str, int]) -> ToolFormat:
+def _bound(form: ToolFormat, added_tokens: Mapping[str, int]) -> ToolFormat:
     markers = {*form.markers, *MORE_MARKERS} if form.name == "mistral" else form.markers
     token_ids = {marker: added_tokens[marker] for marker in markers if marker in added_tokens}
-    return replace(form, native=native, shows_tools=shows_tools, token_ids=token_ids)
+    return replace(form, token_ids=token_ids)

@@ -53,6 +53,10 @@ def for_template(
 
 def _native(messages: list[Message], form: ToolFormat | None, chat_template: str) -> list[Message]:
     names = {call["id"]: call["function"]["name"] for call in _calls(messages)}
+    if form is not None and not form.shows_calls:
+        messages = [
+            _with_written_calls(message, form) if message.get("tool_calls") else message for message in messages
+        ]
     shaped = _with_text if ADDS_ARGUMENTS.search(chat_template) else _with_objects
     messages = [_with_names(shaped(message), names) for message in messages]
     if re.search(r"length\s*!=\s*9", chat_template):

@@ -33,6 +33,12 @@ class Tags:
     after: str
     end: str
     """Behind the last one."""
+    between_other: str = ""
+    """In place of `between` where the value is no string, in forms that say so beside each value."""
+
+    def begin(self, key: str, *, string: bool) -> str:
+        """What stands before a value."""
+        return self.before + key + (self.between if string else self.between_other or self.between)
 
     @property
     def padded(self) -> bool:
@@ -96,6 +102,9 @@ class ToolFormat:
     """The model begins its calls within its reasoning, too, without an end of that."""
     native: bool = True
     """The chat template shows calls to the model. Otherwise we do: see `tool_messages`."""
+    shows_calls: bool = True
+    """The chat template of a native form shows calls that are told beside the content. Otherwise they become part of
+    it."""
     shows_tools: bool = True
     """The chat template shows tools to the model. Otherwise we do."""
     call_id: str = ""
@@ -117,7 +126,7 @@ class ToolFormat:
         more: tuple[str, ...] = ()
         if isinstance(arguments, Tags):
             more = tuple(part.strip() for part in (arguments.before, arguments.after, arguments.end))
-            more += tuple(arguments.between.split())
+            more += (*arguments.between.split(), *arguments.between_other.split())
         elif isinstance(arguments, Literals):
             more = arguments.quotes
         return (*self.starts, *self.ends, *more)

@@ -34,7 +34,8 @@ def _arguments(form: ToolFormat, text: str) -> str:
         return text
     if isinstance(syntax, Tags):
         parts = (
-            f"{syntax.before}{key}{syntax.between}{plain(value)}{syntax.after}" for key, value in arguments.items()
+            f"{syntax.begin(key, string=isinstance(value, str))}{plain(value)}{syntax.after}"
+            for key, value in arguments.items()
         )
         return "".join(parts) + syntax.end
     return (

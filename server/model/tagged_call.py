@@ -13,6 +13,9 @@ MAX_KEY = 256
 """Most characters of an argument's name with its tags."""
 
 
+STRING = frozenset({"string"})
+
+
 class TaggedCall:
     """The arguments of one call. Strings are given while they are written, other values once they are whole."""
 
@@ -25,7 +28,7 @@ class TaggedCall:
         self._tags = tags
         self._name = name
         self._schema = schema
-        self._key = re.compile(rf"([^<>\n]{{1,{MAX_KEY}}}?)" + r"\s*".join(map(re.escape, tags.between.split())))
+        self._key = re.compile(rf"(?P<key>[^<>\n]{{1,{MAX_KEY}}}?)(?:{_loosely(tags.between)}{_other(tags)})")
         self._close = tags.after.strip()
         self._step = self._between
         self._text = ""
@@ -75,11 +78,13 @@ class TaggedCall:
             if len(self._text) >= MAX_KEY:
                 self._fail()
             return False
-        key = match[1].strip()
+        key = match["key"].strip()
         self._ready += f"{', ' if self.name else '{'}{quoted(key)}: "
         self.name = self._name
         properties = self._schema.get("properties")
         self._types = types_of(properties.get(key) if isinstance(properties, Mapping) else None, self._schema)
+        if self._tags.between_other:
+            self._types = self._types - STRING if match["other"] else STRING
         self._ready += '"' if self._is_string else ""
         self._text = self._text[match.end() :]
         self._step = self._start_of_value
@@ -124,4 +129,13 @@ class TaggedCall:
 
     @property
     def _is_string(self) -> bool:
-        return self._types == {"string"}
+        return self._types == STRING
+
+
+def _other(tags: Tags) -> str:
+    return f"|(?P<other>{_loosely(tags.between_other)})" if tags.between_other else ""
+
+
+def _loosely(tags: str) -> str:
+    """A pattern for tags, with any white space between them."""
+    return r"\s*".join(map(re.escape, filter(None, re.split(r"\s+(?=<)|(?<=>)\s*", tags.strip()))))

@@ -40,14 +40,22 @@ class TaggedRules:
         parts = []
         for index, (key, schema) in enumerate(parameters.get("properties", {}).items()):
             rule = f"{self._name}_{index}"
-            begin = self._writer.text(self._tags.before + key + self._tags.between)
-            self._rules.append(f"{rule}: {begin} ({' | '.join(self._values(schema, set()))})")
+            self._rules.append(f"{rule}: {' | '.join(self._argument(key, schema))}")
             parts.append(rule if key in required else f"{rule}?")
         end = self._writer.text(self._tags.end)
         return [f"{self._name}: {' '.join(parts)} {end}", *self._rules]
 
-    def _values(self, schema: Any, followed: set[str]) -> Iterator[str]:
-        """The values that fit, each with the tag behind it. `followed`: references whose values are there."""
+    def _argument(self, key: str, schema: Any) -> Iterator[str]:
+        """An argument with its tags, of which those before a value may say whether it is a string."""
+        values: dict[str, list[str]] = {}
+        for string, value in self._values(schema, set()):
+            values.setdefault(self._tags.begin(key, string=string), []).append(value)
+        for begin, fitting in values.items():
+            yield f"{self._writer.text(begin)} ({' | '.join(fitting)})"
+
+    def _values(self, schema: Any, followed: set[str]) -> Iterator[tuple[bool, str]]:
+        """The values that fit, each with the tag behind it, and whether it is a string. `followed`: references whose
+        values are there."""
         while isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
             if reference in followed:
                 return
@@ -60,14 +68,17 @@ class TaggedRules:
             for branch in branches:
                 yield from self._values(branch, followed)
         elif types and "string" not in types:
-            yield f"{self._value_rule(self._with_definitions(schema))} {self._writer.text(self._tags.after)}"
+            yield False, f"{self._value_rule(self._with_definitions(schema))} {self._writer.text(self._tags.after)}"
         elif isinstance(schema.get("enum"), list):
-            yield from (self._writer.text(plain(value) + self._tags.after) for value in schema["enum"])
+            yield from map(self._constant, schema["enum"])
         elif "const" in schema:
-            yield self._writer.text(plain(schema["const"]) + self._tags.after)
+            yield self._constant(schema["const"])
         else:
             self._refuse_what_cannot_hold(schema)
-            yield self._text(schema.get("minLength", 0), schema.get("maxLength"))
+            yield True, self._text(schema.get("minLength", 0), schema.get("maxLength"))
+
+    def _constant(self, value: Any) -> tuple[bool, str]:
+        return isinstance(value, str), self._writer.text(plain(value) + self._tags.after)
 
     def _text(self, least: int, most: int | None) -> str:
         """Any text of this many characters and the tag behind it: one rule for all arguments."""

@@ -1,5 +1,6 @@
 """A value written as plain text, as the JSON that its schema wants."""
 
+import ast
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,8 @@ def typed(text: str, types: frozenset[str]) -> str:
         return quoted(text)
     value = LITERALS.get(text.strip(), text.strip())
     kind = _json_kind(value)
+    if kind is None and types & {"array", "object"} and (found := _literal(value)) is not None:
+        return found
     if kind is None or kind == "string":
         return quoted(text)
     fits = not types or kind in types or (kind == "integer" and "number" in types)
@@ -68,6 +71,15 @@ def _json_kind(text: str) -> str | None:
     try:
         return _kind(json.loads(text, parse_constant=_refuse))
     except (ValueError, RecursionError):
+        return None
+
+
+def _literal(text: str) -> str | None:
+    """A list or an object as Python writes it, as JSON; None where it is neither."""
+    try:
+        value = ast.literal_eval(text) if text[:1] in ("[", "{") else None
+        return None if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
 

@@ -32,6 +32,8 @@ def test_the_template_tells_the_form(template: str | None, name: str, native: bo
         ("to=functions.{{ name }}<|channel|>commentary json<|message|>", "openai"),
         ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ name }}\n```json\n", "deepseek_v3"),
         ("<｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>", "deepseek_v31"),
+        ("{{ '<' + dsml_token + 'function_calls>' }}", "deepseek_v32"),
+        ("<｜DSML｜tool_calls>\n<｜DSML｜invoke name=", "deepseek_v4"),
         ("<tool_call>\n<function={{ name }}>\n<parameter={{ key }}>", "qwen3_coder"),
         ("<seed:tool_call>\n<function={{ name }}>", "seed_oss"),
         ("<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>\n<arg_value>", "glm45"),

@@ -172,6 +172,15 @@ def test_harmony_gets_each_call_alone_and_what_was_said_before_it_as_reasoning()
     assert prompt.count("Hm.") == 1
 
 
+def test_granite_which_shows_tools_but_no_calls_sees_them_as_it_writes_them() -> None:
+    template = """{% for tool in tools %}<tool>{{ tool | tojson }}{% endfor %}respond only with <|tool_call|>
+{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"""
+    prompt = rendered(template, HISTORY)
+    assert '<tool>{"type": "function", "function": {"name": "get_weather"' in prompt
+    assert '<assistant><|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {"name"' in prompt
+    assert '<tool>{"sky": "grey"}' in prompt  # the result, as a message of that role
+
+
 def test_phi_is_told_of_the_tools_in_the_system_message_and_shown_calls_in_its_own_form() -> None:
     template = """{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}
 <|system|>{{ m['content'] }}<|tool|>{{ m['tools'] }}<|/tool|><|end|>

@@ -49,6 +49,19 @@ RECORDED: list[tuple[ToolCallParser, str, str, list[tuple[str, dict[str, Any]]]]
      ('<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>plan_trip<｜tool▁sep｜>{"city": "Rome"}<｜tool▁call▁end｜>'
      "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"),
      "", [("plan_trip", {"city": "Rome"}), ("now", NOW)]),
+    ("deepseek_v32",
+     ('I will look.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="plan_trip">\n'
+     '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="note" string="true">7</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="zip" string="true">00184</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+     '<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'),
+     "I will look.", [("plan_trip", {"city": "Rome", "days": 3, "note": "7", "zip": "00184"}), ("now", NOW)]),
+    ("deepseek_v4",
+     ('<｜DSML｜tool_calls>\n<｜DSML｜invoke name="plan_trip">\n'
+     '<｜DSML｜parameter name="stops" string="false">["Forum", "Monti"]</｜DSML｜parameter>\n'
+     "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"),
+     "", [("plan_trip", {"stops": ["Forum", "Monti"]})]),
     ("qwen3_coder",
      ("Let me plan.\n\n<tool_call>\n<function=plan_trip>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n3"
      '\n</parameter>\n<parameter=stops>\n["Forum", "Monti"]\n</parameter>\n'
@@ -67,10 +80,18 @@ RECORDED: list[tuple[ToolCallParser, str, str, list[tuple[str, dict[str, Any]]]]
      ("<seed:tool_call>\n<function=plan_trip>\n<parameter=city>Rome</parameter>\n<parameter=days>3</parameter>\n"
      "</function>\n</seed:tool_call>"),
      "", [("plan_trip", {"city": "Rome", "days": 3})]),
+    ("seed_oss",
+     ("<seed:tool_call>\n<function=plan_trip>\n<parameter=stops>['Forum, at noon', 'Monti']</parameter>\n"
+     "<parameter=hotel>{'stars': 4.5, 'pool': True}</parameter>\n</function>\n</seed:tool_call>"),
+     "", [("plan_trip", {"stops": ["Forum, at noon", "Monti"], "hotel": {"stars": 4.5, "pool": True}})]),
     ("glm45",
      ("Sure.\n<tool_call>plan_trip\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n<arg_key>hotel</arg_key>\n"
      '<arg_value>{"stars": 4.5, "pool": true}</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>'),
      "Sure.", [("plan_trip", {"city": "Rome", "hotel": {"stars": 4.5, "pool": True}}), ("now", NOW)]),
+    ("glm47",
+     ("<tool_call>plan_trip\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value><arg_key>days</arg_key>\n<arg_value>3"
+     "</arg_value>\n</tool_call>"),
+     "", [("plan_trip", {"city": "Rome", "days": 3})]),
     ("glm47",
      ("<tool_call>plan_trip<arg_key>city</arg_key><arg_value>Rome</arg_value><arg_key>zip</arg_key><arg_value>00184"
      "</arg_value></tool_call><tool_call>now</tool_call>"),
