@@ -38,6 +38,7 @@ from server.openai import chat, completions, embeddings, models, tokenization
 from server.pools import Pools
 from server.responses import conversations
 from server.responses import routes as response_routes
+from server.responses.again import Unfinished
 from server.responses.background import Background
 from server.store.database import Database
 from server.tasks import Tasks
@@ -105,7 +106,7 @@ async def _open_store(parts: Parts) -> None:
         await parts[Inference].fine_tuned.open()
         await files.open()
         await batches.open()
-        await parts[Background].open()
+        await parts[Unfinished].begin_again()
         await jobs.open()
     except (TuneserveError, OSError) as error:
         parts[Inference].lifecycle.fail(error)

@@ -45,6 +45,7 @@ from server.metrics.keys import KeyMetrics
 from server.metrics.metrics import Metrics
 from server.model.served import ServedModel, make_served_model, model_source
 from server.pools import PoolMetrics, Pools
+from server.responses.again import Unfinished
 from server.responses.background import Background
 from server.responses.context import Contexts
 from server.responses.responses import Responses
@@ -115,6 +116,7 @@ def make_parts(
     )
     contexts = Contexts(kept.responses, kept.conversations)
     responses = Responses(Seal(state / "responses.key"), contexts, kept.responses)
+    background = Background(kept.responses, inference.lifecycle)
     # 3. What routes do with several of them.
     http = HttpSettings(
         max_body_bytes=int(params.max_body_size * MIB),
@@ -164,7 +166,8 @@ def make_parts(
         batches,
         creator,
         responses,
-        Background(kept.responses, inference.lifecycle.in_flight),
+        background,
+        Unfinished(kept.responses, background, responses, model, inference),
     )
 
 

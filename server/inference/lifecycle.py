@@ -61,6 +61,11 @@ class Lifecycle:
         """Whether the model is on this machine: the engine has loaded it once."""
         return self._started
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server ends: what still runs is ended soon, whatever it is."""
+        return self._draining
+
     async def watch_engine(self) -> None:
         """Return once the engine, which had started, has failed for good: no request can be answered ever again."""
         while not self._started or self._engine.health().state is not EngineState.FAILED:

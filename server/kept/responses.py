@@ -1,8 +1,9 @@
 """Kept responses: the answer as its client gets it, with the items that it answers."""
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -29,6 +30,32 @@ MAX_TURNS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRequest:
+    """What a response in the background was asked with, until it has ended: enough to begin it again."""
+
+    body: dict[str, Any]
+    """Without the input, which is kept as items."""
+    by_admin: bool
+    """Whether the key that asked had every right, or none was needed."""
+    begun: int = 0
+    """Servers that have begun it."""
+    handed_over: int = 0
+    """Those of them that ended in order."""
+
+    @property
+    def attempts(self) -> int:
+        """Servers that have begun it and died, or run it now."""
+        return self.begun - self.handed_over
+
+    def begun_again(self) -> "KeptRequest":
+        return replace(self, begun=self.begun + 1)
+
+    def given_back(self) -> "KeptRequest":
+        """That its server ends in order is no fault of the request."""
+        return replace(self, handed_over=self.handed_over + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeptResponse:
     owner: str | None
     """Name of the key that asked for it; None: nobody's."""
@@ -36,6 +63,8 @@ class KeptResponse:
     """The response object: what it says of its id, status, creation, output and previous response is what is kept."""
     input: Sequence[Item]
     """The items of this request alone, each with an id. Those before are of `previous_response_id`."""
+    request: KeptRequest | None = None
+    """Of one in the background that has not ended."""
 
     @property
     def id(self) -> str:
@@ -52,15 +81,17 @@ class KeptResponse:
 
     def to_row(self) -> dict[str, Any]:
         answer, asked = encode(self.answer), encode(self.input)
+        request = None if self.request is None else encode(asdict(self.request))
         return {
             "id": self.id,
             "owner": self.owner,
-            "bytes": len(answer) + len(asked),
+            "bytes": len(answer) + len(asked) + len(request or ""),
             "created_at": int(self.answer["created_at"]),
             "status": self.status,
             "previous_response_id": self.answer.get("previous_response_id"),
             "answer": answer,
             "input": asked,
+            "request": request,
         }
 
 
@@ -112,7 +143,7 @@ class KeptResponses:
         Whether it has. Where it has, what it read and said is appended to the conversation.
         """
         row, texts = await asyncio.to_thread(lambda: (response.to_row(), encoded(response.items)))
-        values = {name: row[name] for name in ("status", "answer", "input", "bytes")}
+        values = {name: row[name] for name in ("status", "answer", "input", "request", "bytes")}
         async with self._database.writing() as connection:
             rows = update(RESPONSES).where(RESPONSES.c.id == response.id, RESPONSES.c.status.in_(origin))
             moved = (await connection.execute(rows.values(values))).rowcount > 0
@@ -187,7 +218,8 @@ class KeptResponses:
     async def unfinished(self) -> list[KeptResponse]:
         """Those of all owners that run in the background or wait, the oldest first: at the start of a server, what the
         one before has left."""
-        query = select(RESPONSES).where(RESPONSES.c.status.in_(UNFINISHED)).order_by(RESPONSES.c.number)
+        left = RESPONSES.c.status.in_(UNFINISHED), RESPONSES.c.expires_at > int(time.time())
+        query = select(RESPONSES).where(*left).order_by(RESPONSES.c.number)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [await _to_response(row) for row in rows]
@@ -210,5 +242,7 @@ def _no_such(id: str, param: str = "response_id") -> NotFound:
 
 
 async def _to_response(row: RowMapping) -> KeptResponse:
-    answer, asked = await decode(row["answer"], row["input"])
-    return KeptResponse(owner=row["owner"], answer=answer, input=asked)
+    answer, asked, request = await decode(row["answer"], row["input"], row["request"] or "null")
+    return KeptResponse(
+        owner=row["owner"], answer=answer, input=asked, request=None if request is None else KeptRequest(**request)
+    )

@@ -28,6 +28,7 @@ RESPONSES = _kept(
     Column("previous_response_id", Text),
     Column("answer", Text, nullable=False),
     Column("input", Text, nullable=False),
+    Column("request", Text),
 )
 
 COMPLETIONS = _kept(

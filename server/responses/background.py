@@ -1,22 +1,24 @@
 """Responses in the background: made whether or not their clients wait, and watched by whoever asks.
 
-One that runs when the server ends is not begun again: the next server tells that it has failed.
+One that runs when the server ends is begun again by the next one: see `again`.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends
 
-from engines.errors import InvalidRequest, QueueFull, StoreUnavailable
+from engines.errors import EngineUnavailable, InvalidRequest, QueueFull, StoreUnavailable, TuneserveError
 from server.deps import part
-from server.http.in_flight import InFlight
-from server.kept.responses import UNFINISHED, KeptResponse, KeptResponses
+from server.http.sse import EventStyle
+from server.inference.lifecycle import Lifecycle
+from server.kept.responses import UNFINISHED, KeptRequest, KeptResponse, KeptResponses
 from server.openai.answer import Answer
 from server.responses.output import Event
 from server.responses.renderer import ResponseRenderer
@@ -31,17 +33,28 @@ MOST_WATCHED = 64
 WATCHED_SECONDS = 300.0
 """Seconds for which the events of a response can be watched once it has ended."""
 RETRY_SECONDS = 1.0
-RESTARTED = {"code": "server_error", "message": "The server ended while this response was made: ask again."}
+WATCHED = EventStyle(named=True, errors=lambda _, __: [], end=b"")
+"""The events of a response as one who watches it gets them: that this client is too slow is nothing that it tells."""
+
+Send = Callable[[Event], None]
+Make = Callable[[Send, Callable[[], None]], Awaitable[None]]
+"""Makes a response: gives its events to the first, and calls the second once the server is to wait for its end."""
 
 
 class Run:
     """One response, and its events as they come."""
 
-    def __init__(self, owner: str | None, conversation: str | None) -> None:
+    def __init__(
+        self, owner: str | None, conversation: str | None, request: KeptRequest, *, input: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.owner = owner
         self.conversation = conversation
-        self.input: Sequence[dict[str, Any]] = ()
+        self.request = request
+        self.input = input
+        self.is_begun = False
+        """Whether this server has begun it, which `request` says too."""
         self.ended_at: float | None = None
+        self._left = False
         self._renderer: ResponseRenderer | None = None
         self._answer: dict[str, Any] | None = None  # once it has ended
         self._events: list[Event] = []
@@ -53,9 +66,18 @@ class Run:
         self._renderer = renderer
         self._events += renderer.queued()
 
+    def begin(self, request: KeptRequest) -> None:
+        """`request`: with this server among those that have begun it."""
+        self.request, self.is_begun = request, True
+
     def end_with(self, answer: dict[str, Any]) -> None:
         """Take the response as it has ended. Events from now on are held."""
         self._answer = answer
+
+    def leave(self) -> None:
+        """Nobody watches it any longer, since the server ends before it."""
+        self._left = True
+        self._tell()
 
     def send(self, event: Event) -> None:
         (self._events if self._answer is None else self._held).append(event)
@@ -89,17 +111,29 @@ class Run:
 
     @property
     def kept(self) -> KeptResponse:
-        return KeptResponse(owner=self.owner, answer=self.answer, input=self.input)
+        request = self.request if self._answer is None else None
+        return KeptResponse(owner=self.owner, answer=self.answer, input=self.input, request=request)
 
-    async def watch(self, send: Callable[[Event], None], *, after: int = -1) -> None:
+    @property
+    def given_back(self) -> KeptResponse:
+        """As it is kept for the next server."""
+        request = self.request.given_back() if self.is_begun else self.request
+        return KeptResponse(owner=self.owner, answer=self.renderer.not_begun(), input=self.input, request=request)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, be it that this is not kept yet."""
+        return self._answer is not None
+
+    async def watch(self, send: Send, *, after: int = -1) -> None:
         """Give `send` the events that follow number `after`, until the response has ended."""
-        position = after + 1
+        position = max(0, after + 1 - int(self._events[0]["sequence_number"]))
         while True:
             news = self._news
             while position < len(self._events):
                 send(self._events[position])
                 position += 1
-            if self.ended_at is not None:
+            if self.ended_at is not None or self._left:
                 return
             await news.wait()
 
@@ -109,24 +143,21 @@ class Run:
 
 
 class Background:
-    def __init__(self, kept: KeptResponses, in_flight: InFlight) -> None:
+    def __init__(self, kept: KeptResponses, lifecycle: Lifecycle) -> None:
         self._kept = kept
-        self._in_flight = in_flight
+        self._lifecycle = lifecycle
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def open(self) -> None:
-        """Tell of what the server before has left that it has failed. Raises StoreUnavailable."""
-        for response in await self._kept.unfinished():
-            failed = {**response.answer, "status": "failed", "error": RESTARTED}
-            await self._kept.move(replace(response, answer=failed))
-
     async def close(self) -> None:
-        """End what runs; the next server tells of it."""
+        """End what runs, and leave it to the next server."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for run in self._runs.values():
+            if run.ended_at is None:
+                await self._give_back(run)
 
     def check_room(self) -> None:
         """Raises QueueFull."""
@@ -138,10 +169,31 @@ class Background:
 
         Raises StoreUnavailable, StorageFull, QuotaExceeded: then it has not begun.
         """
+        run.is_begun = True
         await self._kept.keep(run.kept)
-        held = held.pop_all()
+        ours = held.pop_all()
+
+        async def make(send: Send, begun: Callable[[], None]) -> None:
+            begun()
+            with ours:
+                await answer.stream(send)
+
+        self._launch(run, make)
+
+    def start_again(self, run: Run, make: Make) -> None:
+        """Begin one that is kept already."""
+        self._launch(run, make)
+
+    async def count(self, run: Run) -> None:
+        """Have it kept that this server has begun it. Raises StoreUnavailable: then nothing has changed."""
+        if not run.is_begun:
+            request = run.request.begun_again()
+            await self._kept.move(replace(run.kept, request=request))
+            run.begin(request)
+
+    def _launch(self, run: Run, make: Make) -> None:
         self._runs[run.id] = run
-        task = asyncio.create_task(self._run(run, answer, held), name=run.id)
+        task = asyncio.create_task(self._run(run, make), name=run.id)
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(task.get_name(), None))
 
@@ -167,35 +219,51 @@ class Background:
 
     # ---- one of them
 
-    async def _run(self, run: Run, answer: Answer, held: ExitStack) -> None:
-        self._in_flight.enter()
-        try:
-            with held:
-                await self._make(run, answer)
-            await self._keep(run)
-            run.end()
-            self._forget()
-        finally:
-            self._in_flight.leave()
+    async def _run(self, run: Run, make: Make) -> None:
+        with ExitStack() as working:
+            await self._make(run, make, partial(self._enter, working))
+            if run.has_ended:
+                await self._keep(run)
+                run.end()
+                self._forget()
+            else:
+                run.leave()
 
-    async def _make(self, run: Run, answer: Answer) -> None:
+    def _enter(self, working: ExitStack) -> None:
+        in_flight = self._lifecycle.in_flight
+        in_flight.enter()
+        working.callback(in_flight.leave)
+
+    async def _make(self, run: Run, make: Make, begun: Callable[[], None]) -> None:
+        """Until it has ended, or the server is to end before it."""
         try:
-            await answer.stream(run.send)
+            await make(run.send, begun)
         except Exception as error:  # noqa: BLE001 (whatever it is, the response tells it)
-            for event in answer.events.errors(error, run.id):
+            if isinstance(error, EngineUnavailable) and self._lifecycle.is_draining:
+                return
+            for event in run.renderer.events.errors(error, run.id):
                 run.send(event)
 
     async def _keep(self, run: Run) -> None:
         """Keep it as it has ended, however long that takes."""
-        conversation = run.conversation if joins_conversation(run.answer) else None
         while True:
             try:
-                await self._kept.move(run.kept, conversation=conversation)
+                await self._move(run)
             except StoreUnavailable as error:
                 log.warning("The response %s waits to be kept: %s", run.id, error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return
+
+    async def _move(self, run: Run) -> bool:
+        conversation = run.conversation if joins_conversation(run.answer) else None
+        return await self._kept.move(run.kept, conversation=conversation)
+
+    async def _give_back(self, run: Run) -> None:
+        try:
+            await (self._move(run) if run.has_ended else self._kept.move(run.given_back))
+        except TuneserveError as error:
+            log.warning("That the response %s is not made here any more is not kept: %s", run.id, error)
 
     def _forget(self) -> None:
         """Drop what has ended long ago, and before many others."""

@@ -40,6 +40,12 @@ class Contexts:
         resolved = [each async for each in self._resolved(own, access)]
         return Context(before=before, own=resolved, is_long=body.is_long or bool(before))
 
+    async def find_again(self, body: PromptFields, own: Sequence[dict[str, Any]], access: Access) -> Context:
+        """The same for a request whose own input is kept as items. Raises NotFound, InvalidRequest."""
+        kept = await self._before(body, access)
+        before, items = await asyncio.to_thread(lambda: (from_resources(kept), from_resources(own)))
+        return Context(before=before, own=items, is_long=True)
+
     async def _before(self, body: PromptFields, access: Access) -> list[dict[str, Any]]:
         conversation = body.conversation_id
         if conversation is None:

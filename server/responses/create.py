@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
+from server.http.keys.caller import Caller
 from server.http.settings import HttpSettings
 from server.inference.inference import Inference
+from server.kept.responses import KeptRequest
 from server.model.served import ServedModel
 from server.openai.answer import Answer
 from server.openai.pipeline import Endpoint, begin, send
@@ -41,7 +43,7 @@ class Creation:
     async def begin_in(self, background: Background) -> Run:
         """The response, kept and begun. What is refused has been refused by then."""
         background.check_room()
-        run = Run(self.owner, self.body.conversation_id)
+        run = Run(self.owner, self.body.conversation_id, self._kept())
         store = self.responses.keeps(self.body)
         endpoint = self.responses.endpoint(self.body, self.model, store=store, on_end=run.end_with, made=run.use)
         with ExitStack() as held:
@@ -49,6 +51,11 @@ class Creation:
             run.input = to_resources(self.context.own, run.id)
             await background.start(run, answer, held)
         return run
+
+    def _kept(self) -> KeptRequest:
+        body = self.body.model_dump(mode="json", exclude={"input"}, exclude_unset=True)
+        caller: Caller = self.request.state.caller
+        return KeptRequest(body=body, by_admin=caller.is_admin, begun=1)
 
     async def _begin(self, endpoint: Endpoint[ChatRequest], held: ExitStack) -> Answer:
         answer = await begin(endpoint, self.request, self.chat, self.model, self.inference, held)

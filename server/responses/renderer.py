@@ -21,9 +21,16 @@ from server.responses.words import ENCRYPTED
 
 class ResponseRenderer:
     def __init__(
-        self, head: ResponseHead, vocabulary: Vocabulary, seal: Seal, on_end: Callable[[dict[str, Any]], None]
+        self,
+        head: ResponseHead,
+        vocabulary: Vocabulary,
+        seal: Seal,
+        on_end: Callable[[dict[str, Any]], None],
+        *,
+        first_event: int = 0,
     ) -> None:
-        """`on_end` is called with the response once it has ended, before its client hears of that."""
+        """`on_end` is called with the response once it has ended, before its client hears of that. `first_event` is the
+        number of its first event."""
         self.events = EventStyle(named=True, errors=self._failed, end=b"")
         self._head = head
         self._on_end = on_end
@@ -34,7 +41,8 @@ class ResponseRenderer:
         self._entries: list[TokenEntry] = []  # of tokens whose text has not come yet
         self._cut_short = False
         self._begun = False
-        self._told = 0
+        self._next = first_event
+        self._queued = False
 
     # --- as a whole
 
@@ -73,21 +81,26 @@ class ResponseRenderer:
             return []
         self._begun = True
         response = self._head.to_wire("in_progress", [])
-        names = ("in_progress",) if self._told else ("created", "in_progress")
+        names = ("in_progress",) if self._queued else ("created", "in_progress")
         return [{"type": f"response.{name}", "response": response} for name in names]
 
     def _numbered(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
-            yield {**event, "sequence_number": self._told}
-            self._told += 1
+            yield {**event, "sequence_number": self._next}
+            self._next += 1
 
     # --- in the background
 
     def queued(self) -> list[Event]:
         """The first events of a response that waits. None has come before."""
+        self._queued = True
         response = self.now()
         names = ("created", "queued")
         return list(self._numbered({"type": f"response.{name}", "response": response} for name in names))
+
+    def not_begun(self) -> dict[str, Any]:
+        """The response before all that came of it."""
+        return self._head.to_wire("queued", [])
 
     def now(self) -> dict[str, Any]:
         """The response while it has not ended."""

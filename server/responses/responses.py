@@ -97,11 +97,41 @@ class Responses:
             made(renderer)
             return renderer
 
-        read = partial(_read, body.truncation == "auto")
-        return Endpoint(id_prefix=RESPONSE, check=check_chat, read=read, renderer=renderer)
+        return _endpoint(body, renderer)
+
+    def renderer_again(
+        self,
+        body: ResponsesRequest,
+        model: ServedModel,
+        response: KeptResponse,
+        *,
+        on_end: Callable[[dict[str, Any]], None],
+        first_event: int,
+    ) -> ResponseRenderer:
+        """What renders a response that an earlier server has begun."""
+        head = ResponseHead(
+            id=response.id,
+            created=response.answer["created_at"],
+            model=body.model,
+            body=body,
+            defaults=model.defaults,
+            store=True,
+        )
+        return ResponseRenderer(head, model.vocabulary, self.seal, on_end=on_end, first_event=first_event)
+
+    def endpoint_again(self, body: ResponsesRequest, renderer: ResponseRenderer) -> Endpoint[ChatRequest]:
+        """What answers its chat."""
+        return _endpoint(body, lambda *_: renderer)
 
 
 ResponsesDep = Annotated[Responses, Depends(part(Responses))]
+
+
+def _endpoint(
+    body: ResponsesRequest, renderer: Callable[[ChatRequest, Asked, Envelope, Vocabulary], ResponseRenderer]
+) -> Endpoint[ChatRequest]:
+    read = partial(_read, body.truncation == "auto")
+    return Endpoint(id_prefix=RESPONSE, check=check_chat, read=read, renderer=renderer)
 
 
 async def _read(

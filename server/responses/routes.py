@@ -17,7 +17,7 @@ from server.kept.items import page_to_wire
 from server.kept.responses import KeptResponsesDep
 from server.model.served import ModelDep
 from server.openai.tokenization import count_prompt
-from server.responses.background import BackgroundDep, Run
+from server.responses.background import WATCHED, BackgroundDep, Run
 from server.responses.create import Creation
 from server.responses.responses import ResponsesDep
 from server.responses.schema import CountedRequest, ResponsesRequest
@@ -151,4 +151,4 @@ def _watchable(run: Run | None) -> Run:
 
 async def _watched(request: Request, run: Run, http: HttpSettings, after: int = -1) -> Response:
     watch = partial(run.watch, after=after)
-    return await stream_events(request, watch, keep_alive=http.keep_alive_seconds, style=run.renderer.events)
+    return await stream_events(request, watch, keep_alive=http.keep_alive_seconds, style=WATCHED)

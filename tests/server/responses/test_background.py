@@ -1,9 +1,8 @@
-"""Responses in the background: begun, looked at, watched, cancelled, and told of after a restart."""
+"""Responses in the background: begun, looked at, watched and cancelled."""
 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from engines.echo import EchoEngine
 from engines.errors import EngineFailure
 from engines.types import GenerationRequest, TokenOutput
+from server.http import sse
 from server.responses import background
 from tests.server.api import Api, Response, checked_events, succeeded
 from tests.server.openai_schema import check
@@ -156,13 +156,15 @@ def test_a_response_that_fails_tells_why(api: Api, engine: PausingEngine) -> Non
     assert types_of(watch(api, id))[-2:] == ["error", "failed"]
 
 
-def test_what_ran_when_the_server_ended_has_failed(make_api: Callable[..., Api], tmp_path: Path) -> None:
-    first = make_api(engine=PausingEngine(), state_dir=str(tmp_path), shutdown_timeout=0.1)
-    id = begin(first)["id"]
-    first.http.__exit__(None, None, None)
-    failed = look(make_api(state_dir=str(tmp_path)), id)
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
-    assert "ask again" in failed["error"]["message"]
+def test_who_reads_too_slowly_is_left_behind_and_the_response_goes_on(
+    api: Api, engine: PausingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = begin(api)["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sse, "MOST_UNSENT", 0)
+        assert api.http.get(f"/v1/responses/{id}", params={"stream": True}).status_code != 200
+    engine.may_go_on.set()
+    assert text_of(wait_for(api, id, "completed")) == "hello"
 
 
 def test_it_is_kept_where_it_can_be_looked_at(api: Api, make_api: Callable[..., Api]) -> None:
