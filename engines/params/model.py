@@ -52,7 +52,7 @@ class ModelParams(Params):
     ] = None
     """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that
     cannot is refused when it is loaded."""
-    num_labels: Annotated[int | None, About(not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
+    num_labels: Annotated[int | None, About(prepares=True, not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
     rope_scaling: Annotated[
         Literal["linear", "dynamic"] | None, About(engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)

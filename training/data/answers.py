@@ -86,6 +86,10 @@ class Answers:
         """The prompt of a request with the first messages."""
         return self._encode(self._render(sample, length, prompt=True))
 
+    def written(self, sample: Conversation) -> list[int]:
+        """All messages, with nothing asked for behind them. Raises InvalidRequest."""
+        return self._encode(self._render(sample, len(sample.messages)))
+
     def _encode(self, text: str) -> list[int]:
         return self._pieces.encode(text) if text else []
 

@@ -5,6 +5,7 @@ for a request, and the answer behind it. Where a template writes an answer in an
 it (it leaves out the reasoning, say), that answer is learned in a sample of its own: no one sequence holds both.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from engines.text.templates import chosen_template
 from training.data.answers import Answer, Answers, Note, same_beginning
 from training.data.columns import read
 from training.data.problems import BadRow
-from training.data.samples import Conversation, Labelled, Learns, Pair, Text
+from training.data.samples import Classified, Conversation, Labelled, Learns, Pair, Prompt, Text
 from training.params.sft import SftParams
 
 NO_TEMPLATE = (
@@ -59,15 +60,20 @@ class Encoder:
         sample = read(row, self.learns)
         self._notes.clear()
         try:
-            if self.learns == "pairs":
-                assert isinstance(sample, Pair)
-                return [self._pair(sample)]
-            if self.learns == "labels":
-                return list(self._labelled(sample))
-            if isinstance(sample, Text):
-                return self._fitted(*self._text_sample(sample))
-            assert isinstance(sample, Conversation)
-            return [piece for one in self._conversation(sample) for piece in self._fitted(*one)]
+            match sample:
+                case Pair() if self.learns == "pairs":
+                    return [self._pair(sample)]
+                case Pair() | Labelled():
+                    return list(self._labelled(sample))
+                case Prompt(whole):
+                    item = json.dumps(row, ensure_ascii=False, default=str)
+                    return [self._prompt(whole) | {"item": item}]
+                case Classified():
+                    return [self._classified(sample)]
+                case Text():
+                    return self._fitted(*self._text_sample(sample))
+                case Conversation():
+                    return [piece for one in self._conversation(sample) for piece in self._fitted(*one)]
         except InvalidRequest as error:
             raise BadRow("", error.message) from error
 
@@ -148,9 +154,9 @@ class Encoder:
             start = same_beginning(prompt, other)
             prompt, chosen, rejected = prompt[:start], prompt[start:] + chosen, other[start:] + rejected
         prompt, chosen, rejected = self._cut(prompt, chosen, rejected)
-        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.margin}
 
-    def _labelled(self, sample: Any) -> Iterator[Encoded]:
+    def _labelled(self, sample: Pair | Labelled) -> Iterator[Encoded]:
         """A pair is a good answer and a bad one."""
         if isinstance(sample, Pair):
             sides = [Labelled(sample.chosen, True), Labelled(sample.rejected, False)]
@@ -159,6 +165,18 @@ class Encoder:
         for side in sides:
             prompt, answer = self._cut(*self._answered(side.answer))
             yield {"prompt_ids": prompt, "completion_ids": answer, "label": side.good}
+
+    def _prompt(self, whole: Conversation | Text) -> Encoded:
+        answer: list[int] = []
+        if isinstance(whole, Text) and not whole.completion:
+            prompt = self._renderer.encode(whole.prompt, add_special_tokens=True)
+        elif isinstance(whole, Conversation) and whole.context == len(whole.messages):
+            self._check_template()
+            prompt = self._answers.prompt(whole, whole.context)
+        else:
+            prompt, answer = self._answered(whole)
+        prompt, answer = self._cut(prompt, answer)
+        return {"prompt_ids": prompt, "completion_ids": answer}
 
     def _answered(self, sample: Conversation | Text) -> tuple[list[int], list[int]]:
         """The tokens of the prompt, and those of the answer."""
@@ -175,6 +193,35 @@ class Encoder:
             raise BadRow("", "the template writes the first messages of the answer in another way once more follow")
         self._notes |= answer.notes
         return prompt, answer.ids[len(prompt) :]
+
+    # ---- texts with their class
+
+    def _classified(self, sample: Classified) -> Encoded:
+        content = sample.content
+        if isinstance(content, Text):
+            ids = self._renderer.encode(content.prompt + content.completion, add_special_tokens=True)
+        else:
+            self._check_template()
+            ids = self._answers.written(content)
+        limit = self.max_length
+        if limit is not None and len(ids) > limit:
+            self._refuse_long(len(ids), limit)
+            ids = ids[-limit:] if self._params.truncation_strategy == "left" else ids[:limit]
+        return {"input_ids": ids, "label": self._class(sample.label)}
+
+    def _class(self, label: float | list[int]) -> float | int | list[int]:
+        """Raises BadRow for what is no class of `num_labels`; one label makes it a value."""
+        classes = self._params.num_labels
+        if classes == 1:
+            if isinstance(label, list):
+                raise BadRow("label", "is a list of classes, and num_labels is 1: a value is learned")
+            return float(label)
+        numbers = label if isinstance(label, list) else [label]
+        for number in numbers:
+            if number != int(number) or number < 0 or (classes is not None and number >= classes):
+                known = f"num_labels is {classes}" if classes is not None else "num_labels 1 is what learns values"
+                raise BadRow("label", f"{number} is no number of a class, which are counted from 0; {known}")
+        return label if isinstance(label, list) else int(label)
 
     # ---- lengths
 
@@ -206,7 +253,7 @@ class Encoder:
         if self._params.truncation_strategy == "left":
             prompt = prompt[longest - limit :]
         room = limit - len(prompt)
-        if room <= 0 or not prompt:
+        if not prompt or room < any(answers):
             raise TooLong("", f"cut to {limit} tokens, nothing is left of it to learn")
         return prompt, *(answer[:room] for answer in answers)
 

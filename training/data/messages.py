@@ -4,7 +4,9 @@ Every function raises BadRow; `place` is where in the row a value stands.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -272,6 +274,17 @@ def text_of(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise BadRow(place, f"must be text, not {kind(value)}" if value is not None else "is missing")
     return value
+
+
+def number(value: Any, place: str) -> float:
+    """A finite number, also one that is written as text, as in a csv file; a whole one as an int."""
+    found = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            found = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+    if not isinstance(found, int | float) or not math.isfinite(found):
+        raise BadRow(place, f"must be a number, not {shown(value)}")
+    return int(found) if isinstance(found, bool) else found
 
 
 def shown(value: Any) -> str:

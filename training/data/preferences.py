@@ -7,11 +7,12 @@ the prompt is a column beside them: `prompt`, `question`, `query`, `instruction`
 from collections.abc import Sequence
 from typing import Any
 
-from training.data.messages import list_of, messages_of, some_messages, text_or_messages, with_tools
+from training.data.messages import list_of, messages_of, number, some_messages, text_or_messages, with_tools
 from training.data.problems import BadRow, kind
 from training.data.prompts import SYSTEMS, Row, answered, history, question, with_system
 from training.data.samples import Conversation, Message, Pair, Text
 
+SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 QUESTIONS = ("question", "query", "instruction")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -108,6 +109,16 @@ def _same_beginning(left: str, right: str) -> str:
     """What two texts have in common at their beginning, up to the end of a word."""
     length = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     return left[: length - 1] if length and left[length - 1] == " " else left[:length]
+
+
+def margin(row: Row) -> float:
+    """By how much the chosen answer is better: `margin`, or the difference of two scores; 0 where there are neither."""
+    if row.get("margin") is not None:
+        return number(row["margin"], "margin")
+    for chosen, rejected in SCORES:
+        if row.get(chosen) is not None and row.get(rejected) is not None:
+            return number(row[chosen], chosen) - number(row[rejected], rejected)
+    return 0.0
 
 
 # ---- beside a conversation that ends with the chosen answer

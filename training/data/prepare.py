@@ -5,7 +5,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +22,7 @@ from training.data.once import once
 from training.data.packing import best_fit, packed
 from training.data.problems import BadData, BadRow
 from training.data.rows import Account, usable
-from training.data.samples import Learns, is_plain
+from training.data.samples import Classified, Learns, is_plain
 from training.data.saved import Made
 from training.data.sources import Param, Source, sources
 from training.data.told import told, told_of_first
@@ -33,10 +33,18 @@ from training.processes import Processes
 COLUMNS: dict[Learns, tuple[str, ...]] = {
     "answers": ("input_ids", "labels"),
     "text": ("input_ids", "labels"),
-    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "pairs": ("prompt_ids", "chosen_ids", "rejected_ids", "margin"),
     "labels": ("prompt_ids", "completion_ids", "label"),
+    "prompts": ("prompt_ids", "completion_ids", "item"),
+    "classes": ("input_ids", "label"),
 }
-"""What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it."""
+"""What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it.
+
+`margin`: by how much the chosen answer is better, 0 where the set does not say; `label`: whether an answer is a good
+one, or a text's class, classes or value; `item`: the row as JSON text. A prompt's `completion_ids` may be empty.
+"""
+NOTHING: dict[str, Any] = {"list": [], "large_string": "", "bool": False, "int64": 0, "float64": 0.0}
+"""Values of rows that cannot be used, by the form of their column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +96,8 @@ def _prepared(
 
 
 def _check(params: SftParams, learns: Learns) -> None:
-    if params.packing and learns in ("pairs", "labels"):
-        raise InvalidRequest("answers that are compared cannot be packed", param="packing")
+    if params.packing and learns not in ("answers", "text"):
+        raise InvalidRequest("only what is learned token by token can be packed", param="packing")
     if params.packing and params.lazy_tokenize:
         raise InvalidRequest(
             "packing needs to know every length beforehand: choose one of the two", param="lazy_tokenize"
@@ -206,13 +214,14 @@ class _Preparation:
                 self._notes.extend(told_of_first((row["row"] for row in rows), self._encoder))
                 self._told = True
             return LazyDataset(rows, self._encoder, param, self._params)
+        forms = {name: self._form(name, rows) for name in COLUMNS[self._learns]}
         encoded = rows.map(
             _encode_batch,
             batched=True,
             num_proc=self._params.dataset_num_proc if self._params.dataset_num_proc > 1 else None,
             remove_columns=rows.column_names,
-            features=_features(self._learns),
-            fn_kwargs={"encoder": self._encoder, "columns": COLUMNS[self._learns]},
+            features=_features(forms),
+            fn_kwargs={"encoder": self._encoder, "forms": forms},
             load_from_cache_file=False,
             cache_file_name=self._file(),
             desc="Encoding",
@@ -222,6 +231,14 @@ class _Preparation:
             return encoded
         assert self._encoder.max_length is not None
         return self._packed(encoded, self._encoder.max_length)
+
+    def _form(self, column: str, rows: Any) -> str:
+        """What a column holds; a class or several, as the first row says."""
+        if column == "label" and self._learns == "classes":
+            first = read(json.loads(rows[0]["row"]), self._learns)
+            several = isinstance(first, Classified) and isinstance(first.label, list)
+            return "list" if several else "float64" if self._params.num_labels == 1 else "int64"
+        return {"label": "bool", "margin": "float64", "item": "large_string"}.get(column, "list")
 
     def _without_problems(self, encoded: Any, param: Param, rows: int) -> Any:
         problems: list[str] = list(encoded["problem"])
@@ -266,30 +283,32 @@ def _drawn(length: int, count: int, seed: int) -> list[int]:
     return [*range(length)] * whole + sorted(random.Random(seed).sample(range(length), rest))
 
 
-def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, columns: Sequence[str]) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {name: [] for name in (*columns, "problem", "too_long", "notes")}
+def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, forms: Mapping[str, str]) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {name: [] for name in (*forms, "problem", "too_long", "notes")}
     for row, place in zip(batch["row"], batch["place"], strict=True):
-        for sample in _encoded(row, place, encoder, columns):
+        for sample in _encoded(row, place, encoder, forms):
             for name, values in made.items():
                 values.append(sample[name])
     return made
 
 
-def _encoded(row: str, place: str, encoder: Encoder, columns: Sequence[str]) -> list[Encoded]:
+def _encoded(row: str, place: str, encoder: Encoder, forms: Mapping[str, str]) -> list[Encoded]:
     try:
         samples = encoder.encode(json.loads(row))
+        if any(isinstance(value, list) != (forms[name] == "list") for name, value in samples[0].items()):
+            raise BadRow("label", "is a list in some rows, and one number in others")
         said = {"problem": "", "too_long": False}
         return [{**sample, **said, "notes": [] if i else encoder.notes} for i, sample in enumerate(samples)]
     except BadRow as error:
-        nothing: Encoded = {name: False if name == "label" else [] for name in columns}
+        nothing: Encoded = {name: NOTHING[form] for name, form in forms.items()}
         problem = f"{place[:1].upper()}{place[1:]}: {error}"
         return [{**nothing, "problem": problem, "too_long": isinstance(error, TooLong), "notes": []}]
 
 
-def _features(learns: Learns) -> Any:
+def _features(forms: Mapping[str, str]) -> Any:
     import datasets
 
-    columns = {name: _feature("bool" if name == "label" else "list") for name in COLUMNS[learns]}
+    columns = {name: _feature(form) for name, form in forms.items()}
     told_of = {"problem": _feature("string"), "too_long": _feature("bool"), "notes": _feature("strings")}
     return datasets.Features(columns | told_of)
 

@@ -54,3 +54,12 @@ def answered(messages: list[Message], place: str) -> list[Message]:
     if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
         raise BadRow(place, "every message of the assistant has weight 0: there is nothing to learn")
     return messages
+
+
+def asked(messages: list[Message], place: str) -> list[Message]:
+    """Return the messages. Raises BadRow where there is nothing to answer among them."""
+    if not messages:
+        raise BadRow(place, "is empty")
+    if all(message["role"] in ("system", "developer") for message in messages):
+        raise BadRow(place, "there is no message to answer")
+    return messages

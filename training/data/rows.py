@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from multiprocessing import Array, Value
 from typing import Any
 
-from training.data.columns import read, shape_of
+from training.data.columns import read
 from training.data.problems import BadData, BadRow
 from training.data.samples import UNKNOWN_TO_SOME, Learns, fields_for_template
+from training.data.shapes import shape_of
 from training.data.sources import Found, Source
 from training.params.sft import SftParams
 

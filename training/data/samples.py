@@ -1,11 +1,12 @@
-"""What a row of data is, however it is written: a conversation or a text, two answers to compare, a judged answer."""
+"""What a row of data is, however it is written: a conversation or a text, two answers to compare, a judged answer, a
+prompt, a text with its class."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Message = dict[str, Any]
-Learns = Literal["answers", "text", "pairs", "labels"]
+Learns = Literal["answers", "text", "pairs", "labels", "prompts", "classes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Pair:
 
     chosen: Conversation | Text
     rejected: Conversation | Text
+    margin: float = 0.0
+    """By how much the first is better, where the set says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,22 @@ class Labelled:
     good: bool
 
 
-Sample = Conversation | Text | Pair | Labelled
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is to answer."""
+
+    whole: Conversation | Text
+    """What follows its context, or the completion of a text, is the answer that the set gives: there may be none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    content: Conversation | Text
+    label: float | list[int]
+    """Number of its class, numbers of its classes, or a value; whole numbers are ints."""
+
+
+Sample = Conversation | Text | Pair | Labelled | Prompt | Classified
 
 
 def parts(sample: Sample) -> Iterator[Conversation | Text]:
@@ -46,8 +64,8 @@ def parts(sample: Sample) -> Iterator[Conversation | Text]:
     match sample:
         case Pair(chosen, rejected):
             yield from (chosen, rejected)
-        case Labelled(answer=answer):
-            yield answer
+        case Labelled(part) | Prompt(part) | Classified(part):
+            yield part
         case _:
             yield sample
 

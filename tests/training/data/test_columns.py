@@ -2,7 +2,8 @@
 
 import json
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -95,6 +96,20 @@ def test_preferences_may_be_texts() -> None:
     assert read({"chosen": "1 + 1 = 2", "rejected": "1 + 1 = 3"}, "pairs") == pair
 
 
+MARGINS: dict[str, dict[str, Any]] = {
+    "TRL's margin": {"margin": 5.5},
+    "in a csv file": {"margin": "5.5"},
+    "its scores": {"score_chosen": 8, "score_rejected": 2.5},
+    "their scores": {"chosen_score": 8.0, "rejected_score": 2.5},
+}
+
+
+@pytest.mark.parametrize("columns", MARGINS.values(), ids=MARGINS)
+def test_a_pair_has_the_margin_that_the_set_tells(columns: dict[str, Any]) -> None:
+    for row in SAME_PAIR.values():
+        assert read(row | columns, "pairs") == replace(PAIR, margin=5.5)
+
+
 @pytest.mark.parametrize("label", [True, "true", 1])
 def test_labelled_answers(label: Any) -> None:
     assert read({"messages": [HI, HELLO], "label": label}, "labels") == Labelled(PAIR.chosen, True)
@@ -142,6 +157,8 @@ BAD: list[tuple[Learns, Any, str]] = [
     ("pairs", {**SAME_PAIR["openai"], "input": {"messages": []}}, "input.messages: is empty"),
     ("pairs", {**SAME_PAIR["openai"], "preferred_output": [HI]},
      "preferred_output: there is no message of the assistant"),
+    ("pairs", SAME_PAIR["trl"] | {"margin": "much"}, "margin: must be a number, not 'much'"),
+    ("pairs", SAME_PAIR["trl"] | {"chosen_score": 1, "rejected_score": []}, "rejected_score: must be a number, not []"),
     ("labels", {"messages": [HI, HELLO]}, "label: there is none"),
     ("labels", {"messages": [HI, HELLO], "label": "maybe"}, "label: must be true or false, not 'maybe'"),
 ]  # fmt: skip
@@ -158,6 +175,7 @@ NAMES = [
     "messages", "conversations", "instruction", "input", "output", "query", "response", "prompt", "completion", "text",
     "chosen", "rejected", "preferred_output", "non_preferred_output", "rejected_response", "label", "history", "system",
     "tools", "role", "content", "from", "value", "weight", "tool_calls", "function", "name", "arguments", "type",
+    "margin",
 ]  # fmt: skip
 LEAVES = st.none() | st.booleans() | st.integers(0, 1) | st.sampled_from(["", "user", "assistant", "gpt", "[{}]", "{"])
 ANYTHING = st.recursive(
@@ -167,7 +185,7 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=8), st.sampled_from(["answers", "pairs", "labels"]))
+@given(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=8), st.sampled_from(get_args(Learns)))
 def test_whatever_a_row_holds_it_is_read_or_refused(row: dict[str, Any], learns: Learns) -> None:
     with suppress(BadRow):
         read(row, learns)

@@ -128,12 +128,13 @@ PREFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("row", "meant"), PREFERENCES.values(), ids=PREFERENCES)
 def test_preferences_have_the_ids_that_trl_makes(row: dict[str, Any], meant: dict[str, Any]) -> None:
-    assert by_us(row, "pairs") == by_trl(meant, DPOTrainer, CHATML)
+    ours = by_us(row, "pairs")
+    assert ours == by_trl(meant, DPOTrainer, CHATML) | {"margin": 8.0 - 2.5 if "score_chosen" in row else 0.0}
 
 
 def test_the_tools_of_preferences_are_trls() -> None:
     row = STANDARD | {"tools": json.dumps([TOOL])}
-    assert by_us(row, "pairs", QWEN) == by_trl(row, DPOTrainer, QWEN)
+    assert by_us(row, "pairs", QWEN) == by_trl(row, DPOTrainer, QWEN) | {"margin": 0.0}
 
 
 JUDGED: dict[str, tuple[dict[str, Any], bool]] = {
