@@ -3,7 +3,7 @@ engine."""
 
 from dataclasses import dataclass, field
 
-from engines.types import StructuredKind
+from engines.types import Head, StructuredKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,8 @@ class AdapterSupport:
     """(num_embeddings, embedding_dim) of every embedding that may be adapted."""
     replaceable: frozenset[str] = frozenset()
     """Modules in whose place an adapter may bring one of its own (PEFT's `modules_to_save`)."""
+    head_inputs: int | None = None
+    """Width of the hidden states that a head gets which an adapter brings, to classify; None: adapters bring none."""
     max_pinned: int = 0
     """Number of adapters that may be pinned: never swapped out of their slots."""
 
@@ -35,6 +37,8 @@ class Capabilities:
     """Fields of `Sampling` and `GenerationRequest` that this engine does not support: a request that sets one is
     refused."""
     embeddings: bool = False
+    head: Head | None = None
+    """What a model for sequence classification has, which generates nothing; None: a causal language model."""
     max_beams: int = 1
     adapters: AdapterSupport | None = None
     """None: this engine serves the base model only."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_args
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from engines.adapters.folder import read_adapter
 from engines.adapters.pins import max_pinned, with_pin
 from engines.adapters.spec import WEIGHTS
 from engines.capabilities import AdapterSupport, Capabilities
@@ -24,17 +25,19 @@ from engines.errors import (
     InvalidRequest,
     QueueFull,
     TuneserveError,
+    UnsupportedParameter,
 )
 from engines.text.byte_level import BYTE_OF_CHARACTER
 from engines.text.grammar import parser_limits, to_llguidance
 from engines.text.thinking import Thinking
 from engines.types import (
-    EmbeddingRequest,
     EngineState,
     EngineStats,
     FinishReason,
     GenerationRequest,
+    Head,
     Health,
+    PoolingRequest,
     Sampling,
     StepSizes,
     Structured,
@@ -80,6 +83,8 @@ class EchoEngine:
     forbid tokens (structured output, bad words, allowed tokens, a bias of -100, a minimum length) do.
 
     An adapter puts its version before the answer, `name@hash: `, where no structure is asked for.
+
+    With a head, its own or an adapter's, it classifies instead, by numbers that depend on the whole prompt.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class EchoEngine:
         max_model_len: int = 4096,
         max_requests: int | None = None,
         max_loras: int = 8,
+        head: Head | None = None,
         faults: EchoFaults | None = None,
     ) -> None:
         """With `max_requests`, more than that at once are refused as by a full queue."""
@@ -105,6 +111,7 @@ class EchoEngine:
             structured=frozenset(get_args(StructuredKind)),
             unsupported=frozenset({"num_beams"}),
             embeddings=True,
+            head=head,
             cache_config={"block_size": "1", "num_gpu_blocks": str(max_model_len)},
             adapters=adapter_support(max_loras),
             sleep=True,
@@ -157,13 +164,18 @@ class EchoEngine:
     def finish(self, request_id: str, index: int) -> None:
         self._unfinished.get(request_id, set()).discard(index)
 
-    async def embed(self, request: EmbeddingRequest) -> list[float]:
+    async def pool(self, request: PoolingRequest) -> list[float]:
         self._check_prompt(request.prompt_ids)
         self._adapters.use(request.adapter)
+        labels = self._num_labels(request.adapter)
+        if request.task == "classify" and not labels:
+            raise UnsupportedParameter("The model has no head to classify with.", param="model")
         await asyncio.sleep(self.faults.token_delay)
         self._run_step(0, request.adapter)
         seed = sum(request.prompt_ids) + sum((request.adapter or "").encode())
         values = [math.sin(1 + i * (1 + seed)) for i in range(HIDDEN_SIZE)]
+        if request.task == "classify":
+            return values[1 : 1 + labels]
         norm = math.sqrt(sum(value * value for value in values))
         return [value / norm for value in values]
 
@@ -211,6 +223,14 @@ class EchoEngine:
         if self._max_requests is not None and len(self._unfinished) >= self._max_requests:
             raise QueueFull(f"{self._max_requests} requests are running already.")
         self._adapters.use(request.adapter)
+        if self._num_labels(request.adapter):
+            raise UnsupportedParameter("The model has a head that classifies, and generates no text.", param="model")
+
+    def _num_labels(self, adapter: str | None) -> int:
+        """Labels of the head that a request is answered by; 0: none, the model generates."""
+        own = self._adapters.num_labels.get(adapter or "", 0)
+        head = self._capabilities.head
+        return own or (0 if head is None else len(head.labels))
 
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
@@ -244,6 +264,7 @@ def adapter_support(max_loras: int) -> AdapterSupport:
         linears=linears,
         embeddings={"model.embed_tokens": (VOCAB_SIZE, HIDDEN_SIZE)},
         replaceable=frozenset({"lm_head", "model.embed_tokens"}),
+        head_inputs=HIDDEN_SIZE,
         max_pinned=max_pinned(max_loras),
     )
 
@@ -254,6 +275,7 @@ class _Adapters:
     def __init__(self, max_loras: int) -> None:
         self._max_loras = max_loras
         self.folders: dict[str, Path] = {}
+        self.num_labels: dict[str, int] = {}  # of those with a head
         self.pinned: set[str] = set()
         self.slots: list[str] = []  # least recently used first
         self.loads: Counter[str] = Counter()
@@ -262,9 +284,11 @@ class _Adapters:
     def load(self, version: str, folder: Path, pinned: bool) -> None:
         self.pinned = with_pin(self.pinned, version, pinned, num_slots=self._max_loras)
         self.folders[version] = folder
+        self.num_labels[version] = _num_labels(folder)
 
     def unload(self, version: str) -> None:
         self.folders.pop(version, None)
+        self.num_labels.pop(version, None)
         self.pinned.discard(version)
         self.loads.pop(version, None)
         self.evictions.pop(version, None)
@@ -292,6 +316,15 @@ class _Adapters:
                 self.slots.remove(evicted)
                 self.evictions[evicted] += 1
         self.slots.append(version)
+
+
+def _num_labels(folder: Path) -> int:
+    """Labels of an adapter's head; 0 where it brings none, or cannot be read, which is told when it is used."""
+    try:
+        head = read_adapter(folder, adapter_support(1)).head
+    except TuneserveError:
+        return 0
+    return 0 if head is None else len(head.labels)
 
 
 def _outputs(request: GenerationRequest, index: int) -> Iterator[TokenOutput]:

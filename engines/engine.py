@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engines.capabilities import Capabilities
-from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, Health, TokenOutput
+from engines.types import EngineStats, GenerationRequest, Health, PoolingRequest, TokenOutput
 
 
 class Engine(Protocol):
@@ -30,7 +30,8 @@ class Engine(Protocol):
         """Yield what each step adds, for all n outputs, until each has finished. Closing the iterator aborts.
 
         Its first `anext` raises QueueFull, EngineUnavailable or InvalidRequest where the request was not taken, so a
-        server can await the first output before it opens a stream. Later, EngineFailure where the engine died.
+        server can await the first output before it opens a stream; UnsupportedParameter where the model or the adapter
+        has a head that classifies. Later, EngineFailure where the engine died.
         """
         ...
 
@@ -42,8 +43,14 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbeddingRequest) -> list[float]:
-        """Return the L2-normalised last hidden state of the prompt's last token: (hidden_size,) floats."""
+    async def pool(self, request: PoolingRequest) -> list[float]:
+        """Return what the model makes of the prompt's last token. `embed`: its hidden state, L2-normalised, as
+        (hidden_size,) floats. `classify`: the logits of the head, (labels,) floats, after the last token that is no
+        padding, as transformers reads them.
+
+        Raises UnsupportedParameter where neither the model nor the adapter has a head to classify with, and else what
+        `generate` raises.
+        """
         ...
 
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:

@@ -151,10 +151,28 @@ class TokenOutput:
     """How often this output was put back to make room. On its last part only, where the engine can tell."""
 
 
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+"""What the numbers of a head mean, as transformers' configurations call it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingRequest:
+class Head:
+    """A head that classifies a text, where a causal language model has the one that predicts tokens."""
+
+    labels: tuple[str, ...]
+    """Names of its classes; a reward model has one."""
+    problem_type: ProblemType | None = None
+    """None where nothing says it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingRequest:
+    """Asks for the model's numbers after the last token of a prompt."""
+
     request_id: str
     prompt_ids: list[int]
+    task: Literal["embed", "classify"] = "embed"
+    """`embed`: the hidden state, of length one; `classify`: the logits of the head, one for each label."""
     adapter: str | None = None
     priority: int = 0
     share: str | None = None

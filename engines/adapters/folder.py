@@ -21,11 +21,17 @@ from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.text.prompt import checked_template
 from engines.text.templates import template_in
+from engines.types import Head
 
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of numbers that are supported, as safetensors calls them."""
+HEAD = "score"
+"""transformers' name of the head of a decoder that classifies."""
+HEAD_NAMES = (HEAD, "classifier")
+"""Modules of which PEFT saves one that is there, whatever the model calls it."""
+MAX_LABELS = 4096
 MATCHING_SECONDS = 5.0
 """Time limit for all patterns of an adapter together: a regular expression can be written that takes years."""
 
@@ -45,6 +51,7 @@ class _Config(BaseModel):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
+    task_type: str | None = None
 
     # Served only where they are off.
     use_dora: Any = False
@@ -84,8 +91,11 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
     config = _parse(_read_config(folder))
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
+    if not shapes:
+        raise InvalidAdapter(f"{WEIGHTS} holds no tensors", param=WEIGHTS)
+    head, head_weight = _take_head(config, shapes, support)
     linears, embeddings, saved = _sort_tensors(config, shapes, support)
-    _check_saved(config, saved)
+    _check_saved(config, (*saved, *(HEAD_NAMES if head else ())))
     modules = [*linears.values(), *embeddings.values()]
     rank = max((module.rank for module in modules), default=0)
     if rank > support.max_rank:
@@ -98,6 +108,8 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
         linears=linears,
         embeddings=embeddings,
         saved=saved,
+        head=head,
+        head_weight=head_weight,
         chat_template=_read_template(folder),
     )
 
@@ -117,7 +129,8 @@ def content_hash(folder: Path) -> str:
     """Hex digest of what determines the outputs of an adapter that has been read: its settings, its weights, and the
     chat template that it brings."""
     config = _parse(_read_config(folder))
-    names = {"base_model_name_or_path", "modules_to_save"}  # the weights say which modules those are
+    # The weights say which modules were saved, and whether there is a head.
+    names = {"base_model_name_or_path", "modules_to_save", "task_type"}
     digest = hashlib.sha256(config.model_dump_json(exclude=names).encode())
     with (folder / WEIGHTS).open("rb") as file:
         while block := file.read(1 << 20):
@@ -196,6 +209,27 @@ def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _take_head(
+    config: _Config, shapes: dict[str, tuple[int, ...]], support: AdapterSupport
+) -> tuple[Head | None, str | None]:
+    """The adapter's own head and the name of its tensor, which is taken out of `shapes`."""
+    name = f"{PREFIX}{HEAD}.weight"
+    shape = shapes.pop(name, None)
+    if shape is None:
+        if config.task_type == "SEQ_CLS":
+            message = f"task_type is 'SEQ_CLS', and {WEIGHTS} holds no {name!r}, by which it would classify"
+            raise InvalidAdapter(message, param="modules_to_save")
+        return None, None
+    if support.head_inputs is None:
+        raise InvalidAdapter("adapters with a head that classifies are not served by this engine", param="task_type")
+    if len(shape) != 2 or not 1 <= shape[0] <= MAX_LABELS or shape[1] != support.head_inputs:
+        message = f"{name} is of shape {list(shape)}; with this model it would be [labels, {support.head_inputs}]"
+        raise InvalidAdapter(f"{message}, with at most {MAX_LABELS} labels", param="modules_to_save")
+    # PEFT tells no names of labels, nor what the numbers mean; transformers takes a single one for a regression.
+    labels = tuple(f"LABEL_{at}" for at in range(shape[0]))
+    return Head(labels=labels, problem_type="regression" if shape[0] == 1 else None), name
+
+
 def _sort_tensors(
     config: _Config, shapes: dict[str, tuple[int, ...]], support: AdapterSupport
 ) -> tuple[dict[str, LoraModule], dict[str, LoraModule], dict[str, str]]:
@@ -230,8 +264,6 @@ def _sort_tensors(
         else:
             path = _saved_path(name, shape, support)
             saved[path] = name
-    if not shapes:
-        raise InvalidAdapter(f"{WEIGHTS} holds no tensors", param=WEIGHTS)
     return linears, embeddings, saved
 
 

@@ -23,6 +23,7 @@ from engines.adapters.view import Adapter, AdapterView
 from engines.adapters.watched import WatchedFolder
 from engines.engine import Engine
 from engines.errors import InvalidRequest, ModelNotFound
+from engines.types import Head
 
 NAMES_IN_MESSAGE = 20
 
@@ -38,6 +39,8 @@ class Lease:
     _on_release: Callable[[], None] | None = None
     chat_template: str | None = None
     """The chat template that the adapter brings; None: the one that the base model is served with."""
+    head: Head | None = None
+    """The head that the adapter brings; None: the base model's."""
     folder: Path | None = None
     """Folder of the adapter's files, which stay there until `release`."""
 
@@ -187,7 +190,7 @@ class AdapterRegistry:
         version.last_used = int(time.time())
         spec = version.snapshot.spec
         release = partial(self._release, version)
-        return Lease(version.id, told, release, spec.chat_template, spec.folder)
+        return Lease(version.id, told, release, spec.chat_template, spec.head, spec.folder)
 
     def _release(self, version: Version) -> None:
         version.in_flight -= 1

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.adapters.disk import sync
-from engines.adapters.folder import MAX_CONFIG_BYTES, content_hash, read_adapter
+from engines.adapters.folder import MAX_CONFIG_BYTES, MAX_LABELS, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, NotFound
@@ -167,4 +167,5 @@ def _largest_file(support: AdapterSupport) -> int:
     shapes = support.linears | support.embeddings
     lora = sum(support.max_rank * (inputs + outputs) for inputs, outputs in shapes.values())
     saved = sum(shapes[path][0] * shapes[path][1] for path in support.replaceable)
-    return BYTES_PER_NUMBER * (lora + saved) + LONGEST_HEADER
+    head = MAX_LABELS * (support.head_inputs or 0)
+    return BYTES_PER_NUMBER * (lora + saved + head) + LONGEST_HEADER

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.types import Head
+
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
@@ -35,5 +37,9 @@ class AdapterSpec:
     embeddings: dict[str, LoraModule]
     saved: dict[str, str]
     """Modules that the adapter replaces -> name of the tensor with the new weight."""
+    head: Head | None = None
+    """A head of its own, by which it classifies, and generates nothing; None: the model's."""
+    head_weight: str | None = None
+    """Name of the tensor of that head: (labels, hidden_size)."""
     chat_template: str | None = None
     """The chat template that it was trained with; None where it brings none."""

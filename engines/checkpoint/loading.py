@@ -74,6 +74,23 @@ def load_model(
         ).eval()
 
 
+def load_classifier(model: str, **options: Any) -> Any:
+    """Return the model for sequence classification, as `load_model` does, its head as the module `score`.
+
+    Raises UnsupportedModel, also where the checkpoint has no such head: transformers would make a random one.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with _loading("weights", model):
+        found, info = AutoModelForSequenceClassification.from_pretrained(
+            model, **options, trust_remote_code=False, output_loading_info=True
+        )
+    if not hasattr(found, "score") or any(name.startswith("score.") for name in info["missing_keys"]):
+        message = f"the checkpoint {model!r} has no head named 'score', with which it could classify"
+        raise UnsupportedModel(message, param="task_type")
+    return found.eval()
+
+
 def choose_dtype(asked: str | None, config: Any, device: str) -> "torch.dtype":
     """Return the dtype to compute in: the one asked for, else the checkpoint's.
 

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from engines.types import EmbeddingRequest, GenerationRequest
+from engines.types import GenerationRequest, PoolingRequest
 
-Request = GenerationRequest | EmbeddingRequest
+Request = GenerationRequest | PoolingRequest
 
 
 class Places:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engines.capabilities import Capabilities
-from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
+from engines.types import EngineStats, GenerationRequest, PoolingRequest, TokenOutput
 
 
 class Slots(Protocol):
@@ -84,11 +84,11 @@ class Core(Protocol):
 
     def ask(self, request: GenerationRequest) -> Asked: ...
 
-    def check_embedding(self, request: EmbeddingRequest) -> None:
-        """Raises InvalidRequest, and UnsupportedParameter where it makes no embeddings."""
+    def check_pooling(self, request: PoolingRequest) -> None:
+        """Raises InvalidRequest, and UnsupportedParameter where it cannot do what is asked."""
         ...
 
-    async def embed(self, request: EmbeddingRequest, adapter: str | None) -> list[float]: ...
+    async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]: ...
 
     async def sleep(self) -> None: ...
 

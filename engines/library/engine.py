@@ -21,11 +21,11 @@ from engines.library.core import Asked, Core, Load
 from engines.library.gate import Gate, Place
 from engines.process.outputs import Outputs
 from engines.types import (
-    EmbeddingRequest,
     EngineState,
     EngineStats,
     GenerationRequest,
     Health,
+    PoolingRequest,
     TokenOutput,
 )
 
@@ -237,17 +237,17 @@ class LibraryEngine:
         if running is not None and running.outputs.finish(index) and index in running.computing:
             running.computing[index].cancel()
 
-    async def embed(self, request: EmbeddingRequest) -> list[float]:
+    async def pool(self, request: PoolingRequest) -> list[float]:
         self._check_ready()
-        self._core.check_embedding(request)
+        self._core.check_pooling(request)
         async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
-            embedding = asyncio.create_task(self._embed(request, place, turn))
-            await _run([embedding], turn)
-        return embedding.result()
+            pooled = asyncio.create_task(self._pool(request, place, turn))
+            await _run([pooled], turn)
+        return pooled.result()
 
-    async def _embed(self, request: EmbeddingRequest, place: Place, turn: Turn) -> list[float]:
+    async def _pool(self, request: PoolingRequest, place: Place, turn: Turn) -> list[float]:
         await place.wait()
-        return await self._core.embed(request, self._name(turn))
+        return await self._core.pool(request, self._name(turn))
 
 
 async def _run(tasks: Sequence[asyncio.Task[Any]], turn: Turn) -> None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from engines.fairness.counters import OUTPUT_COST, Counters
-from engines.types import EmbeddingRequest, GenerationRequest
+from engines.types import GenerationRequest, PoolingRequest
 
 MORE = 1 / 8
 """Part of the seats that may wait within the library: these sequences take the seats of those that end in a step."""
@@ -48,7 +48,7 @@ class Gate:
         self._arrivals = itertools.count()
 
     @asynccontextmanager
-    async def place(self, request: GenerationRequest | EmbeddingRequest) -> AsyncIterator[Place]:
+    async def place(self, request: GenerationRequest | PoolingRequest) -> AsyncIterator[Place]:
         """A place in line, and then in the library, as long as the context lasts."""
         seats = request.n if isinstance(request, GenerationRequest) else 1
         place = Place(request.share, (request.priority, next(self._arrivals)), seats, len(request.prompt_ids))

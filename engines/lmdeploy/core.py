@@ -6,7 +6,7 @@ from typing import get_args
 
 from engines.capabilities import Capabilities
 from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
-from engines.errors import UnsupportedModel
+from engines.errors import UnsupportedModel, UnsupportedParameter
 from engines.library.core import Load
 from engines.lmdeploy.adapters import adaptable_linears
 from engines.lmdeploy.config import LmdeployConfig
@@ -18,7 +18,7 @@ from engines.lmdeploy.rebuild import Rebuild
 from engines.lmdeploy.request import Constraints, LmdeployRequest
 from engines.sampler.grammar import GrammarCompiler, MaskWorker
 from engines.text.request_check import check_prompt
-from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, StructuredKind
+from engines.types import EngineStats, GenerationRequest, PoolingRequest, StructuredKind
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +134,12 @@ class LmdeployCore:
     def ask(self, request: GenerationRequest) -> LmdeployRequest:
         return LmdeployRequest(self._library, request, self._capabilities, self._constraints, self._seeds)
 
-    def check_embedding(self, request: EmbeddingRequest) -> None:
+    def check_pooling(self, request: PoolingRequest) -> None:
         self._check_prompt(request.prompt_ids, more=1)  # LMDeploy insists on a token
+        if request.task == "classify":
+            raise UnsupportedParameter("LMDeploy runs causal language models, which have no head to classify with")
 
-    async def embed(self, request: EmbeddingRequest, adapter: str | None) -> list[float]:
+    async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]:
         observer = PromptObserver(request.prompt_ids, head=self._library.head)
         await compute_prompt(self._library, request.prompt_ids, adapter, observer)
         assert observer.last_hidden is not None, "the prompt was computed"

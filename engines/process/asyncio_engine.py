@@ -17,7 +17,7 @@ from engines.errors import EngineFailure, TuneserveError
 from engines.logs import about
 from engines.process import frames
 from engines.process.connection import Connection
-from engines.types import EmbeddingRequest, EngineState, GenerationRequest
+from engines.types import EngineState, GenerationRequest, PoolingRequest
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class AsyncioEngine:
 class _Running:
     """A request that is being answered."""
 
-    request: GenerationRequest | EmbeddingRequest
+    request: GenerationRequest | PoolingRequest
     """With the id that the engine knows it by."""
     after: asyncio.Task[None] | None
     """Adapter change to await first: the one that was told before it."""
@@ -104,7 +104,7 @@ class Exchange:
 
     def _handle(self, message: frames.ToEngine) -> None:
         match message:
-            case frames.Generate(request) | frames.Embed(request):
+            case frames.Generate(request) | frames.Pool(request):
                 self._begin(request)
             case frames.Finish(request_id, index):
                 if request_id in self._requests:
@@ -124,7 +124,7 @@ class Exchange:
 
     # ---- requests
 
-    def _begin(self, asked: GenerationRequest | EmbeddingRequest) -> None:
+    def _begin(self, asked: GenerationRequest | PoolingRequest) -> None:
         """Answer a request under an id of our own: the server's is free for the next as soon as it has had enough of
         this one, and the engine may need a while longer to be done with it.
         """
@@ -156,9 +156,8 @@ class Exchange:
         try:
             if running.after is not None:
                 await asyncio.wait((running.after,))
-            if isinstance(request, EmbeddingRequest):
-                embedding = await self._engine.embed(request)
-                self._step.embeddings.append((request_id, embedding))
+            if isinstance(request, PoolingRequest):
+                self._step.pooled.append((request_id, await self._engine.pool(request)))
                 return
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:

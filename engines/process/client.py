@@ -22,7 +22,7 @@ from engines.process.config import PATIENCE, Patience
 from engines.process.life import End, Life, Program
 from engines.process.outputs import Outputs
 from engines.process.supervisor import Supervisor
-from engines.types import EmbeddingRequest, EngineState, EngineStats, GenerationRequest, Health, TokenOutput
+from engines.types import EngineState, EngineStats, GenerationRequest, Health, PoolingRequest, TokenOutput
 
 COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions", "step_tokens")
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
@@ -110,10 +110,10 @@ class ProcessEngine:
             outputs = self._pending.get(request_id)
             if isinstance(outputs, Outputs):
                 outputs.put(output)
-        for request_id, embedding in step.embeddings:
-            embedded = self._pending.get(request_id)
-            if isinstance(embedded, asyncio.Future) and not embedded.done():
-                embedded.set_result(embedding)
+        for request_id, numbers in step.pooled:
+            pooled = self._pending.get(request_id)
+            if isinstance(pooled, asyncio.Future) and not pooled.done():
+                pooled.set_result(numbers)
         for version, reason in step.adapters:
             self._end_loading(version, None if reason is None else frames.put_together(reason))
         for failure_to_rest in step.rests:
@@ -241,15 +241,15 @@ class ProcessEngine:
         if isinstance(outputs, Outputs) and outputs.finish(index):
             self._send(frames.frame(frames.Finish(request_id, index)))
 
-    async def embed(self, request: EmbeddingRequest) -> list[float]:
-        message = frames.frame(frames.Embed(request))
-        embedding: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self._take(request, embedding)
+    async def pool(self, request: PoolingRequest) -> list[float]:
+        message = frames.frame(frames.Pool(request))
+        pooled: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self._take(request, pooled)
         try:
             self._send(message)
-            return await embedding
+            return await pooled
         finally:
-            self._let_go(request, still_wanted=embedding.cancelled())
+            self._let_go(request, still_wanted=pooled.cancelled())
 
     def _let_go(self, request: Request, *, still_wanted: bool) -> None:
         """Whoever asked has what there was, or has gone. `still_wanted`: the engine is still at it."""

@@ -13,7 +13,7 @@ import msgspec
 from engines import errors
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
-from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, TokenOutput
+from engines.types import EngineStats, GenerationRequest, PoolingRequest, TokenOutput
 
 _HEADER = struct.Struct("!4sI")
 _MARK = b"tnsv"
@@ -37,8 +37,8 @@ class Generate(msgspec.Struct, tag=True):
     request: GenerationRequest
 
 
-class Embed(msgspec.Struct, tag=True):
-    request: EmbeddingRequest
+class Pool(msgspec.Struct, tag=True):
+    request: PoolingRequest
 
 
 class Finish(msgspec.Struct, tag=True):
@@ -100,7 +100,7 @@ class Step(msgspec.Struct, tag=True):
     received: int
     """How many requests the process has taken in since it started: `stats` knows of these."""
     outputs: list[tuple[str, TokenOutput]] = []
-    embeddings: list[tuple[str, list[float]]] = []
+    pooled: list[tuple[str, list[float]]] = []
     failures: list[tuple[str, Failure]] = []
     adapters: list[tuple[str, Failure | None]] = []
     """Versions that have been read, or could not be."""
@@ -108,7 +108,7 @@ class Step(msgspec.Struct, tag=True):
     """How each `Sleep` and `WakeUp` went, in their order."""
 
 
-ToEngine = Start | Generate | Embed | Finish | Abort | LoadAdapter | UnloadAdapter | Sleep | WakeUp | Ping
+ToEngine = Start | Generate | Pool | Finish | Abort | LoadAdapter | UnloadAdapter | Sleep | WakeUp | Ping
 FromEngine = Ready | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()

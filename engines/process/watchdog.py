@@ -47,7 +47,7 @@ class Watchdog:
 
     def hear(self, step: frames.Step) -> None:
         self._silent = 0.0
-        told = step.outputs or step.embeddings or step.failures or step.adapters or step.rests
+        told = step.outputs or step.pooled or step.failures or step.adapters or step.rests
         if told or step.stats.steps != self._steps:
             self._steps = step.stats.steps
             self._without_step = 0.0

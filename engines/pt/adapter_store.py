@@ -43,12 +43,17 @@ class AdapterStore:
         self._reader = ThreadPoolExecutor(1, "adapter")
         self._folders: dict[str, Path] = {}
         self._host: OrderedDict[str, AdapterWeights] = OrderedDict()  # least recently used first
+        self._with_head: dict[str, bool] = {}  # of those that have been read
         self._reading: dict[str, Future[AdapterWeights]] = {}  # neither in host memory nor in a slot yet
         self._arrived: list[Arrival] = []
         self._wanted: list[str] = []
 
     def __contains__(self, version: str) -> bool:
         return version in self._folders
+
+    def has_head(self, version: str) -> bool | None:
+        """Whether it classifies; None where it has not been read yet."""
+        return self._with_head.get(version)
 
     @property
     def in_host(self) -> tuple[str, ...]:
@@ -74,6 +79,7 @@ class AdapterStore:
         """Forget a version and free its memory; no sequence runs with it."""
         self._folders.pop(version, None)
         self._reading.pop(version, None)
+        self._with_head.pop(version, None)
         self._host.pop(version, None)
         slot = self._slots.forget(version)
         if slot is not None:
@@ -114,6 +120,7 @@ class AdapterStore:
         except Exception:  # whatever it is, it is this adapter's alone
             log.exception("adapter %s could not be read", version)
             return Arrival(version, EngineFailure("the adapter could not be read"))
+        self._with_head[version] = self._host[version].head is not None
         self._slots.ready.add(version)
         if version in self._slots.pinned:
             self._slots.settle(version)

@@ -17,6 +17,8 @@ class PtConfig(EngineConfig):
     device_map: str | dict[str, Any] | None = None
     attn_impl: Literal["flash_attn", "sdpa", "eager"] | None = None
     rope_scaling: Literal["linear", "dynamic"] | None = None
+    task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
+    """A checkpoint that was saved as a model for sequence classification is one at any rate."""
     kv_cache_memory: float | None = None
     """GiB of KV cache."""
     gpu_memory_utilization: float = 0.9
@@ -33,6 +35,7 @@ def pt_config(params: "DeployParams") -> PtConfig:
         device_map=dict(params.device_map) if isinstance(params.device_map, Mapping) else params.device_map,
         attn_impl=params.attn_impl,
         rope_scaling=params.rope_scaling,
+        task_type=params.task_type,
         kv_cache_memory=params.kv_cache_memory,
         gpu_memory_utilization=params.gpu_memory_utilization,
         threads=params.threads,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engines.adapters.slots import AdapterSlots
-from engines.errors import EngineFailure, InvalidRequest, TuneserveError
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
 from engines.pt.adapter_store import AdapterStore
 from engines.pt.beams import Beams, check_beams, new_search, too_many_beams
 from engines.pt.config import PtConfig
@@ -26,10 +26,10 @@ from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.sampler.sampling import SamplingError, sample, token_logprobs
 from engines.text.request_check import check_prompt
 from engines.types import (
-    EmbeddingRequest,
     EngineStats,
     FinishReason,
     GenerationRequest,
+    PoolingRequest,
     Sampling,
     StepSizes,
     TokenLogprob,
@@ -73,14 +73,15 @@ class EngineCore:
 
     # ---- requests in and out
 
-    def add(self, request: GenerationRequest | EmbeddingRequest, grammar: GrammarState | None = None) -> None:
+    def add(self, request: GenerationRequest | PoolingRequest, grammar: GrammarState | None = None) -> None:
         """Queue a request; `grammar` is its compiled constraint. Raises InvalidRequest where it can never run."""
-        embed = isinstance(request, EmbeddingRequest)
-        if isinstance(request, EmbeddingRequest):
+        pooling = request.task if isinstance(request, PoolingRequest) else None
+        if isinstance(request, PoolingRequest):
             nothing = Sampling(max_new_tokens=0)
+            padding = self.runner.padding if pooling == "classify" else None
             request = GenerationRequest(
                 request_id=request.request_id,
-                prompt_ids=request.prompt_ids,
+                prompt_ids=_without_padding(request.prompt_ids, padding),
                 sampling=nothing,
                 adapter=request.adapter,
                 priority=request.priority,
@@ -91,7 +92,7 @@ class EngineCore:
         if request.sampling.seed is None and self._seeds is not None:
             seed = self._seeds.getrandbits(63)
             request = replace(request, sampling=replace(request.sampling, seed=seed))
-        group = Group(request, self._arrivals, len(request.prompt_ids), embed)
+        group = Group(request, self._arrivals, len(request.prompt_ids), pooling)
         self._refuse(group)
         self._arrivals += 1
         sampling = request.sampling
@@ -106,6 +107,7 @@ class EngineCore:
             raise EngineFailure(f"the engine does not hold the adapter {request.adapter!r}")
         if request.request_id in self.requests:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
+        self._refuse_other_heads(group)
         check_prompt(
             request.prompt_ids,
             vocab_size=self.runner.vocab_size,
@@ -115,6 +117,17 @@ class EngineCore:
         if request.sampling.num_beams > 1:
             check_beams(request)
         check_fits(group, self.scheduler.pool, self.scheduler.max_num_seqs)
+
+    def _refuse_other_heads(self, group: Group) -> None:
+        """Raises UnsupportedParameter. An adapter that is still being read says later what it has."""
+        adapter = group.request.adapter
+        own = False if adapter is None else self.adapters.has_head(adapter)
+        has_head = self.runner.head is not None or own
+        name = "the model" if adapter is None else f"the adapter {adapter!r}"
+        if group.pooling == "classify" and has_head is False:
+            raise UnsupportedParameter(f"{name} has no head to classify with", param="model")
+        if group.pooling is None and has_head:
+            raise UnsupportedParameter(f"{name} has a head that classifies, and generates no text", param="model")
 
     def _room(self, group: Group) -> int:
         """Number of tokens that the request may generate."""
@@ -200,7 +213,7 @@ class EngineCore:
         for chunk in chunks:
             self.scheduler.computed(chunk)
         # 3. What comes of it.
-        self._embed([s for s in complete if s.group.embed], ends, result, report)
+        self._pool([s for s in complete if s.group.pooling], ends, result, report)
         self._end_without_output([s for s in complete if _wants_nothing(s)], report)
         if beams := [s for s in complete if s.group.beams is not None]:
             self._beams.search(beams, result.logits[[ends[id(s)] for s in beams]], report)
@@ -251,10 +264,21 @@ class EngineCore:
 
     # ---- what comes of the logits
 
-    def _embed(self, sequences: list[Sequence], ends: dict[int, int], result: StepResult, report: StepReport) -> None:
+    def _pool(self, sequences: list[Sequence], ends: dict[int, int], result: StepResult, report: StepReport) -> None:
         for sequence in sequences:
-            hidden = result.hidden[ends[id(sequence)]].float()
-            report.embeddings.append((sequence.group.request.request_id, (hidden / hidden.norm()).tolist()))
+            at = ends[id(sequence)]
+            if sequence.group.pooling == "embed":
+                hidden = result.hidden[at].float()
+                pooled = hidden / hidden.norm()
+            elif (head := self.runner.lora.heads.get(sequence.slot)) is not None:
+                pooled = head @ result.hidden[at].float()
+            elif self.runner.head is not None:
+                pooled = result.logits[at].float()
+            else:
+                error = UnsupportedParameter("the adapter has no head to classify with", param="model")
+                self.requests.fail(sequence.group, error, report)
+                continue
+            report.pooled.append((sequence.group.request.request_id, pooled.tolist()))
             self.requests.drop(sequence)
 
     def _end_without_output(self, sequences: list[Sequence], report: StepReport) -> None:
@@ -334,9 +358,17 @@ def _wants_prompt(sequence: Sequence) -> bool:
 
 
 def _wants_nothing(sequence: Sequence) -> bool:
-    return sequence.group.request.sampling.max_new_tokens == 0 and not sequence.group.embed
+    return sequence.group.request.sampling.max_new_tokens == 0 and sequence.group.pooling is None
 
 
 def _samples(sequence: Sequence) -> bool:
     group = sequence.group
-    return not (group.embed or group.beams is not None or _wants_nothing(sequence))
+    return not (group.pooling or group.beams is not None or _wants_nothing(sequence))
+
+
+def _without_padding(ids: list[int], padding: int | None) -> list[int]:
+    """Up to the last token that is none, which is the one that transformers classifies by."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == padding:
+        end -= 1
+    return ids[:end]

@@ -41,6 +41,7 @@ class AdapterWeights:
     linears: dict[str, Matrices]
     embeddings: dict[str, Matrices]  # A^T (num_embeddings, rank), scaled B^T (rank, embedding_dim)
     saved: dict[str, Tensor]  # in place of the module's own weight
+    head: Tensor | None = None  # (labels, hidden_size), float32
 
 
 def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
@@ -48,7 +49,7 @@ def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
     try:
         with safe_open(spec.folder / WEIGHTS, framework="pt") as file:
 
-            def read(name: str, scale: float = 1.0) -> Tensor:
+            def read(name: str, scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
                 # The product is in memory of its own, where the file's tensor would be read when it is used.
                 tensor: Tensor = (file.get_tensor(name).float() * scale).to(dtype)
                 if not math.isfinite(tensor.sum(dtype=torch.float64)):  # in double, finite values have a finite sum
@@ -63,6 +64,7 @@ def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
                 linears={path: (read(m.a), up(m)) for path, m in spec.linears.items()},
                 embeddings={path: (read(m.a).T.contiguous(), up(m)) for path, m in spec.embeddings.items()},
                 saved={path: read(name) for path, name in spec.saved.items()},
+                head=None if spec.head_weight is None else read(spec.head_weight, dtype=torch.float32),
             )
     except (OSError, SafetensorError) as error:
         log.warning("%s cannot be read: %s", spec.folder / WEIGHTS, error)
@@ -142,8 +144,11 @@ class LoraSlots:
         self._model = model
         self._dtype = dtype
         self._library = library if dtype in KERNELS else None
+        self._last: nn.Module = model.get_output_embeddings() or model.score
         self._step = Step()
         self._layers: dict[str, LoraLinear | LoraEmbedding] = {}
+        self.heads: dict[int, Tensor] = {}
+        """Slot -> head (labels, hidden_size) of the adapter that lies there, where it classifies."""
         modules = {path: m for path, m in model.named_modules() if calls.rows.get(path) == {num_tokens}}
         self._head = next((path for path, m in modules.items() if m is model.get_output_embeddings()), "")
         entrance = next((path for path, m in modules.items() if m is model.get_input_embeddings()), "")
@@ -154,6 +159,7 @@ class LoraSlots:
             linears=linears,
             embeddings=embeddings,
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
+            head_inputs=_linear_shape(self._last)[0],
             max_pinned=max_pinned(num_slots),
         )
         self._groups = {path: group for group in self._group(calls.groups) for path in group.paths}
@@ -182,6 +188,9 @@ class LoraSlots:
                     self._layers[path] = self._adapt(path)
             for path, layer in self._layers.items():
                 layer.write(slot, matrices.get(path), weights.saved.get(path))
+            self.heads.pop(slot, None)
+            if weights.head is not None:
+                self.heads[slot] = weights.head.to(_device(self._last))
 
     def clear(self, slot: int) -> None:
         """Leave nothing in a slot."""

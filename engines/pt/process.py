@@ -31,7 +31,7 @@ from engines.pt.requests import StepReport
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.text.vocabulary import Vocabulary
-from engines.types import EmbeddingRequest, GenerationRequest, StructuredKind
+from engines.types import GenerationRequest, PoolingRequest, StructuredKind
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,12 @@ class StepLoop:
                 select.select([self._connection.socket, self._woken], [], [])
             report, asked = StepReport(), False
             for message in self._connection.receive():
-                self._received += isinstance(message, (frames.Generate, frames.Embed))
+                self._received += isinstance(message, (frames.Generate, frames.Pool))
                 asked |= isinstance(message, frames.Ping)
                 self._handle(message, report)
             self._add_compiled(report)
             self._step(report)
-            anything = report.outputs or report.embeddings or report.errors or report.adapters
+            anything = report.outputs or report.pooled or report.errors or report.adapters
             if anything or asked or not self._core.busy:
                 self._tell(report)
 
@@ -91,7 +91,7 @@ class StepLoop:
         match message:
             case frames.Generate(request) if request.sampling.structured is not None:
                 self._compile(request)
-            case frames.Generate(request) | frames.Embed(request):
+            case frames.Generate(request) | frames.Pool(request):
                 self._add(request, None, report)
             case frames.Finish(request_id, index):
                 self._core.requests.finish(request_id, index)
@@ -127,7 +127,7 @@ class StepLoop:
             self._add(request, future, report)
 
     def _add(
-        self, request: GenerationRequest | EmbeddingRequest, grammar: Future[GrammarState] | None, report: StepReport
+        self, request: GenerationRequest | PoolingRequest, grammar: Future[GrammarState] | None, report: StepReport
     ) -> None:
         """Queue a request. Whatever is wrong with it or its constraint concerns nobody else."""
         try:
@@ -149,7 +149,7 @@ class StepLoop:
     def _step(self, report: StepReport) -> None:
         try:
             done = self._core.step()
-            if done.outputs or done.embeddings:
+            if done.outputs or done.pooled:
                 self._failed_steps = 0
         except Exception as error:
             log.exception("a step failed, for the requests %s", ", ".join(self._core.running_http_request_ids()))
@@ -158,7 +158,7 @@ class StepLoop:
                 raise EngineFailure(f"steps keep failing: {error}") from error
             done = self._core.fail_running(EngineFailure("the engine failed while it computed this request"))
         report.outputs.extend(done.outputs)
-        report.embeddings.extend(done.embeddings)
+        report.pooled.extend(done.pooled)
         report.errors.extend(done.errors)
         report.adapters.extend(done.adapters)
 
@@ -170,7 +170,7 @@ class StepLoop:
             waiting_for = {**stats.waiting_for, "constraint": constrained}
             stats = replace(stats, waiting=stats.waiting + constrained, waiting_for=waiting_for)
         adapters = [(a.version, None if a.error is None else frames.take_apart(a.error)) for a in report.adapters]
-        self._connection.send(frames.Step(stats, self._received, report.outputs, report.embeddings, failures, adapters))
+        self._connection.send(frames.Step(stats, self._received, report.outputs, report.pooled, failures, adapters))
 
 
 def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabilities]:
@@ -179,11 +179,7 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
     eos_token_ids = load_eos_token_ids(config.model, **source)
     runner = ModelRunner(config)
     tokenizer = load_tokenizer(config.model, **source)
-    try:
-        grammars = GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
-    except UnsupportedModel as error:
-        log.warning("%s", error.message)
-        grammars = None
+    grammars = None if runner.head is not None else _grammars(tokenizer, runner, eos_token_ids)
     core = EngineCore(runner, config, eos_token_ids, grammars, Vocabulary(tokenizer).token_bytes)
     kinds: frozenset[StructuredKind] = frozenset(get_args(StructuredKind))
     capabilities = Capabilities(
@@ -193,11 +189,20 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
         eos_token_ids=eos_token_ids,
         structured=kinds if grammars else frozenset(),
         embeddings=True,
+        head=runner.head,
         max_beams=config.max_num_seqs,
         cache_config=_cache_config(runner, config),
         adapters=runner.lora.support if config.max_loras else None,
     )
     return core, grammars, capabilities
+
+
+def _grammars(tokenizer: Any, runner: ModelRunner, eos_token_ids: tuple[int, ...]) -> GrammarCompiler | None:
+    try:
+        return GrammarCompiler(tokenizer, runner.vocab_size, eos_token_ids)
+    except UnsupportedModel as error:
+        log.warning("%s", error.message)
+        return None
 
 
 def _cache_config(runner: ModelRunner, config: PtConfig) -> dict[str, str]:

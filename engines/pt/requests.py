@@ -14,7 +14,7 @@ class StepReport:
     """The results of a step, by request id, and the adapters whose reads have ended."""
 
     outputs: list[tuple[str, TokenOutput]] = field(default_factory=list)
-    embeddings: list[tuple[str, list[float]]] = field(default_factory=list)
+    pooled: list[tuple[str, list[float]]] = field(default_factory=list)
     errors: list[tuple[str, TuneserveError]] = field(default_factory=list)
     adapters: list[Arrival] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engines.checkpoint import loading
+from engines.checkpoint.heads import head_of, is_classifier
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
 from engines.pt import attention, rope
@@ -20,6 +21,7 @@ from engines.pt.config import PtConfig
 from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraSlots, watching_calls
+from engines.types import Head
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    logits: Tensor  # (wanted rows, vocab_size), in the order of the segments
+    logits: Tensor  # (wanted rows, vocab_size, or labels of the head), in the order of the segments
     hidden: Tensor  # (wanted rows, hidden_size): what the logits are computed from
 
 
@@ -67,7 +69,9 @@ class ModelRunner:
             raise UnsupportedModel(f"device_map is {device_map}, but there is no CUDA device here", param="device_map")
         on_cpu = device_map == "cpu" or not torch.cuda.is_available()
         dtype = loading.choose_dtype(config.dtype, hf_config, "cpu" if on_cpu else "cuda")
-        self.model = loading.load_model(
+        classifies = config.task_type == "seq_cls" or is_classifier(hf_config)
+        load = loading.load_classifier if classifies else loading.load_model
+        self.model = load(
             config.model,
             config=hf_config,
             dtype=dtype,
@@ -81,6 +85,9 @@ class ModelRunner:
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.dtype = dtype
         self.vocab_size: int = text_config.vocab_size
+        self.padding: int | None = text_config.pad_token_id
+        self.head: Head | None = head_of(hf_config) if classifies else None
+        """None: a causal language model."""
         self._hidden: Tensor | None = None
         block_size = config.block_size or (256 if self.device.type == "cuda" else 32)
         weights = sum(p.numel() * p.itemsize for p in self.model.parameters())
@@ -103,10 +110,12 @@ class ModelRunner:
 
     def _convert(self, config: PtConfig, block_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
-        expected = _reference(self.model, self._check_ids(), self.device)
+        expected = self._reference(self._check_ids())
         library = build.load() if self.device.type == "cpu" else None
-        pack(self.model, library, head=self.model.get_output_embeddings())
-        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+        head = self.model.get_output_embeddings() if self.head is None else self.model.score
+        pack(self.model, library, head=head)
+        if self.head is None:
+            self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         with watching_calls(self.model) as calls:
             layers = self._probe()
         self.lora = LoraSlots(
@@ -161,11 +170,17 @@ class ModelRunner:
         keep = torch.tensor(wanted, device=self.device)
         input_ids = torch.tensor([ids], device=self.device)
         with self.lora.using(*self._slots_of(segments, wanted)):
-            output = self.model(
-                input_ids=input_ids, position_ids=position_ids[None], use_cache=False, logits_to_keep=keep, step=step
-            )
-        assert self._hidden is not None, "the head has run"
-        return StepResult(output.logits[0, :count], self._hidden[0, :count])
+            logits, hidden = self._compute(keep, input_ids=input_ids, position_ids=position_ids[None], step=step)
+        return StepResult(logits[0, :count], hidden[0, :count])
+
+    def _compute(self, keep: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits (1, rows, vocab_size or labels) and hidden states (1, rows, hidden_size) of the rows in `keep`."""
+        if self.head is None:
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits
+            assert self._hidden is not None, "the head has run"
+            return logits, self._hidden
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state[:, keep]
+        return self.model.score(hidden), hidden
 
     def _slots_of(self, segments: list[Segment], wanted: list[int]) -> tuple[Tensor | None, Tensor | None]:
         """The adapters' slots of all tokens and of the wanted ones; None where nobody uses one."""
@@ -188,7 +203,8 @@ class ModelRunner:
         positions = torch.arange(ids.shape[1], device=self.device)[None]
         try:
             self.model.set_attn_implementation(attention.PROBE)
-            self.model(input_ids=ids, position_ids=positions, use_cache=False, step=layers)
+            model = self.model if self.head is None else self.model.base_model
+            model(input_ids=ids, position_ids=positions, use_cache=False, step=layers)
         except UnsupportedModel:
             raise
         except Exception as error:
@@ -205,11 +221,12 @@ class ModelRunner:
         cache = KVCache(layers, 2, max(block_size, len(ids)))
         try:
             self._forward([Segment(ids[:6], 0, [0], 0), Segment(ids[:4], 0, [1], 0)], cache)
-            found = self._forward([Segment(ids[6:], 6, [0], 1), Segment(ids[4:5], 4, [1], 1)], cache).logits
+            result = self._forward([Segment(ids[6:], 6, [0], 1), Segment(ids[4:5], 4, [1], 1)], cache)
         except UnsupportedModel:
             raise
         except Exception as error:
             raise UnsupportedModel(f"{self._name} fails on flat batches: {error}") from error
+        found = result.logits if self.head is None else result.hidden
         reference = torch.stack(expected).float()
         deviation = ((found.float() - reference).norm() / reference.norm()).item()
         if not deviation < (1e-3 if self.dtype is torch.float32 else 0.1):
@@ -217,6 +234,18 @@ class ModelRunner:
                 f"{self._name} computes something else on flat batches than alone (relative deviation {deviation:.2g})"
             )
             raise UnsupportedModel(f"{message}: this engine cannot run it")
+
+    def _reference(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Logits (vocab_size,) after all of `ids`, and after the first five of them alone, by plain forward passes; of
+        a model that classifies, the hidden states (hidden_size,) that its head gets."""
+
+        def after(ids: list[int]) -> Tensor:
+            whole = torch.tensor([ids], device=self.device)
+            if self.head is None:
+                return self.model(input_ids=whole, use_cache=False).logits[0, -1]
+            return self.model.base_model(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
+
+        return after(ids), after(ids[:5])
 
     @property
     def _name(self) -> str:
@@ -254,9 +283,3 @@ def _refuse_other_architectures(config: Any) -> None:
             f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}: "
             "this engine runs layers of attention only"
         )
-
-
-def _reference(model: Any, ids: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (vocab_size,) after all of `ids`, and after the first five of them alone, by plain forward passes."""
-    whole, part = torch.tensor([ids], device=device), torch.tensor([ids[:5]], device=device)
-    return model(input_ids=whole, use_cache=False).logits[0, -1], model(input_ids=part, use_cache=False).logits[0, -1]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from engines.pt.beam_search import BeamSearch
 from engines.pt.kv_cache import BlockHashes
@@ -62,8 +63,8 @@ class Group:
     request: GenerationRequest
     arrival: int
     num_prompt: int
-    embed: bool = False
-    """Whether the last hidden state is asked for, not tokens."""
+    pooling: Literal["embed", "classify"] | None = None
+    """What is asked for of the last token, where no tokens are."""
     forked: bool = False
     ended: set[int] = field(default_factory=set)
     """Outputs that were finished from outside before they had begun."""

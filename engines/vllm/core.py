@@ -19,7 +19,7 @@ from engines.checkpoint.structure import Structure, describe
 from engines.errors import EngineFailure, TuneserveError, UnsupportedParameter
 from engines.library.core import Load
 from engines.text.request_check import check_prompt
-from engines.types import EmbeddingRequest, EngineStats, GenerationRequest, StructuredKind
+from engines.types import EngineStats, GenerationRequest, PoolingRequest, StructuredKind
 from engines.vllm import failures, sampling
 from engines.vllm.adapters import VllmSlots
 from engines.vllm.arguments import engine_settings
@@ -170,10 +170,11 @@ class VllmCore:
     def ask(self, request: GenerationRequest) -> VllmRequest:
         return VllmRequest(self._started(), self.slots, request, self._capabilities, self._grammar_end)
 
-    def check_embedding(self, request: EmbeddingRequest) -> None:
+    def check_pooling(self, request: PoolingRequest) -> None:
         limits = {"vocab_size": self._capabilities.vocab_size, "max_model_len": self._capabilities.max_model_len}
         check_prompt(request.prompt_ids, **limits, more=0)
-        raise UnsupportedParameter("vLLM makes either texts or embeddings of a model: this one makes texts")
+        what = "embeddings" if request.task == "embed" else "classes"
+        raise UnsupportedParameter(f"vLLM makes either texts or {what} of a model: this one makes texts")
 
-    async def embed(self, request: EmbeddingRequest, adapter: str | None) -> list[float]:
-        raise AssertionError("check_embedding refuses every one")
+    async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]:
+        raise AssertionError("check_pooling refuses every one")

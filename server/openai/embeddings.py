@@ -16,7 +16,7 @@ from engines.engine import Engine
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.logs import current_http_request_id
 from engines.text.truncation import Truncation
-from engines.types import EmbeddingRequest
+from engines.types import PoolingRequest
 from server.http.body import json_body
 from server.http.field_limits import Name
 from server.http.keys.caller import Caller, CallerDep
@@ -75,7 +75,7 @@ async def answer(
     salt = inference.salts.of(caller.name, body.cache_salt)
     name = f"embd-{uuid.uuid4().hex}"  # the caller's own request id need not be unique
     requests = [
-        EmbeddingRequest(
+        PoolingRequest(
             request_id=f"{name}-{index}",
             prompt_ids=ids,
             adapter=adapter,
@@ -110,13 +110,13 @@ def _to_ids(item: Input, model: ServedModel, capabilities: Capabilities, truncat
     return model.renderer.ids(item, capabilities, param="input", truncation=truncation)
 
 
-async def _embed_all(engine: Engine, requests: list[EmbeddingRequest], body: EmbeddingsBody) -> list[orjson.Fragment]:
+async def _embed_all(engine: Engine, requests: list[PoolingRequest], body: EmbeddingsBody) -> list[orjson.Fragment]:
     """The vectors as JSON, which takes less memory than their numbers."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def embed_one(request: EmbeddingRequest) -> orjson.Fragment:
+    async def embed_one(request: PoolingRequest) -> orjson.Fragment:
         async with slots:
-            vector = await engine.embed(request)
+            vector = await engine.pool(request)
         return orjson.Fragment(orjson.dumps(_encode(_shorten(vector, body.dimensions), body)))
 
     try:

@@ -18,7 +18,7 @@ from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, Inv
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.text.grammar_check import validate
-from engines.types import EmbeddingRequest, EngineState, FinishReason, GenerationRequest, Structured, StructuredKind
+from engines.types import EngineState, FinishReason, GenerationRequest, PoolingRequest, Structured, StructuredKind
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
@@ -350,7 +350,7 @@ async def test_a_prompt_that_is_none_is_refused_at_the_first_output(engine: Engi
     with pytest.raises(InvalidRequest):
         await anext(engine.generate(replace(request(), prompt_ids=prompt_ids)))
     with pytest.raises(InvalidRequest):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=prompt_ids))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=prompt_ids))
 
 
 # ---- embeddings
@@ -365,18 +365,24 @@ def embeds(engine: Engine) -> None:
 async def test_an_engine_without_embeddings_says_so(engine: Engine) -> None:
     if not engine.capabilities().embeddings:
         with pytest.raises(UnsupportedParameter):
-            await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
+            await engine.pool(PoolingRequest(request_id="e", prompt_ids=[65]))
+
+
+async def test_an_engine_without_a_head_to_classify_with_says_so(engine: Engine) -> None:
+    assert engine.capabilities().head is None
+    with pytest.raises(UnsupportedParameter, match=r"classify|classes"):
+        await engine.pool(PoolingRequest(request_id="c", prompt_ids=[65], task="classify"))
 
 
 async def test_an_embedding_has_length_one_and_repeats_beside_generations(engine: Engine, embeds: None) -> None:
-    asked = EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"))
-    alone = await engine.embed(asked)
+    asked = PoolingRequest(request_id="e", prompt_ids=list(b"hello"))
+    alone = await engine.pool(asked)
     assert math.isclose(sum(value * value for value in alone), 1, rel_tol=1e-4)
     beside, *_ = await asyncio.gather(
-        engine.embed(asked), *(answer(engine, request(f"text {i}", f"r{i}")) for i in range(4))
+        engine.pool(asked), *(answer(engine, request(f"text {i}", f"r{i}")) for i in range(4))
     )
     assert beside == pytest.approx(alone, abs=1e-4)
-    other = await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"goodbye")))
+    other = await engine.pool(PoolingRequest(request_id="e", prompt_ids=list(b"goodbye")))
     assert other != pytest.approx(alone, abs=1e-2)
 
 
@@ -428,7 +434,7 @@ async def test_embeddings_are_of_the_adapter_that_is_asked_for(
     engine: Engine, embeds: None, adapters: tuple[str, str]
 ) -> None:
     base, one, other = [
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=list(b"hello"), adapter=adapter))
         for adapter in (None, *adapters)
     ]
     assert one != pytest.approx(base, abs=1e-2) and other != pytest.approx(one, abs=1e-2)
@@ -439,7 +445,7 @@ async def test_a_version_that_the_engine_does_not_hold_is_refused_at_the_first_o
         await anext(engine.generate(request(adapter="never@heard")))
     if engine.capabilities().embeddings:
         with pytest.raises(EngineFailure):
-            await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
+            await engine.pool(PoolingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
     await engine.unload_adapter("never@heard")
     assert (await answer(engine, request())).token_ids
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from engines.echo import IM_END, EchoEngine, EchoFaults, echo_tokenizer
 from engines.errors import EngineFailure, EngineUnavailable, InvalidAdapter, InvalidRequest, QueueFull
 from engines.types import (
-    EmbeddingRequest,
     EngineState,
     FinishReason,
     GenerationRequest,
+    PoolingRequest,
     Sampling,
     Structured,
     TokenOutput,
@@ -181,7 +181,7 @@ async def test_token_ids_outside_the_vocabulary_are_refused(engine: EchoEngine) 
 
 
 async def test_embeddings_have_length_one_and_depend_on_the_prompt(engine: EchoEngine) -> None:
-    one, two = [await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[i])) for i in (1, 2)]
+    one, two = [await engine.pool(PoolingRequest(request_id="e", prompt_ids=[i])) for i in (1, 2)]
     assert math.isclose(sum(value * value for value in one), 1) and one != two
 
 
@@ -194,7 +194,7 @@ async def test_an_adapter_tells_its_version_and_the_base_model_answers_as_before
     answers = [await answer(engine, replace(one, adapter=v)) for one, v in zip(asked, ("a@1", None), strict=True)]
     assert [text for text, _ in answers] == [b"a@1: abc", b"abc"]
     embeddings = [
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter=v)) for v in (None, "a@1", "b@1")
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=[1], adapter=v)) for v in (None, "a@1", "b@1")
     ]
     assert len({*map(tuple, embeddings)}) == 3
 
@@ -210,7 +210,7 @@ async def test_an_adapter_that_is_not_loaded_is_no_adapter(engine: EchoEngine, t
     with pytest.raises(EngineFailure, match="does not hold"):
         await anext(engine.generate(replace(request("abc"), adapter="a@1")))
     with pytest.raises(EngineFailure, match="does not hold"):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter="a@1"))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=[1], adapter="a@1"))
 
 
 async def test_adapters_take_turns_in_the_slots_and_pinned_ones_stay(tmp_path: Path) -> None:

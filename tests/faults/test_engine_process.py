@@ -25,7 +25,7 @@ from engines.errors import (
 )
 from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
-from engines.types import EmbeddingRequest, EngineState, GenerationRequest
+from engines.types import EngineState, GenerationRequest, PoolingRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
@@ -77,7 +77,7 @@ async def test_a_full_queue_turns_requests_away_and_takes_them_again_later(engin
     with pytest.raises(QueueFull):
         await answer(engine, long("d"))
     with pytest.raises(QueueFull):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65]))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=[65]))
     process_of(engine).resume()
     assert [len(one.token_ids) for one in await asyncio.gather(*tasks)] == [100] * 3
     assert len((await answer(engine, long("d"))).token_ids) == 100

@@ -13,7 +13,7 @@ import pytest_asyncio
 from engines.echo import adapter_support
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, UnsupportedModel
 from engines.process.client import ProcessEngine
-from engines.types import EmbeddingRequest, EngineState, GenerationRequest
+from engines.types import EngineState, GenerationRequest, PoolingRequest
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
 from tests.faults.server import begun
@@ -81,7 +81,7 @@ async def test_requests_that_are_wrong_fail_alone(engine: ProcessEngine) -> None
     with pytest.raises(InvalidRequest):
         await answer(engine, request("", "empty"))
     with pytest.raises(EngineFailure, match="does not hold"):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=[65], adapter="never@heard"))
     assert len((await running).token_ids) == 100
 
 

@@ -15,6 +15,7 @@ from engines.adapters.folder import check_base_model, content_hash, read_adapter
 from engines.adapters.spec import CONFIG, WEIGHTS, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
+from engines.types import Head
 from tests.adapter_folders import ECHO, MODULES, lora_tensors, write_adapter
 
 Q_PROJ, DOWN_PROJ = MODULES
@@ -290,7 +291,7 @@ def test_matrices_that_do_not_fit_the_model_are_refused(tmp_path: Path, tensors:
         ("transformer.weight", "transformer.weight"),
         ("base_model.model.model.norm.weight", "modules_to_save"),
         ("base_model.model.lm_head.bias", "modules_to_save"),
-        ("base_model.model.score.weight", "modules_to_save"),
+        ("base_model.model.score.bias", "modules_to_save"),
         ("base_model.model.lm_head.weight", "modules_to_save"),
     ],
 )
@@ -360,3 +361,36 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_that_names_no_base_model_fits_by_its_shapes(tmp_path: Path) -> None:
     spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=None), ECHO)
     check_base_model(spec, "tests/echo")
+
+
+# ---- heads that classify
+
+SCORE = f"{PREFIX}score.weight"
+
+
+def with_head(*shape: int) -> dict[str, np.ndarray]:
+    return lora_tensors() | {SCORE: np.zeros(shape, np.float32)}
+
+
+def test_a_head_is_told_apart_from_modules_of_the_model(tmp_path: Path) -> None:
+    saved = ["classifier", "score"]  # PEFT names both for every model
+    path = write_adapter(tmp_path, tensors=with_head(2, 32), task_type="SEQ_CLS", modules_to_save=saved)
+    spec = read_adapter(path, ECHO)
+    assert spec.head == Head(labels=("LABEL_0", "LABEL_1")) and spec.head_weight == SCORE
+    assert spec.saved == {} and len(spec.linears) == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 16), (0, 32), (5000, 32), (32,)])
+def test_a_head_that_does_not_fit_the_model_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    assert refused(write_adapter(tmp_path, tensors=with_head(*shape))).param == "modules_to_save"
+
+
+def test_an_adapter_that_was_trained_to_classify_needs_its_head(tmp_path: Path) -> None:
+    error = refused(write_adapter(tmp_path, task_type="SEQ_CLS"))
+    assert error.param == "modules_to_save" and SCORE in error.message
+
+
+def test_an_engine_without_heads_says_so(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path, tensors=with_head(1, 32), task_type="SEQ_CLS")
+    error = refused(path, replace(ECHO, head_inputs=None))
+    assert error.param == "task_type" and "not served by this engine" in error.message

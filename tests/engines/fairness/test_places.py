@@ -3,11 +3,11 @@
 import math
 
 from engines.fairness.places import Places
-from engines.types import EmbeddingRequest
+from engines.types import PoolingRequest
 
 
-def of(share: str | None, weight: float = 1.0) -> EmbeddingRequest:
-    return EmbeddingRequest(request_id="r", prompt_ids=[1], share=share, weight=weight)
+def of(share: str | None, weight: float = 1.0) -> PoolingRequest:
+    return PoolingRequest(request_id="r", prompt_ids=[1], share=share, weight=weight)
 
 
 def test_one_share_alone_has_no_more_places_than_there_are() -> None:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from engines.library.gate import Gate
-from engines.types import EmbeddingRequest, GenerationRequest, Sampling
+from engines.types import GenerationRequest, PoolingRequest, Sampling
 
 pytestmark = pytest.mark.asyncio
 
@@ -134,7 +134,7 @@ async def test_an_embedding_takes_one_seat() -> None:
     gate = Gate(8)
     async with AsyncExitStack() as stack:
         for _ in range(9):
-            one = EmbeddingRequest(request_id="e", prompt_ids=[1], share="a")
+            one = PoolingRequest(request_id="e", prompt_ids=[1], share="a")
             assert (await stack.enter_async_context(gate.place(one))).seated.is_set()
         more = await stack.enter_async_context(gate.place(asked("a")))
         assert not more.seated.is_set()

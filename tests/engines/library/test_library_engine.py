@@ -15,11 +15,11 @@ from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, Uns
 from engines.library.core import Load
 from engines.library.engine import LibraryEngine
 from engines.types import (
-    EmbeddingRequest,
     EngineState,
     EngineStats,
     FinishReason,
     GenerationRequest,
+    PoolingRequest,
     TokenOutput,
 )
 from tests.contract.engines import answer, collect, request
@@ -80,11 +80,11 @@ class Library:
     def ask(self, request: GenerationRequest) -> "Asked":
         return Asked(self, request)
 
-    def check_embedding(self, request: EmbeddingRequest) -> None:
+    def check_pooling(self, request: PoolingRequest) -> None:
         if not request.prompt_ids:
             raise InvalidRequest("the prompt is empty")
 
-    async def embed(self, request: EmbeddingRequest, adapter: str | None) -> list[float]:
+    async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]:
         self.named.append(adapter)
         async with self.let:
             return [1.0]
@@ -188,7 +188,7 @@ async def test_what_the_library_has_checked_is_refused_before_it_is_asked(engine
     with pytest.raises(InvalidRequest):
         await answer(engine, request(""))
     with pytest.raises(InvalidRequest):
-        await engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[]))
+        await engine.pool(PoolingRequest(request_id="e", prompt_ids=[]))
 
 
 async def test_an_id_belongs_to_one_request_at_a_time(engine: Engine, library: Library) -> None:
@@ -239,7 +239,7 @@ async def test_an_unloaded_adapter_takes_its_requests_with_it(engine: Engine, li
     await engine.load_adapter("a@1", FOLDER)
     async with aclosing(engine.generate(request("hello", adapter="a@1", max_new_tokens=900))) as outputs:
         await anext(outputs)
-        embedding = asyncio.create_task(engine.embed(EmbeddingRequest(request_id="e", prompt_ids=[1], adapter="a@1")))
+        embedding = asyncio.create_task(engine.pool(PoolingRequest(request_id="e", prompt_ids=[1], adapter="a@1")))
         await async_until(lambda: len(library.named) == 2)
         await engine.unload_adapter("a@1")
         for ended in (anext(outputs), embedding):

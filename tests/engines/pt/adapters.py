@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from engines.adapters.folder import read_adapter
 from engines.adapters.spec import AdapterSpec
@@ -33,6 +33,35 @@ def save_adapter(model: Path, folder: Path, *, seed: int = 0, save: Any = "auto"
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     adapted.save_pretrained(folder, save_embedding_layers=save)
     return folder
+
+
+def save_head_adapter(model: Path, folder: Path, *, num_labels: int = 1, seed: int = 0, **config: Any) -> Path:
+    """The same, trained to classify: with a head of its own beside the low-rank updates."""
+    torch.manual_seed(seed)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=num_labels, ignore_mismatched_sizes=True, attn_implementation="eager"
+    )
+    config = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | config
+    adapted = get_peft_model(plain, LoraConfig(task_type="SEQ_CLS", **config))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.15)
+            elif "modules_to_save" in name:
+                parameter.normal_(std=0.4)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def classify_with_peft(model: Path, adapter: Path, num_labels: int, ids: list[int]) -> list[float]:
+    """The logits of PEFT's own model, which has the adapter beside its weights."""
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=num_labels, ignore_mismatched_sizes=True, attn_implementation="eager"
+    )
+    adapted = PeftModel.from_pretrained(plain, adapter).eval()
+    with torch.inference_mode():
+        logits: list[float] = adapted(input_ids=torch.tensor([ids])).logits[0].tolist()
+    return logits
 
 
 def with_peft(model: Path, adapter: Path, *, merged: bool = True) -> Reference:

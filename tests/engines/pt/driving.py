@@ -17,7 +17,7 @@ from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler
 from engines.text.vocabulary import Vocabulary
-from engines.types import EmbeddingRequest, FinishReason, GenerationRequest, Sampling, TokenLogprob, TokenOutput
+from engines.types import FinishReason, GenerationRequest, PoolingRequest, Sampling, TokenLogprob, TokenOutput
 from tests.engines.pt.tiny import EOS, VOCAB_SIZE, byte_level_tokenizer
 
 BLOCK_SIZE = 8
@@ -40,7 +40,7 @@ class Answer:
     """All that the engine said about one request."""
 
     outputs: dict[int, Output] = field(default_factory=dict)
-    embedding: list[float] | None = None
+    pooled: list[float] | None = None
     error: TuneserveError | None = None
     first: TokenOutput | None = None
 
@@ -112,7 +112,7 @@ def request(
 
 def run(
     core: EngineCore,
-    requests: Iterable[GenerationRequest | EmbeddingRequest],
+    requests: Iterable[GenerationRequest | PoolingRequest],
     *,
     between: Callable[[int], None] = lambda step: None,
     most_steps: int = 2000,
@@ -132,8 +132,8 @@ def run(
         report = core.step()
         for request_id, output in report.outputs:
             answers[request_id].add(output)
-        for request_id, embedding in report.embeddings:
-            answers[request_id].embedding = embedding
+        for request_id, numbers in report.pooled:
+            answers[request_id].pooled = numbers
         for request_id, error in report.errors:
             answers[request_id].error = error
         if core.stalled:

@@ -8,7 +8,7 @@ import pytest
 
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
-from engines.types import EmbeddingRequest, GenerationRequest
+from engines.types import GenerationRequest, PoolingRequest
 from tests.engines.pt.adapters import load, save_adapter, with_peft
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import Answer, Reference, core_of, prompt, request, run, settings
@@ -170,9 +170,9 @@ def test_prompt_logprobs(
 
 
 def test_embeddings(adapted_core: Callable[..., EngineCore], merged_core: Callable[..., EngineCore]) -> None:
-    one = EmbeddingRequest(request_id="e", prompt_ids=prompt(21), adapter="a")
-    base = EmbeddingRequest(request_id="base", prompt_ids=prompt(21))
+    one = PoolingRequest(request_id="e", prompt_ids=prompt(21), adapter="a")
+    base = PoolingRequest(request_id="base", prompt_ids=prompt(21))
     answers = run(adapted_core("llama"), [one, base, request(prompt(9), adapter="b")])
-    expected = run(merged_core(), [base])["base"].embedding
-    assert answers["e"].embedding == pytest.approx(expected, abs=1e-4)
-    assert answers["base"].embedding != pytest.approx(expected, abs=1e-2)
+    expected = run(merged_core(), [base])["base"].pooled
+    assert answers["e"].pooled == pytest.approx(expected, abs=1e-4)
+    assert answers["base"].pooled != pytest.approx(expected, abs=1e-2)

@@ -10,7 +10,7 @@ import torch
 
 from engines.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, TuneserveError
 from engines.pt.runner import ModelRunner, Segment, StepResult
-from engines.types import EmbeddingRequest, FinishReason, GenerationRequest
+from engines.types import FinishReason, GenerationRequest, PoolingRequest
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import BLOCK_SIZE, Answer, Reference, core_of, prompt, request, run
 from tests.engines.pt.tiny import EOS, POSITIONS, VOCAB_SIZE
@@ -388,7 +388,7 @@ def test_a_prefix_is_found_by_requests_of_the_same_salt_only(runner: GetRunner) 
 def test_an_embedding_tells_nothing_of_a_prompt_of_another_salt(watched: Watched) -> None:
     core = core_of(watched)
     for salt in ("a", "b", "a"):
-        asked = EmbeddingRequest(request_id="e", prompt_ids=prompt(20), cache_salt=salt)
+        asked = PoolingRequest(request_id="e", prompt_ids=prompt(20), cache_salt=salt)
         run(core, [asked])
     assert watched.lengths() == [[20], [20], [4]]
 
@@ -396,8 +396,8 @@ def test_an_embedding_tells_nothing_of_a_prompt_of_another_salt(watched: Watched
 # ---- embeddings
 
 
-def embedding(request_id: str, prompt_ids: list[int]) -> EmbeddingRequest:
-    return EmbeddingRequest(request_id=request_id, prompt_ids=prompt_ids)
+def embedding(request_id: str, prompt_ids: list[int]) -> PoolingRequest:
+    return PoolingRequest(request_id=request_id, prompt_ids=prompt_ids)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
@@ -406,14 +406,14 @@ def test_an_embedding_is_the_normalised_last_hidden_state(
 ) -> None:
     core = core_of(runner(name), max_num_batched_tokens=16)
     prompts = [prompt(4 + 9 * i, i) for i in range(4)]
-    mixed: list[GenerationRequest | EmbeddingRequest] = [embedding(f"e{i}", ids) for i, ids in enumerate(prompts)]
+    mixed: list[GenerationRequest | PoolingRequest] = [embedding(f"e{i}", ids) for i, ids in enumerate(prompts)]
     mixed += [request(prompt(11, i), f"g{i}", ignore_eos=True) for i in range(3)]
     answers = run(core, mixed)
     for i, ids in enumerate(prompts):
         with torch.inference_mode():
             states = reference(name).model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
         expected = states / states.norm()
-        assert (torch.tensor(answers[f"e{i}"].embedding) - expected).abs().max() < 1e-4
+        assert (torch.tensor(answers[f"e{i}"].pooled) - expected).abs().max() < 1e-4
     assert all(len(answers[f"g{i}"].tokens) == 12 for i in range(3))
 
 
@@ -482,7 +482,7 @@ def test_what_a_failed_step_did_get_done_is_told(runner: GetRunner, monkeypatch:
     with pytest.raises(RuntimeError):
         core.step()
     report = core.fail_running(EngineFailure("sorry"))
-    assert [request_id for request_id, _ in report.embeddings] == ["e"]
+    assert [request_id for request_id, _ in report.pooled] == ["e"]
     assert [request_id for request_id, _ in report.errors] == ["r"]
     assert not core.busy
 

@@ -19,7 +19,7 @@ from engines.pt.core import EngineCore
 from engines.pt.process import FAILED_STEPS, StepLoop, load
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.sampler.grammar import GrammarCompiler, GrammarState
-from engines.types import EmbeddingRequest, Structured
+from engines.types import PoolingRequest, Structured
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.conftest import GetRunner, Grammars
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
@@ -75,7 +75,7 @@ class Served:
         while open_ids:
             steps.append(self.receive())
             open_ids -= {request_id for request_id, output in steps[-1].outputs if output.finish_reason}
-            open_ids -= {request_id for request_id, _ in (*steps[-1].failures, *steps[-1].embeddings)}
+            open_ids -= {request_id for request_id, _ in (*steps[-1].failures, *steps[-1].pooled)}
         return steps
 
     def until_loaded(self, version: str) -> tuple[Step, Any]:
@@ -130,7 +130,7 @@ def test_a_ping_is_answered_between_two_steps_of_a_long_prompt_with_how_many_the
 def test_a_step_that_raises_fails_only_the_requests_in_it(served: Served) -> None:
     served.runner.fail_at = {0}
     served.send(
-        frames.Generate(request(prompt(9), "in it")), frames.Embed(EmbeddingRequest(request_id="too", prompt_ids=[5]))
+        frames.Generate(request(prompt(9), "in it")), frames.Pool(PoolingRequest(request_id="too", prompt_ids=[5]))
     )
     [step] = served.until_ended("in it", "too")
     assert {request_id: failure.kind for request_id, failure in step.failures} == {

@@ -128,11 +128,17 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def save(
-    config: PreTrainedConfig, folder: Path, *, seed: int = 0, tokenizer: bool = False, digits: str = "bfloat16"
+    config: PreTrainedConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    tokenizer: bool = False,
+    digits: str = "bfloat16",
+    kind: Any = AutoModelForCausalLM,
 ) -> Path:
     """Write a float32 model to `folder`, its weights random values of the dtype `digits`: most models' are bfloat16."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = kind.from_config(config, dtype=torch.float32)
     # Biases and norms start as zeros and ones, which would hide that one of them is forgotten.
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engines.echo import EchoEngine
-from engines.types import EmbeddingRequest, GenerationRequest, TokenOutput
+from engines.types import GenerationRequest, PoolingRequest, TokenOutput
 from tests.server.client import ReadyClient, Response, echo_client
 
 KEYS = ("infer:one-of-sixteen-letters", "infer:other-of-sixteen-letters", "full-of-sixteen-letters")
@@ -23,16 +23,16 @@ PATHS: dict[str, dict[str, Any]] = {
 class Recording(EchoEngine):
     def __init__(self) -> None:
         super().__init__()
-        self.requests: list[GenerationRequest | EmbeddingRequest] = []
+        self.requests: list[GenerationRequest | PoolingRequest] = []
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         self.requests.append(request)
         async for output in super().generate(request):
             yield output
 
-    async def embed(self, request: EmbeddingRequest) -> list[float]:
+    async def pool(self, request: PoolingRequest) -> list[float]:
         self.requests.append(request)
-        return await super().embed(request)
+        return await super().pool(request)
 
 
 @pytest.fixture
