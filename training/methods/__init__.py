@@ -3,10 +3,13 @@
 from typing import Any
 
 from training.methods.base import Method
+from training.methods.cpo import Cpo
 from training.methods.dpo import Dpo
 from training.methods.ipo import Ipo
+from training.methods.orpo import Orpo
 from training.methods.pt import Pt
 from training.methods.sft import Sft
+from training.methods.simpo import Simpo
 from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
 
@@ -15,6 +18,9 @@ _ALL: tuple[Method[Any], ...] = (
     Pt(),
     Dpo(),
     Ipo(),
+    Orpo(),
+    Simpo(),
+    Cpo(),
 )
 METHODS = {method.name: method for method in _ALL}
 BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}

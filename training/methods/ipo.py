@@ -3,15 +3,13 @@ each token is to reach 1 / (2 beta), and not to grow for ever."""
 
 from typing import ClassVar
 
-from training.methods.dpo import Dpo
-from training.params.rlhf import RlhfParams
+from training.methods.pairs import REFERENCE, FromPairs
 
 
-class Ipo(Dpo):
+class Ipo(FromPairs):
     name = "ipo"
     choice: ClassVar = {"rlhf_type": name}
-    reads = frozenset({"rlhf_type", "ref_model", "ref_model_revision", "beta"})
-    openai_name = None
-
-    def losses(self, params: RlhfParams) -> dict[str, float]:
-        return {"ipo": 1.0}
+    reads = REFERENCE | {"rlhf_type", "beta"}
+    part_of_rate = 0.2
+    compares = True
+    losses = ("ipo",)

@@ -32,11 +32,11 @@ class RlhfParams(PpoParams, SftParams):
     """How strongly the model is held to the reference model; in SimPO, the scale of the reward. 2.0 for simpo and 0.1
     for the others unless given."""
     label_smoothing: float = Field(0.0, ge=0, le=0.5)
-    """The part of the preferences that is taken to be wrong, in DPO."""
+    """The part of the preferences that is taken to be wrong, in DPO, CPO and SimPO."""
     rpo_alpha: float = Field(1.0, ge=0)
     """Weight of the chosen answers' own loss, added to DPO's."""
     cpo_alpha: float = Field(1.0, ge=0)
-    """Weight of the chosen answers' own loss, added to that of CPO and SimPO."""
+    """Weight of the chosen answers' own loss, added to that of CPO and SimPO. SimPO's paper has none: 0."""
     simpo_gamma: float = Field(1.0, ge=0)
     """Target margin in SimPO: how far the chosen answer's reward is to exceed the other's; 0.5 to 1.5 is usual."""
     desirable_weight: float = Field(1.0, ge=0)

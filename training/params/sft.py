@@ -67,8 +67,10 @@ class SftParams(
     """With `resume_from_checkpoint`, take the weights only, and start optimiser, schedule and data anew."""
     check_model: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
     """Compare local files of the model with the hub's, and warn where they differ. Turn it off without a network."""
-    loss_type: str | None = None
-    """Name of the loss. The model's own unless given."""
+    loss_type: Annotated[str | None, About(text=True)] = None
+    """Name of the loss, where a method has several. In dpo: `sigmoid` (unless given), `sigmoid_norm`, `hinge`, `ipo`,
+    `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down` or
+    `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`."""
     packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None

@@ -35,6 +35,26 @@ class Padded:
 
 
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """Two answers to each prompt, as samples beside one another."""
+
+    pad_token_id: int
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What `Padded` makes, (pairs, 2, tokens of the longest): the chosen answer first, the answers as labels."""
+        answers = [
+            answer_of(pair["prompt_ids"], pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")
+        ]
+        padded = Padded(self.pad_token_id)(answers)
+        return {name: tensor.unflatten(0, (len(pairs), 2)) for name, tensor in padded.items()}
+
+
+def answer_of(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
+    """A sample of which the answer is learned."""
+    return {"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]}
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """No attention mask, but positions that begin again at 0 with each sample: transformers' attention then keeps the
     samples of a row apart. The rest of a row that is shorter than the longest is one more sample, of which nothing is

@@ -1,96 +1,192 @@
-"""Training by pairs of answers, of which one is to become likelier than the other: TRL's trainer, on rows of ours."""
+"""Training by pairs of answers, of which one is to become likelier than the other: transformers' trainer with losses
+of ours over what the model says of the answers.
 
-import shutil
-from pathlib import Path
-from typing import Any
+The loss of a batch is that of the pairs of all processes together, each of which learns from its own: what one process
+would compute of a batch so large.
+"""
 
-from datasets import IterableDataset
-from datasets.iterable_dataset import ExamplesIterable
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from trl import DPOConfig, DPOTrainer
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
-from engines.errors import InvalidRequest
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from engines.errors import UnsupportedModel
+from training.data.encode import IGNORED
 from training.params.rlhf import RlhfParams
+from training.trainers.averages import Averages
+from training.trainers.collate import Paired
 from training.trainers.job import JobTrainer, Training
-from training.trainers.model import load_base_config, load_for_training
-from training.trainers.precision import hold
-from training.tuners import tuner_of
-
-REFERENCE = "ref"
-"""What TRL calls its copy of the adapter that training starts with."""
+from training.trainers.log_probs import asked_of, token_log_probs
+from training.trainers.pair_losses import LOSSES, Pairs, Weights
+from training.trainers.reference import Reference, reference_of, without_dropout
+from training.trainers.supervised import aux_loss_coef
 
 
-class PairsTrainer(JobTrainer, DPOTrainer):  # type: ignore[misc]  # trl is untyped here
-    """TRL's trainer on rows that have been tokenised: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLoss:
+    """What is learned from pairs."""
 
-    def __init__(self, job: Training[RlhfParams], **settings: Any) -> None:
-        """`settings`: those of DPOConfig that make the method. Raises InvalidRequest."""
-        _check_adapter(job)
-        super().__init__(
-            job,
-            ref_model=_reference(job),
-            args=DPOConfig(
-                **job.arguments,
-                **settings,
-                router_aux_loss_coef=job.params.router_aux_loss_coef,
-                max_length=None,  # the rows have been cut
-                disable_dropout=True,  # model and reference are to differ by what was learned only
-            ),
-        )
+    name: str
+    """In LOSSES."""
+    weights: Weights
+    compares: bool = True
+    """Whether there is a reference model."""
+    answer_weight: float = 0.0
+    """Weight of the chosen answers' own loss, the cross entropy of their tokens, which is added."""
+    with_prompts: bool = False
+    """Whether that loss is of the prompts' tokens too."""
+    of_tokens: bool = False
+    """Whether the reward that is told of is that of a token, not of an answer."""
 
-    def _train_dataset(self, job: Training[RlhfParams]) -> Any:
-        """TRL looks at the class of a stream, and takes none of ours; its rows come by `get_train_dataloader`."""
-        stream = job.data.train
-        return IterableDataset(ExamplesIterable(lambda: enumerate(stream), {})) if job.params.streaming else stream
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-        return dataset
+class Answers(NamedTuple):
+    """What is said of the answers of a batch, (pairs, 2) each."""
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: the job's folder and its args.json say what was done."""
+    log_probs: Tensor
+    reference: Tensor
+    tokens: Tensor
+    learned: Tensor
+    """Log-probabilities of all tokens that an answer's own loss is of."""
+    learned_tokens: Tensor
+    correct: Tensor
+    """Tokens of the answer that were the likeliest."""
+    entropy: Tensor
+
+    @classmethod
+    def of(cls, stacked: Tensor) -> Self:
+        return cls(*stacked.unbind(-1))
+
+    def stacked(self) -> Tensor:
+        """(pairs, 2, fields)"""
+        return torch.stack(list(self), dim=-1)
+
+
+class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Takes rows of `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+
+    def __init__(self, job: Training[RlhfParams], loss: PairLoss) -> None:
+        """Raises InvalidRequest, UnsupportedModel."""
+        if loss.compares:
+            without_dropout(job.tuned.model)
+        arguments = TrainingArguments(**job.arguments)
+        super().__init__(job, args=arguments, data_collator=Paired(job.tokenizer.pad_token_id))
+        self.model_accepts_loss_kwargs = False  # the loss is a mean of each batch
+        self._loss = loss
+        self._reference: Reference | None = reference_of(job, self.args.device) if loss.compares else None
+        self._aux_loss_coef = aux_loss_coef(job)
+        self._seen = {"train": Averages(), "eval": Averages()}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        said, aux_loss = self._answers(model, inputs)
+        if model.training:
+            said = self._of_all_processes(said)
+        loss = self._pair_loss(Answers.of(said))
+        if model.training:
+            self._tell("train", said)
+            # Gradients are averaged over the processes, of which each has those of its own pairs.
+            loss = loss + (self.accelerator.num_processes - 1) * (loss - loss.detach())
+        else:
+            self._tell("eval", self.accelerator.gather_for_metrics(said))
+        if aux_loss is not None:
+            loss = loss + self._aux_loss_coef * aux_loss
+        if model.training and (penalty := self.job.tuned.penalty()) is not None:
+            loss = loss + penalty
+        return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for metrics in self._metrics.values():
-            metrics.pop("num_tokens", None)  # which forgets what an earlier attempt has seen
-            if "mean_token_accuracy" in metrics:
-                metrics["token_accuracy"] = metrics.pop("mean_token_accuracy")  # of the chosen answers
+        for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
+            if mark in logs:
+                logs |= self._seen[mode].taken(prefix)
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Without the reference: it never changes, and a trainer that resumes would load nothing else."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
-
-
-def _check_adapter(job: Training[RlhfParams]) -> None:
-    """Raises InvalidRequest for one that would not learn, or would change the reference too."""
-    model = job.tuned.model
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):  # TRL's loss takes its weight, past the adapter
-        message = (
-            f"{job.params.method} does not train an adapter on the output head: name other modules, or the head in "
-            "modules_to_save"
+    def _answers(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """`Answers`, stacked, of the batch of this process; and the auxiliary loss, where there is one to add."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        count = len(labels)
+        answers, asked = (asked_of(each.flatten(0, 1)) for each in (labels, self._learned(labels, inputs)))
+        flat = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
+        reference = self._of_reference(flat, *answers)
+        router = {"output_router_logits": True} if self._aux_loss_coef else {}
+        said = token_log_probs(model, flat | router, *asked, entropy=True)
+        if self._aux_loss_coef and said.aux_loss is None:
+            raise UnsupportedModel("the model computes no such loss: set it to 0", param="router_aux_loss_coef")
+        assert said.entropy is not None
+        in_answer, learned = answers[0], asked[0]
+        log_probs = spread(said.log_probs, learned)
+        columns = Answers(
+            (log_probs * in_answer).sum(-1),
+            reference,
+            in_answer.sum(-1).clamp(min=1).float(),
+            log_probs.sum(-1),
+            learned.sum(-1).float(),
+            (spread(said.correct.float(), learned) * in_answer).sum(-1),
+            (spread(said.entropy, learned) * in_answer).sum(-1),
         )
-        raise InvalidRequest(message, param="target_modules")
-    if isinstance(model, PeftModel) and model.active_peft_config.bias != "none":
-        message = "the adapter has changed biases, which the reference would share: merge it into the model first"
-        raise InvalidRequest(message, param="adapters")
+        return columns.stacked().unflatten(0, (count, 2)), said.aux_loss
+
+    def _learned(self, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """`labels` (pairs, 2, tokens) of all tokens that the model is asked about."""
+        if not self._loss.with_prompts:
+            return labels
+        learned = labels.clone()
+        learned[:, 0] = inputs["input_ids"][:, 0].masked_fill(inputs["attention_mask"][:, 0] == 0, IGNORED)
+        return learned
+
+    def _of_reference(self, flat: dict[str, Any], positions: Tensor, wanted: Tensor) -> Tensor:
+        """(samples,): sums over the tokens asked about; zeros where nothing is compared."""
+        if self._reference is None:
+            return torch.zeros(len(positions), device=positions.device)
+        return spread(self._reference.log_probs(flat, positions, wanted), positions).sum(-1)
+
+    def _of_all_processes(self, said: Tensor) -> Tensor:
+        """`said` (pairs, ...) of all processes, of which that of this one carries gradients."""
+        if self.accelerator.num_processes == 1:
+            return said
+        everything = self.accelerator.gather(said.detach())
+        start = self.accelerator.process_index * len(said)
+        return torch.cat([everything[:start], said, everything[start + len(said) :]])
+
+    def _pair_loss(self, answers: Answers) -> Tensor:
+        pairs = Pairs(answers.log_probs, answers.reference, answers.tokens)
+        loss = LOSSES[self._loss.name](pairs, self._loss.weights).mean()
+        if self._loss.answer_weight:
+            own = -answers.learned[:, 0].sum() / answers.learned_tokens[:, 0].sum().clamp(min=1)
+            loss = loss + self._loss.answer_weight * own
+        return loss
+
+    def _tell(self, mode: str, said: Tensor) -> None:
+        """Keep what is to be told of a batch, that of all processes."""
+        answers = Answers.of(said.detach())
+        rewards = self._loss.weights.beta * (answers.log_probs - answers.reference)
+        if self._loss.of_tokens:
+            rewards = rewards / answers.tokens
+        chosen, rejected = rewards.unbind(-1)
+        values = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": (chosen > rejected).float(),
+            "logps/chosen": answers.log_probs[:, 0],
+            "logps/rejected": answers.log_probs[:, 1],
+        }
+        count = torch.tensor(float(len(said)), device=said.device)
+        seen = {name: (value.sum(), count) for name, value in values.items()}
+        seen["token_accuracy"] = (answers.correct[:, 0].sum(), answers.tokens[:, 0].sum())
+        seen["entropy"] = (answers.entropy.sum(), answers.tokens.sum())
+        if self._loss.answer_weight:
+            seen["nll_loss"] = (-answers.learned[:, 0].sum(), answers.learned_tokens[:, 0].sum())
+        self._seen[mode].add(seen)
 
 
-def _reference(job: Training[RlhfParams]) -> Any:
-    """The model to compare with, where it is not the trained one without what it learns: that needs no second copy.
-
-    A copy computes with the same types, so that before the first step both say the same.
-    """
-    params, tuner = job.params, tuner_of(job.params)
-    if params.ref_model is not None:
-        changes = {"model": params.ref_model, "model_revision": params.ref_model_revision}
-    elif tuner.makes == "model":
-        changes = {}
-    else:
-        return None
-    named = params.model_copy(update=changes)
-    model = load_for_training(named, load_base_config(named), job.precision.base)
-    if params.ref_model is None:
-        hold(tuner.attach(model, params).model, job.precision)
-    return model.requires_grad_(False)
+def spread(values: Tensor, positions: Tensor) -> Tensor:
+    """`values` (positions,) at their `positions` (samples, tokens) bool, 0 elsewhere."""
+    return torch.zeros_like(positions, dtype=values.dtype).masked_scatter(positions, values)

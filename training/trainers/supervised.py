@@ -19,7 +19,7 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
             check_asks(job.data.evaluation)
         super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=data_collator)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
-        self._aux_loss_coef = _aux_loss_coef(job)
+        self._aux_loss_coef = aux_loss_coef(job)
         self._accuracy = {"train": Accuracy(), "eval": Accuracy()}
 
     def compute_loss(
@@ -64,7 +64,7 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
         super().log(logs, start_time)
 
 
-def _aux_loss_coef(job: Training[Any]) -> float:
+def aux_loss_coef(job: Training[Any]) -> float:
     """Weight of the auxiliary loss; 0 where the model has none."""
     config, given = job.tuned.model.config.get_text_config(), job.params.router_aux_loss_coef
     if not hasattr(config, "output_router_logits"):

@@ -209,17 +209,21 @@ TABLES: dict[str, dict[str, Row]] = {
         **of_every_training("rlhf"),
         **together(
             BASE["rlhf"],
-            beta=Two(UNGIVEN, 0.2, asked("beta")),
-            label_smoothing=Two(0, 0.2, asked("label_smoothing")),
-            rpo_alpha=Two(1, 0, asked("loss_type")),
             ref_model=Two(UNGIVEN, "$other", steps),
+            lora_bias=Two("none", "all", adapter("bias")),
         ),
         **apart(
             BASE["rlhf"],
-            rlhf_type=Two("dpo", "ipo", asked("loss_type")),
+            rlhf_type=Two("dpo", "ipo", steps),
             ref_model_revision=Two(
                 "main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained"), {"ref_model": "$other"}
             ),
+            loss_type=Two("sigmoid", "hinge", steps),
+            rpo_alpha=Two(1, 0, evaluated, EVALUATED),
+            beta=Two(UNGIVEN, 0.2, steps, {"ref_model": "$other"}),  # else the first step compares equals
+            label_smoothing=Two(0, 0.2, steps, {"ref_model": "$other"}),
+            cpo_alpha=Two(1, 0, steps, {"rlhf_type": "simpo"}),
+            simpo_gamma=Two(1, 0.5, steps, {"rlhf_type": "simpo"}),
         ),
     },
     "merge": apart(
