@@ -15,6 +15,8 @@ NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
 Auto = Literal["auto"]
 MOST_SAMPLES, MOST_EPOCHS = 256, 50
+MOST_BETA = 20
+"""SimPO's is 2 to 10 where DPO's is 0.1."""
 SEEDS = 2**31
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
 CHOICES = " or ".join(map(repr, BY_OPENAI_NAME))
@@ -31,12 +33,22 @@ class DpoHyperparameters(SupervisedHyperparameters):
     beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
 
 
+class PreferenceHyperparameters(SupervisedHyperparameters):
+    """Those of methods beyond OpenAI's."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=MOST_BETA)] = "auto"
+
+
 class Supervised(StrictBody):
     hyperparameters: SupervisedHyperparameters | None = None
 
 
 class Dpo(StrictBody):
     hyperparameters: DpoHyperparameters | None = None
+
+
+class Preference(StrictBody):
+    hyperparameters: PreferenceHyperparameters | None = None
 
 
 class MethodBody(StrictBody):
@@ -46,12 +58,15 @@ class MethodBody(StrictBody):
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     reinforcement: Json = None
+    orpo: Preference | None = None
+    simpo: Preference | None = None
+    cpo: Preference | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is given beside the type, by the name of the type that it belongs to."""
-        given = {"supervised": self.supervised, "dpo": self.dpo, "reinforcement": self.reinforcement}
-        return {name: value for name, value in given.items() if value is not None}
+        names = (name for name in type(self).model_fields if name != "type")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class CreateFineTuningJob(RequestBody):
@@ -102,7 +117,9 @@ class CreateFineTuningJob(RequestBody):
     @property
     def wanted(self) -> Hyperparameters:
         """The hyperparameters that are given as numbers."""
-        of_method: Supervised | Dpo | None = self.method.settings.get(self.method.type) if self.method else None
+        of_method: Supervised | Dpo | Preference | None = (
+            self.method.settings.get(self.method.type) if self.method else None
+        )
         given = of_method.hyperparameters if of_method else self.hyperparameters
         numbers = {} if given is None else given.model_dump()
         return Hyperparameters(**{name: value for name, value in numbers.items() if value != "auto"})

@@ -60,7 +60,7 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]  # attention has it as a number
+            module.attention_dropout = 0.0
 
 
 def _named(job: Training[RlhfParams]) -> Any:

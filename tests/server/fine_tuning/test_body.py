@@ -40,6 +40,13 @@ def test_dpo_has_a_beta() -> None:
     assert parse(method={"type": "dpo"}).wanted == Hyperparameters()
 
 
+@pytest.mark.parametrize("name", ["orpo", "simpo", "cpo"])
+def test_methods_beyond_openais_have_a_beta_too(name: str) -> None:
+    body = parse(method={"type": name, name: {"hyperparameters": {"beta": 10, "n_epochs": 2}}})
+    body.check_built()
+    assert (body.method_name, body.wanted) == (name, Hyperparameters(beta=10, n_epochs=2))
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -60,6 +67,11 @@ def test_dpo_has_a_beta() -> None:
         ({"method": {"type": "magic"}}, "method.type"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method"),
+        ({"method": {"type": "dpo", "orpo": {}}}, "method"),
+        (
+            {"method": {"type": "simpo", "simpo": {"hyperparameters": {"beta": 21}}}},
+            "method.simpo.hyperparameters.beta",
+        ),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a" * 65: "b"}}, None),
         ({"metadata": {str(key): "" for key in range(17)}}, "metadata"),
@@ -74,7 +86,7 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], param: str | None)
         assert (error.value.param or "method").startswith(param)
 
 
-@pytest.mark.parametrize("name", ["reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"])
+@pytest.mark.parametrize("name", ["reinforcement", "kto", "rm", "ppo"])
 def test_methods_that_are_not_supported_are_refused_by_name(name: str) -> None:
     body = parse(method={"type": name})
     with pytest.raises(UnsupportedParameter, match=name) as error:

@@ -13,6 +13,8 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from training.methods import METHODS
+from training.methods.cpo import Cpo
+from training.methods.dpo import Dpo
 from training.methods.pairs import FromPairs
 from training.trainers.pair_losses import LOSSES, Pairs, Weights
 
@@ -20,7 +22,7 @@ LENGTHS = torch.tensor([[3, 5], [4, 2], [6, 6], [1, 4]])
 """Tokens of each pair's answers."""
 STRIDE = 8
 MASK = torch.arange(STRIDE) < LENGTHS[..., None]
-DPO, CPO = METHODS["dpo"], METHODS["cpo"]
+DPO, CPO = Dpo(), Cpo()
 
 
 @pytest.fixture
