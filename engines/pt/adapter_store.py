@@ -49,7 +49,7 @@ class AdapterStore:
         self._wanted: list[str] = []
 
     def __contains__(self, version: str) -> bool:
-        return version in self._folders
+        return version in self._folders or version in self._host
 
     def has_head(self, version: str) -> bool | None:
         """Whether it classifies; None where it has not been read yet."""
@@ -74,6 +74,11 @@ class AdapterStore:
             self._arrived.append(Arrival(version, None))
         else:
             self._read(version)
+
+    def put(self, version: str, weights: AdapterWeights) -> None:
+        """Take in a version that is in no folder. Where more are held than host memory is to hold, it may be lost."""
+        self._host[version] = weights
+        self._slots.ready.add(version)
 
     def unload(self, version: str) -> None:
         """Forget a version and free its memory; no sequence runs with it."""

@@ -49,9 +49,21 @@ class KVCache:
     def __init__(self, layers: dict[int, LayerShape], num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.keys = {i: _blocks(num_blocks, block_size, s.kv_heads, s.key_dim, s) for i, s in layers.items()}
-        self.values = {i: _blocks(num_blocks, block_size, s.kv_heads, s.value_dim, s) for i, s in layers.items()}
         self.windows = {i: s.window for i, s in layers.items()}
+        self._layers = layers
+        self.make()
+
+    def make(self) -> None:
+        """Take the memory. What is in it is anybody's."""
+        layers, sizes = self._layers.items(), (self.num_blocks, self.block_size)
+        self.keys = {i: _blocks(*sizes, s.kv_heads, s.key_dim, s) for i, s in layers}
+        self.values = {i: _blocks(*sizes, s.kv_heads, s.value_dim, s) for i, s in layers}
+
+    def free(self) -> None:
+        """Give the memory up, until it is made again."""
+        self.keys, self.values = {}, {}
+        if any(shape.device.type == "cuda" for shape in self._layers.values()):
+            torch.cuda.empty_cache()
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): block * block_size + offset."""

@@ -26,6 +26,9 @@ class PtConfig(EngineConfig):
     threads: int | None = None
     max_cpu_loras: int | None = None
     max_lora_rank: int = 64
+    tempered_logprobs: bool = False
+    """Logprobs of sampled tokens are of the distribution at the request's temperature, and not at 1: those that a
+    training compares with its own."""
 
 
 def pt_config(params: "DeployParams") -> PtConfig:

@@ -5,7 +5,7 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -69,6 +69,7 @@ class EngineCore:
         self._arrivals = 0
         self._steps = 0
         self._sizes = StepSizes()
+        self._tempered = config.tempered_logprobs
         self._seeds = None if config.seed is None else random.Random(config.seed)
 
     # ---- requests in and out
@@ -186,6 +187,25 @@ class EngineCore:
             self.adapters.vacate(arrival.version)
         return [chunk for chunk in chunks if chunk.sequence in self.scheduler.running] if failed else chunks
 
+    # ---- other weights, and memory given up for a while; nothing runs or waits meanwhile
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Compute with other weights from now on: see `ModelRunner.write`."""
+        self.forget_prefixes()
+        self.runner.write(weights)
+
+    def forget_prefixes(self) -> None:
+        """Compute every prompt anew."""
+        self.scheduler.pool.forget()
+
+    def sleep(self) -> None:
+        """Give up the memory of the cache."""
+        self.forget_prefixes()
+        self.runner.cache.free()
+
+    def wake(self) -> None:
+        self.runner.cache.make()
+
     # ---- one step
 
     def step(self) -> StepReport:
@@ -298,7 +318,7 @@ class EngineCore:
             places = [ends[id(row.parent)] for row in rows]
             logits = result.logits if places == list(range(len(result.logits))) else result.logits[places]
             try:
-                batch = sample(logits, [row.sequence.sampler for row in rows], masks)
+                batch = sample(logits, [row.sequence.sampler for row in rows], masks, tempered=self._tempered)
             except SamplingError as error:
                 rows, masks = self._without(rows, masks, error, report)
                 continue

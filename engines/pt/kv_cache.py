@@ -82,6 +82,11 @@ class BlockPool:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
+    def forget(self) -> None:
+        """Forget the content of all free blocks."""
+        while self._idle:
+            self._blank.append(self._evict())
+
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """Return the blocks of the longest known prefix of `hashes`, without taking a reference."""
         blocks: list[int] = []

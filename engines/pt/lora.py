@@ -179,6 +179,11 @@ class LoraSlots:
                 dtype = torch.float32 if wide else self._dtype
                 yield Group(mine, Kernel(self.num_slots, inputs, outputs, dtype, self._library))
 
+    @property
+    def exact(self) -> torch.dtype:
+        """The type of a linear layer's matrices in which it loses least of them."""
+        return self._dtype if self._library is None else torch.float32
+
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
         matrices = weights.linears | weights.embeddings

@@ -39,6 +39,10 @@ class Requests:
         for sequence in group.sequences if group else ():
             self._scheduler.remove(sequence)
 
+    def abort_all(self) -> None:
+        for request_id in list(self._groups):
+            self.abort(request_id)
+
     def finish(self, request_id: str, index: int) -> None:
         """Drop one output of a request; the others go on."""
         group = self._groups.get(request_id)

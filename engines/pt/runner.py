@@ -5,6 +5,7 @@ are computed only where someone asks for them.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from engines.pt.config import PtConfig
 from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraSlots, watching_calls
+from engines.pt.weights import write_weights
 from engines.types import Head
 
 log = logging.getLogger(__name__)
@@ -111,11 +113,8 @@ class ModelRunner:
     def _convert(self, config: PtConfig, block_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = self._reference(self._check_ids())
-        library = build.load() if self.device.type == "cpu" else None
-        head = self.model.get_output_embeddings() if self.head is None else self.model.score
-        pack(self.model, library, head=head)
-        if self.head is None:
-            self.model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+        self._library = build.load() if self.device.type == "cpu" else None
+        self._pack()
         with watching_calls(self.model) as calls:
             layers = self._probe()
         self.lora = LoraSlots(
@@ -125,12 +124,30 @@ class ModelRunner:
             num_slots=config.max_loras,
             max_rank=config.max_lora_rank,
             dtype=self.dtype,
-            library=library,
+            library=self._library,
         )
         self.model.set_attn_implementation(attention.NAME)
-        self._attend = attention.choose(config.attn_impl, layers, library)
+        self._attend = attention.choose(config.attn_impl, layers, self._library)
         self._check(expected, layers, block_size)
         return layers
+
+    def _pack(self) -> None:
+        pack(self.model, self._library, head=self._head())
+        if self.head is None:
+            self._hook = self._head().register_forward_pre_hook(self._keep_hidden)
+
+    def _head(self) -> Any:
+        return self.model.get_output_embeddings() if self.head is None else self.model.score
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Take other weights in the place of a language model's own; no slot has ever held an adapter.
+
+        `weights`: see `write_weights`. What the cache holds is not theirs. Raises EngineFailure.
+        """
+        self._hook.remove()
+        with torch.inference_mode():
+            write_weights(self.model, weights, self.dtype)
+            self._pack()
 
     def step(self, segments: list[Segment]) -> StepResult:
         """Compute all tokens of `segments`, store their keys and values, return the logits asked for."""

@@ -56,11 +56,12 @@ class SamplingError(Exception):
         self.failures = failures
 
 
-def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> SampledBatch:
+def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None, *, tempered: bool = False) -> SampledBatch:
     """Choose the next token of each row. The rows are only read: `accept` what is returned.
 
     logits: (rows, vocab), any float dtype, left as it is
     masks: (rows, vocab in 32s) int32, a set bit for each allowed token; None where every token of every row is allowed
+    tempered: logprobs are at each row's temperature (greedy rows': at 1), before all else, and not at 1
     Raises SamplingError where a row's logits are not numbers or nothing is allowed.
     """
     size = _rows_at_once(logits)
@@ -74,7 +75,7 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> 
     token_ids = [int(token_id) for token_id in ids]
     for i, token_id in _forced(rows, masks):
         token_ids[i] = token_id
-    return SampledBatch(token_ids, _sampled_logprobs(logits, rows, token_ids))
+    return SampledBatch(token_ids, _sampled_logprobs(logits, rows, token_ids, tempered))
 
 
 def _forced(rows: Sequence[SamplerRow], masks: Tensor | None) -> Iterator[tuple[int, int]]:
@@ -401,12 +402,17 @@ def _sorted(keys: Tensor) -> Tensor:
 # Logprobs
 
 
-def _sampled_logprobs(logits: Tensor, rows: Sequence[SamplerRow], token_ids: list[int]) -> list[TokenLogprob | None]:
+def _sampled_logprobs(
+    logits: Tensor, rows: Sequence[SamplerRow], token_ids: list[int], tempered: bool
+) -> list[TokenLogprob | None]:
     result: list[TokenLogprob | None] = [None] * len(rows)
     wanted = [(i, row.sampling.logprobs) for i, row in enumerate(rows) if row.sampling.logprobs is not None]
     if wanted:
         index = torch.tensor([i for i, _ in wanted], device=logits.device)
         own = logits if len(wanted) == len(rows) else logits[index]
+        temperatures = [1.0 if rows[i].greedy or not tempered else rows[i].sampling.temperature for i, _ in wanted]
+        if any(temperature != 1 for temperature in temperatures):
+            own = own.float() / torch.tensor(temperatures, device=logits.device)[:, None]
         ids = torch.tensor([token_ids[i] for i, _ in wanted], device=logits.device)
         for (i, _), logprob in zip(wanted, _logprobs(own, ids, [top_k for _, top_k in wanted]), strict=True):
             result[i] = logprob

@@ -13,7 +13,9 @@ class Rollout:
     token_ids: Sequence[int]
     """With the end-of-sequence token, where it ended with one."""
     log_probs: Sequence[float]
-    """Of each token when it was drawn: under the model of that step, with the temperature that it was drawn with."""
+    """Of each token when it was drawn, as `token_log_probs(temperature=...)` has it: under the model of that step, at
+    the temperature that it was drawn with (0: at 1), over all tokens, whatever top_k, top_p, min_p and penalties left.
+    They are the engine's numbers, which computes in the model's own type."""
     ended: bool
     """Whether it ended by itself, and was not cut at the most tokens it may have."""
     version: int
@@ -36,11 +38,15 @@ class Drawing:
 class Rollouts(Protocol):
     """What draws answers from the model in training."""
 
-    version: int
+    @property
+    def version(self) -> int:
+        """Number of the policy that answers come from."""
+        ...
 
     def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
         """`n` answers to each prompt, of the policy as it was last taken over. The same seed, prompts and weights give
-        the same answers. Raises EngineFailure.
+        the same answers. Raises EngineFailure; InvalidRequest where a prompt leaves no room for an answer; what the
+        owner's check between steps raises.
         """
         ...
 

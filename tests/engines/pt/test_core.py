@@ -475,7 +475,7 @@ def test_what_a_failed_step_did_get_done_is_told(runner: GetRunner, monkeypatch:
     core.add(embedding("e", prompt(5)))
     core.add(request(prompt(9)))
 
-    def broken(*args: object) -> Never:
+    def broken(*_: Any, **__: Any) -> Never:
         raise RuntimeError("a broken sampler")
 
     monkeypatch.setattr("engines.pt.core.sample", broken)

@@ -1,0 +1,178 @@
+"""Answers from our own engine, in the process that trains: continuous batching over paged attention, and one prompt's
+answers share what was computed of it.
+
+Engine and trainer take turns. The engine keeps weights of its own, and takes memory for keys and values only while it
+draws. The policy of a step is copied into it in memory; what the one before has left in the cache is forgotten, so
+that no answer is given by a stale one.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from engines.errors import EngineFailure, TuneserveError
+from engines.pt.config import PtConfig
+from engines.pt.core import EngineCore
+from engines.pt.runner import ModelRunner
+from engines.types import FinishReason, GenerationRequest, Sampling, TokenOutput
+from training.rollouts.policy import adapter_weights, merged_weights, served_as_adapter
+from training.rollouts.types import Drawing, Rollout
+
+TOKENS_AT_ONCE = 1024
+"""Tokens of a step: those of prompts that begin, beside one of each answer."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that grows."""
+
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, output: TokenOutput) -> None:
+        assert output.logprobs is not None, "asked for"
+        self.token_ids += output.token_ids
+        self.log_probs += [each.logprob for each in output.logprobs]
+        self.finish_reason = output.finish_reason
+
+
+class EngineRollouts:
+    """Answers of a model in training: see `Rollouts`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        source: str,
+        revision: str | None = None,
+        token: str | None = None,
+        dtype: torch.dtype,
+        stop_token_ids: Sequence[int],
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The policy is `model` as it is now, version 0.
+
+        model: a `PreTrainedModel`, or a `PeftModel` over one, on the device to draw on; weights of `source` in it
+        source, revision, token: where the engine loads its own base model from
+        stop_token_ids: what an answer ends with
+        max_model_len: tokens of a prompt with its answer at most; None: what the model can
+        max_num_seqs: answers that are drawn at a time
+        checkpoint: called between two steps of the engine; what it raises ends a draw
+        Raises UnsupportedModel where the engine cannot run the model.
+        """
+        self.version = 0
+        self._model = model
+        self._checkpoint = checkpoint
+        device: torch.device = next(model.parameters()).device
+        config = PtConfig(
+            model=source,
+            revision=revision,
+            token=token,
+            dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=TOKENS_AT_ONCE + max_num_seqs,
+            max_loras=1,
+            device_map=str(device),
+            tempered_logprobs=True,
+        )
+        runner = ModelRunner(config)
+        self._core = EngineCore(runner, config, tuple(stop_token_ids), None, lambda _: b"")
+        self._core.sleep()
+        self._in_slot = served_as_adapter(model, runner.lora.support)
+        self._put()
+
+    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+        """See `Rollouts`. Raises InvalidRequest where a prompt leaves no room for an answer, EngineFailure."""
+        answers = [[_Answer() for _ in range(n)] for _ in prompts]
+        if not answers:
+            return []
+        seeds = random.Random(seed)
+        sampling = Sampling(
+            max_new_tokens=drawing.max_new_tokens,
+            temperature=drawing.temperature,
+            top_k=drawing.top_k,
+            top_p=drawing.top_p,
+            min_p=drawing.min_p,
+            repetition_penalty=drawing.repetition_penalty,
+            logprobs=0,
+        )
+        with self._awake():
+            for number, prompt in enumerate(prompts):
+                request = GenerationRequest(
+                    request_id=str(number),
+                    prompt_ids=list(prompt),
+                    sampling=replace(sampling, seed=seeds.getrandbits(63)),
+                    n=n,
+                    adapter=self._adapter if self._in_slot else None,
+                )
+                self._core.add(request)
+            for request_id, output in self._outputs():
+                answers[int(request_id)][output.index].add(output)
+        return [[self._rollout(prompt, one) for one in of] for prompt, of in zip(prompts, answers, strict=True)]
+
+    def take_over(self) -> None:
+        """See `Rollouts`. Raises EngineFailure."""
+        if self._in_slot:
+            self._core.adapters.unload(self._adapter)
+        self.version += 1
+        self._put()
+
+    def close(self) -> None:
+        """Give up the engine's memory."""
+        del self._core
+
+    @property
+    def _adapter(self) -> str:
+        return f"policy@{self.version}"
+
+    def _put(self) -> None:
+        """Copy the policy into the engine."""
+        if self._in_slot:
+            runner: Any = self._core.runner
+            weights = adapter_weights(self._model, linears=runner.lora.exact, others=runner.dtype)
+            self._core.adapters.put(self._adapter, weights)
+        else:
+            self._core.write(merged_weights(self._model))
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Memory for keys and values, and nothing left over in the end, whatever happens."""
+        self._core.wake()
+        try:
+            with torch.autocast(self._core.runner.device.type, enabled=False):
+                yield
+        finally:
+            self._core.requests.abort_all()
+            self._core.sleep()
+
+    def _outputs(self) -> Iterator[tuple[str, TokenOutput]]:
+        """What the engine makes, until all requests have ended."""
+        while self._core.busy:
+            self._checkpoint()
+            try:
+                report = self._core.step()
+            except TuneserveError:
+                raise
+            except Exception as error:
+                raise EngineFailure(f"the engine failed while it drew answers: {error}") from error
+            if report.errors:
+                raise report.errors[0][1]
+            yield from report.outputs
+
+    def _rollout(self, prompt: Sequence[int], answer: _Answer) -> Rollout:
+        return Rollout(
+            prompt_ids=prompt,
+            token_ids=answer.token_ids,
+            log_probs=answer.log_probs,
+            ended=answer.finish_reason is FinishReason.STOP,
+            version=self.version,
+        )
