@@ -6,6 +6,7 @@
     .partial/        where a checkpoint grows until it has its name
     checkpoint-N/    the training after N steps, whole as soon as it has this name
     runs/            TensorBoard's files
+    ref_log_probs.safetensors  what a reference model says of the data, where it was computed before training
     result.json      how it ended, by the worker as the last thing it does
 
 `python -m training.run FOLDER` does what task.json says. A folder is run once: to go on from a checkpoint is a new

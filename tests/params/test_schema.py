@@ -30,6 +30,7 @@ from training.params.export import ExportParams, MergeParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.ppo import PpoParams
+from training.params.reference import ReferenceParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
@@ -74,7 +75,7 @@ GROUPS: dict[str, Any] = {
 
 SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ServerParams)
 LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, PredictParams, MixingParams)
-ADDITIONS: tuple[type[Params], ...] = (*SERVING, NumbersParams, PredictParams, MixingParams)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, NumbersParams, PredictParams, MixingParams, ReferenceParams)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {
@@ -104,7 +105,7 @@ INFER = BASE | {"vllm", "lmdeploy", "merge", "infer"}
 COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     SftParams: (TRAINING, LEARNING),
     PtParams: (TRAINING, LEARNING),
-    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, LEARNING),
+    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (*LEARNING, ReferenceParams)),
     InferParams: (INFER, (EngineParams,)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BETA = 0.1
 """Unless given: the reference's."""
-REFERENCE = frozenset({"ref_model", "ref_model_revision"})
+REFERENCE = frozenset({"ref_model", "ref_model_revision", "precompute_ref_log_probs"})
 """Parameters of methods that compare the model with another one."""
 
 
@@ -67,6 +67,8 @@ class FromPairs(Method[RlhfParams]):
                 yield name, f"{self.name} compares with a reference, and trains without dropout: leave it out"
         if params.ref_model_revision is not None and params.ref_model is None:
             yield "ref_model_revision", "it belongs to ref_model, which is not given"
+        if params.precompute_ref_log_probs and params.streaming:
+            yield "precompute_ref_log_probs", "streamed data is read only while it is learned: leave it out"
 
     def trainer(self, job: "Training[RlhfParams]") -> Any:
         from training.trainers.pair_losses import Weights

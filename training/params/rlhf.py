@@ -7,10 +7,11 @@ from pydantic import Field
 from engines.params.about import About
 from engines.params.model import Revision
 from training.params.ppo import PpoParams
+from training.params.reference import ReferenceParams
 from training.params.sft import SftParams
 
 
-class RlhfParams(PpoParams, SftParams):
+class RlhfParams(ReferenceParams, PpoParams, SftParams):
     """Preference and reward training."""
 
     starred: ClassVar = frozenset({"rlhf_type", "beta", "rpo_alpha"})

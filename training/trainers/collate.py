@@ -41,12 +41,16 @@ class Paired:
     pad_token_id: int
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """What `Padded` makes, (pairs, 2, tokens of the longest): the chosen answer first, the answers as labels."""
+        """What `Padded` makes, (pairs, 2, tokens of the longest): the chosen answer first, the answers as labels.
+        Where rows have them, also `ref_log_probs` (pairs, 2)."""
         answers = [
             answer_of(pair["prompt_ids"], pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")
         ]
         padded = Padded(self.pad_token_id)(answers)
-        return {name: tensor.unflatten(0, (len(pairs), 2)) for name, tensor in padded.items()}
+        batch = {name: tensor.unflatten(0, (len(pairs), 2)) for name, tensor in padded.items()}
+        if "ref_log_probs" in pairs[0]:
+            batch["ref_log_probs"] = torch.tensor([pair["ref_log_probs"] for pair in pairs])
+        return batch
 
 
 def answer_of(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:

@@ -59,6 +59,8 @@ class JobTrainer:
         remove_callback: Any
         pop_callback: Any
         data_collator: Any
+        train_dataset: Any
+        eval_dataset: Any
 
     def __init__(self, job: Training[Any], **settings: Any) -> None:
         """`settings`: those of the Trainer behind this class that differ between methods."""

@@ -5,6 +5,7 @@ The loss of a batch is that of the pairs of all processes together, each of whic
 would compute of a batch so large.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from training.trainers.collate import Paired
 from training.trainers.job import JobTrainer, Training
 from training.trainers.log_probs import asked_of, token_log_probs
 from training.trainers.pair_losses import LOSSES, Pairs, Weights
+from training.trainers.precomputed import COLUMN, with_ref_log_probs
 from training.trainers.reference import Reference, reference_of, without_dropout
 from training.trainers.supervised import aux_loss_coef
 
@@ -74,9 +76,13 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
         super().__init__(job, args=arguments, data_collator=Paired(job.tokenizer.pad_token_id))
         self.model_accepts_loss_kwargs = False  # the loss is a mean of each batch
         self._loss = loss
-        self._reference: Reference | None = reference_of(job, self.args.device) if loss.compares else None
         self._aux_loss_coef = aux_loss_coef(job)
         self._seen = {"train": Averages(), "eval": Averages()}
+        self._reference: Reference | None = None
+        if loss.compares and job.params.precompute_ref_log_probs:
+            self._precompute(reference_of(job, self.args.device, lasting=False))
+        elif loss.compares:
+            self._reference = reference_of(job, self.args.device)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,14 +113,27 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
                 logs |= self._seen[mode].taken(prefix)
         super().log(logs, start_time)
 
+    def _precompute(self, reference: Reference) -> None:
+        def judge(rows: Sequence[Any]) -> Tensor:
+            batch = self._prepare_inputs(self.data_collator(rows))
+            answers = asked_of(batch.pop("labels").flatten(0, 1))
+            with self.compute_loss_context_manager():
+                return _summed(reference, _flat(batch), *answers).view(-1, 2)
+
+        sets = {"train": self.train_dataset, "evaluation": self.eval_dataset}
+        given = {name: rows for name, rows in sets.items() if rows is not None}
+        found = with_ref_log_probs(self, reference, judge, given, answers=2)
+        self.train_dataset, self.eval_dataset = found["train"], found.get("evaluation")
+
     def _answers(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """`Answers`, stacked, of the batch of this process; and the auxiliary loss, where there is one to add."""
         inputs = dict(inputs)
-        labels = inputs.pop("labels")
+        labels, known = inputs.pop("labels"), inputs.pop(COLUMN, None)
         count = len(labels)
         answers, asked = (asked_of(each.flatten(0, 1)) for each in (labels, self._learned(labels, inputs)))
-        flat = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
-        reference = self._of_reference(flat, *answers)
+        flat = _flat(inputs)
+        if self._reference is not None:
+            known = _summed(self._reference, flat, *answers)
         router = {"output_router_logits": True} if self._aux_loss_coef else {}
         said = token_log_probs(model, flat | router, *asked, entropy=True)
         if self._aux_loss_coef and said.aux_loss is None:
@@ -124,7 +143,7 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
         log_probs = spread(said.log_probs, learned)
         columns = Answers(
             (log_probs * in_answer).sum(-1),
-            reference,
+            torch.zeros_like(in_answer[:, 0], dtype=torch.float32) if known is None else known.flatten(),
             in_answer.sum(-1).clamp(min=1).float(),
             log_probs.sum(-1),
             learned.sum(-1).float(),
@@ -140,12 +159,6 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
         learned = labels.clone()
         learned[:, 0] = inputs["input_ids"][:, 0].masked_fill(inputs["attention_mask"][:, 0] == 0, IGNORED)
         return learned
-
-    def _of_reference(self, flat: dict[str, Any], positions: Tensor, wanted: Tensor) -> Tensor:
-        """(samples,): sums over the tokens asked about; zeros where nothing is compared."""
-        if self._reference is None:
-            return torch.zeros(len(positions), device=positions.device)
-        return spread(self._reference.log_probs(flat, positions, wanted), positions).sum(-1)
 
     def _of_all_processes(self, said: Tensor) -> Tensor:
         """`said` (pairs, ...) of all processes, of which that of this one carries gradients."""
@@ -185,6 +198,16 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
         if self._loss.answer_weight:
             seen["nll_loss"] = (-answers.learned[:, 0].sum(), answers.learned_tokens[:, 0].sum())
         self._seen[mode].add(seen)
+
+
+def _flat(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(pairs, 2, ...) -> (samples, ...)"""
+    return {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
+
+
+def _summed(reference: Reference, inputs: dict[str, Tensor], positions: Tensor, wanted: Tensor) -> Tensor:
+    """(samples,): what the reference says of the tokens asked about, summed."""
+    return spread(reference.log_probs(inputs, positions, wanted), positions).sum(-1)
 
 
 def spread(values: Tensor, positions: Tensor) -> Tensor:

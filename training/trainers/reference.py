@@ -4,7 +4,7 @@ What training began with needs no second model in memory. Beside a new adapter i
 the weights that learn are kept as they were, and put in place for as long as the reference speaks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,10 +19,17 @@ from training.trainers.model import load_base_config, load_for_training
 
 
 class Reference:
-    def __init__(self, model: Any, changed: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-        """`changed`: makes the reference of `model` for a while."""
+    def __init__(
+        self,
+        model: Any,
+        changed: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        weights: Sequence[Tensor] | None = None,
+    ) -> None:
+        """`changed`: makes the reference of `model` for a while. `weights`: see there; None: all of the model."""
         self._model = model
         self._changed = changed
+        self.weights = tuple(model.parameters()) if weights is None else weights
+        """What it computes with, before the first step."""
 
     @contextmanager
     def speaking(self) -> Iterator[Any]:
@@ -43,15 +50,15 @@ class Reference:
             return token_log_probs(model, inputs, positions, wanted, temperature=temperature).log_probs
 
 
-def reference_of(job: Training[RlhfParams], device: torch.device) -> Reference:
+def reference_of(job: Training[RlhfParams], device: torch.device, *, lasting: bool = True) -> Reference:
     """The reference of a training that is about to begin: `job.tuned.model` is as it is before the first step, and on
-    `device`. Raises InvalidRequest, UnsupportedModel."""
+    `device`. `lasting`: whether it is asked after that step too. Raises InvalidRequest, UnsupportedModel."""
     model = job.tuned.model
     if job.params.ref_model is not None:
         return Reference(_named(job).to(device))
     if _begins_as_nothing(job.params, model):
-        return Reference(model, model.disable_adapter)
-    return Reference(model, _as_now(model))
+        return Reference(model, model.disable_adapter, [each for each in model.parameters() if not each.requires_grad])
+    return Reference(model, _as_now(model) if lasting else nullcontext)
 
 
 def without_dropout(model: nn.Module) -> None:

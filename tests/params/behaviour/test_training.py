@@ -26,6 +26,7 @@ from tests.params.behaviour.training import (
     outcome,
     prepared,
     rates,
+    says,
     steps,
     told,
     told_of_several,
@@ -219,6 +220,7 @@ TABLES: dict[str, dict[str, Row]] = {
                 "main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained"), {"ref_model": "$other"}
             ),
             loss_type=Two("sigmoid", "hinge", steps),
+            precompute_ref_log_probs=Two(False, True, says),
             rpo_alpha=Two(1, 0, evaluated, EVALUATED),
             beta=Two(UNGIVEN, 0.2, steps, {"ref_model": "$other"}),  # else the first step compares equals
             label_smoothing=Two(0, 0.2, steps, {"ref_model": "$other"}),

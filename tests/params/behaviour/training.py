@@ -25,7 +25,7 @@ from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
 from tests.training.jobs import TEMPLATE, make_job
 from training.data import build
-from training.folder import Evaluation, JobFolder, Step
+from training.folder import Evaluation, JobFolder, Message, Step
 from training.methods import method_of
 from training.params.sft import SftParams
 from training.params.task import TASK, Task
@@ -294,6 +294,11 @@ def learned(trial: Trial) -> dict[str, Any]:
 def steps(trial: Trial) -> list[tuple[int, float]]:
     """The steps that were logged, with their losses."""
     return [(event.step, event.metrics["loss"]) for event in trial.events if isinstance(event, Step)]
+
+
+def says(trial: Trial) -> list[str]:
+    """What it tells beside numbers."""
+    return [event.message for event in trial.events if isinstance(event, Message)]
 
 
 def evaluated(trial: Trial) -> list[str]:

@@ -12,10 +12,15 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.training.jobs import make_model
+from training.data import build
 from training.folder import Evaluation, JobFolder, Step
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
@@ -23,6 +28,7 @@ from training.params.task import RlhfTask
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
+from training.trainers import precomputed
 
 ROWS = [
     {
@@ -92,21 +98,34 @@ def losses(folder: JobFolder) -> list[float]:
     return [metrics["loss"] for metrics in steps(folder).values()]
 
 
-def losses_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: Any) -> list[float]:
+def losses_of_trl(
+    base: Path,
+    folder: Path,
+    *,
+    full: bool = False,
+    how: tuple[Any, Any] = (DPOConfig, DPOTrainer),
+    targets: Any = "all-linear",
+    rows: Dataset | None = None,
+    **settings: Any,
+) -> list[float]:
+    """`how`: TRL's configuration and trainer."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config, trainer_class = how
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
     arguments = {
         name: SETTINGS[name]
         for name in ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "max_steps", "logging_steps")
     }
-    trainer = DPOTrainer(
+    trainer = trainer_class(
         model,
-        args=DPOConfig(
+        args=config(
             str(folder), **arguments, bf16=False, use_cpu=True, report_to="none", save_strategy="no", weight_decay=0.1,
             disable_tqdm=True, **settings,
         ),
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=None if full else LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+        train_dataset=Dataset.from_list(ROWS) if rows is None else rows,
+        processing_class=tokenizer,
+        peft_config=None if full else LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"),
     )  # fmt: skip
     trainer.train()
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -135,6 +154,119 @@ def test_the_loss_is_trls(
     found = losses(train(**params))
     assert found == pytest.approx(losses_of_trl(base, tmp_path / "trl", **settings), abs=1e-4)
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "how", "settings"),
+    [
+        ({"rlhf_type": "orpo", "beta": 0.5}, (ORPOConfig, ORPOTrainer), {"beta": 0.5}),
+        (
+            {"rlhf_type": "simpo", "cpo_alpha": 0.5, "simpo_gamma": 0.7, "label_smoothing": 0.1},
+            (CPOConfig, CPOTrainer),
+            {"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.5, "simpo_gamma": 0.7, "label_smoothing": 0.1},
+        ),
+        ({"rlhf_type": "cpo"}, (CPOConfig, CPOTrainer), {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}),
+    ],
+    ids=["orpo", "simpo", "cpo"],
+)
+def test_without_a_reference_the_loss_is_trls_too(
+    train: Callable[..., JobFolder],
+    base: Path,
+    pairs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+    how: tuple[Any, Any],
+    settings: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(how[1], "tokenize_row", lambda _, row: row)  # our tokens: TRL's would end otherwise
+    found = losses(train(lora_dropout=0.0, **params))
+    theirs = losses_of_trl(base, tmp_path / "trl", how=how, rows=tokens_for_trl(base, pairs), **settings)
+    assert found == pytest.approx(theirs, abs=1e-4)
+    assert found[-1] < found[0]
+
+
+def tokens_for_trl(base: Path, pairs: str) -> Dataset:
+    """ROWS as CPOTrainer and ORPOTrainer have them after their own preparation."""
+    params = RlhfParams.model_validate(SETTINGS | {"model": str(base), "dataset": pairs})
+    rows = []
+    for row in build(params, AutoTokenizer.from_pretrained(base), learns="pairs").train:
+        prompt = row["prompt_ids"]
+        made = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
+        made["prompt_attention_mask"] = [1] * len(prompt)
+        for name in ("chosen", "rejected"):
+            answer = row[f"{name}_ids"]
+            made[f"{name}_input_ids"] = prompt + answer
+            made[f"{name}_attention_mask"] = [1] * len(prompt + answer)
+            made[f"{name}_labels"] = [-100] * len(prompt) + answer
+        rows.append(made)
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("coef", [None, 0.5])
+def test_the_loss_of_a_mixture_of_experts_is_trls(
+    train: Callable[..., JobFolder], tmp_path: Path, coef: float | None
+) -> None:
+    model = make_model(tmp_path / "model", "mixtral")
+    targets = ["q_proj", "v_proj"]
+    found = losses(train(model=str(model), target_modules=targets, router_aux_loss_coef=coef))
+    theirs = losses_of_trl(model, tmp_path / "trl", targets=targets, router_aux_loss_coef=coef)
+    assert found == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("rlhf_type", ["orpo", "simpo", "cpo"])
+def test_without_a_reference_the_model_is_asked_once_a_step(
+    train: Callable[..., JobFolder], monkeypatch: pytest.MonkeyPatch, rlhf_type: str
+) -> None:
+    asked = []
+    forward = LlamaForCausalLM.forward
+
+    def counted(*given: Any, **named: Any) -> Any:
+        asked.append(1)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+    train(rlhf_type=rlhf_type, max_steps=2)
+    assert len(asked) == 2
+
+
+# ---- what the reference says, computed before training
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"init_weights": "false"}, {"train_type": "full", "learning_rate": 1e-3}],
+    ids=["lora", "random", "full"],
+)
+def test_computed_before_training_the_reference_says_the_same(
+    train: Callable[..., JobFolder], monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    evaluated = params | {"eval_strategy": "steps", "eval_steps": 3}
+    plain = train("plain", **evaluated)
+    before = train("before", precompute_ref_log_probs=True, **evaluated)
+    for metric in ("loss", "rewards/margins", "grad_norm"):
+        found = [metrics[metric] for metrics in steps(before).values()]
+        assert found == pytest.approx([metrics[metric] for metrics in steps(plain).values()], abs=1e-4), metric
+    told = [[e.metrics["loss"] for e, _ in job.read_events() if isinstance(e, Evaluation)] for job in (plain, before)]
+    assert told[0] == pytest.approx(told[1], abs=1e-4)
+
+    monkeypatch.setattr(precomputed, "_computed", None)  # what goes on has them, and would fail
+    resumed = train(
+        "resumed", precompute_ref_log_probs=True, resume_from_checkpoint=str(before.path / "checkpoint-3"), **evaluated
+    )
+    assert told_apart(before, resumed) < 1e-6
+
+
+def test_of_another_reference_it_is_computed_anew(train: Callable[..., JobFolder], base: Path, tmp_path: Path) -> None:
+    other = save(CONFIGS["llama"](), tmp_path / "other", seed=1, tokenizer=True)
+    first = train("first", precompute_ref_log_probs=True, max_steps=1)
+    settings = {"max_steps": 2, "ref_model": str(other)}
+    checkpoint = {"resume_from_checkpoint": str(first.path / "checkpoint-1")}
+    before = train("before", precompute_ref_log_probs=True, **settings, **checkpoint)
+    assert losses(before) == pytest.approx(losses(train("plain", **settings, **checkpoint)), abs=1e-4)
+
+
+# ---- what is seen
 
 
 def test_the_margin_of_what_is_preferred_rises(train: Callable[..., JobFolder]) -> None:
@@ -302,6 +434,8 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"loss_type": "exo_pair"}, ("label_smoothing", "needs more than 0")),
         ({"loss_type": "ipo", "beta": 0}, ("beta", "divides by it")),
         ({"rlhf_type": "ipo", "loss_type": "ipo"}, ("loss_type", "only rlhf_type dpo or cpo reads it")),
+        ({"precompute_ref_log_probs": True, "streaming": True}, ("precompute_ref_log_probs", "streamed data")),
+        ({"rlhf_type": "orpo", "precompute_ref_log_probs": True}, ("precompute_ref_log_probs", "dpo or ipo reads it")),
         ({"rlhf_type": "orpo", "ref_model": "m"}, ("ref_model", "only rlhf_type dpo or ipo reads it")),
         ({"rlhf_type": "simpo", "ref_model": "m"}, ("ref_model", "only rlhf_type dpo or ipo reads it")),
         ({"rlhf_type": "cpo", "loss_type": "simpo"}, ("loss_type", "choose sigmoid or hinge or ipo")),
