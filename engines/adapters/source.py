@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS
 from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES
@@ -53,7 +53,7 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS, *TEMPLATES]))
+        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS, MODEL_CONFIG, *TEMPLATES]))
     except (OSError, ValueError, HTTPError) as error:
         message = f"{source!r} is no folder, so it was looked up as a hub id: {reason_of(error)}"
         raise InvalidAdapter(message, param="adapters") from error

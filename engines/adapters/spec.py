@@ -7,6 +7,8 @@ from engines.types import Head
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+"""The configuration of the model with the adapter, where it brings a head: how many labels there are, and which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

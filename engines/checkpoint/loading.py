@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
 from engines.errors import UnsupportedModel
+from engines.params.model import TaskType
 
 if TYPE_CHECKING:
     import torch
@@ -54,15 +55,24 @@ def load_model(
     config: Any,
     dtype: "torch.dtype | Literal['auto']",
     device_map: str | dict[str, Any],
+    task_type: TaskType = "causal_lm",
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Any:
-    """Return the causal language model (a `PreTrainedModel`), ready for inference. Raises UnsupportedModel."""
-    from transformers import AutoModelForCausalLM
+    """Return the model (a `PreTrainedModel`), ready for inference: by `task_type`, one that continues text, or one that
+    classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none.
 
+    Raises UnsupportedModel.
+    """
+    import transformers
+
+    auto = {
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "seq_cls": transformers.AutoModelForSequenceClassification,
+    }[task_type]
     with _loading("weights", model):
-        return AutoModelForCausalLM.from_pretrained(
+        return auto.from_pretrained(
             model,
             config=config,
             dtype=dtype,

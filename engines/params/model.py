@@ -8,6 +8,7 @@ from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SER
 from engines.params.base import JsonObject, Params
 
 DType = Literal["float16", "bfloat16", "float32"]
+TaskType = Literal["causal_lm", "seq_cls"]
 
 
 def _no_path(revision: str) -> str:
@@ -42,10 +43,7 @@ class ModelParams(Params):
     """Type of the weights and of the computation. The type named in config.json unless given, but float32 on a CPU
     that has no instructions for that type: every bfloat16 or float16 value is also a float32 value, and such a CPU
     computes several times faster in float32."""
-    task_type: Annotated[
-        Literal["causal_lm", "seq_cls"],
-        About(DEPLOY + TRAINING, choices=("causal_lm",), not_in_fine_tuning="say it in method.type"),
-    ] = "causal_lm"
+    task_type: Annotated[TaskType, About(TRAINING, not_in_fine_tuning="say it in method.type")] = "causal_lm"
     """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
     attn_impl: Annotated[
         Literal["flash_attn", "sdpa", "eager"] | None, About(TRAINING, engines=("pt",), as_served=True)
@@ -53,7 +51,8 @@ class ModelParams(Params):
     """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that
     cannot is refused when it is loaded."""
     num_labels: Annotated[int | None, About(prepares=True, not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
-    """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are."""
+    """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are. In training, that of the
+    model's head unless given, where it has one."""
     rope_scaling: Annotated[
         Literal["linear", "dynamic"] | None, About(engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
     ] = None

@@ -27,11 +27,13 @@ from training.params.app import AppParams
 from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
+from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rlhf import RlhfParams
+from training.params.rm import RewardModelParams
 from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
 from training.params.web_ui import WebUiParams
@@ -74,8 +76,12 @@ GROUPS: dict[str, Any] = {
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
 SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ServerParams)
-LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, PredictParams, MixingParams)
-ADDITIONS: tuple[type[Params], ...] = (*SERVING, NumbersParams, PredictParams, MixingParams, ReferenceParams)
+LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, PredictParams, MixingParams, HeadParams)
+OF_RLHF: tuple[type[Params], ...] = (
+    ReferenceParams,
+    RewardModelParams,
+)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {
@@ -105,7 +111,7 @@ INFER = BASE | {"vllm", "lmdeploy", "merge", "infer"}
 COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     SftParams: (TRAINING, LEARNING),
     PtParams: (TRAINING, LEARNING),
-    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (*LEARNING, ReferenceParams)),
+    RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (*LEARNING, *OF_RLHF)),
     InferParams: (INFER, (EngineParams,)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),

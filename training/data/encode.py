@@ -216,6 +216,8 @@ class Encoder:
             if isinstance(label, list):
                 raise BadRow("label", "is a list of classes, and num_labels is 1: a value is learned")
             return float(label)
+        if isinstance(label, list) and self._params.problem_type == "single_label_classification":
+            raise BadRow("label", "is a list of classes: set problem_type to multi_label_classification")
         numbers = label if isinstance(label, list) else [label]
         for number in numbers:
             if number != int(number) or number < 0 or (classes is not None and number >= classes):

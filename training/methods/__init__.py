@@ -1,5 +1,6 @@
 """The methods of training, one file each. Light: the server refuses jobs by them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from training.methods.base import Method
@@ -8,6 +9,8 @@ from training.methods.dpo import Dpo
 from training.methods.ipo import Ipo
 from training.methods.orpo import Orpo
 from training.methods.pt import Pt
+from training.methods.rm import Rm
+from training.methods.seq_cls import SeqCls
 from training.methods.sft import Sft
 from training.methods.simpo import Simpo
 from training.params.refusal import Refusal, not_supported, read_by_others_only
@@ -15,12 +18,14 @@ from training.params.sft import SftParams
 
 _ALL: tuple[Method[Any], ...] = (
     Sft(),
+    SeqCls(),
     Pt(),
     Dpo(),
     Ipo(),
     Orpo(),
     Simpo(),
     Cpo(),
+    Rm(),
 )
 METHODS = {method.name: method for method in _ALL}
 BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}
@@ -37,8 +42,24 @@ def methods_of(task: str) -> dict[str, Method[Any]]:
 
 def refusals(params: SftParams) -> list[Refusal]:
     """What the chosen method does not take."""
-    among = {name: method.reads for name, method in METHODS.items() if method.params is type(params)}
+    among = {name: method for name, method in METHODS.items() if method.params is type(params)}
     if params.method not in among:
         return [("rlhf_type", not_supported(params.method, among))]
-    method = method_of(params)
-    return read_by_others_only(params, "rlhf_type", method.name, among) + method.refusals(params)
+    method = among[params.method]
+    found = _read_by_other_methods(params, method, among) + method.refusals(params)
+    if params.task_type == "seq_cls" and method.task_type != "seq_cls":
+        named = " or ".join(
+            f"{each.task} --{_spelled(each)}" for each in METHODS.values() if each.task_type == "seq_cls"
+        )
+        found.append(("task_type", f"{method.name} trains no head: choose {named}"))
+    return found
+
+
+def _read_by_other_methods(params: SftParams, method: Method[Any], among: Mapping[str, Method[Any]]) -> list[Refusal]:
+    selector = next(iter(method.choice), "rlhf_type")
+    readers = {str(each.choice.get(selector, name)): each.reads for name, each in among.items()}
+    return read_by_others_only(params, selector, str(method.choice.get(selector, method.name)), readers)
+
+
+def _spelled(method: Method[Any]) -> str:
+    return " ".join(f"{name} {value}" for name, value in method.choice.items())

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from engines.params.model import TaskType
 from training.data.samples import Learns
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
@@ -24,6 +25,10 @@ class Method(ABC, Generic[P]):
     """The parameters of that task."""
     choice: ClassVar[Mapping[str, Any]] = {}
     """The parameters that choose this method within its task."""
+    task_type: ClassVar[TaskType] = "causal_lm"
+    """What kind of model it trains: one that continues text, or one with a head that judges it."""
+    num_labels: ClassVar[int | None] = None
+    """Outputs of that head, where they are not for the parameters to say."""
     rows: Learns
     """What a row of its data is read and encoded as."""
     reads: ClassVar[frozenset[str]]

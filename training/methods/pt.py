@@ -1,5 +1,7 @@
 """Pre-training, or training on: every token of plain text is learned."""
 
+from typing import ClassVar
+
 from training.methods.sft import Sft
 from training.params.sft import PtParams
 
@@ -8,6 +10,7 @@ class Pt(Sft):
     name = "pt"
     task = "pt"
     params = PtParams
+    choice: ClassVar = {}
     rows = "text"
     openai_name = None
     reads = Sft.reads - {"loss_scale", "predict_with_generate", "max_new_tokens", "temperature"}

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: examples of conversations, of which the answers are learned."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
@@ -15,6 +16,7 @@ class Sft(Method[SftParams]):
     name = "sft"
     task = "sft"
     params = SftParams
+    choice: ClassVar[Mapping[str, Any]] = {"task_type": "causal_lm"}
     rows: Learns = "answers"
     reads = frozenset(
         {

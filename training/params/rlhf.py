@@ -8,10 +8,16 @@ from engines.params.about import About
 from engines.params.model import Revision
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
+from training.params.rm import RewardModelParams
 from training.params.sft import SftParams
 
 
-class RlhfParams(ReferenceParams, PpoParams, SftParams):
+class RlhfParams(
+    ReferenceParams,
+    RewardModelParams,
+    PpoParams,
+    SftParams,
+):
     """Preference and reward training."""
 
     starred: ClassVar = frozenset({"rlhf_type", "beta", "rpo_alpha"})

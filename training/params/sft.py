@@ -8,6 +8,7 @@ from engines.params.about import THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
+from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.trainer import TrainerParams
@@ -37,6 +38,7 @@ class PredictParams(Params):
 
 
 class SftParams(
+    HeadParams,
     NumbersParams,
     PredictParams,
     ChatTemplateParams,
@@ -92,7 +94,7 @@ class SftParams(
     @property
     def method(self) -> str:
         """Name of the method that they are for, in `training.methods`."""
-        return "sft"
+        return "seq_cls" if self.task_type == "seq_cls" else "sft"
 
 
 class PtParams(SftParams):

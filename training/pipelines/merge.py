@@ -15,8 +15,10 @@ from typing import Any
 
 from engines.adapters.disk import sync
 from engines.adapters.folder import CHANGES_THE_BASE
+from engines.adapters.heads import take_head
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
 from engines.text.templates import CHAT_TEMPLATE, template_in
@@ -25,6 +27,7 @@ from training.params.export import MergeParams
 from training.params.saved_args import read_args
 from training.processes import Processes
 from training.report import Report
+from training.tuners.adapter import PEFT_TASKS
 
 OUTPUT = "merged"
 """The model's folder within the job's."""
@@ -50,7 +53,7 @@ def run(params: MergeParams, report: Report) -> Result:
     if target.exists():
         raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
     report.message(f"Loading {Path(base).name}.")
-    model = _load_base(base, revision, params)
+    model = _load_base(base, revision, adapters, configs, params)
     for folder, config in zip(adapters, configs, strict=True):
         report.message(f"Merging {folder.name}.")
         model = merge(model, folder, config)
@@ -163,14 +166,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InvalidAdapter(message, param="adapters")
     if config.get("ensure_weight_tying"):
         raise InvalidAdapter("ensure_weight_tying: weights tied within the adapter are not merged", param="adapters")
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        message = f"adapters of the task {config['task_type']!r} are not merged yet, only those of CAUSAL_LM"
+    if config.get("task_type") not in (None, *PEFT_TASKS.values()):
+        message = f"adapters of the task {config['task_type']!r} are not merged, only those of CAUSAL_LM and SEQ_CLS"
         raise InvalidAdapter(message, param="adapters")
     return config
 
 
-def _load_base(base: str, revision: str | None, params: MergeParams) -> Any:
-    """The base model on the CPU, in the type asked for or its own. Raises UnsupportedModel."""
+def _load_base(
+    base: str, revision: str | None, adapters: list[Path], configs: list[dict[str, Any]], params: MergeParams
+) -> Any:
+    """The base model on the CPU, in the type asked for or its own, with a head where the adapters are for one.
+
+    Raises UnsupportedModel, InvalidAdapter.
+    """
     import torch
 
     config = load_config(base, revision=revision, token=params.hub_token)
@@ -178,9 +186,17 @@ def _load_base(base: str, revision: str | None, params: MergeParams) -> Any:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
         message = f"{Path(base).name!r} is quantised ({method}): merge into the model that it was quantised from"
         raise UnsupportedModel(message, param="model")
+    tasks = {each.get("task_type") or "CAUSAL_LM" for each in configs}
+    if len(tasks) > 1:
+        raise InvalidAdapter(f"the adapters are for several tasks: {' and '.join(sorted(tasks))}", param="adapters")
+    judges = tasks == {PEFT_TASKS["seq_cls"]}
+    brought = [take_head(config, folder) for folder in adapters] if judges else []
+    if judges and not any(brought) and not is_classifier(config):
+        raise InvalidAdapter("neither the adapter nor its base model has a head for SEQ_CLS", param="adapters")
     return load_model(
         base,
         config=config,
+        task_type="seq_cls" if judges else "causal_lm",
         dtype="auto" if params.torch_dtype is None else getattr(torch, params.torch_dtype),
         device_map="cpu",
         revision=revision,

@@ -15,7 +15,7 @@ from training.pipelines.load_args import with_saved_args
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
 from training.trainers.job import Training, train
-from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for, with_template
+from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for, with_head, with_template
 from training.trainers.precision import Precision, hold, precision_of
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
@@ -37,6 +37,9 @@ def run(params: SftParams, report: Report) -> Result:
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
     config = load_base_config(params)
+    params = params.model_copy(update={"task_type": method.task_type})
+    if method.task_type == "seq_cls":
+        params = with_head(params, config, method.num_labels)
     precision = precision_of(params, config)
     tokenizer = load_tokenizer_for(params, learns=method.rows)
     data = build(params, tokenizer, learns=method.rows)
@@ -44,6 +47,8 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         report.message(note, level="warn")
     report.message("Loading the model.")
     tuned = _tuned(params, config, precision, report)
+    if method.task_type == "seq_cls":  # said now: an embedding that is loaded with a token to pad with never learns it
+        tuned.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None

@@ -1,14 +1,18 @@
 """The model that is trained, and its tokenizer, as transformers loads them."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engines.adapters.source import fetch_adapter, name_adapters
+from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
+from training.data.encode import stop_token_ids
 from training.data.samples import Learns
+from training.params.head import unfit
 from training.params.sft import SftParams
 
 if TYPE_CHECKING:
@@ -44,6 +48,26 @@ def _has_state(config: Any) -> bool:
     return type(config) in mapping and bool(mapping[type(config)]._is_stateful)
 
 
+def with_head(params: P, config: Any, num_labels: int | None = None) -> P:
+    """`params` of a model that gets a head or has one, with what config.json says of it where they leave that open;
+    `config` then says what they say. `num_labels`: the method's. Raises InvalidRequest, UnsupportedModel.
+    """
+    there = config.num_labels if is_classifier(config) else None
+    labels = num_labels or params.num_labels or there
+    if labels is None:
+        raise InvalidRequest("the model has no head yet: say how many labels it is to have", param="num_labels")
+    if there not in (None, labels):
+        raise UnsupportedModel(f"the model's head has {there}, not {labels}: leave it out", param="num_labels")
+    problem = params.problem_type or (there and config.problem_type)
+    problem = problem or ("regression" if labels == 1 else "single_label_classification")
+    if reason := unfit(labels, problem):
+        raise InvalidRequest(reason, param="problem_type")
+    if there is None:
+        config.num_labels = labels
+    config.problem_type = problem
+    return params.model_copy(update={"task_type": "seq_cls", "num_labels": labels, "problem_type": problem})
+
+
 def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> Any:
     """The base model (a `PreTrainedModel`) on the CPU. Raises UnsupportedModel."""
     model = load_model(
@@ -51,10 +75,12 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
         config=config,
         dtype=dtype,
         device_map="cpu",
+        task_type=params.task_type,
         attn_implementation={"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl),
         revision=params.model_revision,
         token=params.hub_token,
     )
+    model.config.architectures = [type(model).__name__]
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UnsupportedModel(f"{type(model).__name__} cannot do it: turn it off", param="gradient_checkpointing")
     return model
@@ -81,9 +107,28 @@ def load_tokenizer_for(params: SftParams, *, learns: Learns) -> Any:
         tokenizer.chat_template = template_in(fetch_adapter(adapter, token=params.hub_token)) or tokenizer.chat_template
     if params.use_chat_template or learns != "text":  # a text says nothing of how messages are written
         tokenizer.chat_template = chosen_template(params, tokenizer)
+    if params.task_type == "seq_cls":
+        tokenizer.pad_token_id = _token_that_ends_nothing(tokenizer, stop_token_ids(params, tokenizer))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _token_that_ends_nothing(tokenizer: Any, ends: Collection[int]) -> int:
+    """The token to pad with, before a model with a head: transformers has the head judge a text by the last token that
+    is another, so that one which ends texts, such as the end of sequence, would be passed over there.
+
+    The tokenizer's own, else one that marks something else, else the one with the highest id, which is the rarest.
+    """
+    marks = [
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        *reversed(tokenizer.all_special_ids),
+        tokenizer.bos_token_id,
+    ]
+    others = (token for token in (*marks, *reversed(range(len(tokenizer)))) if token is not None and token not in ends)
+    found: int = next(others)
+    return found
 
 
 def model_of(params: SftParams) -> str:

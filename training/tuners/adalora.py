@@ -16,7 +16,7 @@ from engines.errors import InvalidRequest
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import AdaloraParams
-from training.tuners.adapter import WHERE, Adapted, AdapterTuner, targets
+from training.tuners.adapter import WHERE, Adapted, AdapterTuner, saved_whole, targets
 from training.tuners.base import Tuned
 
 INNER = "adalora"
@@ -38,7 +38,7 @@ class Adalora(AdapterTuner):
             found.append((given, "AdaLoRA begins with an adapter of its own: go on with its result by train_type lora"))
         if params.adalora_target_r >= params.adalora_init_r:
             found.append(("adalora_target_r", "ranks fall from adalora_init_r to it: it is below that"))
-        if params.method not in ("sft", "pt"):
+        if params.method not in ("sft", "pt", "seq_cls", "rm"):
             found.append(("train_type", f"PEFT's AdaLoRA has no second adapter, which {params.method} compares with"))
         return found
 
@@ -63,8 +63,7 @@ class Adalora(AdapterTuner):
             lora_alpha=params.lora_alpha,
             lora_dropout=params.lora_dropout,
             target_modules=targets(params),
-            modules_to_save=list(params.modules_to_save) or None,
-            task_type="CAUSAL_LM",
+            **saved_whole(params),
         )
 
     def attach(self, model: Any, params: SftParams) -> Tuned:
@@ -187,7 +186,7 @@ def _write_plain(checkpoint: Path, config: Any, pattern: dict[str, list[bool]]) 
         target_modules=config.target_modules,
         modules_to_save=config.modules_to_save,
         base_model_name_or_path=config.base_model_name_or_path,
-        task_type="CAUSAL_LM",
+        task_type=config.task_type,
     )
     (checkpoint / CONFIG).unlink()
     plain.save_pretrained(str(checkpoint))

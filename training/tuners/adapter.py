@@ -22,6 +22,9 @@ NOT_SHAPE = frozenset(
 dropout do not either."""
 
 
+PEFT_TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
+
+
 class AdapterTuner(Tuner):
     makes = "adapter"
     mergeable = True
@@ -38,6 +41,11 @@ class AdapterTuner(Tuner):
 
     def attach(self, model: Any, params: SftParams) -> Tuned:
         adapted = self._trained_before(model, params) if params.adapters else self.new(model, params)
+        if params.task_type == "seq_cls":  # PEFT also lists names that heads of other models have, each time anew
+            config = adapted.peft_config["default"]
+            config.modules_to_save = sorted(
+                {*config.modules_to_save} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+            )
         if params.gradient_checkpointing:
             adapted.enable_input_require_grads()  # else no gradient reaches a layer behind frozen embeddings
         return Adapted(adapted)
@@ -66,18 +74,23 @@ class AdapterTuner(Tuner):
         if len(sources) > 1:
             raise InvalidRequest("training goes on with one adapter", param="adapters")
         folder = fetch_adapter(sources[0], token=params.hub_token)
-        self._check_kind(folder)
+        self._check_kind(folder, params)
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
-    def _check_kind(self, folder: Path) -> None:
+    def _check_kind(self, folder: Path, params: SftParams) -> None:
         try:
             config = json.loads((folder / CONFIG).read_bytes())
             kind, init = str(config["peft_type"]), str(config.get("init_lora_weights"))
+            task = config.get("task_type") or PEFT_TASKS[params.task_type]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise InvalidAdapter(f"{folder.name!r} has no {CONFIG} that can be read", param="adapters") from None
         if kind.lower() != self.name:
             message = f"the adapter {folder.name!r} is of type {kind}, and train_type {self.name} goes on with its own"
             raise InvalidRequest(message, param="train_type")
+        if task != PEFT_TASKS[params.task_type]:
+            wanted = PEFT_TASKS[params.task_type]
+            message = f"the adapter {folder.name!r} is for the task {task}, and what is trained here for {wanted}"
+            raise InvalidRequest(message, param="adapters")
         if init.lower().startswith(CHANGES_THE_BASE):
             message = f"{folder.name!r} belongs to a base model that init_lora_weights {init!r} has changed"
             raise InvalidAdapter(message, param="adapters")
@@ -102,6 +115,11 @@ class Adapted(Tuned):
 def _shape(config: Any) -> dict[str, Any]:
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_SHAPE}
     return {name: value for name, value in fields.items() if "dropout" not in name and "init" not in name}
+
+
+def saved_whole(params: SftParams) -> dict[str, Any]:
+    """What PEFT is told of the modules that it saves whole: those named, and the head of a model that has one."""
+    return {"task_type": PEFT_TASKS[params.task_type], "modules_to_save": list(params.modules_to_save) or None}
 
 
 def targets(params: SftParams) -> str | list[str]:

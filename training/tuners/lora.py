@@ -7,7 +7,7 @@ from training.params.refusal import Refusal, not_supported
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
 from training.tuners import pissa
-from training.tuners.adapter import WHERE, AdapterTuner, targets
+from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
 from training.tuners.base import Tuned
 
 INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
@@ -46,11 +46,10 @@ class Lora(AdapterTuner):
             lora_dropout=params.lora_dropout,
             bias=params.lora_bias,
             target_modules=targets(params),
-            modules_to_save=list(params.modules_to_save) or None,
             use_dora=params.use_dora,
             use_rslora=params.use_rslora,
             init_lora_weights=INITIALISATIONS.get(params.init_weights, params.init_weights),
-            task_type="CAUSAL_LM",
+            **saved_whole(params),
         )
 
     def shape(self, model: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from training.params.sft import SftParams
 from training.params.tuner import VeraParams
-from training.tuners.adapter import WHERE, AdapterTuner, targets
+from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
 
 
 class Vera(AdapterTuner):
@@ -30,6 +30,5 @@ class Vera(AdapterTuner):
             vera_dropout=params.vera_dropout,
             d_initial=params.vera_d_initial,
             target_modules=targets(params),
-            modules_to_save=list(params.modules_to_save) or None,
-            task_type="CAUSAL_LM",
+            **saved_whole(params),
         )

@@ -15,6 +15,7 @@ from tests.params.behaviour.training import (
     batches,
     changed,
     checkpoints,
+    config,
     dtypes,
     evaluated,
     files,
@@ -48,6 +49,7 @@ GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
+CLASSES = {"task_type": "seq_cls", "dataset": ["$classes"]}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
 
 
@@ -194,7 +196,12 @@ def of_answers(task: str) -> dict[str, Row]:
             base,
             loss_scale=Two("default", "all", prepared),
             predict_with_generate=Two(False, True, evaluated, EVALUATED),
+            num_labels=Two(3, 4, config("id2label"), CLASSES),
+            problem_type=Two(
+                "single_label_classification", "multi_label_classification", steps, CLASSES | {"num_labels": 2}
+            ),
         ),
+        "task_type": Row(base, base | CLASSES | {"num_labels": 2}, adapter("task_type")),
         **together(
             base | EVALUATED | {"predict_with_generate": True},
             max_new_tokens=Two(2, 3, told("max_new_tokens", to="GenerationMixin.generate")),
@@ -216,6 +223,7 @@ TABLES: dict[str, dict[str, Row]] = {
         **apart(
             BASE["rlhf"],
             rlhf_type=Two("dpo", "ipo", steps),
+            center_rewards_coefficient=Two(0, 0.1, steps, {"rlhf_type": "rm"}),
             ref_model_revision=Two(
                 "main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained"), {"ref_model": "$other"}
             ),
@@ -268,8 +276,11 @@ def test_an_accepted_parameter_changes_what_is_seen(workshop: Workshop, task: st
         ("sft", {}),
         ("sft", {"acc_strategy": "seq"}),
         ("sft", {"predict_with_generate": True}),
+        ("sft", CLASSES | {"num_labels": 2, "val_dataset": ["$classes#2"]}),
+        ("sft", CLASSES | {"num_labels": 1, "val_dataset": ["$classes#2"], "metric_for_best_model": "mse"}),
         ("pt", {}),
         ("rlhf", {}),
+        ("rlhf", {"rlhf_type": "rm"}),
         ("rlhf", {"metric_for_best_model": "eval_rewards/margins"}),
     ],
     ids=str,

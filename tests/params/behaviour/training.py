@@ -105,6 +105,7 @@ class Workshop:
             self._write(f"fewer-{task}", rows[:3])
             self._write(f"broken-{task}", [*rows, {"nothing": 1}])
             self._write(f"named-{task}", [{**rows[0], written: "{{NAME}} of {{AUTHOR}}"}])
+        self._write("classes", [{**row, "label": len(row["text"]) % 2} for row in texts])
         self._write("talks-sft", answers)
         self._write("talks-pt", answers)
         self._write("talks-rlhf", pairs)
@@ -255,6 +256,11 @@ def adalora(name: str) -> Observer[Trial]:
         return json.loads((trial.newest / "adalora" / "adapter_config.json").read_text())[name]
 
     return look
+
+
+def config(name: str) -> Observer[Trial]:
+    """What config.json beside an adapter with a head says."""
+    return lambda trial: json.loads((trial.newest / "config.json").read_text())[name]
 
 
 def outcome(trial: Trial) -> str:

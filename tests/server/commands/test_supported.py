@@ -18,18 +18,6 @@ def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
     assert refusals(params) == [f"--{name}: not supported in this version" for name in ("dataset", "quant_bits")]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "built"),
-    [
-        ("task_type", "seq_cls", "causal_lm"),
-    ],
-)
-def test_a_choice_that_is_not_supported_is_refused(name: str, value: str, built: str) -> None:
-    given = DeployParams.model_validate({"model": "m", name: value})
-    assert refusals(given) == [f"--{name}: {value} is not supported in this version; choose {built}"]
-    assert refusals(DeployParams.model_validate({"model": "m", name: built})) == []
-
-
 def test_a_model_must_be_named() -> None:
     assert refusals(DeployParams()) == ["--model: name the model to serve, a folder or an id on the hub"]
 

@@ -268,7 +268,8 @@ def test_a_folder_that_holds_no_adapter(base: Callable[..., Path], merged: Calla
     [
         ({"init_lora_weights": "lora_ga"}, "changed the base model's weights"),
         ({"ensure_weight_tying": True}, "not merged"),
-        ({"task_type": "SEQ_CLS"}, "not merged yet"),
+        ({"task_type": "SEQ_CLS"}, "neither the adapter nor its base model has a head"),
+        ({"task_type": "QUESTION_ANS"}, "not merged"),
         ({"peft_type": "PROMPT_TUNING"}, "cannot be merged"),
         ({"peft_type": "NEW"}, "cannot be merged"),
         ({"target_modules": ["none_such"]}, "cannot be merged"),
