@@ -17,6 +17,7 @@ from server.batches.service import Batches
 from server.deps import Parts
 from server.files import routes as file_routes
 from server.files.files import Files
+from server.fine_tuning import grader_routes
 from server.fine_tuning import routes as fine_tuning_routes
 from server.http.description import DescribedApp
 from server.http.errors import add_error_handlers
@@ -58,6 +59,7 @@ ROUTERS = (
     file_routes.router,
     batch_routes.router,
     fine_tuning_routes.router,
+    grader_routes.router,
     job_routes.router,
 )
 

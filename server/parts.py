@@ -20,6 +20,7 @@ from server.batches.store import BatchStore
 from server.deps import Parts
 from server.files.files import Files, Quota
 from server.fine_tuning.create import Creator
+from server.fine_tuning.graders import Graders
 from server.fine_tuning.publish import Publisher
 from server.http.body import MIB
 from server.http.connections.room import Connections, most_connections
@@ -142,6 +143,7 @@ def make_parts(
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
     sources = Sources(jobs, files, served, params.job_roots, hub, state=state)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
+    graders = Graders(model=model, inference=inference, runs_python=params.python_graders)
     roots = AdapterRoots(params.adapter_roots)
     return Parts(
         params,
@@ -165,6 +167,7 @@ def make_parts(
         sources,
         batches,
         creator,
+        graders,
         responses,
         background,
         Unfinished(kept.responses, background, responses, model, inference),

@@ -21,6 +21,8 @@ TEXT_THREADS = 2
 """Few, since a Python thread that computes holds the interpreter's lock, for which the event loop then waits."""
 GRAMMAR_PROCESSES = max(1, (os.cpu_count() or 1) // 2)
 """Each thread of the pool waits for a process that checks one grammar."""
+GRADER_THREADS = 4
+"""They wait for models, and for processes that run Python."""
 FILE_THREADS = 8
 """They wait for the disk."""
 
@@ -84,11 +86,13 @@ class Pools:
         """Parsing, validating, rendering and tokenizing what requests bring; rendering long answers."""
         self.grammar = Pool("grammar", workers=GRAMMAR_PROCESSES, waiting=16)
         """Checks of grammars that may take seconds."""
+        self.graders = Pool("grader", workers=GRADER_THREADS, waiting=64)
+        """Graders, which judge an answer."""
         self.files = Pool("file", workers=FILE_THREADS, waiting=512)
         """Reading and writing files that requests upload or ask for."""
 
     def all(self) -> tuple[Pool, ...]:
-        return self.text, self.grammar, self.files
+        return self.text, self.grammar, self.graders, self.files
 
     def close(self) -> None:
         for pool in self.all():

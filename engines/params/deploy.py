@@ -150,6 +150,10 @@ class ServerParams(Params):
     job_hub_max_size: Annotated[float, About(DEPLOY)] = Field(20, gt=0)
     """GiB that a job may fetch from the hub, and that the server keeps of it for other jobs."""
 
+    python_graders: Annotated[bool, About(DEPLOY)] = False
+    """Run the Python code of graders, which clients send that may train, in a process that can only compute: without
+    files, network or other processes. On Linux only."""
+
     @field_validator("job_hub")
     @classmethod
     def _names_repositories(cls, job_hub: tuple[str, ...]) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ ITEMS: list[dict[str, Any]] = [
     {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
     {"role": "user", "content": "hello"},
 ]
+CHECK = {"type": "string_check", "name": "c", "input": "a", "reference": "{{item.a}}", "operation": "ilike"}
+JUDGE = {"type": "score_model", "model": "echo", "input": HELLO, "range": [0, 1], "sampling_params": {"seed": 1}}
+GRADER = {"type": "multi", "name": "m", "graders": {"c": CHECK, "j": JUDGE}, "calculate_output": "c + j"}
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": HELLO, "logprobs": True, "top_logprobs": 2, **SETTINGS},
     "/v1/completions": {"model": "echo", "prompt": ["hello"], "logprobs": 2, **SETTINGS},
@@ -72,6 +75,8 @@ VALID: dict[str, dict[str, Any]] = {
         "stop": ["x"],
     },
     "/v1/responses/input_tokens": {"model": "echo", "input": ITEMS, "instructions": "Be kind."},
+    "/v1/fine_tuning/alpha/graders/run": {"grader": GRADER, "item": {"a": "b"}, "model_sample": "b"},
+    "/v1/fine_tuning/alpha/graders/validate": {"grader": GRADER},
     "/tokenize": {"model": "echo", "prompt": "hello", "return_token_strs": True},
     "/detokenize": {"model": "echo", "tokens": [1, 2, 3]},
     "/v1/load_lora_adapter": {"lora_name": "sql", "lora_path": "a", "load_inplace": True},

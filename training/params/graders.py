@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 MAX_TEMPLATE = 1 << 18
 """Characters of a text with references."""
@@ -84,19 +83,7 @@ class TextPart(GraderModel):
     text: Template
 
 
-class MediaPart(BaseModel):
-    """Known, so that it is refused by its name."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    type: Literal["input_image", "input_audio"]
-
-    @model_validator(mode="after")
-    def _refuse(self) -> Self:
-        raise PydanticCustomError("unsupported", "{type} is not supported: graders read text", {"type": self.type})
-
-
-Part = Template | Annotated[TextPart | MediaPart, Field(discriminator="type")]
+Part = Template | TextPart
 
 
 class GraderMessage(GraderModel):
@@ -107,7 +94,7 @@ class GraderMessage(GraderModel):
     def texts(self) -> list[str]:
         """The texts with references that it is made of."""
         parts = self.content if isinstance(self.content, list) else [self.content]
-        return [part if isinstance(part, str) else part.text for part in parts if not isinstance(part, MediaPart)]
+        return [part if isinstance(part, str) else part.text for part in parts]
 
 
 GraderMessages = Annotated[list[GraderMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -132,16 +119,12 @@ class ScoreModel(AsksModel):
     """A number within `range`, by what a model answers."""
 
     type: Literal["score_model"]
-    range: tuple[float, float] = (0.0, 1.0)
-
-    @field_validator("range", mode="before")
-    @classmethod
-    def _a_list(cls, range: Any) -> Any:
-        return tuple(range) if isinstance(range, list) else range
+    range: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    """The lowest and the highest score."""
 
     @field_validator("range")
     @classmethod
-    def _ascends(cls, range: tuple[float, float]) -> tuple[float, float]:
+    def _ascends(cls, range: list[float]) -> list[float]:
         if range[0] >= range[1]:
             raise ValueError("the first number is the lowest score, and the second the highest")
         return range
@@ -170,20 +153,8 @@ class PythonCode(Named):
     """OpenAI's image whose packages the code expects. The packages here are those of the server's machine."""
 
 
-class Unsupported(BaseModel):
-    """Known, so that it is refused by its name."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    type: Literal["endpoint", "logprob"]
-
-    @model_validator(mode="after")
-    def _refuse(self) -> Self:
-        raise PydanticCustomError("unsupported", "graders of type {type} are not supported", {"type": self.type})
-
-
 SingleGrader = Annotated[
-    StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode | Unsupported, Field(discriminator="type")
+    StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode, Field(discriminator="type")
 ]
 
 
@@ -218,9 +189,9 @@ class Multi(Named):
     def named(self) -> "dict[str, AnyGrader]":
         """The graders, by the names that the formula has for them."""
         if isinstance(self.graders, dict):
-            return dict(self.graders)  # type: ignore[arg-type]  # no Unsupported was ever made
+            return dict(self.graders)
         listed = self.graders if isinstance(self.graders, list) else [self.graders]
-        return {each.label: each for each in listed if not isinstance(each, Unsupported)}
+        return {each.label: each for each in listed}
 
     def parts(self) -> "Iterator[tuple[str, AnyGrader]]":
         yield from self.named.items()
@@ -228,7 +199,7 @@ class Multi(Named):
 
 AnyGrader = StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode
 Grader = Annotated[
-    StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode | Multi | Unsupported,
+    StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode | Multi,
     Field(discriminator="type"),
 ]
 OneGrader = AnyGrader | Multi

@@ -43,6 +43,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/rows.jsonl"]}}
 OF_HUB = {"type": "sft", "parameters": {"model": "m", "dataset": ["org/set"]}}
+PYTHON = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}
 KEYS = {"api_key": [FULL]}
 
 OF_THE_SERVER = apart(
@@ -124,6 +125,7 @@ OF_THE_SERVER = apart(
     job_memory=Two(UNGIVEN, 8, handed_to(server_parts, "LocalExecutor", "memory")),
     job_roots=Two([], ["$FOLDER/other"], answered("/v1/jobs", **JOB)),
     job_hub=Two(["off"], ["org/*"], answered("/v1/jobs", **OF_HUB)),
+    python_graders=Two(False, True, answered("/v1/fine_tuning/alpha/graders/validate", grader=PYTHON)),
     job_hub_max_size=Two(20, 2, handed_to(server_parts, "JobHub", "max_bytes")),
 )
 

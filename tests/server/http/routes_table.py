@@ -52,6 +52,9 @@ MERGE = {"type": "merge", "parameters": {"model": "echo", "adapters": ["{done_jo
 BATCH = {"input_file_id": "{input_id}", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 EXPORT = {"purpose": "fine-tune", "metadata": {"tag": "{completion_tag}"}}
 
+CHECK = {"type": "string_check", "name": "check", "input": "a", "reference": "a", "operation": "eq"}
+JUDGE = {"type": "score_model", "name": "judge", "input": MESSAGES, "model": "{model}"}
+
 ROWS = (
     # ---- the server itself
     row("GET", "/health", PUBLIC),
@@ -140,6 +143,9 @@ ROWS = (
     row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "echo", "training_file": "{file_id}"}),
     row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "{model}", "training_file": "{file_id}"}),
     row("GET", "/v1/fine_tuning/jobs", TRAINING),
+    row("POST", "/v1/fine_tuning/alpha/graders/run", TRAINING, body={"grader": CHECK, "model_sample": "a"}),
+    row("POST", "/v1/fine_tuning/alpha/graders/validate", TRAINING, body={"grader": CHECK}),
+    row("POST", "/v1/fine_tuning/alpha/graders/validate", ACMES_TRAINING, body={"grader": JUDGE}),
     row("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}", ACMES_TRAINING),
     row("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel", ACMES_TRAINING),
     row("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause", ACMES_TRAINING),

@@ -275,7 +275,7 @@ def test_a_formula_without_a_value_is_an_error_and_0() -> None:
 @pytest.mark.parametrize(
     ("grader", "told"),
     [
-        ({"type": "endpoint", "url": "http://x"}, "graders of type endpoint are not supported"),
+        ({"type": "endpoint", "url": "http://x"}, "tag 'endpoint' found"),
         ({"type": "nonsense"}, "nonsense"),
         ({**STRING_CHECK, "reference": "a", "operation": "neq"}, "'eq', 'ne', 'like' or 'ilike'"),
         ({**STRING_CHECK, "reference": "a", "nonsense": 1}, "Extra inputs"),
@@ -285,7 +285,7 @@ def test_a_formula_without_a_value_is_an_error_and_0() -> None:
         ({**LABELS, "passing_labels": ["fine"]}, "'fine' is none of the labels"),
         (
             {**JUDGE, "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            "input_image is not supported",
+            "'input_text', 'output_text' or 'text'",
         ),
         ({"type": "multi", "graders": {"m": {"type": "multi"}}, "calculate_output": "m"}, "multi"),
         ({"type": "python", "source": "x" * 256_001}, "256000"),

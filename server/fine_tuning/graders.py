@@ -1,0 +1,137 @@
+"""Graders in the server: whether it can run one, and what one says, asking the models that are served."""
+
+import asyncio
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends
+
+from engines.errors import EngineUnavailable, InvalidRequest, ModelNotFound, UnsupportedParameter
+from server.deps import part
+from server.http.body import parse_object
+from server.http.keys.caller import Caller
+from server.inference.inference import Inference
+from server.model.served import ServedModel
+from server.openai.chat import CHAT
+from server.openai.pipeline import admit
+from server.openai.schema import ChatRequest
+from training.params.graders import OneGrader
+from training.rewards.graders.grading import Graded, Grading, check_grader, models_of, python_graders, sample_of
+from training.rewards.graders.judging import Question, Reply, TokenUsage
+
+ANSWER_SECONDS = 120.0
+"""Seconds that a model has for one answer: OpenAI's limit of a grade."""
+PYTHON_IS_OFF = "Python graders are off on this server, which runs them with --python_graders true only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graders:
+    model: ServedModel
+    inference: Inference
+    runs_python: bool
+
+    async def check(self, grader: OneGrader, caller: Caller) -> None:
+        """Raises InvalidRequest, ModelNotFound, for what could judge nothing here."""
+        with ExitStack() as held:
+            await self._check(grader, caller, held)
+
+    async def run(self, grader: OneGrader, text: str, item: dict[str, Any], caller: Caller) -> Graded:
+        """What it says of an answer.
+
+        Raises InvalidRequest, ModelNotFound, EngineUnavailable, RateLimited, QueueFull.
+        """
+        with ExitStack() as held:
+            await self._check(grader, caller, held)
+            if models_of(grader):
+                self.inference.lifecycle.check_ready()
+                self.inference.rate_limits.of(caller).begin(held)
+            judges = Judges(self.model, self.inference, caller)
+            held.callback(judges.close)
+            return await self.inference.pools.graders.run(_grade, grader, judges, text, item)
+
+    async def _check(self, grader: OneGrader, caller: Caller, held: ExitStack) -> None:
+        """The models that it asks stay loaded until `held` is closed."""
+        check_offered(grader, runs_python=self.runs_python)
+        for model in models_of(grader):
+            try:
+                await self.inference.lease(model, caller.access, held)
+            except ModelNotFound as error:
+                raise ModelNotFound(error.message, param="grader.model") from None
+
+
+GradersDep = Annotated[Graders, Depends(part(Graders))]
+
+
+def check_offered(grader: OneGrader, *, runs_python: bool, param: str = "grader") -> None:
+    """Raises InvalidRequest, whose `param` begins with `param`, for what this server could not run."""
+    if python_graders(grader) and not runs_python:
+        raise UnsupportedParameter(f"{param}: {PYTHON_IS_OFF}.", param=param)
+    try:
+        check_grader(grader)
+    except InvalidRequest as error:
+        raise type(error)(f"{param}.{error.message}", param=f"{param}.{error.param}") from None
+
+
+def _grade(grader: OneGrader, judges: "Judges", text: str, item: dict[str, Any]) -> Graded:
+    with closing(Grading(grader, judges.ask)) as grading:
+        return grading(sample_of(text), item)
+
+
+@dataclass(slots=True)
+class Judges:
+    """The served models, asked from threads while the event loop answers. Closed, it asks no more."""
+
+    model: ServedModel
+    inference: Inference
+    caller: Caller
+    closed: bool = False
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    asked: set["Future[Reply]"] = field(default_factory=set)
+
+    def ask(self, question: Question) -> Reply:
+        """Raises TuneserveError."""
+        future = asyncio.run_coroutine_threadsafe(self._answer(question), self.loop)
+        self.asked.add(future)
+        try:
+            if self.closed:
+                future.cancel()
+            return future.result(ANSWER_SECONDS)
+        except TimeoutError:
+            raise EngineUnavailable(f"it took longer than {ANSWER_SECONDS:g} s") from None
+        except CancelledError:
+            raise EngineUnavailable("the request has ended") from None
+        finally:
+            future.cancel()
+            self.asked.discard(future)
+
+    def close(self) -> None:
+        self.closed = True
+        for future in list(self.asked):
+            future.cancel()
+
+    async def _answer(self, question: Question) -> Reply:
+        with ExitStack() as held:
+            body = parse_object(ChatRequest, _to_body(question))
+            answer = await admit(CHAT, body, self.caller, self.model, self.inference, held)
+            whole = await answer.whole()
+        used = whole["usage"]
+        usage = TokenUsage(
+            prompt_tokens=used["prompt_tokens"],
+            completion_tokens=used["completion_tokens"],
+            cached_tokens=(used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        )
+        return Reply(text=whole["choices"][0]["message"]["content"] or "", usage=usage)
+
+
+def _to_body(question: Question) -> dict[str, Any]:
+    schema = {"name": "grade", "schema": question.schema, "strict": True}
+    given = question.sampling.model_dump(exclude_none=True, exclude={"max_completions_tokens"})
+    return {
+        "model": question.model,
+        "messages": list(question.messages),
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "max_completion_tokens": question.max_tokens,
+        **given,
+    }
