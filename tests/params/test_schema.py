@@ -27,6 +27,7 @@ from training.params.app import AppParams
 from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
+from training.params.gkd import GkdParams
 from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
@@ -80,6 +81,7 @@ LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, Predict
 OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,
     RewardModelParams,
+    GkdParams,
 )
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
 """Groups of our own, which the reference does not have."""

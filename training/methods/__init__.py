@@ -6,6 +6,7 @@ from typing import Any
 from training.methods.base import Method
 from training.methods.cpo import Cpo
 from training.methods.dpo import Dpo
+from training.methods.gkd import Gkd
 from training.methods.ipo import Ipo
 from training.methods.orpo import Orpo
 from training.methods.pt import Pt
@@ -26,6 +27,7 @@ _ALL: tuple[Method[Any], ...] = (
     Simpo(),
     Cpo(),
     Rm(),
+    Gkd(),
 )
 METHODS = {method.name: method for method in _ALL}
 BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}
@@ -47,6 +49,7 @@ def refusals(params: SftParams) -> list[Refusal]:
         return [("rlhf_type", not_supported(params.method, among))]
     method = among[params.method]
     found = _read_by_other_methods(params, method, among) + method.refusals(params)
+    found += [(name, reason) for name, reason in method.needs.items() if getattr(params, name) is None]
     if params.task_type == "seq_cls" and method.task_type != "seq_cls":
         named = " or ".join(
             f"{each.task} --{_spelled(each)}" for each in METHODS.values() if each.task_type == "seq_cls"

@@ -29,6 +29,8 @@ class Method(ABC, Generic[P]):
     """What kind of model it trains: one that continues text, or one with a head that judges it."""
     num_labels: ClassVar[int | None] = None
     """Outputs of that head, where they are not for the parameters to say."""
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Parameters that it cannot do without, and what is told where one is not given."""
     rows: Learns
     """What a row of its data is read and encoded as."""
     reads: ClassVar[frozenset[str]]

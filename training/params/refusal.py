@@ -1,7 +1,9 @@
 """Why a parameter is refused, in the same words wherever it is found out."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+from engines.errors import TuneserveError
 from engines.params.about import NOT_SUPPORTED
 from engines.params.base import Params
 
@@ -32,3 +34,13 @@ def given(params: Params, names: Iterable[str]) -> list[str]:
 def _at_default(params: Params, name: str) -> bool:
     default = type(params).model_fields[name].get_default(call_default_factory=True)
     return bool(getattr(params, name) == default)
+
+
+@contextmanager
+def said_of(param: str) -> Iterator[None]:
+    """Have errors name `param`, where it is read as others are: a reward model is loaded as the model is."""
+    try:
+        yield
+    except TuneserveError as error:
+        error.param = param
+        raise

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from engines.params.about import About
 from engines.params.model import Revision
+from training.params.gkd import GkdParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rm import RewardModelParams
@@ -16,6 +17,7 @@ class RlhfParams(
     ReferenceParams,
     RewardModelParams,
     PpoParams,
+    GkdParams,
     SftParams,
 ):
     """Preference and reward training."""
@@ -36,8 +38,9 @@ class RlhfParams(
     ref_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the reference model, as `model_revision`."""
     beta: Annotated[float | None, About(openai="beta")] = Field(None, ge=0)
-    """How strongly the model is held to the reference model; in SimPO, the scale of the reward. 2.0 for simpo and 0.1
-    for the others unless given."""
+    """How strongly the model is held to the reference model; in SimPO, the scale of the reward; in GKD, the divergence
+    from the teacher that is learned: 0 the forward one, 1 the reverse one, between them a mixture. 2.0 for simpo, 0.5
+    for gkd and 0.1 for the others unless given."""
     label_smoothing: float = Field(0.0, ge=0, le=0.5)
     """The part of the preferences that is taken to be wrong, in DPO, CPO and SimPO."""
     rpo_alpha: float = Field(1.0, ge=0)

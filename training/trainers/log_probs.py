@@ -58,23 +58,36 @@ def token_log_probs(
     entropy: bool = False,
 ) -> TokenLogProbs:
     """`inputs`: the model's, without labels. `temperature`: what the logits are divided by first."""
-    unwrapped = extract_model_from_parallel(model)
-    head = unwrapped.get_output_embeddings()
-    config = unwrapped.config.get_text_config()
     judge = partial(_judged, temperature=temperature, entropy=entropy)
-    if wanted.numel() * config.vocab_size > PIECE:
-        with _in_pieces(head, _Pieces(positions, wanted, PIECE // config.vocab_size, config, judge)) as pieces:
-            outputs = model(**inputs, use_cache=False)
-        if torch.allclose(outputs.logits.float(), pieces.first):
-            return TokenLogProbs(*pieces.judged, outputs.get("aux_loss"))
-        logger.warning("The model changes its logits in a way of its own: all of them are held at once.")
-    with _only_at(positions, head):
-        outputs = model(**inputs, use_cache=False)  # its logits: (positions, vocabulary)
-    return TokenLogProbs(*judge(outputs.logits, wanted), outputs.get("aux_loss"))
+    return TokenLogProbs(*judge_at(model, inputs, positions, wanted, judge))
 
 
 Judged = tuple[Tensor, Tensor, Tensor | None]
 """Log-probabilities, whether they are the highest, entropies: (positions,) each."""
+Judge = Callable[[Tensor, Tensor], Judged]
+"""What is made of logits (positions, vocabulary) and what is known of these positions (positions, ...)."""
+
+
+def judge_at(
+    model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, known: Tensor, judge: Judge
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What `judge` makes of the logits at `positions` (samples, tokens), of a piece of them at a time where there are
+    many; then the auxiliary loss.
+
+    `inputs`: the model's, without labels. `known`: (positions, ...), row by row.
+    """
+    unwrapped = extract_model_from_parallel(model)
+    head = unwrapped.get_output_embeddings()
+    config = unwrapped.config.get_text_config()
+    if len(known) * config.vocab_size > PIECE:
+        with _in_pieces(head, _Pieces(positions, known, PIECE // config.vocab_size, config, judge)) as pieces:
+            outputs = model(**inputs, use_cache=False)
+        if torch.allclose(outputs.logits.float(), pieces.first):
+            return *pieces.judged, outputs.get("aux_loss")
+        logger.warning("The model changes its logits in a way of its own: all of them are held at once.")
+    with only_at(positions, head):
+        outputs = model(**inputs, use_cache=False)  # its logits: (positions, vocabulary)
+    return *judge(outputs.logits, known), outputs.get("aux_loss")
 
 
 def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool) -> Judged:
@@ -90,7 +103,7 @@ def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool
 
 
 @contextmanager
-def _only_at(positions: Tensor, head: nn.Module) -> Iterator[None]:
+def only_at(positions: Tensor, head: nn.Module) -> Iterator[None]:
     """Have the output head see `positions` (samples, tokens) of the hidden states only, as (positions, hidden)."""
 
     def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -111,12 +124,10 @@ class _Pieces:
     first: Tensor
     """(1, vocabulary): the logits of the first position."""
 
-    def __init__(
-        self, positions: Tensor, wanted: Tensor, rows: int, config: Any, judge: Callable[[Tensor, Tensor], Judged]
-    ) -> None:
+    def __init__(self, positions: Tensor, known: Tensor, rows: int, config: Any, judge: Judge) -> None:
         """`positions`: (samples, tokens) bool; `rows`: positions at a time; `config`: the language model's."""
         self._positions = positions
-        self._wanted = wanted
+        self._known = known
         self._rows = max(1, rows)
         self._config = config
         self._judge = judge
@@ -127,28 +138,30 @@ class _Pieces:
         `project`: what the head does; `hidden`: (samples, tokens, hidden).
         """
 
-        def judge(piece: Tensor, wanted: Tensor) -> Judged:
-            return self._judge(self._finished(project(piece)), wanted)
+        def judge(piece: Tensor, known: Tensor) -> Judged:
+            return self._judge(finished(project(piece), self._config), known)
 
         chosen = hidden[self._positions]
-        pieces = zip(chosen.split(self._rows), self._wanted.split(self._rows), strict=True)
+        pieces = zip(chosen.split(self._rows), self._known.split(self._rows), strict=True)
         judged = [checkpoint(judge, *piece, use_reentrant=False) for piece in pieces]
         log_probs, correct, entropy = zip(*judged, strict=True)
         spread = None if entropy[0] is None else torch.cat(entropy)
         self.judged = torch.cat(log_probs), torch.cat(correct), spread
         first = project(chosen[:1])
-        self.first = self._finished(first).detach().float()
+        self.first = finished(first, self._config).detach().float()
         return first
 
-    def _finished(self, logits: Tensor) -> Tensor:
-        """What models do to the logits after the head: Cohere and Granite scale them, Gemma bounds them."""
-        if scale := getattr(self._config, "logit_scale", None):
-            logits = logits * scale
-        if scale := getattr(self._config, "logits_scaling", None):
-            logits = logits / scale
-        if bound := getattr(self._config, "final_logit_softcapping", None):
-            logits = torch.tanh(logits / bound) * bound
-        return logits
+
+def finished(logits: Tensor, config: Any) -> Tensor:
+    """What models do to the logits after the head: Cohere and Granite scale them, Gemma bounds them. `config`: the
+    language model's."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scale := getattr(config, "logits_scaling", None):
+        logits = logits / scale
+    if bound := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / bound) * bound
+    return logits
 
 
 @contextmanager

@@ -235,6 +235,16 @@ TABLES: dict[str, dict[str, Row]] = {
             cpo_alpha=Two(1, 0, steps, {"rlhf_type": "simpo"}),
             simpo_gamma=Two(1, 0.5, steps, {"rlhf_type": "simpo"}),
         ),
+        **apart(
+            BASE["rlhf"] | {"rlhf_type": "gkd", "teacher_model": "$other", "lmbda": 0},
+            teacher_model=Two("$tiny", "$other", steps),
+            teacher_model_type=Two("llama", "qwen2", outcome),
+            teacher_model_revision=Two("main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained")),
+            lmbda=Two(0, 1, steps),
+            seq_kd=Two(False, True, steps),
+            temperature=Two(0.5, 5, steps, {"lmbda": 1}),
+            response_length=Two(2, 3, steps, {"lmbda": 1}),
+        ),
     },
     "merge": apart(
         {"model": "$tiny", "adapters": ["$trained"]},
