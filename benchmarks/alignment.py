@@ -15,14 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.alignment_tasks import ALL, BY_NAME, ROWS, TASKS, Task
-from benchmarks.alignment_world import World, rows
+from benchmarks.alignment_tasks import BY_NAME, TASKS, Task
+from benchmarks.alignment_world import World
 from benchmarks.environments import HOME
 from benchmarks.servers import SERVERS
-from training.folder import JobFolder
-from training.params.task import TASK
-from training.report import Report
-from training.run import run
 
 SEEDS = (1, 2, 3)
 STILL = 1e-4
@@ -91,22 +87,9 @@ def value_of(task: Task, world: World, seed: int, **params: Any) -> float:
     folder = world.folder / f"{task.name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        return task.measure(train(task, world, seed, folder, **params), world)
+        return task.measure(task.train(world, seed, folder, **params), world)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def train(task: Task, world: World, seed: int, folder: Path, **params: Any) -> Path:
-    """Run the task's job in `folder`; returns the model. Raises RuntimeError where it did not succeed."""
-    data = world.write(f"{task.name}-{seed}", rows(task.row, ROWS, seed=seed))
-    asked = {"model": str(world.model), "dataset": data, "seed": seed, **ALL, **task.params(world), **params}
-    folder.mkdir(parents=True)
-    job = JobFolder(folder)
-    job.write_task(TASK.validate_python({"task": task.task, "params": asked}))
-    result = run(job, Report(job))
-    if result is None or result.artifact is None:
-        raise RuntimeError(f"{task.name}: {'it ended' if result is None else result.error}")
-    return folder / result.artifact
 
 
 # ---- what they say together

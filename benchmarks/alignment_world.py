@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 LETTERS = "abcdefgh"
 GOOD, BAD = LETTERS[:4], LETTERS[4:]
+CLASSES = ("abc", "def", "gh")
 FEWEST, MOST = 3, 8
 """Letters of an answer."""
 SPECIAL = ("<pad>", "<eos>", "<user>", "<assistant>")
@@ -171,16 +172,9 @@ def _with_a(rng: random.Random, length: int) -> str:
 
 
 def classified(rng: random.Random) -> Row:
-    """The class of an answer is that of its last letter."""
-    answer = word(rng)
-    return {"messages": answered(prompt(rng), answer), "label": class_of(answer)}
-
-
-def class_of(answer: str) -> int:
-    return LETTERS.index(answer[-1]) // 3
-
-
-CLASSES = 3
+    """The class of an answer is that of its letters."""
+    label = rng.randrange(len(CLASSES))
+    return {"messages": answered(prompt(rng), word(rng, CLASSES[label])), "label": label}
 
 
 def question(rng: random.Random) -> Row:
@@ -190,3 +184,8 @@ def question(rng: random.Random) -> Row:
 def share_of_a(answer: str) -> float:
     """The reward: which part of an answer's letters is the letter a."""
     return answer.count("a") / len(answer) if answer else 0.0
+
+
+def rewards(completions: list[list[Row]], **_: Any) -> list[float]:
+    """The reward of each answer, in TRL's form."""
+    return [share_of_a(completion[-1]["content"]) for completion in completions]
