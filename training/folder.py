@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.adapters.disk import sync
+from engines.params.model import TaskType
 from engines.params.secrets import with_secrets
 from training.discreet import without_folders
 from training.params.task import TASK, Task
@@ -121,6 +122,8 @@ class Result(_Written):
     artifact: str | None = None
     """What was made, as a path within the folder: an adapter (`adapter_config.json`) or a model (`config.json`)."""
     kind: Literal["adapter", "model"] | None = None
+    task_type: TaskType | None = None
+    """What that is for: to continue texts, or to judge them by a head."""
     final_step: int | None = None
     trained_tokens: int | None = None
     """Tokens that went through the model in all steps."""

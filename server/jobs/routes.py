@@ -219,7 +219,7 @@ def _to_wire(job: Job) -> dict[str, Any]:
         "error": job.error,
         "result": None
         if result is None
-        else result.model_dump(mode="json", include={"kind", "final_step", "trained_tokens", "metrics"}),
+        else result.model_dump(mode="json", include={"kind", "task_type", "final_step", "trained_tokens", "metrics"}),
     }
 
 

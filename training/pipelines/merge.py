@@ -21,6 +21,7 @@ from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
+from engines.params.model import TaskType
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.params.export import MergeParams
@@ -61,7 +62,8 @@ def run(params: MergeParams, report: Report) -> Result:
     with _written_whole(target) as partial:
         model.save_pretrained(partial, max_shard_size=_bytes(params.max_shard_size))
         _copy_what_belongs_to_it(_folder_of(base, revision, params.hub_token), adapters, partial)
-    return Result(status="succeeded", artifact=OUTPUT, kind="model")
+    task_type: TaskType = "seq_cls" if is_classifier(model.config) else "causal_lm"
+    return Result(status="succeeded", artifact=OUTPUT, kind="model", task_type=task_type)
 
 
 def _base_of(adapter: Path, config: dict[str, Any], params: MergeParams) -> tuple[str, str | None]:

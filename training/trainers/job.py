@@ -185,6 +185,7 @@ def train(trainer: Any) -> Result:
         status="succeeded",
         artifact=f"checkpoint-{step}",
         kind=tuner_of(params).makes,
+        task_type=params.task_type,
         final_step=step,
         trained_tokens=int(trainer.state.num_input_tokens_seen),
         metrics={name: value for name, value in metrics.items() if name in ("train_runtime", "train_loss")},

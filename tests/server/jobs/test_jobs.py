@@ -24,7 +24,7 @@ async def test_a_job_is_validated_queued_run_and_succeeds(office: Office) -> Non
     assert (job.attempt, job.validated, job.deaths) == (1, True, 0)
     assert job.created_at <= job.queued_at <= job.started_at <= job.finished_at
     assert job.job_result() == Result(
-        status="succeeded", artifact="adapter", kind="adapter", final_step=10, trained_tokens=80
+        status="succeeded", artifact="adapter", kind="adapter", task_type="causal_lm", final_step=10, trained_tokens=80
     )
     assert await office.steps(job) == list(range(1, 11))
     assert [each.step for each in await office.jobs.store.checkpoints(job)] == [2, 4, 6, 8, 10]

@@ -71,8 +71,21 @@ def test_a_job_is_created_runs_and_tells_what_came_of_it(done: dict[str, Any]) -
     assert done["status"] == "succeeded"
     assert done["parameters"] == SFT
     assert done["metadata"] == {"who": "test"}
-    assert done["result"] == {"kind": "adapter", "final_step": 10, "trained_tokens": 80, "metrics": {}}
+    told = {"kind": "adapter", "task_type": "causal_lm", "final_step": 10, "trained_tokens": 80, "metrics": {}}
+    assert done["result"] == told
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
+
+
+@pytest.mark.parametrize(
+    ("type", "parameters"),
+    [
+        ("rlhf", {"rlhf_type": "rm", "center_rewards_coefficient": 0.01}),
+        ("sft", {"task_type": "seq_cls", "num_labels": 3, "problem_type": "multi_label_classification"}),
+    ],
+)
+def test_reward_models_and_classifiers_are_trained(api: EchoApi, type: str, parameters: dict[str, Any]) -> None:
+    job = ended(api, type, SFT | parameters)
+    assert (job["status"], task_of(api, job).items() >= parameters.items()) == ("succeeded", True)
 
 
 def test_jobs_are_listed_in_pages_and_by_status(api: EchoApi, done: dict[str, Any]) -> None:
@@ -303,6 +316,8 @@ def test_what_is_not_in_the_roots_is_not_found(api: EchoApi) -> None:
         ("sft", SFT | {"dataset_num_proc": 10_000}, "parameters.dataset_num_proc", "at most"),
         ("sft", {"model": "m"}, "parameters.dataset", "Missing required parameter"),
         ("sft", {"dataset": ["d"]}, "parameters.model", "Missing required parameter"),
+        ("sft", SFT | {"num_labels": 3}, "parameters.num_labels", "only task_type seq_cls reads it"),
+        ("rlhf", SFT | {"rlhf_type": "rm", "num_labels": 3}, "parameters.num_labels", "a reward is one number"),
         ("merge", {"model": "m"}, "parameters.adapters", "name the adapter"),
     ],
 )

@@ -72,7 +72,14 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     write(
         folder / "result.json",
-        {"status": "succeeded", "artifact": "adapter", "kind": "adapter", "final_step": step, "trained_tokens": 80},
+        {
+            "status": "succeeded",
+            "artifact": "adapter",
+            "kind": "adapter",
+            "task_type": "causal_lm",
+            "final_step": step,
+            "trained_tokens": 80,
+        },
     )
     return 0
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from engines.errors import InvalidRequest
 from tests.engines.pt.adapters import save_adapter
+from tests.training.jobs import make_job, start
 from tests.training.pipelines.test_rlhf import ROWS, told_apart
 from training.folder import Evaluation, JobFolder, Step
 from training.params.export import MergeParams
@@ -64,7 +67,8 @@ def train(tiny: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
         asked = RlhfParams.model_validate(given)
         folder.write_task(RlhfTask(task="rlhf", params=asked))
         assert refusals(folder.read_task()) == []
-        assert pipeline.run(asked, Report(folder)).status == "succeeded"
+        result = pipeline.run(asked, Report(folder))
+        assert (result.status, result.task_type) == ("succeeded", "seq_cls")
         return folder
 
     return run
@@ -182,8 +186,42 @@ def test_what_was_trained_loads_in_transformers_and_peft_alone_and_merges(
         return
     merged = JobFolder(tmp_path / "merge")
     merged.path.mkdir()
-    merge.run(MergeParams(adapters=(str(checkpoint),)), Report(merged))
+    assert merge.run(MergeParams(adapters=(str(checkpoint),)), Report(merged)).task_type == "seq_cls"
     assert rewards(load_alone(merged.path / "merged", tiny), tokenizer, ROWS) == pytest.approx(found, abs=5e-5)
+
+
+def test_the_margin_that_a_set_names_is_asked_for(train: Callable[..., JobFolder], tmp_path: Path) -> None:
+    file = tmp_path / "margins.jsonl"
+    file.write_text("".join(json.dumps({**row, "margin": 2.0}) + "\n" for row in ROWS))
+    asked = steps(train("asked", dataset=str(file), max_steps=1, per_device_train_batch_size=1))[0]
+    assert asked["loss"] == pytest.approx(-logsigmoid(torch.tensor(asked["margin"] - 2)).item(), abs=1e-5)
+
+
+def test_a_stream_is_learned_from_as_the_same_rows_are(train: Callable[..., JobFolder]) -> None:
+    found = [metrics["loss"] for metrics in steps(train(streaming=True))]
+    assert found[-1] < found[0]
+
+
+def test_two_processes_learn_what_one_does(
+    train: Callable[..., JobFolder], tiny: Path, pairs: str, tmp_path: Path
+) -> None:
+    params = {"train_type": "full", "learning_rate": 1e-3, "max_steps": 2, "save_steps": 2}
+    one = train("one", per_device_train_batch_size=4, **params)
+    given = {name: value for name, value in SETTINGS.items() if name not in ITS_OWN} | params
+    two = make_job(tmp_path / "two", "rlhf", model=str(tiny), dataset=pairs, ddp_backend="gloo", **given)
+    start(two, processes=2).wait(120)
+    assert two.read_result() is not None, (two.path / "worker.log").read_text()
+    for name in ("loss", "margin", "min_reward", "max_reward"):
+        told = [metrics[name] for metrics in steps(one)]
+        assert [metrics[name] for metrics in steps(two)] == pytest.approx(told, abs=1e-4), name
+
+
+def test_in_bfloat16_the_head_learns_in_float32(train: Callable[..., JobFolder]) -> None:
+    """Adam changes its weights by less than bfloat16 can tell from nothing."""
+    checkpoint = train(torch_dtype="bfloat16", learning_rate=1e-4).path / "checkpoint-6"
+    head = load_file(checkpoint / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert head.dtype == torch.float32
+    assert (head != head.bfloat16().float()).float().mean() > 0.5
 
 
 def test_the_last_token_is_judged_also_where_it_is_the_one_to_pad_with(
