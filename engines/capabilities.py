@@ -19,6 +19,8 @@ class AdapterSupport:
     """Modules in whose place an adapter may bring one of its own (PEFT's `modules_to_save`)."""
     head_inputs: int | None = None
     """Width of the hidden states that a head gets which an adapter brings, to classify; None: adapters bring none."""
+    padding: int | None = None
+    """Token that the model pads with, where an adapter with a head does not say its own."""
     max_pinned: int = 0
     """Number of adapters that may be pinned: never swapped out of their slots."""
 

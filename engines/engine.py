@@ -45,8 +45,7 @@ class Engine(Protocol):
 
     async def pool(self, request: PoolingRequest) -> list[float]:
         """Return what the model makes of the prompt's last token. `embed`: its hidden state, L2-normalised, as
-        (hidden_size,) floats. `classify`: the logits of the head, (labels,) floats, after the last token that is no
-        padding, as transformers reads them.
+        (hidden_size,) floats. `classify`: the logits of the head, (labels,) floats; `Head.read` says where a text ends.
 
         Raises UnsupportedParameter where neither the model nor the adapter has a head to classify with, and else what
         `generate` raises.

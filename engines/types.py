@@ -163,6 +163,15 @@ class Head:
     """Names of its classes; a reward model has one."""
     problem_type: ProblemType | None = None
     """None where nothing says it."""
+    padding: int | None = None
+    """Token that transformers passes over at the end of a text: the head judges by the one before it."""
+
+    def read(self, ids: list[int]) -> list[int]:
+        """The tokens of a text up to the one that the head judges by."""
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self.padding:
+            end -= 1
+        return ids[:end]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from server.messages import routes as message_routes
 from server.metrics.keys import KeyMetrics
 from server.metrics.throughput import log_throughput
 from server.openai import chat, completions, embeddings, models, tokenization
+from server.pooling import classify, rerank, score
 from server.pools import Pools
 from server.responses import conversations
 from server.responses import routes as response_routes
@@ -52,6 +53,9 @@ ROUTERS = (
     message_routes.router,
     models.router,
     embeddings.router,
+    classify.router,
+    score.router,
+    rerank.router,
     tokenization.router,
     response_routes.router,
     conversations.router,

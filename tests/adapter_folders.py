@@ -47,3 +47,9 @@ def write_adapter(
     (folder / CONFIG).write_text(json.dumps(written))
     save_file(dict(lora_tensors(rank=rank, seed=seed) if tensors is None else tensors), folder / WEIGHTS)
     return folder
+
+
+def write_head_adapter(folder: Path, *, labels: int = 1, seed: int = 0) -> Path:
+    """An adapter for EchoEngine that brings a head."""
+    tensors = lora_tensors(seed=seed) | {"base_model.model.score.weight": np.ones((labels, 32), np.float32)}
+    return write_adapter(folder, tensors=tensors, task_type="SEQ_CLS", modules_to_save=["classifier", "score"])

@@ -16,20 +16,20 @@ import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec, LoraModule
+from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.text.prompt import checked_template
 from engines.text.templates import template_in
-from engines.types import Head
+from engines.types import Head, ProblemType
 
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of numbers that are supported, as safetensors calls them."""
-HEAD = "score"
+SCORE = "score"
 """transformers' name of the head of a decoder that classifies."""
-HEAD_NAMES = (HEAD, "classifier")
+HEAD_NAMES = (SCORE, "classifier")
 """Modules of which PEFT saves one that is there, whatever the model calls it."""
 MAX_LABELS = 4096
 MATCHING_SECONDS = 5.0
@@ -88,12 +88,12 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
 
     Raises InvalidAdapter, whose `param` names the field at fault.
     """
-    config = _parse(_read_config(folder))
+    config = _parse(_read(folder, CONFIG))
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
     if not shapes:
         raise InvalidAdapter(f"{WEIGHTS} holds no tensors", param=WEIGHTS)
-    head, head_weight = _take_head(config, shapes, support)
+    head, head_weight = _take_head(folder, config, shapes, support)
     linears, embeddings, saved = _sort_tensors(config, shapes, support)
     _check_saved(config, (*saved, *(HEAD_NAMES if head else ())))
     modules = [*linears.values(), *embeddings.values()]
@@ -128,7 +128,7 @@ def check_base_model(spec: AdapterSpec, model: str) -> None:
 def content_hash(folder: Path) -> str:
     """Hex digest of what determines the outputs of an adapter that has been read: its settings, its weights, and the
     chat template that it brings."""
-    config = _parse(_read_config(folder))
+    config = _parse(_read(folder, CONFIG))
     # The weights say which modules were saved, and whether there is a head.
     names = {"base_model_name_or_path", "modules_to_save", "task_type"}
     digest = hashlib.sha256(config.model_dump_json(exclude=names).encode())
@@ -136,17 +136,19 @@ def content_hash(folder: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     digest.update((_read_template(folder) or "").encode())
+    if (folder / MODEL_CONFIG).is_file():
+        digest.update(_read(folder, MODEL_CONFIG))
     return digest.hexdigest()
 
 
-def _read_config(folder: Path) -> bytes:
+def _read(folder: Path, name: str) -> bytes:
     try:
-        with (folder / CONFIG).open("rb") as file:
+        with (folder / name).open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
     except OSError:
-        raise InvalidAdapter(f"the folder has no {CONFIG} that can be read", param=CONFIG) from None
+        raise InvalidAdapter(f"the folder has no {name} that can be read", param=name) from None
     if len(data) > MAX_CONFIG_BYTES:
-        raise InvalidAdapter(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes", param=CONFIG)
+        raise InvalidAdapter(f"{name} is larger than {MAX_CONFIG_BYTES} bytes", param=name)
     return data
 
 
@@ -210,10 +212,10 @@ def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _take_head(
-    config: _Config, shapes: dict[str, tuple[int, ...]], support: AdapterSupport
+    folder: Path, config: _Config, shapes: dict[str, tuple[int, ...]], support: AdapterSupport
 ) -> tuple[Head | None, str | None]:
     """The adapter's own head and the name of its tensor, which is taken out of `shapes`."""
-    name = f"{PREFIX}{HEAD}.weight"
+    name = f"{PREFIX}{SCORE}.weight"
     shape = shapes.pop(name, None)
     if shape is None:
         if config.task_type == "SEQ_CLS":
@@ -225,9 +227,44 @@ def _take_head(
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_LABELS or shape[1] != support.head_inputs:
         message = f"{name} is of shape {list(shape)}; with this model it would be [labels, {support.head_inputs}]"
         raise InvalidAdapter(f"{message}, with at most {MAX_LABELS} labels", param="modules_to_save")
-    # PEFT tells no names of labels, nor what the numbers mean; transformers takes a single one for a regression.
-    labels = tuple(f"LABEL_{at}" for at in range(shape[0]))
-    return Head(labels=labels, problem_type="regression" if shape[0] == 1 else None), name
+    return _read_head(folder, shape[0], support), name
+
+
+class _TextConfig(BaseModel):
+    """The fields of `config.json` that say how a head is read, and where a text ends."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    id2label: dict[str, str] | None = None
+    problem_type: ProblemType | None = None
+    pad_token_id: int | None = None
+
+
+class _HeadConfig(_TextConfig):
+    text_config: _TextConfig = _TextConfig()
+
+
+def _read_head(folder: Path, num_labels: int, support: AdapterSupport) -> Head:
+    """A single label is a regression where nothing else is said, as in transformers."""
+    labels = tuple(f"LABEL_{at}" for at in range(num_labels))
+    meaning: ProblemType | None = "regression" if num_labels == 1 else None
+    if not (folder / MODEL_CONFIG).is_file():
+        return Head(labels=labels, problem_type=meaning, padding=support.padding)
+    try:
+        said = _HeadConfig.model_validate_json(_read(folder, MODEL_CONFIG))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidAdapter(
+            f"{MODEL_CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}", param=MODEL_CONFIG
+        ) from None
+    if said.id2label is not None:
+        if sorted(said.id2label) != sorted(map(str, range(num_labels))):
+            raise InvalidAdapter(
+                f"{MODEL_CONFIG}: id2label does not name the {num_labels} labels of the head", param=MODEL_CONFIG
+            )
+        labels = tuple(said.id2label[str(at)] for at in range(num_labels))
+    padding = said.pad_token_id if said.pad_token_id is not None else said.text_config.pad_token_id
+    return Head(labels=labels, problem_type=said.problem_type or meaning, padding=padding)
 
 
 def _sort_tensors(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from engines.adapters.disk import sync
 from engines.adapters.folder import MAX_CONFIG_BYTES, MAX_LABELS, content_hash, read_adapter
-from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
+from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, NotFound
 from engines.text.templates import TEMPLATES
@@ -126,7 +126,8 @@ def _copy_and_check(source: Path, target: Path, support: AdapterSupport, follow_
     except OSError as error:
         raise NotFound(f"the adapter's folder {source.name!r} cannot be read: {error.strerror}") from None
     try:
-        for name, limit in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, _largest_file(support))):
+        limits = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: _largest_file(support), MODEL_CONFIG: MAX_CONFIG_BYTES}
+        for name, limit in limits.items():
             _copy(name, folder, target / name, limit, links)
         for name in TEMPLATES:
             if not any((target / other).exists() for other in TEMPLATES):

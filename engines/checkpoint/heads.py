@@ -15,5 +15,7 @@ def is_classifier(config: Any) -> bool:
 def head_of(config: Any) -> Head:
     """The head of a model for sequence classification."""
     return Head(
-        labels=tuple(str(label) for _, label in sorted(config.id2label.items())), problem_type=config.problem_type
+        labels=tuple(str(label) for _, label in sorted(config.id2label.items())),
+        problem_type=config.problem_type,
+        padding=config.get_text_config().pad_token_id,
     )

@@ -79,10 +79,9 @@ class EngineCore:
         pooling = request.task if isinstance(request, PoolingRequest) else None
         if isinstance(request, PoolingRequest):
             nothing = Sampling(max_new_tokens=0)
-            padding = self.runner.padding if pooling == "classify" else None
             request = GenerationRequest(
                 request_id=request.request_id,
-                prompt_ids=_without_padding(request.prompt_ids, padding),
+                prompt_ids=request.prompt_ids,
                 sampling=nothing,
                 adapter=request.adapter,
                 priority=request.priority,
@@ -384,11 +383,3 @@ def _wants_nothing(sequence: Sequence) -> bool:
 def _samples(sequence: Sequence) -> bool:
     group = sequence.group
     return not (group.pooling or group.beams is not None or _wants_nothing(sequence))
-
-
-def _without_padding(ids: list[int], padding: int | None) -> list[int]:
-    """Up to the last token that is none, which is the one that transformers classifies by."""
-    end = len(ids)
-    while end > 1 and ids[end - 1] == padding:
-        end -= 1
-    return ids[:end]

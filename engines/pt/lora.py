@@ -160,6 +160,7 @@ class LoraSlots:
             embeddings=embeddings,
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
             head_inputs=_linear_shape(self._last)[0],
+            padding=model.config.get_text_config().pad_token_id,
             max_pinned=max_pinned(num_slots),
         )
         self._groups = {path: group for group in self._group(calls.groups) for path in group.paths}

@@ -87,7 +87,6 @@ class ModelRunner:
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.dtype = dtype
         self.vocab_size: int = text_config.vocab_size
-        self.padding: int | None = text_config.pad_token_id
         self.head: Head | None = head_of(hf_config) if classifies else None
         """None: a causal language model."""
         self._hidden: Tensor | None = None

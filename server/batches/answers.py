@@ -25,6 +25,9 @@ from server.openai.embeddings import EmbeddingsBody
 from server.openai.keeping import keeping
 from server.openai.pipeline import Body, Endpoint, admit
 from server.openai.schema import ChatRequest, CompletionRequest
+from server.pooling import classify, rerank, score
+from server.pooling.asking import Asking, ask
+from server.pooling.schema import ClassifyBody, PoolingFields, RerankBody, ScoreBody
 from server.responses.responses import Responses
 from server.responses.schema import ResponsesRequest
 from server.responses.words import in_own_words
@@ -110,8 +113,7 @@ async def _responses(by: Answering, body: ResponsesRequest) -> dict[str, Any]:
 async def _generate(endpoint: Endpoint[Body], by: Answering, body: Body) -> dict[str, Any]:
     if body.stream:
         raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
-    if "priority" in body.model_fields_set:
-        raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
+    _refuse_priority(body)
     body = body.model_copy(update={"priority": BATCH_PRIORITY})
     with ExitStack() as held:
         return await (await admit(endpoint, body, by.caller, by.model, by.inference, held)).whole()
@@ -123,15 +125,34 @@ async def _embeddings(by: Answering, body: EmbeddingsBody) -> dict[str, Any]:
         return await embeddings.answer(body, by.caller, by.model, by.inference, leased.version, priority=BATCH_PRIORITY)
 
 
+async def _pooled(
+    answer: Callable[[Asking[Any]], Awaitable[dict[str, Any]]], by: Answering, body: PoolingFields
+) -> dict[str, Any]:
+    _refuse_priority(body)
+    with ExitStack() as held:
+        return await answer(await ask(body, by.caller, by.model, by.inference, held, priority=BATCH_PRIORITY))
+
+
+def _refuse_priority(body: RequestBody) -> None:
+    if "priority" in body.model_fields_set:
+        raise InvalidRequest("Requests of a batch all have the same, low priority.", param="priority")
+
+
 BODIES: dict[str, type[RequestBody]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingsBody,
     "/v1/responses": ResponsesRequest,
+    "/v1/classify": ClassifyBody,
+    "/v1/score": ScoreBody,
+    "/v1/rerank": RerankBody,
 }
 ENDPOINTS: dict[str, Callable[[Answering, Any], Awaitable[dict[str, Any]]]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": partial(_generate, COMPLETIONS),
     "/v1/embeddings": _embeddings,
     "/v1/responses": _responses,
+    "/v1/classify": partial(_pooled, classify.answer),
+    "/v1/score": partial(_pooled, score.answer),
+    "/v1/rerank": partial(_pooled, rerank.answer),
 }

@@ -19,7 +19,15 @@ router = APIRouter(prefix="/v1/batches")
 class BatchBody(RequestBody):
     input_file_id: Name
     """A file with the purpose `batch`."""
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    endpoint: Literal[
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/classify",
+        "/v1/score",
+        "/v1/rerank",
+    ]
     completion_window: Literal["24h"]
     """What has not been answered then never will be."""
     metadata: Metadata | None = None

@@ -54,7 +54,9 @@ class Creator:
         # 1. What can be told from the request alone.
         body.check_built()
         with ExitStack() as held:
-            return await self._create(body, await self.inference.lease(body.model, access, held), access)
+            leased = await self.inference.lease(body.model, access, held)
+            self.inference.check_generates(leased)
+            return await self._create(body, leased, access)
 
     async def _create(self, body: CreateFineTuningJob, model: Lease, access: Access) -> Job:
         """`model`: what training begins with."""

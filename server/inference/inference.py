@@ -10,6 +10,8 @@ from fastapi import Depends
 
 from engines.adapters.registry import AdapterRegistry, Lease
 from engines.engine import Engine
+from engines.errors import UnsupportedParameter
+from engines.types import Head
 from server.deps import part
 from server.inference.fine_tuned import FineTunedModels
 from server.inference.lifecycle import Lifecycle
@@ -45,6 +47,19 @@ class Inference:
         leased = await self.adapters.lease(model, partial(self.fine_tuned.are_known_to, access))
         held.callback(leased.release)
         return leased
+
+    def head(self, leased: Lease) -> Head | None:
+        """The head that what was leased classifies by; None where it generates."""
+        return leased.head or self.engine.capabilities().head
+
+    def check_generates(self, leased: Lease) -> None:
+        """Raises UnsupportedParameter where what was leased classifies."""
+        if self.head(leased) is not None:
+            raise UnsupportedParameter(
+                f"The model {leased.name!r} classifies texts and generates none: ask it at /v1/classify, /v1/score or "
+                "/v1/rerank.",
+                param="model",
+            )
 
 
 InferenceDep = Annotated[Inference, Depends(part(Inference))]

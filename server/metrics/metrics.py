@@ -69,8 +69,8 @@ class Metrics:
     def count_batch_request(self, result: str) -> None:
         self._batch_requests.of(result).inc()
 
-    def count_embeddings(self, prompts: list[int], adapter: str | None) -> None:
-        """A request for embeddings of prompts of so many tokens was answered."""
+    def count_pooled(self, prompts: list[int], adapter: str | None) -> None:
+        """A request for embeddings, classes or scores of prompts of so many tokens was answered."""
         for tokens in prompts:
             self.requests.count_prompt(tokens)
         if adapter is not None:

@@ -3,7 +3,7 @@
 
 1. `server.http.body`     no JSON, unknown fields, wrong types, values out of OpenAI's ranges
 2. `check_fields`         fields that exclude each other, or are not for this caller, whatever the model
-3. `Inference.lease`      a model that is not served, or is another's
+3. `Inference.lease`      a model that is not served, or is another's, or that classifies
 4. `Endpoint.read`        what this model cannot take of tools, messages or constraints; prompts beyond its context
 5. `to_sampling`          values out of this model's ranges
 6. `check_capabilities`   what this engine does not support
@@ -103,6 +103,7 @@ async def admit(
     check_fields(body, caller)
     endpoint.check(body)
     leased = await inference.lease(body.model, caller.access, held)
+    inference.check_generates(leased)
     model = model.as_asked(leased)
     capabilities, pools = inference.engine.capabilities(), inference.pools
     asked = await endpoint.read(body, model, capabilities, pools)

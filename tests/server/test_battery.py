@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.adapter_folders import write_adapter
+from tests.adapter_folders import write_adapter, write_head_adapter
 from tests.server.process import ServerProcess
 from tests.until import until
 
@@ -56,6 +56,13 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/conversations/{conversation_id}": {"metadata": {"a": "b"}},
     "/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "a"}]},
     "/v1/embeddings": {"model": "echo", "input": "hello", "encoding_format": "float", "dimensions": 8},
+    "/v1/classify": {"model": "judge", "input": ["a", "b"], "use_activation": False},
+    "/classify": {"model": "judge", "messages": HELLO},
+    "/v1/score": {"model": "judge", "text_1": HELLO, "text_2": ["a", "b"]},
+    "/score": {"model": "echo", "queries": ["a", "b"], "documents": ["c", {"text": "d"}], "max_tokens_per_doc": 3},
+    "/v1/rerank": {"model": "judge", "query": "a", "documents": ["b"], "top_n": 1, "return_documents": True},
+    "/v2/rerank": {"model": "echo", "query": "a", "documents": ["b"], "max_tokens_per_doc": 4096},
+    "/rerank": {"model": "echo", "query": "a", "documents": ["b", {"text": "c"}]},
     "/v1/messages": {"max_tokens": 3, "stop_sequences": ["x"], "temperature": 0.5, "top_k": 5, **ANTHROPIC},
     "/v1/messages/count_tokens": ANTHROPIC,
     "/v1/responses": {
@@ -128,6 +135,7 @@ def echo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of this module's own, which is left with adapters of all kinds of names."""
     folder = tmp_path_factory.mktemp("battery")
     write_adapter(folder / "root" / "a")
+    write_head_adapter(folder / "root" / "judge")
     VALID["/v1/jobs"]["parameters"]["adapters"] = [str(folder / "root" / "a")]
     roots = {name: [str(folder / "root")] for name in ("adapter_roots", "job_roots")}
     params = {**roots, "state_dir": str(folder / "state"), "max_running_jobs": 0, "keep_completions": True}
@@ -156,6 +164,7 @@ def client(echo_url: str) -> Iterator[Client]:
         ):
             upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"{}")}}
             VALID[path][field] = client.post("/v1/files", **upload).json()["id"]
+        client.post("/v1/adapters", json={"name": "judge", "path": "judge"})
         kept = {"model": "echo", "messages": HELLO, "store": True, "metadata": {"a": "b"}}
         Client.things["completion_id"] = client.post("/v1/chat/completions", json=kept).json()["id"]
         Client.things["conversation_id"] = client.post("/v1/conversations", json={}).json()["id"]

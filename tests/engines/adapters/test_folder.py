@@ -1,5 +1,6 @@
 """What an adapter's folder may hold, and how the rest is refused: by the name of the field at fault."""
 
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from engines.adapters import folder as adapter_folder
 from engines.adapters.folder import check_base_model, content_hash, read_adapter
-from engines.adapters.spec import CONFIG, WEIGHTS, LoraModule
+from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.types import Head
@@ -394,3 +395,20 @@ def test_an_engine_without_heads_says_so(tmp_path: Path) -> None:
     path = write_adapter(tmp_path, tensors=with_head(1, 32), task_type="SEQ_CLS")
     error = refused(path, replace(ECHO, head_inputs=None))
     assert error.param == "task_type" and "not served by this engine" in error.message
+
+
+def test_the_configuration_beside_an_adapter_says_what_its_labels_are_and_where_a_text_ends(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path, tensors=with_head(2, 32), task_type="SEQ_CLS")
+    plain = content_hash(path)
+    said = {"id2label": {"0": "ham", "1": "spam"}, "problem_type": "multi_label_classification", "pad_token_id": 7}
+    (path / MODEL_CONFIG).write_text(json.dumps(said | {"model_type": "llama"}))
+    spec = read_adapter(path, ECHO)
+    assert spec.head == Head(labels=("ham", "spam"), problem_type="multi_label_classification", padding=7)
+    assert content_hash(path) != plain
+
+
+@pytest.mark.parametrize("said", ["[]", "{", '{"id2label": {"0": "ham"}}', '{"problem_type": "guess"}'])
+def test_a_configuration_that_does_not_fit_the_head_is_refused(tmp_path: Path, said: str) -> None:
+    path = write_adapter(tmp_path, tensors=with_head(2, 32), task_type="SEQ_CLS")
+    (path / MODEL_CONFIG).write_text(said)
+    assert refused(path).param == MODEL_CONFIG

@@ -63,8 +63,12 @@ def test_a_text_that_ends_with_padding_is_classified_as_transformers_does_it(
 ) -> None:
     folder = classifier(tmp_path, pad_token_id=padding, num_labels=1)
     core = core_of(ModelRunner(settings(folder)))
+    head = core.runner.head
+    assert head is not None and head.padding == padding
     for ids in ([*prompt(9), EOS], [*prompt(9), EOS, EOS], [EOS, *prompt(9)], [EOS, EOS]):
-        assert answered(core, [classify(ids)])["c"] == pytest.approx(expected_logits(folder, ids).tolist(), abs=1e-4)
+        assert answered(core, [classify(head.read(ids))])["c"] == pytest.approx(
+            expected_logits(folder, ids).tolist(), abs=1e-4
+        )
 
 
 def test_a_prompt_that_was_cached_has_the_same_logits(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_a_model_in_bfloat16_classifies(tmp_path: Path) -> None:
 def test_labels_and_their_meaning_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     folder = classifier(tmp_path, id2label={1: "bad", 0: "good"}, problem_type="multi_label_classification")
     head = ModelRunner(settings(folder)).head
-    assert head == Head(labels=("good", "bad"), problem_type="multi_label_classification")
+    assert head == Head(labels=("good", "bad"), problem_type="multi_label_classification", padding=0)
 
 
 def test_a_model_that_classifies_generates_nothing_and_embeds(tmp_path: Path) -> None:
@@ -159,9 +163,9 @@ def test_an_adapter_classifies_or_generates_as_it_was_trained(
 
 def test_what_a_head_says_of_itself(runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path) -> None:
     reward = spec_of(runner("llama"), save_head_adapter(folder("llama"), tmp_path / "reward"))
-    assert reward.head == Head(labels=("LABEL_0",), problem_type="regression")
+    assert reward.head == Head(labels=("LABEL_0",), problem_type="regression", padding=0)
     topics = spec_of(runner("llama"), save_head_adapter(folder("llama"), tmp_path / "topics", num_labels=3))
-    assert topics.head == Head(labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert topics.head == Head(labels=("LABEL_0", "LABEL_1", "LABEL_2"), padding=0)
 
 
 def test_a_head_of_another_width_is_refused(runner: GetRunner, tmp_path: Path) -> None:

@@ -131,6 +131,22 @@ def test_completions_and_embeddings_have_batches_too(api: Api) -> None:
     assert (vectors.usage.input_tokens, vectors.usage.output_tokens) == (2, 0)
 
 
+def test_scores_and_ranks_have_batches_too(api: Api) -> None:
+    for url, given in (
+        ("/v1/score", {"text_1": "a", "text_2": "b"}),
+        ("/v1/rerank", {"query": "a", "documents": ["b"]}),
+    ):
+        done = api.wait(api.create(line("a", url, **given), line("b", url, **given, priority=1), endpoint=url))
+        [result] = api.lines(done.output_file_id).values()
+        (one,) = result["response"]["body"].get("data") or result["response"]["body"]["results"]
+        assert one["index"] == 0 and done.usage.input_tokens == 2
+        [refusal] = api.lines(done.error_file_id).values()
+        assert refusal["response"]["body"]["error"]["param"] == "priority"
+    done = api.wait(api.create(line("a", "/v1/classify", input="a"), endpoint="/v1/classify"))
+    [refusal] = api.lines(done.error_file_id).values()
+    assert "no head" in refusal["response"]["body"]["error"]["message"]
+
+
 def test_responses_have_batches_too(api: Api) -> None:
     url = "/v1/responses"
     asked = (line("a", url, input="hello"), line("b", url, input="hello", background=True), line("c", url, tools=[3]))

@@ -15,6 +15,9 @@ MESSAGE = {"role": "user", "content": "hi"}
 LEAST: dict[str, dict[str, Any]] = {
     "AdapterBody": {"name": "a", "path": "b"},
     "AliasBody": {"target": "a"},
+    "CohereRerankBody": {"query": "a", "documents": ["b"]},
+    "Document": {"text": "a"},
+    "RerankBody": {"query": "a", "documents": ["b"]},
     "BatchBody": {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"},
     "Call": {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
     "CallOutput": {"type": "function_call_output", "call_id": "c", "output": "hi"},
