@@ -29,6 +29,7 @@ GOOD, BAD = turn("assistant", "It scatters light."), turn("assistant", "It is pa
 MORE = turn("user", "Why?")
 FAR = turn("assistant", "Short waves scatter most.")
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+FUNCTION = TOOL["function"]
 CALL = {"id": "call_0", "type": "function", "function": {"name": "now", "arguments": '{"zone": "CET"}'}}
 
 
@@ -132,9 +133,59 @@ def test_preferences_have_the_ids_that_trl_makes(row: dict[str, Any], meant: dic
     assert ours == by_trl(meant, DPOTrainer, CHATML) | {"margin": 8.0 - 2.5 if "score_chosen" in row else 0.0}
 
 
-def test_the_tools_of_preferences_are_trls() -> None:
-    row = STANDARD | {"tools": json.dumps([TOOL])}
-    assert by_us(row, "pairs", QWEN) == by_trl(row, DPOTrainer, QWEN) | {"margin": 0.0}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+NOON = turn("tool", "noon", tool_call_id="call_0")
+WRITTEN_CALL = '{"name": "now", "arguments": {"zone": "CET"}}'
+WITH_TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "TRL": (STANDARD | {"tools": json.dumps([TOOL])}, STANDARD | {"tools": [TOOL]}),
+    "TRL, a call is better": (
+        {"prompt": [SKY], "chosen": [CALLING], "rejected": [BAD], "tools": [TOOL]},
+        {"prompt": [SKY], "chosen": [CALLING], "rejected": [BAD], "tools": [TOOL]},
+    ),
+    "TRL, implicit, what a call gave": (
+        {"chosen": [SKY, CALLING, NOON, GOOD], "rejected": [SKY, CALLING, NOON, BAD], "tools": [TOOL]},
+        {"prompt": [SKY, CALLING, NOON], "chosen": [GOOD], "rejected": [BAD], "tools": [TOOL]},
+    ),
+    "OpenAI": (
+        {"input": {"messages": [SKY], "tools": [TOOL], "parallel_tool_calls": True}, "preferred_output": [CALLING],
+         "non_preferred_output": [BAD]},
+        {"prompt": [SKY], "chosen": [CALLING], "rejected": [BAD], "tools": [TOOL]},
+    ),
+    "ms-swift": (
+        {"messages": [SKY, turn("tool_call", WRITTEN_CALL), turn("tool_response", "noon"), GOOD],
+         "rejected_response": BAD["content"], "tools": json.dumps([TOOL])},
+        {"prompt": [SKY, CALLING, NOON], "chosen": [GOOD], "rejected": [BAD], "tools": [TOOL]},
+    ),
+    "LLaMA-Factory": (
+        {"conversations": [{"from": "human", "value": SKY["content"]},
+                           {"from": "function_call", "value": WRITTEN_CALL},
+                           {"from": "observation", "value": "noon"}],
+         "chosen": {"from": "gpt", "value": GOOD["content"]}, "rejected": {"from": "gpt", "value": BAD["content"]},
+         "tools": json.dumps([FUNCTION])},
+        {"prompt": [SKY, CALLING, NOON], "chosen": [GOOD], "rejected": [BAD], "tools": [TOOL]},
+    ),
+}  # fmt: skip
+
+
+def for_trl(row: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as an object, as TRL has them, and messages with no columns but their own."""
+
+    def ready(message: dict[str, Any]) -> dict[str, Any]:
+        calls = [
+            call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
+            for call in message.get("tool_calls", [])
+        ]
+        return message | ({"tool_calls": calls} if calls else {})
+
+    return {
+        name: [ready(message) for message in value] if isinstance(value, list) and name != "tools" else value
+        for name, value in row.items()
+    }
+
+
+@pytest.mark.parametrize(("row", "meant"), WITH_TOOLS.values(), ids=WITH_TOOLS)
+def test_the_tools_and_calls_of_preferences_are_trls(row: dict[str, Any], meant: dict[str, Any]) -> None:
+    assert by_us(row, "pairs", QWEN) == by_trl(for_trl(meant), DPOTrainer, QWEN) | {"margin": 0.0}
 
 
 JUDGED: dict[str, tuple[dict[str, Any], bool]] = {
@@ -144,7 +195,13 @@ JUDGED: dict[str, tuple[dict[str, Any], bool]] = {
         {"instruction": SKY["content"], "input": "", "output": GOOD["content"], "system": "Be kind.", "kto_tag": True},
         True,
     ),
-}
+    "LLaMA-Factory, sharegpt": (
+        {"conversations": [{"from": "human", "value": SKY["content"]}, {"from": "gpt", "value": GOOD["content"]}],
+         "system": "Be kind.", "kto_tag": False},
+        False,
+    ),
+    "OpenAI's messages in a csv file": ({"messages": json.dumps([KIND, SKY, GOOD]), "label": "true"}, True),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "good"), JUDGED.values(), ids=JUDGED)
@@ -156,6 +213,18 @@ def test_judged_answers_have_the_ids_that_trl_makes(row: dict[str, Any], good: b
 def test_a_judged_answer_of_several_messages_is_trls() -> None:
     row = {"prompt": [SKY], "completion": [GOOD, MORE, FAR], "label": True}
     assert by_us(row, "labels") == by_trl(row, KTOTrainer, CHATML) | {"label": True}
+
+
+@pytest.mark.parametrize(
+    ("row", "template"),
+    [
+        ({"prompt": "The sky is", "completion": " blue.", "label": False}, CHATML),
+        ({"prompt": [SKY], "completion": [CALLING], "label": True, "tools": [TOOL]}, QWEN),
+        ({"prompt": [SKY, CALLING, NOON], "completion": [GOOD], "label": True, "tools": [TOOL]}, QWEN),
+    ],
+)
+def test_judged_texts_and_calls_are_trls(row: dict[str, Any], template: str) -> None:
+    assert by_us(row, "labels", template) == by_trl(for_trl(row), KTOTrainer, template) | {"label": row["label"]}
 
 
 ASKED_AND_ANSWERED: dict[str, dict[str, Any]] = {
@@ -194,7 +263,6 @@ def test_a_prompt_with_a_system_column_is_a_conversation() -> None:
 
 
 CALLED = [SKY, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
-FUNCTION = TOOL["function"]
 TOLD_OF_TOOLS: dict[str, dict[str, Any]] = {
     "OpenAI": {"messages": CALLED, "tools": [TOOL]},
     "JSON text": {"messages": CALLED, "tools": json.dumps([TOOL])},
