@@ -18,7 +18,8 @@ LoRA of rank 8 and alpha 32 over all linear layers, 60 short lines of a new iden
   the text falls to pieces. Measured on the same model, 60 pairs, 3 epochs in batches of 4 at 2e-4: every pair's
   better answer is preferred, and questions that were not among them get answers of the better kind, in whole
   sentences.
-- **beta** of DPO: 0.1, the reference's.
+- **beta** of DPO and others: the reference's, 0.1, and 2.0 in SimPO. **desirable_weight** and **undesirable_weight** of
+  KTO: 1.
 """
 
 import math
@@ -54,20 +55,28 @@ class Hyperparameters:
     learning_rate_multiplier: float | None = None
     beta: float | None = None
     """How strongly the model is held to the reference model, in methods that have one."""
+    desirable_weight: float | None = None
+    """Weight of good answers, where answers are judged one by one."""
+    undesirable_weight: float | None = None
+    """Weight of bad ones."""
 
 
 def choose(wanted: Hyperparameters, *, method: Method[Any], rows: int, model_parameters: int | None) -> Hyperparameters:
     """`wanted` with a number for each `"auto"`; what is given stays as it is, and the others are chosen to fit it."""
     n_epochs = wanted.n_epochs or _epochs(rows)
-    batch_size = wanted.batch_size or _batch(rows * n_epochs)
+    batch_size = wanted.batch_size or max(method.least_in_a_pass, _batch(rows * n_epochs))
     steps = max(1, math.ceil(rows / batch_size)) * n_epochs
     rate = method.part_of_rate * _rate(model_parameters or UNKNOWN_WEIGHTS)
     return Hyperparameters(
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=wanted.learning_rate_multiplier or _multiplier(rate, steps),
-        **{name: getattr(wanted, name) or automatic for name, automatic in method.hyperparameters.items()},
+        **{name: _given(getattr(wanted, name), automatic) for name, automatic in method.hyperparameters.items()},
     )
+
+
+def _given(value: float | None, automatic: float) -> float:
+    return automatic if value is None else value
 
 
 def _epochs(rows: int) -> int:

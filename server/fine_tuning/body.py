@@ -17,6 +17,7 @@ Auto = Literal["auto"]
 MOST_SAMPLES, MOST_EPOCHS = 256, 50
 MOST_BETA = 20
 """SimPO's is 2 to 10 where DPO's is 0.1."""
+MOST_WEIGHT = 1000
 SEEDS = 2**31
 MethodName = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "simpo", "cpo", "rm", "ppo"]
 CHOICES = " or ".join(map(repr, BY_OPENAI_NAME))
@@ -39,6 +40,13 @@ class PreferenceHyperparameters(SupervisedHyperparameters):
     beta: Auto | Annotated[float, Field(gt=0, le=MOST_BETA)] = "auto"
 
 
+class KtoHyperparameters(PreferenceHyperparameters):
+    batch_size: Auto | Annotated[int, Field(ge=2, le=MOST_SAMPLES)] = "auto"
+    """Answers of a batch are compared with one another."""
+    desirable_weight: Auto | Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = "auto"
+    undesirable_weight: Auto | Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = "auto"
+
+
 class Supervised(StrictBody):
     hyperparameters: SupervisedHyperparameters | None = None
 
@@ -51,6 +59,10 @@ class Preference(StrictBody):
     hyperparameters: PreferenceHyperparameters | None = None
 
 
+class Kto(StrictBody):
+    hyperparameters: KtoHyperparameters | None = None
+
+
 class MethodBody(StrictBody):
     """How the model is taught: `type`, and beside it what belongs to that type."""
 
@@ -61,6 +73,7 @@ class MethodBody(StrictBody):
     orpo: Preference | None = None
     simpo: Preference | None = None
     cpo: Preference | None = None
+    kto: Kto | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,7 +130,7 @@ class CreateFineTuningJob(RequestBody):
     @property
     def wanted(self) -> Hyperparameters:
         """The hyperparameters that are given as numbers."""
-        of_method: Supervised | Dpo | Preference | None = (
+        of_method: Supervised | Dpo | Preference | Kto | None = (
             self.method.settings.get(self.method.type) if self.method else None
         )
         given = of_method.hyperparameters if of_method else self.hyperparameters

@@ -47,7 +47,11 @@ def final_task(
 ) -> TrainingTask:
     """The whole task. Raises TooManyCheckpoints."""
     assert chosen.n_epochs and chosen.batch_size and chosen.learning_rate_multiplier
-    in_a_pass = samples_in_a_pass(chosen.batch_size, record.parameters.get("per_device_train_batch_size"))
+    in_a_pass = samples_in_a_pass(
+        chosen.batch_size,
+        record.parameters.get("per_device_train_batch_size"),
+        least=BY_OPENAI_NAME[record.method].least_in_a_pass,
+    )
     steps = math.ceil(rows / chosen.batch_size) * chosen.n_epochs
     if (most := record.parameters.get("max_steps", -1)) > 0:
         steps = most
@@ -65,10 +69,11 @@ def final_task(
     return task
 
 
-def samples_in_a_pass(batch_size: int, most: int | None) -> int:
-    """The largest part of a batch that divides it and is not larger than `most`."""
+def samples_in_a_pass(batch_size: int, most: int | None, *, least: int = 1) -> int:
+    """The largest part of a batch that divides it and is not larger than `most`, nor less than `least`; the whole batch
+    where there is none."""
     limit = min(batch_size, most or MOST_SAMPLES_A_PASS)
-    return next(part for part in range(limit, 0, -1) if batch_size % part == 0)
+    return next((part for part in range(limit, least - 1, -1) if batch_size % part == 0), batch_size)
 
 
 def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def test_dpo_learns_at_a_lower_rate_and_with_a_beta() -> None:
     assert (supervised.beta, dpo.beta) == (None, 0.1)
 
 
+def test_kto_has_two_answers_in_a_batch_at_least() -> None:
+    chosen = choose(Hyperparameters(n_epochs=1), method=METHODS["kto"], rows=20, model_parameters=DEMO)
+    assert (chosen.batch_size, chosen.beta, chosen.desirable_weight, chosen.undesirable_weight) == (2, 0.1, 1.0, 1.0)
+
+
 def test_what_is_given_stays_and_the_rest_is_chosen_to_fit_it() -> None:
     given = Hyperparameters(n_epochs=1, batch_size=7, learning_rate_multiplier=0.3)
     assert choose(given, method=SUPERVISED, rows=60, model_parameters=DEMO) == given

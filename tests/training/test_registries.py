@@ -37,10 +37,20 @@ def test_a_method_is_chosen_by_what_it_says_chooses_it(name: str) -> None:
 
 @pytest.mark.parametrize("one", [*METHODS.values(), *TUNERS.values()], ids=lambda one: one.name)
 def test_one_that_is_chosen_alone_is_not_refused(one: Any) -> None:
-    tuner = one.name in TUNERS
-    needed = {} if tuner else dict.fromkeys(one.needs, "x")
-    params = METHODS["sft"].params(train_type=one.name) if tuner else one.params(**one.choice, **needed)
+    if one.name in TUNERS:
+        params = METHODS["sft"].params(train_type=one.name)
+    else:
+        needed = dict.fromkeys(one.needs, "x")
+        params = one.params(**one.choice, **needed, per_device_train_batch_size=one.least_in_a_pass)
     assert [*tuners.refusals(params), *methods.refusals(params), *optimizers.refusals(params)] == []
+
+
+def test_a_name_without_a_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kto = METHODS["kto"]
+    monkeypatch.delitem(METHODS, "kto")
+    (refused,) = methods.refusals(kto.params(**kto.choice))
+    assert refused[0] == "rlhf_type"
+    assert refused[1].startswith("kto is not supported in this version; choose ")
 
 
 def test_they_read_parameters_of_their_task() -> None:

@@ -94,14 +94,15 @@ def test_told_to_stop_they_have_as_long_for_a_checkpoint_as_whoever_told_them_wa
         ("pt", {}),
         ("rlhf", {"rlhf_type": "dpo", "rpo_alpha": 1.0}),
         ("rlhf", {"rlhf_type": "dpo", "loss_type": "aot_unpaired", "per_device_train_batch_size": 2}),
+        ("rlhf", {"rlhf_type": "kto", "per_device_train_batch_size": 2}),
     ],
-    ids=["sft", "sft, streamed", "pt", "dpo", "dpo, of sorted answers"],
+    ids=["sft", "sft, streamed", "pt", "dpo", "dpo, of sorted answers", "kto"],
 )
 def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
     tmp_path: Path, tiny: Path, started: Callable[..., Any], task: str, params: dict[str, Any]
 ) -> None:
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(task)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(params.get("rlhf_type", task))))
     each = params.get("per_device_train_batch_size", 1)
     alike = LONG | {"model": str(tiny), "dataset": str(data), "max_steps": 4, "lora_dropout": 0.0, **params}
     alike |= {"learning_rate": 1e-2} | ({} if task == "rlhf" else {"average_tokens_across_devices": True})
@@ -124,8 +125,11 @@ def rows(task: str) -> Iterator[dict[str, Any]]:
         if task == "pt":
             yield {"messages": [{"role": "assistant", "content": text}]}
             continue
+        if task == "kto":  # each prompt has the answer to another one, whichever are in its process's batch
+            yield {"query": f"number {number}", "response": "the red and", "label": number % 4 > 0}
+            continue
         turns = [{"role": "user", "content": f"number {number}"}, {"role": "assistant", "content": text}]
-        yield {"messages": turns} | ({"rejected_response": "the blue value"} if task == "rlhf" else {})
+        yield {"messages": turns} | ({"rejected_response": "the blue value"} if task == "dpo" else {})
 
 
 # ---- one process, one device

@@ -65,7 +65,7 @@ def build(params: SftParams, tokenizer: Any, *, learns: Learns) -> Datasets:
     train, evaluation = sources(params, "dataset"), sources(params, "val_dataset")
     if not train:
         raise BadData("there is no data to train on: name a file, a folder or a data set of the hub", param="dataset")
-    limit = _limit(params, tokenizer)
+    limit = longest(params, tokenizer)
     if params.packing and limit is None:
         raise InvalidRequest("packing needs it: the model does not say how much it takes", param="max_length")
     encoder = Encoder(params, tokenizer, learns, limit)
@@ -112,7 +112,7 @@ def _check(params: SftParams, learns: Learns) -> None:
         raise InvalidRequest(message, param="split_dataset_ratio")
 
 
-def _limit(params: SftParams, tokenizer: Any) -> int | None:
+def longest(params: SftParams, tokenizer: Any) -> int | None:
     """The most tokens of a sample."""
     if params.max_length is not None:
         return params.max_length

@@ -8,6 +8,7 @@ from training.methods.cpo import Cpo
 from training.methods.dpo import Dpo
 from training.methods.gkd import Gkd
 from training.methods.ipo import Ipo
+from training.methods.kto import Kto
 from training.methods.orpo import Orpo
 from training.methods.pt import Pt
 from training.methods.rm import Rm
@@ -26,6 +27,7 @@ _ALL: tuple[Method[Any], ...] = (
     Orpo(),
     Simpo(),
     Cpo(),
+    Kto(),
     Rm(),
     Gkd(),
 )

@@ -41,6 +41,8 @@ class Method(ABC, Generic[P]):
     """Defaults of its parameters there, where they are others."""
     hyperparameters: ClassVar[Mapping[str, float]] = {}
     """Hyperparameters of its own there, with the value for each `"auto"`."""
+    least_in_a_pass: ClassVar[int] = 1
+    """Fewest samples of a forward pass from which it learns."""
     part_of_rate: ClassVar[float] = 1.0
     """The learning rate that suits it, as a part of the one that teaches answers."""
 

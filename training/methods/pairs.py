@@ -45,7 +45,7 @@ class FromPairs(Method[RlhfParams]):
         return ("token_accuracy", "rewards/margins", "rewards/accuracies", *answers, "entropy", *own)
 
     def refusals(self, params: RlhfParams) -> list[Refusal]:
-        return [*self._of_loss(params), *(self._of_reference(params) if self.compares else ())]
+        return [*self._of_loss(params), *(of_reference(params, self.name) if self.compares else ())]
 
     def _of_loss(self, params: RlhfParams) -> Iterator[Refusal]:
         chosen = self.loss_type(params)
@@ -60,15 +60,6 @@ class FromPairs(Method[RlhfParams]):
             yield "label_smoothing", "at 0.5 no preference means anything: choose less"
         if chosen == "exo_pair" and not params.label_smoothing:
             yield "label_smoothing", "the loss exo_pair needs more than 0: 0.001 suits it"
-
-    def _of_reference(self, params: RlhfParams) -> Iterator[Refusal]:
-        for name in sorted(params.model_fields_set):
-            if name.endswith("_dropout") and getattr(params, name):
-                yield name, f"{self.name} compares with a reference, and trains without dropout: leave it out"
-        if params.ref_model_revision is not None and params.ref_model is None:
-            yield "ref_model_revision", "it belongs to ref_model, which is not given"
-        if params.precompute_ref_log_probs and params.streaming:
-            yield "precompute_ref_log_probs", "streamed data is read only while it is learned: leave it out"
 
     def trainer(self, job: "Training[RlhfParams]") -> Any:
         from training.trainers.pair_losses import Weights
@@ -85,3 +76,14 @@ class FromPairs(Method[RlhfParams]):
             of_tokens=self.name in ("orpo", "simpo"),
         )
         return PairsTrainer(job, loss)
+
+
+def of_reference(params: RlhfParams, method: str) -> Iterator[Refusal]:
+    """What does not go together with a reference model."""
+    for name in sorted(params.model_fields_set):
+        if name.endswith("_dropout") and getattr(params, name):
+            yield name, f"{method} compares with a reference, and trains without dropout: leave it out"
+    if params.ref_model_revision is not None and params.ref_model is None:
+        yield "ref_model_revision", "it belongs to ref_model, which is not given"
+    if params.precompute_ref_log_probs and params.streaming:
+        yield "precompute_ref_log_probs", "streamed data is read only while it is learned: leave it out"

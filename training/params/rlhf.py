@@ -49,9 +49,9 @@ class RlhfParams(
     """Weight of the chosen answers' own loss, added to that of CPO and SimPO. SimPO's paper has none: 0."""
     simpo_gamma: float = Field(1.0, ge=0)
     """Target margin in SimPO: how far the chosen answer's reward is to exceed the other's; 0.5 to 1.5 is usual."""
-    desirable_weight: float = Field(1.0, ge=0)
+    desirable_weight: Annotated[float, About(openai="desirable_weight")] = Field(1.0, ge=0)
     """Weight of good answers in KTO."""
-    undesirable_weight: float = Field(1.0, ge=0)
+    undesirable_weight: Annotated[float, About(openai="undesirable_weight")] = Field(1.0, ge=0)
     """Weight of bad answers in KTO."""
 
     @property

@@ -72,7 +72,8 @@ class SftParams(
     loss_type: Annotated[str | None, About(text=True)] = None
     """Name of the loss, where a method has several. In dpo: `sigmoid` (unless given), `sigmoid_norm`, `hinge`, `ipo`,
     `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down` or
-    `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`."""
+    `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`; in kto: `kto` (unless given) or
+    `apo_zero_unpaired`."""
     packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None

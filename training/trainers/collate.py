@@ -53,6 +53,36 @@ class Paired:
         return batch
 
 
+MISMATCHED = "mismatched_"
+"""Before the names of tensors that hold prompts with the answers to other ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Answers, of which it is known whether they are good; each prompt also with the answer before it, and the first
+    one with the last answer, as TRL pairs them."""
+
+    pad_token_id: int
+    max_length: int | None
+    """Most tokens of a prompt with the answer to another one."""
+    mismatched: bool = True
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What `Padded` makes, (samples, tokens of the longest), and `good` (samples,) bool; the same of the
+        mismatched answers, which a batch of one row has not."""
+        prompts, answers = ([row[name] for row in rows] for name in ("prompt_ids", "completion_ids"))
+        batch = self._padded(prompts, answers) | {"good": torch.tensor([bool(row["label"]) for row in rows])}
+        if not self.mismatched or len(rows) == 1:
+            return batch
+        others = self._padded(prompts, [answers[-1], *answers[:-1]])
+        return batch | {f"{MISMATCHED}{name}": tensor for name, tensor in others.items()}
+
+    def _padded(self, prompts: Sequence[Any], answers: Sequence[Any]) -> dict[str, Tensor]:
+        samples = [answer_of(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        cut = [{name: ids[: self.max_length] for name, ids in sample.items()} for sample in samples]
+        return Padded(self.pad_token_id)(cut)
+
+
 def answer_of(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
     """A sample of which the answer is learned."""
     return {"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]}

@@ -210,6 +210,8 @@ def of_answers(task: str) -> dict[str, Row]:
     }
 
 
+KTO = {"rlhf_type": "kto", "per_device_train_batch_size": 8}
+
 TABLES: dict[str, dict[str, Row]] = {
     "sft": of_every_training("sft") | of_plain_text("sft") | of_answers("sft"),
     "pt": of_every_training("pt") | of_plain_text("pt"),
@@ -234,6 +236,8 @@ TABLES: dict[str, dict[str, Row]] = {
             label_smoothing=Two(0, 0.2, steps, {"ref_model": "$other"}),
             cpo_alpha=Two(1, 0, steps, {"rlhf_type": "simpo"}),
             simpo_gamma=Two(1, 0.5, steps, {"rlhf_type": "simpo"}),
+            desirable_weight=Two(1, 0.5, steps, KTO),
+            undesirable_weight=Two(1, 0.5, steps, KTO),
         ),
         **apart(
             BASE["rlhf"] | {"rlhf_type": "gkd", "teacher_model": "$other", "lmbda": 0},
@@ -292,6 +296,7 @@ def test_an_accepted_parameter_changes_what_is_seen(workshop: Workshop, task: st
         ("rlhf", {}),
         ("rlhf", {"rlhf_type": "rm"}),
         ("rlhf", {"metric_for_best_model": "eval_rewards/margins"}),
+        ("rlhf", KTO),
     ],
     ids=str,
 )

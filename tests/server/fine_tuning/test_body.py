@@ -47,6 +47,13 @@ def test_methods_beyond_openais_have_a_beta_too(name: str) -> None:
     assert (body.method_name, body.wanted) == (name, Hyperparameters(beta=10, n_epochs=2))
 
 
+def test_kto_has_weights_of_good_and_of_bad_answers() -> None:
+    given: dict[str, Any] = {"beta": 0.2, "desirable_weight": 0, "undesirable_weight": 2.5, "batch_size": 2}
+    body = parse(method={"type": "kto", "kto": {"hyperparameters": given}})
+    body.check_built()
+    assert (body.method_name, body.wanted) == ("kto", Hyperparameters(**given))
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -69,6 +76,10 @@ def test_methods_beyond_openais_have_a_beta_too(name: str) -> None:
         ({"method": {"type": "dpo", "supervised": {}}}, "method"),
         ({"method": {"type": "dpo", "orpo": {}}}, "method"),
         (
+            {"method": {"type": "kto", "kto": {"hyperparameters": {"batch_size": 1}}}},
+            "method.kto.hyperparameters.batch",
+        ),
+        (
             {"method": {"type": "simpo", "simpo": {"hyperparameters": {"beta": 21}}}},
             "method.simpo.hyperparameters.beta",
         ),
@@ -86,7 +97,7 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], param: str | None)
         assert (error.value.param or "method").startswith(param)
 
 
-@pytest.mark.parametrize("name", ["reinforcement", "kto", "rm", "ppo"])
+@pytest.mark.parametrize("name", ["reinforcement", "rm", "ppo"])
 def test_methods_that_are_not_supported_are_refused_by_name(name: str) -> None:
     body = parse(method={"type": name})
     with pytest.raises(UnsupportedParameter, match=name) as error:

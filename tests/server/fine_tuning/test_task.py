@@ -10,6 +10,7 @@ from server.fine_tuning.record import FineTuning
 from server.fine_tuning.task import DataFiles, TooManyCheckpoints, final_task, first_task, samples_in_a_pass
 from training.auto import Hyperparameters, choose
 from training.methods import METHODS
+from training.refusals.supported import refusals
 
 FILES = DataFiles(training=Path("/jobs/1/data/train.jsonl"), validation=None, adapter=None)
 SERVED = DeployParams(model="/models/demo", torch_dtype="float32", max_length=100, system="Be brief.")
@@ -98,6 +99,25 @@ def test_checkpoints_are_limited_in_number() -> None:
 @pytest.mark.parametrize(("batch", "most", "part"), [(4, None, 4), (16, None, 4), (7, None, 1), (6, 4, 3), (1, 9, 1)])
 def test_a_pass_is_a_whole_part_of_a_batch(batch: int, most: int | None, part: int) -> None:
     assert samples_in_a_pass(batch, most) == part
+
+
+@pytest.mark.parametrize(("batch", "most", "part"), [(4, None, 4), (7, None, 7), (6, 2, 2), (9, 2, 9), (10, None, 2)])
+def test_of_answers_that_are_compared_a_pass_has_two_at_least(batch: int, most: int | None, part: int) -> None:
+    assert samples_in_a_pass(batch, most, least=2) == part
+
+
+def test_kto_is_the_task_rlhf_with_weights() -> None:
+    wanted = Hyperparameters(beta=0.3, undesirable_weight=0.0, batch_size=7)
+    chosen = choose(wanted, method=METHODS["kto"], rows=10, model_parameters=None)
+    first, last = (
+        first_task(record(method="kto"), FILES, SERVED),
+        final_task(record(method="kto"), FILES, SERVED, chosen=chosen, rows=10),
+    )
+    params: Any = last.params
+    assert refusals(first) == refusals(last) == []
+    assert (last.task, params.rlhf_type, params.beta) == ("rlhf", "kto", 0.3)
+    assert (params.desirable_weight, params.undesirable_weight) == (1.0, 0.0)
+    assert (params.per_device_train_batch_size, params.gradient_accumulation_steps) == (7, 1)
 
 
 def test_a_client_may_say_how_many_steps_there_are_and_which_are_logged() -> None:

@@ -122,7 +122,6 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
         ("sft", {"streaming": True}, "max_steps"),
         ("sft", {"temperature": 0.5}, "temperature"),
         ("sft", {"loss_scale": "react"}, "loss_scale"),
-        ("rlhf", {"rlhf_type": "orpo"}, "rlhf_type"),
         (
             "sft",
             {"predict_with_generate": True, "val_dataset": ["v"], "loss_scale": "all"},
