@@ -169,12 +169,12 @@ def write_data(tokenizer: Any, folder: Path, count: int) -> None:
     and as prompt and completion, of which TRL trains on the completion only, as we do."""
     folder.mkdir()
     rng = random.Random(0)
-    samples = [_sample(tokenizer, rng) for _ in range(count)]
+    samples = [sample(tokenizer, rng) for _ in range(count)]
     _write(folder / "messages.jsonl", [{"messages": sample} for sample in samples])
     _write(folder / "pairs.jsonl", [{"prompt": sample[:-1], "completion": sample[-1:]} for sample in samples])
 
 
-def _sample(tokenizer: Any, rng: random.Random) -> list[dict[str, str]]:
+def sample(tokenizer: Any, rng: random.Random) -> list[dict[str, str]]:
     words = rng.choices(WORDS, k=SAMPLE_TOKENS)
     for length in range(SAMPLE_TOKENS, 0, -1):
         messages = [

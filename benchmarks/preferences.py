@@ -1,0 +1,211 @@
+"""Training by preferences, measured: a job of ours beside a bare TRL script, on the same samples and settings.
+
+`python -m benchmarks.preferences`, or `--methods dpo` for a part of it. See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, serving
+from benchmarks.environments import HOME, NotRun
+from benchmarks.process import Tree
+from benchmarks.servers import TUNESERVE, Setting
+from benchmarks.training import (
+    SAMPLE_TOKENS,
+    Training,
+    sample,
+    train_runtime,
+    tuneserve_runtime,
+)
+from engines.checkpoint.loading import load_tokenizer
+
+MEMORY_MOST = 1.0
+"""Largest share of TRL's peak memory."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method that both train by."""
+
+    name: str
+    words: tuple[str, ...]
+    """What our command is told of it beside what both are told."""
+    rows: Callable[[Any, random.Random], tuple[Row, Row]]
+    """A tokenizer and a source of chance -> a row of the data, as we read it and as TRL does."""
+    tokens: int
+    """Tokens that the model reads of a row."""
+    least: float
+    """Least share of TRL's tokens/s."""
+
+
+def pair(tokenizer: Any, rng: random.Random) -> tuple[Row, Row]:
+    """Two answers to one prompt, of SAMPLE_TOKENS tokens each with it."""
+    chosen, rejected = sample(tokenizer, rng), sample(tokenizer, rng)
+    theirs = {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+    return {"messages": chosen, "rejected_response": rejected[-1]["content"]}, theirs
+
+
+METHODS = (Method("dpo", ("--rpo_alpha", "0"), pair, 2 * SAMPLE_TOKENS, least=1.2),)
+
+
+def tuneserve(method: Method, training: Training, folder: Path) -> list[str]:
+    t = training
+    words: list[object] = [
+        *("--model", t.model, "--dataset", folder / "data" / "ours.jsonl", "--output_dir", folder / "out"),
+        *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
+        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
+        *("--weight_decay", t.weight_decay, "--lora_rank", t.rank, "--lora_alpha", t.alpha),
+        *("--gradient_checkpointing", t.gradient_checkpointing, "--logging_steps", t.logging_steps),
+        *("--seed", t.seed, "--split_dataset_ratio", "0", "--rlhf_type", method.name, *method.words),
+    ]
+    return [sys.executable, "-c", TUNESERVE, "rlhf", *map(str, words)]
+
+
+def trl(method: Method, training: Training, folder: Path) -> list[str]:
+    settings = asdict(training) | {"method": method.name, "output_dir": str(folder / "out")}
+    (folder / "settings.json").write_text(json.dumps(settings | {"dataset": str(folder / "data" / "theirs.jsonl")}))
+    return [sys.executable, "-m", "benchmarks.trl_preferences", str(folder / "settings.json")]
+
+
+TRAINERS = {
+    "tuneserve": (tuneserve, tuneserve_runtime),
+    "trl": (trl, train_runtime("train_runtime.json")),
+}
+"""Name -> its command, and the seconds of the training itself, as transformers' trainer counts them in both."""
+
+
+def measure(method: Method, name: str, training: Training, tokenizer: Any, setting: Setting) -> Row:
+    command_of, runtime_of = TRAINERS[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_data(method, tokenizer, folder / "data", training.steps * training.batch_size)
+        command = command_of(method, training, folder)
+        variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
+        with Tree(command, variables, HOME / f"{name}-{method.name}.log") as tree:
+            tree.process.wait()
+        runtime = runtime_of(folder)
+    tokens = training.steps * training.batch_size * method.tokens
+    row = {"tokens_per_second": tokens / runtime, "pss_mib": tree.peak.pss_mib, "command": shlex.join(command)}
+    report.say(f"{method.name}, {name}: {row['tokens_per_second']:.1f} tokens/s, {row['pss_mib']:.0f} MiB")
+    return row
+
+
+def write_data(method: Method, tokenizer: Any, folder: Path, count: int) -> None:
+    folder.mkdir()
+    rng = random.Random(0)
+    both = [method.rows(tokenizer, rng) for _ in range(count)]
+    for at, name in enumerate(("ours", "theirs")):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(rows[at])}\n" for rows in both))
+
+
+def compare(method: Method, training: Training, setting: Setting, repeats: int) -> Row:
+    """In turns, so that what changes about the machine meanwhile meets both."""
+    tokenizer = load_tokenizer(setting.model)
+    runs: dict[str, list[Row]] = {name: [] for name in TRAINERS}
+    for _ in range(repeats):
+        for name in TRAINERS:
+            try:
+                runs[name].append(measure(method, name, training, tokenizer, setting))
+            except NotRun as reason:
+                return {"method": method.name, "not_run": f"{name}: {reason}"}
+    names = ("tokens_per_second", "pss_mib")
+    row: Row = {"method": method.name, "least": method.least, "runs": runs}
+    for name, mine in runs.items():
+        row[name] = {number: statistics.median(run[number] for run in mine) for number in names}
+    both = [*zip(runs["tuneserve"], runs["trl"], strict=True)]
+    for number in names:
+        row[f"of_trl_{number}"] = statistics.median(ours[number] / theirs[number] for ours, theirs in both)
+    return row
+
+
+# ---- the run, and its words
+
+
+def main(argv: list[str] | None = None) -> int:
+    """1 where a goal is missed."""
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    HOME.mkdir(exist_ok=True)
+    setting = serving.make_setting(arguments)
+    training = Training(setting.model, setting.dtype, arguments.steps)
+    report.check_quiet()
+    chosen = [method for method in METHODS if method.name in arguments.methods]
+    rows = [compare(method, training, setting, arguments.repeats) for method in chosen]
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": report.machine(),
+        "setting": asdict(training) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "rows": rows,
+    }
+    text = f"{table(rows)}\n"
+    target = report.RESULTS / f"{document['date']}-preferences"
+    target.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    target.with_suffix(".md").write_text(_page(document, text))
+    sys.stdout.write(f"\n{text}")
+    return 0 if all(reached(row) for row in rows) else 1
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    names = [method.name for method in METHODS]
+    parser = argparse.ArgumentParser(prog="benchmarks.preferences", description=__doc__)
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=names, default=names)
+    add("--steps", type=int, default=10, help="of each training")
+    add("--repeats", type=int, default=3)
+    add("--threads", type=int, help="of everything (default: the physical cores)")
+    add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
+    add("--model", help="a folder (default: the demo model)")
+    parser.set_defaults(port=0)
+    return parser.parse_args(argv)
+
+
+def reached(row: Row) -> bool:
+    if "not_run" in row:
+        return False
+    return bool(row["of_trl_tokens_per_second"] >= row["least"] and row["of_trl_pss_mib"] <= MEMORY_MOST)
+
+
+def table(rows: list[Row]) -> str:
+    cells = [["method", "tokens/s", "TRL's", "share", "peak PSS MiB", "TRL's", "share", "target"]]
+    for row in rows:
+        if "not_run" in row:
+            cells.append([row["method"], "not run", "", "", "", "", "", row["not_run"]])
+            continue
+        numbers = []
+        for number, form in (("tokens_per_second", ".1f"), ("pss_mib", ".0f")):
+            numbers += [f"{row[name][number]:{form}}" for name in TRAINERS] + [f"{row[f'of_trl_{number}']:.3f}"]
+        goal = f"at least {row['least']:g}, and at most {MEMORY_MOST:g}"
+        cells.append([row["method"], *numbers, f"{goal}: {'reached' if reached(row) else 'MISSED'}"])
+    return report.table(cells)
+
+
+def _page(document: dict[str, Any], text: str) -> str:
+    m, s = document["machine"], document["setting"]
+    return (
+        f"# Preferences, {document['date']}\n\n"
+        f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
+        f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
+        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear "
+        f"layers, {s['steps']} steps of {s['batch_size']} rows, whose answers have {s['sample_tokens']} tokens each "
+        f"with their prompt, gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}. "
+        f"What is compared and how: ../README.md.\n\n{text}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
