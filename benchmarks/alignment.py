@@ -66,9 +66,7 @@ def measure(task: Task, world: World, seed: int) -> None:
     after = value_of(task, world, seed)
     seconds = time.perf_counter() - began
     still = value_of(task, world, seed, learning_rate=NO_RATE)
-    before = (
-        value_of(task, world, seed, learning_rate=NO_RATE, max_steps=1) if task.own_head else untrained(task, world)
-    )
+    before = before_of(task, world, seed)
     row = {"task": task.name, "seed": seed, "before": before, "after": after, "still": still, "seconds": seconds}
     report.say(f"{task.name}, seed {seed}: {before:.3f} -> {after:.3f}; at learning rate 0: {still:.3f}")
     kept_file(task, seed).write_text(json.dumps(row | {"versions": report.versions(SERVERS[0])}, indent=1))
@@ -78,7 +76,10 @@ def kept_file(task: Task, seed: int) -> Path:
     return FOLDER / f"{task.name}-{seed}.json"
 
 
-def untrained(task: Task, world: World) -> float:
+def before_of(task: Task, world: World, seed: int) -> float:
+    """What the task measures of what its training begins from."""
+    if task.own_head:
+        return value_of(task, world, seed, learning_rate=NO_RATE, max_steps=1)
     return task.measure(world.model, world)
 
 
