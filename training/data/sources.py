@@ -1,8 +1,6 @@
 """What the parameters `dataset` and `val_dataset` name, and the rows of it."""
 
-import json
 import re
-import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from typing import Any, Literal
 from engines.errors import InvalidRequest
 from engines.params.common import BaseParams
 from training.data import self_cognition
+from training.data.described import Description, described
 from training.data.problems import BadData
 from training.data.read import GZIP, PARQUET, READERS, TXT, Unreadable, form_of, name_of, read_file, without_nulls
 
@@ -129,39 +128,31 @@ class HubSet:
 
 def sources(params: BaseParams, param: Param) -> list[Source]:
     """The data sets that `param` names. Raises BadData for a name that cannot be one."""
-    described = _described(params)
-    return [_source(name, param, described) for name in getattr(params, param)]
+    known = described(params)
+    return [_source(name, param, known) for name in getattr(params, param)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Description:
-    """What `custom_dataset_info` or `custom_register_path` says of a name."""
-
-    path: str | None = None
-    hub_id: str | None = None
-    splits: tuple[str, ...] = ("train",)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    function: Callable[[], Iterable[Any]] | None = None
-
-
-def _source(name: str, param: Param, described: Mapping[str, _Description]) -> Source:
+def _source(name: str, param: Param, known: Mapping[str, Description]) -> Source:
     place, count = _count(name, param)
     whole, subset = place, None
-    if whole not in described and whole not in self_cognition.NAMES and not Path(whole).expanduser().exists():
+    if whole not in known and whole not in self_cognition.NAMES and not Path(whole).expanduser().exists():
         head, colon, tail = whole.rpartition(":")
         whole, subset = (head, tail) if colon and head and tail else (whole, None)
-    description = described.get(whole, _Description(path=whole))
+    description = known.get(whole, Description(path=whole))
+    if description.problem is not None:
+        raise InvalidRequest(description.problem, param="custom_dataset_info")
+    count = description.count if count is None else count
     base: dict[str, Any] = {"name": name, "param": param, "count": count, "columns": description.columns}
     if description.function is not None:
         if subset is not None:
             raise BadData(f"{whole!r} is made by a function, and has no subset {subset!r}", param=param)
         return Source(**base, function=description.function)
-    if whole in self_cognition.NAMES and whole not in described:
+    if whole in self_cognition.NAMES and whole not in known:
         if subset not in (None, *self_cognition.FILES):
             raise BadData(f"{whole!r} has the subsets en and zh, not {subset!r}", param=param)
         return Source(**base, files=tuple(f for name, f in self_cognition.FILES.items() if subset in (None, name)))
     if description.hub_id is not None:
-        return Source(**base, hub=HubSet(description.hub_id, _parts(subset), description.splits))
+        return Source(**base, hub=HubSet(description.hub_id, _parts(subset) or description.parts, description.splits))
     path = Path(description.path or whole).expanduser()
     if path.exists():
         return Source(**base, files=_files(path, subset, param))
@@ -216,59 +207,3 @@ def _file_rows(path: Path) -> Iterator[Found]:
         yield Found(f"{unit} {error.line} of {path.name}", problem=str(error))
     except OSError as error:
         yield Found(path.name, problem=f"it cannot be read: {error.strerror}")
-
-
-# ---- custom_dataset_info, custom_register_path
-
-KNOWN_KEYS = {"dataset_name", "dataset_path", "hf_dataset_id", "columns", "split", "tags", "help"}
-
-
-def _described(params: BaseParams) -> dict[str, _Description]:
-    found: dict[str, _Description] = {}
-    for name in params.custom_dataset_info:
-        path = Path(name).expanduser()
-        try:
-            entries = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InvalidRequest(f"{name!r} cannot be read: {error}", param="custom_dataset_info") from error
-        for entry in entries if isinstance(entries, list) else [entries]:
-            found |= _entry(entry, path)
-    for name in params.custom_register_path:
-        found |= _registered(Path(name).expanduser())
-    return found
-
-
-def _entry(entry: Any, file: Path) -> dict[str, _Description]:
-    def refuse(why: str) -> InvalidRequest:
-        return InvalidRequest(f"{file.name}: {why}", param="custom_dataset_info")
-
-    if not isinstance(entry, dict):
-        raise refuse("each entry must be an object")
-    unknown = sorted(entry.keys() - KNOWN_KEYS)
-    if unknown:
-        raise refuse(f"{', '.join(unknown)} cannot be read; what can be is {', '.join(sorted(KNOWN_KEYS))}")
-    path, hub_id = entry.get("dataset_path"), entry.get("hf_dataset_id")
-    if (path is None) == (hub_id is None) or not isinstance(path or hub_id, str):
-        raise refuse("each entry must say either dataset_path or hf_dataset_id")
-    columns, splits = entry.get("columns", {}), entry.get("split", ["train"])
-    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
-        raise refuse("columns must be an object from names to names")
-    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
-        raise refuse("split must be a list of names")
-    where = None if path is None else str(file.parent / Path(path).expanduser())
-    name = entry.get("dataset_name") or hub_id or where
-    described = _Description(path=where, hub_id=hub_id, splits=tuple(splits), columns=columns)
-    return {str(name): described}
-
-
-def _registered(path: Path) -> dict[str, _Description]:
-    """The file's `DATASETS`: name -> a function that returns the rows."""
-    try:
-        functions = runpy.run_path(str(path)).get("DATASETS")
-    except Exception as error:  # it is the user's code
-        reason = f"{type(error).__name__}: {error}"
-        raise InvalidRequest(f"{path.name} cannot be run: {reason}", param="custom_register_path") from error
-    if not isinstance(functions, dict) or not all(callable(function) for function in functions.values()):
-        message = f"{path.name} must define DATASETS, a dict from names to functions that return rows"
-        raise InvalidRequest(message, param="custom_register_path")
-    return {str(name): _Description(function=function) for name, function in functions.items()}

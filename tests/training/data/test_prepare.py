@@ -365,6 +365,72 @@ def test_a_described_set_has_its_columns_renamed(tmp_path: Path) -> None:
         built(dataset="mine", custom_dataset_info=str(info))
 
 
+LLAMAFACTORY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "alpaca": ({"columns": {"prompt": "q", "response": "a"}}, {"q": "Hi", "a": "Hello"}),
+    "alpaca, as its columns are called": ({}, {"instruction": "Hi", "input": "", "output": "Hello"}),
+    "sharegpt": (
+        {"formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": {"role_tag": "role", "user_tag": "user"}},
+        {"talk": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    ),
+    "a system message": (
+        {"columns": {"prompt": "q", "query": "more", "response": "a", "system": "s", "history": "h"}},
+        {"q": "Hi", "more": "there", "a": "Hello", "s": "Be kind.", "h": [["a", "b"]]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("entry", "row"), LLAMAFACTORY.values(), ids=LLAMAFACTORY)
+def test_a_set_that_llamafactorys_file_describes_is_read(
+    tmp_path: Path, entry: dict[str, Any], row: dict[str, Any]
+) -> None:
+    save(tmp_path / "mine.jsonl", [row])
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": {"file_name": "mine.jsonl", **entry}, "other": {"script_url": "x"}}))
+    data = built(dataset="mine", custom_dataset_info=str(info), loss_scale="last_round").train
+    assert texts(data) == ["Hello"]
+    if "s" in row:
+        text = tokenizer().decode(data[0]["input_ids"])
+        assert "Be kind." in text and "Hi\nthere" in text and text.index("b<|im_end|>") < text.index("Hi")
+
+
+def test_llamafactorys_preferences_and_judged_answers_are_read(tmp_path: Path) -> None:
+    save(tmp_path / "mine.jsonl", [{"q": "Hi", "good": "Hello", "bad": "What?"}] * 3)
+    ranking = {"ranking": True, "num_samples": 2, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}
+    judged = {"columns": {"prompt": "q", "response": "good", "kto_tag": "liked"}}
+    save(tmp_path / "judged.jsonl", [{"q": "Hi", "good": "Hello", "liked": False}])
+    info = tmp_path / "dataset_info.json"
+    files = {"pairs": {"file_name": "mine.jsonl", **ranking}, "judged": {"file_name": "judged.jsonl", **judged}}
+    info.write_text(json.dumps(files))
+    pairs = built("pairs", dataset="pairs", custom_dataset_info=str(info)).train
+    assert [tokenizer().decode(row["rejected_ids"]) for row in pairs] == ["What?<|im_end|>\n"] * 2
+    assert built("labels", dataset="judged", custom_dataset_info=str(info)).train["label"][:] == [False]
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"script_url": "x"}, "script_url cannot be read"),
+        ({"columns": {}}, "must say file_name or hf_hub_url"),
+        ({"file_name": "mine.jsonl", "columns": {"picture": "p"}}, "picture cannot be read"),
+        ({"file_name": "mine.jsonl", "columns": ["a"]}, "columns of mine must be an object"),
+        ({"file_name": "mine.jsonl", "tags": {"role_tag": "who"}}, "role_tag 'who' cannot be read"),
+        ({"file_name": "mine.jsonl", "tags": {"user_tag": "gpt"}}, "user_tag 'gpt' cannot be read"),
+        ({"file_name": "mine.jsonl", "num_samples": "all"}, "num_samples a number"),
+    ],
+)
+def test_a_description_of_llamafactorys_that_cannot_be_read_is_refused_when_it_is_named(
+    tmp_path: Path, entry: dict[str, Any], problem: str
+) -> None:
+    save(tmp_path / "mine.jsonl", [question(1)])
+    save(tmp_path / "other.jsonl", [question(2)])
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": entry, "other": {"file_name": "other.jsonl"}}))
+    assert texts(built(dataset="other", custom_dataset_info=str(info)).train) == ["answer 2"]
+    with pytest.raises(InvalidRequest, match=problem) as caught:
+        built(dataset="mine", custom_dataset_info=str(info))
+    assert caught.value.param == "custom_dataset_info"
+
+
 def test_a_registered_set_is_what_its_function_returns(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text("DATASETS = {'mine': lambda: [{'query': 'Hi', 'response': 'Hello'}]}")
