@@ -10,6 +10,7 @@ from training.methods.gkd import Gkd
 from training.methods.ipo import Ipo
 from training.methods.kto import Kto
 from training.methods.orpo import Orpo
+from training.methods.ppo import Ppo
 from training.methods.pt import Pt
 from training.methods.rm import Rm
 from training.methods.seq_cls import SeqCls
@@ -29,6 +30,7 @@ _ALL: tuple[Method[Any], ...] = (
     Cpo(),
     Kto(),
     Rm(),
+    Ppo(),
     Gkd(),
 )
 METHODS = {method.name: method for method in _ALL}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BETA = 0.1
 """Unless given: the reference's."""
-REFERENCE = frozenset({"ref_model", "ref_model_revision", "precompute_ref_log_probs"})
+REFERENCE = frozenset({"ref_model", "ref_model_type", "ref_model_revision", "precompute_ref_log_probs"})
 """Parameters of methods that compare the model with another one."""
 
 
@@ -83,7 +83,8 @@ def of_reference(params: RlhfParams, method: str) -> Iterator[Refusal]:
     for name in sorted(params.model_fields_set):
         if name.endswith("_dropout") and getattr(params, name):
             yield name, f"{method} compares with a reference, and trains without dropout: leave it out"
-    if params.ref_model_revision is not None and params.ref_model is None:
-        yield "ref_model_revision", "it belongs to ref_model, which is not given"
+    for name in ("ref_model_type", "ref_model_revision"):
+        if getattr(params, name) is not None and params.ref_model is None:
+            yield name, "it belongs to ref_model, which is not given"
     if params.precompute_ref_log_probs and params.streaming:
         yield "precompute_ref_log_probs", "streamed data is read only while it is learned: leave it out"

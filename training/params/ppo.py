@@ -6,18 +6,19 @@ from pydantic import Field
 
 from engines.params.about import About
 from engines.params.base import Params, Strings
+from engines.params.model import Revision
 
 
 class PpoParams(Params):
     """PPO: answers are generated, a reward model judges them, and the judgement is learned from."""
 
-    reward_model: Annotated[str | None, About(path=True)] = None
-    """The model that judges answers, as `model`."""
-    reward_adapters: Annotated[Strings, About(path=True)] = ()
-    """Adapters of the reward model, as `adapters`."""
+    reward_model: Annotated[str | None, About(names="model")] = None
+    """The model that judges answers, as `model`: one with a head of one output, such as `rm` trains."""
+    reward_adapters: Annotated[Strings, About(names="adapter")] = ()
+    """Adapter of the reward model, as `adapters`; its head goes before the model's."""
     reward_model_type: str | None = None
     """Family of the reward model, as `model_type`."""
-    reward_model_revision: str | None = None
+    reward_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the reward model, as `model_revision`."""
     num_ppo_epochs: int = Field(4, ge=1)
     """How often each batch of answers is learned from."""

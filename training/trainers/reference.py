@@ -74,6 +74,8 @@ def _named(job: Training[RlhfParams]) -> Any:
     params = job.params
     named = params.model_copy(update={"model": params.ref_model, "model_revision": params.ref_model_revision})
     config = load_base_config(named)
+    if params.ref_model_type not in (None, config.model_type):
+        raise InvalidRequest(f"the reference model is of type {config.model_type}", param="ref_model_type")
     known = config.get_text_config().vocab_size
     if known < len(job.tokenizer):
         message = f"it knows {known} tokens, and the model's tokenizer has {len(job.tokenizer)}"

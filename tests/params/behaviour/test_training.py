@@ -48,6 +48,7 @@ ADALORA = {"lora_rank": UNGIVEN, "train_type": "adalora", "max_steps": 4}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+PPO = {"rlhf_type": "ppo", "reward_model": "$judge-of-tiny", "per_device_train_batch_size": 2, "response_length": 3}
 DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
 CLASSES = {"task_type": "seq_cls", "dataset": ["$classes"]}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
@@ -238,6 +239,28 @@ TABLES: dict[str, dict[str, Row]] = {
             simpo_gamma=Two(1, 0.5, steps, {"rlhf_type": "simpo"}),
             desirable_weight=Two(1, 0.5, steps, KTO),
             undesirable_weight=Two(1, 0.5, steps, KTO),
+        ),
+        **apart(
+            BASE["rlhf"] | PPO,
+            reward_model=Two("$judge-of-tiny", "$judge-of-other", steps),
+            reward_adapters=Two(UNGIVEN, ["$judgement"], steps),
+            reward_model_type=Two("llama", "qwen2", outcome),
+            reward_model_revision=Two(
+                "main", "v2", told("revision", to="AutoModelForSequenceClassification.from_pretrained")
+            ),
+            num_ppo_epochs=Two(1, 2, steps),
+            whiten_rewards=Two(False, True, steps, {"per_device_train_batch_size": 8}),
+            kl_coef=Two(0.05, 0.5, steps, {"ref_model": "$other"}),
+            cliprange=Two(0.2, 0.001, steps, {"num_ppo_epochs": 3}),
+            vf_coef=Two(0.1, 0.5, steps),
+            cliprange_value=Two(0.2, 0.001, steps, {"num_ppo_epochs": 3}),
+            gamma=Two(1, 0.5, steps),
+            lam=Two(0.95, 0.5, steps),
+            num_mini_batches=Two(1, 2, steps),
+            local_rollout_forward_batch_size=Two(1, 2, batches),
+            num_sample_generations=Two(0, 1, says),
+            missing_eos_penalty=Two(UNGIVEN, 1, steps),
+            ref_model_type=Two("llama", "qwen2", outcome, {"ref_model": "$other"}),
         ),
         **apart(
             BASE["rlhf"] | {"rlhf_type": "gkd", "teacher_model": "$other", "lmbda": 0},

@@ -15,7 +15,9 @@ import datasets
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from engines.checkpoint.loading import load_tokenizer
 from engines.errors import TuneserveError
@@ -24,6 +26,7 @@ from server.commands.output_folder import new_training_folder
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
 from tests.training.jobs import TEMPLATE, make_job
+from tests.training.ppo.given import save_reward_model
 from training.data import build
 from training.folder import Evaluation, JobFolder, Message, Step
 from training.methods import method_of
@@ -47,6 +50,7 @@ LIBRARIES: dict[str, Any] = {
     "AutoTokenizer.from_pretrained": transformers.AutoTokenizer,
     "AutoConfig.from_pretrained": transformers.AutoConfig,
     "AutoModelForCausalLM.from_pretrained": transformers.AutoModelForCausalLM,
+    "AutoModelForSequenceClassification.from_pretrained": transformers.AutoModelForSequenceClassification,
     "GenerationMixin.generate": transformers.GenerationMixin,
     "Dataset.map": datasets.Dataset,
     "datasets.load_dataset": datasets,
@@ -93,6 +97,14 @@ class Workshop:
         for seed, name in enumerate(("tiny", "other")):
             self.places[name] = str(save(CONFIGS["llama"](), self.folder / name, seed=seed))
             tokenizer.save_pretrained(self.folder / name)
+            judge = save_reward_model(self.folder / name, self.folder / f"judge-of-{name}", seed=seed)
+            self.places[f"judge-of-{name}"] = str(judge)
+        adapted = get_peft_model(
+            AutoModelForSequenceClassification.from_pretrained(judge),
+            LoraConfig(init_lora_weights=False, target_modules=["q_proj"], task_type="SEQ_CLS"),
+        )
+        self.places["judgement"] = str(self.folder / "judgement")
+        adapted.save_pretrained(self.places["judgement"])
 
     def _make_data(self) -> None:
         answers = [{"query": f"number {i}", "response": answer} for i, answer in enumerate(ANSWERS)]

@@ -439,12 +439,12 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"rlhf_type": "orpo", "ref_model": "m"}, ("ref_model", "only rlhf_type dpo or ipo")),
         ({"rlhf_type": "simpo", "ref_model": "m"}, ("ref_model", "only rlhf_type dpo or ipo")),
         ({"rlhf_type": "cpo", "loss_type": "simpo"}, ("loss_type", "choose sigmoid or hinge or ipo")),
-        ({"ref_model_type": "llama"}, ("ref_model_type", "not supported")),
+        ({"ref_model_type": "llama"}, ("ref_model_type", "is not given")),
         ({"ref_model_revision": "main"}, ("ref_model_revision", "is not given")),
         ({"packing": True}, ("packing", "not supported")),
         ({"lazy_tokenize": True}, ("lazy_tokenize", "not supported")),
         ({"padding_side": "left"}, ("padding_side", "not supported")),
-        ({"rlhf_type": "ppo", "reward_model": "m"}, ("reward_model", "not supported")),
+        ({"reward_model": "m"}, ("reward_model", "only rlhf_type ppo reads it")),
     ],
 )
 def test_what_it_does_not_support_is_refused_by_name(params: dict[str, Any], told: tuple[str, ...]) -> None:

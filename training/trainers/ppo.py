@@ -1,0 +1,366 @@
+"""PPO (Schulman et al. 2017, arXiv:1707.06347) on answers of the model in training (Ouyang et al. 2022,
+arXiv:2203.02155): transformers' trainer, whose step is a batch of prompts.
+
+A step draws an answer to each prompt, judges it (the reward model's score, how far the model has moved from the
+reference, the value of each token), and then learns from the batch `num_ppo_epochs` times, in `num_mini_batches`
+updates each. What it judges with stays as it was when the answers were drawn. The last update of a step is the
+trainer's own; a checkpoint is written between steps, so that no answers need to be kept in it.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from training.params.rlhf import RlhfParams
+from training.rollouts.types import Drawing, Rollout, Rollouts
+from training.trainers.averages import Averages
+from training.trainers.finite import check_weights
+from training.trainers.job import JobTrainer, Training
+from training.trainers.log_probs import token_log_probs
+from training.trainers.ppo_losses import (
+    advantages_of,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whitened,
+)
+from training.trainers.reference import reference_of, without_dropout
+from training.trainers.rollouts import rollouts_of
+from training.trainers.value_model import value_model_of
+
+SHOWN = 3
+"""Answers of a step that are told, where samples are due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Prompts with their answers, as the models take them."""
+
+    inputs: dict[str, Tensor]
+    """`input_ids`, `attention_mask`, `position_ids`: (texts, tokens of the longest), padded on the right."""
+    choices: Tensor
+    """(texts, tokens) bool: the positions from which the tokens of an answer are predicted."""
+    states: Tensor
+    """(texts, tokens) bool: the positions at which values are asked for: those, and where an answer is shorter than
+    the longest of its batch, its last token."""
+    lasts: Tensor
+    """(texts, tokens) bool: the last token of each."""
+    answer_ids: Tensor
+    """(choices,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Answers, and what was said of them before anything was learned from them: (answers, tokens of the longest)."""
+
+    rollouts: Sequence[Rollout]
+    answered: Tensor
+    """bool: the tokens of an answer."""
+    valued: Tensor
+    """bool: those, and one more of answers shorter than the longest: see `ppo_losses`."""
+    log_probs: Tensor
+    kl: Tensor
+    values: Tensor
+    scores: Tensor
+    """(answers,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What is learned from an experience."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+    def __init__(
+        self, job: Training[RlhfParams], *, rollouts: Callable[[Training[Any]], Rollouts] = rollouts_of
+    ) -> None:
+        """`rollouts`: makes what draws answers. Raises InvalidRequest, InvalidAdapter, UnsupportedModel."""
+        params = job.params
+        self.batch = params.per_device_train_batch_size * params.gradient_accumulation_steps
+        whole = {"per_device_train_batch_size": self.batch, "gradient_accumulation_steps": 1}
+        without_dropout(job.tuned.model)
+        self._value_model = value_model_of(job)
+        super().__init__(job, args=TrainingArguments(**job.arguments | whole), data_collator=_as_they_are)
+        self._reference = reference_of(job, self.args.device)
+        self._rollouts = rollouts(job)
+        self._value_model.to(self.args.device)
+        self._value: Any = self._value_model.value
+        if self.args.world_size > 1:
+            self._value = self.accelerator.prepare_model(self._value)
+        self._drawing = Drawing(max_new_tokens=params.response_length, temperature=params.temperature)
+        self._seen = Averages()
+        self._began = perf_counter()
+        self._episodes = 0
+
+    # ---- a step
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        began = perf_counter()
+        rollouts = self._draw(inputs["rows"], f"step {self.state.global_step}")
+        drawn = perf_counter() - began
+        experience = self._judge(model, rollouts)
+        self._show(experience)
+        loss = self._learn(model, experience, self._lesson(experience))
+        self._episodes += len(rollouts)
+        self._count_tokens(rollouts)
+        self._seen.add(self._told(experience))
+        self._seen.add({"time/rollouts": (torch.tensor(drawn), torch.tensor(perf_counter() - began))})
+        return loss
+
+    def _draw(self, rows: Sequence[Mapping[str, Any]], what: str) -> list[Rollout]:
+        """An answer to each prompt, of the policy as it is. The same weights and `what` give the same answers."""
+        seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
+        self._rollouts.take_over()
+        prompts = [row["prompt_ids"] for row in rows]
+        return [answers[0] for answers in self._rollouts.draw(prompts, 1, self._drawing, seed=seed)]
+
+    def _judge(self, model: Any, rollouts: Sequence[Rollout]) -> Experience:
+        lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], device=self.args.device)
+        at = torch.arange(int(lengths.max()), device=self.args.device)
+        answered, valued = at < lengths[:, None], at <= lengths[:, None]
+        pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        learns = model.training, self._value.training
+        model.eval()
+        self._value.eval()
+        for piece in torch.arange(len(rollouts)).split(self.job.params.local_rollout_forward_batch_size):
+            texts = self._texts([rollouts[i] for i in piece], valued[piece])
+            with torch.no_grad(), self.compute_loss_context_manager():
+                said = self._log_probs(model, texts).log_probs
+                before = self._reference.log_probs(
+                    texts.inputs, texts.choices, texts.answer_ids, temperature=self._drawing.temperature
+                )
+                values = self._value(texts.inputs, texts.states)
+                scores = self._value_model.scores(texts.inputs, texts.lasts)
+            pieces.append((said, before, values, scores))
+        model.train(learns[0])
+        self._value.train(learns[1])
+        said, before, values, scores = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        if (penalty := self.job.params.missing_eos_penalty) is not None:
+            scores -= penalty * torch.tensor([not rollout.ended for rollout in rollouts], device=scores.device)
+        return Experience(
+            rollouts=rollouts,
+            answered=answered,
+            valued=valued,
+            log_probs=_placed(said, answered),
+            kl=_placed(said - before, answered),
+            values=_placed(values, valued),
+            scores=scores,
+        )
+
+    def _lesson(self, experience: Experience) -> Lesson:
+        params = self.job.params
+        rewards = token_rewards(experience.scores, experience.kl, experience.answered, params.kl_coef)
+        if params.whiten_rewards:
+            rewards = whitened(rewards, experience.valued, keep_mean=True)
+        advantages = advantages_of(rewards, experience.values, gamma=params.gamma, lam=params.lam)
+        return Lesson(whitened(advantages, experience.answered), advantages + experience.values)
+
+    def _learn(self, model: Any, experience: Experience, lesson: Lesson) -> Tensor:
+        """All updates of a step but the last, whose gradients are left to the trainer. The mean of their losses."""
+        params = self.job.params
+        losses = []
+        self.optimizer.zero_grad()
+        model.train()
+        self._value.train()
+        for number, rows in enumerate(self._mini_batches(len(experience.rollouts))):
+            if number:
+                self._clip_grad_norm(model)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            parts = [
+                self._backward(model, experience, lesson, part, rows)
+                for part in rows.split(params.per_device_train_batch_size)
+            ]
+            losses.append(torch.stack(parts).sum())
+        return torch.stack(losses).mean()
+
+    def _mini_batches(self, answers: int) -> Iterator[Tensor]:
+        """The answers of each update, in an order that is another in each epoch."""
+        params = self.job.params
+        drawn = torch.Generator().manual_seed(params.seed + self.state.global_step)
+        for _ in range(params.num_ppo_epochs):
+            order = self._order(answers, drawn)
+            yield from (part for part in order.tensor_split(params.num_mini_batches) if len(part))
+
+    def _order(self, answers: int, drawn: torch.Generator) -> Tensor:
+        return torch.randperm(answers, generator=drawn)
+
+    def _backward(self, model: Any, experience: Experience, lesson: Lesson, part: Tensor, whole: Tensor) -> Tensor:
+        """The loss of `part` of the answers of an update, as a part of the mean over all tokens of the `whole`."""
+        params = self.job.params
+        answered, valued = experience.answered[part], experience.valued[part]
+        texts = self._texts([experience.rollouts[i] for i in part], valued)
+        with self.compute_loss_context_manager():
+            said = self._log_probs(model, texts, entropy=True)
+            values = _placed(self._value(texts.inputs, texts.states), valued)
+        log_ratio = _placed(said.log_probs, answered) - experience.log_probs[part]
+        policy = policy_losses(log_ratio, lesson.advantages[part], params.cliprange)
+        value = value_losses(values, experience.values[part], lesson.returns[part], params.cliprange_value)
+        choices, states = experience.answered[whole].sum(), experience.valued[whole].sum()
+        policy_loss = (policy.losses * answered).sum() / choices
+        value_loss = (value.losses * valued).sum() / states
+        loss = policy_loss + params.vf_coef * value_loss
+        self.accelerator.backward(loss)
+        assert said.entropy is not None, "asked for"
+        sums = {  # as parts of means over all tokens of the update
+            "loss/policy_avg": policy_loss,
+            "loss/value_avg": value_loss,
+            "policy/approxkl_avg": 0.5 * log_ratio.square().sum() / choices,
+            "policy/clipfrac_avg": (policy.clipped & answered).sum() / choices,
+            "policy/entropy_avg": said.entropy.sum() / choices,
+            "val/clipfrac_avg": (value.clipped & valued).sum() / states,
+            "val/ratio": (log_ratio.exp() * answered).sum() / choices,
+        }
+        share = torch.tensor(len(part) / len(whole))
+        self._seen.add({name: (total, share) for name, total in sums.items()})
+        return loss.detach()
+
+    def _log_probs(self, model: Any, texts: Texts, *, entropy: bool = False) -> Any:
+        temperature = self._drawing.temperature
+        return token_log_probs(
+            model, texts.inputs, texts.choices, texts.answer_ids, temperature=temperature, entropy=entropy
+        )
+
+    def _texts(self, rollouts: Sequence[Rollout], valued: Tensor) -> Texts:
+        """`valued`: (rollouts, tokens of the longest answer) bool."""
+        return _texts(rollouts, valued.sum(-1).tolist(), self.processing_class.pad_token_id, self.args.device)
+
+    # ---- what is told
+
+    def _told(self, experience: Experience) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sums over the answers, by name, each with the number of answers."""
+        answers = torch.tensor(len(experience.rollouts))
+        kl = experience.kl.sum()
+        sums = {
+            "objective/kl": kl,
+            "objective/entropy": -experience.log_probs.sum(),
+            "objective/non_score_reward": -self.job.params.kl_coef * kl,
+            "objective/rlhf_reward": experience.scores.sum() - self.job.params.kl_coef * kl,
+            "objective/scores": experience.scores.sum(),
+            "val/num_eos_tokens": torch.tensor(sum(rollout.ended for rollout in experience.rollouts)),
+            "completions/mean_length": experience.answered.sum(),
+        }
+        return {name: (total, answers) for name, total in sums.items()}
+
+    def _show(self, experience: Experience) -> None:
+        """Tell of some answers, `num_sample_generations` times in all of the training."""
+        times = self.job.params.num_sample_generations
+        if not times or self.state.global_step % max(1, self.state.max_steps // times):
+            return
+        for rollout, score in list(zip(experience.rollouts, experience.scores.tolist(), strict=True))[:SHOWN]:
+            prompt, answer = (self.processing_class.decode(ids) for ids in (rollout.prompt_ids, rollout.token_ids))
+            said = f"Sample before step {self.state.global_step + 1}, score {score:.3f}: {prompt!r} -> {answer!r}"
+            self.job.report.message(said)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._everywhere(self._seen.taken())
+            logs["eps"] = self._episodes * self.args.world_size / (perf_counter() - self._began)
+        super().log(logs, start_time)
+
+    def _everywhere(self, means: dict[str, float]) -> dict[str, float]:
+        """The means of all processes."""
+        reduced = self.accelerator.reduce(torch.tensor([*means.values()], device=self.args.device), reduction="mean")
+        return dict(zip(means, reduced.tolist(), strict=True))
+
+    def _count_tokens(self, rollouts: Sequence[Rollout]) -> None:
+        tokens = sum(len(rollout.prompt_ids) + len(rollout.token_ids) for rollout in rollouts)
+        counted = torch.tensor(tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(counted, reduction="sum"))
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """The trainer would look for them in `inputs`, which are rows."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    # ---- evaluation
+
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+        """An answer to each prompt, judged; the loss is what PPO makes least: the reward, held to the reference, times
+        -1."""
+        batches = [batch["rows"] for batch in dataloader]
+        drawn = iter(self._draw([row for rows in batches for row in rows], "evaluation"))
+        seen = Averages()
+        for rows in batches:
+            seen.add(self._told(self._judge(self.model, [next(drawn) for _ in rows])))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        means = self._everywhere(seen.taken())
+        metrics = {"loss": -means["objective/rlhf_reward"], **means}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, batches)))
+
+    # ---- the optimizer, and checkpoints
+
+    def create_optimizer(self, *given: Any) -> Any:
+        optimizer = super().create_optimizer(*given)
+        learning, decayed = self._value_model.learning(), self._decayed()
+        for names, decay in ((decayed, self.args.weight_decay), ({name for name, _ in learning} - decayed, 0.0)):
+            weights = [weight for name, weight in learning if name in names]
+            if weights:
+                optimizer.add_param_group({"params": weights, "weight_decay": decay})
+        return optimizer
+
+    def _decayed(self) -> set[str]:
+        return set(self.get_decay_parameter_names(self._value_model.value))
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        weights = [*model.parameters(), *self._value.parameters()]
+        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm or float("inf"))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self._clip_grad_norm(model) if grad_norm is None else grad_norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        check_weights(self._value, self.args, self.state.global_step)
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.save_only_model:
+            self._value_model.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._value_model.load(Path(resume_from_checkpoint))
+
+
+def _as_they_are(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch: its rows."""
+    return {"rows": list(rows)}
+
+
+def _texts(rollouts: Sequence[Rollout], states: Sequence[int], pad: int, device: torch.device) -> Texts:
+    """`states`: at how many positions of each the value is asked for, from the last token of the prompt on."""
+    texts = [[*rollout.prompt_ids, *rollout.token_ids] for rollout in rollouts]
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + [pad] * (longest - len(text)) for text in texts], device=device)
+    at = torch.arange(longest, device=device)
+    starts, ends = (
+        torch.tensor(numbers, device=device)[:, None]
+        for numbers in ([len(rollout.prompt_ids) - 1 for rollout in rollouts], [len(text) - 1 for text in texts])
+    )
+    mask = (at <= ends).long()
+    return Texts(
+        inputs={"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)},
+        choices=(starts <= at) & (at < ends),
+        states=(starts <= at) & (at < starts + torch.tensor(states, device=device)[:, None]),
+        lasts=at == ends,
+        answer_ids=torch.tensor([token for rollout in rollouts for token in rollout.token_ids], device=device),
+    )
+
+
+def _placed(said: Tensor, where: Tensor) -> Tensor:
+    """`said` (positions,) at the places of `where` (answers, tokens) bool, and 0 elsewhere."""
+    return torch.zeros(where.shape, device=said.device).masked_scatter(where, said)
