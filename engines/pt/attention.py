@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +65,16 @@ class KVCache:
         self.keys, self.values = {}, {}
         if any(shape.device.type == "cuda" for shape in self._layers.values()):
             torch.cuda.empty_cache()
+
+    def room(self) -> int:
+        """Blocks that fit into half of the memory which is free now."""
+        block = self.block_size * sum(shape.bytes_per_token for shape in self._layers.values())
+        devices = {shape.device for shape in self._layers.values()}
+        free = [
+            torch.cuda.mem_get_info(each)[0] if each.type == "cuda" else psutil.virtual_memory().available
+            for each in devices
+        ]
+        return int(min(free) * len(free) // 2 // block)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): block * block_size + offset."""

@@ -202,8 +202,13 @@ class EngineCore:
         self.forget_prefixes()
         self.runner.cache.free()
 
-    def wake(self) -> None:
-        self.runner.cache.make()
+    def wake(self, num_blocks: int) -> None:
+        """Have a cache again, which may be of another size; but no more than has room."""
+        cache = self.runner.cache
+        cache.num_blocks = max(1, min(num_blocks, cache.room()))
+        pool = self.scheduler.pool
+        self.scheduler.pool = BlockPool(cache.num_blocks, cache.block_size, prefix_caching=pool.prefix_caching)
+        cache.make()
 
     # ---- one step
 

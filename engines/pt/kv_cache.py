@@ -19,7 +19,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
         self._references = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -78,7 +78,7 @@ class BlockPool:
 
     def cache(self, block: int, block_hash: bytes) -> None:
         """Make a computed, full block findable. Where an equal block has the hash already, that one keeps it."""
-        if self._prefix_caching and block_hash not in self._block_of and self._hash_of[block] is None:
+        if self.prefix_caching and block_hash not in self._block_of and self._hash_of[block] is None:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 

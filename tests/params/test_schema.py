@@ -28,6 +28,7 @@ from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.gkd import GkdParams
+from training.params.grpo import GrpoParams
 from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
@@ -82,6 +83,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,
     RewardModelParams,
     GkdParams,
+    GrpoParams,
 )
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
 """Groups of our own, which the reference does not have."""

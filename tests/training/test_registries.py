@@ -35,13 +35,18 @@ def test_a_method_is_chosen_by_what_it_says_chooses_it(name: str) -> None:
     assert name in methods_of(method.task)
 
 
+GROUPS = {"reward_funcs": ["format"], "per_device_train_batch_size": 8}
+ENOUGH: dict[str, dict[str, Any]] = {"grpo": GROUPS, "rloo": GROUPS}
+"""What a method cannot do without, where it is more than to name something."""
+
+
 @pytest.mark.parametrize("one", [*METHODS.values(), *TUNERS.values()], ids=lambda one: one.name)
 def test_one_that_is_chosen_alone_is_not_refused(one: Any) -> None:
     if one.name in TUNERS:
         params = METHODS["sft"].params(train_type=one.name)
     else:
-        needed = dict.fromkeys(one.needs, "x")
-        params = one.params(**one.choice, **needed, per_device_train_batch_size=one.least_in_a_pass)
+        needed = {"per_device_train_batch_size": one.least_in_a_pass, **dict.fromkeys(one.needs, "x")}
+        params = one.params(**one.choice, **needed | ENOUGH.get(one.name, {}))
     assert [*tuners.refusals(params), *methods.refusals(params), *optimizers.refusals(params)] == []
 
 

@@ -7,11 +7,13 @@ from training.methods.base import Method
 from training.methods.cpo import Cpo
 from training.methods.dpo import Dpo
 from training.methods.gkd import Gkd
+from training.methods.grpo import Grpo
 from training.methods.ipo import Ipo
 from training.methods.kto import Kto
 from training.methods.orpo import Orpo
 from training.methods.ppo import Ppo
 from training.methods.pt import Pt
+from training.methods.rloo import Rloo
 from training.methods.rm import Rm
 from training.methods.seq_cls import SeqCls
 from training.methods.sft import Sft
@@ -32,6 +34,8 @@ _ALL: tuple[Method[Any], ...] = (
     Rm(),
     Ppo(),
     Gkd(),
+    Grpo(),
+    Rloo(),
 )
 METHODS = {method.name: method for method in _ALL}
 BY_OPENAI_NAME = {method.openai_name: method for method in METHODS.values() if method.openai_name}

@@ -7,6 +7,7 @@ from pydantic import Field
 from engines.params.about import About
 from engines.params.model import Revision
 from training.params.gkd import GkdParams
+from training.params.grpo import GrpoParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rm import RewardModelParams
@@ -16,6 +17,7 @@ from training.params.sft import SftParams
 class RlhfParams(
     ReferenceParams,
     RewardModelParams,
+    GrpoParams,
     PpoParams,
     GkdParams,
     SftParams,
@@ -40,7 +42,8 @@ class RlhfParams(
     beta: Annotated[float | None, About(openai="beta")] = Field(None, ge=0)
     """How strongly the model is held to the reference model; in SimPO, the scale of the reward; in GKD, the divergence
     from the teacher that is learned: 0 the forward one, 1 the reverse one, between them a mixture. 2.0 for simpo, 0.5
-    for gkd and 0.1 for the others unless given."""
+    for gkd, 0.04 for grpo, 0.05 for rloo and 0.1 for the others unless given. In grpo and rloo, 0 does without a
+    reference."""
     label_smoothing: float = Field(0.0, ge=0, le=0.5)
     """The part of the preferences that is taken to be wrong, in DPO, CPO and SimPO."""
     rpo_alpha: float = Field(1.0, ge=0)

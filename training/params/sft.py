@@ -73,7 +73,8 @@ class SftParams(
     """Name of the loss, where a method has several. In dpo: `sigmoid` (unless given), `sigmoid_norm`, `hinge`, `ipo`,
     `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down` or
     `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`; in kto: `kto` (unless given) or
-    `apo_zero_unpaired`."""
+    `apo_zero_unpaired`; in grpo: `grpo` (unless given; the mean of each answer's tokens), `bnpo` (of a batch's), `dapo`
+    (of a step's) or `dr_grpo` (their sum, divided by the most that answers may have)."""
     packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None

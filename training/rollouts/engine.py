@@ -105,7 +105,7 @@ class EngineRollouts:
             repetition_penalty=drawing.repetition_penalty,
             logprobs=0,
         )
-        with self._awake():
+        with self._awake(self._blocks(prompts, n, drawing)):
             for number, prompt in enumerate(prompts):
                 request = GenerationRequest(
                     request_id=str(number),
@@ -143,10 +143,16 @@ class EngineRollouts:
         else:
             self._core.write(merged_weights(self._model))
 
+    def _blocks(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing) -> int:
+        """Blocks of the cache with which nothing that runs at a time ever waits for one."""
+        longest = max(map(len, prompts)) + drawing.max_new_tokens
+        at_a_time = min(n * len(prompts), self._core.scheduler.max_num_seqs)
+        return at_a_time * self._core.scheduler.pool.blocks_for(longest)
+
     @contextmanager
-    def _awake(self) -> Iterator[None]:
-        """Memory for keys and values, and nothing left over in the end, whatever happens."""
-        self._core.wake()
+    def _awake(self, blocks: int) -> Iterator[None]:
+        """Memory for keys and values, so many blocks at most, and nothing left over in the end, whatever happens."""
+        self._core.wake(blocks)
         try:
             with torch.autocast(self._core.runner.device.type, enabled=False):
                 yield

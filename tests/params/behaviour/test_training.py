@@ -23,7 +23,9 @@ from tests.params.behaviour.training import (
     kept,
     kind,
     learned,
+    left,
     merged,
+    numbers,
     outcome,
     prepared,
     rates,
@@ -212,6 +214,11 @@ def of_answers(task: str) -> dict[str, Row]:
 
 
 KTO = {"rlhf_type": "kto", "per_device_train_batch_size": 8}
+GROUPS = BASE["rlhf"] | {
+    "rlhf_type": "grpo", "reward_funcs": ["$worth"], "per_device_train_batch_size": 4, "num_generations": 2,
+    "max_completion_length": 6,
+}  # fmt: skip
+"""A training by groups of answers."""
 
 TABLES: dict[str, dict[str, Row]] = {
     "sft": of_every_training("sft") | of_plain_text("sft") | of_answers("sft"),
@@ -271,6 +278,24 @@ TABLES: dict[str, dict[str, Row]] = {
             seq_kd=Two(False, True, steps),
             temperature=Two(0.5, 5, steps, {"lmbda": 1}),
             response_length=Two(2, 3, steps, {"lmbda": 1}),
+        ),
+        **apart(
+            GROUPS,
+            num_generations=Two(2, 4, numbers),
+            max_completion_length=Two(6, 4, numbers),
+            top_k=Two(UNGIVEN, 1, numbers),
+            top_p=Two(UNGIVEN, 0.1, numbers),
+            num_iterations=Two(1, 2, numbers, {"max_steps": 2}),
+            steps_per_generation=Two(1, 2, numbers),
+            epsilon=Two(0.2, 1e-4, numbers, {"max_steps": 2, "num_iterations": 2}),
+            epsilon_high=Two(0.2, 1e-4, numbers, {"max_steps": 2, "num_iterations": 2}),
+            delta=Two(UNGIVEN, 1.0001, numbers, {"max_steps": 2, "num_iterations": 2}),
+            scale_rewards=Two("group", "none", numbers),
+            overlong_filter=Two(False, True, numbers),
+            normalize_advantages=Two(False, True, numbers, {"rlhf_type": "rloo"}),
+            reward_funcs=Two(["$worth"], ["soft_overlong"], numbers),
+            reward_weights=Two([1], [2], numbers),
+            log_completions=Two(False, True, left),
         ),
     },
     "merge": apart(

@@ -105,6 +105,9 @@ class Workshop:
         )
         self.places["judgement"] = str(self.folder / "judgement")
         adapted.save_pretrained(self.places["judgement"])
+        worth = self.folder / "worth.py"
+        worth.write_text("def worth(completion_ids, **_):\n    return [sum(ids) % 7 for ids in completion_ids]\n")
+        self.places["worth"] = f"{worth}:worth"
 
     def _make_data(self) -> None:
         answers = [{"query": f"number {i}", "response": answer} for i, answer in enumerate(ANSWERS)]
@@ -312,6 +315,18 @@ def learned(trial: Trial) -> dict[str, Any]:
 def steps(trial: Trial) -> list[tuple[int, float]]:
     """The steps that were logged, with their losses."""
     return [(event.step, event.metrics["loss"]) for event in trial.events if isinstance(event, Step)]
+
+
+def numbers(trial: Trial) -> list[dict[str, float]]:
+    """All that is told of the steps, but for what time it took."""
+    told = [event.metrics for event in trial.events if isinstance(event, Step)]
+    return [{name: value for name, value in each.items() if not name.startswith("rollouts/")} for each in told]
+
+
+def left(trial: Trial) -> list[str]:
+    """The files in the folder of the run."""
+    assert trial.newest
+    return sorted(path.name for path in trial.job.path.iterdir() if path.is_file())
 
 
 def says(trial: Trial) -> list[str]:

@@ -1,0 +1,155 @@
+"""GRPO and RLOO from the parameters to the checkpoint, with answers that our engine draws."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from engines.errors import InvalidRequest
+from tests.training.jobs import make_job
+from training.folder import Checkpoint, Evaluation, JobFolder, Step
+from training.methods import METHODS
+from training.params.rlhf import RlhfParams
+from training.pipelines.train import run
+from training.refusals.supported import refusals
+from training.report import Report
+
+SHORT = """
+def short(completions, **columns):
+    assert columns["solution"] and columns["prompts"] and columns["completion_ids"]
+    return [-len(ids) / 10 for ids in columns["completion_ids"]]
+
+def broken(completions, **columns):
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def given(tiny: Path, tmp_path: Path) -> dict[str, Any]:
+    data, rewards = tmp_path / "prompts.jsonl", tmp_path / "rewards.py"
+    rows = [{"messages": [{"role": "user", "content": f"say {i}"}], "solution": "a"} for i in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewards.write_text(SHORT)
+    return {
+        "model": str(tiny), "dataset": [str(data)], "torch_dtype": "float32", "split_dataset_ratio": 0,
+        "max_steps": 4, "logging_steps": 1, "save_steps": 1, "learning_rate": 1e-2, "lora_rank": 4, "lora_dropout": 0,
+        "report_to": ["none"], "reward_funcs": [f"{rewards}:short"], "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2, "num_generations": 4, "max_completion_length": 8, "rlhf_type": "grpo",
+    }  # fmt: skip
+
+
+def train(folder: Path, **params: Any) -> JobFolder:
+    job = make_job(folder, "rlhf", **params)
+    task = job.read_task()
+    assert isinstance(task.params, RlhfParams)
+    assert refusals(task) == []
+    run(task.params, Report(job))
+    return job
+
+
+def metrics(job: JobFolder) -> list[dict[str, float]]:
+    """Of each step, but for what time it took."""
+    steps = [event.metrics for event, _ in job.read_events() if isinstance(event, Step)]
+    return [{name: value for name, value in step.items() if not name.startswith("rollouts/")} for step in steps]
+
+
+def adapter(job: JobFolder, step: int) -> dict[str, torch.Tensor]:
+    return dict(load_file(job.path / f"checkpoint-{step}" / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"rlhf_type": "rloo"}, {"num_iterations": 2, "loss_type": "dapo"}])
+def test_a_training_that_was_killed_goes_on_as_if_undisturbed(
+    given: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """From the beginning of a generation, and from the middle of one."""
+    whole = train(tmp_path / "whole", **given | settings)
+    for step in (1, 2):
+        checkpoint = str(whole.path / f"checkpoint-{step}")
+        resumed = train(tmp_path / f"from {step}", **given | settings, resume_from_checkpoint=checkpoint)
+        assert metrics(resumed) == metrics(whole)[step:]
+        for name, weight in adapter(whole, 4).items():
+            torch.testing.assert_close(adapter(resumed, 4)[name], weight, atol=0, rtol=0)
+
+
+def test_each_generation_is_of_the_policy_of_its_step(given: dict[str, Any], tmp_path: Path) -> None:
+    each = train(tmp_path / "each", **given)
+    assert [step["policy_version"] for step in metrics(each)] == [0, 1, 2, 3]
+    two = train(tmp_path / "two", **given, num_iterations=2)
+    assert [step["policy_version"] for step in metrics(two) if "policy_version" in step] == [0, 2]
+
+
+def test_metrics_say_what_was_rewarded_and_how_long_drawing_took(given: dict[str, Any], tmp_path: Path) -> None:
+    job = train(tmp_path / "job", **given, reward_weights=[2.0])
+    step = next(event.metrics for event, _ in job.read_events() if isinstance(event, Step))
+    assert step["reward"] == pytest.approx(2 * step["rewards/short/mean"])
+    assert step["rewards/short/mean"] == pytest.approx(-step["completions/mean_length"] / 10)
+    assert 0 < step["rollouts/share_of_time"] < 1
+    assert step["rollouts/tokens_per_second"] > 0
+    assert {"reward_std", "frac_reward_zero_std", "kl", "entropy", "clip_ratio/region_mean"} <= step.keys()
+    assert step["completions/max_length"] <= 8
+
+
+def test_what_was_learned_loads_in_peft_alone(given: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    job = train(tmp_path / "job", **given)
+    plain = AutoModelForCausalLM.from_pretrained(tiny)
+    learned = PeftModel.from_pretrained(plain, job.path / "checkpoint-4")
+    assert any(weight.abs().sum() > 0 for name, weight in learned.named_parameters() if "lora_B" in name)
+    assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [1, 2, 3, 4]
+
+
+def test_answers_are_written_down_with_their_rewards(given: dict[str, Any], tmp_path: Path) -> None:
+    job = train(tmp_path / "job", **given | {"max_steps": 1}, log_completions=True)
+    lines = [json.loads(line) for line in (job.path / "completions.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert lines[0].keys() == {"step", "prompt", "completion", "rewards", "advantage"}
+    assert lines[0]["rewards"].keys() == {"short"}
+    assert not (train(tmp_path / "none", **given | {"max_steps": 1}).path / "completions.jsonl").exists()
+
+
+def test_an_evaluation_answers_prompts_and_judges(given: dict[str, Any], tmp_path: Path) -> None:
+    validation = {"val_dataset": given["dataset"], "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    job = train(tmp_path / "job", **given | validation, metric_for_best_model="reward", greater_is_better=True)
+    found = [event.metrics for event, _ in job.read_events() if isinstance(event, Evaluation)]
+    assert len(found) == 2
+    assert all(each["loss"] == pytest.approx(-each["reward"]) for each in found)
+
+
+def test_a_function_that_judges_wrongly_ends_the_training_by_name(given: dict[str, Any], tmp_path: Path) -> None:
+    broken = given["reward_funcs"][0].replace("short", "broken")
+    with pytest.raises(InvalidRequest, match="broken gave 1 rewards for 8 answers"):
+        train(tmp_path / "job", **given | {"reward_funcs": [broken]})
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "reward_funcs": {"reward_funcs": []},
+    "reward_weights": {"reward_weights": [1.0, 2.0]},
+    "num_generations": {"num_generations": 3},
+    "steps_per_generation": {"steps_per_generation": 3},
+    "streaming": {"streaming": True},
+    "dataloader_num_workers": {"dataloader_num_workers": 1},
+    "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
+    "lora_dropout": {"lora_dropout": 0.1},
+    "ref_model": {"ref_model": "another", "beta": 0.0},
+    "ref_model_revision": {"ref_model_revision": "main"},
+    "loss_type": {"loss_type": "ipo"},
+    "normalize_advantages": {"normalize_advantages": True},
+    "cliprange": {"cliprange": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_honoured_is_refused_by_name(given: dict[str, Any], tmp_path: Path, name: str) -> None:
+    task = make_job(tmp_path / "job", "rlhf", **given | REFUSED[name]).read_task()
+    assert name in [refused for refused, _ in refusals(task)]
+
+
+def test_rloo_refuses_what_only_grpo_reads(given: dict[str, Any], tmp_path: Path) -> None:
+    more = {"scale_rewards": "none", "delta": 2.0, "loss_type": "dapo", "rlhf_type": "rloo"}
+    task = make_job(tmp_path / "job", "rlhf", **given | more).read_task()
+    assert {"scale_rewards", "delta", "loss_type"} <= {refused for refused, _ in refusals(task)}
+    assert METHODS["rloo"].rows == "prompts"

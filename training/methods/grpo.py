@@ -1,0 +1,104 @@
+"""GRPO (Shao et al. 2024, arXiv:2402.03300): the model answers each prompt several times, and learns by how much better
+an answer is than the others; with DAPO's and Dr. GRPO's changes as options."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from training.data.samples import Learns
+from training.methods.base import Method
+from training.params.refusal import Refusal, not_supported
+from training.params.rlhf import RlhfParams
+
+if TYPE_CHECKING:
+    from training.trainers.job import Training
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+"""The first unless given."""
+
+
+class FromGroups(Method[RlhfParams]):
+    """What GRPO and RLOO have in common."""
+
+    task = "rlhf"
+    params = RlhfParams
+    rows: Learns = "prompts"
+    reads = frozenset(
+        {
+            "rlhf_type", "ref_model", "ref_model_revision", "beta", "temperature", "num_generations",
+            "max_completion_length", "top_k", "top_p", "num_iterations", "steps_per_generation", "epsilon",
+            "epsilon_high", "overlong_filter", "reward_funcs", "reward_model", "reward_adapters",
+            "reward_model_revision", "reward_weights", "log_completions",
+        }
+    )  # fmt: skip
+    default_beta: ClassVar[float]
+    """Unless given."""
+    part_of_rate = 0.1
+
+    def beta(self, params: RlhfParams) -> float:
+        return self.default_beta if params.beta is None else params.beta
+
+    def metrics(self, params: RlhfParams) -> tuple[str, ...]:
+        lengths = tuple(f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio"))
+        return ("reward", "reward_std", "frac_reward_zero_std", *lengths)
+
+    def refusals(self, params: RlhfParams) -> list[Refusal]:
+        return [*self._of_rewards(params), *self._of_sizes(params), *self._of_others(params)]
+
+    def _of_rewards(self, params: RlhfParams) -> Iterator[Refusal]:
+        count = len(params.reward_funcs) + (params.reward_model is not None)
+        if not count:
+            yield "reward_funcs", "name what judges the answers, here or as reward_model"
+        elif params.reward_weights and len(params.reward_weights) != count:
+            yield "reward_weights", f"there must be one for each of the {count} rewards"
+
+    def _of_sizes(self, params: RlhfParams) -> Iterator[Refusal]:
+        accumulated = params.gradient_accumulation_steps
+        passes = params.steps_per_generation or accumulated
+        if passes % accumulated:
+            yield "steps_per_generation", f"it must be a multiple of gradient_accumulation_steps, {accumulated}"
+        answers = params.per_device_train_batch_size * passes
+        if answers % params.num_generations:
+            reason = (
+                f"{answers} answers are learned from at a time (per_device_train_batch_size times steps_per_generation,"
+                f" or gradient_accumulation_steps), which is no multiple of {params.num_generations}"
+            )
+            yield "num_generations", reason
+
+    def _of_others(self, params: RlhfParams) -> Iterator[Refusal]:
+        if params.streaming:
+            yield "streaming", f"{self.name} goes through its prompts in an order of its own: leave it out"
+        if params.dataloader_num_workers:
+            yield "dataloader_num_workers", "answers are drawn, and no process can make batches ahead: leave it out"
+        if params.neftune_noise_alpha:
+            yield "neftune_noise_alpha", "noise would change how likely the answers are: leave it out"
+        if params.router_aux_loss_coef:
+            yield "router_aux_loss_coef", f"{self.name} adds no such loss: leave it out"
+        for name in sorted(params.model_fields_set):
+            if name.endswith("_dropout") and getattr(params, name):
+                yield name, "an answer is as likely when it is learned as when it was drawn: leave it out"
+        if params.ref_model_revision is not None and params.ref_model is None:
+            yield "ref_model_revision", "it belongs to ref_model, which is not given"
+        if params.ref_model is not None and not self.beta(params):
+            yield "ref_model", "with beta 0 nothing is compared with it: leave it out"
+        for name in ("reward_adapters", "reward_model_revision"):
+            if getattr(params, name) and params.reward_model is None:
+                yield name, "it belongs to reward_model, which is not given"
+
+
+class Grpo(FromGroups):
+    name = "grpo"
+    choice: ClassVar = {"rlhf_type": name}
+    reads = FromGroups.reads | {"loss_type", "delta", "scale_rewards"}
+    default_beta = 0.04
+
+    def refusals(self, params: RlhfParams) -> list[Refusal]:
+        found = super().refusals(params)
+        if params.loss_type is not None and params.loss_type not in LOSS_TYPES:
+            found.append(("loss_type", not_supported(params.loss_type, LOSS_TYPES)))
+        return found
+
+    def trainer(self, job: "Training[RlhfParams]") -> Any:
+        from training.trainers.grpo import GrpoTrainer
+
+        loss_type = job.params.loss_type or LOSS_TYPES[0]
+        return GrpoTrainer(job, beta=self.beta(job.params), loss_type=loss_type)

@@ -1,0 +1,28 @@
+"""The rewards that a training's parameters choose."""
+
+from typing import Any
+
+from training.params.rlhf import RlhfParams
+from training.rewards.by_name import reward_named
+from training.rewards.reward_model import RewardModel
+from training.rewards.types import Reward
+
+
+def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str) -> list[Reward]:
+    """In the order of `reward_weights`. `tokenizer`: the policy's. `device`: where a model that judges is to be.
+
+    Raises InvalidRequest, InvalidAdapter, UnsupportedModel.
+    """
+    rewards: list[Reward] = [reward_named(word, params.max_completion_length) for word in params.reward_funcs]
+    if params.reward_model is not None:
+        judge = RewardModel.load(
+            params.reward_model,
+            adapters=params.reward_adapters,
+            revision=params.reward_model_revision,
+            token=params.hub_token,
+            device=device,
+            policy_tokenizer=tokenizer,
+            system=params.system,
+        )
+        rewards.append(judge)
+    return rewards

@@ -1,0 +1,374 @@
+"""Learning from several answers to each prompt, compared with one another: transformers' trainer, and answers that our
+engine draws while it trains.
+
+A *generation* is the answers that are drawn, judged and learned from together: `num_generations` of each of its
+prompts. It is divided into batches, one for each forward pass, and gone through `num_iterations` times. What it draws
+depends on its number, the seed and the weights alone, so that a training that was killed and resumed draws what it
+would have drawn.
+"""
+
+import json
+import math
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from engines.errors import InvalidRequest
+from training.params.rlhf import RlhfParams
+from training.rewards.chosen import rewards_of
+from training.rewards.types import Answered, Reward
+from training.rollouts.types import Drawing, Rollout, Rollouts
+from training.trainers.advantages import Advantages, weighted_sum
+from training.trainers.averages import Averages
+from training.trainers.generation import FILE, Batch, Generation
+from training.trainers.job import JobTrainer, Training
+from training.trainers.log_probs import TokenLogProbs, token_log_probs
+from training.trainers.policy_losses import Clipped
+from training.trainers.reference import reference_of, without_dropout
+from training.trainers.rollouts import rollouts_of
+
+COMPLETIONS = "completions.jsonl"
+Row = Mapping[str, Any]
+
+
+class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+    def __init__(
+        self,
+        job: Training[RlhfParams],
+        *,
+        beta: float,
+        judges: Callable[..., list[Reward]] = rewards_of,
+        rollouts: Callable[[Training[Any]], Rollouts] = rollouts_of,
+    ) -> None:
+        """`beta`: how strongly the policy is held to the reference. `judges`, `rollouts`: make what judges answers, and
+        what draws them.
+
+        Raises InvalidRequest, UnsupportedModel.
+        """
+        without_dropout(job.tuned.model)
+        super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=_as_they_are)
+        params = job.params
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True  # by the loss itself
+        self.beta = beta
+        self._judges = judges(params, job.tokenizer, device=str(self.args.device))
+        self._weights = torch.tensor(params.reward_weights or [1.0] * len(self._judges))
+        self._parts = params.steps_per_generation or params.gradient_accumulation_steps
+        self._passes_of_generation = self._parts * params.num_iterations
+        self._several_steps = self._passes_of_generation > params.gradient_accumulation_steps
+        self._prompts = params.per_device_train_batch_size * self._parts // params.num_generations
+        self._drawing = Drawing(
+            max_new_tokens=params.max_completion_length,
+            temperature=params.temperature,
+            top_k=params.top_k or 0,
+            top_p=1.0 if params.top_p is None else params.top_p,
+        )
+        self._reference = reference_of(job, self.args.device) if beta else None
+        self._make_rollouts = rollouts
+        self._rollouts: Rollouts | None = None
+        self._policy = -1
+        """Step whose weights the rollouts have."""
+        self._generation: Generation | None = None
+        self._passes: int | None = None
+        """Forward passes of training so far."""
+        self._resumed: Path | None = None
+        self._seen = Averages()
+        self._drawing_seconds = 0.0
+        self._drawn_tokens = 0
+        self._logged = perf_counter()
+
+    # ---- what the method says
+
+    needs_old = False
+    """Whether it asks for log-probabilities before anything is learned even where one step learns from each."""
+
+    @abstractmethod
+    def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
+        """`rewards`: (answers,) those of a generation, in all processes, group by group. `divergences`: (answers,) how
+        far each has moved from the reference, in nats, where `needs_old` and there is a reference."""
+
+    @abstractmethod
+    def loss(self, said: TokenLogProbs, batch: Batch, tokens: float) -> tuple[Tensor, Clipped]:
+        """Scalar: the loss of a batch, to be added to those of the others of a step. `tokens`: those that are learned
+        from in a step, in each process on average."""
+
+    # ---- the order of things
+
+    def get_train_dataloader(self) -> Any:
+        """As many batches as there are forward passes in an epoch; what is in them is drawn."""
+        loader = DataLoader(range(self._generations * self._passes_of_generation), collate_fn=_places)
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=False
+        )
+
+    @property
+    def _generations(self) -> int:
+        """Generations of an epoch."""
+        rows: int = len(self.job.data.train)
+        return -(-rows // (self._prompts * int(self.args.world_size)))
+
+    def _rows(self, number: int) -> list[Row]:
+        """The prompts of a generation, in this process. The last ones of an epoch are filled up with its first."""
+        epoch, place = divmod(number, self._generations)
+        rows = self.job.data.train
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.args.seed + epoch))
+        first = (place * self.args.world_size + self.args.process_index) * self._prompts
+        return [rows[int(order[at % len(rows)])] for at in range(first, first + self._prompts)]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        return super().training_step(model, {"batch": self._next()}, num_items_in_batch)
+
+    def _next(self) -> Batch:
+        """The batch of the next forward pass."""
+        if self._passes is None:
+            self._passes = self.state.global_step * self.args.gradient_accumulation_steps
+        number, place = divmod(self._passes, self._passes_of_generation)
+        if place == 0:
+            self._generation = self._generate(number)
+        elif self._generation is None:
+            self._generation = self._begun()
+        self._passes += 1
+        return self._batch(self._generation, place % self._parts)
+
+    def _begun(self) -> Generation:
+        """The generation in the checkpoint that training goes on from."""
+        if self._resumed is None or not (self._resumed / FILE).is_file():
+            message = f"it has no {FILE}, and its step is in the middle of a generation: choose another checkpoint"
+            raise InvalidRequest(message, param="resume_from_checkpoint")
+        return Generation.load(self._resumed)
+
+    def _batch(self, generation: Generation, part: int) -> Batch:
+        size = self.args.per_device_train_batch_size
+        return generation.batch(part, size, self.processing_class.pad_token_id, self.args.device)
+
+    # ---- a generation
+
+    def _generate(self, number: int) -> Generation:
+        rows = self._rows(number)
+        groups = self._draw(rows, f"generation {number}")
+        answers = [answer for group in groups for answer in group]
+        rewards = self._judge(rows, groups)
+        generation = Generation.of(answers, without_cut=self.job.params.overlong_filter)
+        generation.tokens = float(self._everywhere({"": torch.tensor(generation.tokens)})[""])
+        divergences = self._look_back(generation)
+        whole = self.accelerator.gather(rewards.to(self.args.device)).cpu()
+        moved = None if divergences is None else self.accelerator.gather(divergences).cpu()
+        found = self.advantages(weighted_sum(whole, self._weights), moved)
+        mine = slice(self.args.process_index * len(answers), (self.args.process_index + 1) * len(answers))
+        generation.advantages = found.advantages[mine].float()
+        self._seen.add(_told(answers, whole, self._weights, [judge.name for judge in self._judges], found))
+        self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
+        self._count_tokens(answers)
+        self._write(answers, rewards, generation.advantages)
+        return generation
+
+    def _draw(self, rows: Sequence[Row], what: str) -> list[list[Rollout]]:
+        """Answers of the policy as it is. The same weights and `what` give the same answers."""
+        began = perf_counter()
+        if self._rollouts is None:
+            self._rollouts = self._make_rollouts(self.job)
+        elif self._policy != self.state.global_step:
+            self._rollouts.take_over()
+        self._policy = self.state.global_step
+        seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
+        prompts = [row["prompt_ids"] for row in rows]
+        groups = self._rollouts.draw(prompts, self.job.params.num_generations, self._drawing, seed=seed)
+        self._drawing_seconds += perf_counter() - began
+        self._drawn_tokens += sum(len(answer.token_ids) for group in groups for answer in group)
+        return groups
+
+    def _judge(self, rows: Sequence[Row], groups: Sequence[Sequence[Rollout]]) -> Tensor:
+        """(answers, judges): rewards, NaN where one does not apply."""
+        answered = [
+            Answered(
+                prompt_ids=answer.prompt_ids,
+                token_ids=answer.token_ids,
+                text=self.processing_class.decode(answer.token_ids, skip_special_tokens=True),
+                ended=answer.ended,
+                item=json.loads(row["item"]),
+            )
+            for row, group in zip(rows, groups, strict=True)
+            for answer in group
+        ]
+        columns = [judge(answered) for judge in self._judges]
+        return torch.tensor([[float("nan") if each is None else each for each in column] for column in columns]).T
+
+    def _look_back(self, generation: Generation) -> Tensor | None:
+        """Note what the policy and the reference say of the answers before anything is learned of them.
+
+        Returns how far the policy has moved from the reference by each answer, where both are noted.
+        """
+        if not (self._several_steps or self.needs_old or self._reference):
+            return None
+        old, reference, moved = [], [], []
+        size = self.args.per_device_train_batch_size
+        for part in range(len(generation.answers) // size):
+            batch = self._batch(generation, part)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                if self._several_steps or self.needs_old:
+                    old.append(self._say(self.model, batch).log_probs)
+                if self._reference is not None:
+                    asked = (batch.inputs, batch.positions, batch.token_ids)
+                    reference.append(self._reference.log_probs(*asked, temperature=self._drawing.temperature))
+            if old and reference:
+                away = torch.zeros(batch.answers, device=self.args.device)
+                moved.append(away.index_add(0, batch.rows, old[-1] - reference[-1]))
+        generation.old, generation.reference = old or None, reference or None
+        return torch.cat(moved) if moved else None
+
+    def _say(self, model: Any, batch: Batch, *, entropy: bool = False) -> TokenLogProbs:
+        return token_log_probs(
+            model,
+            batch.inputs,
+            batch.positions,
+            batch.token_ids,
+            temperature=self._drawing.temperature,
+            entropy=entropy,
+        )
+
+    # ---- the loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        batch: Batch = inputs["batch"]
+        assert self._generation is not None, "the batch is of it"
+        said = self._say(model, batch, entropy=True)
+        tokens = self._generation.tokens * self.args.gradient_accumulation_steps / self._parts
+        loss, clipped = self.loss(said, batch, tokens)
+        assert said.entropy is not None, "asked for"
+        count = torch.tensor(clipped.low.numel())
+        self._seen.add(
+            {
+                "entropy": (said.entropy.sum(), torch.tensor(said.entropy.numel())),
+                "clip_ratio/low_mean": (clipped.low.sum(), count),
+                "clip_ratio/high_mean": (clipped.high.sum(), count),
+                "clip_ratio/region_mean": ((clipped.low | clipped.high).sum(), count),
+            }
+        )
+        if (penalty := self.job.tuned.penalty()) is not None:
+            loss = loss + penalty / self.current_gradient_accumulation_steps  # of each step once
+        return (loss, None) if return_outputs else loss
+
+    # ---- what is told
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            now = perf_counter()
+            seconds = max(now - self._logged, 1e-9)
+            times = {"rollouts/share_of_time": self._drawing_seconds / seconds}
+            if self._drawing_seconds:
+                times["rollouts/tokens_per_second"] = self._drawn_tokens / self._drawing_seconds
+            self._logged, self._drawing_seconds, self._drawn_tokens = now, 0.0, 0
+            logs |= self._everywhere({name: torch.tensor(value) for name, value in self._seen.taken().items()}) | times
+        super().log(logs, start_time)
+
+    def _everywhere(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """The means of all processes."""
+        if not means:
+            return {}
+        together = torch.stack([each.double() for each in means.values()]).to(self.args.device, torch.float32)
+        return dict(zip(means, self.accelerator.reduce(together, reduction="mean").tolist(), strict=True))
+
+    def _count_tokens(self, answers: Sequence[Rollout]) -> None:
+        tokens = sum(len(answer.prompt_ids) + len(answer.token_ids) for answer in answers)
+        counted = torch.tensor(tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(counted, reduction="sum"))
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """The trainer would look for them in `inputs`, which are places."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def _write(self, answers: Sequence[Rollout], rewards: Tensor, advantages: Tensor) -> None:
+        if not self.job.params.log_completions or not self.args.should_save:
+            return
+        names = [judge.name for judge in self._judges]
+        with (self.job.report.folder.path / COMPLETIONS).open("a") as file:
+            for answer, judged, advantage in zip(answers, rewards.tolist(), advantages.tolist(), strict=True):
+                prompt, text = (self.processing_class.decode(ids) for ids in (answer.prompt_ids, answer.token_ids))
+                known = {name: each for name, each in zip(names, judged, strict=True) if not math.isnan(each)}
+                line = {"step": self.state.global_step, "prompt": prompt, "completion": text, "rewards": known}
+                file.write(json.dumps(line | {"advantage": advantage}) + "\n")
+
+    # ---- evaluation
+
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+        """Answers to each prompt, judged; the loss is the reward times -1."""
+        seen, count = Averages(), 0
+        names = [judge.name for judge in self._judges]
+        for number, batch in enumerate(dataloader):
+            rows = batch["rows"]
+            groups = self._draw(rows, f"evaluation {number}")
+            rewards = self._judge(rows, groups)
+            found = self.advantages(weighted_sum(rewards, self._weights), None)
+            seen.add(_told([each for group in groups for each in group], rewards, self._weights, names, found))
+            count += len(rows)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        means = self._everywhere({name: torch.tensor(value) for name, value in seen.taken().items()})
+        metrics = {"loss": -means["reward"], **means}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        ends = self.state.global_step * self.args.gradient_accumulation_steps % self._passes_of_generation == 0
+        if self._generation is not None and not ends and not self.args.save_only_model:
+            self._generation.save(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._resumed = Path(resume_from_checkpoint)
+
+
+def _told(
+    answers: Sequence[Rollout], rewards: Tensor, weights: Tensor, names: Sequence[str], found: Advantages
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums of what is told of answers, by name, each with what it is divided by. `rewards`: (answers, judges)."""
+    total = weighted_sum(rewards, weights)
+    lengths = torch.tensor([len(answer.token_ids) for answer in answers])
+    count, one = torch.tensor(len(answers)), torch.tensor(1)
+    told = {
+        "reward": _mean(total),
+        "reward_std": (_spread(total), one),
+        "frac_reward_zero_std": (found.alike.sum(), torch.tensor(found.alike.numel())),
+        "completions/mean_length": (lengths.sum(), count),
+        "completions/min_length": (lengths.min(), one),
+        "completions/max_length": (lengths.max(), one),
+        "completions/clipped_ratio": (torch.tensor(sum(not answer.ended for answer in answers)), count),
+    }
+    for number, name in enumerate(names):
+        told[f"rewards/{name}/mean"] = _mean(rewards[:, number])
+        told[f"rewards/{name}/std"] = _spread(rewards[:, number]), one
+    return told
+
+
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.nansum(), (~values.isnan()).sum()
+
+
+def _spread(values: Tensor) -> Tensor:
+    known = values[~values.isnan()]
+    return known.std() if len(known) > 1 else torch.tensor(0.0)
+
+
+def _as_they_are(rows: Sequence[Row]) -> dict[str, Any]:
+    """A batch: its rows."""
+    return {"rows": list(rows)}
+
+
+def _places(places: Sequence[int]) -> dict[str, Any]:
+    return {"places": list(places)}
