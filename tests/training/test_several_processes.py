@@ -93,10 +93,18 @@ def test_told_to_stop_they_have_as_long_for_a_checkpoint_as_whoever_told_them_wa
         ("sft", {"streaming": True, "per_device_train_batch_size": 4}),  # all rows: each process draws its own order
         ("pt", {}),
         ("rlhf", {"rlhf_type": "dpo", "rpo_alpha": 1.0}),
-        ("rlhf", {"rlhf_type": "dpo", "loss_type": "aot_unpaired", "per_device_train_batch_size": 2}),
+        (
+            "rlhf",
+            {
+                "rlhf_type": "dpo",
+                "loss_type": "aot_unpaired",
+                "per_device_train_batch_size": 2,
+                "precompute_ref_log_probs": True,
+            },
+        ),
         ("rlhf", {"rlhf_type": "kto", "per_device_train_batch_size": 2}),
     ],
-    ids=["sft", "sft, streamed", "pt", "dpo", "dpo, of sorted answers", "kto"],
+    ids=["sft", "sft, streamed", "pt", "dpo", "dpo, of sorted answers, computed before", "kto"],
 )
 def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
     tmp_path: Path, tiny: Path, started: Callable[..., Any], task: str, params: dict[str, Any]

@@ -95,11 +95,17 @@ def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool
     logits = logits.float()
     if temperature != 1:
         logits = logits / temperature
-    log_probs = -nn.functional.cross_entropy(logits, wanted, reduction="none")
+    every = torch.log_softmax(logits, dim=-1)
+    log_probs = -nn.functional.nll_loss(every, wanted, reduction="none")
     with torch.no_grad():
-        correct = logits.argmax(-1) == wanted
-        spread = torch.distributions.Categorical(logits=logits, validate_args=False).entropy() if entropy else None
+        correct = every.argmax(-1) == wanted
+        spread = _entropy(every) if entropy else None
     return log_probs, correct, spread
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Of `log_probs` (positions, vocabulary), some of which may be minus infinity."""
+    return -log_probs.exp().mul_(log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
 
 @contextmanager

@@ -330,6 +330,7 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
         told = [metrics[name] for metrics in steps(whole).values()]
         assert [metrics[name] for metrics in steps(resumed).values()] == pytest.approx(told[3:], abs=1e-5), name
+    assert told_apart(whole, resumed) < 1e-5
 
 
 @pytest.mark.parametrize("train_type", ["lora", "full"])
