@@ -162,6 +162,18 @@ def test_good_answers_gain_on_bad_ones(train: Callable[..., JobFolder]) -> None:
     assert steps(folder)[-1]["rewards/margins"] > 0.3
 
 
+@pytest.mark.parametrize(
+    "params",
+    [{"streaming": True}, {"use_dora": True}, {"bf16": True}],
+    ids=["streamed", "dora", "bfloat16"],
+)
+def test_they_gain_whatever_the_data_the_adapter_and_the_type(
+    train: Callable[..., JobFolder], params: dict[str, Any]
+) -> None:
+    told = steps(train(max_steps=9, **params))
+    assert told[-1]["rewards/margins"] > told[1].get("rewards/margins", 0) + 0.01
+
+
 @pytest.mark.parametrize("params", [{}, FULL], ids=["lora", "full"])
 def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     train: Callable[..., JobFolder], params: dict[str, Any]
