@@ -33,13 +33,25 @@ def test_a_file_becomes_a_model_that_answers(api: TrainingApi) -> None:
 
 
 def test_auto_is_told_as_numbers_once_the_data_was_looked_at(api: TrainingApi) -> None:
-    for method in ("supervised", "dpo"):
+    own: dict[str, dict[str, float]] = {"supervised": {}, "dpo": {"beta": 0.1}}
+    own["kto"] = own["dpo"] | {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    for method, its_own in own.items():
         given = {"hyperparameters": {"n_epochs": 3}}
         job = api.fine_tuning.wait(api.fine_tuning.create(method={"type": method, method: given})["id"])
         numbers = {"batch_size": 4, "learning_rate_multiplier": 10.0 if method == "supervised" else 2.0, "n_epochs": 3}
-        numbers |= {"beta": 0.1} if method == "dpo" else {}
+        numbers |= its_own
         assert job["hyperparameters"] == numbers
         assert job["method"] == {"type": method, method: {"hyperparameters": numbers}}
+
+
+def test_weights_of_kto_are_said_as_hyperparameters_or_as_parameters(api: TrainingApi) -> None:
+    own = {"hyperparameters": {"undesirable_weight": 2.5}}
+    said = api.fine_tuning.create(method={"type": "kto", "kto": own})
+    same = api.fine_tuning.create(method={"type": "kto"}, parameters={"undesirable_weight": 2.5})
+    assert said["hyperparameters"] == same["hyperparameters"]
+    assert said["hyperparameters"]["undesirable_weight"] == 2.5
+    reply = api.fine_tuning.post(method={"type": "kto", "kto": own}, parameters={"per_device_train_batch_size": 1})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "parameters.per_device_train_batch_size")
 
 
 def test_a_seed_that_was_chosen_here_is_told(api: TrainingApi) -> None:
