@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from engines.errors import UnsupportedModel
 from engines.types import Head
 
 CLASSIFIER = "ForSequenceClassification"
@@ -10,6 +11,13 @@ CLASSIFIER = "ForSequenceClassification"
 def is_classifier(config: Any) -> bool:
     """Whether the checkpoint was saved as a model for sequence classification."""
     return any(name.endswith(CLASSIFIER) for name in getattr(config, "architectures", None) or ())
+
+
+def refuse_classifier(config: Any, engine: str) -> None:
+    """Raises UnsupportedModel for a checkpoint that classifies, on an engine that is run to generate."""
+    if is_classifier(config):
+        message = f"the checkpoint classifies texts, and {engine} is run here to generate them: serve it by pt"
+        raise UnsupportedModel(message, param="infer_backend")
 
 
 def head_of(config: Any) -> Head:

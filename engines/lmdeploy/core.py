@@ -5,7 +5,8 @@ import random
 from typing import get_args
 
 from engines.capabilities import Capabilities
-from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
+from engines.checkpoint.heads import refuse_classifier
+from engines.checkpoint.loading import load_config, load_eos_token_ids, load_tokenizer
 from engines.errors import UnsupportedModel, UnsupportedParameter
 from engines.library.core import Load
 from engines.lmdeploy.adapters import adaptable_linears
@@ -36,6 +37,7 @@ class LmdeployCore:
     # ---- life
 
     async def start(self) -> Capabilities:
+        refuse_classifier(load_config(self._library.folder), "lmdeploy")
         reachable = self._config.backend == "pytorch" and self._config.tp == 1  # the model is in this process
         linears = adaptable_linears(self._library.folder) if self._config.backend == "pytorch" else {}
         if linears:

@@ -43,8 +43,11 @@ class ModelParams(Params):
     """Type of the weights and of the computation. The type named in config.json unless given, but float32 on a CPU
     that has no instructions for that type: every bfloat16 or float16 value is also a float32 value, and such a CPU
     computes several times faster in float32."""
-    task_type: Annotated[TaskType, About(TRAINING, not_in_fine_tuning="say it in method.type")] = "causal_lm"
-    """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes."""
+    task_type: Annotated[TaskType, About(TRAINING, engines=("pt",), not_in_fine_tuning="say it in method.type")] = (
+        "causal_lm"
+    )
+    """What the model is for: `causal_lm` continues text, `seq_cls` puts a text into one of `num_labels` classes. A
+    checkpoint that says in its config.json that it has such a head is served as one without being told."""
     attn_impl: Annotated[
         Literal["flash_attn", "sdpa", "eager"] | None, About(TRAINING, engines=("pt",), as_served=True)
     ] = None

@@ -14,6 +14,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from engines.adapters.pins import max_pinned
 from engines.capabilities import AdapterSupport, Capabilities
+from engines.checkpoint.heads import refuse_classifier
 from engines.checkpoint.loading import load_config, load_eos_token_ids
 from engines.checkpoint.structure import Structure, describe
 from engines.errors import EngineFailure, TuneserveError, UnsupportedParameter
@@ -49,7 +50,9 @@ class VllmCore:
     # ---- life
 
     async def start(self) -> Capabilities:
-        structure = describe(load_config(self._config.model, revision=self._config.revision, token=self._config.token))
+        hf_config = load_config(self._config.model, revision=self._config.revision, token=self._config.token)
+        refuse_classifier(hf_config, "vllm")
+        structure = describe(hf_config)
         self._llm = llm = await asyncio.to_thread(self._build, structure)
         adapters = await self._adapter_support(llm, structure)
         if adapters is not None:

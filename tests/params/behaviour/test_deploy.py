@@ -157,6 +157,7 @@ TABLES: dict[str, dict[str, Row]] = {
         MODEL,
         attn_impl=Two(UNGIVEN, "eager", config("attn_impl")),
         rope_scaling=Two(UNGIVEN, "linear", config("rope_scaling")),
+        task_type=Two("causal_lm", "seq_cls", config("task_type")),
         device_map=Two("cpu", {"": "cpu"}, config("device_map")),
         kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
