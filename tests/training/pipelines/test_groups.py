@@ -1,6 +1,9 @@
 """GRPO and RLOO from the parameters to the checkpoint, with answers that our engine draws."""
 
 import json
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engines.errors import InvalidRequest
+from engines.pt.core import EngineCore
+from engines.pt.requests import StepReport
 from tests.training.jobs import make_job
-from training.folder import Checkpoint, Evaluation, JobFolder, Step
+from tests.training.ppo.given import save_reward_model
+from training.folder import Checkpoint, Evaluation, JobFolder, Result, Step
 from training.methods import METHODS
 from training.params.rlhf import RlhfParams
 from training.pipelines.train import run
@@ -44,12 +50,18 @@ def given(tiny: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def train(folder: Path, **params: Any) -> JobFolder:
+    job, begin = made(folder, **params)
+    begin(Report(job))
+    return job
+
+
+def made(folder: Path, **params: Any) -> tuple[JobFolder, Callable[[Report], Result]]:
+    """A job, and what runs it."""
     job = make_job(folder, "rlhf", **params)
     task = job.read_task()
     assert isinstance(task.params, RlhfParams)
     assert refusals(task) == []
-    run(task.params, Report(job))
-    return job
+    return job, partial(run, task.params)
 
 
 def metrics(job: JobFolder) -> list[dict[str, float]]:
@@ -100,6 +112,37 @@ def test_what_was_learned_loads_in_peft_alone(given: dict[str, Any], tiny: Path,
     learned = PeftModel.from_pretrained(plain, job.path / "checkpoint-4")
     assert any(weight.abs().sum() > 0 for name, weight in learned.named_parameters() if "lora_B" in name)
     assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [1, 2, 3, 4]
+
+
+def test_told_to_stop_while_it_draws_it_ends_at_once_and_goes_on_as_if_undisturbed(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path / "whole", **given)
+    cut, begin = made(tmp_path / "cut", **given | {"save_steps": 100})
+    report = Report(cut)
+    step, steps = EngineCore.step, count()
+
+    def stopping(core: EngineCore) -> StepReport:
+        if next(steps) == 20:  # of the third draw, as a draw has eight at most
+            report.stop_requested = True
+        return step(core)
+
+    monkeypatch.setattr(EngineCore, "step", stopping)
+    assert begin(report).status == "stopped"
+    monkeypatch.undo()
+    assert cut.checkpoints() == [2]
+    resumed = train(tmp_path / "resumed", **given, resume_from_checkpoint=str(cut.path / "checkpoint-2"))
+    assert metrics(resumed) == metrics(whole)[2:]
+
+
+def test_a_reward_model_judges_beside_functions(given: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    save_reward_model(tiny, tmp_path / "judge", seed=1)
+    job = train(
+        tmp_path / "job", **given | {"max_steps": 1}, reward_model=str(tmp_path / "judge"), reward_weights=[0.0, 3.0]
+    )
+    [step] = metrics(job)
+    assert step["reward"] == pytest.approx(3 * step["rewards/reward_model/mean"], rel=1e-4)
+    assert step["rewards/reward_model/std"] > 0
 
 
 def test_answers_are_written_down_with_their_rewards(given: dict[str, Any], tmp_path: Path) -> None:
