@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 
 from engines.errors import InvalidRequest
 from tests.engines.pt.adapters import save_adapter
-from tests.training.jobs import make_job, start
+from tests.training.jobs import make_job, make_model, start
 from tests.training.pipelines.test_rlhf import ROWS, told_apart
 from training.folder import Evaluation, JobFolder, Step
 from training.params.export import MergeParams
@@ -188,6 +188,19 @@ def test_what_was_trained_loads_in_transformers_and_peft_alone_and_merges(
     merged.path.mkdir()
     assert merge.run(MergeParams(adapters=(str(checkpoint),)), Report(merged)).task_type == "seq_cls"
     assert rewards(load_alone(merged.path / "merged", tiny), tokenizer, ROWS) == pytest.approx(found, abs=5e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen2", "opt"])
+def test_models_of_other_families_get_a_head(train: Callable[..., JobFolder], tmp_path: Path, family: str) -> None:
+    base = make_model(tmp_path / "base", family)
+    folder = train(model=str(base), eval_strategy="steps", eval_steps=6)
+    said = next(event.metrics for event, _ in folder.read_events() if isinstance(event, Evaluation))
+    checkpoint = folder.path / "checkpoint-6"
+    config = AutoConfig.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    model = PeftModel.from_pretrained(model, checkpoint).eval()
+    found = rewards(model, AutoTokenizer.from_pretrained(checkpoint), ROWS)
+    assert [found.min(), found.max()] == pytest.approx([said["min_reward"], said["max_reward"]], abs=1e-4)
 
 
 def test_the_margin_that_a_set_names_is_asked_for(train: Callable[..., JobFolder], tmp_path: Path) -> None:
