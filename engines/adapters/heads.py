@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engines.adapters.folder import HEAD_NAMES
 from engines.adapters.spec import MODEL_CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
-from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.loading import choose_dtype, load_config, load_model
 from engines.errors import InvalidAdapter, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_with_head(
 ) -> Any:
     """A model that judges texts (a `PreTrainedModel`, or a `PeftModel` with the adapter), ready for inference.
 
-    `dtype`: the checkpoint's unless given. Raises UnsupportedModel for one without a head, InvalidAdapter.
+    `dtype`: that of `choose_dtype` unless given. Raises UnsupportedModel for one without a head, InvalidAdapter.
     """
     config = load_config(model, revision=revision, token=token)
     brought = adapter is not None and take_head(config, adapter)
@@ -72,7 +72,7 @@ def load_with_head(
     loaded = load_model(
         model,
         config=config,
-        dtype=dtype or "auto",
+        dtype=dtype or choose_dtype(None, config, device),
         device_map=device,
         task_type="seq_cls",
         revision=revision,

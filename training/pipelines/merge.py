@@ -15,7 +15,7 @@ from typing import Any
 
 from engines.adapters.disk import sync
 from engines.adapters.folder import CHANGES_THE_BASE
-from engines.adapters.heads import take_head
+from engines.adapters.heads import put_on, take_head
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
@@ -87,23 +87,15 @@ def merge(model: Any, folder: Path, config: dict[str, Any]) -> Any:
 
     Raises InvalidAdapter.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
     dtypes = {name: tensor.dtype for name, tensor in model.named_parameters()}
     tied = _untie(model)
     try:
+        adapted = put_on(model, folder)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about tied embeddings, which were untied, and about merging what is merged
-            adapted = PeftModel.from_pretrained(model, str(folder))
-            loaded = adapted.load_adapter(str(folder), "default")  # again, as only this says what found no place
-            if strays := [*loaded.unexpected_keys, *loaded.missing_keys]:
-                raise ValueError(f"it does not fit the model: {strays[0]} belongs to one of them alone")
+            warnings.simplefilter("ignore")  # about tied embeddings, which were untied, and merging what is merged
             _merge_layers(adapted)
             merged = adapted.merge_and_unload()
-    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError) as error:
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"the adapter {folder.name!r} ({config['peft_type']}) cannot be merged: {reason}"
         raise InvalidAdapter(message, param="adapters") from error

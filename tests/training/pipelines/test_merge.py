@@ -270,9 +270,9 @@ def test_a_folder_that_holds_no_adapter(base: Callable[..., Path], merged: Calla
         ({"ensure_weight_tying": True}, "not merged"),
         ({"task_type": "SEQ_CLS"}, "neither the adapter nor its base model has a head"),
         ({"task_type": "QUESTION_ANS"}, "not merged"),
-        ({"peft_type": "PROMPT_TUNING"}, "cannot be merged"),
-        ({"peft_type": "NEW"}, "cannot be merged"),
-        ({"target_modules": ["none_such"]}, "cannot be merged"),
+        ({"peft_type": "PROMPT_TUNING"}, "cannot be"),
+        ({"peft_type": "NEW"}, "cannot be"),
+        ({"target_modules": ["none_such"]}, "cannot be"),
         ({"target_modules": ["q_proj"]}, "does not fit"),
     ],
 )
@@ -294,14 +294,14 @@ def test_a_broken_adapter(base: Callable[..., Path], merged: Callable[..., Path]
     with pytest.raises(InvalidAdapter, match="NaN"):
         merged(model=str(base()), adapters=[str(adapter)])
     (adapter / WEIGHTS).write_bytes(b"none")
-    with pytest.raises(InvalidAdapter, match="cannot be merged"):
+    with pytest.raises(InvalidAdapter, match="cannot be loaded"):
         merged(model=str(base()), adapters=[str(adapter)])
 
 
 def test_an_adapter_of_another_model(base: Callable[..., Path], merged: Callable[..., Path], tmp_path: Path) -> None:
     adapter = save_adapter(base(), tmp_path / "adapter")
     other = base(hidden_size=64)
-    with pytest.raises(InvalidAdapter, match="cannot be merged"):
+    with pytest.raises(InvalidAdapter, match="cannot be loaded"):
         merged(model=str(other), adapters=[str(adapter)])
 
 
