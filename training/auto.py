@@ -59,6 +59,12 @@ class Hyperparameters:
     """Weight of good answers, where answers are judged one by one."""
     undesirable_weight: float | None = None
     """Weight of bad ones."""
+    compute_multiplier: float | None = None
+    """How much is explored, in units of what is usual, in methods that learn from rewards."""
+    eval_interval: int | None = None
+    """Steps between two evaluations, in these."""
+    eval_samples: int | None = None
+    reasoning_effort: str | None = None
 
 
 def choose(wanted: Hyperparameters, *, method: Method[Any], rows: int, model_parameters: int | None) -> Hyperparameters:

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engines.errors import UnsupportedParameter
+from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import Items, Metadata, RequestBody, StrictBody
 from server.http.field_limits import Json, Options
+from server.http.validation import MISSING
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
+from training.params.graders import Grader, OneGrader
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
@@ -63,13 +65,29 @@ class Kto(StrictBody):
     hyperparameters: KtoHyperparameters | None = None
 
 
+class ReinforcementHyperparameters(SupervisedHyperparameters):
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+    compute_multiplier: Auto | Annotated[float, Field(gt=0.00001, le=10)] = "auto"
+    """Answers to each prompt, in units of 8."""
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Steps between two evaluations."""
+    eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
+
+
+class Reinforcement(StrictBody):
+    grader: Grader
+    """What judges the model's answers."""
+    hyperparameters: ReinforcementHyperparameters | None = None
+    response_format: Json = None
+
+
 class MethodBody(StrictBody):
     """How the model is taught: `type`, and beside it what belongs to that type."""
 
     type: MethodName
     supervised: Supervised | None = None
     dpo: Dpo | None = None
-    reinforcement: Json = None
+    reinforcement: Reinforcement | None = None
     orpo: Preference | None = None
     simpo: Preference | None = None
     cpo: Preference | None = None
@@ -112,16 +130,38 @@ class CreateFineTuningJob(RequestBody):
         return self
 
     def check_built(self) -> None:
-        """Raises UnsupportedParameter for what OpenAI's API has, or ours is to have, and this version has not."""
+        """Raises InvalidRequest for what is missing, and UnsupportedParameter for what OpenAI's API has, or ours is to
+        have, and this version has not."""
         name = self.method_name
-        if name == "reinforcement":
-            message = f"The method 'reinforcement' is not supported: there are no graders. Choose {CHOICES}."
-            raise UnsupportedParameter(message, param="method.type")
         if name not in BY_OPENAI_NAME:
             message = f"The method {name!r} is not supported in this version. Choose {CHOICES}."
             raise UnsupportedParameter(message, param="method.type")
         if self.integrations:
             raise UnsupportedParameter("integrations are not supported: leave them out.", param="integrations")
+        if name == "reinforcement" and self.grader is None:
+            place = "method.reinforcement"
+            raise InvalidRequest(f"Missing required parameter: {place!r}.", param=place, code=MISSING)
+        if self.method is not None and self.method.reinforcement is not None:
+            self._check_reinforcement(self.method.reinforcement)
+
+    def _check_reinforcement(self, method: Reinforcement) -> None:
+        given = method.hyperparameters or ReinforcementHyperparameters()
+        reasons = {
+            "response_format": method.response_format is not None and "answers are drawn as they come",
+            "hyperparameters.reasoning_effort": given.reasoning_effort != "default" and "the model reasons as it does",
+            "hyperparameters.eval_samples": given.eval_samples != "auto"
+            and "an evaluation has as many answers to each prompt as a step",
+            "hyperparameters.eval_interval": given.eval_interval != "auto"
+            and self.validation_file is None
+            and "it needs a validation_file",
+            "hyperparameters.compute_multiplier": given.compute_multiplier != "auto"
+            and "num_generations" in self.parameters
+            and "parameters.num_generations means the same: give one of the two",
+        }
+        for name, reason in reasons.items():
+            if reason:
+                param = f"method.reinforcement.{name}"
+                raise UnsupportedParameter(f"{param} is not supported: {reason}.", param=param)
 
     @property
     def method_name(self) -> MethodName:
@@ -130,9 +170,13 @@ class CreateFineTuningJob(RequestBody):
     @property
     def wanted(self) -> Hyperparameters:
         """The hyperparameters that are given as numbers."""
-        of_method: Supervised | Dpo | Preference | Kto | None = (
+        of_method: Supervised | Dpo | Preference | Kto | Reinforcement | None = (
             self.method.settings.get(self.method.type) if self.method else None
         )
         given = of_method.hyperparameters if of_method else self.hyperparameters
         numbers = {} if given is None else given.model_dump()
-        return Hyperparameters(**{name: value for name, value in numbers.items() if value != "auto"})
+        return Hyperparameters(**{name: value for name, value in numbers.items() if value not in ("auto", "default")})
+
+    @property
+    def grader(self) -> OneGrader | None:
+        return self.method.reinforcement.grader if self.method and self.method.reinforcement else None

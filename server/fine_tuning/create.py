@@ -16,6 +16,7 @@ from engines.params.deploy import DeployParams
 from server.deps import part
 from server.files.files import Files
 from server.fine_tuning.body import SEEDS, CreateFineTuningJob
+from server.fine_tuning.graders import check_offered
 from server.fine_tuning.names import model_name
 from server.fine_tuning.parameters import check_parameters
 from server.fine_tuning.prepare import data_files
@@ -34,6 +35,8 @@ from training.folder import Message
 from training.methods import BY_OPENAI_NAME
 from training.params.task import TrainingTask
 from training.refusals.supported import refusals
+
+GRADER = "method.reinforcement.grader"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,8 @@ class Creator:
         capabilities = self.inference.engine.capabilities()
         method = BY_OPENAI_NAME[body.method_name]
         params = check_parameters(body.parameters, method, max_model_len=capabilities.max_model_len)
+        if body.grader is not None:
+            check_offered(body.grader, runs_python=self.served.python_graders, param=GRADER)
         said = said_once(body.parameters, params, body.wanted, body.seed)
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
@@ -95,6 +100,7 @@ class Creator:
             validation_file=body.validation_file,
             method=body.method_name,
             wanted=said.wanted,
+            grader=None if body.grader is None else body.grader.model_dump(mode="json", exclude_unset=True),
             suffix=body.suffix,
             seed=secrets.randbelow(SEEDS) if said.seed is None else said.seed,
             parameters=said.parameters,
@@ -120,7 +126,8 @@ def _check_supported(task: TrainingTask) -> None:
             raise UnsupportedParameter(text, param="model")
         if name == "adapters":  # which no client gives: the model is one
             raise UnsupportedParameter(f"The model is an adapter: {reason}.", param="model")
-        raise UnsupportedParameter(f"parameters.{name}: {reason}.", param=f"parameters.{name}")
+        place = GRADER if name == "grader" else f"parameters.{name}"
+        raise UnsupportedParameter(f"{place}: {reason}.", param=place)
 
 
 def _copy_adapter(folder: Path, target: Path) -> None:

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 
+UNSAID = {"reasoning_effort": "default"}
+"""What stands for a hyperparameter that was not given, where that is not `"auto"`."""
+
 
 class FineTuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +30,8 @@ class FineTuning(BaseModel):
     wanted: Hyperparameters
     chosen: Hyperparameters | None = None
     """With a number for each `"auto"`, once the data has been looked at."""
+    grader: dict[str, Any] | None = None
+    """What judges answers, in methods that learn from rewards."""
     suffix: str | None
     seed: int
     parameters: dict[str, Any]
@@ -37,4 +42,10 @@ class FineTuning(BaseModel):
         """As they are told: a number or `"auto"` for each."""
         told = self.chosen or self.wanted
         names = ["batch_size", "learning_rate_multiplier", "n_epochs", *BY_OPENAI_NAME[self.method].hyperparameters]
-        return {name: "auto" if (value := getattr(told, name)) is None else value for name in names}
+        return {name: UNSAID.get(name, "auto") if (value := getattr(told, name)) is None else value for name in names}
+
+    @property
+    def method_to_wire(self) -> dict[str, Any]:
+        """OpenAI's `method`."""
+        graded = {} if self.grader is None else {"grader": self.grader}
+        return {"type": self.method, self.method: {**graded, "hyperparameters": self.hyperparameters}}

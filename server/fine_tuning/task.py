@@ -39,7 +39,10 @@ class DataFiles:
 
 def first_task(record: FineTuning, files: DataFiles, served: DeployParams) -> TrainingTask:
     """What is known before anybody looked at the data, which is enough to look at it."""
-    return _task(record, {**_fixed(record, files, served), **record.parameters})
+    known = {**_fixed(record, files, served), **_of_hyperparameters(record, record.wanted), **record.parameters}
+    if (answers := BY_OPENAI_NAME[record.method].answers_to_a_row(known)) > 1:
+        known |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": answers}
+    return _task(record, known)
 
 
 def final_task(
@@ -47,26 +50,34 @@ def final_task(
 ) -> TrainingTask:
     """The whole task. Raises TooManyCheckpoints."""
     assert chosen.n_epochs and chosen.batch_size and chosen.learning_rate_multiplier
+    known = {**_of_hyperparameters(record, chosen), **record.parameters}
+    answers = chosen.batch_size * BY_OPENAI_NAME[record.method].answers_to_a_row(known)
     in_a_pass = samples_in_a_pass(
-        chosen.batch_size,
+        answers,
         record.parameters.get("per_device_train_batch_size"),
         least=BY_OPENAI_NAME[record.method].least_in_a_pass,
     )
-    steps = math.ceil(rows / chosen.batch_size) * chosen.n_epochs
+    steps = math.ceil(rows / chosen.batch_size) * chosen.n_epochs * record.parameters.get("num_iterations", 1)
     if (most := record.parameters.get("max_steps", -1)) > 0:
         steps = most
     numbers: dict[str, Any] = {
         "logging_steps": max(1, math.ceil(steps / MOST_LOG_LINES)),
-        **record.parameters,
+        **known,
         "num_train_epochs": chosen.n_epochs,
         "learning_rate": chosen.learning_rate_multiplier * BASE_LEARNING_RATE,
         "per_device_train_batch_size": in_a_pass,
-        "gradient_accumulation_steps": chosen.batch_size // in_a_pass,
+        "gradient_accumulation_steps": answers // in_a_pass,
     }
-    numbers |= {name: getattr(chosen, name) for name in BY_OPENAI_NAME[record.method].hyperparameters}
     task = _task(record, {**_fixed(record, files, served), **numbers})
     _check_checkpoints(task.params, steps)
     return task
+
+
+def _of_hyperparameters(record: FineTuning, given: Hyperparameters) -> dict[str, Any]:
+    """The parameters that the method's own hyperparameters come to, as far as they are known."""
+    method = BY_OPENAI_NAME[record.method]
+    own = {name: getattr(given, name) or automatic for name, automatic in method.hyperparameters.items()}
+    return method.of_openai(own)
 
 
 def samples_in_a_pass(batch_size: int, most: int | None, *, least: int = 1) -> int:
@@ -101,7 +112,8 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
 
 def _task(record: FineTuning, values: dict[str, Any]) -> TrainingTask:
     method = BY_OPENAI_NAME[record.method]
-    params = {**method.openai_defaults, **values, **method.choice}
+    judged = {} if record.grader is None else {"grader": record.grader}
+    params = {**method.openai_defaults, **values, **method.choice, **judged}
     return cast(TrainingTask, TASK.validate_python({"task": method.task, "params": params}))
 
 

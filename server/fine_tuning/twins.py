@@ -8,10 +8,13 @@ from engines.errors import InvalidRequest
 from engines.params.about import facts
 from server.fine_tuning.body import MOST_EPOCHS, MOST_SAMPLES
 from training.auto import BASE_LEARNING_RATE, Hyperparameters
+from training.methods import method_of
 from training.params.sft import SftParams
 
 SEED = "seed"
 """The one field of OpenAI's that is no hyperparameter."""
+EVERY_METHODS = ("batch_size", "learning_rate_multiplier", "n_epochs")
+"""Hyperparameters that every method has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ def said_once(given: Mapping[str, Any], params: SftParams, wanted: Hyperparamete
 
     Raises InvalidRequest where both places say it, or where that field could not say it.
     """
-    twins = {name: said.openai for name, said in facts(type(params)) if said.openai is not None}
+    fields = {SEED, *EVERY_METHODS, *method_of(params).hyperparameters}
+    twins = {name: said.openai for name, said in facts(type(params)) if said.openai in fields}
     for name, field in twins.items():
         if name not in given:
             continue
@@ -66,6 +70,9 @@ def _epochs(epochs: float) -> int:
 
 
 def _batch(params: SftParams) -> int:
+    if method_of(params).rows == "prompts":
+        text = "parameters.gradient_accumulation_steps cannot be chosen: say by batch_size how many prompts a step has."
+        raise InvalidRequest(text, param="parameters.gradient_accumulation_steps")
     batch = params.gradient_accumulation_steps * params.per_device_train_batch_size
     if batch > MOST_SAMPLES:
         text = f"parameters.gradient_accumulation_steps makes batches of {batch}, and they have at most {MOST_SAMPLES}."

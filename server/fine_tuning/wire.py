@@ -33,7 +33,7 @@ def job_to_wire(job: Job, record: FineTuning, *, estimated_finish: int | None) -
         "result_files": list(record.result_files),
         "trained_tokens": None if result is None else result.trained_tokens,
         "hyperparameters": record.hyperparameters,
-        "method": {"type": record.method, record.method: {"hyperparameters": record.hyperparameters}},
+        "method": record.method_to_wire,
         "seed": record.seed,
         "user_provided_suffix": record.suffix,
         "integrations": [],

@@ -28,6 +28,7 @@ from training.params.choices import Schedule
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.gkd import GkdParams
+from training.params.grader import GraderParams
 from training.params.grpo import GrpoParams
 from training.params.head import HeadParams
 from training.params.mixing import MixingParams
@@ -84,6 +85,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     RewardModelParams,
     GkdParams,
     GrpoParams,
+    GraderParams,
 )
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
 """Groups of our own, which the reference does not have."""

@@ -39,12 +39,20 @@ class Method(ABC, Generic[P]):
     """What OpenAI's fine-tuning API calls it, where it is offered there."""
     openai_defaults: ClassVar[Mapping[str, Any]] = {}
     """Defaults of its parameters there, where they are others."""
-    hyperparameters: ClassVar[Mapping[str, float]] = {}
-    """Hyperparameters of its own there, with the value for each `"auto"`."""
+    hyperparameters: ClassVar[Mapping[str, Any]] = {}
+    """Hyperparameters of its own there, with the value for each `"auto"`; None where nothing is chosen."""
     least_in_a_pass: ClassVar[int] = 1
     """Fewest samples of a forward pass from which it learns."""
     part_of_rate: ClassVar[float] = 1.0
     """The learning rate that suits it, as a part of the one that teaches answers."""
+
+    def of_openai(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that its own hyperparameters there come to."""
+        return dict(hyperparameters)
+
+    def answers_to_a_row(self, params: Mapping[str, Any]) -> int:
+        """How many answers to each row of data it learns from, where `params` are given."""
+        return 1
 
     def metrics(self, params: P) -> tuple[str, ...]:
         """What an evaluation reports beside `loss`."""

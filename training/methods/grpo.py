@@ -1,7 +1,7 @@
 """GRPO (Shao et al. 2024, arXiv:2402.03300): the model answers each prompt several times, and learns by how much better
 an answer is than the others; with DAPO's and Dr. GRPO's changes as options."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
@@ -12,6 +12,8 @@ from training.params.rlhf import RlhfParams
 if TYPE_CHECKING:
     from training.trainers.job import Training
 
+GENERATIONS: int = RlhfParams.model_fields["num_generations"].default
+MOST_GENERATIONS = 64
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """The first unless given."""
 
@@ -26,7 +28,7 @@ class FromGroups(Method[RlhfParams]):
         {
             "rlhf_type", "ref_model", "ref_model_revision", "beta", "temperature", "num_generations",
             "max_completion_length", "top_k", "top_p", "num_iterations", "steps_per_generation", "epsilon",
-            "epsilon_high", "overlong_filter", "reward_funcs", "reward_model", "reward_adapters",
+            "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
             "reward_model_revision", "reward_weights", "log_completions",
         }
     )  # fmt: skip
@@ -45,11 +47,14 @@ class FromGroups(Method[RlhfParams]):
         return [*self._of_rewards(params), *self._of_sizes(params), *self._of_others(params)]
 
     def _of_rewards(self, params: RlhfParams) -> Iterator[Refusal]:
-        count = len(params.reward_funcs) + (params.reward_model is not None)
+        from training.rewards import graded
+
+        count = len([*params.reward_funcs, *filter(None, (params.reward_model, params.grader))])
         if not count:
-            yield "reward_funcs", "name what judges the answers, here or as reward_model"
+            yield "reward_funcs", "name what judges the answers, here, as reward_model or as grader"
         elif params.reward_weights and len(params.reward_weights) != count:
             yield "reward_weights", f"there must be one for each of the {count} rewards"
+        yield from graded.refusals(params)
 
     def _of_sizes(self, params: RlhfParams) -> Iterator[Refusal]:
         accumulated = params.gradient_accumulation_steps
@@ -88,8 +93,26 @@ class FromGroups(Method[RlhfParams]):
 class Grpo(FromGroups):
     name = "grpo"
     choice: ClassVar = {"rlhf_type": name}
+    openai_name: ClassVar[str | None] = "reinforcement"
+    openai_defaults: ClassVar = {"temperature": 1.0}  # answers as the model gives them
+    hyperparameters: ClassVar = {
+        "compute_multiplier": 1.0,
+        "eval_interval": None,
+        "eval_samples": None,
+        "reasoning_effort": None,
+    }
     reads = FromGroups.reads | {"loss_type", "delta", "scale_rewards"}
     default_beta = 0.04
+
+    def of_openai(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """How much is explored is how many answers there are to each prompt."""
+        many = round(GENERATIONS * hyperparameters["compute_multiplier"])
+        every = hyperparameters["eval_interval"]
+        evaluated = {} if every is None else {"eval_strategy": "steps", "eval_steps": every}
+        return {"num_generations": min(max(many, 2), MOST_GENERATIONS), **evaluated}
+
+    def answers_to_a_row(self, params: Mapping[str, Any]) -> int:
+        return int(params["num_generations"])
 
     def refusals(self, params: RlhfParams) -> list[Refusal]:
         found = super().refusals(params)

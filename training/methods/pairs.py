@@ -21,7 +21,7 @@ class FromPairs(Method[RlhfParams]):
     task = "rlhf"
     params = RlhfParams
     rows: Learns = "pairs"
-    hyperparameters: ClassVar[Mapping[str, float]] = {"beta": BETA}
+    hyperparameters: ClassVar[Mapping[str, Any]] = {"beta": BETA}
     compares: ClassVar[bool] = False
     """Whether there is a reference model."""
     losses: ClassVar[tuple[str, ...]]
@@ -33,7 +33,7 @@ class FromPairs(Method[RlhfParams]):
         return self.losses[0] if params.loss_type is None else params.loss_type
 
     def beta(self, params: RlhfParams) -> float:
-        return self.hyperparameters["beta"] if params.beta is None else params.beta
+        return float(self.hyperparameters["beta"] if params.beta is None else params.beta)
 
     def answer_weight(self, params: RlhfParams) -> float:
         """Weight of the chosen answers' own loss."""

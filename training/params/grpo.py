@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from engines.params.about import A_FILE, About
 from engines.params.base import Params, Strings, listed
 
+DIVIDED = "the server divides the answers of a step itself"
+
 
 class GrpoParams(Params):
     """GRPO and RLOO: several answers to each prompt are generated and judged, and the better ones are learned from. An
@@ -19,7 +21,7 @@ class GrpoParams(Params):
     """Tokens of each answer at most."""
     num_iterations: int = Field(1, ge=1)
     """How often each batch of answers is learned from: GRPO's mu."""
-    steps_per_generation: int | None = Field(None, ge=1)
+    steps_per_generation: Annotated[int | None, About(not_in_fine_tuning=DIVIDED)] = Field(None, ge=1)
     """Forward passes that the answers of one generation are divided into. `gradient_accumulation_steps` unless given,
     of which it is a multiple: with more, several steps learn from one generation."""
     epsilon: float = Field(0.2, ge=0)

@@ -7,6 +7,7 @@ from pydantic import Field
 from engines.params.about import About
 from engines.params.model import Revision
 from training.params.gkd import GkdParams
+from training.params.grader import GraderParams
 from training.params.grpo import GrpoParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
@@ -15,6 +16,7 @@ from training.params.sft import SftParams
 
 
 class RlhfParams(
+    GraderParams,
     ReferenceParams,
     RewardModelParams,
     GrpoParams,

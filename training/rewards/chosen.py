@@ -4,6 +4,7 @@ from typing import Any
 
 from training.params.rlhf import RlhfParams
 from training.rewards.by_name import reward_named
+from training.rewards.graded import grader_reward
 from training.rewards.reward_model import RewardModel
 from training.rewards.types import Reward
 
@@ -25,4 +26,6 @@ def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str) -> list[Rewar
             system=params.system,
         )
         rewards.append(judge)
+    if (graded := grader_reward(params)) is not None:
+        rewards.append(graded)
     return rewards

@@ -219,6 +219,7 @@ GROUPS = BASE["rlhf"] | {
     "max_completion_length": 6,
 }  # fmt: skip
 """A training by groups of answers."""
+JUDGE = {"type": "string_check", "input": "{{sample.output_text}}", "reference": "a", "operation": "like"}
 
 TABLES: dict[str, dict[str, Row]] = {
     "sft": of_every_training("sft") | of_plain_text("sft") | of_answers("sft"),
@@ -294,6 +295,7 @@ TABLES: dict[str, dict[str, Row]] = {
             overlong_filter=Two(False, True, numbers),
             normalize_advantages=Two(False, True, numbers, {"rlhf_type": "rloo"}),
             reward_funcs=Two(["$worth"], ["soft_overlong"], numbers),
+            grader=Two(UNGIVEN, JUDGE, numbers),
             reward_weights=Two([1], [2], numbers),
             log_completions=Two(False, True, left),
         ),

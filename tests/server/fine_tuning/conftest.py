@@ -42,6 +42,7 @@ def start(tmp_path: Path) -> Start:
     """Servers that share one state, one after the other: `with start() as api`."""
     plan = tmp_path / "plan.json"
     first = {"rows": 60, "error": None, "steps": 4, "seconds": 0.01, "save_every": 2, "kind": "adapter"}
+    first |= {"metrics": {"token_accuracy": 0.5}, "evaluated": {}}
     plan.write_text(json.dumps(first | {"adapter": str(write_adapter(tmp_path / "adapter"))}))
 
     @contextmanager

@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], param: str | None)
         assert (error.value.param or "method").startswith(param)
 
 
-@pytest.mark.parametrize("name", ["reinforcement", "rm", "ppo"])
+@pytest.mark.parametrize("name", ["rm", "ppo"])
 def test_methods_that_are_not_supported_are_refused_by_name(name: str) -> None:
     body = parse(method={"type": name})
     with pytest.raises(UnsupportedParameter, match=name) as error:

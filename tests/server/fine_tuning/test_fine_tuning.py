@@ -231,7 +231,7 @@ def test_jobs_are_found_by_their_metadata(on_any_database: TrainingApi) -> None:
         ({"model": "nope"}, 404, "model", "model_not_found"),
         ({"training_file": "file-nope"}, 404, "training_file", "file_not_found"),
         ({"validation_file": "file-nope"}, 404, "validation_file", "file_not_found"),
-        ({"method": {"type": "reinforcement"}}, 400, "method.type", "unsupported_parameter"),
+        ({"method": {"type": "reinforcement"}}, 400, "method.reinforcement", "missing_required_parameter"),
         ({"parameters": {"model": "other"}}, 400, "parameters.model", "unsupported_parameter"),
         ({"parameters": {"train_type": "longlora"}}, 400, "parameters.train_type", "unsupported_parameter"),
         ({"parameters": {"lora_rank": 17}}, 400, "parameters.lora_rank", "unsupported_parameter"),

@@ -56,6 +56,25 @@ def test_events_are_told_as_openai_tells_them(event: Event, told: Told) -> None:
     assert tell(event) == told
 
 
+def test_rewards_are_told_in_openais_words() -> None:
+    told = {"reward": 0.5, "rewards/city/mean": 0.5, "completions/mean_length": 9.0}
+    events: list[Event] = [step(1, loss=0.0, **told), evaluation(1, loss=-0.75, **told | {"reward": 0.75})]
+    trained, evaluated = map(tell, events)
+    assert trained.message == "Step 1/4, train mean reward=0.50"
+    assert trained.data["train_mean_reward"] == 0.5 and trained.data["completion_tokens_mean"] == 9
+    graders = [{"name": "city", "train_reward_mean": 0.5}]
+    assert trained.data["scores"] == {"train_reward_mean": 0.5, "graders": graders}
+    assert evaluated.message == "Step 1, full validation mean reward=0.75"
+    assert evaluated.data["full_valid_mean_reward"] == 0.75
+    assert evaluated.data["scores"]["valid_reward_mean"] == 0.75
+    metrics = checkpoint_metrics(events, 1)
+    assert metrics["train_mean_reward"] == 0.5 and metrics["full_valid_mean_reward"] == 0.75
+    head = (
+        "step,train_loss,train_reward_mean,valid_reward_mean,train_completion_tokens_mean,valid_completion_tokens_mean"
+    )
+    assert result_csv(events) == f"{head}\n1,0.0,0.5,0.75,9.0,9.0\n"
+
+
 def test_of_dpo_the_accuracy_is_that_of_the_preferences() -> None:
     assert tell(step(1, **{"rewards/accuracies": 0.5})).data["train_mean_token_accuracy"] == 0.5
 

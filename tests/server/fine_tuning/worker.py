@@ -1,6 +1,7 @@
 """A worker in place of `training.run` and `training.validate`: `python worker.py PLAN PROGRAM FOLDER`, in milliseconds.
 
 PLAN is a file that says what it does: `rows` and `error` of the validation; `steps`, `seconds` of each, `save_every`;
+the `metrics` that each reports beside the loss, and what is `evaluated` beside it;
 `adapter`, the folder of which all checkpoints and the result are copies; `kind` of the result.
 """
 
@@ -30,10 +31,10 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
     while step < plan["steps"]:
         time.sleep(plan["seconds"])
         step += 1
-        metrics = {"loss": 1 / step, "token_accuracy": 0.5}
+        metrics = {"loss": 1 / step, **plan["metrics"]}
         tell(folder, type="step", step=step, total_steps=plan["steps"], epoch=step / plan["steps"], metrics=metrics)
         if told or step % plan["save_every"] == 0:
-            tell(folder, type="evaluation", step=step, metrics={"loss": 2 / step})
+            tell(folder, type="evaluation", step=step, metrics={"loss": 2 / step, **plan["evaluated"]})
             shutil.copytree(plan["adapter"], folder / f"checkpoint-{step}")
             tell(folder, type="checkpoint", step=step, path=f"checkpoint-{step}")
         if told:

@@ -1,0 +1,176 @@
+"""OpenAI's reinforcement: a grader in the request, answers that are judged in the job."""
+
+from typing import Any
+
+import openai
+import pytest
+
+from server.jobs.jobs import Jobs
+from tests.server.fine_tuning.conftest import Start, TrainingApi
+from training.folder import JobFolder
+from training.params.rlhf import RlhfParams
+
+CHECK = {
+    "type": "string_check",
+    "name": "city",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.city}}",
+    "operation": "like",
+}
+JUDGE = {"type": "score_model", "name": "judge", "model": "echo", "input": [{"role": "user", "content": "Grade."}]}
+PYTHON = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1.0"}
+
+
+def reinforcement(grader: dict[str, Any] = CHECK, **given: Any) -> dict[str, Any]:
+    """The field `method`."""
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, **given}}
+
+
+def params_of(api: TrainingApi, job: dict[str, Any]) -> RlhfParams:
+    """What the worker of a job is told."""
+    folders = api.http.parts[Jobs].folders
+    params = JobFolder(folders.attempt(job["id"], 1)).read_task().training
+    assert isinstance(params, RlhfParams)
+    return params
+
+
+def test_a_grader_becomes_the_judge_of_a_grpo_training(api: TrainingApi) -> None:
+    job = api.fine_tuning.create(method=reinforcement())
+    auto = dict.fromkeys(("batch_size", "learning_rate_multiplier", "n_epochs"), "auto")
+    own = {"compute_multiplier": "auto", "eval_interval": "auto", "eval_samples": "auto"}
+    hyperparameters = auto | own | {"reasoning_effort": "default"}
+    assert job["method"] == reinforcement(hyperparameters=hyperparameters)
+    job = api.fine_tuning.wait(job["id"])
+    assert job["status"] == "succeeded"
+    told = job["method"]["reinforcement"]["hyperparameters"]
+    assert (told["batch_size"], told["compute_multiplier"], told["eval_interval"]) == (4, 1.0, "auto")
+    params = params_of(api, job)
+    assert (params.rlhf_type, params.grader, params.num_generations) == ("grpo", CHECK, 8)
+    assert params.per_device_train_batch_size * params.gradient_accumulation_steps == 4 * 8
+    assert params.temperature == 1.0
+
+
+def test_hyperparameters_mean_what_openai_says(api: TrainingApi) -> None:
+    given = {"batch_size": 3, "n_epochs": 2, "compute_multiplier": 0.5, "eval_interval": 5}
+    given["learning_rate_multiplier"] = 2.0
+    method = reinforcement(hyperparameters=given)
+    job = api.fine_tuning.wait(api.fine_tuning.create(method=method, validation_file=api.upload())["id"])
+    told = job["method"]["reinforcement"]["hyperparameters"]
+    assert {name: told[name] for name in given} == given
+    params = params_of(api, job)
+    assert params.num_generations == 4
+    assert params.per_device_train_batch_size * params.gradient_accumulation_steps == 3 * 4
+    assert (params.eval_strategy, params.eval_steps) == ("steps", 5)
+    assert (params.num_train_epochs, params.learning_rate) == (2, pytest.approx(2e-4))
+
+
+def test_other_parameters_of_grpo_go_beside_them(api: TrainingApi) -> None:
+    given = {"num_generations": 6, "beta": 0.0, "max_completion_length": 32, "loss_type": "dapo", "epsilon_high": 0.28}
+    job = api.fine_tuning.wait(api.fine_tuning.create(method=reinforcement(), parameters=given)["id"])
+    params = params_of(api, job)
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.per_device_train_batch_size * params.gradient_accumulation_steps % 6 == 0
+
+
+def test_rewards_are_in_events_checkpoints_and_the_result_file(api: TrainingApi) -> None:
+    judged = {"reward": 0.25, "rewards/city/mean": 0.25, "completions/mean_length": 7.0}
+    api.plan(metrics=judged, evaluated=judged | {"reward": 0.5})
+    job = api.fine_tuning.wait(api.fine_tuning.create(method=reinforcement())["id"])
+    messages = [event["message"] for event in api.fine_tuning.events(job["id"])["data"]]
+    assert "Step 2/4, train mean reward=0.25" in messages
+    assert "Step 2, full validation mean reward=0.50" in messages
+    checkpoints = api.fine_tuning.checkpoints(job["id"])["data"]
+    assert checkpoints[0]["metrics"]["full_valid_mean_reward"] == 0.5
+    result = api.http.get(f"/v1/files/{job['result_files'][0]}/content").text.splitlines()
+    assert result[0].startswith("step,train_loss,train_reward_mean,valid_reward_mean")
+    assert result[2].split(",")[2:4] == ["0.25", "0.5"]
+
+
+def test_python_graders_need_the_servers_word(start: Start) -> None:
+    with start() as api:
+        reply = api.fine_tuning.post(method=reinforcement(PYTHON))
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == "method.reinforcement.grader"
+        assert "--python_graders true" in reply.json()["error"]["message"]
+    with start(python_graders=True) as api:
+        job = api.fine_tuning.wait(api.fine_tuning.create(method=reinforcement(PYTHON))["id"])
+        assert job["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "told"),
+    [
+        ({"method": reinforcement(JUDGE)}, "method.reinforcement.grader", "asks the model 'echo'"),
+        (
+            {"method": reinforcement({**CHECK, "input": "{{sample.output_tools[0]}}"})},
+            "method.reinforcement.grader",
+            "sample.output_tools",
+        ),
+        (
+            {"method": reinforcement({**CHECK, "input": "{{row}}"})},
+            "method.reinforcement.grader.input",
+            "{{row}} is no reference",
+        ),
+        ({"method": reinforcement({"type": "magic"})}, "method.reinforcement.grader", "tag 'magic'"),
+        (
+            {"method": reinforcement(response_format={"type": "text"})},
+            "method.reinforcement.response_format",
+            "answers are drawn as they come",
+        ),
+        (
+            {"method": reinforcement(hyperparameters={"reasoning_effort": "high"})},
+            "method.reinforcement.hyperparameters.reasoning_effort",
+            "not supported",
+        ),
+        (
+            {"method": reinforcement(hyperparameters={"eval_samples": 2})},
+            "method.reinforcement.hyperparameters.eval_samples",
+            "not supported",
+        ),
+        (
+            {"method": reinforcement(hyperparameters={"eval_interval": 2})},
+            "method.reinforcement.hyperparameters.eval_interval",
+            "validation_file",
+        ),
+        (
+            {
+                "method": reinforcement(hyperparameters={"compute_multiplier": 2.0}),
+                "parameters": {"num_generations": 4},
+            },
+            "method.reinforcement.hyperparameters.compute_multiplier",
+            "give one of the two",
+        ),
+        (
+            {"method": reinforcement(), "parameters": {"grader": CHECK}},
+            "parameters.grader",
+            "says it in method.reinforcement",
+        ),
+        (
+            {"method": reinforcement(), "parameters": {"gradient_accumulation_steps": 4}},
+            "parameters.gradient_accumulation_steps",
+            "batch_size",
+        ),
+        ({"method": reinforcement(), "parameters": {"reward_funcs": ["a.py:b"]}}, "parameters.reward_funcs", "files"),
+    ],
+)
+def test_what_a_job_cannot_do_is_refused_by_name(api: TrainingApi, body: dict[str, Any], param: str, told: str) -> None:
+    reply = api.fine_tuning.post(**body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param), error
+    assert told in error["message"]
+    assert api.fine_tuning.page()["data"] == []
+
+
+def test_jobs_of_the_other_api_take_no_grader(api: TrainingApi) -> None:
+    parameters = {"model": "echo", "dataset": [api.upload()], "rlhf_type": "grpo", "grader": CHECK}
+    reply = api.http.post("/v1/jobs", json={"type": "rlhf", "parameters": parameters})
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "parameters.grader"
+
+
+def test_openais_sdk_begins_one(openai_client: openai.OpenAI) -> None:
+    file = openai_client.files.create(file=("a.jsonl", b'{"messages": []}'), purpose="fine-tune")
+    method: Any = reinforcement(hyperparameters={"compute_multiplier": 0.25})
+    job = openai_client.fine_tuning.jobs.create(model="echo", training_file=file.id, method=method)
+    assert job.method is not None and job.method.reinforcement is not None
+    assert job.method.reinforcement.grader.name == "city"
+    openai_client.fine_tuning.jobs.cancel(job.id)

@@ -1,0 +1,33 @@
+"""The parameter that gives methods which learn from rewards one of OpenAI's graders as a judge."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationError
+
+from engines.params.about import About
+from engines.params.base import JsonObject, Params
+from training.params.graders import parse_grader
+
+
+def _sound(grader: Any) -> Any:
+    """The grader as it is, where it is one."""
+    if grader is not None:
+        try:
+            parse_grader(grader)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(step) for step in first["loc"])
+            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    return grader
+
+
+class GraderParams(Params):
+    """A judge of answers. An addition to the reference's parameters."""
+
+    grader: Annotated[
+        JsonObject | None,
+        BeforeValidator(_sound),
+        About(text=True, not_in_api="a fine-tuning job says it in method.reinforcement"),
+    ] = None
+    """What judges answers, as one of OpenAI's graders: https://platform.openai.com/docs/guides/graders. Its reward is
+    added to those of `reward_funcs`."""
