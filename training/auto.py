@@ -81,7 +81,7 @@ def choose(wanted: Hyperparameters, *, method: Method[Any], rows: int, model_par
     )
 
 
-def _given(value: float | None, automatic: float) -> float:
+def _given(value: Any, automatic: Any) -> Any:
     return automatic if value is None else value
 
 

@@ -76,8 +76,9 @@ def final_task(
 def _of_hyperparameters(record: FineTuning, given: Hyperparameters) -> dict[str, Any]:
     """The parameters that the method's own hyperparameters come to, as far as they are known."""
     method = BY_OPENAI_NAME[record.method]
-    own = {name: getattr(given, name) or automatic for name, automatic in method.hyperparameters.items()}
-    return method.of_openai(own)
+    said = {name: getattr(given, name) for name in method.hyperparameters}
+    known = {name: value for name, value in said.items() if value is not None}
+    return method.of_openai({**method.hyperparameters, **known})
 
 
 def samples_in_a_pass(batch_size: int, most: int | None, *, least: int = 1) -> int:
