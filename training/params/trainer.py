@@ -59,9 +59,10 @@ class TrainerParams(Params):
     metric_for_best_model: Annotated[str | None, About(TRAINING, text=True)] = None
     """By which metric of the evaluation the best checkpoint is told: `loss`, `token_accuracy` (with acc_strategy seq
     `sequence_accuracy`), with predict_with_generate `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4`, in dpo also
-    `rewards/margins` and its other metrics. `loss` unless given, `rouge-l` where evaluation generates text."""
+    `rewards/margins` and its other metrics, in rm `margin`, of classifiers `accuracy`, of regressions `mse`. `loss`
+    unless given, `rouge-l` where evaluation generates text."""
     greater_is_better: Annotated[bool | None, About(TRAINING, trainer=True)] = None
-    """Whether more of that metric is better. Unless given, true for all but losses."""
+    """Whether more of that metric is better. Unless given, true for all but losses and errors."""
     num_train_epochs: Annotated[int | float, About(TRAINING, trainer=True, openai="n_epochs")] = Field(3, gt=0)
     """How often all data is gone through. `max_steps` goes before it."""
     gradient_accumulation_steps: Annotated[int, About(TRAINING, trainer=True, openai="batch_size")] = Field(1, ge=1)

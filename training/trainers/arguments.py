@@ -9,6 +9,9 @@ from training.processes import Processes
 from training.trainers.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
+ERRORS = ("mse", "mae")
+"""Metrics of which less is better."""
+
 
 def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, evaluates: bool) -> dict[str, Any]:
     """`evaluates`: there is validation data."""
@@ -25,6 +28,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
         "eval_strategy": (params.eval_strategy or params.save_strategy) if evaluates else "no",
         "eval_steps": params.eval_steps or params.save_steps,
         "metric_for_best_model": best_metric(params) if evaluates else None,
+        "greater_is_better": _greater_is_better(params),
         "prediction_loss_only": True,
         "include_num_input_tokens_seen": "non_padding",
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
@@ -36,3 +40,9 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
 
 def best_metric(params: SftParams) -> str:
     return params.metric_for_best_model or ("rouge-l" if params.predict_with_generate else "loss")
+
+
+def _greater_is_better(params: SftParams) -> bool | None:
+    """None: transformers takes all for better that is greater, but for losses."""
+    error = best_metric(params).removeprefix("eval_") in ERRORS
+    return False if error and params.greater_is_better is None else params.greater_is_better

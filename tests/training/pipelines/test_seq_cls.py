@@ -199,6 +199,13 @@ def test_a_head_that_is_there_says_how_many_labels_it_has(train: Callable[..., J
     assert refused.value.param == "num_labels"
 
 
+def test_the_best_of_a_regression_has_the_least_error(train: Callable[..., JobFolder]) -> None:
+    folder = train("regression", eval_strategy="steps", eval_steps=3, metric_for_best_model="mse")
+    state = json.loads((folder.path / "checkpoint-6" / "trainer_state.json").read_text())
+    errors = [event.metrics["mse"] for event, _ in folder.read_events() if isinstance(event, Evaluation)]
+    assert state["best_metric"] == pytest.approx(min(errors), abs=1e-6) != max(errors)
+
+
 def test_a_new_head_needs_a_number_of_labels(train: Callable[..., JobFolder]) -> None:
     with pytest.raises(InvalidRequest, match="how many labels") as refused:
         train("single_label_classification", num_labels=None)
