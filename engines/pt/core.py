@@ -299,7 +299,11 @@ class EngineCore:
             elif self.runner.head is not None:
                 pooled = result.logits[at].float()
             else:
-                error = UnsupportedParameter("the adapter has no head to classify with", param="model")
+                missing = UnsupportedParameter("the adapter has no head to classify with", param="model")
+                self.requests.fail(sequence.group, missing, report)
+                continue
+            if not pooled.isfinite().all():
+                error = EngineFailure("the model's numbers for this prompt are not finite")
                 self.requests.fail(sequence.group, error, report)
                 continue
             report.pooled.append((sequence.group.request.request_id, pooled.tolist()))

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from transformers import AutoModelForSequenceClassification
 
 from engines.adapters.spec import WEIGHTS
 from engines.errors import (
@@ -169,6 +170,29 @@ async def test_an_output_that_was_finished_is_read_to_its_end_after_the_process_
             tokens += output.token_ids
     assert len(tokens) == 100
     await async_until(lambda: engine.health().state is EngineState.READY)
+
+
+async def test_classes_that_were_asked_for_of_a_process_that_died_fail_and_the_next_one_has_them(
+    tmp_path: Path,
+) -> None:
+    folder = save(CONFIGS["llama"](), tmp_path, tokenizer=True, kind=AutoModelForSequenceClassification)
+    config = PtConfig(model=str(folder), dtype="float32", device_map="cpu", threads=1, block_size=8)
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    await engine.start()
+    try:
+        asked = PoolingRequest(request_id="c", prompt_ids=[65, 66], task="classify")
+        expected = await engine.pool(asked)
+        killed = process_of(engine)
+        killed.suspend()
+        pending = asyncio.create_task(engine.pool(asked))
+        await async_until(lambda: "c" in engine._pending)
+        killed.kill()
+        with pytest.raises(EngineFailure):
+            await pending
+        await async_until(lambda: engine.health().state is EngineState.READY)
+        assert await engine.pool(asked) == pytest.approx(expected, abs=1e-6)
+    finally:
+        await engine.stop()
 
 
 @pytest.fixture

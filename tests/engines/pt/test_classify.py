@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from engines.errors import InvalidAdapter, UnsupportedModel, UnsupportedParameter
+from engines.adapters.spec import WEIGHTS
+from engines.errors import EngineFailure, InvalidAdapter, UnsupportedModel, UnsupportedParameter
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from engines.types import GenerationRequest, Head, PoolingRequest
@@ -166,6 +168,19 @@ def test_what_a_head_says_of_itself(runner: GetRunner, folder: Callable[[str], P
     assert reward.head == Head(labels=("LABEL_0",), problem_type="regression", padding=0)
     topics = spec_of(runner("llama"), save_head_adapter(folder("llama"), tmp_path / "topics", num_labels=3))
     assert topics.head == Head(labels=("LABEL_0", "LABEL_1", "LABEL_2"), padding=0)
+
+
+def test_numbers_that_are_not_finite_fail_their_request_alone(
+    folder: Callable[[str], Path], runner: GetRunner, tmp_path: Path
+) -> None:
+    adapter = save_head_adapter(folder("llama"), tmp_path)
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({name: t.sign() * 3e38 if "score" in name else t for name, t in tensors.items()}, adapter / WEIGHTS)
+    core = core_of(runner("llama"))
+    load(core, huge=adapter)
+    answers = run(core, [classify(prompt(9), "huge", "huge"), request(prompt(9), "chat")])
+    assert isinstance(answers["huge"].error, EngineFailure) and "not finite" in answers["huge"].error.message
+    assert answers["chat"].tokens
 
 
 def test_a_head_of_another_width_is_refused(runner: GetRunner, tmp_path: Path) -> None:

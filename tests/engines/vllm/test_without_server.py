@@ -27,7 +27,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     unknown = tmp_path_factory.mktemp("unknown")
     config = {"architectures": ["NobodyForCausalLM"], "model_type": "llama", "max_position_embeddings": 64}
     (unknown / "config.json").write_text(json.dumps(config))
+    classifier = tmp_path_factory.mktemp("classifier")
+    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
     wrong = {
+        "head": {"model": str(classifier)},
         "no folder": {"model": str(unknown / "nowhere")},
         "architecture": {"model": str(unknown)},
         "context": {"model": model, "max_model_len": 10 * POSITIONS},
@@ -59,6 +62,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("rank", "512"),
         ("stages", "tensor_parallel_size"),
         ("memory", "memory for the cache"),
+        ("head", "serve it by pt"),
     ],
 )
 def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(

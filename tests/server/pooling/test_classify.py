@@ -159,6 +159,8 @@ def test_adapters_with_heads_classify_beside_a_base_that_chats(make: Made, tmp_p
     assert classify(client, model="reward", input="a")["data"][0]["label"] == "LABEL_0"
     chat = client.post("/v1/chat/completions", json={"model": "echo", "messages": MESSAGES[:1]})
     assert chat.status_code == 200
+    error = refused(client, "/v1/fine_tuning/jobs", model="reward", training_file="file-none")
+    assert error["param"] == "model" and "'reward' classifies texts" in error["message"]
     error = refused(client, "/v1/chat/completions", model="reward", messages=MESSAGES[:1])
     assert "'reward' classifies texts" in error["message"]
     assert client.delete("/v1/adapters/reward").status_code == 200
