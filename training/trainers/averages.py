@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ class Averages:
 
     def add(self, seen: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Name -> a sum, and what it is to be divided by in the end: scalars, read from the device all at once."""
-        numbers = torch.stack([each.detach().float() for pair in seen.values() for each in pair]).tolist()
+        given = [each.detach().float() for pair in seen.values() for each in pair]
+        device = next((each.device for each in given if each.device.type != "cpu"), torch.device("cpu"))
+        numbers = torch.stack([each.to(device) for each in given]).tolist()
         for name, total, weight in zip(seen, numbers[::2], numbers[1::2], strict=True):
             self._sums[name] += total
             self._weights[name] += weight
@@ -25,3 +28,11 @@ class Averages:
         self._sums.clear()
         self._weights.clear()
         return means
+
+
+def over_processes(means: Mapping[str, float], accelerator: Any) -> dict[str, float]:
+    """The means of all processes, of which each has the same names."""
+    if not means:
+        return {}
+    together = torch.tensor([*means.values()], device=accelerator.device)
+    return dict(zip(means, accelerator.reduce(together, reduction="mean").tolist(), strict=True))

@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollout, Rollouts
-from training.trainers.averages import Averages
+from training.trainers.averages import Averages, over_processes
 from training.trainers.finite import check_weights
 from training.trainers.job import JobTrainer, Training
 from training.trainers.log_probs import token_log_probs
@@ -115,7 +115,12 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._episodes += len(rollouts)
         self._count_tokens(rollouts)
         self._seen.add(self._told(experience))
-        self._seen.add({"time/rollouts": (torch.tensor(drawn), torch.tensor(perf_counter() - began))})
+        self._seen.add(
+            {
+                "rollouts/share_of_time": (torch.tensor(drawn), torch.tensor(perf_counter() - began)),
+                "rollouts/tokens_per_second": (experience.answered.sum(), torch.tensor(drawn)),
+            }
+        )
         return loss
 
     def _draw(self, rows: Sequence[Mapping[str, Any]], what: str) -> list[Rollout]:
@@ -265,14 +270,9 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._everywhere(self._seen.taken())
+            logs |= over_processes(self._seen.taken(), self.accelerator)
             logs["eps"] = self._episodes * self.args.world_size / (perf_counter() - self._began)
         super().log(logs, start_time)
-
-    def _everywhere(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of all processes."""
-        reduced = self.accelerator.reduce(torch.tensor([*means.values()], device=self.args.device), reduction="mean")
-        return dict(zip(means, reduced.tolist(), strict=True))
 
     def _count_tokens(self, rollouts: Sequence[Rollout]) -> None:
         tokens = sum(len(rollout.prompt_ids) + len(rollout.token_ids) for rollout in rollouts)
@@ -296,7 +296,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         for rows in batches:
             seen.add(self._told(self._judge(self.model, [next(drawn) for _ in rows])))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        means = self._everywhere(seen.taken())
+        means = over_processes(seen.taken(), self.accelerator)
         metrics = {"loss": -means["objective/rlhf_reward"], **means}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, batches)))

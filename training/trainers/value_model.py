@@ -124,6 +124,8 @@ def _reward_model(job: Training[RlhfParams]) -> Any:
         error.param = "reward_adapters" if isinstance(error, InvalidAdapter) else "reward_model"
         raise
     merged = model.merge_and_unload() if adapters else model
+    if not hasattr(merged, "score"):
+        raise UnsupportedModel(f"{type(merged).__name__} has no head that judges each token", param="reward_model")
     _check(merged.config, job)
     return merged.requires_grad_(False)
 

@@ -86,7 +86,7 @@ def test_answers_are_worth_more_after_it(train: Callable[..., JobFolder], tiny: 
     assert last > first + 1
     assert told[1]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert told[20]["objective/kl"] > 1
-    assert 0 < told[1]["time/rollouts"] < 1
+    assert 0 < told[1]["rollouts/share_of_time"] < 1
     assert {
         "policy/approxkl_avg",
         "policy/clipfrac_avg",
