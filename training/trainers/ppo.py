@@ -140,7 +140,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._value.eval()
         for piece in torch.arange(len(rollouts)).split(self.job.params.local_rollout_forward_batch_size):
             texts = self._texts([rollouts[i] for i in piece], valued[piece])
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with torch.no_grad(), self.accelerator.autocast():
                 said = self._log_probs(model, texts).log_probs
                 before = self._reference.log_probs(
                     texts.inputs, texts.choices, texts.answer_ids, temperature=self._drawing.temperature
@@ -206,7 +206,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         params = self.job.params
         answered, valued = experience.answered[part], experience.valued[part]
         texts = self._texts([experience.rollouts[i] for i in part], valued)
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             said = self._log_probs(model, texts, entropy=True)
             values = _placed(self._value(texts.inputs, texts.states), valued)
         log_ratio = _placed(said.log_probs, answered) - experience.log_probs[part]

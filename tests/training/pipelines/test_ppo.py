@@ -190,6 +190,13 @@ def test_answers_that_do_not_end_lose_the_penalty(train: Callable[..., JobFolder
     assert fined["objective/scores"] == pytest.approx(plain["objective/scores"] - 2 * open_ends, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", [{}, {"train_type": "full"}], ids=["lora", "full"])
+def test_a_model_in_bfloat16_is_trained(train: Callable[..., JobFolder], kind: dict[str, Any]) -> None:
+    told = steps(train(torch_dtype="bfloat16", max_steps=2, **kind))
+    assert abs(told[1]["objective/kl"]) < 1e-2
+    assert told[2]["grad_norm"] > 0
+
+
 def test_data_may_be_streamed(train: Callable[..., JobFolder]) -> None:
     assert [*steps(train(streaming=True))] == [1, 2, 3, 4]
 
