@@ -445,7 +445,7 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"packing": True}, ("packing", "not supported")),
         ({"lazy_tokenize": True}, ("lazy_tokenize", "not supported")),
         ({"padding_side": "left"}, ("padding_side", "not supported")),
-        ({"reward_model": "m"}, ("reward_model", "only rlhf_type ppo reads it")),
+        ({"reward_model": "m"}, ("reward_model", "only rlhf_type ppo")),
     ],
 )
 def test_what_it_does_not_support_is_refused_by_name(params: dict[str, Any], told: tuple[str, ...]) -> None:
