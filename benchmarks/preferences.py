@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, serving
+from benchmarks import report, reward_of_words, serving
 from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import TUNESERVE, Setting
@@ -30,6 +30,7 @@ from benchmarks.training import (
     tuneserve_runtime,
 )
 from engines.checkpoint.loading import load_tokenizer
+from training.folder import JobFolder, Step
 
 MEMORY_MOST = 1.0
 """Largest share of TRL's peak memory."""
@@ -47,9 +48,12 @@ class Method:
     rows: Callable[[Any, random.Random], tuple[Row, Row]]
     """A tokenizer and a source of chance -> a row of the data, as we read it and as TRL does."""
     tokens: int
-    """Tokens that the model reads of a row."""
+    """Tokens that the model reads of a row, without those of answers that it gives itself."""
     least: float
     """Least share of TRL's tokens/s."""
+    batch_size: int = 4
+    answers: bool = False
+    """Whether the model answers, so that what it says counts too."""
 
 
 def pair(tokenizer: Any, rng: random.Random) -> tuple[Row, Row]:
@@ -59,7 +63,39 @@ def pair(tokenizer: Any, rng: random.Random) -> tuple[Row, Row]:
     return {"messages": chosen, "rejected_response": rejected[-1]["content"]}, theirs
 
 
-METHODS = (Method("dpo", ("--rpo_alpha", "0"), pair, 2 * SAMPLE_TOKENS, least=1.2),)
+def judged(tokenizer: Any, rng: random.Random) -> tuple[Row, Row]:
+    """An answer that was good or bad."""
+    messages, label = sample(tokenizer, rng), rng.random() < 0.5
+    return {"messages": messages, "label": label}, {
+        "prompt": messages[:-1],
+        "completion": messages[-1:],
+        "label": label,
+    }
+
+
+def asked(tokenizer: Any, rng: random.Random) -> tuple[Row, Row]:
+    """A prompt of PROMPT_TOKENS tokens."""
+    prompt = sample(tokenizer, rng)[:-1]
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    assert len(ids) == PROMPT_TOKENS, "each word has one token"
+    return {"messages": prompt}, {"prompt": prompt}
+
+
+PROMPT_TOKENS = 45
+"""Of the demo model."""
+ANSWER_TOKENS, ANSWERS = 64, 4
+"""Of each answer at most, and to each prompt, where the model answers."""
+REWARD = f"{reward_of_words.__file__}:{reward_of_words.share_of_vowels.__name__}"
+GROUPS = (
+    *("--num_generations", str(ANSWERS), "--max_completion_length", str(ANSWER_TOKENS), "--temperature", "1.0"),
+    *("--reward_funcs", REWARD),
+)
+METHODS = (
+    Method("dpo", ("--rpo_alpha", "0"), pair, 2 * SAMPLE_TOKENS, least=1.2),
+    Method("kto", (), judged, SAMPLE_TOKENS, least=1.0),
+    Method("rm", (), pair, 2 * SAMPLE_TOKENS, least=1.0),
+    Method("grpo", GROUPS, asked, PROMPT_TOKENS, least=1.2, batch_size=16, answers=True),
+)
 
 
 def tuneserve(method: Method, training: Training, folder: Path) -> list[str]:
@@ -77,19 +113,32 @@ def tuneserve(method: Method, training: Training, folder: Path) -> list[str]:
 
 def trl(method: Method, training: Training, folder: Path) -> list[str]:
     settings = asdict(training) | {"method": method.name, "output_dir": str(folder / "out")}
+    settings |= {"answers": ANSWERS, "answer_tokens": ANSWER_TOKENS}
     (folder / "settings.json").write_text(json.dumps(settings | {"dataset": str(folder / "data" / "theirs.jsonl")}))
     return [sys.executable, "-m", "benchmarks.trl_preferences", str(folder / "settings.json")]
 
 
+def tuneserve_answers(folder: Path) -> float:
+    events = (event for event, _ in JobFolder(folder / "out").read_events() if isinstance(event, Step))
+    return statistics.fmean(event.metrics[LENGTH] for event in events)
+
+
+def trl_answers(folder: Path) -> float:
+    return float(json.loads((folder / "out" / "train_runtime.json").read_text())[LENGTH])
+
+
+LENGTH = "completions/mean_length"
 TRAINERS = {
-    "tuneserve": (tuneserve, tuneserve_runtime),
-    "trl": (trl, train_runtime("train_runtime.json")),
+    "tuneserve": (tuneserve, tuneserve_runtime, tuneserve_answers),
+    "trl": (trl, train_runtime("train_runtime.json"), trl_answers),
 }
-"""Name -> its command, and the seconds of the training itself, as transformers' trainer counts them in both."""
+"""Name -> its command; the seconds of the training itself, as transformers' trainer counts them in both; and the tokens
+of an answer on average, where the model answers."""
 
 
 def measure(method: Method, name: str, training: Training, tokenizer: Any, setting: Setting) -> Row:
-    command_of, runtime_of = TRAINERS[name]
+    command_of, runtime_of, length_of = TRAINERS[name]
+    training = replace(training, batch_size=method.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_data(method, tokenizer, folder / "data", training.steps * training.batch_size)
@@ -98,7 +147,8 @@ def measure(method: Method, name: str, training: Training, tokenizer: Any, setti
         with Tree(command, variables, HOME / f"{name}-{method.name}.log") as tree:
             tree.process.wait()
         runtime = runtime_of(folder)
-    tokens = training.steps * training.batch_size * method.tokens
+        length = length_of(folder) if method.answers else 0.0
+    tokens = training.steps * training.batch_size * (method.tokens + length)
     row = {"tokens_per_second": tokens / runtime, "pss_mib": tree.peak.pss_mib, "command": shlex.join(command)}
     report.say(f"{method.name}, {name}: {row['tokens_per_second']:.1f} tokens/s, {row['pss_mib']:.0f} MiB")
     return row
@@ -201,8 +251,9 @@ def _page(document: dict[str, Any], text: str) -> str:
         f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
         f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
         f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear "
-        f"layers, {s['steps']} steps of {s['batch_size']} rows, whose answers have {s['sample_tokens']} tokens each "
-        f"with their prompt, gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}. "
+        f"layers, {s['steps']} steps of 4 rows, whose answers have {s['sample_tokens']} tokens each "
+        f"with their prompt, gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}; in grpo 16 "
+        f"answers of at most {ANSWER_TOKENS} tokens, {ANSWERS} to a prompt. "
         f"What is compared and how: ../README.md.\n\n{text}"
     )
 
