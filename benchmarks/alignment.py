@@ -135,7 +135,14 @@ def row_of(task: Task, runs: list[Row]) -> Row:
 
 def tables(document: Row) -> str:
     head = ["method", "what is measured", "before", "goal", "after, each seed", "at rate 0", "s", "", ""]
-    return report.table([head, *map(_cells, document["rows"])])
+    missing = {task.name: _missing(task, document) for task in TASKS}
+    told = [f"- {name}: not run on seed {', '.join(seeds)}" for name, seeds in missing.items() if seeds]
+    return "\n\n".join([report.table([head, *map(_cells, document["rows"])]), *(["\n".join(told)] if told else [])])
+
+
+def _missing(task: Task, document: Row) -> list[str]:
+    run = {run["seed"] for run in document["runs"] if run["task"] == task.name}
+    return [str(seed) for seed in SEEDS if seed not in run]
 
 
 def _cells(row: Row) -> list[str]:
