@@ -33,8 +33,10 @@ from server.model.served import ServedModel
 from server.store.access import Access
 from training.folder import Message
 from training.methods import BY_OPENAI_NAME
+from training.params.graders import OneGrader
 from training.params.task import TrainingTask
 from training.refusals.supported import refusals
+from training.rewards.graders.grading import models_of
 
 GRADER = "method.reinforcement.grader"
 
@@ -68,6 +70,7 @@ class Creator:
         params = check_parameters(body.parameters, method, max_model_len=capabilities.max_model_len)
         if body.grader is not None:
             check_offered(body.grader, runs_python=self.served.python_graders, param=GRADER)
+            self._check_models(body.grader)
         said = said_once(body.parameters, params, body.wanted, body.seed)
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
@@ -88,6 +91,12 @@ class Creator:
             events = _first_events(id, record)
             told = record.model_dump(mode="json")
             return await self.jobs.create(id, task, access, *events, metadata=body.metadata, fine_tuning=told)
+
+    def _check_models(self, grader: OneGrader) -> None:
+        for name in models_of(grader):
+            if name != self.model.name:
+                text = f"{GRADER}: in a training, the base model {self.model.name!r} judges, and not {name!r}."
+                raise UnsupportedParameter(text, param=GRADER)
 
     def _record(self, id: str, body: CreateFineTuningJob, model: Lease, said: Said) -> FineTuning:
         return FineTuning(

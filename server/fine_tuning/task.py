@@ -12,6 +12,7 @@ from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
 from training.auto import BASE_LEARNING_RATE, Hyperparameters
 from training.methods import BY_OPENAI_NAME
+from training.params.graders import asking
 from training.params.sft import SftParams
 from training.params.task import TASK, TrainingTask
 
@@ -113,7 +114,7 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
 
 def _task(record: FineTuning, values: dict[str, Any]) -> TrainingTask:
     method = BY_OPENAI_NAME[record.method]
-    judged = {} if record.grader is None else {"grader": record.grader}
+    judged = {} if record.grader is None else {"grader": asking(record.grader, values["model"])}
     params = {**method.openai_defaults, **values, **method.choice, **judged}
     return cast(TrainingTask, TASK.validate_python({"task": method.task, "params": params}))
 

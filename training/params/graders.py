@@ -212,3 +212,16 @@ def parse_grader(grader: Any) -> OneGrader:
 
 
 _GRADER: TypeAdapter[Any] = TypeAdapter(Grader)
+
+
+def asking(grader: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The same grader, which asks another model."""
+    changed = {name: model if name == "model" else value for name, value in grader.items()}
+    match grader.get("graders"):
+        case Mapping() as one if "type" in one:
+            changed["graders"] = asking(one, model)
+        case Mapping() as named:
+            changed["graders"] = {name: asking(one, model) for name, one in named.items()}
+        case list() as several:
+            changed["graders"] = [asking(one, model) for one in several]
+    return changed

@@ -4,13 +4,14 @@ from typing import Any
 
 from training.params.rlhf import RlhfParams
 from training.rewards.by_name import reward_named
-from training.rewards.graded import grader_reward
+from training.rewards.graded import AskAll, grader_reward
 from training.rewards.reward_model import RewardModel
 from training.rewards.types import Reward
 
 
-def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str) -> list[Reward]:
-    """In the order of `reward_weights`. `tokenizer`: the policy's. `device`: where a model that judges is to be.
+def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str, ask: AskAll) -> list[Reward]:
+    """In the order of `reward_weights`. `tokenizer`: the policy's. `device`: where a model that judges is to be. `ask`:
+    has the base model answer what graders ask.
 
     Raises InvalidRequest, InvalidAdapter, UnsupportedModel.
     """
@@ -26,6 +27,6 @@ def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str) -> list[Rewar
             system=params.system,
         )
         rewards.append(judge)
-    if (graded := grader_reward(params)) is not None:
+    if (graded := grader_reward(params, ask)) is not None:
         rewards.append(graded)
     return rewards

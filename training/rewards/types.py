@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,4 +27,13 @@ class Reward(Protocol):
 
     def __call__(self, answers: Sequence[Answered]) -> list[float | None]:
         """One for each answer; None where it does not apply to one. Raises TuneserveError."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A reward that says more of the answers that it judged last than a number for each."""
+
+    def parts(self) -> Mapping[str, Sequence[float]]:
+        """Metrics of them, a number for each answer. Their names are always the same."""
         ...

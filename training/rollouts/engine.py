@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from engines.errors import EngineFailure, TuneserveError
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedModel
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
-from engines.types import FinishReason, GenerationRequest, Sampling, TokenOutput
+from engines.sampler.grammar import GrammarCompiler
+from engines.types import FinishReason, GenerationRequest, Sampling, Structured, TokenOutput
 from training.rollouts.policy import adapter_weights, merged_weights, served_as_adapter
-from training.rollouts.types import Drawing, Rollout
+from training.rollouts.types import Asked, Drawing, Rollout
 
 TOKENS_AT_ONCE = 1024
 """Tokens of a step: those of prompts that begin, beside one of each answer."""
@@ -56,6 +57,7 @@ class EngineRollouts:
         stop_token_ids: Sequence[int],
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
+        tokenizer: Any = None,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         """The policy is `model` as it is now, version 0.
@@ -65,6 +67,7 @@ class EngineRollouts:
         stop_token_ids: what an answer ends with
         max_model_len: tokens of a prompt with its answer at most; None: what the model can
         max_num_seqs: answers that are drawn at a time
+        tokenizer: the model's, where the base model is to be asked
         checkpoint: called between two steps of the engine; what it raises ends a draw
         Raises UnsupportedModel where the engine cannot run the model.
         """
@@ -85,7 +88,8 @@ class EngineRollouts:
             tempered_logprobs=True,
         )
         runner = ModelRunner(config)
-        self._core = EngineCore(runner, config, tuple(stop_token_ids), None, lambda _: b"")
+        self._grammars = None if tokenizer is None else GrammarCompiler(tokenizer, runner.vocab_size, stop_token_ids)
+        self._core = EngineCore(runner, config, tuple(stop_token_ids), self._grammars, lambda _: b"")
         self._core.sleep()
         self._in_slot = served_as_adapter(model, runner.lora.support)
         self._put()
@@ -96,16 +100,9 @@ class EngineRollouts:
         if not answers:
             return []
         seeds = random.Random(seed)
-        sampling = Sampling(
-            max_new_tokens=drawing.max_new_tokens,
-            temperature=drawing.temperature,
-            top_k=drawing.top_k,
-            top_p=drawing.top_p,
-            min_p=drawing.min_p,
-            repetition_penalty=drawing.repetition_penalty,
-            logprobs=0,
-        )
-        with self._awake(self._blocks(prompts, n, drawing)):
+        sampling = replace(_sampling(drawing), logprobs=0)
+        longest = max(map(len, prompts)) + drawing.max_new_tokens
+        with self._awake(self._blocks(n * len(prompts), longest)):
             for number, prompt in enumerate(prompts):
                 request = GenerationRequest(
                     request_id=str(number),
@@ -118,6 +115,30 @@ class EngineRollouts:
             for request_id, output in self._outputs():
                 answers[int(request_id)][output.index].add(output)
         return [[self._rollout(prompt, one) for one in of] for prompt, of in zip(prompts, answers, strict=True)]
+
+    def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
+        """See `JudgingRollouts`."""
+        assert self._grammars is not None, "a tokenizer was given"
+        if not self._in_slot:
+            message = "what is learned is written over the base model, which can judge nothing any more"
+            raise UnsupportedModel(message, param="grader")
+        if not asked:
+            return []
+        said: list[list[int]] = [[] for _ in asked]
+        refused: dict[str, TuneserveError] = {}
+        longest = max(len(one.prompt_ids) + one.drawing.max_new_tokens for one in asked)
+        with self._awake(self._blocks(len(asked), longest)):
+            for number, one in enumerate(asked):
+                structured = Structured(kind="json_schema", value=one.schema)
+                sampling = replace(_sampling(one.drawing), seed=one.seed, structured=structured)
+                request = GenerationRequest(request_id=str(number), prompt_ids=list(one.prompt_ids), sampling=sampling)
+                try:
+                    self._core.add(request, self._grammars.compile(structured))
+                except InvalidRequest as error:
+                    refused[str(number)] = error
+            for request_id, output in self._outputs(refused):
+                said[int(request_id)] += output.token_ids
+        return [refused.get(str(number), ids) for number, ids in enumerate(said)]
 
     def take_over(self) -> None:
         """See `Rollouts`. Raises EngineFailure."""
@@ -143,10 +164,11 @@ class EngineRollouts:
         else:
             self._core.write(merged_weights(self._model))
 
-    def _blocks(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing) -> int:
-        """Blocks of the cache with which nothing that runs at a time ever waits for one."""
-        longest = max(map(len, prompts)) + drawing.max_new_tokens
-        at_a_time = min(n * len(prompts), self._core.scheduler.max_num_seqs)
+    def _blocks(self, count: int, longest: int) -> int:
+        """Blocks of the cache with which none of `count` outputs that runs ever waits for one. `longest`: tokens of a
+        prompt with its output."""
+        at_a_time = min(count, self._core.scheduler.max_num_seqs)
+        longest = min(longest, self._core.runner.max_model_len)
         return at_a_time * self._core.scheduler.pool.blocks_for(longest)
 
     @contextmanager
@@ -160,8 +182,8 @@ class EngineRollouts:
             self._core.requests.abort_all()
             self._core.sleep()
 
-    def _outputs(self) -> Iterator[tuple[str, TokenOutput]]:
-        """What the engine makes, until all requests have ended."""
+    def _outputs(self, refused: dict[str, TuneserveError] | None = None) -> Iterator[tuple[str, TokenOutput]]:
+        """What the engine makes, until all requests have ended. What fails is noted in `refused`, or ends them all."""
         while self._core.busy:
             self._checkpoint()
             try:
@@ -170,8 +192,10 @@ class EngineRollouts:
                 raise
             except Exception as error:
                 raise EngineFailure(f"the engine failed while it drew answers: {error}") from error
-            if report.errors:
-                raise report.errors[0][1]
+            for request_id, failure in report.errors:
+                if refused is None:
+                    raise failure
+                refused[request_id] = failure
             yield from report.outputs
 
     def _rollout(self, prompt: Sequence[int], answer: _Answer) -> Rollout:
@@ -182,3 +206,14 @@ class EngineRollouts:
             ended=answer.finish_reason is FinishReason.STOP,
             version=self.version,
         )
+
+
+def _sampling(drawing: Drawing) -> Sampling:
+    return Sampling(
+        max_new_tokens=drawing.max_new_tokens,
+        temperature=drawing.temperature,
+        top_k=drawing.top_k,
+        top_p=drawing.top_p,
+        min_p=drawing.min_p,
+        repetition_penalty=drawing.repetition_penalty,
+    )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from engines.errors import TuneserveError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -55,3 +57,25 @@ class Rollouts(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the base model is asked, to judge an answer."""
+
+    prompt_ids: Sequence[int]
+    schema: str
+    """JSON Schema that the reply is held to, as JSON."""
+    drawing: Drawing
+    seed: int
+
+
+class JudgingRollouts(Rollouts, Protocol):
+    """Whose base model judges, too."""
+
+    def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
+        """The tokens of a reply to each, by the model without what it has learned; or why there is none.
+
+        Raises UnsupportedModel where such a model is not there any more, EngineFailure.
+        """
+        ...

@@ -15,6 +15,8 @@ class Averages:
 
     def add(self, seen: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Name -> a sum, and what it is to be divided by in the end: scalars, read from the device all at once."""
+        if not seen:
+            return
         given = [each.detach().float() for pair in seen.values() for each in pair]
         device = next((each.device for each in given if each.device.type != "cpu"), torch.device("cpu"))
         numbers = torch.stack([each.to(device) for each in given]).tolist()

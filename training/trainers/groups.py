@@ -26,10 +26,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from engines.errors import InvalidRequest
 from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
-from training.rewards.types import Answered, Reward
-from training.rollouts.types import Drawing, Rollout, Rollouts
+from training.rewards.graded import asks_base
+from training.rewards.types import Answered, InParts, Reward
+from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.advantages import Advantages, weighted_sum
 from training.trainers.averages import Averages
+from training.trainers.base_judge import BaseJudge
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
 from training.trainers.log_probs import TokenLogProbs, token_log_probs
@@ -48,7 +50,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         *,
         beta: float,
         judges: Callable[..., list[Reward]] = rewards_of,
-        rollouts: Callable[[Training[Any]], Rollouts] = rollouts_of,
+        rollouts: Callable[..., JudgingRollouts] = rollouts_of,
     ) -> None:
         """`beta`: how strongly the policy is held to the reference. `judges`, `rollouts`: make what judges answers, and
         what draws them.
@@ -61,7 +63,8 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True  # by the loss itself
         self.beta = beta
-        self._judges = judges(params, job.tokenizer, device=str(self.args.device))
+        ask = BaseJudge(job.tokenizer, self._drawn_by)
+        self._judges = judges(params, job.tokenizer, device=str(self.args.device), ask=ask)
         self._weights = torch.tensor(params.reward_weights or [1.0] * len(self._judges))
         self._parts = params.steps_per_generation or params.gradient_accumulation_steps
         self._passes_of_generation = self._parts * params.num_iterations
@@ -75,7 +78,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         )
         self._reference = reference_of(job, self.args.device) if beta else None
         self._make_rollouts = rollouts
-        self._rollouts: Rollouts | None = None
+        self._rollouts: JudgingRollouts | None = None
         self._policy = -1
         """Step whose weights the rollouts have."""
         self._generation: Generation | None = None
@@ -167,6 +170,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         mine = slice(self.args.process_index * len(answers), (self.args.process_index + 1) * len(answers))
         generation.advantages = found.advantages[mine].float()
         self._seen.add(_told(answers, whole, self._weights, [judge.name for judge in self._judges], found))
+        self._seen.add(self._parts_of_rewards())
         self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
         self._count_tokens(answers)
         self._write(answers, rewards, generation.advantages)
@@ -176,7 +180,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         """Answers of the policy as it is. The same weights and `what` give the same answers."""
         began = perf_counter()
         if self._rollouts is None:
-            self._rollouts = self._make_rollouts(self.job)
+            self._rollouts = self._make_rollouts(self.job, asks_base=asks_base(self.job.params))
         elif self._policy != self.state.global_step:
             self._rollouts.take_over()
         self._policy = self.state.global_step
@@ -186,6 +190,10 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self._drawing_seconds += perf_counter() - began
         self._drawn_tokens += sum(len(answer.token_ids) for group in groups for answer in group)
         return groups
+
+    def _drawn_by(self) -> JudgingRollouts:
+        assert self._rollouts is not None, "answers are drawn before they are judged"
+        return self._rollouts
 
     def _judge(self, rows: Sequence[Row], groups: Sequence[Sequence[Rollout]]) -> Tensor:
         """(answers, judges): rewards, NaN where one does not apply."""
@@ -202,6 +210,13 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         ]
         columns = [judge(answered) for judge in self._judges]
         return torch.tensor([[float("nan") if each is None else each for each in column] for column in columns]).T
+
+    def _parts_of_rewards(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the judges say beside their rewards, of the answers that they judged last."""
+        found = {
+            name: each for judge in self._judges if isinstance(judge, InParts) for name, each in judge.parts().items()
+        }
+        return {name: _mean(torch.tensor(each)) for name, each in found.items()}
 
     def _look_back(self, generation: Generation) -> Tensor | None:
         """Note what the policy and the reference say of the answers before anything is learned of them.
@@ -314,6 +329,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             rewards = self._judge(rows, groups)
             found = self.advantages(weighted_sum(rewards, self._weights), None)
             seen.add(_told([each for group in groups for each in group], rewards, self._weights, names, found))
+            seen.add(self._parts_of_rewards())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = self._everywhere({name: torch.tensor(value) for name, value in seen.taken().items()})

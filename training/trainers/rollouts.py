@@ -10,7 +10,9 @@ from training.trainers.job import Training
 from training.trainers.model import model_of
 
 
-def rollouts_of(job: Training[Any], *, max_model_len: int | None = None, max_num_seqs: int = 256) -> EngineRollouts:
+def rollouts_of(
+    job: Training[Any], *, max_model_len: int | None = None, max_num_seqs: int = 256, asks_base: bool = False
+) -> EngineRollouts:
     """An engine for the model that `job` trains, on the device on which that is by now.
 
     A draw ends with Stopped where the job is told to stop; with several processes, of which each has its own engine, it
@@ -18,6 +20,7 @@ def rollouts_of(job: Training[Any], *, max_model_len: int | None = None, max_num
 
     max_model_len: tokens of a prompt with its answer at most; None: what the model can
     max_num_seqs: answers that are drawn at a time
+    asks_base: whether the model without what it learns is asked, too
     Raises UnsupportedModel where the engine cannot run the model.
     """
     params = job.params
@@ -36,5 +39,6 @@ def rollouts_of(job: Training[Any], *, max_model_len: int | None = None, max_num
         stop_token_ids=stop_token_ids(params, job.tokenizer),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
+        tokenizer=job.tokenizer if asks_base else None,
         checkpoint=checkpoint,
     )

@@ -98,10 +98,23 @@ def test_python_graders_need_the_servers_word(start: Start) -> None:
         assert job["status"] == "succeeded"
 
 
+def test_the_base_model_judges_by_the_name_that_it_is_served_by(start: Start) -> None:
+    with start() as api:
+        job = api.fine_tuning.wait(api.fine_tuning.create(method=reinforcement(JUDGE))["id"])
+        assert job["status"] == "succeeded"
+        assert job["method"]["reinforcement"]["grader"]["model"] == "echo"
+        params = params_of(api, job)
+        assert params.grader == {**JUDGE, "model": params.model}
+
+
 @pytest.mark.parametrize(
     ("body", "param", "told"),
     [
-        ({"method": reinforcement(JUDGE)}, "method.reinforcement.grader", "asks the model 'echo'"),
+        (
+            {"method": reinforcement({**JUDGE, "model": "gpt-4o"})},
+            "method.reinforcement.grader",
+            "the base model 'echo' judges, and not 'gpt-4o'",
+        ),
         (
             {"method": reinforcement({**CHECK, "input": "{{sample.output_tools[0]}}"})},
             "method.reinforcement.grader",

@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engines.errors import ContextLengthExceeded, InvalidRequest
+from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, EOS, save
 from training.report import Stopped
 from training.rollouts.engine import EngineRollouts
-from training.rollouts.types import Drawing, Rollout
+from training.rollouts.types import Asked, Drawing, Rollout
 from training.trainers.log_probs import token_log_probs
 
 PROMPTS = [[5, 17, 200, 31, 8], [90, 14], [33, 34, 35, 36, 37, 38, 39]]
@@ -218,3 +218,33 @@ def test_a_bfloat16_policy_follows_its_float32_weights(tied: Path, rollouts: Mak
     [[one]] = engine.draw(PROMPTS[:1], 1, GREEDY, seed=0)
     near = computed(model, one, 1.0)
     assert (torch.tensor(one.log_probs) - near).abs().mean() < 0.2
+
+
+COLOURS = '{"enum": ["red", "blue", "green"]}'
+
+
+def asked(*lengths: int) -> list[Asked]:
+    drawing = Drawing(max_new_tokens=12)
+    return [Asked(prompt_ids=[5] * length, schema=COLOURS, drawing=drawing, seed=3) for length in lengths]
+
+
+def test_the_base_model_answers_in_a_schema_whatever_was_learned_beside_it(tiny: Path, rollouts: Make) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = with_lora(tiny, target_modules="all-linear")
+    engine = rollouts(model, tiny, tokenizer=tokenizer, stop_token_ids=[tokenizer.eos_token_id])
+    before = engine.ask_base(asked(4, 9))
+    assert all(tokenizer.decode(ids, skip_special_tokens=True) in ('"red"', '"blue"', '"green"') for ids in before)
+    step(model, seed=1)
+    engine.take_over()
+    assert engine.ask_base(asked(4, 9)) == before
+    short, long = engine.ask_base(asked(4, 90))
+    assert short == before[0]
+    assert isinstance(long, ContextLengthExceeded)
+    assert engine.ask_base([]) == []
+    assert len(engine.draw(PROMPTS, 2, SAMPLED, seed=1)) == len(PROMPTS)
+
+
+def test_a_base_model_that_is_written_over_cannot_be_asked(tiny: Path, rollouts: Make) -> None:
+    engine = rollouts(plain(tiny), tiny, tokenizer=AutoTokenizer.from_pretrained(tiny))
+    with pytest.raises(UnsupportedModel, match="written over"):
+        engine.ask_base(asked(4))

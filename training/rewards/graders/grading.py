@@ -21,7 +21,7 @@ from training.params.graders import (
 )
 from training.rewards.graders.errors import GradeError
 from training.rewards.graders.formula import Formula
-from training.rewards.graders.judging import Ask, TokenUsage, question_of, reward_of
+from training.rewards.graders.judging import Ask, Question, TokenUsage, question_of, reward_of
 from training.rewards.graders.sandbox import Sandbox
 from training.rewards.graders.similarity import check_metric, similarity
 from training.rewards.graders.templates import references, render
@@ -76,6 +76,15 @@ class Grading:
         if isinstance(self._grader, Multi):
             return self._multi(self._grader, sample, item)
         return self._single(self._grader, sample, item)
+
+    def questions(self, sample: Mapping[str, Any], item: Mapping[str, Any]) -> list[Question]:
+        """What it will ask models about an answer."""
+        found = []
+        for _, part in self._grader.parts():
+            if isinstance(part, AsksModel):
+                with suppress(GradeError, RecursionError):  # which grading it tells
+                    found.append(question_of(part, item=item, sample=sample))
+        return found
 
     def close(self) -> None:
         for sandbox in self._sandboxes.values():

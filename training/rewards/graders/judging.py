@@ -36,6 +36,11 @@ class Question:
     sampling: GraderSampling
     max_tokens: int
 
+    @property
+    def key(self) -> str:
+        """The same for questions that are the same."""
+        return json.dumps([self.model, self.messages, self.schema, self.sampling.model_dump(), self.max_tokens])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
