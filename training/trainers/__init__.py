@@ -1,1 +1,1 @@
-"""What runs the steps of a training: transformers' trainer and TRL's, with what a job adds to them."""
+"""What runs the steps of a training: transformers' trainer with our losses, and what a job adds to it."""

@@ -1,4 +1,4 @@
-"""Our parameters in the words of transformers' TrainingArguments, which TRL's configurations extend."""
+"""Our parameters in the words of transformers' TrainingArguments."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a job adds to a trainer of transformers or TRL: the tuner's part, whole checkpoints, and how it ended."""
+"""What a job adds to a trainer of transformers: the tuner's part, whole checkpoints, and how it ended."""
 
 import shutil
 from dataclasses import dataclass
