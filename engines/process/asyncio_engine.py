@@ -157,7 +157,8 @@ class Exchange:
             if running.after is not None:
                 await asyncio.wait((running.after,))
             if isinstance(request, PoolingRequest):
-                self._step.pooled.append((request_id, await self._engine.pool(request)))
+                pooled = await self._engine.pool(request)
+                self._step.pooled.append((request_id, pooled))  # the step of now, not of when it was asked for
                 return
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:

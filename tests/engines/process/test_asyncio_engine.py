@@ -10,7 +10,7 @@ from engines.echo import EchoEngine
 from engines.process import frames
 from engines.process.asyncio_engine import Exchange
 from engines.process.connection import Closed, Connection
-from engines.types import GenerationRequest, Sampling
+from engines.types import GenerationRequest, PoolingRequest, Sampling
 
 
 class SlowAdapters(EchoEngine):
@@ -96,6 +96,39 @@ async def test_a_request_waits_for_the_adapter_that_was_named_before_it_and_for_
         assert not host._step.failures
         await asyncio.sleep(0.001)
     assert engine.begun == ["load a@1"] * 2 and not engine.gates[1].is_set()
+
+
+class Pools(EchoEngine):
+    """Numbers are there once they are let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def pool(self, request: PoolingRequest) -> list[float]:
+        await self.gate.wait()
+        return await super().pool(request)
+
+
+async def test_numbers_are_told_though_other_things_have_been_told_since_they_were_asked_for() -> None:
+    engine = Pools()
+    await engine.start()
+    server, ours = socket.socketpair()
+    server.setblocking(False)
+    running = asyncio.create_task(Exchange(engine, Connection(ours)).run())
+    loop = asyncio.get_running_loop()
+    asked = frames.Pool(PoolingRequest(request_id="e", prompt_ids=[65]))
+    await loop.sock_sendall(server, frames.frame(asked) + frames.frame(frames.Ping()))
+    splitter = frames.Splitter(frames.decode_from_engine)
+    told: list[frames.FromEngine] = []
+    while not any(isinstance(one, frames.Step) and one.pooled for one in told):
+        assert len(told) < 100, "each of them an answer to a ping"
+        told += splitter.feed(await loop.sock_recv(server, 1 << 16))
+        engine.gate.set()
+        await loop.sock_sendall(server, frames.frame(frames.Ping()))
+    server.close()
+    with pytest.raises(Closed):
+        await running
 
 
 async def test_a_ping_is_answered_whatever_the_engine_is_at() -> None:
