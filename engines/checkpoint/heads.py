@@ -16,7 +16,7 @@ def is_classifier(config: Any) -> bool:
 def refuse_classifier(config: Any, engine: str) -> None:
     """Raises UnsupportedModel for a checkpoint that classifies, on an engine that is run to generate."""
     if is_classifier(config):
-        message = f"the checkpoint classifies texts, and {engine} is run here to generate them: serve it by pt"
+        message = f"the checkpoint classifies texts, and {engine} is run here to generate them: serve it by pt or vllm"
         raise UnsupportedModel(message, param="infer_backend")
 
 

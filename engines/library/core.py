@@ -45,7 +45,7 @@ class Load:
     """What the engine's requests ask of the library, now and so far."""
 
     outputs: int
-    """Outputs that more is to come of."""
+    """Outputs that more is to come of, and prompts whose numbers are."""
     held_back: int
     """Requests of which no output has been asked for: they wait for an adapter, or are prepared."""
     waiting_for: dict[str, int]

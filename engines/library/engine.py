@@ -62,6 +62,7 @@ class LibraryEngine:
         self._names_in: dict[int, str] = {}  # slot -> what it knows what lies there by
         self._loads = itertools.count(1)
         self._running: dict[str, _Running] = {}
+        self._pooling = 0  # prompts whose numbers are to come
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
@@ -96,7 +97,7 @@ class LibraryEngine:
 
     def stats(self) -> EngineStats:
         load = Load(
-            outputs=sum(len(running.outputs.open) for running in self._running.values()),
+            outputs=sum(len(running.outputs.open) for running in self._running.values()) + self._pooling,
             held_back=sum(not running.computing for running in self._running.values()),
             waiting_for=self._waiting_for(),
             prompt_tokens=self._prompt_tokens,
@@ -129,7 +130,7 @@ class LibraryEngine:
             return
         self._check_ready()
         self._state = EngineState.SLEEPING
-        while self._running:
+        while self._running or self._pooling:
             await asyncio.sleep(PAUSE_SECONDS)
         await self._core.sleep()
 
@@ -240,9 +241,13 @@ class LibraryEngine:
     async def pool(self, request: PoolingRequest) -> list[float]:
         self._check_ready()
         self._core.check_pooling(request)
-        async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
-            pooled = asyncio.create_task(self._pool(request, place, turn))
-            await _run([pooled], turn)
+        self._pooling += 1
+        try:
+            async with self._turns.use(request.adapter) as turn, self._gate.place(request) as place:
+                pooled = asyncio.create_task(self._pool(request, place, turn))
+                await _run([pooled], turn)
+        finally:
+            self._pooling -= 1
         return pooled.result()
 
     async def _pool(self, request: PoolingRequest, place: Place, turn: Turn) -> list[float]:

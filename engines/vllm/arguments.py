@@ -21,8 +21,11 @@ from engines.vllm.config import VllmConfig
 log = logging.getLogger(__name__)
 
 
-def engine_settings(config: VllmConfig, structure: Structure, *, lora: bool) -> Settings:
-    """Raises UnsupportedModel for what vLLM takes, but cannot do, and vLLM's own errors for the rest."""
+def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Settings:
+    """`more`: arguments of vLLM beside those that our settings make.
+
+    Raises UnsupportedModel for what vLLM takes, but cannot do, and vLLM's own errors for the rest.
+    """
     on_cpu = current_platform.is_cpu()
     if config.pipeline_parallel_size > 1 and on_cpu:  # its workers die of the first request
         message = "vLLM does not divide a model into stages on CPUs: set tensor_parallel_size instead"
@@ -58,15 +61,16 @@ def engine_settings(config: VllmConfig, structure: Structure, *, lora: bool) -> 
         use_tqdm_on_load=False,
         worker_extension_cls="engines.vllm.worker.WorkerExtension",
         **{name: value for name, value in given.items() if value is not None},
-        **(_lora_arguments(config, structure, on_cpu) if lora else {}),
+        **more,
     )
     # As `vllm serve` does: how many tokens a step takes unless told depends on who asks, and on a large GPU by far.
     return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
-def _lora_arguments(config: VllmConfig, structure: Structure, on_cpu: bool) -> dict[str, Any]:
+def lora_arguments(config: VllmConfig, structure: Structure) -> dict[str, Any]:
+    """What has vLLM take adapters. Raises UnsupportedModel for a rank that it does not know."""
     # On a CPU vLLM computes rows of the base with the last slot: one that stays empty keeps them right.
-    slots = config.max_loras + on_cpu
+    slots = config.max_loras + current_platform.is_cpu()
     rank = next((rank for rank in sorted(get_args(MaxLoRARanks)) if rank >= config.max_lora_rank), None)
     if rank is None:
         message = f"vLLM serves adapters of rank {max(get_args(MaxLoRARanks))} at most, not {config.max_lora_rank}"

@@ -8,22 +8,22 @@ import logging
 from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerFast
+from vllm.config import VllmConfig as Settings
 from vllm.model_executor.models import supports_lora
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from engines.adapters.pins import max_pinned
 from engines.capabilities import AdapterSupport, Capabilities
-from engines.checkpoint.heads import refuse_classifier
 from engines.checkpoint.loading import load_config, load_eos_token_ids
 from engines.checkpoint.structure import Structure, describe
 from engines.errors import EngineFailure, TuneserveError, UnsupportedParameter
 from engines.library.core import Load
 from engines.text.request_check import check_prompt
-from engines.types import EngineStats, GenerationRequest, PoolingRequest, StructuredKind
-from engines.vllm import failures, sampling
+from engines.types import EngineStats, GenerationRequest, Head, PoolingRequest, StructuredKind
+from engines.vllm import classes, failures, sampling
 from engines.vllm.adapters import VllmSlots
-from engines.vllm.arguments import engine_settings
+from engines.vllm.arguments import engine_settings, lora_arguments
 from engines.vllm.config import VllmConfig
 from engines.vllm.failures import FailureLog
 from engines.vllm.folder import PrivateFolder
@@ -51,21 +51,22 @@ class VllmCore:
 
     async def start(self) -> Capabilities:
         hf_config = load_config(self._config.model, revision=self._config.revision, token=self._config.token)
-        refuse_classifier(hf_config, "vllm")
+        head = await asyncio.to_thread(classes.find_head, self._config, hf_config)
         structure = describe(hf_config)
-        self._llm = llm = await asyncio.to_thread(self._build, structure)
+        self._llm = llm = await asyncio.to_thread(self._build, structure, head)
         adapters = await self._adapter_support(llm, structure)
         if adapters is not None:
             self.slots = VllmSlots(llm, adapters, self._folder.path)
-        self._capabilities = self._describe(llm, adapters)
+        self._capabilities = self._describe(llm, adapters, head)
         return self._capabilities
 
-    def _build(self, structure: Structure) -> AsyncLLM:
+    def _build(self, structure: Structure, head: Head | None) -> AsyncLLM:
         """Blocks until the model is loaded, which takes from seconds to minutes."""
         try:
-            config = engine_settings(self._config, structure, lora=False)
-            if self._config.max_loras and structure.linears and self._takes_adapters(config):
-                config = engine_settings(self._config, structure, lora=True)
+            if head is not None:  # its adapters bring heads of their own, which vLLM does not take
+                config = engine_settings(self._config, structure, **classes.arguments())
+            else:
+                config = self._settings(structure)
         except TuneserveError:
             raise
         except Exception as error:  # whatever vLLM raises while it reads its settings is about these
@@ -80,7 +81,14 @@ class VllmCore:
                 raise cause.to_error() from error
             raise EngineFailure(f"vLLM's processes ended while they started: {error}") from error
 
-    def _takes_adapters(self, config: Any) -> bool:
+    def _settings(self, structure: Structure) -> Settings:
+        """Those of a model that generates."""
+        config = engine_settings(self._config, structure)
+        if self._config.max_loras and structure.linears and self._takes_adapters(config):
+            return engine_settings(self._config, structure, **lora_arguments(self._config, structure))
+        return config
+
+    def _takes_adapters(self, config: Settings) -> bool:
         if config.model_config.is_moe and current_platform.is_cpu():  # its workers die of the first request
             log.warning("vLLM has no adapters for mixtures of experts on CPUs: the base model alone is served")
             return False
@@ -106,7 +114,7 @@ class VllmCore:
             max_pinned=max_pinned(self._config.max_loras),
         )
 
-    def _describe(self, llm: AsyncLLM, adapters: AdapterSupport | None) -> Capabilities:
+    def _describe(self, llm: AsyncLLM, adapters: AdapterSupport | None, head: Head | None) -> Capabilities:
         source = {"revision": self._config.revision, "token": self._config.token}
         tokenizer: Any = llm.get_tokenizer()
         constrained = isinstance(tokenizer, PreTrainedTokenizerFast) and tokenizer.eos_token_id is not None
@@ -119,6 +127,7 @@ class VllmCore:
             eos_token_ids=load_eos_token_ids(self._config.model, **source),
             structured=kinds if constrained else frozenset(),
             unsupported=frozenset({"num_beams", "length_penalty", "thinking_budget"}),
+            head=head,
             adapters=adapters,
             cache_config=llm.vllm_config.cache_config.metrics_info(),
             sleep=self._config.enable_sleep_mode,
@@ -168,6 +177,8 @@ class VllmCore:
     # ---- requests
 
     def check(self, request: GenerationRequest) -> None:
+        if self._capabilities.head is not None:
+            raise UnsupportedParameter("the model has a head that classifies, and generates no text", param="model")
         sampling.check(request, self._capabilities)
 
     def ask(self, request: GenerationRequest) -> VllmRequest:
@@ -176,8 +187,11 @@ class VllmCore:
     def check_pooling(self, request: PoolingRequest) -> None:
         limits = {"vocab_size": self._capabilities.vocab_size, "max_model_len": self._capabilities.max_model_len}
         check_prompt(request.prompt_ids, **limits, more=0)
-        what = "embeddings" if request.task == "embed" else "classes"
-        raise UnsupportedParameter(f"vLLM makes either texts or {what} of a model: this one makes texts")
+        makes = "texts" if self._capabilities.head is None else "classes"
+        if request.task == "embed":
+            raise UnsupportedParameter(f"vLLM makes either {makes} or embeddings of a model: this one makes {makes}")
+        if self._capabilities.head is None:
+            raise UnsupportedParameter("the model has no head to classify with", param="model")
 
     async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]:
-        raise AssertionError("check_pooling refuses every one")
+        return await classes.classify(self._started(), request)

@@ -13,7 +13,7 @@ from engines.capabilities import AdapterSupport, Capabilities
 from engines.engine import Engine
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, UnsupportedModel, UnsupportedParameter
 from engines.library.core import Load
-from engines.library.engine import LibraryEngine
+from engines.library.engine import PAUSE_SECONDS, LibraryEngine
 from engines.types import (
     EngineState,
     EngineStats,
@@ -258,6 +258,22 @@ async def test_a_library_without_adapters_is_asked_for_none(library: Library) ->
         await engine.sleep()
     with pytest.raises(UnsupportedParameter):
         await engine.wake_up()
+
+
+async def test_prompts_whose_numbers_are_to_come_count_as_work_and_it_sleeps_after_them(
+    engine: Engine, library: Library
+) -> None:
+    library.let = asyncio.Semaphore(0)
+    pooled = asyncio.create_task(engine.pool(PoolingRequest(request_id="e", prompt_ids=[1])))
+    await async_until(lambda: library.named)
+    assert engine.stats().running == 1
+    sleeping = asyncio.create_task(engine.sleep())
+    await asyncio.sleep(2 * PAUSE_SECONDS)
+    assert not library.asleep
+    library.let.release()
+    await sleeping
+    assert library.asleep and pooled.done()
+    assert engine.stats().running == 0
 
 
 async def test_it_sleeps_once_what_runs_has_ended(engine: Engine, library: Library) -> None:

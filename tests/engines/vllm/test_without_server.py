@@ -27,10 +27,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     unknown = tmp_path_factory.mktemp("unknown")
     config = {"architectures": ["NobodyForCausalLM"], "model_type": "llama", "max_position_embeddings": 64}
     (unknown / "config.json").write_text(json.dumps(config))
-    classifier = tmp_path_factory.mktemp("classifier")
-    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    headless = save_for_vllm(tmp_path_factory.mktemp("headless"), positions=POSITIONS)
+    text = (headless / "config.json").read_text()
+    (headless / "config.json").write_text(text.replace("ForCausalLM", "ForSequenceClassification"))
     wrong = {
-        "head": {"model": str(classifier)},
+        "no head": {"model": str(headless)},
         "no folder": {"model": str(unknown / "nowhere")},
         "architecture": {"model": str(unknown)},
         "context": {"model": model, "max_model_len": 10 * POSITIONS},
@@ -62,7 +63,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("rank", "512"),
         ("stages", "tensor_parallel_size"),
         ("memory", "memory for the cache"),
-        ("head", "serve it by pt"),
+        ("no head", "no head named 'score'"),
     ],
 )
 def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(

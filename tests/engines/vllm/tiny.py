@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from engines.setup.install import vllm_installed
 from tests.engines.pt.tiny import SIZES, save
@@ -24,7 +24,8 @@ TINY: dict[str, Any] = {
 """Settings of VllmConfig."""
 
 
-def save_for_vllm(folder: Path, *, positions: int) -> Path:
+def save_for_vllm(folder: Path, *, positions: int, kind: Any = AutoModelForCausalLM, **changes: Any) -> Path:
     """Write a Llama with heads of 32: vLLM's attention on CPUs knows no smaller ones."""
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return save(LlamaConfig(**SIZES | shape | {"max_position_embeddings": positions}), folder, tokenizer=True)
+    config = LlamaConfig(**SIZES | shape | {"max_position_embeddings": positions} | changes)
+    return save(config, folder, tokenizer=True, kind=kind)

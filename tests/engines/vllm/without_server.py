@@ -77,7 +77,7 @@ def tokens_of_a_step(model: str) -> dict[str, int]:
     """
     asked: dict[str, Any] = {"model": model, "tensor_parallel_size": 2}
     settings = {
-        "ours": engine_settings(VllmConfig(**asked), describe(load_config(model)), lora=False),
+        "ours": engine_settings(VllmConfig(**asked), describe(load_config(model))),
         "vllm serve": AsyncEngineArgs(**asked).create_engine_config(UsageContext.OPENAI_API_SERVER),
         "elsewhere": AsyncEngineArgs(**asked).create_engine_config(),
     }
