@@ -8,6 +8,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from engines.errors import ContextLengthExceeded, EngineFailure, UnsupportedParameter
@@ -25,6 +26,8 @@ pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
 POSITIONS = 2048
 LENGTHS = (1, 4, 13, 40, 90, 200)
 CLOSE = 1e-3
+BROKEN = 0
+"""A token of which the model makes no finite numbers."""
 STEP = 32
 """Tokens at most that a step takes."""
 
@@ -32,11 +35,15 @@ STEP = 32
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its padding is its end-of-sequence token."""
-    return save_for_vllm(
+    folder = save_for_vllm(
         tmp_path_factory.mktemp("model"), positions=POSITIONS, kind=AutoModelForSequenceClassification,
         pad_token_id=EOS, id2label={0: "sport", 1: "money", 2: "weather"},
         problem_type="single_label_classification",
     )  # fmt: skip
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][BROKEN] = torch.inf
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -94,6 +101,15 @@ async def test_what_such_a_model_cannot_do_is_refused(engine: VllmEngine, tmp_pa
     assert len(await engine.pool(classify([65] * POSITIONS))) == 3
     with pytest.raises(ContextLengthExceeded):
         await engine.pool(classify([65] * (POSITIONS + 1)))
+
+
+async def test_numbers_that_are_not_finite_fail_their_text_alone(engine: VllmEngine, model: Path) -> None:
+    broken, whole = await asyncio.gather(
+        engine.pool(classify([65, BROKEN], "broken")), engine.pool(classify(prompt(40), "whole")),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert isinstance(broken, EngineFailure) and "not finite" in broken.message
+    assert whole == pytest.approx(expected(model, prompt(40)), abs=CLOSE)
 
 
 def core_of(engine: VllmEngine) -> psutil.Process:
