@@ -25,7 +25,7 @@ class FromPairs(Method[RlhfParams]):
     compares: ClassVar[bool] = False
     """Whether there is a reference model."""
     losses: ClassVar[tuple[str, ...]]
-    """Choices of `loss_type`, the first unless given; names in `training.trainers.pair_losses`."""
+    """Choices of `loss_type`, the first unless given; names in `training.losses.pairs`."""
     smoothed: ClassVar[frozenset[str]] = frozenset()
     """Those of them that read `label_smoothing`."""
 
@@ -62,7 +62,7 @@ class FromPairs(Method[RlhfParams]):
             yield "label_smoothing", "the loss exo_pair needs more than 0: 0.001 suits it"
 
     def trainer(self, job: "Training[RlhfParams]") -> Any:
-        from training.trainers.pair_losses import Weights
+        from training.losses.pairs import Weights
         from training.trainers.pairs import PairLoss, PairsTrainer
 
         params = job.params

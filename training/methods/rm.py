@@ -38,7 +38,7 @@ class Rm(Method[RlhfParams]):
         return found
 
     def trainer(self, job: "Training[RlhfParams]") -> Any:
-        from training.trainers.bradley_terry import BradleyTerry, Paired
+        from training.losses.bradley_terry import BradleyTerry, Paired
         from training.trainers.head import HeadTrainer
         from training.trainers.reference import without_dropout
 

@@ -43,7 +43,7 @@ class SeqCls(Method[SftParams]):
         return found
 
     def trainer(self, job: "Training[SftParams]") -> Any:
-        from training.trainers.classes import Classes, Labelled
+        from training.losses.classes import Classes, Labelled
         from training.trainers.head import HeadTrainer
 
         problem, labels = job.params.problem_type, job.params.num_labels

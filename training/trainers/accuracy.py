@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from training.trainers.loss import Learned
+from training.losses.answers import Learned
 
 
 class Accuracy:

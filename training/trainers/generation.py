@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.data.encode import IGNORED
+from training.losses.log_probs import asked_of
 from training.rollouts.types import Rollout
 from training.trainers.collate import Padded
-from training.trainers.log_probs import asked_of
 
 FILE = "generation.safetensors"
 """In a checkpoint: answers of which more is to be learned."""

@@ -15,14 +15,14 @@ from transformers import Trainer, TrainingArguments
 from engines.checkpoint.loading import load_tokenizer
 from engines.errors import InvalidRequest
 from training.data.encode import IGNORED
+from training.losses.distillation import Teacher
+from training.losses.log_probs import asked_of, judge_at
 from training.params.refusal import said_of
 from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollouts
 from training.trainers.averages import Averages, over_processes
 from training.trainers.collate import Padded
-from training.trainers.distillation import Teacher
 from training.trainers.job import JobTrainer, Training
-from training.trainers.log_probs import asked_of, judge_at
 from training.trainers.model import load_base_config, load_for_training, model_of
 from training.trainers.rollouts import rollouts_of
 from training.tuners.base import Tuned

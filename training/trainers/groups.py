@@ -24,18 +24,18 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from engines.errors import InvalidRequest
+from training.losses.advantages import Advantages, weighted_sum
+from training.losses.log_probs import TokenLogProbs, token_log_probs
+from training.losses.policy import Clipped
 from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
 from training.rewards.graded import asks_base
 from training.rewards.types import Answered, InParts, Reward
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
-from training.trainers.advantages import Advantages, weighted_sum
 from training.trainers.averages import Averages
 from training.trainers.base_judge import BaseJudge
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
-from training.trainers.log_probs import TokenLogProbs, token_log_probs
-from training.trainers.policy_losses import Clipped
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.rollouts import rollouts_of
 

@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.params.rlhf import RlhfParams
-from training.trainers.advantages import Advantages, group_relative, leave_one_out
-from training.trainers.generation import Batch
-from training.trainers.groups import GroupsTrainer
-from training.trainers.log_probs import TokenLogProbs
-from training.trainers.policy_losses import (
+from training.losses.advantages import Advantages, group_relative, leave_one_out
+from training.losses.log_probs import TokenLogProbs
+from training.losses.policy import (
     Clipped,
     Clipping,
     LossType,
@@ -19,6 +16,9 @@ from training.trainers.policy_losses import (
     summed,
     token_weights,
 )
+from training.params.rlhf import RlhfParams
+from training.trainers.generation import Batch
+from training.trainers.groups import GroupsTrainer
 
 
 class GrpoTrainer(GroupsTrainer):

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
 
 from engines.errors import UnsupportedModel
 from training.data.prepare import longest
+from training.losses.log_probs import asked_of, token_log_probs
 from training.params.rlhf import RlhfParams
 from training.trainers.averages import Averages
+from training.trainers.batch_loss import BatchLossTrainer, Mode, mode_of
 from training.trainers.collate import MISMATCHED, Judged
-from training.trainers.job import JobTrainer, Training
-from training.trainers.log_probs import asked_of, token_log_probs
+from training.trainers.job import Training
 from training.trainers.pairs import spread
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.supervised import aux_loss_coef
@@ -70,50 +70,37 @@ class Answers(NamedTuple):
         return torch.stack(list(self), dim=-1)
 
 
-class KtoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class KtoTrainer(BatchLossTrainer):
     """Takes rows of `prompt_ids`, `completion_ids` and `label`, true of a good answer."""
 
     def __init__(self, job: Training[RlhfParams], loss: KtoLoss) -> None:
         """Raises InvalidRequest, UnsupportedModel."""
         without_dropout(job.tuned.model)
-        arguments = dict(job.arguments)
-        if arguments["per_device_eval_batch_size"] == 1:  # of one answer alone nothing could be estimated
-            arguments["per_device_eval_batch_size"] = arguments["per_device_train_batch_size"]
+        changes = {}
+        if job.arguments["per_device_eval_batch_size"] == 1:  # of one answer alone nothing could be estimated
+            changes["per_device_eval_batch_size"] = job.arguments["per_device_train_batch_size"]
         collator = Judged(job.tokenizer.pad_token_id, longest(job.params, job.tokenizer), mismatched=loss.diverges)
-        super().__init__(job, args=TrainingArguments(**arguments), data_collator=collator)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean of each batch
+        super().__init__(job, data_collator=collator, **changes)
         self._loss = loss
         self._reference = reference_of(job, self.args.device)
         self._aux_loss_coef = aux_loss_coef(job)
-        self._seen = {"train": Averages(), "eval": Averages()}
+        self._seen: dict[Mode, Averages] = {"train": Averages(), "eval": Averages()}
         if not job.params.streaming and (note := imbalance(list(job.data.train["label"]), loss)):
             job.report.message(note, level="warn")
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        inputs = dict(inputs)
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         divergence = self._divergence(model, inputs)
         said, aux_loss = self._answers(model, inputs)
         answers = Answers.of(said)
         loss = self._loss.of(answers.log_probs - answers.reference, answers.good > 0, divergence).mean()
         if aux_loss is not None:
             loss = loss + self._aux_loss_coef * aux_loss
-        if model.training and (penalty := self.job.tuned.penalty()) is not None:
-            loss = loss + penalty
         gather = self.accelerator.gather if model.training else self.accelerator.gather_for_metrics
-        self._tell("train" if model.training else "eval", gather(said.detach()), divergence)
-        return (loss, None) if return_outputs else loss
+        self._tell(mode_of(model), gather(said.detach()), divergence)
+        return loss
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
-            if mark in logs:
-                logs |= with_margins(self._seen[mode].taken(prefix), f"{prefix}rewards/")
-        super().log(logs, start_time)
+    def measured(self, mode: Mode) -> dict[str, float]:
+        return with_margins(self._seen[mode].taken())
 
     def _divergence(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Scalar: what the mismatched answers of all processes have gained on average, at least 0. Takes them out of
@@ -146,7 +133,7 @@ class KtoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         tokens = positions.sum(-1).float()
         return Answers(log_probs, reference, good.float(), tokens, correct, entropy).stacked(), said.aux_loss
 
-    def _tell(self, mode: str, said: Tensor, divergence: Tensor) -> None:
+    def _tell(self, mode: Mode, said: Tensor, divergence: Tensor) -> None:
         """Keep what is to be told of a batch, that of all processes."""
         answers = Answers.of(said)
         rewards = self._loss.beta * (answers.log_probs - answers.reference)
@@ -161,10 +148,10 @@ class KtoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._seen[mode].add(seen)
 
 
-def with_margins(means: dict[str, float], prefix: str) -> dict[str, float]:
+def with_margins(means: dict[str, float]) -> dict[str, float]:
     """How much better good answers are rewarded than bad ones, where there were both."""
-    chosen, rejected = means.get(f"{prefix}chosen"), means.get(f"{prefix}rejected")
-    return means if chosen is None or rejected is None else means | {f"{prefix}margins": chosen - rejected}
+    chosen, rejected = means.get("rewards/chosen"), means.get("rewards/rejected")
+    return means if chosen is None or rejected is None else means | {"rewards/margins": chosen - rejected}
 
 
 def imbalance(labels: Sequence[bool], loss: KtoLoss) -> str | None:

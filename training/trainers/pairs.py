@@ -11,16 +11,16 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
 
 from engines.errors import UnsupportedModel
 from training.data.encode import IGNORED
+from training.losses.log_probs import asked_of, token_log_probs
+from training.losses.pairs import LOSSES, Pairs, Weights
 from training.params.rlhf import RlhfParams
 from training.trainers.averages import Averages
+from training.trainers.batch_loss import BatchLossTrainer, Mode
 from training.trainers.collate import Paired
-from training.trainers.job import JobTrainer, Training
-from training.trainers.log_probs import asked_of, token_log_probs
-from training.trainers.pair_losses import LOSSES, Pairs, Weights
+from training.trainers.job import Training
 from training.trainers.precomputed import COLUMN, with_ref_log_probs
 from training.trainers.reference import Reference, reference_of, without_dropout
 from training.trainers.supervised import aux_loss_coef
@@ -65,28 +65,24 @@ class Answers(NamedTuple):
         return torch.stack(list(self), dim=-1)
 
 
-class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class PairsTrainer(BatchLossTrainer):
     """Takes rows of `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
     def __init__(self, job: Training[RlhfParams], loss: PairLoss) -> None:
         """Raises InvalidRequest, UnsupportedModel."""
         if loss.compares:
             without_dropout(job.tuned.model)
-        arguments = TrainingArguments(**job.arguments)
-        super().__init__(job, args=arguments, data_collator=Paired(job.tokenizer.pad_token_id))
-        self.model_accepts_loss_kwargs = False  # the loss is a mean of each batch
+        super().__init__(job, data_collator=Paired(job.tokenizer.pad_token_id))
         self._loss = loss
         self._aux_loss_coef = aux_loss_coef(job)
-        self._seen = {"train": Averages(), "eval": Averages()}
+        self._seen: dict[Mode, Averages] = {"train": Averages(), "eval": Averages()}
         self._reference: Reference | None = None
         if loss.compares and job.params.precompute_ref_log_probs:
             self._precompute(reference_of(job, self.args.device, lasting=False))
         elif loss.compares:
             self._reference = reference_of(job, self.args.device)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         said, aux_loss = self._answers(model, inputs)
         if model.training:
             said = self._of_all_processes(said)
@@ -97,21 +93,10 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
             loss = loss + (self.accelerator.num_processes - 1) * (loss - loss.detach())
         else:
             self._tell("eval", self.accelerator.gather_for_metrics(said))
-        if aux_loss is not None:
-            loss = loss + self._aux_loss_coef * aux_loss
-        if model.training and (penalty := self.job.tuned.penalty()) is not None:
-            loss = loss + penalty
-        return (loss, None) if return_outputs else loss
+        return loss if aux_loss is None else loss + self._aux_loss_coef * aux_loss
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
-            if mark in logs:
-                logs |= self._seen[mode].taken(prefix)
-        super().log(logs, start_time)
+    def measured(self, mode: Mode) -> dict[str, float]:
+        return self._seen[mode].taken()
 
     def _precompute(self, reference: Reference) -> None:
         def judge(rows: Sequence[Any]) -> Tensor:
@@ -127,7 +112,6 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """`Answers`, stacked, of the batch of this process; and the auxiliary loss, where there is one to add."""
-        inputs = dict(inputs)
         labels, known = inputs.pop("labels"), inputs.pop(COLUMN, None)
         count = len(labels)
         answers, asked = (asked_of(each.flatten(0, 1)) for each in (labels, self._learned(labels, inputs)))
@@ -176,7 +160,7 @@ class PairsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers i
             loss = loss + self._loss.answer_weight * own
         return loss
 
-    def _tell(self, mode: str, said: Tensor) -> None:
+    def _tell(self, mode: Mode, said: Tensor) -> None:
         """Keep what is to be told of a batch, that of all processes."""
         answers = Answers.of(said.detach())
         rewards = self._loss.weights.beta * (answers.log_probs - answers.reference)

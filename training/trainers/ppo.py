@@ -19,19 +19,19 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from training.params.rlhf import RlhfParams
-from training.rollouts.types import Drawing, Rollout, Rollouts
-from training.trainers.averages import Averages, over_processes
-from training.trainers.finite import check_weights
-from training.trainers.job import JobTrainer, Training
-from training.trainers.log_probs import token_log_probs
-from training.trainers.ppo_losses import (
+from training.losses.log_probs import token_log_probs
+from training.losses.ppo import (
     advantages_of,
     policy_losses,
     token_rewards,
     value_losses,
     whitened,
 )
+from training.params.rlhf import RlhfParams
+from training.rollouts.types import Drawing, Rollout, Rollouts
+from training.trainers.averages import Averages, over_processes
+from training.trainers.finite import check_weights
+from training.trainers.job import JobTrainer, Training
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.rollouts import rollouts_of
 from training.trainers.value_model import value_model_of

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import InvalidRequest
+from training.losses.log_probs import token_log_probs
 from training.params.rlhf import RlhfParams
 from training.trainers.job import Training
-from training.trainers.log_probs import token_log_probs
 from training.trainers.model import load_base_config, load_for_training
 
 

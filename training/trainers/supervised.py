@@ -5,10 +5,10 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from engines.errors import UnsupportedModel
+from training.losses.answers import answer_loss
 from training.trainers.accuracy import Accuracy
 from training.trainers.generated import check_asks, score_answers
 from training.trainers.job import JobTrainer, Training
-from training.trainers.loss import answer_loss
 
 
 class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here

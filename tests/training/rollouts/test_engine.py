@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, EOS, save
+from training.losses.log_probs import token_log_probs
 from training.report import Stopped
 from training.rollouts.engine import EngineRollouts
 from training.rollouts.types import Asked, Drawing, Rollout
-from training.trainers.log_probs import token_log_probs
 
 PROMPTS = [[5, 17, 200, 31, 8], [90, 14], [33, 34, 35, 36, 37, 38, 39]]
 GREEDY = Drawing(max_new_tokens=12, temperature=0.0)

@@ -24,9 +24,9 @@ from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, SIZES
 from tests.training.largest import largest_tensor
 from training.data.encode import IGNORED
+from training.losses.answers import answer_loss
 from training.params.sft import SftParams
 from training.trainers.collate import Packed, Padded
-from training.trainers.loss import answer_loss
 from training.trainers.model import load_base_config
 
 SAMPLES = [

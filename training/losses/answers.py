@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.trainers.log_probs import asked_of, token_log_probs
+from training.losses.log_probs import asked_of, token_log_probs
 
 
 @dataclass(frozen=True, slots=True)

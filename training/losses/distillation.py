@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import UnsupportedModel
-from training.trainers.log_probs import Judged, finished
+from training.losses.log_probs import Judged, finished
 
 
 def generalized_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

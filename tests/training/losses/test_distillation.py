@@ -12,9 +12,9 @@ from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, SIZES
 from tests.training.largest import largest_tensor
 from training.data.encode import IGNORED
-from training.trainers import log_probs
-from training.trainers.distillation import Teacher
-from training.trainers.log_probs import asked_of, judge_at
+from training.losses import log_probs
+from training.losses.distillation import Teacher
+from training.losses.log_probs import asked_of, judge_at
 
 THREE = 3 * 300 + 1
 """Logits of three positions."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from training.trainers import log_probs
-from training.trainers.log_probs import asked_of, token_log_probs
+from training.losses import log_probs
+from training.losses.log_probs import asked_of, token_log_probs
 
 
 @pytest.mark.parametrize("piece", [1, 1 << 26], ids=["in pieces", "at once"])

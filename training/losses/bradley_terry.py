@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from training.data.padded import padded
-from training.trainers.head import Judged
+from training.losses.head import Judged
 
 
 @dataclass(frozen=True, slots=True)

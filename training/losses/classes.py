@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from training.data.padded import padded
+from training.losses.head import Judged
 from training.params.head import ProblemType
-from training.trainers.head import Judged
 
 
 @dataclass(frozen=True, slots=True)

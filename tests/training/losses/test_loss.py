@@ -23,8 +23,8 @@ from trl import SFTConfig, SFTTrainer
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer
 from tests.training.largest import largest_tensor
 from training.data.encode import IGNORED
-from training.trainers import log_probs
-from training.trainers.loss import answer_loss
+from training.losses import log_probs
+from training.losses.answers import answer_loss
 
 THREE = 3 * 300 + 1
 """Logits of three positions."""

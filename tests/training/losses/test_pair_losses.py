@@ -12,11 +12,11 @@ from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+from training.losses.pairs import LOSSES, Pairs, Weights
 from training.methods import METHODS
 from training.methods.cpo import Cpo
 from training.methods.dpo import Dpo
 from training.methods.pairs import FromPairs
-from training.trainers.pair_losses import LOSSES, Pairs, Weights
 
 LENGTHS = torch.tensor([[3, 5], [4, 2], [6, 6], [1, 4]])
 """Tokens of each pair's answers."""
