@@ -15,7 +15,7 @@ class GkdParams(Params):
 
     teacher_model: Annotated[str | None, About(names="model")] = None
     """The model that is learned from, as `model`. It must have the same tokens."""
-    teacher_model_type: str | None = None
+    teacher_model_type: Annotated[str | None, About(text=True)] = None
     """Family of the teacher, as `model_type`."""
     teacher_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the teacher, as `model_revision`."""

@@ -16,7 +16,7 @@ class PpoParams(Params):
     """The model that judges answers, as `model`: one with a head of one output, such as `rm` trains."""
     reward_adapters: Annotated[Strings, About(names="adapter")] = ()
     """Adapter of the reward model, as `adapters`; its head goes before the model's."""
-    reward_model_type: str | None = None
+    reward_model_type: Annotated[str | None, About(text=True)] = None
     """Family of the reward model, as `model_type`."""
     reward_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the reward model, as `model_revision`."""

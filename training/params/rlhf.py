@@ -37,7 +37,7 @@ class RlhfParams(
     reward model."""
     ref_model: Annotated[str | None, About(names="model")] = None
     """The model that the trained one is compared with, as `model`. What training started from unless given."""
-    ref_model_type: str | None = None
+    ref_model_type: Annotated[str | None, About(text=True)] = None
     """Family of the reference model, as `model_type`."""
     ref_model_revision: Annotated[Revision | None, About(text=True)] = None
     """Branch, tag or commit of the reference model, as `model_revision`."""

@@ -37,6 +37,15 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
+GROUPS = {"rlhf_type": "grpo", "num_generations": 2, "per_device_train_batch_size": 2}
+BESIDE: dict[str, dict[str, Any]] = {
+    "reward_model": GROUPS,
+    "reward_adapters": GROUPS | {"reward_model": "org/judge"},
+    "teacher_model": {"rlhf_type": "gkd"},
+}
+"""What is needed beside a parameter that dpo does not read."""
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoApi]:
     root = tmp_path_factory.mktemp("root")
@@ -59,7 +68,8 @@ def given(field: FieldInfo, value: str) -> Any:
 
 
 def refused(api: EchoApi, task: str, name: str, value: str) -> dict[str, Any]:
-    error = api.jobs.refused(task, NEEDED[task] | {name: given(FIELDS[task, name], value)})
+    asked = NEEDED[task] | BESIDE.get(name, {}) | {name: given(FIELDS[task, name], value)}
+    error = api.jobs.refused(task, asked)
     assert error["param"] == f"parameters.{name}"
     return error
 
