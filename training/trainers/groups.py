@@ -29,7 +29,6 @@ from training.losses.log_probs import TokenLogProbs, token_log_probs
 from training.losses.policy import Clipped
 from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
-from training.rewards.graded import asks_base
 from training.rewards.types import Answered, InParts, Reward
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.averages import Averages
@@ -50,7 +49,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         *,
         beta: float,
         judges: Callable[..., list[Reward]] = rewards_of,
-        rollouts: Callable[..., JudgingRollouts] = rollouts_of,
+        rollouts: Callable[[Training[Any]], JudgingRollouts] = rollouts_of,
     ) -> None:
         """`beta`: how strongly the policy is held to the reference. `judges`, `rollouts`: make what judges answers, and
         what draws them.
@@ -180,7 +179,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         """Answers of the policy as it is. The same weights and `what` give the same answers."""
         began = perf_counter()
         if self._rollouts is None:
-            self._rollouts = self._make_rollouts(self.job, asks_base=asks_base(self.job.params))
+            self._rollouts = self._make_rollouts(self.job)
         elif self._policy != self.state.global_step:
             self._rollouts.take_over()
         self._policy = self.state.global_step

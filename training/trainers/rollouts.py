@@ -5,14 +5,13 @@ from typing import Any
 from training.data.encode import stop_token_ids
 from training.processes import Processes
 from training.report import Stopped
+from training.rewards.graded import asks_base
 from training.rollouts.engine import EngineRollouts
 from training.trainers.job import Training
 from training.trainers.model import model_of
 
 
-def rollouts_of(
-    job: Training[Any], *, max_model_len: int | None = None, max_num_seqs: int = 256, asks_base: bool = False
-) -> EngineRollouts:
+def rollouts_of(job: Training[Any], *, max_model_len: int | None = None, max_num_seqs: int = 256) -> EngineRollouts:
     """An engine for the model that `job` trains, on the device on which that is by now.
 
     A draw ends with Stopped where the job is told to stop; with several processes, of which each has its own engine, it
@@ -20,7 +19,6 @@ def rollouts_of(
 
     max_model_len: tokens of a prompt with its answer at most; None: what the model can
     max_num_seqs: answers that are drawn at a time
-    asks_base: whether the model without what it learns is asked, too
     Raises UnsupportedModel where the engine cannot run the model.
     """
     params = job.params
@@ -39,6 +37,6 @@ def rollouts_of(
         stop_token_ids=stop_token_ids(params, job.tokenizer),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
-        tokenizer=job.tokenizer if asks_base else None,
+        tokenizer=job.tokenizer if asks_base(params) else None,
         checkpoint=checkpoint,
     )

@@ -14,7 +14,14 @@ from tests.server.test_battery import VALID
 
 HEADER = "x-ignored-fields"
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
-STRICT = ("/v1/jobs", "/v1/adapters", "/v1/adapters/{alias}/alias", "/v1/chat/completions/export")
+STRICT = (
+    "/v1/jobs",
+    "/v1/adapters",
+    "/v1/adapters/{alias}/alias",
+    "/v1/chat/completions/export",
+    "/v1/fine_tuning/alpha/graders/run",
+    "/v1/fine_tuning/alpha/graders/validate",
+)
 """Bodies that only clients of this server write."""
 
 
