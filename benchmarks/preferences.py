@@ -107,6 +107,7 @@ def tuneserve(method: Method, training: Training, folder: Path) -> list[str]:
         *("--weight_decay", t.weight_decay, "--lora_rank", t.rank, "--lora_alpha", t.alpha),
         *("--gradient_checkpointing", t.gradient_checkpointing, "--logging_steps", t.logging_steps),
         *("--seed", t.seed, "--split_dataset_ratio", "0", "--rlhf_type", method.name, *method.words),
+        *("--save_strategy", "no"),  # the checkpoint is written once the time is taken, as there
     ]
     return [sys.executable, "-c", TUNESERVE, "rlhf", *map(str, words)]
 
