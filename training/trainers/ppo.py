@@ -65,7 +65,7 @@ class Experience:
     answered: Tensor
     """bool: the tokens of an answer."""
     valued: Tensor
-    """bool: those, and one more of answers shorter than the longest: see `ppo_losses`."""
+    """bool: those, and one more of answers shorter than the longest: see `losses.ppo`."""
     log_probs: Tensor
     kl: Tensor
     values: Tensor
