@@ -240,13 +240,12 @@ def write(rows: list[Row], setting: Setting) -> None:
     machine = report.machine()
     stem = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-adapters"
     document = {"machine": machine, "model": Path(setting.model).name, "dtype": setting.dtype, "rows": rows}
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     head = (
         f"# Adapters in {setting.dtype}, {time.strftime('%Y-%m-%d')}\n\n{report.hardware(machine)}.\n"
         f"{Path(setting.model).name} in {setting.dtype}, {setting.threads} threads; adapters of rank 8 on all linear "
         f"layers but the head. `python -m benchmarks.adapters`; what is measured: ../README.md.\n\n"
     )
-    stem.with_suffix(".md").write_text(f"{head}{tables(rows)}\n")
+    report.save(stem, document, f"{head}{tables(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ def report_of() -> Row:
     }
     report.RESULTS.mkdir(exist_ok=True)
     stem = report.RESULTS / f"{document['date']}-alignment"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_markdown(document))
+    report.save(stem, document, as_markdown(document))
     return document
 
 

@@ -6,7 +6,6 @@ gives both keys one name, and so one share: what it is without fair shares. See 
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sys
@@ -171,14 +170,13 @@ def write(rows: list[report.Row], setting: Setting, arguments: argparse.Namespac
     kind = "fairness-one-name" if arguments.one_name else "fairness"
     stem = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{kind}"
     document = {"machine": machine, "model": Path(setting.model).name, "dtype": setting.dtype, "rows": rows}
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     head = (
         f"# Time to the first token beside a greedy key, in {setting.dtype}, {time.strftime('%Y-%m-%d')}\n\n"
         f"{report.hardware(machine)}.\n{Path(setting.model).name}, {setting.threads} threads; the greedy key keeps "
         f"{STREAMS} streams of {GREEDY_WORDS} words in and {GREEDY_OUTPUT} tokens out. "
         f"`python -m benchmarks.fairness`; what is measured: ../README.md.\n\n"
     )
-    stem.with_suffix(".md").write_text(f"{head}{tables(rows)}\n")
+    report.save(stem, document, f"{head}{tables(rows)}\n")
     sys.stdout.write(f"\n{tables(rows)}\n")
 
 

@@ -8,7 +8,6 @@ of the continuation, and for the likeliest `TOP` at each of its positions.
 
 import argparse
 import asyncio
-import json
 import shlex
 import statistics
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.report import RESULTS, hardware, machine, say, table
+from benchmarks.report import RESULTS, hardware, machine, save, say, table
 from benchmarks.workload import make_prompts, render
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.engine import Engine
@@ -186,12 +185,13 @@ def write(rows: list[dict[str, Any]], folder: str, threads: int, seconds: float)
         "rows": rows,
     }
     stem = RESULTS / f"{document['date']}-logprobs"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(
+    save(
+        stem,
+        document,
         f"# Log-probabilities in bfloat16, {document['date']}\n\n{hardware(machine())}.\n\n"
         f"{document['model']}, {threads} threads. `{document['command']}` took {seconds:.0f} seconds. "
         f"Distances in nats from transformers in float32, over {PROMPTS} continuations of {CONTINUATION} tokens: of "
-        f"the tokens themselves, and of the {TOP} likeliest at each position. How: ../README.md.\n\n{as_table(rows)}\n"
+        f"the tokens themselves, and of the {TOP} likeliest at each position. How: ../README.md.\n\n{as_table(rows)}\n",
     )
 
 

@@ -231,9 +231,15 @@ def write(runs: list[Row], setting: Setting, arguments: argparse.Namespace, seco
         "rows": rows,
     }
     stem = RESULTS / f"{document['date']}-serving{'-quick' if arguments.quick else ''}"
-    stem.with_suffix(".json").write_text(_without_paths(json.dumps(document, indent=1)) + "\n")
-    stem.with_suffix(".md").write_text(_without_paths(as_markdown(document)))
+    save(stem, document, as_markdown(document))
     return document
+
+
+def save(stem: Path, document: dict[str, Any], markdown: str) -> None:
+    """Write a result as `stem`.json and `stem`.md, without paths of this machine."""
+    stem.parent.mkdir(exist_ok=True)
+    stem.with_suffix(".json").write_text(_without_paths(json.dumps(document, indent=1)) + "\n")
+    stem.with_suffix(".md").write_text(_without_paths(markdown))
 
 
 def _without_paths(text: str) -> str:

@@ -8,7 +8,6 @@ batch has. Prints a table, and keeps it in benchmarks/results/.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.report import RESULTS, check_quiet, hardware, machine, say
+from benchmarks.report import RESULTS, check_quiet, hardware, machine, save, say
 from engines.setup.demo import demo_model
 from training.rollouts.engine import EngineRollouts
 from training.rollouts.types import Drawing
@@ -128,7 +127,6 @@ def write(rows: list[dict[str, Any]], take_over: float, source: str, given: argp
         "take_over_seconds": take_over, "ratio": ratio, "least": LEAST,
     }  # fmt: skip
     stem = RESULTS / f"{document['date']}-rollouts"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     reached = "reached" if ratio >= LEAST else "MISSED"
     verdict = f"tuneserve / generate: {ratio:.2f} (at least {LEAST:g}: {reached})"
     table = [
@@ -147,7 +145,7 @@ def write(rows: list[dict[str, Any]], take_over: float, source: str, given: argp
         "",
         f"{verdict}. Taking over the adapter after a step: {1000 * take_over:.0f} ms.",
     ]
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    save(stem, document, "\n".join(lines) + "\n")
     say(lines[-1])
 
 

@@ -331,8 +331,7 @@ def main(argv: list[str] | None = None) -> int:
             asyncio.run(load.run(arguments.streams, tree.process.pid))
     document = summary(seen, arguments, setting)
     stem = report.RESULTS / f"{document['date']}-soak"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_markdown(document))
+    report.save(stem, document, as_markdown(document))
     sys.stdout.write(f"\n{as_markdown(document)}")
     return 1 if document["faults"] else 0
 

@@ -179,8 +179,7 @@ def report_of(setting: Setting, each: int, note: str) -> dict[str, Any]:
     report.RESULTS.mkdir(exist_ok=True)
     quick = "" if len(asked) >= each * len(SETS) >= 200 else "-quick"
     stem = report.RESULTS / f"{document['date']}-structured{quick}"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_markdown(document))
+    report.save(stem, document, as_markdown(document))
     return document
 
 

@@ -330,8 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     text = f"{tables(rows, first)}\n"
     target = report.RESULTS / f"{document['date']}-training"
-    target.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    target.with_suffix(".md").write_text(_page(document, text))
+    report.save(target, document, _page(document, text))
     sys.stdout.write(f"\n{text}")
     return 0
 

@@ -56,6 +56,7 @@ def load_model(
     dtype: "torch.dtype | Literal['auto']",
     device_map: str | dict[str, Any],
     task_type: TaskType = "causal_lm",
+    own_head: bool = False,
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -63,7 +64,7 @@ def load_model(
     """Return the model (a `PreTrainedModel`), ready for inference: by `task_type`, one that continues text, or one that
     classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none.
 
-    Raises UnsupportedModel.
+    `own_head`: the head has to be the checkpoint's, the module `score`. Raises UnsupportedModel.
     """
     import transformers
 
@@ -72,7 +73,7 @@ def load_model(
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
     with _loading("weights", model):
-        return auto.from_pretrained(
+        found, info = auto.from_pretrained(
             model,
             config=config,
             dtype=dtype,
@@ -81,21 +82,9 @@ def load_model(
             revision=revision,
             token=token,
             trust_remote_code=False,
-        ).eval()
-
-
-def load_classifier(model: str, **options: Any) -> Any:
-    """Return the model for sequence classification, as `load_model` does, its head as the module `score`.
-
-    Raises UnsupportedModel, also where the checkpoint has no such head: transformers would make a random one.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    with _loading("weights", model):
-        found, info = AutoModelForSequenceClassification.from_pretrained(
-            model, **options, trust_remote_code=False, output_loading_info=True
+            output_loading_info=True,
         )
-    if not hasattr(found, "score") or any(name.startswith("score.") for name in info["missing_keys"]):
+    if own_head and (not hasattr(found, "score") or any(key.startswith("score.") for key in info["missing_keys"])):
         message = f"the checkpoint {model!r} has no head named 'score', with which it could classify"
         raise UnsupportedModel(message, param="task_type")
     return found.eval()

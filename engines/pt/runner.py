@@ -72,12 +72,13 @@ class ModelRunner:
         on_cpu = device_map == "cpu" or not torch.cuda.is_available()
         dtype = loading.choose_dtype(config.dtype, hf_config, "cpu" if on_cpu else "cuda")
         classifies = config.task_type == "seq_cls" or is_classifier(hf_config)
-        load = loading.load_classifier if classifies else loading.load_model
-        self.model = load(
+        self.model = loading.load_model(
             config.model,
             config=hf_config,
             dtype=dtype,
             device_map="cpu" if on_cpu and device_map == "auto" else device_map,
+            task_type="seq_cls" if classifies else "causal_lm",
+            own_head=classifies,
             # The reference for paged attention: the others leave out what they cannot do, as sdpa the softcap.
             attn_implementation="eager",
             revision=config.revision,

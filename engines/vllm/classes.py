@@ -11,7 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from engines.checkpoint.heads import head_of, is_classifier
-from engines.checkpoint.loading import load_classifier
+from engines.checkpoint.loading import load_model
 from engines.errors import EngineFailure, InvalidRequest
 from engines.types import Head, PoolingRequest
 from engines.vllm.config import VllmConfig
@@ -24,8 +24,16 @@ def find_head(config: VllmConfig, hf_config: Any) -> Head | None:
     """
     if not is_classifier(hf_config):
         return None
-    source = {"revision": config.revision, "token": config.token}
-    load_classifier(config.model, config=hf_config, device_map="meta", **source)
+    load_model(
+        config.model,
+        config=hf_config,
+        dtype="auto",
+        device_map="meta",
+        task_type="seq_cls",
+        own_head=True,
+        revision=config.revision,
+        token=config.token,
+    )
     return head_of(hf_config)
 
 

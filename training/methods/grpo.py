@@ -2,7 +2,7 @@
 an answer is than the others; with DAPO's and Dr. GRPO's changes as options."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from training.data.samples import Learns
 from training.methods.base import Method
@@ -10,6 +10,7 @@ from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
 
 if TYPE_CHECKING:
+    from training.losses.policy import LossType
     from training.trainers.job import Training
 
 GENERATIONS: int = RlhfParams.model_fields["num_generations"].default
@@ -124,4 +125,4 @@ class Grpo(FromGroups):
         from training.trainers.grpo import GrpoTrainer
 
         loss_type = job.params.loss_type or LOSS_TYPES[0]
-        return GrpoTrainer(job, beta=self.beta(job.params), loss_type=loss_type)
+        return GrpoTrainer(job, beta=self.beta(job.params), loss_type=cast("LossType", loss_type))

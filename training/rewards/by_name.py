@@ -146,7 +146,7 @@ def _loaded(file: Path, function: str) -> Callable[..., Any]:
     except Exception as error:
         message = f"{file} cannot be imported: {type(error).__name__}: {error}"
         raise InvalidRequest(message, param="reward_funcs") from error
-    found = getattr(module, function, None)
+    found: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(found):
         raise InvalidRequest(f"{file} has no function {function!r}", param="reward_funcs")
-    return found  # type: ignore[no-any-return]
+    return found

@@ -79,7 +79,7 @@ class EngineRollouts:
             model=source,
             revision=revision,
             token=token,
-            dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]  # torch has the names that it takes
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=TOKENS_AT_ONCE + max_num_seqs,

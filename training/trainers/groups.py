@@ -31,7 +31,7 @@ from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
 from training.rewards.types import Answered, InParts, Reward
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
-from training.trainers.averages import Averages
+from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
@@ -91,8 +91,10 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
 
     # ---- what the method says
 
-    needs_old = False
-    """Whether it asks for log-probabilities before anything is learned even where one step learns from each."""
+    @property
+    def needs_old(self) -> bool:
+        """Whether it asks for log-probabilities before anything is learned even where one step learns from each."""
+        return False
 
     @abstractmethod
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
@@ -161,7 +163,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         answers = [answer for group in groups for answer in group]
         rewards = self._judge(rows, groups)
         generation = Generation.of(answers, without_cut=self.job.params.overlong_filter)
-        generation.tokens = float(self._everywhere({"": torch.tensor(generation.tokens)})[""])
+        generation.tokens = over_processes({"": generation.tokens}, self.accelerator)[""]
         divergences = self._look_back(generation)
         whole = self.accelerator.gather(rewards.to(self.args.device)).cpu()
         moved = None if divergences is None else self.accelerator.gather(divergences).cpu()
@@ -284,15 +286,8 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             if self._drawing_seconds:
                 times["rollouts/tokens_per_second"] = self._drawn_tokens / self._drawing_seconds
             self._logged, self._drawing_seconds, self._drawn_tokens = now, 0.0, 0
-            logs |= self._everywhere({name: torch.tensor(value) for name, value in self._seen.taken().items()}) | times
+            logs |= over_processes(self._seen.taken(), self.accelerator) | times
         super().log(logs, start_time)
-
-    def _everywhere(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """The means of all processes."""
-        if not means:
-            return {}
-        together = torch.stack([each.double() for each in means.values()]).to(self.args.device, torch.float32)
-        return dict(zip(means, self.accelerator.reduce(together, reduction="mean").tolist(), strict=True))
 
     def _count_tokens(self, answers: Sequence[Rollout]) -> None:
         tokens = sum(len(answer.prompt_ids) + len(answer.token_ids) for answer in answers)
@@ -331,7 +326,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             seen.add(self._parts_of_rewards())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        means = self._everywhere({name: torch.tensor(value) for name, value in seen.taken().items()})
+        means = over_processes(seen.taken(), self.accelerator)
         metrics = {"loss": -means["reward"], **means}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)

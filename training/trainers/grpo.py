@@ -24,10 +24,10 @@ from training.trainers.groups import GroupsTrainer
 class GrpoTrainer(GroupsTrainer):
     """The policy is held to the reference by the loss of each token."""
 
-    def __init__(self, *given: Any, loss_type: str, **named: Any) -> None:
+    def __init__(self, *given: Any, loss_type: LossType, **named: Any) -> None:
         """`loss_type`: see `token_weights`."""
         super().__init__(*given, **named)
-        self.loss_type: LossType = loss_type  # type: ignore[assignment]
+        self.loss_type = loss_type
         self.clipping = _clipping(self.job.params)
 
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
@@ -51,7 +51,7 @@ class RlooTrainer(GroupsTrainer):
     """The policy is held to the reference by the reward of each answer, which is one action."""
 
     @property
-    def needs_old(self) -> bool:  # type: ignore[override]
+    def needs_old(self) -> bool:
         return self._reference is not None
 
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
