@@ -118,6 +118,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_engine_comes_back_after(served: Served, fault: str) -> None:
     expected = FAULTS[fault]
+    until(served.is_ready, seconds=BACK_SECONDS, told=served.log)
     restarts = served.restarts().get(expected.counted_as, 0)
     asking = served.asked()
     before = served.engine()
@@ -125,7 +126,7 @@ def test_an_engine_comes_back_after(served: Served, fault: str) -> None:
         until(lambda: not served.is_ready(), seconds=NOTICED_SECONDS, told=served.log)
         for one in asking:
             assert one.ended_with_an_error()["type"] == "server_error"
-        assert f"the engine died: its process {expected.logged}" in served.log()
+        served.see(f"the engine died: its process {expected.logged}")
         assert served.status("/health") == 200
     until(served.is_ready, seconds=BACK_SECONDS, told=served.log)
     assert served.answers()
