@@ -31,13 +31,16 @@ def install_torch(torch_index: str | None) -> None:
         install_lists(sys.executable, "torch-cuda")
 
 
-def install_lists(python: str, *names: str, index: str | None = None, quiet: bool = False) -> None:
-    """Install all packages of the lists, and no others, into the environment of `python`; from PyPI, or from `index`.
+def install_lists(
+    python: str, *names: str, index: str | None = None, target: str | None = None, quiet: bool = False
+) -> None:
+    """Install all packages of the lists, and no others, into the environment of `python`, or into the folder `target`;
+    from PyPI, or from `index`.
 
     Raises InstallationFailed; `quiet`: without pip's words.
     """
     files = [option for name in names for option in ("--requirement", str(LOCKS / f"{name}.txt"))]
-    options = ["--index-url", index] if index else []
+    options = [*(["--index-url", index] if index else []), *(["--target", target, "--upgrade"] if target else [])]
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     run([*command, "--require-hashes", "--no-deps", *options, *files], quiet=quiet)
 
@@ -67,10 +70,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engines.setup.locked", description="Install what was tested.")
     parser.add_argument("lists", nargs="+", metavar="LIST", help=f"one of {LOCKS}, without its ending")
     parser.add_argument("--torch-index", metavar="URL", help="index that PyTorch comes from: PyTorch's for CPUs, say")
+    parser.add_argument("--target", metavar="FOLDER", help="install there, beside an environment that has PyTorch")
     arguments = parser.parse_args()
     try:
-        install_torch(arguments.torch_index)
-        install_lists(sys.executable, *arguments.lists)
+        if arguments.target is None:
+            install_torch(arguments.torch_index)
+        install_lists(sys.executable, *arguments.lists, target=arguments.target)
     except InstallationFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1
