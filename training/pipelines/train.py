@@ -40,6 +40,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     params = params.model_copy(update={"task_type": method.task_type})
     if method.task_type == "seq_cls":
         params = with_head(params, config, method.num_labels)
+    tuner_of(params).check_config(params, config)
     precision = precision_of(params, config)
     tokenizer = load_tokenizer_for(params, learns=method.rows)
     data = build(params, tokenizer, learns=method.rows)

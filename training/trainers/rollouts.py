@@ -28,15 +28,16 @@ def rollouts_of(job: Training[Any], *, max_model_len: int | None = None, max_num
         if alone and job.report.stop_requested:
             raise Stopped
 
-    return EngineRollouts(
-        job.tuned.model,
-        source=model_of(params),
-        revision=params.model_revision,
-        token=params.hub_token,
-        dtype=job.precision.base,
-        stop_token_ids=stop_token_ids(params, job.tokenizer),
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        tokenizer=job.tokenizer if asks_base(params) else None,
-        checkpoint=checkpoint,
-    )
+    with job.tuned.source(model_of(params)) as source:
+        return EngineRollouts(
+            job.tuned.model,
+            source=source,
+            revision=params.model_revision,
+            token=params.hub_token,
+            dtype=job.precision.base,
+            stop_token_ids=stop_token_ids(params, job.tokenizer),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            tokenizer=job.tokenizer if asks_base(params) else None,
+            checkpoint=checkpoint,
+        )

@@ -5,6 +5,7 @@ from training.params.sft import SftParams
 from training.tuners.adalora import Adalora
 from training.tuners.base import Tuner
 from training.tuners.full import Full
+from training.tuners.llamapro import Llamapro
 from training.tuners.lora import Lora
 from training.tuners.vera import Vera
 
@@ -13,6 +14,7 @@ _ALL: tuple[Tuner, ...] = (
     Full(),
     Vera(),
     Adalora(),
+    Llamapro(),
 )
 TUNERS = {tuner.name: tuner for tuner in _ALL}
 

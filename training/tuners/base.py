@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +28,11 @@ class Tuned:
     def penalty(self) -> Any:
         """A scalar (tensor) to add to the loss of each step, whatever is learned; None: nothing."""
         return None
+
+    def source(self, given: str) -> AbstractContextManager[str]:
+        """What an engine loads to have the weights that this model has, by the same names. `given`: what the model was
+        loaded from."""
+        return nullcontext(given)
 
     def saved(self, checkpoint: Path) -> None:
         """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
@@ -54,6 +60,12 @@ class Tuner(ABC):
     @abstractmethod
     def refusals(self, params: SftParams) -> list[Refusal]:
         """Parameters that do not go together with this tuner, or with one another in it."""
+
+    def check_config(self, params: SftParams, config: Any) -> None:  # noqa: B027  # most train any model
+        """Refuse a model (`PreTrainedConfig`) that cannot be trained so, before it is loaded.
+
+        Raises InvalidRequest, UnsupportedModel.
+        """
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
         """Parameters with which it makes what an engine with such `support` does not serve as an adapter."""

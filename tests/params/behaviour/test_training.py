@@ -47,6 +47,7 @@ NO_LORA = {"lora_rank": UNGIVEN, "lora_dropout": UNGIVEN}
 FULL = NO_LORA | {"train_type": "full"}
 VERA = NO_LORA | {"train_type": "vera"}
 ADALORA = {"lora_rank": UNGIVEN, "train_type": "adalora", "max_steps": 4}
+LLAMAPRO = NO_LORA | {"train_type": "llamapro", "llamapro_num_new_blocks": 2}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -126,6 +127,8 @@ def of_every_training(task: str) -> dict[str, Row]:
             vera_rank=Two(8, 4, adapter("r"), VERA),
             vera_projection_prng_key=Two(True, False, adapter("save_projection"), VERA),
             vera_d_initial=Two(0.1, 0.2, adapter("d_initial"), VERA),
+            llamapro_num_new_blocks=Two(2, 1, config("num_hidden_layers"), LLAMAPRO),
+            llamapro_num_groups=Two(2, 1, learned, LLAMAPRO),
             # where it begins and what it leaves
             adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
             resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),
