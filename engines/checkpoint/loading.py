@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
+from engines.checkpoint.quantization import Quantization, quantized_by
+from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
 
@@ -60,13 +62,19 @@ def load_model(
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    quantization: Quantization | None = None,
 ) -> Any:
     """Return the model (a `PreTrainedModel`), ready for inference: by `task_type`, one that continues text, or one that
     classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none.
 
-    `own_head`: the head has to be the checkpoint's, the module `score`. Raises UnsupportedModel.
+    `own_head`: the head has to be the checkpoint's, the module `score`. `quantization`: how the weights of linear
+    layers are to be kept; None: as they are. Raises UnsupportedModel.
     """
     import transformers
+
+    if quantization is not None and (method := quantized_by(config)):
+        message = f"{Path(model).name!r} is quantised already ({method}): leave it out"
+        raise UnsupportedModel(message, param="quant_method")
 
     auto = {
         "causal_lm": transformers.AutoModelForCausalLM,
@@ -83,7 +91,12 @@ def load_model(
             token=token,
             trust_remote_code=False,
             output_loading_info=True,
+            **({} if quantization is None else transformers_settings(quantization, dtype)),
         )
+        if quantization is not None:
+            quantize(found, quantization)
+    if quantized_by(found.config):
+        keep_unpacked(found)
     if own_head and (not hasattr(found, "score") or any(key.startswith("score.") for key in info["missing_keys"])):
         message = f"the checkpoint {model!r} has no head named 'score', with which it could classify"
         raise UnsupportedModel(message, param="task_type")

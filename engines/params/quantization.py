@@ -7,19 +7,22 @@ from pydantic import Field
 from engines.params.base import Params
 from engines.params.model import DType
 
+Storage = Literal["uint8", "float16", "bfloat16", "float32"]
+
 
 class QuantizationParams(Params):
     """Quantising weights while they are loaded."""
 
     starred: ClassVar = frozenset({"quant_method", "quant_bits"})
 
-    quant_method: Literal["bnb", "hqq", "eetq"] | None = None
-    """Library that quantises the weights while they are loaded: bitsandbytes, HQQ or EETQ. Not quantised unless given.
-    (A checkpoint that is quantised already needs no parameter.)"""
+    quant_method: Literal["bnb", "hqq", "eetq", "torchao"] | None = None
+    """Library that quantises the linear layers, but for the output head, while they are loaded: bitsandbytes (`bnb`),
+    HQQ (`pip install 'tuneserve[hqq]'`) or torchao, which the reference does not have. Not quantised unless given. EETQ
+    has no package for today's Python. (A checkpoint that is quantised already needs no parameter.)"""
     quant_bits: int | None = Field(None, ge=1, le=8)
-    """Bits for each weight."""
+    """Bits for each weight: 4 or 8 by bnb and torchao, which keeps 4 of them in a byte; 2, 3, 4 or 8 by hqq."""
     hqq_axis: int | None = Field(None, ge=0, le=1)
-    """Along which axis HQQ groups weights that share a scale."""
+    """Along which axis HQQ groups weights that share a scale. 1 unless given."""
     bnb_4bit_compute_dtype: DType | None = None
     """In which type bitsandbytes computes with 4-bit weights. That of `torch_dtype` unless given."""
     bnb_4bit_quant_type: Literal["fp4", "nf4"] = "nf4"
@@ -27,5 +30,6 @@ class QuantizationParams(Params):
     distributed weights are (`nf4`)."""
     bnb_4bit_use_double_quant: bool = True
     """Quantise the scales of 4-bit weights too."""
-    bnb_4bit_quant_storage: str | None = None
-    """In which type packed 4-bit weights are kept, which matters for sharding them. bitsandbytes' own unless given."""
+    bnb_4bit_quant_storage: Storage | None = None
+    """In which type packed 4-bit weights are kept, which matters for sharding them: nothing else depends on it. `uint8`
+    unless given."""

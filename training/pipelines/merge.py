@@ -20,6 +20,7 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.quantization import quantized_by
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
 from engines.params.model import TaskType
 from engines.text.templates import CHAT_TEMPLATE, template_in
@@ -176,8 +177,7 @@ def _load_base(
     import torch
 
     config = load_config(base, revision=revision, token=params.hub_token)
-    if quantization := getattr(config, "quantization_config", None):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    if method := quantized_by(config):
         message = f"{Path(base).name!r} is quantised ({method}): merge into the model that it was quantised from"
         raise UnsupportedModel(message, param="model")
     tasks = {each.get("task_type") or "CAUSAL_LM" for each in configs}

@@ -1,0 +1,106 @@
+"""Quantise the linear layers of a model: while transformers loads them (bitsandbytes), or once they are there (HQQ and
+torchao, layer by layer).
+
+The output head and the embeddings stay as they are, as the libraries have it by default: `get_keys_to_not_convert`.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from engines.checkpoint.quantization import Quantization, install_command
+from engines.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+
+PACKED = ("Params4bit", "Int8Params")
+"""Classes of bitsandbytes' parameters."""
+
+
+def transformers_settings(quantization: Quantization, dtype: "torch.dtype | str") -> dict[str, Any]:
+    """What `from_pretrained` is told besides. `dtype`: the model's."""
+    if quantization.method != "bnb":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if quantization.bits == 8:
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=quantization.compute_dtype or ("float32" if dtype == "auto" else dtype),
+        bnb_4bit_quant_type=quantization.quant_type,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_quant_storage=quantization.storage,
+    )
+    return {"quantization_config": settings}
+
+
+def quantize(model: Any, quantization: Quantization) -> None:
+    """Quantise in place what transformers has loaded and does not quantise itself. Raises UnsupportedModel."""
+    if quantization.method == "bnb":
+        return
+    try:
+        {"hqq": _by_hqq, "torchao": _by_torchao}[quantization.method](model, quantization)
+    except ImportError as error:
+        message = f"{quantization.method} cannot be imported ({error}): {install_command(quantization.method)}"
+        raise UnsupportedModel(message, param="quant_method") from error
+
+
+def is_quantized(tensor: Any) -> bool:
+    """Whether a parameter is not the numbers that it stands for, so that its type must not be changed."""
+    if type(tensor).__name__ in PACKED:
+        return True
+    return not tensor.is_floating_point() or type(tensor).__module__.startswith("torchao.")
+
+
+def keep_unpacked(model: Any) -> None:
+    """Where a CPU computes bfloat16, the first forward pass in evaluation packs 4-bit weights anew, and rounds their
+    scales to bfloat16. Without quantised scales there is no way back, and what is saved afterwards is broken
+    (bitsandbytes 0.50): so they stay as they are."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _by_hqq(model: Any, quantization: Quantization) -> None:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
+
+    HQQLinear.set_backend(HQQBackend.PYTORCH)
+    for path, linear in list(_linears(model)):
+        group = _group(linear.weight.numel(), 64)
+        settings = BaseQuantizeConfig(nbits=quantization.bits, group_size=group, axis=quantization.axis)
+        packed = HQQLinear(linear, settings, compute_dtype=linear.weight.dtype, device=str(linear.weight.device))
+        model.set_submodule(path, packed.requires_grad_(False))
+
+
+def _by_torchao(model: Any, quantization: Quantization) -> None:
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    for _, linear in list(_linears(model)):
+        if quantization.bits == 8:
+            settings: Any = Int8WeightOnlyConfig()
+        else:
+            settings = IntxWeightOnlyConfig(
+                weight_dtype=torch.int4, granularity=PerGroup(_group(linear.in_features, 32))
+            )
+        quantize_(linear, settings)
+        linear.weight.requires_grad_(False)
+
+
+def _linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """The layers that bitsandbytes would quantise, by their paths."""
+    import torch
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = get_keys_to_not_convert(model)
+    for path, module in model.named_modules():
+        if type(module) is torch.nn.Linear and should_convert_module(path, kept):
+            yield path, module
+
+
+def _group(size: int, most: int) -> int:
+    """How many weights share a scale: a divisor of `size`, `most` where that is one."""
+    return next((each for each in (64, 32, 16, 8) if each <= most and size % each == 0), size)
