@@ -14,6 +14,7 @@ from training.pipelines.beginning import with_beginning
 from training.pipelines.load_args import with_saved_args
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
+from training.trainers.examples import DataExamples
 from training.trainers.job import Training, train
 from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for, with_head, with_template
 from training.trainers.precision import Precision, hold, precision_of
@@ -47,9 +48,8 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     for note in data.notes:
         report.message(note, level="warn")
     report.message("Loading the model.")
-    tuned = _tuned(params, config, precision, report)
-    if method.task_type == "seq_cls":  # said now: an embedding that is loaded with a token to pad with never learns it
-        tuned.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
+    tuned = _tuned(params, config, precision, report, examples)
     write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None
@@ -69,11 +69,13 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     return result
 
 
-def _tuned(params: SftParams, config: Any, precision: Precision, report: Report) -> Tuned:
+def _tuned(params: SftParams, config: Any, precision: Precision, report: Report, examples: DataExamples) -> Tuned:
     """The model with what is trained of it, in the types to train in."""
     tuner = tuner_of(params)
     model = load_for_training(params, config, precision.base if tuner.makes == "adapter" else precision.saved)
-    tuned = tuner.attach(model, params)
+    if params.task_type == "seq_cls":  # said now: an embedding that is loaded with a token to pad with never learns it
+        model.config.get_text_config().pad_token_id = examples.pad_token_id
+    tuned = tuner.attach(model, params, examples)
     hold(tuned.model, precision)
     if any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in tuned.model.parameters()):
         report.message(PURE, level="warn")

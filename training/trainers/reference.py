@@ -16,6 +16,7 @@ from training.losses.log_probs import token_log_probs
 from training.params.rlhf import RlhfParams
 from training.trainers.job import Training
 from training.trainers.model import load_base_config, load_for_training
+from training.tuners import tuner_of
 
 
 class Reference:
@@ -87,7 +88,7 @@ def _begins_as_nothing(params: RlhfParams, model: Any) -> bool:
     """Whether `model` has an adapter that changes nothing yet, and without which it stays what it is."""
     from peft import PeftModel
 
-    if not isinstance(model, PeftModel) or params.adapters or params.init_weights not in ("true", "gaussian"):
+    if not isinstance(model, PeftModel) or params.adapters or not tuner_of(params).begins_as_base(params):
         return False
     return getattr(model.active_peft_config, "bias", "none") == "none"
 

@@ -17,7 +17,7 @@ from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import AdaloraParams
 from training.tuners.adapter import WHERE, Adapted, AdapterTuner, saved_whole, targets
-from training.tuners.base import Tuned
+from training.tuners.base import Examples, Tuned
 
 INNER = "adalora"
 """A checkpoint's folder of what training goes on from."""
@@ -66,8 +66,8 @@ class Adalora(AdapterTuner):
             **saved_whole(params),
         )
 
-    def attach(self, model: Any, params: SftParams) -> Tuned:
-        return Falling(super().attach(model, params).model)
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
+        return Falling(super().attach(model, params, examples).model)
 
 
 class Falling(Adapted):

@@ -11,7 +11,7 @@ from engines.adapters.spec import CONFIG
 from engines.errors import InvalidAdapter, InvalidRequest
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
-from training.tuners.base import Tuned, Tuner
+from training.tuners.base import Examples, Tuned, Tuner
 
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})
 """Parameters that say which modules are trained."""
@@ -39,8 +39,11 @@ class AdapterTuner(Tuner):
             return [("target_modules", "target_regex goes before it: give one of the two")]
         return []
 
-    def attach(self, model: Any, params: SftParams) -> Tuned:
-        adapted = self._trained_before(model, params) if params.adapters else self.new(model, params)
+    def begins_as_base(self, params: SftParams) -> bool:
+        return True
+
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
+        adapted = self._trained_before(model, params) if params.adapters else self.new(model, params, examples)
         if params.task_type == "seq_cls":  # PEFT also lists names that heads of other models have, each time anew
             config = adapted.peft_config["default"]
             config.modules_to_save = sorted(
@@ -56,7 +59,7 @@ class AdapterTuner(Tuner):
         where = {"target_regex": named} if isinstance(named, str) else {"target_modules": sorted(named or ())}
         return where | {"modules_to_save": list(config.modules_to_save or ())}
 
-    def new(self, model: Any, params: SftParams) -> Any:
+    def new(self, model: Any, params: SftParams, examples: Examples | None) -> Any:
         """A `PeftModel` with a new adapter."""
         from peft import get_peft_model
 

@@ -1,14 +1,22 @@
 """What a tuner says of itself: all that is known of it is in its file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from engines.capabilities import AdapterSupport
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
+
+
+class Examples(Protocol):
+    """What the training is about to learn from, for adapters whose first values are computed of it."""
+
+    def __call__(self, size: int, max_length: int | None = None) -> Iterator[dict[str, Any]]:
+        """Batches of `size` samples, in the order of the data, of which there may be no end: what a model takes,
+        `input_ids`, `attention_mask` and `labels`. `max_length`: most tokens of a sample."""
 
 
 class Tuned:
@@ -75,9 +83,14 @@ class Tuner(ABC):
         """The parameters that would make the adapter which `model` (a `PeftModel`) holds, as far as it says them."""
         return {}
 
+    def begins_as_base(self, params: SftParams) -> bool:
+        """Whether it makes an adapter that changes nothing yet, and without which the model stays what it is."""
+        return False
+
     @abstractmethod
-    def attach(self, model: Any, params: SftParams) -> Tuned:
-        """`model`, ready for a trainer: with an adapter, or with the weights chosen that learn.
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
+        """`model`, ready for a trainer: with an adapter, or with the weights chosen that learn. `examples`: needed
+        where the training's own data says how an adapter begins.
 
         Raises InvalidRequest, InvalidAdapter.
         """

@@ -12,7 +12,7 @@ from engines.errors import InvalidRequest
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import FullParams
-from training.tuners.base import Tuned, Tuner
+from training.tuners.base import Examples, Tuned, Tuner
 
 INNER = "float32"
 """A checkpoint's folder of the weights as they are trained, where they are saved in another type."""
@@ -28,7 +28,7 @@ class Full(Tuner):
     def refusals(self, params: SftParams) -> list[Refusal]:
         return [("adapters", "only train_type lora goes on with an adapter; merge it first")] if params.adapters else []
 
-    def attach(self, model: Any, params: SftParams) -> Tuned:
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
         _choose_weights(model, params)
         return Whole(model, resumes=not params.save_only_model)
 

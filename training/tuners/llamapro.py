@@ -17,7 +17,7 @@ from engines.errors import InvalidRequest, UnsupportedModel
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.tuner import LlamaproParams
-from training.tuners.base import Tuned, Tuner
+from training.tuners.base import Examples, Tuned, Tuner
 from training.tuners.full import Whole
 
 BEFORE = frozenset({"input_layernorm", "post_attention_layernorm"})
@@ -53,7 +53,7 @@ class Llamapro(Tuner):
             message = f"the model's {layers} layers have no {groups} equal groups; there may be {choices}"
             raise InvalidRequest(message, param=given)
 
-    def attach(self, model: Any, params: SftParams) -> Tuned:
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
         new = grow(model, new_layers=params.llamapro_num_new_blocks, groups=_groups(params))
         model.requires_grad_(False)
         for layer in new:

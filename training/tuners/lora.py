@@ -8,7 +8,7 @@ from training.params.sft import SftParams
 from training.params.tuner import LoraParams
 from training.tuners import pissa
 from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
-from training.tuners.base import Tuned
+from training.tuners.base import Examples, Tuned
 
 INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
 """Value of `init_weights` -> PEFT's. Those of PiSSA are the same."""
@@ -52,6 +52,9 @@ class Lora(AdapterTuner):
             **saved_whole(params),
         )
 
+    def begins_as_base(self, params: SftParams) -> bool:
+        return params.init_weights in ("true", "gaussian")
+
     def shape(self, model: Any) -> dict[str, Any]:
         config = model.peft_config["default"]
         scales = {"lora_rank": config.r, "lora_alpha": config.lora_alpha}
@@ -64,12 +67,12 @@ class Lora(AdapterTuner):
             "use_rslora": config.use_rslora,
         }
 
-    def attach(self, model: Any, params: SftParams) -> Tuned:
-        tuned = super().attach(model, params)
+    def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
+        tuned = super().attach(model, params, examples)
         return pissa.Pissa(tuned.model) if pissa.started_so(tuned.model) else tuned
 
-    def new(self, model: Any, params: SftParams) -> Any:
-        adapted = super().new(model, params)
+    def new(self, model: Any, params: SftParams, examples: Examples | None) -> Any:
+        adapted = super().new(model, params, examples)
         if params.lora_dtype is not None:
             _cast(adapted, params.lora_dtype)
         return adapted

@@ -1,0 +1,102 @@
+"""Every kind of training that `train_type`, `init_weights` and their like choose, and what can be done with it.
+
+`test_kinds.py` holds each to what it says here, and `python -m tests.training.tuners.kinds` writes the table into
+docs/training.md.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+DOCS = Path(__file__).parents[3] / "docs" / "training.md"
+ENGINES = ("pt", "vllm", "lmdeploy")
+METHODS = ("sft", "dpo", "grpo")
+
+
+def with_peft(base: Path, checkpoint: Path) -> Any:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), checkpoint)
+
+
+def with_transformers(base: Path, checkpoint: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    choice: Mapping[str, Any]
+    """The parameters that choose it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What it is tried with besides, on a model of 32 numbers a token."""
+    methods: tuple[str, ...] = METHODS
+    """Those that take it; the others refuse it by name."""
+    merges: bool = True
+    served: Literal["adapter", "merged", "model", "no"] = "adapter"
+    """As what an engine serves it: an adapter beside the base model, merged into that first, or a model of its own."""
+    alone: Callable[[Path, Path], Any] = with_peft
+    """Loads what it has written without the training: (base model, checkpoint) -> model."""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.choice.items())
+
+
+def lora(**choice: Any) -> Kind:
+    return Kind(choice or {"train_type": "lora"}, {"lora_rank": 4, "lora_dropout": 0.1})
+
+
+def whole(train_type: str, **settings: Any) -> Kind:
+    """What makes a model."""
+    given = {"learning_rate": 1e-3, **settings}
+    return Kind({"train_type": train_type}, given, merges=False, served="model", alone=with_transformers)
+
+
+KINDS = (
+    lora(),
+    lora(use_rslora=True),
+    lora(lorap_lr_ratio=4),
+    lora(init_weights="gaussian"),
+    lora(init_weights="pissa"),
+    lora(init_weights="pissa_niter_4"),
+    Kind({"use_dora": True}, {"lora_rank": 4, "lora_dropout": 0.1}, served="merged"),
+    Kind(
+        {"train_type": "adalora"},
+        {"adalora_init_r": 4, "adalora_target_r": 2, "adalora_tfinal": 1, "lora_dropout": 0.1},
+        methods=("sft",),
+    ),
+    Kind({"train_type": "vera"}, {"vera_rank": 16, "vera_dropout": 0.1}, served="merged"),
+    whole("full"),
+    whole("llamapro", llamapro_num_new_blocks=2),
+)
+
+BEGIN, END = "<!-- Written by `python -m tests.training.tuners.kinds`. -->\n", "<!-- The end of the table. -->\n"
+
+
+def table() -> str:
+    """What each kind can do, as docs/training.md has it."""
+    heads = ("trained as", *METHODS, "resumed", "merged", *ENGINES)
+    rows = [" | ".join(heads), " | ".join("---" for _ in heads), *(" | ".join(_cells(kind)) for kind in KINDS)]
+    return "\n".join(f"| {row} |" for row in rows) + "\n"
+
+
+def _cells(kind: Kind) -> list[str]:
+    name = ", ".join(f"`{name} {str(value).lower()}`" for name, value in kind.choice.items())
+    methods = ["yes" if method in kind.methods else "no" for method in METHODS]
+    merges = "yes" if kind.merges else "is a model" if kind.served == "model" else "no"
+    return [name, *methods, "yes", merges, *[{"adapter": "yes"}.get(kind.served, kind.served)] * len(ENGINES)]
+
+
+def page() -> str:
+    """docs/training.md with the table as it is now."""
+    return re.sub(
+        f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", lambda _: f"\n{table()}\n", DOCS.read_text(), flags=re.DOTALL
+    )
+
+
+if __name__ == "__main__":
+    DOCS.write_text(page())
