@@ -1,6 +1,33 @@
 """The devices that a training runs on."""
 
+import os
+from typing import TYPE_CHECKING
+
 from engines.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+def see_devices(processes: int, rollout_device: str | None) -> None:
+    """Have this process see one GPU, where it trains alone, and those up to `rollout_device`."""
+    if processes == 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        last = int((rollout_device or "").partition(":")[2] or 0)
+        there = [str(number) for number in range(last + 1)] if visible is None else visible.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(there[: last + 1])
+
+
+def named_device(word: str | None, *, param: str) -> "torch.device | None":
+    """`word`: as torch has it. Raises InvalidRequest, whose `param` is `param`, where there is none."""
+    if word is None:
+        return None
+    import torch
+
+    device = torch.device(word)
+    if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
+        raise InvalidRequest(f"{word} is not here: {there} CUDA devices can be seen", param=param)
+    return device
 
 
 def check_devices(processes: int) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
-from training.device import check_devices
+from training.device import check_devices, see_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.params.task import Task
 from training.processes import Processes
@@ -37,7 +37,7 @@ def main(folder: JobFolder) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
         set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    see_one_device()
+    see_devices(PROCESSES.count, _rollout_device(folder))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / "runs"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
@@ -48,11 +48,12 @@ def main(folder: JobFolder) -> int:
     return 1 if result is None or result.status == "failed" else 0
 
 
-def see_one_device() -> None:
-    """Have this process see one GPU, where it trains alone: among several, transformers would split each batch."""
-    if PROCESSES.count == 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+def _rollout_device(folder: JobFolder) -> str | None:
+    """A task that cannot be read is told of when it is run."""
+    try:
+        return getattr(folder.read_task().completed().params, "rollout_device", None)
+    except (TuneserveError, ValidationError, OSError):
+        return None
 
 
 def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:

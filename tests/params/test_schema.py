@@ -37,6 +37,7 @@ from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rlhf import RlhfParams
 from training.params.rm import RewardModelParams
+from training.params.rollouts import RolloutParams
 from training.params.sft import PredictParams, PtParams, SftParams
 from training.params.trainer import TrainerParams
 from training.params.web_ui import WebUiParams
@@ -86,6 +87,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     GkdParams,
     GrpoParams,
     GraderParams,
+    RolloutParams,
 )
 ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
 """Groups of our own, which the reference does not have."""

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from engines.errors import InvalidRequest
 from tests.training.jobs import losses, make_job, start
 from tests.until import until
-from training import device, run
+from training import device
 from training.folder import JobFolder, Message, Result, Step
 from training.pipelines import train as pipeline
-from training.processes import Processes
 from training.report import Report
+from training.trainers.arguments import on_one_device
 
 PATIENCE = 120
 LONG: dict[str, Any] = {
@@ -147,18 +148,39 @@ def rows(task: str) -> Iterator[dict[str, Any]]:
     ("visible", "seen"), [(None, "0"), ("0,1", "0"), ("3,1", "3"), ("GPU-a,GPU-b", "GPU-a"), ("", "")]
 )
 def test_one_process_sees_one_device(monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: str) -> None:
-    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    monkeypatch.setattr(os, "environ", environment)
-    run.see_one_device()
-    assert environment["CUDA_VISIBLE_DEVICES"] == seen
+    assert seen_by(monkeypatch, visible, 1, None) == seen
+    assert seen_by(monkeypatch, visible, 1, "cpu") == seen
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "0,1"), ("3,1,0", "3,1"), ("GPU-a", "GPU-a")])
+def test_it_sees_the_one_on_which_answers_are_drawn_too(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: str
+) -> None:
+    assert seen_by(monkeypatch, visible, 1, "cuda:1") == seen
 
 
 def test_one_of_several_sees_all_and_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert seen_by(monkeypatch, "0,1", 2, None) == "0,1"
+
+
+def seen_by(monkeypatch: pytest.MonkeyPatch, visible: str | None, processes: int, rollout_device: str | None) -> str:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(run, "PROCESSES", Processes(count=2))
-    run.see_one_device()
-    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    device.see_devices(processes, rollout_device)
+    return environment["CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_trainer_uses_one_device_of_those_it_sees(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path))
+    arguments._n_gpu = 2
+    on_one_device(arguments)
+    assert arguments.n_gpu == 1
+
+
+def test_a_device_that_is_not_here_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="cuda:7 is not here") as refused:
+        device.named_device("cuda:7", param="rollout_device")
+    assert refused.value.param == "rollout_device"
 
 
 def test_more_processes_than_gpus_are_refused_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from training.methods.base import Method
 from training.params.gkd import GkdParams
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
+from training.params.rollouts import RolloutParams
 
 if TYPE_CHECKING:
     from training.trainers.job import Training
@@ -22,7 +23,12 @@ class Gkd(Method[RlhfParams]):
     choice: ClassVar = {"rlhf_type": name}
     needs: ClassVar = {"teacher_model": "name the model to learn from"}
     rows = "prompts"
-    reads = frozenset(GkdParams.model_fields) | {"rlhf_type", "beta", "temperature", "response_length"}
+    reads = frozenset(GkdParams.model_fields | RolloutParams.model_fields) | {
+        "rlhf_type",
+        "beta",
+        "temperature",
+        "response_length",
+    }
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         return ("agreement",)

@@ -8,6 +8,7 @@ from training.data.samples import Learns
 from training.methods.base import Method
 from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
+from training.params.rollouts import RolloutParams
 
 if TYPE_CHECKING:
     from training.losses.policy import LossType
@@ -32,7 +33,7 @@ class FromGroups(Method[RlhfParams]):
             "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
             "reward_model_revision", "reward_weights", "log_completions",
         }
-    )  # fmt: skip
+    ) | frozenset(RolloutParams.model_fields)  # fmt: skip
     default_beta: ClassVar[float]
     """Unless given."""
     part_of_rate = 0.1
@@ -63,6 +64,8 @@ class FromGroups(Method[RlhfParams]):
         if passes % accumulated:
             yield "steps_per_generation", f"it must be a multiple of gradient_accumulation_steps, {accumulated}"
         answers = params.per_device_train_batch_size * passes
+        if params.rollout_max_num_seqs < params.num_generations:
+            yield "rollout_max_num_seqs", f"the {params.num_generations} answers to a prompt are drawn together"
         if answers % params.num_generations:
             reason = (
                 f"{answers} answers are learned from at a time (per_device_train_batch_size times steps_per_generation,"

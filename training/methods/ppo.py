@@ -8,6 +8,7 @@ from training.methods.pairs import of_reference
 from training.params.ppo import PpoParams
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
+from training.params.rollouts import RolloutParams
 
 if TYPE_CHECKING:
     from training.trainers.job import Training
@@ -23,7 +24,12 @@ class Ppo(Method[RlhfParams]):
     choice: ClassVar = {"rlhf_type": name}
     needs: ClassVar = {"reward_model": "name the model that judges the answers"}
     rows = "prompts"
-    reads = frozenset(PpoParams.model_fields) | {"rlhf_type", "ref_model", "ref_model_type", "ref_model_revision"}
+    reads = frozenset(PpoParams.model_fields | RolloutParams.model_fields) | {
+        "rlhf_type",
+        "ref_model",
+        "ref_model_type",
+        "ref_model_revision",
+    }
     part_of_rate = 0.1
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from training.params.grpo import GrpoParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rm import RewardModelParams
+from training.params.rollouts import RolloutParams
 from training.params.sft import SftParams
 
 
@@ -22,6 +23,7 @@ class RlhfParams(
     GrpoParams,
     PpoParams,
     GkdParams,
+    RolloutParams,
     SftParams,
 ):
     """Preference and reward training."""

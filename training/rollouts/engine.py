@@ -1,14 +1,14 @@
 """Answers from our own engine, in the process that trains: continuous batching over paged attention, and one prompt's
 answers share what was computed of it.
 
-Engine and trainer take turns. The engine keeps weights of its own, and takes memory for keys and values only while it
-draws. The policy of a step is copied into it in memory; what the one before has left in the cache is forgotten, so
-that no answer is given by a stale one.
+The engine keeps weights of its own, and takes memory for keys and values only while it draws. The policy of a step is
+copied into it in memory; what the one before has left in the cache is forgotten, so that no answer is given by a stale
+one. On the trainer's device the two take turns; on another, `AheadRollouts` draws while the trainer learns.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,16 +57,18 @@ class EngineRollouts:
         stop_token_ids: Sequence[int],
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
+        device: torch.device | None = None,
         tokenizer: Any = None,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         """The policy is `model` as it is now, version 0.
 
-        model: a `PreTrainedModel`, or a `PeftModel` over one, on the device to draw on; weights of `source` in it
+        model: a `PreTrainedModel`, or a `PeftModel` over one; weights of `source` in it
         source, revision, token: where the engine loads its own base model from
         stop_token_ids: what an answer ends with
         max_model_len: tokens of a prompt with its answer at most; None: what the model can
         max_num_seqs: answers that are drawn at a time
+        device: where they are drawn; None: where the model is
         tokenizer: the model's, where the base model is to be asked
         checkpoint: called between two steps of the engine; what it raises ends a draw
         Raises UnsupportedModel where the engine cannot run the model.
@@ -74,7 +76,7 @@ class EngineRollouts:
         self.version = 0
         self._model = model
         self._checkpoint = checkpoint
-        device: torch.device = next(model.parameters()).device
+        device = device or next(model.parameters()).device
         config = PtConfig(
             model=source,
             revision=revision,
@@ -87,18 +89,27 @@ class EngineRollouts:
             device_map=str(device),
             tempered_logprobs=True,
         )
-        runner = ModelRunner(config)
+        with _current(device):
+            runner = ModelRunner(config)
         self._grammars = None if tokenizer is None else GrammarCompiler(tokenizer, runner.vocab_size, stop_token_ids)
         self._core = EngineCore(runner, config, tuple(stop_token_ids), self._grammars, lambda _: b"")
         self._core.sleep()
         self._in_slot = served_as_adapter(model, runner.lora.support)
+        self._stopped = False
         self._put()
 
     def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
         """See `Rollouts`. Raises InvalidRequest where a prompt leaves no room for an answer, EngineFailure."""
+        return list(self.groups(prompts, n, drawing, seed=seed))
+
+    def groups(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int
+    ) -> Iterator[list[Rollout]]:
+        """The answers to each prompt in turn, as soon as they and all before them are there: drawn while they are asked
+        for, to the end. Raises as `draw`."""
+        if not prompts:
+            return
         answers = [[_Answer() for _ in range(n)] for _ in prompts]
-        if not answers:
-            return []
         seeds = random.Random(seed)
         sampling = replace(_sampling(drawing), logprobs=0)
         longest = max(map(len, prompts)) + drawing.max_new_tokens
@@ -112,9 +123,12 @@ class EngineRollouts:
                     adapter=self._adapter if self._in_slot else None,
                 )
                 self._core.add(request)
+            whole = 0
             for request_id, output in self._outputs():
                 answers[int(request_id)][output.index].add(output)
-        return [[self._rollout(prompt, one) for one in of] for prompt, of in zip(prompts, answers, strict=True)]
+                while whole < len(prompts) and all(one.finish_reason for one in answers[whole]):
+                    yield [self._rollout(prompts[whole], one) for one in answers[whole]]
+                    whole += 1
 
     def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
         """See `JudgingRollouts`."""
@@ -147,6 +161,10 @@ class EngineRollouts:
         self.version += 1
         self._put()
 
+    def stop(self) -> None:
+        """End a draw that another thread has begun, with EngineFailure there, at its next step."""
+        self._stopped = True
+
     def close(self) -> None:
         """Give up the engine's memory."""
         del self._core
@@ -162,7 +180,8 @@ class EngineRollouts:
             weights = adapter_weights(self._model, linears=runner.lora.exact, others=runner.dtype)
             self._core.adapters.put(self._adapter, weights)
         else:
-            self._core.write(merged_weights(self._model))
+            with _current(self._core.runner.device):
+                self._core.write(merged_weights(self._model))
 
     def _blocks(self, count: int, longest: int) -> int:
         """Blocks of the cache with which none of `count` outputs that runs ever waits for one. `longest`: tokens of a
@@ -174,9 +193,10 @@ class EngineRollouts:
     @contextmanager
     def _awake(self, blocks: int) -> Iterator[None]:
         """Memory for keys and values, so many blocks at most, and nothing left over in the end, whatever happens."""
+        device = self._core.runner.device
         self._core.wake(blocks)
         try:
-            with torch.autocast(self._core.runner.device.type, enabled=False):
+            with _current(device), torch.autocast(device.type, enabled=False):
                 yield
         finally:
             self._core.requests.abort_all()
@@ -186,6 +206,8 @@ class EngineRollouts:
         """What the engine makes, until all requests have ended. What fails is noted in `refused`, or ends them all."""
         while self._core.busy:
             self._checkpoint()
+            if self._stopped:
+                raise EngineFailure("the draw was given up")
             try:
                 report = self._core.step()
             except TuneserveError:
@@ -206,6 +228,11 @@ class EngineRollouts:
             ended=answer.finish_reason is FinishReason.STOP,
             version=self.version,
         )
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """`device` as the one on which kernels run in this thread."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _sampling(drawing: Drawing) -> Sampling:

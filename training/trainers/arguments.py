@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from engines.params.about import facts
 from training.params.sft import SftParams
 from training.processes import Processes
@@ -36,6 +38,11 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
         "disable_tqdm": True,  # whoever watches reads our events
         **precision_arguments(precision),
     }
+
+
+def on_one_device(arguments: TrainingArguments) -> None:
+    """Have the trainer of a process use one GPU: it would split each batch among all that it sees."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
 def best_metric(params: SftParams) -> str:

@@ -1,7 +1,7 @@
 """Answers that are learned from together, and the batches of them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,31 +43,33 @@ class Batch:
 
 @dataclass(slots=True)
 class Generation:
-    """What was drawn and judged at one time."""
+    """What is drawn and judged together; it may grow while it is learned from."""
 
-    prompts: Sequence[Sequence[int]]
+    prompts: list[Sequence[int]] = field(default_factory=list)
     """One for each answer."""
-    answers: Sequence[Sequence[int]]
-    learned: Tensor
+    answers: list[Sequence[int]] = field(default_factory=list)
+    learned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """(answers,) bool: whether its tokens are learned."""
-    advantages: Tensor
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
     """(answers,)"""
-    tokens: float
+    tokens: float = 0.0
     """Tokens that are learned, in each process on average."""
-    old: list[Tensor] | None = None
-    """A tensor for each batch: see `Batch`."""
-    reference: list[Tensor] | None = None
+    old: list[Tensor] = field(default_factory=list)
+    """A tensor for each batch, where it is needed: see `Batch`."""
+    reference: list[Tensor] = field(default_factory=list)
 
-    @staticmethod
-    def of(rollouts: Sequence[Rollout], *, without_cut: bool) -> "Generation":
-        """`without_cut`: nothing is learned of answers that did not end by themselves."""
+    def add(self, rollouts: Sequence[Rollout], *, without_cut: bool) -> None:
+        """Take in answers, with advantages of 0. `without_cut`: nothing is learned of those that did not end by
+        themselves."""
+        self.prompts += [each.prompt_ids for each in rollouts]
+        self.answers += [each.token_ids for each in rollouts]
         learned = torch.tensor([each.ended or not without_cut for each in rollouts])
-        tokens = sum(len(each.token_ids) for each, is_learned in zip(rollouts, learned, strict=True) if is_learned)
-        prompts, answers = [each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts]
-        return Generation(prompts, answers, learned, torch.zeros(len(rollouts)), float(tokens))
+        self.learned = torch.cat([self.learned, learned])
+        self.advantages = torch.cat([self.advantages, torch.zeros(len(rollouts))])
 
-    def batches(self, count: int, pad_token_id: int, device: torch.device) -> Iterator[Batch]:
-        return (self.batch(number, len(self.answers) // count, pad_token_id, device) for number in range(count))
+    def learned_tokens(self, first: int) -> int:
+        """Tokens that are learned of the answers from `first` on."""
+        return sum(len(self.answers[at]) for at in range(first, len(self.answers)) if self.learned[at])
 
     def batch(self, number: int, size: int, pad_token_id: int, device: torch.device) -> Batch:
         """The `size` answers of one forward pass."""
@@ -75,7 +77,9 @@ class Generation:
         samples = [self._sample(at) for at in chosen]
         inputs = {name: tensor.to(device) for name, tensor in Padded(pad_token_id)(samples).items()}
         positions, token_ids = asked_of(inputs.pop("labels"))
-        old, reference = ((kept[number].to(device) if kept else None) for kept in (self.old, self.reference))
+        old, reference = (
+            kept[number].to(device) if number < len(kept) else None for kept in (self.old, self.reference)
+        )
         advantages = self.advantages[chosen.start : chosen.stop].to(device)
         return Batch(inputs, positions, token_ids, positions.nonzero()[:, 0], advantages, old, reference)
 
@@ -92,7 +96,7 @@ class Generation:
             tensors[f"{name}.lengths"] = torch.tensor([len(text) for text in texts])
             tensors[name] = torch.tensor([token for text in texts for token in text], dtype=torch.long)
         for name, kept in (("old", self.old), ("reference", self.reference)):
-            for number, each in enumerate(kept or ()):
+            for number, each in enumerate(kept):
                 tensors[f"{name}.{number}"] = each.cpu().contiguous()
         save_file(tensors, folder / FILE)
 
@@ -100,12 +104,12 @@ class Generation:
     def load(folder: Path) -> "Generation":
         tensors = load_file(folder / FILE)
 
-        def texts(name: str) -> list[list[int]]:
+        def texts(name: str) -> list[Sequence[int]]:
             return [part.tolist() for part in tensors[name].split(tensors[f"{name}.lengths"].tolist())]
 
-        def kept(name: str) -> list[Tensor] | None:
+        def kept(name: str) -> list[Tensor]:
             count = sum(each.startswith(f"{name}.") for each in tensors)
-            return [tensors[f"{name}.{number}"] for number in range(count)] or None
+            return [tensors[f"{name}.{number}"] for number in range(count)]
 
         tokens, learned, advantages = float(tensors["tokens"]), tensors["learned"], tensors["advantages"]
         return Generation(

@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollouts
 from training.trainers.averages import Averages, over_processes
 from training.trainers.collate import Padded
+from training.trainers.drawing_times import DrawingTimes
 from training.trainers.job import JobTrainer, Training
 from training.trainers.model import load_base_config, load_for_training, model_of
 from training.trainers.rollouts import rollouts_of
@@ -55,7 +55,7 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._drawing = Drawing(max_new_tokens=params.response_length, temperature=params.temperature)
         self._padded = Padded(job.tokenizer.pad_token_id)
         self._seen = {"train": Averages(), "eval": Averages()}
-        self._logged, self._drawing_seconds, self._drawn_tokens = perf_counter(), 0.0, 0
+        self._times = DrawingTimes()
 
     # ---- answers
 
@@ -83,13 +83,12 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         return made, torch.tensor(count, device=device)
 
     def _draw(self, drawer: Rollouts, rows: Rows, what: str) -> list[Sequence[int]]:
-        began = perf_counter()
-        if drawer is self._own:
-            drawer.take_over()
         prompts = [row["prompt_ids"] for row in rows]
-        drawn = [one[0].token_ids for one in drawer.draw(prompts, 1, self._drawing, seed=self._seed(what))]
-        self._drawing_seconds += perf_counter() - began
-        self._drawn_tokens += sum(map(len, drawn))
+        with self._times.waiting():
+            if drawer is self._own:
+                drawer.take_over()
+            drawn = [one[0].token_ids for one in drawer.draw(prompts, 1, self._drawing, seed=self._seed(what))]
+        self._times.add_tokens(sum(map(len, drawn)))
         return drawn
 
     def _seed(self, what: str) -> int:
@@ -138,11 +137,8 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
             if mark in logs:
                 logs |= over_processes(self._seen[mode].taken(prefix), self.accelerator)
-        if "loss" in logs and self._drawing_seconds:
-            now = perf_counter()
-            logs["rollouts/share_of_time"] = self._drawing_seconds / (now - self._logged)
-            logs["rollouts/tokens_per_second"] = self._drawn_tokens / self._drawing_seconds
-            self._logged, self._drawing_seconds, self._drawn_tokens = now, 0.0, 0
+        if "loss" in logs:
+            logs |= self._times.taken()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:

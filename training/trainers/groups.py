@@ -5,15 +5,19 @@ A *generation* is the answers that are drawn, judged and learned from together: 
 prompts. It is divided into batches, one for each forward pass, and gone through `num_iterations` times. What it draws
 depends on its number, the seed and the weights alone, so that a training that was killed and resumed draws what it
 would have drawn.
+
+On a `rollout_device` of their own, the answers to the first prompts are judged and learned from while those to the
+others are drawn. The batches are the same, in the same order, and no step is made before all answers are there.
 """
 
 import json
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -29,10 +33,13 @@ from training.losses.log_probs import TokenLogProbs, token_log_probs
 from training.losses.policy import Clipped
 from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
+from training.rewards.graded import asks_base
 from training.rewards.types import Answered, InParts, Reward
+from training.rollouts.ahead import AheadRollouts
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
+from training.trainers.drawing_times import DrawingTimes
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
 from training.trainers.reference import reference_of, without_dropout
@@ -40,6 +47,18 @@ from training.trainers.rollouts import rollouts_of
 
 COMPLETIONS = "completions.jsonl"
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Answers and what they are worth."""
+
+    answers: list[Rollout]
+    """Those of this process."""
+    rewards: Tensor
+    """(answers of all processes, judges): NaN where one does not apply."""
+    alike: Tensor
+    """(answers of all processes,) bool: see `Advantages`."""
 
 
 class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -81,13 +100,16 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self._policy = -1
         """Step whose weights the rollouts have."""
         self._generation: Generation | None = None
+        self._coming: Iterator[tuple[Row, list[Rollout]]] = iter(())
+        """Prompts of the generation whose answers are not in it yet, with these."""
+        self._judged: list[Judged] = []
+        """What has been judged of a generation that is not whole."""
+        self._ahead = params.rollout_device is not None and not self.needs_all and not asks_base(params)
         self._passes: int | None = None
         """Forward passes of training so far."""
         self._resumed: Path | None = None
         self._seen = Averages()
-        self._drawing_seconds = 0.0
-        self._drawn_tokens = 0
-        self._logged = perf_counter()
+        self._times = DrawingTimes()
 
     # ---- what the method says
 
@@ -96,17 +118,30 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         """Whether it asks for log-probabilities before anything is learned even where one step learns from each."""
         return False
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether nothing can be learned from answers before all of their generation are there."""
+        return False
+
     @abstractmethod
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
-        """`rewards`: (answers,) those of a generation, in all processes, group by group. `divergences`: (answers,) how
-        far each has moved from the reference, in nats, where `needs_old` and there is a reference."""
+        """`rewards`: (answers,) of whole groups, in all processes; where `needs_all`, those of a generation.
+        `divergences`: (answers,) how far each has moved from the reference, in nats, where `needs_old` and there is a
+        reference."""
 
     @abstractmethod
     def loss(self, said: TokenLogProbs, batch: Batch, tokens: float) -> tuple[Tensor, Clipped]:
         """Scalar: the loss of a batch, to be added to those of the others of a step. `tokens`: those that are learned
-        from in a step, in each process on average."""
+        from in a step, in each process on average; known where `needs_all`."""
 
     # ---- the order of things
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        try:
+            return super().train(*given, **named)
+        finally:
+            if self._rollouts is not None:
+                self._rollouts.close()
 
     def get_train_dataloader(self) -> Any:
         """As many batches as there are forward passes in an epoch; what is in them is drawn."""
@@ -138,11 +173,12 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             self._passes = self.state.global_step * self.args.gradient_accumulation_steps
         number, place = divmod(self._passes, self._passes_of_generation)
         if place == 0:
-            self._generation = self._generate(number)
+            self._begin(number)
         elif self._generation is None:
             self._generation = self._begun()
         self._passes += 1
-        return self._batch(self._generation, place % self._parts)
+        ends_a_step = place + 1 >= self.args.gradient_accumulation_steps
+        return self._batch(self._with_parts(self._parts if ends_a_step else place + 1), place % self._parts)
 
     def _begun(self) -> Generation:
         """The generation in the checkpoint that training goes on from."""
@@ -157,40 +193,55 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
 
     # ---- a generation
 
-    def _generate(self, number: int) -> Generation:
+    def _begin(self, number: int) -> None:
         rows = self._rows(number)
-        groups = self._draw(rows, f"generation {number}")
-        answers = [answer for group in groups for answer in group]
-        rewards = self._judge(rows, groups)
-        generation = Generation.of(answers, without_cut=self.job.params.overlong_filter)
-        generation.tokens = over_processes({"": generation.tokens}, self.accelerator)[""]
-        divergences = self._look_back(generation)
+        self._generation, self._judged = Generation(), []
+        self._coming = zip(rows, self._draw(rows, f"generation {number}", ahead=self._ahead), strict=False)
+
+    def _with_parts(self, parts: int) -> Generation:
+        """The generation with so many of its batches at least."""
+        assert self._generation is not None, "it has begun"
+        while len(self._generation.answers) < parts * self.args.per_device_train_batch_size:
+            self._add(self._generation)
+        return self._generation
+
+    def _add(self, generation: Generation) -> None:
+        """Await the answers to the next prompts, judge them, and note what is learned by."""
+        n, size = self.job.params.num_generations, self.args.per_device_train_batch_size
+        with self._times.waiting():
+            drawn = list(islice(self._coming, math.lcm(n, size) // n if self._ahead else self._prompts))
+        answers = [answer for _, group in drawn for answer in group]
+        rewards = self._judge([row for row, _ in drawn], [group for _, group in drawn])
+        first = len(generation.answers)
+        generation.add(answers, without_cut=self.job.params.overlong_filter)
+        tokens = {"": float(generation.learned_tokens(first))}
+        generation.tokens += over_processes(tokens, self.accelerator)[""]
+        divergences = self._look_back(generation, first // size)
         whole = self.accelerator.gather(rewards.to(self.args.device)).cpu()
         moved = None if divergences is None else self.accelerator.gather(divergences).cpu()
         found = self.advantages(weighted_sum(whole, self._weights), moved)
         mine = slice(self.args.process_index * len(answers), (self.args.process_index + 1) * len(answers))
-        generation.advantages = found.advantages[mine].float()
-        self._seen.add(_told(answers, whole, self._weights, [judge.name for judge in self._judges], found))
+        generation.advantages[first:] = found.advantages[mine].float()
         self._seen.add(self._parts_of_rewards())
-        self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
-        self._count_tokens(answers)
-        self._write(answers, rewards, generation.advantages)
-        return generation
+        self._write(answers, rewards, generation.advantages[first:])
+        self._judged.append(Judged(answers, whole, found.alike))
+        if len(generation.answers) == n * self._prompts:
+            self._tell(_together(self._judged))
 
-    def _draw(self, rows: Sequence[Row], what: str) -> list[list[Rollout]]:
-        """Answers of the policy as it is. The same weights and `what` give the same answers."""
-        began = perf_counter()
-        if self._rollouts is None:
-            self._rollouts = self._make_rollouts(self.job)
-        elif self._policy != self.state.global_step:
-            self._rollouts.take_over()
-        self._policy = self.state.global_step
-        seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
-        prompts = [row["prompt_ids"] for row in rows]
-        groups = self._rollouts.draw(prompts, self.job.params.num_generations, self._drawing, seed=seed)
-        self._drawing_seconds += perf_counter() - began
-        self._drawn_tokens += sum(len(answer.token_ids) for group in groups for answer in group)
-        return groups
+    def _draw(self, rows: Sequence[Row], what: str, *, ahead: bool = False) -> Iterable[list[Rollout]]:
+        """Answers of the policy as it is. The same weights and `what` give the same answers. `ahead`: the first come
+        while the others are drawn."""
+        with self._times.waiting():
+            if self._rollouts is None:
+                self._rollouts = self._make_rollouts(self.job)
+            elif self._policy != self.state.global_step:
+                self._rollouts.take_over()
+            self._policy = self.state.global_step
+            seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
+            asked = [row["prompt_ids"] for row in rows], self.job.params.num_generations, self._drawing
+            if ahead and isinstance(self._rollouts, AheadRollouts):
+                return self._rollouts.groups(*asked, seed=seed)
+            return self._rollouts.draw(*asked, seed=seed)
 
     def _drawn_by(self) -> JudgingRollouts:
         assert self._rollouts is not None, "answers are drawn before they are judged"
@@ -219,27 +270,27 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         }
         return {name: _mean(torch.tensor(each)) for name, each in found.items()}
 
-    def _look_back(self, generation: Generation) -> Tensor | None:
-        """Note what the policy and the reference say of the answers before anything is learned of them.
+    def _look_back(self, generation: Generation, first: int) -> Tensor | None:
+        """Note what the policy and the reference say of the answers before anything is learned of them, from the batch
+        `first` on.
 
         Returns how far the policy has moved from the reference by each answer, where both are noted.
         """
         if not (self._several_steps or self.needs_old or self._reference):
             return None
-        old, reference, moved = [], [], []
-        size = self.args.per_device_train_batch_size
-        for part in range(len(generation.answers) // size):
+        moved = []
+        for part in range(first, len(generation.answers) // self.args.per_device_train_batch_size):
             batch = self._batch(generation, part)
             with torch.no_grad(), self.compute_loss_context_manager():
                 if self._several_steps or self.needs_old:
-                    old.append(self._say(self.model, batch).log_probs)
+                    generation.old.append(self._say(self.model, batch).log_probs)
                 if self._reference is not None:
                     asked = (batch.inputs, batch.positions, batch.token_ids)
-                    reference.append(self._reference.log_probs(*asked, temperature=self._drawing.temperature))
-            if old and reference:
+                    said = self._reference.log_probs(*asked, temperature=self._drawing.temperature)
+                    generation.reference.append(said)
+            if generation.old and generation.reference:
                 away = torch.zeros(batch.answers, device=self.args.device)
-                moved.append(away.index_add(0, batch.rows, old[-1] - reference[-1]))
-        generation.old, generation.reference = old or None, reference or None
+                moved.append(away.index_add(0, batch.rows, generation.old[-1] - generation.reference[-1]))
         return torch.cat(moved) if moved else None
 
     def _say(self, model: Any, batch: Batch, *, entropy: bool = False) -> TokenLogProbs:
@@ -280,14 +331,17 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            now = perf_counter()
-            seconds = max(now - self._logged, 1e-9)
-            times = {"rollouts/share_of_time": self._drawing_seconds / seconds}
-            if self._drawing_seconds:
-                times["rollouts/tokens_per_second"] = self._drawn_tokens / self._drawing_seconds
-            self._logged, self._drawing_seconds, self._drawn_tokens = now, 0.0, 0
+            drawn_ahead = self._rollouts.seconds if isinstance(self._rollouts, AheadRollouts) else None
+            times = self._times.taken(drawn_ahead)
             logs |= over_processes(self._seen.taken(), self.accelerator) | times
         super().log(logs, start_time)
+
+    def _tell(self, judged: "Judged") -> None:
+        names = [judge.name for judge in self._judges]
+        self._seen.add(_told(judged, self._weights, names))
+        self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
+        self._count_tokens(judged.answers)
+        self._times.add_tokens(sum(len(answer.token_ids) for answer in judged.answers))
 
     def _count_tokens(self, answers: Sequence[Rollout]) -> None:
         tokens = sum(len(answer.prompt_ids) + len(answer.token_ids) for answer in answers)
@@ -319,10 +373,12 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         names = [judge.name for judge in self._judges]
         for number, batch in enumerate(dataloader):
             rows = batch["rows"]
-            groups = self._draw(rows, f"evaluation {number}")
+            groups = list(self._draw(rows, f"evaluation {number}"))
             rewards = self._judge(rows, groups)
             found = self.advantages(weighted_sum(rewards, self._weights), None)
-            seen.add(_told([each for group in groups for each in group], rewards, self._weights, names, found))
+            answers = [each for group in groups for each in group]
+            self._times.add_tokens(sum(len(answer.token_ids) for answer in answers))
+            seen.add(_told(Judged(answers, rewards, found.alike), self._weights, names))
             seen.add(self._parts_of_rewards())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -344,17 +400,24 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self._resumed = Path(resume_from_checkpoint)
 
 
-def _told(
-    answers: Sequence[Rollout], rewards: Tensor, weights: Tensor, names: Sequence[str], found: Advantages
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums of what is told of answers, by name, each with what it is divided by. `rewards`: (answers, judges)."""
+def _together(parts: Sequence[Judged]) -> Judged:
+    return Judged(
+        [answer for part in parts for answer in part.answers],
+        torch.cat([part.rewards for part in parts]),
+        torch.cat([part.alike for part in parts]),
+    )
+
+
+def _told(judged: Judged, weights: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums of what is told of answers, by name, each with what it is divided by."""
+    answers, rewards = judged.answers, judged.rewards
     total = weighted_sum(rewards, weights)
     lengths = torch.tensor([len(answer.token_ids) for answer in answers])
     count, one = torch.tensor(len(answers)), torch.tensor(1)
     told = {
         "reward": _mean(total),
         "reward_std": (_spread(total), one),
-        "frac_reward_zero_std": (found.alike.sum(), torch.tensor(found.alike.numel())),
+        "frac_reward_zero_std": (judged.alike.sum(), torch.tensor(judged.alike.numel())),
         "completions/mean_length": (lengths.sum(), count),
         "completions/min_length": (lengths.min(), one),
         "completions/max_length": (lengths.max(), one),

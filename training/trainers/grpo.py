@@ -26,9 +26,13 @@ class GrpoTrainer(GroupsTrainer):
 
     def __init__(self, *given: Any, loss_type: LossType, **named: Any) -> None:
         """`loss_type`: see `token_weights`."""
-        super().__init__(*given, **named)
         self.loss_type = loss_type
+        super().__init__(*given, **named)
         self.clipping = _clipping(self.job.params)
+
+    @property
+    def needs_all(self) -> bool:
+        return self.job.params.scale_rewards == "batch" or self.loss_type == "dapo"
 
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
         return group_relative(rewards, self.job.params.num_generations, self.job.params.scale_rewards)
@@ -53,6 +57,10 @@ class RlooTrainer(GroupsTrainer):
     @property
     def needs_old(self) -> bool:
         return self._reference is not None
+
+    @property
+    def needs_all(self) -> bool:
+        return bool(self.job.params.normalize_advantages)
 
     def advantages(self, rewards: Tensor, divergences: Tensor | None) -> Advantages:
         if divergences is not None:

@@ -18,6 +18,7 @@ from training.folder import PARTIAL, Result
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
+from training.trainers.arguments import on_one_device
 from training.trainers.curves import Curves
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
@@ -65,6 +66,7 @@ class JobTrainer:
     def __init__(self, job: Training[Any], **settings: Any) -> None:
         """`settings`: those of the Trainer behind this class that differ between methods."""
         self.job = job
+        on_one_device(settings["args"])
         super().__init__(  # type: ignore[call-arg]  # the Trainer behind us
             model=job.tuned.model,
             train_dataset=self._train_dataset(job),

@@ -30,6 +30,7 @@ from training.losses.ppo import (
 from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollout, Rollouts
 from training.trainers.averages import Averages, over_processes
+from training.trainers.drawing_times import DrawingTimes
 from training.trainers.finite import check_weights
 from training.trainers.job import JobTrainer, Training
 from training.trainers.reference import reference_of, without_dropout
@@ -100,35 +101,31 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
             self._value = self.accelerator.prepare_model(self._value)
         self._drawing = Drawing(max_new_tokens=params.response_length, temperature=params.temperature)
         self._seen = Averages()
+        self._times = DrawingTimes()
         self._began = perf_counter()
         self._episodes = 0
 
     # ---- a step
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        began = perf_counter()
         rollouts = self._draw(inputs["rows"], f"step {self.state.global_step}")
-        drawn = perf_counter() - began
         experience = self._judge(model, rollouts)
         self._show(experience)
         loss = self._learn(model, experience, self._lesson(experience))
         self._episodes += len(rollouts)
         self._count_tokens(rollouts)
         self._seen.add(self._told(experience))
-        self._seen.add(
-            {
-                "rollouts/share_of_time": (torch.tensor(drawn), torch.tensor(perf_counter() - began)),
-                "rollouts/tokens_per_second": (experience.answered.sum(), torch.tensor(drawn)),
-            }
-        )
         return loss
 
     def _draw(self, rows: Sequence[Mapping[str, Any]], what: str) -> list[Rollout]:
         """An answer to each prompt, of the policy as it is. The same weights and `what` give the same answers."""
         seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
-        self._rollouts.take_over()
         prompts = [row["prompt_ids"] for row in rows]
-        return [answers[0] for answers in self._rollouts.draw(prompts, 1, self._drawing, seed=seed)]
+        with self._times.waiting():
+            self._rollouts.take_over()
+            drawn = [answers[0] for answers in self._rollouts.draw(prompts, 1, self._drawing, seed=seed)]
+        self._times.add_tokens(sum(len(rollout.token_ids) for rollout in drawn))
+        return drawn
 
     def _judge(self, model: Any, rollouts: Sequence[Rollout]) -> Experience:
         lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], device=self.args.device)
@@ -270,7 +267,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= over_processes(self._seen.taken(), self.accelerator)
+            logs |= over_processes(self._seen.taken(), self.accelerator) | self._times.taken()
             logs["eps"] = self._episodes * self.args.world_size / (perf_counter() - self._began)
         super().log(logs, start_time)
 

@@ -32,6 +32,7 @@ from tests.params.behaviour.training import (
     says,
     steps,
     told,
+    told_of,
     told_of_several,
 )
 from training.methods import method_of
@@ -301,6 +302,8 @@ TABLES: dict[str, dict[str, Row]] = {
             grader=Two(UNGIVEN, JUDGE, numbers),
             reward_weights=Two([1], [2], numbers),
             log_completions=Two(False, True, left),
+            rollout_device=Two(UNGIVEN, "cpu", told_of),
+            rollout_max_num_seqs=Two(256, 2, told("max_num_seqs", to="PtConfig.__init__")),
         ),
     },
     "merge": apart(

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 from engines.checkpoint.loading import load_tokenizer
 from engines.errors import TuneserveError
 from engines.params.secrets import secrets_of
+from engines.pt.config import PtConfig
 from server.commands.output_folder import new_training_folder
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
@@ -54,6 +55,7 @@ LIBRARIES: dict[str, Any] = {
     "GenerationMixin.generate": transformers.GenerationMixin,
     "Dataset.map": datasets.Dataset,
     "datasets.load_dataset": datasets,
+    "PtConfig.__init__": PtConfig,
 }
 """Functions whose arguments are listened to, and whose they are."""
 
@@ -321,6 +323,11 @@ def numbers(trial: Trial) -> list[dict[str, float]]:
     """All that is told of the steps, but for what time it took."""
     told = [event.metrics for event in trial.events if isinstance(event, Step)]
     return [{name: value for name, value in each.items() if not name.startswith("rollouts/")} for each in told]
+
+
+def told_of(trial: Trial) -> list[str]:
+    """What numbers are told of the steps."""
+    return sorted({name for event in trial.events if isinstance(event, Step) for name in event.metrics})
 
 
 def left(trial: Trial) -> list[str]:

@@ -1,10 +1,12 @@
 """GRPO and RLOO from the parameters to the checkpoint, with answers that our engine draws."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engines.errors import InvalidRequest
+from engines.errors import EngineFailure, InvalidRequest
 from engines.pt.core import EngineCore
 from engines.pt.requests import StepReport
 from tests.training.jobs import make_job
@@ -24,6 +26,9 @@ from training.params.rlhf import RlhfParams
 from training.pipelines.train import run
 from training.refusals.supported import refusals
 from training.report import Report
+from training.rollouts.engine import EngineRollouts
+from training.rollouts.types import Rollout
+from training.trainers.groups import GroupsTrainer
 
 SHORT = """
 def short(completions, **columns):
@@ -114,9 +119,11 @@ def test_what_was_learned_loads_in_peft_alone(given: dict[str, Any], tiny: Path,
     assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("where", [{}, {"rollout_device": "cpu"}])
 def test_told_to_stop_while_it_draws_it_ends_at_once_and_goes_on_as_if_undisturbed(
-    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: dict[str, Any]
 ) -> None:
+    given |= where
     whole = train(tmp_path / "whole", **given)
     cut, begin = made(tmp_path / "cut", **given | {"save_steps": 100})
     report = Report(cut)
@@ -133,6 +140,76 @@ def test_told_to_stop_while_it_draws_it_ends_at_once_and_goes_on_as_if_undisturb
     assert cut.checkpoints() == [2]
     resumed = train(tmp_path / "resumed", **given, resume_from_checkpoint=str(cut.path / "checkpoint-2"))
     assert metrics(resumed) == metrics(whole)[2:]
+
+
+AHEAD = {"rollout_device": "cpu", "rollout_max_num_seqs": 4}
+"""Answers are drawn beside the trainer, one group after the other."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"rlhf_type": "rloo"}, {"num_iterations": 2}])
+def test_what_is_learned_while_others_are_drawn_is_what_would_be_learned_after(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """The engine draws the second group only once something has been learned from the first."""
+    whole = train(tmp_path / "whole", **given | settings)
+    groups, learn, learned = EngineRollouts.groups, GroupsTrainer.compute_loss, Event()
+
+    def waiting(engine: EngineRollouts, *asked: Any, **named: Any) -> Iterator[list[Rollout]]:
+        learned.clear()
+        for group in groups(engine, *asked, **named):
+            yield group
+            assert learned.wait(60)
+
+    def learning(trainer: GroupsTrainer, *asked: Any, **named: Any) -> Any:
+        learned.set()
+        return learn(trainer, *asked, **named)
+
+    monkeypatch.setattr(EngineRollouts, "groups", waiting)
+    monkeypatch.setattr(GroupsTrainer, "compute_loss", learning)
+    ahead = train(tmp_path / "ahead", **given | settings | AHEAD)
+    for one, other in zip(metrics(ahead), metrics(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-6)  # means, of parts
+    for name, weight in adapter(whole, 4).items():
+        torch.testing.assert_close(adapter(ahead, 4)[name], weight, atol=0, rtol=0)
+    last = [event.metrics for event, _ in ahead.read_events() if isinstance(event, Step)][-1]
+    assert 0 <= last["rollouts/overlap"] <= last["rollouts/share_of_time"] <= 1
+
+    resumed = train(
+        tmp_path / "resumed", **given | settings | AHEAD, resume_from_checkpoint=str(ahead.path / "checkpoint-1")
+    )
+    assert metrics(resumed) == metrics(ahead)[1:]
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "dapo"}, {"scale_rewards": "batch"}])
+def test_nothing_is_learned_before_all_are_drawn_where_all_are_needed(
+    given: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    brief = given | settings | {"max_steps": 1}
+    assert metrics(train(tmp_path / "ahead", **brief | AHEAD)) == metrics(train(tmp_path / "whole", **brief))
+
+
+def test_an_engine_that_fails_beside_the_trainer_ends_the_training(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = EngineCore.step, count()
+
+    def failing(core: EngineCore) -> StepReport:
+        if next(steps) == 30:
+            raise RuntimeError("out of order")
+        return step(core)
+
+    monkeypatch.setattr(EngineCore, "step", failing)
+    job, begin = made(tmp_path / "job", **given | AHEAD)
+    with pytest.raises(EngineFailure, match="failed while it drew answers: out of order"):
+        begin(Report(job))
+    assert job.checkpoints() == [1]
+
+
+def test_a_training_that_fails_ends_the_drawing_too(given: dict[str, Any], tmp_path: Path) -> None:
+    broken = given["reward_funcs"][0].replace("short", "broken")
+    with pytest.raises(InvalidRequest, match="broken gave 1 rewards for 4 answers"):
+        train(tmp_path / "job", **given | AHEAD | {"reward_funcs": [broken], "max_completion_length": 60})
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
 
 
 def test_a_reward_model_judges_beside_functions(given: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
@@ -173,6 +250,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "reward_weights": {"reward_weights": [1.0, 2.0]},
     "num_generations": {"num_generations": 3},
     "steps_per_generation": {"steps_per_generation": 3},
+    "rollout_max_num_seqs": {"rollout_max_num_seqs": 3},
     "streaming": {"streaming": True},
     "dataloader_num_workers": {"dataloader_num_workers": 1},
     "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
