@@ -33,6 +33,7 @@ from training.params.grpo import GrpoParams
 from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
+from training.params.optimizer import OptimizerParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.rlhf import RlhfParams
@@ -80,7 +81,14 @@ GROUPS: dict[str, Any] = {
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
 SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ServerParams)
-LEARNING: tuple[type[Params], ...] = (ChatTemplateParams, NumbersParams, PredictParams, MixingParams, HeadParams)
+LEARNING: tuple[type[Params], ...] = (
+    ChatTemplateParams,
+    NumbersParams,
+    OptimizerParams,
+    PredictParams,
+    MixingParams,
+    HeadParams,
+)
 OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,
     RewardModelParams,

@@ -70,16 +70,3 @@ def test_a_parameter_of_another_tuner_is_refused_with_the_name_of_that() -> None
     assert tuners.refusals(SftParams(train_type="full", lora_rank=4)) == [
         ("lora_rank", "only train_type lora reads it")
     ]
-
-
-def test_two_optimizers_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Another(type(OPTIMIZERS[0])):  # type: ignore[misc]
-        parameter = "use_galore"
-        reads = frozenset({"use_galore"})
-
-        def asked_for(self, params: SftParams) -> bool:
-            return params.use_galore
-
-    monkeypatch.setattr(optimizers, "OPTIMIZERS", (*OPTIMIZERS, Another()))
-    params = SftParams(use_galore=True, lorap_lr_ratio=4)
-    assert optimizers.refusals(params) == [("use_galore", "not together with lorap_lr_ratio")]

@@ -3,21 +3,18 @@
 from typing import Any
 
 from training.optimizers.base import Optimizer
-from training.params.refusal import Refusal
 from training.params.sft import SftParams
 
 
 class LoraPlus(Optimizer):
     parameter = "lorap_lr_ratio"
     reads = frozenset({"lorap_lr_ratio"})
+    train_types = frozenset({"lora"})
 
     def asked_for(self, params: SftParams) -> bool:
         return params.lorap_lr_ratio is not None
 
-    def refusals(self, params: SftParams) -> list[Refusal]:
-        return [] if params.train_type == "lora" else [("lorap_lr_ratio", "only train_type lora reads it")]
-
-    def make(self, model: Any, params: SftParams, arguments: Any) -> Any:
+    def make(self, model: Any, params: SftParams, arguments: Any, *, steps: int) -> Any:
         import torch
         from peft.optimizers import create_loraplus_optimizer
 

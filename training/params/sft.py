@@ -11,6 +11,7 @@ from engines.params.template import ChatTemplateParams
 from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
+from training.params.optimizer import OptimizerParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
     AdaloraParams,
@@ -40,6 +41,7 @@ class PredictParams(Params):
 class SftParams(
     HeadParams,
     NumbersParams,
+    OptimizerParams,
     PredictParams,
     ChatTemplateParams,
     MixingParams,

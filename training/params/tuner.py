@@ -144,28 +144,30 @@ class GaloreParams(Params):
 
     use_galore: bool = False
     """Train with GaLore."""
-    galore_target_modules: Strings | None = None
-    """Modules whose gradients are projected. Those of attention and MLP unless given."""
+    galore_target_modules: Annotated[Strings | None, About(text=True)] = None
+    """Linear layers whose gradients are projected, by a part of their names. All but the output head, which are those
+    of attention and MLP, unless given."""
     galore_rank: int = Field(128, ge=1)
-    """Rank of the projection."""
+    """Rank of the projection. A weight with no more rows or columns is not projected."""
     galore_update_proj_gap: int = Field(50, ge=1)
     """Steps after which the projection is computed anew."""
     galore_scale: float = Field(1.0, gt=0)
     """Projected updates are scaled by this."""
-    galore_proj_type: str = "std"
+    galore_proj_type: Annotated[str, About(text=True, choices=("std", "reverse_std", "left", "right", "full"))] = "std"
     """On which side gradients are projected, by GaLore's names: `std`, `reverse_std`, `left`, `right`, `full`."""
     galore_optim_per_parameter: bool = False
-    """Give each projected weight an optimiser of its own, which frees its gradient at once."""
+    """Change each weight as soon as its gradient is there, and free that at once: no two gradients are held."""
     galore_with_embedding: bool = False
     """Project the gradients of the embedding too."""
     galore_quantization: bool = False
-    """Quantise weights and projections (Q-GaLore)."""
+    """Q-GaLore: projections are computed the more rarely the less they change, and with `galore_proj_quant` they are
+    quantised. The weights stay as they are, unlike in the paper."""
     galore_proj_quant: bool = False
     """With Q-GaLore, quantise the projection matrices."""
     galore_proj_bits: int | None = Field(None, ge=1, le=8)
-    """Bits of a quantised projection matrix."""
+    """Bits of a quantised projection matrix. 4 unless given."""
     galore_proj_group_size: int | None = Field(None, ge=1)
-    """Numbers of a projection matrix that share a scale."""
+    """Numbers of a projection matrix that share a scale. 256 unless given."""
     galore_cos_threshold: float = Field(0.4, ge=-1, le=1)
     """With Q-GaLore, a projection whose cosine similarity to the one before is above this is kept for longer."""
     galore_gamma_proj: int = Field(2, ge=1)
@@ -180,9 +182,9 @@ class LisaParams(Params):
     starred: ClassVar = frozenset({"lisa_activated_layers"})
 
     lisa_activated_layers: int = Field(0, ge=0)
-    """Layers trained at a time, often 2 or 8; 0: LISA is off."""
+    """Layers trained at a time beside embeddings and output head, often 2 or 8; 0: LISA is off."""
     lisa_step_interval: int = Field(20, ge=1)
-    """Steps after which other layers are chosen."""
+    """Steps after which other layers are drawn. What the optimizer keeps of those before is given up."""
 
 
 class LlamaproParams(Params):

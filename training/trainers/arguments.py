@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from engines.params.about import facts
+from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.processes import Processes
 from training.trainers.precision import Precision, precision_arguments
@@ -37,6 +38,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
         "remove_unused_columns": False,
         "disable_tqdm": True,  # whoever watches reads our events
         **precision_arguments(precision),
+        **optimizer_of(params).arguments(params),
     }
 
 

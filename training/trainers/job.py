@@ -76,7 +76,8 @@ class JobTrainer:
         )
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
-        for callback in (*job.tuned.callbacks(), Events(job.report, rows)):
+        changing = optimizer_of(job.params).callbacks(job.tuned.model, job.params)
+        for callback in (*job.tuned.callbacks(), *changing, Events(job.report, rows)):
             self.add_callback(callback)
         if job.report.discreet and self.pop_callback(TensorBoardCallback):
             self.add_callback(Curves())
@@ -105,11 +106,15 @@ class JobTrainer:
         )
 
     def create_optimizer(self, *given: Any) -> Any:
-        chosen = optimizer_of(self.job.params)
-        if chosen is None:
-            return super().create_optimizer(*given)  # type: ignore[misc]
-        self.optimizer: Any = chosen.make(self.model, self.job.params, self.args)
-        return self.optimizer
+        chosen, model = optimizer_of(self.job.params), given[0] if given else self.model
+        self.optimizer: Any = chosen.make(model, self.job.params, self.args, steps=self.state.max_steps)
+        return super().create_optimizer(*given)  # type: ignore[misc]  # the Trainer behind us, which makes one of None
+
+    def _show_weights(self) -> None:
+        """Have the model hold the weights to judge and save, where they are others than gradients are taken at. The
+        next step turns them back."""
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, self.job.tuned.weights() if state_dict is None else state_dict)  # type: ignore[misc]
@@ -132,6 +137,7 @@ class JobTrainer:
         folder, step = Path(self.args.output_dir), self.state.global_step
         check_weights(self.model, self.args, step)
         grown = folder / PARTIAL / f"checkpoint-{step}"
+        self._show_weights()
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # the Trainer behind us

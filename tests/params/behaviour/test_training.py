@@ -25,9 +25,12 @@ from tests.params.behaviour.training import (
     learned,
     left,
     merged,
+    norms,
     numbers,
+    optimizer,
     outcome,
     prepared,
+    projected,
     rates,
     says,
     steps,
@@ -90,6 +93,8 @@ def of_every_training(task: str) -> dict[str, Row]:
             dataloader_num_workers=Two(0, 1, asked("dataloader_num_workers")),
             neftune_noise_alpha=Two(0, 5, asked("neftune_noise_alpha")),
             max_grad_norm=Two(1, 0.5, asked("max_grad_norm")),
+            optim=Two("sgd", "rmsprop", asked("optim")),
+            optim_args=Two({"momentum": 0.5}, {"momentum": 0.9}, asked("optim_args")),
             model_revision=Two("main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained")),
             hub_token=Two("one", "two", told("token", to="AutoModelForCausalLM.from_pretrained")),
             dataset_num_proc=Two(1, 2, told("num_proc", to="Dataset.map")),
@@ -168,6 +173,37 @@ def of_every_training(task: str) -> dict[str, Row]:
     }
 
 
+def of_optimizers(task: str) -> dict[str, Row]:
+    full = BASE[task] | FULL
+    full = {name: value for name, value in full.items() if value is not UNGIVEN}
+    galore = full | {"use_galore": True, "galore_rank": 4, "max_grad_norm": 0}
+    lazy = galore | {"galore_quantization": True, "galore_optim_per_parameter": True}
+    lisa = full | {"lisa_activated_layers": 1, "max_steps": 4}
+    quantised = together(
+        lazy | {"galore_proj_quant": True},
+        galore_rank=Two(4, 2, optimizer("rank")),
+        galore_update_proj_gap=Two(50, 10, optimizer("update_proj_gap")),
+        galore_scale=Two(1, 0.5, optimizer("scale")),
+        galore_proj_type=Two("reverse_std", "std", optimizer("proj_type")),
+        galore_target_modules=Two(UNGIVEN, ["q_proj"], projected(embeddings=False)),
+        galore_with_embedding=Two(False, True, projected(embeddings=True)),
+        galore_proj_bits=Two(4, 8, optimizer("bits")),
+        galore_proj_group_size=Two(256, 16, optimizer("group_size")),
+        galore_cos_threshold=Two(0.4, 0.5, optimizer("cos_threshold")),
+        galore_gamma_proj=Two(2, 3, optimizer("gamma_proj")),
+        galore_queue_size=Two(5, 4, optimizer("queue_size")),
+    )
+    return {
+        **quantised,
+        "use_galore": Row(full, galore, optimizer("rank")),
+        "galore_quantization": Row(galore, lazy, optimizer("cos_threshold")),
+        "galore_optim_per_parameter": Row(galore, lazy, norms),
+        "galore_proj_quant": Row(lazy, quantised["galore_rank"].one, optimizer("bits")),
+        "lisa_activated_layers": Row(full, lisa, changed),
+        "lisa_step_interval": Row(lisa, lisa | {"lisa_step_interval": 1}, changed),
+    }
+
+
 def of_plain_text(task: str) -> dict[str, Row]:
     base = BASE[task]
     return {
@@ -226,10 +262,11 @@ GROUPS = BASE["rlhf"] | {
 JUDGE = {"type": "string_check", "input": "{{sample.output_text}}", "reference": "a", "operation": "like"}
 
 TABLES: dict[str, dict[str, Row]] = {
-    "sft": of_every_training("sft") | of_plain_text("sft") | of_answers("sft"),
-    "pt": of_every_training("pt") | of_plain_text("pt"),
+    "sft": of_every_training("sft") | of_optimizers("sft") | of_plain_text("sft") | of_answers("sft"),
+    "pt": of_every_training("pt") | of_optimizers("pt") | of_plain_text("pt"),
     "rlhf": {
         **of_every_training("rlhf"),
+        **of_optimizers("rlhf"),
         **together(
             BASE["rlhf"],
             ref_model=Two(UNGIVEN, "$other", steps),

@@ -24,7 +24,7 @@ from engines.errors import TuneserveError
 from engines.params.secrets import secrets_of
 from engines.pt.config import PtConfig
 from server.commands.output_folder import new_training_folder
-from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.engines.pt.tiny import CONFIGS, VOCAB_SIZE, byte_level_tokenizer, save
 from tests.params.behaviour.table import Given, Observer
 from tests.training.jobs import TEMPLATE, make_job
 from tests.training.ppo.given import save_reward_model
@@ -308,6 +308,33 @@ def rates(trial: Trial) -> list[float]:
     """The learning rates of the optimizer, of which each group of weights has one."""
     groups = torch.load(trial.newest / "optimizer.pt", weights_only=False)["param_groups"]
     return sorted({group["initial_lr"] for group in groups})
+
+
+def optimizer(setting: str) -> Observer[Trial]:
+    """What the groups of the optimizer's weights have as a setting."""
+
+    def look(trial: Trial) -> list[Any]:
+        groups = torch.load(trial.newest / "optimizer.pt", weights_only=True)["param_groups"]
+        return [group[setting] for group in groups if setting in group]
+
+    return look
+
+
+def projected(*, embeddings: bool) -> Observer[Trial]:
+    """How many weights GaLore projects, of embeddings or of others."""
+
+    def look(trial: Trial) -> int:
+        saved = torch.load(trial.newest / "optimizer.pt", weights_only=True)
+        weights = [index for group in saved["param_groups"] if "rank" in group for index in group["params"]]
+        rows = [max(saved["state"][index]["exp_avg"].shape) for index in weights]
+        return sum((each == VOCAB_SIZE) == embeddings for each in rows)
+
+    return look
+
+
+def norms(trial: Trial) -> list[float]:
+    """Of the gradients of each step."""
+    return [event.metrics["grad_norm"] for event in trial.events if isinstance(event, Step)]
 
 
 def learned(trial: Trial) -> dict[str, Any]:
