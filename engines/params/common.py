@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Strings
@@ -13,8 +13,13 @@ from engines.params.quantization import QuantizationParams
 from engines.params.template import TemplateParams
 
 TrainType = Literal[
-    "lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft", "bone"
-]
+    "lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft", "bone",
+    "loha", "lokr", "ia3", "randlora", "trainable_tokens",
+]  # fmt: skip
+
+
+def _by_peft(name: object) -> object:
+    return "bone" if name == "miss" else name
 
 
 class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParams, ModelParams):
@@ -24,9 +29,10 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
 
     tuner_backend: Literal["peft", "unsloth"] = "peft"
     """Library that puts adapters into the model."""
-    train_type: Annotated[TrainType, About(TRAINING)] = "lora"
-    """What is trained: the model's own weights (`full`), or an adapter of the kind named. `bone` is here although the
-    reference does not list it, because its `init_weights` has a value for it."""
+    train_type: Annotated[TrainType, BeforeValidator(_by_peft), About(TRAINING)] = "lora"
+    """What is trained: the model's own weights (`full`), or an adapter of the kind named. `bone`, which PEFT calls
+    `miss` (that name works too), `loha`, `lokr`, `ia3`, `randlora` and `trainable_tokens` are here although the
+    reference does not list them."""
     adapters: Annotated[
         Strings, About(DEPLOY + TRAINING + MERGE, one_run=True, names="adapter", not_in_fine_tuning=THE_MODEL)
     ] = ()

@@ -40,6 +40,7 @@ from training.params.rlhf import RlhfParams
 from training.params.rm import RewardModelParams
 from training.params.rollouts import RolloutParams
 from training.params.sft import PredictParams, PtParams, SftParams
+from training.params.tokens import TrainableTokensParams
 from training.params.trainer import TrainerParams
 from training.params.web_ui import WebUiParams
 
@@ -88,6 +89,7 @@ LEARNING: tuple[type[Params], ...] = (
     PredictParams,
     MixingParams,
     HeadParams,
+    TrainableTokensParams,
 )
 OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,
@@ -113,7 +115,7 @@ REQUIRED = {"rlhf_type"}
 
 OTHER_CHOICES = {
     "train_type": {"lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft"}
-    | {"bone"},
+    | {"bone", "loha", "lokr", "ia3", "randlora", "trainable_tokens"},
     "rlhf_type": {"dpo", "orpo", "simpo", "kto", "cpo", "rm", "ppo"} | {"ipo", "grpo", "rloo", "gkd"},
     "quant_method": {"bnb", "hqq", "eetq"} | {"torchao"},
     "bnb_4bit_quant_storage": {"uint8", "float16", "bfloat16", "float32"},  # the reference leaves the names to torch

@@ -36,14 +36,18 @@ def test_a_method_is_chosen_by_what_it_says_chooses_it(name: str) -> None:
 
 
 GROUPS = {"reward_funcs": ["format"], "per_device_train_batch_size": 8}
-ENOUGH: dict[str, dict[str, Any]] = {"grpo": GROUPS, "rloo": GROUPS}
+ENOUGH: dict[str, dict[str, Any]] = {
+    "grpo": GROUPS,
+    "rloo": GROUPS,
+    "trainable_tokens": {"trainable_token_indices": [3]},
+}
 """What a method cannot do without, where it is more than to name something."""
 
 
 @pytest.mark.parametrize("one", [*METHODS.values(), *TUNERS.values()], ids=lambda one: one.name)
 def test_one_that_is_chosen_alone_is_not_refused(one: Any) -> None:
     if one.name in TUNERS:
-        params = METHODS["sft"].params(train_type=one.name)
+        params = METHODS["sft"].params(train_type=one.name, **ENOUGH.get(one.name, {}))
     else:
         needed = {"per_device_train_batch_size": one.least_in_a_pass, **dict.fromkeys(one.needs, "x")}
         params = one.params(**one.choice, **needed | ENOUGH.get(one.name, {}))
@@ -67,6 +71,6 @@ def test_they_read_parameters_of_their_task() -> None:
 
 
 def test_a_parameter_of_another_tuner_is_refused_with_the_name_of_that() -> None:
-    assert tuners.refusals(SftParams(train_type="full", lora_rank=4)) == [
-        ("lora_rank", "only train_type lora reads it")
+    assert tuners.refusals(SftParams(train_type="full", lora_bias="all")) == [
+        ("lora_bias", "only train_type lora reads it")
     ]

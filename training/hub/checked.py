@@ -17,6 +17,7 @@ from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES
 from training.hub.repository import NotFetched, is_safe
 from training.tuners import TUNERS
+from training.tuners.adapter import AdapterTuner
 
 MODEL = (
     "config.json", "generation_config.json", "*processor_config.json",
@@ -88,7 +89,7 @@ def _check_file(name: Any, where: str, id: str, folder: Path) -> None:
 def check_adapter(id: str, folder: Path) -> None:
     """Make sure that its configuration names nothing outside of it. Raises NotFetched, InvalidAdapter."""
     config = _json(folder / CONFIG, id)
-    kinds = sorted(tuner.name.upper() for tuner in TUNERS.values() if tuner.makes == "adapter")
+    kinds = sorted(tuner.peft_type for tuner in TUNERS.values() if isinstance(tuner, AdapterTuner))
     if config.get("peft_type") not in kinds:
         kind = str(config.get("peft_type"))[:60]
         raise InvalidAdapter(f"{id!r} is of type {kind!r}, and a job takes {', '.join(kinds)} from the hub")

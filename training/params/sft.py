@@ -12,6 +12,7 @@ from training.params.head import HeadParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
+from training.params.tokens import TrainableTokensParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
     AdaloraParams,
@@ -51,6 +52,7 @@ class SftParams(
     LlamaproParams,
     LisaParams,
     GaloreParams,
+    TrainableTokensParams,
     VeraParams,
     BoftParams,
     FourierFtParams,

@@ -68,11 +68,12 @@ class LoraParams(Params):
     starred: ClassVar = frozenset({"lora_rank", "lora_alpha", "use_dora", "lorap_lr_ratio"})
 
     lora_rank: Annotated[int, About(most=4096)] = Field(8, ge=1)
-    """Rank of the matrices: what the adapter can hold, and its size."""
+    """Rank of the matrices: what the adapter can hold, and its size. With train_type bone, loha, lokr and randlora the
+    rank of theirs."""
     lora_alpha: int = Field(32, ge=1)
-    """The adapter's output is scaled by this, divided by the rank."""
+    """The adapter's output is scaled by this, divided by the rank; with train_type loha, lokr and randlora too."""
     lora_dropout: float = Field(0.05, ge=0, le=1)
-    """The part of the adapter's input that is dropped while training."""
+    """The part of the adapter's input that is dropped while training; with train_type bone and randlora too."""
     lora_bias: Literal["none", "all"] = "none"
     """Train none of the biases, or `all`."""
     lora_dtype: DType | None = None

@@ -4,9 +4,17 @@ from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
 from training.tuners.adalora import Adalora
 from training.tuners.base import Tuner
+from training.tuners.boft import Boft
+from training.tuners.bone import Bone
+from training.tuners.fourierft import FourierFt
 from training.tuners.full import Full
+from training.tuners.ia3 import Ia3
 from training.tuners.llamapro import Llamapro
+from training.tuners.loha import Loha
+from training.tuners.lokr import Lokr
 from training.tuners.lora import Lora
+from training.tuners.randlora import RandLora
+from training.tuners.trainable_tokens import TrainableTokens
 from training.tuners.vera import Vera
 
 _ALL: tuple[Tuner, ...] = (
@@ -14,6 +22,14 @@ _ALL: tuple[Tuner, ...] = (
     Full(),
     Vera(),
     Adalora(),
+    Boft(),
+    FourierFt(),
+    Bone(),
+    Loha(),
+    Lokr(),
+    Ia3(),
+    RandLora(),
+    TrainableTokens(),
     Llamapro(),
 )
 TUNERS = {tuner.name: tuner for tuner in _ALL}

@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from engines.adapters.folder import CHANGES_THE_BASE
 from engines.adapters.source import fetch_adapter, name_adapters
@@ -29,6 +29,13 @@ class AdapterTuner(Tuner):
     makes = "adapter"
     mergeable = True
     learning_rate = 1e-4
+    size: ClassVar[str | None] = None
+    """The parameter at fault where an adapter does not fit the layers that it is for."""
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of it."""
+        return self.name.upper()
 
     @abstractmethod
     def config(self, params: SftParams) -> Any:
@@ -61,13 +68,18 @@ class AdapterTuner(Tuner):
 
     def new(self, model: Any, params: SftParams, examples: Examples | None) -> Any:
         """A `PeftModel` with a new adapter."""
+        return self.put_into(model, self.config(params), params)
+
+    def put_into(self, model: Any, config: Any, params: SftParams) -> Any:
+        """A `PeftModel` with the adapter that PEFT's `config` describes. Raises InvalidRequest."""
         from peft import get_peft_model
 
         try:
-            return get_peft_model(model, self.config(params))
-        except ValueError as error:  # names that fit no module, or one of a kind that takes no adapter
-            given = "target_regex" if params.target_regex else "target_modules"
-            raise InvalidRequest(str(error).splitlines()[0], param=given) from error
+            return get_peft_model(model, config)
+        except ValueError as error:  # names that fit no module or one of another kind, or an adapter that fits none
+            said, where = str(error).splitlines()[0], "target_regex" if params.target_regex else "target_modules"
+            names_modules = self.size is None or "arget" in said
+            raise InvalidRequest(said, param=where if names_modules else self.size) from error
 
     def _trained_before(self, model: Any, params: SftParams) -> Any:
         """A `PeftModel` with the adapter that `adapters` name. Raises InvalidAdapter, InvalidRequest."""
@@ -87,7 +99,7 @@ class AdapterTuner(Tuner):
             task = config.get("task_type") or PEFT_TASKS[params.task_type]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise InvalidAdapter(f"{folder.name!r} has no {CONFIG} that can be read", param="adapters") from None
-        if kind.lower() != self.name:
+        if kind != self.peft_type:
             message = f"the adapter {folder.name!r} is of type {kind}, and train_type {self.name} goes on with its own"
             raise InvalidRequest(message, param="train_type")
         if task != PEFT_TASKS[params.task_type]:

@@ -50,6 +50,9 @@ THREE_STEPS = {"max_steps": 3, "save_steps": 1}
 NO_LORA = {"lora_rank": UNGIVEN, "lora_dropout": UNGIVEN}
 FULL = NO_LORA | {"train_type": "full"}
 VERA = NO_LORA | {"train_type": "vera"}
+BOFT = NO_LORA | {"train_type": "boft"}
+FOURIER = NO_LORA | {"train_type": "fourierft", "fourier_n_frequency": 50}
+TOKENS = NO_LORA | {"train_type": "trainable_tokens"}
 ADALORA = {"lora_rank": UNGIVEN, "train_type": "adalora", "max_steps": 4}
 LLAMAPRO = NO_LORA | {"train_type": "llamapro", "llamapro_num_new_blocks": 2}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
@@ -135,6 +138,11 @@ def of_every_training(task: str) -> dict[str, Row]:
             vera_d_initial=Two(0.1, 0.2, adapter("d_initial"), VERA),
             llamapro_num_new_blocks=Two(2, 1, config("num_hidden_layers"), LLAMAPRO),
             llamapro_num_groups=Two(2, 1, learned, LLAMAPRO),
+            boft_block_size=Two(4, 2, adapter("boft_block_size"), BOFT),
+            boft_block_num=Two(UNGIVEN, 4, adapter("boft_block_num"), BOFT),
+            fourier_n_frequency=Two(50, 40, adapter("n_frequency"), FOURIER),
+            fourier_scaling=Two(300, 100, adapter("scaling"), FOURIER),
+            trainable_token_indices=Two([3], [4], adapter("token_indices"), TOKENS),
             # where it begins and what it leaves
             adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
             resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),
@@ -216,6 +224,7 @@ def of_plain_text(task: str) -> dict[str, Row]:
         **apart(
             base,
             vera_dropout=Two(0, 0.5, adapter("vera_dropout"), VERA),
+            boft_dropout=Two(0, 0.1, adapter("boft_dropout"), BOFT),
             adalora_target_r=Two(8, 4, adalora("target_r"), ADALORA),
             adalora_init_r=Two(12, 10, adalora("init_r"), ADALORA),
             adalora_tinit=Two(0, 2, adalora("tinit"), ADALORA),

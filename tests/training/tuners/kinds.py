@@ -50,6 +50,11 @@ def lora(**choice: Any) -> Kind:
     return Kind(choice or {"train_type": "lora"}, {"lora_rank": 4, "lora_dropout": 0.1})
 
 
+def merged(choice: str | dict[str, Any], **settings: Any) -> Kind:
+    """An adapter that is no LoRA."""
+    return Kind({"train_type": choice} if isinstance(choice, str) else choice, settings, served="merged")
+
+
 def whole(train_type: str, **settings: Any) -> Kind:
     """What makes a model."""
     given = {"learning_rate": 1e-3, **settings}
@@ -69,7 +74,16 @@ KINDS = (
         {"adalora_init_r": 4, "adalora_target_r": 2, "adalora_tfinal": 1, "lora_dropout": 0.1},
         methods=("sft",),
     ),
-    Kind({"train_type": "vera"}, {"vera_rank": 16, "vera_dropout": 0.1}, served="merged"),
+    merged("vera", vera_rank=16, vera_dropout=0.1),
+    merged("boft", boft_dropout=0.1),
+    merged("fourierft", fourier_n_frequency=50),
+    merged("bone", lora_rank=4, lora_dropout=0.1),
+    merged({"train_type": "bone", "init_weights": "bat"}, lora_rank=4, lora_dropout=0.1),
+    merged("loha", lora_rank=4),
+    merged("lokr", lora_rank=4),
+    merged("ia3", learning_rate=0.1),
+    merged("randlora", lora_rank=4, lora_dropout=0.1),
+    merged("trainable_tokens", trainable_token_indices=[3, 17, 60, 70], learning_rate=0.1),
     whole("full"),
     whole("llamapro", llamapro_num_new_blocks=2),
 )

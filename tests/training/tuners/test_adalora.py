@@ -140,7 +140,7 @@ def test_lora_goes_on_with_what_it_has_made(train: Training) -> None:
 @pytest.mark.parametrize(
     ("params", "refused"),
     [
-        ({"lora_rank": 4}, ("lora_rank", "only train_type lora reads it")),
+        ({"lora_rank": 4}, ("lora_rank", "only train_type lora or ")),
         ({"adapters": ["a"]}, ("adapters", "begins with an adapter of its own")),
         ({"adalora_init_r": 4}, ("adalora_target_r", "below that")),
     ],

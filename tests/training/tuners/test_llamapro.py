@@ -136,7 +136,7 @@ def test_answers_of_grpo_are_drawn_by_the_longer_model(train: Any, pairs: str, t
 @pytest.mark.parametrize(
     ("params", "refused"),
     [
-        ({"lora_rank": 4}, ("lora_rank", "only train_type lora reads it")),
+        ({"lora_rank": 4}, ("lora_rank", "only train_type lora or ")),
         ({"adapters": ["a"]}, ("adapters", "merge it first")),
         ({"resume_from_checkpoint": "c", "resume_only_model": True}, ("resume_only_model", "put in more layers")),
         ({"llamapro_num_groups": 3}, ("llamapro_num_groups", "4 new layers have no 3 equal groups")),

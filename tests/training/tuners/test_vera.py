@@ -80,8 +80,8 @@ def test_what_began_with_an_adapter_and_was_stopped_ends_alike(train: Callable[.
 @pytest.mark.parametrize(
     ("params", "refused"),
     [
-        ({"lora_rank": 4}, ("lora_rank", "only train_type lora reads it")),
-        ({"init_weights": "gaussian"}, ("init_weights", "only train_type lora reads it")),
+        ({"lora_rank": 4}, ("lora_rank", "only train_type lora or ")),
+        ({"init_weights": "gaussian"}, ("init_weights", "only train_type lora or bone reads it")),
         ({"target_modules": ["q_proj"], "target_regex": "q_proj"}, ("target_modules", "give one of the two")),
     ],
 )
