@@ -15,6 +15,8 @@ EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
 
 NOT_SUPPORTED = "not supported in this version"
 BY_REQUEST = "a request over HTTP says so itself"
+ANSWERS_ONLY = "only sft with predict_with_generate, and methods that draw answers, write text: leave it out"
+NOBODY_READS = "a training writes no text for anybody to read: leave it out"
 FOR_IMAGES = "images are not supported in this version: leave it out"
 A_FILE = "it names files or code of the server's machine"
 THE_MODEL = "the model that is served is the one that is trained"
@@ -55,6 +57,8 @@ class About:
     """Whether it is a number of processes, of which the API allows as many as there are processors."""
     api_choices: tuple[str, ...] = ()
     """Words that jobs of the API may choose from."""
+    not_in_training: str | None = None
+    """Why no training reads it, or none of a task's methods, where there is more to say than that."""
     not_in_deploy: str | None = None
     """Why `deploy` does not read it, where there is more to say than that."""
     not_in_api: str | None = None

@@ -27,8 +27,9 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
 
     starred: ClassVar = frozenset({"tuner_backend", "train_type", "adapters"})
 
-    tuner_backend: Literal["peft", "unsloth"] = "peft"
-    """Library that puts adapters into the model."""
+    tuner_backend: Annotated[Literal["peft", "unsloth"], About(TRAINING)] = "peft"
+    """Library that puts adapters into the model. `unsloth` is refused: it needs an environment of its own, with older
+    releases of transformers and TRL."""
     train_type: Annotated[TrainType, BeforeValidator(_by_peft), About(TRAINING)] = "lora"
     """What is trained: the model's own weights (`full`), or an adapter of the kind named. `bone`, which PEFT calls
     `miss` (that name works too), `loha`, `lokr`, `ia3`, `randlora` and `trainable_tokens` are here although the
@@ -48,7 +49,7 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     trained with, all but those of data and generation, for those that are not given here."""
     load_data_args: Annotated[bool, About(TRAINING, one_run=True, not_in_api="name the data in the request")] = False
     """With `load_args`, take the parameters of data as well."""
-    use_hf: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
+    use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE, not_in_fine_tuning=THE_SERVER)] = True
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
     ModelScope, the reference's other hub, is not built in."""
     hub_token: Annotated[
@@ -65,5 +66,7 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     @classmethod
     def _only_hugging_face(cls, use_hf: bool) -> bool:
         if not use_hf:
-            raise ValueError("ModelScope is not supported; models and data sets come from the Hugging Face hub")
+            raise ValueError(
+                "ModelScope is not supported: models and data sets come from the Hugging Face hub, and go to it"
+            )
         return use_hf

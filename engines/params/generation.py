@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from engines.params.about import BY_REQUEST, DEPLOY, About
+from engines.params.about import ANSWERS_ONLY, BY_REQUEST, DEPLOY, NOBODY_READS, About
 from engines.params.base import Params, Strings
 
 
@@ -18,18 +18,20 @@ class GenerationParams(Params):
     temperature: Annotated[float | None, About(DEPLOY)] = Field(None, ge=0)
     """Divides the logits before sampling: below 1 the likely tokens become likelier still; 0 always takes the
     likeliest. From the model's generation_config.json unless given."""
-    top_k: Annotated[int | None, About(DEPLOY)] = Field(None, ge=0)
+    top_k: Annotated[int | None, About(DEPLOY, one_run=True, not_in_training=ANSWERS_ONLY)] = Field(None, ge=0)
     """Sample among this many of the likeliest tokens; 0: among all. From generation_config.json unless given."""
-    top_p: Annotated[float | None, About(DEPLOY)] = Field(None, gt=0, le=1)
+    top_p: Annotated[float | None, About(DEPLOY, one_run=True, not_in_training=ANSWERS_ONLY)] = Field(None, gt=0, le=1)
     """Sample among the fewest tokens that have at least this much of the probability together. From
     generation_config.json unless given."""
-    repetition_penalty: Annotated[float | None, About(DEPLOY)] = Field(None, gt=0)
+    repetition_penalty: Annotated[float | None, About(DEPLOY, one_run=True, not_in_training=ANSWERS_ONLY)] = Field(
+        None, gt=0
+    )
     """Above 1, makes tokens that occurred in prompt or output less likely. From generation_config.json unless given."""
-    num_beams: Annotated[int, About(DEPLOY)] = Field(1, ge=1)
+    num_beams: Annotated[int, About(DEPLOY, one_run=True, most=64, not_in_training=ANSWERS_ONLY)] = Field(1, ge=1)
     """Beams of a beam search; 1: no beam search."""
-    stream: Annotated[bool, About(not_in_deploy=BY_REQUEST)] = False
+    stream: Annotated[bool, About(not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
     """Print or send text while it is generated. A request over HTTP says so itself."""
-    stop_words: Annotated[Strings, About(DEPLOY)] = ()
+    stop_words: Annotated[Strings, About(DEPLOY, one_run=True, text=True, not_in_training=ANSWERS_ONLY)] = ()
     """Further texts that end the generation when they appear."""
-    logprobs: Annotated[bool, About(not_in_deploy=BY_REQUEST)] = False
+    logprobs: Annotated[bool, About(not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
     """Give the log-probability of each generated token. A request over HTTP says so itself."""

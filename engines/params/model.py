@@ -7,6 +7,11 @@ from pydantic import AfterValidator, Field
 from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
+SAYS_ITSELF = "the model says it itself, in its config.json: leave it out"
+NO_REPOSITORY = (
+    "models are made by transformers' own classes, and none needs a repository beside its weights: leave it out"
+)
+
 DType = Literal["float16", "bfloat16", "float32"]
 TaskType = Literal["causal_lm", "seq_cls"]
 
@@ -31,9 +36,11 @@ class ModelParams(Params):
         str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, names="model", not_in_fine_tuning=THE_MODEL)
     ] = None
     """The model: the path of a local folder, or an id on the Hugging Face hub."""
-    model_type: Annotated[str | None, About(not_in_fine_tuning=THE_MODEL)] = None
-    """Which family the model belongs to (its architecture, chat template and way of loading). Found from the model's
-    config.json unless given; needed only where several families share one architecture, or for a registered model."""
+    model_type: Annotated[
+        str | None, About(TRAINING, text=True, not_in_deploy=SAYS_ITSELF, not_in_fine_tuning=THE_MODEL)
+    ] = None
+    """Which family the model belongs to, by the name that its config.json has for it: a training of another one ends
+    before it begins. Nothing is chosen by it, as every model says it itself."""
     model_revision: Annotated[
         Revision | None,
         About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, text=True, not_in_fine_tuning=THE_MODEL, as_served=True),
@@ -65,5 +72,7 @@ class ModelParams(Params):
     device_map: Annotated[str | JsonObject | None, About(engines=("pt",), not_in_api=THE_SERVER)] = None
     """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
     (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""
-    local_repo_path: Annotated[str | None, About(path=True)] = None
+    local_repo_path: Annotated[
+        str | None, About(path=True, not_in_deploy=NO_REPOSITORY, not_in_training=NO_REPOSITORY)
+    ] = None
     """A local clone of the GitHub repository that some models need beside their weights, in place of cloning it."""

@@ -7,6 +7,11 @@ from pydantic import Field
 from engines.params.about import DEPLOY, EVERY_ENGINE, THE_MODEL, TRAINING, About
 from engines.params.base import JsonObject, Params
 
+OWN_TOOLS = (
+    "tools are written as the model's own chat template has them, or, where it has none, in the form that its answers "
+    "are read in: leave it out"
+)
+
 NAMED = {
     "chatml": "chatml",
     "qwen": "qwen2_5",
@@ -48,7 +53,7 @@ class TemplateParams(Params):
     (`left`) or its end (`right`), or, in pt, becomes several (`split`)."""
     max_pixels: int | None = Field(None, ge=1)
     """Images with more pixels (height times width) are scaled down to this many. Not scaled unless given."""
-    tools_prompt: str = "react_en"
+    tools_prompt: Annotated[str, About(not_in_deploy=OWN_TOOLS, not_in_training=OWN_TOOLS)] = "react_en"
     """In which form the tools of an agent's conversation are written into the system message."""
     padding_side: Literal["left", "right"] = "right"
     """Which side short samples of a training batch are padded on. Generation does not depend on it."""

@@ -29,8 +29,8 @@ class FromGroups(Method[RlhfParams]):
     reads = frozenset(
         {
             "rlhf_type", "ref_model", "ref_model_revision", "beta", "temperature", "num_generations",
-            "max_completion_length", "top_k", "top_p", "num_iterations", "steps_per_generation", "epsilon",
-            "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
+            "max_completion_length", "top_k", "top_p", "repetition_penalty", "num_iterations", "steps_per_generation",
+            "epsilon", "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
             "reward_model_revision", "reward_weights", "log_completions",
         }
     ) | frozenset(RolloutParams.model_fields)  # fmt: skip

@@ -5,11 +5,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
 from training.methods.base import Method
-from training.params.refusal import Refusal
+from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
 
 if TYPE_CHECKING:
     from training.trainers.job import Training
+
+
+GENERATION = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words",
+)  # fmt: skip
+"""What an evaluation by what the model writes reads."""
+SAMPLED = ("top_k", "top_p")
 
 
 class Sft(Method[SftParams]):
@@ -21,7 +28,7 @@ class Sft(Method[SftParams]):
     reads = frozenset(
         {
             "packing", "lazy_tokenize", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate",
-            "max_new_tokens", "temperature", "average_tokens_across_devices",
+            *GENERATION, "average_tokens_across_devices",
         }
     )  # fmt: skip
     openai_name: ClassVar[str | None] = "supervised"
@@ -33,8 +40,12 @@ class Sft(Method[SftParams]):
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = []
         if not params.predict_with_generate:
-            for name in sorted({"max_new_tokens", "temperature"} & self.reads & params.model_fields_set):
+            for name in sorted(self.reads.intersection(GENERATION) & params.model_fields_set):
                 found.append((name, "predict_with_generate is what writes text here: set it to true"))
+        elif not params.temperature:
+            found += [
+                (name, "with temperature 0 no token is drawn: set temperature") for name in given(params, SAMPLED)
+            ]
         if params.predict_with_generate and params.loss_scale == "all":
             found.append(("predict_with_generate", "with loss_scale all, no prompt is told from its answer"))
         if params.packing and params.lazy_tokenize:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import ANSWERS_ONLY, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
@@ -88,9 +88,9 @@ class SftParams(
     """
     acc_strategy: Literal["seq", "token"] = "token"
     """Whether accuracy counts tokens, or whole sequences that have every token right."""
-    max_new_tokens: Annotated[int, About(one_run=True, most=4096)] = Field(64, ge=1)
+    max_new_tokens: Annotated[int, About(one_run=True, most=4096, not_in_training=ANSWERS_ONLY)] = Field(64, ge=1)
     """The most tokens of a text that evaluation generates."""
-    temperature: Annotated[float, About(one_run=True)] = Field(0.0, ge=0)
+    temperature: Annotated[float, About(one_run=True, not_in_training=ANSWERS_ONLY)] = Field(0.0, ge=0)
     """Temperature of a text that evaluation generates; 0: the likeliest tokens."""
     optimizer: str | None = None
     """Name of a registered optimizer in place of AdamW."""

@@ -8,6 +8,8 @@ from engines.params.about import THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 from training.params.choices import Reporters, Schedule
 
+NO_OTHER_COLUMNS = "prepared rows have no columns but those that training reads: leave it out"
+
 Deepspeed = Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
 
@@ -50,7 +52,7 @@ class TrainerParams(Params):
     ] = ("tensorboard",)
     """Where metrics go besides the job's events, by transformers' names: `tensorboard`, `wandb`, ...; `all` that are
     installed; `none`."""
-    remove_unused_columns: bool = False
+    remove_unused_columns: Annotated[bool, About(not_in_training=NO_OTHER_COLUMNS)] = False
     """Drop the columns of the data that the model's forward does not take."""
     logging_first_step: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Log the first step also where `logging_steps` would skip it."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from engines.params.about import About
+from engines.params.about import TRAINING, About
 from engines.params.base import Integers, JsonObject, Params, Strings
 from engines.params.model import DType
 
@@ -245,5 +245,5 @@ class ReftParams(Params):
 class LigerParams(Params):
     """Liger: fused kernels for training."""
 
-    use_liger: bool = False
+    use_liger: Annotated[bool, About(TRAINING)] = False
     """Replace layers and loss by Liger's fused kernels: less memory, faster steps, on a GPU."""

@@ -16,7 +16,15 @@ from training.report import Report
 from training.trainers.arguments import trainer_arguments
 from training.trainers.examples import DataExamples
 from training.trainers.job import Training, train
-from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for, with_head, with_template
+from training.trainers.liger import apply_liger, check_liger
+from training.trainers.model import (
+    check_type,
+    load_base_config,
+    load_for_training,
+    load_tokenizer_for,
+    with_head,
+    with_template,
+)
 from training.trainers.precision import Precision, hold, precision_of
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
@@ -37,7 +45,9 @@ def run(params: SftParams, report: Report) -> Result:
 
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
+    check_liger(params)
     config = load_base_config(params)
+    check_type(params, config)
     params = params.model_copy(update={"task_type": method.task_type})
     if method.task_type == "seq_cls":
         params = with_head(params, config, method.num_labels)
@@ -50,6 +60,8 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     report.message("Loading the model.")
     examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
     tuned = _tuned(params, config, precision, report, examples)
+    if params.use_liger:
+        apply_liger(tuned.model)
     write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None

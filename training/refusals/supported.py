@@ -1,13 +1,13 @@
 """Which parameters of a task are supported. One that nothing reads is refused, never ignored."""
 
-from engines.params.about import NOT_SUPPORTED, facts, unsupported_choice
+from engines.params.about import NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.base import Params
 from engines.params.template import template_conflicts
 from training import methods, optimizers, tuners
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
-from training.refusals import reporters
+from training.refusals import libraries
 from training.refusals.idle import idle
 
 
@@ -38,14 +38,16 @@ def refusals(task: Task) -> list[Refusal]:
         return found
     for each in (tuners, optimizers, methods):
         found += each.refusals(params)
-    return found + _unfit(params) + _unfit_types(params) + idle(params) + reporters.refusals(params)
+    return found + _unfit(params) + _unfit_types(params) + idle(params) + libraries.refusals(params)
 
 
 def _refusal(params: Params, name: str) -> str | None:
     field, value = type(params).model_fields[name], getattr(params, name)
     if name in supported(type(params)):
         return unsupported_choice(field, value)
-    return None if value == field.get_default(call_default_factory=True) else NOT_SUPPORTED
+    return (
+        None if value == field.get_default(call_default_factory=True) else about(field).not_in_training or NOT_SUPPORTED
+    )
 
 
 def _unfit(params: SftParams) -> list[Refusal]:

@@ -86,7 +86,6 @@ def _generate(model: Any, prompts: Sequence[list[int]], tokenizer: Any, params: 
     longest = max(map(len, prompts))
     padded = [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    sampled = {"do_sample": True, "temperature": params.temperature} if params.temperature else {"do_sample": False}
     with torch.inference_mode():
         made = model.generate(
             input_ids=torch.tensor(padded, device=model.device),
@@ -95,6 +94,21 @@ def _generate(model: Any, prompts: Sequence[list[int]], tokenizer: Any, params: 
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=stop_token_ids(params, tokenizer) or None,
             use_cache=True,
-            **sampled,
+            **_choice(params, tokenizer),
         )
-    return [tokenizer.decode(ids[longest:], skip_special_tokens=True) for ids in made]
+    texts = [tokenizer.decode(ids[longest:], skip_special_tokens=True) for ids in made]
+    return [_cut(text, params.stop_words) for text in texts]
+
+
+def _choice(params: SftParams, tokenizer: Any) -> dict[str, Any]:
+    """How tokens are chosen, and what ends a text, in transformers' words. What is not given, the model says."""
+    names = ("top_k", "top_p", "repetition_penalty")
+    known = {name: value for name in names if (value := getattr(params, name)) is not None}
+    drawn = {"do_sample": True, "temperature": params.temperature} if params.temperature else {"do_sample": False}
+    ends = {"stop_strings": list(params.stop_words), "tokenizer": tokenizer} if params.stop_words else {}
+    return {"num_beams": params.num_beams, **drawn, **known, **ends}
+
+
+def _cut(text: str, stop_words: Sequence[str]) -> str:
+    """The text up to the first of the words that end it, as serving has it."""
+    return text[: min((text.find(word) for word in stop_words if word in text), default=len(text))]

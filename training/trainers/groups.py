@@ -93,6 +93,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             temperature=params.temperature,
             top_k=params.top_k or 0,
             top_p=1.0 if params.top_p is None else params.top_p,
+            repetition_penalty=params.repetition_penalty or 1.0,
         )
         self._reference = reference_of(job, self.args.device) if beta else None
         self._make_rollouts = rollouts

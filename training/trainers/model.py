@@ -40,6 +40,13 @@ def load_base_config(params: SftParams) -> Any:
     return config
 
 
+def check_type(params: SftParams, config: Any) -> None:
+    """Raises InvalidRequest where the model is of another family than `model_type` says."""
+    if params.model_type not in (None, config.model_type, config.get_text_config().model_type):
+        message = f"by its config.json, the model is of type {config.model_type}: say that, or leave it out"
+        raise InvalidRequest(message, param="model_type")
+
+
 def _has_state(config: Any) -> bool:
     """Whether a layer hands something on from token to token, as those of Mamba do."""
     from transformers import AutoModelForCausalLM

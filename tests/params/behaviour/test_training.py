@@ -176,6 +176,7 @@ def of_every_training(task: str) -> dict[str, Row]:
             chat_template=Two(UNGIVEN, MOODY, prepared, TALKS),
             chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, prepared, TALKS | {"chat_template": MOODY}),
             max_length=Two(UNGIVEN, 12, prepared, {"truncation_strategy": "right"}),
+            model_type=Two("llama", "qwen2", outcome),
             truncation_strategy=Two("left", "right", prepared, {"max_length": 12}),
         ),
     }
@@ -258,6 +259,11 @@ def of_answers(task: str) -> dict[str, Row]:
             base | EVALUATED | {"predict_with_generate": True},
             max_new_tokens=Two(2, 3, told("max_new_tokens", to="GenerationMixin.generate")),
             temperature=Two(0.5, 0.7, told("temperature", to="GenerationMixin.generate")),
+            top_k=Two(3, 5, told("top_k", to="GenerationMixin.generate")),
+            top_p=Two(0.5, 0.9, told("top_p", to="GenerationMixin.generate")),
+            repetition_penalty=Two(1.1, 1.2, told("repetition_penalty", to="GenerationMixin.generate")),
+            num_beams=Two(1, 2, told("num_beams", to="GenerationMixin.generate")),
+            stop_words=Two(["a"], ["b"], told("stop_strings", to="GenerationMixin.generate")),
         ),
     }
 
@@ -336,6 +342,7 @@ TABLES: dict[str, dict[str, Row]] = {
             max_completion_length=Two(6, 4, numbers),
             top_k=Two(UNGIVEN, 1, numbers),
             top_p=Two(UNGIVEN, 0.1, numbers),
+            repetition_penalty=Two(UNGIVEN, 5.0, numbers),
             num_iterations=Two(1, 2, numbers, {"max_steps": 2}),
             steps_per_generation=Two(1, 2, numbers),
             epsilon=Two(0.2, 1e-4, numbers, {"max_steps": 2, "num_iterations": 2}),
