@@ -21,7 +21,7 @@ class ReasoningFormat:
     answer: str = ""
     """Written before an answer, with reasoning or without."""
     channels: bool = False
-    """Every part of an answer has a header that tells what it is: OpenAI's harmony. `server.model.channels` reads
+    """Every part of an answer has a header that tells what it is: OpenAI's harmony. `engines.answers.channels` reads
     it."""
     markers: tuple[str, ...] = ()
     """What may be a token of its own, where it is not the whole tag."""

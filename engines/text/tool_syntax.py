@@ -96,7 +96,7 @@ class ToolFormat:
     arguments: Tags | Literals | None = None
     """None: JSON."""
     channels: bool = False
-    """Every part of an answer has a header that tells what it is: OpenAI's harmony. `server.model.channels` reads
+    """Every part of an answer has a header that tells what it is: OpenAI's harmony. `engines.answers.channels` reads
     it."""
     ends_reasoning: bool = False
     """The model begins its calls within its reasoning, too, without an end of that."""

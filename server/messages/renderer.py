@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
+from engines.answers.deltas import Delta, ToolCallDelta
 from engines.text.vocabulary import Vocabulary
 from server.http.error_shapes import ANTHROPIC
 from server.http.errors import error_body
 from server.http.sse import EventStyle
 from server.messages.schema import MessageRequest
 from server.messages.signatures import SHOWN, hide
-from server.model.deltas import Delta, ToolCallDelta
 from server.openai.answer import AnswerDelta, Finish
 from server.openai.asked import Asked
 from server.openai.chunks import Envelope

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from engines.answers.typed import target
 from engines.errors import InvalidRequest
 from engines.text.tool_syntax import Literals
 from engines.text.written_calls import literal, literal_key
 from server.model.lark_writer import LarkWriter
 from server.model.tools import Tool, as_schema_of
-from server.model.typed import target
 
 BINDING = {"anyOf", "const", "enum", "items", "oneOf", "properties", "required", "type", "additionalProperties"}
 BINDING |= {"maxItems", "maxLength", "minItems", "minLength", "$ref", "$defs", "definitions"}

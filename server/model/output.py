@@ -2,77 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
+from engines.answers.parser import AnswerParser, answer_parser
 from engines.errors import UnsupportedParameter
 from engines.params.parsers import ReasoningParserName, ToolCallParser
 from engines.text.reasoning_formats import ReasoningFormat, find_reasoning_format
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_syntax import ToolFormat
 from engines.types import Structured
-from server.model.call_parser import CallParser
-from server.model.channels import ChannelParser
 from server.model.constraint import Constraint
-from server.model.deltas import Delta, joined
-from server.model.reasoning import ReasoningParser
 from server.model.tool_grammar import constrain
 from server.model.tools import NO_TOOLS, ToolRequest
-
-
-class AnswerParser(Protocol):
-    """`push` every piece of text, then `finish`; joined, the deltas are the same however the text was cut."""
-
-    @property
-    def called(self) -> bool:
-        """Whether a tool was called: `finish_reason` is then "tool_calls" where it would be "stop"."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is complete although the model may go on writing: generation can be ended."""
-        ...
-
-    def push(self, text: str) -> list[Delta]: ...
-
-    def finish(self) -> list[Delta]:
-        """Return what was held back. Where the output was cut short in a call, its arguments stay cut short."""
-        ...
-
-
-class OutputParser:
-    """Reasoning first, then content and calls."""
-
-    def __init__(self, reasoning: ReasoningParser | None = None, tools: CallParser | None = None) -> None:
-        self._reasoning = reasoning
-        self._tools = tools
-
-    @property
-    def called(self) -> bool:
-        return self._tools is not None and self._tools.calls > 0
-
-    @property
-    def done(self) -> bool:
-        return self._tools is not None and self._tools.done
-
-    def push(self, text: str) -> list[Delta]:
-        if self._reasoning is None or not self._reasoning.active:
-            return self._read(text)
-        reasoning, content = self._reasoning.push(text)
-        return _reasoning(reasoning) + self._read(content)
-
-    def finish(self) -> list[Delta]:
-        reasoning, content = self._reasoning.finish() if self._reasoning is not None else ("", "")
-        deltas = _reasoning(reasoning) + self._read(content)
-        return deltas if self._tools is None else joined(deltas + self._tools.finish())
-
-    def _read(self, content: str) -> list[Delta]:
-        if not content:
-            return []
-        return [Delta(content=content)] if self._tools is None else self._tools.push(content)
-
-
-def _reasoning(text: str) -> list[Delta]:
-    return [Delta(reasoning_content=text)] if text else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +88,14 @@ class OutputPlan:
 
     def parser(self) -> AnswerParser:
         """Return a parser for one of the n outputs."""
-        schemas = {tool.name: tool.parameters for tool in self.tools.callable}
-        if self.channels is not None:
-            offered = None if self.form is None else schemas
-            return ChannelParser(offered, reasons=self.reasoning is not None, parallel=self.tools.parallel)
-        before = self.form.starts if self.form is not None and self.form.ends_reasoning else ()
-        reasoning = (
-            ReasoningParser(self.reasoning, is_open=self.reasoning_open, before=before) if self.reasoning else None
+        return answer_parser(
+            self.form,
+            {tool.name: tool.parameters for tool in self.tools.callable},
+            self.reasoning,
+            reasoning_open=self.reasoning_open,
+            channels=self.channels is not None,
+            parallel=self.tools.parallel,
         )
-        if self.form is None:
-            return OutputParser(reasoning)
-        return OutputParser(reasoning, CallParser(self.form, schemas, parallel=self.tools.parallel))
 
     @property
     def marker_ids(self) -> frozenset[int]:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from engines.answers.typed import target, types_of
 from engines.errors import InvalidRequest
 from engines.text.tool_syntax import Tags
 from engines.text.written_calls import plain
 from server.model.lark_writer import LarkWriter
 from server.model.tools import Tool, as_schema_of
-from server.model.typed import target, types_of
 
 ONLY_IN_JSON = ("pattern", "format")
 """Keywords of strings that hold where a string stands in JSON, and cannot where it stands in tags."""

@@ -6,13 +6,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from engines.answers.deltas import Delta
 from engines.errors import EngineUnavailable
 from engines.text.output_text import OutputText, TextDelta, TextOptions
 from engines.text.vocabulary import Vocabulary
 from engines.types import FinishReason, GenerationRequest, TokenOutput
 from server.http.sse import EventStyle
 from server.inference.inference import Inference
-from server.model.deltas import Delta
 from server.model.output import OutputPlan
 from server.openai.turns import Turns
 from server.openai.usage import Usage

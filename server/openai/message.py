@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.model.deltas import Delta, ToolCallDelta
+from engines.answers.deltas import Delta, ToolCallDelta
 
 
 def delta_to_wire(delta: Delta) -> dict[str, Any]:

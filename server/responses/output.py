@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from server.model.deltas import Delta, ToolCallDelta
+from engines.answers.deltas import Delta, ToolCallDelta
 from server.responses.seal import Seal
 
 Event = dict[str, Any]

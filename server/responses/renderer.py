@@ -5,11 +5,11 @@ from typing import Any
 
 import orjson
 
+from engines.answers.deltas import Delta
 from engines.text.logprob_entries import TokenEntry
 from engines.text.vocabulary import Vocabulary
 from server.http.errors import error_body, error_status
 from server.http.sse import EventStyle
-from server.model.deltas import Delta
 from server.openai.answer import AnswerDelta
 from server.openai.logprobs import chat_entry
 from server.openai.usage import Usage

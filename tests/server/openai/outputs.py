@@ -4,8 +4,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from engines.answers.deltas import Delta
 from engines.types import Structured
-from server.model.deltas import Delta
 from server.model.output import AnswerParser
 from server.model.structured import read_constraint
 

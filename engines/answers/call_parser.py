@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from engines.answers.call_object import SPACE, Arguments, CallObject, CallReader, Reading
+from engines.answers.deltas import Delta, ToolCallDelta
+from engines.answers.literal_call import LiteralCall
+from engines.answers.markers import beginning_of_any, first_of, leading, may_lead
+from engines.answers.states import StateParser
+from engines.answers.tagged_call import TaggedCall
 from engines.text.tool_syntax import Literals, Tags, ToolFormat
-from server.model.call_object import SPACE, Arguments, CallObject, CallReader, Reading
-from server.model.deltas import Delta, ToolCallDelta
-from server.model.literal_call import LiteralCall
-from server.model.markers import beginning_of_any, first_of, leading, may_lead
-from server.model.states import StateParser
-from server.model.tagged_call import TaggedCall
 
 MAX_HEAD = 256
 """Most characters of what looks like a call's name. Longer text without arguments is content."""

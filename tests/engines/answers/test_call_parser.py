@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.answers.call_parser import CallParser
 from engines.text.tool_families import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED
 from engines.text.tool_syntax import ToolFormat
 from engines.text.written_calls import written_calls
-from server.model.call_parser import CallParser
 from server.model.output import OutputParser
 from tests.server.openai.outputs import calls, content, cut, parse
 

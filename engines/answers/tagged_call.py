@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from engines.answers.call_object import SPACE, Reading
+from engines.answers.markers import beginning_of
+from engines.answers.typed import quoted, typed, types_of
 from engines.text.tool_syntax import Tags
-from server.model.call_object import SPACE, Reading
-from server.model.markers import beginning_of
-from server.model.typed import quoted, typed, types_of
 
 MAX_KEY = 256
 """Most characters of an argument's name with its tags."""

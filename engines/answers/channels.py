@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from server.model.call_object import NAME
-from server.model.deltas import Delta, ToolCallDelta
-from server.model.markers import beginning_of_any, first_of, leading, may_lead
-from server.model.states import StateParser
+from engines.answers.call_object import NAME
+from engines.answers.deltas import Delta, ToolCallDelta
+from engines.answers.markers import beginning_of_any, first_of, leading, may_lead
+from engines.answers.states import StateParser
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")

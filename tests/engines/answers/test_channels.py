@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.answers.channels import MARKERS, ChannelParser
 from engines.text.grammar import to_llguidance
 from engines.text.reasoning_formats import find_reasoning_format
-from server.model.channels import MARKERS, ChannelParser
 from server.model.output import OutputPlan, find_output_format
 from server.model.tools import read_tools
 from tests.byte_tokenizer import accepts

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from server.model.deltas import Delta, joined
+from engines.answers.deltas import Delta, joined
 
 
 class StateParser(ABC):

@@ -2,8 +2,8 @@
 
 from enum import Enum, auto
 
+from engines.answers.markers import beginning_of_any, first_of
 from engines.text.reasoning_formats import ReasoningFormat
-from server.model.markers import beginning_of_any, first_of
 
 
 class Phase(Enum):
