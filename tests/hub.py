@@ -1,5 +1,7 @@
-"""A hub of the test's own: what of the Hugging Face hub's API fetching needs, with repositories that may lie."""
+"""A hub of the test's own: what of the Hugging Face hub's API fetching and uploading need, with repositories that may
+lie."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,12 +27,21 @@ class Repo:
     """What it calls itself, if not as it was asked for."""
     token: str | None = None
     """What has to be brought to see it."""
+    private: bool = False
+    commits: list[str] = field(default_factory=list)
+    """Messages of what was uploaded."""
     breaks_off: list[int] = field(default_factory=list)
     """After how many bytes each of the next connections breaks off."""
 
     def info(self, id: str) -> dict[str, Any]:
         siblings = [self._sibling(path, self.told.get(path, content)) for path, content in self.files.items()]
-        return {"id": self.id or id, "sha": COMMIT, "cardData": self.card, "siblings": siblings, "private": False}
+        return {
+            "id": self.id or id,
+            "sha": COMMIT,
+            "cardData": self.card,
+            "siblings": siblings,
+            "private": self.private,
+        }
 
     def _sibling(self, path: str, content: bytes) -> dict[str, Any]:
         size = self.sizes.get(path, len(content))
@@ -54,6 +65,8 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.brought: set[str] = set()
         """Values of headers that say who asks."""
+        self.refuses_commits = 0
+        """How many of the next uploads fail."""
 
 
 class _Asked(BaseHTTPRequestHandler):
@@ -86,6 +99,57 @@ class _Asked(BaseHTTPRequestHandler):
             self._file(repo, repo.files[file])
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        hub, path = self.server, unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("content-length") or 0)) or self._chunks()
+        hub.asked.append(path)
+        hub.brought |= {value for name, value in self.headers.items() if "authorization" in name.lower()}
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json(200, {"errors": [], "warnings": []})
+        elif path.endswith("/preupload/main"):
+            named = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._json(200, {"files": named})
+        elif path.endswith("/commit/main"):
+            self._commit(path.removeprefix("/api/").removesuffix("/commit/main"), body)
+        else:
+            self._refuse()
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        if not self.headers.get("authorization"):
+            self._refuse()
+            return
+        id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        there = f"models/{id}" in self.server.repos
+        self.server.repos.setdefault(f"models/{id}", Repo({}, private=asked.get("visibility") == "private"))
+        self._json(409 if there else 200, {"url": f"{self.server.url}/{id}"})
+
+    def _commit(self, id: str, body: bytes) -> None:
+        if self.server.refuses_commits:
+            self.server.refuses_commits -= 1
+            self._json(403, {"error": "You may not write here."})
+            return
+        repo = self.server.repos[id]
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "header":
+                repo.commits.append(line["value"]["summary"])
+            else:
+                repo.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self._json(200, {"commitUrl": f"{self.server.url}/{id}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _chunks(self) -> bytes:
+        """A body that comes in pieces."""
+        body = b""
+        while size := int(self.rfile.readline() or b"0", 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _seen(self, id: str) -> Repo | None:
         repo = self.server.repos.get(id)

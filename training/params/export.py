@@ -29,13 +29,14 @@ class ExportParams(MergeLoraParams, BaseParams):
     """Such samples of one forward pass."""
     group_size: int = Field(128, ge=-1)
     """How many weights share a scale; -1: all of a row."""
-    push_to_hub: Annotated[bool, About(not_in_api=THE_SERVER)] = False
-    """Upload the result to the hub."""
-    hub_model_id: Annotated[str | None, About(not_in_api=THE_SERVER)] = None
-    """Name of the repository that it is uploaded to."""
-    hub_private_repo: Annotated[bool, About(not_in_api=THE_SERVER)] = False
+    push_to_hub: Annotated[bool, About(MERGE, not_in_api=THE_SERVER)] = False
+    """Upload the result to the hub, with hub_token or the account that is logged in there."""
+    hub_model_id: Annotated[str | None, About(MERGE, not_in_api=THE_SERVER)] = None
+    """Name of the repository that it is uploaded to, which is made where it is not there yet. That of the result's
+    folder unless given."""
+    hub_private_repo: Annotated[bool, About(MERGE, not_in_api=THE_SERVER)] = False
     """Make that repository private, where it has to be created."""
-    commit_message: str = "update files"
+    commit_message: Annotated[str, About(MERGE, not_in_api=THE_SERVER)] = "update files"
     """Message of the commit that the upload makes."""
 
 

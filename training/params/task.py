@@ -10,11 +10,12 @@ from engines.params.about import MERGE, TRAINING
 from engines.params.base import Params
 from training.params.export import MergeParams, merged_folder
 from training.params.hub import Fetch
-from training.params.refusal import Refusal
+from training.params.refusal import Refusal, given
 from training.params.rlhf import RlhfParams
 from training.params.saved_args import read_beginning
 from training.params.sft import PtParams, SftParams
 
+FOR_UPLOADS = ("hub_model_id", "hub_private_repo", "commit_message")
 Artifact = Literal["adapter", "model"]
 
 
@@ -132,7 +133,9 @@ class MergeTask(Task):
     params: MergeParams
 
     def refusals(self) -> list[Refusal]:
-        return [] if self.params.adapters else [("adapters", "name the adapter to merge")]
+        missing = [] if self.params.adapters else [("adapters", "name the adapter to merge")]
+        idle = [] if self.params.push_to_hub else given(self.params, FOR_UPLOADS)
+        return missing + [(name, "nothing is uploaded: set push_to_hub") for name in idle]
 
     def target(self) -> Path:
         return merged_folder(self.params)

@@ -105,9 +105,11 @@ class TrainerParams(Params):
     """Divide the loss by the tokens of all devices together instead of by each device's own."""
     max_grad_norm: Annotated[float, About(TRAINING, trainer=True)] = Field(1.0, ge=0)
     """Gradients with a larger norm are scaled down to it; 0: never."""
-    push_to_hub: Annotated[bool, About(not_in_api=THE_SERVER)] = False
-    """Upload the result to the hub."""
-    hub_model_id: Annotated[str | None, About(not_in_api=THE_SERVER)] = None
-    """Name of the repository that it is uploaded to."""
-    hub_private_repo: Annotated[bool, About(not_in_api=THE_SERVER)] = False
+    push_to_hub: Annotated[bool, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = False
+    """Upload each checkpoint to the hub, with hub_token or the account that is logged in there, while training goes on:
+    the repository then has the newest one. What cannot be uploaded is told, and changes nothing else."""
+    hub_model_id: Annotated[str | None, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = None
+    """Name of the repository that is uploaded to, which is made where it is not there yet. That of the folder of the
+    run unless given."""
+    hub_private_repo: Annotated[bool, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = False
     """Make that repository private, where it has to be created."""

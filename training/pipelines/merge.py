@@ -25,7 +25,8 @@ from engines.errors import Conflict, InvalidAdapter, InvalidRequest, Unsupported
 from engines.params.model import TaskType
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
-from training.params.export import MergeParams
+from training.hub.upload import open_repository, upload
+from training.params.export import MergeParams, merged_folder
 from training.params.saved_args import read_args
 from training.processes import Processes
 from training.report import Report
@@ -54,6 +55,7 @@ def run(params: MergeParams, report: Report) -> Result:
     target = report.folder.path / OUTPUT
     if target.exists():
         raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
+    repository = open_repository(params, merged_folder(params).name) if params.push_to_hub else None
     report.message(f"Loading {Path(base).name}.")
     model = _load_base(base, revision, adapters, configs, params)
     for folder, config in zip(adapters, configs, strict=True):
@@ -63,6 +65,8 @@ def run(params: MergeParams, report: Report) -> Result:
     with _written_whole(target) as partial:
         model.save_pretrained(partial, max_shard_size=_bytes(params.max_shard_size))
         _copy_what_belongs_to_it(_folder_of(base, revision, params.hub_token), adapters, partial)
+    if repository is not None:
+        upload(repository, target, params.commit_message, report)
     task_type: TaskType = "seq_cls" if is_classifier(model.config) else "causal_lm"
     return Result(status="succeeded", artifact=OUTPUT, kind="model", task_type=task_type)
 

@@ -7,11 +7,13 @@ from transformers import set_seed
 
 from training.data import build
 from training.folder import Result
+from training.hub.upload import Uploads, open_repository
 from training.methods import method_of
 from training.methods.base import Method
 from training.params.sft import SftParams
 from training.pipelines.beginning import with_beginning
 from training.pipelines.load_args import with_saved_args
+from training.processes import Processes
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
 from training.trainers.examples import DataExamples
@@ -45,6 +47,7 @@ def run(params: SftParams, report: Report) -> Result:
 
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
+    uploads = _uploads(params, report)
     check_liger(params)
     config = load_base_config(params)
     check_type(params, config)
@@ -74,11 +77,19 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         tokenizer=tokenizer,
         data=data,
         arguments=arguments,
+        uploads=uploads,
     )
     result = train(method.trainer(training))
     for note in data.notes_later():
         report.message(note, level="warn")
     return result
+
+
+def _uploads(params: SftParams, report: Report) -> Uploads | None:
+    """In the first of several processes. Raises InvalidRequest, before anything is loaded."""
+    if not params.push_to_hub or Processes.of_environment().rank:
+        return None
+    return Uploads(open_repository(params, report.folder.path.name), report)
 
 
 def _tuned(params: SftParams, config: Any, precision: Precision, report: Report, examples: DataExamples) -> Tuned:

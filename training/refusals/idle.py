@@ -38,6 +38,11 @@ def idle(params: SftParams) -> list[Refusal]:
 
 RULES = (
     _Rule(
+        ("hub_model_id", "hub_private_repo"),
+        lambda params: not params.push_to_hub,
+        "nothing is uploaded: set push_to_hub",
+    ),
+    _Rule(
         ("split_dataset_ratio",),
         lambda params: bool(params.val_dataset) and params.split_dataset_ratio > 0,
         "val_dataset is what is evaluated, and nothing is set aside beside it: give one of the two",

@@ -15,6 +15,7 @@ from engines.errors import InvalidRequest
 from training.data import Datasets
 from training.discreet import make_discreet
 from training.folder import PARTIAL, Result
+from training.hub.upload import END, Uploads
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
@@ -42,6 +43,8 @@ class Training(Generic[P]):
     data: Datasets
     arguments: dict[str, Any]
     """Settings of transformers' TrainingArguments."""
+    uploads: Uploads | None = None
+    """What takes checkpoints to the hub, in the process that writes them."""
 
 
 class JobTrainer:
@@ -153,6 +156,9 @@ class JobTrainer:
             sync(grown)
             grown.rename(folder / grown.name)
             sync(folder)
+            if self.job.uploads is not None:
+                ended = step >= self.state.max_steps
+                self.job.uploads.add(folder / grown.name, END if ended else f"Training in progress, step {step}")
             self._remove_old(folder)
         self.accelerator.wait_for_everyone()
         self.job.report.checkpoint(step)
@@ -166,7 +172,8 @@ class JobTrainer:
         kept = {steps[-1], *([self.state.best_global_step] if self.state.best_global_step in steps else [])}
         others = [step for step in steps if step not in kept]
         for step in others[: max(0, len(steps) - max(limit, len(kept)))]:
-            shutil.rmtree(folder / f"checkpoint-{step}")
+            if self.job.uploads is None or not self.job.uploads.needs(folder / f"checkpoint-{step}"):
+                shutil.rmtree(folder / f"checkpoint-{step}")
 
 
 def train(trainer: Any) -> Result:
@@ -189,6 +196,8 @@ def train(trainer: Any) -> Result:
             trainer._save_checkpoint(trainer.model, None)
     if report.stop_requested and step < trainer.state.max_steps:
         return Result(status="stopped", final_step=step)
+    if trainer.job.uploads is not None:
+        trainer.job.uploads.finish()
     return Result(
         status="succeeded",
         artifact=f"checkpoint-{step}",

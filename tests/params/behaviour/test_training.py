@@ -61,6 +61,7 @@ MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor
 PPO = {"rlhf_type": "ppo", "reward_model": "$judge-of-tiny", "per_device_train_batch_size": 2, "response_length": 3}
 DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
 CLASSES = {"task_type": "seq_cls", "dataset": ["$classes"]}
+PUSHED = {"push_to_hub": True}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
 
 
@@ -176,6 +177,9 @@ def of_every_training(task: str) -> dict[str, Row]:
             chat_template=Two(UNGIVEN, MOODY, prepared, TALKS),
             chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, prepared, TALKS | {"chat_template": MOODY}),
             max_length=Two(UNGIVEN, 12, prepared, {"truncation_strategy": "right"}),
+            push_to_hub=Two(False, True, outcome),
+            hub_model_id=Two("me/one", "me/two", told("repo_id", to="HfApi.create_repo"), PUSHED),
+            hub_private_repo=Two(False, True, told("private", to="HfApi.create_repo"), PUSHED),
             model_type=Two("llama", "qwen2", outcome),
             truncation_strategy=Two("left", "right", prepared, {"max_length": 12}),
         ),
@@ -353,6 +357,8 @@ TABLES: dict[str, dict[str, Row]] = {
             normalize_advantages=Two(False, True, numbers, {"rlhf_type": "rloo"}),
             reward_funcs=Two(["$worth"], ["soft_overlong"], numbers),
             grader=Two(UNGIVEN, JUDGE, numbers),
+            response_format=Two(UNGIVEN, {"type": "json_object"}, numbers),
+            num_generations_eval=Two(1, 2, evaluated, EVALUATED),
             reward_weights=Two([1], [2], numbers),
             log_completions=Two(False, True, left),
             rollout_device=Two(UNGIVEN, "cpu", told_of),
@@ -368,6 +374,9 @@ TABLES: dict[str, dict[str, Row]] = {
         adapters=Two(["$trained"], ["$taught"], learned),
         max_shard_size=Two("5GB", "20KB", files),
         output_dir=Two(UNGIVEN, "here", merged),
+        push_to_hub=Two(False, True, outcome),
+        hub_model_id=Two("me/one", "me/two", told("repo_id", to="HfApi.create_repo"), PUSHED),
+        hub_private_repo=Two(False, True, told("private", to="HfApi.create_repo"), PUSHED),
     ),
 }
 """Task -> its parameters."""

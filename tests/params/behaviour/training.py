@@ -12,6 +12,7 @@ from types import MethodType
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -54,6 +55,7 @@ LIBRARIES: dict[str, Any] = {
     "AutoModelForSequenceClassification.from_pretrained": transformers.AutoModelForSequenceClassification,
     "GenerationMixin.generate": transformers.GenerationMixin,
     "Dataset.map": datasets.Dataset,
+    "HfApi.create_repo": huggingface_hub.HfApi,
     "datasets.load_dataset": datasets,
     "PtConfig.__init__": PtConfig,
 }
@@ -242,6 +244,7 @@ def called() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load_dataset", away)
+        patch.setattr(huggingface_hub.HfApi, "create_repo", away)
         for name, owner in LIBRARIES.items():
             function = name.partition(".")[2]
             patch.setattr(owner, function, listening(name, getattr(owner, function)))
