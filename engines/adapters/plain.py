@@ -6,7 +6,7 @@ layers.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -19,7 +19,7 @@ from engines.adapters.spec import CONFIG, WEIGHTS, AdapterSpec
 
 
 def plain_tensors(spec: AdapterSpec, rank: int) -> dict[str, Tensor]:
-    """PEFT's name -> A of shape (rank, in) and B of shape (out, rank), float32.
+    """PEFT's name -> A of shape (rank, in) and B of shape (out, rank), and the head that the adapter brings, float32.
 
     `rank` is the adapter's or a higher one.
     """
@@ -30,13 +30,17 @@ def plain_tensors(spec: AdapterSpec, rank: int) -> dict[str, Tensor]:
             a, b = file.get_tensor(module.a).float(), file.get_tensor(module.b).float()
             tensors[f"{PREFIX}{path}.lora_A.weight"] = functional.pad(a, (0, 0, 0, missing))
             tensors[f"{PREFIX}{path}.lora_B.weight"] = functional.pad(b * module.scale, (0, missing))
+        if spec.head_weight is not None:
+            tensors[spec.head_weight] = file.get_tensor(spec.head_weight).float()
     return tensors
 
 
-def write_plain(folder: Path, tensors: Mapping[str, Tensor], *, rank: int, linears: Iterable[str]) -> Path:
+def write_plain(
+    folder: Path, tensors: Mapping[str, Tensor], *, rank: int, linears: Iterable[str], saved: Sequence[str] = ()
+) -> Path:
     """Write an adapter of these layers into `folder`, which is new, and return that.
 
-    Layers without tensors are zero.
+    Layers without tensors are zero. `saved`: modules that it brings whole.
     """
     folder.mkdir()
     config = {
@@ -46,6 +50,7 @@ def write_plain(folder: Path, tensors: Mapping[str, Tensor], *, rank: int, linea
         "r": rank,
         "lora_alpha": rank,
         "target_modules": leaves(linears),
+        "modules_to_save": list(saved) or None,
     }
     (folder / CONFIG).write_text(json.dumps(config))
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})

@@ -13,7 +13,7 @@ from pathlib import Path
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from engines.adapters.folder import read_adapter
+from engines.adapters.folder import SCORE, read_adapter
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
 from engines.errors import EngineFailure
@@ -54,4 +54,5 @@ class VllmSlots:
 def write_copy(folder: Path, support: AdapterSupport, copy: Path) -> None:
     """Write the adapter of `folder` to `copy`. Raises InvalidAdapter."""
     spec = read_adapter(folder, support)
-    write_plain(copy, plain_tensors(spec, spec.rank), rank=spec.rank, linears=spec.linears)
+    tensors = plain_tensors(spec, spec.rank)
+    write_plain(copy, tensors, rank=spec.rank, linears=spec.linears, saved=() if spec.head is None else (SCORE,))

@@ -6,10 +6,12 @@ from typing import Any
 from vllm.config import PoolerConfig
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from engines.adapters.folder import MAX_LABELS
 from engines.checkpoint.heads import head_of, is_classifier
 from engines.checkpoint.loading import load_model
 from engines.errors import EngineFailure, InvalidRequest
@@ -38,17 +40,24 @@ def find_head(config: VllmConfig, hf_config: Any) -> Head | None:
 
 
 def arguments() -> dict[str, Any]:
-    """What has vLLM judge by the last token, as transformers does, whatever else it finds beside the checkpoint."""
-    return {"runner": "pooling", "pooler_config": PoolerConfig(seq_pooling_type="LAST")}
+    """What has vLLM judge by the last token, as transformers does, whatever else it finds beside the checkpoint, and
+    take heads of adapters."""
+    return {
+        "runner": "pooling",
+        "pooler_config": PoolerConfig(seq_pooling_type="LAST"),
+        "max_lora_cls_labels": MAX_LABELS,
+    }
 
 
-async def classify(llm: AsyncLLM, request: PoolingRequest) -> list[float]:
-    """Return the logits of the head after the last token, one for each label. Cancelled, it ends in vLLM, too."""
+async def classify(llm: AsyncLLM, request: PoolingRequest, lora: LoRARequest | None) -> list[float]:
+    """Return the logits of the head after the last token, one for each label: the adapter's own, where it brings one.
+    Cancelled, it ends in vLLM, too."""
     try:
         outputs = llm.encode(
             tokens_input(request.prompt_ids, cache_salt=request.cache_salt),
             PoolingParams(task="classify", use_activation=False),
             request.request_id,
+            lora_request=lora,
             priority=request.priority,
         )
         [logits] = [made.outputs.data.tolist() async for made in outputs]

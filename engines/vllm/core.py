@@ -5,6 +5,7 @@ vLLM starts other processes below this one. Once they have died it says so and s
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerFast
@@ -54,7 +55,7 @@ class VllmCore:
         head = await asyncio.to_thread(classes.find_head, self._config, hf_config)
         structure = describe(hf_config)
         self._llm = llm = await asyncio.to_thread(self._build, structure, head)
-        adapters = await self._adapter_support(llm, structure)
+        adapters = await self._adapter_support(llm, structure, head)
         if adapters is not None:
             self.slots = VllmSlots(llm, adapters, self._folder.path)
         self._capabilities = self._describe(llm, adapters, head)
@@ -63,10 +64,7 @@ class VllmCore:
     def _build(self, structure: Structure, head: Head | None) -> AsyncLLM:
         """Blocks until the model is loaded, which takes from seconds to minutes."""
         try:
-            if head is not None:  # its adapters bring heads of their own, which vLLM does not take
-                config = engine_settings(self._config, structure, **classes.arguments())
-            else:
-                config = self._settings(structure)
+            config = self._settings(structure, {} if head is None else classes.arguments())
         except TuneserveError:
             raise
         except Exception as error:  # whatever vLLM raises while it reads its settings is about these
@@ -81,11 +79,10 @@ class VllmCore:
                 raise cause.to_error() from error
             raise EngineFailure(f"vLLM's processes ended while they started: {error}") from error
 
-    def _settings(self, structure: Structure) -> Settings:
-        """Those of a model that generates."""
-        config = engine_settings(self._config, structure)
+    def _settings(self, structure: Structure, more: Mapping[str, Any]) -> Settings:
+        config = engine_settings(self._config, structure, **more)
         if self._config.max_loras and structure.linears and self._takes_adapters(config):
-            return engine_settings(self._config, structure, **lora_arguments(self._config, structure))
+            return engine_settings(self._config, structure, **more, **lora_arguments(self._config, structure))
         return config
 
     def _takes_adapters(self, config: Settings) -> bool:
@@ -100,7 +97,7 @@ class VllmCore:
         log.warning("vLLM has no adapters for %s: the base model alone is served", model_class.__name__)
         return False
 
-    async def _adapter_support(self, llm: AsyncLLM, structure: Structure) -> AdapterSupport | None:
+    async def _adapter_support(self, llm: AsyncLLM, structure: Structure, head: Head | None) -> AdapterSupport | None:
         if llm.vllm_config.lora_config is None:
             return None
         by_worker = await llm.collective_rpc("adapted", args=(list(structure.linears),))
@@ -111,6 +108,8 @@ class VllmCore:
         return AdapterSupport(
             max_rank=self._config.max_lora_rank,
             linears={path: shape for path, shape in structure.linears.items() if path in adapted},
+            head_inputs=None if head is None else structure.config.get_text_config().hidden_size,
+            padding=None if head is None else head.padding,
             max_pinned=max_pinned(self._config.max_loras),
         )
 
@@ -194,4 +193,5 @@ class VllmCore:
             raise UnsupportedParameter("the model has no head to classify with", param="model")
 
     async def pool(self, request: PoolingRequest, adapter: str | None) -> list[float]:
-        return await classes.classify(self._started(), request)
+        lora = None if self.slots is None or adapter is None else self.slots.requests[adapter]
+        return await classes.classify(self._started(), request, lora)

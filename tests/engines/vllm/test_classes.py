@@ -1,6 +1,7 @@
 """A checkpoint that classifies, in vLLM: its logits are those of plain transformers."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import ContextLengthExceeded, EngineFailure, UnsupportedParameter
 from engines.types import EngineState, Head, PoolingRequest
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.contract.engines import answer, request
+from tests.engines.pt.adapters import classify_with_peft, save_head_adapter
 from tests.engines.pt.driving import prompt
 from tests.engines.pt.tiny import EOS
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
@@ -48,7 +51,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: Path) -> AsyncIterator[VllmEngine]:
-    config = VllmConfig(**TINY, model=str(model), max_num_batched_tokens=STEP)  # long prompts come in pieces
+    config = VllmConfig(
+        **TINY, model=str(model), max_loras=3, max_num_batched_tokens=STEP
+    )  # long prompts come in pieces
     engine = VllmEngine(config, max_num_queued_reqs=64)
     await engine.start()
     yield engine
@@ -70,7 +75,8 @@ async def test_what_the_head_says_of_itself(engine: VllmEngine) -> None:
     told = engine.capabilities()
     labels = ("sport", "money", "weather")
     assert told.head == Head(labels=labels, problem_type="single_label_classification", padding=EOS)
-    assert told.adapters is None and not told.embeddings
+    assert told.adapters is not None and told.adapters.head_inputs == 64
+    assert not told.embeddings
 
 
 async def test_texts_of_any_length_are_classified_together_as_transformers_does_it_alone(
@@ -91,13 +97,41 @@ async def test_a_text_that_ends_with_padding_is_classified_by_the_token_before(e
         assert await engine.pool(classify(head.read(ids))) == pytest.approx(expected(model, ids), abs=CLOSE)
 
 
-async def test_what_such_a_model_cannot_do_is_refused(engine: VllmEngine, tmp_path: Path) -> None:
+async def test_adapters_bring_heads_of_their_own_and_classify_beside_the_model(
+    engine: VllmEngine, model: Path, tmp_path: Path
+) -> None:
+    """One with more labels, one with fewer, and one that learned beside the model's own head."""
+    labels = {"more@1": 5, "one@1": 1, "none@1": 3}
+    for seed, (name, count) in enumerate(labels.items()):
+        folder = save_head_adapter(model, tmp_path / name, num_labels=count, seed=seed)
+        if name == "none@1":
+            without_head(folder)
+        await engine.load_adapter(name, folder)
+    asked = [(name, prompt(length)) for length in LENGTHS[:5] for name in (*labels, None)]
+    for _ in range(2):
+        requests = [classify(ids, f"a{at}", name) for at, (name, ids) in enumerate(asked)]
+        found = await asyncio.gather(*map(engine.pool, requests))
+        for (name, ids), logits in zip(asked, found, strict=True):
+            folder = None if name is None else tmp_path / name
+            plain = classify_with_peft(model, folder, labels[name], ids) if folder else expected(model, ids)
+            assert logits == pytest.approx(plain, abs=CLOSE), name
+    for name in labels:
+        await engine.unload_adapter(name)
+
+
+def without_head(folder: Path) -> None:
+    """What is left of an adapter that shares the model's head."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if "score" not in name}, folder / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_bytes())
+    (folder / CONFIG).write_text(json.dumps(config | {"modules_to_save": None, "task_type": None}))
+
+
+async def test_what_such_a_model_cannot_do_is_refused(engine: VllmEngine) -> None:
     with pytest.raises(UnsupportedParameter, match="a head that classifies, and generates no text"):
         await answer(engine, request())
     with pytest.raises(UnsupportedParameter, match="classes or embeddings"):
         await engine.pool(PoolingRequest(request_id="e", prompt_ids=prompt(5)))
-    with pytest.raises(UnsupportedParameter, match="the base model only"):
-        await engine.load_adapter("a@1", tmp_path)
     assert len(await engine.pool(classify([65] * POSITIONS))) == 3
     with pytest.raises(ContextLengthExceeded):
         await engine.pool(classify([65] * (POSITIONS + 1)))
