@@ -3,7 +3,7 @@ for."""
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import Items, Metadata, RequestBody, StrictBody
@@ -12,6 +12,8 @@ from server.http.validation import MISSING
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 from training.params.graders import Grader, OneGrader
+from training.params.grpo import MOST_GENERATIONS
+from training.params.response_format import structured_of
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
@@ -65,20 +67,27 @@ class Kto(StrictBody):
     hyperparameters: KtoHyperparameters | None = None
 
 
+def _sound(response_format: Any) -> Any:
+    structured_of(response_format)
+    return response_format
+
+
 class ReinforcementHyperparameters(SupervisedHyperparameters):
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
     compute_multiplier: Auto | Annotated[float, Field(gt=0.00001, le=10)] = "auto"
     """Answers to each prompt, in units of 8."""
     eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Steps between two evaluations."""
-    eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1, le=MOST_GENERATIONS)] = "auto"
+    """Answers to each prompt in an evaluation."""
 
 
 class Reinforcement(StrictBody):
     grader: Grader
     """What judges the model's answers."""
     hyperparameters: ReinforcementHyperparameters | None = None
-    response_format: Json = None
+    response_format: Annotated[Json, AfterValidator(_sound)] = None
+    """What the answers are held to."""
 
 
 class MethodBody(StrictBody):
@@ -147,10 +156,12 @@ class CreateFineTuningJob(RequestBody):
     def _check_reinforcement(self, method: Reinforcement) -> None:
         given = method.hyperparameters or ReinforcementHyperparameters()
         reasons = {
-            "response_format": method.response_format is not None and "answers are drawn as they come",
-            "hyperparameters.reasoning_effort": given.reasoning_effort != "default" and "the model reasons as it does",
             "hyperparameters.eval_samples": given.eval_samples != "auto"
-            and "an evaluation has as many answers to each prompt as a step",
+            and self.validation_file is None
+            and "it needs a validation_file",
+            "hyperparameters.reasoning_effort": given.reasoning_effort != "default"
+            and "chat_template_kwargs" in self.parameters
+            and "parameters.chat_template_kwargs says what the template is told: give one of the two",
             "hyperparameters.eval_interval": given.eval_interval != "auto"
             and self.validation_file is None
             and "it needs a validation_file",
@@ -176,6 +187,10 @@ class CreateFineTuningJob(RequestBody):
         given = of_method.hyperparameters if of_method else self.hyperparameters
         numbers = {} if given is None else given.model_dump()
         return Hyperparameters(**{name: value for name, value in numbers.items() if value not in ("auto", "default")})
+
+    @property
+    def response_format(self) -> Any:
+        return self.method.reinforcement.response_format if self.method and self.method.reinforcement else None
 
     @property
     def grader(self) -> OneGrader | None:

@@ -6,13 +6,14 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 
 from engines.adapters.registry import Lease
 from engines.errors import InvalidRequest, NotFound, UnsupportedParameter
 from engines.params.deploy import DeployParams
+from engines.text.grammar_check import validate
 from server.deps import part
 from server.files.files import Files
 from server.fine_tuning.body import SEEDS, CreateFineTuningJob
@@ -34,11 +35,14 @@ from server.store.access import Access
 from training.folder import Message
 from training.methods import BY_OPENAI_NAME
 from training.params.graders import OneGrader
+from training.params.response_format import structured_of
 from training.params.task import TrainingTask
 from training.refusals.supported import refusals
 from training.rewards.graders.grading import models_of
 
 GRADER = "method.reinforcement.grader"
+RESPONSE_FORMAT = "method.reinforcement.response_format"
+EFFORT = "method.reinforcement.hyperparameters.reasoning_effort"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +75,15 @@ class Creator:
         if body.grader is not None:
             check_offered(body.grader, runs_python=self.served.python_graders, param=GRADER)
             self._check_models(body.grader)
+        await self._check_response_format(body)
+        template_kwargs = self._template_kwargs(body.wanted.reasoning_effort, model)
         said = said_once(body.parameters, params, body.wanted, body.seed)
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
             raise InvalidRequest(text, param="parameters.split_dataset_ratio")
         async with self.jobs.making("ftjob-") as id:
             # 2. The whole task, as far as it is known without the data.
-            record = self._record(id, body, model, said)
+            record = self._record(id, body, model, said, template_kwargs)
             data = data_files(self.jobs.folders.data(id), record)
             task = first_task(record, data, self.served)
             _check_supported(task)
@@ -98,7 +104,30 @@ class Creator:
                 text = f"{GRADER}: in a training, the base model {self.model.name!r} judges, and not {name!r}."
                 raise UnsupportedParameter(text, param=GRADER)
 
-    def _record(self, id: str, body: CreateFineTuningJob, model: Lease, said: Said) -> FineTuning:
+    async def _check_response_format(self, body: CreateFineTuningJob) -> None:
+        """Raises InvalidRequest where no engine can hold answers to it."""
+        structured = structured_of(body.response_format)
+        if structured is not None:
+            await self.inference.pools.grammar.run(validate, structured, RESPONSE_FORMAT)
+
+    def _template_kwargs(self, effort: Any, model: Lease) -> dict[str, Any] | None:
+        """What the chat template is told of the reasoning effort. Raises UnsupportedParameter."""
+        if effort is None:
+            return None
+        variables = self.model.as_asked(model).effort
+        if not variables.knows_effort:
+            text = f"{EFFORT} is not supported: the model's chat template has no such setting."
+            raise UnsupportedParameter(text, param=EFFORT)
+        return variables.values(effort, None, None)
+
+    def _record(
+        self,
+        id: str,
+        body: CreateFineTuningJob,
+        model: Lease,
+        said: Said,
+        template_kwargs: dict[str, Any] | None,
+    ) -> FineTuning:
         return FineTuning(
             model=model.name,
             from_adapter=model.folder is not None,
@@ -110,6 +139,8 @@ class Creator:
             method=body.method_name,
             wanted=said.wanted,
             grader=None if body.grader is None else body.grader.model_dump(mode="json", exclude_unset=True),
+            response_format=body.response_format,
+            template_kwargs=template_kwargs,
             suffix=body.suffix,
             seed=secrets.randbelow(SEEDS) if said.seed is None else said.seed,
             parameters=said.parameters,

@@ -32,6 +32,10 @@ class FineTuning(BaseModel):
     """With a number for each `"auto"`, once the data has been looked at."""
     grader: dict[str, Any] | None = None
     """What judges answers, in methods that learn from rewards."""
+    response_format: dict[str, Any] | None = None
+    """What answers are held to, in the same methods."""
+    template_kwargs: dict[str, Any] | None = None
+    """What the chat template is told of the reasoning effort, where the client said one."""
     suffix: str | None
     seed: int
     parameters: dict[str, Any]
@@ -47,5 +51,6 @@ class FineTuning(BaseModel):
     @property
     def method_to_wire(self) -> dict[str, Any]:
         """OpenAI's `method`."""
-        graded = {} if self.grader is None else {"grader": self.grader}
-        return {"type": self.method, self.method: {**graded, "hyperparameters": self.hyperparameters}}
+        of_answers = {"grader": self.grader, "response_format": self.response_format}
+        given = {name: value for name, value in of_answers.items() if value is not None}
+        return {"type": self.method, self.method: {**given, "hyperparameters": self.hyperparameters}}

@@ -96,6 +96,8 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
         repeated = {name: value for name, value in repeated.items() if name not in ("template", "chat_template")}
     elif served.chat_template is not None:
         repeated["chat_template"] = read_chat_template(served.chat_template)  # itself: its file is the server's
+    if record.template_kwargs is not None:
+        repeated["chat_template_kwargs"] = {**(served.chat_template_kwargs or {}), **record.template_kwargs}
     validation = {"split_dataset_ratio": 0} if files.validation is None else {"val_dataset": [str(files.validation)]}
     begun = {} if files.adapter is None else {"adapters": [str(files.adapter)]}
     return {
@@ -115,7 +117,8 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
 def _task(record: FineTuning, values: dict[str, Any]) -> TrainingTask:
     method = BY_OPENAI_NAME[record.method]
     judged = {} if record.grader is None else {"grader": asking(record.grader, values["model"])}
-    params = {**method.openai_defaults, **values, **method.choice, **judged}
+    formed = {} if record.response_format is None else {"response_format": record.response_format}
+    params = {**method.openai_defaults, **values, **method.choice, **judged, **formed}
     return cast(TrainingTask, TASK.validate_python({"task": method.task, "params": params}))
 
 

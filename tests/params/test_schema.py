@@ -36,6 +36,7 @@ from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
+from training.params.response_format import ResponseFormatParams
 from training.params.rlhf import RlhfParams
 from training.params.rm import RewardModelParams
 from training.params.rollouts import RolloutParams
@@ -96,6 +97,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     RewardModelParams,
     GkdParams,
     GrpoParams,
+    ResponseFormatParams,
     GraderParams,
     RolloutParams,
 )

@@ -35,7 +35,7 @@ def group_relative(rewards: Tensor, n: int, scale: Literal["group", "batch", "no
     centred = (groups - groups.nanmean(1, keepdim=True)).flatten()
     spread = (_std(groups).repeat_interleave(n)) if scale != "batch" else _std(rewards[None]).expand_as(rewards)
     advantages = centred if scale == "none" else centred / (spread + SMALL)
-    return Advantages(advantages.nan_to_num(nan=0.0), torch.isclose(spread, torch.zeros_like(spread)))
+    return Advantages(advantages.nan_to_num(nan=0.0), _is_none(spread))
 
 
 def leave_one_out(rewards: Tensor, n: int, *, normalized: bool) -> Advantages:
@@ -48,10 +48,17 @@ def leave_one_out(rewards: Tensor, n: int, *, normalized: bool) -> Advantages:
     advantages = (groups - others).flatten()
     if normalized:
         advantages = (advantages - advantages.nanmean()) / (_std(advantages[None]) + SMALL)
-    spread = _std(groups).repeat_interleave(n)
-    return Advantages(
-        advantages.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), torch.isclose(spread, torch.zeros_like(spread))
-    )
+    return Advantages(advantages.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), alike(rewards, n))
+
+
+def alike(rewards: Tensor, n: int) -> Tensor:
+    """(answers,) bool: whether all `n` answers to the prompt have the same reward. `rewards`: as in
+    `group_relative`."""
+    return _is_none(_std(rewards.view(-1, n)).repeat_interleave(n))
+
+
+def _is_none(spread: Tensor) -> Tensor:
+    return torch.isclose(spread, torch.zeros_like(spread))
 
 
 def _std(rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from training.data.samples import Learns
 from training.methods.base import Method
+from training.params.grpo import MOST_GENERATIONS
 from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
 from training.params.rollouts import RolloutParams
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from training.trainers.job import Training
 
 GENERATIONS: int = RlhfParams.model_fields["num_generations"].default
-MOST_GENERATIONS = 64
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """The first unless given."""
 
@@ -29,6 +29,7 @@ class FromGroups(Method[RlhfParams]):
     reads = frozenset(
         {
             "rlhf_type", "ref_model", "ref_model_revision", "beta", "temperature", "num_generations",
+            "num_generations_eval", "response_format",
             "max_completion_length", "top_k", "top_p", "repetition_penalty", "num_iterations", "steps_per_generation",
             "epsilon", "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
             "reward_model_revision", "reward_weights", "log_completions",
@@ -113,6 +114,8 @@ class Grpo(FromGroups):
         many = round(GENERATIONS * hyperparameters["compute_multiplier"])
         every = hyperparameters["eval_interval"]
         evaluated = {} if every is None else {"eval_strategy": "steps", "eval_steps": every}
+        answers = hyperparameters["eval_samples"]
+        evaluated |= {} if answers is None else {"num_generations_eval": answers}
         return {"num_generations": min(max(many, 2), MOST_GENERATIONS), **evaluated}
 
     def answers_to_a_row(self, params: Mapping[str, Any]) -> int:

@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from engines.params.about import A_FILE, About
 from engines.params.base import Params, Strings, listed
 
+MOST_GENERATIONS = 64
+"""Answers to a prompt that fine-tuning jobs may ask for."""
 DIVIDED = "the server divides the answers of a step itself"
 
 
@@ -14,9 +16,11 @@ class GrpoParams(Params):
     """GRPO and RLOO: several answers to each prompt are generated and judged, and the better ones are learned from. An
     addition to the reference's parameters, by the names of its later versions and of TRL."""
 
-    num_generations: Annotated[int, About(most=64)] = Field(8, ge=2)
+    num_generations: Annotated[int, About(most=MOST_GENERATIONS)] = Field(8, ge=2)
     """Answers to each prompt, which are compared with one another. As many or a multiple of them are learned from at a
     time: `per_device_train_batch_size` times `steps_per_generation` is divisible by it."""
+    num_generations_eval: Annotated[int | None, About(most=MOST_GENERATIONS, openai="eval_samples")] = Field(None, ge=1)
+    """Answers to each prompt in an evaluation. `num_generations` unless given."""
     max_completion_length: Annotated[int, About(most=16384)] = Field(512, ge=1)
     """Tokens of each answer at most."""
     num_iterations: int = Field(1, ge=1)

@@ -11,12 +11,14 @@ from training.params.grader import GraderParams
 from training.params.grpo import GrpoParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
+from training.params.response_format import ResponseFormatParams
 from training.params.rm import RewardModelParams
 from training.params.rollouts import RolloutParams
 from training.params.sft import SftParams
 
 
 class RlhfParams(
+    ResponseFormatParams,
     GraderParams,
     ReferenceParams,
     RewardModelParams,

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from training.params.graders import parse_grader
 from training.params.rlhf import RlhfParams
 from training.rewards.by_name import reward_named
-from training.rewards.graded import AskAll, grader_reward
+from training.rewards.graded import AskAll, GraderReward
+from training.rewards.reading import AnswerReader
 from training.rewards.reward_model import RewardModel
 from training.rewards.types import Reward
 
@@ -27,6 +29,6 @@ def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str, ask: AskAll) 
             system=params.system,
         )
         rewards.append(judge)
-    if (graded := grader_reward(params, ask)) is not None:
-        rewards.append(graded)
+    if params.grader is not None:
+        rewards.append(GraderReward(parse_grader(params.grader), ask, AnswerReader(tokenizer)))
     return rewards

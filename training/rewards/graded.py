@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from engines.errors import InvalidRequest, TuneserveError
 from training.params.graders import AsksModel, Multi, OneGrader, parse_grader
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
-from training.rewards.graders.grading import Graded, Grading, check_grader, models_of, references_of, sample_of
+from training.rewards.graders.grading import Graded, Grading, check_grader, models_of, references_of
 from training.rewards.graders.judging import Question, Reply
 from training.rewards.types import Answered
 
@@ -15,21 +16,26 @@ AskAll = Callable[[Sequence[Question]], Sequence[Reply | TuneserveError]]
 """Has the base model answer several questions; or says why it does not."""
 
 
+Read = Callable[[Answered], dict[str, Any]]
+"""Makes OpenAI's `sample` of an answer."""
+
+
 class GraderReward:
     """Judges by a grader. An answer that it could not grade has the reward 0, as OpenAI has it."""
 
-    def __init__(self, grader: OneGrader, ask: AskAll) -> None:
+    def __init__(self, grader: OneGrader, ask: AskAll, read: Read) -> None:
         """Raises InvalidRequest where the grader can judge nothing."""
         self.name = grader.label
         self._parts = [name for name, _ in grader.parts()] if isinstance(grader, Multi) else []
         self.last: list[Graded] = []
         """What was said of the answers that were judged last."""
         self._ask = ask
+        self._read = read
         self._replies: dict[str, Reply | TuneserveError] = {}
         self._grading = Grading(grader, self._reply)
 
     def __call__(self, answers: Sequence[Answered]) -> list[float | None]:
-        judged = [(sample_of(answer.text, ended=answer.ended), answer.item) for answer in answers]
+        judged = [(self._read(answer), answer.item) for answer in answers]
         questions = {question.key: question for each in judged for question in self._grading.questions(*each)}
         if questions:  # all at once, as one model answers them
             self._replies = dict(zip(questions, self._ask([*questions.values()]), strict=True))
@@ -51,11 +57,6 @@ class GraderReward:
         return reply
 
 
-def grader_reward(params: RlhfParams, ask: AskAll) -> GraderReward | None:
-    """Raises InvalidRequest."""
-    return None if params.grader is None else GraderReward(parse_grader(params.grader), ask)
-
-
 def asks_base(params: RlhfParams) -> bool:
     """Whether the base model judges."""
     return params.grader is not None and bool(models_of(parse_grader(params.grader)))
@@ -75,7 +76,7 @@ def _reasons(params: RlhfParams) -> Iterator[str]:
         yield error.message.rstrip(".")
         return
     for namespace, (first, *_) in references_of(grader):
-        if namespace == "sample" and first in ("output_tools", "output_audio"):
+        if namespace == "sample" and first == "output_audio":
             yield f"sample.{first}: answers are texts in a training"
 
 

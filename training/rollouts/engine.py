@@ -19,7 +19,7 @@ from engines.errors import EngineFailure, InvalidRequest, TuneserveError, Unsupp
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
-from engines.sampler.grammar import GrammarCompiler
+from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import FinishReason, GenerationRequest, Sampling, Structured, TokenOutput
 from training.rollouts.policy import adapter_weights, merged_weights, served_as_adapter
 from training.rollouts.types import Asked, Drawing, Rollout
@@ -69,7 +69,7 @@ class EngineRollouts:
         max_model_len: tokens of a prompt with its answer at most; None: what the model can
         max_num_seqs: answers that are drawn at a time
         device: where they are drawn; None: where the model is
-        tokenizer: the model's, where the base model is to be asked
+        tokenizer: the model's, where the base model is to be asked, or answers are held to a form
         checkpoint: called between two steps of the engine; what it raises ends a draw
         Raises UnsupportedModel where the engine cannot run the model.
         """
@@ -122,7 +122,7 @@ class EngineRollouts:
                     n=n,
                     adapter=self._adapter if self._in_slot else None,
                 )
-                self._core.add(request)
+                self._core.add(request, self._grammar(drawing.structured))
             whole = 0
             for request_id, output in self._outputs():
                 answers[int(request_id)][output.index].add(output)
@@ -182,6 +182,13 @@ class EngineRollouts:
         else:
             with _current(self._core.runner.device):
                 self._core.write(merged_weights(self._model))
+
+    def _grammar(self, structured: Structured | None) -> GrammarState | None:
+        """Raises InvalidRequest."""
+        if structured is None:
+            return None
+        assert self._grammars is not None, "a tokenizer was given"
+        return self._grammars.compile(structured)
 
     def _blocks(self, count: int, longest: int) -> int:
         """Blocks of the cache with which none of `count` outputs that runs ever waits for one. `longest`: tokens of a
@@ -243,4 +250,5 @@ def _sampling(drawing: Drawing) -> Sampling:
         top_p=drawing.top_p,
         min_p=drawing.min_p,
         repetition_penalty=drawing.repetition_penalty,
+        structured=drawing.structured,
     )

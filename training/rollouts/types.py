@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engines.errors import TuneserveError
+from engines.types import Structured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +17,8 @@ class Rollout:
     """With the end-of-sequence token, where it ended with one."""
     log_probs: Sequence[float]
     """Of each token when it was drawn, as `token_log_probs(temperature=...)` has it: under the model of that step, at
-    the temperature that it was drawn with (0: at 1), over all tokens, whatever top_k, top_p, min_p and penalties left.
-    They are the engine's numbers, which computes in the model's own type."""
+    the temperature that it was drawn with (0: at 1), over all tokens, whatever top_k, top_p, min_p, penalties and a
+    constraint left. They are the engine's numbers, which computes in the model's own type."""
     ended: bool
     """Whether it ended by itself, and was not cut at the most tokens it may have."""
     version: int
@@ -35,6 +36,8 @@ class Drawing:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    structured: Structured | None = None
+    """What each answer is held to, token by token."""
 
 
 class Rollouts(Protocol):

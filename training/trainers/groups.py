@@ -28,7 +28,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from engines.errors import InvalidRequest
-from training.losses.advantages import Advantages, weighted_sum
+from training.losses.advantages import Advantages, alike, weighted_sum
 from training.losses.log_probs import TokenLogProbs, token_log_probs
 from training.losses.policy import Clipped
 from training.params.rlhf import RlhfParams
@@ -37,6 +37,7 @@ from training.rewards.graded import asks_base
 from training.rewards.types import Answered, InParts, Reward
 from training.rollouts.ahead import AheadRollouts
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
+from training.trainers.answer_form import answer_form
 from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
 from training.trainers.drawing_times import DrawingTimes
@@ -94,6 +95,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             top_k=params.top_k or 0,
             top_p=1.0 if params.top_p is None else params.top_p,
             repetition_penalty=params.repetition_penalty or 1.0,
+            structured=answer_form(params, job.tokenizer, job.data.train[0]["prompt_ids"]),
         )
         self._reference = reference_of(job, self.args.device) if beta else None
         self._make_rollouts = rollouts
@@ -197,7 +199,8 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
     def _begin(self, number: int) -> None:
         rows = self._rows(number)
         self._generation, self._judged = Generation(), []
-        self._coming = zip(rows, self._draw(rows, f"generation {number}", ahead=self._ahead), strict=False)
+        groups = self._draw(rows, f"generation {number}", self.job.params.num_generations, ahead=self._ahead)
+        self._coming = zip(rows, groups, strict=False)
 
     def _with_parts(self, parts: int) -> Generation:
         """The generation with so many of its batches at least."""
@@ -229,9 +232,9 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         if len(generation.answers) == n * self._prompts:
             self._tell(_together(self._judged))
 
-    def _draw(self, rows: Sequence[Row], what: str, *, ahead: bool = False) -> Iterable[list[Rollout]]:
-        """Answers of the policy as it is. The same weights and `what` give the same answers. `ahead`: the first come
-        while the others are drawn."""
+    def _draw(self, rows: Sequence[Row], what: str, n: int, *, ahead: bool = False) -> Iterable[list[Rollout]]:
+        """`n` answers to each of the policy as it is. The same weights and `what` give the same answers. `ahead`: the
+        first come while the others are drawn."""
         with self._times.waiting():
             if self._rollouts is None:
                 self._rollouts = self._make_rollouts(self.job)
@@ -239,7 +242,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
                 self._rollouts.take_over()
             self._policy = self.state.global_step
             seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
-            asked = [row["prompt_ids"] for row in rows], self.job.params.num_generations, self._drawing
+            asked = [row["prompt_ids"] for row in rows], n, self._drawing
             if ahead and isinstance(self._rollouts, AheadRollouts):
                 return self._rollouts.groups(*asked, seed=seed)
             return self._rollouts.draw(*asked, seed=seed)
@@ -370,16 +373,17 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
 
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """Answers to each prompt, judged; the loss is the reward times -1."""
+        n = self.job.params.num_generations_eval or self.job.params.num_generations
         seen, count = Averages(), 0
         names = [judge.name for judge in self._judges]
         for number, batch in enumerate(dataloader):
             rows = batch["rows"]
-            groups = list(self._draw(rows, f"evaluation {number}"))
+            groups = list(self._draw(rows, f"evaluation {number}", n))
             rewards = self._judge(rows, groups)
-            found = self.advantages(weighted_sum(rewards, self._weights), None)
+            same = alike(weighted_sum(rewards, self._weights), n)
             answers = [each for group in groups for each in group]
             self._times.add_tokens(sum(len(answer.token_ids) for answer in answers))
-            seen.add(_told(Judged(answers, rewards, found.alike), self._weights, names))
+            seen.add(_told(Judged(answers, rewards, same), self._weights, names))
             seen.add(self._parts_of_rewards())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -38,7 +38,7 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
             stop_token_ids=stop_token_ids(params, job.tokenizer),
             max_num_seqs=params.rollout_max_num_seqs,
             device=device,
-            tokenizer=job.tokenizer if asks_base(params) else None,
+            tokenizer=job.tokenizer if asks_base(params) or params.response_format else None,
             checkpoint=checkpoint,
         )
     return engine if device is None else AheadRollouts(engine)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.answers.call_parser import CallParser
+from engines.answers.parser import OutputParser
 from engines.text.tool_families import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED
 from engines.text.tool_syntax import ToolFormat
 from engines.text.written_calls import written_calls
-from server.model.output import OutputParser
 from tests.server.openai.outputs import calls, content, cut, parse
 
 FORMS = {"hermes": HERMES, "llama3": LLAMA3_JSON, "mistral": MISTRAL, "mistral_named": MISTRAL_NAMED}

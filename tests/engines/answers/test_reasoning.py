@@ -3,11 +3,12 @@
 import pytest
 
 from engines.answers.call_parser import CallParser
+from engines.answers.parser import OutputParser
 from engines.answers.reasoning import ReasoningParser
 from engines.params.parsers import ReasoningParserName
 from engines.text.reasoning_formats import find_reasoning_format
 from engines.text.tool_families import HERMES
-from server.model.output import OutputParser, find_output_format
+from server.model.output import find_output_format
 from server.model.tools import read_tools
 from tests.server.openai.outputs import calls, content, cut, parse, reasoning
 

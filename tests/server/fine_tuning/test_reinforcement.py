@@ -18,6 +18,11 @@ CHECK = {
     "operation": "like",
 }
 JUDGE = {"type": "score_model", "name": "judge", "model": "echo", "input": [{"role": "user", "content": "Grade."}]}
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True}}
+THINKS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ reasoning_effort }}"
+    "{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
+)
 PYTHON = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1.0"}
 
 
@@ -51,7 +56,7 @@ def test_a_grader_becomes_the_judge_of_a_grpo_training(api: TrainingApi) -> None
 
 
 def test_hyperparameters_mean_what_openai_says(api: TrainingApi) -> None:
-    given = {"batch_size": 3, "n_epochs": 2, "compute_multiplier": 0.5, "eval_interval": 5}
+    given = {"batch_size": 3, "n_epochs": 2, "compute_multiplier": 0.5, "eval_interval": 5, "eval_samples": 2}
     given["learning_rate_multiplier"] = 2.0
     method = reinforcement(hyperparameters=given)
     job = api.fine_tuning.wait(api.fine_tuning.create(method=method, validation_file=api.upload())["id"])
@@ -60,7 +65,7 @@ def test_hyperparameters_mean_what_openai_says(api: TrainingApi) -> None:
     params = params_of(api, job)
     assert params.num_generations == 4
     assert params.per_device_train_batch_size * params.gradient_accumulation_steps == 3 * 4
-    assert (params.eval_strategy, params.eval_steps) == ("steps", 5)
+    assert (params.eval_strategy, params.eval_steps, params.num_generations_eval) == ("steps", 5, 2)
     assert params.num_train_epochs == 2
     assert params.learning_rate == pytest.approx(2e-4)
 
@@ -71,6 +76,24 @@ def test_other_parameters_of_grpo_go_beside_them(api: TrainingApi) -> None:
     params = params_of(api, job)
     assert {name: getattr(params, name) for name in given} == given
     assert params.per_device_train_batch_size * params.gradient_accumulation_steps % 6 == 0
+
+
+def test_answers_are_held_to_a_response_format(api: TrainingApi) -> None:
+    method = reinforcement({**CHECK, "input": "{{sample.output_json.city}}"}, response_format=FORM)
+    job = api.fine_tuning.wait(api.fine_tuning.create(method=method)["id"])
+    assert job["method"]["reinforcement"]["response_format"] == FORM
+    assert params_of(api, job).response_format == FORM
+
+
+def test_a_reasoning_effort_is_told_to_the_template_as_in_a_chat(start: Start) -> None:
+    method = reinforcement(hyperparameters={"reasoning_effort": "low"})
+    with start(chat_template=THINKS, chat_template_kwargs={"mood": "merry"}) as api:
+        job = api.fine_tuning.wait(api.fine_tuning.create(method=method)["id"])
+        assert job["method"]["reinforcement"]["hyperparameters"]["reasoning_effort"] == "low"
+        told = {"mood": "merry", "enable_thinking": True, "reasoning_effort": "low"}
+        assert params_of(api, job).chat_template_kwargs == told
+        reply = api.fine_tuning.post(method=method, parameters={"chat_template_kwargs": {"mood": "sad"}})
+        assert reply.json()["error"]["param"] == "method.reinforcement.hyperparameters.reasoning_effort"
 
 
 def test_rewards_are_in_events_checkpoints_and_the_result_file(api: TrainingApi) -> None:
@@ -116,9 +139,9 @@ def test_the_base_model_judges_by_the_name_that_it_is_served_by(start: Start) ->
             "the base model 'echo' judges, and not 'gpt-4o'",
         ),
         (
-            {"method": reinforcement({**CHECK, "input": "{{sample.output_tools[0]}}"})},
+            {"method": reinforcement({**CHECK, "input": "{{sample.output_audio}}"})},
             "method.reinforcement.grader",
-            "sample.output_tools",
+            "sample.output_audio",
         ),
         (
             {"method": reinforcement({**CHECK, "input": "{{row}}"})},
@@ -127,19 +150,24 @@ def test_the_base_model_judges_by_the_name_that_it_is_served_by(start: Start) ->
         ),
         ({"method": reinforcement({"type": "magic"})}, "method.reinforcement.grader", "tag 'magic'"),
         (
-            {"method": reinforcement(response_format={"type": "text"})},
+            {"method": reinforcement(response_format={"type": "json_schema"})},
             "method.reinforcement.response_format",
-            "answers are drawn as they come",
+            "json_schema",
+        ),
+        (
+            {"method": reinforcement(response_format=FORM | {"json_schema": {"name": "a", "schema": {"type": "no"}}})},
+            "method.reinforcement.response_format",
+            "no",
         ),
         (
             {"method": reinforcement(hyperparameters={"reasoning_effort": "high"})},
             "method.reinforcement.hyperparameters.reasoning_effort",
-            "not supported",
+            "chat template has no such setting",
         ),
         (
             {"method": reinforcement(hyperparameters={"eval_samples": 2})},
             "method.reinforcement.hyperparameters.eval_samples",
-            "not supported",
+            "validation_file",
         ),
         (
             {"method": reinforcement(hyperparameters={"eval_interval": 2})},

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.answers.parser import AnswerParser
 from engines.params.parsers import ToolCallParser
 from engines.text.tool_families import NAMED
 from engines.text.tool_syntax import Literals, Tags
 from engines.text.written_calls import written_calls
-from server.model.output import AnswerParser, OutputFormat
+from server.model.output import OutputFormat
 from server.model.tools import ToolRequest, read_tools
 from tests.server.openai.outputs import calls, content, cut, parse
 

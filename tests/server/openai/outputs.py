@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from engines.answers.deltas import Delta
+from engines.answers.parser import AnswerParser
 from engines.types import Structured
-from server.model.output import AnswerParser
 from server.model.structured import read_constraint
 
 

@@ -239,6 +239,40 @@ def test_an_evaluation_answers_prompts_and_judges(given: dict[str, Any], tmp_pat
     assert all(each["loss"] == pytest.approx(-each["reward"]) for each in found)
 
 
+def test_an_evaluation_draws_as_many_answers_as_it_is_told(given: dict[str, Any], tmp_path: Path) -> None:
+    validation = {"val_dataset": given["dataset"], "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    judged = {"num_generations_eval": 1, "log_completions": False}
+    job = train(tmp_path / "job", **given | validation | judged)
+    [found] = [event.metrics for event, _ in job.read_events() if isinstance(event, Evaluation)]
+    assert found["frac_reward_zero_std"] == 1  # one answer is like itself
+    task = make_job(tmp_path / "none", "rlhf", **given | {"num_generations_eval": 2}).read_task()
+    assert "num_generations_eval" in dict(refusals(task))
+
+
+SCHEMA = {"type": "object", "properties": {"word": {"enum": ["yes", "no"]}}, "required": ["word"]}
+
+
+def test_answers_are_held_to_a_schema_and_judged_as_json(given: dict[str, Any], tmp_path: Path) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA, "strict": False}}
+    says = {"type": "string_check", "name": "says", "input": "{{sample.output_json.word}}", "reference": "yes"}
+    judged = {"response_format": form, "grader": {**says, "operation": "eq"}, "reward_funcs": []}
+    more = {"log_completions": True, "max_completion_length": 40, "max_steps": 1}
+    job = train(tmp_path / "job", **given | judged | more)
+    lines = [json.loads(line) for line in (job.path / "completions.jsonl").read_text().splitlines()]
+    words = [json.loads(line["completion"].removesuffix("<eos>"))["word"] for line in lines]
+    assert set(words) <= {"yes", "no"}
+    assert [line["rewards"]["says"] for line in lines] == [float(word == "yes") for word in words]
+    [step] = metrics(job)
+    assert step["rewards/says/errors"] == 0
+
+
+def test_a_form_that_cannot_be_enforced_is_refused_before_training(given: dict[str, Any], tmp_path: Path) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"type": "nothing"}, "strict": True}}
+    with pytest.raises(InvalidRequest) as refused:
+        train(tmp_path / "job", **given | {"response_format": form})
+    assert refused.value.param == "response_format"
+
+
 def test_a_function_that_judges_wrongly_ends_the_training_by_name(given: dict[str, Any], tmp_path: Path) -> None:
     broken = given["reward_funcs"][0].replace("short", "broken")
     with pytest.raises(InvalidRequest, match="broken gave 1 rewards for 8 answers"):

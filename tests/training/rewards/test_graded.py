@@ -10,12 +10,13 @@ import pytest
 from engines.errors import InvalidRequest, TuneserveError
 from training.folder import JobFolder, Step
 from training.methods import refusals
-from training.params.graders import asking
+from training.params.graders import asking, parse_grader
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
 from training.pipelines import train as pipeline
 from training.report import Report
-from training.rewards.graded import grader_reward
+from training.rewards.graded import GraderReward
+from training.rewards.graders.grading import sample_of
 from training.rewards.graders.judging import Question, Reply
 from training.rewards.types import Answered
 from training.trainers.base_judge import BaseJudge
@@ -53,31 +54,22 @@ def nobody(questions: Sequence[Question]) -> list[Reply | TuneserveError]:
     raise AssertionError("no model is asked")
 
 
+def plain(answer: Answered) -> dict[str, Any]:
+    return sample_of(answer.text, ended=answer.ended)
+
+
 def answered(text: str, **item: Any) -> Answered:
     return Answered(prompt_ids=[], token_ids=[], text=text, item=item)
 
 
 def test_each_answer_is_judged_by_its_row() -> None:
-    reward = grader_reward(params(), nobody)
+    reward = GraderReward(parse_grader(CHECK), nobody, plain)
     assert reward is not None and reward.name == "check"
     word = {"reference_answer": {"word": "red"}}
     assert reward([answered("It is Red.", **word), answered("blue", **word), answered("red")]) == [1, 0, 0]
     assert reward.parts() == {"rewards/check/errors": [0, 0, 1]}
 
 
-def test_without_a_grader_there_is_no_reward() -> None:
-    assert grader_reward(params(None), nobody) is None
-
-
-@pytest.mark.parametrize(
-    ("grader", "told"),
-    [
-        ({**JUDGE, "model": "m"}, "asks the model 'm'"),
-        ({**JUDGE, "sampling_params": {"reasoning_effort": "low"}}, "sampling_params.reasoning_effort"),
-        ({**CHECK, "input": "{{sample.output_tools}}"}, "sample.output_tools"),
-        ({**CHECK, "input": "{{answer}}"}, "{{answer}} is no reference"),
-    ],
-)
 def test_what_cannot_judge_in_a_training_is_refused(grader: dict[str, Any], told: str) -> None:
     (refusal,) = refusals(params(grader))
     assert refusal[0] == "grader" and told in refusal[1]
@@ -96,7 +88,7 @@ def test_a_model_is_asked_about_all_answers_at_once_and_the_same_thing_once() ->
         texts = ('{"steps": [], "result": 1.5}', '{"steps": [], "result": 7}', '{"steps": [')
         return [*(Reply(text=text) for text in texts), InvalidRequest("The prompt is too long")]
 
-    reward = grader_reward(params(JUDGE), ask)
+    reward = GraderReward(parse_grader(JUDGE), ask, plain)
     assert reward is not None
     assert reward([answered(text) for text in ("a", "b", "c", "d", "a")]) == [1.5, 2, 0, 0, 1.5]
     assert asked == [[f"Is {text} a word?" for text in ("a", "b", "c", "d")]]
@@ -114,7 +106,7 @@ def test_another_model_is_asked_in_every_part() -> None:
 
 def test_each_part_of_a_multi_is_told() -> None:
     both = {"type": "multi", "name": "both", "graders": {"a": CHECK, "b": LENGTH}, "calculate_output": "a + b"}
-    reward = grader_reward(params(both), nobody)
+    reward = GraderReward(parse_grader(both), nobody, plain)
     assert reward is not None
     item = {"reference_answer": {"word": "red"}, "weight": 0.5}
     assert reward([answered("red", **item), answered("blue", **item)]) == [2.5, 2]

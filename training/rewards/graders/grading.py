@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,17 +46,22 @@ class Graded:
         return own + [error for part in self.parts.values() for error in part.errors()]
 
 
-def sample_of(text: str, *, ended: bool = True) -> dict[str, Any]:
-    """An answer as graders see it: OpenAI's `sample`. `output_json` is None where the text is no JSON."""
+def sample_of(text: str, *, ended: bool = True, calls: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """An answer as graders see it: OpenAI's `sample`. `output_json` is None where the text is no JSON. `calls`: the
+    tools that it calls, in OpenAI's form."""
     output_json = None
     with suppress(ValueError, RecursionError):
         output_json = json.loads(text)
-    message = {"role": "assistant", "content": text}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    reason = "stop" if ended else "length"
+    if calls:
+        message |= {"content": text or None, "tool_calls": list(calls)}
+        reason = "tool_calls" if ended else "length"
     return {
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
         "output_text": text,
         "output_json": output_json,
-        "output_tools": [],
+        "output_tools": list(calls),
         "output_audio": None,
     }
 

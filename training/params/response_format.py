@@ -1,0 +1,76 @@
+"""The form that drawn answers are held to, as OpenAI's `response_format`."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from engines.params.about import About
+from engines.params.base import JsonObject, Params
+from engines.types import Structured
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Text(_Form):
+    type: Literal["text"]
+
+
+class _Object(_Form):
+    type: Literal["json_object"]
+
+
+class _Named(_Form):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class _Schema(_Form):
+    type: Literal["json_schema"]
+    json_schema: _Named
+
+
+_FORM: TypeAdapter[_Text | _Object | _Schema] = TypeAdapter(
+    Annotated[_Text | _Object | _Schema, Field(discriminator="type")]
+)
+
+
+def structured_of(response_format: Any) -> Structured | None:
+    """The constraint on an answer; None where any text will do. Raises ValueError, which says where it is no format."""
+    if response_format is None:
+        return None
+    try:
+        form = _FORM.validate_python(response_format)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"][1:])
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    match form:
+        case _Text():
+            return None
+        case _Object():
+            return Structured(kind="json_object", value="")
+        case _Schema(json_schema=named):
+            return Structured(kind="json_schema", value=json.dumps(named.schema_), lenient=named.strict is not True)
+
+
+def _sound(response_format: Any) -> Any:
+    structured_of(response_format)
+    return response_format
+
+
+class ResponseFormatParams(Params):
+    """The form of answers. An addition to the reference's parameters."""
+
+    response_format: Annotated[
+        JsonObject | None,
+        BeforeValidator(_sound),
+        About(text=True, not_in_fine_tuning="say it in method.reinforcement"),
+    ] = None
+    """What the answers that are drawn and judged are held to, as OpenAI's `response_format`: `{"type": "json_schema",
+    "json_schema": {"name": "...", "schema": {...}, "strict": true}}`, or `{"type": "json_object"}`. Any text unless
+    given."""
