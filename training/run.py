@@ -26,6 +26,14 @@ from training.report import Report, Stopped
 logger = logging.getLogger(__name__)
 
 PROCESSES = Processes.of_environment()
+REPORTS = {
+    "TENSORBOARD_LOGGING_DIR": "runs",
+    "WANDB_DIR": "",  # it makes a folder of its name there
+    "WANDB_CACHE_DIR": "wandb",
+    "WANDB_DATA_DIR": "wandb",
+    "SWANLAB_LOG_DIR": "swanlog",
+}
+"""Environment variable -> folder within the job's."""
 FULL_BELOW = 1 << 20
 """Free bytes. Libraries tell a full disk in many ways; this tells it whatever they say."""
 
@@ -38,7 +46,7 @@ def main(folder: JobFolder) -> int:
         set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     see_devices(PROCESSES.count, _rollout_device(folder))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.path / "runs"))
+    keep_reports_within(folder.path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
     result = run(folder, report)
@@ -54,6 +62,12 @@ def _rollout_device(folder: JobFolder) -> str | None:
         return getattr(folder.read_task().completed().params, "rollout_device", None)
     except (TuneserveError, ValidationError, OSError):
         return None
+
+
+def keep_reports_within(folder: Path) -> None:
+    """Have what reports beside the events write into the job's folder, where nobody says another."""
+    for variable, name in REPORTS.items():
+        os.environ.setdefault(variable, str(folder / name))
 
 
 def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 NEEDS_A_TOKEN = "if it is private or gated, give the hub_token of an account that may read it"
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub or the network does not do what was asked, or the disk."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, ValueError, HfHubHTTPError, httpx2.HTTPError
+
+
 def reason_of(error: BaseException) -> str:
     """The first line of what `error` says, with what to do where the hub refused access."""
     text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__

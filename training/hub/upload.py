@@ -1,10 +1,10 @@
 """What a training or a merge has made, uploaded to a repository of the Hugging Face hub."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.checkpoint.hub import reason_of
+from engines.checkpoint.hub import hub_errors, reason_of
 from engines.errors import InvalidRequest
 from training.params.export import ExportParams
 from training.params.sft import SftParams
@@ -31,7 +31,7 @@ class Repository:
 
     id: str
     url: str
-    token: str | None
+    token: str | None = field(repr=False)
 
     @classmethod
     def open(cls, name: str, *, private: bool, token: str | None) -> "Repository":
@@ -47,7 +47,7 @@ class Repository:
             made = HfApi(token=token).create_repo(repo_id=name, private=private or None, exist_ok=True)
         except HFValidationError as error:
             raise InvalidRequest(str(error), param="hub_model_id") from error
-        except Exception as error:  # of the hub, of HTTP, of the network: each library has its own
+        except hub_errors() as error:
             message = f"the hub has no repository {name!r} to upload to: {reason_of(error)}"
             raise InvalidRequest(message, param="push_to_hub") from error
         return cls(made.repo_id, str(made), token)
@@ -56,10 +56,15 @@ class Repository:
         """Have the hub hold what is in `folder`, by one commit, or nothing of it. Raises UploadFailed."""
         from huggingface_hub import HfApi
 
-        files = {"allow_patterns": list(FILES), "ignore_patterns": list(STATE)}
         try:
-            HfApi(token=self.token).upload_folder(repo_id=self.id, folder_path=folder, commit_message=message, **files)
-        except Exception as error:  # as above, and of the disk
+            HfApi(token=self.token).upload_folder(
+                repo_id=self.id,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=list(FILES),
+                ignore_patterns=list(STATE),
+            )
+        except hub_errors() as error:
             raise UploadFailed(reason_of(error)) from error
 
 

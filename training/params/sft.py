@@ -71,8 +71,9 @@ class SftParams(
     """Put the results of each run into a folder of its own, named by number and time, under `output_dir`."""
     resume_only_model: Annotated[bool, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = False
     """With `resume_from_checkpoint`, take the weights only, and start optimiser, schedule and data anew."""
-    check_model: Annotated[bool, About(not_in_fine_tuning=THE_SERVER)] = True
-    """Compare local files of the model with the hub's, and warn where they differ. Turn it off without a network."""
+    check_model: Annotated[bool, About(TRAINING, one_run=True, not_in_api=THE_SERVER)] = True
+    """Compare the files of a model's folder with those of the repository on the hub that it says it is a copy of, and
+    warn where they differ. Turn it off without a network."""
     loss_type: Annotated[str | None, About(text=True)] = None
     """Name of the loss, where a method has several. In dpo: `sigmoid` (unless given), `sigmoid_norm`, `hinge`, `ipo`,
     `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down` or

@@ -7,6 +7,7 @@ from transformers import set_seed
 
 from training.data import build
 from training.folder import Result
+from training.hub.compare import check_files
 from training.hub.upload import Uploads, open_repository
 from training.methods import method_of
 from training.methods.base import Method
@@ -51,6 +52,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     check_liger(params)
     config = load_base_config(params)
     check_type(params, config)
+    check_files(params, report)
     params = params.model_copy(update={"task_type": method.task_type})
     if method.task_type == "seq_cls":
         params = with_head(params, config, method.num_labels)

@@ -20,7 +20,7 @@ CHECK = {
 JUDGE = {"type": "score_model", "name": "judge", "model": "echo", "input": [{"role": "user", "content": "Grade."}]}
 FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True}}
 THINKS = (
-    "{% for m in messages %}{{ m.content }}{% endfor %}{{ reasoning_effort }}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}{{ reasoning_effort }}"
     "{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
 )
 PYTHON = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1.0"}

@@ -45,8 +45,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def trained(folder: Path, given: dict[str, Any], **more: Any) -> JobFolder:
     job = make_job(folder, "sft", **given | more)
-    params = job.read_task().params.model_copy(update={"hub_token": TOKEN})
-    assert train.run(params, Report(job)).status == "succeeded"
+    params = job.read_task().training
+    assert train.run(params.model_copy(update={"hub_token": TOKEN}), Report(job)).status == "succeeded"
     return job
 
 
@@ -89,7 +89,7 @@ def test_a_hub_that_lets_nobody_in_ends_the_training_before_it_begins(
     monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
     job = make_job(tmp_path / "job", "sft", **given)
     with pytest.raises(InvalidRequest) as refused:
-        train.run(job.read_task().params, Report(job))
+        train.run(job.read_task().training, Report(job))
     assert refused.value.param == "push_to_hub"
 
 
@@ -98,7 +98,7 @@ def test_a_merged_model_goes_there_whole(hub: Hub, given: dict[str, Any], tmp_pa
     hub.repos["models/me/whole"] = Repo({})
     asked = {"adapters": [str(adapter)], "push_to_hub": True, "hub_model_id": "me/whole", "commit_message": "merged"}
     job = make_job(tmp_path / "merge", "merge", **asked)
-    params = job.read_task().params.model_copy(update={"hub_token": TOKEN})
+    params: Any = job.read_task().params.model_copy(update={"hub_token": TOKEN})
     assert merge.run(params, Report(job)).status == "succeeded"
     repo = hub.repos["models/me/whole"]
     assert repo.commits == ["merged"]

@@ -70,6 +70,15 @@ def test_each_answer_is_judged_by_its_row() -> None:
     assert reward.parts() == {"rewards/check/errors": [0, 0, 1]}
 
 
+@pytest.mark.parametrize(
+    ("grader", "told"),
+    [
+        ({**JUDGE, "model": "m"}, "asks the model 'm'"),
+        ({**JUDGE, "sampling_params": {"reasoning_effort": "low"}}, "sampling_params.reasoning_effort"),
+        ({**CHECK, "input": "{{sample.output_audio}}"}, "sample.output_audio"),
+        ({**CHECK, "input": "{{answer}}"}, "{{answer}} is no reference"),
+    ],
+)
 def test_what_cannot_judge_in_a_training_is_refused(grader: dict[str, Any], told: str) -> None:
     (refusal,) = refusals(params(grader))
     assert refusal[0] == "grader" and told in refusal[1]
