@@ -16,7 +16,7 @@ import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec, LoraModule
+from engines.adapters.spec import CONFIG, INSERTED_CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.text.prompt import checked_template
@@ -88,6 +88,7 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
 
     Raises InvalidAdapter, whose `param` names the field at fault.
     """
+    refuse_inserted(folder)
     config = _parse(_read(folder, CONFIG))
     _refuse_what_is_not_served(config)
     shapes = _read_shapes(folder / WEIGHTS)
@@ -112,6 +113,13 @@ def read_adapter(folder: Path, support: AdapterSupport) -> AdapterSpec:
         head_weight=head_weight,
         chat_template=_read_template(folder),
     )
+
+
+def refuse_inserted(folder: Path) -> None:
+    """Raises InvalidAdapter for modules that a training has put into a model: they are computed beside its weights."""
+    if (folder / INSERTED_CONFIG).is_file():
+        message = "what train_type reft and adapter put into a model is not served, and cannot be merged"
+        raise InvalidAdapter(message, param="adapters")
 
 
 def check_base_model(spec: AdapterSpec, model: str) -> None:

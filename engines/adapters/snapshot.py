@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.adapters.disk import sync
-from engines.adapters.folder import MAX_CONFIG_BYTES, MAX_LABELS, content_hash, read_adapter
+from engines.adapters.folder import MAX_CONFIG_BYTES, MAX_LABELS, content_hash, read_adapter, refuse_inserted
 from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter, NotFound
@@ -126,6 +126,7 @@ def _copy_and_check(source: Path, target: Path, support: AdapterSupport, follow_
     except OSError as error:
         raise NotFound(f"the adapter's folder {source.name!r} cannot be read: {error.strerror}") from None
     try:
+        refuse_inserted(source)
         limits = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: _largest_file(support), MODEL_CONFIG: MAX_CONFIG_BYTES}
         for name, limit in limits.items():
             _copy(name, folder, target / name, limit, links)

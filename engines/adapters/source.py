@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS
+from engines.adapters.spec import CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES
@@ -52,8 +52,9 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
     from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
 
+    files = [CONFIG, WEIGHTS, MODEL_CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, *TEMPLATES]
     try:
-        return Path(snapshot_download(source, token=token, allow_patterns=[CONFIG, WEIGHTS, MODEL_CONFIG, *TEMPLATES]))
+        return Path(snapshot_download(source, token=token, allow_patterns=files))
     except (OSError, ValueError, HTTPError) as error:
         message = f"{source!r} is no folder, so it was looked up as a hub id: {reason_of(error)}"
         raise InvalidAdapter(message, param="adapters") from error

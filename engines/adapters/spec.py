@@ -9,6 +9,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 """The configuration of the model with the adapter, where it brings a head: how many labels there are, and which."""
+INSERTED_CONFIG, INSERTED_WEIGHTS = "inserted_config.json", "inserted_model.safetensors"
+"""What stands in their place beside modules that were put into a model, which are no adapter of PEFT's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

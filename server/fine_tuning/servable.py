@@ -8,8 +8,13 @@ from training.params.sft import SftParams
 from training.tuners import tuner_of
 
 MATCHING_SECONDS = 1.0
-MERGE = "train it as a job of /v1/jobs, merge it, and serve the result"
-SERVE = "train it as a job of /v1/jobs, and serve the result"
+JOB = "train it as a job of /v1/jobs"
+WAYS_OUT = {
+    ("adapter", True): f"{JOB}, merge it, and serve the result",
+    ("adapter", False): f"{JOB}, and load it in Python",
+    ("model", False): f"{JOB}, and serve the result",
+}
+"""What a tuner makes, and whether that can be merged -> what can be done instead."""
 
 
 def check_servable(params: SftParams, support: AdapterSupport | None) -> None:
@@ -18,7 +23,7 @@ def check_servable(params: SftParams, support: AdapterSupport | None) -> None:
         raise UnsupportedParameter("The engine serves the base model only, without adapters.", param="model")
     tuner = tuner_of(params)
     for name, reason in tuner.unserved(params, support):
-        raise _refused(name, f"{reason}: {MERGE if tuner.mergeable else SERVE}")
+        raise _refused(name, f"{reason}: {WAYS_OUT[tuner.makes, tuner.mergeable]}")
     _check_modules(params, support)
 
 

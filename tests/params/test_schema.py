@@ -31,6 +31,7 @@ from training.params.gkd import GkdParams
 from training.params.grader import GraderParams
 from training.params.grpo import GrpoParams
 from training.params.head import HeadParams
+from training.params.houlsby import HoulsbyParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
@@ -91,6 +92,7 @@ LEARNING: tuple[type[Params], ...] = (
     MixingParams,
     HeadParams,
     TrainableTokensParams,
+    HoulsbyParams,
 )
 OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,

@@ -20,6 +20,7 @@ from training.methods.sft import Sft
 from training.methods.simpo import Simpo
 from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
+from training.tuners import TUNERS
 
 _ALL: tuple[Method[Any], ...] = (
     Sft(),
@@ -58,6 +59,10 @@ def refusals(params: SftParams) -> list[Refusal]:
     method = among[params.method]
     found = _read_by_other_methods(params, method, among) + method.refusals(params)
     found += [(name, reason) for name, reason in method.needs.items() if getattr(params, name) is None]
+    tuner = TUNERS.get(params.train_type)
+    if tuner is not None and method.draws(params) and not tuner.draws:
+        message = f"{tuner.name} cannot be run by the engine that draws the answers which {method.name} learns from"
+        found.append(("train_type", message))
     if params.task_type == "seq_cls" and method.task_type != "seq_cls":
         named = " or ".join(
             f"{each.task} --{_spelled(each)}" for each in METHODS.values() if each.task_type == "seq_cls"

@@ -54,6 +54,10 @@ class Method(ABC, Generic[P]):
         """How many answers to each row of data it learns from, where `params` are given."""
         return 1
 
+    def draws(self, params: P) -> bool:
+        """Whether it learns from answers that the model in training gives."""
+        return False
+
     def metrics(self, params: P) -> tuple[str, ...]:
         """What an evaluation reports beside `loss`."""
         return ()

@@ -30,6 +30,9 @@ class Gkd(Method[RlhfParams]):
         "response_length",
     }
 
+    def draws(self, params: RlhfParams) -> bool:
+        return params.lmbda > 0
+
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         return ("agreement",)
 

@@ -42,6 +42,9 @@ class FromGroups(Method[RlhfParams]):
     def beta(self, params: RlhfParams) -> float:
         return self.default_beta if params.beta is None else params.beta
 
+    def draws(self, params: RlhfParams) -> bool:
+        return True
+
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         lengths = tuple(f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio"))
         return ("reward", "reward_std", "frac_reward_zero_std", *lengths)

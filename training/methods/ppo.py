@@ -32,6 +32,9 @@ class Ppo(Method[RlhfParams]):
     }
     part_of_rate = 0.1
 
+    def draws(self, params: RlhfParams) -> bool:
+        return True
+
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         named = ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores")
         return (*(f"objective/{name}" for name in named), "val/num_eos_tokens", "completions/mean_length")

@@ -9,6 +9,7 @@ from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
 from training.params.head import HeadParams
+from training.params.houlsby import HoulsbyParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
@@ -41,6 +42,7 @@ class PredictParams(Params):
 
 class SftParams(
     HeadParams,
+    HoulsbyParams,
     NumbersParams,
     OptimizerParams,
     PredictParams,

@@ -40,7 +40,7 @@ class TrainerParams(Params):
     weight_decay: Annotated[float, About(TRAINING, trainer=True)] = Field(0.1, ge=0)
     """Decoupled weight decay of the optimiser."""
     learning_rate: Annotated[float | None, About(TRAINING, openai="learning_rate_multiplier")] = Field(None, gt=0)
-    """Peak learning rate. Unless given: 1e-5 where all weights are trained, 1e-4 with an adapter."""
+    """Peak learning rate. Unless given: 1e-5 where all weights are trained, 9e-4 with reft, 1e-4 otherwise."""
     lr_scheduler_type: Annotated[Schedule, About(TRAINING, trainer=True)] = "cosine"
     """How the learning rate goes after the warm-up, by transformers' names."""
     lr_scheduler_kwargs: Annotated[JsonObject | None, About(TRAINING, text=True, trainer=True)] = None

@@ -227,7 +227,7 @@ class ReftParams(Params):
 
     reft_layers: Integers | None = None
     """Numbers of the layers whose output is edited. All unless given."""
-    reft_rank: int = Field(4, ge=1)
+    reft_rank: Annotated[int, About(most=4096)] = Field(4, ge=1)
     """Rank of the edit."""
     reft_intervention_type: Literal[
         "NoreftIntervention",
@@ -238,8 +238,10 @@ class ReftParams(Params):
         "NodireftIntervention",
     ] = "LoreftIntervention"
     """Form of the edit, by pyreft's names."""
-    reft_args: JsonObject | None = None
-    """Further settings of the edit."""
+    reft_args: Annotated[JsonObject | None, About(text=True)] = None
+    """Further settings of the edit, by pyreft's names: `dropout` (the part of the edited states that is dropped while
+    training), `act_fn` (an activation function of what the edit is made of, by transformers' name) and, in
+    NoreftIntervention, `add_bias`. Which of them an intervention takes is told where it takes another."""
 
 
 class LigerParams(Params):

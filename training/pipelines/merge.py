@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.disk import sync
-from engines.adapters.folder import CHANGES_THE_BASE
+from engines.adapters.folder import CHANGES_THE_BASE, refuse_inserted
 from engines.adapters.heads import put_on, take_head
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
@@ -147,6 +147,7 @@ def _tie_again_if_equal(model: Any) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration, once it is clear that it can be merged exactly. Raises InvalidAdapter."""
+    refuse_inserted(folder)
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError):

@@ -125,7 +125,8 @@ class JobTrainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = self.job.tuned.resume(Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(str(weights), model)  # type: ignore[misc]
+        if weights is not None:
+            super()._load_from_checkpoint(str(weights), model)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = Path(self.args.output_dir)

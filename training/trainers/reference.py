@@ -57,8 +57,8 @@ def reference_of(job: Training[RlhfParams], device: torch.device, *, lasting: bo
     model = job.tuned.model
     if job.params.ref_model is not None:
         return Reference(_named(job).to(device))
-    if _begins_as_nothing(job.params, model):
-        return Reference(model, model.disable_adapter, [each for each in model.parameters() if not each.requires_grad])
+    if (without := _without(job)) is not None:
+        return Reference(model, without, [each for each in model.parameters() if not each.requires_grad])
     return Reference(model, _as_now(model) if lasting else nullcontext)
 
 
@@ -82,6 +82,13 @@ def _named(job: Training[RlhfParams]) -> Any:
         message = f"it knows {known} tokens, and the model's tokenizer has {len(job.tokenizer)}"
         raise InvalidRequest(message, param="ref_model")
     return load_for_training(named, config, job.precision.base).requires_grad_(False)
+
+
+def _without(job: Training[RlhfParams]) -> Callable[[], AbstractContextManager[Any]] | None:
+    """Makes what training began with of the model, where it is the model without what is trained."""
+    if _begins_as_nothing(job.params, job.tuned.model):
+        return job.tuned.model.disable_adapter  # type: ignore[no-any-return]  # PEFT is untyped here
+    return None if job.params.adapters else job.tuned.without()
 
 
 def _begins_as_nothing(params: RlhfParams, model: Any) -> bool:

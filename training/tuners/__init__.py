@@ -8,12 +8,14 @@ from training.tuners.boft import Boft
 from training.tuners.bone import Bone
 from training.tuners.fourierft import FourierFt
 from training.tuners.full import Full
+from training.tuners.houlsby import Houlsby
 from training.tuners.ia3 import Ia3
 from training.tuners.llamapro import Llamapro
 from training.tuners.loha import Loha
 from training.tuners.lokr import Lokr
 from training.tuners.lora import Lora
 from training.tuners.randlora import RandLora
+from training.tuners.reft import Reft
 from training.tuners.trainable_tokens import TrainableTokens
 from training.tuners.vera import Vera
 
@@ -31,6 +33,8 @@ _ALL: tuple[Tuner, ...] = (
     RandLora(),
     TrainableTokens(),
     Llamapro(),
+    Houlsby(),
+    Reft(),
 )
 TUNERS = {tuner.name: tuner for tuner in _ALL}
 

@@ -1,7 +1,7 @@
 """What a tuner says of itself: all that is known of it is in its file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -45,10 +45,15 @@ class Tuned:
     def saved(self, checkpoint: Path) -> None:
         """Finish a checkpoint, into which the trainer has just written the weights that are trained."""
 
-    def resume(self, checkpoint: Path) -> Path:
+    def without(self) -> Callable[[], AbstractContextManager[None]] | None:
+        """Makes the model for a while what it is without what is trained; None: it would be none then."""
+        return None
+
+    def resume(self, checkpoint: Path) -> Path | None:
         """Make the model ready to go on from `checkpoint`.
 
-        Returns the folder that the trainer loads its weights from. Raises InvalidRequest where they do not fit.
+        Returns the folder that the trainer loads its weights from; None: they are loaded. Raises InvalidRequest where
+        they do not fit.
         """
         return checkpoint
 
@@ -62,6 +67,8 @@ class Tuner(ABC):
     """Whether `merge` makes a model of what it makes."""
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
+    draws: ClassVar[bool] = True
+    """Whether the engine that draws answers during a training can draw them of what is trained."""
     learning_rate: ClassVar[float]
     """Peak learning rate unless one is given."""
 

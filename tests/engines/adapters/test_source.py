@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from engines.adapters.source import fetch_adapter, name_adapters
-from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS
+from engines.adapters.spec import CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES
 
@@ -50,7 +50,8 @@ def test_what_is_no_folder_is_downloaded_without_what_could_run_code(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert fetch_adapter("org/translator", token="t") == tmp_path
-    assert asked == [("org/translator", {"token": "t", "allow_patterns": [CONFIG, WEIGHTS, MODEL_CONFIG, *TEMPLATES]})]
+    files = [CONFIG, WEIGHTS, MODEL_CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, *TEMPLATES]
+    assert asked == [("org/translator", {"token": "t", "allow_patterns": files})]
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_with_the_reason() -> None:

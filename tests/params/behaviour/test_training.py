@@ -55,6 +55,8 @@ FOURIER = NO_LORA | {"train_type": "fourierft", "fourier_n_frequency": 50}
 TOKENS = NO_LORA | {"train_type": "trainable_tokens"}
 ADALORA = {"lora_rank": UNGIVEN, "train_type": "adalora", "max_steps": 4}
 LLAMAPRO = NO_LORA | {"train_type": "llamapro", "llamapro_num_new_blocks": 2}
+HOULSBY = NO_LORA | {"train_type": "adapter"}
+REFT = NO_LORA | {"train_type": "reft"}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -144,6 +146,12 @@ def of_every_training(task: str) -> dict[str, Row]:
             fourier_n_frequency=Two(50, 40, adapter("n_frequency"), FOURIER),
             fourier_scaling=Two(300, 100, adapter("scaling"), FOURIER),
             trainable_token_indices=Two([3], [4], adapter("token_indices"), TOKENS),
+            adapter_length=Two(8, 4, learned, HOULSBY),
+            adapter_act=Two("relu", "tanh", learned, HOULSBY),
+            reft_layers=Two(UNGIVEN, [1], learned, REFT),
+            reft_rank=Two(4, 2, learned, REFT),
+            reft_intervention_type=Two("LoreftIntervention", "ConsreftIntervention", learned, REFT),
+            reft_args=Two(UNGIVEN, {"act_fn": "gelu"}, steps, REFT),
             # where it begins and what it leaves
             adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
             resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),

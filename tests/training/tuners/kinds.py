@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from training.layers.inserted import load_inserted
+
 DOCS = Path(__file__).parents[3] / "docs" / "training.md"
 ENGINES = ("pt", "vllm", "lmdeploy")
 METHODS = ("sft", "dpo", "grpo")
@@ -27,6 +29,10 @@ def with_transformers(base: Path, checkpoint: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
 
 
+def with_our_loader(base: Path, checkpoint: Path) -> Any:
+    return load_inserted(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), checkpoint)
+
+
 @dataclass(frozen=True, eq=False)
 class Kind:
     choice: Mapping[str, Any]
@@ -38,6 +44,8 @@ class Kind:
     merges: bool = True
     served: Literal["adapter", "merged", "model", "no"] = "adapter"
     """As what an engine serves it: an adapter beside the base model, merged into that first, or a model of its own."""
+    begins_as_base: bool = True
+    """Whether the model says the same before the first step as without it."""
     alone: Callable[[Path, Path], Any] = with_peft
     """Loads what it has written without the training: (base model, checkpoint) -> model."""
 
@@ -59,6 +67,19 @@ def whole(train_type: str, **settings: Any) -> Kind:
     """What makes a model."""
     given = {"learning_rate": 1e-3, **settings}
     return Kind({"train_type": train_type}, given, merges=False, served="model", alone=with_transformers)
+
+
+def inserted(train_type: str, *, begins_as_base: bool = True, **settings: Any) -> Kind:
+    """What puts modules of ours into the model."""
+    return Kind(
+        {"train_type": train_type},
+        settings,
+        methods=("sft", "dpo"),
+        merges=False,
+        served="no",
+        begins_as_base=begins_as_base,
+        alone=with_our_loader,
+    )
 
 
 KINDS = (
@@ -86,6 +107,8 @@ KINDS = (
     merged("trainable_tokens", trainable_token_indices=[3, 17, 60, 70], learning_rate=0.1),
     whole("full"),
     whole("llamapro", llamapro_num_new_blocks=2),
+    inserted("adapter", adapter_length=8),
+    inserted("reft", begins_as_base=False, reft_args={"dropout": 0.1, "act_fn": "gelu"}),
 )
 
 BEGIN, END = "<!-- Written by `python -m tests.training.tuners.kinds`. -->\n", "<!-- The end of the table. -->\n"

@@ -1,6 +1,5 @@
-"""LLaMA Pro: more layers, which alone learn; what comes of it is a model like any other."""
+"""LLaMA Pro: more layers, which alone learn. What it has in common with others is in test_kinds.py."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from engines.pt.runner import ModelRunner
 from tests.engines.pt.tiny import CONFIGS, WINDOW
 from tests.training.jobs import losses, make_job, make_model
 from training import tuners
-from training.folder import JobFolder, Step
+from training.folder import JobFolder
 from training.params.sft import SftParams
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
@@ -24,7 +23,7 @@ from training.tuners.llamapro import grow
 
 SETTINGS: dict[str, Any] = {
     "train_type": "llamapro", "llamapro_num_new_blocks": 2, "torch_dtype": "float32", "split_dataset_ratio": 0,
-    "per_device_train_batch_size": 2, "learning_rate": 0.01, "max_steps": 6, "logging_steps": 1, "save_steps": 3,
+    "per_device_train_batch_size": 2, "learning_rate": 0.01, "max_steps": 4, "logging_steps": 1, "save_steps": 2,
     "report_to": ["none"],
 }  # fmt: skip
 IDS = torch.tensor([[3, 17, 5, 60, 9, 22] * 4])  # more than a window
@@ -87,9 +86,7 @@ def test_several_new_layers_of_a_group_stand_behind_it() -> None:
 
 def test_the_new_layers_alone_learn_and_transformers_and_the_engine_load_the_result(train: Any, tiny: Path) -> None:
     job = train("job")
-    told = losses(job)
-    assert told[6] < told[1]
-    checkpoint = job.path / "checkpoint-6"
+    checkpoint = job.path / "checkpoint-4"
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     trained = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     for new, old in {0: 0, 2: 1}.items():
@@ -103,34 +100,10 @@ def test_the_new_layers_alone_learn_and_transformers_and_the_engine_load_the_res
 def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train: Any) -> None:
     """In bfloat16, of which a checkpoint has the model, and beside it what is learned in float32."""
     whole = train("whole", torch_dtype="bfloat16")
-    resumed = train("resumed", torch_dtype="bfloat16", resume_from_checkpoint=str(whole.path / "checkpoint-3"))
-    assert list(losses(resumed).values()) == list(losses(whole).values())[3:]
-    first, second = (load_file(job.path / "checkpoint-6" / "model.safetensors") for job in (whole, resumed))
+    resumed = train("resumed", torch_dtype="bfloat16", resume_from_checkpoint=str(whole.path / "checkpoint-2"))
+    assert list(losses(resumed).values()) == list(losses(whole).values())[2:]
+    first, second = (load_file(job.path / "checkpoint-4" / "model.safetensors") for job in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> str:
-    rows = [{"query": f"number {i}", "response": "the red and", "rejected_response": "the value"} for i in range(6)]
-    file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
-
-
-def test_the_reference_of_dpo_is_the_model_as_it_was(train: Any, pairs: str) -> None:
-    job = train("job", "rlhf", rlhf_type="dpo", rpo_alpha=0, dataset=pairs, max_steps=3)
-    rewards = [event.metrics["rewards/margins"] for event, _ in job.read_events() if isinstance(event, Step)]
-    assert rewards[0] == 0
-    assert rewards[2] > 0
-
-
-def test_answers_of_grpo_are_drawn_by_the_longer_model(train: Any, pairs: str, tmp_path: Path) -> None:
-    (tmp_path / "short.py").write_text(
-        "def short(completion_ids, **_):\n    return [-len(i) for i in completion_ids]\n"
-    )
-    asked = {"num_generations": 2, "max_completion_length": 6, "reward_funcs": [f"{tmp_path}/short.py:short"]}
-    job = train("job", "rlhf", rlhf_type="grpo", dataset=pairs, max_steps=2, **asked)
-    assert sorted(losses(job)) == [1, 2]
 
 
 @pytest.mark.parametrize(
