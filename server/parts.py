@@ -141,7 +141,7 @@ def make_parts(
         max_queued=params.max_queued_batches,
     )
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
-    sources = Sources(jobs, files, served, params.job_roots, hub, state=state)
+    sources = Sources(jobs, files, served, params.job_roots, hub, state=state, runs_python=params.python_graders)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     graders = Graders(model=model, inference=inference, runs_python=params.python_graders)
     roots = AdapterRoots(params.adapter_roots)

@@ -17,7 +17,6 @@ from engines.text.grammar_check import validate
 from server.deps import part
 from server.files.files import Files
 from server.fine_tuning.body import SEEDS, CreateFineTuningJob
-from server.fine_tuning.graders import check_offered
 from server.fine_tuning.names import model_name
 from server.fine_tuning.parameters import check_parameters
 from server.fine_tuning.prepare import data_files
@@ -26,6 +25,7 @@ from server.fine_tuning.servable import check_servable
 from server.fine_tuning.task import AS_SERVED, first_task
 from server.fine_tuning.twins import Said, said_once
 from server.inference.inference import Inference
+from server.jobs.graders import check_offered
 from server.jobs.job import Job
 from server.jobs.jobs import Jobs
 from server.jobs.storage import to_storage_error

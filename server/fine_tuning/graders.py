@@ -8,22 +8,22 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 
-from engines.errors import EngineUnavailable, InvalidRequest, ModelNotFound, UnsupportedParameter
+from engines.errors import EngineUnavailable, ModelNotFound
 from server.deps import part
 from server.http.body import parse_object
 from server.http.keys.caller import Caller
 from server.inference.inference import Inference
+from server.jobs.graders import check_offered
 from server.model.served import ServedModel
 from server.openai.chat import CHAT
 from server.openai.pipeline import admit
 from server.openai.schema import ChatRequest
 from training.params.graders import OneGrader
-from training.rewards.graders.grading import Graded, Grading, check_grader, models_of, python_graders, sample_of
+from training.rewards.graders.grading import Graded, Grading, models_of, sample_of
 from training.rewards.graders.judging import Question, Reply, TokenUsage
 
 ANSWER_SECONDS = 120.0
 """Seconds that a model has for one answer: OpenAI's limit of a grade."""
-PYTHON_IS_OFF = "Python graders are off on this server, which runs them with --python_graders true only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +62,6 @@ class Graders:
 
 
 GradersDep = Annotated[Graders, Depends(part(Graders))]
-
-
-def check_offered(grader: OneGrader, *, runs_python: bool, param: str = "grader") -> None:
-    """Raises InvalidRequest, whose `param` begins with `param`, for what this server could not run."""
-    if python_graders(grader) and not runs_python:
-        raise UnsupportedParameter(f"{param}: {PYTHON_IS_OFF}.", param=param)
-    try:
-        check_grader(grader)
-    except InvalidRequest as error:
-        raise type(error)(f"{param}.{error.message}", param=f"{param}.{error.param}") from None
 
 
 def _grade(grader: OneGrader, judges: "Judges", text: str, item: dict[str, Any]) -> Graded:

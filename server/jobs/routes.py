@@ -49,6 +49,7 @@ async def create_job(
     async with jobs.making() as id:
         resolved = await sources.resolve(type(task.params), given, id, access)
         task = await pools.files.run(lambda: parse(body.type, resolved).completed())
+        sources.check_grader(task.params)
         job = await jobs.create(
             id,
             task,

@@ -18,11 +18,13 @@ from engines.params.about import facts
 from engines.params.base import Params
 from server.deps import part
 from server.files.files import Files, Purpose
+from server.jobs.graders import check_offered
 from server.jobs.hub import JobHub
 from server.jobs.job import Job, JobStatus
 from server.jobs.jobs import Jobs
 from server.jobs.tidy import STATE
 from server.store.access import Access
+from training.params.graders import asking, parse_grader
 from training.params.hub import SCHEME
 from training.params.rlhf import RlhfParams
 from training.params.task import Artifact
@@ -50,15 +52,25 @@ class ServedSource:
 
 class Sources:
     def __init__(
-        self, jobs: Jobs, files: Files, served: ServedSource, roots: Iterable[str], hub: JobHub, *, state: Path
+        self,
+        jobs: Jobs,
+        files: Files,
+        served: ServedSource,
+        roots: Iterable[str],
+        hub: JobHub,
+        *,
+        state: Path,
+        runs_python: bool,
     ) -> None:
-        """`state`: the server's `state_dir`, which no job reads by its paths, though it should lie in a root."""
+        """`state`: the server's `state_dir`, which no job reads by its paths, though it should lie in a root.
+        `runs_python`: whether graders may bring code of Python's."""
         self._jobs = jobs
         self._files = files
         self._served = served
         self._hub = hub
         self._roots = tuple(Path(root).expanduser().resolve() for root in roots)
         self._state = state.resolve()
+        self._runs_python = runs_python
 
     async def resolve(
         self, kind: type[Params], given: Mapping[str, Any], job_id: str, access: Access
@@ -80,7 +92,15 @@ class Sources:
                 case "checkpoint":
                     whole = not params.get("resume_only_model")
                     params[name] = await self._checkpoint(name, params[name], access, whole=whole)
+        if params.get("grader") and params.get("model"):
+            params["grader"] = asking(params["grader"], Path(params["model"]).name)
         return params
+
+    def check_grader(self, params: Params) -> None:
+        """Raises InvalidRequest for one that could not run here. It may be that of a checkpoint which the job goes on
+        from."""
+        if grader := getattr(params, "grader", None):
+            check_offered(parse_grader(grader), runs_python=self._runs_python, param="parameters.grader")
 
     async def _model(self, param: str, name: str, given: Mapping[str, Any], access: Access) -> dict[str, Any]:
         if name != self._served.name and not (name == self._served.source and HUB_ID.fullmatch(name)):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from training.data.samples import Learns
 from training.methods.base import Method
+from training.methods.judged import JUDGES, of_judges
 from training.params.grpo import MOST_GENERATIONS
 from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
@@ -31,10 +32,9 @@ class FromGroups(Method[RlhfParams]):
             "rlhf_type", "ref_model", "ref_model_revision", "beta", "temperature", "num_generations",
             "num_generations_eval", "response_format",
             "max_completion_length", "top_k", "top_p", "repetition_penalty", "num_iterations", "steps_per_generation",
-            "epsilon", "epsilon_high", "overlong_filter", "grader", "reward_funcs", "reward_model", "reward_adapters",
-            "reward_model_revision", "reward_weights", "log_completions",
+            "epsilon", "epsilon_high", "overlong_filter", "log_completions", *JUDGES, *RolloutParams.model_fields,
         }
-    ) | frozenset(RolloutParams.model_fields)  # fmt: skip
+    )  # fmt: skip
     default_beta: ClassVar[float]
     """Unless given."""
     part_of_rate = 0.1
@@ -50,17 +50,7 @@ class FromGroups(Method[RlhfParams]):
         return ("reward", "reward_std", "frac_reward_zero_std", *lengths)
 
     def refusals(self, params: RlhfParams) -> list[Refusal]:
-        return [*self._of_rewards(params), *self._of_sizes(params), *self._of_others(params)]
-
-    def _of_rewards(self, params: RlhfParams) -> Iterator[Refusal]:
-        from training.rewards import graded
-
-        count = len([*params.reward_funcs, *filter(None, (params.reward_model, params.grader))])
-        if not count:
-            yield "reward_funcs", "name what judges the answers, here, as reward_model or as grader"
-        elif params.reward_weights and len(params.reward_weights) != count:
-            yield "reward_weights", f"there must be one for each of the {count} rewards"
-        yield from graded.refusals(params)
+        return [*of_judges(params), *self._of_sizes(params), *self._of_others(params)]
 
     def _of_sizes(self, params: RlhfParams) -> Iterator[Refusal]:
         accumulated = params.gradient_accumulation_steps
@@ -68,8 +58,8 @@ class FromGroups(Method[RlhfParams]):
         if passes % accumulated:
             yield "steps_per_generation", f"it must be a multiple of gradient_accumulation_steps, {accumulated}"
         answers = params.per_device_train_batch_size * passes
-        if params.rollout_max_num_seqs < params.num_generations:
-            yield "rollout_max_num_seqs", f"the {params.num_generations} answers to a prompt are drawn together"
+        if params.rollout_max_num_seqs < (most := max(params.num_generations, params.num_generations_eval or 0)):
+            yield "rollout_max_num_seqs", f"the {most} answers to a prompt are drawn together"
         if answers % params.num_generations:
             reason = (
                 f"{answers} answers are learned from at a time (per_device_train_batch_size times steps_per_generation,"
@@ -93,9 +83,6 @@ class FromGroups(Method[RlhfParams]):
             yield "ref_model_revision", "it belongs to ref_model, which is not given"
         if params.ref_model is not None and not self.beta(params):
             yield "ref_model", "with beta 0 nothing is compared with it: leave it out"
-        for name in ("reward_adapters", "reward_model_revision"):
-            if getattr(params, name) and params.reward_model is None:
-                yield name, "it belongs to reward_model, which is not given"
 
 
 class Grpo(FromGroups):

@@ -1,9 +1,10 @@
-"""PPO (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155): the model answers prompts, a
-reward model judges the answers, and what was judged well becomes likelier, not far from what the model said before."""
+"""PPO (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155): the model answers prompts, the
+answers are judged, and what was judged well becomes likelier, not far from what the model said before."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.methods.base import Method
+from training.methods.judged import JUDGES, of_judges
 from training.methods.pairs import of_reference
 from training.params.ppo import PpoParams
 from training.params.refusal import Refusal
@@ -22,14 +23,12 @@ class Ppo(Method[RlhfParams]):
     task = "rlhf"
     params = RlhfParams
     choice: ClassVar = {"rlhf_type": name}
-    needs: ClassVar = {"reward_model": "name the model that judges the answers"}
     rows = "prompts"
-    reads = frozenset(PpoParams.model_fields | RolloutParams.model_fields) | {
-        "rlhf_type",
-        "ref_model",
-        "ref_model_type",
-        "ref_model_revision",
-    }
+    reads = (
+        JUDGES
+        | frozenset(PpoParams.model_fields | RolloutParams.model_fields)
+        | {"rlhf_type", "ref_model", "ref_model_type", "ref_model_revision"}
+    )
     part_of_rate = 0.1
 
     def draws(self, params: RlhfParams) -> bool:
@@ -40,7 +39,7 @@ class Ppo(Method[RlhfParams]):
         return (*(f"objective/{name}" for name in named), "val/num_eos_tokens", "completions/mean_length")
 
     def refusals(self, params: RlhfParams) -> list[Refusal]:
-        found = [*of_reference(params, self.name)]
+        found = [*of_judges(params), *of_reference(params, self.name)]
         if params.neftune_noise_alpha:
             found.append(("neftune_noise_alpha", "noise would change how likely the answers are: leave it out"))
         if params.router_aux_loss_coef:
@@ -48,10 +47,9 @@ class Ppo(Method[RlhfParams]):
         if params.train_type == "adalora":
             found.append(("train_type", "ppo makes several updates a step, and adalora counts steps: choose lora"))
         if params.init_weights.startswith("pissa"):
-            found.append(
-                ("init_weights", "pissa changes the weights that reward and value model share: choose another")
-            )
-        if params.lora_bias != "none":
+            reason = "pissa changes weights of the value model that its checkpoints do not hold: choose another"
+            found.append(("init_weights", reason))
+        if params.lora_bias != "none" and params.reward_model is not None:
             found.append(("lora_bias", "reward and value model share their biases, which must then stay as they are"))
         return found + self._batch(params)
 

@@ -27,7 +27,7 @@ class GraderParams(Params):
     grader: Annotated[
         JsonObject | None,
         BeforeValidator(_sound),
-        About(text=True, not_in_api="a fine-tuning job says it in method.reinforcement"),
+        About(text=True, not_in_fine_tuning="a fine-tuning job says it in method.reinforcement"),
     ] = None
     """What judges answers, as one of OpenAI's graders: https://platform.openai.com/docs/guides/graders. Its reward is
     added to those of `reward_funcs`."""

@@ -17,7 +17,7 @@ def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str, ask: AskAll) 
 
     Raises InvalidRequest, InvalidAdapter, UnsupportedModel.
     """
-    rewards: list[Reward] = [reward_named(word, params.max_completion_length) for word in params.reward_funcs]
+    rewards = functions_of(params, params.max_completion_length)
     if params.reward_model is not None:
         judge = RewardModel.load(
             params.reward_model,
@@ -29,6 +29,16 @@ def rewards_of(params: RlhfParams, tokenizer: Any, *, device: str, ask: AskAll) 
             system=params.system,
         )
         rewards.append(judge)
-    if params.grader is not None:
-        rewards.append(GraderReward(parse_grader(params.grader), ask, AnswerReader(tokenizer)))
-    return rewards
+    return [*rewards, *graders_of(params, tokenizer, ask)]
+
+
+def functions_of(params: RlhfParams, longest: int) -> list[Reward]:
+    """The functions that judge. `longest`: tokens of an answer at most. Raises InvalidRequest."""
+    return [reward_named(word, longest) for word in params.reward_funcs]
+
+
+def graders_of(params: RlhfParams, tokenizer: Any, ask: AskAll) -> list[Reward]:
+    """The grader, where there is one. Raises InvalidRequest."""
+    if params.grader is None:
+        return []
+    return [GraderReward(parse_grader(params.grader), ask, AnswerReader(tokenizer))]

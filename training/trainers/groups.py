@@ -34,7 +34,7 @@ from training.losses.policy import Clipped
 from training.params.rlhf import RlhfParams
 from training.rewards.chosen import rewards_of
 from training.rewards.graded import asks_base
-from training.rewards.types import Answered, InParts, Reward
+from training.rewards.types import Reward
 from training.rollouts.ahead import AheadRollouts
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.answer_form import answer_form
@@ -43,6 +43,7 @@ from training.trainers.base_judge import BaseJudge
 from training.trainers.drawing_times import DrawingTimes
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
+from training.trainers.judges import Judges, mean
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.rollouts import rollouts_of
 
@@ -83,8 +84,8 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self.loss_is_scaled_for_ga = True  # by the loss itself
         self.beta = beta
         ask = BaseJudge(job.tokenizer, self._drawn_by)
-        self._judges = judges(params, job.tokenizer, device=str(self.args.device), ask=ask)
-        self._weights = torch.tensor(params.reward_weights or [1.0] * len(self._judges))
+        self._judges = Judges(judges(params, job.tokenizer, device=str(self.args.device), ask=ask), job.tokenizer)
+        self._weights = torch.tensor(params.reward_weights or [1.0] * len(self._judges.names))
         self._parts = params.steps_per_generation or params.gradient_accumulation_steps
         self._passes_of_generation = self._parts * params.num_iterations
         self._several_steps = self._passes_of_generation > params.gradient_accumulation_steps
@@ -215,7 +216,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         with self._times.waiting():
             drawn = list(islice(self._coming, math.lcm(n, size) // n if self._ahead else self._prompts))
         answers = [answer for _, group in drawn for answer in group]
-        rewards = self._judge([row for row, _ in drawn], [group for _, group in drawn])
+        rewards = self._judges([row for row, group in drawn for _ in group], answers)
         first = len(generation.answers)
         generation.add(answers, without_cut=self.job.params.overlong_filter)
         tokens = {"": float(generation.learned_tokens(first))}
@@ -226,7 +227,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         found = self.advantages(weighted_sum(whole, self._weights), moved)
         mine = slice(self.args.process_index * len(answers), (self.args.process_index + 1) * len(answers))
         generation.advantages[first:] = found.advantages[mine].float()
-        self._seen.add(self._parts_of_rewards())
+        self._seen.add(self._judges.parts())
         self._write(answers, rewards, generation.advantages[first:])
         self._judged.append(Judged(answers, whole, found.alike))
         if len(generation.answers) == n * self._prompts:
@@ -250,29 +251,6 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
     def _drawn_by(self) -> JudgingRollouts:
         assert self._rollouts is not None, "answers are drawn before they are judged"
         return self._rollouts
-
-    def _judge(self, rows: Sequence[Row], groups: Sequence[Sequence[Rollout]]) -> Tensor:
-        """(answers, judges): rewards, NaN where one does not apply."""
-        answered = [
-            Answered(
-                prompt_ids=answer.prompt_ids,
-                token_ids=answer.token_ids,
-                text=self.processing_class.decode(answer.token_ids, skip_special_tokens=True),
-                ended=answer.ended,
-                item=json.loads(row["item"]),
-            )
-            for row, group in zip(rows, groups, strict=True)
-            for answer in group
-        ]
-        columns = [judge(answered) for judge in self._judges]
-        return torch.tensor([[float("nan") if each is None else each for each in column] for column in columns]).T
-
-    def _parts_of_rewards(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """What the judges say beside their rewards, of the answers that they judged last."""
-        found = {
-            name: each for judge in self._judges if isinstance(judge, InParts) for name, each in judge.parts().items()
-        }
-        return {name: _mean(torch.tensor(each)) for name, each in found.items()}
 
     def _look_back(self, generation: Generation, first: int) -> Tensor | None:
         """Note what the policy and the reference say of the answers before anything is learned of them, from the batch
@@ -341,8 +319,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         super().log(logs, start_time)
 
     def _tell(self, judged: "Judged") -> None:
-        names = [judge.name for judge in self._judges]
-        self._seen.add(_told(judged, self._weights, names))
+        self._seen.add(_told(judged, self._weights, self._judges.names))
         self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
         self._count_tokens(judged.answers)
         self._times.add_tokens(sum(len(answer.token_ids) for answer in judged.answers))
@@ -361,11 +338,12 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
     def _write(self, answers: Sequence[Rollout], rewards: Tensor, advantages: Tensor) -> None:
         if not self.job.params.log_completions or not self.args.should_save:
             return
-        names = [judge.name for judge in self._judges]
         with (self.job.report.folder.path / COMPLETIONS).open("a") as file:
             for answer, judged, advantage in zip(answers, rewards.tolist(), advantages.tolist(), strict=True):
                 prompt, text = (self.processing_class.decode(ids) for ids in (answer.prompt_ids, answer.token_ids))
-                known = {name: each for name, each in zip(names, judged, strict=True) if not math.isnan(each)}
+                known = {
+                    name: each for name, each in zip(self._judges.names, judged, strict=True) if not math.isnan(each)
+                }
                 line = {"step": self.state.global_step, "prompt": prompt, "completion": text, "rewards": known}
                 file.write(json.dumps(line | {"advantage": advantage}) + "\n")
 
@@ -375,16 +353,15 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         """Answers to each prompt, judged; the loss is the reward times -1."""
         n = self.job.params.num_generations_eval or self.job.params.num_generations
         seen, count = Averages(), 0
-        names = [judge.name for judge in self._judges]
         for number, batch in enumerate(dataloader):
             rows = batch["rows"]
             groups = list(self._draw(rows, f"evaluation {number}", n))
-            rewards = self._judge(rows, groups)
-            same = alike(weighted_sum(rewards, self._weights), n)
             answers = [each for group in groups for each in group]
+            rewards = self._judges([row for row, group in zip(rows, groups, strict=True) for _ in group], answers)
+            same = alike(weighted_sum(rewards, self._weights), n)
             self._times.add_tokens(sum(len(answer.token_ids) for answer in answers))
-            seen.add(_told(Judged(answers, rewards, same), self._weights, names))
-            seen.add(self._parts_of_rewards())
+            seen.add(_told(Judged(answers, rewards, same), self._weights, self._judges.names))
+            seen.add(self._judges.parts())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = over_processes(seen.taken(), self.accelerator)
@@ -420,7 +397,7 @@ def _told(judged: Judged, weights: Tensor, names: Sequence[str]) -> dict[str, tu
     lengths = torch.tensor([len(answer.token_ids) for answer in answers])
     count, one = torch.tensor(len(answers)), torch.tensor(1)
     told = {
-        "reward": _mean(total),
+        "reward": mean(total),
         "reward_std": (_spread(total), one),
         "frac_reward_zero_std": (judged.alike.sum(), torch.tensor(judged.alike.numel())),
         "completions/mean_length": (lengths.sum(), count),
@@ -429,13 +406,9 @@ def _told(judged: Judged, weights: Tensor, names: Sequence[str]) -> dict[str, tu
         "completions/clipped_ratio": (torch.tensor(sum(not answer.ended for answer in answers)), count),
     }
     for number, name in enumerate(names):
-        told[f"rewards/{name}/mean"] = _mean(rewards[:, number])
+        told[f"rewards/{name}/mean"] = mean(rewards[:, number])
         told[f"rewards/{name}/std"] = _spread(rewards[:, number]), one
     return told
-
-
-def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.nansum(), (~values.isnan()).sum()
 
 
 def _spread(values: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347) on answers of the model in training (Ouyang et al. 2022,
 arXiv:2203.02155): transformers' trainer, whose step is a batch of prompts.
 
-A step draws an answer to each prompt, judges it (the reward model's score, how far the model has moved from the
-reference, the value of each token), and then learns from the batch `num_ppo_epochs` times, in `num_mini_batches`
-updates each. What it judges with stays as it was when the answers were drawn. The last update of a step is the
-trainer's own; a checkpoint is written between steps, so that no answers need to be kept in it.
+A step draws an answer to each prompt, judges it (the score of reward model, functions and grader, how far the model has
+moved from the reference, the value of each token), and then learns from the batch `num_ppo_epochs` times, in
+`num_mini_batches` updates each. What it judges with stays as it was when the answers were drawn. The last update of a
+step is the trainer's own; a checkpoint is written between steps, so that no answers need to be kept in it.
 """
 
 import random
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from training.losses.advantages import weighted_sum
 from training.losses.log_probs import token_log_probs
 from training.losses.ppo import (
     advantages_of,
@@ -28,15 +29,20 @@ from training.losses.ppo import (
     whitened,
 )
 from training.params.rlhf import RlhfParams
-from training.rollouts.types import Drawing, Rollout, Rollouts
+from training.rewards.chosen import functions_of, graders_of
+from training.rewards.reward_model import RewardModel
+from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.averages import Averages, over_processes
+from training.trainers.base_judge import BaseJudge
 from training.trainers.drawing_times import DrawingTimes
 from training.trainers.finite import check_weights
 from training.trainers.job import JobTrainer, Training
+from training.trainers.judges import Judges, mean
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.rollouts import rollouts_of
 from training.trainers.value_model import value_model_of
 
+MODEL = RewardModel.name
 SHOWN = 3
 """Answers of a step that are told, where samples are due."""
 
@@ -70,6 +76,8 @@ class Experience:
     log_probs: Tensor
     kl: Tensor
     values: Tensor
+    rewards: Tensor
+    """(answers, judges): NaN where one does not apply."""
     scores: Tensor
     """(answers,)"""
 
@@ -84,7 +92,7 @@ class Lesson:
 
 class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
     def __init__(
-        self, job: Training[RlhfParams], *, rollouts: Callable[[Training[Any]], Rollouts] = rollouts_of
+        self, job: Training[RlhfParams], *, rollouts: Callable[[Training[Any]], JudgingRollouts] = rollouts_of
     ) -> None:
         """`rollouts`: makes what draws answers. Raises InvalidRequest, InvalidAdapter, UnsupportedModel."""
         params = job.params
@@ -93,6 +101,12 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         without_dropout(job.tuned.model)
         self._value_model = value_model_of(job)
         super().__init__(job, args=TrainingArguments(**job.arguments | whole), data_collator=_as_they_are)
+        judges = functions_of(params, params.response_length)
+        self._place_of_model = len(judges) if params.reward_model is not None else None
+        """Of the reward model among those who judge; it is no judge of texts here, and reads tokens."""
+        judges += graders_of(params, job.tokenizer, BaseJudge(job.tokenizer, lambda: self._rollouts))
+        self._judges = Judges(judges, job.tokenizer)
+        self._weights = torch.tensor(params.reward_weights or [1.0] * len(self._names))
         self._reference = reference_of(job, self.args.device)
         self._rollouts = rollouts(job)
         self._value_model.to(self.args.device)
@@ -109,12 +123,12 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         rollouts = self._draw(inputs["rows"], f"step {self.state.global_step}")
-        experience = self._judge(model, rollouts)
+        experience = self._judge(model, inputs["rows"], rollouts)
         self._show(experience)
         loss = self._learn(model, experience, self._lesson(experience))
         self._episodes += len(rollouts)
         self._count_tokens(rollouts)
-        self._seen.add(self._told(experience))
+        self._seen.add(self._told(experience) | self._judges.parts())
         return loss
 
     def _draw(self, rows: Sequence[Mapping[str, Any]], what: str) -> list[Rollout]:
@@ -127,11 +141,20 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._times.add_tokens(sum(len(rollout.token_ids) for rollout in drawn))
         return drawn
 
-    def _judge(self, model: Any, rollouts: Sequence[Rollout]) -> Experience:
+    @property
+    def _names(self) -> list[str]:
+        """The judges, in the order of their weights."""
+        at = self._place_of_model
+        return self._judges.names if at is None else [*self._judges.names[:at], MODEL, *self._judges.names[at:]]
+
+    def _judge(self, model: Any, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> Experience:
+        """`rows`: what the rollouts answer."""
+        rewards = self._judges(rows, rollouts).to(self.args.device)
         lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], device=self.args.device)
         at = torch.arange(int(lengths.max()), device=self.args.device)
         answered, valued = at < lengths[:, None], at <= lengths[:, None]
-        pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+        scores: list[Tensor] = []
         learns = model.training, self._value.training
         model.eval()
         self._value.eval()
@@ -143,13 +166,14 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
                     texts.inputs, texts.choices, texts.answer_ids, temperature=self._drawing.temperature
                 )
                 values = self._value(texts.inputs, texts.states)
-                scores = self._value_model.scores(texts.inputs, texts.lasts)
-            pieces.append((said, before, values, scores))
+                if self._place_of_model is not None:
+                    scores.append(self._value_model.scores(texts.inputs, texts.lasts))
+            pieces.append((said, before, values))
         model.train(learns[0])
         self._value.train(learns[1])
-        said, before, values, scores = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        if (penalty := self.job.params.missing_eos_penalty) is not None:
-            scores -= penalty * torch.tensor([not rollout.ended for rollout in rollouts], device=scores.device)
+        said, before, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        if (at := self._place_of_model) is not None:
+            rewards = torch.cat([rewards[:, :at], torch.cat(scores)[:, None], rewards[:, at:]], dim=1)
         return Experience(
             rollouts=rollouts,
             answered=answered,
@@ -157,8 +181,15 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
             log_probs=_placed(said, answered),
             kl=_placed(said - before, answered),
             values=_placed(values, valued),
-            scores=scores,
+            rewards=rewards,
+            scores=self._scores(rewards, rollouts),
         )
+
+    def _scores(self, rewards: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
+        """(answers,): 0 where no judge says anything, less the penalty for those that do not end."""
+        scores = weighted_sum(rewards, self._weights.to(rewards.device)).nan_to_num(nan=0.0)
+        penalty = self.job.params.missing_eos_penalty or 0.0
+        return scores - penalty * torch.tensor([not rollout.ended for rollout in rollouts], device=scores.device)
 
     def _lesson(self, experience: Experience) -> Lesson:
         params = self.job.params
@@ -253,7 +284,10 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
             "val/num_eos_tokens": torch.tensor(sum(rollout.ended for rollout in experience.rollouts)),
             "completions/mean_length": experience.answered.sum(),
         }
-        return {name: (total, answers) for name, total in sums.items()}
+        judged = {
+            f"rewards/{name}/mean": mean(each) for name, each in zip(self._names, experience.rewards.T, strict=True)
+        }
+        return {name: (total, answers) for name, total in sums.items()} | judged
 
     def _show(self, experience: Experience) -> None:
         """Tell of some answers, `num_sample_generations` times in all of the training."""
@@ -291,7 +325,8 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         drawn = iter(self._draw([row for rows in batches for row in rows], "evaluation"))
         seen = Averages()
         for rows in batches:
-            seen.add(self._told(self._judge(self.model, [next(drawn) for _ in rows])))
+            judged = self._judge(self.model, rows, [next(drawn) for _ in rows])
+            seen.add(self._told(judged) | self._judges.parts())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = over_processes(seen.taken(), self.accelerator)
         metrics = {"loss": -means["objective/rlhf_reward"], **means}

@@ -1,5 +1,6 @@
 """The two models that judge answers in PPO. The reward model says how good a whole answer is; the value model begins as
-the same, and learns to say of an answer that has come so far how good it is going to be.
+the same, and learns to say of an answer that has come so far how good it is going to be. Where functions or graders
+judge alone, it begins as the policy's base model with a new head.
 
 Where all weights are trained, all of the value model's learn too. Where an adapter is, an adapter of the same shape and
 the head of the value model learn: the weights behind them are the reward model's own, and in memory once.
@@ -19,6 +20,7 @@ from engines.errors import InvalidAdapter, InvalidRequest, TuneserveError, Unsup
 from training.params.refusal import said_of
 from training.params.rlhf import RlhfParams
 from training.trainers.job import Training
+from training.trainers.model import load_base_config, load_for_training, with_head
 from training.trainers.precision import hold
 from training.trainers.reference import Reference, without_dropout
 from training.tuners import tuner_of
@@ -45,22 +47,24 @@ class Judge(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 class ValueModel:
-    """The value model as it learns, and the reward model that it began as."""
+    """The value model as it learns, and the reward model that it began as, where there is one."""
 
-    def __init__(self, value: Judge, reward: Reference) -> None:
+    def __init__(self, value: Judge, reward: Reference | None) -> None:
         self.value = value
         self._reward = reward
 
     def to(self, device: torch.device) -> None:
         self.value.to(device)
-        with self._reward.speaking() as model:
-            model.to(device)
+        if self._reward is not None:
+            with self._reward.speaking() as model:
+                model.to(device)
 
     def learning(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, weight) for name, weight in self.value.named_parameters() if weight.requires_grad]
 
     def scores(self, inputs: Mapping[str, Tensor], positions: Tensor) -> Tensor:
         """(texts,) float32: what the reward model says at `positions` (texts, tokens), one of each text."""
+        assert self._reward is not None, "there is one"
         with self._reward.speaking() as model:
             return Judge(model)(inputs, positions)
 
@@ -85,20 +89,29 @@ class ValueModel:
 def value_model_of(job: Training[RlhfParams]) -> ValueModel:
     """The models for a training that begins. Raises InvalidRequest, UnsupportedModel, InvalidAdapter."""
     params, tuner = job.params, tuner_of(job.params)
-    reward = _reward_model(job)
-    if tuner.makes == "model":
-        value, alone = _reward_model(job).requires_grad_(True), Reference(reward)
-        hold(value, job.precision)
-    else:
+    judged = params.reward_model is not None
+    begins = _reward_model(job) if judged else _base_with_head(job)
+    alone = None
+    if tuner.makes == "adapter":
         asked = params.model_copy(update={"task_type": "seq_cls", "adapters": ()})
-        value = tuner.attach(reward, asked).model
-        hold(value, job.precision)
-        alone = Reference(value, value.disable_adapter)
+        value = tuner.attach(begins, asked).model
+        alone = Reference(value, value.disable_adapter) if judged else None
+    elif judged:
+        value, alone = _reward_model(job).requires_grad_(True), Reference(begins)
+    else:
+        value = begins.requires_grad_(True)
+    hold(value, job.precision)
     without_dropout(value)
     if params.gradient_checkpointing:
         kwargs = params.gradient_checkpointing_kwargs or {"use_reentrant": False}
         value.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     return ValueModel(Judge(value), alone)
+
+
+def _base_with_head(job: Training[RlhfParams]) -> Any:
+    """The model that training begins with, on the CPU, with a new head of one output in place of its own."""
+    config = load_base_config(job.params)
+    return load_for_training(with_head(job.params, config, 1), config, job.precision.base).requires_grad_(False)
 
 
 def _reward_model(job: Training[RlhfParams]) -> Any:

@@ -1,5 +1,6 @@
 """OpenAI's reinforcement: a grader in the request, answers that are judged in the job."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -9,6 +10,8 @@ from server.jobs.jobs import Jobs
 from tests.server.fine_tuning.conftest import Start, TrainingApi
 from training.folder import JobFolder
 from training.params.rlhf import RlhfParams
+from training.params.task import RlhfTask
+from training.refusals.supported import refusals
 
 CHECK = {
     "type": "string_check",
@@ -203,10 +206,48 @@ def test_what_a_job_cannot_do_is_refused_by_name(api: TrainingApi, body: dict[st
     assert api.fine_tuning.page()["data"] == []
 
 
-def test_jobs_of_the_other_api_take_no_grader(api: TrainingApi) -> None:
-    parameters = {"model": "echo", "dataset": [api.upload()], "rlhf_type": "grpo", "grader": CHECK}
-    reply = api.http.post("/v1/jobs", json={"type": "rlhf", "parameters": parameters})
-    assert reply.status_code == 400 and reply.json()["error"]["param"] == "parameters.grader"
+JUDGED = {"grpo": {"num_generations": 2, "per_device_train_batch_size": 2}, "rloo": {"num_generations": 8}, "ppo": {}}
+JUDGED["rloo"]["per_device_train_batch_size"] = 8
+
+
+@pytest.mark.parametrize("rlhf_type", JUDGED)
+def test_jobs_of_the_other_api_take_one_among_their_parameters(api: TrainingApi, rlhf_type: str) -> None:
+    asked = {"model": "echo", "dataset": [api.upload()], "rlhf_type": rlhf_type, "grader": JUDGE, **JUDGED[rlhf_type]}
+    reply = api.http.post("/v1/jobs", json={"type": "rlhf", "parameters": asked})
+    assert reply.status_code == 200, reply.json()
+    job = api.jobs.wait(reply.json()["id"])
+    assert job["status"] == "succeeded"
+    assert job["parameters"]["grader"] == JUDGE
+    params = params_of(api, job)
+    assert params.model is not None
+    assert params.grader == {**JUDGE, "model": Path(params.model).name}
+    assert refusals(RlhfTask(params=params)) == []
+
+
+@pytest.mark.parametrize(
+    ("grader", "told"),
+    [
+        ({**JUDGE, "model": "gpt-4o"}, "no other than the base model answers"),
+        (PYTHON, "--python_graders true"),
+        ({**CHECK, "input": "{{row}}"}, "{{row}} is no reference"),
+        ({"type": "magic"}, "'magic'"),
+    ],
+)
+def test_graders_that_cannot_judge_there_are_refused_by_name(
+    api: TrainingApi, grader: dict[str, Any], told: str
+) -> None:
+    asked = {"model": "echo", "dataset": [api.upload()], "rlhf_type": "ppo", "grader": grader}
+    reply = api.http.post("/v1/jobs", json={"type": "rlhf", "parameters": asked})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "parameters.grader"), error
+    assert told in error["message"]
+
+
+def test_python_graders_judge_there_where_the_server_says_so(start: Start) -> None:
+    with start(python_graders=True) as api:
+        asked = {"model": "echo", "dataset": [api.upload()], "rlhf_type": "ppo", "grader": PYTHON}
+        reply = api.http.post("/v1/jobs", json={"type": "rlhf", "parameters": asked})
+        assert api.jobs.wait(reply.json()["id"])["status"] == "succeeded"
 
 
 def test_openais_sdk_begins_one(openai_client: openai.OpenAI) -> None:

@@ -170,6 +170,50 @@ def test_validation_prompts_are_answered_and_judged(train: Callable[..., JobFold
     assert {"objective/scores", "objective/kl"} <= set(told[0].metrics)
 
 
+SHORT = """
+def short(completions, **columns):
+    return [-len(ids) / 10 if len(ids) > 2 else None for ids in columns["completion_ids"]]
+"""
+STARS = {
+    "type": "text_similarity",
+    "name": "stars",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.messages}}",
+    "evaluation_metric": "fuzzy_match",
+}
+
+
+@pytest.mark.parametrize("kind", [{}, FULL], ids=["lora", "full"])
+def test_functions_and_a_grader_judge_without_a_reward_model(
+    train: Callable[..., JobFolder], tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    """The value model then has a new head on the model that training begins with; what goes on from a checkpoint has
+    it too."""
+    (tmp_path / "short.py").write_text(SHORT)
+    judged = {"reward_model": None, "reward_funcs": [f"{tmp_path}/short.py:short"], "grader": STARS, **kind}
+    whole = train("whole", **judged, reward_weights=[2.0, 0.5])
+    for told in steps(whole).values():
+        assert told["rewards/short/mean"] < 0 < told["rewards/stars/mean"]
+        assert told["rewards/stars/errors"] == 0
+        assert "rewards/reward_model/mean" not in told
+    resumed = train(
+        "resumed", **judged, reward_weights=[2.0, 0.5], resume_from_checkpoint=str(whole.path / "checkpoint-2")
+    )
+    for inside in ("", "value_model"):
+        one, other = weights(whole, inside=inside), weights(resumed, inside=inside)
+        assert one.keys() == other.keys()
+        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
+
+
+def test_the_reward_model_and_others_judge_by_their_weights(train: Callable[..., JobFolder], tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(SHORT.replace(" if len(ids) > 2 else None", ""))
+    functions = [f"{tmp_path}/short.py:short"]
+    told = steps(train(reward_funcs=functions, reward_weights=[2.0, 0.5], max_steps=1))[1]
+    weighed = 2 * told["rewards/short/mean"] + 0.5 * told["rewards/reward_model/mean"]
+    assert told["objective/scores"] == pytest.approx(weighed, abs=1e-4)
+    assert told["rewards/short/mean"] == pytest.approx(-told["completions/mean_length"] / 10, abs=1e-5)
+
+
 @pytest.mark.parametrize(("times", "told"), [(0, 0), (2, 2), (9, 4)])
 def test_sample_answers_are_told_so_often(train: Callable[..., JobFolder], times: int, told: int) -> None:
     said = [
@@ -222,7 +266,7 @@ def test_reward_models_that_cannot_judge_are_refused(
 @pytest.mark.parametrize(
     ("params", "told"),
     [
-        ({"reward_model": None}, ("reward_model", "name the model")),
+        ({"reward_model": None}, ("reward_funcs", "name what judges")),
         ({"num_mini_batches": 3}, ("num_mini_batches", "no 3 equal parts")),
         ({"whiten_rewards": True}, ("whiten_rewards", "at least 8")),
         ({"lora_dropout": 0.1}, ("lora_dropout", "leave it out")),

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from engines.errors import TuneserveError
 from tests.training.jobs import make_model
-from training.rollouts.types import Drawing, Rollout
+from training.rollouts.types import Asked, Drawing, Rollout
 
 PAD, EOS = 0, 1
 PROMPTS = [[11 + 7 * i + j for j in range(3 + i % 4)] for i in range(8)]
@@ -100,6 +101,9 @@ class GivenRollouts:
             )
             drawn.append([rollout] * n)
         return drawn
+
+    def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
+        raise NotImplementedError
 
     def take_over(self) -> None:
         self.version += 1
