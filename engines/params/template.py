@@ -58,11 +58,15 @@ class TemplateParams(Params):
     padding_side: Literal["left", "right"] = "right"
     """Which side short samples of a training batch are padded on. Generation does not depend on it."""
     loss_scale: Annotated[
-        Literal["default", "last_round", "all", "react", "agentflan", "alpha_umi", "qwen"],
-        About(choices=("default", "last_round", "all"), prepares=True),
+        Literal["default", "last_round", "all", "react", "agentflan", "alpha_umi", "qwen"] | str,
+        About(
+            prepares=True,
+            api_choices=("default", "last_round", "all", "react", "agentflan", "alpha_umi", "qwen"),
+        ),
     ] = "default"
     """How much each part of a sample weighs in the loss: every answer (`default`), only the last one (`last_round`),
-    every token (`all`), or one of the weightings for agents (`react`, `agentflan`, `alpha_umi`, `qwen`)."""
+    every token (`all`), or one of the weightings for agents (`react`, `agentflan`, `alpha_umi`, `qwen`); or the path of
+    a JSON file of one's own, from words to weights."""
     sequence_parallel_size: int = Field(1, ge=1)
     """Over how many devices each training sequence is divided."""
     use_chat_template: Annotated[

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from engines.errors import UnsupportedParameter
 from engines.params.about import closed_to_fine_tuning, facts
 from server.http.validation import to_invalid_request
-from server.jobs.request import check_at_most
+from server.jobs.request import check_at_most, outside_choices
 from training.methods.base import Method
 from training.params.sft import SftParams
 
@@ -32,6 +32,8 @@ def check_parameters(given: Mapping[str, Any], method: Method[Any], *, max_model
     if params.save_strategy == "no":
         raise _refused("save_strategy", SAVING_OFF)
     for name in given:
+        if reason := outside_choices(said[name], getattr(params, name)):
+            raise _refused(name, reason)
         limit = os.cpu_count() or 1 if said[name].processes else said[name].most
         if name == "max_length":
             limit = max_model_len

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from engines.errors import InvalidRequest, UnsupportedParameter
-from engines.params.about import NOT_SUPPORTED, closed_to_api, facts
+from engines.params.about import NOT_SUPPORTED, About, closed_to_api, facts
 from server.http.body import Metadata, StrictBody
 from server.http.field_limits import Options
 from server.http.validation import MISSING, to_invalid_request
@@ -59,9 +59,8 @@ def parse(type: str, parameters: Mapping[str, Any]) -> Task:
 
 def _check(task: Task) -> None:
     for name, said in facts(type(task.params)):
-        if said.api_choices and (others := set(getattr(task.params, name)) - set(said.api_choices)):
-            choices = " or ".join(said.api_choices)
-            raise _refused(name, f": {min(others)!r} is not supported here; choose {choices}")
+        if reason := outside_choices(said, getattr(task.params, name)):
+            raise _refused(name, f": {reason}")
     for name, reason in refusals(task):
         raise _refused(name, f": {reason}")
     for name in task.missing():
@@ -70,6 +69,14 @@ def _check(task: Task) -> None:
     for name, said in facts(type(task.params)):
         if said.processes:
             check_at_most(name, getattr(task.params, name), os.cpu_count() or 1)
+
+
+def outside_choices(said: About, value: Any) -> str | None:
+    """Why jobs of the API may not choose `value`; None where they may."""
+    others = set(value if isinstance(value, tuple) else (value,)) - set(said.api_choices)
+    if not said.api_choices or not others:
+        return None
+    return f"{min(others)!r} is not supported here; choose {' or '.join(said.api_choices)}"
 
 
 def check_at_most(name: str, value: int, most: int) -> None:

@@ -13,6 +13,7 @@ from engines.text.prompt import PromptRenderer
 from engines.text.reasoning_formats import DEEPSEEK_R1, FIELDS, find_reasoning_format
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
+from training.data.loss_scale import TokenScale
 from training.data.pieces import Pieces
 from training.data.problems import BadRow
 from training.data.samples import Conversation, Message
@@ -45,6 +46,8 @@ class Answer:
     stop: int
     """Number of tokens up to the one at which serving stops. What the template writes behind it comes after."""
     weight: int = 1
+    scale: list[float] | None = None
+    """What each token from `start` to `stop` weighs in the loss; None: 1 each."""
     notes: frozenset[Note] = NOTHING
 
 
@@ -52,10 +55,17 @@ class Answers:
     """The answers of conversations, as one model with one template writes them."""
 
     def __init__(
-        self, renderer: PromptRenderer, tokenizer: Any, *, eos_token_ids: Collection[int], plain: bool
+        self,
+        renderer: PromptRenderer,
+        tokenizer: Any,
+        *,
+        eos_token_ids: Collection[int],
+        plain: bool,
+        scale: TokenScale | None = None,
     ) -> None:
         """`eos_token_ids` end every text of the model. `plain`: messages follow one another without form, and only
-        the last one ends."""
+        the last one ends. `scale`: what their parts weigh in the loss; None: all the same."""
+        self._scale = scale
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer, partial(renderer.encode, add_special_tokens=False))
@@ -75,12 +85,17 @@ class Answers:
         ids = self._encode(prompt + text)
         if ids[: len(before)] != before:  # a token would reach over the edge, where a request's prompt ends
             ids = before + self._encode(text)
+        question = sample.messages[position - 1] if position else {}
+        asked = str(question.get("content", ""))
+        scale = None if self._scale is None else self._scale.of_tokens(ids, len(before), prompt, text, asked)
         if self._plain and position + 1 < len(sample.messages):
-            return Answer(ids=ids, start=len(before), stop=len(ids), weight=weight, notes=notes)
+            return Answer(ids=ids, start=len(before), stop=len(ids), weight=weight, scale=scale, notes=notes)
         ids, stop, added = self._ended(ids, len(before))
         if added and not self._plain:
             notes |= {Note.END_ADDED}
-        return Answer(ids=ids, start=len(before), stop=stop, weight=weight, notes=notes)
+        if scale is not None:
+            scale = [*scale[: stop - len(before) - 1], 1.0]  # to end there is learned as ever
+        return Answer(ids=ids, start=len(before), stop=stop, weight=weight, scale=scale, notes=notes)
 
     def prompt(self, sample: Conversation, length: int) -> list[int]:
         """The prompt of a request with the first messages."""

@@ -63,6 +63,7 @@ def _key(params: SftParams, encoder: Encoder, tokenizer: Any, found: Sequence[So
         "params": params.model_dump(mode="json", include=read),
         "columns": [dict(source.columns) for source in found],
         "learns": encoder.learns,
+        "loss_scale": repr(encoder.loss_scale),
         "limit": encoder.max_length,
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
         "template": tokenizer.chat_template,

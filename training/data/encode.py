@@ -11,11 +11,11 @@ from typing import Any
 
 from engines.checkpoint.loading import load_eos_token_ids
 from engines.errors import InvalidRequest
-from engines.params.about import unsupported_choice
 from engines.text.prompt import PromptRenderer
 from engines.text.templates import chosen_template
 from training.data.answers import Answer, Answers, Note, same_beginning
 from training.data.columns import read
+from training.data.loss_scale import TokenScale, load_loss_scale
 from training.data.problems import BadRow
 from training.data.samples import Classified, Conversation, Labelled, Learns, Pair, Prompt, Text
 from training.params.sft import SftParams
@@ -39,8 +39,6 @@ class Encoder:
 
     def __init__(self, params: SftParams, tokenizer: Any, learns: Learns, max_length: int | None) -> None:
         """Raises InvalidRequest."""
-        if reason := unsupported_choice(SftParams.model_fields["loss_scale"], params.loss_scale):
-            raise InvalidRequest(reason, param="loss_scale")
         if params.truncation_strategy == "split" and learns != "text":
             raise InvalidRequest(
                 "only what pt trains can be split: an answer belongs to its prompt", param="truncation_strategy"
@@ -52,7 +50,12 @@ class Encoder:
         self.max_length = max_length
         plain = not params.use_chat_template
         self._renderer = _renderer(params, tokenizer)
-        self._answers = Answers(self._renderer, tokenizer, eos_token_ids=_eos_token_ids(params, tokenizer), plain=plain)
+        scale = load_loss_scale(params.loss_scale) if learns == "answers" else None
+        self._scale = None if scale is None else TokenScale(scale, tokenizer)
+        self.loss_scale = scale
+        """What the parts of answers weigh, which samples then tell of each token; None: all the same."""
+        ends = _eos_token_ids(params, tokenizer)
+        self._answers = Answers(self._renderer, tokenizer, eos_token_ids=ends, plain=plain, scale=self._scale)
         self._notes: set[Note] = set()
 
     def encode(self, row: Any) -> list[Encoded]:
@@ -71,18 +74,21 @@ class Encoder:
                 case Classified():
                     return [self._classified(sample)]
                 case Text():
-                    return self._fitted(*self._text_sample(sample))
+                    return self._fitted(self._text_sample(sample))
                 case Conversation():
-                    return [piece for one in self._conversation(sample) for piece in self._fitted(*one)]
+                    return [piece for one in self._conversation(sample) for piece in self._fitted(one)]
         except InvalidRequest as error:
             raise BadRow("", error.message) from error
 
     # ---- texts
 
-    def _text_sample(self, sample: Text) -> tuple[list[int], list[int]]:
+    def _text_sample(self, sample: Text) -> Encoded:
         prompt, ids = self._prompt_and_all(sample)
         start = same_beginning(prompt, ids) if sample.prompt and self._loss_scale != "all" else 0
-        return ids, [IGNORED] * start + ids[start:]
+        found: Encoded = {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
+        if self._scale is None:
+            return found
+        return _scaled(found, [(start, self._scale.of_completion(ids, start, sample.prompt, sample.completion))])
 
     def _prompt_and_all(self, sample: Text) -> tuple[list[int], list[int]]:
         end: str = self._tokenizer.eos_token or ""
@@ -106,7 +112,7 @@ class Encoder:
 
     # ---- conversations
 
-    def _conversation(self, sample: Conversation) -> Iterator[tuple[list[int], list[int]]]:
+    def _conversation(self, sample: Conversation) -> Iterator[Encoded]:
         self._check_template()
         if self._loss_scale == "all":
             yield self._whole(sample)
@@ -118,12 +124,13 @@ class Encoder:
         while left:
             ids = left[-1].ids
             here = [answer for answer in left if ids[: answer.stop] == answer.ids[: answer.stop]]
-            yield ids, _labels(ids, here)
+            found = {"input_ids": ids, "labels": _labels(ids, here)}
+            yield found if self._scale is None else _scaled(found, [(one.start, one.scale or []) for one in here])
             left = [answer for answer in left if answer not in here]
             if left:
                 self._notes.add(Note.APART)
 
-    def _whole(self, sample: Conversation) -> tuple[list[int], list[int]]:
+    def _whole(self, sample: Conversation) -> Encoded:
         """Every token is learned, but for answers of weight 0."""
         last = self._answers.answer(sample, len(sample.messages) - 1)
         left_out = [answer for answer in self._turns(sample) if not answer.weight]
@@ -131,7 +138,8 @@ class Encoder:
             raise BadRow("", "the template changes messages of weight 0 later on: they cannot be left out of the loss")
         self._notes |= last.notes
         never = _labels(last.ids, left_out)
-        return last.ids, [token if label == IGNORED else IGNORED for token, label in zip(last.ids, never, strict=True)]
+        labels = [token if label == IGNORED else IGNORED for token, label in zip(last.ids, never, strict=True)]
+        return {"input_ids": last.ids, "labels": labels}
 
     def _turns(self, sample: Conversation) -> Iterator[Answer]:
         messages = sample.messages
@@ -227,9 +235,9 @@ class Encoder:
 
     # ---- lengths
 
-    def _fitted(self, ids: list[int], labels: list[int]) -> list[Encoded]:
+    def _fitted(self, sample: Encoded) -> list[Encoded]:
         """One sample, or, with truncation_strategy split, one behind another."""
-        limit = self.max_length
+        limit, ids, labels = self.max_length, sample["input_ids"], sample["labels"]
         parts = [slice(None)]
         if limit is not None and len(ids) > limit:
             self._refuse_long(len(ids), limit)
@@ -243,7 +251,7 @@ class Encoder:
             raise TooLong(
                 "", f"cut to {limit} tokens, nothing is left of it to learn" if limit else "there is nothing to learn"
             )
-        return [{"input_ids": ids[part], "labels": labels[part]} for part in learned]
+        return [{name: values[part] for name, values in sample.items()} for part in learned]
 
     def _cut(self, prompt: list[int], *answers: list[int]) -> tuple[list[int], ...]:
         """With every answer, the prompt fits."""
@@ -271,6 +279,17 @@ def _labels(ids: list[int], answers: Sequence[Answer]) -> list[int]:
         end = answer.stop + same_beginning(ids[answer.stop :], answer.ids[answer.stop :])
         labels[answer.start : end] = ids[answer.start : end]
     return labels
+
+
+def _scaled(sample: Encoded, scales: Sequence[tuple[int, list[float]]]) -> Encoded:
+    """`sample` with `loss_scale`, what each token weighs in the loss. `scales`: where a part begins, and what its
+    tokens weigh. What weighs nothing is not learned."""
+    weights = [1.0] * len(sample["input_ids"])
+    for start, scale in scales:
+        weights[start : start + len(scale)] = scale
+    labels = [label if weight else IGNORED for label, weight in zip(sample["labels"], weights, strict=True)]
+    weights = [0.0 if label == IGNORED else weight for label, weight in zip(labels, weights, strict=True)]
+    return {**sample, "labels": labels, "loss_scale": weights}
 
 
 def stop_token_ids(params: SftParams, tokenizer: Any) -> list[int]:

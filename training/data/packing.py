@@ -28,12 +28,12 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def packed(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
+def packed(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """One row of several samples, with the length of each."""
-    row: dict[str, list[int]] = {"input_ids": [], "labels": [], "seq_lengths": []}
+    row: dict[str, list[Any]] = {"seq_lengths": []}
     for sample in samples:
-        row["input_ids"] += sample["input_ids"]
-        row["labels"] += sample["labels"]
+        for name, values in sample.items():
+            row.setdefault(name, []).extend(values)
         row["seq_lengths"].append(len(sample["input_ids"]))
     return row
 
@@ -45,11 +45,11 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     start = 0
     for length in row["seq_lengths"]:
-        yield {name: row[name][start : start + length] for name in ("input_ids", "labels")}
+        yield {name: values[start : start + length] for name, values in row.items() if name != "seq_lengths"}
         start += length
 
 
-def pack_stream(samples: Iterable[Mapping[str, Any]], room: int) -> Iterator[dict[str, list[int]]]:
+def pack_stream(samples: Iterable[Mapping[str, Any]], room: int) -> Iterator[dict[str, list[Any]]]:
     """Pack so many samples at a time as fit a window."""
     window: list[Mapping[str, Any]] = []
     for sample in samples:
@@ -60,6 +60,6 @@ def pack_stream(samples: Iterable[Mapping[str, Any]], room: int) -> Iterator[dic
     yield from _pack(window, room)
 
 
-def _pack(samples: Sequence[Mapping[str, Any]], room: int) -> Iterator[dict[str, list[int]]]:
+def _pack(samples: Sequence[Mapping[str, Any]], room: int) -> Iterator[dict[str, list[Any]]]:
     for row in best_fit([len(sample["input_ids"]) for sample in samples], room):
         yield packed(samples[position] for position in row)

@@ -38,12 +38,15 @@ COLUMNS: dict[Learns, tuple[str, ...]] = {
     "prompts": ("prompt_ids", "completion_ids", "item"),
     "classes": ("input_ids", "label"),
 }
-"""What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it.
+"""What the trainers of each kind read. Of packed rows also `seq_lengths`, the tokens of each sample in it; of answers
+whose parts weigh differently also `loss_scale`, a number for each token.
 
 `margin`: by how much the chosen answer is better, 0 where the set does not say; `label`: whether an answer is a good
 one, or a text's class, classes or value; `item`: the row as JSON text. A prompt's `completion_ids` may be empty.
 """
-NOTHING: dict[str, Any] = {"list": [], "large_string": "", "bool": False, "int64": 0, "float64": 0.0}
+FORMS = {"label": "bool", "margin": "float64", "item": "large_string", "loss_scale": "numbers"}
+"""What columns hold that do not hold a list of ids."""
+NOTHING: dict[str, Any] = {"list": [], "numbers": [], "large_string": "", "bool": False, "int64": 0, "float64": 0.0}
 """Values of rows that cannot be used, by the form of their column."""
 
 
@@ -214,7 +217,7 @@ class _Preparation:
                 self._notes.extend(told_of_first((row["row"] for row in rows), self._encoder))
                 self._told = True
             return LazyDataset(rows, self._encoder, param, self._params)
-        forms = {name: self._form(name, rows) for name in COLUMNS[self._learns]}
+        forms = {name: self._form(name, rows) for name in self._columns()}
         encoded = rows.map(
             _encode_batch,
             batched=True,
@@ -238,7 +241,7 @@ class _Preparation:
             first = read(json.loads(rows[0]["row"]), self._learns)
             several = isinstance(first, Classified) and isinstance(first.label, list)
             return "list" if several else "float64" if self._params.num_labels == 1 else "int64"
-        return {"label": "bool", "margin": "float64", "item": "large_string"}.get(column, "list")
+        return FORMS.get(column, "list")
 
     def _without_problems(self, encoded: Any, param: Param, rows: int) -> Any:
         problems: list[str] = list(encoded["problem"])
@@ -254,12 +257,15 @@ class _Preparation:
                 raise BadData(f"no row can be used. {problems[0]}", param=param)
             self._notes.append(f"{len(wrong)} rows were left out, the first because: {problems[wrong[0]]}")
             encoded = encoded.select([i for i, problem in enumerate(problems) if not problem])
-        return encoded.select_columns(list(COLUMNS[self._learns]))
+        return encoded.select_columns(list(self._columns()))
+
+    def _columns(self) -> tuple[str, ...]:
+        return (*COLUMNS[self._learns], *(() if self._encoder.loss_scale is None else ("loss_scale",)))
 
     def _packed(self, encoded: Any, room: int) -> Any:
         lengths = [len(ids) for ids in encoded["input_ids"]]
         rows = (packed(encoded[position] for position in row) for row in best_fit(lengths, room))
-        return self._written(rows, dict.fromkeys(("input_ids", "labels", "seq_lengths"), "list"))
+        return self._written(rows, {name: FORMS.get(name, "list") for name in (*self._columns(), "seq_lengths")})
 
     def _written(self, rows: Iterator[Any], columns: dict[str, str]) -> Any:
         import datasets
@@ -295,7 +301,7 @@ def _encode_batch(batch: dict[str, list[str]], encoder: Encoder, forms: Mapping[
 def _encoded(row: str, place: str, encoder: Encoder, forms: Mapping[str, str]) -> list[Encoded]:
     try:
         samples = encoder.encode(json.loads(row))
-        if any(isinstance(value, list) != (forms[name] == "list") for name, value in samples[0].items()):
+        if any(isinstance(value, list) != (forms[name] in ("list", "numbers")) for name, value in samples[0].items()):
             raise BadRow("label", "is a list in some rows, and one number in others")
         said = {"problem": "", "too_long": False}
         return [{**sample, **said, "notes": [] if i else encoder.notes} for i, sample in enumerate(samples)]
@@ -316,7 +322,7 @@ def _features(forms: Mapping[str, str]) -> Any:
 def _feature(form: str) -> Any:
     import datasets
 
-    items = {"list": "int32", "strings": "string"}
+    items = {"list": "int32", "numbers": "float32", "strings": "string"}
     return datasets.List(datasets.Value(items[form])) if form in items else datasets.Value(form)
 
 

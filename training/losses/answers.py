@@ -15,7 +15,7 @@ class Learned:
     """What one forward pass says of the positions that are learned from."""
 
     loss: Tensor
-    """Scalar: the cross entropy, summed over the positions and divided by `num_items`."""
+    """Scalar: the cross entropy, times what each token weighs, summed over the positions and divided by `num_items`."""
     correct: Tensor
     """(positions,) bool: whether the likeliest token is the label."""
     rows: Tensor
@@ -25,15 +25,19 @@ class Learned:
 
 
 def answer_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Learned:
-    """The loss of one batch. `inputs["labels"]` (samples, tokens) is IGNORED where a token is not learned.
+    """The loss of one batch. `inputs["labels"]` (samples, tokens) is IGNORED where a token is not learned;
+    `inputs["loss_scale"]`, where it is given, is what the loss of each token is multiplied by.
 
     `num_items`: what the sum is divided by; None: the positions of this batch.
     """
     positions, wanted = asked_of(inputs["labels"])
-    others = {name: value for name, value in inputs.items() if name != "labels"}
+    others = {name: value for name, value in inputs.items() if name not in ("labels", "loss_scale")}
     said = token_log_probs(model, others, positions, wanted)
     count = positions.sum() if num_items is None else torch.as_tensor(num_items)
-    loss = -said.log_probs.sum() / count.clamp(min=1)
+    losses = -said.log_probs
+    if (scale := inputs.get("loss_scale")) is not None:
+        losses = losses * nn.functional.pad(scale[:, 1:], (0, 1))[positions]
+    loss = losses.sum() / count.clamp(min=1)
     return Learned(loss, said.correct, _samples(inputs)[positions], said.aux_loss)
 
 

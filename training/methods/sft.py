@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engines.errors import InvalidRequest
+from training.data.loss_scale import load_loss_scale
 from training.data.samples import Learns
 from training.methods.base import Method
 from training.params.refusal import Refusal, given
@@ -48,6 +50,10 @@ class Sft(Method[SftParams]):
             ]
         if params.predict_with_generate and params.loss_scale == "all":
             found.append(("predict_with_generate", "with loss_scale all, no prompt is told from its answer"))
+        try:
+            load_loss_scale(params.loss_scale)
+        except InvalidRequest as error:
+            found.append(("loss_scale", error.message))
         if params.packing and params.lazy_tokenize:
             found.append(("lazy_tokenize", "packing needs the lengths of all samples before training"))
         return found

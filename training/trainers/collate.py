@@ -17,19 +17,25 @@ class Padded:
     side: Literal["left", "right"] = "right"
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `position_ids` and `labels`, (samples, tokens of the longest)."""
+        """`input_ids`, `attention_mask`, `position_ids` and `labels`, (samples, tokens of the longest); also
+        `loss_scale` where samples have it."""
         longest = max(len(sample["input_ids"]) for sample in samples)
         ids = [self._pad(list(sample["input_ids"]), longest, self.pad_token_id) for sample in samples]
         labels = [self._pad([IGNORED, *sample["labels"][1:]], longest, IGNORED) for sample in samples]
         mask = torch.tensor([self._pad([1] * len(sample["input_ids"]), longest, 0) for sample in samples])
-        return {
+        batch = {
             "input_ids": torch.tensor(ids),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "labels": torch.tensor(labels),
         }
+        if "loss_scale" in samples[0]:
+            batch["loss_scale"] = torch.tensor(
+                [self._pad(list(sample["loss_scale"]), longest, 0.0) for sample in samples]
+            )
+        return batch
 
-    def _pad(self, values: list[int], length: int, value: int) -> list[int]:
+    def _pad(self, values: list[Any], length: int, value: Any) -> list[Any]:
         padding = [value] * (length - len(values))
         return values + padding if self.side == "right" else padding + values
 
@@ -99,8 +105,9 @@ class Packed:
     """Whether FlashAttention runs: it is told where samples end, as it would find that out of a single row only."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `position_ids` and `labels`, (rows, tokens of the longest); where `flash`, also its arguments
-        `cu_seq_lens_q` and `cu_seq_lens_k` (samples + 1), and `max_length_q` and `max_length_k`."""
+        """`input_ids`, `position_ids` and `labels`, (rows, tokens of the longest), and `loss_scale` as above; where
+        `flash`, also its arguments `cu_seq_lens_q` and `cu_seq_lens_k` (samples + 1), and `max_length_q` and
+        `max_length_k`."""
         longest = max(len(row["input_ids"]) for row in rows)
         lengths = [[*row["seq_lengths"], longest - len(row["input_ids"])] for row in rows]
         batch: dict[str, Any] = {
@@ -109,6 +116,8 @@ class Packed:
             "labels": torch.tensor([_filled(row["labels"], longest, IGNORED) for row in rows]),
         }
         batch["labels"][batch["position_ids"] == 0] = IGNORED
+        if "loss_scale" in rows[0]:
+            batch["loss_scale"] = torch.tensor([_filled(row["loss_scale"], longest, 0.0) for row in rows])
         return batch | (_ends([length for row in lengths for length in row if length]) if self.flash else {})
 
 
@@ -116,7 +125,7 @@ def runs_flash_attention(model: Any) -> bool:
     return bool(is_flash_attention_requested(model.config))
 
 
-def _filled(values: Sequence[int], length: int, value: int) -> list[int]:
+def _filled(values: Sequence[Any], length: int, value: Any) -> list[Any]:
     return [*values, *[value] * (length - len(values))]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from engines.capabilities import Capabilities
-from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation, PromptRenderer
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
@@ -111,8 +110,6 @@ def test_loss_scales() -> None:
     whole = encoder(loss_scale="all").encode({"messages": TWO_ROUNDS})[0]
     assert learned(last) == ["dos<|im_end|>\n"]
     assert whole["labels"] == whole["input_ids"] == last["input_ids"]
-    with pytest.raises(InvalidRequest, match="react is not supported in this version; choose default"):
-        encoder(loss_scale="react")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
         ("sft", {"freeze_parameters": ["a"]}, "freeze_parameters"),
         ("sft", {"streaming": True}, "max_steps"),
         ("sft", {"temperature": 0.5}, "temperature"),
-        ("sft", {"loss_scale": "react"}, "loss_scale"),
+        ("sft", {"loss_scale": "no/such/file.json"}, "loss_scale"),
         (
             "sft",
             {"predict_with_generate": True, "val_dataset": ["v"], "loss_scale": "all"},
