@@ -85,8 +85,6 @@ def _reasons_of_models(grader: OneGrader, params: RlhfParams) -> Iterator[str]:
     for name in models_of(grader):
         if name not in (model, Path(model).name):
             yield f"it asks the model {name!r}, and in a training no other than the base model answers"
-    if models_of(grader) and (params.train_type != "lora" or params.use_dora or params.lora_bias != "none"):
-        yield "the base model, which it asks, is there beside a plain LoRA adapter only: train_type lora"
     for _, part in grader.parts():
         if isinstance(part, AsksModel) and part.sampling_params and part.sampling_params.reasoning_effort:
             yield "sampling_params.reasoning_effort has no effect in a training: leave it out"

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedModel
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
 from engines.sampler.grammar import GrammarCompiler, GrammarState
 from engines.types import FinishReason, GenerationRequest, Sampling, Structured, TokenOutput
-from training.rollouts.policy import adapter_weights, merged_weights, served_as_adapter
+from training.rollouts.policy import adapter_weights, base_weights, merged_weights, served_as_adapter
 from training.rollouts.types import Asked, Drawing, Rollout
 
 TOKENS_AT_ONCE = 1024
@@ -59,6 +59,7 @@ class EngineRollouts:
         max_num_seqs: int = 256,
         device: torch.device | None = None,
         tokenizer: Any = None,
+        judges: bool = False,
         checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         """The policy is `model` as it is now, version 0.
@@ -70,6 +71,8 @@ class EngineRollouts:
         max_num_seqs: answers that are drawn at a time
         device: where they are drawn; None: where the model is
         tokenizer: the model's, where the base model is to be asked, or answers are held to a form
+        judges: whether the base model is to be asked. Where the policy is written over the engine's weights, those of
+            the base model are kept for it in this machine's memory
         checkpoint: called between two steps of the engine; what it raises ends a draw
         Raises UnsupportedModel where the engine cannot run the model.
         """
@@ -95,6 +98,7 @@ class EngineRollouts:
         self._core = EngineCore(runner, config, tuple(stop_token_ids), self._grammars, lambda _: b"")
         self._core.sleep()
         self._in_slot = served_as_adapter(model, runner.lora.support)
+        self._base = base_weights(source, config) if judges and not self._in_slot else None
         self._stopped = False
         self._put()
 
@@ -131,17 +135,14 @@ class EngineRollouts:
                     whole += 1
 
     def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
-        """See `JudgingRollouts`."""
+        """See `JudgingRollouts`. The policy is the one that was last taken over: nothing was learned since."""
         assert self._grammars is not None, "a tokenizer was given"
-        if not self._in_slot:
-            message = "what is learned is written over the base model, which can judge nothing any more"
-            raise UnsupportedModel(message, param="grader")
         if not asked:
             return []
         said: list[list[int]] = [[] for _ in asked]
         refused: dict[str, TuneserveError] = {}
         longest = max(len(one.prompt_ids) + one.drawing.max_new_tokens for one in asked)
-        with self._awake(self._blocks(len(asked), longest)):
+        with self._as_base(), self._awake(self._blocks(len(asked), longest)):
             for number, one in enumerate(asked):
                 structured = Structured(kind="json_schema", value=one.schema)
                 sampling = replace(_sampling(one.drawing), seed=one.seed, structured=structured)
@@ -182,6 +183,20 @@ class EngineRollouts:
         else:
             with _current(self._core.runner.device):
                 self._core.write(merged_weights(self._model))
+
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        """The engine computes as the base model, where no adapter is named, and then as the policy again."""
+        if self._in_slot:
+            yield
+            return
+        assert self._base is not None, "the base model is to judge"
+        with _current(self._core.runner.device):
+            self._core.write(self._base)
+        try:
+            yield
+        finally:
+            self._put()
 
     def _grammar(self, structured: Structured | None) -> GrammarState | None:
         """Raises InvalidRequest."""

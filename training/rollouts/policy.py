@@ -16,6 +16,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.loading import load_config, load_model
+from engines.pt.config import PtConfig
 from engines.pt.lora import AdapterWeights
 
 ADAPTER = "default"
@@ -66,6 +68,22 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
         for leaf, weight in module.named_parameters(recurse=False):
             weights[f"{path}.{leaf}" if path else leaf] = weight.detach()
     return weights
+
+
+def base_weights(source: str, config: PtConfig) -> dict[str, Tensor]:
+    """Those of the model in `source`, on the CPU and in the engine's type, by the same names; tied ones by each.
+
+    Raises UnsupportedModel.
+    """
+    model = load_model(
+        source,
+        config=load_config(source, revision=config.revision, token=config.token),
+        dtype=getattr(torch, config.dtype) if config.dtype else "auto",
+        device_map="cpu",
+        revision=config.revision,
+        token=config.token,
+    )
+    return {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
 def _merged(layer: nn.Module) -> nn.Module:

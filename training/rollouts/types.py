@@ -79,6 +79,6 @@ class JudgingRollouts(Rollouts, Protocol):
     def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:
         """The tokens of a reply to each, by the model without what it has learned; or why there is none.
 
-        Raises UnsupportedModel where such a model is not there any more, EngineFailure.
+        Raises EngineFailure.
         """
         ...

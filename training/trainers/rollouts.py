@@ -39,6 +39,7 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
             max_num_seqs=params.rollout_max_num_seqs,
             device=device,
             tokenizer=job.tokenizer if asks_base(params) or params.response_format else None,
+            judges=asks_base(params),
             checkpoint=checkpoint,
         )
     return engine if device is None else AheadRollouts(engine)

@@ -126,40 +126,34 @@ def test_each_part_of_a_multi_is_told() -> None:
     }
 
 
-@pytest.mark.parametrize("given", [{"train_type": "full"}, {"use_dora": True}])
-def test_a_model_that_is_written_over_does_not_judge(given: dict[str, Any]) -> None:
-    assert refusals(params(CHECK, **given)) == []
-    (refusal,) = refusals(params(JUDGE, **given))
-    assert refusal[0] == "grader" and "train_type lora" in refusal[1]
-
-
-def trained(tiny: Path, folder: Path, grader: dict[str, Any]) -> list[Step]:
+def trained(tiny: Path, folder: Path, grader: dict[str, Any], **more: Any) -> list[Step]:
     data = folder / "rows.jsonl"
     rows = [{"messages": [{"role": "user", "content": f"number {i}"}], "weight": 0.5} for i in range(4)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6, "max_steps": 2}
     given = {
         "rlhf_type": "grpo", "model": str(tiny), "dataset": [str(data)], "grader": grader, "torch_dtype": "float32",
-        "logging_steps": 1, "report_to": ["none"], "split_dataset_ratio": 0, "lora_rank": 2, "temperature": 1.0,
+        "logging_steps": 1, "report_to": ["none"], "split_dataset_ratio": 0, "temperature": 1.0,
         "save_strategy": "no", **sizes,
     }  # fmt: skip
     job = JobFolder(folder)
-    task = RlhfTask.model_validate({"task": "rlhf", "params": given})
+    task = RlhfTask.model_validate({"task": "rlhf", "params": given | more})
     job.write_task(task)
     pipeline.run(task.params, Report(job))
     return [event for event, _ in job.read_events() if isinstance(event, Step)]
 
 
 def test_a_training_learns_by_what_a_grader_says(tiny: Path, tmp_path: Path) -> None:
-    steps = trained(tiny, tmp_path, LENGTH)
+    steps = trained(tiny, tmp_path, LENGTH, lora_rank=2)
     assert len(steps) == 2
     for step in steps:
         assert step.metrics["reward"] == step.metrics["rewards/length/mean"] > 0
         assert step.metrics["rewards/length/errors"] == 0
 
 
+@pytest.mark.parametrize("given", [{"lora_rank": 2}, {"train_type": "full"}])
 def test_the_base_model_judges_the_answers_of_the_one_that_learns(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ) -> None:
     said: list[Reply | TuneserveError] = []
 
@@ -170,7 +164,7 @@ def test_the_base_model_judges_the_answers_of_the_one_that_learns(
 
     real = BaseJudge.__call__
     monkeypatch.setattr(BaseJudge, "__call__", ask)
-    steps = trained(tiny, tmp_path, {**JUDGE, "model": tiny.name})
+    steps = trained(tiny, tmp_path, {**JUDGE, "model": tiny.name}, **given)
     assert len(steps) == 2 and all("rewards/judge/mean" in step.metrics for step in steps)
     assert said
     for reply in said:

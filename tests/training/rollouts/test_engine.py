@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
+from engines.errors import ContextLengthExceeded, InvalidRequest
 from tests.engines.pt.tiny import CONFIGS, EOS, save
 from training.losses.log_probs import token_log_probs
 from training.report import Stopped
@@ -228,23 +228,21 @@ def asked(*lengths: int) -> list[Asked]:
     return [Asked(prompt_ids=[5] * length, schema=COLOURS, drawing=drawing, seed=3) for length in lengths]
 
 
-def test_the_base_model_answers_in_a_schema_whatever_was_learned_beside_it(tiny: Path, rollouts: Make) -> None:
+@pytest.mark.parametrize("trained", ["full", "lora", "dora", "vera"])
+def test_the_base_model_answers_in_a_schema_whatever_was_learned_of_it(
+    tied: Path, tiny: Path, rollouts: Make, trained: str
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = with_lora(tiny, target_modules="all-linear")
-    engine = rollouts(model, tiny, tokenizer=tokenizer, stop_token_ids=[tokenizer.eos_token_id])
+    model = TRAINED[trained](tied)
+    engine = rollouts(model, tokenizer=tokenizer, judges=True, stop_token_ids=[tokenizer.eos_token_id])
     before = engine.ask_base(asked(4, 9))
     assert all(tokenizer.decode(ids, skip_special_tokens=True) in ('"red"', '"blue"', '"green"') for ids in before)
     step(model, seed=1)
     engine.take_over()
+    drawn = engine.draw(PROMPTS, 1, GREEDY, seed=1)
     assert engine.ask_base(asked(4, 9)) == before
     short, long = engine.ask_base(asked(4, 90))
     assert short == before[0]
     assert isinstance(long, ContextLengthExceeded)
     assert engine.ask_base([]) == []
-    assert len(engine.draw(PROMPTS, 2, SAMPLED, seed=1)) == len(PROMPTS)
-
-
-def test_a_base_model_that_is_written_over_cannot_be_asked(tiny: Path, rollouts: Make) -> None:
-    engine = rollouts(plain(tiny), tiny, tokenizer=AutoTokenizer.from_pretrained(tiny))
-    with pytest.raises(UnsupportedModel, match="written over"):
-        engine.ask_base(asked(4))
+    assert engine.draw(PROMPTS, 1, GREEDY, seed=1) == drawn
