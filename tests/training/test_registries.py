@@ -72,5 +72,5 @@ def test_they_read_parameters_of_their_task() -> None:
 
 def test_a_parameter_of_another_tuner_is_refused_with_the_name_of_that() -> None:
     assert tuners.refusals(SftParams(train_type="full", lora_bias="all")) == [
-        ("lora_bias", "only train_type lora reads it")
+        ("lora_bias", "only train_type lora or longlora reads it")
     ]

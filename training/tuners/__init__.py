@@ -13,6 +13,7 @@ from training.tuners.ia3 import Ia3
 from training.tuners.llamapro import Llamapro
 from training.tuners.loha import Loha
 from training.tuners.lokr import Lokr
+from training.tuners.longlora import LongLora
 from training.tuners.lora import Lora
 from training.tuners.randlora import RandLora
 from training.tuners.reft import Reft
@@ -32,6 +33,7 @@ _ALL: tuple[Tuner, ...] = (
     Ia3(),
     RandLora(),
     TrainableTokens(),
+    LongLora(),
     Llamapro(),
     Houlsby(),
     Reft(),

@@ -105,6 +105,7 @@ KINDS = (
     merged("ia3", learning_rate=0.1),
     merged("randlora", lora_rank=4, lora_dropout=0.1),
     merged("trainable_tokens", trainable_token_indices=[3, 17, 60, 70], learning_rate=0.1),
+    Kind({"train_type": "longlora"}, {"lora_rank": 4, "lora_dropout": 0.1}, methods=("sft",), served="merged"),
     whole("full"),
     whole("llamapro", llamapro_num_new_blocks=2),
     inserted("adapter", adapter_length=8),
