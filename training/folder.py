@@ -113,6 +113,34 @@ class Validation(_Written):
     error: JobError | None = None
 
 
+class Fit(_Written):
+    """Other values of parameters, and what the training would take with them."""
+
+    parameters: dict[str, Any]
+    total: int
+    """Bytes."""
+    fits: bool
+
+
+class Memory(_Written):
+    """What a training takes of its device's memory beside the libraries, as estimated before it: bytes at the moment at
+    which most is in use."""
+
+    parts: dict[str, int]
+    """`weights`, `gradients`, `optimizer`, `activations`, `logits`, and what the method adds."""
+    total: int
+    device: str
+    available: int
+    """Bytes that are free there now."""
+    fits: bool
+    texts: int
+    """Of the largest batch."""
+    tokens: int
+    """Of each of its texts."""
+    smaller: tuple[Fit, ...] = ()
+    """Where it does not fit: changes that take less."""
+
+
 class Result(_Written):
     """How a run ended. No result.json: the process died."""
 
@@ -128,6 +156,8 @@ class Result(_Written):
     trained_tokens: int | None = None
     """Tokens that went through the model in all steps."""
     metrics: dict[str, float] = {}
+    memory: Memory | None = None
+    """What it would take, where nothing was to be trained (`dry_run`)."""
 
 
 class JobFolder:

@@ -4,7 +4,8 @@ import shutil
 import time
 from typing import Protocol, TextIO
 
-from training.folder import Checkpoint, Evaluation, Event, Message, Started, Step
+from server.commands.memory_table import lines_of
+from training.folder import Checkpoint, Evaluation, Event, Memory, Message, Started, Step
 
 BAR = 20
 """Characters."""
@@ -15,6 +16,8 @@ class Progress(Protocol):
 
     def say(self, text: str) -> None:
         """A line that stays."""
+
+    def tell(self, memory: Memory) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,6 +38,10 @@ class JsonProgress:
 
     def say(self, text: str) -> None:
         self.show(Message(time=time.time(), message=text))
+
+    def tell(self, memory: Memory) -> None:
+        self._stream.write(memory.model_dump_json() + "\n")
+        self._stream.flush()
 
     def close(self) -> None:
         pass
@@ -71,6 +78,10 @@ class TerminalProgress:
         if line:
             self._rewrite(line)
         self._stream.flush()
+
+    def tell(self, memory: Memory) -> None:
+        for line in lines_of(memory):
+            self.say(line)
 
     def close(self) -> None:
         """Leave the line as it is."""

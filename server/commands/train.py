@@ -29,7 +29,11 @@ def run(task: Task) -> int:
     if reason := missing_for_training():
         return _failed(task, reason, None)
     try:
-        return _make(task, progress) if task.training is None else _train(task, task.training, progress)
+        if task.training is None:
+            return _make(task, progress)
+        if task.training.dry_run:
+            return _estimate(task, task.training, progress)
+        return _train(task, task.training, progress)
     except TuneserveError as error:
         return _failed(task, error.message, error.param)
     except OSError as error:
@@ -52,6 +56,20 @@ def _train(task: Task, params: SftParams, progress: Progress) -> int:
     assert ended.result.artifact, "what succeeded has made something"
     progress.say(_how_to_serve(folder.path / ended.result.artifact, params.model))
     return 0
+
+
+def _estimate(task: Task, params: SftParams, progress: Progress) -> int:
+    """Say what a training would take. Nothing stays of it."""
+    with tempfile.TemporaryDirectory(prefix="tuneserve-") as path:
+        folder = JobFolder(Path(path))
+        folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
+        ended = run_here(folder, progress, secrets=secrets_of(params))
+        if ended.result is None or ended.result.status == "failed":
+            return _died(task, folder, ended)
+    if ended.result.status == "stopped" or ended.result.memory is None:
+        return 128 + (ended.signal or signal.SIGTERM)
+    progress.tell(ended.result.memory)
+    return 0 if ended.result.memory.fits else 1
 
 
 def _anywhere(params: SftParams) -> SftParams:

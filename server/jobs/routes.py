@@ -24,6 +24,7 @@ from server.jobs.store import CURVE, JobEvent, message
 from server.jobs.stream import stream_job_events
 from server.jobs.table import JOBS
 from server.store.pages import Order
+from training.folder import Result
 
 router = APIRouter(prefix="/v1/jobs")
 
@@ -218,10 +219,13 @@ def _to_wire(job: Job) -> dict[str, Any]:
         "started_at": _seconds(job.started_at),
         "finished_at": _seconds(job.finished_at),
         "error": job.error,
-        "result": None
-        if result is None
-        else result.model_dump(mode="json", include={"kind", "task_type", "final_step", "trained_tokens", "metrics"}),
+        "result": None if result is None else _told_result(result),
     }
+
+
+def _told_result(result: Result) -> dict[str, Any]:
+    told = {"kind", "task_type", "final_step", "trained_tokens", "metrics"}
+    return result.model_dump(mode="json", include=told if result.memory is None else told | {"memory"})
 
 
 def _seconds(time: float | None) -> int | None:

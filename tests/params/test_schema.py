@@ -25,6 +25,7 @@ from engines.params.vllm import VllmParams
 from training.params import tuner
 from training.params.app import AppParams
 from training.params.choices import Schedule
+from training.params.dry_run import DryRunParams
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
 from training.params.gkd import GkdParams
@@ -93,6 +94,7 @@ LEARNING: tuple[type[Params], ...] = (
     HeadParams,
     TrainableTokensParams,
     HoulsbyParams,
+    DryRunParams,
 )
 OF_RLHF: tuple[type[Params], ...] = (
     ReferenceParams,

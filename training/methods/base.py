@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from engines.params.model import TaskType
@@ -13,6 +14,26 @@ if TYPE_CHECKING:
     from training.trainers.job import Training
 
 P = TypeVar("P", bound=SftParams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What a step has in memory beside the model that learns, and a text of each sample."""
+
+    texts: int = 1
+    """Texts of a sample that go through the model at a time."""
+    entropy: bool = False
+    """Whether the entropy of the answers is told of."""
+    reference: bool = False
+    """Whether the model is compared with another, or with what it was."""
+    models: tuple[str, ...] = ()
+    """Parameters that name further models."""
+    value_model: bool = False
+    """Whether a second model learns, which begins as the one that `reward_model` names."""
+    drawn: int = 0
+    """Answers that the model gives at a time."""
+    drawn_tokens: int = 0
+    """Tokens of such an answer at most."""
 
 
 class Method(ABC, Generic[P]):
@@ -57,6 +78,10 @@ class Method(ABC, Generic[P]):
     def draws(self, params: P) -> bool:
         """Whether it learns from answers that the model in training gives."""
         return False
+
+    def beside(self, params: P) -> Beside:
+        """What is in memory with the model that learns."""
+        return Beside()
 
     def metrics(self, params: P) -> tuple[str, ...]:
         """What an evaluation reports beside `loss`."""

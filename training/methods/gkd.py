@@ -3,7 +3,7 @@ model is to find every token as likely as a larger model does. Some of the answe
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.params.gkd import GkdParams
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
@@ -32,6 +32,10 @@ class Gkd(Method[RlhfParams]):
 
     def draws(self, params: RlhfParams) -> bool:
         return params.lmbda > 0
+
+    def beside(self, params: RlhfParams) -> Beside:
+        answers = params.per_device_train_batch_size * params.gradient_accumulation_steps if params.lmbda else 0
+        return Beside(models=("teacher_model",), drawn=answers, drawn_tokens=params.response_length)
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         return ("agreement",)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from training.data.samples import Learns
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.methods.judged import JUDGES, of_judges
 from training.params.grpo import MOST_GENERATIONS
 from training.params.refusal import Refusal, not_supported
@@ -44,6 +44,16 @@ class FromGroups(Method[RlhfParams]):
 
     def draws(self, params: RlhfParams) -> bool:
         return True
+
+    def beside(self, params: RlhfParams) -> Beside:
+        passes = params.steps_per_generation or params.gradient_accumulation_steps
+        return Beside(
+            entropy=True,
+            reference=bool(self.beta(params)),
+            models=("reward_model",) if params.reward_model else (),
+            drawn=params.per_device_train_batch_size * passes,
+            drawn_tokens=params.max_completion_length,
+        )
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         lengths = tuple(f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio"))

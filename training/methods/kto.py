@@ -4,7 +4,7 @@ model. The good ones are to gain more on it than any answer does, the bad ones l
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.methods.pairs import BETA, REFERENCE, of_reference
 from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
@@ -33,6 +33,9 @@ class Kto(Method[RlhfParams]):
 
     def loss_type(self, params: RlhfParams) -> str:
         return self.losses[0] if params.loss_type is None else params.loss_type
+
+    def beside(self, params: RlhfParams) -> Beside:
+        return Beside(entropy=True, reference=True)
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         answers = [f"{name}/{answer}" for name in ("rewards", "logps") for answer in ("chosen", "rejected")]

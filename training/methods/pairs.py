@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.data.samples import Learns
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
 
@@ -38,6 +38,10 @@ class FromPairs(Method[RlhfParams]):
     def answer_weight(self, params: RlhfParams) -> float:
         """Weight of the chosen answers' own loss."""
         return 0.0
+
+    def beside(self, params: RlhfParams) -> Beside:
+        compared = self.compares and not params.precompute_ref_log_probs
+        return Beside(texts=2, entropy=True, reference=compared)
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         answers = [f"{name}/{answer}" for name in ("rewards", "logps") for answer in ("chosen", "rejected")]

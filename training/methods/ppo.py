@@ -3,7 +3,7 @@ answers are judged, and what was judged well becomes likelier, not far from what
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.methods.judged import JUDGES, of_judges
 from training.methods.pairs import of_reference
 from training.params.ppo import PpoParams
@@ -33,6 +33,16 @@ class Ppo(Method[RlhfParams]):
 
     def draws(self, params: RlhfParams) -> bool:
         return True
+
+    def beside(self, params: RlhfParams) -> Beside:
+        return Beside(
+            entropy=True,
+            reference=True,
+            models=("reward_model",) if params.reward_model else (),
+            value_model=True,
+            drawn=params.per_device_train_batch_size * params.gradient_accumulation_steps,
+            drawn_tokens=params.response_length,
+        )
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         named = ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores")

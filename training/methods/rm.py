@@ -3,7 +3,7 @@ to be worth more, by the model of Bradley and Terry (1952)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from training.methods.base import Method
+from training.methods.base import Beside, Method
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
 
@@ -20,6 +20,9 @@ class Rm(Method[RlhfParams]):
     num_labels = 1
     rows = "pairs"
     reads = frozenset({"rlhf_type", "num_labels", "center_rewards_coefficient"})
+
+    def beside(self, params: RlhfParams) -> Beside:
+        return Beside(texts=2)
 
     def metrics(self, params: RlhfParams) -> tuple[str, ...]:
         return ("accuracy", "margin", "mean_reward", "min_reward", "max_reward")

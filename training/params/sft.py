@@ -8,6 +8,7 @@ from engines.params.about import ANSWERS_ONLY, THE_MODEL, THE_SERVER, TRAINING, 
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import ChatTemplateParams
+from training.params.dry_run import DryRunParams
 from training.params.head import HeadParams
 from training.params.houlsby import HoulsbyParams
 from training.params.mixing import MixingParams
@@ -41,6 +42,7 @@ class PredictParams(Params):
 
 
 class SftParams(
+    DryRunParams,
     HeadParams,
     HoulsbyParams,
     NumbersParams,

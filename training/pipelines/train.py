@@ -6,9 +6,12 @@ import torch
 from transformers import set_seed
 
 from training.data import build
+from training.data.prepare import Datasets, longest
 from training.folder import Result
 from training.hub.compare import check_files
 from training.hub.upload import Uploads, open_repository
+from training.memory.estimate import estimate
+from training.memory.lengths import Lengths, lengths_of
 from training.methods import method_of
 from training.methods.base import Method
 from training.params.sft import SftParams
@@ -62,6 +65,8 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     data = build(params, tokenizer, learns=method.rows)
     for note in data.notes:
         report.message(note, level="warn")
+    if params.dry_run:
+        return Result(status="succeeded", memory=estimate(params, config, _lengths(params, method, data, tokenizer)))
     report.message("Loading the model.")
     examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
     tuned = _tuned(params, config, precision, report, examples)
@@ -105,3 +110,11 @@ def _tuned(params: SftParams, config: Any, precision: Precision, report: Report,
     if any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in tuned.model.parameters()):
         report.message(PURE, level="warn")
     return tuned
+
+
+def _lengths(params: SftParams, method: Method[Any], data: Datasets, tokenizer: Any) -> Lengths:
+    """Those of the data; of a stream, which is not read before training, the longest that it may have."""
+    if params.streaming:
+        most = longest(params, tokenizer) or 0
+        return Lengths(most, most, most)
+    return lengths_of(data.train, method.rows, drawn=method.beside(params).drawn_tokens)

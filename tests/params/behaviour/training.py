@@ -287,6 +287,10 @@ def outcome(trial: Trial) -> str:
     return trial.outcome
 
 
+def makes(trial: Trial) -> str | None:
+    return trial.outcome and trial.result.artifact
+
+
 def checkpoints(trial: Trial) -> list[int]:
     assert trial.newest
     return trial.job.checkpoints()

@@ -1,0 +1,43 @@
+"""`python -m benchmarks.memory_probe FOLDER WARM_UP`: the training of a job's folder, and what it took of memory: the
+highest resident size on the way, above that of the process with all that it imports. Prints bytes.
+
+WARM_UP is the folder of a job like it on a tiny model, which is done first: it imports what a training imports.
+"""
+
+import ctypes
+import gc
+import sys
+from pathlib import Path
+
+from training.folder import JobFolder
+from training.report import Report
+from training.run import run
+
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+HIGHEST_SINCE_NOW = "5"
+"""What has the kernel forget the highest resident size so far."""
+
+
+def main() -> None:
+    folder, warm_up = (JobFolder(Path(each)) for each in sys.argv[1:3])
+    train(warm_up)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    FORGET.write_text(HIGHEST_SINCE_NOW)
+    before = resident("VmRSS")
+    train(folder)
+    sys.stdout.write(f"{resident('VmHWM') - before}\n")
+
+
+def train(folder: JobFolder) -> None:
+    result = run(folder, Report(folder))
+    assert result is not None and result.status == "succeeded", result
+
+
+def resident(what: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{what}:"))
+    return int(line.split()[1]) << 10
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""How much memory the tensors of a computation take, of which each is counted from when it is made until it is let go.
+
+Meant for torch's fake tensors, which say what they would take and take nothing.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ANSWERS = {
+    torch.ops.aten.allclose.default: True,
+    torch.ops.aten._local_scalar_dense.default: False,
+}
+"""What is said where a computation asks for values, which fake tensors have not: that our logits are the model's, that
+not every token is seen."""
+
+
+class Peak(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+    """While it lasts, counts. Memory that a kernel takes and gives back by itself is not seen."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.parts: dict[str, int] = {}
+        """Bytes by what they are, at the moment at which most were in use."""
+        self._vocab_size = vocab_size
+        self._now: dict[str, int] = {}
+        self._most = 0
+        self._held: dict[int, tuple[Any, str, int]] = {}  # by its storage
+
+    def hold(self, model: nn.Module) -> None:
+        """Count the weights of `model`, and their gradients as such."""
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._count(tensor, "weights")
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(lambda weight: self._count(weight.grad, "gradients"))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in ANSWERS:
+            return ANSWERS[function]
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                of_vocabulary = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size
+                self._count(tensor, "logits" if of_vocabulary else "activations", new=True)
+        return made
+
+    def _count(self, tensor: Tensor, what: str, *, new: bool = False) -> None:
+        """Count the storage of `tensor` as `what`, whatever it was counted as before; `new`: unless it was."""
+        storage = tensor.untyped_storage()
+        key: int = storage._cdata
+        if key in self._held:
+            if new or self._held[key][1] == what:
+                return
+            _, before, size = self._held[key]
+            self._now[before] -= size
+        size = storage.nbytes()
+        self._held[key] = weakref.ref(storage, lambda _: self._let_go(key)), what, size
+        self._now[what] = self._now.get(what, 0) + size
+        total = sum(self._now.values())
+        if total > self._most:
+            self._most, self.parts = total, dict(self._now)
+
+    def _let_go(self, key: int) -> None:
+        _, what, size = self._held.pop(key)
+        self._now[what] -= size

@@ -1,0 +1,54 @@
+"""A model with all that is trained of it, whose weights have types and shapes, and no memory."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from engines.params.model import TaskType
+from training.params.sft import SftParams
+from training.trainers.precision import Precision, hold
+from training.tuners import tuner_of
+
+
+def built(config: Any, dtype: torch.dtype, params: SftParams, task_type: TaskType = "causal_lm") -> Any:
+    """A `PreTrainedModel` on the device "meta". `config`: transformers'."""
+    import transformers
+
+    auto = {
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "seq_cls": transformers.AutoModelForSequenceClassification,
+    }[task_type]
+    chosen = {"flash_attn": "sdpa"}.get(params.attn_impl or "", params.attn_impl)  # they take as much
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=dtype, attn_implementation=chosen)
+
+
+def tuned(model: Any, params: SftParams, precision: Precision) -> Any:
+    """`model` (on "meta"), as its tuner has it trained."""
+    shapes = params.model_copy(update={"adapters": (), "init_weights": "true"})  # its first values change no shape
+    with torch.device("meta"):
+        attached = tuner_of(params).attach(model, shapes).model
+    hold(attached, precision)
+    attached.train()
+    if params.gradient_checkpointing:
+        kwargs = params.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        attached.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    return attached
+
+
+def faked(model: nn.Module) -> None:
+    """Have the weights of `model` say that they are on a CPU. Within a FakeTensorMode."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = made.setdefault(id(tensor), _fake(tensor))
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    if not isinstance(tensor, nn.Parameter):
+        return empty
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad)
