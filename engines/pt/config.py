@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from engines.checkpoint.quantization import Quantization, quantization_of
 from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ class PtConfig(EngineConfig):
     rope_scaling: Literal["linear", "dynamic"] | None = None
     task_type: Literal["causal_lm", "seq_cls"] = "causal_lm"
     """A checkpoint that was saved as a model for sequence classification is one at any rate."""
+    quantization: Quantization | None = None
+    """None: weights as the checkpoint has them."""
     kv_cache_memory: float | None = None
     """GiB of KV cache."""
     gpu_memory_utilization: float = 0.9
@@ -39,6 +42,7 @@ def pt_config(params: "DeployParams") -> PtConfig:
         attn_impl=params.attn_impl,
         rope_scaling=params.rope_scaling,
         task_type=params.task_type,
+        quantization=quantization_of(params),
         kv_cache_memory=params.kv_cache_memory,
         gpu_memory_utilization=params.gpu_memory_utilization,
         threads=params.threads,

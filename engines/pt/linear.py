@@ -16,6 +16,8 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from engines.pt.quantized import is_quantized
+
 # Rows for which oneDNN chooses its layout: a typical decode batch. Other batches run on the same layout.
 TYPICAL_ROWS = 32
 
@@ -94,6 +96,7 @@ class WideningEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped he
 
 def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None) -> None:
     """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped.
+    Quantised ones stay.
 
     Between the linear layers of a bfloat16 model everything is float32 from then on, at hardly any cost, where nothing
     else in it has a matrix of weights: experts, say, want their inputs in their weights' dtype.
@@ -102,7 +105,9 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     wide = head is not None and torch.bfloat16 in packs and _has_plain_matrices(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) not in (nn.Linear, nn.Embedding) or child.weight.device.type != "cpu":
+            if type(child) not in (nn.Linear, nn.Embedding) or is_quantized(child):
+                continue
+            if child.weight.device.type != "cpu":
                 continue
             if wide and type(child) is nn.Embedding:
                 setattr(parent, name, WideningEmbedding(child))

@@ -27,6 +27,7 @@ from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack
+from engines.pt.quantized import is_quantized
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,9 @@ def watching_calls(model: nn.Module) -> Iterator[Calls]:
         return module.register_forward_pre_hook(lambda _, args: note(path, args[0], width))
 
     handles = [
-        watch(path, module, _linear_shape(module)[0] if type(module) in LINEARS else 1)
+        watch(path, module, _linear_shape(module)[0] if _is_linear(module) else 1)
         for path, module in model.named_modules()
-        if type(module) in LINEARS + EMBEDDINGS
+        if _is_linear(module) or type(module) in EMBEDDINGS
     ]
     try:
         yield calls
@@ -152,7 +153,7 @@ class LoraSlots:
         modules = {path: m for path, m in model.named_modules() if calls.rows.get(path) == {num_tokens}}
         self._head = next((path for path, m in modules.items() if m is model.get_output_embeddings()), "")
         entrance = next((path for path, m in modules.items() if m is model.get_input_embeddings()), "")
-        linears = {path: _linear_shape(m) for path, m in modules.items() if type(m) in LINEARS}
+        linears = {path: _linear_shape(m) for path, m in modules.items() if _is_linear(m)}
         embeddings = {path: tuple(m.weight.shape) for path, m in modules.items() if type(m) in EMBEDDINGS}
         self.support = AdapterSupport(
             max_rank=max_rank,
@@ -340,6 +341,10 @@ class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
             own = (slots == slot).nonzero()[:, 0]
             results[own] += a[flat[own]] @ b
         return y
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) in LINEARS or is_quantized(module)
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int]:
