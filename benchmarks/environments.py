@@ -77,7 +77,7 @@ LLAMA_FACTORY_REQUIREMENTS = (
     "transformers==5.6.0", "trl==0.24.0", "peft==0.18.1", "accelerate==1.11.0", "datasets==4.0.0", "tyro<0.9",
     "torchdata>=0.10,<=0.11", "av<=16", "einops", "fastapi", "fire", "hf-transfer", "matplotlib", "modelscope",
     "omegaconf", "pandas", "protobuf", "pydantic", "pyyaml", "scipy", "sentencepiece", "sse-starlette", "tensorboard",
-    "tiktoken", "uvicorn",
+    "tiktoken", "uvicorn", "bitsandbytes==0.50.2",
 )  # fmt: skip
 
 

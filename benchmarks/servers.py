@@ -82,7 +82,7 @@ def _module(name: str, setting: Setting) -> list[str]:
 
 
 TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.23.0", "accelerate==1.15.0"))
-SWIFT = Environment("swift", ("ms-swift==4.6.0",))
+SWIFT = Environment("swift", ("ms-swift==4.6.0", "bitsandbytes==0.50.2", "tensorboard"))
 VLLM = Vllm("vllm", ())
 
 

@@ -1,7 +1,7 @@
-"""Training, measured: a job of ours beside a bare TRL script and LLaMA-Factory, on the same samples and settings, and
-how long a job takes from its creation to its first step.
+"""Training, measured: a job of ours beside a bare TRL script, LLaMA-Factory and ms-swift, on the same samples and
+settings, and how long a job takes from its creation to its first step.
 
-`python -m benchmarks.training`, or `--peers tuneserve trl` for a part of it. See benchmarks/README.md.
+`python -m benchmarks.training`, or `--setups lora --peers tuneserve trl` for a part of it. See benchmarks/README.md.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,21 @@ import httpx
 import torch
 
 from benchmarks import report, serving
-from benchmarks.environments import HOME, LLAMA_FACTORY_REQUIREMENTS, LlamaFactory, NotRun
+from benchmarks.environments import HOME, LLAMA_FACTORY_REQUIREMENTS, Environment, LlamaFactory, NotRun
 from benchmarks.process import Tree
-from benchmarks.servers import TUNESERVE, Setting, ours
+from benchmarks.servers import SWIFT, TUNESERVE, Setting, ours
 from benchmarks.workload import WORDS
 from engines.checkpoint.loading import load_tokenizer
 from training.folder import JobFolder
 
 SAMPLE_TOKENS = 256
 SYSTEM = "You tell long stories."
-SHARE_LEAST = 0.97
-"""Least share of the bare TRL script's tokens/s."""
+SHARE_LEAST = 1.0
+"""Least share of the fastest peer's tokens/s."""
 FIRST_STEP_MOST = 20.0
 """Seconds from creating a job to its first step."""
 JOBS = 3
+OURS = "tuneserve"
 PATIENCE = 300.0
 LLAMAFACTORY = LlamaFactory("llamafactory", LLAMA_FACTORY_REQUIREMENTS)
 
@@ -53,9 +54,16 @@ class Training:
     batch_size: int = 4
     learning_rate: float = 1e-4
     weight_decay: float = 0.1
+    full: bool = False
+    """Train all weights, in place of an adapter."""
     rank: int = 8
     alpha: int = 32
     dropout: float = 0.0
+    dora: bool = False
+    nf4: bool = False
+    """The base model in bitsandbytes' 4 bits, with double quantisation."""
+    packing: bool = False
+    """Rows of `max_length` tokens, each of several samples that do not see one another."""
     max_length: int = 2 * SAMPLE_TOKENS
     gradient_checkpointing: bool = True
     logging_steps: int = 5
@@ -63,8 +71,22 @@ class Training:
     cpu: bool = not torch.cuda.is_available()
 
     @property
+    def samples(self) -> int:
+        return self.steps * self.batch_size * (self.max_length // SAMPLE_TOKENS if self.packing else 1)
+
+    @property
     def tokens(self) -> int:
-        return self.steps * self.batch_size * SAMPLE_TOKENS
+        return self.samples * SAMPLE_TOKENS
+
+
+SETUPS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "full": {"full": True, "learning_rate": 1e-5},
+    "qlora": {"nf4": True},
+    "dora": {"dora": True},
+    "packed": {"packing": True, "batch_size": 1, "max_length": 8 * SAMPLE_TOKENS},
+}
+"""What they are told besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +99,7 @@ class Trainer:
     """Seconds of the training itself, as transformers' trainer counts them in all of them."""
 
 
-# ---- the three
+# ---- the four
 
 
 def tuneserve(training: Training, folder: Path) -> list[str]:
@@ -86,10 +108,16 @@ def tuneserve(training: Training, folder: Path) -> list[str]:
         *("--model", t.model, "--dataset", folder / "data" / "messages.jsonl", "--output_dir", folder / "out"),
         *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
         *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
-        *("--weight_decay", t.weight_decay, "--lora_rank", t.rank, "--lora_alpha", t.alpha),
-        *("--lora_dropout", t.dropout, "--gradient_checkpointing", t.gradient_checkpointing),
+        *("--weight_decay", t.weight_decay, "--gradient_checkpointing", t.gradient_checkpointing),
         *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
+        *("--packing", t.packing, "--save_strategy", "no"),
     ]
+    if t.full:
+        words += ["--train_type", "full"]
+    else:
+        words += ["--lora_rank", t.rank, "--lora_alpha", t.alpha, "--lora_dropout", t.dropout, "--use_dora", t.dora]
+    if t.nf4:
+        words += ["--quant_method", "bnb", "--quant_bits", 4, "--bnb_4bit_compute_dtype", t.dtype]
     return [sys.executable, "-c", TUNESERVE, "sft", *map(str, words)]
 
 
@@ -121,11 +149,9 @@ def llamafactory(training: Training, folder: Path) -> list[str]:
         "dataset_dir": str(folder / "data"),
         "template": "qwen",
         "cutoff_len": t.max_length,
-        "finetuning_type": "lora",
-        "lora_rank": t.rank,
-        "lora_alpha": t.alpha,
-        "lora_dropout": t.dropout,
-        "lora_target": "all",
+        "finetuning_type": "full" if t.full else "lora",
+        "packing": t.packing,
+        "neat_packing": t.packing,
         "per_device_train_batch_size": t.batch_size,
         "max_steps": t.steps,
         "learning_rate": t.learning_rate,
@@ -139,9 +165,44 @@ def llamafactory(training: Training, folder: Path) -> list[str]:
         "seed": t.seed,
         "report_to": "tensorboard",
     }
+    if not t.full:
+        settings |= {"lora_rank": t.rank, "lora_alpha": t.alpha, "lora_dropout": t.dropout, "lora_target": "all"}
+        settings |= {"use_dora": t.dora}
+    if t.nf4:
+        settings |= {"quantization_method": "bnb", "quantization_bit": 4, "double_quantization": True}
     (folder / "settings.json").write_text(json.dumps(settings))  # JSON is YAML too, and it asks for that ending
     (folder / "settings.json").rename(folder / "settings.yaml")
     return [LLAMAFACTORY.program("llamafactory-cli"), "train", str(folder / "settings.yaml")]
+
+
+def swift(training: Training, folder: Path) -> list[str]:
+    t = training
+    words: list[object] = [
+        *("--model", t.model, "--model_type", "llama", "--template", "chatml", "--use_hf", "true"),
+        *("--dataset", folder / "data" / "messages.jsonl", "--output_dir", folder / "out", "--add_version", "false"),
+        *("--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
+        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
+        *("--weight_decay", t.weight_decay, "--gradient_checkpointing", str(t.gradient_checkpointing).lower()),
+        *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
+        *("--packing", str(t.packing).lower(), "--save_strategy", "no", "--report_to", "tensorboard"),
+        *("--use_cpu", str(t.cpu).lower(), "--dataloader_num_workers", 0, "--tuner_type", "full" if t.full else "lora"),
+    ]
+    if not t.full:
+        words += ["--lora_rank", t.rank, "--lora_alpha", t.alpha, "--lora_dropout", t.dropout]
+        words += ["--target_modules", "all-linear", "--use_dora", str(t.dora).lower()]
+    if t.nf4:
+        words += ["--quant_method", "bnb", "--quant_bits", 4, "--bnb_4bit_compute_dtype", t.dtype]
+    return [SWIFT.program("swift"), "sft", *map(str, words)]
+
+
+def swift_runtime(folder: Path) -> float:
+    """Its last line of the log has what transformers' trainer counted."""
+    file = folder / "out" / "logging.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = [float(line["train_runtime"]) for line in lines if "train_runtime" in line]
+    if not found:
+        raise NotRun("it made no result: see its log under .bench/")
+    return found[-1]
 
 
 def train_runtime(name: str) -> Callable[[Path], float]:
@@ -155,10 +216,12 @@ def train_runtime(name: str) -> Callable[[Path], float]:
 
 
 TRAINERS = (
-    Trainer("tuneserve", "tuneserve sft", tuneserve, tuneserve_runtime),
+    Trainer(OURS, "tuneserve sft", tuneserve, tuneserve_runtime),
     Trainer("trl", "TRL's SFTTrainer, bare", trl, train_runtime("train_runtime.json")),
     Trainer("llamafactory", "llamafactory-cli train", llamafactory, train_runtime("train_results.json")),
+    Trainer("swift", "swift sft", swift, swift_runtime),
 )
+ENVIRONMENTS: dict[str, Environment] = {"llamafactory": LLAMAFACTORY, "swift": SWIFT}
 
 
 # ---- the samples
@@ -202,12 +265,15 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
 def measure(trainer: Trainer, training: Training, tokenizer: Any, setting: Setting) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_data(tokenizer, folder / "data", training.steps * training.batch_size)
+        write_data(tokenizer, folder / "data", training.samples)
         command = trainer.command(training, folder)
         variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
-        with Tree(command, variables, HOME / f"{trainer.name}-train.log") as tree:
-            tree.process.wait()
+        log = HOME / f"{trainer.name}-train.log"
+        with Tree(command, variables, log) as tree:
+            status = tree.process.wait()
             seconds = time.perf_counter() - tree.started
+        if status != 0:
+            raise NotRun(next(iter(reversed(log.read_text().strip().splitlines())), f"it ended with status {status}"))
         runtime = trainer.runtime(folder)
         return {
             "tokens_per_second": training.tokens / runtime,
@@ -218,23 +284,41 @@ def measure(trainer: Trainer, training: Training, tokenizer: Any, setting: Setti
         }
 
 
-def measure_all(names: list[str], training: Training, setting: Setting, repeats: int) -> list[Row]:
+def measure_all(names: list[str], trainings: dict[str, Training], setting: Setting, repeats: int) -> list[Row]:
     """In turns, so that what changes about the machine meanwhile meets all of them."""
     tokenizer = load_tokenizer(setting.model)
-    runs: dict[str, list[Row]] = {name: [] for name in names}
+    trainers = [trainer for trainer in TRAINERS if trainer.name in names]
+    return [
+        row
+        for setup, training in trainings.items()
+        for row in _measure_setup(
+            setup, training, trainers, lambda trainer, training: measure(trainer, training, tokenizer, setting), repeats
+        )
+    ]
+
+
+def _measure_setup(
+    setup: str,
+    training: Training,
+    trainers: list[Trainer],
+    measured: Callable[[Trainer, Training], Row],
+    repeats: int,
+) -> list[Row]:
+    runs: dict[str, list[Row]] = {trainer.name: [] for trainer in trainers}
     failed: dict[str, str] = {}
     for _ in range(repeats):
-        for trainer in TRAINERS:
-            if trainer.name not in names or trainer.name in failed:
+        for trainer in trainers:
+            if trainer.name in failed:
                 continue
             try:
-                row = measure(trainer, training, tokenizer, setting)
+                row = measured(trainer, training)
             except NotRun as reason:
                 failed[trainer.name] = str(reason)
+                report.say(f"{setup}, {trainer.title}: not run: {reason}")
                 continue
             runs[trainer.name].append(row)
-            report.say(f"{trainer.title}: {row['tokens_per_second']:.1f} tokens/s, {row['pss_mib']:.0f} MiB")
-    return [_row(trainer, runs, failed) for trainer in TRAINERS if trainer.name in names]
+            report.say(f"{setup}, {trainer.title}: {row['tokens_per_second']:.1f} tokens/s, {row['pss_mib']:.0f} MiB")
+    return [{"setup": setup} | _row(trainer, runs, failed) for trainer in trainers]
 
 
 def _row(trainer: Trainer, runs: dict[str, list[Row]], failed: dict[str, str]) -> Row:
@@ -244,9 +328,12 @@ def _row(trainer: Trainer, runs: dict[str, list[Row]], failed: dict[str, str]) -
     mine = runs[trainer.name]
     names = ("tokens_per_second", "seconds", "around_seconds", "pss_mib")
     row = head | {name: statistics.median(run[name] for run in mine) for name in names} | {"runs": mine}
-    if trainer.name == "tuneserve" and runs.get("trl"):
-        pairs = zip(mine, runs["trl"], strict=False)
-        row["of_trl"] = statistics.median(a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs)
+    peers = [runs[name] for name in runs if name not in failed and name != OURS]
+    if trainer.name == OURS and peers:
+        fastest = [max(run["tokens_per_second"] for run in turn) for turn in zip(*peers, strict=True)]
+        row["of_fastest"] = statistics.median(
+            run["tokens_per_second"] / best for run, best in zip(mine, fastest, strict=True)
+        )
     return row
 
 
@@ -314,16 +401,18 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     HOME.mkdir(exist_ok=True)
     setting = serving.make_setting(arguments)
-    training = Training(setting.model, setting.dtype, arguments.steps)
-    if "llamafactory" in arguments.peers:
-        LLAMAFACTORY.prepare(arguments.torch_index)
+    alike = Training(setting.model, setting.dtype, arguments.steps)
+    trainings = {name: replace(alike, **SETUPS[name]) for name in arguments.setups}
+    for name in ENVIRONMENTS.keys() & set(arguments.peers):
+        ENVIRONMENTS[name].prepare(arguments.torch_index)
     report.check_quiet()
-    rows = measure_all(arguments.peers, training, setting, arguments.repeats)
-    first = first_steps(setting) if "tuneserve" in arguments.peers else None
+    rows = measure_all(arguments.peers, trainings, setting, arguments.repeats)
+    first = first_steps(setting) if OURS in arguments.peers else None
     document = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": report.machine(),
-        "setting": asdict(training) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},
+        "setting": asdict(alike) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},
+        "setups": {name: SETUPS[name] for name in trainings},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "rows": rows,
         "first_step": first,
@@ -339,6 +428,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     names = [trainer.name for trainer in TRAINERS]
     parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__)
     add = parser.add_argument
+    add("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS))
     add("--peers", nargs="+", choices=names, default=names)
     add("--steps", type=int, default=20, help="of each training")
     add("--repeats", type=int, default=3)
@@ -351,18 +441,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def tables(rows: list[Row], first: Row | None) -> str:
-    cells = [
-        ["trainer", "tokens/s", "peak PSS MiB", "seconds in all", "of them around the training", "of TRL's", "target"]
-    ]
+    cells = [["set-up", "trainer", "tokens/s", "peak PSS MiB", "seconds", "around it", "of the fastest peer", "target"]]
     for row in rows:
+        head = [row["setup"], row["title"]]
         if "not_run" in row:
-            cells.append([row["title"], "not run", "", "", "", "", row["not_run"]])
+            cells.append([*head, "not run", "", "", "", "", row["not_run"]])
             continue
-        share = row.get("of_trl")
+        share = row.get("of_fastest")
         target = "" if share is None else f"at least {SHARE_LEAST:g}: {_verdict(share >= SHARE_LEAST)}"
         numbers = [f"{row['tokens_per_second']:.1f}", f"{row['pss_mib']:.0f}"]
         numbers += [f"{row['seconds']:.1f}", f"{row['around_seconds']:.1f}"]
-        cells.append([row["title"], *numbers, "" if share is None else f"{share:.3f}", target])
+        cells.append([*head, *numbers, "" if share is None else f"{share:.3f}", target])
     text = report.table(cells)
     if first is not None:
         verdict = _verdict(first["seconds"] <= FIRST_STEP_MOST)
@@ -383,10 +472,9 @@ def _page(document: dict[str, Any], text: str) -> str:
         f"# Training, {document['date']}\n\n"
         f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
         f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
-        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear "
-        f"layers, {s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each, gradient "
-        f"checkpointing {'on' if s['gradient_checkpointing'] else 'off'}. "
-        f"What is compared and how: ../README.md.\n\n{text}"
+        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; {s['steps']} steps of {s['batch_size']} "
+        f"samples with {s['sample_tokens']} tokens each, gradient checkpointing "
+        f"{'on' if s['gradient_checkpointing'] else 'off'}. What is compared and how: ../README.md.\n\n{text}"
     )
 
 
