@@ -27,7 +27,7 @@ class Ppo(Method[RlhfParams]):
     reads = (
         JUDGES
         | frozenset(PpoParams.model_fields | RolloutParams.model_fields)
-        | {"rlhf_type", "ref_model", "ref_model_type", "ref_model_revision"}
+        | {"rlhf_type", "ref_model", "ref_model_type", "ref_model_revision", "response_format"}
     )
     part_of_rate = 0.1
 

@@ -96,7 +96,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             top_k=params.top_k or 0,
             top_p=1.0 if params.top_p is None else params.top_p,
             repetition_penalty=params.repetition_penalty or 1.0,
-            structured=answer_form(params, job.tokenizer, job.data.train[0]["prompt_ids"]),
+            structured=answer_form(params, job.tokenizer, job.data.train),
         )
         self._reference = reference_of(job, self.args.device) if beta else None
         self._make_rollouts = rollouts

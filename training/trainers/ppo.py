@@ -32,6 +32,7 @@ from training.params.rlhf import RlhfParams
 from training.rewards.chosen import functions_of, graders_of
 from training.rewards.reward_model import RewardModel
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
+from training.trainers.answer_form import answer_form
 from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
 from training.trainers.drawing_times import DrawingTimes
@@ -113,7 +114,11 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._value: Any = self._value_model.value
         if self.args.world_size > 1:
             self._value = self.accelerator.prepare_model(self._value)
-        self._drawing = Drawing(max_new_tokens=params.response_length, temperature=params.temperature)
+        self._drawing = Drawing(
+            max_new_tokens=params.response_length,
+            temperature=params.temperature,
+            structured=answer_form(params, job.tokenizer, job.data.train),
+        )
         self._seen = Averages()
         self._times = DrawingTimes()
         self._began = perf_counter()

@@ -3,6 +3,7 @@ it."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -103,6 +104,10 @@ class Workshop:
             tokenizer.save_pretrained(self.folder / name)
             judge = save_reward_model(self.folder / name, self.folder / f"judge-of-{name}", seed=seed)
             self.places[f"judge-of-{name}"] = str(judge)
+        copied = shutil.copytree(self.places["tiny"], self.folder / "copied")
+        said = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps(said | {"_name_or_path": "org/tiny"}))
+        self.places["copied"] = str(copied)
         adapted = get_peft_model(
             AutoModelForSequenceClassification.from_pretrained(judge),
             LoraConfig(init_lora_weights=False, target_modules=["q_proj"], task_type="SEQ_CLS"),
@@ -244,7 +249,8 @@ def called() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load_dataset", away)
-        patch.setattr(huggingface_hub.HfApi, "create_repo", away)
+        for name in ("create_repo", "model_info"):
+            patch.setattr(huggingface_hub.HfApi, name, away)
         for name, owner in LIBRARIES.items():
             function = name.partition(".")[2]
             patch.setattr(owner, function, listening(name, getattr(owner, function)))
@@ -378,6 +384,11 @@ def says(trial: Trial) -> list[str]:
 def evaluated(trial: Trial) -> list[str]:
     """Names of the metrics of evaluations."""
     return sorted({name for event in trial.events if isinstance(event, Evaluation) for name in event.metrics})
+
+
+def scores(trial: Trial) -> list[dict[str, float]]:
+    """What evaluations found."""
+    return [event.metrics for event in trial.events if isinstance(event, Evaluation)]
 
 
 def batches(trial: Trial) -> list[Any]:
