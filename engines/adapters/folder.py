@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from engines.adapters.spec import CONFIG, INSERTED_CONFIG, MODEL_CONFIG, WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.heads import HEAD_NAMES, SCORE
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.text.prompt import checked_template
 from engines.text.templates import template_in
@@ -27,10 +28,6 @@ PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of numbers that are supported, as safetensors calls them."""
-SCORE = "score"
-"""transformers' name of the head of a decoder that classifies."""
-HEAD_NAMES = (SCORE, "classifier")
-"""Modules of which PEFT saves one that is there, whatever the model calls it."""
 MAX_LABELS = 4096
 MATCHING_SECONDS = 5.0
 """Time limit for all patterns of an adapter together: a regular expression can be written that takes years."""

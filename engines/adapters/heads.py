@@ -7,9 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.adapters.folder import HEAD_NAMES
 from engines.adapters.spec import MODEL_CONFIG, WEIGHTS
-from engines.checkpoint.heads import is_classifier
+from engines.checkpoint.heads import HEAD_NAMES, is_classifier
 from engines.checkpoint.loading import choose_dtype, load_config, load_model
 from engines.errors import InvalidAdapter, UnsupportedModel
 

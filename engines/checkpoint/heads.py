@@ -6,6 +6,10 @@ from engines.errors import UnsupportedModel
 from engines.types import Head
 
 CLASSIFIER = "ForSequenceClassification"
+SCORE = "score"
+"""transformers' name of the head of a decoder that classifies."""
+HEAD_NAMES = (SCORE, "classifier")
+"""Modules of which PEFT saves one that is there, whatever the model calls it."""
 
 
 def is_classifier(config: Any) -> bool:

@@ -65,7 +65,7 @@ def load_model(
     quantization: Quantization | None = None,
 ) -> Any:
     """Return the model (a `PreTrainedModel`), ready for inference: by `task_type`, one that continues text, or one that
-    classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none.
+    classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none, computed in float32.
 
     `own_head`: the head has to be the checkpoint's, the module `score`. `quantization`: how the weights of linear
     layers are to be kept; None: as they are. Raises UnsupportedModel.
@@ -100,6 +100,10 @@ def load_model(
     if own_head and (not hasattr(found, "score") or any(key.startswith("score.") for key in info["missing_keys"])):
         message = f"the checkpoint {model!r} has no head named 'score', with which it could classify"
         raise UnsupportedModel(message, param="task_type")
+    if task_type == "seq_cls":
+        from engines.checkpoint.exact_head import make_exact
+
+        make_exact(found)
     return found.eval()
 
 

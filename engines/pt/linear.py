@@ -16,6 +16,7 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from engines.checkpoint.exact_head import ExactHead
 from engines.pt.quantized import is_quantized
 
 # Rows for which oneDNN chooses its layout: a typical decode batch. Other batches run on the same layout.
@@ -133,7 +134,7 @@ def _head(linear: nn.Linear, library: ctypes.CDLL | None) -> nn.Module:
 
 def _has_plain_matrices(model: nn.Module) -> bool:
     """Whether a model is in bfloat16 on a CPU, and all its matrices of weights are those of plain layers."""
-    plain = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
+    plain = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding, ExactHead)}
     return all(
         p.dtype is torch.bfloat16 and p.device.type == "cpu" and (p.dim() == 1 or id(p) in plain)
         for p in model.parameters()

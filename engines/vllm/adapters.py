@@ -13,9 +13,10 @@ from pathlib import Path
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from engines.adapters.folder import SCORE, read_adapter
+from engines.adapters.folder import read_adapter
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.heads import SCORE
 from engines.errors import EngineFailure
 
 

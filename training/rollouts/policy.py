@@ -26,8 +26,8 @@ CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "eva")
 
 def served_as_adapter(model: nn.Module, support: AdapterSupport) -> bool:
     """Whether an engine with such `support` computes what `model` does with the adapter in it and its own base."""
-    if not isinstance(model, PeftModel) or not isinstance(config := model.peft_config[ADAPTER], LoraConfig):
-        return False
+    if not isinstance(model, PeftModel) or type(config := model.peft_config[ADAPTER]) is not LoraConfig:
+        return False  # among them AdaLoRA's, which PEFT makes one of these
     if config.use_dora or config.bias != "none" or str(config.init_lora_weights).startswith(CHANGES_THE_BASE):
         return False
     layers = dict(_adapted(model))

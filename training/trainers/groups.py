@@ -143,9 +143,10 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
     def train(self, *given: Any, **named: Any) -> Any:
         try:
             return super().train(*given, **named)
-        finally:
+        except BaseException:
             if self._rollouts is not None:
-                self._rollouts.close()
+                self._rollouts.close()  # which may still draw
+            raise
 
     def get_train_dataloader(self) -> Any:
         """As many batches as there are forward passes in an epoch; what is in them is drawn."""

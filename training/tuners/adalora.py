@@ -38,8 +38,6 @@ class Adalora(AdapterTuner):
             found.append((given, "AdaLoRA begins with an adapter of its own: go on with its result by train_type lora"))
         if params.adalora_target_r >= params.adalora_init_r:
             found.append(("adalora_target_r", "ranks fall from adalora_init_r to it: it is below that"))
-        if params.method not in ("sft", "pt", "seq_cls", "rm"):
-            found.append(("train_type", f"PEFT's AdaLoRA has no second adapter, which {params.method} compares with"))
         return found
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:

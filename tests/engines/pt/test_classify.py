@@ -59,6 +59,14 @@ def test_the_logits_are_those_of_a_plain_forward_pass_though_prompts_come_in_pie
         assert found[f"c{at}"] == pytest.approx(expected_logits(folder, ids).tolist(), abs=1e-4)
 
 
+def test_a_model_in_bfloat16_is_judged_in_float32(tmp_path: Path) -> None:
+    folder = classifier(tmp_path)
+    core = core_of(ModelRunner(settings(folder, dtype="bfloat16")))
+    found = torch.tensor(answered(core, [classify(prompt(13))])["c"])
+    assert not torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(found, expected_logits(folder, prompt(13)), atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("padding", [EOS, None])
 def test_a_text_that_ends_with_padding_is_classified_as_transformers_does_it(
     padding: int | None, tmp_path: Path

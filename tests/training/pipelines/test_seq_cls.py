@@ -120,6 +120,29 @@ def test_the_losses_and_gradients_are_those_of_transformers(
         assert [metrics[name] for metrics in found] == pytest.approx(told, abs=1e-4), name
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{"train_type": "adalora", "adalora_init_r": 4, "adalora_target_r": 2}, {"train_type": "vera", "vera_rank": 8}],
+    ids=["adalora", "vera"],
+)
+def test_other_kinds_of_adapters_learn_beside_the_head_and_load_in_peft(
+    train: Callable[..., JobFolder], tiny: Path, kind: dict[str, Any]
+) -> None:
+    none = {"lora_rank": None, "lora_alpha": None, "lora_dropout": None}
+    problem = "single_label_classification"
+    folder = train(problem, eval_strategy="steps", eval_steps=6, **none, **kind)
+    checkpoint = folder.path / "checkpoint-6"
+    config = AutoConfig.from_pretrained(checkpoint)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, config=config, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        said = torch.stack([model(**tokenizer(text, return_tensors="pt")).logits[0] for text in TEXTS])
+    right = (said.argmax(1) == torch.tensor(LABELS[problem])).float().mean().item()
+    assert evaluation(folder)["accuracy"] == pytest.approx(right)
+    assert said.std() > 0
+
+
 def test_accumulated_batches_count_as_one(train: Callable[..., JobFolder]) -> None:
     """transformers' trainer takes the head's loss for one that was divided by all of them."""
     problem, first = "single_label_classification", {"max_steps": 1}

@@ -39,6 +39,8 @@ class Kind:
     """The parameters that choose it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What it is tried with besides, on a model of 32 numbers a token."""
+    compared: Mapping[str, Any] = field(default_factory=dict)
+    """The same for methods that compare what is likely."""
     methods: tuple[str, ...] = METHODS
     """Those that take it; the others refuse it by name."""
     merges: bool = True
@@ -93,7 +95,7 @@ KINDS = (
     Kind(
         {"train_type": "adalora"},
         {"adalora_init_r": 4, "adalora_target_r": 2, "adalora_tfinal": 1, "lora_dropout": 0.1},
-        methods=("sft",),
+        compared={"max_steps": 4, "adalora_orth_reg_weight": 0},
     ),
     merged("vera", vera_rank=16, vera_dropout=0.1),
     merged("boft", boft_dropout=0.1),

@@ -55,7 +55,7 @@ class Training:
 
     def __call__(self, name: str, **params: Any) -> JobFolder:
         given = SETTINGS | {"model": str(self.base), "dataset": str(self._data)} | params
-        job = make_job(self._folder / name, "sft", **given)
+        job = make_job(self._folder / name, "rlhf" if "rlhf_type" in params else "sft", **given)
         task = job.read_task()
         assert task.training is not None
         assert pipeline.run(task.training, Report(job)).status == "succeeded"
@@ -115,6 +115,31 @@ def test_its_loss_has_pefts_penalty_whatever_the_batches(train: Training) -> Non
     assert penalty > 0.1
     assert losses(job)[1] - plain == pytest.approx(penalty, abs=1e-4)
     assert losses(in_parts)[1] == pytest.approx(losses(job)[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo"])
+def test_methods_that_compare_add_the_penalty_to_their_loss_once(
+    train: Training, tmp_path: Path, lines: Path, method: str
+) -> None:
+    """Whatever its batches, a training that learns nothing yet has the penalty of its adapter, and no other loss."""
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    more = {"dpo": {"rejected_response": "no"}, "kto": {"label": True}, "grpo": {}}[method]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | more) + "\n" for row in rows))
+    answers = {"num_generations": 2, "max_completion_length": 4, "reward_funcs": ["format"]}
+    given: dict[str, Any] = {
+        "dataset": str(tmp_path / "rows.jsonl"), "rlhf_type": method, "max_steps": 2, "adalora_tinit": 0,
+        "adalora_tfinal": 0, "lora_dropout": 0, "gradient_accumulation_steps": 2, "learning_rate": 1e-30,
+        **(answers if method == "grpo" else {}),
+    }  # fmt: skip
+    plain, penalised = (
+        losses(train(f"with {weight}", **given, adalora_orth_reg_weight=weight))[1] for weight in (0, 0.5)
+    )
+    [model] = [model for folder, model in train.models.items() if folder.name == "with 0.5"]
+    model.peft_config["default"].orth_reg_weight = 0.5
+    penalty = model(input_ids=IDS, labels=IDS).loss
+    model.peft_config["default"].orth_reg_weight = 0
+    penalty -= model(input_ids=IDS, labels=IDS).loss
+    assert penalised - plain == pytest.approx(penalty.item(), abs=1e-4)
 
 
 def test_steps_that_leave_none_for_ranks_to_fall_in_are_refused(train: Training) -> None:

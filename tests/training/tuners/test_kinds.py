@@ -94,7 +94,7 @@ def asked(kind: Kind, method: str) -> dict[str, Any]:
         return given
     plain = {name: value for name, value in given.items() if not name.endswith("dropout")}
     without = {"lora_dropout": 0} if "lora_dropout" in given else {}
-    return plain | without | ALIGNED[method] | {"rlhf_type": method, "max_steps": 1}
+    return plain | without | ALIGNED[method] | {"rlhf_type": method, "max_steps": 1, **kind.compared}
 
 
 @pytest.fixture(scope="module")
