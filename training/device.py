@@ -46,3 +46,12 @@ def accelerated() -> bool:
     import torch
 
     return bool(torch.accelerator.is_available())
+
+
+def device_name(local_rank: int) -> str:
+    """The device that process number `local_rank` of this machine trains on."""
+    import torch
+
+    if not accelerated():
+        return "cpu"
+    return f"{torch.accelerator.current_accelerator().type}:{local_rank}"

@@ -53,6 +53,28 @@ def is_quantized(tensor: Any) -> bool:
     return not tensor.is_floating_point() or type(tensor).__module__.startswith("torchao.")
 
 
+def quantized_layers(model: Any) -> dict[str, Any]:
+    """The layers whose weights are quantised, by their paths."""
+    return {path: layer for path, layer in model.named_modules() if any(map(is_quantized, layer.parameters(False)))}
+
+
+def dequantize(model: Any) -> Any:
+    """The model with the weights that the quantised ones stand for, in the type of the others. `model` is used up."""
+    import torch
+
+    dtype = model.dtype
+    if getattr(model, "hf_quantizer", None) is not None:
+        return model.dequantize(dtype)
+    for path, layer in quantized_layers(model).items():
+        weight = layer.dequantize() if hasattr(layer, "dequantize") else layer.weight.dequantize()
+        plain = torch.nn.Linear(*reversed(weight.shape), bias=layer.bias is not None, device="meta")
+        plain.weight = torch.nn.Parameter(weight.detach().to(dtype))
+        if layer.bias is not None:
+            plain.bias = torch.nn.Parameter(layer.bias.detach())
+        model.set_submodule(path, plain)
+    return model
+
+
 def keep_unpacked(model: Any) -> None:
     """Where a CPU computes bfloat16, the first forward pass in evaluation packs 4-bit weights anew, and rounds their
     scales to bfloat16. Without quantised scales there is no way back, and what is saved afterwards is broken

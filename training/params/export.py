@@ -10,6 +10,7 @@ from engines.errors import Conflict
 from engines.params.about import MERGE, THE_SERVER, About
 from engines.params.common import BaseParams
 from engines.params.merge import MergeLoraParams
+from engines.params.quantization import LOADED
 
 
 class ExportParams(MergeLoraParams, BaseParams):
@@ -43,6 +44,9 @@ class ExportParams(MergeLoraParams, BaseParams):
 class MergeParams(ExportParams):
     """Adding a trained adapter to its base model: export with `merge_lora`."""
 
+    quant_method: Annotated[Literal["bnb", "hqq", "eetq", "torchao"] | None, LOADED] = None  # type: ignore[assignment]
+    """How the base model was quantised when the adapter was trained, where args.json beside the adapter does not say.
+    The adapter is then merged into what quantising leaves of the weights."""
     merge_lora: Annotated[bool, About(MERGE)] = True
     """Merging is what this command does: never false."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from engines.checkpoint.quantization import quantization_conflicts
 from engines.params.about import MERGE, TRAINING
 from engines.params.base import Params
 from training.params.export import MergeParams, merged_folder
@@ -135,7 +136,8 @@ class MergeTask(Task):
     def refusals(self) -> list[Refusal]:
         missing = [] if self.params.adapters else [("adapters", "name the adapter to merge")]
         idle = [] if self.params.push_to_hub else given(self.params, FOR_UPLOADS)
-        return missing + [(name, "nothing is uploaded: set push_to_hub") for name in idle]
+        missing += [(name, "nothing is uploaded: set push_to_hub") for name in idle]
+        return missing + quantization_conflicts(self.params)
 
     def target(self) -> Path:
         return merged_folder(self.params)

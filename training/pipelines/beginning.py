@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.errors import InvalidRequest
+from engines.params.quantization import QuantizationParams
 from training.params.saved_args import read_given
 from training.params.sft import SftParams
 from training.tuners import tuner_of
@@ -41,6 +42,10 @@ def _check_same(params: SftParams, checkpoint: Path) -> None:
     if train_type != params.train_type:
         message = f"{checkpoint.name} was trained with train_type {train_type}, not {params.train_type}"
         raise InvalidRequest(message, param="train_type")
+    for name, field in QuantizationParams.model_fields.items():
+        before, now = saved.get(name, field.default), getattr(params, name)
+        if before != now:
+            raise InvalidRequest(f"{checkpoint.name} was trained with {name} {before}, not {now}", param=name)
     if bool(saved.get("adapters")) != bool(params.adapters):
         began = "the adapter that is to be named here" if saved.get("adapters") else "a new adapter: leave this out"
         raise InvalidRequest(f"the training of {checkpoint.name} began with {began}", param="adapters")

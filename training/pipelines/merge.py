@@ -2,6 +2,9 @@
 
 PEFT merges, one layer at a time: its weights are widened to float32, the update is added, and the sum is rounded once
 to the type of the model. So a model in half precision needs little more memory than its own weights.
+
+An adapter that was trained on a quantised base model has learned to make up for the error of quantising, too: it is
+merged into the weights that quantising leaves, in the type that they had before.
 """
 
 import json
@@ -13,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from engines.adapters.disk import sync
 from engines.adapters.folder import CHANGES_THE_BASE, refuse_inserted
 from engines.adapters.heads import put_on, take_head
@@ -20,18 +25,24 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
-from engines.checkpoint.quantization import quantized_by
+from engines.checkpoint.quantization import Quantization, quantization_of, quantized_by
+from engines.checkpoint.quantize import dequantize
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
 from engines.params.model import TaskType
+from engines.params.quantization import QuantizationParams
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.hub.upload import open_repository, upload
 from training.params.export import MergeParams, merged_folder
-from training.params.saved_args import read_args
+from training.params.saved_args import ARGS, read_args
 from training.processes import Processes
 from training.report import Report
 from training.tuners.adapter import PEFT_TASKS
 
+QUANTIZED = (
+    "The adapter was trained on weights of {bits} bits ({method}): it is merged into what these stand for, so that the "
+    "error of quantising stays. The merged model takes as much memory as the base model does unquantised."
+)
 OUTPUT = "merged"
 """The model's folder within the job's."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -57,7 +68,11 @@ def run(params: MergeParams, report: Report) -> Result:
         raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
     repository = open_repository(params, merged_folder(params).name) if params.push_to_hub else None
     report.message(f"Loading {Path(base).name}.")
-    model = _load_base(base, revision, adapters, configs, params)
+    quantization = _trained_on(adapters, params)
+    model = _load_base(base, revision, adapters, configs, params, quantization)
+    if quantization is not None:
+        model = dequantize(model)
+        report.message(QUANTIZED.format(method=quantization.method, bits=quantization.bits), level="warn")
     for folder, config in zip(adapters, configs, strict=True):
         report.message(f"Merging {folder.name}.")
         model = merge(model, folder, config)
@@ -85,6 +100,29 @@ def _base_of(adapter: Path, config: dict[str, Any], params: MergeParams) -> tupl
     if not base:
         raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
     return base, params.model_revision or revision
+
+
+def _trained_on(adapters: list[Path], params: MergeParams) -> Quantization | None:
+    """How the base model was quantised when the adapters were trained: as given, or as args.json beside them says.
+
+    Raises InvalidAdapter where they say different things.
+    """
+    if params.quant_method is not None:
+        return quantization_of(params)
+    found = {quantization_of(_quantization_params(folder)) for folder in adapters}
+    if len(found) > 1:
+        message = "the adapters were trained on a base model quantised in different ways: give quant_method for all"
+        raise InvalidAdapter(message, param="quant_method")
+    return found.pop()
+
+
+def _quantization_params(folder: Path) -> QuantizationParams:
+    said = {name: value for name, value in read_args(folder).items() if name in QuantizationParams.model_fields}
+    try:
+        return QuantizationParams.model_validate(said)
+    except ValidationError:
+        message = f"{ARGS} of {folder.name!r} says what is not known of quantising: give quant_method"
+        raise InvalidAdapter(message, param="quant_method") from None
 
 
 def merge(model: Any, folder: Path, config: dict[str, Any]) -> Any:
@@ -173,7 +211,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_base(
-    base: str, revision: str | None, adapters: list[Path], configs: list[dict[str, Any]], params: MergeParams
+    base: str,
+    revision: str | None,
+    adapters: list[Path],
+    configs: list[dict[str, Any]],
+    params: MergeParams,
+    quantization: Quantization | None,
 ) -> Any:
     """The base model on the CPU, in the type asked for or its own, with a head where the adapters are for one.
 
@@ -200,6 +243,7 @@ def _load_base(
         device_map="cpu",
         revision=revision,
         token=params.hub_token,
+        quantization=quantization,
     )
 
 

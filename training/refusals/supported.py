@@ -7,7 +7,7 @@ from training import methods, optimizers, tuners
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
-from training.refusals import libraries
+from training.refusals import libraries, quantized
 from training.refusals.idle import idle
 
 
@@ -36,7 +36,7 @@ def refusals(task: Task) -> list[Refusal]:
     params = task.training
     if params is None:
         return found
-    for each in (tuners, optimizers, methods):
+    for each in (tuners, quantized, optimizers, methods):
         found += each.refusals(params)
     return found + _unfit(params) + _unfit_types(params) + idle(params) + libraries.refusals(params)
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
+from engines.checkpoint.quantization import quantization_of, quantized_by
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
 from training.data.encode import stop_token_ids
 from training.data.samples import Learns
+from training.device import device_name
 from training.params.head import unfit
 from training.params.sft import SftParams
+from training.processes import Processes
 
 if TYPE_CHECKING:
     import torch
@@ -76,16 +79,21 @@ def with_head(params: P, config: Any, num_labels: int | None = None) -> P:
 
 
 def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> Any:
-    """The base model (a `PreTrainedModel`) on the CPU. Raises UnsupportedModel."""
+    """The base model (a `PreTrainedModel`) on the CPU, or where it trains, if it is quantised: packed weights stay
+    where they are. Raises UnsupportedModel."""
+    quantization = quantization_of(params)
     model = load_model(
         model_of(params),
         config=config,
         dtype=dtype,
-        device_map="cpu",
+        device_map="cpu"
+        if quantization is None and not quantized_by(config)
+        else device_name(Processes.of_environment().local_rank),
         task_type=params.task_type,
         attn_implementation={"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl),
         revision=params.model_revision,
         token=params.hub_token,
+        quantization=quantization,
     )
     model.config.architectures = [type(model).__name__]
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:

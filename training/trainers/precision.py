@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engines.checkpoint.loading import choose_dtype
+from engines.checkpoint.quantize import is_quantized
 from engines.errors import UnsupportedModel
 from training.device import accelerated
 from training.params.sft import SftParams
@@ -45,10 +46,13 @@ def precision_of(params: SftParams, config: Any) -> Precision:
 
 
 def hold(model: Any, precision: Precision) -> None:
-    """Give the weights of `model` that are in half precision the types that they are trained or kept in."""
+    """Give the weights of `model` that are in half precision the types that they are trained or kept in, but for those
+    that are quantised."""
     import torch
 
     for tensor in (*model.parameters(), *model.buffers()):
+        if is_quantized(tensor):
+            continue
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor.data = tensor.data.to(precision.learning if tensor.requires_grad else precision.base)
 

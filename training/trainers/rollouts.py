@@ -1,5 +1,6 @@
 """What draws answers from the model of a job."""
 
+from engines.errors import UnsupportedModel
 from training.data.encode import stop_token_ids
 from training.device import named_device
 from training.params.rlhf import RlhfParams
@@ -21,6 +22,9 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
     Raises UnsupportedModel where the engine cannot run the model, InvalidRequest where there is no such device.
     """
     params = job.params
+    if params.quant_method is not None:
+        message = "the engine that draws answers has the base model unquantised, which is not the one that is trained"
+        raise UnsupportedModel(message, param="quant_method")
     alone = Processes.of_environment().count == 1
 
     def checkpoint() -> None:

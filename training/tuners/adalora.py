@@ -30,6 +30,7 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 class Adalora(AdapterTuner):
     name = "adalora"
     reads = WHERE | frozenset(AdaloraParams.model_fields) | {"lora_alpha", "lora_dropout"}
+    quantized_bases = frozenset({"bnb", "torchao"})
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = super().refusals(params)

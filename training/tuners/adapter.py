@@ -74,6 +74,7 @@ class AdapterTuner(Tuner):
         """A `PeftModel` with the adapter that PEFT's `config` describes. Raises InvalidRequest."""
         from peft import get_peft_model
 
+        _fit_quantized(config, model)
         try:
             return get_peft_model(model, config)
         except ValueError as error:  # names that fit no module or one of another kind, or an adapter that fits none
@@ -125,6 +126,25 @@ class Adapted(Tuned):
                 message = f"its adapter has {name} {theirs.get(name)}, and the one that is trained {mine.get(name)}"
                 raise InvalidRequest(message, param="resume_from_checkpoint")
         return checkpoint
+
+
+def _fit_quantized(config: Any, model: Any) -> None:
+    """Name the quantised layers that PEFT's `all-linear` does not know.
+
+    Raises InvalidRequest where one is to be trained whole.
+    """
+    import torch
+
+    from engines.checkpoint.quantize import quantized_layers
+
+    layers = quantized_layers(model)
+    for name in getattr(config, "modules_to_save", None) or ():
+        if whole := next((path for path in layers if f".{path}.".endswith(f".{name}.")), None):
+            message = f"{whole} is quantised, and only weights that are not can be trained whole"
+            raise InvalidRequest(message, param="modules_to_save")
+    others = {path for path, layer in layers.items() if not isinstance(layer, torch.nn.Linear)}
+    if config.target_modules == "all-linear" and others:
+        config.target_modules = others
 
 
 def _shape(config: Any) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class Tuner(ABC):
     """Whether the engine that draws answers during a training can draw them of what is trained."""
     learning_rate: ClassVar[float]
     """Peak learning rate unless one is given."""
+    quantized_bases: ClassVar[frozenset[str]] = frozenset()
+    """Values of `quant_method` of a base model that it trains on."""
 
     @abstractmethod
     def refusals(self, params: SftParams) -> list[Refusal]:

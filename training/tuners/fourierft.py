@@ -8,6 +8,7 @@ from training.tuners.configured import Configured
 
 class FourierFt(Configured):
     name = "fourierft"
+    quantized_bases = frozenset({"bnb", "torchao"})
     config_class = "FourierFTConfig"
     fields: ClassVar = {"fourier_n_frequency": "n_frequency", "fourier_scaling": "scaling"}
     size = "fourier_n_frequency"

@@ -11,6 +11,7 @@ from training.tuners.configured import Configured
 
 class Ia3(Configured):
     name = "ia3"
+    quantized_bases = frozenset({"bnb", "torchao"})
     config_class = "IA3Config"
     fields: ClassVar = {}
 

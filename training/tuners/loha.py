@@ -8,5 +8,6 @@ from training.tuners.configured import Configured
 
 class Loha(Configured):
     name = "loha"
+    quantized_bases = frozenset({"torchao"})
     config_class = "LoHaConfig"
     fields: ClassVar = {"lora_rank": "r", "lora_alpha": "alpha"}

@@ -17,6 +17,7 @@ INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
 class Lora(AdapterTuner):
     name = "lora"
     reads = WHERE | {"init_weights"} | (frozenset(LoraParams.model_fields) - {"lorap_lr_ratio"})
+    quantized_bases = frozenset({"bnb", "hqq", "torchao"})
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = super().refusals(params)

@@ -8,6 +8,7 @@ from training.tuners.configured import Configured
 
 class RandLora(Configured):
     name = "randlora"
+    quantized_bases = frozenset({"bnb", "torchao"})
     config_class = "RandLoraConfig"
     fields: ClassVar = {"lora_rank": "r", "lora_alpha": "randlora_alpha", "lora_dropout": "randlora_dropout"}
     size = "lora_rank"

@@ -12,6 +12,7 @@ from training.tuners.adapter import PEFT_TASKS, AdapterTuner
 
 class TrainableTokens(AdapterTuner):
     name = "trainable_tokens"
+    quantized_bases = frozenset({"bnb", "hqq", "torchao"})
     reads = frozenset(TrainableTokensParams.model_fields)
 
     def refusals(self, params: SftParams) -> list[Refusal]:

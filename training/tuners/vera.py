@@ -7,6 +7,7 @@ from training.tuners.configured import Configured
 
 class Vera(Configured):
     name = "vera"
+    quantized_bases = frozenset({"bnb", "hqq"})
     config_class = "VeraConfig"
     fields: ClassVar = {
         "vera_rank": "r",

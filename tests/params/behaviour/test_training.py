@@ -12,6 +12,7 @@ from tests.params.behaviour.training import (
     adalora,
     adapter,
     asked,
+    base_weights,
     batches,
     changed,
     checkpoints,
@@ -61,6 +62,7 @@ HOULSBY = NO_LORA | {"train_type": "adapter"}
 REFT = NO_LORA | {"train_type": "reft"}
 GOES_ON = NO_LORA | {"adapters": ["$trained"]}
 RESUMED = NO_LORA | {"resume_from_checkpoint": "$trained", "max_steps": 3}
+NF4 = {"quant_method": "bnb", "quant_bits": 4}
 MOODY = "{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 PPO = {"rlhf_type": "ppo", "reward_model": "$judge-of-tiny", "per_device_train_batch_size": 2, "response_length": 3}
 DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
@@ -155,6 +157,14 @@ def of_every_training(task: str) -> dict[str, Row]:
             reft_rank=Two(4, 2, learned, REFT),
             reft_intervention_type=Two("LoreftIntervention", "ConsreftIntervention", learned, REFT),
             reft_args=Two(UNGIVEN, {"act_fn": "gelu"}, steps, REFT),
+            # how the base model is quantised
+            quant_method=Two("bnb", "torchao", base_weights, {"quant_bits": 8}),
+            quant_bits=Two(4, 8, base_weights, {"quant_method": "bnb"}),
+            hqq_axis=Two(0, 1, base_weights, {"quant_method": "hqq", "quant_bits": 4}),
+            bnb_4bit_compute_dtype=Two("float32", "bfloat16", base_weights, NF4),
+            bnb_4bit_quant_type=Two("nf4", "fp4", base_weights, NF4),
+            bnb_4bit_use_double_quant=Two(True, False, base_weights, NF4),
+            bnb_4bit_quant_storage=Two("uint8", "float32", base_weights, NF4),
             # where it begins and what it leaves
             adapters=Two(UNGIVEN, ["$trained"], steps, NO_LORA),
             resume_from_checkpoint=Two(UNGIVEN, "$trained", steps, {"max_steps": 3}),
@@ -389,6 +399,11 @@ TABLES: dict[str, dict[str, Row]] = {
         push_to_hub=Two(False, True, outcome),
         hub_model_id=Two("me/one", "me/two", told("repo_id", to="HfApi.create_repo"), PUSHED),
         hub_private_repo=Two(False, True, told("private", to="HfApi.create_repo"), PUSHED),
+        quant_method=Two("bnb", "torchao", learned, {"quant_bits": 8}),
+        quant_bits=Two(4, 8, learned, {"quant_method": "bnb"}),
+        hqq_axis=Two(0, 1, learned, {"quant_method": "hqq", "quant_bits": 4}),
+        bnb_4bit_quant_type=Two("nf4", "fp4", learned, NF4),
+        bnb_4bit_use_double_quant=Two(True, False, learned, NF4),
     ),
 }
 """Task -> its parameters."""
@@ -403,6 +418,11 @@ NEEDED: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(autouse=True)
+def hqq_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.checkpoint.quantization.find_spec", lambda package: package)
 
 
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task, table in TABLES.items() for name in table])

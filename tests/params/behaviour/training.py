@@ -22,11 +22,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from engines.checkpoint.loading import load_tokenizer
+from engines.checkpoint.quantize import dequantize, quantized_layers
 from engines.errors import TuneserveError
 from engines.params.secrets import secrets_of
 from engines.pt.config import PtConfig
 from server.commands.output_folder import new_training_folder
 from tests.engines.pt.tiny import CONFIGS, VOCAB_SIZE, byte_level_tokenizer, save
+from tests.hqq import importable
 from tests.params.behaviour.table import Given, Observer
 from tests.training.jobs import TEMPLATE, make_job
 from tests.training.ppo.given import save_reward_model
@@ -38,6 +40,7 @@ from training.params.task import TASK, Task
 from training.report import Report
 from training.run import run
 from training.trainers.arguments import trainer_arguments
+from training.trainers.model import load_base_config, load_for_training
 from training.trainers.precision import Precision
 
 QUICK: dict[str, Any] = {
@@ -169,7 +172,12 @@ class Trial:
     def job(self) -> JobFolder:
         """Its folder, after it ran."""
         job = make_job(self.folder / "job", self.name, **self.given)
-        with secrets_in_environment(self.task), fed_to_embedding() as self.batches, called() as self.calls:
+        with (
+            importable(),
+            secrets_in_environment(self.task),
+            fed_to_embedding() as self.batches,
+            called() as self.calls,
+        ):
             self.result = run(job, Report(job))
         return job
 
@@ -311,6 +319,22 @@ def changed(trial: Trial) -> list[str]:
     """Weights that are no longer as they were."""
     before = load_file(trial.base / "model.safetensors")
     return sorted(name for name, tensor in trial.weights.items() if not torch.equal(tensor, before[name]))
+
+
+def base_weights(trial: Trial) -> dict[str, Any]:
+    """What the training begins with: of each layer that is quantised, its types and what it stands for."""
+    with importable():
+        config = load_base_config(trial.params)
+        model = load_for_training(trial.params, config, torch.float32)
+    types = {
+        path: (next(layer.parameters(False)).dtype, getattr(layer, "compute_dtype", None))
+        for path, layer in quantized_layers(model).items()
+    }
+    return {path: (types.get(path), layer.weight.sum().item()) for path, layer in linears(dequantize(model))}
+
+
+def linears(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((path, layer) for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
 
 
 def dtypes(trial: Trial) -> set[str]:

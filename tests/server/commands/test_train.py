@@ -168,7 +168,7 @@ def test_a_merge_that_fails_leaves_nothing(
             ["--adapters", "a", "--safe_serialization", "false"],
             "--safe_serialization: false is not supported in this version; choose true",
         ),
-        (["--adapters", "a", "--quant_method", "gptq"], "--quant_method: not supported in this version"),
+        (["--adapters", "a", "--quant_method", "gptq"], "quant_method: Input should be 'bnb'"),
     ],
 )
 def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], words: list[Any], told: str) -> None:

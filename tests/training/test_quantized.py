@@ -1,0 +1,217 @@
+"""Training on a base model that is quantised while it is loaded: as a bare loop does it, and what is refused."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from engines.checkpoint.quantize import keep_unpacked
+from engines.errors import InvalidRequest
+from tests.hqq import FOLDER
+from tests.training.jobs import ROOT, losses, make_job
+from tests.training.trains_on_hqq import learns_alone
+from tests.training.tuners.kinds import KINDS, Kind
+from training.folder import JobFolder
+from training.params.task import TASK
+from training.pipelines import train as pipeline
+from training.refusals.supported import refusals
+from training.report import Report
+from training.trainers.job import train as train_with_it
+
+QUICK: dict[str, Any] = {
+    "torch_dtype": "float32", "split_dataset_ratio": 0, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+    "max_steps": 4, "logging_steps": 1, "save_steps": 2, "report_to": ["none"],
+}  # fmt: skip
+NF4: dict[str, Any] = {"quant_method": "bnb", "quant_bits": 4}
+WAYS: dict[str, dict[str, Any]] = {
+    "nf4": NF4,
+    "nf4 without double quantisation": NF4 | {"bnb_4bit_use_double_quant": False},
+    "bnb with 8 bits": {"quant_method": "bnb", "quant_bits": 8},
+    "torchao with 8 bits": {"quant_method": "torchao", "quant_bits": 8},
+}
+AS_NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+IDS = torch.tensor([[3, 17, 5, 60, 9, 22]])
+
+
+class Shop:
+    """Trainings in this process, and the trainers behind them."""
+
+    def __init__(self, folder: Path, tiny: Path, lines: Path) -> None:
+        self.folder, self.tiny, self.lines = folder, tiny, lines
+        self.whole = cache(lambda way: self.train(**WAYS[way]))
+        self._last: Any = None
+
+    def train(self, task: str = "sft", **params: Any) -> tuple[JobFolder, Any]:
+        given = {"model": str(self.tiny), "dataset": str(self.lines)} | QUICK | params
+        job = make_job(self.folder / str(len([*self.folder.iterdir()])), task, **given)
+        begun = job.read_task()
+        assert refusals(begun) == []
+        assert begun.training is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "train", self._keep)
+            assert pipeline.run(begun.training, Report(job)).status == "succeeded"
+        return job, self._last
+
+    def _keep(self, trainer: Any) -> Any:
+        self._last = trainer
+        return train_with_it(trainer)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny: Path, lines: Path) -> Shop:
+    return Shop(tmp_path_factory.mktemp("quantised"), tiny, lines)
+
+
+def bare(base: Path, **settings: Any) -> Any:
+    """The base model as transformers and bitsandbytes alone load it."""
+    return AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=AS_NF4, device_map="cpu", dtype=torch.float32, **settings
+    )
+
+
+def logits(model: Any) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model.eval()(input_ids=IDS).logits
+    return found.clone()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_are_those_of_a_bare_loop_over_peft_and_bitsandbytes(shop: Shop, checkpointing: bool) -> None:
+    begins = get_peft_model(bare(shop.tiny), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    begins.save_pretrained(shop.folder / f"begins-{checkpointing}")
+    job, trainer = shop.train(
+        **NF4,
+        adapters=[str(shop.folder / f"begins-{checkpointing}")],
+        gradient_checkpointing=checkpointing,
+        per_device_train_batch_size=12,  # all of them, in each step
+        lr_scheduler_type="constant",
+        weight_decay=0,
+        max_grad_norm=1e9,
+    )
+
+    model = prepare_model_for_kbit_training(bare(shop.tiny), use_gradient_checkpointing=checkpointing)
+    model = PeftModel.from_pretrained(model, shop.folder / f"begins-{checkpointing}", is_trainable=True)
+    batch = trainer.data_collator([*trainer.train_dataset])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, betas=(0.9, trainer.args.adam_beta2), weight_decay=0)
+    model.train()
+    for step, loss in losses(job).items():
+        found = model(**inputs).loss
+        assert loss == pytest.approx(found.item(), abs=1e-3), step
+        found.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_checkpoint_computes_the_same_in_peft_alone(shop: Shop) -> None:
+    job, trainer = shop.whole("nf4")
+    alone = PeftModel.from_pretrained(bare(shop.tiny), job.path / "checkpoint-4")
+    keep_unpacked(alone)  # bitsandbytes cannot pack layers as small as these, and fails in an evaluation
+    assert (logits(alone) - logits(trainer.model)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_learns_and_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(shop: Shop, way: str) -> None:
+    whole, _ = shop.whole(way)
+    resumed, _ = shop.train(**WAYS[way], resume_from_checkpoint=str(whole.path / "checkpoint-2"))
+    told = losses(whole)
+    assert told[4] < told[1]
+    assert list(losses(resumed).values()) == list(told.values())[2:]
+    first, second = (load_file(job.path / "checkpoint-4" / "adapter_model.safetensors") for job in (whole, resumed))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_evaluations_between_steps_change_nothing(shop: Shop) -> None:
+    given = WAYS["nf4 without double quantisation"] | {"max_steps": 2, "lora_dropout": 0}
+    left_alone, _ = shop.train(**given)
+    evaluated, _ = shop.train(**given, val_dataset=[str(shop.lines)], eval_strategy="steps", eval_steps=1)
+    assert losses(evaluated) == losses(left_alone)
+
+
+@pytest.mark.parametrize("way", ["nf4", "bnb with 8 bits", "torchao with 8 bits"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_each_kind_of_training_learns_on_it_or_is_refused(shop: Shop, kind: Kind, way: str) -> None:
+    given = {**kind.settings, **kind.choice, **WAYS[way], "torch_dtype": "float32"}
+    task = TASK.validate_python({"task": "sft", "params": {"model": str(shop.tiny), "dataset": ["d"]} | given})
+    if found := refusals(task):
+        assert dict(found).keys() <= {"quant_method", *kind.choice}
+        return
+    assert task.training is not None
+    learns_alone(task.training, given.get("learning_rate", 1e-2))
+
+
+def test_the_reference_of_dpo_is_the_quantised_base_without_the_adapter(shop: Shop) -> None:
+    rows = [json.loads(line) | {"rejected_response": "no"} for line in shop.lines.read_text().splitlines()]
+    pairs = shop.folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job, _ = shop.train("rlhf", rlhf_type="dpo", dataset=str(pairs), max_steps=2, rpo_alpha=0, **NF4)
+    told = losses(job)
+    assert told[1] == pytest.approx(math.log(2), abs=1e-5)
+    assert told[2] < told[1]
+
+
+def test_a_reward_model_has_a_head_of_full_precision(shop: Shop) -> None:
+    rows = [json.loads(line) | {"rejected_response": "no"} for line in shop.lines.read_text().splitlines()]
+    pairs = shop.folder / "judged.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, trainer = shop.train("rlhf", rlhf_type="rm", dataset=str(pairs), max_steps=1, **NF4)
+    head = trainer.model.get_base_model().score
+    assert head.modules_to_save["default"].weight.dtype == torch.float32
+
+
+def test_hqq_trains_and_its_adapter_loads_without_us(shop: Shop) -> None:
+    """In a process that finds HQQ as it imports PEFT."""
+    job = make_job(shop.folder / "hqq", "sft", model=str(shop.tiny), dataset=str(shop.lines), **QUICK | HQQ)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{FOLDER}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.training.trains_on_hqq", str(job.path)]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=300)
+    told = losses(job)
+    assert told[4] < told[1]
+
+
+HQQ = {"quant_method": "hqq", "quant_bits": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "refused", "reason"),
+    [
+        (NF4 | {"train_type": "full"}, "quant_method", "trains weights, which cannot be quantised: choose lora"),
+        (NF4 | {"train_type": "llamapro"}, "quant_method", "trains weights, which cannot be quantised: choose lora"),
+        (
+            {"quant_method": "torchao", "quant_bits": 8, "train_type": "vera"},
+            "quant_method",
+            "does not learn on weights of torchao",
+        ),
+        (NF4 | {"init_weights": "pissa"}, "init_weights", "begins with the model's weights, which are quantised"),
+        (WAYS["bnb with 8 bits"] | {"use_dora": True}, "use_dora", "choose quant_bits 4"),
+        ({"quant_method": "bnb"}, "quant_method", "say how many bits"),
+        ({"quant_method": "eetq", "quant_bits": 8}, "quant_method", "no package of EETQ"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_on_it_is_refused_by_name(given: dict[str, Any], refused: str, reason: str) -> None:
+    task = {"task": "sft", "params": {"model": "m", "dataset": ["d"]} | given}
+    assert reason in dict(refusals(TASK.validate_python(task)))[refused]
+
+
+def test_a_training_goes_on_with_the_base_model_that_it_had(shop: Shop) -> None:
+    whole, _ = shop.whole("nf4")
+    with pytest.raises(InvalidRequest, match="checkpoint-2 was trained with quant_bits 4, not 8"):
+        shop.train(**WAYS["bnb with 8 bits"], resume_from_checkpoint=str(whole.path / "checkpoint-2"))
+
+
+def test_quantised_layers_are_not_trained_whole(shop: Shop) -> None:
+    with pytest.raises(InvalidRequest, match=r"model\.layers\.0\.self_attn\.q_proj is quantised"):
+        shop.train(**NF4, target_modules=["v_proj"], modules_to_save=["q_proj"])

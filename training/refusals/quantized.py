@@ -1,0 +1,36 @@
+"""What cannot be trained on a base model that is quantised while it is loaded."""
+
+from collections.abc import Iterator
+
+from engines.checkpoint.quantization import quantization_conflicts
+from training.params.refusal import Refusal
+from training.params.sft import SftParams
+from training.tuners import TUNERS
+
+FROM_NOTHING = ("true", "false", "gaussian")
+"""Values of `init_weights` for which no weight of the model is looked at."""
+
+
+def refusals(params: SftParams) -> list[Refusal]:
+    if conflicts := quantization_conflicts(params):
+        return conflicts
+    return [] if params.quant_method is None else [*_of_tuner(params), *_of_adapter(params)]
+
+
+def _of_tuner(params: SftParams) -> Iterator[Refusal]:
+    tuner, method = TUNERS.get(params.train_type), params.quant_method
+    if tuner is None or method in tuner.quantized_bases:
+        return
+    others = " or ".join(name for name, each in TUNERS.items() if method in each.quantized_bases)
+    if tuner.makes == "model":
+        yield "quant_method", f"train_type {tuner.name} trains weights, which cannot be quantised: choose {others}"
+    else:
+        yield "quant_method", f"train_type {tuner.name} does not learn on weights of {method}: choose {others}"
+
+
+def _of_adapter(params: SftParams) -> Iterator[Refusal]:
+    if params.init_weights not in FROM_NOTHING and params.train_type == "lora":
+        reason = f"{params.init_weights} begins with the model's weights, which are quantised: leave it out"
+        yield "init_weights", reason
+    if params.use_dora and (params.quant_method, params.quant_bits) == ("bnb", 8):
+        yield "use_dora", "PEFT's DoRA fails on 8-bit weights of bitsandbytes: choose quant_bits 4"
