@@ -31,7 +31,7 @@ def named_device(word: str | None, *, param: str) -> "torch.device | None":
 
 
 def check_devices(processes: int) -> None:
-    """Raises InvalidRequest where several processes would have to share a GPU."""
+    """Raises InvalidRequest where several `processes` of this machine would have to share a GPU."""
     if processes == 1:
         return
     import torch

@@ -13,6 +13,7 @@ class Processes:
     local_count: int = 1
     run: str = ""
     """A name that this start of the training has alone on this machine, the same in all its processes here."""
+    machines: int = 1
 
     @classmethod
     def of_environment(cls) -> "Processes":
@@ -24,5 +25,6 @@ class Processes:
             count=number("WORLD_SIZE", 1),
             local_rank=number("LOCAL_RANK", 0),
             local_count=number("LOCAL_WORLD_SIZE", 1),
+            machines=number("GROUP_WORLD_SIZE", 1),
             run=f"{os.getppid()}-{number('TORCHELASTIC_RESTART_COUNT', 0)}-{number('MASTER_PORT', 0)}",
         )

@@ -18,6 +18,7 @@ from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
 from training.device import check_devices, see_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
+from training.machines import common_folder
 from training.params.task import Task
 from training.processes import Processes
 from training.refusals.supported import refusals
@@ -51,8 +52,9 @@ def main(folder: JobFolder) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
     result = run(folder, report)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; what is left must be written
-    if result is not None and _is_ours_to_tell(folder, result):
-        folder.write_result(result)
+    for place in (folder, report.folder) if report.folder.path != folder.path else (folder,):
+        if result is not None and _is_ours_to_tell(place, result, ours=place is folder):
+            place.write_result(result)
     return 1 if result is None or result.status == "failed" else 0
 
 
@@ -70,11 +72,13 @@ def keep_reports_within(folder: Path) -> None:
         os.environ.setdefault(variable, str(folder / name))
 
 
-def _is_ours_to_tell(folder: JobFolder, result: Result) -> bool:
-    """The first of several processes tells how it ended, but for a failure: that, the one which fails first tells."""
-    if result.status == "failed" or (PROCESSES.rank == 0 and result.status == "stopped"):
-        return folder.read_result() is None
-    return PROCESSES.rank == 0
+def _is_ours_to_tell(place: JobFolder, result: Result, *, ours: bool) -> bool:
+    """The first of several processes tells how it ended, but for a failure: that, the one which fails first tells.
+    `ours`: it is the folder of this machine, of which there may be several."""
+    first = PROCESSES.local_rank == 0 if ours else PROCESSES.rank == 0
+    if result.status == "failed" or (first and result.status == "stopped"):
+        return place.read_result() is None
+    return first
 
 
 def run(folder: JobFolder, report: Report) -> Result | None:
@@ -83,7 +87,10 @@ def run(folder: JobFolder, report: Report) -> Result | None:
         task = folder.read_task().completed()
         report.discreet = task.discreet
         check(task)
-        check_devices(PROCESSES.count)
+        check_devices(PROCESSES.local_count)
+        if PROCESSES.machines > 1 and not (task.training and task.training.save_on_each_node):
+            shared = common_folder(folder.path, rank=PROCESSES.rank, count=PROCESSES.count)
+            report.folder = JobFolder(shared)
         pipeline = import_module(f"training.pipelines.{task.pipeline}")
         result: Result = pipeline.run(task.params, report)
         assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"

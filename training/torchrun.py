@@ -1,8 +1,11 @@
-"""Several processes of one training: `python -m training.torchrun FOLDER PROCESSES` is torchrun, made to end as one
-process would.
+"""Several processes of one training: `python -m training.torchrun FOLDER PROCESSES [MACHINES RANK ADDRESS PORT]` is
+torchrun, made to end as one process would.
 
 They get the time to save a checkpoint that whoever stops them gives, where torchrun kills them after 30 seconds. Where
 one of them is killed, so is this process: what the others say then is only that one of them has gone.
+
+On several machines, each has to be told the same, with its own RANK (from 0): ADDRESS and PORT are where the first of
+them is met.
 """
 
 import os
@@ -16,20 +19,24 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from training.folder import JobFolder, Message
+from training.machines import ALONE, Machines
 
 PATIENCE_SECONDS = 24 * 3600
 """Seconds that they have to end, once they were told to: whoever told them waits for less, and then kills."""
 
 
-def main(folder: JobFolder, processes: int) -> int:
-    words = ["--standalone", "--nproc-per-node", str(processes), "--shutdown-timeout", str(PATIENCE_SECONDS)]
+def main(folder: JobFolder, processes: int, machines: Machines = ALONE) -> int:
+    words = ["--nproc-per-node", str(processes), "--shutdown-timeout", str(PATIENCE_SECONDS)]
     try:
-        run.main([*words, "-m", "training.run", str(folder.path)])
+        run.main([*machines.for_torchrun(), *words, "-m", "training.run", str(folder.path)])
     except SignalException:  # they have been told, and have ended
         return 0 if folder.read_result() is not None else 1
     except ChildFailedError as failed:
         if not _is_told(folder):
             _end_as_one(folder, failed, processes)
+            if machines.count > 1:
+                told = "The processes of this machine have ended: another machine, or its log, says why."
+                folder.append(Message(time=time.time(), level="warn", message=told))
         return 1
     return 0
 
@@ -55,4 +62,5 @@ def _end_as_one(folder: JobFolder, failed: ChildFailedError, processes: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(JobFolder(Path(sys.argv[1]).resolve()), int(sys.argv[2])))
+    where, several, *others = sys.argv[1:]
+    sys.exit(main(JobFolder(Path(where).resolve()), int(several), Machines.of_words(others)))

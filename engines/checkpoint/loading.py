@@ -56,7 +56,7 @@ def load_model(
     *,
     config: Any,
     dtype: "torch.dtype | Literal['auto']",
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
     task_type: TaskType = "causal_lm",
     own_head: bool = False,
     attn_implementation: str | None = None,

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, THE_MODEL, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 OWN_TOOLS = (
@@ -67,8 +67,8 @@ class TemplateParams(Params):
     """How much each part of a sample weighs in the loss: every answer (`default`), only the last one (`last_round`),
     every token (`all`), or one of the weightings for agents (`react`, `agentflan`, `alpha_umi`, `qwen`); or the path of
     a JSON file of one's own, from words to weights."""
-    sequence_parallel_size: int = Field(1, ge=1)
-    """Over how many devices each training sequence is divided."""
+    sequence_parallel_size: Annotated[int, About(TRAINING, not_in_fine_tuning=THE_SERVER)] = Field(1, ge=1)
+    """Over how many devices each training sequence is divided, in sft and pt: it divides the heads of attention."""
     use_chat_template: Annotated[
         bool, About(DEPLOY + TRAINING, prepares=True, not_in_fine_tuning=THE_MODEL, as_served=True)
     ] = True

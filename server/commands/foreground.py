@@ -13,6 +13,7 @@ from engines.process.children import kill_group, with_parent_death_signal
 from server.commands.progress import Progress
 from server.jobs.worker_process import worker_command, worker_environment
 from training.folder import JobFolder, Result
+from training.machines import ALONE, Machines
 
 LOG = "worker.log"
 """File of the job's folder with what the libraries in the worker say."""
@@ -30,12 +31,19 @@ class Ended:
     """The first that asked us to stop."""
 
 
-def run_here(folder: JobFolder, progress: Progress, *, secrets: Mapping[str, str], processes: int = 1) -> Ended:
+def run_here(
+    folder: JobFolder,
+    progress: Progress,
+    *,
+    secrets: Mapping[str, str],
+    processes: int = 1,
+    machines: Machines = ALONE,
+) -> Ended:
     """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it.
-    `secrets`: environment variables for it."""
+    `secrets`: environment variables for it. `processes`: on this one of the `machines`."""
     with (folder.path / LOG).open("ab") as log:
         process = subprocess.Popen(
-            with_parent_death_signal(worker_command(folder.path, processes=processes)),
+            with_parent_death_signal(worker_command(folder.path, processes=processes, machines=machines)),
             env=worker_environment(secrets),
             stdin=subprocess.DEVNULL,
             stdout=log,

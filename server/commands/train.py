@@ -19,6 +19,7 @@ from server.commands.output_folder import new_training_folder
 from server.commands.progress import Progress, progress_on
 from server.jobs.worker_process import missing_for_training
 from training.folder import JobFolder
+from training.machines import Machines
 from training.params.sft import SftParams
 from training.params.task import Task
 
@@ -41,11 +42,11 @@ def run(task: Task) -> int:
 
 
 def _train(task: Task, params: SftParams, progress: Progress) -> int:
-    processes = _processes()
+    processes, machines = _processes(), Machines.of_environment()
     folder = JobFolder(new_training_folder(params))
     folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
     progress.say(f"Results go to {folder.path}.")
-    ended = run_here(folder, progress, secrets=secrets_of(params), processes=processes)
+    ended = run_here(folder, progress, secrets=secrets_of(params), processes=processes, machines=machines)
     if ended.result is None or ended.result.status == "failed":
         return _died(task, folder, ended)
     if ended.result.status == "stopped":
@@ -54,6 +55,9 @@ def _train(task: Task, params: SftParams, progress: Progress) -> int:
         progress.say(f"Stopped after step {ended.result.final_step or 0}{hint}.")
         return 128 + (ended.signal or signal.SIGTERM)
     assert ended.result.artifact, "what succeeded has made something"
+    if machines.rank > 0 and not params.save_on_each_node:
+        progress.say("Done: the first machine has what was made.")
+        return 0
     progress.say(_how_to_serve(folder.path / ended.result.artifact, params.model))
     return 0
 
@@ -110,9 +114,7 @@ def _make(task: Task, progress: Progress) -> int:
 
 
 def _processes() -> int:
-    """Number of worker processes, by the reference's variable NPROC_PER_NODE. Raises TuneserveError."""
-    if os.environ.get("NNODES", "1") != "1":
-        raise TuneserveError("NNODES: training on several machines is not supported in this version")
+    """Number of worker processes on this machine, by the reference's variable NPROC_PER_NODE. Raises TuneserveError."""
     given = os.environ.get("NPROC_PER_NODE", "1")
     if not given.isdecimal() or int(given) < 1:
         raise TuneserveError(f"NPROC_PER_NODE is the number of processes, one for each GPU, not {given!r}")

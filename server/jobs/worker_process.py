@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from training.machines import ALONE, Machines
+
 Program = Literal["run", "validate"]
 SECRET = re.compile(
     r"(^|_)(TOKENS?|KEYS?|SECRETS?|(PG)?PASSWORD|PASSWD|CREDENTIALS?|DATABASE_URL)($|_(ID|FILE|PATH)$)", re.IGNORECASE
@@ -15,8 +17,13 @@ SECRET = re.compile(
 """Names of environment variables that give access to something, or say where it lies."""
 
 
-def worker_command(folder: Path, *, program: Program = "run", processes: int = 1) -> list[str]:
-    """The words that run `folder`: by torchrun where it takes several processes, which then belong to one training."""
+def worker_command(
+    folder: Path, *, program: Program = "run", processes: int = 1, machines: Machines = ALONE
+) -> list[str]:
+    """The words that run `folder`: by torchrun where it takes several processes, which then belong to one training.
+    `processes`: on this one of the `machines`."""
+    if machines.count > 1:
+        return [sys.executable, "-m", "training.torchrun", str(folder), str(processes), *machines.as_words()]
     if processes > 1:
         return [sys.executable, "-m", "training.torchrun", str(folder), str(processes)]
     return [sys.executable, "-m", f"training.{program}", str(folder)]

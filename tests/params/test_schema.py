@@ -36,6 +36,7 @@ from training.params.houlsby import HoulsbyParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
+from training.params.parallel import ParallelParams
 from training.params.ppo import PpoParams
 from training.params.reference import ReferenceParams
 from training.params.response_format import ResponseFormatParams
@@ -89,6 +90,7 @@ LEARNING: tuple[type[Params], ...] = (
     ChatTemplateParams,
     NumbersParams,
     OptimizerParams,
+    ParallelParams,
     PredictParams,
     MixingParams,
     HeadParams,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.losses.log_probs import asked_of, token_log_probs
+from training.data.encode import IGNORED
+from training.losses.log_probs import next_of, token_log_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,23 @@ class Learned:
 
 def answer_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Learned:
     """The loss of one batch. `inputs["labels"]` (samples, tokens) is IGNORED where a token is not learned;
-    `inputs["loss_scale"]`, where it is given, is what the loss of each token is multiplied by.
+    `inputs["loss_scale"]`, where it is given, is what the loss of each token is multiplied by. Where the batch is a
+    part of another one, `inputs["shift_labels"]` has the label of the token after each, and `loss_scale` is that one's.
 
     `num_items`: what the sum is divided by; None: the positions of this batch.
     """
-    positions, wanted = asked_of(inputs["labels"])
-    others = {name: value for name, value in inputs.items() if name not in ("labels", "loss_scale")}
+    targets, scale = inputs.get("shift_labels"), inputs.get("loss_scale")
+    if targets is None:
+        targets = next_of(inputs["labels"])
+        scale = None if scale is None else nn.functional.pad(scale[:, 1:], (0, 1))
+    positions = targets != IGNORED
+    wanted = targets[positions]
+    others = {name: each for name, each in inputs.items() if name not in ("labels", "shift_labels", "loss_scale")}
     said = token_log_probs(model, others, positions, wanted)
     count = positions.sum() if num_items is None else torch.as_tensor(num_items)
     losses = -said.log_probs
-    if (scale := inputs.get("loss_scale")) is not None:
-        losses = losses * nn.functional.pad(scale[:, 1:], (0, 1))[positions]
+    if scale is not None:
+        losses = losses * scale[positions]
     loss = losses.sum() / count.clamp(min=1)
     return Learned(loss, said.correct, _samples(inputs)[positions], said.aux_loss)
 

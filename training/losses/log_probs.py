@@ -43,9 +43,14 @@ class TokenLogProbs:
 def asked_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     """`labels` (samples, tokens), IGNORED where nothing is asked -> what `token_log_probs` takes: the positions
     (samples, tokens) bool that predict a label, each one before it, and those labels (positions,)."""
-    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    targets = next_of(labels)
     positions = targets != IGNORED
     return positions, targets[positions]
+
+
+def next_of(labels: Tensor) -> Tensor:
+    """(samples, tokens): of each token, the label of the next one."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def token_log_probs(

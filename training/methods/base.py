@@ -64,6 +64,10 @@ class Method(ABC, Generic[P]):
     """Hyperparameters of its own there, with the value for each `"auto"`; None where nothing is chosen."""
     least_in_a_pass: ClassVar[int] = 1
     """Fewest samples of a forward pass from which it learns."""
+    compares: ClassVar[bool] = False
+    """Whether there is a reference model."""
+    divisible: ClassVar[bool] = False
+    """Whether processes may divide weights, gradients and optimizer among them (deepspeed, fsdp)."""
     part_of_rate: ClassVar[float] = 1.0
     """The learning rate that suits it, as a part of the one that teaches answers."""
 

@@ -22,8 +22,7 @@ class FromPairs(Method[RlhfParams]):
     params = RlhfParams
     rows: Learns = "pairs"
     hyperparameters: ClassVar[Mapping[str, Any]] = {"beta": BETA}
-    compares: ClassVar[bool] = False
-    """Whether there is a reference model."""
+    divisible = True
     losses: ClassVar[tuple[str, ...]]
     """Choices of `loss_type`, the first unless given; names in `training.losses.pairs`."""
     smoothed: ClassVar[frozenset[str]] = frozenset()

@@ -27,6 +27,7 @@ class Sft(Method[SftParams]):
     params = SftParams
     choice: ClassVar[Mapping[str, Any]] = {"task_type": "causal_lm"}
     rows: Learns = "answers"
+    divisible = True
     reads = frozenset(
         {
             "packing", "lazy_tokenize", "padding_side", "acc_strategy", "loss_scale", "predict_with_generate",

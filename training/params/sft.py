@@ -14,6 +14,7 @@ from training.params.houlsby import HoulsbyParams
 from training.params.mixing import MixingParams
 from training.params.numbers import NumbersParams
 from training.params.optimizer import OptimizerParams
+from training.params.parallel import ParallelParams
 from training.params.tokens import TrainableTokensParams
 from training.params.trainer import TrainerParams
 from training.params.tuner import (
@@ -47,6 +48,7 @@ class SftParams(
     HoulsbyParams,
     NumbersParams,
     OptimizerParams,
+    ParallelParams,
     PredictParams,
     ChatTemplateParams,
     MixingParams,

@@ -30,7 +30,9 @@ class TrainerParams(Params):
     """Folder for checkpoints and logs. `output/` followed by the model's name unless given."""
     gradient_checkpointing: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Compute activations a second time in the backward pass instead of keeping them: less memory, slower steps."""
-    deepspeed: Annotated[Deepspeed | JsonObject | None, About(path=True)] = None
+    deepspeed: Annotated[Deepspeed | JsonObject | None, About(TRAINING, text=True, not_in_fine_tuning=THE_SERVER)] = (
+        None
+    )
     """Train with DeepSpeed: one of the configurations built in, or a configuration as a JSON object or the path of a
     JSON file."""
     per_device_train_batch_size: Annotated[int, About(TRAINING, trainer=True, most=256)] = Field(1, ge=1)
@@ -83,8 +85,9 @@ class TrainerParams(Params):
     """Stop after this many steps; -1: when the epochs are over. Needed where the data is streamed."""
     warmup_ratio: Annotated[float, About(TRAINING)] = Field(0.0, ge=0, le=1)
     """The part of all steps in which the learning rate rises from 0 to its peak."""
-    save_on_each_node: Annotated[bool, About(not_in_api=THE_SERVER)] = False
-    """With several machines, write checkpoints on each instead of on the first only."""
+    save_on_each_node: Annotated[bool, About(TRAINING, trainer=True, not_in_api=THE_SERVER)] = False
+    """With several machines, write checkpoints on each, into a folder of its own, instead of on the first only, whose
+    folder all others have to see."""
     save_only_model: Annotated[bool, About(TRAINING, trainer=True, not_in_fine_tuning=THE_SERVER)] = False
     """Write weights only, without the state of optimiser and schedule: smaller, but training cannot be resumed."""
     resume_from_checkpoint: Annotated[str | None, About(TRAINING, one_run=True, names="checkpoint")] = None

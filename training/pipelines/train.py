@@ -20,6 +20,7 @@ from training.pipelines.load_args import with_saved_args
 from training.processes import Processes
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
+from training.trainers.divided import loads_divided
 from training.trainers.examples import DataExamples
 from training.trainers.job import Training, train
 from training.trainers.liger import apply_liger, check_liger
@@ -67,15 +68,16 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         report.message(note, level="warn")
     if params.dry_run:
         return Result(status="succeeded", memory=estimate(params, config, _lengths(params, method, data, tokenizer)))
-    report.message("Loading the model.")
-    examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
-    tuned = _tuned(params, config, precision, report, examples)
-    if params.use_liger:
-        apply_liger(tuned.model)
-    write_args(params, report.folder.path, tuned.model)
     arguments = trainer_arguments(
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None
     )
+    report.message("Loading the model.")
+    examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
+    with loads_divided(params, arguments):
+        tuned = _tuned(params, config, precision, report, examples)
+    if params.use_liger:
+        apply_liger(tuned.model)
+    write_args(params, report.folder.path, tuned.model)
     training = Training(
         params=params,
         report=report,

@@ -7,7 +7,7 @@ from training import methods, optimizers, tuners
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.params.task import TASKS, Task, params_of
-from training.refusals import libraries, quantized
+from training.refusals import libraries, processes, quantized
 from training.refusals.idle import idle
 
 
@@ -38,7 +38,11 @@ def refusals(task: Task) -> list[Refusal]:
         return found
     for each in (tuners, quantized, optimizers, methods):
         found += each.refusals(params)
-    return found + _unfit(params) + _unfit_types(params) + idle(params) + libraries.refusals(params)
+    return found + _unfit(params) + _unfit_types(params) + idle(params) + _of_the_machine(params)
+
+
+def _of_the_machine(params: SftParams) -> list[Refusal]:
+    return libraries.refusals(params) + processes.refusals(params)
 
 
 def _refusal(params: Params, name: str) -> str | None:

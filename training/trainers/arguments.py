@@ -9,6 +9,7 @@ from engines.params.about import facts
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.processes import Processes
+from training.sharding.zero import configuration
 from training.trainers.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
@@ -32,6 +33,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
         "eval_steps": params.eval_steps or params.save_steps,
         "metric_for_best_model": best_metric(params) if evaluates else None,
         "greater_is_better": _greater_is_better(params),
+        "deepspeed": params.deepspeed and configuration(params.deepspeed),
         "prediction_loss_only": True,
         "include_num_input_tokens_seen": "non_padding",
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen

@@ -19,8 +19,10 @@ from training.hub.upload import END, Uploads
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.report import Report, Stopped
+from training.sharding import fsdp
 from training.trainers.arguments import on_one_device
 from training.trainers.curves import Curves
+from training.trainers.divided import FullySharded
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
 from training.trainers.precision import Precision
@@ -47,7 +49,7 @@ class Training(Generic[P]):
     """What takes checkpoints to the hub, in the process that writes them."""
 
 
-class JobTrainer:
+class JobTrainer(FullySharded):
     """Goes before a Trainer among a class's bases: does the tuner's and the optimizer's part, tells the report what
     happens, and writes checkpoints that are there whole or not at all."""
 
@@ -77,6 +79,7 @@ class JobTrainer:
             processing_class=job.tokenizer,
             **settings,
         )
+        self.shard()
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
         changing = optimizer_of(job.params).callbacks(job.tuned.model, job.params)
@@ -120,12 +123,13 @@ class JobTrainer:
             self.optimizer.eval()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, self.job.tuned.weights() if state_dict is None else state_dict)  # type: ignore[misc]
+        tuned = self.job.tuned
+        super()._save(output_dir, tuned.weights() if state_dict is None else tuned.as_loaded(state_dict))  # type: ignore[misc]
         self.job.tuned.saved(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = self.job.tuned.resume(Path(resume_from_checkpoint))
-        if weights is not None:
+        if weights is not None and self.job.params.fsdp is None:  # else they come with the optimizer
             super()._load_from_checkpoint(str(weights), model)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -214,8 +218,13 @@ def _checkpoint_to_resume(params: SftParams) -> str | None:
     if params.resume_from_checkpoint is None:
         return None
     folder = Path(params.resume_from_checkpoint).expanduser()
-    for needed in ("trainer_state.json", "optimizer.pt"):
-        if not (folder / needed).is_file():
+    for needed in ("trainer_state.json", _optimizer_of(params)):
+        if not (folder / needed).exists():
             message = f"{folder.name} has no {needed}: with resume_only_model true, its weights alone can be used"
             raise InvalidRequest(message, param="resume_from_checkpoint")
     return str(folder)
+
+
+def _optimizer_of(params: SftParams) -> str:
+    """Where in a checkpoint what the optimizer keeps is."""
+    return fsdp.FOLDER if params.fsdp else "latest" if params.deepspeed else "optimizer.pt"

@@ -17,6 +17,7 @@ from training.device import device_name
 from training.params.head import unfit
 from training.params.sft import SftParams
 from training.processes import Processes
+from training.sharding.zero import stage
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +87,7 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
         model_of(params),
         config=config,
         dtype=dtype,
-        device_map="cpu"
-        if quantization is None and not quantized_by(config)
-        else device_name(Processes.of_environment().local_rank),
+        device_map=_place(params, config, quantized=quantization is not None),
         task_type=params.task_type,
         attn_implementation={"flash_attn": "flash_attention_2"}.get(params.attn_impl or "", params.attn_impl),
         revision=params.model_revision,
@@ -99,6 +98,17 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UnsupportedModel(f"{type(model).__name__} cannot do it: turn it off", param="gradient_checkpointing")
     return model
+
+
+def _place(params: SftParams, config: Any, *, quantized: bool) -> str | None:
+    """Where the weights are loaded to; None: each process keeps its part of them."""
+    divides = stage(params.deepspeed) == 3
+    if quantized or quantized_by(config):
+        if divides or params.fsdp is not None:
+            message = "quantised weights are not divided among processes"
+            raise UnsupportedModel(message, param="deepspeed" if divides else "fsdp")
+        return device_name(Processes.of_environment().local_rank)
+    return None if divides else "cpu"
 
 
 def with_template(params: P) -> P:

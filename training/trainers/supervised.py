@@ -9,15 +9,17 @@ from training.losses.answers import answer_loss
 from training.trainers.accuracy import Accuracy
 from training.trainers.generated import check_asks, score_answers
 from training.trainers.job import JobTrainer, Training
+from training.trainers.sequence import SequenceDivided
 
 
-class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
     """transformers' trainer with our loss, which also says how many predictions were right."""
 
     def __init__(self, job: Training[Any], *, data_collator: Any) -> None:
         if job.params.predict_with_generate and job.data.evaluation is not None:
             check_asks(job.data.evaluation)
         super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=data_collator)
+        self.divide_sequences()
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
         self._aux_loss_coef = aux_loss_coef(job)
         self._accuracy = {"train": Accuracy(), "eval": Accuracy()}
@@ -27,9 +29,9 @@ class SupervisedTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transform
     ) -> Any:
         if self._aux_loss_coef:
             inputs = inputs | {"output_router_logits": True}
-        learned = answer_loss(model, inputs, num_items_in_batch)
+        learned = answer_loss(model, self.part_of(inputs) if model.training else inputs, num_items_in_batch)
         self._accuracy["train" if model.training else "eval"].add(learned)
-        loss = learned.loss
+        loss = learned.loss * self.parts  # what is averaged over all processes is a sum of these
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # It was divided by the tokens of all processes, and is averaged over the processes.
             loss = loss * self.accelerator.num_processes

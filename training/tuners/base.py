@@ -33,6 +33,10 @@ class Tuned:
         """What the trainer is to write into a checkpoint, by name; None: the weights that are trained, as they are."""
         return None
 
+    def as_loaded(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """`weights` that were gathered from several processes, in the types that a checkpoint has."""
+        return weights
+
     def penalty(self) -> Any:
         """A scalar (tensor) to add to the loss of each step, whatever is learned; None: nothing."""
         return None
@@ -65,6 +69,8 @@ class Tuner(ABC):
     makes: ClassVar[Literal["adapter", "model"]]
     mergeable: ClassVar[bool]
     """Whether `merge` makes a model of what it makes."""
+    divisible: ClassVar[bool] = False
+    """Whether processes may divide what it trains among them (deepspeed, fsdp)."""
     reads: ClassVar[frozenset[str]]
     """Parameters that it reads, beside those that every training reads."""
     draws: ClassVar[bool] = True

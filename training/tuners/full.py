@@ -20,6 +20,7 @@ INNER = "float32"
 
 class Full(Tuner):
     name = "full"
+    divisible = True
     makes = "model"
     mergeable = False
     reads = frozenset(FullParams.model_fields)
@@ -30,12 +31,14 @@ class Full(Tuner):
 
     def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
         _choose_weights(model, params)
-        return Whole(model, resumes=not params.save_only_model)
+        elsewhere = params.save_only_model or params.deepspeed is not None or params.fsdp is not None
+        return Whole(model, resumes=not elsewhere)
 
 
 class Whole(Tuned):
     def __init__(self, model: Any, *, resumes: bool) -> None:
-        """`model`: as it was loaded. `resumes`: checkpoints are to be gone on from."""
+        """`model`: as it was loaded. `resumes`: checkpoints are to be gone on from, and nothing else has what that
+        takes."""
         super().__init__(model)
         self._resumes = resumes
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
@@ -50,6 +53,9 @@ class Whole(Tuned):
             if id(tensor) not in cast:
                 cast[id(tensor)] = tensor.detach().to("cpu", self._dtypes[name])
         return {name: cast[id(tensor)] for name, tensor in trained.items()}
+
+    def as_loaded(self, weights: dict[str, Any]) -> dict[str, Any]:
+        return {name: tensor.to(self._dtypes[name]) for name, tensor in weights.items()}
 
     def saved(self, checkpoint: Path) -> None:
         if not self._changed():
@@ -100,16 +106,21 @@ def _write_dtype(file: Path, dtype: str) -> None:
 def _choose_weights(model: Any, params: SftParams) -> None:
     """Have those weights learn that the parameters say. Raises InvalidRequest."""
     weights = list(model.named_parameters())
-    frozen_numel = params.freeze_parameters_ratio * sum(weight.numel() for _, weight in weights)
+    frozen_numel = params.freeze_parameters_ratio * sum(_size(weight) for _, weight in weights)
     seen = 0
     for name, weight in weights:
-        seen += weight.numel()
+        seen += _size(weight)
         frozen = seen <= frozen_numel or name.startswith(params.freeze_parameters)
         weight.requires_grad_(not frozen or name.startswith(params.trainable_parameters))
     _check_prefixes("freeze_parameters", params.freeze_parameters, weights)
     _check_prefixes("trainable_parameters", params.trainable_parameters, weights)
     if not any(weight.requires_grad for _, weight in weights):
         raise InvalidRequest("every weight is frozen: nothing would be trained", param="freeze_parameters_ratio")
+
+
+def _size(weight: Any) -> int:
+    """Numbers of a weight, of which this process may hold a part (ZeRO-3)."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def _check_prefixes(param: str, prefixes: tuple[str, ...], weights: list[tuple[str, Any]]) -> None:

@@ -16,6 +16,7 @@ INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
 
 class Lora(AdapterTuner):
     name = "lora"
+    divisible = True
     reads = WHERE | {"init_weights"} | (frozenset(LoraParams.model_fields) - {"lorap_lr_ratio"})
     quantized_bases = frozenset({"bnb", "hqq", "torchao"})
 

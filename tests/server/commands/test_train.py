@@ -18,6 +18,7 @@ from server.commands import cli, foreground
 from tests.server.commands.worker import command
 from tests.until import until
 from training.folder import JobFolder
+from training.machines import ALONE, Machines
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60
@@ -38,8 +39,8 @@ def worker(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[st
     def does(deed: str, *words: Any) -> dict[str, Any]:
         stand_in = command(deed, *words)
 
-        def started(folder: Path, processes: int = 1) -> list[str]:
-            asked.update(folder=folder, processes=processes)
+        def started(folder: Path, processes: int = 1, machines: Machines = ALONE) -> list[str]:
+            asked.update(folder=folder, processes=processes, machines=machines)
             return stand_in(folder)
 
         monkeypatch.setattr(foreground, "worker_command", started)
@@ -117,9 +118,20 @@ def test_several_processes_are_asked_for_as_the_reference_does(
     monkeypatch.setenv("NPROC_PER_NODE", "many")
     assert cli.main(["sft", "--model", "m"]) == 1
     assert "not 'many'" in capsys.readouterr().err
-    monkeypatch.setenv("NNODES", "2")
+
+
+def test_several_machines_are_asked_for_as_the_reference_does(
+    worker: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = worker("trains_a_model", ".")
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["sft", "--model", "m"]) == 0
+    assert asked["machines"] == Machines(2, 1, "10.0.0.1")
+    assert "Done: the first machine has what was made." in capsys.readouterr().out
+    monkeypatch.setenv("NODE_RANK", "2")
     assert cli.main(["sft", "--model", "m"]) == 1
-    assert "several machines is not supported in this version" in capsys.readouterr().err
+    assert "NODE_RANK has to number this machine, from 0 to 1" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

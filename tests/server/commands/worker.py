@@ -80,7 +80,7 @@ DEEDS: dict[str, Callable[..., None]] = {
 def command(deed: str, *words: Any) -> Callable[..., list[str]]:
     """What stands in for `worker_command`."""
     assert deed in DEEDS
-    return lambda folder, processes=1: [sys.executable, __file__, deed, json.dumps(words), str(folder)]
+    return lambda folder, processes=1, machines=None: [sys.executable, __file__, deed, json.dumps(words), str(folder)]
 
 
 if __name__ == "__main__":

@@ -133,7 +133,6 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
         ("pt", {"predict_with_generate": True, "max_new_tokens": 3}, "max_new_tokens"),
         ("pt", {"loss_scale": "last_round"}, "loss_scale"),
         ("rlhf", {"rlhf_type": "dpo", "average_tokens_across_devices": True}, "average_tokens_across_devices"),
-        ("sft", {"save_on_each_node": True}, "save_on_each_node"),
         ("sft", {"template_backend": "swift"}, "template_backend"),
     ],
 )
