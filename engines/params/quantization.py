@@ -9,8 +9,8 @@ from engines.params.base import Params
 from engines.params.model import DType
 
 Storage = Literal["uint8", "float16", "bfloat16", "float32"]
-LOADED = About(TRAINING + MERGE, not_in_fine_tuning=THE_MODEL, as_served=True)
-COMPUTED = About(TRAINING, not_in_fine_tuning=THE_MODEL, as_served=True)
+LOADED = About(TRAINING + MERGE, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
+COMPUTED = About(TRAINING, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
 """Of weights that are merged and written unquantised nothing depends on these."""
 
 

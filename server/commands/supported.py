@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 from engines.adapters.source import name_adapters
+from engines.checkpoint.quantization import quantization_conflicts
 from engines.errors import InvalidAdapter, InvalidRequest
 from engines.params.about import DEPLOY, EVERY_ENGINE, NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.deploy import DeployParams
@@ -34,7 +35,15 @@ def refusals(params: DeployParams) -> list[str]:
     vain = [reason for name in sorted(given) if (reason := _refusal(params, name))]
     twice = [f"--{one} and --{other} mean the same here: give one" for one, other in _said_twice(params)]
     templates = [f"--{name}: {reason}" for name, reason in template_conflicts(params, mark="--")]
-    return missing + vain + twice + templates + _adapter_refusals(params) + _database_refusals(params)
+    return (
+        missing
+        + vain
+        + twice
+        + templates
+        + _quantization_refusals(params)
+        + _adapter_refusals(params)
+        + _database_refusals(params)
+    )
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:
@@ -71,6 +80,12 @@ def _database_refusals(params: DeployParams) -> list[str]:
     except InvalidRequest as error:
         return [f"--database_url: {error.message}"]
     return []
+
+
+def _quantization_refusals(params: DeployParams) -> list[str]:
+    if params.infer_backend != "pt":  # no other reads these parameters
+        return []
+    return [f"--{name}: {reason}" for name, reason in quantization_conflicts(params, mark="--")]
 
 
 def _adapter_refusals(params: DeployParams) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from engines.checkpoint.quantization import quantization_conflicts
+from training.methods import METHODS
 from training.params.refusal import Refusal
 from training.params.sft import SftParams
 from training.tuners import TUNERS
@@ -14,7 +15,7 @@ FROM_NOTHING = ("true", "false", "gaussian")
 def refusals(params: SftParams) -> list[Refusal]:
     if conflicts := quantization_conflicts(params):
         return conflicts
-    return [] if params.quant_method is None else [*_of_tuner(params), *_of_adapter(params)]
+    return [] if params.quant_method is None else [*_of_tuner(params), *_of_adapter(params), *_of_rollouts(params)]
 
 
 def _of_tuner(params: SftParams) -> Iterator[Refusal]:
@@ -34,3 +35,12 @@ def _of_adapter(params: SftParams) -> Iterator[Refusal]:
         yield "init_weights", reason
     if params.use_dora and (params.quant_method, params.quant_bits) == ("bnb", 8):
         yield "use_dora", "PEFT's DoRA fails on 8-bit weights of bitsandbytes: choose quant_bits 4"
+
+
+def _of_rollouts(params: SftParams) -> Iterator[Refusal]:
+    method = METHODS.get(params.method)
+    if method is None or not method.draws(params):
+        return
+    if params.train_type != "lora" or params.use_dora or params.lora_bias != "none":
+        reason = "answers are drawn by the quantised base with the adapter beside it, which only plain LoRA can be"
+        yield "quant_method", reason

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from engines.errors import EngineFailure, InvalidRequest, TuneserveError
+from engines.checkpoint.quantization import Quantization
+from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedModel
 from engines.pt.config import PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.runner import ModelRunner
@@ -54,6 +55,7 @@ class EngineRollouts:
         revision: str | None = None,
         token: str | None = None,
         dtype: torch.dtype,
+        quantization: Quantization | None = None,
         stop_token_ids: Sequence[int],
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
@@ -66,6 +68,7 @@ class EngineRollouts:
 
         model: a `PreTrainedModel`, or a `PeftModel` over one; weights of `source` in it
         source, revision, token: where the engine loads its own base model from
+        quantization: how its weights are quantised, as those of `model` are; None: they are not
         stop_token_ids: what an answer ends with
         max_model_len: tokens of a prompt with its answer at most; None: what the model can
         max_num_seqs: answers that are drawn at a time
@@ -85,6 +88,7 @@ class EngineRollouts:
             revision=revision,
             token=token,
             dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]  # torch has the names that it takes
+            quantization=quantization,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=TOKENS_AT_ONCE + max_num_seqs,
@@ -98,6 +102,11 @@ class EngineRollouts:
         self._core = EngineCore(runner, config, tuple(stop_token_ids), self._grammars, lambda _: b"")
         self._core.sleep()
         self._in_slot = served_as_adapter(model, runner.lora.support)
+        if quantization is not None and not self._in_slot:
+            message = (
+                "what is learned would have to be written over weights that are quantised, to draw answers with it"
+            )
+            raise UnsupportedModel(message, param="quant_method")
         self._base = base_weights(source, config) if judges and not self._in_slot else None
         self._stopped = False
         self._put()

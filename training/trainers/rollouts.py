@@ -1,6 +1,6 @@
 """What draws answers from the model of a job."""
 
-from engines.errors import UnsupportedModel
+from engines.checkpoint.quantization import quantization_of
 from training.data.encode import stop_token_ids
 from training.device import named_device
 from training.params.rlhf import RlhfParams
@@ -22,9 +22,6 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
     Raises UnsupportedModel where the engine cannot run the model, InvalidRequest where there is no such device.
     """
     params = job.params
-    if params.quant_method is not None:
-        message = "the engine that draws answers has the base model unquantised, which is not the one that is trained"
-        raise UnsupportedModel(message, param="quant_method")
     alone = Processes.of_environment().count == 1
 
     def checkpoint() -> None:
@@ -39,6 +36,7 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
             revision=params.model_revision,
             token=params.hub_token,
             dtype=job.precision.base,
+            quantization=quantization_of(params),
             stop_token_ids=stop_token_ids(params, job.tokenizer),
             max_num_seqs=params.rollout_max_num_seqs,
             device=device,

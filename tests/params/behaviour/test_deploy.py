@@ -45,6 +45,7 @@ JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/ro
 OF_HUB = {"type": "sft", "parameters": {"model": "m", "dataset": ["org/set"]}}
 PYTHON = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}
 KEYS = {"api_key": [FULL]}
+NF4 = {"quant_method": "bnb", "quant_bits": 4}
 
 OF_THE_SERVER = apart(
     MODEL,
@@ -163,6 +164,13 @@ TABLES: dict[str, dict[str, Row]] = {
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
         max_cpu_loras=Two(UNGIVEN, 9, config("max_cpu_loras")),
+        quant_method=Two("bnb", "torchao", config("quantization"), {"quant_bits": 8}),
+        quant_bits=Two(4, 8, config("quantization"), {"quant_method": "bnb"}),
+        hqq_axis=Two(0, 1, config("quantization"), {"quant_method": "hqq", "quant_bits": 4}),
+        bnb_4bit_compute_dtype=Two(UNGIVEN, "bfloat16", config("quantization"), NF4),
+        bnb_4bit_quant_type=Two("nf4", "fp4", config("quantization"), NF4),
+        bnb_4bit_use_double_quant=Two(True, False, config("quantization"), NF4),
+        bnb_4bit_quant_storage=Two(UNGIVEN, "float32", config("quantization"), NF4),
     ),
     "vllm": of_every_engine("vllm")
     | apart(
@@ -189,6 +197,11 @@ TABLES: dict[str, dict[str, Row]] = {
     ),
 }
 """Engine -> what its configuration is made of."""
+
+
+@pytest.fixture(autouse=True)
+def hqq_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.checkpoint.quantization.find_spec", lambda package: package)
 
 
 @pytest.mark.parametrize("name", OF_THE_SERVER)

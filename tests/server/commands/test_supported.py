@@ -14,8 +14,8 @@ def test_what_another_engine_reads_is_refused_by_name() -> None:
 
 
 def test_a_parameter_that_nothing_reads_is_refused_by_name() -> None:
-    params = DeployParams(model="m", quant_bits=4, dataset=("a",))
-    assert refusals(params) == [f"--{name}: not supported in this version" for name in ("dataset", "quant_bits")]
+    params = DeployParams(model="m", val_dataset=("b",), dataset=("a",))
+    assert refusals(params) == [f"--{name}: not supported in this version" for name in ("dataset", "val_dataset")]
 
 
 def test_a_model_must_be_named() -> None:
@@ -53,3 +53,16 @@ def test_folders_of_adapters_must_be_there(tmp_path: Path) -> None:
 def test_two_adapters_of_one_name_are_refused() -> None:
     [told] = refusals(DeployParams(model="m", adapters=("a=x", "y/a")))
     assert told.startswith("--adapters: two adapters have the name 'a'")
+
+
+def test_what_quantises_the_base_is_read_by_pt_alone_and_must_say_how() -> None:
+    asked = {"model": "m", "quant_method": "bnb", "quant_bits": 4}
+    assert refusals(DeployParams(**asked)) == []
+    assert refusals(DeployParams(**asked, infer_backend="vllm")) == [
+        "--quant_bits: the engine vllm does not support it; it is for pt",
+        "--quant_method: the engine vllm does not support it; it is for pt",
+    ]
+    (missing,) = refusals(DeployParams(model="m", quant_method="bnb"))
+    assert missing.startswith("--quant_method: say how many bits each weight is to have")
+    (unread,) = refusals(DeployParams(**asked, hqq_axis=0))
+    assert unread == "--hqq_axis: only --quant_method hqq reads it"

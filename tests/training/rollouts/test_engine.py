@@ -10,7 +10,9 @@ from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engines.errors import ContextLengthExceeded, InvalidRequest
+from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.quantization import Quantization
+from engines.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, EOS, save
 from training.losses.log_probs import token_log_probs
 from training.report import Stopped
@@ -107,6 +109,29 @@ def test_answers_are_the_models_own_before_a_step_and_after_it_is_taken_over(
         assert answers(drawn) == after
         assert {one.version for group in drawn for one in group} == {engine.version} == {number}
         before = after
+
+
+NF4 = Quantization(method="bnb", bits=4)
+
+
+def on_nf4(source: Path, **settings: Any) -> PeftModel:
+    config = load_config(str(source))
+    base = load_model(str(source), config=config, dtype=torch.float32, device_map="cpu", quantization=NF4)
+    return get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", **settings))
+
+
+def test_answers_of_an_adapter_on_a_quantised_base_are_the_models_own(tied: Path, rollouts: Make) -> None:
+    model = on_nf4(tied)
+    engine = rollouts(model, quantization=NF4)
+    for number in (0, 1):
+        assert answers(engine.draw(PROMPTS, 1, GREEDY, seed=0)) == [said(model, prompt) for prompt in PROMPTS]
+        step(model, number)
+        engine.take_over()
+
+
+def test_what_would_be_written_over_quantised_weights_draws_no_answers(tied: Path, rollouts: Make) -> None:
+    with pytest.raises(UnsupportedModel, match="written over weights that are quantised"):
+        rollouts(on_nf4(tied, use_dora=True), quantization=NF4)
 
 
 @pytest.mark.parametrize("way", ["full", "lora"])
