@@ -33,6 +33,7 @@ from training.refusals.supported import refusals
 from training.report import Report
 from training.rollouts.types import Drawing
 from training.trainers.job import train as train_with_it
+from training.trainers.rollouts import rollouts_of
 
 QUICK: dict[str, Any] = {
     "torch_dtype": "float32", "split_dataset_ratio": 0, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
@@ -212,8 +213,9 @@ def test_grpo_draws_what_the_model_says_after_a_step(shop: Shop, kind: Kind) -> 
     if refused(kind, "grpo"):
         return
     _, trainer = shop.train(kind, "grpo")
-    trainer._rollouts.take_over()
-    [[drawn]] = trainer._rollouts.draw([PROMPT], 1, Drawing(max_new_tokens=12, temperature=0.0), seed=0)
+    engine = rollouts_of(trainer.job)
+    [[drawn]] = engine.draw([PROMPT], 1, Drawing(max_new_tokens=12, temperature=0.0), seed=0)
+    engine.close()
     expected = trainer.model.eval().generate(input_ids=IDS, max_new_tokens=12, do_sample=False)[0, len(PROMPT) :]
     assert list(drawn.token_ids) == expected.tolist()
 
