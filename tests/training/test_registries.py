@@ -39,6 +39,7 @@ GROUPS = {"reward_funcs": ["format"], "per_device_train_batch_size": 8}
 ENOUGH: dict[str, dict[str, Any]] = {
     "grpo": GROUPS,
     "rloo": GROUPS,
+    "ppo": {"reward_model": "r"},
     "trainable_tokens": {"trainable_token_indices": [3]},
 }
 """What a method cannot do without, where it is more than to name something."""

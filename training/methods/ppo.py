@@ -10,6 +10,7 @@ from training.params.ppo import PpoParams
 from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
 from training.params.rollouts import RolloutParams
+from training.tuners.starts import start_of
 
 if TYPE_CHECKING:
     from training.trainers.job import Training
@@ -56,9 +57,12 @@ class Ppo(Method[RlhfParams]):
             found.append(("router_aux_loss_coef", "ppo adds no such loss: leave it out"))
         if params.train_type == "adalora":
             found.append(("train_type", "ppo makes several updates a step, and adalora counts steps: choose lora"))
-        if params.init_weights.startswith("pissa"):
-            reason = "pissa changes weights of the value model that its checkpoints do not hold: choose another"
+        start = start_of(params.init_weights)
+        if start is not None and start.takes_out:
+            reason = f"{start.name} changes weights of the value model that its checkpoints do not hold: choose another"
             found.append(("init_weights", reason))
+        elif start is not None and start.uses_data:
+            found.append(("init_weights", f"{start.name} would take data of the value model's own: choose another"))
         if params.lora_bias != "none" and params.reward_model is not None:
             found.append(("lora_bias", "reward and value model share their biases, which must then stay as they are"))
         return found + self._batch(params)

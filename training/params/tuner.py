@@ -9,7 +9,12 @@ from engines.params.about import TRAINING, About
 from engines.params.base import Integers, JsonObject, Params, Strings
 from engines.params.model import DType
 
-INIT_WEIGHTS = re.compile(r"true|false|gaussian|pissa|pissa_niter_[1-9]\d*|lora-ga|bat")
+INIT_WEIGHTS = re.compile(r"true|false|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora|eva|corda|lora-ga|bat")
+
+
+NO_PARTS = "models of text alone are trained in this version, and have no other parts: leave it out"
+SPELLED = {"guassian": "gaussian", "lora_ga": "lora-ga"}
+"""As the reference and PEFT write them."""
 
 
 def _as_text(value: Any) -> Any:
@@ -18,9 +23,10 @@ def _as_text(value: Any) -> Any:
 
 
 def _init_weights(name: str) -> str:
-    spelled = "gaussian" if name == "guassian" else name
+    spelled = SPELLED.get(name, name)
     if not INIT_WEIGHTS.fullmatch(spelled):
-        raise ValueError("must be true, false, gaussian, pissa, pissa_niter_N (N iterations), lora-ga or bat")
+        others = "orthogonal, pissa, pissa_niter_N (N iterations), olora, eva, corda, lora-ga or bat"
+        raise ValueError(f"must be true, false, gaussian, {others}")
     return spelled
 
 
@@ -31,11 +37,11 @@ class TunerParams(Params):
         {"freeze_llm", "freeze_vit", "freeze_aligner", "target_modules", "target_regex", "init_weights"}
     )
 
-    freeze_llm: bool = False
+    freeze_llm: Annotated[bool, About(not_in_training=NO_PARTS)] = False
     """Leave the language model of a multimodal model as it is: not trained, no adapter in it."""
-    freeze_vit: bool = True
+    freeze_vit: Annotated[bool, About(not_in_training=NO_PARTS)] = True
     """Leave the vision or audio tower of a multimodal model as it is."""
-    freeze_aligner: bool = True
+    freeze_aligner: Annotated[bool, About(not_in_training=NO_PARTS)] = True
     """Leave the layers between that tower and the language model as they are."""
     target_modules: Annotated[Strings, About(text=True)] = ("all-linear",)
     """Modules that get an adapter, by the end of their names. `all-linear`: every linear layer but the output head; in
@@ -43,10 +49,11 @@ class TunerParams(Params):
     target_regex: Annotated[str | None, About(text=True)] = None
     """The modules that get an adapter, as a regular expression over the whole name, in place of `target_modules`."""
     init_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_init_weights), About(text=True)] = "true"
-    """What an adapter starts with: the usual (`true`), nothing special (`false`), `gaussian` (the reference's spelling
-    `guassian` works too), the model's own singular vectors (`pissa`; `pissa_niter_N` computes them fast, in N rounds),
-    or, with train_type bone, `bat`. `lora-ga`, which the reference does not list, is what the parameters of LoRA-GA
-    belong to."""
+    """What an adapter starts with: the usual (`true`), random numbers that change the model at once (`false`),
+    `gaussian` (the reference's spelling `guassian` works too), the model's own singular vectors (`pissa`;
+    `pissa_niter_N` computes them fast, in N rounds), those of a QR decomposition (`olora`), orthogonal random vectors
+    (`orthogonal`), or what the training's data says: of the layers' inputs (`eva`), of inputs and weights (`corda`), of
+    the gradients (`lora-ga`). With train_type bone, `bat` too."""
     modules_to_save: Annotated[Strings, About(text=True)] = ()
     """Modules of the model that are trained and saved whole beside the adapter."""
 

@@ -49,9 +49,8 @@ def _refusal(params: Params, name: str) -> str | None:
     field, value = type(params).model_fields[name], getattr(params, name)
     if name in supported(type(params)):
         return unsupported_choice(field, value)
-    return (
-        None if value == field.get_default(call_default_factory=True) else about(field).not_in_training or NOT_SUPPORTED
-    )
+    at_default = value == field.get_default(call_default_factory=True)
+    return None if at_default else about(field).not_in_training or NOT_SUPPORTED
 
 
 def _unfit(params: SftParams) -> list[Refusal]:

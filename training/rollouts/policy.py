@@ -15,13 +15,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from engines.adapters.folder import CHANGES_THE_BASE
 from engines.capabilities import AdapterSupport
 from engines.checkpoint.loading import load_config, load_model
 from engines.pt.config import PtConfig
 from engines.pt.lora import AdapterWeights
 
 ADAPTER = "default"
-CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "eva")
 
 
 def served_as_adapter(model: nn.Module, support: AdapterSupport) -> bool:

@@ -16,7 +16,19 @@ from training.tuners.base import Examples, Tuned, Tuner
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})
 """Parameters that say which modules are trained."""
 NOT_SHAPE = frozenset(
-    {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version", "total_step"}
+    {
+        "base_model_name_or_path",
+        "revision",
+        "task_type",
+        "inference_mode",
+        "auto_mapping",
+        "peft_version",
+        "total_step",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "loftq_config",
+    }
 )
 """Fields of PEFT's configurations that say nothing of what an adapter computes; those of its first values and of
 dropout do not either."""

@@ -3,30 +3,32 @@
 from typing import Any
 
 from engines.capabilities import AdapterSupport
-from training.params.refusal import Refusal, not_supported
+from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
-from training.tuners import pissa
 from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
 from training.tuners.base import Examples, Tuned
+from training.tuners.starts import STARTS, start_of
+from training.tuners.starts.base import Start
+from training.tuners.starts.taken_out import TakenOut, taken_out
 
-INITIALISATIONS = {"true": True, "false": False, "gaussian": "gaussian"}
-"""Value of `init_weights` -> PEFT's. Those of PiSSA are the same."""
+OF_STARTS = {name: start.reads for name, start in STARTS.items()}
+"""Value of `init_weights` -> the parameters that only it reads."""
 
 
 class Lora(AdapterTuner):
     name = "lora"
     divisible = True
-    reads = WHERE | {"init_weights"} | (frozenset(LoraParams.model_fields) - {"lorap_lr_ratio"})
+    reads = WHERE.union({"init_weights"}, frozenset(LoraParams.model_fields) - {"lorap_lr_ratio"}, *OF_STARTS.values())
     quantized_bases = frozenset({"bnb", "hqq", "torchao"})
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         found = super().refusals(params)
-        if pissa.asked_for(params):
-            return found + pissa.refusals(params)
-        if params.init_weights not in INITIALISATIONS:
-            found.append(("init_weights", not_supported(params.init_weights, [*INITIALISATIONS, pissa.INNER])))
-        return found
+        start = start_of(params.init_weights)
+        if start is None:
+            return [*found, ("init_weights", not_supported(params.init_weights, STARTS))]
+        readers = OF_STARTS | {start.name: start.reads}
+        return found + read_by_others_only(params, "init_weights", start.name, readers) + [*start.refusals(params)]
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
         found = []
@@ -34,7 +36,7 @@ class Lora(AdapterTuner):
             found.append(("use_dora", "DoRA scales the base model's weights themselves"))
         if params.lora_bias != "none":
             found.append(("lora_bias", "adapters that change biases are not served"))
-        rank = params.lora_rank * (2 if pissa.asked_for(params) else 1)  # what its plain form has
+        rank = params.lora_rank * _start(params).widens
         if rank > support.max_rank:
             found.append(("lora_rank", f"{rank} is above the {support.max_rank} served (max_lora_rank)"))
         return found
@@ -50,12 +52,13 @@ class Lora(AdapterTuner):
             target_modules=targets(params),
             use_dora=params.use_dora,
             use_rslora=params.use_rslora,
-            init_lora_weights=INITIALISATIONS.get(params.init_weights, params.init_weights),
+            init_lora_weights=_start(params).value,
+            **_start(params).settings(params),
             **saved_whole(params),
         )
 
     def begins_as_base(self, params: SftParams) -> bool:
-        return params.init_weights in ("true", "gaussian")
+        return _start(params).begins_as_base
 
     def shape(self, model: Any) -> dict[str, Any]:
         config = model.peft_config["default"]
@@ -71,13 +74,23 @@ class Lora(AdapterTuner):
 
     def attach(self, model: Any, params: SftParams, examples: Examples | None = None) -> Tuned:
         tuned = super().attach(model, params, examples)
-        return pissa.Pissa(tuned.model) if pissa.started_so(tuned.model) else tuned
+        start = taken_out(tuned.model)
+        return tuned if start is None else TakenOut(tuned.model, start)
 
     def new(self, model: Any, params: SftParams, examples: Examples | None) -> Any:
-        adapted = super().new(model, params, examples)
+        config, start = self.config(params), _start(params)
+        start.prepare(model, config, params, examples)
+        adapted = self.put_into(model, config, params)
+        start.finish(adapted, params, examples)
         if params.lora_dtype is not None:
             _cast(adapted, params.lora_dtype)
         return adapted
+
+
+def _start(params: SftParams) -> Start:
+    start = start_of(params.init_weights)
+    assert start is not None, "refused otherwise"
+    return start
 
 
 def _cast(model: Any, dtype: str) -> None:

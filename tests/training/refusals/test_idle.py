@@ -115,8 +115,10 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
 @pytest.mark.parametrize(
     ("task", "params", "name"),
     [
-        ("sft", {"train_type": "boft"}, "train_type"),
-        ("sft", {"init_weights": "lora-ga"}, "init_weights"),
+        ("sft", {"tuner_backend": "unsloth"}, "tuner_backend"),
+        ("sft", {"init_weights": "bat"}, "init_weights"),
+        ("sft", {"freeze_llm": True}, "freeze_llm"),
+        ("sft", {"lora_ga_iters": 4}, "lora_ga_iters"),
         ("sft", {"train_type": "full", "lora_rank": 4}, "lora_rank"),
         ("sft", {"freeze_parameters": ["a"]}, "freeze_parameters"),
         ("sft", {"streaming": True}, "max_steps"),

@@ -91,6 +91,12 @@ KINDS = (
     lora(init_weights="gaussian"),
     lora(init_weights="pissa"),
     lora(init_weights="pissa_niter_4"),
+    lora(init_weights="pissa", use_rslora=True),
+    lora(init_weights="orthogonal"),
+    lora(init_weights="olora"),
+    lora(init_weights="eva"),
+    lora(init_weights="corda"),
+    lora(init_weights="lora-ga"),
     Kind({"use_dora": True}, {"lora_rank": 4, "lora_dropout": 0.1}, served="merged"),
     Kind(
         {"train_type": "adalora"},

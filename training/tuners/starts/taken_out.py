@@ -1,56 +1,50 @@
-"""PiSSA (Meng et al. 2024, arXiv:2404.02948): an adapter that starts as the largest singular directions of each weight,
-which are taken out of the base model, W = W' + s B0 A0.
+"""Adapters that start as a part of each weight, which the base model loses: W = W' + s B0 A0. PiSSA (Meng et al. 2024,
+arXiv:2404.02948) takes the largest singular directions, OLoRA (Büyükakyüz 2024, arXiv:2406.01775) the first ones of a
+QR decomposition, CorDA and LoRA-GA what the data asks for.
 
 So what is learned fits the changed base model only. A checkpoint holds instead the adapter of twice the rank that
-does the same to the model as it was, s (B A - B0 A0) = s [B, -B0] [A; A0] (their appendix C), and, in `pissa/`, what
-training goes on from.
+does the same to the model as it was, s (B A - B0 A0) = s [B, -B0] [A; A0] (PiSSA's appendix C), and, in a folder of the
+start's name, what training goes on from.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from engines.adapters.folder import CHANGES_THE_BASE
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidRequest
-from training.params.refusal import Refusal
-from training.params.sft import SftParams
 from training.tuners.adapter import Adapted
 
-INNER = "pissa"
-"""A checkpoint's folder of what training goes on from; the word of `init_weights`, and the beginning of its
-variants."""
 BEGAN = "initial.safetensors"
+COMPUTED = ("lora_ga_config", "corda_config")
+"""Fields of PEFT's configuration that say how the first values are computed."""
 
 
-def asked_for(params: SftParams) -> bool:
-    return params.init_weights.startswith(INNER)
+def taken_out(model: Any) -> str | None:
+    """The start of the adapter of `model`, a `PeftModel`, where that has changed the base model: also the name of a
+    checkpoint's folder of what training goes on from."""
+    start = str(model.peft_config["default"].init_lora_weights)
+    return next((name for name in CHANGES_THE_BASE if start.startswith(name)), None)
 
 
-def refusals(params: SftParams) -> list[Refusal]:
-    given = {"use_dora": params.use_dora, "use_rslora": params.use_rslora, "lora_bias": params.lora_bias != "none"}
-    return [(name, f"not together with init_weights {INNER}") for name, asked in given.items() if asked]
-
-
-def started_so(model: Any) -> bool:
-    """Whether the adapter of `model`, a `PeftModel`, has changed the base model."""
-    return str(model.peft_config["default"].init_lora_weights).startswith(INNER)
-
-
-class Pissa(Adapted):
-    def __init__(self, model: Any) -> None:
-        """`model`: a `PeftModel` that has learned nothing yet."""
+class TakenOut(Adapted):
+    def __init__(self, model: Any, start: str) -> None:
+        """`model`: a `PeftModel` that has learned nothing yet. `start`: see `taken_out`."""
         super().__init__(model)
+        self._start = start
         self._began = _adapter_weights(model)
 
     def saved(self, checkpoint: Path) -> None:
-        _make_plain(checkpoint, self._began)
+        _make_plain(checkpoint, self._start, self._began)
 
     def resume(self, checkpoint: Path) -> Path:
         from safetensors.torch import load_file
 
-        inner = checkpoint / INNER
+        inner = checkpoint / self._start
         if not inner.is_dir():
-            message = f"the training of {checkpoint.name} did not begin with init_weights {INNER}"
+            start = self._start.replace("_", "-")
+            message = f"the training of {checkpoint.name} did not begin with init_weights {start}"
             raise InvalidRequest(message, param="init_weights")
         super().resume(inner)
         began = load_file(inner / BEGAN)
@@ -67,23 +61,29 @@ def _adapter_weights(model: Any) -> dict[str, Any]:
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items() if ".lora_" in name}
 
 
-def _make_plain(checkpoint: Path, began: dict[str, Any]) -> None:
+def _make_plain(checkpoint: Path, start: str, began: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    inner = checkpoint / INNER
+    inner = checkpoint / start
     inner.mkdir()
     for name in (CONFIG, WEIGHTS):
         (checkpoint / name).rename(inner / name)
     save_file(began, inner / BEGAN)
     learned = load_file(inner / WEIGHTS)
-    for name, start in began.items():
-        first = ".lora_A." in name
-        learned[name] = torch.cat([learned[name], start if first else -start], dim=0 if first else 1)
+    for name, first_value in began.items():
+        is_a = ".lora_A." in name
+        learned[name] = torch.cat([learned[name], first_value if is_a else -first_value], dim=0 if is_a else 1)
     save_file({name: tensor.contiguous() for name, tensor in learned.items()}, checkpoint / WEIGHTS)
-    config = json.loads((inner / CONFIG).read_text())
-    config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
-    (checkpoint / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (checkpoint / CONFIG).write_text(json.dumps(_plain(json.loads((inner / CONFIG).read_text())), indent=2) + "\n")
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an adapter of twice the rank that has the same scale."""
+    rank, alpha = config["r"], config["lora_alpha"]
+    scaled = alpha * rank**0.5 if config["use_rslora"] else alpha  # by rank alone
+    plain = config | {"r": 2 * rank, "lora_alpha": 2 * scaled, "use_rslora": False, "init_lora_weights": True}
+    return plain | dict.fromkeys(COMPUTED)
 
 
 def _take_out_instead(model: Any, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
