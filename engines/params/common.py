@@ -59,8 +59,9 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     """Access token for the hub. It is written to no file; the environment variable HF_TOKEN says it too, and does not
     show in the list of processes as a flag does."""
     custom_register_path: Annotated[Strings, About(TRAINING, path=True)] = ()
-    """Python files that register further data sets: each defines `DATASETS`, a dict from names to functions that return
-    rows. Their code is run. The reference's also register models and chat templates, which these cannot."""
+    """Python files, or folders of them, that register optimizers, losses and metrics by name (`training.plugins` says
+    how), or define `DATASETS`, a dict from names to functions that return rows. Their code is run. The reference's also
+    register models and chat templates, which these cannot."""
 
     @field_validator("use_hf")
     @classmethod

@@ -2,7 +2,6 @@
 that a Python file of `custom_register_path` makes."""
 
 import json
-import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.params.common import BaseParams
 from training.data.messages import ROLES, SHAREGPT_ROLES
+from training.plugins import load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +41,8 @@ def described(params: BaseParams) -> dict[str, Description]:
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"{name!r} cannot be read: {error}", param="custom_dataset_info") from error
         found |= _of_llamafactory(content, path) if _is_of_llamafactory(content) else _of_swift(content, path)
-    for name in params.custom_register_path:
-        found |= _registered(Path(name).expanduser())
-    return found
+    registered = load(params.custom_register_path).datasets
+    return found | {name: Description(function=function) for name, function in registered.items()}
 
 
 def _refused(file: Path, why: str) -> InvalidRequest:
@@ -158,19 +157,3 @@ def _check_tags(tags: Mapping[str, str], file: Path) -> None:
         known = TAGS[tag] if tag in TAGS else [name for name, role in roles.items() if role == SPEAKERS[tag]]
         if value not in known:
             raise _refused(file, f"{tag} {value!r} cannot be read; what can be is {', '.join(known)}")
-
-
-# ---- custom_register_path
-
-
-def _registered(path: Path) -> dict[str, Description]:
-    """The file's `DATASETS`: name -> a function that returns the rows."""
-    try:
-        functions = runpy.run_path(str(path)).get("DATASETS")
-    except Exception as error:  # it is the user's code
-        reason = f"{type(error).__name__}: {error}"
-        raise InvalidRequest(f"{path.name} cannot be run: {reason}", param="custom_register_path") from error
-    if not isinstance(functions, dict) or not all(callable(function) for function in functions.values()):
-        message = f"{path.name} must define DATASETS, a dict from names to functions that return rows"
-        raise InvalidRequest(message, param="custom_register_path")
-    return {str(name): Description(function=function) for name, function in functions.items()}

@@ -13,5 +13,5 @@ class Pt(Sft):
     choice: ClassVar = {}
     rows = "text"
     openai_name = None
-    reads = Sft.reads - {"loss_scale", "predict_with_generate", "max_new_tokens", "temperature"}
+    reads = Sft.reads - {"loss_scale", "predict_with_generate", "max_new_tokens", "temperature", "metric"}
     """Every token is learned: there is no prompt to answer, and no part to weigh."""

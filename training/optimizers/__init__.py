@@ -9,11 +9,21 @@ from training.optimizers.lisa import Lisa
 from training.optimizers.loraplus import LoraPlus
 from training.optimizers.muon import Muon
 from training.optimizers.named import Named
+from training.optimizers.registered import Registered
 from training.optimizers.schedule_free import ScheduleFree
 from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
 
-OPTIMIZERS: tuple[Optimizer, ...] = (LoraPlus(), Galore(), Lisa(), Apollo(), Muon(), ScheduleFree(), Named())
+OPTIMIZERS: tuple[Optimizer, ...] = (
+    LoraPlus(),
+    Galore(),
+    Lisa(),
+    Registered(),
+    Apollo(),
+    Muon(),
+    ScheduleFree(),
+    Named(),
+)
 """The first that is asked for is used; the last one always is."""
 
 

@@ -70,6 +70,9 @@ Optim = Literal[
 ]
 """`muon` is torch's, which transformers' trainer does not name."""
 
+TOKEN_LOSSES = ("nll", "dft")
+"""Values of `loss_type` where tokens are learned one by one: the cross entropy, and dynamic fine-tuning."""
+
 Reporter = Literal[
     "all",
     "none",

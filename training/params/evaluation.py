@@ -10,6 +10,7 @@ EVALUATION = (
     "metric_for_best_model",
     "greater_is_better",
     "predict_with_generate",
+    "metric",
     "num_generations_eval",
 )
 

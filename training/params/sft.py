@@ -81,11 +81,12 @@ class SftParams(
     """Compare the files of a model's folder with those of the repository on the hub that it says it is a copy of, and
     warn where they differ. Turn it off without a network."""
     loss_type: Annotated[str | None, About(text=True)] = None
-    """Name of the loss, where a method has several. In dpo: `sigmoid` (unless given), `sigmoid_norm`, `hinge`, `ipo`,
-    `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down` or
-    `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`; in kto: `kto` (unless given) or
-    `apo_zero_unpaired`; in grpo: `grpo` (unless given; the mean of each answer's tokens), `bnpo` (of a batch's), `dapo`
-    (of a step's) or `dr_grpo` (their sum, divided by the most that answers may have)."""
+    """Name of the loss, where a method has several. In sft and pt: `nll` (unless given), the cross entropy, `dft`
+    (dynamic fine-tuning), or one that a file of `custom_register_path` registers; in dpo: `sigmoid` (unless given),
+    `sigmoid_norm`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`,
+    `apo_zero`, `apo_down` or `discopop`; in cpo: `sigmoid` (unless given), `hinge` or `ipo`; in kto: `kto` (unless
+    given) or `apo_zero_unpaired`; in grpo: `grpo` (unless given; the mean of each answer's tokens), `bnpo` (of a
+    batch's), `dapo` (of a step's) or `dr_grpo` (their sum, divided by the most that answers may have)."""
     packing: Annotated[bool, About(prepares=True)] = False
     """Put several short samples into one sequence of `max_length` tokens, without their seeing one another."""
     lazy_tokenize: bool | None = None
@@ -99,10 +100,11 @@ class SftParams(
     """The most tokens of a text that evaluation generates."""
     temperature: Annotated[float, About(one_run=True, not_in_training=ANSWERS_ONLY)] = Field(0.0, ge=0)
     """Temperature of a text that evaluation generates; 0: the likeliest tokens."""
-    optimizer: str | None = None
-    """Name of a registered optimizer in place of AdamW."""
-    metric: str | None = None
-    """Name of a registered metric to evaluate by."""
+    optimizer: Annotated[str | None, About(path=True)] = None
+    """Name of an optimizer that a file of `custom_register_path` registers, in place of the one that `optim` names."""
+    metric: Annotated[str | None, About(path=True)] = None
+    """Name of a metric that a file of `custom_register_path` registers, of what the model writes in evaluations
+    (predict_with_generate)."""
 
     @property
     def method(self) -> str:

@@ -17,6 +17,7 @@ from training.methods.base import Method
 from training.params.sft import SftParams
 from training.pipelines.beginning import with_beginning
 from training.pipelines.load_args import with_saved_args
+from training.pipelines.registered import check_registered
 from training.processes import Processes
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
@@ -46,6 +47,7 @@ PURE = (
 def run(params: SftParams, report: Report) -> Result:
     """Raises TuneserveError, Stopped, and what the libraries raise."""
     params = with_template(with_beginning(with_saved_args(params)))
+    check_registered(params)
     write_args(params, report.folder.path)
     return train_with(method_of(params), params, report)
 

@@ -9,6 +9,7 @@ from engines.errors import InvalidRequest
 from training.data.encode import IGNORED, stop_token_ids
 from training.data.packing import samples_of
 from training.params.sft import SftParams
+from training.plugins import load
 
 WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaff]")
 """A run of letters and digits, or one character of a script that does not space its words."""
@@ -17,18 +18,32 @@ WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaf
 def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any, params: SftParams) -> dict[str, float]:
     """`rouge-1`, `rouge-2`, `rouge-l` (F-measures) and `bleu-4`, in percent, averaged over the samples in `rows`.
 
-    Each sample's last answer is asked for again, given all that is before it.
+    Each sample's last answer is asked for again, given all that is before it. With a `metric` that is registered, also
+    its number. Raises InvalidRequest.
     """
     pairs = list(_asked(rows))
     size = params.per_device_eval_batch_size
-    scores = []
+    answers: list[str] = []
     for start in range(0, len(pairs), size):
-        batch = pairs[start : start + size]
-        answers = _generate(model, [prompt for prompt, _ in batch], tokenizer, params)
-        scores += [score(answer, tokenizer.decode(there, skip_special_tokens=True)) for answer, (_, there) in zip(
-            answers, batch, strict=True
-        )]  # fmt: skip
-    return {name: sum(found[name] for found in scores) / len(scores) for name in scores[0]} if scores else {}
+        answers += _generate(model, [prompt for prompt, _ in pairs[start : start + size]], tokenizer, params)
+    references = [tokenizer.decode(there, skip_special_tokens=True) for _, there in pairs]
+    scores = [score(answer, there) for answer, there in zip(answers, references, strict=True)]
+    if not scores:
+        return {}
+    means = {name: sum(found[name] for found in scores) / len(scores) for name in scores[0]}
+    return means | _measured(params, answers, references)
+
+
+def _measured(params: SftParams, answers: list[str], references: list[str]) -> dict[str, float]:
+    """The number of the metric that is registered, where one is asked for."""
+    if params.metric is None:
+        return {}
+    plugin = load(params.custom_register_path).find("metric", params.metric)
+    measured = plugin(answers, references)
+    try:
+        return {params.metric: float(measured)}
+    except (TypeError, ValueError):
+        raise plugin.refused(f"it must return a number, not {measured!r}") from None
 
 
 def check_asks(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from engines.errors import UnsupportedModel
 from training.losses.answers import answer_loss
+from training.losses.tokens import LOSSES, TokenLoss
+from training.params.choices import TOKEN_LOSSES
+from training.params.sft import SftParams
+from training.plugins import load
 from training.trainers.accuracy import Accuracy
 from training.trainers.generated import check_asks, score_answers
 from training.trainers.job import JobTrainer, Training
@@ -22,6 +27,7 @@ class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[m
         self.divide_sequences()
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
         self._aux_loss_coef = aux_loss_coef(job)
+        self._token_loss = token_loss(job.params)
         self._accuracy = {"train": Accuracy(), "eval": Accuracy()}
 
     def compute_loss(
@@ -29,7 +35,8 @@ class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[m
     ) -> Any:
         if self._aux_loss_coef:
             inputs = inputs | {"output_router_logits": True}
-        learned = answer_loss(model, self.part_of(inputs) if model.training else inputs, num_items_in_batch)
+        batch = self.part_of(inputs) if model.training else inputs
+        learned = answer_loss(model, batch, num_items_in_batch, self._token_loss)
         self._accuracy["train" if model.training else "eval"].add(learned)
         loss = learned.loss * self.parts  # what is averaged over all processes is a sum of these
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -64,6 +71,25 @@ class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[m
             if mark in logs:
                 logs |= self._accuracy[mode].taken(self.accelerator, self.job.params.acc_strategy, prefix)
         super().log(logs, start_time)
+
+
+def token_loss(params: SftParams) -> TokenLoss | None:
+    """The loss of a token that `loss_type` names; None: the cross entropy. Raises InvalidRequest."""
+    name = params.loss_type
+    if name is None or name == "nll":
+        return None
+    if name in LOSSES:
+        return LOSSES[name]
+    plugin = load(params.custom_register_path).find("loss", name, built_in=TOKEN_LOSSES)
+
+    def lost(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = plugin(logits, labels)
+        if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+            made = f"a tensor of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise plugin.refused(f"it must return what each of {len(labels)} tokens loses, not {made}")
+        return losses
+
+    return lost
 
 
 def aux_loss_coef(job: Training[Any]) -> float:

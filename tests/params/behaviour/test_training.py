@@ -130,6 +130,7 @@ def of_every_training(task: str) -> dict[str, Row]:
         ),
         **apart(
             base,
+            optimizer=Two(UNGIVEN, "mine", learned, {"custom_register_path": ["$mine"]}),
             # what is trained
             model=Two("$tiny", "$other", steps),
             bf16=Two(False, True, asked("bf16")),
@@ -270,6 +271,7 @@ def of_plain_text(task: str) -> dict[str, Row]:
             adalora_beta1=Two(0.85, 0.5, adalora("beta1"), ADALORA),
             adalora_beta2=Two(0.85, 0.5, adalora("beta2"), ADALORA),
             adalora_orth_reg_weight=Two(0.5, 0.1, steps, ADALORA),
+            loss_type=Two("nll", "dft", steps),
             packing=Two(False, True, prepared),
             sequence_parallel_size=Two(1, 2, outcome),
             lazy_tokenize=Two(UNGIVEN, True, kind),
@@ -286,6 +288,12 @@ def of_answers(task: str) -> dict[str, Row]:
             base,
             loss_scale=Two("default", "all", prepared),
             predict_with_generate=Two(False, True, evaluated, EVALUATED),
+            metric=Two(
+                UNGIVEN,
+                "mine",
+                evaluated,
+                EVALUATED | {"predict_with_generate": True, "custom_register_path": ["$mine"]},
+            ),
             num_labels=Two(3, 4, config("id2label"), CLASSES),
             problem_type=Two(
                 "single_label_classification", "multi_label_classification", steps, CLASSES | {"num_labels": 2}

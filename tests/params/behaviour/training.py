@@ -120,6 +120,9 @@ class Workshop:
         worth = self.folder / "worth.py"
         worth.write_text("def worth(completion_ids, **_):\n    return [sum(ids) % 7 for ids in completion_ids]\n")
         self.places["worth"] = f"{worth}:worth"
+        registers = "import torch\nfrom training.plugins import metric, optimizer\n"
+        registers += "optimizer('mine')(lambda model, arguments: torch.optim.SGD(model.parameters(), lr=1.0))\n"
+        self._write("mine", registers + "metric('mine')(lambda answers, references: len(answers))\n", "py")
 
     def _make_data(self) -> None:
         answers = [{"query": f"number {i}", "response": answer} for i, answer in enumerate(ANSWERS)]
