@@ -11,6 +11,7 @@ SAYS_ITSELF = "the model says it itself, in its config.json: leave it out"
 NO_REPOSITORY = (
     "models are made by transformers' own classes, and none needs a repository beside its weights: leave it out"
 )
+ONE_DEVICE = "a training has the model on the device that it computes on; deepspeed zero3 divides it among several"
 
 DType = Literal["float16", "bfloat16", "float32"]
 TaskType = Literal["causal_lm", "seq_cls"]
@@ -64,12 +65,16 @@ class ModelParams(Params):
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are. In training, that of the
     model's head unless given, where it has one."""
     rope_scaling: Annotated[
-        Literal["linear", "dynamic"] | None, About(engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
+        Literal["linear", "dynamic"] | None,
+        About(TRAINING, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True),
     ] = None
     """Stretch the rotary position embedding so that the model takes `max_length` tokens, more than it was trained
     with. `linear` scales all positions; `dynamic` raises the base for the whole of that length (NTK). A model that was
-    trained with a scaling of another kind (llama3, yarn, longrope) is refused."""
-    device_map: Annotated[str | JsonObject | None, About(engines=("pt",), not_in_api=THE_SERVER)] = None
+    trained with a scaling of another kind (llama3, yarn, longrope) is refused. What `full` and `llamapro` train says
+    it in its config.json; an adapter is served with the same two parameters."""
+    device_map: Annotated[
+        str | JsonObject | None, About(engines=("pt",), not_in_api=THE_SERVER, not_in_training=ONE_DEVICE)
+    ] = None
     """Where the weights go: a device (`cpu`, `cuda:0`), a strategy of accelerate (`auto`, `balanced`), or a JSON object
     (or the path of a JSON file) from module names to devices. The first accelerator, else the CPU, unless given."""
     local_repo_path: Annotated[

@@ -81,6 +81,11 @@ class Creator:
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
             raise InvalidRequest(text, param="parameters.split_dataset_ratio")
+        if self.served.rope_scaling is not None and "max_length" in body.parameters:
+            text = (
+                "parameters.max_length is that of the served model, whose positions are stretched to it: leave it out."
+            )
+            raise UnsupportedParameter(text, param="parameters.max_length")
         async with self.jobs.making("ftjob-") as id:
             # 2. The whole task, as far as it is known without the data.
             record = self._record(id, body, model, said, template_kwargs)

@@ -99,9 +99,11 @@ def _fixed(record: FineTuning, files: DataFiles, served: DeployParams) -> dict[s
     if record.template_kwargs is not None:
         repeated["chat_template_kwargs"] = {**(served.chat_template_kwargs or {}), **record.template_kwargs}
     validation = {"split_dataset_ratio": 0} if files.validation is None else {"val_dataset": [str(files.validation)]}
+    stretched = {"max_length": served.max_length or served.max_model_len} if served.rope_scaling else {}
     begun = {} if files.adapter is None else {"adapters": [str(files.adapter)]}
     return {
         **repeated,
+        **stretched,
         **validation,
         **begun,
         "model": model_source(served),

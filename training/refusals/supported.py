@@ -56,6 +56,8 @@ def _refusal(params: Params, name: str) -> str | None:
 def _unfit(params: SftParams) -> list[Refusal]:
     """Parameters that do not go together, whatever is trained and how."""
     found = template_conflicts(params)
+    if params.rope_scaling is not None and params.max_length is None:
+        found.append(("rope_scaling", "say as max_length how many tokens the model is to take"))
     if params.adapters and params.resume_only_model:
         found.append(("adapters", "with resume_only_model, resume_from_checkpoint names what training begins with"))
     if params.resume_only_model and not params.resume_from_checkpoint:

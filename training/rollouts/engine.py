@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -58,6 +58,7 @@ class EngineRollouts:
         quantization: Quantization | None = None,
         stop_token_ids: Sequence[int],
         max_model_len: int | None = None,
+        rope_scaling: Literal["linear", "dynamic"] | None = None,
         max_num_seqs: int = 256,
         device: torch.device | None = None,
         tokenizer: Any = None,
@@ -71,6 +72,7 @@ class EngineRollouts:
         quantization: how its weights are quantised, as those of `model` are; None: they are not
         stop_token_ids: what an answer ends with
         max_model_len: tokens of a prompt with its answer at most; None: what the model can
+        rope_scaling: how its positions are stretched to that, as in the model in training
         max_num_seqs: answers that are drawn at a time
         device: where they are drawn; None: where the model is
         tokenizer: the model's, where the base model is to be asked, or answers are held to a form
@@ -90,6 +92,7 @@ class EngineRollouts:
             dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]  # torch has the names that it takes
             quantization=quantization,
             max_model_len=max_model_len,
+            rope_scaling=rope_scaling,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=TOKENS_AT_ONCE + max_num_seqs,
             max_loras=1,

@@ -41,7 +41,18 @@ def load_base_config(params: SftParams) -> Any:
     if params.router_aux_loss_coef and not hasattr(text_config, "output_router_logits"):
         message = f"{text_config.model_type} is no mixture of experts: leave it out"
         raise UnsupportedModel(message, param="router_aux_loss_coef")
+    _stretch(text_config, params)
     return config
+
+
+def _stretch(text_config: Any, params: SftParams) -> None:
+    """Have the model take `max_length` tokens, where `rope_scaling` says so. Raises UnsupportedModel."""
+    from engines.pt import rope
+
+    rope.scale(text_config, params.rope_scaling, params.max_length)
+    if params.rope_scaling == "linear":  # which goes by its factor; the other kind goes by the positions of before
+        assert params.max_length is not None, "refused otherwise"
+        text_config.max_position_embeddings = max(text_config.max_position_embeddings, params.max_length)
 
 
 def check_type(params: SftParams, config: Any) -> None:
@@ -82,6 +93,8 @@ def with_head(params: P, config: Any, num_labels: int | None = None) -> P:
 def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> Any:
     """The base model (a `PreTrainedModel`) on the CPU, or where it trains, if it is quantised: packed weights stay
     where they are. Raises UnsupportedModel."""
+    from engines.pt import rope
+
     quantization = quantization_of(params)
     model = load_model(
         model_of(params),
@@ -94,6 +107,8 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
         token=params.hub_token,
         quantization=quantization,
     )
+    if params.rope_scaling is not None and params.max_length is not None:
+        rope.freeze(model, params.max_length)
     model.config.architectures = [type(model).__name__]
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UnsupportedModel(f"{type(model).__name__} cannot do it: turn it off", param="gradient_checkpointing")

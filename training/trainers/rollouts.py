@@ -38,6 +38,8 @@ def rollouts_of(job: Training[RlhfParams]) -> EngineRollouts | AheadRollouts:
             dtype=job.precision.base,
             quantization=quantization_of(params),
             stop_token_ids=stop_token_ids(params, job.tokenizer),
+            max_model_len=params.max_length if params.rope_scaling else None,
+            rope_scaling=params.rope_scaling,
             max_num_seqs=params.rollout_max_num_seqs,
             device=device,
             tokenizer=job.tokenizer if asks_base(params) or params.response_format else None,

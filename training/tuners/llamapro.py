@@ -66,11 +66,20 @@ class Llamapro(Tuner):
 
 
 class Grown(Whole):
+    def __init__(self, model: Any, *, resumes: bool) -> None:
+        """`model`: with new layers that have learned nothing yet."""
+        super().__init__(model, resumes=resumes)
+        learning = {name: weight.flatten() for name, weight in model.named_parameters() if weight.requires_grad}
+        self._begun = {name: weight[0].item() for name, weight in learning.items() if (weight == weight[0]).all()}
+        """The number that a weight which learns is made of at first, where it is one: among them what adds nothing."""
+
     @contextmanager
     def source(self, given: str) -> Iterator[str]:
-        """A folder that is there for a while: no other has so many layers."""
+        """A folder that is there for a while: no other has so many layers. They add nothing in it, as at first."""
+        weights = dict(self.weights() or self.model.state_dict())
+        weights |= {name: weights[name].new_full(weights[name].shape, value) for name, value in self._begun.items()}
         with TemporaryDirectory(prefix="tuneserve-llamapro-") as folder:
-            self.model.save_pretrained(folder, state_dict=self.weights())
+            self.model.save_pretrained(folder, state_dict=weights)
             yield folder
 
 

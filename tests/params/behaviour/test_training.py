@@ -168,6 +168,7 @@ def of_every_training(task: str) -> dict[str, Row]:
             reft_rank=Two(4, 2, learned, REFT),
             reft_intervention_type=Two("LoreftIntervention", "ConsreftIntervention", learned, REFT),
             reft_args=Two(UNGIVEN, {"act_fn": "gelu"}, steps, REFT),
+            rope_scaling=Two("linear", "dynamic", steps, {"max_length": 256}),
             # how the base model is quantised
             quant_method=Two("bnb", "torchao", base_weights, {"quant_bits": 8}),
             quant_bits=Two(4, 8, base_weights, {"quant_method": "bnb"}),
