@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Strings
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
@@ -41,7 +41,9 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     seed: Annotated[int, About(TRAINING, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(42, ge=0)
     """Seed of everything random, except about data. A server draws the texts of requests that bring no seed from it
     only where it is given; without, they differ after each start."""
-    model_kwargs: Annotated[JsonObject | None, About(not_in_fine_tuning=THE_MODEL)] = None
+    model_kwargs: Annotated[
+        JsonObject | None, About(not_in_deploy=FOR_IMAGES, not_in_training=FOR_IMAGES, not_in_fine_tuning=THE_MODEL)
+    ] = None
     """Settings of one model family (see the model-specific parameters), as a JSON object: `{"max_pixels": 602112}`.
     Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""
     load_args: Annotated[bool, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = True

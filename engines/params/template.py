@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 OWN_TOOLS = (
@@ -51,7 +51,7 @@ class TemplateParams(Params):
     )
     """What happens to a sample of more than `max_length` tokens: it is left out (`delete`), loses its beginning
     (`left`) or its end (`right`), or, in pt, becomes several (`split`)."""
-    max_pixels: int | None = Field(None, ge=1)
+    max_pixels: Annotated[int | None, About(not_in_deploy=FOR_IMAGES, not_in_training=FOR_IMAGES)] = Field(None, ge=1)
     """Images with more pixels (height times width) are scaled down to this many. Not scaled unless given."""
     tools_prompt: Annotated[str, About(not_in_deploy=OWN_TOOLS, not_in_training=OWN_TOOLS)] = "react_en"
     """In which form the tools of an agent's conversation are written into the system message."""

@@ -1,7 +1,10 @@
 """Which parameters of a task are supported. One that nothing reads is refused, never ignored."""
 
-from engines.params.about import NOT_SUPPORTED, about, facts, unsupported_choice
+from pydantic.fields import FieldInfo
+
+from engines.params.about import DEPLOY, NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.base import Params
+from engines.params.common import BaseParams
 from engines.params.template import template_conflicts
 from training import methods, optimizers, tuners
 from training.params.refusal import Refusal
@@ -49,8 +52,27 @@ def _refusal(params: Params, name: str) -> str | None:
     field, value = type(params).model_fields[name], getattr(params, name)
     if name in supported(type(params)):
         return unsupported_choice(field, value)
-    at_default = value == field.get_default(call_default_factory=True)
-    return None if at_default else about(field).not_in_training or NOT_SUPPORTED
+    if value == field.get_default(call_default_factory=True):
+        return None
+    return about(field).not_in_training or _read_elsewhere(name, field) or NOT_SUPPORTED
+
+
+def _read_elsewhere(name: str, field: FieldInfo) -> str | None:
+    """Which commands read a parameter that this one does not. One name may mean two things: then the types differ."""
+    known = {task: params_of(TASKS[task]) for task in TASKS}
+    readers = [task for task, params in known.items() if _is_same(params, name, field) and name in supported(params)]
+    if _is_same(BaseParams, name, field) and (about(field).engines or about(field).read_by(DEPLOY)):
+        readers.append("deploy")
+    if not readers:
+        return None
+    *first, last = readers
+    return (
+        f"only {', '.join(first)} and {last} read it: leave it out" if first else f"only {last} reads it: leave it out"
+    )
+
+
+def _is_same(params: type[Params], name: str, field: FieldInfo) -> bool:
+    return name in params.model_fields and params.model_fields[name].annotation == field.annotation
 
 
 def _unfit(params: SftParams) -> list[Refusal]:

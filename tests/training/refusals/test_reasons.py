@@ -1,0 +1,30 @@
+"""A parameter that a command does not read is refused with the reason, or with the commands that read it."""
+
+from typing import Any
+
+import pytest
+
+from training.params.task import TASK
+from training.refusals.supported import refusals
+
+MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "told"),
+    [
+        ("sft", MODEL | {"rope_scaling": "linear"}, "only deploy reads it"),
+        ("sft", MODEL | {"max_pixels": 9}, "images are not supported"),
+        ("sft", MODEL | {"tools_prompt": "react_zh"}, "the model's own chat template"),
+        ("sft", MODEL | {"tuner_backend": "unsloth"}, "unsloth/bin/pip install unsloth"),
+        ("sft", MODEL | {"top_k": 3}, "predict_with_generate"),
+        ("sft", MODEL | {"predict_with_generate": True, "top_k": 3}, "with temperature 0 no token is drawn"),
+        ("pt", MODEL | {"predict_with_generate": True}, "only sft reads it"),
+        ("rlhf", MODEL | {"rlhf_type": "dpo", "packing": True}, "only sft and pt read it"),
+        ("merge", {"adapters": ["a"], "dataset": ["d"]}, "only sft, pt and rlhf read it"),
+        ("merge", {"adapters": ["a"], "quant_method": "gptq"}, "not supported in this version"),
+    ],
+)
+def test_what_is_not_read_is_refused_with_its_reason(task: str, given: dict[str, Any], told: str) -> None:
+    name = [*given][-1]
+    assert told in dict(refusals(TASK.validate_python({"task": task, "params": given})))[name]
