@@ -73,8 +73,10 @@ def _check(task: Task) -> None:
 
 def outside_choices(said: About, value: Any) -> str | None:
     """Why jobs of the API may not choose `value`; None where they may."""
+    if not said.api_choices:  # the others may be of any type, also one that no set holds
+        return None
     others = set(value if isinstance(value, tuple) else (value,)) - set(said.api_choices)
-    if not said.api_choices or not others:
+    if not others:
         return None
     return f"{min(others)!r} is not supported here; choose {' or '.join(said.api_choices)}"
 
