@@ -128,7 +128,7 @@ def _runs(pid: str) -> bool:
     [
         ({"model": "/no/such/model"}, "unsupported_model", "model", "/no/such/model"),
         ({"use_galore": True}, "unsupported_parameter", "use_galore", "only train_type full reads it"),
-        ({"train_type": "boft"}, "unsupported_parameter", "train_type", "boft is not supported in this version"),
+        ({"max_pixels": 9}, "unsupported_parameter", "max_pixels", "images are not supported in this version"),
     ],
     ids=["model", "unread", "not supported"],
 )

@@ -312,7 +312,7 @@ def test_what_is_not_in_the_roots_is_not_found(api: EchoApi) -> None:
         ("sft", SFT | {"output_dir": "/tmp"}, "parameters.output_dir", "cannot be chosen"),
         ("sft", SFT | {"hub_token": "secret"}, "parameters.hub_token", "cannot be chosen"),
         ("sft", SFT | {"report_to": ["wandb"]}, "parameters.report_to", "tensorboard"),
-        ("sft", SFT | {"train_type": "boft"}, "parameters.train_type", "not supported in this version"),
+        ("sft", SFT | {"logprobs": True}, "parameters.logprobs", "a training writes no text"),
         ("sft", SFT | {"dataset_num_proc": 10_000}, "parameters.dataset_num_proc", "at most"),
         ("sft", {"model": "m"}, "parameters.dataset", "Missing required parameter"),
         ("sft", {"dataset": ["d"]}, "parameters.model", "Missing required parameter"),

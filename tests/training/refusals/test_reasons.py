@@ -22,7 +22,7 @@ MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
         ("pt", MODEL | {"predict_with_generate": True}, "only sft reads it"),
         ("rlhf", MODEL | {"rlhf_type": "dpo", "packing": True}, "only sft and pt read it"),
         ("merge", {"adapters": ["a"], "dataset": ["d"]}, "only sft, pt and rlhf read it"),
-        ("merge", {"adapters": ["a"], "quant_method": "gptq"}, "not supported in this version"),
+        ("merge", {"adapters": ["a"], "group_size": 3}, "not supported in this version"),
     ],
 )
 def test_what_is_not_read_is_refused_with_its_reason(task: str, given: dict[str, Any], told: str) -> None:
