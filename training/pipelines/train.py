@@ -75,7 +75,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     )
     report.message("Loading the model.")
     examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
-    with loads_divided(params, arguments):
+    with loads_divided(params, arguments, precision):
         tuned = _tuned(params, config, precision, report, examples)
     if params.use_liger:
         apply_liger(tuned.model)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer import SCHEDULER_NAME
 
+from engines.errors import InvalidRequest
 from training.device import accelerated
 from training.params.sft import SftParams
 from training.processes import Processes
 from training.sharding import fsdp
+from training.trainers.precision import Precision
 from training.tuners import tuner_of
 
 A_GROUP_OF_ONE = {
@@ -22,20 +24,27 @@ A_GROUP_OF_ONE = {
 """What torchrun would say to a process that trains alone."""
 
 
+def is_divided(params: SftParams) -> bool:
+    """Whether something else than DDP goes on from its checkpoints."""
+    return params.deepspeed is not None or params.fsdp is not None
+
+
 @contextmanager
-def loads_divided(params: SftParams, arguments: dict[str, Any]) -> Iterator[None]:
+def loads_divided(params: SftParams, arguments: dict[str, Any], precision: Precision) -> Iterator[None]:
     """Have a model that is loaded within be divided at once, where it is to be: it may be too large for one device.
 
     transformers looks for DeepSpeed's configuration as it loads, through a weak reference: it has to be there first,
-    and to stay. `arguments`: those of TrainingArguments.
+    and to stay. `arguments`: those of TrainingArguments. Raises InvalidRequest.
     """
-    if Processes.of_environment().count == 1 and (params.deepspeed is not None or params.fsdp is not None):
+    if Processes.of_environment().count == 1 and is_divided(params):
         os.environ.update(A_GROUP_OF_ONE)
     if params.deepspeed is None:
         yield
         return
     from transformers import TrainingArguments
 
+    if precision.base == torch.bfloat16 and precision.autocast is None:
+        raise InvalidRequest("DeepSpeed holds what learns in float32: leave bf16 out", param="bf16")
     if not accelerated():
         _use_cpu()
     kept = TrainingArguments(**arguments)

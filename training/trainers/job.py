@@ -22,7 +22,7 @@ from training.report import Report, Stopped
 from training.sharding import fsdp
 from training.trainers.arguments import on_one_device
 from training.trainers.curves import Curves
-from training.trainers.divided import FullySharded
+from training.trainers.divided import FullySharded, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
 from training.trainers.precision import Precision
@@ -128,8 +128,10 @@ class JobTrainer(FullySharded):
         self.job.tuned.saved(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.job.params.fsdp is not None:  # they come with the optimizer
+            return
         weights = self.job.tuned.resume(Path(resume_from_checkpoint))
-        if weights is not None and self.job.params.fsdp is None:  # else they come with the optimizer
+        if weights is not None:
             super()._load_from_checkpoint(str(weights), model)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -188,6 +190,8 @@ def train(trainer: Any) -> Result:
     """
     params, report = trainer.job.params, trainer.job.report
     resumed = _checkpoint_to_resume(params)
+    if resumed is not None and is_divided(params) and tuner_of(params).makes == "adapter":
+        trainer.job.tuned.resume(Path(resumed))  # whether it is of this shape: what loads the weights does not ask
     with report.stop_deferred():
         if report.stop_requested:
             raise Stopped
