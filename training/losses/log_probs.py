@@ -84,7 +84,10 @@ def judge_at(
     unwrapped = extract_model_from_parallel(model)
     head = unwrapped.get_output_embeddings()
     config = unwrapped.config.get_text_config()
-    if len(known) * config.vocab_size > PIECE:
+    divided = hasattr(
+        head.weight, "ds_id"
+    )  # by ZeRO-3, which would not gather it again for a piece in the backward pass
+    if len(known) * config.vocab_size > PIECE and not divided:
         with _in_pieces(head, _Pieces(positions, known, PIECE // config.vocab_size, config, judge)) as pieces:
             outputs = model(**inputs, use_cache=False)
         if torch.allclose(outputs.logits.float(), pieces.first):

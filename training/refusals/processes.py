@@ -80,6 +80,8 @@ def _divided(params: SftParams, name: str, *, whole: bool) -> Iterator[Refusal]:
         yield name, f"{method.name} does not train with weights that are divided; {choices} do"
     if params.optim not in BY_NUMBERS:
         yield "optim", f"with {name}, choose {', '.join(BY_NUMBERS)}"
+    if params.optimizer is not None:
+        yield "optimizer", f"whether one of your own goes together with {name} is not known: leave it out"
     if optimizer_of(params).whole and name == "fsdp":
         yield optimizer_of(params).parameter, "it looks at whole weights, which fsdp divides"
     if method is not None and method.compares and (tuner is None or tuner.makes == "model" or params.adapters):

@@ -38,7 +38,9 @@ class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[m
         batch = self.part_of(inputs) if model.training else inputs
         learned = answer_loss(model, batch, num_items_in_batch, self._token_loss)
         self._accuracy["train" if model.training else "eval"].add(learned)
-        loss = learned.loss * self.parts  # what is averaged over all processes is a sum of these
+        loss = learned.loss
+        if model.training:  # what is averaged over all processes is a sum of these parts
+            loss = loss * self.parts
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # It was divided by the tokens of all processes, and is averaged over the processes.
             loss = loss * self.accelerator.num_processes

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.training.jobs import ROOT, losses, make_job
+from tests.training.jobs import ROOT, evaluations, losses, make_job
 from training.folder import JobFolder
 from training.report import Report
 from training.run import run
@@ -25,7 +25,7 @@ from training.run import run
 PATIENCE = 400
 COMMON: dict[str, Any] = {
     "torch_dtype": "float32", "max_steps": 4, "logging_steps": 1, "save_steps": 2, "report_to": "none",
-    "split_dataset_ratio": 0.0, "learning_rate": 1e-2,
+    "learning_rate": 1e-2,
 }  # fmt: skip
 LEARNED: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.0},
@@ -64,7 +64,8 @@ class Trained:
         self.jobs: dict[str, JobFolder] = {}
 
     def job(self, name: str, learned: str, *given: Mapping[str, Any]) -> JobFolder:
-        params = COMMON | {"model": str(self.model), "dataset": str(self.data[learned])} | LEARNED[learned]
+        data = str(self.data[learned])
+        params = COMMON | {"model": str(self.model), "dataset": data, "val_dataset": f"{data}#4"} | LEARNED[learned]
         for more in given:
             params |= more
         if "resume_from_checkpoint" in params:
@@ -145,6 +146,8 @@ BY_SEVERAL += [(f"four: {name}", one) for name, (one, _) in FOUR.items()]
 def test_they_learn_what_one_process_learns_from_the_same_batches(trained: Trained, name: str, one: str) -> None:
     assert sorted(losses(trained.jobs[name])) == [1, 2, 3, 4]
     assert losses(trained.jobs[name]) == pytest.approx(losses(trained.jobs[one]), abs=1e-4)
+    evaluated = [{step: each["loss"] for step, each in evaluations(trained.jobs[job]).items()} for job in (name, one)]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-3)
 
     alone, together = trained.weights(one), trained.weights(name)
     assert alone.keys() == together.keys()
