@@ -30,13 +30,13 @@ COMMON: dict[str, Any] = {
     "max_steps": 2, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
 }  # fmt: skip
 SETUPS: dict[str, dict[str, Any]] = {
-    "demo lora": {"per_device_train_batch_size": 4, "max_length": 512},
-    "demo lora, all kept": {"per_device_train_batch_size": 2, "max_length": 1024, "gradient_checkpointing": False},
-    "demo full": {"train_type": "full", "per_device_train_batch_size": 2, "max_length": 512},
-    "demo dpo": {"rlhf_type": "dpo", "per_device_train_batch_size": 2, "max_length": 768},
-    "wide lora": {"per_device_train_batch_size": 8, "max_length": 256},
+    "demo lora": {"per_device_train_batch_size": 2, "max_length": 256},
+    "demo lora, all kept": {"per_device_train_batch_size": 1, "max_length": 384, "gradient_checkpointing": False},
+    "demo full": {"train_type": "full", "per_device_train_batch_size": 1, "max_length": 256},
+    "demo dpo": {"rlhf_type": "dpo", "per_device_train_batch_size": 1, "max_length": 320},
+    "wide lora": {"per_device_train_batch_size": 4, "max_length": 128},
     "wide full, all kept": {
-        "train_type": "full", "per_device_train_batch_size": 4, "max_length": 384, "gradient_checkpointing": False,
+        "train_type": "full", "per_device_train_batch_size": 4, "max_length": 128, "gradient_checkpointing": False,
     },
 }  # fmt: skip
 SIZES = {"wide": (4, 1536, 4096), "tiny": (1, 64, 128)}
@@ -122,6 +122,11 @@ def started(module: str, folders: list[Path], threads: int) -> str:
 
 
 def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """Beside what was measured today of other set-ups."""
+    stem = RESULTS / f"{time.strftime('%Y-%m-%d')}-memory"
+    before = json.loads(stem.with_suffix(".json").read_text())["rows"] if stem.with_suffix(".json").exists() else []
+    known = {row["set-up"]: row for row in (*before, *rows)}
+    rows = [known[name] for name in SETUPS if name in known]
     lines = ["| set-up | estimate, MiB | measured, MiB | ratio | of it |", "|---|---|---|---|---|"]
     for row in rows:
         parts = ", ".join(f"{name} {size >> 20}" for name, size in row["parts"].items())
@@ -143,7 +148,7 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
     ]
     for line in lines:
         say(line)
-    save(RESULTS / f"{document['date']}-memory", document, "\n".join([*head, *lines]) + "\n")
+    save(stem, document, "\n".join([*head, *lines]) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from engines.errors import TuneserveError
 from training.data.check import check
+from training.floor import too_large
 from training.folder import JobError, JobFolder, Validation
 from training.hub.fetch import fetch
 from training.methods import method_of
@@ -46,6 +47,8 @@ def _look(task: Task) -> Validation:
         task = task.with_params(fetched)
     params = task.training
     found = Validation() if params is None else check(params, learns=method_of(params).rows)
+    if params is not None and found.error is None and not params.dry_run:
+        found = found.model_copy(update={"error": too_large(params, found.model_parameters)})
     return found.model_copy(update={"fetched": fetched})
 
 

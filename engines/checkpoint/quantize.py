@@ -88,7 +88,7 @@ def _by_hqq(model: Any, quantization: Quantization) -> None:
     from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
 
     HQQLinear.set_backend(HQQBackend.PYTORCH)
-    for path, linear in list(_linears(model)):
+    for path, linear in list(linears_to_quantize(model)):
         group = _group(linear.weight.numel(), 64)
         settings = BaseQuantizeConfig(nbits=quantization.bits, group_size=group, axis=quantization.axis)
         packed = HQQLinear(linear, settings, compute_dtype=linear.weight.dtype, device=str(linear.weight.device))
@@ -100,7 +100,7 @@ def _by_torchao(model: Any, quantization: Quantization) -> None:
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
-    for _, linear in list(_linears(model)):
+    for _, linear in list(linears_to_quantize(model)):
         if quantization.bits == 8:
             settings: Any = Int8WeightOnlyConfig()
         else:
@@ -111,7 +111,7 @@ def _by_torchao(model: Any, quantization: Quantization) -> None:
         linear.weight.requires_grad_(False)
 
 
-def _linears(model: Any) -> Iterator[tuple[str, Any]]:
+def linears_to_quantize(model: Any) -> Iterator[tuple[str, Any]]:
     """The layers that bitsandbytes would quantise, by their paths."""
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert

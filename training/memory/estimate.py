@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from engines.checkpoint.loading import load_config
+from engines.params.model import TaskType
 from training.folder import Fit, Memory
 from training.memory.device import Device, this_device
 from training.memory.lengths import Lengths
@@ -61,6 +62,8 @@ def _changes(params: SftParams, lengths: Lengths) -> Iterator[dict[str, Any]]:
         yield {"max_length": lengths.longest // 2}
     if tuner_of(params).makes == "model":
         yield {"train_type": "lora"}
+    elif params.quant_method is None and "bnb" in tuner_of(params).quantized_bases:
+        yield {"quant_method": "bnb", "quant_bits": 4}
 
 
 def _cut(lengths: Lengths, longest: int | None) -> Lengths:
@@ -108,7 +111,7 @@ def _value_model(params: Any, precision: Precision) -> Learner:
     source = (params.reward_model, params.reward_model_revision) if judged else (params.model, params.model_revision)
     config = load_config(source[0], revision=source[1], token=params.hub_token)
     asked = params.model_copy(update={"task_type": "seq_cls"})
-    model = built(config, precision.base, params, "seq_cls")
+    model = built(config, precision.base, params, "seq_cls", packed=not judged)
     if tuner_of(params).makes == "model":
         model.requires_grad_(True)
     return Learner(tuned(model, asked, precision), "seq_cls")
@@ -134,7 +137,8 @@ def _named(params: Any, name: str, precision: Precision) -> int:
     revision = getattr(params, f"{name}_revision")
     config = load_config(getattr(params, name), revision=revision, token=params.hub_token)
     judges = name == "reward_model"
-    return _bytes(built(config, precision.base, params, "seq_cls" if judges else "causal_lm"))
+    task_type: TaskType = "seq_cls" if judges else "causal_lm"
+    return _bytes(built(config, precision.base, params, task_type, packed=not judges))
 
 
 def _kept(params: SftParams, model: Any) -> int:

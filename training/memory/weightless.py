@@ -5,14 +5,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from engines.checkpoint.quantization import quantization_of
 from engines.params.model import TaskType
+from training.memory.packed import pack
 from training.params.sft import SftParams
 from training.trainers.precision import Precision, hold
 from training.tuners import tuner_of
 
 
-def built(config: Any, dtype: torch.dtype, params: SftParams, task_type: TaskType = "causal_lm") -> Any:
-    """A `PreTrainedModel` on the device "meta". `config`: transformers'."""
+def built(
+    config: Any, dtype: torch.dtype, params: SftParams, task_type: TaskType = "causal_lm", *, packed: bool = True
+) -> Any:
+    """A `PreTrainedModel` on the device "meta". `config`: transformers'. `packed`: quantised, where `params` say so."""
     import transformers
 
     auto = {
@@ -21,7 +25,10 @@ def built(config: Any, dtype: torch.dtype, params: SftParams, task_type: TaskTyp
     }[task_type]
     chosen = {"flash_attn": "sdpa"}.get(params.attn_impl or "", params.attn_impl)  # they take as much
     with torch.device("meta"):
-        return auto.from_config(config, dtype=dtype, attn_implementation=chosen)
+        model = auto.from_config(config, dtype=dtype, attn_implementation=chosen)
+    if packed and (quantization := quantization_of(params)):
+        pack(model, quantization)
+    return model
 
 
 def tuned(model: Any, params: SftParams, precision: Precision) -> Any:

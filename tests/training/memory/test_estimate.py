@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from engines.checkpoint.loading import load_config, load_model
 from server.commands.memory_table import lines_of
@@ -104,6 +105,17 @@ def test_weights_and_what_adam_keeps_are_those_of_the_model(model: str) -> None:
     assert full.parts["optimizer"] == 2 * weights
     assert lora.parts["optimizer"] == 2 * learning
     assert 0 <= lora.parts["weights"] - (weights + learning) < 1000  # buffers
+
+
+def test_a_quantised_base_takes_what_its_packed_weights_take(model: str) -> None:
+    plain, packed = estimated(model), estimated(model, quant_method="bnb", quant_bits=4)
+    config = load_config(model)
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(config).model.layers
+    numbers = sum(each.weight.numel() for each in layers.modules() if isinstance(each, nn.Linear))
+
+    assert plain.parts["weights"] - packed.parts["weights"] == numbers * 4 - int(numbers * (0.5 + 1 / 64))
+    assert packed.parts["optimizer"] == plain.parts["optimizer"]
 
 
 def test_what_takes_more_is_said_to_take_more(model: str) -> None:
