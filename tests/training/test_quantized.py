@@ -27,6 +27,7 @@ from training.params.task import TASK
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
+from training.rollouts.types import Drawing
 from training.trainers.job import train as train_with_it
 
 QUICK: dict[str, Any] = {
@@ -160,6 +161,35 @@ def test_the_reference_of_dpo_is_the_quantised_base_without_the_adapter(shop: Sh
     told = losses(job)
     assert told[1] == pytest.approx(math.log(2), abs=1e-5)
     assert told[2] < told[1]
+
+
+@pytest.mark.parametrize("way", ["nf4", "torchao with 8 bits"])
+def test_grpo_draws_from_the_quantised_model_what_it_says_after_a_step(shop: Shop, way: str) -> None:
+    prompts = shop.folder / "prompts.jsonl"
+    rows = [json.loads(line)["messages"][:1] for line in shop.lines.read_text().splitlines()]
+    prompts.write_text("".join(json.dumps({"messages": row, "solution": "red"}) + "\n" for row in rows))
+    rewards = shop.folder / "rewards.py"
+    rewards.write_text("def reward(completion_ids, **_):\n    return [sum(ids) % 5 / 5 for ids in completion_ids]\n")
+    given = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "max_steps": 1}
+    learning = {"rlhf_type": "grpo", "dataset": str(prompts), "reward_funcs": [f"{rewards}:reward"], **WAYS[way]}
+    _, trainer = shop.train("rlhf", **learning | given)
+    trainer._rollouts.take_over()
+    [[drawn]] = trainer._rollouts.draw([IDS[0].tolist()], 1, Drawing(max_new_tokens=12, temperature=0.0), seed=0)
+    expected = trainer.model.eval().generate(input_ids=IDS, max_new_tokens=12, do_sample=False)[0, IDS.shape[1] :]
+    assert list(drawn.token_ids) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"rlhf_type": "grpo", "reward_funcs": ["format"], "use_dora": True}, "quant_method"),
+        ({"rlhf_type": "gkd", "teacher_model": "m", "seq_kd": True}, "seq_kd"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_from_it_is_refused_by_name(given: dict[str, Any], refused: str) -> None:
+    task = {"task": "rlhf", "params": {"model": "m", "dataset": ["d"]} | NF4 | given}
+    assert refused in dict(refusals(TASK.validate_python(task)))
 
 
 def test_a_reward_model_has_a_head_of_full_precision(shop: Shop) -> None:

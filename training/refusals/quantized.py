@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from engines.checkpoint.quantization import quantization_conflicts
 from training.methods import METHODS
 from training.params.refusal import Refusal
+from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.tuners import TUNERS
 
@@ -44,3 +45,5 @@ def _of_rollouts(params: SftParams) -> Iterator[Refusal]:
     if params.train_type != "lora" or params.use_dora or params.lora_bias != "none":
         reason = "answers are drawn by the quantised base with the adapter beside it, which only plain LoRA can be"
         yield "quant_method", reason
+    if isinstance(params, RlhfParams) and method.name == "gkd" and params.seq_kd:
+        yield "seq_kd", "a quantised teacher writes no answers: leave it out, or quant_method"
