@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -16,19 +17,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from engines.checkpoint.quantize import keep_unpacked
-from engines.errors import InvalidRequest
+from engines.checkpoint.quantize import dequantize, keep_unpacked
+from engines.errors import InvalidRequest, UnsupportedModel
+from tests.four_layers import cut
 from tests.hqq import FOLDER
 from tests.training.jobs import ROOT, losses, make_job
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
 from training.folder import JobFolder
+from training.params.export import MergeParams
 from training.params.task import TASK
+from training.pipelines import merge
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
 from training.rollouts.types import Drawing
 from training.trainers.job import train as train_with_it
+from training.trainers.model import load_base_config, load_for_training
 
 QUICK: dict[str, Any] = {
     "torch_dtype": "float32", "split_dataset_ratio": 0, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
@@ -199,6 +204,66 @@ def test_a_reward_model_has_a_head_of_full_precision(shop: Shop) -> None:
     _, trainer = shop.train("rlhf", rlhf_type="rm", dataset=str(pairs), max_steps=1, **NF4)
     head = trainer.model.get_base_model().score
     assert head.modules_to_save["default"].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_adapter_is_merged_into_what_quantising_left_of_the_weights(shop: Shop, tmp_path: Path, way: str) -> None:
+    job, trainer = shop.whole(way)
+    params, checkpoint = trainer.job.params, job.path / "checkpoint-4"
+    result = merge.run(MergeParams(adapters=(str(checkpoint),)), Report(JobFolder(tmp_path)))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / result.artifact)
+    left = dequantize(load_for_training(params, load_base_config(params), torch.float32))
+    expected = logits(PeftModel.from_pretrained(left, checkpoint))
+    assert (logits(merged) - expected).abs().max() < 1e-4
+    assert type(merged.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert merged.dtype == torch.float32  # that of the model before
+
+
+def test_how_the_base_was_quantised_is_told_where_the_adapter_does_not_say(shop: Shop, tmp_path: Path) -> None:
+    job, _ = shop.whole("nf4")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(job.path / "checkpoint-4", adapter)
+    (adapter / "args.json").unlink()
+    told = []
+    for number, given in enumerate(({}, NF4)):
+        (tmp_path / str(number)).mkdir()
+        params = MergeParams(model=str(shop.tiny), adapters=(str(adapter),), **given)
+        result = merge.run(params, Report(JobFolder(tmp_path / str(number))))
+        told.append(logits(AutoModelForCausalLM.from_pretrained(tmp_path / str(number) / result.artifact)))
+    checkpoint = job.path / "checkpoint-4"
+    (tmp_path / "said").mkdir()
+    result = merge.run(MergeParams(adapters=(str(checkpoint),)), Report(JobFolder(tmp_path / "said")))
+    said = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "said" / result.artifact))
+    assert told[1].equal(said)
+    assert not told[0].equal(said)
+
+
+@pytest.mark.demo
+def test_a_merged_model_says_what_the_adapter_said_on_the_quantised_base(
+    shop: Shop, demo_model: Path, tmp_path: Path
+) -> None:
+    """In the demo model's first layers, in bfloat16, which the sums are rounded to."""
+    base = cut(demo_model, tmp_path / "base")
+    job, trainer = shop.train(**NF4, model=str(base), torch_dtype="bfloat16", max_steps=2, learning_rate=1e-3)
+    (tmp_path / "merge").mkdir()
+    result = merge.run(MergeParams(adapters=(str(job.path / "checkpoint-2"),)), Report(JobFolder(tmp_path / "merge")))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merge" / result.artifact)
+    assert merged.dtype == torch.bfloat16
+    first, second = (logits(model).float().log_softmax(-1) for model in (trainer.model, merged))
+    assert (first.exp() * (first - second)).sum(-1).mean() < 5e-3
+
+
+def test_a_checkpoint_that_bitsandbytes_saved_is_a_base_like_the_one_that_it_was_made_of(
+    shop: Shop, tmp_path: Path
+) -> None:
+    bare(shop.tiny).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(shop.tiny / name, tmp_path)
+    saved, _ = shop.train(model=str(tmp_path), max_steps=2)
+    loaded, _ = shop.train(**NF4, max_steps=2)
+    assert losses(saved) == losses(loaded)
+    with pytest.raises(UnsupportedModel, match=r"quantised \(bitsandbytes\), and train_type full does not learn on it"):
+        shop.train(model=str(tmp_path), train_type="full")
 
 
 def test_hqq_trains_and_its_adapter_loads_without_us(shop: Shop) -> None:

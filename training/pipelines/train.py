@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from engines.checkpoint.quantization import quantized_by
+from engines.errors import UnsupportedModel
 from training.data import build
 from training.data.prepare import Datasets, longest
 from training.folder import Result
@@ -63,6 +65,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     if method.task_type == "seq_cls":
         params = with_head(params, config, method.num_labels)
     tuner_of(params).check_config(params, config)
+    _check_quantized(params, config)
     precision = precision_of(params, config)
     tokenizer = load_tokenizer_for(params, learns=method.rows)
     data = build(params, tokenizer, learns=method.rows)
@@ -103,10 +106,29 @@ def _uploads(params: SftParams, report: Report) -> Uploads | None:
     return Uploads(open_repository(params, report.folder.path.name), report)
 
 
+def _check_quantized(params: SftParams, config: Any) -> None:
+    """Raises UnsupportedModel for a checkpoint that is quantised already, on which the tuner does not learn."""
+    method, tuner = quantized_by(config), tuner_of(params)
+    if method is None or tuner.name == "lora" or {"bitsandbytes": "bnb"}.get(method, method) in tuner.quantized_bases:
+        return
+    message = f"the model is quantised ({method}), and train_type {tuner.name} does not learn on it: choose lora, or"
+    raise UnsupportedModel(f"{message} the model that it was quantised from", param="train_type")
+
+
+def _check_trainable(model: Any) -> None:
+    """Raises UnsupportedModel for weights of a kind that transformers trains nothing on."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_trainable:
+        method = quantized_by(model.config)
+        message = f"transformers trains nothing on a model of {method}: train on the one that it was quantised from"
+        raise UnsupportedModel(message, param="model")
+
+
 def _tuned(params: SftParams, config: Any, precision: Precision, report: Report, examples: DataExamples) -> Tuned:
     """The model with what is trained of it, in the types to train in."""
     tuner = tuner_of(params)
     model = load_for_training(params, config, precision.base if tuner.makes == "adapter" else precision.saved)
+    _check_trainable(model)
     if params.task_type == "seq_cls":  # said now: an embedding that is loaded with a token to pad with never learns it
         model.config.get_text_config().pad_token_id = examples.pad_token_id
     tuned = tuner.attach(model, params, examples)
