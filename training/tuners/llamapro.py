@@ -62,22 +62,22 @@ class Llamapro(Tuner):
             model.score.requires_grad_(True)
         if params.gradient_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches a layer behind frozen embeddings
-        return Grown(model, resumes=not params.save_only_model)
+        return Grown(model, new, resumes=not params.save_only_model)
 
 
 class Grown(Whole):
-    def __init__(self, model: Any, *, resumes: bool) -> None:
-        """`model`: with new layers that have learned nothing yet."""
+    def __init__(self, model: Any, new: Sequence[Any], *, resumes: bool) -> None:
+        """`new`: layers of the `model` that were put in."""
         super().__init__(model, resumes=resumes)
-        learning = {name: weight.flatten() for name, weight in model.named_parameters() if weight.requires_grad}
-        self._begun = {name: weight[0].item() for name, weight in learning.items() if (weight == weight[0]).all()}
-        """The number that a weight which learns is made of at first, where it is one: among them what adds nothing."""
+        nothing = {id(weight): value for layer in new for weight, value in _adds_nothing(layer)}
+        names = {name: id(weight) for name, weight in model.named_parameters()}
+        self._nothing = {name: nothing[weight] for name, weight in names.items() if weight in nothing}
 
     @contextmanager
     def source(self, given: str) -> Iterator[str]:
         """A folder that is there for a while: no other has so many layers. They add nothing in it, as at first."""
         weights = dict(self.weights() or self.model.state_dict())
-        weights |= {name: weights[name].new_full(weights[name].shape, value) for name, value in self._begun.items()}
+        weights |= {name: weights[name].new_full(weights[name].shape, value) for name, value in self._nothing.items()}
         with TemporaryDirectory(prefix="tuneserve-llamapro-") as folder:
             self.model.save_pretrained(folder, state_dict=weights)
             yield folder
@@ -139,23 +139,30 @@ def _begins_as_nothing(layer: Any) -> Any:
     import torch
 
     with torch.no_grad():
-        if hasattr(layer, "post_feedforward_layernorm"):
-            for name in AFTER:
-                _scale_by_nothing(getattr(layer, name))
-        else:
-            for part, name in _LAST:
-                for weight in getattr(getattr(layer, part), name).parameters():
-                    weight.zero_()
+        for weight, value in _adds_nothing(layer):
+            weight.fill_(value)
     return layer
 
 
-def _scale_by_nothing(norm: Any) -> None:
-    """Have a norm answer zero. Some scale by their weight, and Gemma's by one more than that."""
+def _adds_nothing(layer: Any) -> Iterator[tuple[Any, float]]:
+    """The weights by which a layer adds nothing, and the number that each is then made of."""
+    if hasattr(layer, "post_feedforward_layernorm"):
+        for name in sorted(AFTER):
+            norm = getattr(layer, name)
+            yield norm.weight, _scale_of_nothing(type(norm))
+    else:
+        for part, name in _LAST:
+            yield from ((weight, 0.0) for weight in getattr(getattr(layer, part), name).parameters())
+
+
+def _scale_of_nothing(norm: Any) -> float:
+    """The weight with which a kind of norm answers zero: some scale by their weight, and Gemma's by one more."""
     import torch
 
-    norm.weight.zero_()
-    if norm(torch.ones_like(norm.weight)).any():
-        norm.weight.fill_(-1)
+    with torch.device("cpu"), torch.no_grad():
+        tried = norm(1)
+        tried.weight.zero_()
+        return -1.0 if tried(torch.ones(1)).any() else 0.0
 
 
 def _describe(config: Any, origins: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ STARTS = ("true", "false", "gaussian")
 
 class LongLora(Lora):
     name = "longlora"
+    divisible = False
     peft_type = "LORA"
 
     def refusals(self, params: SftParams) -> list[Refusal]:
@@ -30,6 +31,8 @@ class LongLora(Lora):
             found.append(("train_type", message))
         if params.packing:
             found.append(("packing", "its attention in training goes by the length of a sample: leave it out"))
+        if params.sequence_parallel_size > 1:
+            found.append(("sequence_parallel_size", "its attention in training is not divided: leave it out"))
         if params.attn_impl not in (None, "sdpa"):
             found.append(("attn_impl", "longlora has an attention of its own: leave it out"))
         if params.init_weights not in STARTS and not any(name == "init_weights" for name, _ in found):

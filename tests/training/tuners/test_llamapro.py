@@ -19,6 +19,7 @@ from training.params.sft import SftParams
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
+from training.tuners import TUNERS
 from training.tuners.llamapro import grow
 
 SETTINGS: dict[str, Any] = {
@@ -131,3 +132,27 @@ def test_a_model_of_other_layers_is_refused(train: Any, tmp_path: Path, family: 
     with pytest.raises(UnsupportedModel, match="does not know") as refused:
         train("job", model=str(make_model(tmp_path / "other", family)))
     assert refused.value.param == "train_type"
+
+
+def test_it_is_attached_without_weights_to_tell_what_it_takes() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS["gemma3"]())
+        params = SftParams.model_validate({"train_type": "llamapro", "llamapro_num_new_blocks": 2})
+        tuned = TUNERS["llamapro"].attach(model, params)
+    assert sum(weight.requires_grad for weight in tuned.model.parameters()) == 2 * len(
+        [*model.model.layers[0].parameters()]
+    )
+
+
+def test_an_engine_that_judges_by_the_base_model_loads_the_base_model(tiny: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    before = logits(model)
+    params = SftParams.model_validate({"train_type": "llamapro", "llamapro_num_new_blocks": 2})
+    tuned = TUNERS["llamapro"].attach(model, params)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1
+    assert not torch.equal(logits(model), before)
+    with tuned.source(str(tiny)) as folder:
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), before)

@@ -127,6 +127,7 @@ def test_embeddings_and_norms_are_saved_whole_and_training_goes_on_with_them(
     ("params", "refused"),
     [
         ({"packing": True}, ("packing", "length of a sample")),
+        ({"sequence_parallel_size": 2}, ("sequence_parallel_size", "not divided")),
         ({"attn_impl": "flash_attn"}, ("attn_impl", "attention of its own")),
         ({"init_weights": "pissa"}, ("init_weights", "longlora begins with true")),
         ({"vera_rank": 4}, ("vera_rank", "only train_type vera reads it")),
