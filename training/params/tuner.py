@@ -9,7 +9,9 @@ from engines.params.about import TRAINING, About
 from engines.params.base import Integers, JsonObject, Params, Strings
 from engines.params.model import DType
 
-INIT_WEIGHTS = re.compile(r"true|false|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora|eva|corda|lora-ga|bat")
+INIT_WEIGHTS = re.compile(
+    r"true|false|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora|eva|corda|lora-ga|loftq|bat"
+)
 
 
 NO_PARTS = "models of text alone are trained in this version, and have no other parts: leave it out"
@@ -25,7 +27,7 @@ def _as_text(value: Any) -> Any:
 def _init_weights(name: str) -> str:
     spelled = SPELLED.get(name, name)
     if not INIT_WEIGHTS.fullmatch(spelled):
-        others = "orthogonal, pissa, pissa_niter_N (N iterations), olora, eva, corda, lora-ga or bat"
+        others = "orthogonal, pissa, pissa_niter_N (N iterations), olora, eva, corda, lora-ga, loftq or bat"
         raise ValueError(f"must be true, false, gaussian, {others}")
     return spelled
 
@@ -53,7 +55,8 @@ class TunerParams(Params):
     `gaussian` (the reference's spelling `guassian` works too), the model's own singular vectors (`pissa`;
     `pissa_niter_N` computes them fast, in N rounds), those of a QR decomposition (`olora`), orthogonal random vectors
     (`orthogonal`), or what the training's data says: of the layers' inputs (`eva`), of inputs and weights (`corda`), of
-    the gradients (`lora-ga`). With train_type bone, `bat` too."""
+    the gradients (`lora-ga`). On a base that bitsandbytes quantises, `loftq`: what its weights lost. With train_type
+    bone, `bat` too."""
     modules_to_save: Annotated[Strings, About(text=True)] = ()
     """Modules of the model that are trained and saved whole beside the adapter."""
 

@@ -9,8 +9,8 @@ from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.tuners import TUNERS
 
-FROM_NOTHING = ("true", "false", "gaussian")
-"""Values of `init_weights` for which no weight of the model is looked at."""
+NOT_FROM_WEIGHTS = ("true", "false", "gaussian", "loftq")
+"""Values of `init_weights` for which no weight of the model is looked at as it is then."""
 
 
 def refusals(params: SftParams) -> list[Refusal]:
@@ -31,7 +31,7 @@ def _of_tuner(params: SftParams) -> Iterator[Refusal]:
 
 
 def _of_adapter(params: SftParams) -> Iterator[Refusal]:
-    if params.init_weights not in FROM_NOTHING and params.train_type == "lora":
+    if params.init_weights not in NOT_FROM_WEIGHTS and params.train_type == "lora":
         reason = f"{params.init_weights} begins with the model's weights, which are quantised: leave it out"
         yield "init_weights", reason
     if params.use_dora and (params.quant_method, params.quant_bits) == ("bnb", 8):

@@ -13,8 +13,9 @@ from training.data import build
 from training.data.samples import Learns
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
+from training.refusals import quantized
 from training.trainers.examples import DataExamples
-from training.trainers.model import load_tokenizer_for
+from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for
 from training.tuners import tuner_of
 
 IDS = torch.tensor([[3, 17, 5, 60, 9, 22]])
@@ -87,6 +88,21 @@ def test_samples_without_anything_to_learn_are_no_examples(tiny: Path, examples:
     assert refused.value.param == "lora_ga_max_length"
 
 
+def test_loftq_makes_up_for_what_was_lost_when_the_weights_were_quantised(tiny: Path, examples: DataExamples) -> None:
+    given = {"quant_method": "bnb", "quant_bits": 4, "lora_rank": 8, "init_weights": "loftq", "model": str(tiny)}
+    params = SftParams.model_validate({"gradient_checkpointing": False, "torch_dtype": "float32"} | given)
+    assert tuners.refusals(params) == quantized.refusals(params) == []
+    model = load_for_training(params, load_base_config(params), torch.float32)
+    adapted = tuner_of(params).attach(model, params, examples).model.eval()
+    before = plain(tiny).model.layers[1].mlp.up_proj
+    layer = adapted.base_model.model.model.layers[1].mlp.up_proj
+    inputs = torch.randn(64, 32)
+    with torch.no_grad():
+        whole, made_up, lost = before(inputs), layer(inputs), layer.base_layer(inputs)
+    assert (made_up - whole).norm() < 0.8 * (lost - whole).norm()
+    assert adapted.peft_config["default"].init_lora_weights is True
+
+
 @pytest.mark.parametrize("learns", ROWS)
 def test_every_kind_of_rows_makes_examples(tiny: Path, learns: Learns) -> None:
     (batch,) = DataExamples([ROWS[learns]] * 2, learns, 0)(2)
@@ -111,6 +127,7 @@ def test_of_a_packed_row_each_sample_is_one() -> None:
         ({"init_weights": "eva", "lora_ga_iters": 4}, "lora_ga_iters"),
         ({"init_weights": "lora-ga", "lora_ga_scale": "unit", "lora_ga_stable_gamma": 4}, "lora_ga_stable_gamma"),
         ({"init_weights": "bat"}, "init_weights"),
+        ({"init_weights": "loftq"}, "init_weights"),
     ],
 )
 def test_what_does_not_go_together_is_refused(params: dict[str, Any], name: str) -> None:

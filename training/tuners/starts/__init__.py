@@ -3,6 +3,7 @@
 from training.tuners.starts.base import Start
 from training.tuners.starts.corda import Corda
 from training.tuners.starts.eva import Eva
+from training.tuners.starts.loftq import Loftq
 from training.tuners.starts.lora_ga import LoraGa
 from training.tuners.starts.orthogonal import Orthogonal
 
@@ -18,6 +19,7 @@ _ALL = (
     Eva(),
     Corda(),
     LoraGa(),
+    Loftq(),
 )
 STARTS = {start.name: start for start in _ALL}
 
