@@ -6,12 +6,23 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from server.jobs.worker_process import worker_command
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from training.folder import Evaluation, JobFolder, Result, Step
 from training.params.task import TASK
+from training.pipelines import train as pipeline
+from training.refusals.supported import refusals
+from training.report import Report
 
 ROOT = Path(__file__).parents[2]
+BRIEF: dict[str, Any] = {
+    "torch_dtype": "float32", "lr_scheduler_type": "constant", "learning_rate": 1e-2, "per_device_train_batch_size": 2,
+    "max_steps": 6, "save_steps": 3, "logging_steps": 1, "split_dataset_ratio": 0, "report_to": ["none"],
+}  # fmt: skip
+"""A training of a few steps, of which two have checkpoints."""
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -64,6 +75,30 @@ def start(job: JobFolder, *, processes: int = 1, fault: str = "", **environment:
         )
 
 
+def trained(folder: Path, task: str, **params: Any) -> JobFolder:
+    """A job that was run in this process, and has succeeded. Raises what a pipeline raises."""
+    job = make_job(folder, task, **params)
+    asked = job.read_task()
+    assert asked.training is not None and refusals(asked) == []
+    assert pipeline.run(asked.training, Report(job)).status == "succeeded"
+    return job
+
+
+def steps(job: JobFolder) -> dict[int, dict[str, float]]:
+    """Step -> what is told of it."""
+    return {event.step: event.metrics for event, _ in job.read_events() if isinstance(event, Step)}
+
+
+def each_step(job: JobFolder) -> list[dict[str, float]]:
+    """What is told of each step."""
+    return [*steps(job).values()]
+
+
+def weights(job: JobFolder, step: int, inside: str = "") -> dict[str, torch.Tensor]:
+    """What a checkpoint holds, or the folder `inside` of it."""
+    return dict(load_file(next((job.path / f"checkpoint-{step}" / inside).glob("*.safetensors"))))
+
+
 def finish(job: JobFolder) -> Result:
     """Run the job in a process of its own, to its end."""
     start(job).wait(300)
@@ -74,7 +109,7 @@ def finish(job: JobFolder) -> Result:
 
 def losses(job: JobFolder) -> dict[int, float]:
     """Step -> loss."""
-    return {event.step: event.metrics["loss"] for event, _ in job.read_events() if isinstance(event, Step)}
+    return {number: metrics["loss"] for number, metrics in steps(job).items()}
 
 
 def evaluations(job: JobFolder) -> dict[int, dict[str, float]]:

@@ -2,30 +2,31 @@
 left alone."""
 
 import json
+import multiprocessing
 import random
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.training.jobs import WORDS, make_job, start
+from tests.training.jobs import BRIEF, WORDS, make_job, trained, weights
 from tests.training.ppo.given import save_reward_model
 from tests.until import until
 from training.folder import JobFolder
 from training.methods import METHODS
-from training.params.rlhf import RlhfParams
-from training.pipelines.train import run
-from training.report import Report
+from training.run import main
 
 STEPS = 12
-COMMON: dict[str, Any] = {
-    "torch_dtype": "float32", "max_steps": STEPS, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3,
-    "report_to": ["none"], "split_dataset_ratio": 0, "lora_rank": 4, "lora_dropout": 0.0,
+COMMON = BRIEF | {
+    "max_steps": STEPS, "save_steps": 2, "learning_rate": 1e-3, "lora_rank": 4, "lora_dropout": 0.0,
     "per_device_train_batch_size": 4,
 }  # fmt: skip
+FORKS = multiprocessing.get_context("forkserver")
+"""Starts workers that have imported what this file imports."""
+FORKS.set_forkserver_preload([__name__])
 ANSWERED = {"temperature": 1.0, "num_generations": 4, "max_completion_length": 8}
 OWN: dict[str, dict[str, Any]] = {
     "orpo": {},
@@ -62,41 +63,37 @@ def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_reward_model(tiny, tmp_path_factory.mktemp("judge"))
 
 
+def work(folder: Path) -> None:
+    torch.set_num_threads(1)
+    main(JobFolder(folder))
+
+
 @pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
+def processes() -> Iterator[list[ForkServerProcess]]:
+    started: list[ForkServerProcess] = []
     yield started
     for process in started:
         process.kill()
-        process.wait()
-
-
-def weights(job: JobFolder) -> dict[str, torch.Tensor]:
-    return dict(load_file(job.path / f"checkpoint-{STEPS}" / "adapter_model.safetensors"))
-
-
-def finished(folder: Path, params: dict[str, Any]) -> JobFolder:
-    job = make_job(folder, "rlhf", **params)
-    assert run(RlhfParams.model_validate(params), Report(job)).status == "succeeded"
-    return job
+        process.join()
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_killed_and_gone_on_with_it_ends_as_if_left_alone(
-    name: str, tiny: Path, judge: Path, rows: Path, tmp_path: Path, processes: list[Any]
+    name: str, tiny: Path, judge: Path, rows: Path, tmp_path: Path, processes: list[ForkServerProcess]
 ) -> None:
     assert name in METHODS
     by = {"gkd": {"teacher_model": str(tiny)}, "ppo": {"reward_model": str(judge)}}.get(name, {})
-    params = COMMON | OWN[name] | by | {"rlhf_type": name, "model": str(tiny), "dataset": str(rows)}
+    params = COMMON | OWN[name] | by | {"rlhf_type": name, "model": str(tiny), "dataset": [str(rows)]}
     victim = make_job(tmp_path / "victim", "rlhf", **params)
-    processes.append(start(victim))
-    until(victim.checkpoints, told=(victim.path / "worker.log").read_text)
+    processes.append(FORKS.Process(target=work, args=(victim.path,)))
+    processes[0].start()
+    until(victim.checkpoints)
     processes[0].kill()
-    processes[0].wait()
+    processes[0].join()
 
     last = victim.path / f"checkpoint-{victim.checkpoints()[-1]}"
-    resumed = weights(finished(tmp_path / "resumed", params | {"resume_from_checkpoint": str(last)}))
-    whole = weights(finished(tmp_path / "whole", params))
+    resumed = weights(trained(tmp_path / "resumed", "rlhf", **params, resume_from_checkpoint=str(last)), STEPS)
+    whole = weights(trained(tmp_path / "whole", "rlhf", **params), STEPS)
     assert resumed.keys() == whole.keys()
     for key, weight in whole.items():
         torch.testing.assert_close(resumed[key], weight, atol=1e-6, rtol=0)

@@ -11,7 +11,7 @@ arXiv:2408.06266).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from training.params.rlhf import RlhfParams
 from training.trainers.averages import Averages
 from training.trainers.batch_loss import BatchLossTrainer, Mode, mode_of
 from training.trainers.collate import MISMATCHED, Judged
+from training.trainers.columns import Columns
 from training.trainers.job import Training
 from training.trainers.pairs import spread
 from training.trainers.reference import reference_of, without_dropout
@@ -49,7 +50,8 @@ class KtoLoss:
         return weight * (1 - torch.sigmoid(sign * self.beta * (gained - divergence)))
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answers(Columns):
     """What is said of the answers of a batch, (samples,) each."""
 
     log_probs: Tensor
@@ -60,14 +62,6 @@ class Answers(NamedTuple):
     correct: Tensor
     """Tokens that were the likeliest."""
     entropy: Tensor
-
-    @classmethod
-    def of(cls, stacked: Tensor) -> Self:
-        return cls(*stacked.unbind(-1))
-
-    def stacked(self) -> Tensor:
-        """(samples, fields)"""
-        return torch.stack(list(self), dim=-1)
 
 
 class KtoTrainer(BatchLossTrainer):

@@ -7,7 +7,7 @@ would compute of a batch so large.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from training.params.rlhf import RlhfParams
 from training.trainers.averages import Averages
 from training.trainers.batch_loss import BatchLossTrainer, Mode
 from training.trainers.collate import Paired
+from training.trainers.columns import Columns
 from training.trainers.job import Training
 from training.trainers.precomputed import COLUMN, with_ref_log_probs
 from training.trainers.reference import Reference, reference_of, without_dropout
@@ -43,7 +44,8 @@ class PairLoss:
     """Whether the reward that is told of is that of a token, not of an answer."""
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answers(Columns):
     """What is said of the answers of a batch, (pairs, 2) each."""
 
     log_probs: Tensor
@@ -55,14 +57,6 @@ class Answers(NamedTuple):
     correct: Tensor
     """Tokens of the answer that were the likeliest."""
     entropy: Tensor
-
-    @classmethod
-    def of(cls, stacked: Tensor) -> Self:
-        return cls(*stacked.unbind(-1))
-
-    def stacked(self) -> Tensor:
-        """(pairs, 2, fields)"""
-        return torch.stack(list(self), dim=-1)
 
 
 class PairsTrainer(BatchLossTrainer):

@@ -6,36 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engines.errors import InvalidRequest, UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
-from training.folder import Evaluation, JobFolder, Step
+from tests.training.jobs import BRIEF, steps, trained, weights
+from training.folder import Evaluation, JobFolder
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
-from training.report import Report
 
-SETTINGS = {
-    "rlhf_type": "gkd",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "logging_steps": 1,
-    "save_steps": 3,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "response_length": 12,
-    "temperature": 1.0,
+SETTINGS = BRIEF | {
+    "rlhf_type": "gkd", "gradient_accumulation_steps": 2, "response_length": 12, "temperature": 1.0,
     "lora_dropout": 0.0,
-}
+}  # fmt: skip
 TO_THE_DATA = {"lmbda": 0}
 ON_POLICY = {"lmbda": 1}
 BY_THE_TEACHER = {"lmbda": 0, "seq_kd": True}
@@ -61,23 +46,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(tiny: Path, teacher: Path, lines: Path, tmp_path: Path) -> Callable[..., JobFolder]:
     def run(name: str = "job", **params: Any) -> JobFolder:
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
-        given = SETTINGS | {"model": str(tiny), "teacher_model": str(teacher), "dataset": str(lines)} | params
-        asked = RlhfParams.model_validate(given)
-        folder.write_task(RlhfTask(task="rlhf", params=asked))
-        assert pipeline.run(asked, Report(folder)).status == "succeeded"
-        return folder
+        given = SETTINGS | {"model": str(tiny), "teacher_model": str(teacher), "dataset": [str(lines)]} | params
+        return trained(tmp_path / name, "rlhf", **given)
 
     return run
-
-
-def steps(folder: JobFolder) -> dict[int, dict[str, float]]:
-    return {event.step: event.metrics for event, _ in folder.read_events() if isinstance(event, Step)}
-
-
-def weights(folder: JobFolder, step: int = 6) -> dict[str, torch.Tensor]:
-    return load_file(next((folder.path / f"checkpoint-{step}").glob("*model.safetensors")))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +81,7 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     assert {step["on_policy"] for step in told.values()} > {told[1]["on_policy"]}  # both kinds of batches
     for name in ("loss", "grad_norm", "on_policy", "agreement"):
         assert [again[i][name] for i in (4, 5, 6)] == pytest.approx([told[i][name] for i in (4, 5, 6)], abs=1e-5), name
-    one, other = weights(whole), weights(resumed)
+    one, other = weights(whole, 6), weights(resumed, 6)
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
 

@@ -8,36 +8,21 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from engines.errors import InvalidRequest, TuneserveError, UnsupportedModel
+from tests.training.jobs import BRIEF, steps, trained, weights
 from tests.training.ppo.given import save_reward_model
-from training.folder import Evaluation, JobFolder, Message, Step
+from training.folder import Evaluation, JobFolder, Message
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
-from training.report import Report
 
-SETTINGS = {
-    "rlhf_type": "ppo",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "max_steps": 4,
-    "logging_steps": 1,
-    "save_steps": 2,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "response_length": 8,
-    "temperature": 1.0,
-    "num_ppo_epochs": 2,
-    "num_mini_batches": 2,
-    "lora_dropout": 0.0,
-}
+SETTINGS = BRIEF | {
+    "rlhf_type": "ppo", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+    "max_steps": 4, "save_steps": 2, "response_length": 8, "temperature": 1.0, "num_ppo_epochs": 2,
+    "num_mini_batches": 2, "lora_dropout": 0.0,
+}  # fmt: skip
 FULL = {"train_type": "full", "learning_rate": 1e-4}
 
 
@@ -57,23 +42,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(tiny: Path, judge: Path, prompts: Path, tmp_path: Path) -> Callable[..., JobFolder]:
     def run(name: str = "job", **params: Any) -> JobFolder:
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
-        given = SETTINGS | {"model": str(tiny), "reward_model": str(judge), "dataset": str(prompts)} | params
-        asked = RlhfParams.model_validate(given)
-        folder.write_task(RlhfTask(task="rlhf", params=asked))
-        assert pipeline.run(asked, Report(folder)).status == "succeeded"
-        return folder
+        given = SETTINGS | {"model": str(tiny), "reward_model": str(judge), "dataset": [str(prompts)]} | params
+        return trained(tmp_path / name, "rlhf", **given)
 
     return run
-
-
-def steps(folder: JobFolder) -> dict[int, dict[str, float]]:
-    return {event.step: event.metrics for event, _ in folder.read_events() if isinstance(event, Step)}
-
-
-def weights(folder: JobFolder, step: int = 4, inside: str = "") -> dict[str, torch.Tensor]:
-    return load_file(next((folder.path / f"checkpoint-{step}" / inside).glob("*.safetensors")))
 
 
 def test_answers_are_worth_more_after_it(train: Callable[..., JobFolder], tiny: Path, tmp_path: Path) -> None:
@@ -123,7 +95,7 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     for name in ("loss", "grad_norm", "objective/scores", "objective/kl", "loss/value_avg"):
         assert [again[i][name] for i in (3, 4)] == pytest.approx([told[i][name] for i in (3, 4)], abs=1e-4), name
     for inside in ("", "value_model"):
-        one, other = weights(whole, inside=inside), weights(resumed, inside=inside)
+        one, other = weights(whole, 4, inside), weights(resumed, 4, inside)
         assert one.keys() == other.keys()
         assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
@@ -200,7 +172,7 @@ def test_functions_and_a_grader_judge_without_a_reward_model(
         "resumed", **judged, reward_weights=[2.0, 0.5], resume_from_checkpoint=str(whole.path / "checkpoint-2")
     )
     for inside in ("", "value_model"):
-        one, other = weights(whole, inside=inside), weights(resumed, inside=inside)
+        one, other = weights(whole, 4, inside), weights(resumed, 4, inside)
         assert one.keys() == other.keys()
         assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 

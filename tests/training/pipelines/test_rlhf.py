@@ -19,9 +19,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.training.jobs import make_model
+from tests.training.jobs import BRIEF, make_model, steps, trained
 from training.data import build
-from training.folder import Evaluation, JobFolder, Step
+from training.folder import Evaluation, JobFolder
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.params.task import RlhfTask
@@ -38,21 +38,7 @@ ROWS = [
     }
     for i in range(12)
 ]
-SETTINGS = {
-    "rlhf_type": "dpo",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "logging_steps": 1,
-    "save_steps": 3,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "rpo_alpha": 0.0,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-}
+SETTINGS = BRIEF | {"rlhf_type": "dpo", "rpo_alpha": 0.0, "lora_rank": 4, "lora_alpha": 8}
 
 
 @pytest.fixture(scope="session")
@@ -76,22 +62,12 @@ def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
     """Run a job on ROWS; returns its folder."""
 
     def run(name: str = "job", **params: Any) -> JobFolder:
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
-        given = SETTINGS | {"model": str(base), "dataset": pairs} | params
+        given = SETTINGS | {"model": str(base), "dataset": [pairs]} | params
         if "eval_strategy" in params:
-            given["val_dataset"] = f"{pairs}#4"
-        asked = RlhfParams.model_validate(given)
-        folder.write_task(RlhfTask(task="rlhf", params=asked))
-        result = pipeline.run(asked, Report(folder))
-        assert result.status == "succeeded"
-        return folder
+            given["val_dataset"] = [f"{pairs}#4"]
+        return trained(tmp_path / name, "rlhf", **given)
 
     return run
-
-
-def steps(folder: JobFolder) -> dict[int, dict[str, float]]:
-    return {event.step: event.metrics for event, _ in folder.read_events() if isinstance(event, Step)}
 
 
 def losses(folder: JobFolder) -> list[float]:

@@ -17,31 +17,17 @@ from trl import RewardConfig, RewardTrainer
 
 from engines.errors import InvalidRequest
 from tests.engines.pt.adapters import save_adapter
-from tests.training.jobs import make_job, make_model, start
+from tests.training.jobs import BRIEF, each_step, make_job, make_model, start, trained
 from tests.training.pipelines.test_rlhf import ROWS, told_apart
-from training.folder import Evaluation, JobFolder, Step
+from training.folder import Evaluation, JobFolder
 from training.params.export import MergeParams
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
 from training.pipelines import merge
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
 
-SETTINGS = {
-    "rlhf_type": "rm",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "logging_steps": 1,
-    "save_steps": 3,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-}
+SETTINGS = BRIEF | {"rlhf_type": "rm", "lora_rank": 4, "lora_alpha": 8}
 
 ITS_OWN = {"lora_rank": 8, "lora_alpha": 32}
 """The defaults, which leave it to an adapter what it is."""
@@ -57,25 +43,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def train(tiny: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
     def run(name: str = "job", **params: Any) -> JobFolder:
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
-        given = SETTINGS | {"model": str(tiny), "dataset": pairs} | params
+        given = SETTINGS | {"model": str(tiny), "dataset": [pairs]} | params
         if given.get("train_type", "lora") != "lora":
             given = {name: value for name, value in given.items() if name not in ("lora_rank", "lora_alpha")}
         if "eval_strategy" in params:
-            given["val_dataset"] = pairs
-        asked = RlhfParams.model_validate(given)
-        folder.write_task(RlhfTask(task="rlhf", params=asked))
-        assert refusals(folder.read_task()) == []
-        result = pipeline.run(asked, Report(folder))
-        assert (result.status, result.task_type) == ("succeeded", "seq_cls")
-        return folder
+            given["val_dataset"] = [pairs]
+        return trained(tmp_path / name, "rlhf", **given)
 
     return run
-
-
-def steps(folder: JobFolder) -> list[dict[str, float]]:
-    return [event.metrics for event, _ in folder.read_events() if isinstance(event, Step)]
 
 
 def steps_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: Any) -> list[dict[str, float]]:
@@ -110,7 +85,7 @@ def steps_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: An
 def test_the_losses_and_gradients_are_trls(
     train: Callable[..., JobFolder], tiny: Path, tmp_path: Path, params: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    found, trls = steps(train(**params)), steps_of_trl(tiny, tmp_path / "trl", **settings)
+    found, trls = each_step(train(**params)), steps_of_trl(tiny, tmp_path / "trl", **settings)
     names = ["loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"]
     if "gradient_accumulation_steps" in params:  # of several batches, TRL gives the mean of the least
         names = names[:-2]
@@ -145,8 +120,8 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     whole = train("whole", **params)
     resumed = train("resumed", resume_from_checkpoint=str(whole.path / "checkpoint-3"), **params)
     for name in ("loss", "grad_norm", "margin", "mean_reward"):
-        told = [metrics[name] for metrics in steps(whole)][3:]
-        assert [metrics[name] for metrics in steps(resumed)] == pytest.approx(told, abs=1e-5), name
+        told = [metrics[name] for metrics in each_step(whole)][3:]
+        assert [metrics[name] for metrics in each_step(resumed)] == pytest.approx(told, abs=1e-5), name
     assert told_apart(whole, resumed) < 1e-5
 
 
@@ -206,12 +181,12 @@ def test_models_of_other_families_get_a_head(train: Callable[..., JobFolder], tm
 def test_the_margin_that_a_set_names_is_asked_for(train: Callable[..., JobFolder], tmp_path: Path) -> None:
     file = tmp_path / "margins.jsonl"
     file.write_text("".join(json.dumps({**row, "margin": 2.0}) + "\n" for row in ROWS))
-    asked = steps(train("asked", dataset=str(file), max_steps=1, per_device_train_batch_size=1))[0]
+    asked = each_step(train("asked", dataset=str(file), max_steps=1, per_device_train_batch_size=1))[0]
     assert asked["loss"] == pytest.approx(-logsigmoid(torch.tensor(asked["margin"] - 2)).item(), abs=1e-5)
 
 
 def test_a_stream_is_learned_from_as_the_same_rows_are(train: Callable[..., JobFolder]) -> None:
-    found = [metrics["loss"] for metrics in steps(train(streaming=True))]
+    found = [metrics["loss"] for metrics in each_step(train(streaming=True))]
     assert found[-1] < found[0]
 
 
@@ -225,8 +200,8 @@ def test_two_processes_learn_what_one_does(
     start(two, processes=2).wait(120)
     assert two.read_result() is not None, (two.path / "worker.log").read_text()
     for name in ("loss", "margin", "min_reward", "max_reward"):
-        told = [metrics[name] for metrics in steps(one)]
-        assert [metrics[name] for metrics in steps(two)] == pytest.approx(told, abs=1e-4), name
+        told = [metrics[name] for metrics in each_step(one)]
+        assert [metrics[name] for metrics in each_step(two)] == pytest.approx(told, abs=1e-4), name
 
 
 def test_in_bfloat16_the_head_learns_in_float32(train: Callable[..., JobFolder]) -> None:
@@ -286,4 +261,4 @@ def test_a_reward_model_is_taught_further(train: Callable[..., JobFolder]) -> No
         trained = str(first.path / "checkpoint-6")
         began = {"model": trained} if name == "full" else {"adapters": [trained], **ITS_OWN}
         again = train(f"again-{name}", **params | began)
-        assert steps(again)[0]["loss"] < steps(first)[0]["loss"] - 0.1
+        assert each_step(again)[0]["loss"] < each_step(first)[0]["loss"] - 0.1

@@ -20,13 +20,11 @@ from transformers import (
 )
 
 from engines.errors import InvalidRequest, UnsupportedModel
-from tests.training.jobs import WORDS
-from training.folder import Evaluation, JobFolder, Step
+from tests.training.jobs import BRIEF, WORDS, each_step, trained
+from training.folder import Evaluation, JobFolder
 from training.params.sft import SftParams
 from training.params.task import SftTask
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
-from training.report import Report
 
 TEXTS = [" ".join(WORDS[i % 5 : i % 5 + 1 + i % 4]) for i in range(12)]
 LABELS: dict[str, list[Any]] = {
@@ -35,21 +33,7 @@ LABELS: dict[str, list[Any]] = {
     "regression": [i % 5 / 2 - 1 for i in range(12)],
 }
 NUM_LABELS = {"single_label_classification": 3, "multi_label_classification": 3, "regression": 1}
-SETTINGS: dict[str, Any] = {
-    "task_type": "seq_cls",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "logging_steps": 1,
-    "save_steps": 3,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-}
+SETTINGS = BRIEF | {"task_type": "seq_cls", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
 
 @pytest.fixture
@@ -60,24 +44,15 @@ def train(tiny: Path, tmp_path: Path) -> Callable[..., JobFolder]:
         file = tmp_path / f"{problem}.jsonl"
         rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS[problem], strict=True)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
-        given = SETTINGS | {"model": str(tiny), "dataset": str(file), "num_labels": NUM_LABELS[problem]} | params
+        given = SETTINGS | {"model": str(tiny), "dataset": [str(file)], "num_labels": NUM_LABELS[problem]} | params
         if problem == "multi_label_classification":
             given |= {"problem_type": problem}
         if "eval_strategy" in params:
-            given["val_dataset"] = str(file)
-        asked = SftParams.model_validate({name: value for name, value in given.items() if value is not None})
-        folder.write_task(SftTask(task="sft", params=asked))
-        assert refusals(folder.read_task()) == []
-        assert pipeline.run(asked, Report(folder)).status == "succeeded"
-        return folder
+            given["val_dataset"] = [str(file)]
+        asked = {name: value for name, value in given.items() if value is not None}
+        return trained(tmp_path / name, "sft", **asked)
 
     return run
-
-
-def steps(folder: JobFolder) -> list[dict[str, float]]:
-    return [event.metrics for event, _ in folder.read_events() if isinstance(event, Step)]
 
 
 def evaluation(folder: JobFolder) -> dict[str, float]:
@@ -114,7 +89,7 @@ def steps_of_transformers(base: Path, folder: Path, problem: str) -> list[dict[s
 def test_the_losses_and_gradients_are_those_of_transformers(
     train: Callable[..., JobFolder], tiny: Path, tmp_path: Path, problem: str
 ) -> None:
-    found, expected = steps(train(problem)), steps_of_transformers(tiny, tmp_path / "transformers", problem)
+    found, expected = each_step(train(problem)), steps_of_transformers(tiny, tmp_path / "transformers", problem)
     for name in ("loss", "grad_norm"):
         told = [metrics[name] for metrics in expected]
         assert [metrics[name] for metrics in found] == pytest.approx(told, abs=1e-4), name
@@ -146,8 +121,8 @@ def test_other_kinds_of_adapters_learn_beside_the_head_and_load_in_peft(
 def test_accumulated_batches_count_as_one(train: Callable[..., JobFolder]) -> None:
     """transformers' trainer takes the head's loss for one that was divided by all of them."""
     problem, first = "single_label_classification", {"max_steps": 1}
-    whole = steps(train(problem, "whole", **first, per_device_train_batch_size=4))[0]
-    parts = steps(train(problem, "parts", **first, gradient_accumulation_steps=2))[0]
+    whole = each_step(train(problem, "whole", **first, per_device_train_batch_size=4))[0]
+    parts = each_step(train(problem, "parts", **first, gradient_accumulation_steps=2))[0]
     assert [parts["loss"], parts["grad_norm"]] == pytest.approx([whole["loss"], whole["grad_norm"]], abs=1e-4)
 
 
@@ -196,8 +171,8 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(train: C
     for problem in LABELS:
         whole = train(problem, f"{problem}-whole")
         resumed = train(problem, f"{problem}-on", resume_from_checkpoint=str(whole.path / "checkpoint-3"))
-        told = [(metrics["loss"], metrics["grad_norm"]) for metrics in steps(whole)][3:]
-        found = [(metrics["loss"], metrics["grad_norm"]) for metrics in steps(resumed)]
+        told = [(metrics["loss"], metrics["grad_norm"]) for metrics in each_step(whole)][3:]
+        found = [(metrics["loss"], metrics["grad_norm"]) for metrics in each_step(resumed)]
         assert sum(found, ()) == pytest.approx(sum(told, ()), abs=1e-5)
 
 
@@ -209,14 +184,14 @@ def test_the_args_of_a_checkpoint_say_what_its_head_is(train: Callable[..., JobF
     assert [saved[name] for name in ("task_type", "num_labels", "problem_type")] == ["seq_cls", 3, problem]
     own = {"lora_rank": None, "lora_alpha": None, "lora_dropout": None, "num_labels": None}
     again = train(problem, "again", adapters=[str(first.path / "checkpoint-6")], **own)
-    assert steps(again)[0]["loss"] < steps(first)[0]["loss"]
+    assert each_step(again)[0]["loss"] < each_step(first)[0]["loss"]
 
 
 def test_a_head_that_is_there_says_how_many_labels_it_has(train: Callable[..., JobFolder]) -> None:
     full = {"train_type": "full", "lora_rank": None, "lora_alpha": None, "lora_dropout": None, "load_args": False}
     problem = "single_label_classification"
     trained = str(train(problem, "trained", **full).path / "checkpoint-6")
-    assert len(steps(train(problem, "again", model=trained, num_labels=None, **full))) == 6
+    assert len(each_step(train(problem, "again", model=trained, num_labels=None, **full))) == 6
     with pytest.raises(UnsupportedModel, match="head has 3, not 4") as refused:
         train(problem, "other", model=trained, **full | {"num_labels": 4})
     assert refused.value.param == "num_labels"

@@ -16,12 +16,11 @@ from trl import KTOConfig, KTOTrainer
 
 from engines.errors import InvalidRequest
 from tests.engines.pt.tiny import CONFIGS, save
-from training.folder import Evaluation, JobFolder, Message, Step
+from tests.training.jobs import BRIEF, each_step, trained
+from training.folder import Evaluation, JobFolder, Message
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
-from training.report import Report
 from training.trainers.collate import Judged
 
 ANSWERS = ["the red and", "blue", "the blue value", "one two three"]
@@ -33,20 +32,7 @@ ROWS = [
     }
     for i in range(12)
 ]
-SETTINGS: dict[str, Any] = {
-    "rlhf_type": "kto",
-    "torch_dtype": "float32",
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "logging_steps": 1,
-    "save_steps": 3,
-    "report_to": ["none"],
-    "split_dataset_ratio": 0,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-}
+SETTINGS = BRIEF | {"rlhf_type": "kto", "per_device_train_batch_size": 4, "lora_rank": 4, "lora_alpha": 8}
 METRICS = [f"{name}/{answer}" for name in ("rewards", "logps") for answer in ("chosen", "rejected")]
 METRICS += ["rewards/margins", "kl", "entropy", "grad_norm", "loss"]
 
@@ -56,19 +42,13 @@ def train(tiny: Path, tmp_path: Path) -> Callable[..., JobFolder]:
     """Run a job; returns its folder."""
 
     def run(name: str = "job", rows: list[dict[str, Any]] = ROWS, **params: Any) -> JobFolder:
-        folder = JobFolder(tmp_path / name)
-        folder.path.mkdir()
         data = tmp_path / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         shared = {name: value for name, value in SETTINGS.items() if "lora" not in name or "train_type" not in params}
-        given = shared | {"model": str(tiny), "dataset": str(data)} | params
+        given = shared | {"model": str(tiny), "dataset": [str(data)]} | params
         if "eval_strategy" in params:
-            given["val_dataset"] = str(data)
-        asked = RlhfParams.model_validate(given)
-        folder.write_task(RlhfTask(task="rlhf", params=asked))
-        assert refusals(folder.read_task()) == []
-        assert pipeline.run(asked, Report(folder)).status == "succeeded"
-        return folder
+            given["val_dataset"] = [str(data)]
+        return trained(tmp_path / name, "rlhf", **given)
 
     return run
 
@@ -77,10 +57,6 @@ def train(tiny: Path, tmp_path: Path) -> Callable[..., JobFolder]:
 def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows come as they are in the set, where TRL has them, as it pairs prompts with other answers beforehand."""
     monkeypatch.setattr(Trainer, "_get_train_sampler", lambda self, *_: SequentialSampler(self.train_dataset))
-
-
-def steps(folder: JobFolder) -> list[dict[str, float]]:
-    return [event.metrics for event, _ in folder.read_events() if isinstance(event, Step)]
 
 
 def by_trl(base: Path, folder: Path, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, float]]:
@@ -132,7 +108,7 @@ def test_losses_gradients_and_metrics_are_trls(
     params: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    found, theirs = steps(train(rows=rows, **params)), by_trl(tiny, tmp_path / "trl", rows, **settings)
+    found, theirs = each_step(train(rows=rows, **params)), by_trl(tiny, tmp_path / "trl", rows, **settings)
     assert len(found) == len(theirs) == 6
     told = {name for log in theirs for name in METRICS if name in log}
     if params.get("loss_type") == "apo_zero_unpaired":
@@ -147,7 +123,7 @@ def test_losses_gradients_and_metrics_are_trls(
 @pytest.mark.usefixtures("in_order")
 def test_another_reference_model_is_compared_with(train: Callable[..., JobFolder], tiny: Path, tmp_path: Path) -> None:
     other = save(CONFIGS["llama"](), tmp_path / "other", seed=1)
-    found = steps(train(ref_model=str(other), max_steps=2))
+    found = each_step(train(ref_model=str(other), max_steps=2))
     theirs = by_trl(tiny, tmp_path / "trl", ROWS, ref_model=other, max_steps=2)
     for name in METRICS:
         assert [log[name] for log in found] == pytest.approx([log[name] for log in theirs], abs=1e-4, rel=1e-4), name
@@ -159,7 +135,7 @@ def test_good_answers_gain_on_bad_ones(train: Callable[..., JobFolder]) -> None:
     told = [event.metrics for event, _ in folder.read_events() if isinstance(event, Evaluation)]
     assert told[2]["rewards/margins"] > told[0]["rewards/margins"] > 0
     assert told[2]["loss"] < told[0]["loss"]
-    assert steps(folder)[-1]["rewards/margins"] > 0.3
+    assert each_step(folder)[-1]["rewards/margins"] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -170,7 +146,7 @@ def test_good_answers_gain_on_bad_ones(train: Callable[..., JobFolder]) -> None:
 def test_they_gain_whatever_the_data_the_adapter_and_the_type(
     train: Callable[..., JobFolder], params: dict[str, Any]
 ) -> None:
-    told = steps(train(max_steps=9, **params))
+    told = each_step(train(max_steps=9, **params))
     assert told[-1]["rewards/margins"] > told[1].get("rewards/margins", 0) + 0.01
 
 
@@ -181,8 +157,8 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(
     whole = train("whole", **params)
     resumed = train("resumed", resume_from_checkpoint=str(whole.path / "checkpoint-3"), **params)
     for name in ("loss", "grad_norm", "rewards/margins", "kl"):
-        expected = [metrics.get(name) for metrics in steps(whole)[3:]]
-        assert [metrics.get(name) for metrics in steps(resumed)] == pytest.approx(expected, abs=1e-6), name
+        expected = [metrics.get(name) for metrics in each_step(whole)[3:]]
+        assert [metrics.get(name) for metrics in each_step(resumed)] == pytest.approx(expected, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -245,12 +221,12 @@ def test_what_kto_cannot_do_is_refused_by_name(params: dict[str, Any], param: st
 
 def test_without_a_divergence_a_single_answer_will_do(train: Callable[..., JobFolder]) -> None:
     folder = train(max_steps=1, per_device_train_batch_size=1, loss_type="apo_zero_unpaired")
-    assert "kl" not in steps(folder)[0]
+    assert "kl" not in each_step(folder)[0]
 
 
 def test_pairs_are_judged_answers_too(train: Callable[..., JobFolder]) -> None:
     pairs = [{"prompt": "a", "chosen": " red", "rejected": " blue"}, {"prompt": "b", "chosen": " 1", "rejected": " 2"}]
-    assert {"rewards/chosen", "rewards/rejected"} <= set(steps(train(rows=pairs, max_steps=1))[0])
+    assert {"rewards/chosen", "rewards/rejected"} <= set(each_step(train(rows=pairs, max_steps=1))[0])
 
 
 def test_answers_that_nobody_judged_are_refused(train: Callable[..., JobFolder]) -> None:
