@@ -6,6 +6,7 @@ A checkpoint has the weights that are trained and the optimizer in `sharded/`, w
 number of processes can go on from it.
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from engines.errors import UnsupportedModel
 
 FOLDER = "sharded"
 """A checkpoint's folder of what training goes on from, in torch's distributed format."""
+
+PATIENCE = timedelta(minutes=30)
+"""For which a process waits for another one, as transformers has it."""
 
 
 def shard(model: Any, device: Any, *, how: str) -> None:
@@ -26,8 +30,6 @@ def shard(model: Any, device: Any, *, how: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
-    if not torch.distributed.is_initialized():  # one process, which transformers takes for one alone
-        torch.distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     offload = CPUOffloadPolicy(pin_memory=device.type != "cpu") if "offload" in how else OffloadPolicy()
     for layer in _layers(model):
@@ -37,6 +39,20 @@ def shard(model: Any, device: Any, *, how: str) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def meet(backend: str | None, local_rank: int) -> None:
+    """Have the processes meet before transformers does: parts of weights that wait in the CPU's memory are told of
+    there, for which NCCL alone is not enough. `backend`: in place of ours."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        return
+    ours = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        ours = "cpu:gloo,cuda:nccl"
+    torch.distributed.init_process_group(backend or ours, timeout=PATIENCE)
 
 
 def _layers(model: Any) -> list[Any]:
