@@ -177,6 +177,15 @@ def test_functions_and_a_grader_judge_without_a_reward_model(
         assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
 
+def test_answers_are_held_to_a_response_format(train: Callable[..., JobFolder]) -> None:
+    schema = {"type": "object", "properties": {"word": {"enum": ["yes", "no"]}}, "required": ["word"]}
+    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": schema}}
+    says = {"type": "string_check", "name": "says", "input": "{{sample.output_json.word}}", "reference": "yes"}
+    judged = {"reward_model": None, "grader": says | {"operation": "eq"}, "response_format": form}
+    told = steps(train(**judged, response_length=40, max_steps=1))[1]
+    assert told["rewards/says/errors"] == 0
+
+
 def test_the_reward_model_and_others_judge_by_their_weights(train: Callable[..., JobFolder], tmp_path: Path) -> None:
     (tmp_path / "short.py").write_text(SHORT.replace(" if len(ids) > 2 else None", ""))
     functions = [f"{tmp_path}/short.py:short"]
