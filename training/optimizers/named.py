@@ -54,7 +54,10 @@ class Named(Optimizer):
 
     def refusals(self, params: SftParams) -> list[Refusal]:
         package = "bitsandbytes" if params.optim in BITSANDBYTES else PACKAGES.get(params.optim)
-        return [] if package is None else missing(package, "optim", params.optim)
+        found = [] if package is None else missing(package, "optim", params.optim)
+        if params.optim in BITSANDBYTES and params.fsdp is not None:
+            found.append(("fsdp", f"{params.optim} of bitsandbytes keeps what belongs to whole weights: leave it out"))
+        return found
 
     def settings(self, params: SftParams) -> Mapping[str, type]:
         return OF_ADEMAMIX if _kind(params.optim) == "ademamix" else SETTINGS.get(params.optim, {})

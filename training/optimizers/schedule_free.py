@@ -7,7 +7,7 @@ from typing import Any
 
 from training.optimizers.base import Optimizer, decayed
 from training.optimizers.named import missing
-from training.params.refusal import Refusal
+from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
 
 DRAWING = ("grpo", "rloo", "ppo", "gkd")
@@ -29,6 +29,8 @@ class ScheduleFree(Optimizer):
             found.append(("lr_scheduler_type", f"{params.optim} does without a schedule: leave it out"))
         if params.warmup_ratio > 0 and params.optim == "schedule_free_radam":
             found.append(("warmup_ratio", "RAdam needs no warm-up: leave it out"))
+        for name in given(params, ("deepspeed", "fsdp")):
+            found.append((name, f"it does not turn the weights of {params.optim} into their average: leave it out"))
         if params.method in DRAWING:
             found.append(("optim", f"{params.method} would draw answers by other weights than those that are trained"))
         return found

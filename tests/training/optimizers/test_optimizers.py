@@ -128,6 +128,8 @@ def test_no_name_is_made_by_two() -> None:
             "schedule_free_adamw does without a schedule",
         ),
         ({"optim": "schedule_free_radam", "warmup_ratio": 0.1}, "warmup_ratio", "needs no warm-up"),
+        ({"optim": "schedule_free_adamw", "deepspeed": "zero2"}, "deepspeed", "into their average"),
+        ({"optim": "adamw_8bit", "fsdp": "full_shard"}, "fsdp", "keeps what belongs to whole weights"),
         (FULL | {"lisa_activated_layers": 1, "optim": "schedule_free_adamw"}, "optim", "not together with lisa"),
     ],
     ids=str,
