@@ -21,10 +21,13 @@ from typing import Any
 from benchmarks import report, reward_of_words, serving
 from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
-from benchmarks.servers import TUNESERVE, Setting
+from benchmarks.servers import Setting
 from benchmarks.training import (
     SAMPLE_TOKENS,
     Training,
+    add_options,
+    our_command,
+    page,
     sample,
     train_runtime,
     tuneserve_runtime,
@@ -99,17 +102,9 @@ METHODS = (
 
 
 def tuneserve(method: Method, training: Training, folder: Path) -> list[str]:
-    t = training
-    words: list[object] = [
-        *("--model", t.model, "--dataset", folder / "data" / "ours.jsonl", "--output_dir", folder / "out"),
-        *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
-        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
-        *("--weight_decay", t.weight_decay, "--lora_rank", t.rank, "--lora_alpha", t.alpha),
-        *("--gradient_checkpointing", t.gradient_checkpointing, "--logging_steps", t.logging_steps),
-        *("--seed", t.seed, "--split_dataset_ratio", "0", "--rlhf_type", method.name, *method.words),
-        *("--save_strategy", "no"),  # the checkpoint is written once the time is taken, as there
-    ]
-    return [sys.executable, "-c", TUNESERVE, "rlhf", *map(str, words)]
+    return our_command(
+        "rlhf", training, folder, folder / "data" / "ours.jsonl", "--rlhf_type", method.name, *method.words
+    )
 
 
 def trl(method: Method, training: Training, folder: Path) -> list[str]:
@@ -215,11 +210,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.preferences", description=__doc__)
     add = parser.add_argument
     add("--methods", nargs="+", choices=names, default=names)
-    add("--steps", type=int, default=10, help="of each training")
-    add("--repeats", type=int, default=3)
-    add("--threads", type=int, help="of everything (default: the physical cores)")
-    add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
-    add("--model", help="a folder (default: the demo model)")
+    add_options(parser, steps=10)
     parser.set_defaults(port=0)
     return parser.parse_args(argv)
 
@@ -245,17 +236,13 @@ def table(rows: list[Row]) -> str:
 
 
 def _page(document: dict[str, Any], text: str) -> str:
-    m, s = document["machine"], document["setting"]
-    return (
-        f"# Preferences, {document['date']}\n\n"
-        f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
-        f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
-        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; LoRA of rank {s['rank']} on all linear "
-        f"layers, {s['steps']} steps of 4 rows, whose answers have {s['sample_tokens']} tokens each "
-        f"with their prompt, gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}; in grpo 16 "
-        f"answers of at most {ANSWER_TOKENS} tokens, {ANSWERS} to a prompt. "
-        f"What is compared and how: ../README.md.\n\n{text}"
+    s = document["setting"]
+    said = (
+        f"LoRA of rank {s['rank']} on all linear layers, {s['steps']} steps of 4 rows, whose answers have "
+        f"{s['sample_tokens']} tokens each with their prompt; in grpo 16 answers of at most {ANSWER_TOKENS} tokens, "
+        f"{ANSWERS} to a prompt"
     )
+    return page("Preferences", document, said, text)
 
 
 if __name__ == "__main__":

@@ -103,14 +103,20 @@ class Trainer:
 
 
 def tuneserve(training: Training, folder: Path) -> list[str]:
+    return our_command("sft", training, folder, folder / "data" / "messages.jsonl")
+
+
+def our_command(name: str, training: Training, folder: Path, data: Path, *more: str) -> list[str]:
+    """Our command of that name, on `data`. `more`: what it is told besides."""
     t = training
     words: list[object] = [
-        *("--model", t.model, "--dataset", folder / "data" / "messages.jsonl", "--output_dir", folder / "out"),
+        *("--model", t.model, "--dataset", data, "--output_dir", folder / "out"),
         *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
         *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
         *("--weight_decay", t.weight_decay, "--gradient_checkpointing", t.gradient_checkpointing),
         *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
-        *("--packing", t.packing, "--save_strategy", "no"),
+        *("--packing", t.packing, "--save_strategy", "no"),  # a checkpoint is written once the time is taken
+        *more,
     ]
     if t.full:
         words += ["--train_type", "full"]
@@ -118,7 +124,7 @@ def tuneserve(training: Training, folder: Path) -> list[str]:
         words += ["--lora_rank", t.rank, "--lora_alpha", t.alpha, "--lora_dropout", t.dropout, "--use_dora", t.dora]
     if t.nf4:
         words += ["--quant_method", "bnb", "--quant_bits", 4, "--bnb_4bit_compute_dtype", t.dtype]
-    return [sys.executable, "-c", TUNESERVE, "sft", *map(str, words)]
+    return [sys.executable, "-c", TUNESERVE, name, *map(str, words)]
 
 
 def tuneserve_runtime(folder: Path) -> float:
@@ -430,14 +436,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS))
     add("--peers", nargs="+", choices=names, default=names)
-    add("--steps", type=int, default=20, help="of each training")
+    add_options(parser, steps=20)
+    add("--port", type=int, default=8390)
+    add("--torch-index", help="index that torch comes from in LLaMA-Factory's environment")
+    return parser.parse_args(argv)
+
+
+def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
+    """Those of every comparison of trainings."""
+    add = parser.add_argument
+    add("--steps", type=int, default=steps, help="of each training")
     add("--repeats", type=int, default=3)
     add("--threads", type=int, help="of everything (default: the physical cores)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
-    add("--port", type=int, default=8390)
-    add("--torch-index", help="index that torch comes from in LLaMA-Factory's environment")
-    return parser.parse_args(argv)
 
 
 def tables(rows: list[Row], first: Row | None) -> str:
@@ -467,14 +479,20 @@ def _verdict(reached: bool) -> str:
 
 
 def _page(document: dict[str, Any], text: str) -> str:
-    m, s = document["machine"], document["setting"]
+    s = document["setting"]
+    said = f"{s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each"
+    return page("Training", document, said, text)
+
+
+def page(title: str, document: dict[str, Any], said: str, text: str) -> str:
+    """What was compared, and what came of it. `said`: the trainings, in words."""
+    s = document["setting"]
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    checkpointing = f"gradient checkpointing {'on' if s['gradient_checkpointing'] else 'off'}"
     return (
-        f"# Training, {document['date']}\n\n"
-        f"{m['cpu']}, {m['physical_cores']} cores; {m['memory_gib']} GiB; {m['system']}; Python {m['python']}; "
-        f"{', '.join(f'{name} {number}' for name, number in document['versions'].items())}.\n\n"
-        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; {s['steps']} steps of {s['batch_size']} "
-        f"samples with {s['sample_tokens']} tokens each, gradient checkpointing "
-        f"{'on' if s['gradient_checkpointing'] else 'off'}. What is compared and how: ../README.md.\n\n{text}"
+        f"# {title}, {document['date']}\n\n{report.hardware(document['machine'])}; {versions}.\n\n"
+        f"{Path(s['model']).name} in {s['dtype']}, {s['threads']} threads; {said}; {checkpointing}. "
+        f"What is compared and how: ../README.md.\n\n{text}"
     )
 
 
