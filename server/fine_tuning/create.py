@@ -71,7 +71,12 @@ class Creator:
         """`model`: what training begins with."""
         capabilities = self.inference.engine.capabilities()
         method = BY_OPENAI_NAME[body.method_name]
-        params = check_parameters(body.parameters, method, max_model_len=capabilities.max_model_len)
+        params = check_parameters(
+            body.parameters,
+            method,
+            max_model_len=capabilities.max_model_len,
+            stretched=self.served.rope_scaling is not None,
+        )
         if body.grader is not None:
             check_offered(body.grader, runs_python=self.served.python_graders, param=GRADER)
             self._check_models(body.grader)
@@ -81,11 +86,6 @@ class Creator:
         if body.validation_file is not None and "split_dataset_ratio" in body.parameters:
             text = "parameters.split_dataset_ratio has no effect beside validation_file: give one of the two."
             raise InvalidRequest(text, param="parameters.split_dataset_ratio")
-        if self.served.rope_scaling is not None and "max_length" in body.parameters:
-            text = (
-                "parameters.max_length is that of the served model, whose positions are stretched to it: leave it out."
-            )
-            raise UnsupportedParameter(text, param="parameters.max_length")
         async with self.jobs.making("ftjob-") as id:
             # 2. The whole task, as far as it is known without the data.
             record = self._record(id, body, model, said, template_kwargs)

@@ -14,12 +14,15 @@ from server.jobs.request import check_at_most, outside_choices
 from training.methods.base import Method
 from training.params.sft import SftParams
 
+STRETCHED = "positions are stretched to that of the served model: leave it out"
 SAVING_OFF = "without checkpoints a job could not go on after an interruption"
 
 
-def check_parameters(given: Mapping[str, Any], method: Method[Any], *, max_model_len: int) -> SftParams:
+def check_parameters(
+    given: Mapping[str, Any], method: Method[Any], *, max_model_len: int, stretched: bool = False
+) -> SftParams:
     """`given`, parsed. Refuses what is no parameter, what a client may not choose, and sizes that would only fill the
-    machine.
+    machine. `stretched`: whether the positions of the served model are stretched to its length (`rope_scaling`).
 
     Raises InvalidRequest, whose `param` is `parameters.NAME`. A parameter that is sound but has no effect is refused
     later, with the whole task.
@@ -28,6 +31,8 @@ def check_parameters(given: Mapping[str, Any], method: Method[Any], *, max_model
     for name in sorted(given.keys() & fields.keys()):
         if reason := closed_to_fine_tuning(fields[name]):
             raise _refused(name, reason)
+    if stretched and "max_length" in given:
+        raise _refused("max_length", STRETCHED)
     params = parse(given, method)
     if params.save_strategy == "no":
         raise _refused("save_strategy", SAVING_OFF)

@@ -37,6 +37,12 @@ def test_what_openai_has_a_field_for_and_what_the_server_chooses_is_refused(name
     assert error.value.param == f"parameters.{name}"
 
 
+def test_a_model_whose_positions_are_stretched_is_trained_with_its_own_length() -> None:
+    with pytest.raises(UnsupportedParameter, match="stretched to that of the served model") as error:
+        check_parameters({"max_length": 64}, METHODS["sft"], max_model_len=4096, stretched=True)
+    assert error.value.param == "parameters.max_length"
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [

@@ -40,6 +40,13 @@ def test_the_model_is_trained_as_it_is_served() -> None:
     assert (params.seed, params.system) == (7, "Be brief.")
 
 
+@pytest.mark.parametrize("name", ["max_length", "max_model_len"])
+def test_positions_are_stretched_as_they_are_where_it_is_served(name: str) -> None:
+    served = DeployParams.model_validate({"model": "m", "rope_scaling": "linear", name: 256})
+    params = first_task(record(), FILES, served).params
+    assert (params.rope_scaling, params.max_length) == ("linear", 256)
+
+
 def test_the_training_sees_the_template_that_the_model_is_served_with(tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text("{{ mood }}{{ messages[0].content }}")
