@@ -7,7 +7,7 @@ The output head and the embeddings stay as they are, as the libraries have it by
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from engines.checkpoint.quantization import Quantization, install_command
+from engines.checkpoint.quantization import Quantization, install_command, quantized_by
 from engines.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -73,6 +73,16 @@ def dequantize(model: Any) -> Any:
             plain.bias = torch.nn.Parameter(layer.bias.detach())
         model.set_submodule(path, plain)
     return model
+
+
+def unpack(model: Any) -> None:
+    """Have a model of compressed-tensors unpack its weights, which it would do in its first forward pass: PEFT looks
+    for them before that."""
+    import torch
+
+    if quantized_by(model.config) == "compressed-tensors":
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 def keep_unpacked(model: Any) -> None:

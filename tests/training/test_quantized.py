@@ -266,6 +266,48 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_a_base_like_the_one_that_it_was
         shop.train(model=str(tmp_path), train_type="full")
 
 
+def test_a_checkpoint_of_compressed_tensors_is_unpacked_and_trained_on(shop: Shop, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")  # which comes with vLLM
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    shutil.copytree(shop.tiny, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(shop.tiny, dtype=torch.float32)
+    weights = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    apply_quantization_config(model, QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"]))
+    for layer in model.modules():
+        if hasattr(layer, "weight_scale"):
+            layer.weight_scale.data = layer.weight.abs().amax(1, keepdim=True) / 127
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(tmp_path / "base")
+    compressor.update_config(str(tmp_path / "base"))
+
+    packed, _ = shop.train(model=str(tmp_path / "base"), max_steps=2, lora_dropout=0)
+    plain, _ = shop.train(max_steps=2, lora_dropout=0)
+    assert losses(packed)[1] == pytest.approx(losses(plain)[1], rel=0.05)
+    assert losses(packed)[1] != losses(plain)[1]
+    assert losses(packed)[2] != losses(packed)[1]
+
+
+@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
+def test_one_that_transformers_cannot_load_here_is_refused_in_its_words(
+    shop: Shop, tmp_path: Path, method: str, package: str
+) -> None:
+    base = shutil.copytree(shop.tiny, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=f"requires {package}"):
+        shop.train(model=str(base))
+
+
 def test_hqq_trains_and_its_adapter_loads_without_us(shop: Shop) -> None:
     """In a process that finds HQQ as it imports PEFT."""
     job = make_job(shop.folder / "hqq", "sft", model=str(shop.tiny), dataset=str(shop.lines), **QUICK | HQQ)
