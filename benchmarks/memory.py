@@ -1,5 +1,6 @@
 """What `--dry_run` says that trainings take of memory, beside what they take: the highest resident size of a training
-of two steps, above that of a process that has imported the same.
+of one step (two where all weights learn: Adam's averages are there then), above that of a process that has imported
+the same.
 
     python -m benchmarks.memory [--threads 1] [--only NAME ...]
 
@@ -27,16 +28,17 @@ from training.params.task import TASK
 WITHIN = 0.15
 """How far the estimate may be from what was measured."""
 COMMON: dict[str, Any] = {
-    "max_steps": 2, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
+    "max_steps": 1, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
 }  # fmt: skip
 SETUPS: dict[str, dict[str, Any]] = {
     "demo lora": {"per_device_train_batch_size": 2, "max_length": 256},
     "demo lora, all kept": {"per_device_train_batch_size": 1, "max_length": 384, "gradient_checkpointing": False},
-    "demo full": {"train_type": "full", "per_device_train_batch_size": 1, "max_length": 256},
+    "demo full": {"train_type": "full", "per_device_train_batch_size": 1, "max_length": 256, "max_steps": 2},
     "demo dpo": {"rlhf_type": "dpo", "per_device_train_batch_size": 1, "max_length": 320},
     "wide lora": {"per_device_train_batch_size": 4, "max_length": 128},
     "wide full, all kept": {
         "train_type": "full", "per_device_train_batch_size": 4, "max_length": 128, "gradient_checkpointing": False,
+        "max_steps": 2,
     },
 }  # fmt: skip
 SIZES = {"wide": (4, 1536, 4096), "tiny": (1, 64, 128)}
@@ -143,7 +145,7 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
         f"# Memory of trainings, {document['date']}",
         "",
         f"{hardware(facts)}; {given.threads} threads. What `--dry_run` says, and the highest resident size of",
-        "a training of two steps above that of a process that has imported the same.",
+        "a training of one step (two where all weights learn) above that of a process that has imported the same.",
         "",
     ]
     for line in lines:
