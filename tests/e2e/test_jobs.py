@@ -16,9 +16,9 @@ from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
-STEPS = 500
+STEPS = 300
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
-STEPS_OF_EACH = 300
+STEPS_OF_EACH = 200
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +75,16 @@ def test_a_training_that_was_killed_and_stopped_makes_what_one_makes_that_was_le
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     training = {"model": "base", "dataset": ["rows.jsonl"], "max_steps": STEPS, "lora_rank": 2}
-    training |= {"save_steps": 50, "logging_steps": 5}
+    training |= {"save_steps": 25, "logging_steps": 5}
     # 1. The server is killed, and its worker with it.
     with serving(model, tmp_path) as (_, api):
         left_alone = api.jobs.create("sft", training)["id"]
         api.jobs.wait(left_alone)  # of two jobs, the one whose files are checked first would run first
         disturbed = api.jobs.create("sft", training)["id"]
-        wait_for_step(api, disturbed, 75)
+        wait_for_step(api, disturbed, 50)
     # 2. It is told to stop: the job saves a checkpoint.
     with serving(model, tmp_path) as (server, api):
-        wait_for_step(api, disturbed, 150)
+        wait_for_step(api, disturbed, 100)
         server.signal()
         assert server.wait() == 0
     # 3. Both are the same to the last bit, and both are served.
@@ -110,7 +110,7 @@ def test_what_began_with_an_adapter_is_killed_or_paused_and_ends_as_if_left_alon
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shape = {"lora_rank": 3, "lora_alpha": 24, "lora_dropout": 0.1}
     first = {"model": "base", "dataset": ["chats.jsonl"], "max_steps": 20, "learning_rate": 1e-2, **shape}
-    long = {"model": "base", "max_steps": STEPS_OF_EACH, "save_steps": 40, "logging_steps": 1}
+    long = {"model": "base", "max_steps": STEPS_OF_EACH, "save_steps": 25, "logging_steps": 1}
     chat = {"dataset": ["chats.jsonl"], **long}
     dpo = {"dataset": ["pairs.jsonl"], "rlhf_type": "dpo", **long}
     with serving(model, tmp_path) as (server, api):
@@ -122,7 +122,7 @@ def test_what_began_with_an_adapter_is_killed_or_paused_and_ends_as_if_left_alon
             left_alone = api.jobs.create(type, training)["id"]
             api.jobs.wait(left_alone, "succeeded")
             disturbed = api.jobs.create(type, training)["id"]
-            wait_for_step(api, disturbed, 45)
+            wait_for_step(api, disturbed, 30)
             disturbance(disturbed)
             job = api.jobs.wait(disturbed, "succeeded")
             assert job["attempt"] == 2
