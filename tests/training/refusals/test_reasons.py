@@ -13,7 +13,6 @@ MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
 @pytest.mark.parametrize(
     ("task", "given", "told"),
     [
-        ("sft", MODEL | {"rope_scaling": "linear"}, "only deploy reads it"),
         ("sft", MODEL | {"max_pixels": 9}, "images are not supported"),
         ("sft", MODEL | {"tools_prompt": "react_zh"}, "the model's own chat template"),
         ("sft", MODEL | {"tuner_backend": "unsloth"}, "unsloth/bin/pip install unsloth"),
