@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
-from engines.checkpoint.quantization import Quantization, quantized_by
+from engines.checkpoint.quantization import Quantization, check_not_quantized, quantized_by
 from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
@@ -72,10 +72,8 @@ def load_model(
     """
     import transformers
 
-    if quantization is not None and (method := quantized_by(config)):
-        message = f"{Path(model).name!r} is quantised already ({method}): leave it out"
-        raise UnsupportedModel(message, param="quant_method")
-
+    if quantization is not None:
+        check_not_quantized(model, config)
     auto = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "seq_cls": transformers.AutoModelForSequenceClassification,

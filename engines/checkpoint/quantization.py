@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
+from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams, Storage
 
 
@@ -75,6 +77,13 @@ def quantized_by(config: Any) -> str | None:
         return None
     method = said.get("quant_method") if isinstance(said, dict) else said.quant_method
     return str(getattr(method, "value", method))
+
+
+def check_not_quantized(model: str, config: Any) -> None:
+    """Raises UnsupportedModel where a checkpoint that is to be quantised was saved quantised."""
+    if method := quantized_by(config):
+        message = f"{Path(model).name!r} is quantised already ({method}): leave it out"
+        raise UnsupportedModel(message, param="quant_method")
 
 
 def install_command(method: str) -> str:

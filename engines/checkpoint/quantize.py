@@ -4,7 +4,8 @@ torchao, layer by layer).
 The output head and the embeddings stay as they are, as the libraries have it by default: `get_keys_to_not_convert`.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from engines.checkpoint.quantization import Quantization, install_command, quantized_by
@@ -99,26 +100,33 @@ def _by_hqq(model: Any, quantization: Quantization) -> None:
 
     HQQLinear.set_backend(HQQBackend.PYTORCH)
     for path, linear in list(linears_to_quantize(model)):
-        group = _group(linear.weight.numel(), 64)
+        group = _group(linear.weight.numel(), 64) or linear.weight.numel()
         settings = BaseQuantizeConfig(nbits=quantization.bits, group_size=group, axis=quantization.axis)
         packed = HQQLinear(linear, settings, compute_dtype=linear.weight.dtype, device=str(linear.weight.device))
         model.set_submodule(path, packed.requires_grad_(False))
 
 
 def _by_torchao(model: Any, quantization: Quantization) -> None:
-    import torch
-    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
-    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization import quantize_
 
-    for _, linear in list(linears_to_quantize(model)):
-        if quantization.bits == 8:
-            settings: Any = Int8WeightOnlyConfig()
-        else:
-            settings = IntxWeightOnlyConfig(
-                weight_dtype=torch.int4, granularity=PerGroup(_group(linear.in_features, 32))
-            )
+    linears = [linear for _, linear in linears_to_quantize(model)]
+    settings = torchao_settings(quantization.bits, [linear.in_features for linear in linears])
+    for linear in linears:
         quantize_(linear, settings)
         linear.weight.requires_grad_(False)
+
+
+def torchao_settings(bits: int, widths: Iterable[int]) -> Any:
+    """torchao's configuration for linear layers with these numbers of inputs. A scale is for a row of 8-bit weights,
+    and for a group of 4-bit ones."""
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    if bits == 8:
+        return Int8WeightOnlyConfig()
+    group = _group(math.gcd(*widths), 32)
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0) if group is None else PerGroup(group))
 
 
 def linears_to_quantize(model: Any) -> Iterator[tuple[str, Any]]:
@@ -133,6 +141,6 @@ def linears_to_quantize(model: Any) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def _group(size: int, most: int) -> int:
-    """How many weights share a scale: a divisor of `size`, `most` where that is one."""
-    return next((each for each in (64, 32, 16, 8) if each <= most and size % each == 0), size)
+def _group(size: int, most: int) -> int | None:
+    """How many weights share a scale: a divisor of `size`, `most` where that is one. None: there is none to choose."""
+    return next((each for each in (64, 32, 16, 8) if each <= most and size % each == 0), None)

@@ -61,6 +61,8 @@ class About:
     """Why no training reads it, or none of a task's methods, where there is more to say than that."""
     not_in_deploy: str | None = None
     """Why `deploy` does not read it, where there is more to say than that."""
+    not_in_lmdeploy: str | None = None
+    """Why the engine lmdeploy does not read it, where there is more to say than that."""
     not_in_api: str | None = None
     """Why neither jobs nor fine-tuning jobs may choose it."""
     not_in_fine_tuning: str | None = None

@@ -9,6 +9,14 @@ from engines.params.base import Params
 from engines.params.model import DType
 
 Storage = Literal["uint8", "float16", "bfloat16", "float32"]
+NO_READER = "LMDeploy 0.18 serves checkpoints that are quantised already, and quantises none while it loads: pt does"
+CHOSEN = About(
+    TRAINING + MERGE,
+    engines=("pt", "vllm"),
+    not_in_lmdeploy=NO_READER,
+    not_in_fine_tuning=THE_MODEL,
+    as_served=True,
+)
 LOADED = About(TRAINING + MERGE, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
 COMPUTED = About(TRAINING, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
 """Of weights that are merged and written unquantised nothing depends on these."""
@@ -19,11 +27,12 @@ class QuantizationParams(Params):
 
     starred: ClassVar = frozenset({"quant_method", "quant_bits"})
 
-    quant_method: Annotated[Literal["bnb", "hqq", "eetq", "torchao"] | None, LOADED] = None
+    quant_method: Annotated[Literal["bnb", "hqq", "eetq", "torchao"] | None, CHOSEN] = None
     """Library that quantises the linear layers, but for the output head, while they are loaded: bitsandbytes (`bnb`),
     HQQ (`pip install 'tuneserve[hqq]'`) or torchao, which the reference does not have. Not quantised unless given. EETQ
-    has no package for today's Python. (A checkpoint that is quantised already needs no parameter.)"""
-    quant_bits: Annotated[int | None, LOADED] = Field(None, ge=1, le=8)
+    has no package for this Python; the engine vllm has torchao only. (A checkpoint that is quantised already needs no
+    parameter.)"""
+    quant_bits: Annotated[int | None, CHOSEN] = Field(None, ge=1, le=8)
     """Bits for each weight: 4 or 8 by bnb and torchao, which keeps 4 of them in a byte; 2, 3, 4 or 8 by hqq."""
     hqq_axis: Annotated[int | None, LOADED] = Field(None, ge=0, le=1)
     """Along which axis HQQ groups weights that share a scale. 1 unless given."""

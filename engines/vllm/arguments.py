@@ -1,5 +1,6 @@
 """From our configuration to vLLM's arguments."""
 
+import json
 import logging
 import random
 from typing import Any, get_args
@@ -13,6 +14,8 @@ from vllm.usage.usage_lib import UsageContext
 
 from engines.adapters.plain import leaves
 from engines.checkpoint.loading import choose_dtype
+from engines.checkpoint.quantization import check_not_quantized
+from engines.checkpoint.quantize import torchao_settings
 from engines.checkpoint.structure import Structure
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
@@ -60,6 +63,7 @@ def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Se
         disable_log_stats=True,  # of its own loggers: ours gets the numbers all the same
         use_tqdm_on_load=False,
         worker_extension_cls="engines.vllm.worker.WorkerExtension",
+        **_quantization(config, structure),
         **{name: value for name, value in given.items() if value is not None},
         **more,
     )
@@ -83,6 +87,21 @@ def lora_arguments(config: VllmConfig, structure: Structure) -> dict[str, Any]:
         # Not the head: with adapters on it vLLM dies on a CPU of the first request for the prompt's logprobs.
         "lora_target_modules": leaves(structure.linears),
     }
+
+
+def _quantization(config: VllmConfig, structure: Structure) -> dict[str, Any]:
+    """What has vLLM quantise linear layers as pt does, but for a head that classifies."""
+    if config.torchao_bits is None:
+        return {}
+    from torchao.core.config import config_to_dict
+    from torchao.quantization import FqnToConfig
+
+    check_not_quantized(config.model, structure.config)
+    # After loading, each process quantises its share of a layer.
+    widths = [inputs // config.tensor_parallel_size for inputs, _ in structure.linears.values()]
+    settings = FqnToConfig({r"re:(?!(.*\.)?score$).*": torchao_settings(config.torchao_bits, widths)})
+    overrides = {"quantization_config_dict_json": json.dumps(config_to_dict(settings))}
+    return {"quantization": "torchao", "hf_overrides": overrides}
 
 
 def _dtype(config: VllmConfig, structure: Structure) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmConfig(EngineConfig):
+    torchao_bits: int | None = None
+    """Bits of each weight that torchao quantises. None: weights as the checkpoint has them."""
     kv_cache_memory: float | None = None
     """GiB. None: on a GPU what `gpu_memory_utilization` leaves; on a CPU as `kv_cache_bytes` says."""
     gpu_memory_utilization: float = 0.9
@@ -30,6 +32,7 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
     named_as_elsewhere = "max_lora_rank" in params.model_fields_set
     return VllmConfig(
         **settings_of(params),
+        torchao_bits=params.quant_bits if params.quant_method == "torchao" else None,
         kv_cache_memory=params.kv_cache_memory,
         gpu_memory_utilization=params.gpu_memory_utilization,
         tensor_parallel_size=params.tensor_parallel_size,

@@ -54,6 +54,8 @@ def _refusal(params: DeployParams, name: str) -> str | None:
         return None if reason is None else f"--{name}: {reason}"
     if value == field.get_default():
         return None
+    if engine == "lmdeploy" and said.not_in_lmdeploy:
+        return f"--{name}: {said.not_in_lmdeploy}"
     if said.engines:
         return f"--{name}: the engine {engine} does not support it; it is for {' and '.join(said.engines)}"
     return f"--{name}: {said.not_in_deploy or NOT_SUPPORTED}"
@@ -83,9 +85,13 @@ def _database_refusals(params: DeployParams) -> list[str]:
 
 
 def _quantization_refusals(params: DeployParams) -> list[str]:
-    if params.infer_backend != "pt":  # no other reads these parameters
+    if params.infer_backend == "lmdeploy":  # which reads none of these parameters
         return []
-    return [f"--{name}: {reason}" for name, reason in quantization_conflicts(params, mark="--")]
+    conflicts = quantization_conflicts(params, mark="--")
+    if params.infer_backend == "vllm" and params.quant_method in ("bnb", "hqq"):
+        only = f"vLLM 0.32 quantises weights by torchao only while it loads them: pt does by {params.quant_method}"
+        conflicts = [("quant_method", only)]
+    return [f"--{name}: {reason}" for name, reason in conflicts]
 
 
 def _adapter_refusals(params: DeployParams) -> list[str]:

@@ -16,19 +16,33 @@ from engines.pt.config import pt_config
 from engines.vllm.config import vllm_config
 
 CONFIGURE = {"pt": pt_config, "vllm": vllm_config, "lmdeploy": lmdeploy_config}
+NF4 = {"quant_method": "bnb", "quant_bits": 4}
+BESIDE: dict[str, dict[str, Any]] = {
+    "quant_method": {"quant_bits": 8},
+    "quant_bits": {"quant_method": "torchao"},
+    "hqq_axis": {"quant_method": "hqq", "quant_bits": 4},
+    "bnb_4bit_compute_dtype": NF4,
+    "bnb_4bit_quant_type": NF4,
+    "bnb_4bit_use_double_quant": NF4,
+    "bnb_4bit_quant_storage": NF4,
+}
+"""What has to be given beside a parameter for it to be read."""
+VALUES = {"quant_method": "torchao", "hqq_axis": 0}
 
 
 @pytest.mark.parametrize("name", DeployParams.model_fields)
 def test_another_value_makes_another_configuration_of_the_engines_that_read_it(name: str) -> None:
-    given = DeployParams.model_validate({"model": "m", name: another_value(DeployParams.model_fields[name])})
-    changed = tuple(engine for engine in EVERY_ENGINE if is_changed(engine, given))
+    beside = {"model": "m", **BESIDE.get(name, {})}
+    value = VALUES.get(name, another_value(DeployParams.model_fields[name]))
+    plain, given = (DeployParams.model_validate(each) for each in (beside, beside | {name: value}))
+    changed = tuple(engine for engine in EVERY_ENGINE if is_changed(engine, plain, given))
     assert changed == about(DeployParams.model_fields[name]).engines
 
 
-def is_changed(engine: str, given: DeployParams) -> bool:
+def is_changed(engine: str, plain: DeployParams, given: DeployParams) -> bool:
     configure = CONFIGURE[engine]
     try:
-        return configure(given) != configure(DeployParams(model="m"))
+        return configure(given) != configure(plain)
     except UnsupportedModel:
         return True
 

@@ -45,6 +45,7 @@ JOB = {"type": "sft", "parameters": {"model": "m", "dataset": ["$FOLDER/other/ro
 OF_HUB = {"type": "sft", "parameters": {"model": "m", "dataset": ["org/set"]}}
 PYTHON = {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}
 KEYS = {"api_key": [FULL]}
+ON_VLLM = MODEL | {"infer_backend": "vllm"}
 NF4 = {"quant_method": "bnb", "quant_bits": 4}
 
 OF_THE_SERVER = apart(
@@ -174,7 +175,7 @@ TABLES: dict[str, dict[str, Row]] = {
     ),
     "vllm": of_every_engine("vllm")
     | apart(
-        MODEL | {"infer_backend": "vllm"},
+        ON_VLLM,
         kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
@@ -183,8 +184,10 @@ TABLES: dict[str, dict[str, Row]] = {
         disable_custom_all_reduce=Two(False, True, config("disable_custom_all_reduce")),
         enforce_eager=Two(False, True, config("enforce_eager")),
         enable_sleep_mode=Two(False, True, config("enable_sleep_mode")),
+        quant_bits=Two(4, 8, config("torchao_bits"), {"quant_method": "torchao"}),
         vllm_max_lora_rank=Two(16, 32, config("max_lora_rank")),
-    ),
+    )
+    | {"quant_method": Row(ON_VLLM, ON_VLLM | {"quant_method": "torchao", "quant_bits": 8}, config("torchao_bits"))},
     "lmdeploy": of_every_engine("lmdeploy")
     | apart(
         MODEL | {"infer_backend": "lmdeploy"},

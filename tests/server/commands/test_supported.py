@@ -55,13 +55,16 @@ def test_two_adapters_of_one_name_are_refused() -> None:
     assert told.startswith("--adapters: two adapters have the name 'a'")
 
 
-def test_what_quantises_the_base_is_read_by_pt_alone_and_must_say_how() -> None:
+def test_what_quantises_the_base_is_refused_where_the_engine_has_no_such_thing_and_must_say_how() -> None:
     asked = {"model": "m", "quant_method": "bnb", "quant_bits": 4}
     assert refusals(DeployParams(**asked)) == []
-    assert refusals(DeployParams(**asked, infer_backend="vllm")) == [
-        "--quant_bits: the engine vllm does not support it; it is for pt",
-        "--quant_method: the engine vllm does not support it; it is for pt",
-    ]
+    (only,) = refusals(DeployParams(**asked, infer_backend="vllm"))
+    assert only.startswith("--quant_method: vLLM 0.32 quantises weights by torchao only while it loads them")
+    assert refusals(DeployParams(**asked | {"quant_method": "torchao"}, infer_backend="vllm")) == []
+    nothing = "LMDeploy 0.18 serves checkpoints that are quantised already, and quantises none while it loads"
+    told = refusals(DeployParams(**asked, infer_backend="lmdeploy"))
+    assert [line.partition(":")[0] for line in told] == ["--quant_bits", "--quant_method"]
+    assert all(nothing in line for line in told)
     (missing,) = refusals(DeployParams(model="m", quant_method="bnb"))
     assert missing.startswith("--quant_method: say how many bits each weight is to have")
     (unread,) = refusals(DeployParams(**asked, hqq_axis=0))
