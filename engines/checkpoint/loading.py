@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
 from engines.checkpoint.quantization import Quantization, check_not_quantized, quantized_by
-from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings
+from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings, unpack
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
 
@@ -78,7 +78,7 @@ def load_model(
         "causal_lm": transformers.AutoModelForCausalLM,
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
-    with _loading("weights", model):
+    with _loading("weights", model, _other_ways(config)):
         found, info = auto.from_pretrained(
             model,
             config=config,
@@ -93,8 +93,9 @@ def load_model(
         )
         if quantization is not None:
             quantize(found, quantization)
-    if quantized_by(found.config):
+    if quantized_by(found.config) and device_map != "meta":
         keep_unpacked(found)
+        unpack(found)
     if own_head and (not hasattr(found, "score") or any(key.startswith("score.") for key in info["missing_keys"])):
         message = f"the checkpoint {model!r} has no head named 'score', with which it could classify"
         raise UnsupportedModel(message, param="task_type")
@@ -133,8 +134,16 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _other_ways(config: Any) -> str:
+    """What can be done where transformers lacks a package to load a model of this configuration."""
+    method = quantized_by(config)
+    if method not in ("gptq", "awq"):
+        return ""
+    return f": the engine vllm serves models of {method} without it; to train or merge, give the model as it was"
+
+
 @contextmanager
-def _loading(what: str, model: str) -> Iterator[None]:
+def _loading(what: str, model: str, other_ways: str = "") -> Iterator[None]:
     """Turn what transformers raises for a model that cannot be had into one sentence for the person who named it."""
     from safetensors import SafetensorError
 
@@ -143,4 +152,5 @@ def _loading(what: str, model: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         known = "" if Path(model).is_dir() else " (it is not a folder, so it was looked up as a hub id)"
         message = f"the {what} of model {model!r} cannot be loaded{known}: {reason_of(error)}"
+        message += other_ways if isinstance(error, ImportError) else ""
         raise UnsupportedModel(message, param="model") from error

@@ -14,7 +14,7 @@ from vllm.usage.usage_lib import UsageContext
 
 from engines.adapters.plain import leaves
 from engines.checkpoint.loading import choose_dtype
-from engines.checkpoint.quantization import check_not_quantized
+from engines.checkpoint.quantization import check_not_quantized, quantized_by
 from engines.checkpoint.quantize import torchao_settings
 from engines.checkpoint.structure import Structure
 from engines.errors import UnsupportedModel
@@ -22,6 +22,9 @@ from engines.process.resources import GIB, kv_cache_bytes
 from engines.vllm.config import VllmConfig
 
 log = logging.getLogger(__name__)
+
+BY_KERNELS = ("gptq", "awq", "fp8", "compressed-tensors")
+"""Methods of quantised checkpoints with whose weights vLLM's kernels compute, which on CPUs mostly lack float32."""
 
 
 def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Settings:
@@ -105,6 +108,13 @@ def _quantization(config: VllmConfig, structure: Structure) -> dict[str, Any]:
 
 
 def _dtype(config: VllmConfig, structure: Structure) -> str:
+    """On a CPU. Raises UnsupportedModel."""
+    if quantized_by(structure.config) in BY_KERNELS:
+        form = structure.config.quantization_config.get("format")
+        if config.dtype == "float32" and form == "pack-quantized":  # vLLM would die of the first request
+            message = "on CPUs, vLLM computes with packed weights of compressed-tensors in bfloat16: leave it out"
+            raise UnsupportedModel(message, param="torch_dtype")
+        return config.dtype or "bfloat16"
     return str(choose_dtype(config.dtype, structure.config, "cpu")).removeprefix("torch.")
 
 

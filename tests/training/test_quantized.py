@@ -21,6 +21,7 @@ from engines.checkpoint.quantize import dequantize, keep_unpacked
 from engines.errors import InvalidRequest, UnsupportedModel
 from tests.four_layers import cut
 from tests.hqq import FOLDER
+from tests.quantized_folders import save_compressed, say_quantized
 from tests.training.jobs import ROOT, losses, make_job
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
@@ -267,28 +268,7 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_a_base_like_the_one_that_it_was
 
 
 def test_a_checkpoint_of_compressed_tensors_is_unpacked_and_trained_on(shop: Shop, tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")  # which comes with vLLM
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import (
-        QuantizationArgs,
-        QuantizationConfig,
-        QuantizationScheme,
-        apply_quantization_config,
-    )
-
-    shutil.copytree(shop.tiny, tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(shop.tiny, dtype=torch.float32)
-    weights = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    apply_quantization_config(model, QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"]))
-    for layer in model.modules():
-        if hasattr(layer, "weight_scale"):
-            layer.weight_scale.data = layer.weight.abs().amax(1, keepdim=True) / 127
-    compressor = ModelCompressor.from_pretrained_model(model)
-    compressor.compress_model(model)
-    model.save_pretrained(tmp_path / "base")
-    compressor.update_config(str(tmp_path / "base"))
-
+    save_compressed(shop.tiny, tmp_path / "base", bits=8)
     packed, _ = shop.train(model=str(tmp_path / "base"), max_steps=2, lora_dropout=0)
     plain, _ = shop.train(max_steps=2, lora_dropout=0)
     assert losses(packed)[1] == pytest.approx(losses(plain)[1], rel=0.05)
@@ -301,9 +281,7 @@ def test_one_that_transformers_cannot_load_here_is_refused_in_its_words(
     shop: Shop, tmp_path: Path, method: str, package: str
 ) -> None:
     base = shutil.copytree(shop.tiny, tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
-    (base / "config.json").write_text(json.dumps(config))
+    say_quantized(base, {"quant_method": method, "bits": 4, "group_size": 32})
     with pytest.raises(UnsupportedModel, match=f"requires {package}"):
         shop.train(model=str(base))
 

@@ -8,7 +8,6 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by
-from engines.checkpoint.quantize import unpack
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
@@ -110,7 +109,6 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
     )
     if params.rope_scaling is not None and params.max_length is not None:
         rope.freeze(model, params.max_length)
-    unpack(model)
     model.config.architectures = [type(model).__name__]
     if params.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UnsupportedModel(f"{type(model).__name__} cannot do it: turn it off", param="gradient_checkpointing")

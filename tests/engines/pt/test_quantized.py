@@ -1,8 +1,11 @@
 """A base model whose weights are quantised while it is loaded: the engine says of it, and of adapters on it, what
 transformers and PEFT say of the same quantised model."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +18,29 @@ from transformers import AutoModelForSequenceClassification, DynamicCache
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
 from engines.checkpoint.size import bytes_of_weights
+from engines.errors import UnsupportedModel
 from engines.pt.runner import ModelRunner
 from engines.types import GenerationRequest, PoolingRequest
 from tests.engines.pt.adapters import load, save_adapter
 from tests.engines.pt.driving import TOLERANCE, Answer, Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.test_parity import check
 from tests.engines.pt.tiny import VOCAB_SIZE
+from tests.hqq import FOLDER
+from tests.quantized_folders import SAVED, say_quantized
+from tests.training.jobs import ROOT
 
-HQQ = pytest.mark.skipif(find_spec("hqq") is None, reason="hqq is not installed")
 WAYS = {
     "nf4": Quantization(method="bnb", bits=4),
     "fp4 without double quantisation": Quantization(method="bnb", bits=4, quant_type="fp4", double_quant=False),
     "torchao with 8 bits": Quantization(method="torchao", bits=8),
     "torchao with 4 bits": Quantization(method="torchao", bits=4),
-    "hqq": Quantization(method="hqq", bits=4),
 }
 INT8 = Quantization(method="bnb", bits=8)
 BLOCKS = (3, 8, 17, 30)
 """Lengths of prompts: on, before and behind the borders of blocks."""
 
 
-@pytest.fixture(params=[pytest.param(way, marks=HQQ if way == "hqq" else ()) for way in WAYS])
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -64,19 +69,30 @@ def asked(adapter: str | None, logprobs: int = 3) -> list[GenerationRequest]:
     ]
 
 
-def test_answers_of_base_and_adapter_in_one_batch_are_those_of_transformers_and_peft(
-    way: str, folder: Callable[[str], Path], adapter: Path
-) -> None:
-    core = core_of(ModelRunner(settings(folder("llama"), quantization=WAYS[way])), max_num_batched_tokens=24)
+def check_answers(model: Path, adapter: Path, quantization: Quantization | None) -> None:
+    """Answers of base and adapter in one batch are those of transformers and PEFT on the model as quantised."""
+    core = core_of(ModelRunner(settings(model, quantization=quantization)), max_num_batched_tokens=24)
     load(core, a=adapter)
 
     answers = run(core, [*asked(None), *asked("a")])
 
-    base = Reference(loaded(folder("llama"), WAYS[way]))
-    check(base, asked(None), answers)
-    check(Reference(PeftModel.from_pretrained(loaded(folder("llama"), WAYS[way]), adapter).eval()), asked("a"), answers)
-    plain = Reference(loaded(folder("llama"), None))
-    assert not torch.allclose(base.logits(prompt(17)), plain.logits(prompt(17)), atol=1e-2)
+    check(Reference(loaded(model, quantization)), asked(None), answers)
+    check(Reference(PeftModel.from_pretrained(loaded(model, quantization), adapter).eval()), asked("a"), answers)
+
+
+def test_answers_of_base_and_adapter_in_one_batch_are_those_of_transformers_and_peft(
+    way: str, folder: Callable[[str], Path], adapter: Path
+) -> None:
+    check_answers(folder("llama"), adapter, WAYS[way])
+    quantised, plain = (Reference(loaded(folder("llama"), each)) for each in (WAYS[way], None))
+    assert not torch.allclose(quantised.logits(prompt(17)), plain.logits(prompt(17)), atol=1e-2)
+
+
+def test_where_hqq_quantises_they_are_too(folder: Callable[[str], Path], adapter: Path) -> None:
+    """In a process that finds HQQ as it imports PEFT."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{FOLDER}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.engines.pt.serves_on_hqq", str(folder("llama")), str(adapter)]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=300)
 
 
 def step_by_step(model: Any, asked: GenerationRequest, tokens: list[int]) -> Tensor:
@@ -136,27 +152,50 @@ def test_where_bitsandbytes_rounds_by_the_batch_what_is_computed_beside_others_d
 
 
 def test_the_weights_that_count_are_the_packed_ones(way: str, folder: Callable[[str], Path]) -> None:
-    quantised, plain = loaded(folder("llama"), WAYS[way]), loaded(folder("llama"), None)
+    check_bytes(folder("llama"), WAYS[way])
+
+
+def check_bytes(model: Path, quantization: Quantization) -> None:
+    quantised, plain = loaded(model, quantization), loaded(model, None)
 
     numbers = sum(each.weight.numel() for each in plain.model.layers.modules() if isinstance(each, nn.Linear))
     saved = bytes_of_weights(plain.model.layers) - bytes_of_weights(quantised.model.layers)
-    bits = 8 if way.startswith("torchao") else 4
+    bits = 8 if quantization.method == "torchao" else 4
     scales = 14 * 2000  # at most, of layers as small as these
     assert 0 <= numbers * (32 - bits) // 8 - saved < scales
     assert bytes_of_weights(plain) == sum(each.nbytes for each in (*plain.parameters(), *plain.buffers()))
 
 
-def test_a_model_that_was_saved_quantised_needs_no_parameter(
+def test_a_model_that_bitsandbytes_saved_quantised_needs_no_parameter(
     folder: Callable[[str], Path], adapter: Path, tmp_path: Path
 ) -> None:
     loaded(folder("llama"), WAYS["nf4"]).save_pretrained(tmp_path)
-    core = core_of(ModelRunner(settings(tmp_path)))
+    check_answers(tmp_path, adapter, None)
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_a_model_that_another_program_saved_quantised_answers_as_the_weights_that_it_stands_for(
+    form: str, folder: Callable[[str], Path], adapter: Path, tmp_path: Path
+) -> None:
+    meant = loaded(folder("llama"), None)
+    meant.load_state_dict(SAVED[form](folder("llama"), tmp_path / "saved"))
+    core = core_of(ModelRunner(settings(tmp_path / "saved")))
     load(core, a=adapter)
 
     answers = run(core, [*asked(None), *asked("a")])
 
-    check(Reference(loaded(tmp_path, None)), asked(None), answers)
-    check(Reference(PeftModel.from_pretrained(loaded(tmp_path, None), adapter).eval()), asked("a"), answers)
+    check(Reference(meant), asked(None), answers)
+    check(Reference(PeftModel.from_pretrained(meant, adapter).eval()), asked("a"), answers)
+
+
+@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
+def test_one_that_transformers_cannot_load_here_is_refused_with_what_can_be_done(
+    method: str, package: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    saved = shutil.copytree(folder("llama"), tmp_path / "saved")
+    say_quantized(saved, {"quant_method": method, "bits": 4, "group_size": 32})
+    with pytest.raises(UnsupportedModel, match=rf"requires {package}.*: the engine vllm serves models of {method}"):
+        ModelRunner(settings(saved))
 
 
 def test_a_model_that_classifies_is_quantised_but_for_its_head(folder: Callable[[str], Path], tmp_path: Path) -> None:

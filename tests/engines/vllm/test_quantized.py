@@ -1,24 +1,26 @@
-"""vLLM with weights that torchao quantises while they are loaded: the base model and an adapter say what transformers
-and PEFT say of the same quantised model."""
+"""vLLM with quantised weights: the base model and an adapter say what transformers and PEFT say of the same weights."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
 import torch
 from peft import PeftModel
 
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
+from engines.types import GenerationRequest
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.contract.engines import answer, request
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import Output, Reference
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.quantized_folders import save_compressed
 
-pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [needs_vllm, pytest.mark.asyncio]
 
 FOUR_BITS = Quantization(method="torchao", bits=4)
 
@@ -28,28 +30,50 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_for_vllm(tmp_path_factory.mktemp("model"), positions=512)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model: Path) -> AsyncIterator[VllmEngine]:
-    config = VllmConfig(**TINY, model=str(model), max_loras=1, torchao_bits=4)
-    engine = VllmEngine(config, max_num_queued_reqs=8)
+@asynccontextmanager
+async def started(**settings: Any) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(VllmConfig(**TINY | {"max_loras": 1} | settings), max_num_queued_reqs=8)
     await engine.start()
     yield engine
     await engine.stop()
 
 
-async def check(engine: VllmEngine, truth: torch.nn.Module, adapter: str | None) -> None:
-    asked = request("a prompt", max_new_tokens=8, ignore_eos=True, logprobs=3, adapter=adapter)
-    made = await answer(engine, asked)
-    Reference(truth).check_greedy(asked, Output(made.token_ids, made.logprobs))
-
-
-async def test_base_and_adapter_answer_as_in_transformers_and_peft_on_the_quantised_model(
-    engine: VllmEngine, model: Path, tmp_path: Path
-) -> None:
-    base = load_model(
-        str(model), config=load_config(str(model)), dtype=torch.float32, device_map="cpu", quantization=FOUR_BITS
+def loaded(model: Path, quantization: Quantization | None) -> Any:
+    return load_model(
+        str(model), config=load_config(str(model)), dtype=torch.float32, device_map="cpu", quantization=quantization
     )
-    await engine.load_adapter("a@1", save_adapter(model, tmp_path))
 
-    await check(engine, base, None)
-    await check(engine, PeftModel.from_pretrained(base, tmp_path).eval(), "a@1")
+
+def asked(adapter: str | None) -> GenerationRequest:
+    return request("a prompt", max_new_tokens=8, ignore_eos=True, logprobs=3, adapter=adapter)
+
+
+async def test_base_and_adapter_answer_as_in_transformers_and_peft_on_the_model_that_torchao_quantised(
+    model: Path, tmp_path: Path
+) -> None:
+    base = loaded(model, FOUR_BITS)
+    async with started(model=str(model), torchao_bits=4) as engine:
+        await engine.load_adapter("a@1", save_adapter(model, tmp_path))
+        for name in (None, "a@1"):
+            made = await answer(engine, asked(name))
+            truth = base if name is None else PeftModel.from_pretrained(base, tmp_path).eval()
+            Reference(truth).check_greedy(asked(name), Output(made.token_ids, made.logprobs))
+
+
+async def test_a_checkpoint_that_is_quantised_already_answers_nearly_as_the_weights_that_it_stands_for(
+    tmp_path: Path,
+) -> None:
+    """Its kernels compute in bfloat16."""
+    wide = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = save_for_vllm(tmp_path / "model", positions=512, **wide)
+    meant = loaded(model, None)
+    meant.load_state_dict(save_compressed(model, tmp_path / "packed", bits=4, group=32))
+    save_adapter(model, tmp_path / "adapter")
+    async with started(model=str(tmp_path / "packed"), dtype=None) as engine:
+        await engine.load_adapter("a@1", tmp_path / "adapter")
+        for name in (None, "a@1"):
+            told = (await answer(engine, asked(name))).logprobs[0].top
+            truth = meant if name is None else PeftModel.from_pretrained(meant, tmp_path / "adapter").eval()
+            logprobs = Reference(truth).logits(asked(name).prompt_ids)[-1].log_softmax(-1)
+            assert told[0][0] == logprobs.argmax()
+            assert dict(told) == pytest.approx({token: logprobs[token].item() for token, _ in told}, abs=0.6)

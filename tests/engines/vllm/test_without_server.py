@@ -13,6 +13,7 @@ import pytest
 from engines.vllm.client import environment
 from engines.vllm.config import VllmConfig
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.quantized_folders import say_quantized
 
 pytestmark = needs_vllm
 
@@ -30,7 +31,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     headless = save_for_vllm(tmp_path_factory.mktemp("headless"), positions=POSITIONS)
     text = (headless / "config.json").read_text()
     (headless / "config.json").write_text(text.replace("ForCausalLM", "ForSequenceClassification"))
+    packed = save_for_vllm(tmp_path_factory.mktemp("packed"), positions=POSITIONS)
+    say_quantized(packed, {"quant_method": "compressed-tensors", "format": "pack-quantized"})
+    fp8 = save_for_vllm(tmp_path_factory.mktemp("fp8"), positions=POSITIONS)
+    say_quantized(fp8, {"quant_method": "fp8"})
     wrong = {
+        "packed in float32": {"model": str(packed)},
+        "quantised already": {"model": str(fp8), "torchao_bits": 8},
         "no head": {"model": str(headless)},
         "no folder": {"model": str(unknown / "nowhere")},
         "architecture": {"model": str(unknown)},
@@ -64,6 +71,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("stages", "tensor_parallel_size"),
         ("memory", "memory for the cache"),
         ("no head", "no head named 'score'"),
+        ("packed in float32", "in bfloat16"),
+        ("quantised already", "is quantised already (fp8): leave it out"),
     ],
 )
 def test_a_model_that_cannot_be_run_as_asked_is_refused_with_the_reason(

@@ -1,0 +1,83 @@
+"""Checkpoints as hubs hold them whose linear layers were quantised by other programs, made of tiny models."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+BLOCK = 16
+"""Rows and columns of an FP8 weight that share a scale."""
+
+
+def save_fp8(model: Path, folder: Path) -> dict[str, Tensor]:
+    """Write `model` in DeepSeek's form: 8-bit floating-point numbers, and a scale for each block of them. Returns the
+    weights that they stand for, by name."""
+    tensors = load_file(model / "model.safetensors")
+    meant, saved = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        blocks = tensors[name].view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        scales = blocks.abs().amax((1, 3), keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+        packed = (blocks / scales).to(torch.float8_e4m3fn)
+        saved[name] = packed.view(rows, columns)
+        saved[f"{name}_scale_inv"] = scales[:, 0, :, 0].contiguous()
+        meant[name] = (packed.float() * scales).view(rows, columns)
+    shutil.copytree(model, folder)
+    save_file(saved, folder / "model.safetensors", {"format": "pt"})
+    told = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
+    say_quantized(folder, told)
+    return meant
+
+
+def save_compressed(model: Path, folder: Path, *, bits: int, group: int = BLOCK) -> dict[str, Tensor]:
+    """Write `model` as compressed-tensors does, which comes with vLLM: integers, and a scale for each row (8 bits) or
+    each `group` of them (4 bits). Returns the weights that they stand for, by name."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    shared: dict[str, Any] = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": group}
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, **shared)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    apply_quantization_config(plain, QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"]))
+    meant = load_file(model / "model.safetensors")
+    for path, layer in plain.named_modules():
+        if hasattr(layer, "weight_scale"):
+            rows, columns = layer.weight.shape
+            groups = layer.weight.detach().view(rows, -1, columns if bits == 8 else group)
+            most = 2 ** (bits - 1) - 1
+            scales = groups.abs().amax(-1, keepdim=True) / most
+            layer.weight_scale.data = scales[..., 0]
+            meant[f"{path}.weight"] = ((groups / scales).round() * scales).view(rows, columns)
+    compressor = ModelCompressor.from_pretrained_model(plain)
+    compressor.compress_model(plain)
+    shutil.copytree(model, folder)
+    plain.save_pretrained(folder)
+    compressor.update_config(str(folder))
+    return meant
+
+
+def say_quantized(folder: Path, told: dict[str, Any]) -> None:
+    """Have config.json say how the weights were quantised."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+
+
+SAVED: dict[str, Callable[[Path, Path], dict[str, Tensor]]] = {
+    "fp8": save_fp8,
+    "compressed-tensors with 8 bits": lambda model, folder: save_compressed(model, folder, bits=8),
+    "compressed-tensors with 4 bits": lambda model, folder: save_compressed(model, folder, bits=4),
+}
