@@ -21,7 +21,7 @@ SOUNDS_SECRET = re.compile(r"(^|_)(token|tokens|key|keys|secret|password|credent
 NO_SECRET = {
     "api_key_file", "average_tokens_across_devices", "bos_token_id", "max_new_tokens", "max_num_batched_tokens",
     "key_max_outputs", "key_max_running_requests", "key_requests_per_minute", "key_tokens_per_minute", "metrics_auth",
-    "ssl_keyfile", "vera_projection_prng_key",
+    "ssl_keyfile", "trainable_token_indices", "vera_projection_prng_key",
 }  # fmt: skip
 S3CRET = "hf_s3cret"
 REQUIRED: dict[str, dict[str, Any]] = {"rlhf": {"rlhf_type": "dpo"}}

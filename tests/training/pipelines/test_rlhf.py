@@ -38,7 +38,9 @@ ROWS = [
     }
     for i in range(12)
 ]
-SETTINGS = BRIEF | {"rlhf_type": "dpo", "rpo_alpha": 0.0, "lora_rank": 4, "lora_alpha": 8}
+SETTINGS = BRIEF | {"rlhf_type": "dpo"}
+OF_DPO: dict[str, Any] = {"rpo_alpha": 0.0}
+OF_LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8}
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +64,9 @@ def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
     """Run a job on ROWS; returns its folder."""
 
     def run(name: str = "job", **params: Any) -> JobFolder:
-        given = SETTINGS | {"model": str(base), "dataset": [pairs]} | params
+        given: dict[str, Any] = SETTINGS | {"model": str(base), "dataset": [pairs]} | params
+        given = (OF_DPO if given["rlhf_type"] == "dpo" else {}) | given
+        given = (OF_LORA if params.keys().isdisjoint({"train_type", "adapters"}) else {}) | given
         if "eval_strategy" in params:
             given["val_dataset"] = [f"{pairs}#4"]
         return trained(tmp_path / name, "rlhf", **given)
@@ -418,9 +422,9 @@ def test_what_dpo_does_not_read_is_not_taken_from_the_training_before(
         ({"rlhf_type": "cpo", "loss_type": "simpo"}, ("loss_type", "choose sigmoid or hinge or ipo")),
         ({"ref_model_type": "llama"}, ("ref_model_type", "is not given")),
         ({"ref_model_revision": "main"}, ("ref_model_revision", "is not given")),
-        ({"packing": True}, ("packing", "not supported")),
-        ({"lazy_tokenize": True}, ("lazy_tokenize", "not supported")),
-        ({"padding_side": "left"}, ("padding_side", "not supported")),
+        ({"packing": True}, ("packing", "only sft and pt read it")),
+        ({"lazy_tokenize": True}, ("lazy_tokenize", "only sft and pt read it")),
+        ({"padding_side": "left"}, ("padding_side", "only sft and pt read it")),
         ({"reward_model": "m"}, ("reward_model", "only rlhf_type ppo")),
     ],
 )
