@@ -28,6 +28,7 @@ IDS = torch.tensor([[3, 17, 5, 60, 9, 22]])
 
 def learns_alone(params: SftParams, learning_rate: float) -> None:
     """A few steps without a trainer."""
+    torch.manual_seed(params.seed)
     model = tuner_of(params).attach(load_for_training(params, load_base_config(params), torch.float32), params).model
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate)
