@@ -25,6 +25,7 @@ from training.trainers.curves import Curves
 from training.trainers.divided import FullySharded, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
+from training.trainers.heap import give_back_before_logits
 from training.trainers.precision import Precision
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
@@ -80,6 +81,8 @@ class JobTrainer(FullySharded):
             **settings,
         )
         self.shard()
+        if self.args.device.type == "cpu":
+            give_back_before_logits(job.tuned.model)
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
         changing = optimizer_of(job.params).callbacks(job.tuned.model, job.params)
