@@ -14,7 +14,7 @@ def lines_of(memory: Memory) -> Iterator[str]:
     yield _line("in all", memory.total)
     yield _line(f"free on {memory.device}", memory.available)
     if memory.fits:
-        yield "It fits, beside what the libraries take themselves."
+        yield "It fits, beside the libraries, which are loaded already."
         return
     yield "It does not fit."
     for change in memory.smaller:

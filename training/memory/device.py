@@ -41,6 +41,6 @@ def _left_in_container() -> int:
 
 
 def _allowed() -> int:
-    """What this process may take for itself."""
+    """What this process may take for itself beside what it has taken: its libraries."""
     most, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return 1 << 62 if most == resource.RLIM_INFINITY else most
+    return 1 << 62 if most == resource.RLIM_INFINITY else most - int(psutil.Process().memory_info().data)

@@ -15,7 +15,7 @@ from training.memory.step import Batch, Learner, parts_of_step
 from training.memory.weightless import built, tuned
 from training.methods import method_of
 from training.methods.base import Beside
-from training.optimizers import state_bytes
+from training.optimizers import optimizer_of, state_bytes
 from training.params.sft import SftParams
 from training.trainers.precision import Precision, precision_of
 from training.tuners import tuner_of
@@ -103,7 +103,8 @@ def _learner(params: SftParams, config: Any, precision: Precision, beside: Besid
     stored = precision.base if tuner.makes == "adapter" else precision.saved
     model = built(copy.deepcopy(config), stored, params, method.task_type)
     asked = params.model_copy(update={"task_type": method.task_type})
-    return Learner(tuned(model, asked, precision), method.task_type, beside.entropy)
+    at_once = optimizer_of(params).each_at_once(params)
+    return Learner(tuned(model, asked, precision), method.task_type, beside.entropy, at_once)
 
 
 def _value_model(params: Any, precision: Precision) -> Learner:

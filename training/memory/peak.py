@@ -15,11 +15,18 @@ ANSWERS = {
     torch.ops.aten.allclose.default: True,
     torch.ops.aten._local_scalar_dense.default: False,
 }
-"""What is said where a computation asks for values, which fake tensors have not: that our logits are the model's, that
-not every token is seen."""
+"""What is said where a computation asks for values, which tensors without memory have not: that our logits are the
+model's, that not every token is seen, that a number is 0."""
 
 
-class Peak(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+class Answers(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+    """While it lasts, gives them."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return ANSWERS[function] if function in ANSWERS else function(*args, **(kwargs or {}))
+
+
+class Peak(Answers):
     """While it lasts, counts. Memory that a kernel takes and gives back by itself is not seen."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -31,17 +38,21 @@ class Peak(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
         self._most = 0
         self._held: dict[int, tuple[Any, str, int]] = {}  # by its storage
 
-    def hold(self, model: nn.Module) -> None:
-        """Count the weights of `model`, and their gradients as such."""
+    def hold(self, model: nn.Module, *, at_once: bool = False) -> None:
+        """Count the weights of `model`, and their gradients as such. `at_once`: each goes as soon as it is there."""
+
+        def learn(weight: Tensor) -> None:
+            self._count(weight.grad, "gradients")
+            if at_once:
+                weight.grad = None
+
         for tensor in (*model.parameters(), *model.buffers()):
             self._count(tensor, "weights")
             if tensor.requires_grad:
-                tensor.register_post_accumulate_grad_hook(lambda weight: self._count(weight.grad, "gradients"))
+                tensor.register_post_accumulate_grad_hook(learn)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in ANSWERS:
-            return ANSWERS[function]
-        made = function(*args, **(kwargs or {}))
+        made = super().__torch_dispatch__(function, types, args, kwargs)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 of_vocabulary = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size

@@ -31,6 +31,8 @@ class Learner:
     task_type: TaskType = "causal_lm"
     entropy: bool = False
     """Whether what is told of a step has the entropy of the answers in it."""
+    at_once: bool = False
+    """Whether each weight is changed as soon as its gradient is there, which then goes."""
 
 
 def parts_of_step(
@@ -44,7 +46,7 @@ def parts_of_step(
     with FakeTensorMode(), torch.random.fork_rng():
         for learner in learners:
             faked(learner.model)
-            peak.hold(learner.model)
+            peak.hold(learner.model, at_once=learner.at_once)
         with peak:
             for _ in range(1 + accumulates):
                 pass_through(learners, batch, autocast)

@@ -8,6 +8,8 @@ from torch import nn
 from engines.checkpoint.quantization import quantization_of
 from engines.params.model import TaskType
 from training.memory.packed import pack
+from training.memory.peak import Answers
+from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.trainers.precision import Precision, hold
 from training.tuners import tuner_of
@@ -34,9 +36,10 @@ def built(
 def tuned(model: Any, params: SftParams, precision: Precision) -> Any:
     """`model` (on "meta"), as its tuner has it trained."""
     shapes = params.model_copy(update={"adapters": (), "init_weights": "true"})  # its first values change no shape
-    with torch.device("meta"):
+    with torch.device("meta"), Answers():
         attached = tuner_of(params).attach(model, shapes).model
     hold(attached, precision)
+    optimizer_of(params).rest(attached, params)
     attached.train()
     if params.gradient_checkpointing:
         kwargs = params.gradient_checkpointing_kwargs or {"use_reentrant": False}
@@ -45,12 +48,13 @@ def tuned(model: Any, params: SftParams, precision: Precision) -> Any:
 
 
 def faked(model: nn.Module) -> None:
-    """Have the weights of `model` say that they are on a CPU. Within a FakeTensorMode."""
+    """Have the weights of `model`, and other tensors that its modules have, say that they are on a CPU. Within a
+    FakeTensorMode."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in [each for each in vars(module).values() if isinstance(each, dict)]:
             for name, tensor in tensors.items():
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     tensors[name] = made.setdefault(id(tensor), _fake(tensor))
 
 

@@ -38,7 +38,7 @@ class Apollo(Optimizer):
         for name in ("rank", "update_proj_gap", "scale"):
             if setting(params, name, 1) <= 0:
                 found.append(("optim_args", f"{name} must be above 0"))
-        return found + (at_once(params, "optim") if params.optim.endswith("layerwise") else [])
+        return found + (at_once(params, "optim") if self.each_at_once(params) else [])
 
     def make(self, model: Any, params: SftParams, arguments: Any, *, steps: int) -> Any:
         from training.optimizers.projected import apollo, step_at_once
@@ -57,7 +57,7 @@ class Apollo(Optimizer):
             message = f"no weight has more than {settings['rank']} rows and columns (rank): nothing would be projected"
             raise InvalidRequest(message, param="optim_args")
         optimizer = apollo(split(decayed(model, arguments.weight_decay), large, settings), arguments)
-        if params.optim.endswith("layerwise"):
+        if self.each_at_once(params):
             step_at_once(optimizer, arguments, "optim")
         return optimizer
 
@@ -67,3 +67,6 @@ class Apollo(Optimizer):
         if len(shape) != 2 or min(shape) <= rank:
             return super().state_bytes(params, shape)
         return int(rank * (8 * max(shape) + 4 * min(shape)))
+
+    def each_at_once(self, params: SftParams) -> bool:
+        return params.optim.endswith("layerwise")

@@ -59,6 +59,13 @@ class Optimizer(ABC):
         """Bytes that it keeps, at most, for a weight of `shape` that is trained in float32."""
         return 8 * prod(shape)
 
+    def each_at_once(self, params: SftParams) -> bool:
+        """Whether it changes each weight as soon as its gradient is there, which then goes."""
+        return False
+
+    def rest(self, model: Any, params: SftParams) -> None:  # noqa: B027  # most have all weights learn in each step
+        """Have those weights of `model` need no gradient that do not learn in the first step."""
+
 
 def setting(params: SftParams, name: str, default: Any) -> Any:
     """What `optim_args` say of `name`."""

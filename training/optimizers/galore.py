@@ -51,14 +51,14 @@ class Galore(Optimizer):
             found += [
                 (name, "no projection is quantised: set galore_proj_quant to true") for name in given(params, bits)
             ]
-        return found + (at_once(params, _parameter_for_each(params)) if _each_at_once(params) else [])
+        return found + (at_once(params, _parameter_for_each(params)) if self.each_at_once(params) else [])
 
     def make(self, model: Any, params: SftParams, arguments: Any, *, steps: int) -> Any:
         from training.optimizers.projected import galore_adafactor, galore_adamw, step_at_once
 
         groups = self._groups(model, params, arguments)
         optimizer = (galore_adafactor if "adafactor" in params.optim else galore_adamw)(groups, arguments)
-        if _each_at_once(params):
+        if self.each_at_once(params):
             step_at_once(optimizer, arguments, _parameter_for_each(params))
         return optimizer
 
@@ -68,6 +68,9 @@ class Galore(Optimizer):
             return super().state_bytes(params, shape)
         bits = (params.galore_proj_bits or BITS) if params.galore_proj_quant else 32
         return params.galore_rank * (8 * max(shape) + min(shape) * bits // 8)
+
+    def each_at_once(self, params: SftParams) -> bool:
+        return params.galore_optim_per_parameter or params.optim.endswith("layerwise")
 
     def _groups(self, model: Any, params: SftParams, arguments: Any) -> list[dict[str, Any]]:
         """The weights that are trained, those to project apart. Raises InvalidRequest."""
@@ -112,10 +115,6 @@ def at_once(params: SftParams, parameter: str) -> list[Refusal]:
     if params.fp16:
         found.append((parameter, "gradients of fp16 are scaled: use bf16"))
     return found
-
-
-def _each_at_once(params: SftParams) -> bool:
-    return params.galore_optim_per_parameter or params.optim.endswith("layerwise")
 
 
 def _parameter_for_each(params: SftParams) -> str:

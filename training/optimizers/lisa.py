@@ -43,10 +43,7 @@ class Lisa(Optimizer):
     def callbacks(self, model: Any, params: SftParams) -> Sequence[Any]:
         from training.optimizers.turns import Turns
 
-        layers = layers_of(model)
-        if params.lisa_activated_layers >= len(layers):
-            message = f"the model has {len(layers)} layers: name fewer, or leave it out and train all"
-            raise InvalidRequest(message, param="lisa_activated_layers")
+        layers = _more_than_learn(model, params)
         return (Turns(layers, lambda step: active(params, len(layers), step)),)
 
     def make(self, model: Any, params: SftParams, arguments: Any, *, steps: int) -> None:
@@ -58,11 +55,25 @@ class Lisa(Optimizer):
         """Of a weight whose turn it is."""
         return Named().state_bytes(params, shape)
 
+    def rest(self, model: Any, params: SftParams) -> None:
+        layers = _more_than_learn(model, params)
+        for number in set(range(len(layers))) - active(params, len(layers), 0):
+            layers[number].requires_grad_(False)
+
 
 def active(params: SftParams, layers: int, step: int) -> frozenset[int]:
     """Numbers of the layers, among `layers`, that learn in the step after `step` others."""
     draw = random.Random(f"{params.seed} {step // params.lisa_step_interval}")
     return frozenset(draw.sample(range(layers), params.lisa_activated_layers))
+
+
+def _more_than_learn(model: Any, params: SftParams) -> list[Any]:
+    """The model's layers. Raises InvalidRequest where all of them would learn."""
+    layers = layers_of(model)
+    if params.lisa_activated_layers >= len(layers):
+        message = f"the model has {len(layers)} layers: name fewer, or leave it out and train all"
+        raise InvalidRequest(message, param="lisa_activated_layers")
+    return layers
 
 
 def layers_of(model: Any) -> list[Any]:

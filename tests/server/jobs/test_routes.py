@@ -21,6 +21,7 @@ from server.parts import make_parts
 from tests.server.api import LINE, EchoApi
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
+from tests.training.jobs import make_data, make_model
 from tests.until import until
 
 SSE = {"accept": "text/event-stream"}
@@ -28,10 +29,10 @@ SFT = {"model": "org/model", "dataset": ["org/data#20"]}
 
 
 @contextmanager
-def serving(state: Path, **params: Any) -> Iterator[EchoApi]:
+def serving(state: Path, *, executor: LocalExecutor | None = None, **params: Any) -> Iterator[EchoApi]:
     limits = {"max_running_jobs": 1, "job_retries": 1, "job_gpu_memory": 0}
     params = {"model": "tests/echo", "state_dir": str(state), "verbose": False, "job_hub": "on"} | limits | params
-    machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
+    machine = Machine(executor=executor or LocalExecutor(command=WORKER), devices=FixedDevices())
     with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(**params), machine=machine)) as client:
         yield EchoApi(client)
 
@@ -86,6 +87,21 @@ def test_a_job_is_created_runs_and_tells_what_came_of_it(done: dict[str, Any]) -
 def test_reward_models_and_classifiers_are_trained(api: EchoApi, type: str, parameters: dict[str, Any]) -> None:
     job = ended(api, type, SFT | parameters)
     assert (job["status"], task_of(api, job).items() >= parameters.items()) == ("succeeded", True)
+
+
+def test_a_dry_run_tells_what_a_training_would_take_of_memory(tmp_path: Path) -> None:
+    """By the worker that users have."""
+    make_model(tmp_path / "tiny")
+    make_data(tmp_path / "rows.jsonl")
+    parameters = {"model": "tiny", "dataset": ["rows.jsonl"], "dry_run": True, "split_dataset_ratio": 0}
+    with serving(tmp_path / "state", executor=LocalExecutor(), job_roots=(str(tmp_path),)) as api:
+        job = ended(api, parameters=parameters)
+
+    assert (job["status"], job["fine_tuned_model"], job["result"]["kind"]) == ("succeeded", None, None), job
+    memory = job["result"]["memory"]
+    assert memory["total"] == sum(memory["parts"].values()) and memory["parts"]["weights"] > 100_000
+    assert memory["fits"] and memory["available"] > memory["total"]
+    assert (memory["device"], memory["texts"], memory["smaller"]) == ("cpu", 1, [])
 
 
 def test_jobs_are_listed_in_pages_and_by_status(api: EchoApi, done: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from engines.checkpoint.loading import load_config, load_model
+from engines.errors import InvalidRequest
 from server.commands.memory_table import lines_of
 from tests.training.jobs import make_data, make_job, make_model
 from training.folder import Memory
@@ -61,14 +62,15 @@ def test_tensors_are_counted_from_when_they_are_made_until_they_are_let_go() -> 
     assert e.shape == (10, 7)
 
 
-@pytest.mark.parametrize("train_type", ["lora", "full"])
+@pytest.mark.parametrize("train_type", ["lora", "full", "boft", "fourierft", "longlora", "llamapro", "reft", "adapter"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_without_memory_takes_what_the_step_itself_takes(
     model: str, train_type: str, checkpointing: bool
 ) -> None:
     params = SftParams(
-        model=model, torch_dtype="float32", train_type=train_type, gradient_checkpointing=checkpointing, lora_dropout=0
-    )
+        model=model, torch_dtype="float32", train_type=train_type, gradient_checkpointing=checkpointing, lora_dropout=0,
+        llamapro_num_new_blocks=2, fourier_n_frequency=10,
+    )  # fmt: skip
     config = load_config(model)
     precision, batch = precision_of(params, config), Batch(texts=2, tokens=24, learned=20)
     weightless = tuned(built(config, torch.float32, params), params, precision)
@@ -105,6 +107,31 @@ def test_weights_and_what_adam_keeps_are_those_of_the_model(model: str) -> None:
     assert full.parts["optimizer"] == 2 * weights
     assert lora.parts["optimizer"] == 2 * learning
     assert 0 <= lora.parts["weights"] - (weights + learning) < 1000  # buffers
+
+
+def test_layers_that_rest_have_no_gradients_and_nothing_of_them_is_kept(model: str) -> None:
+    lisa, full = (estimated(model, train_type="full", lisa_activated_layers=number) for number in (1, 0))
+    real = AutoModelForCausalLM.from_pretrained(model)
+    resting = sum(each.numel() * 4 for each in real.model.layers[0].parameters()) * (len(real.model.layers) - 1)
+
+    assert full.parts["optimizer"] - lisa.parts["optimizer"] == 2 * resting
+    assert full.parts["gradients"] > lisa.parts["gradients"]
+    with pytest.raises(InvalidRequest, match="name fewer"):
+        estimated(model, train_type="full", lisa_activated_layers=len(real.model.layers))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"use_galore": True, "galore_rank": 4, "galore_optim_per_parameter": True},
+        {"optim": "apollo_adamw_layerwise", "optim_args": {"rank": 4}},
+    ],
+)
+def test_gradients_that_go_at_once_are_not_held_together(model: str, asked: dict[str, Any]) -> None:
+    each = estimated(model, train_type="full", gradient_checkpointing=False, **asked)
+    largest = max(weight.numel() * 4 for weight in AutoModelForCausalLM.from_pretrained(model).parameters())
+
+    assert each.parts.get("gradients", 0) <= largest
 
 
 def test_a_quantised_base_takes_what_its_packed_weights_take(model: str) -> None:
