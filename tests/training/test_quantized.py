@@ -25,7 +25,7 @@ from tests.quantized_folders import save_compressed, say_quantized
 from tests.training.jobs import ROOT, losses, make_job
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
-from training.folder import JobFolder
+from training.folder import JobFolder, Step
 from training.params.export import MergeParams
 from training.params.task import TASK
 from training.pipelines import merge
@@ -170,15 +170,21 @@ def test_the_reference_of_dpo_is_the_quantised_base_without_the_adapter(shop: Sh
 
 
 @pytest.mark.parametrize("way", ["nf4", "torchao with 8 bits"])
-def test_grpo_draws_from_the_quantised_model_what_it_says_after_a_step(shop: Shop, way: str) -> None:
+def test_grpo_draws_from_the_quantised_model_what_it_says_after_two_steps(shop: Shop, way: str) -> None:
     prompts = shop.folder / "prompts.jsonl"
     rows = [json.loads(line)["messages"][:1] for line in shop.lines.read_text().splitlines()]
     prompts.write_text("".join(json.dumps({"messages": row, "solution": "red"}) + "\n" for row in rows))
     rewards = shop.folder / "rewards.py"
     rewards.write_text("def reward(completion_ids, **_):\n    return [sum(ids) % 5 / 5 for ids in completion_ids]\n")
-    given = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "max_steps": 1}
+    given = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "max_steps": 2}
     learning = {"rlhf_type": "grpo", "dataset": str(prompts), "reward_funcs": [f"{rewards}:reward"], **WAYS[way]}
-    _, trainer = shop.train("rlhf", **learning | given)
+    job, trainer = shop.train("rlhf", **learning | given)
+    assert [event.step for event, _ in job.read_events() if isinstance(event, Step) and event.metrics["reward"]] == [
+        1,
+        2,
+    ]
+    ends = load_file(job.path / "checkpoint-2" / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in ends.items() if "lora_B" in name), "they begin with zeros"
     trainer._rollouts.take_over()
     [[drawn]] = trainer._rollouts.draw([IDS[0].tolist()], 1, Drawing(max_new_tokens=12, temperature=0.0), seed=0)
     expected = trainer.model.eval().generate(input_ids=IDS, max_new_tokens=12, do_sample=False)[0, IDS.shape[1] :]

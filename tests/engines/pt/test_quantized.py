@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, DynamicCache
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, DynamicCache
 
-from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
+from engines.checkpoint.quantize import keep_unpacked
 from engines.checkpoint.size import bytes_of_weights
 from engines.errors import UnsupportedModel
 from engines.pt.runner import ModelRunner
@@ -67,6 +68,47 @@ def asked(adapter: str | None, logprobs: int = 3) -> list[GenerationRequest]:
         request(prompt(n), f"{adapter} {n}", adapter=adapter, max_new_tokens=5, ignore_eos=True, logprobs=logprobs)
         for n in BLOCKS
     ]
+
+
+@pytest.mark.demo
+def test_the_demo_model_in_nf4_writes_what_it_writes_in_transformers_and_peft_with_bitsandbytes(
+    demo_model: Path, tmp_path: Path
+) -> None:
+    as_nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    bare = AutoModelForCausalLM.from_pretrained(demo_model, quantization_config=as_nf4, dtype=torch.float32)
+    keep_unpacked(bare)  # bitsandbytes would round their scales to bfloat16
+    adapted = get_peft_model(bare, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    adapted.eval().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(demo_model))
+    texts = ["The capital of France is", "Once upon a time", "def fibonacci(n):"]
+    prompts = {text: tokenizer(text).input_ids for text in texts}
+    core = core_of(ModelRunner(settings(demo_model, quantization=WAYS["nf4"])))
+    load(core, a=tmp_path)
+
+    answers = run(
+        core,
+        [
+            request(ids, f"{adapter} {text}", adapter=adapter, max_new_tokens=12, ignore_eos=True)
+            for text, ids in prompts.items()
+            for adapter in (None, "a")
+        ],
+    )
+
+    def written(text: str) -> list[int]:
+        ids = torch.tensor([prompts[text]])
+        with torch.inference_mode():
+            made = adapted.generate(input_ids=ids, max_new_tokens=12, eos_token_id=-1, do_sample=False)
+        return made[0, ids.shape[1] :].tolist()
+
+    for text in texts:
+        assert answers[f"a {text}"].tokens == written(text)
+        with adapted.disable_adapter():
+            assert answers[f"None {text}"].tokens == written(text)
+        assert answers[f"None {text}"].tokens != answers[f"a {text}"].tokens
 
 
 def check_answers(model: Path, adapter: Path, quantization: Quantization | None) -> None:
