@@ -1,5 +1,6 @@
 """What every folder of tests shares."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import settings
 from engines.setup.demo import demo_model as converted_demo_model
 from tests.databases import database_url, postgres
 
-__all__ = ["database_url", "demo_model", "postgres", "state_of_its_own"]
+__all__ = ["collections_are_short", "database_url", "demo_model", "postgres", "state_of_its_own"]
 
 # The same examples every time, however slow the machine.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -22,6 +23,12 @@ def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def collections_are_short() -> None:
+    """Have no garbage collection look at what pytest keeps of thousands of tests: each training ends with one."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

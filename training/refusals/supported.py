@@ -1,5 +1,7 @@
 """Which parameters of a task are supported. One that nothing reads is refused, never ignored."""
 
+from functools import cache
+
 from pydantic.fields import FieldInfo
 
 from engines.params.about import DEPLOY, NOT_SUPPORTED, about, facts, unsupported_choice
@@ -14,6 +16,7 @@ from training.refusals import libraries, processes, quantized
 from training.refusals.idle import idle
 
 
+@cache
 def supported(params: type[Params]) -> frozenset[str]:
     """The parameters that the task with these parameters reads, or a method, a tuner or an optimizer in it."""
     name, task = next((name, task) for name, task in TASKS.items() if params_of(task) is params)
