@@ -4,6 +4,7 @@ torchao, layer by layer).
 The output head and the embeddings stay as they are, as the libraries have it by default: `get_keys_to_not_convert`.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from engines.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
+
+# A line for each layer of 8 bits in each forward pass, where the model is not in float16.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 PACKED = ("Params4bit", "Int8Params")
 """Classes of bitsandbytes' parameters."""

@@ -122,6 +122,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert reason in found[refused]
 
 
+def test_a_forward_pass_in_8_bits_writes_nothing_into_the_log(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logits(loaded(model, quant_method="bnb", quant_bits=8))
+    assert caplog.records == []
+
+
 def test_a_model_that_is_quantised_already_is_not_quantised_again(model: Path, tmp_path: Path) -> None:
     loaded(model, **WAYS["nf4"]).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=r"quantised already \(bitsandbytes\)"):
