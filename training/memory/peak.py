@@ -23,7 +23,24 @@ class Answers(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
     """While it lasts, gives them."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._grouped_mm.default:
+            return _grouped_product(*args, **(kwargs or {}))
         return ANSWERS[function] if function in ANSWERS else function(*args, **(kwargs or {}))
+
+
+def _grouped_product(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor:
+    """What experts multiply, without its values. torch says of shapes in bfloat16 only what it takes in float32 too.
+
+    `offs`: where each group of rows ends; of rows (rows, in) with weights (groups, in, out), or of both sides cut.
+    """
+    if a.dim() == 2 and b.dim() == 2:
+        assert offs is not None, "both sides are cut into groups"
+        shape: tuple[int, ...] = (offs.shape[0], a.shape[0], b.shape[1])
+    else:
+        shape = (*a.shape[:-1], b.shape[-1]) if a.dim() == 2 or b.dim() == 3 else (a.shape[-2], b.shape[-1])
+    return a.new_empty(shape, dtype=out_dtype)
 
 
 class Peak(Answers):

@@ -145,6 +145,16 @@ def test_a_quantised_base_takes_what_its_packed_weights_take(model: str) -> None
     assert packed.parts["optimizer"] == plain.parts["optimizer"]
 
 
+def test_a_mixture_of_experts_is_estimated_in_float32_too(tmp_path: Path) -> None:
+    experts = str(make_model(tmp_path / "experts", "qwen3-moe"))
+    weights = sum(each.numel() * 4 for each in AutoModelForCausalLM.from_pretrained(experts).parameters())
+
+    full = estimated(experts, train_type="full")
+
+    assert full.parts["optimizer"] == 2 * weights
+    assert 0 < full.parts["gradients"] <= weights
+
+
 def test_what_takes_more_is_said_to_take_more(model: str) -> None:
     usual = estimated(model, gradient_checkpointing=False).total
 
