@@ -21,7 +21,7 @@ from engines.checkpoint.quantize import dequantize, keep_unpacked
 from engines.errors import InvalidRequest, UnsupportedModel
 from tests.four_layers import cut
 from tests.hqq import FOLDER
-from tests.quantized_folders import save_compressed, say_quantized
+from tests.quantized_folders import SAVED, say_quantized
 from tests.training.jobs import ROOT, losses, make_job
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
@@ -273,8 +273,11 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_a_base_like_the_one_that_it_was
         shop.train(model=str(tmp_path), train_type="full")
 
 
-def test_a_checkpoint_of_compressed_tensors_is_unpacked_and_trained_on(shop: Shop, tmp_path: Path) -> None:
-    save_compressed(shop.tiny, tmp_path / "base", bits=8)
+@pytest.mark.parametrize("form", ["compressed-tensors with 8 bits", "fp8"])
+def test_a_checkpoint_that_another_program_saved_is_unpacked_and_trained_on(
+    shop: Shop, tmp_path: Path, form: str
+) -> None:
+    SAVED[form](shop.tiny, tmp_path / "base")
     packed, _ = shop.train(model=str(tmp_path / "base"), max_steps=2, lora_dropout=0)
     plain, _ = shop.train(max_steps=2, lora_dropout=0)
     assert losses(packed)[1] == pytest.approx(losses(plain)[1], rel=0.05)
