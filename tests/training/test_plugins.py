@@ -178,10 +178,10 @@ def test_a_decorator_leaves_a_function_as_it_is() -> None:
         ("sft", {"loss_type": "focal"}, "loss_type", "choose nll or dft, or name the file"),
         ("sft", {"metric": "mine", "custom_register_path": "x.py"}, "metric", "set predict_with_generate to true"),
         ("sft", {"metric": "mine", "predict_with_generate": True, "val_dataset": "v"}, "metric", "name the file"),
-        ("pt", {"metric": "mine", "custom_register_path": "x.py"}, "metric", "not supported"),
+        ("pt", {"metric": "mine", "custom_register_path": "x.py"}, "metric", "only sft reads it"),
         ("sft", {"optimizer": "mine", "custom_register_path": "x", "optim": "sgd"}, "optim", "not together"),
         ("sft", {"optimizer": "mine", "custom_register_path": "x", "lorap_lr_ratio": 4}, "optimizer", "not together"),
-        ("rlhf", {"rlhf_type": "dpo", "metric": "x"}, "metric", "not supported"),
+        ("rlhf", {"rlhf_type": "dpo", "metric": "x"}, "metric", "only sft reads it"),
     ],
     ids=str,
 )

@@ -137,7 +137,7 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         for mode, prefix, mark in (("train", "", "loss"), ("eval", "eval_", "eval_loss")):
             if mark in logs:
                 logs |= over_processes(self._seen[mode].taken(prefix), self.accelerator)
-        if "loss" in logs:
+        if "loss" in logs and (self._own or self._teachers):
             logs |= self._times.taken()
         super().log(logs, start_time)
 

@@ -19,8 +19,8 @@ from training.refusals.supported import refusals
 
 SETTINGS = BRIEF | {
     "rlhf_type": "gkd", "gradient_accumulation_steps": 2, "response_length": 12, "temperature": 1.0,
-    "lora_dropout": 0.0,
 }  # fmt: skip
+OF_LORA = {"lora_dropout": 0.0}
 TO_THE_DATA = {"lmbda": 0}
 ON_POLICY = {"lmbda": 1}
 BY_THE_TEACHER = {"lmbda": 0, "seq_kd": True}
@@ -47,6 +47,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tiny: Path, teacher: Path, lines: Path, tmp_path: Path) -> Callable[..., JobFolder]:
     def run(name: str = "job", **params: Any) -> JobFolder:
         given = SETTINGS | {"model": str(tiny), "teacher_model": str(teacher), "dataset": [str(lines)]} | params
+        given = ({} if "train_type" in params else OF_LORA) | given
         return trained(tmp_path / name, "rlhf", **given)
 
     return run

@@ -21,8 +21,9 @@ from training.refusals.supported import refusals
 SETTINGS = BRIEF | {
     "rlhf_type": "ppo", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
     "max_steps": 4, "save_steps": 2, "response_length": 8, "temperature": 1.0, "num_ppo_epochs": 2,
-    "num_mini_batches": 2, "lora_dropout": 0.0,
+    "num_mini_batches": 2,
 }  # fmt: skip
+OF_LORA = {"lora_dropout": 0.0}
 FULL = {"train_type": "full", "learning_rate": 1e-4}
 
 
@@ -43,6 +44,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tiny: Path, judge: Path, prompts: Path, tmp_path: Path) -> Callable[..., JobFolder]:
     def run(name: str = "job", **params: Any) -> JobFolder:
         given = SETTINGS | {"model": str(tiny), "reward_model": str(judge), "dataset": [str(prompts)]} | params
+        given = ({} if "train_type" in params else OF_LORA) | given
         return trained(tmp_path / name, "rlhf", **given)
 
     return run
