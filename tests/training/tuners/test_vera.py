@@ -81,7 +81,7 @@ def test_what_began_with_an_adapter_and_was_stopped_ends_alike(train: Callable[.
     ("params", "refused"),
     [
         ({"lora_rank": 4}, ("lora_rank", "only train_type lora or ")),
-        ({"init_weights": "gaussian"}, ("init_weights", "only train_type lora or bone reads it")),
+        ({"init_weights": "gaussian"}, ("init_weights", "only train_type lora or ")),
         ({"target_modules": ["q_proj"], "target_regex": "q_proj"}, ("target_modules", "give one of the two")),
     ],
 )
