@@ -55,7 +55,18 @@ def main(folder: JobFolder) -> int:
     for place in (folder, report.folder) if report.folder.path != folder.path else (folder,):
         if result is not None and _is_ours_to_tell(place, result, ours=place is folder):
             place.write_result(result)
-    return 1 if result is None or result.status == "failed" else 0
+    if result is None or result.status == "failed":
+        return 1
+    _part_from_the_others()
+    return 0
+
+
+def _part_from_the_others() -> None:
+    """End the group of processes, where there is one: a thread of it that still runs as Python exits aborts this
+    one."""
+    group = sys.modules.get("torch.distributed")
+    if group is not None and group.is_initialized():
+        group.destroy_process_group()
 
 
 def _rollout_device(folder: JobFolder) -> str | None:
