@@ -3,9 +3,12 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +19,7 @@ from training.params.task import TASK
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
+from training.trainers.job import train as train_with_it
 
 ROOT = Path(__file__).parents[2]
 BRIEF: dict[str, Any] = {
@@ -82,6 +86,26 @@ def trained(folder: Path, task: str, **params: Any) -> JobFolder:
     assert asked.training is not None and refusals(asked) == []
     assert pipeline.run(asked.training, Report(job)).status == "succeeded"
     return job
+
+
+def trained_by(folder: Path, task: str, **params: Any) -> tuple[JobFolder, Any]:
+    """As `trained`, and the trainer that did it."""
+    with seen_trainers() as trainers:
+        return trained(folder, task, **params), trainers[-1]
+
+
+@contextmanager
+def seen_trainers() -> Iterator[list[Any]]:
+    """Those of the trainings within, in the order in which they begin."""
+    trainers: list[Any] = []
+
+    def train(trainer: Any) -> Any:
+        trainers.append(trainer)
+        return train_with_it(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "train", train)
+        yield trainers
 
 
 def steps(job: JobFolder) -> dict[int, dict[str, float]]:

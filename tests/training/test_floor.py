@@ -18,6 +18,8 @@ from training.params.sft import SftParams
         ({}, 41 << 30, "model"),
         ({}, 39 << 30, None),
         ({"quant_method": "bnb", "quant_bits": 4}, 41 << 30, None),
+        ({"train_type": "full", "deepspeed": "zero3"}, 6 << 30, None),
+        ({"train_type": "full", "fsdp": "full_shard"}, 6 << 30, None),
         ({}, None, None),
     ],
     ids=str,

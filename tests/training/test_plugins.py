@@ -123,9 +123,10 @@ def test_what_goes_wrong_in_it_is_told(
 def test_a_metric_returns_a_number(mine: str) -> None:
     from training.trainers.generated import _measured
 
-    params = TASK.validate_python({"task": "sft", "params": {"custom_register_path": mine, "metric": "words"}}).params
+    params = TASK.validate_python({"task": "sft", "params": {"custom_register_path": mine, "metric": "words"}}).training
+    assert params is not None
     with pytest.raises(InvalidRequest, match="the metric 'words': it must return a number, not 'many'"):
-        _measured(params, ["a"], ["b"])  # type: ignore[arg-type]
+        _measured(params, ["a"], ["b"])
 
 
 @pytest.mark.parametrize(
@@ -191,8 +192,9 @@ def test_what_cannot_be_there_is_refused_at_once(task: str, given: dict[str, Any
 
 def test_names_are_looked_up_before_a_model_is_loaded(mine: str) -> None:
     task = TASK.validate_python({"task": "sft", "params": {"metric": "exact", "custom_register_path": mine}})
+    assert task.training is not None
     with pytest.raises(TuneserveError, match=r"no metric 'exact' is registered .*: choose longest, words"):
-        check_registered(task.params)  # type: ignore[arg-type]
+        check_registered(task.training)
 
 
 @pytest.mark.parametrize("piece", [log_probs.PIECE, 900])

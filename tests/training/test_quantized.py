@@ -22,18 +22,16 @@ from engines.errors import InvalidRequest, UnsupportedModel
 from tests.four_layers import cut
 from tests.hqq import FOLDER
 from tests.quantized_folders import SAVED, say_quantized
-from tests.training.jobs import ROOT, losses, make_job
+from tests.training.jobs import ROOT, losses, make_job, trained_by
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
 from training.folder import JobFolder, Step
 from training.params.export import MergeParams
 from training.params.task import TASK
 from training.pipelines import merge
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
 from training.rollouts.types import Drawing
-from training.trainers.job import train as train_with_it
 from training.trainers.model import load_base_config, load_for_training
 
 QUICK: dict[str, Any] = {
@@ -57,22 +55,10 @@ class Shop:
     def __init__(self, folder: Path, tiny: Path, lines: Path) -> None:
         self.folder, self.tiny, self.lines = folder, tiny, lines
         self.whole = cache(lambda way: self.train(**WAYS[way]))
-        self._last: Any = None
 
     def train(self, task: str = "sft", **params: Any) -> tuple[JobFolder, Any]:
         given = {"model": str(self.tiny), "dataset": str(self.lines)} | QUICK | params
-        job = make_job(self.folder / str(len([*self.folder.iterdir()])), task, **given)
-        begun = job.read_task()
-        assert refusals(begun) == []
-        assert begun.training is not None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "train", self._keep)
-            assert pipeline.run(begun.training, Report(job)).status == "succeeded"
-        return job, self._last
-
-    def _keep(self, trainer: Any) -> Any:
-        self._last = trainer
-        return train_with_it(trainer)
+        return trained_by(self.folder / str(len([*self.folder.iterdir()])), task, **given)
 
 
 @pytest.fixture(scope="module")

@@ -3,23 +3,20 @@ quantised. What it wrote is held to PEFT alone, and each kind of training learns
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from peft import PeftModel
 
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import quantization_of
+from tests.training.jobs import seen_trainers
 from tests.training.tuners.kinds import KINDS
 from training.folder import JobFolder
 from training.params.sft import SftParams
 from training.params.task import TASK
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
 from training.run import run
-from training.trainers.job import train as train_with_it
 from training.trainers.model import load_base_config, load_for_training
 from training.tuners import tuner_of
 
@@ -43,16 +40,9 @@ def learns_alone(params: SftParams, learning_rate: float) -> None:
 
 
 def main(job: JobFolder) -> None:
-    trainers: list[Any] = []
-
-    def keep(trainer: Any) -> Any:
-        trainers.append(trainer)
-        return train_with_it(trainer)
-
     params = job.read_task().training
     assert params is not None and params.model is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "train", keep)
+    with seen_trainers() as trainers:
         result = run(job, Report(job))
     assert result is not None and result.status == "succeeded", result
     base = load_model(

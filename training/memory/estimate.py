@@ -69,8 +69,8 @@ def _changes(params: SftParams, lengths: Lengths) -> Iterator[dict[str, Any]]:
 def _cut(lengths: Lengths, longest: int | None) -> Lengths:
     if longest is None:
         return lengths
-    learned = (min(each, longest) for each in (lengths.learned, lengths.learned_on_average))
-    return Lengths(longest, *learned)  # type: ignore[arg-type]
+    on_average = min(lengths.learned_on_average, longest)
+    return Lengths(longest, learned=min(lengths.learned, longest), learned_on_average=on_average)
 
 
 def _parts(params: Any, config: Any, lengths: Lengths, device: Device) -> tuple[dict[str, int], Batch]:

@@ -33,7 +33,7 @@ class _Packed(nn.Linear):  # type: ignore[misc]  # torch is untyped here
         return y if self.bias is None else y + self.bias
 
 
-class _Multiplied(torch.autograd.Function):  # type: ignore[misc]
+class _Multiplied(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """The weights are there whole only while it computes, in either direction."""
 
     @staticmethod

@@ -43,14 +43,14 @@ class Keeping:
             for weight in group["params"] if "rank" in group else ():
                 if weight.grad is not None and "projector" not in self.state[weight]:
                     self.state[weight]["projector"] = self.projector(group, self.state[weight])
-        return super().step(closure)  # type: ignore[misc]
+        return super().step(closure)  # type: ignore[misc]  # the optimizer behind us
 
     def state_dict(self) -> Any:
-        found = super().state_dict()  # type: ignore[misc]
+        found = super().state_dict()  # type: ignore[misc]  # the same
         return {**found, "state": {index: _plain(state) for index, state in found["state"].items()}}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        super().load_state_dict(state_dict)  # type: ignore[misc]
+        super().load_state_dict(state_dict)  # type: ignore[misc]  # the same
         for group in self.param_groups:
             for weight in group["params"]:
                 if "projector" in (state := self.state.get(weight, {})):

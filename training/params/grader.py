@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, ValidationError
 from engines.params.about import About
 from engines.params.base import JsonObject, Params
 from training.params.graders import parse_grader
+from training.params.refusal import first_problem
 
 
 def _sound(grader: Any) -> Any:
@@ -15,9 +16,7 @@ def _sound(grader: Any) -> Any:
         try:
             parse_grader(grader)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+            raise ValueError(first_problem(error)) from None
     return grader
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 from engines.errors import TuneserveError
 from engines.params.about import NOT_SUPPORTED
 from engines.params.base import Params
@@ -34,6 +36,14 @@ def given(params: Params, names: Iterable[str]) -> list[str]:
 def _at_default(params: Params, name: str) -> bool:
     default = type(params).model_fields[name].get_default(call_default_factory=True)
     return bool(getattr(params, name) == default)
+
+
+def first_problem(error: ValidationError, *, below: int = 0) -> str:
+    """The first that is wrong with a value in a parameter, and where in it. `below`: steps on the way there that are
+    not the value's own."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"][below:])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 @contextmanager

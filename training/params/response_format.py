@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from engines.params.about import About
 from engines.params.base import JsonObject, Params
 from engines.types import Structured
+from training.params.refusal import first_problem
 
 
 class _Form(BaseModel):
@@ -46,9 +47,7 @@ def structured_of(response_format: Any) -> Structured | None:
     try:
         form = _FORM.validate_python(response_format)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"][1:])
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise ValueError(first_problem(error, below=1)) from None  # below the type that tells the forms apart
     match form:
         case _Text():
             return None

@@ -39,14 +39,14 @@ def is_rounded(logits: Tensor) -> bool:
     return torch.equal(logits, logits.bfloat16().float())
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped here
 def test_a_model_in_bfloat16_judges_in_float32(folder: Path) -> None:
     found = loaded(folder, torch.bfloat16)(input_ids=IDS).logits
     assert found.dtype == torch.float32 and not is_rounded(found)
     torch.testing.assert_close(found, plain(folder, torch.bfloat16), atol=1e-6, rtol=1e-6)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped here
 def test_autocast_rounds_no_score_and_neither_do_the_heads_that_peft_makes(folder: Path) -> None:
     for wrapped in (False, True):
         model = loaded(folder, torch.float32)
@@ -59,7 +59,7 @@ def test_autocast_rounds_no_score_and_neither_do_the_heads_that_peft_makes(folde
         torch.testing.assert_close(found / (1 + wrapped), plain(folder, torch.float32), atol=0.05, rtol=0.05)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped here
 def test_in_float32_nothing_changes(folder: Path) -> None:
     expected = AutoModelForSequenceClassification.from_pretrained(folder)(input_ids=IDS).logits
     assert torch.equal(loaded(folder, torch.float32)(input_ids=IDS).logits, expected)

@@ -21,18 +21,16 @@ from engines.pt.runner import ModelRunner
 from server.fine_tuning.servable import check_servable
 from tests.engines.pt.adapters import load as load_into
 from tests.engines.pt.driving import core_of, request, run
-from tests.training.jobs import losses, make_job
+from tests.training.jobs import losses, trained_by
 from tests.training.tuners.kinds import DOCS, KINDS, METHODS, Kind, page, with_peft
 from training.folder import JobFolder
 from training.params.export import MergeParams
 from training.params.sft import SftParams
 from training.params.task import TASK
 from training.pipelines import merge
-from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
 from training.rollouts.types import Drawing
-from training.trainers.job import train as train_with_it
 from training.trainers.rollouts import rollouts_of
 
 QUICK: dict[str, Any] = {
@@ -63,7 +61,6 @@ class Shop:
         )
         ALIGNED["grpo"]["reward_funcs"] = [f"{rewards}:reward"]
         self.whole = cache(self._whole)
-        self._last: Any = None
 
     def _whole(self, kind: Kind) -> tuple[JobFolder, torch.Tensor]:
         """A training of four steps, and what the model in it says at the end."""
@@ -74,18 +71,7 @@ class Shop:
         """A job and its trainer."""
         task = "sft" if method == "sft" else "rlhf"
         given = {"model": str(self.tiny), "dataset": str(self.data[method])} | asked(kind, method) | params
-        job = make_job(self.folder / f"{len([*self.folder.iterdir()])}", task, **given)
-        begun = job.read_task()
-        assert refusals(begun) == []
-        assert begun.training is not None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "train", self._keep)
-            assert pipeline.run(begun.training, Report(job)).status == "succeeded"
-        return job, self._last
-
-    def _keep(self, trainer: Any) -> Any:
-        self._last = trainer
-        return train_with_it(trainer)
+        return trained_by(self.folder / f"{len([*self.folder.iterdir()])}", task, **given)
 
 
 def asked(kind: Kind, method: str) -> dict[str, Any]:
@@ -151,8 +137,6 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(shop: Sh
 
 
 def test_it_is_merged_or_told_that_it_cannot_be(shop: Shop, kind: Kind, tmp_path: Path) -> None:
-    if kind.served == "model":
-        pytest.skip("it is a model")
     job, learned = shop.whole(kind)
     params = MergeParams(model=str(shop.tiny), adapters=[str(job.path / "checkpoint-4")])
     if not kind.merges:
