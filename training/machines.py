@@ -27,7 +27,7 @@ class Machines:
     port: int = PORT
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def of_environment(cls, environment: Mapping[str, str]) -> Self:
         """By the variables of torch and of the reference. Raises InvalidRequest."""
         count, rank, port = (_number(environment, name) for name in ("NNODES", "NODE_RANK", "MASTER_PORT"))
         count = 1 if count is None else count

@@ -42,7 +42,7 @@ def run(task: Task) -> int:
 
 
 def _train(task: Task, params: SftParams, progress: Progress) -> int:
-    processes, machines = _processes(), Machines.of_environment()
+    processes, machines = _processes(), Machines.of_environment(os.environ)
     folder = JobFolder(new_training_folder(params))
     folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
     progress.say(f"Results go to {folder.path}.")
