@@ -6,6 +6,7 @@
     .partial/        where a checkpoint grows until it has its name
     checkpoint-N/    the training after N steps, whole as soon as it has this name
     runs/            TensorBoard's files
+    answers.jsonl    the answers to a data set, a line each
     ref_log_probs.safetensors  what a reference model says of the data, where it was computed before training
     result.json      how it ended, by the worker as the last thing it does
 
@@ -26,7 +27,7 @@ from engines.adapters.disk import sync
 from engines.params.model import TaskType
 from engines.params.secrets import with_secrets
 from training.discreet import without_folders
-from training.params.task import TASK, Task
+from training.params.task import TASK, Artifact, Task
 
 PARTIAL = ".partial"
 
@@ -148,8 +149,9 @@ class Result(_Written):
     """`stopped`: on SIGTERM, with a checkpoint to go on from, where there was anything to keep."""
     error: JobError | None = None
     artifact: str | None = None
-    """What was made, as a path within the folder: an adapter (`adapter_config.json`) or a model (`config.json`)."""
-    kind: Literal["adapter", "model"] | None = None
+    """What was made, as a path within the folder: an adapter (`adapter_config.json`), a model (`config.json`), or a
+    file of answers."""
+    kind: Artifact | None = None
     task_type: TaskType | None = None
     """What that is for: to continue texts, or to judge them by a head."""
     final_step: int | None = None

@@ -76,6 +76,14 @@ class Plugin:
                 raise
             raise self.refused(_told(error, self.file)) from error
 
+    def number(self, *given: Any) -> float:
+        """What a metric returns. Raises InvalidRequest."""
+        measured = self(*given)
+        try:
+            return float(measured)
+        except (TypeError, ValueError):
+            raise self.refused(f"it must return a number, not {measured!r}") from None
+
     def refused(self, why: str) -> InvalidRequest:
         return InvalidRequest(f"the {self.kind} {self.name!r}: {why}", param=PARAMETERS[self.kind])
 

@@ -46,7 +46,7 @@ def main(folder: JobFolder) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
         set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    see_devices(PROCESSES.count, _rollout_device(folder))
+    _see_devices(folder)
     keep_reports_within(folder.path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
@@ -69,12 +69,14 @@ def _part_from_the_others() -> None:
         group.destroy_process_group()
 
 
-def _rollout_device(folder: JobFolder) -> str | None:
+def _see_devices(folder: JobFolder) -> None:
     """A task that cannot be read is told of when it is run."""
     try:
-        return getattr(folder.read_task().completed().params, "rollout_device", None)
+        task = folder.read_task().completed()
     except (TuneserveError, ValidationError, OSError):
-        return None
+        return
+    if task.one_device:
+        see_devices(PROCESSES.count, getattr(task.params, "rollout_device", None))
 
 
 def keep_reports_within(folder: Path) -> None:
@@ -102,7 +104,7 @@ def run(folder: JobFolder, report: Report) -> Result | None:
         if PROCESSES.machines > 1 and not (task.training and task.training.save_on_each_node):
             shared = common_folder(folder.path, rank=PROCESSES.rank, count=PROCESSES.count)
             report.folder = JobFolder(shared)
-        pipeline = import_module(f"training.pipelines.{task.pipeline}")
+        pipeline = import_module(task.pipeline)
         result: Result = pipeline.run(task.params, report)
         assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"
         return result

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engines.errors import TuneserveError
-from training.data.check import check
+from training.data.check import check, check_prompts
 from training.floor import too_large
 from training.folder import JobError, JobFolder, Validation
 from training.hub.fetch import fetch
@@ -46,7 +46,10 @@ def _look(task: Task) -> Validation:
             return Validation(error=told)
         task = task.with_params(fetched)
     params = task.training
-    found = Validation() if params is None else check(params, learns=method_of(params).rows)
+    if params is None:
+        found = Validation() if task.data is None else check_prompts(task.data)
+    else:
+        found = check(params, learns=method_of(params).rows)
     if params is not None and found.error is None and not params.dry_run:
         found = found.model_copy(update={"error": too_large(params, found.model_parameters)})
     return found.model_copy(update={"fetched": fetched})

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, INFER, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Strings
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
@@ -38,7 +38,7 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
         Strings, About(DEPLOY + TRAINING + MERGE, one_run=True, names="adapter", not_in_fine_tuning=THE_MODEL)
     ] = ()
     """Adapters to load on top of the model, as paths or hub ids; `NAME=PATH` gives one a name to be asked for."""
-    seed: Annotated[int, About(TRAINING, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(42, ge=0)
+    seed: Annotated[int, About(TRAINING + INFER, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(42, ge=0)
     """Seed of everything random, except about data. A server draws the texts of requests that bring no seed from it
     only where it is given; without, they differ after each start."""
     model_kwargs: Annotated[
@@ -46,10 +46,12 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     ] = None
     """Settings of one model family (see the model-specific parameters), as a JSON object: `{"max_pixels": 602112}`.
     Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""
-    load_args: Annotated[bool, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = True
+    load_args: Annotated[bool, About(TRAINING + INFER, one_run=True, not_in_fine_tuning=THE_SERVER)] = True
     """Where `model`, `adapters` or `resume_from_checkpoint` names a checkpoint of ours, take the parameters that it was
     trained with, all but those of data and generation, for those that are not given here."""
-    load_data_args: Annotated[bool, About(TRAINING, one_run=True, not_in_api="name the data in the request")] = False
+    load_data_args: Annotated[
+        bool, About(TRAINING + INFER, one_run=True, not_in_api="name the data in the request")
+    ] = False
     """With `load_args`, take the parameters of data as well."""
     use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE, not_in_fine_tuning=THE_SERVER)] = True
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
@@ -60,7 +62,7 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     ] = None
     """Access token for the hub. It is written to no file; the environment variable HF_TOKEN says it too, and does not
     show in the list of processes as a flag does."""
-    custom_register_path: Annotated[Strings, About(TRAINING, path=True)] = ()
+    custom_register_path: Annotated[Strings, About(TRAINING + INFER, path=True)] = ()
     """Python files, or folders of them, that register optimizers, losses and metrics by name (`training.plugins` says
     how), or define `DATASETS`, a dict from names to functions that return rows. Their code is run. The reference's also
     register models and chat templates, which these cannot."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from engines.params.about import DEPLOY, EVERY_ENGINE, About
 from engines.params.base import Params, Strings, listed
 from engines.params.infer import InferParams
-from engines.params.parsers import ReasoningParserName, ToolCallParser
+from engines.params.parsers import ParserParams
 from engines.params.template import ChatTemplateParams
 
 Origins = Annotated[
@@ -32,13 +32,6 @@ class ServerParams(Params):
     shutdown_timeout: Annotated[float, About(DEPLOY)] = Field(30, ge=0)
     """Seconds that running requests have to finish, once the server was told to stop: by SIGTERM, however often it is
     sent, or by Ctrl-C (SIGINT). A second Ctrl-C, a second or more after the first signal, ends it at once."""
-    tool_call_parser: Annotated[ToolCallParser | None, About(DEPLOY)] = None
-    """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
-    given."""
-    reasoning_parser: Annotated[ReasoningParserName | None, About(DEPLOY)] = None
-    """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
-    tags, `openai_gptoss` a channel of its own, and so on; `none` leaves it in the text. Found from the chat template
-    unless given."""
     api_key_file: Annotated[str | None, About(DEPLOY)] = None
     """A file of more keys, one on a line, in the same form; what follows a # is a comment. It is read again on
     SIGHUP."""
@@ -164,7 +157,7 @@ class ServerParams(Params):
         return job_hub
 
 
-class DeployParams(ChatTemplateParams, ServerParams, InferParams):
+class DeployParams(ChatTemplateParams, ParserParams, ServerParams, InferParams):
     """Serving a model over HTTP."""
 
     starred: ClassVar = frozenset({"served_model_name"})

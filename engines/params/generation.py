@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from engines.params.about import ANSWERS_ONLY, BY_REQUEST, DEPLOY, NOBODY_READS, About
+from engines.params.about import ANSWERS_ONLY, BY_REQUEST, DEPLOY, INFER, NOBODY_READS, About
 from engines.params.base import Params, Strings
 
 
@@ -29,9 +29,11 @@ class GenerationParams(Params):
     """Above 1, makes tokens that occurred in prompt or output less likely. From generation_config.json unless given."""
     num_beams: Annotated[int, About(DEPLOY, one_run=True, most=64, not_in_training=ANSWERS_ONLY)] = Field(1, ge=1)
     """Beams of a beam search; 1: no beam search."""
-    stream: Annotated[bool, About(not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
-    """Print or send text while it is generated. A request over HTTP says so itself."""
+    stream: Annotated[bool, About(INFER, not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
+    """Show text while it is generated. A chat at the terminal does unless this is given as false; answers to a data set
+    are written whole, and a request over HTTP says so itself."""
     stop_words: Annotated[Strings, About(DEPLOY, one_run=True, text=True, not_in_training=ANSWERS_ONLY)] = ()
     """Further texts that end the generation when they appear."""
-    logprobs: Annotated[bool, About(not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
-    """Give the log-probability of each generated token. A request over HTTP says so itself."""
+    logprobs: Annotated[bool, About(INFER, not_in_deploy=BY_REQUEST, not_in_training=NOBODY_READS)] = False
+    """Write the log-probability of each generated token beside the answer to a row. A request over HTTP says so
+    itself."""

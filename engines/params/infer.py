@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, INFER, About
 from engines.params.common import BaseParams
 from engines.params.engine import EngineParams
 from engines.params.lmdeploy import LmdeployParams
@@ -24,9 +24,11 @@ class InferParams(MergeLoraParams, VllmParams, LmdeployParams, EngineParams, Bas
     )
     """Another name of `max_num_seqs`. The reference says 1; here requests join and leave a running batch, so waiting
     for others costs a request nothing."""
-    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
-    """How the processes of an inference on several GPUs talk to one another."""
-    result_path: str | None = None
-    """Where answers are written, as JSON lines. In the checkpoint's folder, or in ./result, unless given."""
-    val_dataset_sample: int | None = Field(None, ge=1)
-    """Answer this many rows of the data set. All unless given."""
+    ddp_backend: Annotated[Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None, About(INFER)] = None
+    """How several processes (the environment variable NPROC_PER_NODE) wait for one another, by PyTorch's names: each
+    has an engine and a GPU of its own, and answers its share of the rows. `gloo` unless given."""
+    result_path: Annotated[str | None, About(INFER, path=True)] = None
+    """Where answers are written, as JSON lines. Where the file is there, the rows that it answers are not asked again.
+    Unless given, a new file in `infer_result` of the checkpoint's folder, or of `result/` and the model's name."""
+    val_dataset_sample: Annotated[int | None, About(INFER)] = Field(None, ge=1)
+    """Answer this many rows of the data set, drawn by `data_seed`. All unless given."""

@@ -1,6 +1,9 @@
 """The names of the forms in which models write tool calls and reasoning: vLLM's, where it has one."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from engines.params.about import DEPLOY, About
+from engines.params.base import Params
 
 ToolCallParser = Literal[
     "deepseek_v3",
@@ -33,3 +36,15 @@ ToolCallParser = Literal[
     "none",
 ]
 ReasoningParserName = Literal["deepseek_r1", "gemma4", "granite", "mistral", "openai_gptoss", "seed_oss", "none"]
+
+
+class ParserParams(Params):
+    """How the text of an answer is read. An addition to the reference's parameters."""
+
+    tool_call_parser: Annotated[ToolCallParser | None, About(DEPLOY)] = None
+    """In which form the model writes tool calls; `none` leaves them in the text. Found from the chat template unless
+    given."""
+    reasoning_parser: Annotated[ReasoningParserName | None, About(DEPLOY)] = None
+    """How the model marks its reasoning, which then goes to `reasoning_content`: `deepseek_r1` is text in `<think>`
+    tags, `openai_gptoss` a channel of its own, and so on; `none` leaves it in the text. Found from the chat template
+    unless given."""

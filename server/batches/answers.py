@@ -58,6 +58,8 @@ class Answering:
     responses: Responses
     refuse_unknown: bool = False
     """Whether unknown fields are refused, or ignored: there is no header to tell of them."""
+    gives_way: bool = True
+    """Whether others who wait for the engine go first."""
 
 
 async def answer(by: Answering, endpoint: str, body: dict[str, Any]) -> Reply:
@@ -76,7 +78,7 @@ async def _answer(by: Answering, endpoint: str, parse: Callable[[], RequestBody]
     while True:
         try:
             by.inference.lifecycle.check_ready()
-            if by.inference.engine.stats().waiting:
+            if by.gives_way and by.inference.engine.stats().waiting:
                 raise QueueFull("Others wait: they go first.")
             body = await by.inference.pools.text.run(parse)
             return Reply(200, request_id, await ENDPOINTS[endpoint](by, body))

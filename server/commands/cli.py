@@ -10,7 +10,7 @@ from server import __version__
 from server.commands import supported as supported_of_deploy
 from server.commands.argv import parse, refuse
 from server.commands.params import COMMANDS, SUPPORTED
-from training.params.task import TASK, TASKS
+from training.params.task import TASK, TASKS, InferTask
 from training.refusals import supported
 
 
@@ -48,6 +48,10 @@ def _run(name: str, words: Sequence[str]) -> int:
     task = TASK.validate_python({"task": name, "params": params})
     if problems := supported.refusals(task):
         refuse(prog, [f"--{param}: {reason}" for param, reason in problems])
+    if isinstance(task, InferTask):
+        from server.commands import infer
+
+        return infer.run(task)
     from server.commands.train import run
 
     return run(task)

@@ -8,7 +8,6 @@ from pydantic.fields import FieldInfo
 
 from engines.params.base import Params
 from engines.params.deploy import DeployParams
-from engines.params.infer import InferParams
 from training.params.app import AppParams
 from training.params.eval import EvalParams
 from training.params.export import ExportParams
@@ -21,7 +20,6 @@ SUPPORTED: dict[str, type[Params]] = {
 }
 COMMANDS: dict[str, type[Params]] = {
     **SUPPORTED,
-    "infer": InferParams,
     "export": ExportParams,
     "eval": EvalParams,
     "app": AppParams,

@@ -22,8 +22,8 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-def progress_on(stream: TextIO) -> Progress:
-    return TerminalProgress(stream) if stream.isatty() else JsonProgress(stream)
+def progress_on(stream: TextIO, *, doing: str = "Training") -> Progress:
+    return TerminalProgress(stream, doing) if stream.isatty() else JsonProgress(stream)
 
 
 class JsonProgress:
@@ -50,8 +50,9 @@ class JsonProgress:
 class TerminalProgress:
     """A line that is written over at every step. What is to stay goes above it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, doing: str = "Training") -> None:
         self._stream = stream
+        self._doing = doing
         self._line = ""
         self._first: Step | None = None
 
@@ -61,7 +62,7 @@ class TerminalProgress:
                 self.say(event.message if event.level == "info" else f"{event.level}: {event.message}")
             case Started():
                 rows = "" if event.rows is None else f"{event.rows} rows, "
-                self.say(f"Training: {rows}{event.total_steps} steps.")
+                self.say(f"{self._doing}: {rows}{event.total_steps} steps.")
             case Step():
                 self._first = self._first or event
                 self._rewrite(f"{_bar(event)}{_remaining(self._first, event)}, {_told(event.metrics)}")

@@ -1,15 +1,13 @@
 """Which parameters `deploy` supports. One that nothing reads is refused, never ignored."""
 
-from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 
 from engines.adapters.source import name_adapters
-from engines.checkpoint.quantization import quantization_conflicts
 from engines.errors import InvalidAdapter, InvalidRequest
-from engines.params.about import DEPLOY, EVERY_ENGINE, NOT_SUPPORTED, about, facts, unsupported_choice
+from engines.params.about import DEPLOY, EVERY_ENGINE, facts
 from engines.params.deploy import DeployParams
 from engines.params.template import template_conflicts
+from engines.refusals import said_twice, unquantised, unread
 
 
 def whatever_the_engine() -> frozenset[str]:
@@ -33,43 +31,22 @@ def refusals(params: DeployParams) -> list[str]:
     given = params.model_fields_set
     missing = [] if params.model else ["--model: name the model to serve, a folder or an id on the hub"]
     vain = [reason for name in sorted(given) if (reason := _refusal(params, name))]
-    twice = [f"--{one} and --{other} mean the same here: give one" for one, other in _said_twice(params)]
+    twice = [f"--{one} and --{other} mean the same here: give one" for one, other in said_twice(params)]
     templates = [f"--{name}: {reason}" for name, reason in template_conflicts(params, mark="--")]
     return (
         missing
         + vain
         + twice
         + templates
-        + _quantization_refusals(params)
+        + [f"--{name}: {reason}" for name, reason in unquantised(params, mark="--")]
         + _adapter_refusals(params)
         + _database_refusals(params)
     )
 
 
 def _refusal(params: DeployParams, name: str) -> str | None:
-    field, value, engine = DeployParams.model_fields[name], getattr(params, name), params.infer_backend
-    said = about(field)
-    if said.read_by(DEPLOY) or engine in said.engines:
-        reason = unsupported_choice(field, value)
-        return None if reason is None else f"--{name}: {reason}"
-    if value == field.get_default():
-        return None
-    if engine == "lmdeploy" and said.not_in_lmdeploy:
-        return f"--{name}: {said.not_in_lmdeploy}"
-    if said.engines:
-        return f"--{name}: the engine {engine} does not support it; it is for {' and '.join(said.engines)}"
-    return f"--{name}: {said.not_in_deploy or NOT_SUPPORTED}"
-
-
-def _said_twice(params: DeployParams) -> Iterator[tuple[str, str]]:
-    """Parameters that mean the same, of which more than one is given."""
-    names: dict[str, list[str]] = {}
-    for name, said in facts(DeployParams):
-        if said.same_as and name in params.model_fields_set:
-            names.setdefault(said.same_as, []).append(name)
-    for name, others in names.items():
-        given = [*others, name] if name in params.model_fields_set else others
-        yield from combinations(given, 2)
+    reason = unread(params, name, DEPLOY)
+    return None if reason is None else f"--{name}: {reason}"
 
 
 def _database_refusals(params: DeployParams) -> list[str]:
@@ -82,16 +59,6 @@ def _database_refusals(params: DeployParams) -> list[str]:
     except InvalidRequest as error:
         return [f"--database_url: {error.message}"]
     return []
-
-
-def _quantization_refusals(params: DeployParams) -> list[str]:
-    if params.infer_backend == "lmdeploy":  # which reads none of these parameters
-        return []
-    conflicts = quantization_conflicts(params, mark="--")
-    if params.infer_backend == "vllm" and params.quant_method in ("bnb", "hqq"):
-        only = f"vLLM 0.32 quantises weights by torchao only while it loads them: pt does by {params.quant_method}"
-        conflicts = [("quant_method", only)]
-    return [f"--{name}: {reason}" for name, reason in conflicts]
 
 
 def _adapter_refusals(params: DeployParams) -> list[str]:

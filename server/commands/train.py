@@ -28,7 +28,7 @@ def run(task: Task) -> int:
     """Do what `task` says; return the exit status: 0, 1 where it failed, 128 and the signal's number where one came."""
     progress = progress_on(sys.stdout)
     if reason := missing_for_training():
-        return _failed(task, reason, None)
+        return failed(task, reason, None)
     try:
         if task.training is None:
             return _make(task, progress)
@@ -36,19 +36,19 @@ def run(task: Task) -> int:
             return _estimate(task, task.training, progress)
         return _train(task, task.training, progress)
     except TuneserveError as error:
-        return _failed(task, error.message, error.param)
+        return failed(task, error.message, error.param)
     except OSError as error:
-        return _failed(task, f"{error.filename or 'its folder'}: {error.strerror}", "output_dir")
+        return failed(task, f"{error.filename or 'its folder'}: {error.strerror}", "output_dir")
 
 
 def _train(task: Task, params: SftParams, progress: Progress) -> int:
-    processes, machines = _processes(), Machines.of_environment(os.environ)
+    processes, machines = processes_of_environment(), Machines.of_environment(os.environ)
     folder = JobFolder(new_training_folder(params))
     folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
     progress.say(f"Results go to {folder.path}.")
     ended = run_here(folder, progress, secrets=secrets_of(params), processes=processes, machines=machines)
     if ended.result is None or ended.result.status == "failed":
-        return _died(task, folder, ended)
+        return died(task, folder, ended)
     if ended.result.status == "stopped":
         last = [f"checkpoint-{step}" for step in folder.checkpoints()[-1:]]
         hint = f"; go on with --resume_from_checkpoint {folder.path / last[0]}" if last else ""
@@ -69,7 +69,7 @@ def _estimate(task: Task, params: SftParams, progress: Progress) -> int:
         folder.write_task(task.model_copy(update={"params": _anywhere(params)}))
         ended = run_here(folder, progress, secrets=secrets_of(params))
         if ended.result is None or ended.result.status == "failed":
-            return _died(task, folder, ended)
+            return died(task, folder, ended)
     if ended.result.status == "stopped" or ended.result.memory is None:
         return 128 + (ended.signal or signal.SIGTERM)
     progress.tell(ended.result.memory)
@@ -101,7 +101,7 @@ def _make(task: Task, progress: Progress) -> int:
         folder.write_task(task)
         ended = run_here(folder, progress, secrets=secrets_of(task.params))
         if ended.result is None or ended.result.status == "failed":
-            return _died(task, folder, ended)
+            return died(task, folder, ended)
         if ended.result.status == "stopped":
             progress.say("Stopped: nothing was written.")
             return 128 + (ended.signal or signal.SIGTERM)
@@ -113,7 +113,7 @@ def _make(task: Task, progress: Progress) -> int:
     return 0
 
 
-def _processes() -> int:
+def processes_of_environment() -> int:
     """Number of worker processes on this machine, by the reference's variable NPROC_PER_NODE. Raises TuneserveError."""
     given = os.environ.get("NPROC_PER_NODE", "1")
     if not given.isdecimal() or int(given) < 1:
@@ -133,20 +133,20 @@ def _how_to_serve(made: Path, model: str | None) -> str:
     return f"The adapter is in {made}. Serve it: tuneserve deploy --model {base} --adapters {path}"
 
 
-def _died(task: Task, folder: JobFolder, ended: Ended) -> int:
+def died(task: Task, folder: JobFolder, ended: Ended) -> int:
     """Tell why: in the worker's words, or by the end of what its libraries said."""
     if ended.result is not None:
         assert ended.result.error is not None, "what failed says why"
-        return _failed(task, ended.result.error.message, ended.result.error.param)
+        return failed(task, ended.result.error.message, ended.result.error.param)
     if ended.signal is not None:
         sys.stderr.write(f"tuneserve {task.task}: ended at once, nothing was kept.\n")
         return 128 + ended.signal
     killed = ended.status == -signal.SIGKILL
     reason = "was killed, as it is where memory runs out" if killed else f"ended with status {ended.status}"
-    return _failed(task, f"the worker process {reason}. The end of its log:\n{end_of_log(folder.path)}", None)
+    return failed(task, f"the worker process {reason}. The end of its log:\n{end_of_log(folder.path)}", None)
 
 
-def _failed(task: Task, message: str, param: str | None) -> int:
+def failed(task: Task, message: str, param: str | None) -> int:
     label = f"--{param}: " if param in type(task.params).model_fields else ""
     sys.stderr.write(f"tuneserve {task.task}: failed: {label}{message}\n")
     return 1

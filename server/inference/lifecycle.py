@@ -46,15 +46,18 @@ class Lifecycle:
         and told by `failed`: nobody awaits a start in the background."""
         if self.failed.is_set():
             return
-        began = time.monotonic()
         try:
-            await self._engine.start()
-            await self._load_adapters()
+            await self.bring_up()
         except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
             self.fail(error)
-        else:
-            self._started = True
-            logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
+
+    async def bring_up(self) -> None:
+        """Start the engine with its adapters. Raises what that raises."""
+        began = time.monotonic()
+        await self._engine.start()
+        await self._load_adapters()
+        self._started = True
+        logger.info("The engine was ready after %.1f s.", time.monotonic() - began)
 
     @property
     def has_started(self) -> bool:

@@ -61,10 +61,13 @@ class AttemptRun(Run):
         await self.shop.tidy(self.job.id)
 
     def _make(self) -> None:
-        """A folder that says what to do, from the last checkpoint on. Raises OSError."""
+        """A folder that says what to do, from the last checkpoint on, with what earlier attempts hand on. Raises
+        OSError."""
         task = self.job.task()
         checkpoint = self.shop.folders.newest_checkpoint(self.job)
         make_folder(self._folder, task if checkpoint is None else task.going_on_from(checkpoint))
+        for name in task.keeps:
+            self.shop.folders.hand_on(self.job, name)
 
     def _order(self) -> Order:
         mark = f"{self.shop.mark}/{self.job.id}/{self.job.attempt}"

@@ -57,6 +57,14 @@ class JobFolders:
         inside = [path.relative_to(self.root) for path in paths if path.is_relative_to(self.root)]
         return {path.parts[0] for path in inside if path.parts} - {job.id}
 
+    def hand_on(self, job: Job, name: str) -> None:
+        """Give the last attempt's folder the file that an earlier one has left there, where one has. Raises OSError."""
+        for number in range(job.attempt - 1, 0, -1):
+            left = self.attempt(job.id, number) / name
+            if left.is_file():
+                left.rename(self.attempt(job.id, job.attempt) / name)
+                return
+
     def newest_checkpoint(self, job: Job) -> Path | None:
         """The checkpoint with the most steps, of any attempt; of two with as many, the later attempt's."""
         found = [

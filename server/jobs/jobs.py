@@ -203,7 +203,7 @@ class Jobs:
         if devices and devices > (there := len(await self._machine.devices.look())):
             raise InvalidRequest(f"devices is {devices}, and this server has {there} GPUs.", param="devices")
         now = time.time()
-        validated = task.training is None and not any(names_on_hub(task.params))  # there is nothing to look at
+        validated = task.data is None and not any(names_on_hub(task.params))  # there is nothing to look at
         job = Job(
             id=id,
             type=task.task,
@@ -211,7 +211,7 @@ class Jobs:
             parameters=given_parameters(task),
             told=None if told is None else dict(told),
             priority=priority,
-            devices=0 if task.training is None and devices is None else devices,
+            devices=0 if not task.gpus and devices is None else devices,
             metadata=None if metadata is None else dict(metadata),
             fine_tuning=None if fine_tuning is None else dict(fine_tuning),
             fine_tuned_model=None,

@@ -1,9 +1,10 @@
 """How much of the training data is set aside for validation, where no val_dataset is named."""
 
+from engines.params.data import DataParams
 from training.params.sft import SftParams
 
 
-def rows_aside(params: SftParams, rows: int) -> int:
+def rows_aside(params: DataParams, rows: int) -> int:
     return int(rows * params.split_dataset_ratio)
 
 

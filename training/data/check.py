@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 from engines.errors import InvalidRequest, TuneserveError
+from engines.params.common import BaseParams
 from training.data.aside import nothing_aside, rows_aside
 from training.data.problems import BadData
 from training.data.rows import Account, usable
@@ -38,6 +39,19 @@ def check(params: SftParams, *, learns: Learns) -> Validation:
     return Validation(rows=rows, model_parameters=model_parameters(params))
 
 
+def check_prompts(params: BaseParams) -> Validation:
+    """The same for rows that a model is to answer."""
+    param: Param = "val_dataset" if params.val_dataset else "dataset"
+    try:
+        return Validation(rows=_rows(params, param, "prompts"))
+    except TuneserveError as error:
+        code = error.code or "invalid_request"
+        return Validation(error=JobError(code=code, message=error.message, param=error.param))
+    except OSError as error:
+        message = f"the data cannot be read: {error}"
+        return Validation(error=JobError(code=BadData.code, message=message, param=param))
+
+
 def _check_evaluation(params: SftParams, rows: int) -> None:
     """Raises InvalidRequest for a parameter of the evaluation, where the data leaves nothing to evaluate."""
     if params.val_dataset or params.streaming or any(not source.files for source in sources(params, "dataset")):
@@ -47,7 +61,7 @@ def _check_evaluation(params: SftParams, rows: int) -> None:
             raise InvalidRequest(nothing_aside(params, rows), param=name)
 
 
-def _rows(params: SftParams, param: Param, learns: Learns) -> int:
+def _rows(params: BaseParams, param: Param, learns: Learns) -> int:
     """Usable rows. Raises BadData."""
     found = sources(params, param)
     if param == "dataset" and not found:
@@ -55,7 +69,7 @@ def _rows(params: SftParams, param: Param, learns: Learns) -> int:
     return sum(_source_rows(source, params, learns) for source in found if source.files)
 
 
-def _source_rows(source: Source, params: SftParams, learns: Learns) -> int:
+def _source_rows(source: Source, params: BaseParams, learns: Learns) -> int:
     rows = sum(1 for _ in usable(source, params, learns, Account()))
     return rows if source.count is None else source.count
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from multiprocessing import Array, Value
 from typing import Any
 
+from engines.params.common import BaseParams
 from training.data.columns import read
 from training.data.problems import BadData, BadRow
 from training.data.samples import UNKNOWN_TO_SOME, Learns, fields_for_template
 from training.data.shapes import shape_of
 from training.data.sources import Found, Source
-from training.params.sft import SftParams
 
 TEXT = 2000
 """Most bytes of a shared text."""
@@ -70,7 +70,7 @@ def _cut(text: str) -> bytes:
     return text.encode()[: TEXT - 1].decode(errors="ignore").encode()
 
 
-def usable(source: Source, params: SftParams, learns: Learns, account: Account) -> Iterator[tuple[str, Any]]:
+def usable(source: Source, params: BaseParams, learns: Learns, account: Account) -> Iterator[tuple[str, Any]]:
     """The rows as they are in the data, and where each of them is. Raises BadData: at the first that cannot be used,
     where `strict` is set; else at the end, where there was none that can."""
     shape: str | None = None

@@ -7,17 +7,26 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.checkpoint.quantization import quantization_conflicts
-from engines.params.about import MERGE, TRAINING
+from engines.params.about import DEPLOY, INFER, MERGE, TRAINING, about
 from engines.params.base import Params
+from engines.params.common import BaseParams
+from engines.params.template import template_conflicts
+from engines.refusals import said_twice, unquantised, unread
 from training.params.export import MergeParams, merged_folder
 from training.params.hub import Fetch
+from training.params.infer import AnswerParams
 from training.params.refusal import Refusal, given
 from training.params.rlhf import RlhfParams
 from training.params.saved_args import read_beginning
 from training.params.sft import PtParams, SftParams
 
 FOR_UPLOADS = ("hub_model_id", "hub_private_repo", "commit_message")
-Artifact = Literal["adapter", "model"]
+Artifact = Literal["adapter", "model", "answers"]
+ANSWERS = "answers.jsonl"
+"""File of a job's folder with the answers to a data set, a line each."""
+OF_DATA = ("result_path", "val_dataset_sample", "metric", "logprobs", "ddp_backend")
+"""Parameters of an inference over a data set."""
+MEASURES = ("accuracy", "rouge", "bleu")
 
 
 class Task(BaseModel):
@@ -28,11 +37,17 @@ class Task(BaseModel):
     reads_as: ClassVar[tuple[str, ...]]
     """What the fields that it reads name among their readers."""
     pipeline: ClassVar[str]
-    """The file of `training.pipelines` that does it."""
+    """The module that does it. One above this package is known by its name alone."""
     makes: ClassVar[tuple[Artifact, ...]]
     """What may come of it."""
     gpus: ClassVar[int]
     """GPUs that it gets, where there are so many, unless somebody says."""
+    one_device: ClassVar[bool] = True
+    """Whether a process of it sees one GPU, where it is alone."""
+    runs_engine: ClassVar[bool] = False
+    """Whether it runs an engine, whose configuration is made of its parameters too."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Files of the job's folder from which the next attempt goes on, where one has died or was stopped."""
 
     task: str
     params: Params
@@ -47,6 +62,11 @@ class Task(BaseModel):
     def training(self) -> SftParams | None:
         """Its parameters, where it is a training: it learns from data and writes checkpoints to go on from."""
         return None
+
+    @property
+    def data(self) -> BaseParams | None:
+        """Its parameters, where it reads a data set."""
+        return self.training
 
     def missing(self) -> list[str]:
         """Parameters without which it cannot run, and which are not given."""
@@ -76,7 +96,7 @@ class Task(BaseModel):
 
 class TrainingTask(Task):
     reads_as = TRAINING
-    pipeline = "train"
+    pipeline = "training.pipelines.train"
     makes = ("adapter", "model")
     gpus = 1
 
@@ -126,7 +146,7 @@ class RlhfTask(TrainingTask):
 
 class MergeTask(Task):
     reads_as = MERGE
-    pipeline = "merge"
+    pipeline = "training.pipelines.merge"
     makes = ("model",)
     gpus = 0
 
@@ -143,8 +163,62 @@ class MergeTask(Task):
         return merged_folder(self.params)
 
 
+class InferTask(Task):
+    """Answering a data set."""
+
+    reads_as = INFER + DEPLOY
+    pipeline = "server.infer.pipeline"
+    makes = ("answers",)
+    gpus = 1
+    one_device = False
+    runs_engine = True
+    keeps = (ANSWERS,)
+
+    task: Literal["infer"] = "infer"
+    params: AnswerParams
+
+    @property
+    def data(self) -> AnswerParams | None:
+        return self.params if self.params.names_data else None
+
+    def missing(self) -> list[str]:
+        return [
+            *([] if self.params.model or self.params.adapters else ["model"]),
+            *([] if self.params.names_data else ["dataset"]),
+        ]
+
+    def refusals(self) -> list[Refusal]:
+        params = self.params
+        found = [(name, why) for name in given(params, type(params).model_fields) if (why := self._unread(name))]
+        found += [(one, f"it means the same here as {other}: give one") for one, other in said_twice(params)]
+        found += [*template_conflicts(params), *unquantised(params)]
+        if params.merge_lora and not params.adapters:
+            found.append(("merge_lora", "name the adapter to merge, in adapters"))
+        return found + (self._over_data() if params.answers_data else self._without_data())
+
+    def _unread(self, name: str) -> str | None:
+        """Why the engine does not read a parameter that another engine does."""
+        return unread(self.params, name, self.reads_as) if about(type(self.params).model_fields[name]).engines else None
+
+    def _over_data(self) -> list[Refusal]:
+        params, found = self.params, []
+        if params.stream:
+            found.append(("stream", "answers to a data set are written whole: leave it out"))
+        if params.dataset and params.val_dataset:
+            found.append(("dataset", "val_dataset is what is answered: give one of the two"))
+        if len(params.adapters) > 1 and not params.merge_lora:
+            found.append(("adapters", "one of them answers: give one, or merge_lora"))
+        for name in params.metric:
+            if name not in MEASURES and not params.custom_register_path:
+                found.append(("metric", f"{name!r} is not known: choose {', '.join(MEASURES)}"))
+        return found
+
+    def _without_data(self) -> list[Refusal]:
+        return [(name, "it is for a data set: name one as val_dataset") for name in given(self.params, OF_DATA)]
+
+
 TASKS: dict[str, type[Task]] = {
-    task.model_fields["task"].get_default(): task for task in (SftTask, PtTask, RlhfTask, MergeTask)
+    task.model_fields["task"].get_default(): task for task in (SftTask, PtTask, RlhfTask, MergeTask, InferTask)
 }
 """By their names. The only list of them."""
 TASK: TypeAdapter[Task] = TypeAdapter(

@@ -1,19 +1,23 @@
-"""What `load_args` takes from the args.json of the checkpoint that a training goes on from."""
+"""What `load_args` takes from the args.json of the checkpoint that a training goes on from, or that answers."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
 from engines.params.about import facts
+from engines.params.common import BaseParams
 from engines.params.data import DataParams
 from training.params.saved_args import read_given
-from training.params.sft import SftParams
 from training.refusals.supported import supported
 
-P = TypeVar("P", bound=SftParams)
+P = TypeVar("P", bound=BaseParams)
+
+OF_DATA = frozenset({*DataParams.model_fields, "custom_register_path"})
 
 
-def with_saved_args(params: P) -> P:
+def with_saved_args(params: P, loadable: Collection[str] | None = None) -> P:
     """`params` with what the checkpoint that it names was trained with, for what it does not say itself.
+    `loadable`: parameters that may be taken; those of a training unless given.
 
     Raises InvalidRequest where that file is broken.
     """
@@ -21,7 +25,7 @@ def with_saved_args(params: P) -> P:
         return params
     found = ((folder, saved) for folder in _checkpoints(params) if (saved := read_given(folder)) is not None)
     folder, saved = next(found, (None, {}))
-    loadable = _loadable(params)
+    loadable = _loadable(params) if loadable is None else loadable
     loaded = {name: value for name, value in saved.items() if name in loadable}
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
@@ -31,14 +35,13 @@ def with_saved_args(params: P) -> P:
     return type(params).model_validate(loaded | given)
 
 
-def _loadable(params: SftParams) -> frozenset[str]:
+def _loadable(params: BaseParams) -> frozenset[str]:
     """What a checkpoint may say. One of a task of another kind may say what this one does not know."""
     one_run = {name for name, said in facts(type(params)) if said.one_run}
-    data = () if params.load_data_args else (*DataParams.model_fields, "custom_register_path")
-    return supported(type(params)) - one_run.union(data)
+    return supported(type(params)) - one_run - (frozenset() if params.load_data_args else OF_DATA)
 
 
-def _checkpoints(params: SftParams) -> list[Path]:
+def _checkpoints(params: BaseParams) -> list[Path]:
     adapters = [source.partition("=")[2] or source for source in params.adapters]
-    named = [params.resume_from_checkpoint, *adapters, params.model]
+    named = [getattr(params, "resume_from_checkpoint", None), *adapters, params.model]
     return [Path(name).expanduser() for name in named if name]

@@ -20,7 +20,9 @@ from training.refusals.idle import idle
 def supported(params: type[Params]) -> frozenset[str]:
     """The parameters that the task with these parameters reads, or a method, a tuner or an optimizer in it."""
     name, task = next((name, task) for name, task in TASKS.items() if params_of(task) is params)
-    read = frozenset(each for each, said in facts(params) if said.read_by(task.reads_as))
+    read = frozenset(
+        each for each, said in facts(params) if said.read_by(task.reads_as) or (task.runs_engine and bool(said.engines))
+    )
     if not issubclass(params, SftParams):
         return read
     return read.union(

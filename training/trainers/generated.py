@@ -1,7 +1,6 @@
 """Evaluation by what the model writes: it answers the validation data, and its answers are compared with those
 there."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,7 @@ from training.data.encode import IGNORED, stop_token_ids
 from training.data.packing import samples_of
 from training.params.sft import SftParams
 from training.plugins import load
-
-WORD = re.compile(r"[^\W_\u2e80-\u9fff\uf900-\ufaff]+|[\u2e80-\u9fff\uf900-\ufaff]")
-"""A run of letters and digits, or one character of a script that does not space its words."""
+from training.rewards.overlap import score
 
 
 def score_answers(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any, params: SftParams) -> dict[str, float]:
@@ -39,11 +36,7 @@ def _measured(params: SftParams, answers: list[str], references: list[str]) -> d
     if params.metric is None:
         return {}
     plugin = load(params.custom_register_path).find("metric", params.metric)
-    measured = plugin(answers, references)
-    try:
-        return {params.metric: float(measured)}
-    except (TypeError, ValueError):
-        raise plugin.refused(f"it must return a number, not {measured!r}") from None
+    return {params.metric: plugin.number(answers, references)}
 
 
 def check_asks(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -51,29 +44,6 @@ def check_asks(rows: Iterable[Mapping[str, Any]]) -> None:
     if next(_asked(rows), None) is None:
         message = "no row of the validation data has an answer to be learned and a prompt before it"
         raise InvalidRequest(message, param="predict_with_generate")
-
-
-def score(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE (Lin 2004) and BLEU (Papineni et al. 2002) of one answer, in percent, over the words in lower case."""
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu import sentence_bleu
-
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
-    rouge = scorer.score(reference, answer)
-    words = [" ".join(_Words().tokenize(text)) for text in (answer, reference)]
-    return {
-        "rouge-1": 100 * rouge["rouge1"].fmeasure,
-        "rouge-2": 100 * rouge["rouge2"].fmeasure,
-        "rouge-l": 100 * rouge["rougeL"].fmeasure,
-        "bleu-4": sentence_bleu(words[0], [words[1]], tokenize="none").score,
-    }
-
-
-class _Words:
-    """rouge-score's own tokenizer knows ASCII only."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
 
 
 def _asked(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[list[int], list[int]]]:

@@ -8,7 +8,8 @@ from engines.echo import echo_tokenizer
 from engines.errors import InvalidRequest
 from training.data.encode import IGNORED
 from training.params.sft import SftParams
-from training.trainers.generated import check_asks, score, score_answers
+from training.rewards.overlap import score
+from training.trainers.generated import check_asks, score_answers
 
 
 def test_the_same_words_score_all_there_is() -> None:

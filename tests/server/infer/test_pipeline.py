@@ -1,0 +1,136 @@
+"""A data set answered: every row once, as the endpoint answers it, wherever a run before this one ended."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import InvalidRequest, TuneserveError
+from tests.server.client import echo_client
+from tests.server.infer.conftest import Answered, Listening
+from training.folder import Evaluation, Started
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "one"}]},
+    {"query": "two", "response": "two"},
+    {"messages": [{"role": "user", "content": "three"}, {"role": "assistant", "content": "no", "weight": 1}], "id": 7},
+    {"messages": [{"role": "user", "content": "four"}], "tools": [TOOL]},
+    {"prompt": "five", "completion": "five"},
+]
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [{"query": f"question {i}", "response": f"question {i % 2}"} for i in range(count)]
+
+
+def test_each_row_is_answered_beside_what_the_data_says(answered: Answered) -> None:
+    result, lines, folder = answered(ROWS)
+    assert (result.status, result.kind, result.artifact, result.final_step) == (
+        "succeeded",
+        "answers",
+        "answers.jsonl",
+        5,
+    )
+    assert [line["row"] for line in lines] == ROWS
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line["response"] for line in lines] == ["one", "two", "three", "four", "five"]
+    assert [line["labels"] for line in lines] == [None, "two", "no", None, "five"]
+    assert {line["finish_reason"] for line in lines} == {"stop"} and "logprobs" not in lines[0]
+    assert [event.rows for event, _ in folder.read_events() if isinstance(event, Started)] == [5]
+
+
+def test_answers_are_the_endpoints(answered: Answered) -> None:
+    _, lines, _ = answered(ROWS, logprobs=True, temperature=0.7, system="be brief", max_new_tokens=4)
+    told: dict[str, Any] = {"temperature": 0.7, "system": "be brief", "max_new_tokens": 4}
+    with echo_client(**told) as client:
+        for line, row in zip(lines, ROWS, strict=True):
+            body = {"model": "echo", "seed": 42 + line["index"]}
+            if "prompt" in row:
+                whole = client.post("/v1/completions", json=body | {"prompt": row["prompt"], "logprobs": 0}).json()
+                text = whole["choices"][0]["text"]
+            else:
+                asked = [
+                    m for m in row.get("messages", [{"role": "user", "content": "two"}]) if m["role"] != "assistant"
+                ]
+                body |= {"messages": asked, "logprobs": True} | {k: row[k] for k in ("tools",) if k in row}
+                whole = client.post("/v1/chat/completions", json=body).json()
+                text = whole["choices"][0]["message"]["content"]
+            assert line["response"] == text
+            assert line["logprobs"] == whole["choices"][0]["logprobs"]
+            assert line["finish_reason"] == whole["choices"][0]["finish_reason"]
+            assert line["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"ind', b'{"index":9,"row":{"query":"question 9"},"respon'])
+def test_a_run_goes_on_where_one_before_it_was_killed(
+    left: bytes, answered: Answered, engine: Listening, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    _, whole, _ = answered(many(10), result_path=str(path))
+    kept = [json.dumps(whole[i], separators=(",", ":")).encode() + b"\n" for i in (8, 3, 0)]
+    path.write_bytes(b"".join(kept) + left)
+    engine.prompts.clear()
+    _, lines, _ = answered(many(10), result_path=str(path))
+    assert lines == whole and len(engine.prompts) == 7
+
+
+def test_what_is_answered_already_needs_no_engine(answered: Answered, engine: Listening, tmp_path: Path) -> None:
+    given = {"result_path": str(tmp_path / "answers.jsonl"), "metric": ["accuracy"]}
+    first, *_ = answered(many(4), **given)
+    engine.prompts.clear()
+    again, *_ = answered(many(4), **given)
+    assert again.metrics == first.metrics == {"accuracy": 0.5} and engine.prompts == []
+
+
+def test_a_row_that_is_refused_has_the_error_in_place_of_an_answer(answered: Answered) -> None:
+    rows = [{"query": "x" * 100_000, "response": "y"}, {"query": "short", "response": "short"}]
+    result, lines, folder = answered(rows, metric=["accuracy"])
+    assert lines[0]["response"] is None and lines[0]["error"]["code"] == "context_length_exceeded"
+    assert lines[0]["error"]["status"] == 400 and lines[1]["response"] == "short"
+    assert result.metrics == {"accuracy": 1.0}
+    told = [event.message for event, _ in folder.read_events() if event.type == "message"]
+    assert "1 of 2 rows were refused; their lines say why." in told
+
+
+def test_answers_are_measured(answered: Answered) -> None:
+    result, _, folder = answered(many(4), metric=["accuracy", "rouge", "bleu"])
+    assert result.metrics["accuracy"] == 0.5 and set(result.metrics) >= {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
+    assert 50 < result.metrics["rouge-l"] < 100
+    assert [event.metrics for event, _ in folder.read_events() if isinstance(event, Evaluation)] == [result.metrics]
+
+
+def test_a_metric_of_ones_own_measures(answered: Answered, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from training.plugins import metric\n@metric('mine')\ndef mine(answers, labels):\n    return len(answers)\n"
+    )
+    result, *_ = answered(many(3), metric=["mine"], custom_register_path=[str(file)])
+    assert result.metrics == {"mine": 3.0}
+    with pytest.raises(InvalidRequest, match="no metric 'yours'"):
+        answered(many(3), metric=["yours"], custom_register_path=[str(file)])
+
+
+def test_a_sample_is_the_same_each_time(answered: Answered) -> None:
+    once, again, other = (
+        [line["row"]["query"] for line in answered(many(20), val_dataset_sample=5, data_seed=seed)[1]]
+        for seed in (1, 1, 2)
+    )
+    assert once == again != other and len(set(once)) == 5 == len(other)
+
+
+@pytest.mark.parametrize(("given", "count"), [({}, 20), ({"split_dataset_ratio": 0.25}, 5)])
+def test_of_training_data_all_is_answered_or_what_a_training_sets_aside(
+    given: dict[str, Any], count: int, answered: Answered, tmp_path: Path
+) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in many(20)))
+    _, lines, _ = answered(many(1), val_dataset=[], dataset=[str(data)], **given)
+    assert len(lines) == count and len({line["row"]["query"] for line in lines}) == count
+
+
+def test_an_engine_that_cannot_start_says_so(answered: Answered, engine: Listening) -> None:
+    engine.faults.start_error = TuneserveError("no such model")
+    with pytest.raises(TuneserveError, match="no such model"):
+        answered(many(2))
