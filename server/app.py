@@ -15,6 +15,8 @@ from server.adapters import routes as adapter_routes
 from server.batches import routes as batch_routes
 from server.batches.service import Batches
 from server.deps import Parts
+from server.evals import routes as eval_routes
+from server.evals.service import Evals
 from server.files import routes as file_routes
 from server.files.files import Files
 from server.fine_tuning import grader_routes
@@ -62,6 +64,7 @@ ROUTERS = (
     adapter_routes.router,
     file_routes.router,
     batch_routes.router,
+    eval_routes.router,
     fine_tuning_routes.router,
     grader_routes.router,
     job_routes.router,
@@ -112,6 +115,7 @@ async def _open_store(parts: Parts) -> None:
         await parts[Inference].fine_tuned.open()
         await files.open()
         await batches.open()
+        await parts[Evals].open()
         await parts[Unfinished].begin_again()
         await jobs.open()
     except (TuneserveError, OSError) as error:
@@ -123,6 +127,7 @@ async def _open_store(parts: Parts) -> None:
         "kept_writer": kept.writer.run,
         "kept_expiry": kept.delete_expired_for_ever,
         "batches": batches.run_for_ever,
+        "evals": parts[Evals].run_for_ever,
         "jobs": jobs.run,
     }
     for name, work in works.items():

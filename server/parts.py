@@ -1,5 +1,6 @@
 """Make the parts of a server, each of which is given what it needs when it is made."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -18,6 +19,10 @@ from server.adapters.roots import AdapterRoots
 from server.batches.service import Batches
 from server.batches.store import BatchStore
 from server.deps import Parts
+from server.evals.run import Shared as SharedByRuns
+from server.evals.service import Evals
+from server.evals.store import EvalStore
+from server.evals.stored import StoredAnswers
 from server.files.files import Files, Quota
 from server.fine_tuning.create import Creator
 from server.fine_tuning.graders import Graders
@@ -125,6 +130,8 @@ def make_parts(
         keep_alive_seconds=params.sse_keep_alive_interval,
         on_refusal=inference.metrics.count_rejection,
     )
+    concurrency = _batch_concurrency(params)
+    slots = asyncio.Semaphore(concurrency)
     batches = Batches(
         BatchStore(database),
         state / "batches",
@@ -137,13 +144,34 @@ def make_parts(
         tasks,
         refuse_unknown=http.refuse_unknown,
         max_line_bytes=http.max_body_bytes,
-        concurrency=_batch_concurrency(params),
+        concurrency=concurrency,
+        slots=slots,
         max_queued=params.max_queued_batches,
     )
     served = ServedSource(name=model.name, source=model_source(params), revision=params.model_revision)
     sources = Sources(jobs, files, served, params.job_roots, hub, state=state, runs_python=params.python_graders)
     creator = Creator(model=model, served=params, inference=inference, jobs=jobs, files=files)
     graders = Graders(model=model, inference=inference, runs_python=params.python_graders)
+    evals = Evals(
+        SharedByRuns(
+            store=EvalStore(database),
+            stored=StoredAnswers(kept.completions, kept.responses),
+            reserve=reserve,
+            model=model,
+            inference=inference,
+            kept=kept.completions,
+            responses=responses,
+            max_line_bytes=http.max_body_bytes,
+            concurrency=concurrency,
+            slots=slots,
+        ),
+        state / "evals",
+        files,
+        graders,
+        tasks,
+        max_queued=params.max_queued_batches,
+        max_bytes=int(params.max_kept_size * GIB),
+    )
     roots = AdapterRoots(params.adapter_roots)
     return Parts(
         params,
@@ -166,6 +194,7 @@ def make_parts(
         jobs,
         sources,
         batches,
+        evals,
         creator,
         graders,
         responses,

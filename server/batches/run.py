@@ -50,9 +50,9 @@ class Shared:
     max_line_bytes: int
     """Longest line of an input: no request has a larger body."""
     concurrency: int
-    """Requests of all batches that the engine has at a time."""
+    """Requests of a batch that are under way at a time."""
     slots: asyncio.Semaphore
-    """A semaphore of `concurrency`, held by each of those requests."""
+    """Held by each request that the engine has, of all batches and of evals."""
     reading: asyncio.Lock
     """Held while an input is read as a whole: several at a time would leave the event loop too little time."""
 

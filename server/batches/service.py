@@ -60,11 +60,12 @@ class Batches:
         refuse_unknown: bool,
         max_line_bytes: int,
         concurrency: int,
+        slots: asyncio.Semaphore,
         max_queued: int,
     ) -> None:
         """`folder` is that of all databases' batches; `refuse_unknown` refuses unknown fields in requests;
-        `concurrency` are the requests that the engine has at a time; `max_queued` the batches that each client may have
-        under way."""
+        `concurrency` are the requests of a batch that are under way at a time; `slots` is held by each that the engine
+        has, and by those of evals; `max_queued` are the batches that each client may have under way."""
         self._store = store
         self._tasks = tasks
         self._max_queued = max_queued
@@ -81,7 +82,7 @@ class Batches:
             responses=responses,
             max_line_bytes=max_line_bytes,
             concurrency=concurrency,
-            slots=asyncio.Semaphore(concurrency),
+            slots=slots,
             reading=asyncio.Lock(),
         )
         self._running: dict[str, asyncio.Task[None]] = {}

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/files")
 
 PURPOSES: dict[Role, tuple[Purpose, ...]] = {
     Role.TRAIN: ("fine-tune", "fine-tune-results", "evals"),
-    Role.INFER: ("batch", "batch_output"),
+    Role.INFER: ("batch", "batch_output", "evals"),
 }
 """What a key sees that is no administrator's: one that only asks for answers has no business with training data."""
 FORM_BYTES = 64 << 10
@@ -35,7 +35,7 @@ FORM = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "JSON Lines: a .jsonl file."},
-                        "purpose": {"type": "string", "enum": ["fine-tune", "batch"]},
+                        "purpose": {"type": "string", "enum": ["fine-tune", "batch", "evals"]},
                         "expires_after": {
                             "type": "object",
                             "required": ["anchor", "seconds"],

@@ -20,7 +20,7 @@ BATCH_EXPIRY_SECONDS = 30 * 24 * 3600
 class UploadFields(RequestBody):
     """What a form says beside the file."""
 
-    purpose: Literal["fine-tune", "batch"]
+    purpose: Literal["fine-tune", "batch", "evals"]
     expires_after: ExpiresAfter | None = None
 
 

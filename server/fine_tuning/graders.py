@@ -103,7 +103,7 @@ class Judges:
 
     async def _answer(self, question: Question) -> Reply:
         with ExitStack() as held:
-            body = parse_object(ChatRequest, _to_body(question))
+            body = parse_object(ChatRequest, question_body(question))
             answer = await admit(CHAT, body, self.caller, self.model, self.inference, held)
             whole = await answer.whole()
         used = whole["usage"]
@@ -115,7 +115,8 @@ class Judges:
         return Reply(text=whole["choices"][0]["message"]["content"] or "", usage=usage)
 
 
-def _to_body(question: Question) -> dict[str, Any]:
+def question_body(question: Question) -> dict[str, Any]:
+    """The chat request that asks it."""
     schema = {"name": "grade", "schema": question.schema, "strict": True}
     given = question.sampling.model_dump(exclude_none=True, exclude={"max_completions_tokens"})
     return {

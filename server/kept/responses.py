@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -223,6 +223,27 @@ class KeptResponses:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [await _to_response(row) for row in rows]
+
+    async def completed(
+        self, access: Access, *, created_after: int | None, created_before: int | None
+    ) -> AsyncIterator[KeptResponse]:
+        """Those that have ended well, the newest first, never many of them in memory. Times are in seconds since 1970,
+        both included."""
+        await self._writer.settle()
+        columns = RESPONSES.c
+        query = select(columns.number).where(self.shelf.visible(access), columns.status == "completed")
+        if created_after is not None:
+            query = query.where(columns.created_at >= created_after)
+        if created_before is not None:
+            query = query.where(columns.created_at <= created_before)
+        async with self._database.reading() as connection:
+            numbers = (await connection.execute(query.order_by(columns.number.desc()))).scalars().all()
+        for number in numbers:
+            async with self._database.reading() as connection:
+                found = await connection.execute(select(RESPONSES).where(columns.number == number))
+                row = found.mappings().one_or_none()
+            if row is not None:
+                yield await _to_response(row)
 
     # ---- deleting
 

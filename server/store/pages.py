@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, RowMapping, Select, Table, select
+from sqlalchemy import Column, ColumnElement, RowMapping, Select, Table, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import NotFound
@@ -21,18 +21,21 @@ async def read_page(
     after: str | None,
     limit: int,
     order: Order = "desc",
+    by: "Column[Any] | None" = None,
 ) -> tuple[Sequence[RowMapping], bool]:
     """At most `limit` rows of `query` in the order of `table.number`, and whether more follow.
 
-    `within`: the rows of `table` that may be known of. Raises NotFound where `after` is the id of none of these.
+    `within`: the rows of `table` that may be known of; `by`: a column whose order comes before that of the numbers.
+    Raises NotFound where `after` is the id of none of these.
     """
-    number = table.c.number
+    columns = [table.c.number] if by is None else [by, table.c.number]
     if after is not None:
-        found = await connection.execute(select(number).where(table.c.id == after, within))
-        last = found.scalar_one_or_none()
-        if last is None:
+        found = (await connection.execute(select(*columns).where(table.c.id == after, within))).one_or_none()
+        if found is None:
             raise NotFound(f"There is no {after[:100]!r} to go on after.", param="after")
-        query = query.where(number < last if order == "desc" else number > last)
-    query = query.order_by(number.desc() if order == "desc" else number.asc()).limit(limit + 1)
+        place, last = tuple_(*columns), tuple_(*found)
+        query = query.where(place < last if order == "desc" else place > last)
+    ordered = [column.desc() if order == "desc" else column.asc() for column in columns]
+    query = query.order_by(*ordered).limit(limit + 1)
     rows = (await connection.execute(query)).mappings().all()
     return rows[:limit], len(rows) > limit

@@ -15,6 +15,11 @@ UNDESCRIBED: dict[str, dict[tuple[str, ...], str]] = {
         ("choices", "logprobs", "token_logprobs"): "null for the first token of an echoed prompt",
         ("choices", "logprobs", "top_logprobs"): "null for the first token of an echoed prompt",
     },
+    "EvalRunOutputItem": {
+        ("sample", name): "null where it was not asked for, or nothing went wrong"
+        for name in ("error", "temperature", "top_p", "seed", "max_completion_tokens")
+    },
+    "EvalRun": {("error",): "null where nothing went wrong"},
     "Response": {("usage",): "null until the response has ended"},
     "ResponseStreamEvent": {("response", "usage"): "null until the response has ended"},
 }

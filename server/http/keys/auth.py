@@ -39,6 +39,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/files", USERS),
     (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER, Role.ADMIN})),
+    (frozenset({"GET", "POST", "DELETE"}), "/v1/evals", frozenset({Role.INFER, Role.ADMIN})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.TRAIN, Role.ADMIN})),
     (frozenset({"GET", "POST"}), "/v1/fine_tuning/", frozenset({Role.TRAIN, Role.ADMIN})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/jobs", frozenset({Role.TRAIN, Role.ADMIN})),

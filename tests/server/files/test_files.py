@@ -164,11 +164,11 @@ def test_a_file_whose_time_has_come_is_not_found_and_is_removed(start: Callable[
 # ---- what is refused
 
 
-@pytest.mark.parametrize("purpose", ["assistants", "vision", "user_data", "evals", "batch_output", "", "Batch"])
-def test_only_two_purposes_can_be_uploaded(api: Api, purpose: str) -> None:
+@pytest.mark.parametrize("purpose", ["assistants", "vision", "user_data", "batch_output", "", "Batch"])
+def test_only_three_purposes_can_be_uploaded(api: Api, purpose: str) -> None:
     error = api.refused(api.upload(purpose=purpose))
     assert error["param"] == "purpose"
-    assert "'fine-tune' or 'batch'" in error["message"]
+    assert "'fine-tune', 'batch' or 'evals'" in error["message"]
 
 
 @pytest.mark.parametrize(

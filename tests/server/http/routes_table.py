@@ -8,7 +8,7 @@ another name.
 from dataclasses import dataclass
 from typing import Any
 
-OK, REFUSED, NO_KEY, FORBIDDEN, MISSING, CONFLICT = 200, 400, 401, 403, 404, 409
+OK, CREATED, REFUSED, NO_KEY, FORBIDDEN, MISSING, CONFLICT = 200, 201, 400, 401, 403, 404, 409
 CALLERS = ("nobody", "metrics", "infer", "train", "admin", "another")
 Statuses = tuple[int, int, int, int, int, int]
 
@@ -25,6 +25,8 @@ ACMES_MODEL: Statuses = (NO_KEY, FORBIDDEN, OK, OK, OK, MISSING)
 ACMES_TRAINING: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, OK, OK, MISSING)
 ACMES_TRAINING_FILE: Statuses = (NO_KEY, FORBIDDEN, MISSING, OK, OK, MISSING)
 ACMES_BATCH: Statuses = (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, MISSING)
+MADE: Statuses = (NO_KEY, FORBIDDEN, CREATED, FORBIDDEN, CREATED, CREATED)
+ACMES_MADE: Statuses = (NO_KEY, FORBIDDEN, CREATED, FORBIDDEN, CREATED, MISSING)
 NOT_AS_IT_IS: Statuses = (NO_KEY, FORBIDDEN, FORBIDDEN, CONFLICT, CONFLICT, MISSING)
 
 
@@ -56,6 +58,17 @@ EXPORT = {"purpose": "fine-tune", "metadata": {"tag": "{completion_tag}"}}
 
 CHECK = {"type": "string_check", "name": "check", "input": "a", "reference": "a", "operation": "eq"}
 JUDGE = {"type": "score_model", "name": "judge", "input": MESSAGES, "model": "{model}"}
+EVAL = {"data_source_config": {"type": "custom", "item_schema": {"type": "object"}}, "testing_criteria": [CHECK]}
+JUDGED = {**EVAL, "testing_criteria": [JUDGE]}
+JSONL = {"data_source": {"type": "jsonl", "source": {"type": "file_id", "id": "{rows_id}"}}}
+SAMPLED = {
+    "data_source": {
+        "type": "completions",
+        "model": "{model}",
+        "input_messages": {"type": "template", "template": MESSAGES},
+        "source": {"type": "file_content", "content": [{"item": {}}]},
+    }
+}
 
 ROWS = (
     # ---- the server itself
@@ -142,6 +155,7 @@ ROWS = (
     # ---- files
     row("POST", "/v1/files", (NO_KEY, FORBIDDEN, REFUSED, OK, OK, OK), form={"purpose": "fine-tune"}),
     row("POST", "/v1/files", (NO_KEY, FORBIDDEN, OK, REFUSED, OK, OK), form={"purpose": "batch"}),
+    row("POST", "/v1/files", EVERYBODY, form={"purpose": "evals"}),
     row("GET", "/v1/files", EVERYBODY),
     row("GET", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
     row("GET", "/v1/files/{file_id}/content", ACMES_TRAINING_FILE),
@@ -151,6 +165,22 @@ ROWS = (
     row("GET", "/v1/batches", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK)),
     row("GET", "/v1/batches/{batch_id}", ACMES_BATCH),
     row("POST", "/v1/batches/{batch_id}/cancel", ACMES_BATCH),
+    # ---- evals
+    row("POST", "/v1/evals", MADE, body=EVAL),
+    row("POST", "/v1/evals", ACMES_MADE, body=JUDGED),
+    row("GET", "/v1/evals", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK)),
+    row("GET", "/v1/evals/{eval_id}", ACMES_BATCH),
+    row("POST", "/v1/evals/{eval_id}", ACMES_BATCH, body={"name": "new"}),
+    row("DELETE", "/v1/evals/{eval_id}", ACMES_BATCH),
+    row("POST", "/v1/evals/{eval_id}/runs", ACMES_MADE, body=JSONL),
+    row("POST", "/v1/evals/{eval_id}/runs", ACMES_MADE, body=SAMPLED),
+    row("GET", "/v1/evals/{eval_id}/runs", ACMES_BATCH),
+    row("GET", "/v1/evals/{eval_id}/runs/{run_id}", ACMES_BATCH),
+    row("POST", "/v1/evals/{eval_id}/runs/{run_id}", ACMES_BATCH),
+    row("POST", "/v1/evals/{eval_id}/runs/{run_id}/cancel", ACMES_BATCH),
+    row("DELETE", "/v1/evals/{eval_id}/runs/{run_id}", ACMES_BATCH),
+    row("GET", "/v1/evals/{eval_id}/runs/{run_id}/output_items", ACMES_BATCH),
+    row("GET", "/v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}", ACMES_BATCH),
     # ---- fine-tuning
     row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "echo", "training_file": "{file_id}"}),
     row("POST", "/v1/fine_tuning/jobs", ACMES_TRAINING, body={"model": "{model}", "training_file": "{file_id}"}),

@@ -12,6 +12,9 @@ from starlette.routing import Route
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.batches import service
+from server.evals import service as evals_service
+from server.evals.records import Counts, OutputItem
+from server.evals.service import Evals
 from server.http.keys.auth import ROLES_OF_PATHS
 from server.http.keys.caller import Role
 from server.inference.inference import Inference
@@ -26,7 +29,7 @@ from server.store.ids import new_id
 from tests.adapter_folders import write_adapter
 from tests.server.api import LINE, succeeded
 from tests.server.client import ReadyClient, Response
-from tests.server.http.routes_table import CALLERS, MERGE, MISSING, ROWS, Row
+from tests.server.http.routes_table import CALLERS, EVAL, JSONL, MERGE, MISSING, ROWS, Row
 from tests.server.jobs.conftest import WORKER
 from tests.server.keys import bearer
 
@@ -85,6 +88,33 @@ class Things:
     def batch_id(self) -> str:
         body = {"input_file_id": self.input_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
         return self._make("infer", "/v1/batches", json=body)
+
+    @cached_property
+    def rows_id(self) -> str:
+        return self._upload("infer", "evals")
+
+    @cached_property
+    def eval_id(self) -> str:
+        return self._make("infer", "/v1/evals", json=EVAL)
+
+    @cached_property
+    def run_id(self) -> str:
+        return self._make("infer", f"/v1/evals/{self.eval_id}/runs", json=_filled(JSONL, self))
+
+    @cached_property
+    def output_item_id(self) -> str:
+        """What came of a row, though no run goes on."""
+        store, id = self._server.client.parts[Evals].store, new_id("outputitem_")
+        item = OutputItem(
+            id=id, run_id=self.run_id, place=0, status="pass", created_at=1, datasource_item={}, results=[], sample={}
+        )
+
+        async def add() -> None:
+            await store.move(self.run_id, ("queued",), "in_progress")
+            assert await store.add_items(self.run_id, [item], Counts())
+
+        self._server.client.portal.call(add)
+        return id
 
     @cached_property
     def response_id(self) -> str:
@@ -191,7 +221,10 @@ class Things:
 class Unknown:
     """Names of the same kinds, of what never was."""
 
-    file_id = input_id = "file-0123456789abcdefghijklmn"
+    file_id = input_id = rows_id = "file-0123456789abcdefghijklmn"
+    eval_id = "eval_0123456789abcdefghijklmn"
+    run_id = "evalrun_0123456789abcdefghijklmn"
+    output_item_id = "outputitem_0123456789abcdefghijklmn"
     batch_id = "batch_0123456789abcdefghijklmn"
     response_id = "resp_0123456789abcdef0123456789abcdef"
     conversation_id = "conv_0123456789abcdefghijklmn"
@@ -226,6 +259,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     parts = make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)
     with pytest.MonkeyPatch.context() as patch, ReadyClient(parts) as client:
         patch.setattr(service, "MAX_RUNNING", 0)
+        patch.setattr(evals_service, "MAX_RUNNING", 0)
         yield Server(client, adapter)
 
 
