@@ -8,7 +8,8 @@ from engines.params.quantization import QuantizationParams
 from training.params.saved_args import read_given
 from training.params.sft import SftParams
 from training.processes import Processes
-from training.sharding.zero import stage
+from training.sharding import redivided
+from training.sharding.zero import configuration, stage
 from training.tuners import tuner_of
 
 P = TypeVar("P", bound=SftParams)
@@ -29,7 +30,6 @@ def with_beginning(params: P) -> P:
         raise InvalidRequest(f"there is no folder {checkpoint.name!r}", param="resume_from_checkpoint")
     if not params.resume_only_model:
         _check_same(params, checkpoint)
-        _check_processes(checkpoint)
         return params
     makes_model = tuner_of(params).makes == "model"
     trained: dict[str, Any] = {"model": str(checkpoint)} if makes_model else {"adapters": (str(checkpoint),)}
@@ -54,9 +54,18 @@ def _check_same(params: SftParams, checkpoint: Path) -> None:
             f"{checkpoint.name} was trained with {was}, not {now}: only its weights can be used, by resume_only_model"
         )
         raise InvalidRequest(message, param="fsdp" if "fsdp" in (was, now) else "deepspeed")
+    if params.deepspeed is not None and redivided.is_of_others(checkpoint, Processes.of_environment().count):
+        _check_redivided(checkpoint.name, saved["deepspeed"], params.deepspeed)
     if bool(saved.get("adapters")) != bool(params.adapters):
         began = "the adapter that is to be named here" if saved.get("adapters") else "a new adapter: leave this out"
         raise InvalidRequest(f"the training of {checkpoint.name} began with {began}", param="adapters")
+
+
+def _check_redivided(name: str, *asked: Any) -> None:
+    for part in redivided.UNKNOWN:
+        if any(configuration(each)["zero_optimization"].get(part) for each in asked):
+            message = f"{name} was written by another number of processes, which cannot go on with {part}: take as many"
+            raise InvalidRequest(message, param="deepspeed")
 
 
 def _kept(deepspeed: Any, fsdp: str | None) -> str:
@@ -64,17 +73,3 @@ def _kept(deepspeed: Any, fsdp: str | None) -> str:
     if deepspeed is not None:
         return f"deepspeed in stage {stage(deepspeed)}"
     return "fsdp" if fsdp else "neither deepspeed nor fsdp"
-
-
-def _check_processes(checkpoint: Path) -> None:
-    """Raises InvalidRequest where DeepSpeed has divided an optimizer among another number of processes."""
-    parts, processes = (
-        len([*checkpoint.glob("global_step*/*zero_pp_rank_*optim_states.pt")]),
-        Processes.of_environment(),
-    )
-    if parts and parts != processes.count:
-        message = (
-            f"DeepSpeed has divided {checkpoint.name} among {parts} processes, not {processes.count}: take as many, or "
-            "only its weights, by resume_only_model"
-        )
-        raise InvalidRequest(message, param="deepspeed")

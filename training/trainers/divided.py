@@ -13,7 +13,7 @@ from engines.errors import InvalidRequest
 from training.device import accelerated
 from training.params.sft import SftParams
 from training.processes import Processes
-from training.sharding import fsdp
+from training.sharding import fsdp, redivided
 from training.trainers.precision import Precision
 from training.tuners import tuner_of
 
@@ -69,6 +69,30 @@ def _meet(args: Any) -> None:
 
     backend = args.ddp_backend or ("nccl" if args.device.type == "cuda" else "gloo")
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+class Redivided:
+    """Goes before a Trainer among a class's bases: goes on from what DeepSpeed divided among another number of
+    processes, which it would not load itself."""
+
+    if TYPE_CHECKING:
+        job: Any
+        model_wrapped: Any
+        _load_optimizer_and_scheduler: Any
+        _load_scaler: Any
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepare = super()._prepare_for_training  # type: ignore[misc]  # the Trainer behind us
+        if resume_from_checkpoint is None or self.job.params.deepspeed is None:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        checkpoint = Path(resume_from_checkpoint)
+        if not redivided.is_of_others(checkpoint, Processes.of_environment().count):
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = prepare(max_steps, train_dataloader, None)
+        redivided.load(checkpoint, self.model_wrapped)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self._load_scaler(resume_from_checkpoint)
+        return prepared
 
 
 class FullySharded:

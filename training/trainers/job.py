@@ -22,7 +22,7 @@ from training.report import Report, Stopped
 from training.sharding import fsdp
 from training.trainers.arguments import on_one_device
 from training.trainers.curves import Curves
-from training.trainers.divided import FullySharded, is_divided
+from training.trainers.divided import FullySharded, Redivided, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
 from training.trainers.heap import give_back_before_logits
@@ -50,7 +50,7 @@ class Training(Generic[P]):
     """What takes checkpoints to the hub, in the process that writes them."""
 
 
-class JobTrainer(FullySharded):
+class JobTrainer(Redivided, FullySharded):
     """Goes before a Trainer among a class's bases: does the tuner's and the optimizer's part, tells the report what
     happens, and writes checkpoints that are there whole or not at all."""
 

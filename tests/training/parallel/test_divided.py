@@ -1,7 +1,7 @@
 """Processes that divide a training among them, on CPUs by gloo: they learn what one learns from the same batches, leave
 checkpoints that load alone, and go on where they were.
 
-They are started twice, two of them and then four, and train one thing after another.
+They are started together, one of them, two and then four, and train one thing after another.
 """
 
 import json
@@ -17,8 +17,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from engines.errors import InvalidRequest
 from tests.training.jobs import ROOT, evaluations, losses, make_job
 from training.folder import JobFolder
+from training.pipelines.beginning import with_beginning
 from training.report import Report
 from training.run import run
 
@@ -52,8 +54,15 @@ RESUMED = ("zero2", "zero3", "fsdp")
 FOUR: dict[str, tuple[str, dict[str, Any]]] = {
     "sequences and fsdp": ("full", {**SEQUENCES, "fsdp": "full_shard", "per_device_train_batch_size": 2}),
 }
-TO_FOUR = ("ddp", "fsdp", "zero2")
-"""Trainings by two that four go on with."""
+ONE = ("zero1", "zero2", "zero3")
+"""Trainings of two that one process begins, for two to go on with."""
+CHANGED = {
+    "two to four": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
+    "two to one": ("zero1", "zero2", "zero3"),
+    "one to two": ONE,
+}
+"""Those that another number of processes goes on with from the second step."""
+NUMBERS = {"one": 1, "two": 2, "four": 4}
 
 
 class Trained:
@@ -73,20 +82,19 @@ class Trained:
         self.jobs[name] = make_job(self.folder / name, "rlhf" if "rlhf_type" in params else "sft", **params)
         return self.jobs[name]
 
-    def together(self, processes: int) -> None:
-        """Train those that were not trained yet."""
-        folders = [str(job.path) for job in self.jobs.values() if job.read_result() is None]
-        words = ("--standalone", "--nproc-per-node", str(processes), "-m", "tests.training.parallel.many", *folders)
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *words],
+    def start(self, *groups: tuple[str, list[str]]) -> "subprocess.Popen[str]":
+        """Have processes train; each group: how many, and the names of what they train one after the other."""
+        words = []
+        for number, names in groups:
+            words += ["--", str(NUMBERS[number]), *(str(self.jobs[name].path) for name in names)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.training.parallel.many", *words[1:]],
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=PATIENCE,
-            check=False,
         )
-        assert done.returncode == 0, done.stderr[-4000:]
 
     def checkpoint(self, name: str, step: int = 4) -> Path:
         result = self.jobs[name].read_result()
@@ -109,29 +117,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path, lines: Path) -
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     pairs.write_text("".join(json.dumps(row | {"rejected_response": "no value"}) + "\n" for row in rows))
     trained = Trained(folder, tiny, {"lora": lines, "full": lines, "packed": lines, "pairs": pairs})
-    for learned in LEARNED:
-        job = trained.job(learned, learned, {"per_device_train_batch_size": 4})
-        job.write_result(run(job, Report(job)))
 
-    batch = {"ddp_backend": "gloo", "per_device_train_batch_size": 2}
-    for name, (learned, how) in TWO.items():
-        trained.job(f"two: {name}", learned, batch | of_all_tokens(learned) | how)
-    for name in RESUMED:
-        learned, how = TWO[name]
-        half = trained.folder / f"two: {name}" / "checkpoint-2"
-        on = {"resume_from_checkpoint": str(half)}
-        trained.job(f"two, resumed: {name}", learned, batch | of_all_tokens(learned) | how, on)
-    trained.together(2)
-
-    batch = {"ddp_backend": "gloo", "per_device_train_batch_size": 1}
-    for name, (learned, how) in FOUR.items():
-        trained.job(f"four: {name}", learned, batch | of_all_tokens(learned) | how)
-    for name in TO_FOUR:
-        learned, how = TWO[name]
-        on = {"resume_from_checkpoint": str(trained.folder / f"two: {name}" / "checkpoint-2")}
-        trained.job(f"four, resumed: {name}", learned, batch | of_all_tokens(learned) | how, on)
-    trained.together(4)
+    ones = [add(trained, "one", name, *TWO[name]) for name in ONE]
+    twos = [add(trained, "two", name, *how) for name, how in TWO.items()]
+    twos += [add(trained, "two", name, *TWO[name], resumed="two") for name in RESUMED]
+    twos += [add(trained, "two", name, *TWO[name], resumed="one") for name in CHANGED["one to two"]]
+    fours = [add(trained, "four", name, *how) for name, how in FOUR.items()]
+    fours += [add(trained, "four", name, *TWO[name], resumed="two") for name in CHANGED["two to four"]]
+    again = [add(trained, "one", name, *TWO[name], resumed="two") for name in CHANGED["two to one"]]
+    process = trained.start(("one", ones), ("two", twos), ("four", fours), ("one", again))
+    try:
+        for learned in LEARNED:  # meanwhile
+            job = trained.job(learned, learned, {"per_device_train_batch_size": 4})
+            job.write_result(run(job, Report(job)))
+        _, told = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told[-4000:]
     return trained
+
+
+def add(trained: Trained, by: str, name: str, learned: str, how: Mapping[str, Any], resumed: str = "") -> str:
+    """Name of the job by which `by` processes train, or go on with what `resumed` processes began."""
+    batch = {"ddp_backend": "gloo", "per_device_train_batch_size": 4 // NUMBERS[by]}
+    before = trained.folder / f"{resumed}: {name}" / "checkpoint-2"
+    on = {"resume_from_checkpoint": str(before)} if resumed else {}
+    called = f"{by}, of {resumed}: {name}" if resumed else f"{by}: {name}"
+    trained.job(called, learned, batch, of_all_tokens(learned), how, on)
+    return called
 
 
 def of_all_tokens(learned: str) -> dict[str, Any]:
@@ -156,24 +169,33 @@ def test_they_learn_what_one_process_learns_from_the_same_batches(trained: Train
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_they_go_on_exactly_where_they_were(trained: Trained, name: str) -> None:
-    whole, resumed = trained.weights(f"two: {name}"), trained.weights(f"two, resumed: {name}")
+    whole, resumed = trained.weights(f"two: {name}"), trained.weights(f"two, of two: {name}")
 
-    assert sorted(losses(trained.jobs[f"two, resumed: {name}"])) == [3, 4]
+    assert sorted(losses(trained.jobs[f"two, of two: {name}"])) == [3, 4]
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_another_number_of_processes_goes_on_with_weights_and_optimizer(trained: Trained, name: str) -> None:
-    whole, resumed = losses(trained.jobs[f"two: {name}"]), losses(trained.jobs[f"four, resumed: {name}"])
+@pytest.mark.parametrize(("change", "name"), [(change, name) for change, names in CHANGED.items() for name in names])
+def test_another_number_of_processes_goes_on_with_weights_and_optimizer(
+    trained: Trained, change: str, name: str
+) -> None:
+    began, goes_on = change.split(" to ")
+    whole, resumed = f"{began}: {name}", f"{goes_on}, of {began}: {name}"
+    assert losses(trained.jobs[resumed]) == pytest.approx(
+        {step: losses(trained.jobs[whole])[step] for step in (3, 4)}, abs=1e-4
+    )
 
-    assert resumed == pytest.approx({step: whole[step] for step in (3, 4)}, abs=1e-4)
+    apart, together = trained.weights(whole), trained.weights(resumed)
+    assert max((apart[key] - together[key]).abs().max().item() for key in apart) < 1e-3
 
 
-def test_another_number_of_processes_does_not_go_on_with_what_deepspeed_divided(trained: Trained) -> None:
-    result = trained.jobs["four, resumed: zero2"].read_result()
+def test_another_number_of_processes_needs_to_know_whose_numbers_are_where(trained: Trained) -> None:
+    unknown = {"zero_optimization": {"stage": 2, "round_robin_gradients": True}}
+    on = {"deepspeed": unknown, "resume_from_checkpoint": str(trained.checkpoint("two: zero2", 2))}
+    params = trained.job("refused", "full", on).read_task().params
 
-    assert result.error.param == "deepspeed"
-    assert "divided checkpoint-2 among 2 processes, not 4" in result.error.message
+    with pytest.raises(InvalidRequest, match="another number of processes, which cannot go on with round_robin"):
+        with_beginning(params)  # type: ignore[type-var]  # those of a training
 
 
 def test_the_parts_of_a_checkpoint_are_there_once(trained: Trained) -> None:
