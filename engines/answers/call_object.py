@@ -7,8 +7,8 @@ call is told apart early.
 
 import json
 import re
+from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import Protocol
 
 from engines.text import tool_syntax
 
@@ -25,44 +25,56 @@ class Reading(Enum):
     MALFORMED = auto()
 
 
-class CallReader(Protocol):
+class CallReader(ABC):
     """Reads one call. `push` until `reading` is no longer GOING; `name` is set once the call is certain to be one."""
 
-    reading: Reading
-    name: str | None
-    raw: str
-    """The text read while it is uncertain whether it is a call; where it is none, it is given back as content."""
     verbatim: bool
     """The arguments are given as the model writes them, so those that are not valid go on as they are."""
 
+    def __init__(self) -> None:
+        self.reading = Reading.GOING
+        self.name: str | None = None
+        self.raw = ""
+        """The text read while it is uncertain whether it is a call; where it is none, it is given back as content."""
+        self._ready = ""
+        """Argument text not yet taken."""
+
+    @abstractmethod
     def push(self, text: str) -> int:
         """Read on; return how many characters belong to the call. The rest comes after its end, or after an error, or
         is to be given again with what follows it."""
-        ...
 
     def take(self) -> str:
         """Return the argument text that has come since the last time."""
-        ...
+        ready, self._ready = self._ready, ""
+        return ready
 
+    @abstractmethod
     def rest(self, text: str) -> str:
         """The arguments that remain where the output ends in the middle, `text` being what was not used."""
-        ...
 
 
-class CallObject:
-    """A call as one object: `{"name": "f", "arguments": {...}}`."""
+class JsonReader(CallReader):
+    """Reads arguments that are JSON as the model writes it."""
 
     verbatim = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scanner = JsonScanner()
+
+    def rest(self, text: str) -> str:
+        return text
+
+
+class CallObject(JsonReader):
+    """A call as one object: `{"name": "f", "arguments": {...}}`."""
 
     def __init__(self, names: frozenset[str] | None = None) -> None:
         """`names`: the tools that may be called. An object counts as a call only with one of these names and with
         arguments, without other keys before them. None: any name."""
-        self.reading = Reading.GOING
-        self.name: str | None = None
-        self.raw = ""
+        super().__init__()
         self._names = names
-        self._scanner = JsonScanner()
-        self._ready = ""  # argument text not yet taken
         self._members: dict[str, str] = {}  # finished members: key -> JSON text of its value
         self._key: str | None = None
         self._start = 0  # index in `raw` at which the current key or value begins
@@ -78,13 +90,6 @@ class CallObject:
             if self.reading is not Reading.GOING:
                 return position + 1
         return len(text)
-
-    def take(self) -> str:
-        ready, self._ready = self._ready, ""
-        return ready
-
-    def rest(self, text: str) -> str:
-        return text
 
     def _read(self, character: str, place: "Place", depth: int) -> None:
         """Take one character of the JSON. `place` and `depth` describe the position before it."""
@@ -161,18 +166,12 @@ class CallObject:
         return value if is_object(value) else None
 
 
-class Arguments:
+class Arguments(JsonReader):
     """The arguments of a call whose name came before them, outside the JSON."""
 
-    verbatim = True
-
     def __init__(self, name: str) -> None:
-        self.reading = Reading.GOING
-        self.name: str | None = None
-        self.raw = ""
+        super().__init__()
         self._name = name
-        self._scanner = JsonScanner()
-        self._ready = ""
 
     def push(self, text: str) -> int:
         for position, character in enumerate(text):
@@ -187,13 +186,6 @@ class Arguments:
                 self.reading = Reading.DONE
                 return position + 1
         return len(text)
-
-    def take(self) -> str:
-        ready, self._ready = self._ready, ""
-        return ready
-
-    def rest(self, text: str) -> str:
-        return text
 
 
 class Place(Enum):

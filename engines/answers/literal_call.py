@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engines.answers.call_object import Reading
+from engines.answers.call_object import CallReader, Reading
 from engines.answers.markers import beginning_of
 from engines.answers.typed import quoted, typed, types_of
 from engines.text.tool_syntax import Literals
@@ -19,24 +19,20 @@ WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "Fals
 """Words of either language, as JSON."""
 
 
-class LiteralCall:
+class LiteralCall(CallReader):
     """The arguments of one call, given once all have come. `push` from behind the bracket that opens them."""
 
     verbatim = False
 
     def __init__(self, syntax: Literals, name: str, schema: Mapping[str, Any]) -> None:
-        self.reading = Reading.GOING
-        self.name: str | None = None
-        self.raw = ""
+        super().__init__()
         self._syntax = syntax
         self._name = name
         self._schema = schema
         self._open: list[str] = [syntax.close]
         self._quote = ""
-        self._ready = ""
 
     def push(self, text: str) -> int:
-        """Read on; return how many characters were used. The rest is to be given again, with what follows it."""
         position = 0
         while position < len(text) and self.reading is Reading.GOING:
             after = self._in_string(text, position) if self._quote else self._outside(text, position)
@@ -47,10 +43,6 @@ class LiteralCall:
         if self.reading is Reading.DONE:
             self._close()
         return position
-
-    def take(self) -> str:
-        ready, self._ready = self._ready, ""
-        return ready
 
     def rest(self, text: str) -> str:
         return ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engines.answers.call_object import SPACE, Reading
+from engines.answers.call_object import SPACE, CallReader, Reading
 from engines.answers.markers import beginning_of
 from engines.answers.typed import quoted, typed, types_of
 from engines.text.tool_syntax import Tags
@@ -16,15 +16,13 @@ MAX_KEY = 256
 STRING = frozenset({"string"})
 
 
-class TaggedCall:
+class TaggedCall(CallReader):
     """The arguments of one call. Strings are given while they are written, other values once they are whole."""
 
     verbatim = False
 
     def __init__(self, tags: Tags, name: str, schema: Mapping[str, Any]) -> None:
-        self.reading = Reading.GOING
-        self.name: str | None = None
-        self.raw = ""
+        super().__init__()
         self._tags = tags
         self._name = name
         self._schema = schema
@@ -32,12 +30,10 @@ class TaggedCall:
         self._close = tags.after.strip()
         self._step = self._between
         self._text = ""
-        self._ready = ""
         self._types: frozenset[str] = frozenset()
         self._value = ""  # what has come of a value that is no string
 
     def push(self, text: str) -> int:
-        """Read on; return how many characters were used. The rest is to be given again, with what follows it."""
         self._text = text
         while self.reading is Reading.GOING and self._step():
             pass
@@ -45,12 +41,7 @@ class TaggedCall:
         self.raw = "" if self.name else self.raw + text[:used]
         return used
 
-    def take(self) -> str:
-        ready, self._ready = self._ready, ""
-        return ready
-
     def rest(self, text: str) -> str:
-        """The arguments that remain where the output ends in the middle, `text` being what was not used."""
         if self._step != self._in_value:
             return ""
         return quoted(text)[1:-1] if self._is_string else self._value + text
