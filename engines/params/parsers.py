@@ -10,6 +10,7 @@ ToolCallParser = Literal[
     "deepseek_v31",
     "deepseek_v32",
     "deepseek_v4",
+    "functionary",
     "functiongemma",
     "gemma4",
     "glm45",

@@ -163,12 +163,23 @@ KIMI_K2 = ToolFormat(
     call_id="functions.{name}:{index}",
     ends_reasoning=True,
 )
+FUNCTIONARY = ToolFormat(
+    name="functionary",
+    known_by=r"<function=.*</function>",
+    starts=("<function=",),
+    ends=("</function>",),
+    before="<function=",
+    between=">",
+    after="</function>",
+    separator="",
+    head=Head(rf"(?P<name>{NAME})\s*>\s*(?=\{{)", "{"),
+)
 
 # ---- each argument in tags
 
 QWEN3_CODER = ToolFormat(
     name="qwen3_coder",
-    known_by=r"<function=",
+    known_by=r"(?s)<function=.*<parameter=",
     starts=("<tool_call>", "<function="),
     ends=("</tool_call>",),
     before="<tool_call>\n<function=",
@@ -351,6 +362,7 @@ FAMILIES = (
     MINIMAX_M2,
     SEED_OSS,
     QWEN3_CODER,
+    FUNCTIONARY,
     GLM45,
     GLM47,
     GEMMA4,

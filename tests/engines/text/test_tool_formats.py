@@ -35,6 +35,7 @@ def test_the_template_tells_the_form(template: str | None, name: str, native: bo
         ("{{ '<' + dsml_token + 'function_calls>' }}", "deepseek_v32"),
         ("<｜DSML｜tool_calls>\n<｜DSML｜invoke name=", "deepseek_v4"),
         ("<tool_call>\n<function={{ name }}>\n<parameter={{ key }}>", "qwen3_coder"),
+        ('<function=example>{\\"key\\": 1}</function> {{ "<|python_tag|>" + code }}', "functionary"),
         ("<seed:tool_call>\n<function={{ name }}>", "seed_oss"),
         ("<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>\n<arg_value>", "glm45"),
         ("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>", "glm47"),

@@ -102,6 +102,9 @@ RECORDED: list[tuple[ToolCallParser, str, str, list[tuple[str, dict[str, Any]]]]
      '{"city": "Rome"}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}'
      "<|tool_call_end|><|tool_calls_section_end|>"),
      "One moment.", [("plan_trip", {"city": "Rome"}), ("now", NOW)]),
+    ("functionary",
+     'I will.<function=plan_trip>{"city": "Rome", "days": 3}</function><function=now>{}</function>',
+     "I will.", [("plan_trip", {"city": "Rome", "days": 3}), ("now", NOW)]),
     ("minimax_m2",
      ('\n<minimax:tool_call>\n<invoke name="plan_trip">\n<parameter name="city">Rome</parameter>\n'
      '<parameter name="stops">'
