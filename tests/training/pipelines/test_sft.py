@@ -31,15 +31,25 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def train(tmp_path: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFolder, Result]]:
-    """Run a job in this process; its folder and result."""
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs are."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def train(jobs: Path, tiny: Path, lines: Path) -> Callable[..., tuple[JobFolder, Result]]:
+    """Run a job in this process, once for all tests that give the same parameters; its folder and result."""
+    made: dict[str, tuple[JobFolder, Result]] = {}
 
     def run(**params: Any) -> tuple[JobFolder, Result]:
         given = {"model": str(tiny), "dataset": str(lines), **QUICK, **params}
-        job = make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", "sft", **given)
-        asked: Any = job.read_task().completed().params
-        return job, pipeline.run(asked, Report(job))
+        key = json.dumps(given, sort_keys=True)
+        if key not in made:
+            job = make_job(jobs / str(len([*jobs.iterdir()])), "sft", **given)
+            asked: Any = job.read_task().completed().params
+            made[key] = job, pipeline.run(asked, Report(job))
+        return made[key]
 
     return run
 
@@ -229,12 +239,12 @@ def test_what_takes_the_weights_only_goes_on_after_an_interruption(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_would_make_another_training_of_one_that_began_with_an_adapter_is_refused(
-    train: Callable[..., tuple[JobFolder, Result]], given: dict[str, Any], param: str, reason: str
+    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path, given: dict[str, Any], param: str, reason: str
 ) -> None:
     taught, result = train()
     begun, _ = train(adapters=str(taught.path / result.artifact))
 
-    asked = make_job(begun.path / "next", "sft", resume_from_checkpoint=str(begun.path / "checkpoint-3"), lora_rank=5)
+    asked = make_job(tmp_path / "next", "sft", resume_from_checkpoint=str(begun.path / "checkpoint-3"), lora_rank=5)
     assert ("lora_rank", "training goes on with the adapter in adapters, which has its own: leave it out") in refusals(
         asked.read_task().completed()
     )
@@ -448,7 +458,7 @@ def test_a_loss_that_is_no_number_ends_the_training(train: Callable[..., tuple[J
 
 @pytest.mark.parametrize("lost", ["loss", "gradients"])
 def test_what_is_no_number_between_two_logs_is_in_no_checkpoint(
-    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    train: Callable[..., tuple[JobFolder, Result]], jobs: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     computed = SupervisedTrainer.training_step
 
@@ -461,10 +471,11 @@ def test_what_is_no_number_between_two_logs_is_in_no_checkpoint(
         return loss
 
     monkeypatch.setattr(SupervisedTrainer, "training_step", poisoned)
+    before = {*jobs.iterdir()}
     with pytest.raises(Diverged, match=r"step 10\b.*learning_rate"):
         train(max_steps=20, logging_steps=50, save_steps=5)
 
-    (job,) = (JobFolder(folder) for folder in tmp_path.iterdir())
+    (job,) = (JobFolder(folder) for folder in {*jobs.iterdir()} - before)
     assert job.checkpoints() == [5]
     assert all(tensor.isfinite().all() for tensor in weights(job, 5).values())
     assert [event.step for event, _ in job.read_events() if isinstance(event, Checkpoint)] == [5]
