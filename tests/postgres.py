@@ -3,12 +3,13 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 SETTINGS = ("listen_addresses=127.0.0.1", "fsync=off", "synchronous_commit=off", "full_page_writes=off")
 """It need not outlive the machine."""
@@ -30,7 +31,7 @@ class Postgres:
         self._data = folder / "data"
         self._as = _other_user(folder)
         self._log = folder / "log"
-        self.port = _free_port()
+        self.port = free_port()
         self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "app", "--no-sync", "--locale=C", "-E", "UTF8")
         self.start()
 
@@ -81,9 +82,3 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

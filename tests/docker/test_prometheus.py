@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from tests.ports import free_port
 from tests.server.keys import FULL, SCRAPE, bearer
 from tests.server.process import ServerProcess
 
@@ -54,7 +54,7 @@ def prometheus(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     config["scrape_configs"][0]["authorization"] = {"credentials_file": str(folder / "metrics_key")}
     (folder / "metrics_key").write_text(SCRAPE)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={folder / 'prometheus.yml'}",
@@ -120,10 +120,3 @@ def _until(attempt: Callable[[], T], what: str) -> T:
             pass
         time.sleep(0.1)
     raise AssertionError(f"{WAIT_SECONDS} s have passed before {what}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

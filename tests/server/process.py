@@ -115,7 +115,7 @@ class ServerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_listening(self, timeout: float = 60) -> str:
+    def wait_until_listening(self, timeout: float = PATIENCE) -> str:
         """The server's address."""
         assert self._address.wait(timeout) and self.url, f"the server did not listen:\n{''.join(self.log)}"
         return self.url
@@ -123,7 +123,7 @@ class ServerProcess:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """The exit status."""
         status = self._process.wait(timeout)
         self._reader.join(timeout)

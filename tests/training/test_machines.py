@@ -1,7 +1,6 @@
 """Several machines of one training, here as several addresses of this one."""
 
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from torch.distributed import TCPStore
 
 from engines.errors import InvalidRequest
 from server.jobs.worker_process import worker_command
+from tests.ports import free_port
 from tests.training.jobs import ROOT, losses, make_job
 from training.folder import JobFolder
 from training.machines import ALONE, Machines, common_folder
@@ -33,7 +33,7 @@ def test_two_machines_train_as_one(tmp_path: Path, tiny: Path, lines: Path) -> N
     several = {"ddp_backend": "gloo", "average_tokens_across_devices": True}
     jobs = [make_job(tmp_path / f"machine-{rank}", "sft", **params, **several) for rank in (0, 1)]
 
-    port = free_port()
+    port = free_port("127.0.0.2")
     started = [start(job, Machines(2, rank, "127.0.0.2", port)) for rank, job in enumerate(jobs)]
     assert [process.wait(PATIENCE) for process in started] == [0, 0], (jobs[1].path / "worker.log").read_text()
 
@@ -42,12 +42,6 @@ def test_two_machines_train_as_one(tmp_path: Path, tiny: Path, lines: Path) -> N
     assert [job.checkpoints() for job in jobs] == [[3], []]
     states = {path.name for path in (jobs[0].path / "checkpoint-3").glob("rng_state_*.pth")}
     assert states == {"rng_state_0.pth", "rng_state_1.pth"}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.2", 0))
-        return int(free.getsockname()[1])
 
 
 def start(job: JobFolder, machines: Machines) -> "subprocess.Popen[bytes]":

@@ -92,7 +92,7 @@ OF_THE_SERVER = apart(
     owned_by=Two("tuneserve", "us", got("/v1/models")),
     served_model_name=Two(UNGIVEN, "n", got("/v1/models")),
     verbose=Two(True, False, logged()),
-    log_interval=Two(-1, 1, logged(seconds=1.2)),
+    log_interval=Two(-1, 1, logged(seconds=2)),
     shutdown_timeout=Two(30, 2, stopped),
     sse_keep_alive_interval=Two(15, 0.01, streamed),
     max_body_size=Two(4, 0.0001, chat("hello" * 50)),

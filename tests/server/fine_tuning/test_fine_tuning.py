@@ -145,7 +145,7 @@ def test_an_error_of_the_worker_names_what_the_request_does(api: TrainingApi) ->
 
 
 def test_a_job_is_paused_resumed_and_goes_on_where_it_was(api: TrainingApi) -> None:
-    api.plan(steps=20, seconds=0.05, save_every=100)
+    api.plan(steps=60, seconds=0.05, save_every=100)
     job = api.fine_tuning.create()
     while not any("training loss" in event["message"] for event in api.fine_tuning.events(job["id"])["data"]):
         pass
@@ -157,7 +157,7 @@ def test_a_job_is_paused_resumed_and_goes_on_where_it_was(api: TrainingApi) -> N
     assert job["status"] == "succeeded"
     events = api.fine_tuning.events(job["id"])["data"]
     assert [event["data"]["step"] for event in reversed(events) if "training loss" in event["message"]] == list(
-        range(1, 21)
+        range(1, 61)
     )
     assert len([event for event in events if event["message"] == "Fine-tuning job started"]) == 1
 

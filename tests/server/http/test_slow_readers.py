@@ -75,5 +75,5 @@ def test_streams_that_nobody_reads_are_ended_and_take_little_memory(start_echo: 
         *_, error, done, _ = text.split(b"\n\n")
         assert json.loads(error.rpartition(b"data: ")[2])["error"]["code"] == "slow_reader"
         assert done == b"data: [DONE]"
+        until(lambda: "The stream was not read" in "".join(server.log))
         assert "Traceback" not in "".join(server.log)
-        assert "The stream was not read" in "".join(server.log)

@@ -22,6 +22,7 @@ from server.store.access import SERVER
 from server.store.database import Database
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
+from tests.until import PATIENCE
 from training.params.task import TASK, Task
 
 LIMITS = {"max_running": 2, "max_queued": 100, "retries": 2, "gpu_memory": 1, "validation_timeout": 60}
@@ -90,7 +91,7 @@ class Office:
             (self.jobs.folders.job(id) / "plan.json").write_text(json.dumps(plan or {}))
             return await self.jobs.create(id, task or sft_task(), SERVER, **values)
 
-    async def until(self, job: Job, *statuses: JobStatus, timeout: float = 20) -> Job:
+    async def until(self, job: Job, *statuses: JobStatus, timeout: float = PATIENCE) -> Job:
         """The job once its status is one of these, or once it has ended."""
         async with asyncio.timeout(timeout):
             while True:
@@ -101,7 +102,7 @@ class Office:
                 await asyncio.sleep(0.01)
 
     async def until_step(self, job: Job, step: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while step not in await self.steps(job):
                 await asyncio.sleep(0.01)
 

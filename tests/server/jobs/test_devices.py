@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engines.errors import InvalidRequest
@@ -16,6 +17,7 @@ from server.jobs.job import JobStatus
 from server.store.access import SERVER
 from tests.server.jobs.conftest import Office
 from tests.server.process import ROOT
+from tests.until import async_until
 from training.params.task import MergeTask, SftTask
 
 GIB = 1 << 30
@@ -142,9 +144,8 @@ async def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) ->
     command = (sys.executable, "-m", "tests.server.jobs.starter", str(tmp_path))
     server = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     pid = int(await server.stdout.readline())
-    await asyncio.sleep(0.2)  # for setpriv to become the worker
+    worker = psutil.Process(pid)
+    await async_until(lambda: "setpriv" not in " ".join(worker.cmdline()))  # it has become the worker
     server.kill()
     await server.wait()
-    async with asyncio.timeout(20):
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-            await asyncio.sleep(0.02)
+    await async_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)

@@ -18,7 +18,7 @@ import pytest
 
 from server.jobs.processes import MARK
 from tests.server.process import ROOT
-from tests.until import until
+from tests.until import PATIENCE, until
 
 STEPS = 24
 PLAN = {"steps": STEPS, "seconds": 0.03, "save_every": 3, "children": True}
@@ -46,7 +46,7 @@ class Server:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
     def job(self) -> dict[str, Any]:
         return self.rows("SELECT * FROM jobs")[0]

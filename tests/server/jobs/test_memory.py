@@ -20,7 +20,7 @@ from tests.server.jobs.conftest import Office
 from tests.server.jobs.test_kill import OFFICE
 from tests.server.process import ROOT
 from tests.training.jobs import make_data, make_job, make_model
-from tests.until import until
+from tests.until import PATIENCE, until
 from training.folder import JobFolder
 
 MIB = 1 << 20
@@ -117,7 +117,7 @@ def test_a_worker_that_takes_all_memory_ends_alone_and_its_server_goes_on(tmp_pa
         until(lambda: (tmp_path / "published").exists())
         assert (tmp_path / "published").read_text() == "2 10\n"
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE) == 0
     finally:
         server.kill()
         server.wait()

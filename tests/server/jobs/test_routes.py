@@ -22,7 +22,7 @@ from tests.server.api import LINE, EchoApi
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
 from tests.training.jobs import make_data, make_model
-from tests.until import until
+from tests.until import PATIENCE, until
 
 SSE = {"accept": "text/event-stream"}
 SFT = {"model": "org/model", "dataset": ["org/data#20"]}
@@ -156,7 +156,7 @@ def test_a_stream_ends_with_the_server_and_not_the_server_with_the_stream(tmp_pa
         )
         reading.start()
         api.http.portal.call(api.http.parts[Jobs].stop, 0)
-        reading.join(20)
+        reading.join(PATIENCE)
     assert not reading.is_alive() and "Created the job" in told[0]
 
 
@@ -181,7 +181,7 @@ def test_many_streams_together_look_for_news_no_more_often_than_a_few(
         assert min(pauses) == 0.5
         api.http.portal.call(api.http.parts[Jobs].stop, 0)
         for each in reading:
-            each.join(20)
+            each.join(PATIENCE)
         assert api.http.parts[Jobs].streams == 0
 
 

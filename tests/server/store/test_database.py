@@ -22,6 +22,7 @@ from server.store.ids import new_id
 from server.store.migrate import NewerDatabase
 from server.store.tables import METADATA
 from tests.postgres import Postgres
+from tests.until import PATIENCE
 
 NOTES = table("notes", column("id", Text), column("words", Text))
 
@@ -105,7 +106,7 @@ async def test_no_writer_loses_a_cancellation(database: Database) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait((task,), timeout=10)
+        await asyncio.wait((task,), timeout=PATIENCE)
         assert task.cancelled(), turns
 
 

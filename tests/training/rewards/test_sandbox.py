@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,6 +158,4 @@ def test_where_a_process_cannot_be_isolated_nothing_runs(make: Make, monkeypatch
 
 
 def test_a_large_sample_reaches_it(make: Make) -> None:
-    begun = time.monotonic()
     assert make("return len(sample['output_text'])").grade({"output_text": "é" * 500_000}, {}) == 500_000
-    assert time.monotonic() >= begun

@@ -136,7 +136,7 @@ async def test_the_time_for_headers_begins_with_their_first_byte() -> None:
 
 
 async def test_a_connection_without_a_request_is_closed_without_a_word() -> None:
-    async with served(App(), keep_alive=0.1) as here:
+    async with served(App(), keep_alive=0.5) as here:
         silent, after = await here.connect(), await here.connect()
         after.send(GET)
         await after.answer()
@@ -156,13 +156,13 @@ async def test_a_body_that_does_not_come_is_refused_and_its_request_ends() -> No
 
 
 async def test_a_body_that_comes_slowly_but_steadily_is_read() -> None:
-    async with served(App(), rate_seconds=0.4, min_rate=100) as here:
+    async with served(App(), rate_seconds=1, min_rate=100) as here:
         wire = await here.connect()
-        wire.send(POST + b"Content-Length: 2000\r\n\r\n")
-        for _ in range(20):
+        wire.send(POST + b"Content-Length: 3000\r\n\r\n")
+        for _ in range(30):
             wire.send(b"x" * 100)
             await asyncio.sleep(0.05)
-        assert (await wire.answer()).body == b"2000"
+        assert (await wire.answer()).body == b"3000"
 
 
 async def test_a_body_that_the_server_does_not_read_is_not_slow() -> None:
@@ -237,7 +237,7 @@ async def test_what_is_no_request_or_could_be_read_in_two_ways_is_refused(reques
     assert "/hello" not in app.seen
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 async def test_requests_with_faults_anywhere_are_answered_or_refused(
     seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,7 +252,7 @@ async def test_requests_with_faults_anywhere_are_answered_or_refused(
             )
         return bytes(text)
 
-    async with served(App(), head_seconds=1, rate_seconds=1, linger_seconds=0.2, keep_alive=1) as here:
+    async with served(App(), head_seconds=2, rate_seconds=2, linger_seconds=0.2, keep_alive=2) as here:
 
         async def send(text: bytes) -> bytes:
             wire = await here.connect()
@@ -260,7 +260,7 @@ async def test_requests_with_faults_anywhere_are_answered_or_refused(
                 wire.send(text[start : start + size])
             return await wire.rest()
 
-        answers = await asyncio.gather(*(send(spoilt()) for _ in range(50)))
+        answers = await asyncio.gather(*(send(spoilt()) for _ in range(100)))
         await async_until(lambda: len(here.connections) == 0)
     assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 200", b"HTTP/1.1 400", b"HTTP/1.1 408"}
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -392,11 +392,11 @@ async def test_a_client_that_does_not_read_its_answer_is_left() -> None:
 
 
 async def test_a_client_that_reads_its_answer_slowly_but_steadily_gets_all_of_it() -> None:
-    async with served(App(), send_seconds=0.5) as here:
+    async with served(App(), send_seconds=1) as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         length = 0
         while piece := await reader.read(1 << 20):
             length += len(piece)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
         assert length > ANSWER_BYTES and here.refused == []
