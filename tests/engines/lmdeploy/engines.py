@@ -1,5 +1,7 @@
 """The LMDeploy engine on a CPU, for tests."""
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import pytest
 
 from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig
-from engines.setup.install import NotInstalled, require_lmdeploy
+from engines.setup.install import NotInstalled, import_folder, require_lmdeploy
+from tests.until import PATIENCE
 
 
 def lmdeploy_or_skip() -> Path:
@@ -18,9 +21,21 @@ def lmdeploy_or_skip() -> Path:
         pytest.skip(error.message)
 
 
-def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
-    """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`."""
-    lmdeploy_or_skip()
+def run_alone(module: str, *words: str) -> Any:
+    """What a module beside this one, run by LMDeploy's Python, prints as the last line."""
+    done = subprocess.run(
+        [str(lmdeploy_or_skip()), "-m", f"tests.engines.lmdeploy.{module}", *words],
+        env={"PYTHONPATH": str(import_folder()), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def config_on_cpu(model: str, **settings: Any) -> LmdeployConfig:
     defaults: dict[str, Any] = {
         "dtype": "float32",
         "block_size": 16,
@@ -28,8 +43,14 @@ def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> L
         "max_num_seqs": 16,
         "max_lora_rank": 8,
     }
+    return LmdeployConfig(model=model, **defaults | settings)
+
+
+def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> LmdeployEngine:
+    """Not started. `module`, beside this file, is what its process runs; `settings` are those of `LmdeployConfig`."""
+    lmdeploy_or_skip()
     return LmdeployEngine(
-        LmdeployConfig(model=model, **defaults | settings),
+        config_on_cpu(model, **settings),
         max_num_queued_reqs=64,
         threads=1,
         module=f"tests.engines.lmdeploy.{module}",

@@ -1,34 +1,15 @@
 """What can be asked of LMDeploy's parts alone, by its own Python."""
 
-import json
-import subprocess
-from typing import Any
-
-from engines.setup.install import import_folder
-from tests.engines.lmdeploy.engines import lmdeploy_or_skip
-
-
-def run(module: str) -> Any:
-    """What a module beside this one prints as the last line."""
-    done = subprocess.run(
-        [str(lmdeploy_or_skip()), "-m", f"tests.engines.lmdeploy.{module}"],
-        env={"PYTHONPATH": str(import_folder()), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+from tests.engines.lmdeploy.engines import run_alone
 
 
 def test_the_lora_kernel_computes_with_what_lies_in_a_slot_now() -> None:
-    errors = run("lora_kernel")
+    errors = run_alone("lora_kernel")
     assert errors["before"] < 2e-3 and errors["after"] < 2e-3
 
 
 def test_settings_become_those_of_each_of_its_engines() -> None:
-    told = run("engine_config")
+    told = run_alone("engine_config")
     common = {
         "dtype": "bfloat16",
         "tp": 2,

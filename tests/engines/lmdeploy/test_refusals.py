@@ -1,9 +1,10 @@
 """What LMDeploy cannot run is refused in one sentence, at once, and for good."""
 
-import asyncio
+import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engines.errors import InvalidRequest, UnsupportedModel
@@ -13,7 +14,7 @@ from engines.params.deploy import DeployParams
 from engines.setup.install import NotInstalled
 from engines.types import EngineState
 from tests.contract.engines import answer
-from tests.engines.lmdeploy.engines import lmdeploy_on_cpu, lmdeploy_or_skip
+from tests.engines.lmdeploy.engines import config_on_cpu, lmdeploy_on_cpu, lmdeploy_or_skip, run_alone
 from tests.engines.pt.driving import prompt, request
 from tests.engines.pt.tiny import CONFIGS, save
 
@@ -27,21 +28,26 @@ async def refusal(engine: LmdeployEngine) -> UnsupportedModel:
     return refused.value
 
 
-async def test_models_and_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
+async def test_a_model_that_it_cannot_run(tmp_path: Path) -> None:
+    engine = lmdeploy_on_cpu(str(save(CONFIGS["opt"](), tmp_path / "opt", tokenizer=True)))
+    assert "OPTForCausalLM" in (await refusal(engine)).message
+
+
+def test_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
-    cases = [
-        (lmdeploy_on_cpu(str(save(CONFIGS["opt"](), tmp_path / "opt", tokenizer=True))), "OPTForCausalLM"),
-        (lmdeploy_on_cpu(str(broken)), "broken"),
-        (lmdeploy_on_cpu(str(model), quant_policy=3), "quant_policy: 3"),
-        (lmdeploy_on_cpu(str(model), block_size=8), "kernel_block_size must be >= 16"),
-        (lmdeploy_on_cpu(str(model), cache_max_entry_count=1e-6), "memory"),
-        (lmdeploy_on_cpu(str(model), backend="turbomind", dtype="bfloat16"), "TurboMind"),
-    ]
-    refusals = await asyncio.gather(*(refusal(engine) for engine, _ in cases))
-    for (_, reason), refused in zip(cases, refusals, strict=True):
-        assert reason in refused.message
+    reasons: dict[str, LmdeployConfig] = {
+        "broken": config_on_cpu(str(broken)),
+        "quant_policy: 3": config_on_cpu(str(model), quant_policy=3),
+        "kernel_block_size must be >= 16": config_on_cpu(str(model), block_size=8),
+        "memory": config_on_cpu(str(model), cache_max_entry_count=1e-6),
+        "TurboMind": config_on_cpu(str(model), backend="turbomind", dtype="bfloat16"),
+    }
+    told = run_alone("refused", json.dumps(msgspec.to_builtins(reasons)))
+    for reason, message in told.items():
+        assert reason in message and "\n" not in message
+    assert told.keys() == reasons.keys()
 
 
 async def test_a_machine_without_a_gpu(model: Path) -> None:
