@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,21 @@ def finish(job: JobFolder) -> Result:
     result = job.read_result()
     assert result is not None, (job.path / "worker.log").read_text()
     return result
+
+
+def train_together(*jobs: JobFolder, processes: int) -> None:
+    """Run the jobs one after another, each by all of these processes."""
+    words = ["--standalone", "--nproc-per-node", str(processes), "-m", "tests.training.parallel.many"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *(str(job.path) for job in jobs)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def losses(job: JobFolder) -> dict[int, float]:

@@ -1,6 +1,5 @@
-"""Several processes of one training, on CPUs: they learn what one does, stop together, and say which of them failed."""
+"""Several processes of one training, on CPUs: they stop together, and say which of them failed."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -8,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from engines.errors import InvalidRequest
-from tests.training.jobs import losses, make_job, start
+from tests.training.jobs import make_job, start
 from tests.until import until
 from training import device
 from training.folder import JobFolder, Message, Result, Step
-from training.pipelines import train as pipeline
-from training.report import Report
 from training.trainers.arguments import on_one_device
 
 PATIENCE = 120
@@ -85,60 +80,6 @@ def test_told_to_stop_they_have_as_long_for_a_checkpoint_as_whoever_told_them_wa
     assert process.wait(PATIENCE) == 0
     result = result_of(job)
     assert (result.status, job.checkpoints()) == ("stopped", [result.final_step])
-
-
-@pytest.mark.parametrize(
-    ("task", "params"),
-    [
-        ("sft", {}),
-        ("sft", {"streaming": True, "per_device_train_batch_size": 4}),  # all rows: each process draws its own order
-        ("pt", {}),
-        ("rlhf", {"rlhf_type": "dpo", "rpo_alpha": 1.0}),
-        (
-            "rlhf",
-            {
-                "rlhf_type": "dpo",
-                "loss_type": "aot_unpaired",
-                "per_device_train_batch_size": 2,
-                "precompute_ref_log_probs": True,
-            },
-        ),
-        ("rlhf", {"rlhf_type": "kto", "per_device_train_batch_size": 2}),
-    ],
-    ids=["sft", "sft, streamed", "pt", "dpo", "dpo, of sorted answers, computed before", "kto"],
-)
-def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
-    tmp_path: Path, tiny: Path, started: Callable[..., Any], task: str, params: dict[str, Any]
-) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(params.get("rlhf_type", task))))
-    each = params.get("per_device_train_batch_size", 1)
-    alike = LONG | {"model": str(tiny), "dataset": str(data), "max_steps": 4, "lora_dropout": 0.0, **params}
-    alike |= {"learning_rate": 1e-2} | ({} if task == "rlhf" else {"average_tokens_across_devices": True})
-    one = make_job(tmp_path / "one", task, **alike | {"ddp_backend": None, "per_device_train_batch_size": 2 * each})
-    two = make_job(tmp_path / "two", task, **alike | {"per_device_train_batch_size": each})
-    pipeline.run(one.read_task().params, Report(one))  # type: ignore[arg-type]  # those of a training
-    assert started(two).wait(PATIENCE) == 0, (two.path / "worker.log").read_text()
-
-    assert sorted(losses(two)) == [1, 2, 3, 4]
-    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
-    weights = [load_file(job.path / "checkpoint-4" / "adapter_model.safetensors") for job in (one, two)]
-    for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
-
-
-def rows(task: str) -> Iterator[dict[str, Any]]:
-    """Eight of different lengths."""
-    for number in range(8):
-        text = " ".join(["the red", "and", "blue name", "one two three"][: 1 + number % 4])
-        if task == "pt":
-            yield {"messages": [{"role": "assistant", "content": text}]}
-            continue
-        if task == "kto":  # each prompt has the answer to another one, whichever are in its process's batch
-            yield {"query": f"number {number}", "response": "the red and", "label": number % 4 > 0}
-            continue
-        turns = [{"role": "user", "content": f"number {number}"}, {"role": "assistant", "content": text}]
-        yield {"messages": turns} | ({"rejected_response": "the blue value"} if task == "dpo" else {})
 
 
 # ---- one process, one device

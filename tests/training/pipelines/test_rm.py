@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 
 from engines.errors import InvalidRequest
 from tests.engines.pt.adapters import save_adapter
-from tests.training.jobs import BRIEF, each_step, make_job, make_model, start, trained
+from tests.training.jobs import BRIEF, each_step, make_model, trained
 from tests.training.pipelines.test_rlhf import ROWS, told_apart
 from training.folder import Evaluation, JobFolder
 from training.params.export import MergeParams
@@ -188,20 +188,6 @@ def test_the_margin_that_a_set_names_is_asked_for(train: Callable[..., JobFolder
 def test_a_stream_is_learned_from_as_the_same_rows_are(train: Callable[..., JobFolder]) -> None:
     found = [metrics["loss"] for metrics in each_step(train(streaming=True))]
     assert found[-1] < found[0]
-
-
-def test_two_processes_learn_what_one_does(
-    train: Callable[..., JobFolder], tiny: Path, pairs: str, tmp_path: Path
-) -> None:
-    params = {"train_type": "full", "learning_rate": 1e-3, "max_steps": 2, "save_steps": 2}
-    one = train("one", per_device_train_batch_size=4, **params)
-    given = {name: value for name, value in SETTINGS.items() if name not in ITS_OWN} | params
-    two = make_job(tmp_path / "two", "rlhf", model=str(tiny), dataset=pairs, ddp_backend="gloo", **given)
-    start(two, processes=2).wait(120)
-    assert two.read_result() is not None, (two.path / "worker.log").read_text()
-    for name in ("loss", "margin", "min_reward", "max_reward"):
-        told = [metrics[name] for metrics in each_step(one)]
-        assert [metrics[name] for metrics in each_step(two)] == pytest.approx(told, abs=1e-4), name
 
 
 def test_in_bfloat16_the_head_learns_in_float32(train: Callable[..., JobFolder]) -> None:
