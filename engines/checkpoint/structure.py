@@ -23,8 +23,7 @@ class Structure:
 def describe(config: Any) -> Structure:
     """Build the model without memory. Nothing is known of models that transformers has no class for."""
     try:
-        with torch.device("meta"):
-            model = _model_class(config)._from_config(config)
+        model = _without_weights(config)
     except Exception as error:  # noqa: BLE001 (whatever it is, an engine may run the model all the same)
         log.warning("the layers of %s cannot be told from its configuration: %s", config.model_type, error)
         return Structure(config, 0, {})
@@ -35,6 +34,18 @@ def describe(config: Any) -> Structure:
         if isinstance(module, torch.nn.Linear) and module is not head
     }
     return Structure(config, sum(parameter.numel() for parameter in model.parameters()), linears)
+
+
+def conv1ds(config: Any) -> list[str]:
+    """Paths of the layers that GPT-2 and its like have in place of linear ones: transformers' `Conv1D`, whose weights
+    lie the other way round."""
+    modules = _without_weights(config).named_modules()
+    return [path for path, module in modules if isinstance(module, transformers.pytorch_utils.Conv1D)]
+
+
+def _without_weights(config: Any) -> Any:
+    with torch.device("meta"):
+        return _model_class(config)._from_config(config)
 
 
 def _model_class(config: Any) -> Any:

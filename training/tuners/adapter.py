@@ -93,6 +93,9 @@ class AdapterTuner(Tuner):
             said, where = str(error).splitlines()[0], "target_regex" if params.target_regex else "target_modules"
             names_modules = self.size is None or "arget" in said
             raise InvalidRequest(said, param=where if names_modules else self.size) from error
+        except TypeError as error:  # a layer of a kind that PEFT does not have it for
+            message = f"{self.name} does not change such layers: {str(error).splitlines()[0]}"
+            raise InvalidRequest(message, param="train_type") from error
 
     def _trained_before(self, model: Any, params: SftParams) -> Any:
         """A `PeftModel` with the adapter that `adapters` name. Raises InvalidAdapter, InvalidRequest."""

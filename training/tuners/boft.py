@@ -10,6 +10,7 @@ from training.tuners.configured import Configured
 class Boft(Configured):
     name = "boft"
     quantized_bases = frozenset({"bnb", "hqq"})
+    conv1d = False
     config_class = "BOFTConfig"
     fields: ClassVar = {
         "boft_block_size": "boft_block_size",

@@ -14,6 +14,7 @@ STARTS: dict[str, Any] = {"true": True, "false": False, "bat": "bat"}
 class Bone(Configured):
     name = "bone"
     quantized_bases = frozenset({"bnb", "hqq"})
+    conv1d = False
     config_class = "MissConfig"
     fields: ClassVar = {"lora_rank": "r", "lora_dropout": "miss_dropout", "init_weights": "init_weights"}
     size = "lora_rank"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from engines.errors import InvalidRequest
 from training.params.sft import SftParams
 from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
 
@@ -12,9 +13,24 @@ class Configured(AdapterTuner):
     """PEFT's name of the configuration."""
     fields: ClassVar[Mapping[str, str]]
     """Parameter -> the field of that configuration which is made of it, and says it again."""
+    conv1d: ClassVar[bool] = True
+    """Whether PEFT has it for transformers' `Conv1D`, too, which GPT-2 has in place of linear layers."""
 
     def __init_subclass__(cls) -> None:
         cls.reads = WHERE | cls.fields.keys()
+
+    def check_config(self, params: SftParams, config: Any) -> None:
+        if self.conv1d:
+            return
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        from engines.checkpoint.structure import conv1ds
+
+        asked = self.config(params)
+        for path in conv1ds(config):
+            if asked.target_modules == "all-linear" or check_target_module_exists(asked, path):
+                message = f"{self.name} changes linear layers only, and {path} of {config.model_type} is a Conv1D"
+                raise InvalidRequest(f"{message}: choose lora, or name other layers", param="train_type")
 
     def config(self, params: SftParams) -> Any:
         import peft

@@ -9,5 +9,6 @@ from training.tuners.configured import Configured
 class Loha(Configured):
     name = "loha"
     quantized_bases = frozenset({"torchao"})
+    conv1d = False
     config_class = "LoHaConfig"
     fields: ClassVar = {"lora_rank": "r", "lora_alpha": "alpha"}

@@ -8,5 +8,6 @@ from training.tuners.configured import Configured
 class Lokr(Configured):
     name = "lokr"
     quantized_bases = frozenset({"torchao"})
+    conv1d = False
     config_class = "LoKrConfig"
     fields: ClassVar = {"lora_rank": "r", "lora_alpha": "alpha"}

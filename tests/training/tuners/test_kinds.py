@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 from engines.adapters.folder import read_adapter
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
-from engines.errors import InvalidAdapter, UnsupportedParameter
+from engines.errors import InvalidAdapter, InvalidRequest, UnsupportedParameter
 from engines.pt.config import PtConfig
 from engines.pt.runner import ModelRunner
 from server.fine_tuning.servable import check_servable
 from tests.engines.pt.adapters import load as load_into
 from tests.engines.pt.driving import core_of, request, run
+from tests.engines.pt.tiny import CONFIGS, save
 from tests.training.jobs import losses, trained_by
 from tests.training.tuners.kinds import DOCS, KINDS, METHODS, Kind, page, with_peft
 from training.folder import JobFolder
@@ -212,6 +213,20 @@ def refused(kind: Kind, method: str) -> bool:
     found = refusals(TASK.validate_python(task))
     assert {name for name, _ in found} & {"train_type", *kind.choice}
     return True
+
+
+GPT2 = ("boft", "bone", "loha", "lokr")
+
+
+@pytest.mark.parametrize("train_type", GPT2)
+def test_layers_for_which_peft_does_not_have_it_are_told_before_data_is_read(
+    train_type: str, tmp_path: Path, shop: Shop
+) -> None:
+    model = save(CONFIGS["gpt2"](), tmp_path / "gpt2")
+    given = {"model": str(model), "dataset": str(tmp_path / "missing.jsonl"), "train_type": train_type}
+    with pytest.raises(InvalidRequest, match=rf"{train_type} changes linear layers only, and .*c_\w+ of gpt2") as told:
+        trained_by(tmp_path / "job", "sft", **given)
+    assert told.value.param == "train_type"
 
 
 def test_the_documentation_has_what_is_tested_here() -> None:
