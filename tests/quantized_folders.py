@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.packed import Packing
+
 BLOCK = 16
 """Rows and columns of an FP8 weight that share a scale."""
 
@@ -70,6 +72,20 @@ def save_compressed(model: Path, folder: Path, *, bits: int, group: int = BLOCK)
     return meant
 
 
+def save_packed(model: Path, folder: Path, packing: Packing) -> dict[str, Tensor]:
+    """Write `model` as GPTQ's or AWQ's programs do, with the weights of linear layers packed. Returns the weights that
+    they stand for, by name."""
+    tensors = load_file(model / "model.safetensors")
+    meant, saved = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if packing.packs(name)]:
+        parts, meant[name] = packing.pack(saved.pop(name))
+        saved |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
+    shutil.copytree(model, folder)
+    save_file(saved, folder / "model.safetensors", {"format": "pt"})
+    say_quantized(folder, packing.told)
+    return meant
+
+
 def say_quantized(folder: Path, told: dict[str, Any]) -> None:
     """Have config.json say how the weights were quantised."""
     config = json.loads((folder / "config.json").read_text())
@@ -80,4 +96,6 @@ SAVED: dict[str, Callable[[Path, Path], dict[str, Tensor]]] = {
     "fp8": save_fp8,
     "compressed-tensors with 8 bits": lambda model, folder: save_compressed(model, folder, bits=8),
     "compressed-tensors with 4 bits": lambda model, folder: save_compressed(model, folder, bits=4),
+    "gptq": lambda model, folder: save_packed(model, folder, Packing()),
+    "awq": lambda model, folder: save_packed(model, folder, Packing(method="awq", layout="gemm", symmetric=False)),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
-from engines.checkpoint.quantization import Quantization, check_not_quantized, quantized_by
+from engines.checkpoint.quantization import UNPACKED, Quantization, check_not_quantized, quantized_by
 from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings, unpack
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
@@ -78,10 +78,11 @@ def load_model(
         "causal_lm": transformers.AutoModelForCausalLM,
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
-    with _loading("weights", model, _other_ways(config)):
+    packed = quantized_by(config) if quantized_by(config) in UNPACKED else None
+    with _loading("weights", model, packed):
         found, info = auto.from_pretrained(
             model,
-            config=config,
+            config=_unpacked(config) if packed else config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
@@ -93,6 +94,10 @@ def load_model(
         )
         if quantization is not None:
             quantize(found, quantization)
+    if packed:
+        _check_unpacked(model, packed, info)
+        if device_map != "meta":
+            _tell_memory(model, packed, found)
     if quantized_by(found.config) and device_map != "meta":
         keep_unpacked(found)
         unpack(found)
@@ -134,17 +139,33 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _other_ways(config: Any) -> str:
-    """What can be done where transformers lacks a package to load a model of this configuration."""
-    method = quantized_by(config)
-    if method not in ("gptq", "awq"):
-        return ""
-    return f": the engine vllm serves models of {method} without it; to train or merge, give the model as it was"
+def _unpacked(config: Any) -> Any:
+    from engines.checkpoint.unpacking import unpacked
+
+    return unpacked(config)
+
+
+def _check_unpacked(model: str, method: str, info: dict[str, Any]) -> None:
+    """Raises UnsupportedModel where a packed checkpoint has something for which the model has no place, or not all."""
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("score.")):
+        message = f"the weights of model {model!r} cannot be unpacked ({method}): there is no {missing[0]}"
+        raise UnsupportedModel(message, param="model")
+    if any(key.endswith(".act.weight") for key in info["unexpected_keys"]):  # AWQ's, of models with GELU
+        message = f"the activations of model {model!r} are scaled, too ({method}), which its class does not do"
+        raise UnsupportedModel(message, param="model")
+
+
+def _tell_memory(model: str, method: str, found: Any) -> None:
+    from engines.checkpoint.size import bytes_of_weights
+
+    kind, size = str(found.dtype).removeprefix("torch."), bytes_of_weights(found) / 2**30
+    log.info("%s is packed by %s, and was unpacked to %s: its weights take %.1f GiB", model, method, kind, size)
 
 
 @contextmanager
-def _loading(what: str, model: str, other_ways: str = "") -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into one sentence for the person who named it."""
+def _loading(what: str, model: str, packed: str | None = None) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be had into one sentence for the person who named it.
+    `packed`: the method by which its weights are."""
     from safetensors import SafetensorError
 
     try:
@@ -152,5 +173,9 @@ def _loading(what: str, model: str, other_ways: str = "") -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         known = "" if Path(model).is_dir() else " (it is not a folder, so it was looked up as a hub id)"
         message = f"the {what} of model {model!r} cannot be loaded{known}: {reason_of(error)}"
-        message += other_ways if isinstance(error, ImportError) else ""
+        raise UnsupportedModel(message, param="model") from error
+    except RuntimeError as error:
+        if packed is None or type(error) is not RuntimeError:  # as that of memory that is full
+            raise
+        message = f"the {what} of model {model!r} cannot be unpacked ({packed}); the log says which: {reason_of(error)}"
         raise UnsupportedModel(message, param="model") from error

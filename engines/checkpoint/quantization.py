@@ -40,6 +40,8 @@ _METHODS = {
     "hqq": _Method((2, 3, 4, 8), "hqq", "hqq"),
     "torchao": _Method((4, 8), "torchao", "train"),
 }
+UNPACKED = ("gptq", "awq")
+"""Methods of checkpoints whose weights are plain once they are loaded."""
 _OF_BNB = (
     "bnb_4bit_compute_dtype",
     "bnb_4bit_quant_type",
@@ -77,6 +79,12 @@ def quantized_by(config: Any) -> str | None:
         return None
     method = said.get("quant_method") if isinstance(said, dict) else said.quant_method
     return str(getattr(method, "value", method))
+
+
+def stays_quantized(config: Any) -> str | None:
+    """The method by which the weights of a checkpoint are quantised in memory, too; None: they are plain there."""
+    method = quantized_by(config)
+    return None if method in UNPACKED else method
 
 
 def check_not_quantized(model: str, config: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from engines.checkpoint.loading import load_config
+from engines.checkpoint.quantization import quantized_by
 from engines.params.model import TaskType
 from training.folder import Fit, Memory
 from training.memory.device import Device, this_device
@@ -43,14 +44,14 @@ def estimate(params: SftParams, config: Any, lengths: Lengths) -> Memory:
 
 def _smaller(params: SftParams, config: Any, lengths: Lengths, device: Device, total: int) -> Iterator[Fit]:
     """Changes of one parameter that take less, one after another."""
-    for changes in _changes(params, lengths):
+    for changes in _changes(params, config, lengths):
         changed = params.model_copy(update=changes)
         parts, _ = _parts(changed, config, _cut(lengths, changes.get("max_length")), device)
         if (less := sum(parts.values())) < total:
             yield Fit(parameters=changes, total=less, fits=less <= device.available)
 
 
-def _changes(params: SftParams, lengths: Lengths) -> Iterator[dict[str, Any]]:
+def _changes(params: SftParams, config: Any, lengths: Lengths) -> Iterator[dict[str, Any]]:
     if not params.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
     rows, passes = params.per_device_train_batch_size, params.gradient_accumulation_steps
@@ -62,7 +63,7 @@ def _changes(params: SftParams, lengths: Lengths) -> Iterator[dict[str, Any]]:
         yield {"max_length": lengths.longest // 2}
     if tuner_of(params).makes == "model":
         yield {"train_type": "lora"}
-    elif params.quant_method is None and "bnb" in tuner_of(params).quantized_bases:
+    elif params.quant_method is None and not quantized_by(config) and "bnb" in tuner_of(params).quantized_bases:
         yield {"quant_method": "bnb", "quant_bits": 4}
 
 

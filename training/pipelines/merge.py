@@ -25,7 +25,7 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
-from engines.checkpoint.quantization import Quantization, quantization_of, quantized_by
+from engines.checkpoint.quantization import Quantization, quantization_of, stays_quantized
 from engines.checkpoint.quantize import dequantize
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
 from engines.params.model import TaskType
@@ -225,7 +225,7 @@ def _load_base(
     import torch
 
     config = load_config(base, revision=revision, token=params.hub_token)
-    if method := quantized_by(config):
+    if method := stays_quantized(config):
         message = f"{Path(base).name!r} is quantised ({method}): merge into the model that it was quantised from"
         raise UnsupportedModel(message, param="model")
     tasks = {each.get("task_type") or "CAUSAL_LM" for each in configs}

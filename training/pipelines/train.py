@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from engines.checkpoint.quantization import quantized_by
+from engines.checkpoint.quantization import quantized_by, stays_quantized
 from engines.errors import UnsupportedModel
 from training.data import build
 from training.data.prepare import Datasets, longest
@@ -108,7 +108,7 @@ def _uploads(params: SftParams, report: Report) -> Uploads | None:
 
 def _check_quantized(params: SftParams, config: Any) -> None:
     """Raises UnsupportedModel for a checkpoint that is quantised already, on which the tuner does not learn."""
-    method, tuner = quantized_by(config), tuner_of(params)
+    method, tuner = stays_quantized(config), tuner_of(params)
     if method is None or tuner.name == "lora" or {"bitsandbytes": "bnb"}.get(method, method) in tuner.quantized_bases:
         return
     message = f"the model is quantised ({method}), and train_type {tuner.name} does not learn on it: choose lora, or"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
-from engines.checkpoint.quantization import quantization_of, quantized_by
+from engines.checkpoint.quantization import quantization_of, quantized_by, stays_quantized
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.prompt import read_chat_template
 from engines.text.templates import chosen_template, template_in
@@ -118,10 +118,11 @@ def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> A
 def _place(params: SftParams, config: Any, *, quantized: bool) -> str | None:
     """Where the weights are loaded to; None: each process keeps its part of them."""
     divides = stage(params.deepspeed) == 3
-    if quantized or quantized_by(config):
-        if divides or params.fsdp is not None:
-            message = "quantised weights are not divided among processes"
-            raise UnsupportedModel(message, param="deepspeed" if divides else "fsdp")
+    quantized = quantized or stays_quantized(config) is not None
+    if (divides and quantized_by(config)) or (quantized and params.fsdp is not None):
+        message = "quantised weights are not divided among processes"
+        raise UnsupportedModel(message, param="deepspeed" if divides else "fsdp")
+    if quantized:
         return device_name(Processes.of_environment().local_rank)
     return None if divides else "cpu"
 

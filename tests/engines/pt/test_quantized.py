@@ -2,7 +2,6 @@
 transformers and PEFT say of the same quantised model."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
 from engines.checkpoint.quantize import keep_unpacked
 from engines.checkpoint.size import bytes_of_weights
-from engines.errors import UnsupportedModel
 from engines.pt.runner import ModelRunner
 from engines.types import GenerationRequest, PoolingRequest
 from tests.engines.pt.adapters import load, save_adapter
@@ -27,7 +25,7 @@ from tests.engines.pt.driving import TOLERANCE, Answer, Reference, core_of, prom
 from tests.engines.pt.test_parity import check
 from tests.engines.pt.tiny import VOCAB_SIZE
 from tests.hqq import FOLDER
-from tests.quantized_folders import SAVED, say_quantized
+from tests.quantized_folders import SAVED
 from tests.training.jobs import ROOT
 
 WAYS = {
@@ -228,16 +226,6 @@ def test_a_model_that_another_program_saved_quantised_answers_as_the_weights_tha
 
     check(Reference(meant), asked(None), answers)
     check(Reference(PeftModel.from_pretrained(meant, adapter).eval()), asked("a"), answers)
-
-
-@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
-def test_one_that_transformers_cannot_load_here_is_refused_with_what_can_be_done(
-    method: str, package: str, folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    saved = shutil.copytree(folder("llama"), tmp_path / "saved")
-    say_quantized(saved, {"quant_method": method, "bits": 4, "group_size": 32})
-    with pytest.raises(UnsupportedModel, match=rf"requires {package}.*: the engine vllm serves models of {method}"):
-        ModelRunner(settings(saved))
 
 
 def test_a_model_that_classifies_is_quantised_but_for_its_head(folder: Callable[[str], Path], tmp_path: Path) -> None:

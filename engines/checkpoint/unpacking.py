@@ -1,0 +1,110 @@
+"""Checkpoints of GPTQ and AWQ, read by transformers as if they held plain weights: each layer's are unpacked as soon as
+they are there. The packages that would compute with packed ones exclude versions of ours.
+
+transformers has it for FP8 (`Fp8Dequantize`), and takes others through its registries of quantisation methods.
+"""
+
+import copy
+from typing import Any
+
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from engines.checkpoint.packed import layout_of, unpack_awq, unpack_gptq
+
+METHOD = "unpacked"
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+"""Tensors that a packed weight consists of."""
+
+
+def unpacked(config: Any) -> Any:
+    """`config` (a `PreTrainedConfig` of GPTQ or AWQ) for a model that is to be unpacked. Raises UnsupportedModel."""
+    told = config.quantization_config
+    found = copy.deepcopy(config)
+    found.quantization_config = {
+        "quant_method": METHOD,
+        "packing": layout_of(told),
+        "group_size": told.get("group_size") or told.get("q_group_size") or -1,
+    }
+    return found
+
+
+@register_quantization_config(METHOD)
+class Unpacked(QuantizationConfigMixin):  # type: ignore[misc]  # Any at our border
+    def __init__(self, packing: str, group_size: int, quant_method: str = METHOD) -> None:
+        self.quant_method, self.packing, self.group_size = quant_method, packing, group_size
+        self.dequantize = True
+        """For transformers: what is loaded is a plain model."""
+
+
+class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
+    def __init__(self, packing: str, group_size: int) -> None:
+        self.packing, self.group_size = packing, group_size
+
+    def convert(self, input_dict: dict[str, Any], full_layer_name: str, model: Any, **more: Any) -> dict[str, Any]:
+        """The tensors with weights in place of what these are packed in. `input_dict`: pattern of names -> tensors."""
+        module, name = get_module_from_name(model, full_layer_name)
+        converted: dict[str, Any] = {}
+        for pattern, tensors in input_dict.items():
+            before, _, part = pattern.removesuffix("$").rpartition(r"\.")
+            if part not in PARTS:
+                converted[pattern] = tensors
+            elif part == PARTS[0]:
+                parts = [input_dict.get(rf"{before}\.{each}$", [None] * len(tensors)) for each in PARTS]
+                weights = [self._weight(*each) for each in zip(*parts, strict=True)]
+                target = rf"{before}\.weight$" if before else full_layer_name
+                dtype = getattr(module, name).dtype
+                converted[target] = [
+                    (weight if isinstance(module, Conv1D) else weight.T).to(dtype).contiguous() for weight in weights
+                ]
+        return converted
+
+    def _weight(self, qweight: Any, qzeros: Any, scales: Any, g_idx: Any) -> Any:
+        if qzeros is None or scales is None:
+            raise ValueError("a layer has no scales or no zeros")
+        if self.packing == "gemm":
+            return unpack_awq(qweight, qzeros, scales, group_size=self.group_size)
+        minus_one = self.packing != "gptq_v2"
+        return unpack_gptq(qweight, qzeros, scales, g_idx, group_size=self.group_size, minus_one=minus_one)
+
+
+@register_quantizer(METHOD)
+class Unpacker(HfQuantizer):  # type: ignore[misc]  # Any at our border
+    requires_calibration = True
+
+    def update_weight_conversions(self, weight_conversions: list[Any]) -> list[Any]:
+        """Unpack the parts of what the model puts together (experts) before it does, and all other layers' weights."""
+        layers = WeightConverter([rf"\.{part}$" for part in PARTS], ".weight", [self._unpack()])
+        return [*map(self._unpacking, weight_conversions), layers]
+
+    def _unpacking(self, conversion: Any) -> Any:
+        sources = [each.removesuffix("$") for each in getattr(conversion, "source_patterns", ())]
+        weights = [each.removesuffix(".weight").removesuffix("\\") for each in sources if each.endswith(".weight")]
+        if not isinstance(conversion, WeightConverter) or not weights or len(conversion.target_patterns) > 1:
+            return conversion
+        packed = [rf"{before}\.{part}$" for part in PARTS for before in weights]
+        plain = [rf"{before}\.weight$" for before in weights]
+        others = [each for each in conversion.source_patterns if not each.removesuffix("$").endswith(".weight")]
+        found = WeightConverter(
+            [*plain, *packed, *others], conversion._original_target_patterns, [self._unpack(), *conversion.operations]
+        )
+        found.scope_prefix, found.base_model_prefix = conversion.scope_prefix, conversion.base_model_prefix
+        return found
+
+    def _unpack(self) -> Unpack:
+        return Unpack(self.quantization_config.packing, self.quantization_config.group_size)
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        model._weight_conversions = None  # it is saved as any plain model: none of them is undone
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
