@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidRequest, TuneserveError
+from server.infer.group import Group
 from tests.server.client import echo_client
 from tests.server.infer.conftest import Answered, Listening
 from training.folder import Evaluation, Started
@@ -74,6 +75,16 @@ def test_a_run_goes_on_where_one_before_it_was_killed(
     engine.prompts.clear()
     _, lines, _ = answered(many(10), result_path=str(path))
     assert lines == whole and len(engine.prompts) == 7
+
+
+def test_processes_share_the_rows(answered: Answered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "answers.jsonl")
+    lines: list[dict[str, Any]] = []
+    for rank, mine in ((1, [1, 3]), (0, [0, 1, 2, 3, 4])):  # the first one puts them in order
+        monkeypatch.setattr(Group, "of_environment", lambda params, rank=rank: Group(rank, 2))
+        _, lines, _ = answered(ROWS, result_path=path)
+        assert [line["index"] for line in lines] == mine
+    assert [line["response"] for line in lines] == ["one", "two", "three", "four", "five"]
 
 
 def test_what_is_answered_already_needs_no_engine(answered: Answered, engine: Listening, tmp_path: Path) -> None:

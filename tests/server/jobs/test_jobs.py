@@ -63,6 +63,15 @@ async def test_a_worker_that_dies_is_followed_by_one_that_goes_on(office: Office
     assert task["params"]["resume_from_checkpoint"] == str(office.jobs.folders.attempt(job.id, 1) / "checkpoint-4")
 
 
+async def test_answers_are_handed_on_from_attempt_to_attempt(office: Office) -> None:
+    task = TASK.validate_python({"task": "infer", "params": {"model": "m", "dataset": ["d.jsonl"]}})
+    plan = {"appends_to": "answers.jsonl", "die_at": 2, "deaths": 2, "steps": 2, "save_every": 9}
+    job = await office.until(await office.create(plan, task), JobStatus.SUCCEEDED)
+    files = [office.jobs.folders.attempt(job.id, number) / "answers.jsonl" for number in (1, 2, 3)]
+    assert [file.exists() for file in files] == [False, False, True]
+    assert files[2].read_text().split() == ["1:1", "1:2", "2:1", "2:2", "3:1", "3:2"]
+
+
 async def test_a_worker_that_always_dies_fails_the_job(office: Office) -> None:
     job = await office.until(await office.create({"die_at": 5, "deaths": 9}), JobStatus.FAILED)
     assert (job.attempt, job.deaths, job.error["code"]) == (3, 3, "worker_died")

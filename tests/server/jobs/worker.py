@@ -1,8 +1,8 @@
 """A worker in place of `training.run` and `training.validate`: `python worker.py PROGRAM FOLDER`, in milliseconds.
 
 What it does is said by `plan.json` in the folder above the attempts' folders: `steps`, `seconds` of each, `save_every`,
-`die_at` a step in the first `deaths` attempts or `take_all` the memory at it, `fail_at` a step, `children`, `no_stop`,
-`invalid`, `fetched`, `validation_dies`, `validation_seconds`.
+`appends_to` a file at each, `die_at` a step in the first `deaths` attempts or `take_all` the memory at it, `fail_at` a
+step, `children`, `no_stop`, `invalid`, `fetched`, `validation_dies`, `validation_seconds`.
 """
 
 import json
@@ -51,6 +51,9 @@ def run(folder: Path, plan: dict[str, Any], task: dict[str, Any]) -> int:
     while step < steps:
         time.sleep(pause)
         step += 1
+        if name := plan.get("appends_to"):
+            with (folder / name).open("a") as file:
+                file.write(f"{folder.name}:{step}\n")
         if step == plan.get("die_at") and int(folder.name) <= plan["deaths"]:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == plan.get("take_all") and int(folder.name) <= plan["deaths"]:
