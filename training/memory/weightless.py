@@ -11,6 +11,8 @@ from training.memory.packed import pack
 from training.memory.peak import Answers
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
+from training.trainers.divided import is_divided
+from training.trainers.low_rank import in_one_piece
 from training.trainers.precision import Precision, hold
 from training.tuners import tuner_of
 
@@ -41,6 +43,8 @@ def tuned(model: Any, params: SftParams, precision: Precision) -> Any:
     hold(attached, precision)
     optimizer_of(params).rest(attached, params)
     attached.train()
+    if not is_divided(params):
+        in_one_piece(attached)
     if params.gradient_checkpointing:
         kwargs = params.gradient_checkpointing_kwargs or {"use_reentrant": False}
         attached.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

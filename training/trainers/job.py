@@ -26,6 +26,7 @@ from training.trainers.divided import FullySharded, Redivided, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
 from training.trainers.heap import give_back_before_logits
+from training.trainers.low_rank import in_one_piece
 from training.trainers.precision import Precision
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
@@ -81,6 +82,8 @@ class JobTrainer(Redivided, FullySharded):
             **settings,
         )
         self.shard()
+        if not is_divided(job.params):
+            in_one_piece(job.tuned.model)
         if self.args.device.type == "cpu":
             give_back_before_logits(job.tuned.model)
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it

@@ -25,6 +25,7 @@ from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.report import Report
 from training.run import run
+from training.trainers.low_rank import in_one_piece
 from training.trainers.precision import hold, precision_of
 from training.tuners import tuner_of
 
@@ -81,6 +82,7 @@ def test_a_step_without_memory_takes_what_the_step_itself_takes(
         load_model(model, config=load_config(model), dtype=torch.float32, device_map="cpu"), params
     )
     hold(real.model, precision)
+    in_one_piece(real.model)
     real.model.train()
     if checkpointing:
         real.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
