@@ -149,8 +149,8 @@ class Result(_Written):
     """`stopped`: on SIGTERM, with a checkpoint to go on from, where there was anything to keep."""
     error: JobError | None = None
     artifact: str | None = None
-    """What was made, as a path within the folder: an adapter (`adapter_config.json`), a model (`config.json`), or a
-    file of answers."""
+    """What was made, as a path within the folder: an adapter (`adapter_config.json`), a model (`config.json`), a folder
+    of GGUF files, or a file of answers."""
     kind: Artifact | None = None
     task_type: TaskType | None = None
     """What that is for: to continue texts, or to judge them by a head."""

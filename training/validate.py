@@ -16,6 +16,7 @@ from training.floor import too_large
 from training.folder import JobError, JobFolder, Validation
 from training.hub.fetch import fetch
 from training.methods import method_of
+from training.params.sft import SftParams
 from training.params.task import Task
 
 
@@ -46,10 +47,13 @@ def _look(task: Task) -> Validation:
             return Validation(error=told)
         task = task.with_params(fetched)
     params = task.training
-    if params is None:
-        found = Validation() if task.data is None else check_prompts(task.data)
-    else:
-        found = check(params, learns=method_of(params).rows)
+    match task.data:
+        case None:
+            found = Validation()
+        case SftParams() as data:
+            found = check(data, learns=method_of(data).rows)
+        case data:
+            found = check_prompts(data)
     if params is not None and found.error is None and not params.dry_run:
         found = found.model_copy(update={"error": too_large(params, found.model_parameters)})
     return found.model_copy(update={"fetched": fetched})

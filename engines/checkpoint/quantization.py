@@ -106,9 +106,9 @@ def _unfit_method(params: QuantizationParams, mark: str) -> Iterator[tuple[str, 
         return
     known = _METHODS[method]
     if params.quant_bits is None:
-        yield "quant_method", f"say how many bits each weight is to have: {mark}quant_bits {_any_of(known.bits)}"
+        yield "quant_method", f"say how many bits each weight is to have: {mark}quant_bits {any_of(known.bits)}"
     elif params.quant_bits not in known.bits:
-        yield "quant_bits", f"{method} has {_any_of(known.bits)}, not {params.quant_bits}"
+        yield "quant_bits", f"{method} has {any_of(known.bits)}, not {params.quant_bits}"
     if find_spec(known.package) is None:
         yield "quant_method", f"the package {known.package} is not installed here: {install_command(method)}"
 
@@ -126,6 +126,6 @@ def _unread(params: QuantizationParams, mark: str) -> Iterator[tuple[str, str]]:
             yield name, f"only {mark}quant_method bnb with {mark}quant_bits 4 reads it"
 
 
-def _any_of(bits: tuple[int, ...]) -> str:
+def any_of(bits: tuple[int, ...]) -> str:
     *others, last = map(str, bits)
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-DEPLOY, TRAINING, MERGE, INFER = ("deploy",), ("training",), ("merge",), ("infer",)
+DEPLOY, TRAINING, MERGE, EXPORT, INFER = ("deploy",), ("training",), ("merge",), ("export",), ("infer",)
 EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
 
 NOT_SUPPORTED = "not supported in this version"

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import INFER, SELF_COGNITION, THE_SERVER, TRAINING, About
+from engines.params.about import EXPORT, INFER, SELF_COGNITION, THE_SERVER, TRAINING, About
 from engines.params.base import Params, Strings
 
 
@@ -16,7 +16,8 @@ class DataParams(Params):
     )
 
     dataset: Annotated[
-        Strings, About(TRAINING + INFER, prepares=True, names="data", not_in_fine_tuning="say it in training_file")
+        Strings,
+        About(TRAINING + EXPORT + INFER, prepares=True, names="data", not_in_fine_tuning="say it in training_file"),
     ] = ()
     """Training data: files (jsonl, json, csv, tsv, txt, parquet, also compressed by gzip), folders or hub ids, several
     separated by spaces. Each may go on with `:NAME`, a subset or a split (several by slashes), and `#N`, to take N
@@ -27,7 +28,7 @@ class DataParams(Params):
     """Validation data, written as `dataset` is. Where none is given, a part of the training data is set aside."""
     split_dataset_ratio: Annotated[float, About(TRAINING + INFER, prepares=True)] = Field(0.01, ge=0, le=1)
     """The part of the training data to set aside for validation where `val_dataset` is not given; 0 sets none aside."""
-    data_seed: Annotated[int, About(TRAINING + INFER, trainer=True, prepares=True)] = Field(42, ge=0)
+    data_seed: Annotated[int, About(TRAINING + EXPORT + INFER, trainer=True, prepares=True)] = Field(42, ge=0)
     """Seed of everything random about data: sampling, splitting, shuffling."""
     dataset_num_proc: Annotated[int, About(TRAINING, processes=True)] = Field(1, ge=1)
     """Processes that prepare the data."""
@@ -42,7 +43,12 @@ class DataParams(Params):
     ] = "reuse_dataset_if_exists"
     """Whether a data set that was downloaded before is used again or downloaded anew."""
     strict: Annotated[
-        bool, About(TRAINING + INFER, prepares=True, not_in_fine_tuning="a line that cannot be used fails the job")
+        bool,
+        About(
+            TRAINING + EXPORT + INFER,
+            prepares=True,
+            not_in_fine_tuning="a line that cannot be used fails the job",
+        ),
     ] = False
     """Stop at the first row that cannot be used. Without it such rows are left out."""
     model_name: Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from engines.params.about import INFER, MERGE, About
+from engines.params.about import EXPORT, INFER, MERGE, About
 from engines.params.base import Params
 
 MERGE_FIRST = "merge first, by tuneserve merge, and serve the result"
@@ -15,7 +15,7 @@ class MergeLoraParams(Params):
 
     starred: ClassVar = frozenset({"merge_lora"})
 
-    merge_lora: Annotated[bool, About(INFER, not_in_deploy=MERGE_FIRST)] = False
+    merge_lora: Annotated[bool, About(EXPORT + INFER, not_in_deploy=MERGE_FIRST)] = False
     """Add the adapter to the base model's weights first, and go on with the merged model. For adapters that can be
     merged: LoRA and its kin, LLaMA Pro, LongLoRA."""
     safe_serialization: Annotated[bool, About(MERGE, choices=(True,))] = True

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import MERGE, THE_MODEL, TRAINING, About
+from engines.params.about import EXPORT, MERGE, THE_MODEL, TRAINING, About
 from engines.params.base import Params
 from engines.params.model import DType
 
@@ -18,7 +18,7 @@ CHOSEN = About(
     as_served=True,
 )
 LOADED = About(TRAINING + MERGE, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
-COMPUTED = About(TRAINING, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
+COMPUTED = About(TRAINING + EXPORT, engines=("pt",), not_in_fine_tuning=THE_MODEL, as_served=True)
 """Of weights that are merged and written unquantised nothing depends on these."""
 
 

@@ -124,6 +124,8 @@ def processes_of_environment() -> int:
 def _how_to_serve(made: Path, model: str | None) -> str:
     path = shlex.quote(str(made))
     config = made / "adapter_config.json"
+    if files := sorted(made.glob("*.gguf")):
+        return _how_to_use_gguf(made, files)
     if not config.exists():
         return f"The model is in {made}. Serve it: tuneserve deploy --model {path}"
     adapter = json.loads(config.read_bytes())
@@ -131,6 +133,14 @@ def _how_to_serve(made: Path, model: str | None) -> str:
         return f"The adapter is in {made}. Merge it into its model, to serve that: tuneserve merge --adapters {path}"
     base = shlex.quote(model or adapter["base_model_name_or_path"])
     return f"The adapter is in {made}. Serve it: tuneserve deploy --model {base} --adapters {path}"
+
+
+def _how_to_use_gguf(made: Path, files: list[Path]) -> str:
+    if (made / "Modelfile").exists():
+        name = shlex.quote(made.name.lower())
+        return f"The files are in {made}. ollama create {name} --file {shlex.quote(str(made / 'Modelfile'))}"
+    option = "--lora" if files[0].name == "adapter.gguf" else "--model"
+    return f"The file is {files[0]}. Serve it: llama-server {option} {shlex.quote(str(files[0]))}"
 
 
 def died(task: Task, folder: JobFolder, ended: Ended) -> int:

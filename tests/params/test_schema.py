@@ -29,6 +29,7 @@ from training.params.choices import Schedule
 from training.params.dry_run import DryRunParams
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams
+from training.params.export_forms import FormParams
 from training.params.gkd import GkdParams
 from training.params.grader import GraderParams
 from training.params.grpo import GrpoParams
@@ -109,7 +110,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     GraderParams,
     RolloutParams,
 )
-ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF, FormParams)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {
@@ -134,6 +135,8 @@ OTHER_CHOICES = {
     "lr_scheduler_type": set(get_args(Schedule)),  # the reference leaves the names to transformers
     "init_weights": set(),  # the reference gives patterns; the validator has tests of its own
 }
+OF_EXPORT = {"quant_method": {"gptq", "awq", "fp8", "w8a8", "bnb", "torchao"}}
+"""`quant_method` of export means another thing."""
 
 BASE = {"base", "model", "data", "template", "generation", "quantization"}
 TRAINING = BASE | {group for group in GROUPS if group.startswith("tuner")} | {"trainer", "training"}
@@ -147,8 +150,8 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
     EvalParams: (INFER | {"deploy", "eval"}, SERVING),
-    ExportParams: (BASE | {"merge", "export"}, ()),
-    MergeParams: (BASE | {"merge", "export"}, ()),
+    ExportParams: (BASE | {"merge", "export"}, (FormParams,)),
+    MergeParams: (BASE | {"merge", "export"}, (FormParams,)),
     WebUiParams: ({"web_ui"}, ()),
 }
 
@@ -195,7 +198,7 @@ def test_each_parameter_is_as_the_reference_has_it(row: dict[str, Any]) -> None:
         assert field.is_required()
     else:
         assert plain(field.get_default()) == OTHER_DEFAULTS.get(name, row["default"])
-    others = {} if row["group"] == "export" else OTHER_CHOICES
+    others = OF_EXPORT if row["group"] == "export" else OTHER_CHOICES
     assert choices(field.annotation) == others.get(name, set(row.get("choices", ())))
     assert (name in group.starred) == any(r.get("starred", False) for r in REFERENCE if same_field(r, row))
 

@@ -43,7 +43,7 @@ def test_deepspeed_refuses_an_unknown_name() -> None:
 def test_quant_method_means_another_thing_in_export() -> None:
     assert ExportParams(quant_method="awq").quant_method == "awq"
     with pytest.raises(ValidationError, match="gptq"):
-        ExportParams.model_validate({"quant_method": "bnb"})
+        ExportParams.model_validate({"quant_method": "eetq"})
     with pytest.raises(ValidationError, match="bnb"):
         SftParams.model_validate({"quant_method": "awq"})
 

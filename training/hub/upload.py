@@ -1,7 +1,8 @@
-"""What a training or a merge has made, uploaded to a repository of the Hugging Face hub."""
+"""What a training, a merge or an export has made, uploaded to a repository of the Hugging Face hub."""
 
 import threading
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from engines.checkpoint.hub import hub_errors, reason_of
@@ -13,12 +14,17 @@ from training.report import Report
 FILES = (
     "*.safetensors", "*.safetensors.index.json", "*config.json", "README.md", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
-    "additional_chat_templates/*", "*.py",
+    "additional_chat_templates/*", "*.py", "*.gguf", "Modelfile",
 )  # fmt: skip
 """Files that are uploaded: those with which a model or an adapter is loaded."""
 STATE = ("generation.safetensors", "float32/*", "value_model/*")
 """Files of the same form that only the training reads which goes on from a checkpoint."""
 END = "End of training"
+
+
+def is_uploaded(name: str) -> bool:
+    """Whether a file of this name in a folder belongs to the model or the adapter."""
+    return any(fnmatch(name, each) for each in FILES) and not any(fnmatch(name, each) for each in STATE)
 
 
 class UploadFailed(Exception):

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.checkpoint.quantization import quantization_conflicts
-from engines.params.about import DEPLOY, INFER, MERGE, TRAINING, about
+from engines.params.about import DEPLOY, EXPORT, INFER, MERGE, TRAINING, about
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import template_conflicts
 from engines.refusals import said_twice, unquantised, unread
-from training.params.export import MergeParams, merged_folder
+from training.params.export import ExportParams, MergeParams, calibration_data, made_of, result_folder
+from training.params.export_conflicts import conflicts
 from training.params.hub import Fetch
 from training.params.infer import AnswerParams
 from training.params.refusal import Refusal, given
@@ -21,7 +22,7 @@ from training.params.saved_args import read_beginning
 from training.params.sft import PtParams, SftParams
 
 FOR_UPLOADS = ("hub_model_id", "hub_private_repo", "commit_message")
-Artifact = Literal["adapter", "model", "answers"]
+Artifact = Literal["adapter", "model", "gguf", "answers"]
 ANSWERS = "answers.jsonl"
 """File of a job's folder with the answers to a data set, a line each."""
 OF_DATA = ("result_path", "val_dataset_sample", "metric", "logprobs", "ddp_backend")
@@ -65,7 +66,7 @@ class Task(BaseModel):
 
     @property
     def data(self) -> BaseParams | None:
-        """Its parameters, where it reads a data set."""
+        """Parameters of the data set that it reads, where it reads one; those of a training, where it reads as one."""
         return self.training
 
     def missing(self) -> list[str]:
@@ -155,12 +156,35 @@ class MergeTask(Task):
 
     def refusals(self) -> list[Refusal]:
         missing = [] if self.params.adapters else [("adapters", "name the adapter to merge")]
-        idle = [] if self.params.push_to_hub else given(self.params, FOR_UPLOADS)
-        missing += [(name, "nothing is uploaded: set push_to_hub") for name in idle]
-        return missing + quantization_conflicts(self.params)
+        return missing + _uploads_nothing(self.params) + quantization_conflicts(self.params)
 
     def target(self) -> Path:
-        return merged_folder(self.params)
+        return result_folder(self.params, "merged")
+
+
+class ExportTask(Task):
+    reads_as = MERGE + EXPORT
+    pipeline = "training.pipelines.export"
+    makes = ("model", "adapter", "gguf")
+    gpus = 0
+
+    task: Literal["export"] = "export"
+    params: ExportParams
+
+    @property
+    def data(self) -> SftParams | None:
+        return calibration_data(self.params)
+
+    def refusals(self) -> list[Refusal]:
+        return conflicts(self.params) + _uploads_nothing(self.params)
+
+    def target(self) -> Path:
+        return result_folder(self.params, made_of(self.params))
+
+
+def _uploads_nothing(params: ExportParams) -> list[Refusal]:
+    idle = [] if params.push_to_hub else given(params, FOR_UPLOADS)
+    return [(name, "nothing is uploaded: set push_to_hub") for name in idle]
 
 
 class InferTask(Task):
@@ -218,7 +242,8 @@ class InferTask(Task):
 
 
 TASKS: dict[str, type[Task]] = {
-    task.model_fields["task"].get_default(): task for task in (SftTask, PtTask, RlhfTask, MergeTask, InferTask)
+    task.model_fields["task"].get_default(): task
+    for task in (SftTask, PtTask, RlhfTask, MergeTask, ExportTask, InferTask)
 }
 """By their names. The only list of them."""
 TASK: TypeAdapter[Task] = TypeAdapter(

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from engines.params.quantization import QuantizationParams
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.hub.upload import open_repository, upload
-from training.params.export import MergeParams, merged_folder
+from training.params.export import ExportParams, MergeParams, result_folder
 from training.params.saved_args import ARGS, read_args
 from training.processes import Processes
 from training.report import Report
@@ -54,21 +55,64 @@ BESIDE_WEIGHTS = (*TOKENIZER, "generation_config.json", "*processor_config.json"
 """Files of a model that the merged one shares with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A model with adapters in its weights."""
+
+    model: Any
+    base_name: str
+    base: Path
+    """Folder of the files that it shares with the base model."""
+    adapters: list[Path]
+
+
 def run(params: MergeParams, report: Report) -> Result:
     """Write the merged model to `merged/` in the job's folder. Raises TuneserveError."""
-    adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
-    if not adapters:
+    refuse_several_processes()
+    if not params.adapters:
         raise InvalidRequest("name the adapter to merge", param="adapters")
+    target = new_target(report, OUTPUT)
+    repository = open_repository(params, result_folder(params, OUTPUT).name) if params.push_to_hub else None
+    asked = None if params.quant_method is None else quantization_of(params)
+    merged = merged_model(params, report, asked)
+    report.message("Writing the merged model.")
+    with written_whole(target) as partial:
+        merged.model.save_pretrained(partial, max_shard_size=shard_bytes(params.max_shard_size))
+        copy_what_belongs_to_it(merged.base, merged.adapters, partial)
+    if repository is not None:
+        upload(repository, target, params.commit_message, report)
+    return Result(status="succeeded", artifact=OUTPUT, kind="model", task_type=task_of(merged.model.config))
+
+
+def refuse_several_processes() -> None:
+    """Raises InvalidRequest."""
     if Processes.of_environment().count > 1:
-        raise InvalidRequest("merging is the work of one process", param="devices")
+        raise InvalidRequest("this is the work of one process", param="devices")
+
+
+def new_target(report: Report, name: str) -> Path:
+    """The folder `name` within the job's, to be made. Raises Conflict where it is there."""
+    target = report.folder.path / name
+    if target.exists():
+        raise Conflict(f"the job's folder has a {name!r} already, and nothing is overwritten")
+    return target
+
+
+def task_of(config: Any) -> TaskType:
+    return "seq_cls" if is_classifier(config) else "causal_lm"
+
+
+def merged_model(params: ExportParams, report: Report, quantization: Quantization | None) -> Merged:
+    """The base model with all that `adapters` name merged into it.
+
+    `quantization`: how the base model was quantised when they were trained; None: as args.json beside them says.
+    Raises InvalidAdapter, InvalidRequest, UnsupportedModel.
+    """
+    adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
     configs = [_read_config(folder) for folder in adapters]
     base, revision = _base_of(adapters[0], configs[0], params)
-    target = report.folder.path / OUTPUT
-    if target.exists():
-        raise Conflict(f"the job's folder has a {OUTPUT!r} already, and nothing is overwritten")
-    repository = open_repository(params, merged_folder(params).name) if params.push_to_hub else None
     report.message(f"Loading {Path(base).name}.")
-    quantization = _trained_on(adapters, params)
+    quantization = quantization or _trained_on(adapters)
     model = _load_base(base, revision, adapters, configs, params, quantization)
     if quantization is not None:
         model = dequantize(model)
@@ -76,17 +120,19 @@ def run(params: MergeParams, report: Report) -> Result:
     for folder, config in zip(adapters, configs, strict=True):
         report.message(f"Merging {folder.name}.")
         model = merge(model, folder, config)
-    report.message("Writing the merged model.")
-    with _written_whole(target) as partial:
-        model.save_pretrained(partial, max_shard_size=_bytes(params.max_shard_size))
-        _copy_what_belongs_to_it(_folder_of(base, revision, params.hub_token), adapters, partial)
-    if repository is not None:
-        upload(repository, target, params.commit_message, report)
-    task_type: TaskType = "seq_cls" if is_classifier(model.config) else "causal_lm"
-    return Result(status="succeeded", artifact=OUTPUT, kind="model", task_type=task_type)
+    return Merged(model, base, model_folder(base, revision, params.hub_token), adapters)
 
 
-def _base_of(adapter: Path, config: dict[str, Any], params: MergeParams) -> tuple[str, str | None]:
+def base_named_by(adapter: Path, params: ExportParams) -> tuple[str, str | None]:
+    """The base model of the adapter in a folder, and its revision. Raises InvalidAdapter, InvalidRequest."""
+    try:
+        config = json.loads((adapter / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        raise InvalidAdapter(f"{adapter.name!r} has no {CONFIG} that can be read", param="adapters") from None
+    return _base_of(adapter, config, params)
+
+
+def _base_of(adapter: Path, config: dict[str, Any], params: ExportParams) -> tuple[str, str | None]:
     """The model to merge into and its revision: as given, or as the adapter says. Raises InvalidRequest.
 
     An adapter of a server's job names it without its folder, which args.json beside the adapter has.
@@ -102,13 +148,11 @@ def _base_of(adapter: Path, config: dict[str, Any], params: MergeParams) -> tupl
     return base, params.model_revision or revision
 
 
-def _trained_on(adapters: list[Path], params: MergeParams) -> Quantization | None:
-    """How the base model was quantised when the adapters were trained: as given, or as args.json beside them says.
+def _trained_on(adapters: list[Path]) -> Quantization | None:
+    """How the base model was quantised when the adapters were trained, as args.json beside them says.
 
     Raises InvalidAdapter where they say different things.
     """
-    if params.quant_method is not None:
-        return quantization_of(params)
     found = {quantization_of(_quantization_params(folder)) for folder in adapters}
     if len(found) > 1:
         message = "the adapters were trained on a base model quantised in different ways: give quant_method for all"
@@ -215,7 +259,7 @@ def _load_base(
     revision: str | None,
     adapters: list[Path],
     configs: list[dict[str, Any]],
-    params: MergeParams,
+    params: ExportParams,
     quantization: Quantization | None,
 ) -> Any:
     """The base model on the CPU, in the type asked for or its own, with a head where the adapters are for one.
@@ -248,7 +292,7 @@ def _load_base(
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` at the end of the block, or goes if that fails."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -265,7 +309,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> None:
+def copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> None:
     """The base model's files as they are; over them the adapters' tokenizers and chat templates, where they bring
     some."""
     for folder, patterns in ((base, BESIDE_WEIGHTS), *((adapter, TOKENIZER) for adapter in adapters)):
@@ -279,7 +323,7 @@ def _copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> 
             shutil.copyfile(source, copy)
 
 
-def _folder_of(model: str, revision: str | None, token: str | None) -> Path:
+def model_folder(model: str, revision: str | None, token: str | None) -> Path:
     """Where the model's files are; of a model on the hub, what the loading of weights did not bring is downloaded."""
     if Path(model).is_dir():
         return Path(model)
@@ -288,7 +332,7 @@ def _folder_of(model: str, revision: str | None, token: str | None) -> Path:
     return Path(snapshot_download(model, revision=revision, token=token, allow_patterns=list(BESIDE_WEIGHTS)))
 
 
-def _bytes(size: str) -> int:
+def shard_bytes(size: str) -> int:
     """`5GB` -> 5000000000; `1MiB` -> 1048576."""
     found = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?)B", size.upper())
     assert found, "the parameter's pattern"

@@ -43,7 +43,7 @@ from tests.params.behaviour.training import (
 )
 from training.methods import method_of
 from training.optimizers import OPTIMIZERS
-from training.params.export import MergeParams
+from training.params.export import ExportParams, MergeParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import PtParams, SftParams
 from training.params.task import TASK
@@ -427,13 +427,57 @@ TABLES: dict[str, dict[str, Row]] = {
         bnb_4bit_quant_type=Two("nf4", "fp4", learned, NF4),
         bnb_4bit_use_double_quant=Two(True, False, learned, NF4),
     ),
+    "export": {
+        **apart(
+            {"model": "$tiny", "adapters": ["$trained"], "merge_lora": True},
+            model=Two(UNGIVEN, "$other", learned),
+            model_revision=Two("main", "v2", told("revision", to="AutoModelForCausalLM.from_pretrained")),
+            hub_token=Two("one", "two", told("token", to="AutoModelForCausalLM.from_pretrained")),
+            torch_dtype=Two("float32", "bfloat16", dtypes),
+            adapters=Two(["$trained"], ["$taught"], learned),
+            merge_lora=Two(True, False, files, {"to_gguf": "f32"}),
+            max_shard_size=Two("5GB", "20KB", files),
+            output_dir=Two(UNGIVEN, "here", merged),
+            push_to_hub=Two(False, True, outcome),
+            hub_model_id=Two("me/one", "me/two", told("repo_id", to="HfApi.create_repo"), PUSHED),
+            hub_private_repo=Two(False, True, told("private", to="HfApi.create_repo"), PUSHED),
+            to_gguf=Two(UNGIVEN, "f16", files),
+            to_ollama=Two(False, True, files),
+            to_peft_format=Two(False, True, merged, PUSHED | {"merge_lora": False}),
+        ),
+        **apart(
+            {"model": "$tiny", "quant_method": "gptq", "quant_bits": 4, "group_size": 16, "dataset": ["$rows"]},
+            quant_method=Two("gptq", "awq", learned),
+            quant_bits=Two(4, 8, learned),
+            group_size=Two(16, -1, learned),
+            quant_n_samples=Two(128, 1, learned),
+            quant_batch_size=Two(1, 2, batches),
+            max_length=Two(2048, 12, batches),
+            dataset=Two(["$rows"], ["$fewer"], learned),
+            data_seed=Two(42, 43, learned, {"quant_n_samples": 2}),
+            strict=Two(False, True, outcome, {"dataset": ["$broken"]}),
+        ),
+        **apart(
+            {"model": "$tiny"} | NF4,
+            bnb_4bit_quant_type=Two("nf4", "fp4", learned),
+            bnb_4bit_use_double_quant=Two(True, False, learned),
+            bnb_4bit_compute_dtype=Two("float32", "bfloat16", config("quantization_config")),
+            bnb_4bit_quant_storage=Two("uint8", "float32", config("quantization_config")),
+        ),
+    },
 }
 """Task -> its parameters."""
 
-PARAMS: dict[str, type[Params]] = {"sft": SftParams, "pt": PtParams, "rlhf": RlhfParams, "merge": MergeParams}
+PARAMS: dict[str, type[Params]] = {
+    "sft": SftParams,
+    "pt": PtParams,
+    "rlhf": RlhfParams,
+    "merge": MergeParams,
+    "export": ExportParams,
+}
 NEEDED: dict[str, dict[str, Any]] = {
     "sft": {"model": "m"}, "pt": {"model": "m"}, "rlhf": {"model": "m", "rlhf_type": "dpo"},
-    "merge": {"adapters": ["a"]},
+    "merge": {"adapters": ["a"]}, "export": {"adapters": ["a"], "merge_lora": True},
 }  # fmt: skip
 
 

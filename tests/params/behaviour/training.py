@@ -90,8 +90,9 @@ class Workshop:
         if not isinstance(value, str) or not value.startswith("$"):
             return value
         name, *rest = value.removeprefix("$").split("#")
+        task = "sft" if task in ("merge", "export") else task
         if name in ("trained", "taught"):
-            return str(self.checkpoint("sft" if task == "merge" else task, name))
+            return str(self.checkpoint(task, name))
         return "#".join([self.places.get(f"{name}-{task}") or self.places[name], *rest])
 
     def checkpoint(self, task: str, name: str) -> Path:
@@ -296,7 +297,7 @@ def adalora(name: str) -> Observer[Trial]:
 
 
 def config(name: str) -> Observer[Trial]:
-    """What config.json beside an adapter with a head says."""
+    """What config.json says, of a model or beside an adapter with a head."""
     return lambda trial: json.loads((trial.newest / "config.json").read_text())[name]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from engines.errors import Conflict, InvalidRequest
 from server.commands.output_folder import new_training_folder
-from training.params.export import MergeParams, merged_folder
+from training.params.export import MergeParams, result_folder
 from training.params.sft import SftParams
 
 
@@ -55,17 +55,20 @@ def test_a_model_must_be_named(here: Path) -> None:
 def test_a_merged_model_goes_beside_its_adapter(here: Path) -> None:
     adapter = here / "run" / "checkpoint-3"
     adapter.mkdir(parents=True)
-    assert merged_folder(MergeParams(adapters=("first", f"sql={adapter}"))) == here / "run" / "checkpoint-3-merged"
-    assert merged_folder(MergeParams(adapters=("run/checkpoint-3/",))) == here / "run" / "checkpoint-3-merged"
+    assert (
+        result_folder(MergeParams(adapters=("first", f"sql={adapter}")), "merged")
+        == here / "run" / "checkpoint-3-merged"
+    )
+    assert result_folder(MergeParams(adapters=("run/checkpoint-3/",)), "merged") == here / "run" / "checkpoint-3-merged"
 
 
 def test_one_of_the_hub_goes_to_output(here: Path) -> None:
-    assert merged_folder(MergeParams(adapters=("org/sql",))) == here / "output" / "sql-merged"
+    assert result_folder(MergeParams(adapters=("org/sql",)), "merged") == here / "output" / "sql-merged"
 
 
 def test_a_merged_model_goes_where_it_is_told_to_but_over_nothing(here: Path) -> None:
     params = MergeParams(adapters=("a",), output_dir="there")
-    assert merged_folder(params) == here / "there"
+    assert result_folder(params, "merged") == here / "there"
     Path("there").mkdir()
     with pytest.raises(Conflict, match="is there already"):
-        merged_folder(params)
+        result_folder(params, "merged")

@@ -35,6 +35,13 @@ NEEDED: dict[str, dict[str, Any]] = {
     "rlhf": {"model": "org/model", "dataset": ["org/data"], "rlhf_type": "dpo"},
     "merge": {"model": "org/model", "adapters": ["org/adapter"]},
     "infer": {"model": "org/model", "dataset": ["org/data"]},
+    "export": {
+        "model": "org/model",
+        "adapters": ["org/adapter"],
+        "merge_lora": True,
+        "quant_method": "awq",
+        "dataset": ["org/data"],
+    },
 }
 
 

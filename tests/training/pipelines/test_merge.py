@@ -203,7 +203,7 @@ def test_shards_are_no_larger_than_asked_for(
 
 @pytest.mark.parametrize(("size", "count"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("300b", 300), ("2kb", 2000)])
 def test_sizes(size: str, count: int) -> None:
-    assert merge._bytes(MergeParams(max_shard_size=size).max_shard_size) == count
+    assert merge.shard_bytes(MergeParams(max_shard_size=size).max_shard_size) == count
 
 
 def test_what_belongs_to_the_model_comes_along(

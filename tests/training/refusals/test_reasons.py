@@ -20,8 +20,8 @@ MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
         ("sft", MODEL | {"predict_with_generate": True, "top_k": 3}, "with temperature 0 no token is drawn"),
         ("pt", MODEL | {"predict_with_generate": True}, "only sft reads it"),
         ("rlhf", MODEL | {"rlhf_type": "dpo", "packing": True}, "only sft and pt read it"),
-        ("merge", {"adapters": ["a"], "dataset": ["d"]}, "only sft, pt and rlhf read it"),
-        ("merge", {"adapters": ["a"], "group_size": 3}, "not supported in this version"),
+        ("merge", {"adapters": ["a"], "dataset": ["d"]}, "only sft, pt, rlhf, export and infer read it"),
+        ("merge", {"adapters": ["a"], "group_size": 3}, "only export reads it"),
     ],
 )
 def test_what_is_not_read_is_refused_with_its_reason(task: str, given: dict[str, Any], told: str) -> None:

@@ -1,0 +1,68 @@
+"""Rounding by what is known of the inputs changes the outputs less than rounding to the nearest."""
+
+import torch
+from torch import Tensor
+
+from training.exports.awq import best_scale
+from training.exports.blocks import Inputs
+from training.exports.gptq import rounded
+from training.exports.grid import Grid, fit_grid, groups_of, pack
+
+GROUP = 16
+
+
+def some_inputs(columns: int = 64, count: int = 512) -> Tensor:
+    """Inputs of which some are much larger than others, and all hang together."""
+    torch.manual_seed(0)
+    return torch.randn(count, columns) @ torch.randn(columns, columns) * torch.logspace(0, 1.5, columns)
+
+
+def inputs_of(x: Tensor) -> Inputs:
+    return Inputs(x.T @ x, x.abs().sum(0), len(x))
+
+
+def error(meant: Tensor, weight: Tensor, x: Tensor) -> float:
+    return (x @ (meant - weight).T).square().mean().item()
+
+
+def nearest(weight: Tensor, *, symmetric: bool) -> Tensor:
+    groups = groups_of(weight.shape[1], GROUP)
+    grid = fit_grid(weight, torch.ones(weight.shape[1]), bits=4, group=GROUP, symmetric=symmetric, shrinks=1)
+    return grid.meant(grid.round(weight, groups), groups)
+
+
+def test_gptq_leaves_less_than_half_of_the_error() -> None:
+    x, weight = some_inputs(), torch.randn(32, 64)
+    numbers, grid = rounded(weight, inputs_of(x), bits=4, group=GROUP)
+    assert numbers.min() >= 0 and numbers.max() <= 15 and (numbers == numbers.round()).all()
+    meant = grid.meant(numbers, groups_of(64, GROUP))
+    assert error(meant, weight, x) < error(nearest(weight, symmetric=True), weight, x) / 2
+
+
+def test_columns_that_no_input_reaches_do_no_harm() -> None:
+    x, weight = some_inputs(), torch.randn(32, 64)
+    x[:, 7] = 0
+    numbers, grid = rounded(weight, inputs_of(x), bits=4, group=GROUP)
+    assert torch.isfinite(grid.meant(numbers, groups_of(64, GROUP))).all()
+
+
+def test_awq_scales_what_is_large() -> None:
+    x, weight = some_inputs(), torch.randn(32, 64)
+    scale = best_scale([weight], inputs_of(x), group=GROUP)
+    meant = nearest(weight * scale, symmetric=False) / scale
+    assert error(meant, weight, x) < error(nearest(weight, symmetric=False), weight, x)
+    assert scale[48:].mean() > scale[:16].mean()
+
+
+def test_words_hold_numbers_from_the_lowest_bits_on() -> None:
+    numbers = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 15]])
+    assert pack(numbers, 4).tolist() == [[0xF7654321 - (1 << 32)]]
+    assert pack(numbers, 4, (0, 2, 4, 6, 1, 3, 5, 7)).tolist() == [[0xF6427531 - (1 << 32)]]
+    assert pack(torch.tensor([[1, 2, 3, 4]]), 8).tolist() == [[0x04030201]]
+
+
+def test_a_grid_gives_back_what_lies_on_it() -> None:
+    weight = torch.arange(-8, 8).float().repeat(2, 1) / 4
+    grid = fit_grid(weight, torch.ones(16), bits=4, group=16, symmetric=False)
+    assert isinstance(grid, Grid)
+    torch.testing.assert_close(grid.meant(grid.round(weight, groups_of(16, 16)), groups_of(16, 16)), weight)

@@ -1,0 +1,1 @@
+"""The forms that a model is exported in, a file for each."""

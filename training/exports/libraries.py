@@ -1,0 +1,41 @@
+"""A model's folder whose linear layers are quantised as a library has them: bitsandbytes or torchao."""
+
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint.heads import is_classifier
+from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.quantization import Quantization
+from engines.checkpoint.quantize import linears_to_quantize, torchao_settings
+
+
+def write_by_library(folder: Path, quantization: Quantization, target: Path, *, dtype: Any, shard: int) -> None:
+    """Write config.json and weights to `target`. Raises UnsupportedModel.
+
+    `folder`: of the model as it is. `dtype`: of what is not quantised; `shard`: bytes of the largest file.
+    """
+    config = load_config(str(folder))
+    if quantization.method == "torchao":
+        model = _by_torchao(folder, config, quantization, dtype)
+    else:
+        model = load_model(
+            str(folder),
+            config=config,
+            task_type="seq_cls" if is_classifier(config) else "causal_lm",
+            dtype=dtype,
+            device_map="cpu",
+            quantization=quantization,
+        )
+    model.save_pretrained(target, max_shard_size=shard)
+
+
+def _by_torchao(folder: Path, config: Any, quantization: Quantization, dtype: Any) -> Any:
+    """By transformers, which writes only what it has quantised itself so that it can be loaded again."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TorchAoConfig
+
+    auto = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        widths = [layer.in_features for _, layer in linears_to_quantize(auto.from_config(config))]
+    settings = TorchAoConfig(torchao_settings(quantization.bits, widths))
+    return auto.from_pretrained(folder, dtype=dtype, device_map="cpu", quantization_config=settings)
