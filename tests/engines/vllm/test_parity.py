@@ -16,13 +16,19 @@ from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG
 from engines.errors import ContextLengthExceeded, InvalidRequest
+from engines.pt.config import PtConfig
+from engines.pt.runner import ModelRunner
 from engines.types import FinishReason, GenerationRequest, Structured, StructuredKind
 from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
+from tests.engines.pt.adapters import load
+from tests.engines.pt.driving import core_of, run
 from tests.engines.pt.tiny import byte_level_tokenizer
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.training.jobs import trained
+from tests.training.tuners.kinds import KINDS, Kind
 from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
@@ -133,6 +139,38 @@ async def test_an_adapter_that_says_little_of_itself_is_served(engine: VllmEngin
     await engine.load_adapter("little@1", folder)
     assert (await answer(engine, request(adapter="little@1"))).token_ids
     await engine.unload_adapter("little@1")
+
+
+@pytest.fixture(scope="module")
+def ours(model: Path) -> ModelRunner:
+    return ModelRunner(PtConfig(model=str(model), dtype="float32", max_loras=1))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.served == "adapter"], ids=lambda kind: kind.name)
+async def test_what_a_training_writes_answers_as_in_our_engine(
+    engine: VllmEngine, ours: ModelRunner, model: Path, tmp_path: Path, kind: Kind
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"text": "the red and the blue {i % 3}"}}\n' for i in range(8)))
+    how = {"learning_rate": 1e-2, "max_steps": 4, "split_dataset_ratio": 0, "report_to": ["none"]}
+    given = {"model": str(model), "dataset": str(texts), "torch_dtype": "float32"} | how
+    given |= {**kind.settings, **kind.choice}
+    learned = trained(tmp_path / "job", "pt", **given).path / "checkpoint-4"
+    asked = request(PROMPT, max_new_tokens=16, ignore_eos=True, logprobs=3, adapter="learned")
+    core = core_of(ours)
+    load(core, learned=learned)
+    expected = run(core, [asked])["r"].outputs[0]
+
+    await engine.load_adapter("learned@1", learned)
+    try:
+        made = await answer(engine, replace(asked, adapter="learned@1"))
+    finally:
+        await engine.unload_adapter("learned@1")
+    assert made.token_ids == expected.token_ids
+    logprobs = [one.logprob for one in expected.logprobs]
+    assert [one.logprob for one in made.logprobs] == pytest.approx(logprobs, abs=CLOSE)
+    base = await answer(engine, replace(asked, adapter=None))
+    assert [one.logprob for one in base.logprobs] != pytest.approx(logprobs, abs=CLOSE)
 
 
 async def test_prompt_logprobs_are_the_models_also_of_a_prompt_that_the_cache_has(
