@@ -46,6 +46,7 @@ NF4: dict[str, Any] = {"quant_method": "bnb", "quant_bits": 4}
 WAYS: dict[str, dict[str, Any]] = {
     "nf4": NF4,
     "nf4 without double quantisation": NF4 | {"bnb_4bit_use_double_quant": False},
+    "nf4, from loftq on": NF4 | {"init_weights": "loftq"},
     "bnb with 8 bits": {"quant_method": "bnb", "quant_bits": 8},
     "torchao with 8 bits": {"quant_method": "torchao", "quant_bits": 8},
 }
@@ -112,8 +113,9 @@ def test_losses_are_those_of_a_bare_loop_over_peft_and_bitsandbytes(shop: Shop, 
         optimizer.zero_grad()
 
 
-def test_a_checkpoint_computes_the_same_in_peft_alone(shop: Shop) -> None:
-    job, trainer = shop.whole("nf4")
+@pytest.mark.parametrize("way", ["nf4", "nf4, from loftq on"])
+def test_a_checkpoint_computes_the_same_in_peft_alone(shop: Shop, way: str) -> None:
+    job, trainer = shop.whole(way)
     alone = PeftModel.from_pretrained(bare(shop.tiny), job.path / "checkpoint-4")
     keep_unpacked(alone)  # bitsandbytes cannot pack layers as small as these, and fails in an evaluation
     assert (logits(alone) - logits(trainer.model)).abs().max() < 1e-5
@@ -342,6 +344,7 @@ HQQ = {"quant_method": "hqq", "quant_bits": 3}
         ),
         (NF4 | {"init_weights": "pissa"}, "init_weights", "begins with the model's weights, which are quantised"),
         (WAYS["bnb with 8 bits"] | {"use_dora": True}, "use_dora", "choose quant_bits 4"),
+        (WAYS["torchao with 8 bits"] | {"deepspeed": "zero2"}, "deepspeed", "it cannot move weights of torchao"),
         ({"quant_method": "bnb"}, "quant_method", "say how many bits"),
         ({"quant_method": "eetq", "quant_bits": 8}, "quant_method", "no package of EETQ"),
     ],

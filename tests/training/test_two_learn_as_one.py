@@ -22,6 +22,8 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 LORA = {"lora_dropout": 0.0}
 ALL_TOKENS = {"average_tokens_across_devices": True}
+SMALL: dict[str, Any] = LORA | ALL_TOKENS | {"lora_rank": 4}
+NF4: dict[str, Any] = {"quant_method": "bnb", "quant_bits": 4}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ LEARNED = {
         "rlhf", "pairs", {"rlhf_type": "rm", "train_type": "full", "per_device_train_batch_size": 2},
         told=("loss", "margin", "min_reward", "max_reward"),
     ),
+    "qlora": Learned("sft", "chats", SMALL | NF4),
+    "qlora with 8 bits, zero1": Learned("sft", "chats", SMALL | NF4 | {"quant_bits": 8, "deepspeed": "zero1"}),
+    "qlora by torchao": Learned("sft", "chats", SMALL | {"quant_method": "torchao", "quant_bits": 8}),
+    "loftq, zero2": Learned("sft", "chats", SMALL | NF4 | {"init_weights": "loftq", "deepspeed": "zero2"}),
+    "eva, streamed": Learned(
+        "sft", "chats", SMALL | {"init_weights": "eva", "streaming": True, "per_device_train_batch_size": 4}
+    ),
+    "corda, zero2": Learned("sft", "chats", SMALL | {"init_weights": "corda", "deepspeed": "zero2"}),
+    "lora-ga": Learned("sft", "chats", SMALL | {"init_weights": "lora-ga"}),
 }  # fmt: skip
 STREAMED: dict[str, Any] = LORA | ALL_TOKENS | {"per_device_train_batch_size": 4, "eval_steps": 4}
 
@@ -107,6 +118,7 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
 ) -> None:
     learned = LEARNED[name]
     given = COMMON | {"model": str(tiny), "dataset": data[learned.rows]} | learned.params
+    given.pop("deepspeed", None)
     given["per_device_train_batch_size"] *= 2
     one, two = trained(tmp_path / "one", learned.task, **given), by_two[name]
 

@@ -53,6 +53,12 @@ class Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped here
                 why = f"no row can be used. {problem}" if problem else "there are fewer rows than processes"
                 raise BadData(why, param="dataset")
 
+    def of_all(self) -> "Stream":
+        """The samples of all processes, the same in each of them."""
+        found = Stream(self._found, self._params, self._encoder)
+        found._processes = Processes()
+        return found
+
     def one_pass(self, number: int = 0) -> Iterator[Encoded]:
         """This process's share of all data, once. Raises BadData."""
         samples = self._samples(number)

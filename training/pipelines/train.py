@@ -23,7 +23,7 @@ from training.pipelines.registered import check_registered
 from training.processes import Processes
 from training.report import Report
 from training.trainers.arguments import trainer_arguments
-from training.trainers.divided import loads_divided
+from training.trainers.divided import keep_packed_apart, loads_divided
 from training.trainers.examples import DataExamples
 from training.trainers.job import Training, train
 from training.trainers.liger import apply_liger, check_liger
@@ -77,7 +77,8 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None
     )
     report.message("Loading the model.")
-    examples = DataExamples(data.train, method.rows, tokenizer.pad_token_id)
+    rows = data.train.of_all() if params.streaming else data.train
+    examples = DataExamples(rows, method.rows, tokenizer.pad_token_id)
     with loads_divided(params, arguments, precision):
         tuned = _tuned(params, config, precision, report, examples)
     if params.use_liger:
@@ -133,6 +134,7 @@ def _tuned(params: SftParams, config: Any, precision: Precision, report: Report,
         model.config.get_text_config().pad_token_id = examples.pad_token_id
     tuned = tuner.attach(model, params, examples)
     hold(tuned.model, precision)
+    keep_packed_apart(tuned.model)
     if any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in tuned.model.parameters()):
         report.message(PURE, level="warn")
     return tuned

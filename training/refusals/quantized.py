@@ -16,7 +16,11 @@ NOT_FROM_WEIGHTS = ("true", "false", "gaussian", "loftq")
 def refusals(params: SftParams) -> list[Refusal]:
     if conflicts := quantization_conflicts(params):
         return conflicts
-    return [] if params.quant_method is None else [*_of_tuner(params), *_of_adapter(params), *_of_rollouts(params)]
+    return (
+        []
+        if params.quant_method is None
+        else [*_of_tuner(params), *_of_adapter(params), *_of_rollouts(params), *_of_processes(params)]
+    )
 
 
 def _of_tuner(params: SftParams) -> Iterator[Refusal]:
@@ -47,3 +51,8 @@ def _of_rollouts(params: SftParams) -> Iterator[Refusal]:
         yield "quant_method", reason
     if isinstance(params, RlhfParams) and method.name == "gkd" and params.seq_kd:
         yield "seq_kd", "a quantised teacher writes no answers: leave it out, or quant_method"
+
+
+def _of_processes(params: SftParams) -> Iterator[Refusal]:
+    if params.quant_method == "torchao" and params.deepspeed is not None:
+        yield "deepspeed", "it cannot move weights of torchao: leave it out, or choose quant_method bnb"

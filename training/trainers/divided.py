@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer import SCHEDULER_NAME
 
+from engines.checkpoint.quantize import is_quantized
 from engines.errors import InvalidRequest
 from training.device import accelerated
 from training.params.sft import SftParams
@@ -53,6 +54,14 @@ def loads_divided(params: SftParams, arguments: dict[str, Any], precision: Preci
     _meet(kept)
     yield
     del kept
+
+
+def keep_packed_apart(model: Any) -> None:
+    """Have DDP leave quantised weights where they are: each process packs the same ones, and those of torchao cannot be
+    sent as numbers."""
+    packed = [name for name, weight in model.named_parameters() if is_quantized(weight)]
+    if packed:
+        model._ddp_params_and_buffers_to_ignore = packed  # DDP's own name for it
 
 
 def _use_cpu() -> None:

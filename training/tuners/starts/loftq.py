@@ -40,7 +40,7 @@ class Loftq(Start):
                 u, s, v = torch.linalg.svd(weight.to(kept) - kept, full_matrices=False)
                 a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
                 root = s[: len(a)].sqrt()
-                a.data = (root[:, None] * v[: len(a)]).to(a)
+                a.data = (root[:, None] * v[: len(a)]).contiguous().to(a)
                 b.data = (u[:, : len(a)] * root / layer.scaling["default"]).contiguous().to(b)
 
 
