@@ -1,13 +1,17 @@
 """Inferences in the test's own process, on EchoEngine: it says the last message back."""
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.echo import EchoEngine, echo_tokenizer
+from engines.types import GenerationRequest, TokenOutput
 from server.infer import endpoint, pipeline
 from tests.training.jobs import make_job
 from training.folder import JobFolder, Result
@@ -25,11 +29,17 @@ class Listening(EchoEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompts: list[list[int]] = []
+        self.requests: list[GenerationRequest] = []
+        self.stop_at = 0
+        """The request at which the process is told to stop, and which is never answered."""
 
-    def generate(self, request: Any) -> Any:
-        self.prompts.append(request.prompt_ids)
-        return super().generate(request)
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
+        self.requests.append(request)
+        if len(self.requests) == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        async for output in super().generate(request):
+            yield output
 
 
 @pytest.fixture
@@ -53,12 +63,17 @@ def answered(engine: Listening, tmp_path: Path) -> Answered:
     def run(rows: list[dict[str, Any]], **params: Any) -> tuple[Result, list[dict[str, Any]], JobFolder]:
         data = tmp_path / "rows.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        folder = make_job(
-            tmp_path / f"job{next(runs)}", "infer", **{"model": "echo", "val_dataset": [str(data)], **params}
-        )
+        given = {"model": "echo", "val_dataset": [str(data)], **params}
+        given = {name: value for name, value in given.items() if value is not None}
+        folder = make_job(tmp_path / f"job{next(runs)}", "infer", **given)
         asked = folder.read_task().params
         assert isinstance(asked, AnswerParams)
-        result = pipeline.run(asked, Report(folder))
+        report, before = Report(folder), signal.getsignal(signal.SIGTERM)
+        report.heed_signals()
+        try:
+            result = pipeline.run(asked, report)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         path = Path(asked.result_path) if asked.result_path else folder.path / (result.artifact or "answers.jsonl")
         return result, [json.loads(line) for line in path.read_text().splitlines()], folder
 

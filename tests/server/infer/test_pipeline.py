@@ -8,6 +8,7 @@ import pytest
 
 from engines.errors import InvalidRequest, TuneserveError
 from server.infer.group import Group
+from tests.adapter_folders import write_adapter
 from tests.server.client import echo_client
 from tests.server.infer.conftest import Answered, Listening
 from training.folder import Evaluation, Started
@@ -72,9 +73,9 @@ def test_a_run_goes_on_where_one_before_it_was_killed(
     _, whole, _ = answered(many(10), result_path=str(path))
     kept = [json.dumps(whole[i], separators=(",", ":")).encode() + b"\n" for i in (8, 3, 0)]
     path.write_bytes(b"".join(kept) + left)
-    engine.prompts.clear()
+    engine.requests.clear()
     _, lines, _ = answered(many(10), result_path=str(path))
-    assert lines == whole and len(engine.prompts) == 7
+    assert lines == whole and len(engine.requests) == 7
 
 
 def test_processes_share_the_rows(answered: Answered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +91,9 @@ def test_processes_share_the_rows(answered: Answered, tmp_path: Path, monkeypatc
 def test_what_is_answered_already_needs_no_engine(answered: Answered, engine: Listening, tmp_path: Path) -> None:
     given = {"result_path": str(tmp_path / "answers.jsonl"), "metric": ["accuracy"]}
     first, *_ = answered(many(4), **given)
-    engine.prompts.clear()
+    engine.requests.clear()
     again, *_ = answered(many(4), **given)
-    assert again.metrics == first.metrics == {"accuracy": 0.5} and engine.prompts == []
+    assert again.metrics == first.metrics == {"accuracy": 0.5} and engine.requests == []
 
 
 def test_a_row_that_is_refused_has_the_error_in_place_of_an_answer(answered: Answered) -> None:
@@ -139,6 +140,63 @@ def test_of_training_data_all_is_answered_or_what_a_training_sets_aside(
     data.write_text("".join(json.dumps(row) + "\n" for row in many(20)))
     _, lines, _ = answered(many(1), val_dataset=[], dataset=[str(data)], **given)
     assert len(lines) == count and len({line["row"]["query"] for line in lines}) == count
+
+
+def test_a_row_that_cannot_be_used_is_left_out_or_ends_it_all(answered: Answered) -> None:
+    rows = [{"query": "one"}, {"nothing": "known"}, {"query": "two"}]
+    _, lines, folder = answered(rows)
+    assert [line["response"] for line in lines] == ["one", "two"]
+    told = [event.message for event, _ in folder.read_events() if event.type == "message"]
+    assert "1 rows of " in told[0] and "line 2 of rows.jsonl" in told[0].lower()
+    with pytest.raises(TuneserveError, match=r"Line 2 of rows\.jsonl"):
+        answered(rows, strict=True)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An adapter whose training said its model, its system message and its data."""
+    data = tmp_path / "learned.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in many(100)))
+    folder = write_adapter(tmp_path / "checkpoint-3")
+    said = {"model": "echo", "system": "as taught", "dataset": [str(data)], "learning_rate": 0.1}
+    (folder / "args.json").write_text(json.dumps(said | {"given": [*said]}))
+    return folder
+
+
+@pytest.mark.parametrize(("load_args", "system"), [(True, b"as taught"), (False, b"")])
+def test_a_checkpoint_answers_as_it_was_trained(
+    load_args: bool, system: bytes, answered: Answered, engine: Listening, checkpoint: Path
+) -> None:
+    model = None if load_args else "echo"
+    answered([{"query": "one"}], model=model, adapters=[str(checkpoint)], load_args=load_args)
+    (request,) = engine.requests
+    prompt = bytes(token for token in request.prompt_ids if token < 256)
+    assert request.adapter is not None and (system in prompt) and (b"as taught" in prompt) == load_args
+
+
+def test_of_a_checkpoints_own_data_what_it_had_set_aside_is_answered(answered: Answered, checkpoint: Path) -> None:
+    given = {"model": None, "val_dataset": [], "adapters": [str(checkpoint)], "load_data_args": True}
+    assert len(answered([], **given)[1]) == 1
+    assert len(answered([], **given, val_dataset_sample=1, split_dataset_ratio=0.5)[1]) == 1
+    assert len(answered([], **given, split_dataset_ratio=0.5)[1]) == 50
+
+
+def test_adapters_that_name_no_model_need_one(answered: Answered, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "bare")
+    with pytest.raises(InvalidRequest, match=r"no args\.json beside the adapters"):
+        answered([{"query": "one"}], model=None, adapters=[str(adapter)])
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_is_answered(
+    answered: Answered, engine: Listening, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    engine.stop_at = 6
+    result, lines, _ = answered(many(10), result_path=str(path), max_num_seqs=1, max_num_queued_reqs=0)
+    assert result.status == "stopped" and result.final_step == len(lines) < 10
+    engine.stop_at = 0
+    _, lines, _ = answered(many(10), result_path=str(path))
+    assert [line["index"] for line in lines] == list(range(10))
 
 
 def test_an_engine_that_cannot_start_says_so(answered: Answered, engine: Listening) -> None:
