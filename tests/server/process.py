@@ -1,6 +1,5 @@
 """A server in a process of its own, for tests that need real sockets and signals."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 
+from tests.forks import FORKS, preload
 from tests.server import echo_server
 from tests.until import PATIENCE, until
 
@@ -23,8 +23,7 @@ ROOT = Path(__file__).parents[2]
 LISTENING = re.compile(r"Listening on (https?://[\d.]+:\d+)")
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([echo_server.__name__, "alembic.context"])  # a server loads Alembic as it starts
+preload(echo_server.__name__, "alembic.context")  # a server loads Alembic as it starts
 
 
 class Fork:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from server.jobs.worker_process import worker_command
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
-from training.folder import Evaluation, JobFolder, Result, Step
+from training.folder import Evaluation, JobFolder, Step
 from training.params.task import TASK
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
@@ -65,8 +65,8 @@ def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
     return job
 
 
-def start(job: JobFolder, *, processes: int = 1, fault: str = "", **environment: str) -> "subprocess.Popen[bytes]":
-    """The worker process of a job, or several of one training; their output goes to worker.log.
+def start(job: JobFolder, *, processes: int, fault: str = "", **environment: str) -> "subprocess.Popen[bytes]":
+    """The worker processes of one training; their output goes to worker.log.
 
     `fault`: the module of `tests.training.faults` that each process imports as it starts.
     """
@@ -122,14 +122,6 @@ def each_step(job: JobFolder) -> list[dict[str, float]]:
 def weights(job: JobFolder, step: int, inside: str = "") -> dict[str, torch.Tensor]:
     """What a checkpoint holds, or the folder `inside` of it."""
     return dict(load_file(next((job.path / f"checkpoint-{step}" / inside).glob("*.safetensors"))))
-
-
-def finish(job: JobFolder) -> Result:
-    """Run the job in a process of its own, to its end."""
-    start(job).wait(300)
-    result = job.read_result()
-    assert result is not None, (job.path / "worker.log").read_text()
-    return result
 
 
 def train_together(*jobs: JobFolder, processes: int) -> None:

@@ -2,10 +2,7 @@
 left alone."""
 
 import json
-import multiprocessing
 import random
-from collections.abc import Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +11,15 @@ import torch
 
 from tests.training.jobs import BRIEF, WORDS, make_job, trained, weights
 from tests.training.ppo.given import save_reward_model
+from tests.training.worker import Worker
 from tests.until import until
-from training.folder import JobFolder
 from training.methods import METHODS
-from training.run import main
 
 STEPS = 12
 COMMON = BRIEF | {
     "max_steps": STEPS, "save_steps": 2, "learning_rate": 1e-3, "lora_rank": 4, "lora_dropout": 0.0,
     "per_device_train_batch_size": 4,
 }  # fmt: skip
-FORKS = multiprocessing.get_context("forkserver")
-"""Starts workers that have imported what this file imports."""
-FORKS.set_forkserver_preload([__name__])
 ANSWERED = {"temperature": 1.0, "num_generations": 4, "max_completion_length": 8}
 OWN: dict[str, dict[str, Any]] = {
     "orpo": {},
@@ -63,33 +56,20 @@ def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_reward_model(tiny, tmp_path_factory.mktemp("judge"))
 
 
-def work(folder: Path) -> None:
-    torch.set_num_threads(1)
-    main(JobFolder(folder))
-
-
-@pytest.fixture
-def processes() -> Iterator[list[ForkServerProcess]]:
-    started: list[ForkServerProcess] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.join()
-
-
 @pytest.mark.parametrize("name", OWN)
 def test_killed_and_gone_on_with_it_ends_as_if_left_alone(
-    name: str, tiny: Path, judge: Path, rows: Path, tmp_path: Path, processes: list[ForkServerProcess]
+    name: str, tiny: Path, judge: Path, rows: Path, tmp_path: Path
 ) -> None:
     assert name in METHODS
     by = {"gkd": {"teacher_model": str(tiny)}, "ppo": {"reward_model": str(judge)}}.get(name, {})
     params = COMMON | OWN[name] | by | {"rlhf_type": name, "model": str(tiny), "dataset": [str(rows)]}
     victim = make_job(tmp_path / "victim", "rlhf", **params)
-    processes.append(FORKS.Process(target=work, args=(victim.path,)))
-    processes[0].start()
-    until(victim.checkpoints)
-    processes[0].kill()
-    processes[0].join()
+    process = Worker(victim)
+    try:
+        until(victim.checkpoints, told=(victim.path / "worker.log").read_text)
+    finally:
+        process.kill()
+        process.wait()
 
     last = victim.path / f"checkpoint-{victim.checkpoints()[-1]}"
     resumed = weights(trained(tmp_path / "resumed", "rlhf", **params, resume_from_checkpoint=str(last)), STEPS)

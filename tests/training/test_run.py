@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.jobs import losses, make_job, start
+from tests.training.jobs import losses, make_job
+from tests.training.worker import Worker
 from tests.until import until
 from training.folder import PARTIAL, JobFolder, Result, Started, Step
 
@@ -33,7 +34,7 @@ def started() -> Iterator[Callable[..., Any]]:
     processes = []
 
     def begin(job: JobFolder, **how: Any) -> Any:
-        processes.append(start(job, **how))
+        processes.append(Worker(job, **how))
         return processes[-1]
 
     yield begin
