@@ -59,10 +59,12 @@ class KVCache:
         layers, sizes = self._layers.items(), (self.num_blocks, self.block_size)
         self.keys = {i: _blocks(*sizes, s.kv_heads, s.key_dim, s) for i, s in layers}
         self.values = {i: _blocks(*sizes, s.kv_heads, s.value_dim, s) for i, s in layers}
+        self.addresses = tuple(_addresses(tensors) for tensors in (self.keys, self.values))
+        """Where the keys of each layer are, and the values, for the kernels."""
 
     def free(self) -> None:
         """Give the memory up, until it is made again."""
-        self.keys, self.values = {}, {}
+        self.keys, self.values, self.addresses = {}, {}, ()
         if any(shape.device.type == "cuda" for shape in self._layers.values()):
             torch.cuda.empty_cache()
 
@@ -89,6 +91,10 @@ class KVCache:
 def _blocks(num_blocks: int, block_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:
     # Not torch.zeros: untouched blocks of an empty tensor take no memory yet.
     return torch.empty(num_blocks, block_size, heads, dim, dtype=shape.dtype, device=shape.device)
+
+
+def _addresses(tensors: dict[int, Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * len(tensors))(*(tensors[i].data_ptr() for i in sorted(tensors)))
 
 
 @dataclass(frozen=True)

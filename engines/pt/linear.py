@@ -4,7 +4,8 @@ Through torch alone a weight is reordered at every call, which is most of the ti
 
 - `WideningLinear`: weights that are bfloat16 values, as most checkpoints hold, stay bfloat16 in memory when the model
   computes in float32, and widen in registers: the same result for half of the memory and of the reading. Our C kernel.
-- `DotLinear`: the head of a bfloat16 model, whose logits are not rounded. Our C kernel.
+- `DotLinear`: bfloat16 weights times inputs rounded to bfloat16, the result not rounded: the head of a bfloat16 model,
+  and all of a model that `decoder.py` computes. Our C kernel.
 - `PackedLinear`: everything else, by oneDNN.
 
 A model in bfloat16 keeps to it where it counts for speed: in the weights, inputs and results of linear layers, and in
@@ -95,9 +96,9 @@ class WideningEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped he
         return nn.functional.embedding(ids, self.weight).float()
 
 
-def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None) -> None:
+def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None, dots: bool = False) -> None:
     """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped.
-    Quantised ones stay.
+    Quantised ones stay. `dots`: all linear layers are to be `DotLinear`.
 
     Between the linear layers of a bfloat16 model everything is float32 from then on, at hardly any cost, where nothing
     else in it has a matrix of weights: experts, say, want their inputs in their weights' dtype.
@@ -112,8 +113,8 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
                 continue
             if wide and type(child) is nn.Embedding:
                 setattr(parent, name, WideningEmbedding(child))
-            elif wide and child is head:
-                setattr(parent, name, _head(child, library))
+            elif wide and (child is head or dots):
+                setattr(parent, name, _with_wide_results(child, library))
             elif library is not None and _is_bfloat16(child.weight):
                 narrow = WideningLinear(child, library) if type(child) is nn.Linear else WideningEmbedding(child)
                 setattr(parent, name, narrow)
@@ -124,8 +125,8 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
             parameter.data = parameter.data.float()
 
 
-def _head(linear: nn.Linear, library: ctypes.CDLL | None) -> nn.Module:
-    """Logits in float32 of bfloat16 weights, where there is a kernel for them."""
+def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None) -> nn.Module:
+    """Results in float32 of bfloat16 weights, where there is a kernel for them."""
     if library is None:
         return PackedLinear(linear)
     dots = library.has_dots() and linear.in_features % 2 == 0

@@ -26,7 +26,7 @@ from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear
-from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack
+from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
 from engines.pt.quantized import is_quantized
 
 log = logging.getLogger(__name__)
@@ -177,9 +177,10 @@ class LoraSlots:
             if mine:
                 inputs = self.support.linears[mine[0]][0]
                 outputs = [self.support.linears[path][1] for path in mine]
-                wide = type(self._model.get_submodule(mine[0])) in (WideningLinear, DotLinear)
-                dtype = torch.float32 if wide else self._dtype
-                yield Group(mine, Kernel(self.num_slots, inputs, outputs, dtype, self._library))
+                kind = type(self._model.get_submodule(mine[0]))
+                dtype = torch.float32 if kind is WideningLinear else self._dtype
+                wide = kind is DotLinear
+                yield Group(mine, Kernel(self.num_slots, inputs, outputs, dtype, self._library, wide=wide))
 
     @property
     def exact(self) -> torch.dtype:
@@ -216,6 +217,17 @@ class LoraSlots:
         setattr(self._model.get_submodule(parent), name, layer)
         return layer
 
+    def updates(self, paths: list[str]) -> Updates | None:
+        """The updates of linear layers that get the same input, as the kernel takes them; None where these are not the
+        layers of one group."""
+        group = self._groups.get(paths[0])
+        return group.updates if group is not None and group.paths == paths else None
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows of the running step; None: no row uses an adapter."""
+        return self._step.tokens
+
     @contextmanager
     def using(self, tokens: Tensor | None, wanted: Tensor | None) -> Iterator[None]:
         """Set the slots (int32, -1: none) of a forward pass's tokens and wanted rows; None: no adapters."""
@@ -236,6 +248,10 @@ class Group:
         self._layers: dict[int, LoraLinear] = {}  # those that are adapted, by their place in `paths`
         self._x: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}  # for `_x`, of layers that are still to be called
+
+    @property
+    def updates(self) -> Updates:
+        return self._kernel.updates
 
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
         if matrices is not None:

@@ -12,9 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KERNELS = {torch.float32: "lora_add_float", torch.bfloat16: "lora_add_bf16"}
+MIXED = "lora_add_mixed"
+"""The kernel for inputs and matrices in bfloat16, and results in float32."""
 
 Matrices = tuple[Tensor, Tensor]
 """A (rank, in_features) and the scaled B^T (rank, out_features) of an adapter in a layer."""
+
+
+class Updates(ctypes.Structure):
+    """The matrices of all slots for layers that get the same input, as the kernel takes them."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "ranks", "outs")),
+        *((name, ctypes.c_int32) for name in ("layers", "inputs", "height")),
+    )
+
+
+class Dealt(ctypes.Structure):
+    """The rows of a step by slot, as the kernel takes them, with its scratch memory."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("slots", "order", "starts")),
+        ("blocks", ctypes.c_int32),
+        ("low", ctypes.c_void_p),
+    )
 
 
 class Rows:
@@ -23,21 +44,21 @@ class Rows:
     def __init__(self, slots: Tensor, library: ctypes.CDLL | None) -> None:
         """`slots` (rows,) int32, -1: the base model. `library` has the C kernel; None: only `Stack` takes the rows."""
         self.slots = slots
-        self.dealt: tuple[int, ...] = ()
+        self._dealt: tuple[int, ...] = ()
         if library is not None:
             self._order, self._starts = torch.empty(2, len(slots) + 1, dtype=torch.int32)
             pointers = slots.data_ptr(), self._order.data_ptr(), self._starts.data_ptr()
-            self.dealt = (*pointers, library.deal_rows(len(slots), *pointers))
+            self._dealt = (*pointers, library.deal_rows(len(slots), *pointers))
         self._scratch = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    def scratch(self, height: int) -> Tensor:
-        """Room for `height` float32 values of every row. What is in it is anybody's."""
+    def dealt(self, height: int) -> Dealt:
+        """With room for `height` float32 values of every row. What is in it is anybody's."""
         if len(self._scratch) < len(self) * height:
             self._scratch = torch.empty(len(self) * height)
-        return self._scratch
+        return Dealt(*self._dealt, self._scratch.data_ptr())
 
 
 class Kernel:
@@ -47,19 +68,26 @@ class Kernel:
     """
 
     def __init__(
-        self, num_slots: int, inputs: int, outputs: list[int], dtype: torch.dtype, library: ctypes.CDLL
+        self,
+        num_slots: int,
+        inputs: int,
+        outputs: list[int],
+        dtype: torch.dtype,
+        library: ctypes.CDLL,
+        *,
+        wide: bool = False,
     ) -> None:
-        """`outputs`: the out_features of each layer; `dtype`: one of KERNELS."""
+        """`outputs`: the out_features of each layer; `dtype`: one of KERNELS; `wide`: results are float32."""
         self._inputs, self._outputs, self.dtype = inputs, outputs, dtype
-        self._lora_add = getattr(library, KERNELS[dtype])
+        self._results_dtype = torch.float32 if wide else dtype
+        self._lora_add = getattr(library, KERNELS[dtype] if self._results_dtype is dtype else MIXED)
         self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
         self._ranks = torch.zeros(num_slots, len(outputs), dtype=torch.int32)
         self._a, self._b = torch.zeros(2, num_slots, len(outputs), dtype=torch.int64)
         self._widths = torch.tensor(outputs, dtype=torch.int32)
         tables = self._a.data_ptr(), self._b.data_ptr(), self._ranks.data_ptr(), self._widths.data_ptr()
-        self._tables = (*tables, len(outputs), inputs)
+        self.updates = Updates(*tables, len(outputs), inputs, 0)
         self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
-        self._height = 0
 
     def write(self, layer: int, slot: int, matrices: Matrices | None) -> None:
         """Point a slot of the layer with this number to matrices. Raises ValueError where they do not fit."""
@@ -68,7 +96,7 @@ class Kernel:
         self._held[slot][layer] = matrices
         rank, a, b = (0, 0, 0) if matrices is None else (len(matrices[0]), *(m.data_ptr() for m in matrices))
         self._ranks[slot, layer], self._a[slot, layer], self._b[slot, layer] = rank, a, b
-        self._height = int(self._ranks.sum(1).max())
+        self.updates.height = int(self._ranks.sum(1).max())
 
     def _check(self, a: Tensor, b: Tensor, outputs: int) -> None:
         if a.shape != (len(a), self._inputs) or b.shape != (len(a), outputs):
@@ -82,11 +110,12 @@ class Kernel:
         """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""
         x = x.to(self.dtype).contiguous()
         for layer, y in ys.items():
-            if y.dtype is not self.dtype or not y.is_contiguous():
-                raise RuntimeError(f"a layer's rows are {y.dtype}, its adapters {self.dtype}")
+            if y.dtype is not self._results_dtype or not y.is_contiguous():
+                raise RuntimeError(f"a layer's rows are {y.dtype}, its adapters' results {self._results_dtype}")
             self._results[layer] = y.data_ptr()
-        low = rows.scratch(self._height).data_ptr()
-        self._lora_add(x.data_ptr(), self._results, *self._tables, self._height, *rows.dealt, low)
+        dealt = rows.dealt(self.updates.height)
+        structs = ctypes.addressof(self.updates), ctypes.addressof(dealt)
+        self._lora_add(x.data_ptr(), ctypes.addressof(self._results), *structs)
 
 
 class Stack:

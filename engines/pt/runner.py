@@ -6,7 +6,7 @@ are computed only where someone asks for them.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from engines.process.resources import GIB, kv_cache_bytes
 from engines.pt import attention, rope
 from engines.pt.attention import KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
+from engines.pt.decoder import NativeDecoder, Rows, reason_against
 from engines.pt.kernels import build
 from engines.pt.linear import pack
-from engines.pt.lora import LoraSlots, watching_calls
+from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
 from engines.pt.quantized import rounds_by_batch
 from engines.pt.weights import write_weights
 from engines.types import Head
@@ -117,9 +118,12 @@ class ModelRunner:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = self._reference(self._check_ids())
         self._library = build.load() if self.device.type == "cpu" else None
+        self._attn_impl = config.attn_impl
         self._pack()
         with watching_calls(self.model) as calls:
             layers = self._probe()
+        if self._reason is None:  # its layers' results are float32, which the cache need not be
+            layers = {number: replace(shape, dtype=self.dtype) for number, shape in layers.items()}
         self.lora = LoraSlots(
             self.model,
             calls,
@@ -131,13 +135,36 @@ class ModelRunner:
         )
         self.model.set_attn_implementation(attention.NAME)
         self._attend = attention.choose(config.attn_impl, layers, self._library)
+        self._shapes = layers
+        self._decoder = self._native_decoder()
         self._check(expected, layers, block_size)
         return layers
 
     def _pack(self) -> None:
-        pack(self.model, self._library, head=self._head())
+        self._reason = self._reason_against_native()
+        dots = self._reason is None and self.dtype is torch.bfloat16
+        pack(self.model, self._library, head=self._head(), dots=dots)
         if self.head is None:
             self._hook = self._head().register_forward_pre_hook(self._keep_hidden)
+
+    def _reason_against_native(self) -> str | None:
+        """Why `decoder.py` does not compute the model, which is not packed yet; None: it does."""
+        if self._library is None:
+            return "there is no kernel"
+        if self._attn_impl is not None:
+            return f"attn_impl is {self._attn_impl}"
+        if self.dtype is not torch.float32 and not (self.dtype is torch.bfloat16 and self._library.has_dots()):
+            return f"there is no kernel for {self.dtype}"
+        return reason_against(self.model)
+
+    def _native_decoder(self) -> NativeDecoder | None:
+        if self._reason is None and self._library is not None:
+            try:
+                return NativeDecoder(self.model, self._shapes, self.lora, self._library)
+            except ValueError as error:
+                self._reason = str(error)
+        log.info("%s is computed by transformers' modules: %s", self._name, self._reason)
+        return None
 
     def _head(self) -> Any:
         return self.model.get_output_embeddings() if self.head is None else self.model.score
@@ -151,6 +178,7 @@ class ModelRunner:
         with torch.inference_mode():
             write_weights(self.model, weights, self.dtype)
             self._pack()
+            self._decoder = self._native_decoder()
 
     def step(self, segments: list[Segment]) -> StepResult:
         """Compute all tokens of `segments`, store their keys and values, return the logits asked for."""
@@ -175,6 +203,10 @@ class ModelRunner:
             wanted += range(len(ids) - segment.wants, len(ids))
         width = max(len(segment.blocks) for segment in segments)
         block_table = [segment.blocks + [0] * (width - len(segment.blocks)) for segment in segments]
+        if self._decoder is not None:
+            with self.lora.using(*self._slots_of(segments, wanted)):
+                flat = Rows(ids, positions, slot_mapping, rows, block_table, wanted)
+                return self._native_step(self._decoder, flat, cache)
         position_ids = torch.tensor(positions, device=self.device)
         step = StepContext(
             cache,
@@ -192,6 +224,20 @@ class ModelRunner:
         with self.lora.using(*self._slots_of(segments, wanted)):
             logits, hidden = self._compute(keep, input_ids=input_ids, position_ids=position_ids[None], step=step)
         return StepResult(logits[0, :count], hidden[0, :count])
+
+    def _native_step(self, decoder: NativeDecoder, rows: Rows, cache: KVCache) -> StepResult:
+        """The step by `decoder.py`; what adapters do to the embeddings and the head is left to their modules."""
+        adapted, embedded, own_head = self.lora.rows, None, False
+        if adapted is not None:
+            entrance, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+            own_head = isinstance(head, LoraLinear)
+            if isinstance(entrance, LoraEmbedding):
+                embedded = entrance(torch.tensor(rows.ids)).float().contiguous()
+        with_logits = self.head is None and not own_head
+        logits, hidden = decoder.step(rows, cache, adapted, embedded, with_logits=with_logits)
+        if not with_logits:
+            logits = self._head()(hidden)
+        return StepResult(logits, hidden)
 
     def _compute(self, keep: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
         """Logits (1, rows, vocab_size or labels) and hidden states (1, rows, hidden_size) of the rows in `keep`."""

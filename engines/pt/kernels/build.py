@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-# -march=native: the library is built where it runs. -ffast-math lets sums be vectorised; no kernel makes infinities.
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+# -march=native: the library is built where it runs. No -ffast-math, which changes how the whole process rounds small
+# numbers: sums are vectorised where the code says so, and products and sums fused where it says so.
+EXACT = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
+FLAGS = ("-O3", "-march=native", *EXACT, "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 
 
 def load(*flags: str) -> ctypes.CDLL | None:
@@ -40,7 +42,7 @@ def load(*flags: str) -> ctypes.CDLL | None:
 
 P, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 ATTENTION = [*[P] * 7, *[INT] * 6, FLOAT, INT, FLOAT]
-LORA = [*[P] * 6, *[INT] * 3, *[P] * 3, INT, P]
+LORA = [P] * 4
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "paged_attention_float": (ATTENTION, INT),
     "paged_attention_bf16": (ATTENTION, INT),
@@ -54,6 +56,9 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "deal_rows": ([INT, P, P, P], INT),
     "lora_add_float": (LORA, None),
     "lora_add_bf16": (LORA, None),
+    "lora_add_mixed": (LORA, None),
+    "decoder_scratch": ([P, P], LONG),
+    "decoder_step": ([P, P], None),
 }
 """Types of the arguments and of the result of each C function. Pointers are given as numbers (`data_ptr`)."""
 
@@ -76,7 +81,7 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
         os.close(descriptor)
         try:
             command = [compiler, *flags, *map(str, SOURCES), "-o", scratch, "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            subprocess.run(command, check=True, capture_output=True, timeout=600)
             os.replace(scratch, library)
         finally:
             Path(scratch).unlink(missing_ok=True)

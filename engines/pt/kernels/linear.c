@@ -12,13 +12,11 @@
  * MR rows a block of the panel is widened once, into the first-level cache, and used for all rows. The innermost loop
  * holds an MR x NR tile of y in registers (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication").
  */
-#include <string.h>
+#include "products.h"
 
-#include "lanes.h"
-
-#define NR (2 * LANES)
+#define NR WIDENING_COLUMNS
 #define MR 6
-#define MC 66
+#define MC PRODUCT_ROWS
 #define KC 256
 
 /* Add x[0..rows) * panel to the tile; `FROM(k, half)` is the k-th row of the panel, its first or second half. */
@@ -56,10 +54,7 @@
 EVERY_HEIGHT(multiply_packed, bf16, load_bf16)
 EVERY_HEIGHT(multiply_widened, float, load_float)
 
-/* y[0..rows, 0..columns) = x * panel + bias for up to MC rows. */
-static void one_task(const float *x, const bf16 *panel, const float *bias, float *y, int rows, int columns, int in,
-                     int64_t out) {
-  float tile[MC * NR] __attribute__((aligned(64)));
+void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile) {
   float widened[KC * NR] __attribute__((aligned(64)));
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
   int tiles = (rows + MR - 1) / MR;
@@ -70,7 +65,7 @@ static void one_task(const float *x, const bf16 *panel, const float *bias, float
       for (int i = 0; i < depth * NR; i += LANES) *(lanes *)(widened + i) = load_bf16(block + i);
     /* Rows are dealt out evenly: 8 are 4 and 4, not 6 and 2. */
     for (int t = 0, r = 0; t < tiles; t++) {
-      int height = (rows - r) / (tiles - t) + ((rows - r) % (tiles - t) != 0);
+      int height = (rows - r + tiles - t - 1) / (tiles - t);
       if (tiles > 2)
         multiply_widened(height, x + (int64_t)r * in + k, in, widened, depth, tile + r * NR);
       else
@@ -78,19 +73,20 @@ static void one_task(const float *x, const bf16 *panel, const float *bias, float
       r += height;
     }
   }
-  for (int r = 0; r < rows; r++)
-    for (int c = 0; c < columns; c++) y[r * out + c] = tile[r * NR + c] + (bias ? bias[c] : 0.0f);
 }
 
 void linear_widening(const float *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
   int64_t panels = (out + NR - 1) / NR, blocks = (rows + MC - 1) / MC;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t task = 0; task < panels * blocks; task++) {
+    float tile[MC * NR] __attribute__((aligned(64)));
     int64_t first = task / panels * MC, panel = task % panels;
     int height = rows - first < MC ? (int)(rows - first) : MC;
     int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-    one_task(x + first * in, w + panel * in * NR, bias ? bias + panel * NR : 0, y + first * out + panel * NR, height,
-             columns, in, out);
+    widening_product(x + first * in, w + panel * in * NR, height, in, tile);
+    for (int r = 0; r < height; r++)
+      for (int c = 0; c < columns; c++)
+        y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
   }
 }
 

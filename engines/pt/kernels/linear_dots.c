@@ -6,76 +6,81 @@
  * bias    [out] float32, or NULL
  * y       [rows, out]         float32
  *
- * A task is one panel times up to MC rows of x. The innermost loop holds an MR x NR tile of y in registers, and each of
- * its instructions adds two products. A row's result does not depend on the rows beside it.
+ * A task is one panel times up to PRODUCT_ROWS rows of x. The innermost loop holds an MR x NR tile of y in registers,
+ * and each of its instructions adds two products. Every sum is made in the order of k, so that a row's result does not
+ * depend on the rows beside it.
  */
-#include <string.h>
+#include "products.h"
 
-#include "lanes.h"
-
-#define NR 64
-#define MR 6
-#define MC 66
+#define NR DOTS_COLUMNS
+#define MR 12
+#ifndef AHEAD
+#define AHEAD 2048 /* bytes of the panel that one row, which is done as fast as they come, asks for ahead of time */
+#endif
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 
 #define DOT(ROWS)                                                                                                     \
   static void dot_##ROWS(const uint32_t *x, int64_t pairs, const bf16 *panel, float *tile) {                          \
-    __m512 sum[ROWS][4];                                                                                              \
-    _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)                                                            \
-        sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = _mm512_setzero_ps();                                          \
+    __m512 sum[ROWS][2];                                                                                              \
+    _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();              \
     for (int64_t k = 0; k < pairs; k++) {                                                                             \
-      __m512bh w[4];                                                                                                  \
-      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                             \
-          w[j] = (__m512bh)_mm512_loadu_si512(panel + k * 2 * NR + 32 * j);                                           \
-      _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++) {                                                        \
+      const bf16 *row = panel + k * 2 * NR;                                                                           \
+      if (ROWS <= 4) {                                                                                                \
+        __builtin_prefetch((const char *)row + AHEAD);                                                                \
+        __builtin_prefetch((const char *)row + AHEAD + 64);                                                           \
+      }                                                                                                               \
+      __m512bh first = (__m512bh)_mm512_loadu_si512(row), second = (__m512bh)_mm512_loadu_si512(row + 32);            \
+      _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) {                                                       \
         __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[r * pairs + k]);                                           \
-        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbf16_ps(sum[r][j], w[j], pair);      \
+        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], first, pair);                                                         \
+        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], second, pair);                                                        \
       }                                                                                                               \
     }                                                                                                                 \
-    _Pragma("GCC unroll 6") for (int r = 0; r < ROWS; r++)                                                            \
-      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) _mm512_storeu_ps(tile + r * NR + 16 * j, sum[r][j]);        \
+    _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) {                                                         \
+      _mm512_storeu_ps(tile + r * NR, sum[r][0]);                                                                     \
+      _mm512_storeu_ps(tile + r * NR + 16, sum[r][1]);                                                                \
+    }                                                                                                                 \
   }
 
-DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6)
+DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11) DOT(12)
 
-static void dot(int rows, const uint32_t *x, int64_t pairs, const bf16 *panel, float *tile) {
-  switch (rows) {
-    case 1: dot_1(x, pairs, panel, tile); break;
-    case 2: dot_2(x, pairs, panel, tile); break;
-    case 3: dot_3(x, pairs, panel, tile); break;
-    case 4: dot_4(x, pairs, panel, tile); break;
-    case 5: dot_5(x, pairs, panel, tile); break;
-    default: dot_6(x, pairs, panel, tile);
+void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
+  static void (*const dot[])(const uint32_t *, int64_t, const bf16 *, float *) = {
+      dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12};
+  int tiles = (rows + MR - 1) / MR;
+  /* Rows are dealt out evenly: 16 are 8 and 8, not 12 and 4. */
+  for (int t = 0, r = 0; t < tiles; t++) {
+    int height = (rows - r + tiles - t - 1) / (tiles - t);
+    dot[height - 1]((const uint32_t *)(x + (int64_t)r * in), in / 2, panel, tile + r * NR);
+    r += height;
   }
 }
 
 int has_dots(void) { return 1; }
 
-void linear_dots(const bf16 *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
-  int64_t panels = (out + NR - 1) / NR, blocks = (rows + MC - 1) / MC, pairs = in / 2;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t task = 0; task < panels * blocks; task++) {
-    int64_t panel = task % panels, end = (task / panels + 1) * MC;
-    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-    for (int64_t first = task / panels * MC; first < end && first < rows; first += MR) {
-      float tile[MR * NR];
-      int height = rows - first < MR ? (int)(rows - first) : MR;
-      dot(height, (const uint32_t *)x + first * pairs, pairs, w + panel * in * NR, tile);
-      for (int r = 0; r < height; r++)
-        for (int c = 0; c < columns; c++)
-          y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
-    }
-  }
-}
-
 #else
+
+void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {}
 
 int has_dots(void) { return 0; }
 
-void linear_dots(const bf16 *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {}
-
 #endif
+
+void linear_dots(const bf16 *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
+  int64_t panels = (out + NR - 1) / NR, blocks = (rows + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t task = 0; task < panels * blocks; task++) {
+    float tile[PRODUCT_ROWS * NR] __attribute__((aligned(64)));
+    int64_t first = task / panels * PRODUCT_ROWS, panel = task % panels;
+    int height = rows - first < PRODUCT_ROWS ? (int)(rows - first) : PRODUCT_ROWS;
+    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
+    dots_product(x + first * in, w + panel * in * NR, height, in, tile);
+    for (int r = 0; r < height; r++)
+      for (int c = 0; c < columns; c++)
+        y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
+  }
+}
 
 /* Values that `pack_dots` writes. */
 int64_t dot_packed_size(int in, int out) { return (int64_t)((out + NR - 1) / NR) * in * NR; }

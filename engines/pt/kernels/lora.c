@@ -2,7 +2,7 @@
  * Chen et al. 2023, arXiv:2310.18547), for all layers that get the same x in one call.
  *
  * x      [rows, in]                     float32 or bfloat16, as all matrices here
- * y      [layers] of [rows, outs[l]]    added to in float32, then rounded once
+ * y      [layers] of [rows, outs[l]]    added to in float32, then rounded once; float32 where `mixed`
  * a      [slots, layers] of [rank, in]
  * b      [slots, layers] of [rank, outs[l]], transposed and scaled
  * ranks  [slots, layers] int32          0: the adapter leaves this layer alone, and has no a and b there
@@ -13,9 +13,8 @@
  * come all products with A, RANKS of its rows a task, then all those with B, COLUMNS of its columns a task; so one row
  * keeps several cores busy. The sums of a row are made in the same order whatever rows are beside it.
  */
-#include <string.h>
-
-#include "lanes.h"
+#include "lora.h"
+#include "typed.h"
 
 #define ROWS 4
 #define RANKS 16
@@ -34,13 +33,6 @@ int deal_rows(int rows, const int32_t *slots, int32_t *order, int32_t *starts) {
   }
   starts[blocks] = dealt;
   return blocks;
-}
-
-/* Not inlined: the compiler would be free to round differently for one row than for four. */
-static __attribute__((noinline)) float total(lanes sum) {
-  float result = 0.0f;
-  for (int l = 0; l < LANES; l++) result += sum[l];
-  return result;
 }
 
 static inline int least(int x, int y) { return x < y ? x : y; }
@@ -64,12 +56,31 @@ typedef lanes factors_bf16;
 #define ADD_PRODUCT_bf16 multiply_add
 #endif
 
-#define JOINED(name, type) name##_##type
-#define NAMED(name, type) JOINED(name, type)
-#define OF(name) NAMED(name, T)
+#define WIDTH_mixed WIDTH_bf16
+#define FACTORS_mixed FACTORS_bf16
+#define ADD_PRODUCT_mixed ADD_PRODUCT_bf16
+#define take_mixed take_bf16
+typedef factors_bf16 factors_mixed;
+
+static inline int tasks_of(int values, int size) { return (values + size - 1) / size; }
+static inline int width_of(const Updates *u) {
+  int columns = 0;
+  for (int l = 0; l < u->layers; l++) columns += u->outs[l];
+  return columns;
+}
+int lora_down_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(u->height, RANKS); }
+int lora_up_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(width_of(u), COLUMNS); }
 
 #define T float
+#define Y float
 #include "lora_rows.h"
 #undef T
+#undef Y
 #define T bf16
+#define Y bf16
+#include "lora_rows.h"
+#undef T
+#undef Y
+#define T mixed
+#define Y float
 #include "lora_rows.h"

@@ -1,4 +1,4 @@
-/* The part of lora.c that is compiled once for each type T. Where a function is inlined, how many rows it takes is a
+/* The part of lora.c that is compiled once for each type T, and Y of the results. Where a function is inlined, how many rows it takes is a
  * constant: its sums stay in registers. */
 #define INLINED static inline __attribute__((always_inline))
 
@@ -46,27 +46,12 @@ static void OF(down)(int count, const T *const *x, const T *a, int ranks, int in
   }
 }
 
-/* The next `n` values as float32, filled up with zeros; and back. */
-INLINED lanes OF(take)(const T *p, int n) {
-  if (n == LANES) return OF(load)(p);
-  T padded[LANES] = {0};
-  memcpy(padded, p, sizeof(T) * n);
-  return OF(load)(padded);
-}
-
-INLINED void OF(put)(lanes values, T *p, int n) {
-  if (n == LANES) return OF(store)(values, p);
-  T padded[LANES];
-  OF(store)(values, padded);
-  memcpy(p, padded, sizeof(T) * n);
-}
-
 /* y[i] += low[i] . b in one or two registers of columns, `n` of them in each. */
 INLINED void OF(up_tile)(int registers, int n, int count, const float *low, int height, const T *b, int rank, int out,
-                         T *const *y, int column) {
+                         Y *const *y, int column) {
   lanes sum[2][ROWS];
   _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++)
-      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) sum[v][i] = OF(take)(y[i] + column + v * LANES, n);
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) sum[v][i] = OF_Y(take)(y[i] + column + v * LANES, n);
   for (int r = 0; r < rank; r++)
     _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++) {
       lanes row = OF(take)(b + (int64_t)r * out + column + v * LANES, n);
@@ -74,11 +59,11 @@ INLINED void OF(up_tile)(int registers, int n, int count, const float *low, int 
           sum[v][i] = multiply_add(low[(int64_t)i * height + r] - (lanes){0}, row, sum[v][i]);
     }
   _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++)
-      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) OF(put)(sum[v][i], y[i] + column + v * LANES, n);
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) OF_Y(put)(sum[v][i], y[i] + column + v * LANES, n);
 }
 
 /* The columns `first` to `last` - 1 of y. */
-INLINED void OF(up_rows)(int count, const float *low, int height, const T *b, int rank, int out, T *const *y,
+INLINED void OF(up_rows)(int count, const float *low, int height, const T *b, int rank, int out, Y *const *y,
                          int first, int last) {
   int c = first;
   for (; c + 2 * LANES <= last; c += 2 * LANES) OF(up_tile)(2, LANES, count, low, height, b, rank, out, y, c);
@@ -89,7 +74,7 @@ INLINED void OF(up_rows)(int count, const float *low, int height, const T *b, in
       OF(up_tile)(1, last - c, count, low, height, b, rank, out, y, c);
 }
 
-static void OF(up)(int count, const float *low, int height, const T *b, int rank, int out, T *const *y, int first,
+static void OF(up)(int count, const float *low, int height, const T *b, int rank, int out, Y *const *y, int first,
                    int last) {
   /* A tile's columns of one row of B are far from those of the next, which the hardware does not foresee. */
   for (int r = 0; r < rank; r++)
@@ -102,44 +87,45 @@ static void OF(up)(int count, const float *low, int height, const T *b, int rank
   }
 }
 
-void OF(lora_add)(const T *x, T *const *y, const T *const *a, const T *const *b, const int32_t *ranks,
-                  const int32_t *outs, int layers, int in, int height, const int32_t *slots, const int32_t *order,
-                  const int32_t *starts, int blocks, float *low) {
-  int columns = 0;
-  for (int l = 0; l < layers; l++) columns += outs[l];
+/* RANKS rows of A, of all layers one after another, for one block of rows. */
+void OF(lora_down)(const Updates *u, const Dealt *d, const T *x, int task) {
+  int each = tasks_of(u->height, RANKS), block = task / each, begin = task % each * RANKS;
+  const int32_t *own = d->order + d->starts[block];
+  int count = d->starts[block + 1] - d->starts[block], first_table = d->slots[own[0]] * u->layers;
+  const T *from[ROWS];
+  for (int i = 0; i < count; i++) from[i] = x + (int64_t)own[i] * u->in;
+  for (int l = 0, at = 0; l < u->layers; at += u->ranks[first_table + l++]) {
+    int first = most(begin - at, 0), last = least(begin + RANKS - at, u->ranks[first_table + l]);
+    if (first < last)
+      OF(down)(count, from, (const T *)u->a[first_table + l] + (int64_t)first * u->in, last - first, u->in,
+               d->low + (int64_t)d->starts[block] * u->height + at + first, u->height);
+  }
+}
+
+/* COLUMNS columns of B, of all layers one after another, for one block of rows. */
+void OF(lora_up)(const Updates *u, const Dealt *d, Y *const *y, int task) {
+  int each = tasks_of(width_of(u), COLUMNS), block = task / each, begin = task % each * COLUMNS;
+  const int32_t *own = d->order + d->starts[block];
+  int count = d->starts[block + 1] - d->starts[block], first_table = d->slots[own[0]] * u->layers;
+  for (int l = 0, at = 0, rank = 0, before = 0; l < u->layers; at += u->outs[l++], before += rank) {
+    int first = most(begin - at, 0), last = least(begin + COLUMNS - at, u->outs[l]);
+    rank = u->ranks[first_table + l];
+    if (first >= last || rank == 0) continue;
+    Y *to[ROWS];
+    for (int i = 0; i < count; i++) to[i] = y[l] + (int64_t)own[i] * u->outs[l];
+    OF(up)(count, d->low + (int64_t)d->starts[block] * u->height + before, u->height,
+           (const T *)u->b[first_table + l], rank, u->outs[l], to, first, last);
+  }
+}
+
+void OF(lora_add)(const T *x, Y *const *y, const Updates *u, const Dealt *d) {
+  int downs = lora_down_tasks(u, d), ups = lora_up_tasks(u, d);
 #pragma omp parallel
   {
-#pragma omp for collapse(2) schedule(dynamic, 1)
-    for (int block = 0; block < blocks; block++)
-      for (int task = 0; task < height; task += RANKS) {
-        const int32_t *own = order + starts[block];
-        int count = starts[block + 1] - starts[block], slot = slots[own[0]];
-        const T *from[ROWS];
-        for (int i = 0; i < count; i++) from[i] = x + (int64_t)own[i] * in;
-        /* The ranks of all layers, one after another, are dealt out as one. */
-        for (int l = 0, at = 0; l < layers; at += ranks[slot * layers + l++]) {
-          int first = most(task - at, 0), last = least(task + RANKS - at, ranks[slot * layers + l]);
-          if (first < last)
-            OF(down)(count, from, a[slot * layers + l] + (int64_t)first * in, last - first, in,
-                     low + (int64_t)starts[block] * height + at + first, height);
-        }
-      }
-#pragma omp for collapse(2) schedule(dynamic, 1)
-    for (int block = 0; block < blocks; block++)
-      for (int task = 0; task < columns; task += COLUMNS) {
-        const int32_t *own = order + starts[block];
-        int count = starts[block + 1] - starts[block], slot = slots[own[0]];
-        /* And so are the columns. */
-        for (int l = 0, at = 0, rank = 0, before = 0; l < layers; at += outs[l++], before += rank) {
-          int first = most(task - at, 0), last = least(task + COLUMNS - at, outs[l]);
-          rank = ranks[slot * layers + l];
-          if (first >= last || rank == 0) continue;
-          T *to[ROWS];
-          for (int i = 0; i < count; i++) to[i] = y[l] + (int64_t)own[i] * outs[l];
-          OF(up)(count, low + (int64_t)starts[block] * height + before, height, b[slot * layers + l], rank, outs[l],
-                 to, first, last);
-        }
-      }
+#pragma omp for schedule(dynamic, 1)
+    for (int task = 0; task < downs; task++) OF(lora_down)(u, d, x, task);
+#pragma omp for schedule(dynamic, 1)
+    for (int task = 0; task < ups; task++) OF(lora_up)(u, d, y, task);
   }
 }
 #undef INLINED

@@ -8,97 +8,62 @@
  * window  0: all keys; w: only the last w
  * softcap 0: none; c: scores become c * tanh(score / c)
  *
- * Plain loops that the compiler vectorises for the machine it runs on; built by build.py, once. Sums are float32.
+ * Sums are float32. A cache in bfloat16 is multiplied with queries in bfloat16 where the machine has an instruction for
+ * it, and is widened elsewhere.
  */
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 
-typedef uint16_t bf16;
+#include "lanes.h"
+#include "typed.h"
 
-static inline float from_bf16(bf16 x) {
-  union { uint32_t u; float f; } c = {(uint32_t)x << 16};
-  return c.f;
-}
-
-static inline bf16 to_bf16(float x) { /* round to nearest even */
-  union { float f; uint32_t u; } c = {x};
-  return (bf16)((c.u + 0x7FFF + ((c.u >> 16) & 1)) >> 16);
-}
-
-#define LOAD_float(x) (x)
-#define LOAD_bf16(x) from_bf16(x)
-#define STORE_float(x) (x)
-#define STORE_bf16(x) to_bf16(x)
-
-/* One token, one key-value head, its `group` query heads. DIM is a constant where it is inlined with one. */
-#define ATTEND(T)                                                                                                     \
-  static inline __attribute__((always_inline)) void attend_##T(                                                       \
-      const T *q, const T *k, const T *v, T *out, const int32_t *blocks, int len, int first, int group, int dim,      \
-      int block_size, int64_t token_stride, float scale, float softcap, float *scratch) {                             \
-    int n = len - first;                                                                                              \
-    float *query = scratch, *acc = query + group * dim, *scores = acc + group * dim;                                  \
-    for (int i = 0; i < group * dim; i++) query[i] = LOAD_##T(q[i]) * scale, acc[i] = 0.0f;                           \
-    for (int j = 0; j < n; j++) {                                                                                     \
-      int at = first + j;                                                                                             \
-      const T *key = k + ((int64_t)blocks[at / block_size] * block_size + at % block_size) * token_stride;            \
-      for (int g = 0; g < group; g++) {                                                                               \
-        float sum = 0.0f;                                                                                             \
-        for (int d = 0; d < dim; d++) sum += query[g * dim + d] * LOAD_##T(key[d]);                                   \
-        scores[(int64_t)g * n + j] = sum;                                                                             \
-      }                                                                                                               \
-    }                                                                                                                 \
-    for (int g = 0; g < group; g++) {                                                                                 \
-      float *s = scores + (int64_t)g * n, top = -3.0e38f, total = 0.0f;                                               \
-      if (softcap > 0.0f)                                                                                             \
-        for (int j = 0; j < n; j++) s[j] = softcap * tanhf(s[j] / softcap);                                           \
-      for (int j = 0; j < n; j++) top = s[j] > top ? s[j] : top;                                                      \
-      for (int j = 0; j < n; j++) s[j] = expf(s[j] - top), total += s[j];                                             \
-      float inverse = 1.0f / total;                                                                                   \
-      for (int j = 0; j < n; j++) s[j] *= inverse;                                                                    \
-    }                                                                                                                 \
-    for (int j = 0; j < n; j++) {                                                                                     \
-      int at = first + j;                                                                                             \
-      const T *value = v + ((int64_t)blocks[at / block_size] * block_size + at % block_size) * token_stride;          \
-      for (int g = 0; g < group; g++) {                                                                               \
-        float p = scores[(int64_t)g * n + j];                                                                         \
-        for (int d = 0; d < dim; d++) acc[g * dim + d] += p * LOAD_##T(value[d]);                                     \
-      }                                                                                                               \
-    }                                                                                                                 \
-    for (int i = 0; i < group * dim; i++) out[i] = STORE_##T(acc[i]);                                                 \
-  }
+#define T float
+#include "attention_rows.h"
+#undef T
+#define T bf16
+#include "attention_rows.h"
+#undef T
 
 #define PAGED_ATTENTION(T)                                                                                            \
-  ATTEND(T)                                                                                                           \
+  static void some_##T(const T *q, const T *k, const T *v, T *out, const int32_t *lens, int tokens, int heads,        \
+                       int group, int dim, const Pages *pages, float scale, int window, float softcap,                \
+                       float *scratch) {                                                                              \
+    int size = group * dim;                                                                                           \
+    float *query = scratch + attention_scratch(group, dim);                                                           \
+    Queries queries = {query, query, size, tokens};                                                                   \
+    for (int t = 0; t < tokens; t++) {                                                                                \
+      queries.len[t] = lens[t], queries.first[t] = window > 0 && lens[t] > window ? lens[t] - window : 0;             \
+      const T *from = q + (int64_t)t * heads * dim;                                                                   \
+      for (int i = 0; i < size; i += LANES) put_float(take_##T(from + i, size - i), query + t * size + i, size - i);  \
+    }                                                                                                                 \
+    attend_tokens_##T(&queries, k, v, pages, group, dim, scale, softcap, scratch);                                    \
+    for (int t = 0; t < tokens; t++) {                                                                                \
+      T *to = out + (int64_t)t * heads * dim;                                                                         \
+      for (int i = 0; i < size; i += LANES) put_##T(take_float(query + t * size + i, size - i), to + i, size - i);    \
+    }                                                                                                                 \
+  }                                                                                                                   \
   int paged_attention_##T(const T *q, const T *k, const T *v, T *out, const int32_t *table, const int32_t *row,       \
-                         const int32_t *lens, int tokens, int heads, int kv_heads, int dim, int block_size,           \
-                         int max_blocks, float scale, int window, float softcap) {                                    \
-    int group = heads / kv_heads, longest = 0, failed = 0;                                                            \
-    int64_t token_stride = (int64_t)kv_heads * dim;                                                                   \
-    for (int t = 0; t < tokens; t++) longest = lens[t] > longest ? lens[t] : longest;                                 \
+                          const int32_t *lens, int tokens, int heads, int kv_heads, int dim, int block_size,          \
+                          int max_blocks, float scale, int window, float softcap) {                                   \
+    int group = heads / kv_heads, failed = 0, most = tokens_at_once(group);                                           \
+    int32_t *starts = malloc(sizeof(int32_t) * ((size_t)tokens + 1));                                                 \
+    if (starts == NULL) return 1;                                                                                     \
+    int runs = cut_rows(row, tokens, most, starts);                                                                   \
     _Pragma("omp parallel reduction(| : failed)") {                                                                   \
-      float *scratch = malloc(sizeof(float) * (size_t)group * (2 * (size_t)dim + (size_t)longest));                   \
+      float *scratch = malloc(sizeof(float) * (size_t)(attention_scratch(group, dim) + most * group * dim));          \
       failed |= scratch == NULL;                                                                                      \
-      _Pragma("omp for collapse(2) schedule(dynamic, 1)") for (int t = 0; t < tokens; t++) {                          \
+      _Pragma("omp for collapse(2) schedule(dynamic, 1)") for (int i = 0; i < runs; i++) {                            \
         for (int h = 0; h < kv_heads; h++) {                                                                          \
           if (scratch == NULL) continue;                                                                              \
-          int first = window > 0 && lens[t] > window ? lens[t] - window : 0;                                          \
-          const T *query = q + ((int64_t)t * heads + (int64_t)h * group) * dim;                                       \
-          T *o = out + ((int64_t)t * heads + (int64_t)h * group) * dim;                                               \
-          const int32_t *blocks = table + (int64_t)row[t] * max_blocks;                                               \
-          const T *key = k + (int64_t)h * dim, *value = v + (int64_t)h * dim;                                         \
-          switch (dim) {                                                                                              \
-            case 64: attend_##T(query, key, value, o, blocks, lens[t], first, group, 64, block_size, token_stride,    \
-                                scale, softcap, scratch); break;                                                      \
-            case 128: attend_##T(query, key, value, o, blocks, lens[t], first, group, 128, block_size, token_stride,  \
-                                 scale, softcap, scratch); break;                                                     \
-            default: attend_##T(query, key, value, o, blocks, lens[t], first, group, dim, block_size, token_stride,   \
-                                scale, softcap, scratch);                                                             \
-          }                                                                                                           \
+          int64_t t = starts[i], at = (t * heads + (int64_t)h * group) * dim;                                         \
+          Pages pages = {table + (int64_t)row[t] * max_blocks, block_size, (int64_t)kv_heads * dim};                  \
+          some_##T(q + at, k + (int64_t)h * dim, v + (int64_t)h * dim, out + at, lens + t, starts[i + 1] - starts[i], \
+                   heads, group, dim, &pages, scale, window, softcap, scratch);                                       \
         }                                                                                                             \
       }                                                                                                               \
       free(scratch);                                                                                                  \
     }                                                                                                                 \
+    free(starts);                                                                                                     \
     return failed;                                                                                                    \
   }
 

@@ -546,15 +546,15 @@ def test_nothing_is_computed_where_no_request_uses_an_adapter(
     library: ctypes.CDLL, runner_of: Callable[..., ModelRunner], folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     counted = Counted(library)
-    own = runner_of(folder("llama"))
+    own = runner_of(folder("phi3"))  # whose layers are modules that call the kernel
     for group in set(own.lora._groups.values()):
         group._kernel._lora_add = counted.lora_add_float
     core = core_of(own)
-    load(core, a=save_adapter(folder("llama"), tmp_path))
+    load(core, a=save_adapter(folder("phi3"), tmp_path))
     run(core, [request(prompt(9), ignore_eos=True)])
     assert counted.calls == 0
     run(core, [request(prompt(9), adapter="a", max_new_tokens=1)])
-    groups = 2 * 4  # query, key and value are one, gate and up another
+    groups = 2 * 4
     assert counted.calls == groups
 
 

@@ -1,0 +1,182 @@
+"""What a step of our engine takes, without a server, and what the machine would need at least: `python -m
+benchmarks.steps`.
+
+Decode steps of 1, 8 and 32 sequences with CONTEXT tokens each, and prefills of 128 and 2048 tokens. The least is the
+time to read the weights and the cache once from memory, or to multiply, whichever is longer, at the rates that this
+machine is measured to read and to multiply at, with as many threads.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import RESULTS, hardware, machine, save, say, table
+from engines.pt.config import PtConfig
+from engines.pt.runner import ModelRunner, Segment
+from engines.setup.demo import demo_model
+
+CONTEXT = 128
+DECODES = (1, 8, 32)
+PREFILLS = (128, 2048)
+CHUNK = 256
+"""Tokens of a prefill that one step takes, as the engine's default has it."""
+SECONDS = 4.0
+"""Time that is given to each measurement."""
+
+
+def seconds_of(step: Callable[[], object], least: int = 5) -> float:
+    """The median of as many runs as the time allows, after one to warm up."""
+    step()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < least or time.perf_counter() - began < SECONDS:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+# ---- the machine
+
+
+def read_rate() -> float:
+    """Bytes of memory that are read in a second."""
+    values = torch.ones(1 << 26)
+    return int(values.nbytes) / seconds_of(values.sum)
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations of a large product of matrices in a second."""
+    size = 2048
+    x, y = torch.randn(2, size, size, dtype=dtype)
+    return 2 * size**3 / seconds_of(lambda: x @ y)
+
+
+# ---- the model
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step cannot do without."""
+
+    bytes: float
+    operations: float
+
+
+class Model:
+    def __init__(self, folder: str, dtype: str, threads: int) -> None:
+        settings: dict[str, Any] = {"model": folder, "dtype": dtype, "threads": threads}
+        self.runner = ModelRunner(PtConfig(**settings))
+        config = self.runner.model.config
+        self._size = self.runner.cache.block_size
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
+        layer = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+        self._layers = config.num_hidden_layers * layer
+        self._head = config.hidden_size * config.vocab_size
+        self._keys, self._queries = config.num_hidden_layers * keys, config.num_hidden_layers * queries
+        self._width = 2 if self.runner.dtype is torch.bfloat16 else 4
+
+    def decode(self, rows: int) -> tuple[Callable[[], object], Work]:
+        blocks = -(-(CONTEXT + 1) // self._size)
+        segments = [
+            Segment([100 + i], CONTEXT, list(range(i * blocks, (i + 1) * blocks)), wants=1) for i in range(rows)
+        ]
+        return lambda: self.runner.step(segments), self._work(rows, rows, rows * CONTEXT, rows * CONTEXT)
+
+    def prefill(self, tokens: int) -> tuple[Callable[[], object], Work]:
+        blocks = list(range(-(-tokens // self._size)))
+        spans = [(start, min(start + CHUNK, tokens)) for start in range(0, tokens, CHUNK)]
+
+        def run() -> None:
+            for start, end in spans:
+                self.runner.step([Segment(list(range(start, end)), start, blocks, wants=int(end == tokens))])
+
+        steps = [self._work(end - start, end == tokens, end, (end - start) * (start + end) / 2) for start, end in spans]
+        return run, Work(sum(s.bytes for s in steps), sum(s.operations for s in steps))
+
+    def _work(self, rows: int, wanted: int, read: float, seen: float) -> Work:
+        """`read`: tokens whose keys and values are read; `seen`: the same for each row, all added up."""
+        weights = self._layers + (self._head if wanted else 0)
+        products = 2.0 * (rows * self._layers + wanted * self._head) + 4.0 * seen * self._queries
+        return Work(2.0 * weights + 2.0 * self._width * read * self._keys, products)
+
+
+def measure(folder: str, dtype: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    model = Model(folder, dtype, threads)
+    rates = {"read": read_rate(), "product": product_rate(model.runner.dtype)}
+    say(f"reads {rates['read'] / 1e9:.1f} GB/s, multiplies {rates['product'] / 1e9:.0f} GF/s")
+    steps = {f"decode {rows}": model.decode(rows) for rows in DECODES}
+    steps |= {f"prefill {tokens}": model.prefill(tokens) for tokens in PREFILLS}
+    rows = []
+    for name, (step, work) in steps.items():
+        least = max(work.bytes / rates["read"], work.operations / rates["product"])
+        took = seconds_of(step)
+        rows.append({"step": name, "ms": 1000 * took, "least_ms": 1000 * least, "share": least / took})
+        say(f"{name}: {1000 * took:.2f} ms, {least / took:.0%} of what the machine could do")
+    return {"rates": rates, "rows": rows}
+
+
+# ---- what is told
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    cells = [["step", "ms", "at least", "share"]]
+    return table(
+        cells + [[row["step"], f"{row['ms']:.2f}", f"{row['least_ms']:.2f}", f"{row['share']:.0%}"] for row in rows]
+    )
+
+
+def write(found: dict[str, Any], folder: str, dtype: str, threads: int, seconds: float) -> None:
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python -m benchmarks.steps {shlex.join(sys.argv[1:])}".strip(),
+        "duration_seconds": seconds,
+        "machine": machine(),
+        "model": Path(folder).name,
+        "dtype": dtype,
+        "threads": threads,
+        "context": CONTEXT,
+        "chunk": CHUNK,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        **found,
+    }
+    rates = found["rates"]
+    save(
+        RESULTS / f"{document['date']}-steps",
+        document,
+        f"# Steps, {document['date']}\n\n{hardware(machine())}.\n\n"
+        f"{document['model']} in {dtype}, {threads} threads. `{document['command']}` took {seconds:.0f} seconds. "
+        f"Decodes see {CONTEXT} tokens each; prefills are computed {CHUNK} tokens at a time. The machine reads "
+        f"{rates['read'] / 1e9:.1f} GB/s and multiplies {rates['product'] / 1e9:.0f} GF/s. How: ../README.md.\n\n"
+        f"{as_table(found['rows'])}\n",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder (default: the demo model)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dry", action="store_true", help="write no results")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    folder = arguments.model or str(demo_model())
+    found = measure(folder, arguments.dtype, arguments.threads)
+    if not arguments.dry:
+        write(found, folder, arguments.dtype, arguments.threads, time.monotonic() - began)
+    sys.stdout.write(as_table(found["rows"]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Decoders of the Llama kind on a CPU, a whole step of them in one call of C (`kernels/decoder.c`).
+
+transformers' modules hold the weights, packed by `linear.py`, and compute whatever is not computed here; the call reads
+the same memory. It knows Llama, Mistral, Qwen2 and Qwen3, to generate text or to classify, with plain linear layers.
+"""
+
+import ctypes
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines.pt import low_rank
+from engines.pt.attention import KVCache, LayerShape
+from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
+from engines.pt.lora import LoraSlots
+from engines.pt.low_rank import Dealt
+from engines.pt.quantized import is_quantized
+
+log = logging.getLogger(__name__)
+
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+TASKS = ("ForCausalLM", "ForSequenceClassification")
+ALIGNMENT = 64
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, _Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        ("window", ctypes.c_int32),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "final_norm", "frequencies")),
+        ("head", _Matrix),
+        *((name, ctypes.c_int32) for name in ("num_layers", "hidden", "inner", "heads", "kv_heads", "dim", "rotary")),
+        *((name, ctypes.c_int32) for name in ("dots", "narrow_cache")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scale", "rotary_scale")),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("ids", "positions", "slots", "sequences", "table", "wanted")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "hidden", "logits", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("embedded", "updates")),
+        ("dealt", Dealt),
+        *((name, ctypes.c_int32) for name in ("rows", "num_wanted", "max_blocks", "block_size")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a step."""
+
+    ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    """Where each row's key and value are stored: block * block_size + offset."""
+    sequences: list[int]
+    """The row of `table` that each belongs to."""
+    table: list[list[int]]
+    """The blocks of each sequence, filled up to one width."""
+    wanted: list[int]
+    """The rows whose results are wanted."""
+
+
+def reason_against(model: nn.Module) -> str | None:
+    """Why a model that is not packed yet cannot be computed here; None: it can, if its weights can be packed."""
+    name = type(model).__name__
+    if not type(model).__module__.startswith("transformers.models.") or name not in _known():
+        return f"{name} is not one of the decoders it knows"
+    if model.config.hidden_act != "silu":
+        return f"its activation is {model.config.hidden_act}"
+    if any("forward" in vars(module) or _has_hooks(module) for module in model.modules()):
+        return "its modules have hooks"
+    for layer in model.base_model.layers:
+        for linear in _linears(layer):
+            if type(linear) is not nn.Linear or is_quantized(linear) or linear.weight.device.type != "cpu":
+                return f"it has a layer that is {type(linear).__name__} on {next(linear.parameters()).device.type}"
+            if linear.in_features % 2:
+                return f"it has a layer of {linear.in_features} inputs"
+    return None
+
+
+def _known() -> set[str]:
+    return {family + task for family in FAMILIES for task in TASKS}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _linears(layer: Any) -> Iterator[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _groups(model: Any) -> Iterator[list[str]]:
+    """The paths of linear layers that get the same input, in the order of the kernel."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    for layer in model.base_model.layers:
+        query, key, value, output, gate, up, down = (paths[id(linear)] for linear in _linears(layer))
+        yield from ([query, key, value], [output], [gate, up], [down])
+
+
+class NativeDecoder:
+    """A packed model of a known kind, as the kernel takes it."""
+
+    def __init__(self, model: Any, shapes: dict[int, LayerShape], lora: LoraSlots, library: ctypes.CDLL) -> None:
+        """`model` has been packed, and `reason_against` had none before. Raises ValueError where a layer is not packed
+        for the kernel."""
+        base, config = model.base_model, model.config
+        self._library = library
+        self._kept: list[Any] = []  # what the kernel points to
+        first = shapes[0]
+        self._dots = type(base.layers[0].mlp.gate_proj) is DotLinear
+        if type(base.embed_tokens) is not WideningEmbedding:
+            raise ValueError("its embeddings are not bfloat16 values")
+        head = model.get_output_embeddings()
+        self._vocab_size = 0 if head is None else head.out_features
+        self._hidden_size = config.hidden_size
+        layers = (_Layer * len(base.layers))(
+            *(self._layer(layer, shapes[number].window) for number, layer in enumerate(base.layers))
+        )
+        self._kept.append(layers)
+        frequencies = base.rotary_emb.inv_freq
+        attention = base.layers[0].self_attn
+        self._decoder = _Decoder(
+            layers=layers,
+            embeddings=self._pointer(base.embed_tokens.weight, torch.bfloat16),
+            final_norm=self._pointer(base.norm.weight),
+            frequencies=self._pointer(frequencies),
+            head=_Matrix() if head is None else self._matrix(head),
+            num_layers=len(base.layers),
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=first.kv_heads,
+            dim=first.key_dim,
+            rotary=2 * len(frequencies),
+            dots=self._dots,
+            narrow_cache=first.dtype is torch.bfloat16,
+            epsilon=base.norm.variance_epsilon,
+            scale=attention.scaling,
+            rotary_scale=base.rotary_emb.attention_scaling,
+        )
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        updates = [lora.updates(paths) for paths in _groups(model)]
+        if None in updates:
+            raise ValueError("its layers were not called in groups")
+        self._updates = [each for each in updates if each is not None]
+
+    def _layer(self, layer: Any, window: int) -> _Layer:
+        norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
+        return _Layer(
+            self._pointer(layer.input_layernorm.weight),
+            self._pointer(layer.post_attention_layernorm.weight),
+            *(None if norm is None else self._pointer(norm.weight) for norm in norms),
+            *(self._matrix(linear) for linear in _linears(layer)),
+            window,
+        )
+
+    def _matrix(self, linear: Any) -> _Matrix:
+        if type(linear) is not (DotLinear if self._dots else WideningLinear):
+            raise ValueError("its weights are not bfloat16 values")
+        self._kept.append(linear)
+        bias = None if linear.bias is None else linear.bias.data_ptr()
+        return _Matrix(linear._packed.data_ptr(), bias, linear.in_features, linear.out_features)
+
+    def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        kept = tensor.detach().to(dtype).contiguous()
+        self._kept.append(kept)
+        return int(kept.data_ptr())
+
+    def step(
+        self,
+        rows: Rows,
+        cache: KVCache,
+        adapted: low_rank.Rows | None,
+        embedded: Tensor | None,
+        *,
+        with_logits: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute all rows, and store their keys and values. Returns the logits (wanted, vocab_size), empty where they
+        are not to be computed, and the hidden states (wanted, hidden_size), float32.
+
+        `adapted`: the rows by adapter; None: all of them are the base model's. `embedded` (rows, hidden_size) float32:
+        in place of the embeddings of the ids.
+        """
+        logits = torch.empty(len(rows.wanted), self._vocab_size if with_logits else 0)
+        hidden = torch.empty(len(rows.wanted), self._hidden_size)
+        numbers = [
+            torch.tensor(each, dtype=torch.int64 if each is rows.slots else torch.int32)
+            for each in (rows.ids, rows.positions, rows.slots, rows.sequences, rows.table, rows.wanted)
+        ]
+        keys, values = cache.addresses
+        step = _Step(
+            *(each.data_ptr() for each in numbers),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            hidden.data_ptr(),
+            logits.data_ptr() if with_logits else None,
+            None,
+            None if embedded is None else embedded.data_ptr(),
+            None,
+            Dealt(),
+            len(rows.ids),
+            len(rows.wanted),
+            len(rows.table[0]),
+            cache.block_size,
+        )
+        if adapted is not None:
+            # A group that no adapter has ever touched has no height.
+            used = [None if u.height == 0 else ctypes.addressof(u) for u in self._updates]
+            updates = (ctypes.c_void_p * len(used))(*used)
+            step.updates = ctypes.addressof(updates)
+            step.dealt = adapted.dealt(max(u.height for u in self._updates))
+        step.scratch = self._room(step)
+        self._library.decoder_step(ctypes.addressof(self._decoder), ctypes.addressof(step))
+        return logits, hidden
+
+    def _room(self, step: _Step) -> int:
+        """Where the kernel may write what it needs in between."""
+        needed = self._library.decoder_scratch(ctypes.addressof(self._decoder), ctypes.addressof(step)) + ALIGNMENT
+        if len(self._scratch) < needed:
+            self._scratch = torch.empty(needed, dtype=torch.uint8)
+        return -(-int(self._scratch.data_ptr()) // ALIGNMENT) * ALIGNMENT

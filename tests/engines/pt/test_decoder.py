@@ -1,0 +1,136 @@
+"""Decoders that are computed in one call of C: which these are, and that a row's numbers are its own alone.
+
+That they are those of plain transformers is in test_parity.py, test_runner.py and test_lora.py, for every model.
+"""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from engines.pt.kernels import build
+from engines.pt.lora import read_weights
+from engines.pt.runner import ModelRunner, Segment
+from tests.engines.pt.adapters import save_adapter, spec_of
+from tests.engines.pt.conftest import GetRunner
+from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run, settings
+from tests.engines.pt.test_lora import LESSER_MACHINES
+from tests.engines.pt.tiny import CONFIGS, POSITIONS, save
+
+KNOWN = ("llama", "mistral", "qwen2", "qwen2-window", "qwen3")
+BLOCKS = POSITIONS // BLOCK_SIZE
+"""Of the longest sequence."""
+
+
+def pages(number: int) -> list[int]:
+    """The blocks of one of several sequences, not in their order."""
+    return [number * BLOCKS + (5 * i + 3) % BLOCKS for i in range(BLOCKS)]
+
+
+def decodes(chosen: ModelRunner, beside: int, *, slot: int = -1, others: int = -1) -> Tensor:
+    """(vocab_size,) logits of one decode after 40 tokens, in a step with `beside` rows of other sequences."""
+    ids = prompt(41)
+    chosen.step([Segment(ids[:40], 0, pages(0), 0, slot)])
+    neighbours: list[Segment] = []
+    for number in range(1, 9):
+        length = min(POSITIONS, beside - sum(len(segment.token_ids) for segment in neighbours))
+        if length > 0:
+            neighbours.append(Segment(prompt(length, number), 0, pages(number), 1, others))
+    own = Segment(ids[40:], 40, pages(0), 1, slot)
+    half = len(neighbours) // 2
+    return chosen.step([*neighbours[:half], own, *neighbours[half:]]).logits[half]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path, dtype: str
+) -> None:
+    chosen = runner("qwen3", dtype=dtype, max_loras=2)
+    for slot in range(2):
+        spec = spec_of(chosen, save_adapter(folder("qwen3"), tmp_path / str(slot), seed=slot))
+        chosen.lora.write(slot, read_weights(spec, chosen.dtype))
+    for slot in (-1, 0):
+        alone = decodes(chosen, 0, slot=slot)
+        for beside in (1, 6, 31, 255):
+            for others in (-1, 1):
+                assert torch.equal(decodes(chosen, beside, slot=slot, others=others), alone)
+
+
+def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path]) -> None:
+    """More threads than cores, too: they wait asleep for one another."""
+    try:
+        one, *more = (decodes(ModelRunner(settings(folder("llama"), threads=n)), 30) for n in (1, 2, 5))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(one, other) for other in more)
+
+
+def test_a_prompt_in_pieces_gives_what_it_gives_at_once(runner: GetRunner) -> None:
+    chosen, ids = runner("mistral", dtype="bfloat16"), prompt(100)
+    whole = chosen.step([Segment(ids, 0, pages(1), 100)]).logits
+    ends = [1, 8, 37, 38, 77, 100]
+    pieces = [
+        chosen.step([Segment(ids[start:end], start, pages(2), end - start)]).logits
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("flags", LESSER_MACHINES.values(), ids=str)
+def test_lesser_machines_give_the_same_answers(
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the flags are those of x86")
+    library = build.load(*flags)
+    monkeypatch.setattr("engines.pt.runner.build.load", lambda: library)
+    chosen = ModelRunner(settings(folder("qwen2-window")))
+    assert chosen._decoder is not None
+    asked = [request(prompt(30 + i, i), f"r{i}", logprobs=3, ignore_eos=True) for i in range(3)]
+    answers = run(core_of(chosen), asked)
+    for one in asked:
+        reference("qwen2-window").check_greedy(one, answers[one.request_id].outputs[0])
+
+
+# ---- which models these are
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_known_kinds_are_computed_in_one_call(runner: GetRunner, name: str, dtype: str) -> None:
+    assert runner(name, dtype=dtype)._decoder is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*((name, {}) for name in CONFIGS if name not in KNOWN), ("llama", {"attn_impl": "eager"})],
+    ids=str,
+)
+def test_all_others_by_their_modules(runner: GetRunner, name: str, changes: dict[str, str]) -> None:
+    assert runner(name, **changes)._decoder is None
+
+
+def test_weights_of_more_digits_than_bfloat16_has_by_their_modules(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert ModelRunner(settings(save(CONFIGS["llama"](), tmp_path, digits="float32")))._decoder is None
+    assert "LlamaForCausalLM is computed by transformers' modules: its embeddings are not bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_written_take_the_place_of_the_old(
+    folder: Callable[[str], Path], tmp_path: Path, dtype: str
+) -> None:
+    other = save(CONFIGS["llama"](), tmp_path, seed=1)
+    written, fresh = (ModelRunner(settings(path, dtype=dtype)) for path in (folder("llama"), other))
+    written.write(AutoModelForCausalLM.from_pretrained(other).state_dict())
+    assert written._decoder is not None
+    assert torch.equal(decodes(written, 3), decodes(fresh, 3))
