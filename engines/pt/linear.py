@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.exact_head import ExactHead
+from engines.pt.pages import Pages
 from engines.pt.quantized import is_quantized
 
 # Rows for which oneDNN chooses its layout: a typical decode batch. Other batches run on the same layout.
@@ -27,12 +28,12 @@ TYPICAL_ROWS = 32
 class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """y = x W^T + b in float32, W kept in bfloat16; (..., in_features) -> (..., out_features)."""
 
-    def __init__(self, linear: nn.Linear, library: ctypes.CDLL) -> None:
+    def __init__(self, linear: nn.Linear, library: ctypes.CDLL, pages: Pages | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         size = library.packed_size(self.in_features, self.out_features)
         weight = linear.weight.detach().bfloat16().contiguous()
-        self._packed = torch.empty(size, dtype=torch.bfloat16)
+        self._packed = (pages or Pages()).empty(size, torch.bfloat16)
         library.pack_weights(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
         self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
         self._multiply = library.linear_widening
@@ -51,11 +52,12 @@ class DotLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """y = x W^T + b in float32, from x and W in bfloat16, where the CPU has an instruction for their products;
     (..., in_features), an even number, -> (..., out_features)."""
 
-    def __init__(self, linear: nn.Linear, library: ctypes.CDLL) -> None:
+    def __init__(self, linear: nn.Linear, library: ctypes.CDLL, pages: Pages | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().bfloat16().contiguous()
-        self._packed = torch.empty(library.dot_packed_size(self.in_features, self.out_features), dtype=torch.bfloat16)
+        size = library.dot_packed_size(self.in_features, self.out_features)
+        self._packed = (pages or Pages()).empty(size, torch.bfloat16)
         library.pack_dots(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
         self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
         self._multiply = library.linear_dots
@@ -103,7 +105,7 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     Between the linear layers of a bfloat16 model everything is float32 from then on, at hardly any cost, where nothing
     else in it has a matrix of weights: experts, say, want their inputs in their weights' dtype.
     """
-    packs = _onednn_dtypes()
+    packs, pages = _onednn_dtypes(), Pages()
     wide = head is not None and torch.bfloat16 in packs and _has_plain_matrices(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -114,10 +116,10 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
             if wide and type(child) is nn.Embedding:
                 setattr(parent, name, WideningEmbedding(child))
             elif wide and (child is head or dots):
-                setattr(parent, name, _with_wide_results(child, library))
+                setattr(parent, name, _with_wide_results(child, library, pages))
             elif library is not None and _is_bfloat16(child.weight):
-                narrow = WideningLinear(child, library) if type(child) is nn.Linear else WideningEmbedding(child)
-                setattr(parent, name, narrow)
+                linear = type(child) is nn.Linear
+                setattr(parent, name, WideningLinear(child, library, pages) if linear else WideningEmbedding(child))
             elif type(child) is nn.Linear and child.weight.dtype in packs:
                 setattr(parent, name, PackedLinear(child))
     if wide:
@@ -125,12 +127,12 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
             parameter.data = parameter.data.float()
 
 
-def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None) -> nn.Module:
+def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None, pages: Pages) -> nn.Module:
     """Results in float32 of bfloat16 weights, where there is a kernel for them."""
     if library is None:
         return PackedLinear(linear)
     dots = library.has_dots() and linear.in_features % 2 == 0
-    return DotLinear(linear, library) if dots else WideningLinear(linear, library)
+    return DotLinear(linear, library, pages) if dots else WideningLinear(linear, library, pages)
 
 
 def _has_plain_matrices(model: nn.Module) -> bool:

@@ -14,9 +14,6 @@
 
 #define NR DOTS_COLUMNS
 #define MR 12
-#ifndef AHEAD
-#define AHEAD 2048 /* bytes of the panel that one row, which is done as fast as they come, asks for ahead of time */
-#endif
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 
@@ -26,10 +23,6 @@
     _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();              \
     for (int64_t k = 0; k < pairs; k++) {                                                                             \
       const bf16 *row = panel + k * 2 * NR;                                                                           \
-      if (ROWS <= 4) {                                                                                                \
-        __builtin_prefetch((const char *)row + AHEAD);                                                                \
-        __builtin_prefetch((const char *)row + AHEAD + 64);                                                           \
-      }                                                                                                               \
       __m512bh first = (__m512bh)_mm512_loadu_si512(row), second = (__m512bh)_mm512_loadu_si512(row + 32);            \
       _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) {                                                       \
         __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[r * pairs + k]);                                           \
