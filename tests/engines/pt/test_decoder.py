@@ -6,12 +6,14 @@ That they are those of plain transformers is in test_parity.py, test_runner.py a
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engines.pt.decoder import NativeDecoder
 from engines.pt.kernels import build
 from engines.pt.lora import read_weights
 from engines.pt.runner import ModelRunner, Segment
@@ -123,6 +125,26 @@ def test_weights_of_more_digits_than_bfloat16_has_by_their_modules(
     caplog.set_level("INFO")
     assert ModelRunner(settings(save(CONFIGS["llama"](), tmp_path, digits="float32")))._decoder is None
     assert "LlamaForCausalLM is computed by transformers' modules: its embeddings are not bfloat16" in caplog.text
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(
+    folder: Callable[[str], Path],
+    reference: Callable[[str], Reference],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step = NativeDecoder.step
+
+    def wrong(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        logits, hidden = step(*args, **options)
+        return logits + 1.0, hidden
+
+    monkeypatch.setattr(NativeDecoder, "step", wrong)
+    chosen = ModelRunner(settings(folder("llama")))
+    assert chosen._decoder is None
+    assert "LlamaForCausalLM computes something else on flat batches than alone" in caplog.text
+    one = request(prompt(20), logprobs=1, ignore_eos=True)
+    reference("llama").check_greedy(one, run(core_of(chosen), [one])["r"].outputs[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
