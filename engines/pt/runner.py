@@ -18,7 +18,7 @@ from engines.checkpoint.size import bytes_of_weights
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
 from engines.pt import attention, rope
-from engines.pt.attention import KVCache, LayerShape, StepContext
+from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
 from engines.pt.kernels import build
@@ -98,6 +98,10 @@ class ModelRunner:
         self.head: Head | None = head_of(hf_config) if classifies else None
         """None: a causal language model."""
         self._hidden: Tensor | None = None
+        self._decoder: NativeDecoder | None = None
+        """None: transformers' modules compute the steps."""
+        self._reason: str | None = None
+        """Why they do."""
         block_size = config.block_size or (256 if self.device.type == "cuda" else 32)
         weights = bytes_of_weights(self.model)
         with torch.inference_mode():
@@ -137,13 +141,14 @@ class ModelRunner:
             library=self._library,
         )
         self.model.set_attn_implementation(attention.NAME)
-        self._attend = attention.choose(config.attn_impl, layers, self._library)
+        self._attend: Attend = attention.choose(config.attn_impl, layers, self._library)
         self._shapes = layers
         self._decoder = self._native_decoder()
         problem = self._problem(expected, layers, block_size)
         if problem is not None and self._decoder is not None:
             log.warning("%s in the kernel: it is computed by transformers' modules, which is slower", problem)
-            self._decoder, self._reason = None, problem
+            self._decoder = None
+            self._reason = problem
             problem = self._problem(expected, layers, block_size)
         if problem is not None:
             raise UnsupportedModel(f"{problem}: this engine cannot run it")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear, pack
+from engines.pt.pages import ALIGNMENT, PAGE, REGION, Pages
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,18 @@ def test_a_head_of_bfloat16_weights_gives_float32_logits(
     assert torch.allclose(whole, exact.T.float(), rtol=1e-5, atol=1e-5)
     for rows in (1, 2, 5, 6, 7, 67):
         assert torch.equal(head(x[:rows]), whole[:rows])
+
+
+# --- memory for weights
+
+
+def test_weights_lie_side_by_side_and_in_each_others_way_nowhere() -> None:
+    pages = Pages()
+    sizes = [3, 1000, REGION // 2, REGION // 4 + 1, 7]  # of two bytes each: the fourth has no room beside the others
+    tensors = [pages.empty(size, torch.bfloat16) for size in sizes]
+    for number, tensor in enumerate(tensors):
+        tensor[:1], tensor[-1:] = number, number
+        assert tensor.data_ptr() % ALIGNMENT == 0
+    assert [len(tensor) for tensor in tensors] == sizes
+    assert [(t[0].item(), t[-1].item()) for t in tensors] == [(number, number) for number in range(len(sizes))]
+    assert tensors[0].data_ptr() % PAGE == 0
