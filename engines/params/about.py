@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-DEPLOY, TRAINING, MERGE, EXPORT, INFER = ("deploy",), ("training",), ("merge",), ("export",), ("infer",)
+DEPLOY, TRAINING, MERGE, EXPORT = ("deploy",), ("training",), ("merge",), ("export",)
+INFER, EVAL = ("infer",), ("eval",)
 EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
 
 NOT_SUPPORTED = "not supported in this version"

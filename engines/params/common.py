@@ -4,7 +4,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, INFER, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import (
+    DEPLOY,
+    EVAL,
+    EVERY_ENGINE,
+    FOR_IMAGES,
+    INFER,
+    MERGE,
+    THE_MODEL,
+    THE_SERVER,
+    TRAINING,
+    About,
+)
 from engines.params.base import JsonObject, Strings
 from engines.params.data import DataParams
 from engines.params.generation import GenerationParams
@@ -35,10 +46,12 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     `miss` (that name works too), `loha`, `lokr`, `ia3`, `randlora` and `trainable_tokens` are here although the
     reference does not list them."""
     adapters: Annotated[
-        Strings, About(DEPLOY + TRAINING + MERGE, one_run=True, names="adapter", not_in_fine_tuning=THE_MODEL)
+        Strings, About(DEPLOY + TRAINING + MERGE + EVAL, one_run=True, names="adapter", not_in_fine_tuning=THE_MODEL)
     ] = ()
     """Adapters to load on top of the model, as paths or hub ids; `NAME=PATH` gives one a name to be asked for."""
-    seed: Annotated[int, About(TRAINING + INFER, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(42, ge=0)
+    seed: Annotated[int, About(TRAINING + INFER + EVAL, engines=EVERY_ENGINE, trainer=True, openai="seed")] = Field(
+        42, ge=0
+    )
     """Seed of everything random, except about data. A server draws the texts of requests that bring no seed from it
     only where it is given; without, they differ after each start."""
     model_kwargs: Annotated[
@@ -53,12 +66,18 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
         bool, About(TRAINING + INFER, one_run=True, not_in_api="name the data in the request")
     ] = False
     """With `load_args`, take the parameters of data as well."""
-    use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE, not_in_fine_tuning=THE_SERVER)] = True
+    use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE + EVAL, not_in_fine_tuning=THE_SERVER)] = True
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
     ModelScope, the reference's other hub, is not built in."""
     hub_token: Annotated[
         str | None,
-        About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, secret=True, variable="HF_TOKEN", not_in_api=THE_SERVER),
+        About(
+            DEPLOY + TRAINING + MERGE + EVAL,
+            engines=EVERY_ENGINE,
+            secret=True,
+            variable="HF_TOKEN",
+            not_in_api=THE_SERVER,
+        ),
     ] = None
     """Access token for the hub. It is written to no file; the environment variable HF_TOKEN says it too, and does not
     show in the list of processes as a flag does."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, About
+from engines.params.about import DEPLOY, EVAL, EVERY_ENGINE, About
 from engines.params.base import Params
 
 
@@ -20,7 +20,7 @@ class EngineParams(Params):
     block_size: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """Tokens of one block of the KV cache: small blocks share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""
-    kv_cache_memory: Annotated[float | None, About(engines=("pt", "vllm"))] = Field(None, gt=0)
+    kv_cache_memory: Annotated[float | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, gt=0)
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
     as the weights take, 0.5 to 4 GiB, and at most a quarter of the free memory. Never more than `max_num_seqs`
     sequences of full length can fill."""
@@ -40,7 +40,7 @@ class EngineParams(Params):
     engine_max_restarts: Annotated[int, About(DEPLOY)] = Field(10, ge=0)
     """Restarts of the engine in a row, without one that lasted for a minute, after which the server ends with status
     1."""
-    threads: Annotated[int | None, About(engines=("pt", "vllm"))] = Field(None, ge=1)
+    threads: Annotated[int | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, ge=1)
     """CPU threads of the engine. The number of physical cores unless given."""
     max_loras: Annotated[int, About(engines=EVERY_ENGINE)] = Field(8, ge=0)
     """Different adapters that one step computes with. More may be loaded: they take turns. 0: none can be loaded, which
@@ -48,7 +48,7 @@ class EngineParams(Params):
     max_cpu_loras: Annotated[int | None, About(engines=("pt",))] = Field(None, ge=1)
     """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
     when they are asked for. Four times `max_loras` unless given."""
-    max_lora_rank: Annotated[int, About(engines=EVERY_ENGINE)] = Field(64, ge=1)
+    max_lora_rank: Annotated[int, About(EVAL, engines=EVERY_ENGINE)] = Field(64, ge=1)
     """The highest rank of an adapter that can be loaded."""
     lmdeploy_backend: Annotated[Literal["pytorch", "turbomind"], About(engines=("lmdeploy",))] = "pytorch"
     """LMDeploy's engine: `pytorch`, which serves adapters, or `turbomind`, which serves the base model only."""

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVAL, EVERY_ENGINE, MERGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 SAYS_ITSELF = "the model says it itself, in its config.json: leave it out"
@@ -34,7 +34,8 @@ class ModelParams(Params):
     starred: ClassVar = frozenset({"model", "torch_dtype"})
 
     model: Annotated[
-        str | None, About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, names="model", not_in_fine_tuning=THE_MODEL)
+        str | None,
+        About(DEPLOY + TRAINING + MERGE + EVAL, engines=EVERY_ENGINE, names="model", not_in_fine_tuning=THE_MODEL),
     ] = None
     """The model: the path of a local folder, or an id on the Hugging Face hub."""
     model_type: Annotated[
@@ -44,10 +45,16 @@ class ModelParams(Params):
     before it begins. Nothing is chosen by it, as every model says it itself."""
     model_revision: Annotated[
         Revision | None,
-        About(DEPLOY + TRAINING + MERGE, engines=EVERY_ENGINE, text=True, not_in_fine_tuning=THE_MODEL, as_served=True),
+        About(
+            DEPLOY + TRAINING + MERGE + EVAL,
+            engines=EVERY_ENGINE,
+            text=True,
+            not_in_fine_tuning=THE_MODEL,
+            as_served=True,
+        ),
     ] = None
     """Branch, tag or commit of a model on the hub. The repository's main branch unless given."""
-    torch_dtype: Annotated[DType | None, About(TRAINING + MERGE, engines=EVERY_ENGINE, as_served=True)] = None
+    torch_dtype: Annotated[DType | None, About(TRAINING + MERGE + EVAL, engines=EVERY_ENGINE, as_served=True)] = None
     """Type of the weights and of the computation. The type named in config.json unless given, but float32 on a CPU
     that has no instructions for that type: every bfloat16 or float16 value is also a float32 value, and such a CPU
     computes several times faster in float32."""

@@ -1,6 +1,7 @@
 """Where the results of a training go."""
 
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -26,6 +27,13 @@ def new_training_folder(params: SftParams) -> Path:
         raise Conflict(message, param="output_dir")
     parent.mkdir(parents=True, exist_ok=True)
     return parent.resolve()
+
+
+def new_eval_folder(output: Path, name: str) -> Path:
+    """A folder of an evaluation that is not there yet: `NAME-<time>`, to be made whole elsewhere and renamed."""
+    begun = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (f"{begun}-{number}" if number else begun for number in itertools.count())
+    return next(output / each for each in names if not (output / each).exists()).absolute()
 
 
 def _model(params: SftParams) -> str:

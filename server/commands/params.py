@@ -9,7 +9,6 @@ from pydantic.fields import FieldInfo
 from engines.params.base import Params
 from engines.params.deploy import DeployParams
 from training.params.app import AppParams
-from training.params.eval import EvalParams
 from training.params.export import ExportParams
 from training.params.task import TASKS, params_of
 from training.params.web_ui import WebUiParams
@@ -21,7 +20,6 @@ SUPPORTED: dict[str, type[Params]] = {
 COMMANDS: dict[str, type[Params]] = {
     **SUPPORTED,
     "export": ExportParams,
-    "eval": EvalParams,
     "app": AppParams,
     "web-ui": WebUiParams,
 }

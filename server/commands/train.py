@@ -1,4 +1,4 @@
-"""`tuneserve sft|pt|rlhf|merge`: make a job's folder, run it in the foreground, say what came of it."""
+"""`tuneserve sft|pt|rlhf|merge|eval`: make a job's folder, run it in the foreground, say what came of it."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from engines.errors import TuneserveError
 from engines.params.about import facts
 from engines.params.secrets import secrets_of
 from server.commands.foreground import Ended, end_of_log, run_here
-from server.commands.output_folder import new_training_folder
+from server.commands.output_folder import new_eval_folder, new_training_folder
 from server.commands.progress import Progress, progress_on
 from server.jobs.worker_process import missing_for_training
 from training.folder import JobFolder
 from training.machines import Machines
 from training.params.sft import SftParams
-from training.params.task import Task
+from training.params.task import EvalTask, Task
 
 
 def run(task: Task) -> int:
@@ -30,6 +30,8 @@ def run(task: Task) -> int:
     if reason := missing_for_training():
         return failed(task, reason, None)
     try:
+        if isinstance(task, EvalTask):
+            return _measure(task, progress)
         if task.training is None:
             return _make(task, progress)
         if task.training.dry_run:
@@ -110,6 +112,28 @@ def _make(task: Task, progress: Progress) -> int:
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
     progress.say(_how_to_serve(target, None))
+    return 0
+
+
+def _measure(task: EvalTask, progress: Progress) -> int:
+    """Scores and answers are there as a whole, in a folder of their own, and nothing else stays."""
+    output = Path(task.params.eval_output_dir).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    folder = JobFolder(Path(tempfile.mkdtemp(prefix=".running.", dir=output)))
+    try:
+        folder.write_task(task)
+        ended = run_here(folder, progress, secrets=secrets_of(task.params))
+        if ended.result is None or ended.result.status == "failed":
+            return died(task, folder, ended)
+        if ended.result.status == "stopped":
+            progress.say("Stopped: nothing was written.")
+            return 128 + (ended.signal or signal.SIGTERM)
+        assert ended.result.artifact, "what succeeded has made something"
+        target = new_eval_folder(output, Path(task.params.model or "server").name)
+        (folder.path / ended.result.artifact).rename(target)
+    finally:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    progress.say(f"Scores, answers, a table and a plot are in {target}.")
     return 0
 
 

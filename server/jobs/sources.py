@@ -36,7 +36,7 @@ SUBSET = re.compile(r"[\w.-]+(/[\w.-]+)*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".zst", ".gz", ".safetensors", ".bin", ".gguf")
 """No repository of the hub is called so."""
-TRAINING: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results")
+TRAINING: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "evals")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

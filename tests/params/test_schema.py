@@ -27,7 +27,7 @@ from training.params import tuner
 from training.params.app import AppParams
 from training.params.choices import Schedule
 from training.params.dry_run import DryRunParams
-from training.params.eval import EvalParams
+from training.params.eval import EvalParams, HarnessParams
 from training.params.export import ExportParams, MergeParams
 from training.params.export_forms import FormParams
 from training.params.gkd import GkdParams
@@ -110,7 +110,7 @@ OF_RLHF: tuple[type[Params], ...] = (
     GraderParams,
     RolloutParams,
 )
-ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF, FormParams)
+ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF, FormParams, HarnessParams)
 """Groups of our own, which the reference does not have."""
 
 OTHER_DEFAULTS = {
@@ -149,7 +149,7 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     AnswerParams: (INFER, (ChatTemplateParams, EngineParams, ParserParams)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
-    EvalParams: (INFER | {"deploy", "eval"}, SERVING),
+    EvalParams: (INFER | {"deploy", "eval"}, (*SERVING, HarnessParams)),
     ExportParams: (BASE | {"merge", "export"}, (FormParams,)),
     MergeParams: (BASE | {"merge", "export"}, (FormParams,)),
     WebUiParams: ({"web_ui"}, ()),

@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.checkpoint.quantization import quantization_conflicts
-from engines.params.about import DEPLOY, EXPORT, INFER, MERGE, TRAINING, about
+from engines.params.about import DEPLOY, EVAL, EXPORT, INFER, MERGE, TRAINING, about
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import template_conflicts
 from engines.refusals import said_twice, unquantised, unread
+from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams, calibration_data, made_of, result_folder
 from training.params.export_conflicts import conflicts
 from training.params.hub import Fetch
@@ -22,12 +23,20 @@ from training.params.saved_args import read_beginning
 from training.params.sft import PtParams, SftParams
 
 FOR_UPLOADS = ("hub_model_id", "hub_private_repo", "commit_message")
-Artifact = Literal["adapter", "model", "gguf", "answers"]
+Artifact = Literal["adapter", "model", "gguf", "answers", "scores"]
 ANSWERS = "answers.jsonl"
 """File of a job's folder with the answers to a data set, a line each."""
 OF_DATA = ("result_path", "val_dataset_sample", "metric", "logprobs", "ddp_backend")
 """Parameters of an inference over a data set."""
 MEASURES = ("accuracy", "rouge", "bleu")
+LOADED_HERE = (
+    "adapters", "torch_dtype", "model_revision", "max_lora_rank", "kv_cache_memory", "threads", "hub_token"
+)  # fmt: skip
+"""What says how a model is loaded to be measured."""
+NO_EVALSCOPE = (
+    "EvalScope's requirements exclude those of training here (its modelscope wants datasets 4, training 5): install it "
+    "in an environment of its own, and have it measure a server"
+)
 
 
 class Task(BaseModel):
@@ -241,9 +250,36 @@ class InferTask(Task):
         return [(name, "it is for a data set: name one as val_dataset") for name in given(self.params, OF_DATA)]
 
 
+class EvalTask(Task):
+    """Measuring a model."""
+
+    reads_as = EVAL
+    pipeline = "training.pipelines.eval"
+    makes = ("scores",)
+    gpus = 1
+
+    task: Literal["eval"] = "eval"
+    params: EvalParams
+
+    def missing(self) -> list[str]:
+        return [name for name in ("model", "eval_dataset") if not getattr(self.params, name)]
+
+    def refusals(self) -> list[Refusal]:
+        params = self.params
+        missing = [] if params.eval_dataset else [("eval_dataset", "name the benchmarks")]
+        if not params.model and not params.eval_url:
+            missing.append(("model", "name the model to measure, or the server at eval_url"))
+        if params.eval_backend == "evalscope":
+            missing.append(("eval_backend", NO_EVALSCOPE))
+        if params.eval_url:
+            idle = given(params, LOADED_HERE)
+            return missing + [(name, "the server at eval_url says so itself: leave it out") for name in idle]
+        return missing + [(name, "only eval_url has a use for it") for name in given(params, ("eval_api_key",))]
+
+
 TASKS: dict[str, type[Task]] = {
     task.model_fields["task"].get_default(): task
-    for task in (SftTask, PtTask, RlhfTask, MergeTask, ExportTask, InferTask)
+    for task in (SftTask, PtTask, RlhfTask, MergeTask, ExportTask, InferTask, EvalTask)
 }
 """By their names. The only list of them."""
 TASK: TypeAdapter[Task] = TypeAdapter(

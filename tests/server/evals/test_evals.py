@@ -336,11 +336,12 @@ def test_a_run_is_canceled_and_its_rows_are_removed(tmp_path: Path) -> None:
         assert done.status_code == 200, "canceled twice is canceled"
 
 
-def test_a_run_goes_on_with_the_next_server(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_next_server(tmp_path: Path, database_url: str) -> None:
+    store: Any = {"state_dir": str(tmp_path), "database_url": database_url}
     slow = EchoEngine(faults=EchoFaults(token_delay=60))
-    with echo_client(slow, state_dir=str(tmp_path)) as http:
+    with echo_client(slow, **store) as http:
         run = Api(http).ask(Api(http).create(), {"text": "a", "label": "a"}, {"text": "b", "label": "b"})
         until(lambda: Api(http).client.evals.runs.retrieve(run.id, eval_id=run.eval_id).status == "in_progress")
-    with echo_client(state_dir=str(tmp_path)) as http:
+    with echo_client(**store) as http:
         assert counts(Api(http).wait(run)) == (2, 2, 0, 0)
         assert [item.datasource_item_id for item in Api(http).items(run)] == [0, 1]

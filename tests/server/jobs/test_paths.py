@@ -42,6 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "quant_method": "awq",
         "dataset": ["org/data"],
     },
+    "eval": {"model": "org/model", "eval_dataset": ["org/data"]},
 }
 
 

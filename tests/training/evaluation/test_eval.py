@@ -1,0 +1,162 @@
+"""The pipeline `eval` on a tiny model: scores as lm-evaluation-harness has them with transformers, to the digit."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import InvalidRequest
+from tests import harness
+from tests.server.process import ServerProcess
+from tests.training.jobs import make_model
+from tests.until import until
+from training.evaluation.tasks import read_tasks
+from training.folder import JobFolder, Message, Result
+from training.params.eval import EvalParams
+from training.params.task import TASK
+from training.pipelines import eval as pipeline
+from training.refusals.supported import refusals
+from training.report import Report
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "choices": [
+        {"query": f"the {word} is", "choices": ["red", "blue one", "name"], "answer": n % 3}
+        for n, word in enumerate(["one", "two", "three", "four", "five", "name"])
+    ],
+    "written": [{"query": f"value {n}", "answer": "one"} for n in range(3)],
+    "texts": [{"text": "red and blue"}, {"text": "the numbers and the name of the value"}, {"text": "one two"}],
+}
+SHOWN = 5
+"""Significant digits that have to be the same: sums in float32 are made in another order."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("eval")
+    make_model(folder / "model")
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with harness.importable():
+        yield folder
+
+
+def run(place: Path, name: str, **params: Any) -> tuple[Result, JobFolder]:
+    folder = JobFolder(place / name)
+    folder.path.mkdir()
+    given = {
+        "model": str(place / "model"), "torch_dtype": "float32", "max_model_len": 128,
+        "eval_dataset": [str(place / f"{rows}.jsonl") for rows in ROWS], **params,
+    }  # fmt: skip
+    return pipeline.run(EvalParams(**given), Report(folder)), folder
+
+
+def by_transformers(place: Path, **options: Any) -> dict[str, float]:
+    """What the harness's own model class finds."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    _, files = read_tasks([str(place / f"{rows}.jsonl") for rows in ROWS], allow_code=True)
+    model = HFLM(pretrained=str(place / "model"), dtype="float32", device="cpu", batch_size=4, max_length=128)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 42)
+    tasks: Any = [file.config for file in files]
+    found: Any = simple_evaluate(model=model, tasks=tasks, **seeds, **options)
+    return {
+        f"{task}/{key.removesuffix(',none')}": value
+        for task, scores in found["results"].items()
+        for key, value in scores.items()
+        if isinstance(value, float) and key.endswith(",none")
+    }
+
+
+def test_scores_are_those_of_the_harness_with_transformers(place: Path) -> None:
+    result, _ = run(place, "few", eval_few_shot=1)
+    expected = by_transformers(place, num_fewshot=1)
+    told = {name: value for name, value in result.metrics.items() if name in expected}
+    assert told.keys() >= {"choices/acc", "choices/acc_stderr", "written/exact_match", "texts/word_perplexity"}
+    for name, value in told.items():
+        assert f"{value:.{SHOWN}g}" == f"{expected[name]:.{SHOWN}g}", name
+
+
+@pytest.fixture(scope="module")
+def base(place: Path) -> tuple[Result, JobFolder]:
+    return run(place, "base", eval_limit=4)
+
+
+def test_what_was_found_is_in_files_messages_and_the_result(base: tuple[Result, JobFolder]) -> None:
+    result, folder = base
+    assert (result.status, result.kind, result.artifact) == ("succeeded", "scores", "evaluation")
+    assert {file.name for file in (folder.path / "evaluation").iterdir()} == {
+        "results.json", "table.md", "plot.svg", *(f"samples_{name}.jsonl" for name in ROWS),
+    }  # fmt: skip
+    samples = (folder.path / "evaluation" / "samples_choices.jsonl").read_text().splitlines()
+    assert len(samples) == 4
+    said = [event.message for event, _ in folder.read_events() if isinstance(event, Message)]
+    assert said[0] == "Loading model." and "| choices" in said[-1]
+
+
+def test_an_adapter_is_measured_and_compared_with_its_model(place: Path, base: tuple[Result, JobFolder]) -> None:
+    adapter, other = taught(place / "adapter", place / "model"), str(base[1].path / "evaluation")
+    result, folder = run(place, "tuned", adapters=[str(adapter)], eval_limit=4, compare=other)
+    told = json.loads((folder.path / "evaluation" / "results.json").read_text())
+    found = {(each["task"], each["metric"]): each for each in told["differences"]}
+    assert found["choices", "acc"]["test"] == "McNemar"
+    text = found["texts", "word_perplexity"]
+    assert (text["test"], text["value"] == text["other"]) == ("paired bootstrap", False)
+    assert result.metrics["choices/acc"] == found["choices", "acc"]["value"]
+
+
+def taught(folder: Path, model: Path) -> Path:
+    """A LoRA adapter that changes what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
+
+
+def test_a_server_is_measured(place: Path) -> None:
+    server = ServerProcess.echo(params={"verbose": False, "state_dir": str(place / "state")})
+    try:
+        url = f"{server.wait_until_listening()}/v1"
+        until(server.is_ready)
+        of_server = {"model": None, "torch_dtype": None, "eval_url": url}
+        rows = [str(place / f"{name}.jsonl") for name in ("choices", "written")]
+        result, _ = run(place, "server", **of_server, eval_dataset=rows, max_model_len=None)
+        assert result.metrics.keys() >= {"choices/acc", "written/exact_match"}
+        with pytest.raises(InvalidRequest, match="serves no 'other', but echo"):
+            run(place, "unknown", **of_server | {"model": "other"}, eval_dataset=rows, max_model_len=None)
+    finally:
+        server.close()
+
+
+def test_a_job_of_the_api_runs_no_code(place: Path) -> None:
+    (place / "own.yaml").write_text("task: own\n")
+    for dataset, told in ((str(place / "own.yaml"), "may run code"), ("arc_easy", "name a file of rows")):
+        folder = JobFolder(place / Path(dataset).stem)
+        folder.path.mkdir()
+        report = Report(folder)
+        report.discreet = True
+        with pytest.raises(InvalidRequest, match=told):
+            pipeline.run(EvalParams(model=str(place / "model"), eval_dataset=(dataset,)), report)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"eval_dataset": []}, "eval_dataset"),
+    ({"model": None}, "model"),
+    ({"eval_backend": "evalscope"}, "eval_backend"),
+    ({"eval_url": "http://localhost/v1", "adapters": ["a"]}, "adapters"),
+    ({"eval_api_key": "x"}, "eval_api_key"),
+    ({"port": 9}, "port"),
+]
+
+
+@pytest.mark.parametrize(("given", "name"), REFUSED)
+def test_what_has_no_effect_is_refused(given: dict[str, Any], name: str) -> None:
+    params = {"model": "m", "eval_dataset": ["a.jsonl"], **given}
+    task = TASK.validate_python({"task": "eval", "params": params})
+    assert [param for param, _ in refusals(task)] == [name]

@@ -1,0 +1,1 @@
+"""Measuring a model by benchmarks: `training.pipelines.eval` puts the parts together."""
