@@ -38,14 +38,14 @@ class LogsConfig(StrictBody):
 Config = Annotated[CustomConfig | LogsConfig, Field(discriminator="type")]
 
 
-class EvalBody(StrictBody):
+class EvalBody(RequestBody):
     name: Name | None = None
     metadata: Metadata | None = None
     data_source_config: Config
     testing_criteria: Annotated[Items[Grader], Field(min_length=1, max_length=MAX_CRITERIA)]
 
 
-class EvalChanges(StrictBody):
+class EvalChanges(RequestBody):
     name: Name | None = None
     metadata: Metadata | None = None
 
@@ -153,7 +153,7 @@ class Responses(Sampled):
 DataSource = Annotated[Jsonl | Completions | Responses, Field(discriminator="type")]
 
 
-class RunBody(StrictBody):
+class RunBody(RequestBody):
     name: Name | None = None
     metadata: Metadata | None = None
     data_source: DataSource
