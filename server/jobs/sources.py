@@ -26,10 +26,9 @@ from server.jobs.tidy import STATE
 from server.store.access import Access
 from training.params.graders import asking, parse_grader
 from training.params.hub import SCHEME
-from training.params.rlhf import RlhfParams
-from training.params.task import Artifact
+from training.params.task import TASKS, Artifact, params_of
 
-DATA = frozenset(name for name, said in facts(RlhfParams) if said.names == "data")
+DATA = frozenset(name for task in TASKS.values() for name, said in facts(params_of(task)) if said.names == "data")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
 JOB_ID = re.compile(r"(job|ftjob)-[A-Za-z0-9]+")
 SUBSET = re.compile(r"[\w.-]+(/[\w.-]+)*")
