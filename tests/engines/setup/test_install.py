@@ -1,4 +1,4 @@
-"""Putting vLLM and LMDeploy in, and the lists that they come from, without a network: a stand-in runs for pip."""
+"""Putting vLLM, LMDeploy and llama.cpp in, and their lists, without a network: a stand-in runs for pip."""
 
 import contextlib
 import os
@@ -286,6 +286,24 @@ def test_engines_alone_is_on_the_path_of_lmdeploys_environment() -> None:
     assert [path.name for path in folder.iterdir()] == ["engines"]
     assert (folder / "engines" / "setup" / "install.py").samefile(install.__file__)
     assert install.import_folder() == folder
+
+
+# ---- llama.cpp
+
+
+def test_llamacpp_is_put_into_the_cache_once_and_whole(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
+    commands.failing = "llamacpp"
+    with pytest.raises(InstallationFailed):
+        install.install_llamacpp()
+    assert install.llamacpp_folder() is None
+
+    commands.failing = None
+    folder = install.install_llamacpp()
+    assert commands.done[-1][commands.done[-1].index("--target") + 1] == str(folder.parent)
+    commands.done.clear()
+    assert install.install_llamacpp() == folder == install.llamacpp_folder()
+    assert commands.done == []
 
 
 # ---- the lists

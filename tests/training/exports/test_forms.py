@@ -190,7 +190,9 @@ def test_weights_that_data_has_quantised_say_nearly_the_same(
     given: Path, exported: Export, asked: dict[str, Any], most: float
 ) -> None:
     folder = exported(**OURS | asked)
-    assert 0 < change(told_by(folder, given), logits(loaded(given / "llama"))) < most
+    told = told_by(folder, given)
+    assert 0 < change(told, logits(loaded(given / "llama"))) < most
+    assert change(logits(loaded(folder)), told) < 1e-3  # what unpacks it to serve it, and to train on it
 
 
 def test_a_group_size_that_does_not_divide_the_layers_is_refused_with_those_that_do(exported: Export) -> None:

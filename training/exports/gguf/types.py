@@ -6,11 +6,10 @@ most has more bits; a row whose length the blocks of a type do not divide takes 
 
 import ctypes
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import UnsupportedModel
+from engines.setup.install import llamacpp_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,8 +91,8 @@ def check_makeable(file: str) -> None:
     """Raises UnsupportedModel for a type of file of which this machine lacks the quantiser."""
     if file in MOST and library() is None:
         message = (
-            f"{file} needs llama.cpp's own quantiser, which the package xllamacpp brings: pip install xllamacpp; or "
-            "export f16, and run llama.cpp's `llama-quantize model.gguf out.gguf " + file + "`"
+            f"{file} needs llama.cpp's own quantiser: `python -m engines.setup.install llamacpp` installs it; or "
+            f"export f16, and run llama.cpp's `llama-quantize model.gguf out.gguf {file}`"
         )
         raise UnsupportedModel(message, param="to_gguf")
 
@@ -101,8 +100,8 @@ def check_makeable(file: str) -> None:
 @cache
 def library() -> Any | None:
     """ggml, as xllamacpp brings it; None where that is not installed."""
-    spec = find_spec("xllamacpp")
-    found = [*Path(spec.origin).parent.glob("xllamacpp*.so")] if spec is not None and spec.origin else []
+    folder = llamacpp_folder()
+    found = [*folder.glob("xllamacpp*.so")] if folder is not None else []
     if not found:
         return None
     ggml = ctypes.PyDLL(str(found[0]))
