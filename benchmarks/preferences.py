@@ -22,16 +22,8 @@ from benchmarks import report, reward_of_words, serving
 from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import Setting
-from benchmarks.training import (
-    SAMPLE_TOKENS,
-    Training,
-    add_options,
-    our_command,
-    page,
-    sample,
-    train_runtime,
-    tuneserve_runtime,
-)
+from benchmarks.trainers import SAMPLE_TOKENS, Training, our_command, train_runtime, tuneserve_runtime
+from benchmarks.training import add_options, page, sample
 from engines.checkpoint.loading import load_tokenizer
 from training.folder import JobFolder, Step
 
@@ -211,7 +203,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", choices=names, default=names)
     add_options(parser, steps=10)
-    parser.set_defaults(port=0)
     return parser.parse_args(argv)
 
 

@@ -1,5 +1,5 @@
 """Training, measured: a job of ours beside a bare TRL script, LLaMA-Factory and ms-swift, on the same samples and
-settings, and how long a job takes from its creation to its first step.
+settings.
 
 `python -m benchmarks.training`, or `--setups lora --peers tuneserve trl` for a part of it. See benchmarks/README.md.
 """
@@ -14,69 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
-import torch
-
 from benchmarks import report, serving
-from benchmarks.environments import HOME, LLAMA_FACTORY_REQUIREMENTS, Environment, LlamaFactory, NotRun
+from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
-from benchmarks.servers import SWIFT, TUNESERVE, Setting, ours
+from benchmarks.servers import Setting
+from benchmarks.trainers import ENVIRONMENTS, OURS, SAMPLE_TOKENS, TRAINERS, Trainer, Training
 from benchmarks.workload import WORDS
 from engines.checkpoint.loading import load_tokenizer
-from training.folder import JobFolder
 
-SAMPLE_TOKENS = 256
 SYSTEM = "You tell long stories."
 SHARE_LEAST = 1.0
 """Least share of the fastest peer's tokens/s."""
-FIRST_STEP_MOST = 20.0
-"""Seconds from creating a job to its first step."""
-JOBS = 3
-OURS = "tuneserve"
-PATIENCE = 300.0
-LLAMAFACTORY = LlamaFactory("llamafactory", LLAMA_FACTORY_REQUIREMENTS)
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What all trainers are told."""
-
-    model: str
-    dtype: str
-    steps: int
-    batch_size: int = 4
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.1
-    full: bool = False
-    """Train all weights, in place of an adapter."""
-    rank: int = 8
-    alpha: int = 32
-    dropout: float = 0.0
-    dora: bool = False
-    nf4: bool = False
-    """The base model in bitsandbytes' 4 bits, with double quantisation."""
-    packing: bool = False
-    """Rows of `max_length` tokens, each of several samples that do not see one another."""
-    max_length: int = 2 * SAMPLE_TOKENS
-    gradient_checkpointing: bool = True
-    logging_steps: int = 5
-    seed: int = 42
-    cpu: bool = not torch.cuda.is_available()
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch_size * (self.max_length // SAMPLE_TOKENS if self.packing else 1)
-
-    @property
-    def tokens(self) -> int:
-        return self.samples * SAMPLE_TOKENS
 
 
 SETUPS: dict[str, dict[str, Any]] = {
@@ -87,147 +42,6 @@ SETUPS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "batch_size": 1, "max_length": 8 * SAMPLE_TOKENS},
 }
 """What they are told besides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trainer:
-    name: str
-    title: str
-    command: Callable[[Training, Path], list[str]]
-    """Given what to train and a folder of its own, in which `data/` lies."""
-    runtime: Callable[[Path], float]
-    """Seconds of the training itself, as transformers' trainer counts them in all of them."""
-
-
-# ---- the four
-
-
-def tuneserve(training: Training, folder: Path) -> list[str]:
-    return our_command("sft", training, folder, folder / "data" / "messages.jsonl")
-
-
-def our_command(name: str, training: Training, folder: Path, data: Path, *more: str) -> list[str]:
-    """Our command of that name, on `data`. `more`: what it is told besides."""
-    t = training
-    words: list[object] = [
-        *("--model", t.model, "--dataset", data, "--output_dir", folder / "out"),
-        *("--add_version", "false", "--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
-        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
-        *("--weight_decay", t.weight_decay, "--gradient_checkpointing", t.gradient_checkpointing),
-        *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
-        *("--packing", t.packing, "--save_strategy", "no"),  # a checkpoint is written once the time is taken
-        *more,
-    ]
-    if t.full:
-        words += ["--train_type", "full"]
-    else:
-        words += ["--lora_rank", t.rank, "--lora_alpha", t.alpha, "--lora_dropout", t.dropout, "--use_dora", t.dora]
-    if t.nf4:
-        words += ["--quant_method", "bnb", "--quant_bits", 4, "--bnb_4bit_compute_dtype", t.dtype]
-    return [sys.executable, "-c", TUNESERVE, name, *map(str, words)]
-
-
-def tuneserve_runtime(folder: Path) -> float:
-    result = JobFolder(folder / "out").read_result()
-    if result is None or result.status != "succeeded":
-        raise NotRun(f"it did not succeed: {result.error if result else 'see its log under .bench/'}")
-    return result.metrics["train_runtime"]
-
-
-def trl(training: Training, folder: Path) -> list[str]:
-    settings = asdict(training) | {"dataset": str(folder / "data" / "pairs.jsonl"), "output_dir": str(folder / "out")}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return [sys.executable, "-m", "benchmarks.trl_sft", str(folder / "settings.json")]
-
-
-def llamafactory(training: Training, folder: Path) -> list[str]:
-    t = training
-    tags = {"role_tag": "role", "content_tag": "content", "system_tag": "system"}
-    tags |= {"user_tag": "user", "assistant_tag": "assistant"}
-    data = {"file_name": "messages.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
-    (folder / "data" / "dataset_info.json").write_text(json.dumps({"bench": data}))
-    settings = {
-        "model_name_or_path": t.model,
-        "stage": "sft",
-        "do_train": True,
-        "output_dir": str(folder / "out"),
-        "dataset": "bench",
-        "dataset_dir": str(folder / "data"),
-        "template": "qwen",
-        "cutoff_len": t.max_length,
-        "finetuning_type": "full" if t.full else "lora",
-        "packing": t.packing,
-        "neat_packing": t.packing,
-        "per_device_train_batch_size": t.batch_size,
-        "max_steps": t.steps,
-        "learning_rate": t.learning_rate,
-        "weight_decay": t.weight_decay,
-        "lr_scheduler_type": "cosine",
-        "disable_gradient_checkpointing": not t.gradient_checkpointing,
-        "logging_steps": t.logging_steps,
-        "bf16": t.dtype == "bfloat16",
-        "use_cpu": t.cpu,
-        "save_strategy": "no",
-        "seed": t.seed,
-        "report_to": "tensorboard",
-    }
-    if not t.full:
-        settings |= {"lora_rank": t.rank, "lora_alpha": t.alpha, "lora_dropout": t.dropout, "lora_target": "all"}
-        settings |= {"use_dora": t.dora}
-    if t.nf4:
-        settings |= {"quantization_method": "bnb", "quantization_bit": 4, "double_quantization": True}
-    (folder / "settings.json").write_text(json.dumps(settings))  # JSON is YAML too, and it asks for that ending
-    (folder / "settings.json").rename(folder / "settings.yaml")
-    return [LLAMAFACTORY.program("llamafactory-cli"), "train", str(folder / "settings.yaml")]
-
-
-def swift(training: Training, folder: Path) -> list[str]:
-    t = training
-    words: list[object] = [
-        *("--model", t.model, "--model_type", "llama", "--template", "chatml", "--use_hf", "true"),
-        *("--dataset", folder / "data" / "messages.jsonl", "--output_dir", folder / "out", "--add_version", "false"),
-        *("--torch_dtype", t.dtype, "--max_length", t.max_length, "--max_steps", t.steps),
-        *("--per_device_train_batch_size", t.batch_size, "--learning_rate", t.learning_rate),
-        *("--weight_decay", t.weight_decay, "--gradient_checkpointing", str(t.gradient_checkpointing).lower()),
-        *("--logging_steps", t.logging_steps, "--seed", t.seed, "--split_dataset_ratio", "0"),
-        *("--packing", str(t.packing).lower(), "--save_strategy", "no", "--report_to", "tensorboard"),
-        *("--use_cpu", str(t.cpu).lower(), "--dataloader_num_workers", 0, "--tuner_type", "full" if t.full else "lora"),
-    ]
-    if not t.full:
-        words += ["--lora_rank", t.rank, "--lora_alpha", t.alpha, "--lora_dropout", t.dropout]
-        words += ["--target_modules", "all-linear", "--use_dora", str(t.dora).lower()]
-    if t.nf4:
-        words += ["--quant_method", "bnb", "--quant_bits", 4, "--bnb_4bit_compute_dtype", t.dtype]
-    return [SWIFT.program("swift"), "sft", *map(str, words)]
-
-
-def swift_runtime(folder: Path) -> float:
-    """Its last line of the log has what transformers' trainer counted."""
-    file = folder / "out" / "logging.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    found = [float(line["train_runtime"]) for line in lines if "train_runtime" in line]
-    if not found:
-        raise NotRun("it made no result: see its log under .bench/")
-    return found[-1]
-
-
-def train_runtime(name: str) -> Callable[[Path], float]:
-    def read(folder: Path) -> float:
-        file = folder / "out" / name
-        if not file.exists():
-            raise NotRun("it made no result: see its log under .bench/")
-        return float(json.loads(file.read_text())["train_runtime"])
-
-    return read
-
-
-TRAINERS = (
-    Trainer(OURS, "tuneserve sft", tuneserve, tuneserve_runtime),
-    Trainer("trl", "TRL's SFTTrainer, bare", trl, train_runtime("train_runtime.json")),
-    Trainer("llamafactory", "llamafactory-cli train", llamafactory, train_runtime("train_results.json")),
-    Trainer("swift", "swift sft", swift, swift_runtime),
-)
-ENVIRONMENTS: dict[str, Environment] = {"llamafactory": LLAMAFACTORY, "swift": SWIFT}
 
 
 # ---- the samples
@@ -343,62 +157,6 @@ def _row(trainer: Trainer, runs: dict[str, list[Row]], failed: dict[str, str]) -
     return row
 
 
-# ---- from creating a job to its first step
-
-
-def first_steps(setting: Setting) -> Row:
-    """Seconds from POST /v1/fine_tuning/jobs to the first step of JOBS jobs in turn, on a running server."""
-    with tempfile.TemporaryDirectory() as scratch:
-        state = Path(scratch) / "state"
-        command = [*ours(setting), "--state_dir", str(state)]
-        serving.refuse_taken_port(setting)
-        variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
-        with (
-            Tree(command, variables, HOME / "tuneserve-jobs.log"),
-            httpx.Client(base_url=setting.url, timeout=PATIENCE) as client,
-        ):
-            _wait(lambda: _ready(client))
-            seconds = [_first_step(client) for _ in range(JOBS)]
-    return {"what": "create to first step", "seconds": statistics.median(seconds), "all": seconds}
-
-
-def _ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _first_step(client: httpx.Client) -> float:
-    lines = [
-        {"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word}!"}]}
-        for word in WORDS[:60]
-    ]
-    data = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-    upload = client.post("/v1/files", files={"file": ("words.jsonl", data)}, data={"purpose": "fine-tune"})
-    began = time.time()
-    job = client.post("/v1/fine_tuning/jobs", json={"model": "bench", "training_file": upload.json()["id"]}).json()
-    path = f"/v1/jobs/{job['id']}"
-
-    def started() -> list[Row]:
-        return [event for event in client.get(f"{path}/events").json()["data"] if event["type"] == "started"]
-
-    _wait(lambda: bool(started()))
-    seconds: float = started()[0]["time"] - began
-    client.post(f"{path}/cancel")
-    _wait(lambda: client.get(path).json()["status"] == "cancelled")
-    report.say(f"the first step began after {seconds:.1f} s")
-    return seconds
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        if time.monotonic() > deadline:
-            raise SystemExit("it did not happen in time: see .bench/tuneserve-jobs.log")
-        time.sleep(0.1)
-
-
 # ---- the run, and its words
 
 
@@ -413,7 +171,6 @@ def main(argv: list[str] | None = None) -> int:
         ENVIRONMENTS[name].prepare(arguments.torch_index)
     report.check_quiet()
     rows = measure_all(arguments.peers, trainings, setting, arguments.repeats)
-    first = first_steps(setting) if OURS in arguments.peers else None
     document = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": report.machine(),
@@ -421,9 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         "setups": {name: SETUPS[name] for name in trainings},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "rows": rows,
-        "first_step": first,
     }
-    text = f"{tables(rows, first)}\n"
+    text = f"{tables(rows)}\n"
     target = report.RESULTS / f"{document['date']}-training"
     report.save(target, document, _page(document, text))
     sys.stdout.write(f"\n{text}")
@@ -437,7 +193,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS))
     add("--peers", nargs="+", choices=names, default=names)
     add_options(parser, steps=20)
-    add("--port", type=int, default=8390)
     add("--torch-index", help="index that torch comes from in LLaMA-Factory's environment")
     return parser.parse_args(argv)
 
@@ -450,9 +205,10 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
     add("--threads", type=int, help="of everything (default: the physical cores)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
+    parser.set_defaults(port=0)  # no server is started
 
 
-def tables(rows: list[Row], first: Row | None) -> str:
+def tables(rows: list[Row]) -> str:
     cells = [["set-up", "trainer", "tokens/s", "peak PSS MiB", "seconds", "around it", "of the fastest peer", "target"]]
     for row in rows:
         head = [row["setup"], row["title"]]
@@ -464,14 +220,7 @@ def tables(rows: list[Row], first: Row | None) -> str:
         numbers = [f"{row['tokens_per_second']:.1f}", f"{row['pss_mib']:.0f}"]
         numbers += [f"{row['seconds']:.1f}", f"{row['around_seconds']:.1f}"]
         cells.append([*head, *numbers, "" if share is None else f"{share:.3f}", target])
-    text = report.table(cells)
-    if first is not None:
-        verdict = _verdict(first["seconds"] <= FIRST_STEP_MOST)
-        text += (
-            f"\n\nFrom creating a job to its first step: {first['seconds']:.1f} s, the median of {JOBS} "
-            f"(at most {FIRST_STEP_MOST:g}: {verdict})."
-        )
-    return text
+    return report.table(cells)
 
 
 def _verdict(reached: bool) -> str:
