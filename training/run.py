@@ -3,6 +3,7 @@
 Exit status 0: succeeded, or stopped on SIGTERM; 1: failed, as result.json says. See `training.folder`.
 """
 
+import atexit
 import errno
 import logging
 import os
@@ -55,18 +56,7 @@ def main(folder: JobFolder) -> int:
     for place in (folder, report.folder) if report.folder.path != folder.path else (folder,):
         if result is not None and _is_ours_to_tell(place, result, ours=place is folder):
             place.write_result(result)
-    if result is None or result.status == "failed":
-        return 1
-    _part_from_the_others()
-    return 0
-
-
-def _part_from_the_others() -> None:
-    """End the group of processes, where there is one: a thread of it that still runs as Python exits aborts this
-    one."""
-    group = sys.modules.get("torch.distributed")
-    if group is not None and group.is_initialized():
-        group.destroy_process_group()
+    return 1 if result is None or result.status == "failed" else 0
 
 
 def _see_devices(folder: JobFolder) -> None:
@@ -179,5 +169,19 @@ def _full(folder: Path) -> bool:
         return False
 
 
+def leave(status: dict[str, int]) -> None:
+    """End this process without taking the interpreter down, as the last of what Python does at an exit.
+
+    gloo's threads drop the tensors of a sum a little after it is done, and want the interpreter's lock for that. Where
+    the interpreter is going they are refused it, within C++, which aborts the process. To end the group of processes
+    beforehand would not end its threads, as the model that was trained knows the group.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status["exit"])
+
+
 if __name__ == "__main__":
-    sys.exit(main(JobFolder(Path(sys.argv[1]).resolve())))
+    ended = {"exit": 1}
+    atexit.register(leave, ended)  # before what else is to be done then, and so after it
+    ended["exit"] = main(JobFolder(Path(sys.argv[1]).resolve()))

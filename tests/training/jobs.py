@@ -68,11 +68,13 @@ def make_job(folder: Path, task: str, **params: Any) -> JobFolder:
 def start(job: JobFolder, *, processes: int, fault: str = "", **environment: str) -> "subprocess.Popen[bytes]":
     """The worker processes of one training; their output goes to worker.log.
 
-    `fault`: the module of `tests.training.faults` that each process imports as it starts.
+    `fault`: the modules of `tests.training.faults` that each process imports as it starts, with spaces between.
     """
     faults = job.path / "faults"
     faults.mkdir()
-    (faults / "sitecustomize.py").write_text(f"import tests.training.faults.{fault}" if fault else "")
+    (faults / "sitecustomize.py").write_text(
+        "".join(f"import tests.training.faults.{each}\n" for each in fault.split())
+    )
     given = {"PYTHONPATH": f"{faults}:{ROOT}", "OMP_NUM_THREADS": "1", **environment}
     with (job.path / "worker.log").open("wb") as log:
         return subprocess.Popen(

@@ -71,13 +71,13 @@ def test_told_to_stop_they_have_as_long_for_a_checkpoint_as_whoever_told_them_wa
     job: JobFolder, started: Callable[..., Any]
 ) -> None:
     impatient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    process = started(job, fault="slow_checkpoints", **impatient)
+    process = started(job, fault="slow_checkpoints computes_at_its_end", **impatient)
     until(
         lambda: any(isinstance(event, Step) for event, _ in job.read_events()),
         told=lambda: (job.path / "worker.log").read_text(),
     )
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(PATIENCE) == 0, (job.path / "worker.log").read_text()
     result = result_of(job)
     assert (result.status, job.checkpoints()) == ("stopped", [result.final_step])
 
