@@ -1,5 +1,6 @@
 """`tuneserve infer`: answer a data set in a worker process, or a person at the terminal in this one."""
 
+import os
 import signal
 import sys
 import tempfile
@@ -7,13 +8,14 @@ import time
 from pathlib import Path, PurePath
 
 from engines.adapters.source import name_adapters, whole_path
-from engines.errors import TuneserveError
+from engines.errors import InvalidRequest, TuneserveError
 from engines.params.secrets import secrets_of
 from server.commands.argv import refuse
 from server.commands.foreground import run_here
 from server.commands.progress import Progress, progress_on
 from server.commands.train import died, failed, processes_of_environment
 from training.folder import JobFolder, Result
+from training.machines import Machines
 from training.params.infer import AnswerParams
 from training.params.task import InferTask
 
@@ -40,6 +42,8 @@ def run(task: InferTask) -> int:
 
 def _answer(task: InferTask, progress: Progress) -> int:
     path, processes = _result_path(task.params), processes_of_environment()
+    if Machines.of_environment(os.environ).count > 1:
+        raise InvalidRequest("an inference runs on one machine: leave NNODES out, and give each a part of the data")
     task = task.with_params({"result_path": str(path), **_anywhere(task.params)})
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as made:
         folder = JobFolder(Path(made))
