@@ -1,5 +1,6 @@
 """Find a model, and load its tokenizer, configuration and weights through transformers, and none of its code."""
 
+import copy
 import logging
 import platform
 from collections.abc import Iterator
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
-from engines.checkpoint.quantization import UNPACKED, Quantization, check_not_quantized, quantized_by
-from engines.checkpoint.quantize import keep_unpacked, quantize, transformers_settings, unpack
+from engines.checkpoint.quantization import UNPACKED, Quantization, check_not_quantized, is_unpacked, quantized_by
+from engines.checkpoint.quantize import forget_packing, keep_unpacked, quantize, transformers_settings, unpack
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
 
@@ -78,7 +79,9 @@ def load_model(
         "causal_lm": transformers.AutoModelForCausalLM,
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
-    packed = quantized_by(config) if quantized_by(config) in UNPACKED else None
+    packed = quantized_by(config) if is_unpacked(config) else None
+    if packed == "compressed-tensors" and device_map == "meta":  # which unpacks numbers only
+        packed = None
     with _loading("weights", model, packed):
         found, info = auto.from_pretrained(
             model,
@@ -95,7 +98,9 @@ def load_model(
         if quantization is not None:
             quantize(found, quantization)
     if packed:
-        _check_unpacked(model, packed, info)
+        if packed in UNPACKED:
+            _check_unpacked(model, packed, info)
+        forget_packing(found)
         if device_map != "meta":
             _tell_memory(model, packed, found)
     if quantized_by(found.config) and device_map != "meta":
@@ -140,6 +145,11 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
 
 
 def _unpacked(config: Any) -> Any:
+    """`config` (a `PreTrainedConfig`), as it has transformers load plain weights. Raises UnsupportedModel."""
+    if quantized_by(config) == "compressed-tensors":
+        found = copy.deepcopy(config)
+        found.quantization_config["dequantize"] = True
+        return found
     from engines.checkpoint.unpacking import unpacked
 
     return unpacked(config)

@@ -41,7 +41,7 @@ _METHODS = {
     "torchao": _Method((4, 8), "torchao", "train"),
 }
 UNPACKED = ("gptq", "awq")
-"""Methods of checkpoints whose weights are plain once they are loaded."""
+"""Methods of checkpoints that we unpack ourselves, while transformers reads them."""
 _OF_BNB = (
     "bnb_4bit_compute_dtype",
     "bnb_4bit_quant_type",
@@ -83,8 +83,18 @@ def quantized_by(config: Any) -> str | None:
 
 def stays_quantized(config: Any) -> str | None:
     """The method by which the weights of a checkpoint are quantised in memory, too; None: they are plain there."""
+    return None if is_unpacked(config) else quantized_by(config)
+
+
+def is_unpacked(config: Any) -> bool:
+    """Whether the weights of a quantised checkpoint are plain once they are loaded, and nothing else is quantised."""
     method = quantized_by(config)
-    return None if method in UNPACKED else method
+    if method != "compressed-tensors":
+        return method in UNPACKED
+    told = config.quantization_config
+    if not isinstance(told, dict) or told.get("format") != "pack-quantized":
+        return False
+    return not any(group.get("input_activations") for group in told.get("config_groups", {}).values())
 
 
 def check_not_quantized(model: str, config: Any) -> None:

@@ -90,6 +90,18 @@ def unpack(model: Any) -> None:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
+def forget_packing(model: Any) -> None:
+    """Have a model whose weights were unpacked be a plain one, also as it is saved: compressed-tensors leaves its
+    scales in layers, and transformers would undo what it did as it loaded."""
+    for layer in model.modules():
+        if hasattr(layer, "quantization_scheme"):
+            for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_")]:
+                delattr(layer, name)
+            vars(layer).pop("forward", None)
+            del layer.quantization_scheme, layer.quantization_status
+    model._weight_conversions = None
+
+
 def keep_unpacked(model: Any) -> None:
     """Where a CPU computes bfloat16, the first forward pass in evaluation packs 4-bit weights anew, and rounds their
     scales to bfloat16. Without quantised scales there is no way back, and what is saved afterwards is broken

@@ -98,10 +98,6 @@ class Unpacker(HfQuantizer):  # type: ignore[misc]  # Any at our border
     def _unpack(self) -> Unpack:
         return Unpack(self.quantization_config.packing, self.quantization_config.group_size)
 
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        model._weight_conversions = None  # it is saved as any plain model: none of them is undone
-        return model
-
     def is_serializable(self) -> bool:
         return True
 

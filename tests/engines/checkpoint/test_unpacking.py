@@ -15,7 +15,7 @@ from engines.checkpoint.loading import load_config, load_model
 from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.packed import Packing
-from tests.quantized_folders import save_packed, say_quantized
+from tests.quantized_folders import SAVED, save_packed, say_quantized
 
 PACKINGS = {
     "gptq": Packing(),
@@ -186,9 +186,10 @@ def test_what_does_not_make_a_whole_model_is_refused(damage: str, plain: Callabl
     assert refused.value.param == "model"
 
 
-def test_its_shapes_are_known_without_its_weights(plain: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_its_shapes_are_known_without_its_weights(form: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     """As vLLM's engine asks for the head of a model that classifies."""
-    save_packed(plain("llama"), tmp_path / "packed", PACKINGS["gptq"])
+    SAVED[form](plain("llama"), tmp_path / "packed")
     shapes = loaded(tmp_path / "packed", device_map="meta").state_dict()
     assert {name: one.shape for name, one in shapes.items()} == {
         name: one.shape for name, one in load_file(plain("llama") / "model.safetensors").items()
