@@ -190,6 +190,37 @@ def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], wor
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "m"], "--merge_lora: say what is to be made of it: give merge_lora, quant_method, to_gguf"),
+        (["--model", "m", "--quant_method", "gptq", "--dataset", "d"], "--quant_method: say how many bits"),
+        (["--model", "m", "--quant_method", "awq"], "--dataset: awq measures on texts which weights matter"),
+        (["--model", "m", "--quant_method", "fp8", "--group_size", "64"], "--group_size: only gptq and awq read it"),
+        (["--adapters", "a", "--quant_method", "fp8"], "--merge_lora: what is quantised is a whole model"),
+        (["--adapters", "a", "--to_gguf", "q8_0"], "--to_gguf: a GGUF file of an adapter is f32, f16 or bf16"),
+        (["--model", "m", "--to_peft_format"], "--adapters: name the adapter to write as PEFT has it"),
+        (["--model", "m", "--to_gguf", "f16", "--quant_method", "fp8"], "--quant_method: to_gguf says how"),
+    ],
+)
+def test_what_export_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["export", *words])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_what_is_exported_appears_beside_the_adapter_named_after_what_was_done(
+    worker: Callable[..., dict[str, Any]], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "run" / "checkpoint-3").mkdir(parents=True)
+    worker("merges")
+    words = ["--adapters", "run/checkpoint-3", "--merge_lora", "--quant_method", "awq", "--dataset", "d"]
+    assert cli.main(["export", *words]) == 0
+    assert {path.name for path in (here / "run").iterdir()} == {"checkpoint-3", "checkpoint-3-merged-awq-int4"}
+    assert f"tuneserve deploy --model {here}/run/checkpoint-3-merged-awq-int4" in capsys.readouterr().out
+
+
 # ---- signals
 
 

@@ -14,7 +14,7 @@ from tests.hub import Hub, Repo, running
 from tests.training.jobs import TEMPLATE, make_job
 from training.folder import JobFolder, Message
 from training.params.task import TASK
-from training.pipelines import merge, train
+from training.pipelines import export, merge, train
 from training.refusals.supported import refusals
 from training.report import Report
 
@@ -103,6 +103,23 @@ def test_a_merged_model_goes_there_whole(hub: Hub, given: dict[str, Any], tmp_pa
     repo = hub.repos["models/me/whole"]
     assert repo.commits == ["merged"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= repo.files.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "files"),
+    [({"to_gguf": "f16"}, {"model.gguf"}), ({}, {"config.json", "model.safetensors", "tokenizer.json"})],
+    ids=["as GGUF", "as it is"],
+)
+def test_what_is_exported_goes_there_with_its_card(
+    hub: Hub, given: dict[str, Any], tmp_path: Path, asked: dict[str, Any], files: set[str]
+) -> None:
+    asked = asked | {"model": given["model"], "push_to_hub": True, "hub_model_id": "me/exported"}
+    job = make_job(tmp_path / "export", "export", **asked)
+    params: Any = job.read_task().params.model_copy(update={"hub_token": TOKEN})
+    assert export.run(params, Report(job)).status == "succeeded"
+    repo = hub.repos["models/me/exported"]
+    assert files | {"README.md"} <= repo.files.keys()
+    assert str(tmp_path) not in repo.files["README.md"].decode()
 
 
 @pytest.mark.parametrize(
