@@ -33,6 +33,7 @@ def test_deepspeed_trains_by(how: Any, train_type: str) -> None:
         ({"deepspeed": "zero3", "quant_method": "bnb"}, "quant_method", "quantised weights are not divided"),
         ({"deepspeed": "zero2", "dry_run": True}, "dry_run", "what deepspeed leaves to each process is not estimated"),
         ({"deepspeed": "zero2", "optim": "adafactor"}, "optim", "choose adamw_torch, adamw_torch_fused, sgd"),
+        ({"deepspeed": "zero3", "optim": "adagrad"}, "optim", "choose adamw_torch, adamw_torch_fused, sgd, rmsprop"),
         ({"fsdp": "full_shard", "optim": "schedule_free_adamw"}, "optim", "choose adamw_torch"),
         ({"fsdp": "full_shard", "train_type": "full", "use_galore": True}, "use_galore", "looks at whole weights"),
         ({"deepspeed": "zero2", "task_type": "seq_cls"}, "deepspeed", "seq_cls does not train with weights"),
