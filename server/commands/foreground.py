@@ -19,6 +19,7 @@ LOG = "worker.log"
 """File of the job's folder with what the libraries in the worker say."""
 LOOKS_EVERY = 0.2
 """Seconds between two looks at the events."""
+AFTER_THIS_STEP = "Stopping after this step. A second Ctrl-C ends it at once, and keeps nothing."
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,9 +39,11 @@ def run_here(
     secrets: Mapping[str, str],
     processes: int = 1,
     machines: Machines = ALONE,
+    stopping: str = AFTER_THIS_STEP,
 ) -> Ended:
     """Run `folder` to its end. Our first SIGINT, SIGTERM or SIGHUP asks the worker to stop, a second one kills it.
-    `secrets`: environment variables for it. `processes`: on this one of the `machines`."""
+    `secrets`: environment variables for it. `processes`: on this one of the `machines`.
+    `stopping`: what is said once it was asked to stop."""
     with (folder.path / LOG).open("ab") as log:
         process = subprocess.Popen(
             with_parent_death_signal(worker_command(folder.path, processes=processes, machines=machines)),
@@ -51,14 +54,14 @@ def run_here(
             start_new_session=True,  # the terminal's Ctrl-C comes to us alone
         )
     with _passing_on_signals(process) as received:
-        _show_until_it_ends(process, folder, progress, received)
+        _show_until_it_ends(process, folder, progress, received, stopping)
     progress.close()
     kill_group(process.pid)  # what it may have left behind
     return Ended(process.returncode, folder.read_result(), next(iter(received), None))
 
 
 def _show_until_it_ends(
-    process: subprocess.Popen[bytes], folder: JobFolder, progress: Progress, received: list[int]
+    process: subprocess.Popen[bytes], folder: JobFolder, progress: Progress, received: list[int], stopping: str
 ) -> None:
     offset, ended, told = 0, False, False
     while not ended:
@@ -67,7 +70,7 @@ def _show_until_it_ends(
             progress.show(event)
             offset = after
         if received and not told:
-            progress.say("Stopping after this step. A second Ctrl-C ends it at once, and keeps nothing.")
+            progress.say(stopping)
             told = True
         if not ended:
             time.sleep(LOOKS_EVERY)

@@ -49,7 +49,13 @@ def _answer(task: InferTask, progress: Progress) -> int:
         folder = JobFolder(Path(made))
         folder.write_task(task)
         progress.say(f"Answers go to {path}.")
-        ended = run_here(folder, progress, secrets=secrets_of(task.params), processes=processes)
+        ended = run_here(
+            folder,
+            progress,
+            secrets=secrets_of(task.params),
+            processes=processes,
+            stopping="Stopping: what is answered stays.",
+        )
         if ended.result is not None and ended.result.status == "stopped":
             progress.say(f"Stopped: {ended.result.final_step or 0} rows are answered; go on with --result_path {path}.")
             return 128 + (ended.signal or signal.SIGTERM)
