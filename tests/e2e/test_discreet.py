@@ -73,6 +73,15 @@ def test_an_adapter_names_its_base_without_the_folder(api: EchoApi, root: Path, 
     assert any("tfevents" in name for name in seen) and any(name.endswith("README.md") for name in seen)
 
 
+def test_it_is_exported_quantised_by_the_data_of_the_job(api: EchoApi, root: Path, trained: dict[str, Any]) -> None:
+    asked = {"adapters": [trained["id"]], "merge_lora": True, "quant_method": "gptq", "quant_bits": 4, "group_size": 16}
+    exported = ended(api, "export", asked | {"dataset": ["lines.jsonl"]})
+    seen = everything(api, exported)
+    check(seen, root)
+    assert exported["result"]["kind"] == "model"
+    assert any(name.endswith("exported/model.safetensors") for name in seen)
+
+
 def test_it_is_merged_without_naming_the_model(api: EchoApi, root: Path, trained: dict[str, Any]) -> None:
     merged = ended(api, "merge", {"adapters": [trained["id"]]})
     seen = everything(api, merged)
