@@ -62,6 +62,14 @@ class Vllm(Environment):
 
 
 @dataclass(frozen=True, slots=True)
+class LlamaCpp(Environment):
+    """llama.cpp as tuneserve installs it, in a folder of its own beside our environment."""
+
+    def prepare(self, torch_index: str | None) -> None:
+        _run([sys.executable, "-m", "engines.setup.install", "llamacpp"])
+
+
+@dataclass(frozen=True, slots=True)
 class LlamaFactory(Environment):
     """LLaMA-Factory without its web page, and without torch's companions, which PyPI has only for CUDA: it imports
     torchaudio whatever it trains, and gets an empty module of that name."""

