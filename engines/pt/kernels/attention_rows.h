@@ -7,40 +7,10 @@
  * time are used for all tokens while they are in the cache of the core.
  */
 
-#ifndef ATTENTION_SCRATCH
-#define ATTENTION_SCRATCH
+#ifndef ATTENTION_FACTORS
+#define ATTENTION_FACTORS
 #define INLINED static inline __attribute__((always_inline))
-
-#define CHUNK 512
-#define HEADS 4        /* query heads whose sums are held in registers at once */
-#define MOST_TOKENS 16 /* of a call */
-
-typedef struct {
-  const int32_t *blocks; /* of the sequence */
-  int block_size;
-  int64_t stride; /* values from one key to the next */
-} Pages;
-
-typedef struct {
-  const float *q;         /* [group][dim] of the first token */
-  float *out;             /* the same; may be q */
-  int64_t stride;         /* floats from one token to the next */
-  int tokens;             /* up to MOST_TOKENS */
-  int first[MOST_TOKENS]; /* key that each sees first */
-  int len[MOST_TOKENS];   /* and behind the last */
-} Queries;
-
-/* Tokens of a call: as many as have their weights in the second-level cache. */
-INLINED int tokens_at_once(int group) { return group < MOST_TOKENS ? MOST_TOKENS / group : 1; }
-
-/* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`. Returns how many. */
-static inline int cut_rows(const int32_t *sequences, int rows, int most, int32_t *starts) {
-  int runs = 0;
-  for (int t = 0; t < rows; t++)
-    if (t == 0 || sequences[t] != sequences[t - 1] || t - starts[runs - 1] == most) starts[runs++] = t;
-  starts[runs] = rows;
-  return runs;
-}
+#define HEADS 4 /* query heads whose sums are held in registers at once */
 
 /* Where keys `begin` to `end` - 1 are, and the last of them again until LANES are full. */
 INLINED void find_places(const Pages *pages, int begin, int end, int64_t *places_of_keys) {
@@ -50,14 +20,6 @@ INLINED void find_places(const Pages *pages, int begin, int end, int64_t *places
     if (++offset == pages->block_size) block++, offset = 0;
   }
   for (int token = end; token % LANES; token++, places_of_keys++) *places_of_keys = places_of_keys[-1];
-}
-
-INLINED int padded(int dim) { return (dim + 31) / 32 * 32; }
-
-/* Floats that `attend` needs for its own. */
-static inline int64_t attention_scratch(int group, int dim) {
-  int64_t heads = (int64_t)tokens_at_once(group) * group;
-  return heads * (CHUNK + 3 * padded(dim) + 4) + (int64_t)LANES * padded(dim) + 2 * (CHUNK + LANES);
 }
 
 #define FACTOR_float float
@@ -183,7 +145,6 @@ INLINED void OF(join)(float *whole, const float *sums, int width, float *top, fl
   *top = highest;
 }
 
-/* k and v are those of the key-value head, from the cache's first block on. */
 INLINED void OF(attend)(const Queries *queries, const T *k, const T *v, const Pages *pages, int group, int dim,
                         float scale, float softcap, float *scratch) {
   int width = padded(dim), tokens = queries->tokens, heads = tokens * group;
@@ -249,7 +210,7 @@ INLINED void OF(attend)(const Queries *queries, const T *k, const T *v, const Pa
 }
 
 /* The same, with the usual sizes of heads as constants. */
-static void OF(attend_tokens)(const Queries *queries, const T *k, const T *v, const Pages *pages, int group, int dim,
+void OF(attend_tokens)(const Queries *queries, const T *k, const T *v, const Pages *pages, int group, int dim,
                               float scale, float softcap, float *scratch) {
   switch (dim) {
     case 64: OF(attend)(queries, k, v, pages, group, 64, scale, softcap, scratch); break;

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # -march=native: the library is built where it runs. No -ffast-math, which changes how the whole process rounds small
 # numbers: sums are vectorised where the code says so, and products and sums fused where it says so.
 EXACT = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-FLAGS = ("-O3", "-march=native", *EXACT, "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+FLAGS = ("-O3", "-march=native", *EXACT, "-fopenmp", "-fPIC", "-std=gnu11")
 
 
 def load(*flags: str) -> ctypes.CDLL | None:
@@ -77,14 +78,22 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and renamed, so that no process ever loads half a library.
-        descriptor, scratch = tempfile.mkstemp(dir=library.parent, suffix=".so")
-        os.close(descriptor)
-        try:
-            command = [compiler, *flags, *map(str, SOURCES), "-o", scratch, "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=600)
-            os.replace(scratch, library)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            os.replace(_linked(compiler, flags, Path(scratch)), library)
+    return library
+
+
+def _linked(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
+    """A new library in `folder`; the sources are compiled beside one another."""
+    objects = [folder / f"{source.stem}.o" for source in SOURCES]
+
+    def run(*words: str | Path) -> None:
+        subprocess.run([compiler, *flags, *words], check=True, capture_output=True, timeout=600)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda source, target: run("-c", source, "-o", target), SOURCES, objects))
+    library = folder / "kernels.so"
+    run("-shared", *objects, "-o", library, "-lm")
     return library
 
 

@@ -12,17 +12,12 @@
 #include <math.h>
 #include <omp.h>
 
+#include "attention.h"
 #include "lora.h"
 #include "products.h"
 #include "team.h"
-#include "typed.h"
 
-#define T float
-#include "attention_rows.h"
-#undef T
-#define T bf16
-#include "attention_rows.h"
-#undef T
+#define INLINED static inline __attribute__((always_inline))
 
 typedef struct {
   const bf16 *packed; /* NULL: no such matrix */

@@ -14,7 +14,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "lanes.h"
+#include "attention.h"
 #include "typed.h"
 
 #define T float
