@@ -319,9 +319,8 @@ def test_what_is_not_in_the_roots_is_not_found(api: EchoApi) -> None:
 @pytest.mark.parametrize(
     ("type", "parameters", "param", "said"),
     [
-        ("eval", {}, "type", "is not supported in this version; choose sft, pt, rlhf, merge, export or infer"),
         ("export", {"model": "m"}, "parameters.merge_lora", "say what is to be made of it"),
-        ("nope", {}, "type", "choose sft"),
+        ("nope", {}, "type", "is not supported in this version; choose sft, pt, rlhf, merge, export, infer or eval"),
         ("sft", SFT | {"nope": 1}, "parameters.nope", "Unknown parameter"),
         ("sft", SFT | {"learning_rate": -1}, "parameters.learning_rate", "greater than 0 (got -1)"),
         ("rlhf", SFT, "parameters.rlhf_type", "Missing required parameter"),

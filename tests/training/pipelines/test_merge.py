@@ -335,7 +335,7 @@ def test_a_merge_that_fails_leaves_nothing(
     def full(*paths: Path) -> Never:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge, "_copy_what_belongs_to_it", full)
+    monkeypatch.setattr(merge, "copy_what_belongs_to_it", full)
     with pytest.raises(OSError, match="No space"):
         merge.run(MergeParams(adapters=(str(adapter),)), Report(JobFolder(folder)))
     assert not [path for path in folder.iterdir() if path.is_dir()]
