@@ -5,6 +5,7 @@ To import what trains takes longer than to train what tests train. So all of the
 imported it, and each trains in all folders of its group.
 """
 
+import faulthandler
 import gc
 import os
 import sys
@@ -25,6 +26,8 @@ from training.report import Report
 
 LEFT = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION")
 """What a training leaves in the environment, for whichever comes next in its process."""
+PATIENCE = 300
+"""Seconds until a process says where it is, and ends."""
 
 
 def main(words: list[str]) -> int:
@@ -54,13 +57,15 @@ def _together(count: int, folders: list[str]) -> bool:
 
 def _process(rank: int, count: int, port: int, folders: list[str]) -> None:
     set_parent_death_signal()
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     if count > 1:  # as torchrun says it
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {name: str(number) for name, number in told.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     from training.run import run  # it looks at once which of the processes this is
 
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # one may be at the next while another leaves this one
         job = JobFolder(Path(folder))
         result = run(job, Report(job, silent=rank != 0))
         if result is not None and (rank == 0 or result.status == "failed"):
