@@ -1,7 +1,7 @@
 """Memory for weights in pages as large as the system gives.
 
-A step of one row reads all weights once. With pages of 4 KiB the search for their addresses is half of that time on a
-virtual machine; Linux gives pages of 2 MiB to memory for which they are asked for.
+A step of one row reads all weights once. With pages of 4 KiB the search for their addresses takes long, on a virtual
+machine above all; Linux gives pages of 2 MiB to memory for which they are asked for.
 """
 
 import mmap

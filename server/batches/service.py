@@ -1,25 +1,21 @@
 """All batches: made, cancelled, and run in the background, those that were made first first."""
 
 import asyncio
-import contextlib
 import logging
-import shutil
 import time
-from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
 
-from engines.adapters.disk import sync
-from engines.adapters.state_folder import private_folder
 from engines.errors import Conflict, NotFound, QuotaExceeded, TuneserveError
+from server.backlog import RETRY_SECONDS, Backlog
 from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed, Shared
 from server.batches.store import BatchStore
 from server.deps import part
 from server.files.files import Files
-from server.files.storage import told_full
 from server.inference.inference import Inference
 from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
@@ -32,18 +28,12 @@ from server.tasks import Tasks
 log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 24 * 3600
-MAX_RUNNING = 16
-"""Batches that run at a time; later ones wait."""
-MAX_RUNNING_OF_ONE = 4
-"""Batches of one owner that run at a time, so that others do not wait behind its queue."""
-RETRY_SECONDS = 10.0
-"""Seconds before another try, where the disk is full or the database is gone."""
 GRACE_SECONDS = 3600
 """Seconds after its window in which a batch must be over, whatever its server lacks."""
 
 
 class Batches:
-    """Each batch has a folder as long as it is not over, `state_dir/batches/<id of the database>/<id>`."""
+    """Each batch has a folder as long as it is not over: see `Backlog`."""
 
     def __init__(
         self,
@@ -70,7 +60,7 @@ class Batches:
         self._tasks = tasks
         self._max_queued = max_queued
         self._counting = asyncio.Lock()
-        self._folder_of_all = folder
+        self._backlog = Backlog("batch", folder, store.database, self._unfinished, self._run)
         self._shared = Shared(
             store=store,
             files=files,
@@ -85,9 +75,7 @@ class Batches:
             slots=slots,
             reading=asyncio.Lock(),
         )
-        self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
-        self._news = asyncio.Event()
 
     # ---- asked for over HTTP
 
@@ -118,17 +106,16 @@ class Batches:
             expires_at=now + WINDOW_SECONDS,
         )
         self._shared.reserve.check()
-        folder = self._folder(batch.id)
-        await asyncio.to_thread(_make, folder)
+        folder = await self._backlog.make_folder(batch.id)
         try:
             await self._shared.files.copy_to(input_file_id, access, folder / "input.jsonl")
             async with self._counting:
                 await self._check_quota(access.owner)
                 await self._store.add(batch)
         except TuneserveError:
-            await asyncio.to_thread(_remove, folder)
+            await self._backlog.remove_folder(batch.id)
             raise
-        self._news.set()
+        self._backlog.look()
         return batch
 
     async def _check_quota(self, owner: str | None) -> None:
@@ -154,59 +141,25 @@ class Batches:
 
     async def open(self) -> None:
         """Remove the folders of batches that are over. Called once, when the database is open."""
-        unfinished = {batch.id for batch in await self._store.unfinished()}
-        await asyncio.to_thread(self._keep_only, unfinished)
-
-    def _keep_only(self, ids: set[str]) -> None:
-        for folder in private_folder(self._folder("x").parent).iterdir():
-            if folder.name not in ids:
-                _remove(folder)
+        await self._backlog.open()
 
     async def run_for_ever(self) -> None:
         """Run what is to be run, until cancelled: what is under way then goes on with the next server."""
-        try:
-            while True:
-                self._news.clear()
-                await self._start_waiting()
-                await self._news.wait()
-        finally:
-            tasks = list(self._running.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._backlog.run_for_ever()
 
-    async def _start_waiting(self) -> None:
-        try:
-            unfinished = await self._store.unfinished()
-        except TuneserveError as error:
-            log.warning("Batches wait: %s", error)
-            await asyncio.sleep(RETRY_SECONDS)
-            self._news.set()
-            return
+    async def _unfinished(self) -> list[tuple[str, str | None]]:
+        unfinished = await self._store.unfinished()
         self._shared.inference.metrics.batches_unfinished.set(len(unfinished))
-        running = Counter(batch.owner for batch in unfinished if batch.id in self._running)
-        for batch in unfinished:
-            has_room = len(self._running) < MAX_RUNNING and running[batch.owner] < MAX_RUNNING_OF_ONE
-            if has_room and batch.id not in self._running:
-                running[batch.owner] += 1
-                self._running[batch.id] = asyncio.create_task(self._run(batch.id))
+        return [(batch.id, batch.owner) for batch in unfinished]
 
     async def _run(self, id: str) -> None:
+        """Raises Conflict where the database is another server's now."""
         try:
-            status = await self._try_until_over(id)
-            self._shared.inference.metrics.count_batch(status)
-            await self._forget(id)
-        except NotFound:  # somebody has deleted its row
-            await self._forget(id)
-        except Conflict as error:
-            log.error("The batch %s is left to another server: %s", id, error)
+            with suppress(NotFound):  # somebody has deleted its row
+                status = await self._try_until_over(id)
+                self._shared.inference.metrics.count_batch(status)
         finally:
-            del self._running[id]
             self._cancelled.pop(id, None)
-
-    async def _forget(self, id: str) -> None:
-        await asyncio.to_thread(_remove, self._folder(id))
-        self._news.set()
 
     async def _try_until_over(self, id: str) -> str:
         """The status in which it ended. Raises NotFound, and Conflict where the database is another server's now."""
@@ -217,7 +170,7 @@ class Batches:
                 batch = await self._store.get(id, SERVER)
                 if broken or time.time() > batch.expires_at + GRACE_SECONDS:
                     return await self._give_up(batch)
-                return await BatchRun(batch, self._folder(id), self._shared, cancelled).run()
+                return await BatchRun(batch, self._backlog.folder(id), self._shared, cancelled).run()
             except Changed:
                 continue
             except (Conflict, NotFound):
@@ -236,20 +189,5 @@ class Batches:
         errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
         return (await self._store.move(batch.id, UNFINISHED, "failed", errors=errors)).status
 
-    def _folder(self, id: str) -> Path:
-        return self._folder_of_all / self._store.database.id / id
-
 
 BatchesDep = Annotated[Batches, Depends(part(Batches))]
-
-
-def _make(folder: Path) -> None:
-    with told_full():
-        folder.mkdir(mode=0o700)
-        sync(folder.parent)
-
-
-def _remove(folder: Path) -> None:
-    """What the disk does not let go of, the next start removes."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,31 +96,31 @@ def _anywhere(params: SftParams) -> SftParams:
 
 
 def _make(task: Task, progress: Progress) -> int:
-    """What comes of it is there as a whole, and nothing else stays."""
     target = task.target()
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = JobFolder(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
-    try:
-        folder.write_task(task)
-        ended = run_here(folder, progress, secrets=secrets_of(task.params))
-        if ended.result is None or ended.result.status == "failed":
-            return died(task, folder, ended)
-        if ended.result.status == "stopped":
-            progress.say("Stopped: nothing was written.")
-            return 128 + (ended.signal or signal.SIGTERM)
-        assert ended.result.artifact, "what succeeded has made something"
-        (folder.path / ended.result.artifact).rename(target)
-    finally:
-        shutil.rmtree(folder.path, ignore_errors=True)
-    progress.say(_how_to_serve(target, None))
-    return 0
+    made = _whole(task, progress, target.parent, f".{target.name}.", lambda: target)
+    if isinstance(made, Path):
+        progress.say(_how_to_serve(made, None))
+        return 0
+    return made
 
 
 def _measure(task: EvalTask, progress: Progress) -> int:
-    """Scores and answers are there as a whole, in a folder of their own, and nothing else stays."""
+    """Scores and answers go to a folder of their own."""
     output = Path(task.params.eval_output_dir).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    folder = JobFolder(Path(tempfile.mkdtemp(prefix=".running.", dir=output)))
+    name = Path(task.params.model or "server").name
+    made = _whole(task, progress, output, ".running.", lambda: new_eval_folder(output, name))
+    if isinstance(made, Path):
+        progress.say(f"Scores, answers, a table and a plot are in {made}.")
+        return 0
+    return made
+
+
+def _whole(task: Task, progress: Progress, beside: Path, prefix: str, target: Callable[[], Path]) -> Path | int:
+    """Run `task` in a folder `beside` its `target`: what comes of it is there as a whole, and nothing else stays.
+    Returns where it is, or the exit status of a run that made nothing."""
+    folder = JobFolder(Path(tempfile.mkdtemp(prefix=prefix, dir=beside)))
     try:
         folder.write_task(task)
         ended = run_here(folder, progress, secrets=secrets_of(task.params))
@@ -129,12 +130,9 @@ def _measure(task: EvalTask, progress: Progress) -> int:
             progress.say("Stopped: nothing was written.")
             return 128 + (ended.signal or signal.SIGTERM)
         assert ended.result.artifact, "what succeeded has made something"
-        target = new_eval_folder(output, Path(task.params.model or "server").name)
-        (folder.path / ended.result.artifact).rename(target)
+        return (folder.path / ended.result.artifact).rename(target())
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
-    progress.say(f"Scores, answers, a table and a plot are in {target}.")
-    return 0
 
 
 def processes_of_environment() -> int:

@@ -3,17 +3,14 @@
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends
 
-from engines.adapters.disk import sync
-from engines.adapters.state_folder import private_folder
 from engines.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, QuotaExceeded, TuneserveError
+from server.backlog import RETRY_SECONDS, Backlog
 from server.deps import part
 from server.evals.item_schema import ItemSchema
 from server.evals.judging import check_criterion
@@ -38,12 +35,6 @@ MAX_EVALS = 10_000
 """Evals of one owner."""
 MAX_RUNS = 10_000
 """Runs of one owner, with those that are over."""
-MAX_RUNNING = 16
-"""Runs that go on at a time; later ones wait."""
-MAX_RUNNING_OF_ONE = 4
-"""Runs of one owner that go on at a time, so that others do not wait behind its queue."""
-RETRY_SECONDS = 10.0
-"""Seconds before another try, where the disk is full or the database is gone."""
 GIB = 1 << 30
 
 
@@ -65,15 +56,13 @@ class Evals:
         `max_bytes` what the output items of all its runs may have."""
         self.store = shared.store
         self._shared = shared
-        self._folder_of_all = folder
+        self._backlog = Backlog("run", folder, self.store.database, self.store.unfinished, self._run)
         self._files = files
         self._graders = graders
         self._tasks = tasks
         self._max_queued = max_queued
         self._max_bytes = max_bytes
         self._counting = asyncio.Lock()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()
 
     # ---- asked for over HTTP
 
@@ -108,7 +97,7 @@ class Evals:
     async def delete(self, id: str, access: Access) -> None:
         """With its runs. Raises NotFound."""
         for run in await self.store.delete_eval(id, access):
-            self._break_off(run)
+            await self._backlog.break_off(run)
 
     async def start(self, eval_id: str, body: RunBody, caller: Caller) -> Run:
         """A new run, which has its rows for itself. Raises NotFound, InvalidRequest, ModelNotFound, StorageFull,
@@ -129,17 +118,16 @@ class Evals:
             counts=Counts(criteria={label: [0, 0] for label in of.labels}),
         )
         self._shared.reserve.check()
-        folder = self._folder(run.id)
-        await asyncio.to_thread(_make, folder)
+        folder = await self._backlog.make_folder(run.id)
         try:
             await self._bring_rows(of, source.source, folder / "rows.jsonl", caller)
             async with self._counting:
                 await self._check_quota(caller.name)
                 await self.store.add_run(run)
         except TuneserveError:
-            await asyncio.to_thread(_remove, folder)
+            await self._backlog.remove_folder(run.id)
             raise
-        self._news.set()
+        self._backlog.look()
         return run
 
     async def _check_source(self, of: Eval, body: RunBody, caller: Caller) -> None:
@@ -193,76 +181,25 @@ class Evals:
         run = await self.store.move(id, UNFINISHED, "canceled", access)
         if run.status != "canceled":
             raise Conflict(f"A run with status {run.status!r} cannot be canceled.", param="run_id")
-        self._break_off(id)
+        await self._backlog.break_off(id)
         return run
 
     async def delete_run(self, id: str, access: Access, eval_id: str) -> None:
         """Raises NotFound."""
         await self.store.delete_run(id, access, eval_id)
-        self._break_off(id)
-
-    def _break_off(self, id: str) -> None:
-        if (task := self._running.get(id)) is not None:
-            task.cancel()
-        else:
-            _remove(self._folder(id))
+        await self._backlog.break_off(id)
 
     # ---- in the background
 
     async def open(self) -> None:
         """Remove the rows of runs that are over. Called once, when the database is open."""
-        unfinished = {id for id, _ in await self.store.unfinished()}
-        await asyncio.to_thread(self._keep_only, unfinished)
-
-    def _keep_only(self, ids: set[str]) -> None:
-        for folder in private_folder(self._folder("x").parent).iterdir():
-            if folder.name not in ids:
-                _remove(folder)
+        await self._backlog.open()
 
     async def run_for_ever(self) -> None:
         """Run what is to be run, until cancelled: what is under way then goes on with the next server."""
-        try:
-            while True:
-                self._news.clear()
-                await self._start_waiting()
-                await self._news.wait()
-        finally:
-            tasks = list(self._running.values())
-            self._running.clear()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _start_waiting(self) -> None:
-        try:
-            unfinished = await self.store.unfinished()
-        except TuneserveError as error:
-            log.warning("Runs of evals wait: %s", error)
-            await asyncio.sleep(RETRY_SECONDS)
-            self._news.set()
-            return
-        running = Counter(owner for id, owner in unfinished if id in self._running)
-        for id, owner in unfinished:
-            has_room = len(self._running) < MAX_RUNNING and running[owner] < MAX_RUNNING_OF_ONE
-            if has_room and id not in self._running:
-                running[owner] += 1
-                self._running[id] = asyncio.create_task(self._run(id))
+        await self._backlog.run_for_ever()
 
     async def _run(self, id: str) -> None:
-        try:
-            await self._try_until_over(id)
-            await asyncio.to_thread(_remove, self._folder(id))
-        except Conflict as error:
-            log.error("The run %s is left to another server: %s", id, error)
-        except asyncio.CancelledError:
-            if id in self._running:  # it was canceled or deleted; a server that ends has forgotten it before
-                _remove(self._folder(id))
-            raise
-        finally:
-            self._running.pop(id, None)
-            self._news.set()
-
-    async def _try_until_over(self, id: str) -> None:
         """Raises Conflict where the database is another server's now."""
         broken = False
         while True:
@@ -273,7 +210,7 @@ class Evals:
                     await self.store.move(id, UNFINISHED, "failed", error=error)
                     return
                 of = await self.store.get_eval(run.eval_id, SERVER)
-                await EvalRun(run, of, self._folder(id), self._shared).run()
+                await EvalRun(run, of, self._backlog.folder(id), self._shared).run()
                 return
             except (Changed, NotFound):  # canceled, or deleted
                 return
@@ -288,9 +225,6 @@ class Evals:
                     await asyncio.sleep(RETRY_SECONDS)
                 broken = True
 
-    def _folder(self, id: str) -> Path:
-        return self._folder_of_all / self.store.database.id / id
-
 
 EvalsDep = Annotated[Evals, Depends(part(Evals))]
 
@@ -299,15 +233,3 @@ def _at(error: TuneserveError, param: str) -> TuneserveError:
     """A grader's fault, in the words of a list of them."""
     path = (error.param or "grader").replace("grader", param, 1)
     return type(error)(error.message.replace("grader", param, 1), param=path)
-
-
-def _make(folder: Path) -> None:
-    with told_full():
-        folder.mkdir(mode=0o700)
-        sync(folder.parent)
-
-
-def _remove(folder: Path) -> None:
-    """What the disk does not let go of, the next start removes."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder)

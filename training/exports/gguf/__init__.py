@@ -1,5 +1,7 @@
 """GGUF, the files of llama.cpp and Ollama: written by the package `gguf`, which has llama.cpp's names and types."""
 
+from importlib.util import find_spec
+
 from engines.errors import UnsupportedModel
 
 ARCHITECTURES = {
@@ -18,8 +20,6 @@ def architecture_of(config: object) -> str:
     if named not in ARCHITECTURES:
         message = f"GGUF files are made of {', '.join(ARCHITECTURES)}, not of {named}"
         raise UnsupportedModel(message, param="model")
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedModel(f"the package gguf is not installed here: {INSTALL}", param="to_gguf") from error
+    if find_spec("gguf") is None:
+        raise UnsupportedModel(f"the package gguf is not installed here: {INSTALL}", param="to_gguf")
     return ARCHITECTURES[named]

@@ -1,0 +1,81 @@
+"""What goes on in the background until it is over."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engines.errors import Conflict
+from server import backlog
+from server.backlog import Backlog
+from tests.until import async_until
+
+OWNERS = ["one"] * 6 + ["other"] * 2
+
+
+class Office:
+    """Eight pieces, each of which goes on until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.waiting = {f"piece-{number}": owner for number, owner in enumerate(OWNERS)}
+        self.begun: list[str] = []
+        self.let_go: dict[str, asyncio.Future[None]] = {}
+        database: Any = SimpleNamespace(id="database")
+        self.backlog = Backlog("piece", folder, database, self._unfinished, self._work)
+
+    async def _unfinished(self) -> list[tuple[str, str | None]]:
+        return [*self.waiting.items()]
+
+    async def _work(self, id: str) -> None:
+        self.begun.append(id)
+        self.let_go[id] = asyncio.get_running_loop().create_future()
+        await self.let_go[id]
+        del self.waiting[id]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    return Office(tmp_path)
+
+
+async def test_one_owner_has_some_at_a_time_and_what_is_over_makes_room(office: Office) -> None:
+    await office.backlog.open()
+    running = asyncio.create_task(office.backlog.run_for_ever())
+    await async_until(lambda: len(office.begun) == 6)
+    assert [*map(office.waiting.get, office.begun)].count("one") == backlog.MAX_RUNNING_OF_ONE
+    folder = await office.backlog.make_folder("piece-0")
+    office.let_go["piece-0"].set_result(None)
+    await async_until(lambda: "piece-4" in office.begun)
+    assert not folder.exists()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_left_to_another_server_is_tried_again_with_the_next_news(office: Office) -> None:
+    running = asyncio.create_task(office.backlog.run_for_ever())
+    await async_until(lambda: "piece-0" in office.begun)
+    office.let_go["piece-0"].set_exception(Conflict("the database is another server's"))
+    await asyncio.sleep(0.1)
+    assert office.begun.count("piece-0") == 1
+    office.backlog.look()
+    await async_until(lambda: office.begun.count("piece-0") == 2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_broken_off_leaves_nothing_and_what_a_server_leaves_stays(office: Office) -> None:
+    await office.backlog.open()
+    kept, removed = [await office.backlog.make_folder(f"piece-{number}") for number in (0, 1)]
+    running = asyncio.create_task(office.backlog.run_for_ever())
+    await async_until(lambda: len(office.begun) == 6)
+    del office.waiting["piece-1"]
+    await office.backlog.break_off("piece-1")
+    await async_until(lambda: not removed.exists())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert kept.exists()
+    office.waiting.clear()
+    await office.backlog.open()
+    assert not kept.exists()
