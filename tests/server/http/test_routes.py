@@ -11,8 +11,7 @@ from starlette.routing import Route
 
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
-from server.batches import service
-from server.evals import service as evals_service
+from server import backlog
 from server.evals.records import Counts, OutputItem
 from server.evals.service import Evals
 from server.http.keys.auth import ROLES_OF_PATHS
@@ -258,8 +257,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     machine = Machine(executor=LocalExecutor(command=WORKER), devices=FixedDevices())
     parts = make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)
     with pytest.MonkeyPatch.context() as patch, ReadyClient(parts) as client:
-        patch.setattr(service, "MAX_RUNNING", 0)
-        patch.setattr(evals_service, "MAX_RUNNING", 0)
+        patch.setattr(backlog, "MAX_RUNNING", 0)
         yield Server(client, adapter)
 
 
