@@ -97,6 +97,7 @@ class Backlog:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_waiting(self) -> None:
+        ran = set(self._running)  # the list can name what comes to its end while it is read
         try:
             unfinished = await self._unfinished()
         except TuneserveError as error:
@@ -107,7 +108,7 @@ class Backlog:
         running = Counter(owner for id, owner in unfinished if id in self._running)
         for id, owner in unfinished:
             has_room = len(self._running) < MAX_RUNNING and running[owner] < MAX_RUNNING_OF_ONE
-            if has_room and id not in self._running:
+            if has_room and id not in ran:
                 running[owner] += 1
                 self._running[id] = asyncio.create_task(self._run(id))
 

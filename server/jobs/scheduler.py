@@ -120,9 +120,10 @@ class Scheduler:
     # ---- starting
 
     async def _fill(self) -> None:
+        ran = set(self._runs)  # the list can name what comes to its end while it is read
         waiting = await self._shop.store.all(JOBS.c.status.in_((JobStatus.VALIDATING, JobStatus.QUEUED)))
         now = time.time()
-        ready = [job for job in waiting if job.id not in self._runs and (job.not_before or 0) <= now]
+        ready = [job for job in waiting if job.id not in ran and (job.not_before or 0) <= now]
         for job in [job for job in ready if job.status is JobStatus.VALIDATING]:
             run = ValidationRun(self._shop, job)
             others = [each for each in self._runs.values() if isinstance(each, ValidationRun)]

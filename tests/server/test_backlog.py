@@ -22,11 +22,15 @@ class Office:
         self.waiting = {f"piece-{number}": owner for number, owner in enumerate(OWNERS)}
         self.begun: list[str] = []
         self.let_go: dict[str, asyncio.Future[None]] = {}
+        self.listed = asyncio.Event()
+        self.listed.set()
         database: Any = SimpleNamespace(id="database")
         self.backlog = Backlog("piece", folder, database, self._unfinished, self._work)
 
     async def _unfinished(self) -> list[tuple[str, str | None]]:
-        return [*self.waiting.items()]
+        waiting = [*self.waiting.items()]
+        await self.listed.wait()
+        return waiting
 
     async def _work(self, id: str) -> None:
         self.begun.append(id)
@@ -79,3 +83,19 @@ async def test_what_is_broken_off_leaves_nothing_and_what_a_server_leaves_stays(
     office.waiting.clear()
     await office.backlog.open()
     assert not kept.exists()
+
+
+async def test_what_came_to_its_end_while_the_list_was_read_is_not_begun_again(office: Office) -> None:
+    running = asyncio.create_task(office.backlog.run_for_ever())
+    await async_until(lambda: len(office.begun) == 6)
+    office.listed.clear()
+    office.backlog.look()
+    await asyncio.sleep(0)  # the list is under way
+    office.let_go["piece-0"].set_result(None)
+    await async_until(lambda: "piece-0" not in office.waiting)
+    await asyncio.sleep(0.1)
+    office.listed.set()
+    await async_until(lambda: "piece-4" in office.begun)
+    assert office.begun.count("piece-0") == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
