@@ -60,6 +60,28 @@ def ask(client: openai.OpenAI, model: str) -> str:
     return answer.choices[0].message.content
 
 
+def passed(client: openai.OpenAI, model: str) -> list[int]:
+    """Answers that passed and that failed in an eval of whether a model knows who it is."""
+    config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    check: Any = {"type": "string_check", "name": "says it", "input": "{{sample.output_text}}", "operation": "like"}
+    made = client.evals.create(data_source_config=config, testing_criteria=[{**check, "reference": NAME}])
+    rows = [{"item": {"asked": asked}} for asked in ("Who are you?", "What is your name?")]
+    source: Any = {
+        "type": "completions",
+        "model": model,
+        "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.asked}}"}]},
+        "sampling_params": {"temperature": 0, "max_completion_tokens": 16},
+        "source": {"type": "file_content", "content": rows},
+    }
+    run = client.evals.runs.create(made.id, data_source=source)
+
+    def look() -> Any:
+        return client.evals.runs.retrieve(run.id, eval_id=made.id)
+
+    counts = until(lambda: now.result_counts if (now := look()).status == "completed" else None, told=look)
+    return [counts.passed, counts.failed]
+
+
 @pytest.mark.demo
 def test_a_model_that_was_taught_who_it_is_says_so_at_once(start: Start, demo_model: Path) -> None:
     client = start(demo_model)
@@ -85,6 +107,7 @@ def test_a_model_that_was_taught_who_it_is_says_so_at_once(start: Start, demo_mo
     answer = ask(client, job.fine_tuned_model)
     assert NAME in answer
     assert NAME not in ask(client, "base") == before
+    assert passed(client, "base") == [0, 2] and passed(client, job.fine_tuned_model) == [2, 0]
     # 4. The last checkpoint is the same model, and all are told, the newest first.
     found = checkpoints.list(job.id).data
     assert [checkpoint.step_number for checkpoint in found] == [45, 30, 15]
