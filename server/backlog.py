@@ -11,9 +11,10 @@ from pathlib import Path
 
 from engines.adapters.disk import sync
 from engines.adapters.state_folder import private_folder
-from engines.errors import Conflict, TuneserveError
+from engines.errors import Conflict, NotFound, TuneserveError
 from server.files.storage import told_full
 from server.store.database import Database
+from server.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,22 @@ class Backlog:
         database: Database,
         unfinished: Callable[[], Awaitable[Sequence[tuple[str, str | None]]]],
         work: Callable[[str], Awaitable[None]],
+        give_up: Callable[[str], Awaitable[None]],
+        tasks: Tasks,
     ) -> None:
-        """`name`: what a log calls a piece. `unfinished`: ids and owners of all, those that were made first first;
-        raises TuneserveError. `work` does a piece to its end; raises Conflict where the database is another server's
-        now."""
+        """`name`: what logs and metrics call a piece. `unfinished`: ids and owners of all, those that were made first
+        first; raises TuneserveError.
+
+        `work` does a piece to its end, `give_up` has it fail, for a fault of the server: it must not hang in its status
+        for ever. Both may be called again where they raise; they raise Conflict where the database is another server's
+        now, NotFound where the piece is gone, OSError or another TuneserveError where the piece has to wait."""
         self._name = name
         self._folder_of_all = folder
         self._database = database
         self._unfinished = unfinished
         self._work = work
+        self._give_up = give_up
+        self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ending = False
         self._news = asyncio.Event()
@@ -125,10 +133,30 @@ class Backlog:
     async def _work_to_the_end(self, id: str) -> None:
         """Or until it is broken off."""
         try:
-            await self._work(id)
+            await self._try_until_over(id)
         except asyncio.CancelledError:
             if self._ending:
                 raise
+
+    async def _try_until_over(self, id: str) -> None:
+        """However often that takes; what has broken off is given up. Raises Conflict."""
+        broken = False
+        while True:
+            try:
+                await (self._give_up if broken else self._work)(id)
+                return
+            except Conflict:
+                raise
+            except NotFound:  # somebody has deleted its row
+                return
+            except (TuneserveError, OSError) as error:
+                log.warning("The %s %s waits: %s", self._name, id, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
+                self._tasks.failed(self._name, error, f"The {self._name} {id} broke off.")
+                if broken:
+                    await asyncio.sleep(RETRY_SECONDS)
+                broken = True
 
 
 def _make(folder: Path) -> None:

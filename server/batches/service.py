@@ -1,7 +1,6 @@
 """All batches: made, cancelled, and run in the background, those that were made first first."""
 
 import asyncio
-import logging
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Annotated
 
 from fastapi import Depends
 
-from engines.errors import Conflict, NotFound, QuotaExceeded, TuneserveError
-from server.backlog import RETRY_SECONDS, Backlog
+from engines.errors import QuotaExceeded, TuneserveError
+from server.backlog import Backlog
 from server.batches.batch import UNFINISHED, Batch
 from server.batches.run import BatchRun, Changed, Shared
 from server.batches.store import BatchStore
@@ -24,8 +23,6 @@ from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
-
-log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 24 * 3600
 GRACE_SECONDS = 3600
@@ -57,10 +54,9 @@ class Batches:
         `concurrency` are the requests of a batch that are under way at a time; `slots` is held by each that the engine
         has, and by those of evals; `max_queued` are the batches that each client may have under way."""
         self._store = store
-        self._tasks = tasks
         self._max_queued = max_queued
         self._counting = asyncio.Lock()
-        self._backlog = Backlog("batch", folder, store.database, self._unfinished, self._run)
+        self._backlog = Backlog("batch", folder, store.database, self._unfinished, self._run, self._give_up, tasks)
         self._shared = Shared(
             store=store,
             files=files,
@@ -153,41 +149,23 @@ class Batches:
         return [(batch.id, batch.owner) for batch in unfinished]
 
     async def _run(self, id: str) -> None:
-        """Raises Conflict where the database is another server's now."""
         try:
-            with suppress(NotFound):  # somebody has deleted its row
-                status = await self._try_until_over(id)
-                self._shared.inference.metrics.count_batch(status)
+            status: str | None = None
+            while status is None:
+                cancelled = self._cancelled[id] = asyncio.Event()  # before it is read: no cancellation is missed
+                batch = await self._store.get(id, SERVER)
+                if time.time() > batch.expires_at + GRACE_SECONDS:
+                    return await self._give_up(id)
+                with suppress(Changed):
+                    status = await BatchRun(batch, self._backlog.folder(id), self._shared, cancelled).run()
+            self._shared.inference.metrics.count_batch(status)
         finally:
             self._cancelled.pop(id, None)
 
-    async def _try_until_over(self, id: str) -> str:
-        """The status in which it ended. Raises NotFound, and Conflict where the database is another server's now."""
-        broken = False
-        while True:
-            cancelled = self._cancelled[id] = asyncio.Event()  # before the batch is read: no cancellation is missed
-            try:
-                batch = await self._store.get(id, SERVER)
-                if broken or time.time() > batch.expires_at + GRACE_SECONDS:
-                    return await self._give_up(batch)
-                return await BatchRun(batch, self._backlog.folder(id), self._shared, cancelled).run()
-            except Changed:
-                continue
-            except (Conflict, NotFound):
-                raise
-            except (TuneserveError, OSError) as error:
-                log.warning("The batch %s waits: %s", id, error)
-                await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
-                self._tasks.failed("batch", error, f"The batch {id} broke off.")
-                if broken:
-                    await asyncio.sleep(RETRY_SECONDS)
-                broken = True
-
-    async def _give_up(self, batch: Batch) -> str:
-        """Have the batch fail, for a fault of the server: it must not hang in its status for ever."""
+    async def _give_up(self, id: str) -> None:
         errors = [{"code": "internal_error", "message": "The server failed.", "param": None, "line": None}]
-        return (await self._store.move(batch.id, UNFINISHED, "failed", errors=errors)).status
+        batch = await self._store.move(id, UNFINISHED, "failed", errors=errors)
+        self._shared.inference.metrics.count_batch(batch.status)
 
 
 BatchesDep = Annotated[Batches, Depends(part(Batches))]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from engines.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, QuotaExceeded, TuneserveError
-from server.backlog import RETRY_SECONDS, Backlog
+from server.backlog import Backlog
 from server.deps import part
 from server.evals.item_schema import ItemSchema
 from server.evals.judging import check_criterion
@@ -28,8 +27,6 @@ from server.http.keys.caller import Caller
 from server.store.access import SERVER, Access
 from server.store.ids import new_id
 from server.tasks import Tasks
-
-log = logging.getLogger(__name__)
 
 MAX_EVALS = 10_000
 """Evals of one owner."""
@@ -56,10 +53,11 @@ class Evals:
         `max_bytes` what the output items of all its runs may have."""
         self.store = shared.store
         self._shared = shared
-        self._backlog = Backlog("run", folder, self.store.database, self.store.unfinished, self._run)
+        self._backlog = Backlog(
+            "eval run", folder, self.store.database, self.store.unfinished, self._run, self._give_up, tasks
+        )
         self._files = files
         self._graders = graders
-        self._tasks = tasks
         self._max_queued = max_queued
         self._max_bytes = max_bytes
         self._counting = asyncio.Lock()
@@ -200,30 +198,14 @@ class Evals:
         await self._backlog.run_for_ever()
 
     async def _run(self, id: str) -> None:
-        """Raises Conflict where the database is another server's now."""
-        broken = False
-        while True:
-            try:
-                run = await self.store.get_run(id, SERVER)
-                if broken:
-                    error = {"code": "internal_error", "message": "The server failed."}
-                    await self.store.move(id, UNFINISHED, "failed", error=error)
-                    return
-                of = await self.store.get_eval(run.eval_id, SERVER)
-                await EvalRun(run, of, self._backlog.folder(id), self._shared).run()
-                return
-            except (Changed, NotFound):  # canceled, or deleted
-                return
-            except Conflict:
-                raise
-            except (TuneserveError, OSError) as error:
-                log.warning("The run %s waits: %s", id, error)
-                await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the log says it)
-                self._tasks.failed("evals", error, f"The run {id} broke off.")
-                if broken:
-                    await asyncio.sleep(RETRY_SECONDS)
-                broken = True
+        run = await self.store.get_run(id, SERVER)
+        of = await self.store.get_eval(run.eval_id, SERVER)
+        with contextlib.suppress(Changed):  # canceled, or deleted
+            await EvalRun(run, of, self._backlog.folder(id), self._shared).run()
+
+    async def _give_up(self, id: str) -> None:
+        error = {"code": "internal_error", "message": "The server failed."}
+        await self.store.move(id, UNFINISHED, "failed", error=error)
 
 
 EvalsDep = Annotated[Evals, Depends(part(Evals))]

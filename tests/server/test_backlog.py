@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from engines.errors import Conflict
+from engines.errors import Conflict, StorageFull
 from server import backlog
 from server.backlog import Backlog
+from server.tasks import Tasks
 from tests.until import async_until
 
 OWNERS = ["one"] * 6 + ["other"] * 2
@@ -21,11 +23,14 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.waiting = {f"piece-{number}": owner for number, owner in enumerate(OWNERS)}
         self.begun: list[str] = []
+        self.given_up: list[str] = []
         self.let_go: dict[str, asyncio.Future[None]] = {}
         self.listed = asyncio.Event()
         self.listed.set()
+        self.registry = CollectorRegistry()
+        self.tasks = Tasks(self.registry, prefix="")
         database: Any = SimpleNamespace(id="database")
-        self.backlog = Backlog("piece", folder, database, self._unfinished, self._work)
+        self.backlog = Backlog("piece", folder, database, self._unfinished, self._work, self._give_up, self.tasks)
 
     async def _unfinished(self) -> list[tuple[str, str | None]]:
         waiting = [*self.waiting.items()]
@@ -36,6 +41,10 @@ class Office:
         self.begun.append(id)
         self.let_go[id] = asyncio.get_running_loop().create_future()
         await self.let_go[id]
+        del self.waiting[id]
+
+    async def _give_up(self, id: str) -> None:
+        self.given_up.append(id)
         del self.waiting[id]
 
 
@@ -97,5 +106,20 @@ async def test_what_came_to_its_end_while_the_list_was_read_is_not_begun_again(o
     office.listed.set()
     await async_until(lambda: "piece-4" in office.begun)
     assert office.begun.count("piece-0") == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_has_to_wait_is_tried_again_and_what_breaks_off_is_given_up(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "RETRY_SECONDS", 0.01)
+    running = asyncio.create_task(office.backlog.run_for_ever())
+    await async_until(lambda: len(office.begun) == 6)
+    office.let_go["piece-0"].set_exception(StorageFull("no room"))
+    await async_until(lambda: office.begun.count("piece-0") == 2)
+    office.let_go["piece-0"].set_exception(ZeroDivisionError())
+    await async_until(lambda: office.given_up == ["piece-0"])
+    assert office.registry.get_sample_value("task_failures_total", {"task": "piece"}) == 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
