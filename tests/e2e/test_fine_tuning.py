@@ -64,7 +64,8 @@ def passed(client: openai.OpenAI, model: str) -> list[int]:
     """Answers that passed and that failed in an eval of whether a model knows who it is."""
     config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
     check: Any = {"type": "string_check", "name": "says it", "input": "{{sample.output_text}}", "operation": "like"}
-    made = client.evals.create(data_source_config=config, testing_criteria=[{**check, "reference": NAME}])
+    criteria: Any = [{**check, "reference": NAME}]
+    made = client.evals.create(data_source_config=config, testing_criteria=criteria)
     rows = [{"item": {"asked": asked}} for asked in ("Who are you?", "What is your name?")]
     source: Any = {
         "type": "completions",
