@@ -38,6 +38,10 @@ class LayerShape:
     """Number of keys that a token sees, its own included; 0: all."""
     dtype: torch.dtype
     device: torch.device
+    scale: float = 1.0
+    """What scores are multiplied by."""
+    softcap: float = 0.0
+    """Scores become softcap * tanh(scores / softcap); 0: they do not."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -182,6 +186,8 @@ def probe_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
     step: "dict[int, LayerShape] | None" = None,
@@ -198,7 +204,9 @@ def probe_forward(
     if sliding_window and window != sliding_window:
         raise UnsupportedModel(f"{name} has a window of {sliding_window} and a mask for a window of {window}")
     kv_heads, key_dim, value_dim = key.shape[1], key.shape[3], value.shape[3]
-    step[module.layer_idx] = LayerShape(kv_heads, key_dim, value_dim, window, value.dtype, key.device)
+    scale = key_dim**-0.5 if scaling is None else scaling
+    sizes, where = (kv_heads, key_dim, value_dim, window), (value.dtype, key.device)
+    step[module.layer_idx] = LayerShape(*sizes, *where, float(scale), float(softcap or 0.0))
     return value.new_zeros(1, query.shape[2], query.shape[1], value_dim), None
 
 

@@ -1,7 +1,7 @@
 """Decoders of the Llama kind on a CPU, a whole step of them in one call of C (`kernels/decoder.c`).
 
 transformers' modules hold the weights, packed by `linear.py`, and compute whatever is not computed here; the call reads
-the same memory. It knows Llama, Mistral, Qwen2 and Qwen3, to generate text or to classify, with plain linear layers.
+the same memory. `families.py` says which models it knows, to generate text or to classify, with plain linear layers.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.pt import low_rank
+from engines.pt import families, low_rank
 from engines.pt.attention import KVCache, LayerShape
 from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
 from engines.pt.lora import LoraSlots
@@ -22,8 +22,6 @@ from engines.pt.quantized import is_quantized
 
 log = logging.getLogger(__name__)
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-TASKS = ("ForCausalLM", "ForSequenceClassification")
 ALIGNMENT = 64
 
 
@@ -38,20 +36,22 @@ class _Matrix(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "attention_after", "mlp_after")),
+        *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm")),
         *((name, _Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
-        ("window", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("window", "turn")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
     )
 
 
 class _Decoder(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((name, ctypes.c_void_p) for name in ("embeddings", "final_norm", "frequencies")),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "final_norm", "frequencies", "turn_scales")),
         ("head", _Matrix),
         *((name, ctypes.c_int32) for name in ("num_layers", "hidden", "inner", "heads", "kv_heads", "dim", "rotary")),
-        *((name, ctypes.c_int32) for name in ("dots", "narrow_cache")),
-        *((name, ctypes.c_float) for name in ("epsilon", "scale", "rotary_scale")),
+        *((name, ctypes.c_int32) for name in ("turns", "dots", "narrow_cache", "fused", "whole_norms", "gelu")),
+        *((name, ctypes.c_float) for name in ("epsilon", "embedding_scale", "given_scale", "logit_scale", "logit_cap")),
     )
 
 
@@ -84,14 +84,16 @@ class Rows:
 def reason_against(model: nn.Module) -> str | None:
     """Why a model that is not packed yet cannot be computed here; None: it can, if its weights can be packed."""
     name = type(model).__name__
-    if not type(model).__module__.startswith("transformers.models.") or name not in _known():
+    if not type(model).__module__.startswith("transformers.models.") or name not in families.NAMES:
         return f"{name} is not one of the decoders it knows"
-    if model.config.hidden_act != "silu":
-        return f"its activation is {model.config.hidden_act}"
     if any("forward" in vars(module) or _has_hooks(module) for module in model.modules()):
         return "its modules have hooks"
     for layer in model.base_model.layers:
-        for linear in _linears(layer):
+        if families.activation_of(layer) is None:
+            return f"its activation is none of {', '.join(families.ACTIVATIONS)}"
+        if not layer.self_attn.is_causal:
+            return "its tokens see those after them"
+        for linear in families.linears_of(layer).values():
             if type(linear) is not nn.Linear or is_quantized(linear) or linear.weight.device.type != "cpu":
                 return f"it has a layer that is {type(linear).__name__} on {next(linear.parameters()).device.type}"
             if linear.in_features % 2:
@@ -99,26 +101,17 @@ def reason_against(model: nn.Module) -> str | None:
     return None
 
 
-def _known() -> set[str]:
-    return {family + task for family in FAMILIES for task in TASKS}
-
-
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _linears(layer: Any) -> Iterator[Any]:
-    attention, mlp = layer.self_attn, layer.mlp
-    yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
 def _groups(model: Any) -> Iterator[list[str]]:
     """The paths of linear layers that get the same input, in the order of the kernel."""
     paths = {id(module): path for path, module in model.named_modules()}
     for layer in model.base_model.layers:
-        query, key, value, output, gate, up, down = (paths[id(linear)] for linear in _linears(layer))
-        yield from ([query, key, value], [output], [gate, up], [down])
+        linears = families.linears_of(layer)
+        for group in families.GROUPS:
+            yield [paths[id(linears[name])] for name in group if name in linears]
 
 
 class NativeDecoder:
@@ -131,23 +124,24 @@ class NativeDecoder:
         self._library = library
         self._kept: list[Any] = []  # what the kernel points to
         first = shapes[0]
-        self._dots = type(base.layers[0].mlp.gate_proj) is DotLinear
+        self._dots = type(base.layers[0].mlp.down_proj) is DotLinear
         if type(base.embed_tokens) is not WideningEmbedding:
             raise ValueError("its embeddings are not bfloat16 values")
         head = model.get_output_embeddings()
         self._vocab_size = 0 if head is None else head.out_features
         self._hidden_size = config.hidden_size
+        turns, self._factors = families.turns_of(base), families.factors_of(model)
         layers = (_Layer * len(base.layers))(
-            *(self._layer(layer, shapes[number].window) for number, layer in enumerate(base.layers))
+            *(self._layer(layer, shapes[i], turns.layers[i]) for i, layer in enumerate(base.layers))
         )
         self._kept.append(layers)
-        frequencies = base.rotary_emb.inv_freq
-        attention = base.layers[0].self_attn
+        query_norm = families.norms_of(base.layers[0])["query_norm"]
         self._decoder = _Decoder(
             layers=layers,
             embeddings=self._pointer(base.embed_tokens.weight, torch.bfloat16),
-            final_norm=self._pointer(base.norm.weight),
-            frequencies=self._pointer(frequencies),
+            final_norm=self._pointer(families.weight_of(base.norm)),
+            frequencies=self._pointer(torch.cat(turns.frequencies)),
+            turn_scales=self._pointer(torch.tensor(turns.scales)),
             head=_Matrix() if head is None else self._matrix(head),
             num_layers=len(base.layers),
             hidden=config.hidden_size,
@@ -155,12 +149,18 @@ class NativeDecoder:
             heads=config.num_attention_heads,
             kv_heads=first.kv_heads,
             dim=first.key_dim,
-            rotary=2 * len(frequencies),
+            rotary=2 * len(turns.frequencies[0]),
+            turns=len(turns.frequencies),
             dots=self._dots,
             narrow_cache=first.dtype is torch.bfloat16,
-            epsilon=base.norm.variance_epsilon,
-            scale=attention.scaling,
-            rotary_scale=base.rotary_emb.attention_scaling,
+            fused="key" not in families.linears_of(base.layers[0]),
+            whole_norms=query_norm is not None and query_norm.weight.numel() != first.key_dim,
+            gelu=families.activation_of(base.layers[0]) != "silu",
+            epsilon=families.epsilon_of(base.norm),
+            embedding_scale=self._factors.table * self._factors.embedded,
+            given_scale=self._factors.given,
+            logit_scale=self._factors.logits,
+            logit_cap=self._factors.cap,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
         updates = [lora.updates(paths) for paths in _groups(model)]
@@ -168,15 +168,13 @@ class NativeDecoder:
             raise ValueError("its layers were not called in groups")
         self._updates = [each for each in updates if each is not None]
 
-    def _layer(self, layer: Any, window: int) -> _Layer:
-        norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
-        return _Layer(
-            self._pointer(layer.input_layernorm.weight),
-            self._pointer(layer.post_attention_layernorm.weight),
-            *(None if norm is None else self._pointer(norm.weight) for norm in norms),
-            *(self._matrix(linear) for linear in _linears(layer)),
-            window,
-        )
+    def _layer(self, layer: Any, shape: LayerShape, turn: int) -> _Layer:
+        norms = {
+            name: None if norm is None else self._pointer(families.weight_of(norm))
+            for name, norm in families.norms_of(layer).items()
+        }
+        matrices = {name: self._matrix(linear) for name, linear in families.linears_of(layer).items()}
+        return _Layer(**norms, **matrices, window=shape.window, turn=turn, scale=shape.scale, softcap=shape.softcap)
 
     def _matrix(self, linear: Any) -> _Matrix:
         if type(linear) is not (DotLinear if self._dots else WideningLinear):
@@ -205,6 +203,8 @@ class NativeDecoder:
         `adapted`: the rows by adapter; None: all of them are the base model's. `embedded` (rows, hidden_size) float32:
         in place of the embeddings of the ids.
         """
+        if embedded is not None and self._factors.embedded != 1.0:
+            embedded = embedded * self._factors.embedded
         logits = torch.empty(len(rows.wanted), self._vocab_size if with_logits else 0)
         hidden = torch.empty(len(rows.wanted), self._hidden_size)
         numbers = [
@@ -236,6 +236,12 @@ class NativeDecoder:
         step.scratch = self._room(step)
         self._library.decoder_step(ctypes.addressof(self._decoder), ctypes.addressof(step))
         return logits, hidden
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Logits of what the head gives, where something else than the kernel has computed it."""
+        logits = logits.float() * self._factors.logits
+        cap = self._factors.cap
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def _room(self, step: _Step) -> int:
         """Where the kernel may write what it needs in between."""

@@ -87,15 +87,44 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return out
 
 
+class ScaledEmbedding(nn.Embedding):  # type: ignore[misc]  # torch is untyped here
+    """Rows of a table, each times a number, as Gemma has them."""
+
+    def __init__(self, *sizes: int, scale: float, device: str) -> None:
+        super().__init__(*sizes, device=device)
+        self.scalar_embed_scale = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * self.scalar_embed_scale
+
+
 class WideningEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """Rows of a table kept in bfloat16, looked up as float32; (...) ids -> (..., embedding_dim)."""
+    """Rows of a table kept in bfloat16, looked up as float32, times a number; (...) ids -> (..., embedding_dim).
+
+    The number is rounded to the dtype of the model, as transformers does it; what it gives is not.
+    """
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
+        self._exact_scale = getattr(embedding, "scalar_embed_scale", 1.0)
+        self.scale = scale_of(embedding)
         self.weight = nn.Buffer(embedding.weight.detach().bfloat16(), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight).float()
+        return nn.functional.embedding(ids, self.weight).float() * self.scale
+
+    def plain(self) -> ScaledEmbedding:
+        """A layer of the same sizes without weights, to pack again."""
+        return ScaledEmbedding(*self.weight.shape, scale=self._exact_scale, device="meta")
+
+
+def scale_of(module: nn.Module) -> float | None:
+    """What a module multiplies rows of its table by; None: it is no embedding, or none that is known."""
+    if type(module) is nn.Embedding:
+        return 1.0
+    if isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale"):
+        return float(torch.tensor(module.scalar_embed_scale).to(module.weight.dtype))
+    return module.scale if type(module) is WideningEmbedding else None
 
 
 def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None, dots: bool = False) -> None:
@@ -109,17 +138,17 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     wide = head is not None and torch.bfloat16 in packs and _has_plain_matrices(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) not in (nn.Linear, nn.Embedding) or is_quantized(child):
+            embeds = isinstance(child, nn.Embedding) and scale_of(child) is not None
+            if not (embeds or type(child) is nn.Linear) or is_quantized(child):
                 continue
             if child.weight.device.type != "cpu":
                 continue
-            if wide and type(child) is nn.Embedding:
+            if wide and embeds:
                 setattr(parent, name, WideningEmbedding(child))
             elif wide and (child is head or dots):
                 setattr(parent, name, _with_wide_results(child, library, pages))
             elif library is not None and _is_bfloat16(child.weight):
-                linear = type(child) is nn.Linear
-                setattr(parent, name, WideningLinear(child, library, pages) if linear else WideningEmbedding(child))
+                setattr(parent, name, WideningEmbedding(child) if embeds else WideningLinear(child, library, pages))
             elif type(child) is nn.Linear and child.weight.dtype in packs:
                 setattr(parent, name, PackedLinear(child))
     if wide:
@@ -137,7 +166,8 @@ def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None, pages: Pa
 
 def _has_plain_matrices(model: nn.Module) -> bool:
     """Whether a model is in bfloat16 on a CPU, and all its matrices of weights are those of plain layers."""
-    plain = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding, ExactHead)}
+    kinds = (nn.Linear, ExactHead)
+    plain = {id(m.weight) for m in model.modules() if type(m) in kinds or scale_of(m) is not None}
     return all(
         p.dtype is torch.bfloat16 and p.device.type == "cpu" and (p.dim() == 1 or id(p) in plain)
         for p in model.parameters()

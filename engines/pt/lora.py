@@ -25,14 +25,13 @@ from engines.adapters.pins import max_pinned
 from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
-from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear
+from engines.pt.linear import DotLinear, PackedLinear, WideningLinear, scale_of
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
 from engines.pt.quantized import is_quantized
 
 log = logging.getLogger(__name__)
 
 LINEARS = (nn.Linear, PackedLinear, WideningLinear, DotLinear, Conv1D)
-EMBEDDINGS = (nn.Embedding, WideningEmbedding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def watching_calls(model: nn.Module) -> Iterator[Calls]:
     handles = [
         watch(path, module, _linear_shape(module)[0] if _is_linear(module) else 1)
         for path, module in model.named_modules()
-        if _is_linear(module) or type(module) in EMBEDDINGS
+        if _is_linear(module) or scale_of(module) is not None
     ]
     try:
         yield calls
@@ -154,7 +153,7 @@ class LoraSlots:
         self._head = next((path for path, m in modules.items() if m is model.get_output_embeddings()), "")
         entrance = next((path for path, m in modules.items() if m is model.get_input_embeddings()), "")
         linears = {path: _linear_shape(m) for path, m in modules.items() if _is_linear(m)}
-        embeddings = {path: tuple(m.weight.shape) for path, m in modules.items() if type(m) in EMBEDDINGS}
+        embeddings = {path: tuple(m.weight.shape) for path, m in modules.items() if scale_of(m) is not None}
         self.support = AdapterSupport(
             max_rank=max_rank,
             linears=linears,
@@ -325,12 +324,14 @@ class LoraLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """An embedding whose ids may each be looked up in their own adapter, too, or in their adapter's own table."""
+    """An embedding whose ids may each be looked up in their own adapter, too, or in their adapter's own table. What is
+    found there is scaled as the model's own rows are."""
 
     def __init__(self, base: nn.Module, step: Step) -> None:
         super().__init__()
         self.base = base
         self.weight = base.weight
+        self.scale = scale_of(base) or 1.0
         self._step = step
         self._matrices: dict[int, Matrices] = {}
         self._saved: dict[int, Tensor] = {}
@@ -352,10 +353,10 @@ class LoraEmbedding(nn.Module):  # type: ignore[misc]  # torch is untyped here
         results, flat, slots = y.view(-1, y.shape[-1]), ids.reshape(-1).to(y.device), rows.slots.to(y.device)
         for slot, table in self._saved.items():
             own = (slots == slot).nonzero()[:, 0]
-            results[own] = table[flat[own]].to(y.dtype)
+            results[own] = table[flat[own]].to(y.dtype) * self.scale
         for slot, (a, b) in self._matrices.items():
             own = (slots == slot).nonzero()[:, 0]
-            results[own] += a[flat[own]] @ b
+            results[own] += a[flat[own]] @ b * self.scale
         return y
 
 

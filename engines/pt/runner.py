@@ -249,7 +249,9 @@ class ModelRunner:
                 embedded = entrance(torch.tensor(rows.ids)).float().contiguous()
         with_logits = self.head is None and not own_head
         logits, hidden = decoder.step(rows, cache, adapted, embedded, with_logits=with_logits)
-        if not with_logits:
+        if own_head:
+            logits = decoder.finish(self._head()(hidden))
+        elif self.head is not None:
             logits = self._head()(hidden)
         return StepResult(logits, hidden)
 

@@ -19,7 +19,7 @@ def write_weights(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.
         if isinstance(module, WideningLinear | DotLinear | PackedLinear):
             plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
         elif isinstance(module, WideningEmbedding):
-            plain = nn.Embedding(*module.weight.shape, device="meta")
+            plain = module.plain()
         else:
             _write(module, path, weights, dtype)
             continue

@@ -49,7 +49,9 @@ def answered(core: EngineCore, requests: Requests) -> dict[str, list[float]]:
     return {request_id: answer.pooled or [] for request_id, answer in answers.items()}
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt-neox", "qwen3", "gemma2", "mistral"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "opt", "gpt-neox", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "olmo2", "smollm3"]
+)
 def test_the_logits_are_those_of_a_plain_forward_pass_though_prompts_come_in_pieces(name: str, tmp_path: Path) -> None:
     folder = classifier(tmp_path, name)
     core = core_of(ModelRunner(settings(folder)), max_num_batched_tokens=16)

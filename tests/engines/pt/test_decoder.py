@@ -23,7 +23,10 @@ from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, req
 from tests.engines.pt.test_lora import LESSER_MACHINES
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, save
 
-KNOWN = ("llama", "mistral", "qwen2", "qwen2-window", "qwen3")
+KNOWN = (
+    *("llama", "mistral", "qwen2", "qwen2-window", "qwen3", "gemma", "gemma2", "gemma3"),
+    *("phi3", "granite", "olmo2", "olmo3", "smollm3"),
+)
 BLOCKS = POSITIONS // BLOCK_SIZE
 """Of the longest sequence."""
 
@@ -48,12 +51,13 @@ def decodes(chosen: ModelRunner, beside: int, *, slot: int = -1, others: int = -
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "phi3", "olmo3"])
 def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
-    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path, dtype: str
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path, name: str, dtype: str
 ) -> None:
-    chosen = runner("qwen3", dtype=dtype, max_loras=2)
+    chosen = runner(name, dtype=dtype, max_loras=2)
     for slot in range(2):
-        spec = spec_of(chosen, save_adapter(folder("qwen3"), tmp_path / str(slot), seed=slot))
+        spec = spec_of(chosen, save_adapter(folder(name), tmp_path / str(slot), seed=slot))
         chosen.lora.write(slot, read_weights(spec, chosen.dtype))
     for slot in (-1, 0):
         alone = decodes(chosen, 0, slot=slot)
@@ -71,8 +75,9 @@ def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path]) -> 
     assert all(torch.equal(one, other) for other in more)
 
 
-def test_a_prompt_in_pieces_gives_what_it_gives_at_once(runner: GetRunner) -> None:
-    chosen, ids = runner("mistral", dtype="bfloat16"), prompt(100)
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "phi3", "granite"])
+def test_a_prompt_in_pieces_gives_what_it_gives_at_once(runner: GetRunner, name: str) -> None:
+    chosen, ids = runner(name, dtype="bfloat16"), prompt(100)
     whole = chosen.step([Segment(ids, 0, pages(1), 100)]).logits
     ends = [1, 8, 37, 38, 77, 100]
     pieces = [
@@ -83,22 +88,24 @@ def test_a_prompt_in_pieces_gives_what_it_gives_at_once(runner: GetRunner) -> No
 
 
 @pytest.mark.parametrize("flags", LESSER_MACHINES.values(), ids=str)
+@pytest.mark.parametrize("name", ["qwen2-window", "gemma2", "phi3", "olmo3"])
 def test_lesser_machines_give_the_same_answers(
     folder: Callable[[str], Path],
     reference: Callable[[str], Reference],
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
     flags: tuple[str, ...],
 ) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("the flags are those of x86")
     library = build.load(*flags)
     monkeypatch.setattr("engines.pt.runner.build.load", lambda: library)
-    chosen = ModelRunner(settings(folder("qwen2-window")))
+    chosen = ModelRunner(settings(folder(name)))
     assert chosen._decoder is not None
     asked = [request(prompt(30 + i, i), f"r{i}", logprobs=3, ignore_eos=True) for i in range(3)]
     answers = run(core_of(chosen), asked)
     for one in asked:
-        reference("qwen2-window").check_greedy(one, answers[one.request_id].outputs[0])
+        reference(name).check_greedy(one, answers[one.request_id].outputs[0])
 
 
 # ---- which models these are

@@ -10,11 +10,15 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     OPTConfig,
     Phi3Config,
     PhimoeConfig,
@@ -24,6 +28,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 VOCAB_SIZE = 300
@@ -86,6 +91,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen2-window": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "gemma": lambda: GemmaConfig(**SIZES, head_dim=16),
     "gemma2": lambda: Gemma2Config(
         **_GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=30.0, query_pre_attn_scalar=16
     ),
@@ -97,7 +103,25 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
             "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
         },
     ),
-    "phi3": lambda: Phi3Config(**SIZES, sliding_window=WINDOW),
+    "phi3": lambda: Phi3Config(
+        **SIZES,
+        sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+    "granite": lambda: GraniteConfig(
+        **SIZES, embedding_multiplier=3.0, residual_multiplier=0.3, attention_multiplier=0.2, logits_scaling=2.0
+    ),
+    "olmo2": lambda: Olmo2Config(**SIZES),
+    "olmo3": lambda: Olmo3Config(
+        **SIZES,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+    ),
+    "smollm3": lambda: SmolLM3Config(**SIZES, no_rope_layers=[1, 0]),
     "gpt2": _gpt2,
     "gpt-neox": lambda: GPTNeoXConfig(**SIZES | {"num_key_value_heads": 4}),
     "opt": _opt,

@@ -1,0 +1,114 @@
+/* What a decoder, a layer of it and a step are: the structs of decoder.py; and where a step keeps what it computes. */
+#pragma once
+#include "attention.h"
+#include "lora.h"
+#include "products.h"
+
+typedef struct {
+  const bf16 *packed; /* NULL: no such matrix */
+  const float *bias;  /* or NULL */
+  int32_t in, out;
+} Matrix;
+
+typedef struct {
+  const float *attention_norm, *mlp_norm;   /* [hidden] of what goes in, or NULL */
+  const float *attention_after, *mlp_after; /* [hidden] of what comes out, or NULL */
+  const float *query_norm, *key_norm;       /* [dim] or, where `whole_norms`, [heads][dim]; or NULL */
+  Matrix query, key, value, output, gate, up, down; /* where `fused`, query has key and value in it, gate has up */
+  int32_t window; /* keys that a token sees, its own included; 0: all */
+  int32_t turn;   /* the set of frequencies by which queries and keys are turned; -1: they are not */
+  float scale, softcap; /* of scores; 0: no cap */
+} Layer;
+
+typedef struct {
+  const Layer *layers;
+  const bf16 *embeddings;   /* [vocabulary][hidden] */
+  const float *final_norm;  /* [hidden] */
+  const float *frequencies; /* [turns][rotary / 2] of the positions' angles */
+  const float *turn_scales; /* [turns] of cosines and sines */
+  Matrix head;
+  int32_t num_layers, hidden, inner, heads, kv_heads, dim, rotary, turns;
+  int32_t dots;        /* rows are rounded to bfloat16 for products */
+  int32_t narrow_cache; /* keys and values are bfloat16, else float32 */
+  int32_t fused, whole_norms;
+  int32_t gelu; /* the activation, else silu */
+  float epsilon, embedding_scale;
+  float given_scale; /* of what attention and MLP add to x */
+  float logit_scale, logit_cap; /* 0: no cap */
+} Decoder;
+
+typedef struct {
+  const int32_t *ids, *positions; /* [rows] */
+  const int64_t *slots;           /* [rows] where each row's key and value are stored: block * block_size + offset */
+  const int32_t *sequences;       /* [rows] row of `table` */
+  const int32_t *table;           /* [sequences][max_blocks] */
+  const int32_t *wanted;          /* [num_wanted] rows whose logits are wanted */
+  void *const *keys, *const *values; /* [layers] of [blocks][block_size][kv_heads][dim] */
+  float *hidden;  /* [num_wanted][hidden]: after the last norm */
+  float *logits;  /* [num_wanted][vocabulary], or NULL */
+  char *scratch;  /* decoder_scratch bytes */
+  const float *embedded;        /* [rows][hidden] in place of the table's rows, or NULL */
+  const Updates *const *updates; /* [layers][GROUPS] low-rank updates, NULL where there are none; or NULL */
+  Dealt dealt;                  /* rows that have updates */
+  int32_t rows, num_wanted, max_blocks, block_size;
+} Step;
+
+/* Layers that get the same inputs. */
+enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
+
+/* Buffers of a step, one after another in its scratch memory. */
+typedef struct {
+  float *x, *query, *key, *value, *angles; /* float32; angles [rows][turns][2][rotary / 2]: cosines, sines */
+  float *gate, *up;                        /* where there are updates, or where they are one matrix */
+  float *given;                            /* what attention or MLP adds to x, where it is scaled or normed before */
+  int64_t query_stride, key_stride, gate_stride; /* floats from row to row, of values and up, too */
+  void *normed, *attended, *gated;         /* as they are multiplied: bfloat16 or float32 */
+  int32_t *runs;                           /* first rows of the runs that attention takes at once */
+  float *own;                              /* [threads][own_size] */
+  int64_t own_size;
+  int num_runs;
+} Buffers;
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Whether what attention or MLP gives is scaled or normed before x gets it. */
+static inline int is_changed(const Decoder *d, const float *after) { return after != NULL || d->given_scale != 1.0f; }
+
+/* Whether gate and up go through memory before they are multiplied. */
+static inline int has_gates(const Decoder *d, const Step *s) { return s->updates != NULL || d->fused; }
+
+/* Set the buffers, or count their bytes where `at` is NULL. */
+static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
+  int64_t rows = s->rows, most = rows > s->num_wanted ? rows : s->num_wanted;
+  int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = has_gates(d, s) ? rows * d->inner : 0;
+  int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
+  int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
+  b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
+  b->gate_stride = d->fused ? 2 * d->inner : d->inner;
+  b->own_size = aligned(sizeof(float) * attention_scratch(d->heads / d->kv_heads, d->dim)) / sizeof(float);
+  struct {
+    void **buffer;
+    int64_t bytes;
+  } all[] = {
+      {(void **)&b->x, rows * d->hidden * sizeof(float)},
+      {(void **)&b->query, rows * b->query_stride * sizeof(float)},
+      {(void **)&b->key, every * keys * sizeof(float)},
+      {(void **)&b->value, every * keys * sizeof(float)},
+      {(void **)&b->angles, rows * d->turns * d->rotary * sizeof(float)},
+      {&b->normed, most * d->hidden * factor},
+      {&b->attended, rows * queries * factor},
+      {&b->gated, rows * d->inner * factor},
+      {(void **)&b->gate, gates * (d->fused ? 2 : 1) * sizeof(float)},
+      {(void **)&b->up, (d->fused ? 0 : gates) * sizeof(float)},
+      {(void **)&b->given, given * sizeof(float)},
+      {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
+      {(void **)&b->own, threads * b->own_size * sizeof(float)},
+  };
+  int64_t bytes = 0;
+  for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
+    if (at != NULL) *all[i].buffer = at + bytes;
+    bytes += aligned(all[i].bytes);
+  }
+  if (at != NULL && d->fused) b->key = b->query + queries, b->value = b->key + keys, b->up = b->gate + d->inner;
+  return bytes;
+}
