@@ -46,5 +46,7 @@ class Capabilities:
     """None: this engine serves the base model only."""
     cache_config: dict[str, str] = field(default_factory=dict)
     """What there is to know of the KV cache, under vLLM's names: `block_size`, `num_gpu_blocks`, ..."""
+    predictions: bool = False
+    """Whether it uses what requests predict of their outputs."""
     sleep: bool = False
     """Whether the engine can give up its memory for a while."""

@@ -6,6 +6,7 @@ from itertools import combinations
 from engines.checkpoint.quantization import quantization_conflicts
 from engines.params.about import NOT_SUPPORTED, about, facts, unsupported_choice
 from engines.params.infer import InferParams
+from engines.params.speculation import unfit_for_pt
 
 
 def unread(params: InferParams, name: str, readers: tuple[str, ...]) -> str | None:
@@ -32,6 +33,13 @@ def said_twice(params: InferParams) -> Iterator[tuple[str, str]]:
     for name, others in names.items():
         given = [*others, name] if name in params.model_fields_set else others
         yield from combinations(given, 2)
+
+
+def unspeculative(params: InferParams) -> list[tuple[str, str]]:
+    """The parameter of speculative decoding where it asks for what the engine does not do, and why."""
+    config = params.speculative_config
+    reason = None if config is None or params.infer_backend != "pt" else unfit_for_pt(config)
+    return [] if reason is None else [("speculative_config", reason)]
 
 
 def unquantised(params: InferParams, *, mark: str = "") -> list[tuple[str, str]]:

@@ -114,6 +114,8 @@ class GenerationRequest:
     """A share of weight 2 gets twice as many tokens as one of weight 1 where both wait."""
     cache_salt: str | None = None
     """Requests find only those prefixes in the cache that requests of the same salt have left there."""
+    prediction_ids: list[int] | None = None
+    """Tokens of what the client expects the output to be; it comes faster where it is."""
     http_request_id: str | None = None
     """The `x-request-id` that it was asked under, for logs. Clients choose it: it need not be unique."""
 
@@ -149,6 +151,10 @@ class TokenOutput:
     """One for each prompt token, None for the first. On the first output of a request only, where asked for."""
     preemptions: int | None = None
     """How often this output was put back to make room. On its last part only, where the engine can tell."""
+    accepted_prediction_tokens: int = 0
+    """Tokens of the request's prediction that the engine tried for this part, and that are in it."""
+    rejected_prediction_tokens: int = 0
+    """Those that it tried in vain."""
 
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -248,6 +254,12 @@ class EngineStats:
     """Steps by the tokens they computed: the lowest of STEP_SIZES that holds them -> number of steps; 0: more."""
     step_tokens: int = 0
     """Tokens that those steps computed."""
+    spec_drafts: int = 0
+    """Guesses at several tokens that steps computed, beside those that were certain."""
+    spec_draft_tokens: int = 0
+    """Tokens of those guesses."""
+    spec_accepted: dict[int, int] = field(default_factory=dict)
+    """Place in a guess -> number of guesses that were right there, and before it."""
     adapter_slots: tuple[str, ...] = ()
     """Versions whose weights are where the engine computes with them."""
     adapter_host: tuple[str, ...] = ()

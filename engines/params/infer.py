@@ -9,10 +9,11 @@ from engines.params.common import BaseParams
 from engines.params.engine import EngineParams
 from engines.params.lmdeploy import LmdeployParams
 from engines.params.merge import MergeLoraParams
+from engines.params.speculation import SpeculationParams
 from engines.params.vllm import VllmParams
 
 
-class InferParams(MergeLoraParams, VllmParams, LmdeployParams, EngineParams, BaseParams):
+class InferParams(MergeLoraParams, VllmParams, LmdeployParams, SpeculationParams, EngineParams, BaseParams):
     """Answering a data set, or a person at the terminal."""
 
     starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})

@@ -24,9 +24,12 @@ from engines.process.outputs import Outputs
 from engines.process.supervisor import Supervisor
 from engines.types import EngineState, EngineStats, GenerationRequest, Health, PoolingRequest, TokenOutput
 
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions", "step_tokens")
+COUNTERS = (
+    *("prefix_cache_queries", "prefix_cache_hits", "preemptions", "step_tokens"),
+    *("spec_drafts", "spec_draft_tokens"),
+)
 COUNTERS_BY_VERSION = ("adapter_loads", "adapter_evictions")
-COUNTERS_BY_KEY = (*COUNTERS_BY_VERSION, "step_sizes")
+COUNTERS_BY_KEY = (*COUNTERS_BY_VERSION, "step_sizes", "spec_accepted")
 
 
 class ProcessEngine:

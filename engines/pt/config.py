@@ -5,10 +5,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.quantization import Quantization, quantization_of
+from engines.params.speculation import NgramConfig
 from engines.process.config import EngineConfig, settings_of
 
 if TYPE_CHECKING:
     from engines.params.deploy import DeployParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLookup:
+    """Guesses at an output's next tokens: what followed where its last ones stood before. Names are vLLM's."""
+
+    num_speculative_tokens: int
+    """The most guesses at a time."""
+    prompt_lookup_min: int
+    """How many of the last tokens must have stood there."""
+    prompt_lookup_max: int
+    """How many are compared: of several places, the one where more of them stood is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +42,20 @@ class PtConfig(EngineConfig):
     threads: int | None = None
     max_cpu_loras: int | None = None
     max_lora_rank: int = 64
+    prompt_lookup: PromptLookup | None = None
+    """None: outputs are guessed at where their requests predict them, and nowhere else."""
     tempered_logprobs: bool = False
     """Logprobs of sampled tokens are of the distribution at the request's temperature, and not at 1: those that a
     training compares with its own."""
+
+
+def prompt_lookup(speculative_config: Mapping[str, Any]) -> PromptLookup:
+    config = NgramConfig.model_validate(speculative_config)
+    return PromptLookup(
+        num_speculative_tokens=config.num_speculative_tokens,
+        prompt_lookup_min=config.shortest,
+        prompt_lookup_max=config.longest,
+    )
 
 
 def pt_config(params: "DeployParams") -> PtConfig:
@@ -48,4 +72,5 @@ def pt_config(params: "DeployParams") -> PtConfig:
         threads=params.threads,
         max_cpu_loras=params.max_cpu_loras,
         max_lora_rank=params.max_lora_rank,
+        prompt_lookup=None if params.speculative_config is None else prompt_lookup(params.speculative_config),
     )

@@ -22,8 +22,9 @@ from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
 from engines.pt.siblings import Row, Siblings
+from engines.pt.speculation import Speculation
 from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
-from engines.sampler.sampling import SamplingError, sample, token_logprobs
+from engines.sampler.sampling import SampledBatch, SamplingError, sample, token_logprobs
 from engines.text.request_check import check_prompt
 from engines.types import (
     EngineStats,
@@ -66,6 +67,13 @@ class EngineCore:
         self.requests = Requests(self.scheduler)
         self._siblings = Siblings(self.scheduler, runner, eos_token_ids, token_bytes)
         self._beams = Beams(self.scheduler, self.requests, self._siblings)
+        self._speculation = Speculation(
+            self.scheduler,
+            config.prompt_lookup,
+            self._room,
+            device=self.runner.device.type,
+            vocab_size=self.runner.vocab_size,
+        )
         self._arrivals = 0
         self._steps = 0
         self._sizes = StepSizes()
@@ -158,6 +166,9 @@ class EngineCore:
             adapter_host=self.adapters.in_host,
             adapter_loads=dict(scheduler.adapters.loads),
             adapter_evictions=dict(scheduler.adapters.evictions),
+            spec_drafts=self._speculation.drafts,
+            spec_draft_tokens=self._speculation.draft_tokens,
+            spec_accepted=dict(self._speculation.accepted),
             steps=self._steps,
         )
 
@@ -225,6 +236,7 @@ class EngineCore:
             self.requests.fail(self.scheduler.stuck.group, too_many_beams(self.scheduler.pool), report)
         if not chunks:
             return report
+        chunks = self._speculation.extend(chunks)
         # 1. Whose logits are sampled from, new outputs of a shared prompt included; their masks are filled meanwhile.
         complete = [chunk.sequence for chunk in chunks if chunk.completes]
         rows = [row for sequence in complete if _samples(sequence) for row in self._siblings.outputs(sequence)]
@@ -232,7 +244,7 @@ class EngineCore:
         # 2. Forward.
         result = self.runner.step([self._segment(chunk) for chunk in chunks])
         self._steps += 1
-        self._sizes.add(sum(chunk.length for chunk in chunks))
+        self._sizes.add(sum(chunk.length + len(chunk.guess) for chunk in chunks))
         ends = self._read_prompts(chunks, result)
         for chunk in chunks:
             self.scheduler.computed(chunk)
@@ -242,6 +254,7 @@ class EngineCore:
         if beams := [s for s in complete if s.group.beams is not None]:
             self._beams.search(beams, result.logits[[ends[id(s)] for s in beams]], report)
         self._sample(rows, ends, result, masks and masks.result(), report)
+        self._speculation.end(report)
         return report
 
     def fail_running(self, error: TuneserveError) -> StepReport:
@@ -257,12 +270,13 @@ class EngineCore:
 
     def _segment(self, chunk: Chunk) -> Segment:
         sequence = chunk.sequence
-        tokens = sequence.tokens[sequence.computed : sequence.computed + chunk.length]
-        wants = chunk.length if _wants_prompt(sequence) else int(chunk.completes)
+        tokens = sequence.tokens[sequence.computed : sequence.computed + chunk.length] + chunk.guess
+        wants = chunk.length if _wants_prompt(sequence) else int(chunk.completes) + len(chunk.guess)
         return Segment(tokens, sequence.computed, sequence.blocks, wants, sequence.slot)
 
     def _read_prompts(self, chunks: list[Chunk], result: StepResult) -> dict[int, int]:
-        """Note prompt logprobs; return the row of the last logits of each sequence that is complete, by its id()."""
+        """Note prompt logprobs; return the row of the logits after the last token of each sequence that is complete, by
+        its id(). Those after its guesses follow."""
         ends: dict[int, int] = {}
         row = 0
         for chunk in chunks:
@@ -273,6 +287,7 @@ class EngineCore:
                 row += int(chunk.completes)
             if chunk.completes:
                 ends[id(chunk.sequence)] = row - 1
+            row += len(chunk.guess)
         return ends
 
     def _note_prompt(self, chunk: Chunk, logits: Tensor) -> None:
@@ -322,27 +337,56 @@ class EngineCore:
         for row in rows:
             if row.sequence is not row.parent:
                 self._siblings.run(row.sequence, row.parent)
-        while rows:
-            places = [ends[id(row.parent)] for row in rows]
-            logits = result.logits if places == list(range(len(result.logits))) else result.logits[places]
+        sequences = [row.sequence for row in rows]
+        places = {id(row.sequence): ends[id(row.parent)] for row in rows}
+        while sequences:
+            sequences, batch = self._draw(sequences, places, result.logits, masks, report)
+            for sequence, token, logprob in zip(sequences, batch.token_ids, batch.logprobs, strict=True):
+                self._take(sequence, token, logprob, report)
+            # Where the token was guessed, the row after it is computed, too.
+            drawn = zip(sequences, batch.token_ids, strict=True)
+            sequences = [sequence for sequence, token in drawn if self._was_guessed(sequence, token)]
+            for sequence in sequences:
+                places[id(sequence)] += 1
+            constrained = self._masks if any(sequence.grammar for sequence in sequences) else None
+            masks = constrained and constrained.start([sequence.grammar for sequence in sequences]).result()
+
+    def _was_guessed(self, sequence: Sequence, token: int) -> bool:
+        """Whether a sequence goes on within the step, as the token that it just got was guessed."""
+        guessed = sequence.draft is not None and sequence.draft.compare(token)
+        if not guessed or sequence not in self.scheduler.running:
+            return False
+        self.scheduler.guessed(sequence)
+        return True
+
+    def _draw(
+        self,
+        sequences: list[Sequence],
+        places: dict[int, int],
+        logits: Tensor,
+        masks: Tensor | None,
+        report: StepReport,
+    ) -> tuple[list[Sequence], SampledBatch]:
+        """Draw a token for each sequence from its place in the logits. The requests of those that have none to choose
+        fail; returns the others, with their tokens."""
+        while sequences:
+            at = [places[id(sequence)] for sequence in sequences]
+            own = logits if at == list(range(len(logits))) else logits[at]
             try:
-                batch = sample(logits, [row.sequence.sampler for row in rows], masks, tempered=self._tempered)
+                return sequences, sample(own, [s.sampler for s in sequences], masks, tempered=self._tempered)
             except SamplingError as error:
-                rows, masks = self._without(rows, masks, error, report)
-                continue
-            for row, token, logprob in zip(rows, batch.token_ids, batch.logprobs, strict=True):
-                self._take(row.sequence, token, logprob, report)
-            return
+                sequences, masks = self._without(sequences, masks, error, report)
+        return [], SampledBatch([], [])
 
     def _without(
-        self, rows: list[Row], masks: Tensor | None, error: SamplingError, report: StepReport
-    ) -> tuple[list[Row], Tensor | None]:
-        """Fail the requests of the rows that have no token to choose; return the others, with their masks."""
+        self, sequences: list[Sequence], masks: Tensor | None, error: SamplingError, report: StepReport
+    ) -> tuple[list[Sequence], Tensor | None]:
+        """Fail the requests of the sequences that have no token to choose; return the others, with their masks."""
         for at, reason in error.failures.items():
-            self.requests.fail(rows[at].sequence.group, reason, report)
-        failed = {id(rows[at].sequence.group) for at in error.failures}
-        kept = [at for at, row in enumerate(rows) if id(row.sequence.group) not in failed]
-        return [rows[at] for at in kept], None if masks is None else masks[kept]
+            self.requests.fail(sequences[at].group, reason, report)
+        failed = {id(sequences[at].group) for at in error.failures}
+        kept = [at for at, sequence in enumerate(sequences) if id(sequence.group) not in failed]
+        return [sequences[at] for at in kept], None if masks is None else masks[kept]
 
     def _take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, report: StepReport) -> None:
         """Add a sampled token to its sequence, and end it where it ends."""

@@ -193,6 +193,7 @@ def load(config: PtConfig) -> tuple[EngineCore, GrammarCompiler | None, Capabili
         max_beams=config.max_num_seqs,
         cache_config=_cache_config(runner, config),
         adapters=runner.lora.support if config.max_loras else None,
+        predictions=runner.head is None,
     )
     return core, grammars, capabilities
 

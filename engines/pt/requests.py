@@ -17,6 +17,35 @@ class StepReport:
     pooled: list[tuple[str, list[float]]] = field(default_factory=list)
     errors: list[tuple[str, TuneserveError]] = field(default_factory=list)
     adapters: list[Arrival] = field(default_factory=list)
+    _places: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Where in `outputs` each output of a request is."""
+
+    def add(self, request_id: str, output: TokenOutput) -> None:
+        """Add to an output; where the step has added to it before, the two come as one."""
+        place = self._places.setdefault((request_id, output.index), len(self.outputs))
+        if place < len(self.outputs):
+            self.outputs[place] = (request_id, joined(self.outputs[place][1], output))
+        else:
+            self.outputs.append((request_id, output))
+
+    def note_prediction(self, sequence: Sequence, accepted: int, rejected: int) -> None:
+        """Tell with an output what has come of its request's prediction in this step."""
+        request_id = sequence.group.request.request_id
+        if (place := self._places.get((request_id, sequence.index))) is not None:
+            _, output = self.outputs[place]
+            told = replace(output, accepted_prediction_tokens=accepted, rejected_prediction_tokens=rejected)
+            self.outputs[place] = (request_id, told)
+
+
+def joined(output: TokenOutput, more: TokenOutput) -> TokenOutput:
+    return replace(
+        output,
+        token_ids=output.token_ids + more.token_ids,
+        logprobs=None if output.logprobs is None else output.logprobs + (more.logprobs or ()),
+        finish_reason=more.finish_reason,
+        stop_token_id=more.stop_token_id,
+        preemptions=more.preemptions,
+    )
 
 
 class Requests:
@@ -79,7 +108,7 @@ class Requests:
                 queue_seconds=group.queue_seconds,
                 prompt_logprobs=prompt,
             )
-        report.outputs.append((group.request.request_id, output))
+        report.add(group.request.request_id, output)
 
     def fail(self, group: Group, error: TuneserveError, report: StepReport) -> None:
         """End a request with an error."""

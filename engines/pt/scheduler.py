@@ -9,7 +9,7 @@ sequence also gives its blocks to a waiting one of a higher priority, or of a sh
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
@@ -20,10 +20,11 @@ from engines.pt.shares import Amount, Holdings, Queue, Round
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`length` tokens of `sequence`, from its first token that has not been computed."""
+    """`length` tokens of `sequence`, from its first token that has not been computed, and guesses at what follows."""
 
     sequence: Sequence
     length: int
+    guess: list[int] = field(default_factory=list)
 
     @property
     def completes(self) -> bool:
@@ -290,6 +291,25 @@ class Scheduler:
             hashes = sequence.hashes.of(sequence.tokens, full)
             for block, block_hash in zip(sequence.blocks[first:full], hashes[first:full], strict=True):
                 self.pool.cache(block, block_hash)
+
+    def make_room_for_guess(self, sequence: Sequence, count: int) -> int:
+        """Give a running sequence blocks for so many tokens after its last, as far as blocks are free; return how many
+        it has room for."""
+        short = self.pool.blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)
+        if count and short > 0:
+            sequence.blocks += self.pool.allocate(min(short, self.pool.free))
+        return min(count, len(sequence.blocks) * self.pool.block_size - len(sequence.tokens))
+
+    def give_back_room(self, sequence: Sequence) -> None:
+        """Take back the blocks that a guess had, and the tokens that came do not need."""
+        needed = self.pool.blocks_for(len(sequence.tokens))
+        self.pool.release(sequence.blocks[needed:])
+        del sequence.blocks[needed:]
+
+    def guessed(self, sequence: Sequence) -> None:
+        """Note that the token that a sequence got last has been computed already."""
+        self.waiting.charge(sequence, 1)
+        self.computed(Chunk(sequence, 1))
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)

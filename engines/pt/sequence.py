@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engines.pt.beam_search import BeamSearch
+from engines.pt.drafter import Draft, Drafter
 from engines.pt.kv_cache import BlockHashes
 from engines.sampler.grammar import GrammarState
 from engines.sampler.sampling import SamplerRow
@@ -31,6 +32,10 @@ class Sequence:
     """Slot of its adapter while it runs; -1: the base model, or not running."""
     candidates: list[tuple[int, float]] | None = None
     """Likeliest next tokens of a beam, which then rests until its siblings have theirs."""
+    drafter: Drafter | None = None
+    """Guesses at its tokens; None until it decodes."""
+    draft: Draft | None = None
+    """The guesses of the step that runs."""
 
     @property
     def remaining(self) -> int:

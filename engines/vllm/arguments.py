@@ -60,6 +60,7 @@ def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Se
         seed=random.getrandbits(31) if config.seed is None else config.seed,
         max_logprobs=config.max_logprobs,
         scheduling_policy="priority",
+        speculative_config=config.speculative_config,
         structured_outputs_config={"backend": "guidance"},
         # Sampling defaults of the checkpoint are the server's affair: here they would change what was asked for.
         generation_config="vllm",

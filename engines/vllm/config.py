@@ -1,7 +1,7 @@
 """What vLLM was asked for, in the form that crosses to its process."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engines.process.config import EngineConfig, settings_of
 
@@ -23,6 +23,8 @@ class VllmConfig(EngineConfig):
     threads: int | None = None
     """None: one for each physical core."""
     max_lora_rank: int = 16
+    speculative_config: dict[str, Any] | None = None
+    """vLLM's own."""
     enable_sleep_mode: bool = False
     """Whether the engine can give its GPU memory back for a time. It takes memory from an allocator of its own then."""
 
@@ -41,5 +43,6 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         enforce_eager=params.enforce_eager,
         threads=params.threads,
         max_lora_rank=params.max_lora_rank if named_as_elsewhere else params.vllm_max_lora_rank,
+        speculative_config=params.speculative_config,
         enable_sleep_mode=params.enable_sleep_mode,
     )

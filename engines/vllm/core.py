@@ -166,6 +166,9 @@ class VllmCore:
             waiting_for=load.waiting_for,
             step_sizes=self._gauges.sizes.counts,
             step_tokens=self._gauges.sizes.tokens,
+            spec_drafts=self._gauges.drafts,
+            spec_draft_tokens=self._gauges.draft_tokens,
+            spec_accepted=dict(self._gauges.accepted),
             steps=self._gauges.steps,
         )
 

@@ -39,6 +39,7 @@ class EngineCollector(Collector):
         yield self._by_adapter(
             "adapter_evictions", "How often the adapter had to make room there.", stats.adapter_evictions
         )
+        yield from self._guesses(stats)
         if stats.step_sizes:
             yield self._step_sizes(stats)
         yield from self._cache_config()
@@ -64,6 +65,21 @@ class EngineCollector(Collector):
         buckets.append(("+Inf", sum(stats.step_sizes.values())))
         family.add_metric(self._values, buckets, stats.step_tokens)
         return family
+
+    def _guesses(self, stats: EngineStats) -> Iterator[Metric]:
+        if not stats.spec_drafts:  # nobody asked for any
+            return
+        accepted = stats.spec_accepted
+        yield self._counter("spec_decode_num_drafts", "Guesses at next tokens.", stats.spec_drafts)
+        yield self._counter("spec_decode_num_draft_tokens", "Tokens guessed.", stats.spec_draft_tokens)
+        yield self._counter("spec_decode_num_accepted_tokens", "Tokens guessed right.", sum(accepted.values()))
+        by_place = {str(place): accepted[place] for place in sorted(accepted)}
+        yield self._by(
+            "position",
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Tokens guessed right, by place in the guess.",
+            by_place,
+        )
 
     def _cache_config(self) -> Iterator[Metric]:
         try:

@@ -21,6 +21,7 @@ from engines.params.model import ModelParams
 from engines.params.model_kwargs import FAMILIES
 from engines.params.parsers import ParserParams
 from engines.params.quantization import QuantizationParams
+from engines.params.speculation import SpeculationParams
 from engines.params.template import ChatTemplateParams, TemplateParams
 from engines.params.vllm import VllmParams
 from training.params import tuner
@@ -88,7 +89,7 @@ GROUPS: dict[str, Any] = {
     "export": ExportParams,
 } | {f"model_kwargs.{'+'.join(family.model_types)}": family for family in FAMILIES}
 
-SERVING: tuple[type[Params], ...] = (ChatTemplateParams, EngineParams, ParserParams, ServerParams)
+SERVING: tuple[type[Params], ...] = (ChatTemplateParams, SpeculationParams, EngineParams, ParserParams, ServerParams)
 LEARNING: tuple[type[Params], ...] = (
     ChatTemplateParams,
     NumbersParams,
@@ -145,8 +146,8 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     SftParams: (TRAINING, LEARNING),
     PtParams: (TRAINING, LEARNING),
     RlhfParams: (TRAINING | {"rlhf", "rlhf.ppo"}, (*LEARNING, *OF_RLHF)),
-    InferParams: (INFER, (EngineParams,)),
-    AnswerParams: (INFER, (ChatTemplateParams, EngineParams, ParserParams)),
+    InferParams: (INFER, (SpeculationParams, EngineParams)),
+    AnswerParams: (INFER, (ChatTemplateParams, SpeculationParams, EngineParams, ParserParams)),
     DeployParams: (INFER | {"deploy"}, SERVING),
     AppParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
     EvalParams: (INFER | {"deploy", "eval"}, (*SERVING, HarnessParams)),

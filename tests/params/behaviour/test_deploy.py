@@ -47,6 +47,7 @@ PYTHON = {"type": "python", "name": "p", "source": "def grade(sample, item): ret
 KEYS = {"api_key": [FULL]}
 ON_VLLM = MODEL | {"infer_backend": "vllm"}
 NF4 = {"quant_method": "bnb", "quant_bits": 4}
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
 
 OF_THE_SERVER = apart(
     MODEL,
@@ -165,6 +166,7 @@ TABLES: dict[str, dict[str, Row]] = {
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
         max_cpu_loras=Two(UNGIVEN, 9, config("max_cpu_loras")),
+        speculative_config=Two(UNGIVEN, NGRAM, config("prompt_lookup")),
         quant_method=Two("bnb", "torchao", config("quantization"), {"quant_bits": 8}),
         quant_bits=Two(4, 8, config("quantization"), {"quant_method": "bnb"}),
         hqq_axis=Two(0, 1, config("quantization"), {"quant_method": "hqq", "quant_bits": 4}),
@@ -184,6 +186,7 @@ TABLES: dict[str, dict[str, Row]] = {
         disable_custom_all_reduce=Two(False, True, config("disable_custom_all_reduce")),
         enforce_eager=Two(False, True, config("enforce_eager")),
         enable_sleep_mode=Two(False, True, config("enable_sleep_mode")),
+        speculative_config=Two(UNGIVEN, NGRAM, config("speculative_config")),
         quant_bits=Two(4, 8, config("torchao_bits"), {"quant_method": "torchao"}),
         vllm_max_lora_rank=Two(16, 32, config("max_lora_rank")),
     )

@@ -1,6 +1,7 @@
 """What `deploy` says of a parameter that it does not take, and of parameters that do not go together."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,35 @@ def test_folders_of_adapters_must_be_there(tmp_path: Path) -> None:
 def test_two_adapters_of_one_name_are_refused() -> None:
     [told] = refusals(DeployParams(model="m", adapters=("a=x", "y/a")))
     assert told.startswith("--adapters: two adapters have the name 'a'")
+
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (NGRAM, None),
+        (NGRAM | {"prompt_lookup_min": 2, "prompt_lookup_max": 4}, None),
+        ({"method": "eagle3", "model": "m"}, "the engine pt knows the method ngram alone; eagle3 is for vllm"),
+        (NGRAM | {"draft_tensor_parallel_size": 1}, "the engine pt does not know draft_tensor_parallel_size here"),
+        ({"method": "ngram"}, "num_speculative_tokens: Field required"),
+        ({"num_speculative_tokens": 4}, "method: Field required"),
+        (NGRAM | {"num_speculative_tokens": 0}, "num_speculative_tokens: Input should be greater than or equal to 1"),
+        (
+            NGRAM | {"prompt_lookup_min": 4, "prompt_lookup_max": 2},
+            "prompt_lookup_min 4 is more than prompt_lookup_max 2",
+        ),
+    ],
+)
+def test_of_speculative_decoding_is_refused_by_name_what_the_engine_does_not_do(
+    config: dict[str, Any], reason: str | None
+) -> None:
+    told = [] if reason is None else [f"--speculative_config: {reason}"]
+    assert refusals(DeployParams(model="m", speculative_config=config)) == told
+    assert refusals(DeployParams(model="m", infer_backend="vllm", speculative_config=config)) == []
+    (unread,) = refusals(DeployParams(model="m", infer_backend="lmdeploy", speculative_config=config))
+    assert unread == "--speculative_config: the engine lmdeploy does not support it; it is for pt and vllm"
 
 
 def test_what_quantises_the_base_is_refused_where_the_engine_has_no_such_thing_and_must_say_how() -> None:

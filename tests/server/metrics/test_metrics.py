@@ -180,6 +180,21 @@ class BusyEngine(EchoEngine):
         return EngineStats(waiting=6, waiting_for=waiting_for, step_sizes=sizes.counts, step_tokens=sizes.tokens)
 
 
+class GuessingEngine(EchoEngine):
+    def stats(self) -> EngineStats:
+        return EngineStats(spec_drafts=5, spec_draft_tokens=15, spec_accepted={0: 4, 1: 2})
+
+
+async def test_guesses_at_next_tokens_are_counted_where_there_are_any() -> None:
+    prefix = "tuneserve:spec_decode_num_"
+    guessing, plain = Watched(GuessingEngine()), Watched()
+    names = ("drafts_total", "draft_tokens_total", "accepted_tokens_total")
+    assert [guessing.value(prefix + name) for name in names] == [5, 15, 6]
+    places = [guessing.value(prefix + "accepted_tokens_per_pos_total", position=str(place)) for place in range(3)]
+    assert places == [4, 2, None]
+    assert {plain.value(prefix + name) for name in names} == {None}
+
+
 async def test_what_requests_wait_for_comes_to_all_that_wait() -> None:
     watched = Watched(BusyEngine())
     name = "tuneserve:num_requests_waiting_by_reason"

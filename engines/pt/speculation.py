@@ -1,0 +1,124 @@
+"""Speculative decoding: a step computes guesses at a sequence's next tokens beside the one that is certain.
+
+Their rows give the logits that the sequence would have had one step after another. Tokens are then drawn one by one as
+they are without guesses, each with the sequence's own parameters, constraint and random number for its position, and
+as long as what was drawn is what was guessed, the next row is drawn from, too. So outputs are those without guesses. It
+is the rejection sampling of Leviathan et al. 2023 (arXiv:2211.17192) for a draft that puts all its mass on one token.
+
+Guesses take what a step has left over: no block and no token of its budget that anybody else needs. Whether one is
+worth its row depends on how likely it is, and on the step: one that reads all weights for a single row computes a few
+more at little cost, one of many rows takes longer with each.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from engines.pt.config import PromptLookup
+from engines.pt.drafter import Drafter, Source
+from engines.pt.prompt_lookup import NO_TOKEN, Lookup
+from engines.pt.requests import StepReport
+from engines.pt.scheduler import Chunk, Scheduler
+from engines.pt.sequence import Group, Sequence
+
+ROWS_PER_READ = {"cpu": 10, "cuda": 128}
+"""How many rows a step computes in the time in which it reads the weights: 10 for a model of 135M parameters in
+bfloat16 on two cores with AVX512-BF16 (`python -m benchmarks.steps`). Not measured on a GPU."""
+
+LIKELIEST = 2 / 3
+"""Where a guess must be likelier than this one to be worth its row, none is looked for: that takes time, too."""
+
+MOST_PREDICTED = 32
+"""The most guesses at a time that come of a request's own prediction."""
+
+PREDICTED_RUN = (2, 8)
+"""How many of an output's last tokens must stand in the prediction to be followed there, and how many are compared."""
+
+FIRST_LIKELIHOOD = 0.6
+FIRST_LIKELIHOOD_OF_PREDICTION = 0.8
+
+
+class Speculation:
+    """The guesses of each step, and how many of all were right."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        lookup: PromptLookup | None,
+        room: Callable[[Group], int],
+        *,
+        device: str,
+        vocab_size: int,
+    ) -> None:
+        """`lookup`: None: outputs are looked up in what their clients predict alone. `room`: how many tokens
+        each output of a request may have."""
+        self._scheduler = scheduler
+        self._lookup = lookup
+        self._room = room
+        self._rows_per_read = ROWS_PER_READ.get(device, ROWS_PER_READ["cpu"])
+        self._vocab_size = vocab_size
+        self._guessed: list[Sequence] = []
+        self.drafts = 0
+        self.draft_tokens = 0
+        self.accepted: Counter[int] = Counter()
+        """Guesses that were right, by their place in the draft."""
+
+    def extend(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Add guesses to the decodes of a step."""
+        self._guessed = []
+        rows = sum(chunk.length for chunk in chunks)
+        left = self._scheduler.max_num_batched_tokens - rows
+        least = rows / (rows + self._rows_per_read)
+        extended = []
+        for chunk in chunks:
+            chunk.sequence.draft = None
+            if least <= LIKELIEST and _decodes(chunk):
+                guess = self._guess(chunk.sequence, least, left)
+                left -= len(guess)
+                chunk = replace(chunk, guess=guess)
+            extended.append(chunk)
+        return extended
+
+    def _guess(self, sequence: Sequence, least: float, left: int) -> list[int]:
+        if sequence.drafter is None:
+            sequence.drafter = self._drafter(sequence)
+        # After the guesses, all of them right, there comes one token more.
+        most = min(left, self._room(sequence.group) - sequence.num_output - 1)
+        draft = sequence.drafter.propose(sequence.tokens, least=least, most=most)
+        if draft is None:
+            return []
+        draft.rows = self._scheduler.make_room_for_guess(sequence, draft.rows)
+        sequence.draft = draft
+        self._guessed.append(sequence)
+        return draft.token_ids[: draft.rows]
+
+    def _drafter(self, sequence: Sequence) -> Drafter:
+        sources, group = [], sequence.group
+        if (predicted := group.request.prediction_ids) is not None:
+            known = [token if 0 <= token < self._vocab_size else NO_TOKEN for token in predicted]
+            shortest, longest = PREDICTED_RUN
+            # An output that has not begun stands where the prediction begins: both have the same mark there.
+            lookup = Lookup([NO_TOKEN], shortest=shortest, longest=longest, corpus=[NO_TOKEN, *known])
+            begins = group.num_prompt - 1
+            sources.append(Source(lookup, begins, MOST_PREDICTED, FIRST_LIKELIHOOD_OF_PREDICTION, of_prediction=True))
+        if (config := self._lookup) is not None:
+            lookup = Lookup([], shortest=config.prompt_lookup_min, longest=config.prompt_lookup_max)
+            sources.append(Source(lookup, 0, config.num_speculative_tokens, FIRST_LIKELIHOOD))
+        return Drafter(sources)
+
+    def end(self, report: StepReport) -> None:
+        """Note what has come of the guesses of the step, and give back what they had."""
+        for sequence in self._guessed:
+            draft = sequence.draft
+            assert draft is not None, "it was guessed at"
+            self.drafts += draft.rows > 0
+            self.draft_tokens += draft.rows
+            self.accepted.update(range(draft.accepted))
+            if draft.source.of_prediction and draft.rows:
+                report.note_prediction(sequence, draft.accepted, draft.rows - draft.accepted)
+            self._scheduler.give_back_room(sequence)
+
+
+def _decodes(chunk: Chunk) -> bool:
+    sequence = chunk.sequence
+    return chunk.completes and chunk.length == 1 and sequence.num_output > 0 and sequence.group.beams is None
