@@ -44,6 +44,9 @@ class TextDelta:
     """The stop string, or the stop token where it is not an end-of-sequence token, that ended the output."""
     cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    accepted_prediction_tokens: int = 0
+    """As the engine tells them: see `TokenOutput`."""
+    rejected_prediction_tokens: int = 0
 
 
 class OutputText:
@@ -126,6 +129,8 @@ class OutputText:
             stop_reason=self._stop_token_reason(step) if matched is None else matched,
             cached_tokens=step.cached_tokens,
             prompt_logprobs=step.prompt_logprobs,
+            accepted_prediction_tokens=step.accepted_prediction_tokens,
+            rejected_prediction_tokens=step.rejected_prediction_tokens,
         )
 
     def _stop_token_reason(self, step: TokenOutput) -> int | None:

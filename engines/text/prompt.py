@@ -254,6 +254,10 @@ class PromptRenderer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
         return self._with_one_bos(ids)
 
+    def beginning(self, text: str, count: int) -> list[int]:
+        """At most `count` tokens, with which the text begins. Most of one that is much too long is not tokenized."""
+        return self._at_least(text, count, Truncation(count, "right"))[:count]
+
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         return ids[1:] if self._bos is not None and ids[:2] == [self._bos, self._bos] else ids
 

@@ -95,6 +95,7 @@ class Answer:
         self._usage = Usage(
             sum(len(request.prompt_ids) for request in generation.requests),
             reasons=generation.plan.reasoning is not None,
+            predicted=any(request.prediction_ids is not None for request in generation.requests),
         )
 
     @property

@@ -30,6 +30,8 @@ class Asked:
     scored_outputs: int = 1
     """Outputs of each prompt with which its logprobs are told."""
     thinking_budget: ThinkingBudget | None = None
+    prediction_ids: list[int] | None = None
+    """Tokens of what the client expects the output to be."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens beside the model's own that end an output, unless the request goes on after those."""
     starts_text: bool = False

@@ -62,7 +62,8 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
     plan = await pools.text.run_long(constrained, model.output_format.plan, tools, structured, prompt.text)
     if (checked := await check(plan.unchecked, pools)) is not None:
         plan = replace(plan, structured=checked.structured)
-    body.ignored.add(*without_effect(body, plan, model))
+    predicted = await pools.text.run_long(body.is_long, read_prediction, body, model, capabilities)
+    body.ignored.add(*without_effect(body, plan, model, capabilities))
     return Asked(
         prompts=[prompt],
         prompt_field="messages",
@@ -75,6 +76,7 @@ async def read_chat(body: ChatRequest, model: ServedModel, capabilities: Capabil
         prompt_logprobs=body.prompt_logprobs,
         stop_token_ids=_end_of_answer(model, capabilities),
         thinking_budget=thinking_budget(body, plan, model),
+        prediction_ids=predicted,
         starts_text=not body.continue_final_message,
     )
 
@@ -84,6 +86,13 @@ def read_messages(body: ChatRequest, model: ServedModel, capabilities: Capabilit
     output = next((most for most in (_max_tokens(body), model.defaults.max_new_tokens) if most is not None), 1)
     truncation = body.truncation(capabilities, output=output, side="left")
     return tools, model.renderer.chat(conversation, capabilities, truncation)
+
+
+def read_prediction(body: ChatRequest, model: ServedModel, capabilities: Capabilities) -> list[int] | None:
+    """The tokens that the answer is expected to have, where the engine has a use for them."""
+    if body.prediction is None or not capabilities.predictions:
+        return None
+    return model.renderer.beginning(body.prediction.text, capabilities.max_model_len)
 
 
 def chat_conversation(body: ChatRequest, model: ServedModel) -> tuple[ToolRequest, Conversation]:
@@ -124,11 +133,14 @@ def thinking_budget(body: ChatRequest, plan: OutputPlan, model: ServedModel) -> 
     )
 
 
-def without_effect(body: ChatRequest, plan: OutputPlan, model: ServedModel) -> tuple[str, ...]:
-    """Fields that this model cannot follow, and whose answer is fit for use all the same."""
+def without_effect(
+    body: ChatRequest, plan: OutputPlan, model: ServedModel, capabilities: Capabilities
+) -> tuple[str, ...]:
+    """Fields that this model or its engine cannot follow, and whose answer is fit for use all the same."""
     asked = {
         "reasoning_effort": body.reasoning_effort is not None and not model.effort.knows_effort,
         "verbosity": body.verbosity is not None and not model.effort.knows_verbosity,
+        "prediction": body.prediction is not None and not capabilities.predictions,
         "thinking_token_budget": thinking_tokens(body) is not None and plan.reasoning is None,
     }
     return tuple(name for name, ignored in asked.items() if ignored)

@@ -54,6 +54,7 @@ class Chunks:
         index = delta.text.index
         if index not in self._usages:
             prompt = self._asked.prompts[index // self._asked.n]
-            self._usages[index] = Usage(len(prompt.ids), reasons=self._asked.plan.reasoning is not None)
+            reasons, predicted = self._asked.plan.reasoning is not None, self._asked.prediction_ids is not None
+            self._usages[index] = Usage(len(prompt.ids), reasons=reasons, predicted=predicted)
         self._usages[index].add(delta.text, reasoned=delta.reasoned)
         return {"usage": self._usages[index].to_wire()}

@@ -155,6 +155,7 @@ def _requests(
             share=caller.name,
             weight=inference.weight_of(caller.name),
             cache_salt=inference.salts.of(caller.name, body.cache_salt),
+            prediction_ids=asked.prediction_ids,
             http_request_id=current_http_request_id(),
         )
         check_capabilities(request, capabilities, body)

@@ -212,11 +212,20 @@ class ChatMessage(RequestBody):
 # --- requests
 
 
+class PredictedPart(RequestBody):
+    type: Literal["text"]
+    text: Text
+
+
 class Prediction(RequestBody):
     """What the answer is expected to be."""
 
     type: Literal["content"]
-    content: Text | Annotated[Items[ContentPart], Field(max_length=MAX_MESSAGES)]
+    content: Text | Annotated[Items[PredictedPart], Field(max_length=MAX_MESSAGES)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ConversationFields(RequestBody):

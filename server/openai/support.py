@@ -43,7 +43,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields that would change an answer and are not supported, the values that ask for nothing, and why."""
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "prediction": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "service_tier": ("auto", "default"),
