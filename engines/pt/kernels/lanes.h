@@ -93,16 +93,21 @@ static inline void put_bf16(lanes values, bf16 *p, int n) {
 #define OF_SECOND(l, d) ((l) & (d) ? LANES + (l) : (l) + (d))
 #define FOUR(f, l, d) f(l, d), f(l + 1, d), f(l + 2, d), f(l + 3, d)
 #if LANES == 16
-#define EVERY_LANE(f, d) (places){FOUR(f, 0, d), FOUR(f, 4, d), FOUR(f, 8, d), FOUR(f, 12, d)}
+#define EVERY_LANE(f, d) FOUR(f, 0, d), FOUR(f, 4, d), FOUR(f, 8, d), FOUR(f, 12, d)
 #elif LANES == 8
-#define EVERY_LANE(f, d) (places){FOUR(f, 0, d), FOUR(f, 4, d)}
+#define EVERY_LANE(f, d) FOUR(f, 0, d), FOUR(f, 4, d)
 #else
-#define EVERY_LANE(f, d) (places){FOUR(f, 0, d)}
+#define EVERY_LANE(f, d) FOUR(f, 0, d)
+#endif
+#if defined(__clang__)
+#define LANES_OF(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define LANES_OF(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
 #endif
 #define ADD_PAIRS(d)                                                                                                  \
   _Pragma("GCC unroll 8") for (int i = 0; i < LANES / (2 * d); i++) {                                                 \
     lanes x = v[2 * i], y = v[2 * i + 1];                                                                             \
-    v[i] = __builtin_shuffle(x, y, EVERY_LANE(OF_FIRST, d)) + __builtin_shuffle(x, y, EVERY_LANE(OF_SECOND, d));      \
+    v[i] = LANES_OF(x, y, EVERY_LANE(OF_FIRST, d)) + LANES_OF(x, y, EVERY_LANE(OF_SECOND, d));                        \
   }
 static inline __attribute__((always_inline)) lanes sums_of(lanes *v) {
   ADD_PAIRS(1)

@@ -203,7 +203,9 @@ def test_bfloat16_answers_within_its_precision(
     assert sum(errors) / len(errors) < 0.25
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "phi3", "gpt-neox"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "olmo2", "smollm3", "gpt-neox"]
+)
 def test_bfloat16_answers_are_nearer_to_float32_than_those_of_plain_transformers(
     runner: GetRunner, reference: Callable[[str], Reference], folder: Callable[[str], Path], name: str
 ) -> None:
