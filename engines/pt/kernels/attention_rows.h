@@ -19,7 +19,7 @@ INLINED void find_places(const Pages *pages, int begin, int end, int64_t *places
     *places_of_keys++ = ((int64_t)pages->blocks[block] * pages->block_size + offset) * pages->stride;
     if (++offset == pages->block_size) block++, offset = 0;
   }
-  for (int token = end; token % LANES; token++, places_of_keys++) *places_of_keys = places_of_keys[-1];
+  for (int64_t last = places_of_keys[-1], more = -end & (LANES - 1); more; more--) *places_of_keys++ = last;
 }
 
 #define FACTOR_float float
@@ -111,7 +111,7 @@ INLINED float OF(soften)(float *scores, int begin, int end, float scale, float s
   lanes top = all_of(-INFINITY), weights = {0};
   int from = begin / LANES * LANES;
   for (int j = from; j < begin; j++) scores[j] = -INFINITY;
-  for (int j = end; j % LANES; j++) scores[j] = -INFINITY;
+  for (int j = end; j < (end + LANES - 1) / LANES * LANES; j++) scores[j] = -INFINITY;
   for (int j = from; j < end; j += LANES) {
     lanes given = load_float(scores + j), score = given * scale;
     if (softcap > 0.0f) {
