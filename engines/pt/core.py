@@ -299,7 +299,7 @@ class EngineCore:
             ids = torch.tensor(told, device=logits.device)
             count = group.request.sampling.prompt_logprobs
             assert count is not None, "asked for"
-            group.prompt_logprobs += token_logprobs(logits[: len(told)], ids, count)
+            group.prompt_logprobs += token_logprobs(logits[: len(told)], ids, count, kernel=self.runner.sampling)
 
     # ---- what comes of the logits
 
@@ -373,7 +373,8 @@ class EngineCore:
             at = [places[id(sequence)] for sequence in sequences]
             own = logits if at == list(range(len(logits))) else logits[at]
             try:
-                return sequences, sample(own, [s.sampler for s in sequences], masks, tempered=self._tempered)
+                samplers, kernel = [sequence.sampler for sequence in sequences], self.runner.sampling
+                return sequences, sample(own, samplers, masks, tempered=self._tempered, kernel=kernel)
             except SamplingError as error:
                 sequences, masks = self._without(sequences, masks, error, report)
         return [], SampledBatch([], [])

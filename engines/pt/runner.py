@@ -26,6 +26,7 @@ from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
 from engines.pt.quantized import rounds_by_batch
 from engines.pt.weights import write_weights
+from engines.sampler.native import SamplingKernel
 from engines.types import Head
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class ModelRunner:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
         expected = self._reference(self._check_ids())
         self._library = build.load() if self.device.type == "cpu" else None
+        self.sampling = None if self._library is None else SamplingKernel(self._library)
         self._attn_impl = config.attn_impl
         self._pack()
         with watching_calls(self.model) as calls:

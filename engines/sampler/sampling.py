@@ -5,6 +5,8 @@ number for each token through the inverse of the distribution function. An unfil
 filtered row orders them from the likeliest down, ties by id, and what a filter keeps is always a prefix of that order;
 so it suffices to sort the likeliest few, and to sort the whole row only where they do not settle how long the prefix
 is. Both ways choose the same token: it depends on the row's logits, parameters, seed and position, never on the batch.
+
+On a CPU all but the edits of the logits is in C (`native.py`), and rows that need none are read where they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
+from engines.sampler.native import SamplingKernel
 from engines.sampler.row import SamplerRow
 from engines.types import LOWEST_LOGPROB, TokenLogprob
 
@@ -56,26 +59,31 @@ class SamplingError(Exception):
         self.failures = failures
 
 
-def sample(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None, *, tempered: bool = False) -> SampledBatch:
+def sample(
+    logits: Tensor,
+    rows: Sequence[SamplerRow],
+    masks: Tensor | None,
+    *,
+    tempered: bool = False,
+    kernel: SamplingKernel | None = None,
+) -> SampledBatch:
     """Choose the next token of each row. The rows are only read: `accept` what is returned.
 
     logits: (rows, vocab), any float dtype, left as it is
     masks: (rows, vocab in 32s) int32, a set bit for each allowed token; None where every token of every row is allowed
     tempered: logprobs are at each row's temperature (greedy rows': at 1), before all else, and not at 1
+    kernel: for logits on a CPU; None: by torch
     Raises SamplingError where a row's logits are not numbers or nothing is allowed.
     """
-    size = _rows_at_once(logits)
-    starts = range(0, len(rows), size)
-    parts = [
-        _choose(logits[i : i + size], rows[i : i + size], None if masks is None else masks[i : i + size])
-        for i in starts
-    ]
-    ids, best = torch.cat(parts, dim=1).tolist()
+    if kernel is not None:
+        logits = logits.float().contiguous()
+        token_ids, best = _choose_natively(kernel, logits, rows, masks)
+    else:
+        token_ids, best = _choose_by_torch(logits, rows, masks)
     _check(best)
-    token_ids = [int(token_id) for token_id in ids]
     for i, token_id in _forced(rows, masks):
         token_ids[i] = token_id
-    return SampledBatch(token_ids, _sampled_logprobs(logits, rows, token_ids, tempered))
+    return SampledBatch(token_ids, _sampled_logprobs(logits, rows, token_ids, tempered, kernel))
 
 
 def _forced(rows: Sequence[SamplerRow], masks: Tensor | None) -> Iterator[tuple[int, int]]:
@@ -88,13 +96,20 @@ def _forced(rows: Sequence[SamplerRow], masks: Tensor | None) -> Iterator[tuple[
             yield i, token_id
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, top_k: int) -> list[TokenLogprob]:
+def token_logprobs(
+    logits: Tensor, token_ids: Tensor, top_k: int, *, kernel: SamplingKernel | None = None
+) -> list[TokenLogprob]:
     """The logprob and rank of each position's token and the logprobs of its `top_k` likeliest, of the model's own
     distribution.
 
     logits: (positions, vocab); token_ids: (positions,)
     """
-    return _logprobs(logits, token_ids, [top_k] * len(token_ids), ranked=True)
+    tops = [top_k] * len(token_ids)
+    if kernel is not None:
+        return kernel.logprobs(
+            logits.float().contiguous(), token_ids.tolist(), tops, [1.0] * len(token_ids), ranked=True
+        )
+    return _logprobs(logits, token_ids, tops, ranked=True)
 
 
 def beam_candidates(
@@ -214,6 +229,42 @@ def _check(best: list[float], *, dead_ends: bool = False) -> None:
 
 
 # Choosing
+
+
+def _choose_natively(
+    kernel: SamplingKernel, logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None
+) -> tuple[list[int], list[float]]:
+    """The chosen ids and the best scores. Only rows that are edited are copied."""
+    masked = [False] * len(rows) if masks is None else (masks != -1).any(1).tolist()
+    changed = [i for i, row in enumerate(rows) if masked[i] or row.edits]
+    if not changed:
+        return _transposed(kernel.choose(logits, rows))
+    found: list[tuple[int, float]] = [(0, 0.0)] * len(rows)
+    if len(changed) < len(rows):
+        found = kernel.choose(logits, rows)
+    size = _rows_at_once(logits)
+    for start in range(0, len(changed), size):
+        some = changed[start : start + size]
+        own = [rows[i] for i in some]
+        scores = edited(logits[some], own, None if masks is None else masks[some])
+        for i, one in zip(some, kernel.choose(scores, own), strict=True):
+            found[i] = one
+    return _transposed(found)
+
+
+def _transposed(found: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [token_id for token_id, _ in found], [best for _, best in found]
+
+
+def _choose_by_torch(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> tuple[list[int], list[float]]:
+    size = _rows_at_once(logits)
+    starts = range(0, len(rows), size)
+    parts = [
+        _choose(logits[i : i + size], rows[i : i + size], None if masks is None else masks[i : i + size])
+        for i in starts
+    ]
+    ids, best = torch.cat(parts, dim=1).tolist()
+    return [int(token_id) for token_id in ids], best
 
 
 def _choose(logits: Tensor, rows: Sequence[SamplerRow], masks: Tensor | None) -> Tensor:
@@ -403,7 +454,11 @@ def _sorted(keys: Tensor) -> Tensor:
 
 
 def _sampled_logprobs(
-    logits: Tensor, rows: Sequence[SamplerRow], token_ids: list[int], tempered: bool
+    logits: Tensor,
+    rows: Sequence[SamplerRow],
+    token_ids: list[int],
+    tempered: bool,
+    kernel: SamplingKernel | None,
 ) -> list[TokenLogprob | None]:
     result: list[TokenLogprob | None] = [None] * len(rows)
     wanted = [(i, row.sampling.logprobs) for i, row in enumerate(rows) if row.sampling.logprobs is not None]
@@ -411,10 +466,14 @@ def _sampled_logprobs(
         index = torch.tensor([i for i, _ in wanted], device=logits.device)
         own = logits if len(wanted) == len(rows) else logits[index]
         temperatures = [1.0 if rows[i].greedy or not tempered else rows[i].sampling.temperature for i, _ in wanted]
-        if any(temperature != 1 for temperature in temperatures):
-            own = own.float() / torch.tensor(temperatures, device=logits.device)[:, None]
-        ids = torch.tensor([token_ids[i] for i, _ in wanted], device=logits.device)
-        for (i, _), logprob in zip(wanted, _logprobs(own, ids, [top_k for _, top_k in wanted]), strict=True):
+        ids, tops = [token_ids[i] for i, _ in wanted], [top_k for _, top_k in wanted]
+        if kernel is not None:
+            found = kernel.logprobs(own, ids, tops, temperatures, ranked=False)
+        else:
+            if any(temperature != 1 for temperature in temperatures):
+                own = own.float() / torch.tensor(temperatures, device=logits.device)[:, None]
+            found = _logprobs(own, torch.tensor(ids, device=logits.device), tops)
+        for (i, _), logprob in zip(wanted, found, strict=True):
             result[i] = logprob
     return result
 

@@ -58,6 +58,9 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "lora_add_float": (LORA, None),
     "lora_add_bf16": (LORA, None),
     "lora_add_mixed": (LORA, None),
+    "sampling_scratch": ([INT], LONG),
+    "choose_tokens": ([P, INT, INT, P], None),
+    "tell_logprobs": ([P, INT, INT, P], None),
     "decoder_scratch": ([P, P], LONG),
     "decoder_step": ([P, P], None),
 }
