@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engines.checkpoint.integers import integers_of
 from engines.pt import families, low_rank
 from engines.pt.attention import KVCache, LayerShape
 from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
 from engines.pt.lora import LoraSlots
 from engines.pt.low_rank import Dealt
 from engines.pt.quantized import is_quantized
+from engines.pt.quantized_linear import PLAIN, Grid, QuantizedLinear
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class _Matrix(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
+        ("grid", Grid),
     )
 
 
@@ -94,7 +97,8 @@ def reason_against(model: nn.Module) -> str | None:
         if not layer.self_attn.is_causal:
             return "its tokens see those after them"
         for linear in families.linears_of(layer).values():
-            if type(linear) is not nn.Linear or is_quantized(linear) or linear.weight.device.type != "cpu":
+            other = type(linear) is not nn.Linear or (is_quantized(linear) and integers_of(linear) is None)
+            if other or linear.weight.device.type != "cpu":
                 return f"it has a layer that is {type(linear).__name__} on {next(linear.parameters()).device.type}"
             if linear.in_features % 2:
                 return f"it has a layer of {linear.in_features} inputs"
@@ -124,7 +128,8 @@ class NativeDecoder:
         self._library = library
         self._kept: list[Any] = []  # what the kernel points to
         first = shapes[0]
-        self._dots = type(base.layers[0].mlp.down_proj) is DotLinear
+        down = base.layers[0].mlp.down_proj
+        self._dots = down.dots if type(down) is QuantizedLinear else type(down) is DotLinear
         if type(base.embed_tokens) is not WideningEmbedding:
             raise ValueError("its embeddings are not bfloat16 values")
         head = model.get_output_embeddings()
@@ -173,15 +178,22 @@ class NativeDecoder:
             name: None if norm is None else self._pointer(families.weight_of(norm))
             for name, norm in families.norms_of(layer).items()
         }
-        matrices = {name: self._matrix(linear) for name, linear in families.linears_of(layer).items()}
+        linears = families.linears_of(layer)
+        if type(linears["gate"]) is not type(linears.get("up", linears["gate"])):
+            raise ValueError("its gates are of two kinds")
+        matrices = {name: self._matrix(linear) for name, linear in linears.items()}
         return _Layer(**norms, **matrices, window=shape.window, turn=turn, scale=shape.scale, softcap=shape.softcap)
 
     def _matrix(self, linear: Any) -> _Matrix:
-        if type(linear) is not (DotLinear if self._dots else WideningLinear):
-            raise ValueError("its weights are not bfloat16 values")
+        if type(linear) is QuantizedLinear and linear.dots == self._dots:
+            grid = linear.grid
+        elif type(linear) is (DotLinear if self._dots else WideningLinear):
+            grid = Grid(*PLAIN)
+        else:
+            raise ValueError("its weights are neither bfloat16 values nor integers")
         self._kept.append(linear)
         bias = None if linear.bias is None else linear.bias.data_ptr()
-        return _Matrix(linear._packed.data_ptr(), bias, linear.in_features, linear.out_features)
+        return _Matrix(linear._packed.data_ptr(), bias, linear.in_features, linear.out_features, grid)
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
         kept = tensor.detach().to(dtype).contiguous()

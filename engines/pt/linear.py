@@ -8,6 +8,8 @@ Through torch alone a weight is reordered at every call, which is most of the ti
   and all of a model that `decoder.py` computes. Our C kernel.
 - `PackedLinear`: everything else, by oneDNN.
 
+Weights that are integers of 4 or 8 bits and scales stay that (`quantized_linear.py`).
+
 A model in bfloat16 keeps to it where it counts for speed: in the weights, inputs and results of linear layers, and in
 the cache. What runs from layer to layer, norms, positions and logits are float32 (`pack`).
 """
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.exact_head import ExactHead
+from engines.checkpoint.integers import integers_of
 from engines.pt.pages import Pages
 from engines.pt.quantized import is_quantized
+from engines.pt.quantized_linear import QuantizedLinear
 
 # Rows for which oneDNN chooses its layout: a typical decode batch. Other batches run on the same layout.
 TYPICAL_ROWS = 32
@@ -129,7 +133,8 @@ def scale_of(module: nn.Module) -> float | None:
 
 def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | None = None, dots: bool = False) -> None:
     """Replace the plain linear and embedding layers of a model on a CPU; their original weights are dropped.
-    Quantised ones stay. `dots`: all linear layers are to be `DotLinear`.
+    Ones that another library keeps quantised stay, if not as integers. `dots`: all plain linear layers are to be
+    `DotLinear`.
 
     Between the linear layers of a bfloat16 model everything is float32 from then on, at hardly any cost, where nothing
     else in it has a matrix of weights: experts, say, want their inputs in their weights' dtype.
@@ -139,9 +144,13 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             embeds = isinstance(child, nn.Embedding) and scale_of(child) is not None
-            if not (embeds or type(child) is nn.Linear) or is_quantized(child):
+            if not (embeds or type(child) is nn.Linear) or child.weight.device.type != "cpu":
                 continue
-            if child.weight.device.type != "cpu":
+            if library is not None and (found := integers_of(child)) is not None:
+                narrow = child.weight.dtype is torch.bfloat16 and bool(library.has_quantized_dots())
+                setattr(parent, name, QuantizedLinear(child, found, library, pages, dots=narrow, wide=wide))
+                continue
+            if is_quantized(child):
                 continue
             if wide and embeds:
                 setattr(parent, name, WideningEmbedding(child))

@@ -28,10 +28,11 @@ from engines.errors import InvalidAdapter
 from engines.pt.linear import DotLinear, PackedLinear, WideningLinear, scale_of
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
 from engines.pt.quantized import is_quantized
+from engines.pt.quantized_linear import QuantizedLinear
 
 log = logging.getLogger(__name__)
 
-LINEARS = (nn.Linear, PackedLinear, WideningLinear, DotLinear, Conv1D)
+LINEARS = (nn.Linear, PackedLinear, WideningLinear, DotLinear, QuantizedLinear, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,9 @@ class LoraSlots:
             if mine:
                 inputs = self.support.linears[mine[0]][0]
                 outputs = [self.support.linears[path][1] for path in mine]
-                kind = type(self._model.get_submodule(mine[0]))
-                dtype = torch.float32 if kind is WideningLinear else self._dtype
-                wide = kind is DotLinear
+                first = self._model.get_submodule(mine[0])
+                dtype = torch.float32 if type(first) is WideningLinear else self._dtype
+                wide = type(first) is DotLinear or (type(first) is QuantizedLinear and first.wide)
                 yield Group(mine, Kernel(self.num_slots, inputs, outputs, dtype, self._library, wide=wide))
 
     @property

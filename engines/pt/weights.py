@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from engines.errors import EngineFailure
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear
+from engines.pt.quantized_linear import QuantizedLinear
 
 
 def write_weights(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -16,7 +17,7 @@ def write_weights(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.
     EngineFailure where one is missing or has another shape; the model is then of no use.
     """
     for path, module in list(model.named_modules()):
-        if isinstance(module, WideningLinear | DotLinear | PackedLinear):
+        if isinstance(module, WideningLinear | DotLinear | PackedLinear | QuantizedLinear):
             plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
         elif isinstance(module, WideningEmbedding):
             plain = module.plain()

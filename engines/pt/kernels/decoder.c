@@ -6,9 +6,10 @@
  * the place of some that get the same input; another activation; capped scores; several sets of angles.
  *
  * What runs from layer to layer, norms, positions, sums and logits are float32. Products are made as in `linear.c` (rows
- * in float32) or, where `dots`, as in `linear_dots.c` (rows rounded to bfloat16). Keys and values are kept in the
- * cache's type. Threads meet after each phase (team.h). A row's result is the same to the last bit whatever rows are
- * beside it: each sum is made in an order that depends on the row alone.
+ * in float32) or, where `dots`, as in `linear_dots.c` (rows rounded to bfloat16); with weights that are integers, as in
+ * `linear_quantized.c`. Keys and values are kept in the cache's type. Threads meet after each phase (team.h). A row's
+ * result is the same to the last bit whatever rows are beside it: each sum is made in an order that depends on the row
+ * alone.
  */
 #include <math.h>
 #include <omp.h>
@@ -81,17 +82,29 @@ typedef struct {
   float *to; /* [rows][matrix->out] */
 } Product;
 
-static inline int columns_of(const Decoder *d) { return d->dots ? DOTS_COLUMNS : WIDENING_COLUMNS; }
-static inline int panels_of(const Decoder *d, const Matrix *m) { return (m->out + columns_of(d) - 1) / columns_of(d); }
+static inline int columns_of(const Decoder *d, const Matrix *m) {
+  return m->grid.bits < 16 ? QUANTIZED_COLUMNS : d->dots ? DOTS_COLUMNS : WIDENING_COLUMNS;
+}
+static inline int panels_of(const Decoder *d, const Matrix *m) { return PORTIONS(m->out, columns_of(d, m)); }
 
 /* One panel of a matrix times rows `first` to `first` + `rows` - 1 of x. */
 INLINED void multiply(const Decoder *d, const Matrix *m, const void *x, int64_t first, int rows, int panel,
                       float *tile) {
-  const bf16 *packed = m->packed + (int64_t)panel * columns_of(d) * m->in;
+  const bf16 *narrow = (const bf16 *)x + first * m->in;
+  const float *wide = (const float *)x + first * m->in;
+  if (m->grid.bits < 16) {
+    const uint8_t *packed = (const uint8_t *)m->packed + panel * quantized_panel(&m->grid, m->in);
+    if (d->dots)
+      quantized_dots(&m->grid, narrow, packed, rows, m->in, tile);
+    else
+      quantized_widening(&m->grid, wide, packed, rows, m->in, tile);
+    return;
+  }
+  const bf16 *packed = (const bf16 *)m->packed + (int64_t)panel * columns_of(d, m) * m->in;
   if (d->dots)
-    dots_product((const bf16 *)x + first * m->in, packed, rows, m->in, tile);
+    dots_product(narrow, packed, rows, m->in, tile);
   else
-    widening_product((const float *)x + first * m->in, packed, rows, m->in, tile);
+    widening_product(wide, packed, rows, m->in, tile);
 }
 
 /* Panels of a task: neighbours, which are read as one stream. */
@@ -126,7 +139,7 @@ static void add_updates(const Decoder *d, const Updates *u, const Step *s, float
 /* The products of all rows of x with some matrices, which have the same inputs; beside them those with the updates' A. */
 static void multiply_all(const Decoder *d, const Step *s, const void *x, int rows, int how, const Product *products,
                          int count, const Updates *u, Member *me) {
-  int columns = columns_of(d), panels = 0;
+  int panels = 0;
   for (int i = 0; i < count; i++) panels += panels_of(d, products[i].matrix);
   int blocks = PORTIONS(rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
   int stretches = PORTIONS(panels, some), downs = u == NULL ? 0 : lora_down_tasks(u, &s->dealt);
@@ -145,7 +158,7 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
       for (; panel >= panels_of(d, product->matrix); product++) panel -= panels_of(d, product->matrix);
       const Matrix *m = product->matrix;
       multiply(d, m, x, first, height, panel, tile);
-      int column = panel * columns, width = least(columns, m->out - column);
+      int columns = columns_of(d, m), column = panel * columns, width = least(columns, m->out - column);
       for (int r = 0; r < height; r++) {
         float *to = product->to + (first + r) * m->out + column;
         for (int c = 0; c < width; c += LANES) {
@@ -173,7 +186,7 @@ static void add_product(const Decoder *d, const Step *s, const Buffers *b, const
 }
 
 static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Member *me) {
-  int columns = columns_of(d), panels = panels_of(d, &layer->gate);
+  int columns = columns_of(d, &layer->gate), panels = panels_of(d, &layer->gate); /* those of `up`, too */
   int blocks = PORTIONS(s->rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
   int stretches = PORTIONS(panels, some), tasks = stretches * blocks;
   float gate[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));

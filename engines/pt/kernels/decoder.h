@@ -5,9 +5,10 @@
 #include "products.h"
 
 typedef struct {
-  const bf16 *packed; /* NULL: no such matrix */
+  const void *packed; /* NULL: no such matrix */
   const float *bias;  /* or NULL */
   int32_t in, out;
+  Grid grid; /* what is packed: bfloat16 values, or integers */
 } Matrix;
 
 typedef struct {

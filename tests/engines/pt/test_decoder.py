@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engines.checkpoint.quantization import Quantization
 from engines.pt.decoder import NativeDecoder
 from engines.pt.kernels import build
 from engines.pt.lora import read_weights
+from engines.pt.quantized_linear import QuantizedLinear
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
@@ -163,3 +165,19 @@ def test_weights_that_are_written_take_the_place_of_the_old(
     written.write(AutoModelForCausalLM.from_pretrained(other).state_dict())
     assert written._decoder is not None
     assert torch.equal(decodes(written, 3), decodes(fresh, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_with_weights_that_are_integers_a_row_is_the_same_whatever_is_beside_it(
+    folder: Callable[[str], Path], tmp_path: Path, bits: int, dtype: str
+) -> None:
+    kept = Quantization(method="torchao", bits=bits)
+    chosen = ModelRunner(settings(folder("qwen2"), dtype=dtype, quantization=kept, max_loras=2))
+    assert type(chosen._decoder) is NativeDecoder
+    assert {type(layer.mlp.down_proj) for layer in chosen.model.model.layers} == {QuantizedLinear}
+    chosen.lora.write(0, read_weights(spec_of(chosen, save_adapter(folder("qwen2"), tmp_path)), chosen.dtype))
+    for slot in (-1, 0):
+        alone = decodes(chosen, 0, slot=slot)
+        for beside in (1, 6, 31, 255):
+            assert torch.equal(decodes(chosen, beside, slot=slot, others=-1), alone)

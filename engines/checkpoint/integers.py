@@ -1,0 +1,81 @@
+"""Weights of linear layers that are kept as integers of 4 or 8 bits, whichever program rounded them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOST = {4: (0, 15), 8: (-128, 127)}
+"""The least and the largest code."""
+CENTRE = {4: 8, 8: 0}
+"""The zero of a group that has none of its own."""
+LARGEST_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """scale * (code - zero), the scale and the zero one for each group of neighbours in an output's inputs."""
+
+    bits: int
+    codes: Tensor
+    """(outputs, inputs) int8: 0 to 15 of 4 bits, signed of 8."""
+    scales: Tensor
+    """(outputs, groups) float32."""
+    zeros: Tensor | None = None
+    """(outputs, groups) uint8, of 4 bits only. None: `CENTRE`."""
+
+    @property
+    def group(self) -> int:
+        """Inputs of a group."""
+        return int(self.codes.shape[1] // self.scales.shape[1])
+
+    def weights(self) -> Tensor:
+        """(outputs, inputs) float32."""
+        zeros = CENTRE[self.bits] if self.zeros is None else self.zeros[..., None].float()
+        codes = self.codes.unflatten(1, (-1, self.group)).float()
+        return ((codes - zeros) * self.scales[..., None]).flatten(1)
+
+
+def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
+    """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); None: there is no
+    place for them, as for 8 bits with zeros, or groups that are no multiple of four inputs."""
+    if bits not in MOST or scales.dim() != 2 or signed.shape[1] % scales.shape[1]:
+        return None
+    group = _kernel_group(signed.shape[1] // scales.shape[1])
+    codes, zeros = signed + CENTRE[bits], zeros + CENTRE[bits]
+    centred = bool((zeros == CENTRE[bits]).all())
+    if group is None or (not centred and bits == 8):
+        return None
+    for each in (codes, zeros):
+        if each.min() < MOST[bits][0] or each.max() > MOST[bits][1]:
+            return None
+    times = signed.shape[1] // scales.shape[1] // group
+    scales, zeros = (each.repeat_interleave(times, 1) for each in (scales.float(), zeros.to(torch.uint8)))
+    return Integers(bits, codes.to(torch.int8).contiguous(), scales.contiguous(), None if centred else zeros)
+
+
+def integers_of(layer: Any) -> Integers | None:
+    """The integers of a linear layer: its `integers`, as our loading leaves them, or torchao's. None: it has none."""
+    if type(layer) is not nn.Linear:
+        return None
+    if (kept := vars(layer).get("integers")) is not None:
+        found: Integers = kept
+        return found
+    weight = layer.weight
+    bits = {"Int8Tensor": 8, "IntxUnpackedToInt8Tensor": 4}.get(type(weight).__name__)
+    if bits is None or not type(weight).__module__.startswith("torchao."):
+        return None
+    if getattr(weight, "target_dtype", torch.int4) is not torch.int4 or _rounds_inputs(weight):
+        return None
+    return integers(bits, weight.qdata, weight.scale, weight.zero_point)
+
+
+def _rounds_inputs(weight: Any) -> bool:
+    """Whether torchao's weight has the layer's inputs rounded too."""
+    return any(getattr(weight, name, None) is not None for name in ("act_quant_kwargs", "activation_quantization"))
+
+
+def _kernel_group(size: int) -> int | None:
+    """How many inputs share a scale in the kernel, so that groups of `size` are some of these."""
+    return max((each for each in range(4, LARGEST_GROUP + 1, 4) if size % each == 0), default=None)
