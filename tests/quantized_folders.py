@@ -18,29 +18,43 @@ BLOCK = 16
 """Rows and columns of an FP8 weight that share a scale."""
 
 
-def save_fp8(model: Path, folder: Path) -> dict[str, Tensor]:
-    """Write `model` in DeepSeek's form: 8-bit floating-point numbers, and a scale for each block of them. Returns the
-    weights that they stand for, by name."""
+def save_fp8(model: Path, folder: Path, *, block: int | None = BLOCK) -> dict[str, Tensor]:
+    """Write `model` in DeepSeek's form: 8-bit floating-point numbers, and a scale for each block of them (None: of a
+    weight). Returns the weights that they stand for, by name."""
     tensors = load_file(model / "model.safetensors")
     meant, saved = dict(tensors), dict(tensors)
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
         rows, columns = tensors[name].shape
-        blocks = tensors[name].view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        high, wide = (rows, columns) if block is None else (block, block)
+        blocks = tensors[name].view(rows // high, high, columns // wide, wide)
         scales = blocks.abs().amax((1, 3), keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
         packed = (blocks / scales).to(torch.float8_e4m3fn)
         saved[name] = packed.view(rows, columns)
-        saved[f"{name}_scale_inv"] = scales[:, 0, :, 0].contiguous()
+        saved[f"{name}_scale_inv"] = scales.flatten()[0].clone() if block is None else scales[:, 0, :, 0].contiguous()
         meant[name] = (packed.float() * scales).view(rows, columns)
     shutil.copytree(model, folder)
     save_file(saved, folder / "model.safetensors", {"format": "pt"})
-    told = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
+    told = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block and [block, block]}
     say_quantized(folder, told)
     return meant
 
 
-def save_compressed(model: Path, folder: Path, *, bits: int, group: int = BLOCK) -> dict[str, Tensor]:
+def save_compressed(
+    model: Path, folder: Path, *, bits: int, group: int = BLOCK, inputs: bool = False
+) -> dict[str, Tensor]:
     """Write `model` as compressed-tensors does, which comes with vLLM: integers, and a scale for each row (8 bits) or
-    each `group` of them (4 bits). Returns the weights that they stand for, by name."""
+    each `group` of them (4 bits). `inputs`: what layers get is to be rounded, too, each token with a scale of its own.
+    Returns the weights that they stand for, by name."""
+    shared: dict[str, Any] = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": group}
+    return _save_compressed(model, folder, {"num_bits": bits, "type": "int", **shared}, inputs=inputs)
+
+
+def save_compressed_fp8(model: Path, folder: Path, *, inputs: bool, **shared: Any) -> dict[str, Tensor]:
+    """The same, with 8-bit floating-point numbers. `shared`: which of them have a scale in common, in its words."""
+    return _save_compressed(model, folder, {"num_bits": 8, "type": "float", **shared}, inputs=inputs)
+
+
+def _save_compressed(model: Path, folder: Path, form: dict[str, Any], *, inputs: bool) -> dict[str, Tensor]:
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
@@ -51,25 +65,37 @@ def save_compressed(model: Path, folder: Path, *, bits: int, group: int = BLOCK)
     )
 
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    shared: dict[str, Any] = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": group}
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, **shared)
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    kind = {"num_bits": form["num_bits"], "type": form["type"]}
+    scheme = QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(symmetric=True, **form),
+        input_activations=QuantizationArgs(strategy="token", dynamic=True, **kind) if inputs else None,
+    )
     apply_quantization_config(plain, QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"]))
     meant = load_file(model / "model.safetensors")
     for path, layer in plain.named_modules():
         if hasattr(layer, "weight_scale"):
-            rows, columns = layer.weight.shape
-            groups = layer.weight.detach().view(rows, -1, columns if bits == 8 else group)
-            most = 2 ** (bits - 1) - 1
-            scales = groups.abs().amax(-1, keepdim=True) / most
-            layer.weight_scale.data = scales[..., 0]
-            meant[f"{path}.weight"] = ((groups / scales).round() * scales).view(rows, columns)
+            meant[f"{path}.weight"] = _scale(layer, form)
     compressor = ModelCompressor.from_pretrained_model(plain)
     compressor.compress_model(plain)
     shutil.copytree(model, folder)
     plain.save_pretrained(folder)
     compressor.update_config(str(folder))
     return meant
+
+
+def _scale(layer: Any, form: dict[str, Any]) -> Tensor:
+    """Give a layer its scales. Returns the weight that it then stands for."""
+    rows, columns = layer.weight.shape
+    high, wide = (*layer.weight_scale.shape, 1)[:2]
+    shared = layer.weight.detach().view(high, rows // high, wide, columns // wide)
+    float8 = form["type"] == "float"
+    most = torch.finfo(torch.float8_e4m3fn).max if float8 else 2 ** (form["num_bits"] - 1) - 1
+    scales = shared.abs().amax((1, 3), keepdim=True) / most
+    layer.weight_scale.data = scales.reshape(layer.weight_scale.shape)
+    numbers = shared / scales
+    rounded = numbers.to(torch.float8_e4m3fn).float() if float8 else numbers.round()
+    return (rounded * scales).view(rows, columns)
 
 
 def save_packed(model: Path, folder: Path, packing: Packing) -> dict[str, Tensor]:
@@ -94,6 +120,19 @@ def say_quantized(folder: Path, told: dict[str, Any]) -> None:
 
 SAVED: dict[str, Callable[[Path, Path], dict[str, Tensor]]] = {
     "fp8": save_fp8,
+    "fp8, a scale for each weight": lambda model, folder: save_fp8(model, folder, block=None),
+    "compressed-tensors in fp8, inputs too": lambda model, folder: save_compressed_fp8(
+        model, folder, inputs=True, strategy="channel"
+    ),
+    "compressed-tensors in fp8, a scale for each weight": lambda model, folder: save_compressed_fp8(
+        model, folder, inputs=False, strategy="tensor"
+    ),
+    "compressed-tensors in fp8, in blocks": lambda model, folder: save_compressed_fp8(
+        model, folder, inputs=True, strategy="block", block_structure=[BLOCK, BLOCK]
+    ),
+    "compressed-tensors with 8 bits, inputs too": lambda model, folder: save_compressed(
+        model, folder, bits=8, inputs=True
+    ),
     "compressed-tensors with 8 bits": lambda model, folder: save_compressed(model, folder, bits=8),
     "compressed-tensors with 4 bits": lambda model, folder: save_compressed(model, folder, bits=4),
     "gptq": lambda model, folder: save_packed(model, folder, Packing()),

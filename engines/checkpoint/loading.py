@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.hub import reason_of
-from engines.checkpoint.quantization import UNPACKED, Quantization, check_not_quantized, is_unpacked, quantized_by
+from engines.checkpoint.quantization import (
+    BY_TRANSFORMERS,
+    UNPACKED,
+    Quantization,
+    check_not_quantized,
+    is_unpacked,
+    quantized_by,
+    rounds_inputs,
+)
 from engines.checkpoint.quantize import forget_packing, keep_unpacked, quantize, transformers_settings, unpack
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
@@ -80,7 +88,7 @@ def load_model(
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
     packed = quantized_by(config) if is_unpacked(config) else None
-    if packed == "compressed-tensors" and device_map == "meta":  # which unpacks numbers only
+    if packed in BY_TRANSFORMERS and device_map == "meta":  # which unpacks numbers only
         packed = None
     with _loading("weights", model, packed):
         found, info = auto.from_pretrained(
@@ -100,9 +108,11 @@ def load_model(
     if packed:
         if packed in UNPACKED:
             _check_unpacked(model, packed, info)
+        if packed == "fp8":
+            _check_scales(model, info)
         forget_packing(found)
         if device_map != "meta":
-            _tell_memory(model, packed, found)
+            _tell_unpacked(model, packed, found, rounds_inputs(config))
     if quantized_by(found.config) and device_map != "meta":
         keep_unpacked(found)
         unpack(found)
@@ -146,9 +156,11 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
 
 def _unpacked(config: Any) -> Any:
     """`config` (a `PreTrainedConfig`), as it has transformers load plain weights. Raises UnsupportedModel."""
-    if quantized_by(config) == "compressed-tensors":
+    if quantized_by(config) in BY_TRANSFORMERS:
         found = copy.deepcopy(config)
-        found.quantization_config["dequantize"] = True
+        found.quantization_config |= {"dequantize": True}
+        if "kv_cache_scheme" in found.quantization_config:  # the cache holds keys and values as they are
+            found.quantization_config["kv_cache_scheme"] = None
         return found
     from engines.checkpoint.unpacking import unpacked
 
@@ -165,11 +177,22 @@ def _check_unpacked(model: str, method: str, info: dict[str, Any]) -> None:
         raise UnsupportedModel(message, param="model")
 
 
-def _tell_memory(model: str, method: str, found: Any) -> None:
+def _check_scales(model: str, info: dict[str, Any]) -> None:
+    """Raises UnsupportedModel where FP8 weights have scales by other names than those that transformers multiplies
+    them by: it would leave them out."""
+    if others := sorted(key for key in info["unexpected_keys"] if "scale" in key.rpartition(".")[2]):
+        message = f"the weights of model {model!r} cannot be unpacked (fp8): {others[0]} has another name than"
+        raise UnsupportedModel(f"{message} weight_scale_inv, by which scales are known", param="model")
+
+
+def _tell_unpacked(model: str, method: str, found: Any, rounded: bool) -> None:
+    """`rounded`: whether its layers were meant to round what they get."""
     from engines.checkpoint.size import bytes_of_weights
 
     kind, size = str(found.dtype).removeprefix("torch."), bytes_of_weights(found) / 2**30
     log.info("%s is packed by %s, and was unpacked to %s: its weights take %.1f GiB", model, method, kind, size)
+    if rounded:
+        log.info("the inputs of its layers are not rounded, as they would be where it computes in 8 bits")
 
 
 @contextmanager

@@ -42,6 +42,10 @@ _METHODS = {
 }
 UNPACKED = ("gptq", "awq")
 """Methods of checkpoints that we unpack ourselves, while transformers reads them."""
+BY_TRANSFORMERS = ("compressed-tensors", "fp8")
+"""Those that transformers unpacks, where it is told to."""
+COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+"""Formats of compressed-tensors that are unpacked."""
 _OF_BNB = (
     "bnb_4bit_compute_dtype",
     "bnb_4bit_quant_type",
@@ -89,12 +93,21 @@ def stays_quantized(config: Any) -> str | None:
 def is_unpacked(config: Any) -> bool:
     """Whether the weights of a quantised checkpoint are plain once they are loaded, and nothing else is quantised."""
     method = quantized_by(config)
-    if method != "compressed-tensors":
-        return method in UNPACKED
+    if method == "compressed-tensors":
+        return _told(config).get("format") in COMPRESSED
+    return method in UNPACKED or method == "fp8"
+
+
+def rounds_inputs(config: Any) -> bool:
+    """Whether layers of a quantised checkpoint are meant to round what they get, too."""
+    told = _told(config)
+    groups = told.get("config_groups") or {}
+    return quantized_by(config) == "fp8" or any(group.get("input_activations") for group in groups.values())
+
+
+def _told(config: Any) -> dict[str, Any]:
     told = config.quantization_config
-    if not isinstance(told, dict) or told.get("format") != "pack-quantized":
-        return False
-    return not any(group.get("input_activations") for group in told.get("config_groups", {}).values())
+    return told if isinstance(told, dict) else {}
 
 
 def check_not_quantized(model: str, config: Any) -> None:

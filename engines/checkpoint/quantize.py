@@ -20,6 +20,8 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 PACKED = ("Params4bit", "Int8Params")
 """Classes of bitsandbytes' parameters."""
+SCALES = ("weight_", "input_", "output_")
+"""How what compressed-tensors keeps beside a layer's weight and bias begins."""
 
 
 def transformers_settings(quantization: Quantization, dtype: "torch.dtype | str") -> dict[str, Any]:
@@ -95,7 +97,7 @@ def forget_packing(model: Any) -> None:
     scales in layers, and transformers would undo what it did as it loaded."""
     for layer in model.modules():
         if hasattr(layer, "quantization_scheme"):
-            for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_")]:
+            for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith(SCALES)]:
                 delattr(layer, name)
             vars(layer).pop("forward", None)
             del layer.quantization_scheme, layer.quantization_status

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PIECE = 1 << 26
 """Logits (256 MiB in float32) that are held at a time, where there are more."""
+ROWS = 1 << 22
+"""Logits (16 MiB in float32) that are judged at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +102,57 @@ def judge_at(
 
 def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool) -> Judged:
     """Of `logits` (positions, vocabulary) and `wanted` (positions,)."""
-    logits = logits.float()
-    if temperature != 1:
-        logits = logits / temperature
-    every = torch.log_softmax(logits, dim=-1)
-    log_probs = -nn.functional.nll_loss(every, wanted, reduction="none")
-    with torch.no_grad():
-        correct = every.argmax(-1) == wanted
-        spread = _entropy(every) if entropy else None
+    log_probs, correct, spread = _LogProbs.apply(logits, wanted, temperature, entropy)
     return log_probs, correct, spread
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probabilities of which nothing as large as the logits is kept besides these: some rows are judged at a time,
+    in float32, in the backward pass once more, where the gradient takes the place of the logits."""
+
+    @staticmethod
+    def forward(
+        context: Any, logits: Tensor, wanted: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        context.save_for_backward(logits, wanted)
+        context.temperature = temperature
+        judged = [
+            _judged_rows(_log_softmax(rows, temperature), asked, entropy) for rows, asked in _by_rows(logits, wanted)
+        ]
+        log_probs, correct, spread = zip(*judged, strict=True)
+        found = torch.cat(correct)
+        context.mark_non_differentiable(found)
+        spreads = None
+        if entropy:
+            spreads = torch.cat(spread)
+            context.mark_non_differentiable(found, spreads)
+        return torch.cat(log_probs), found, spreads
+
+    @staticmethod
+    def backward(context: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, wanted = context.saved_tensors
+        for rows, asked, grad in _by_rows(logits, wanted, grads[0]):
+            changes = _log_softmax(rows, context.temperature).exp_().mul_(-grad[:, None])
+            changes.scatter_add_(1, asked[:, None], grad[:, None])
+            rows.copy_(changes if context.temperature == 1 else changes.div_(context.temperature))
+        return logits, None, None, None
+
+
+def _by_rows(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of some positions at a time."""
+    count = max(1, ROWS // logits.shape[-1])
+    return zip(*(each.split(count) for each in (logits, *others)), strict=True)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+
+
+def _judged_rows(every: Tensor, wanted: Tensor, entropy: bool) -> Judged:
+    """Of log-probabilities (positions, vocabulary)."""
+    log_probs = every.gather(1, wanted[:, None]).squeeze(1)
+    return log_probs, every.argmax(-1) == wanted, _entropy(every) if entropy else None
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def parts_of_step(
 
 def pass_through(learners: Sequence[Learner], batch: Batch, autocast: torch.dtype | None) -> None:
     """Forward and backward."""
-    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None, cache_enabled=False):
         loss = torch.stack([_loss(learner, batch) for learner in learners]).sum()
     loss.backward()
 

@@ -18,6 +18,7 @@ from training.folder import PARTIAL, Result
 from training.hub.upload import END, Uploads
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
+from training.processes import Processes
 from training.report import Report, Stopped
 from training.sharding import fsdp
 from training.trainers.arguments import on_one_device
@@ -25,9 +26,10 @@ from training.trainers.curves import Curves
 from training.trainers.divided import FullySharded, Redivided, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
-from training.trainers.heap import give_back_before_logits
+from training.trainers.heap import give_back
 from training.trainers.low_rank import in_one_piece
-from training.trainers.precision import Precision
+from training.trainers.precision import Precision, keep_no_casts
+from training.trainers.tied import add_in_place
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
@@ -81,11 +83,14 @@ class JobTrainer(Redivided, FullySharded):
             processing_class=job.tokenizer,
             **settings,
         )
+        keep_no_casts(self.accelerator)
         self.shard()
         if not is_divided(job.params):
             in_one_piece(job.tuned.model)
         if self.args.device.type == "cpu":
-            give_back_before_logits(job.tuned.model)
+            give_back(job.tuned.model)
+            if Processes.of_environment().count == 1:  # DDP would sum sparse gradients
+                add_in_place(job.tuned.model)
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
         changing = optimizer_of(job.params).callbacks(job.tuned.model, job.params)

@@ -57,6 +57,14 @@ def hold(model: Any, precision: Precision) -> None:
             tensor.data = tensor.data.to(precision.learning if tensor.requires_grad else precision.base)
 
 
+def keep_no_casts(accelerator: Any) -> None:
+    """Have autocast cast each weight where it is multiplied, and let go of it: to keep all of them until the loss is
+    there takes as much as the model in half precision, and saves nothing where a step uses each weight once."""
+    from accelerate.utils import AutocastKwargs
+
+    accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+
+
 def _asked(params: SftParams, stored: "torch.dtype") -> str | None:
     """Name of the type asked for: a model in half precision follows the one that is computed in."""
     if params.torch_dtype is not None or stored.itemsize != 2:
