@@ -277,7 +277,9 @@ def test_a_checkpoint_that_another_program_saved_is_unpacked_and_trained_on(
     assert losses(packed)[2] != losses(packed)[1]
 
 
-@pytest.fixture(scope="module", params=["awq", "fp8", "compressed-tensors with 4 bits", "compressed-tensors in fp8, inputs too"])
+@pytest.fixture(
+    scope="module", params=["awq", "fp8", "compressed-tensors with 4 bits", "compressed-tensors in fp8, inputs too"]
+)
 def unpacked(shop: Shop, tmp_path_factory: pytest.TempPathFactory, request: Any) -> tuple[Path, Path]:
     """A base model whose weights another program has packed, and the plain one that it stands for."""
     packed, plain = (tmp_path_factory.mktemp("packed") / name for name in ("packed", "plain"))

@@ -106,7 +106,7 @@ def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool
     return log_probs, correct, spread
 
 
-class _LogProbs(torch.autograd.Function):
+class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """Log-probabilities of which nothing as large as the logits is kept besides these: some rows are judged at a time,
     in float32, in the backward pass once more, where the gradient takes the place of the logits."""
 

@@ -1,9 +1,9 @@
 """What the C library keeps of memory that was let go, given back where a step takes most.
 
-On a CPU, tensors of up to 32 MiB are pieces of its heap. Those that stay (for the backward pass, or gradients in it) lie
+On a CPU, tensors of up to 32 MiB are pieces of its heap. Those that stay, for the backward pass or as gradients, lie
 between those that do not, and the gaps are kept: a fifth and a third of what two small trainings by LoRA took, and
-200 MiB of what one of all weights did. Giving back adds about 20 ms to a step each time; to have no tensor in the heap
-(M_MMAP_THRESHOLD) made the steps of a small model two thirds longer.
+200 MiB of what one of all weights did. Giving back takes about 20 ms; to have no tensor in the heap (M_MMAP_THRESHOLD)
+made the steps of a small model two thirds longer.
 """
 
 import ctypes
