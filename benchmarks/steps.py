@@ -1,7 +1,8 @@
 """What a step of our engine takes, without a server, and what the machine would need at least: `python -m
 benchmarks.steps`.
 
-Decode steps of 1, 8 and 32 sequences with CONTEXT tokens each, and prefills of 128 and 2048 tokens. The least is the
+Decode steps of 1, 8 and 32 sequences with CONTEXT tokens each, and of one with LONG; prefills of 128, 2048 and LONG
+tokens; with `--parts`, what each part of them takes. The least is the
 time to read the weights and the cache once from memory, or to multiply, whichever is longer, at the rates that this
 machine is measured to read and to multiply at, with as many threads.
 """
@@ -21,12 +22,14 @@ import torch
 
 from benchmarks.report import RESULTS, hardware, machine, save, say, table
 from engines.pt.config import PtConfig
+from engines.pt.decoder import PARTS
 from engines.pt.runner import ModelRunner, Segment
 from engines.setup.demo import demo_model
 
 CONTEXT = 128
 DECODES = (1, 8, 32)
-PREFILLS = (128, 2048)
+LONG = 8064
+PREFILLS = (128, 2048, LONG)
 CHUNK = 256
 """Tokens of a prefill that one step takes, as the engine's default has it."""
 SECONDS = 4.0
@@ -86,12 +89,12 @@ class Model:
         self._keys, self._queries = config.num_hidden_layers * keys, config.num_hidden_layers * queries
         self._width = 2 if self.runner.dtype is torch.bfloat16 else 4
 
-    def decode(self, rows: int) -> tuple[Callable[[], object], Work]:
-        blocks = -(-(CONTEXT + 1) // self._size)
+    def decode(self, rows: int, context: int = CONTEXT) -> tuple[Callable[[], object], Work]:
+        blocks = -(-(context + 1) // self._size)
         segments = [
-            Segment([100 + i], CONTEXT, list(range(i * blocks, (i + 1) * blocks)), wants=1) for i in range(rows)
+            Segment([100 + i], context, list(range(i * blocks, (i + 1) * blocks)), wants=1) for i in range(rows)
         ]
-        return lambda: self.runner.step(segments), self._work(rows, rows, rows * CONTEXT, rows * CONTEXT)
+        return lambda: self.runner.step(segments), self._work(rows, rows, rows * context, rows * context)
 
     def prefill(self, tokens: int) -> tuple[Callable[[], object], Work]:
         blocks = list(range(-(-tokens // self._size)))
@@ -104,6 +107,18 @@ class Model:
         steps = [self._work(end - start, end == tokens, end, (end - start) * (start + end) / 2) for start, end in spans]
         return run, Work(sum(s.bytes for s in steps), sum(s.operations for s in steps))
 
+    def parts(self, step: Callable[[], object]) -> dict[str, float]:
+        """Milliseconds of each part of a step, a median; empty where transformers' modules compute it."""
+        decoder = self.runner._decoder
+        if decoder is None:
+            return {}
+        runs = []
+        for _ in range(5):
+            before = list(decoder.nanoseconds)
+            step()
+            runs.append([(after - was) / 1e6 for was, after in zip(before, decoder.nanoseconds, strict=True)])
+        return dict(zip(PARTS, map(statistics.median, zip(*runs, strict=True)), strict=True))
+
     def _work(self, rows: int, wanted: int, read: float, seen: float) -> Work:
         """`read`: tokens whose keys and values are read; `seen`: the same for each row, all added up."""
         weights = self._layers + (self._head if wanted else 0)
@@ -111,18 +126,21 @@ class Model:
         return Work(2.0 * weights + 2.0 * self._width * read * self._keys, products)
 
 
-def measure(folder: str, dtype: str, threads: int) -> dict[str, Any]:
+def measure(folder: str, dtype: str, threads: int, *, parts: bool = False) -> dict[str, Any]:
     torch.set_num_threads(threads)
     model = Model(folder, dtype, threads)
     rates = {"read": read_rate(), "product": product_rate(model.runner.dtype)}
     say(f"reads {rates['read'] / 1e9:.1f} GB/s, multiplies {rates['product'] / 1e9:.0f} GF/s")
     steps = {f"decode {rows}": model.decode(rows) for rows in DECODES}
+    steps[f"decode 1 after {LONG}"] = model.decode(1, LONG)
     steps |= {f"prefill {tokens}": model.prefill(tokens) for tokens in PREFILLS}
     rows = []
     for name, (step, work) in steps.items():
         least = max(work.bytes / rates["read"], work.operations / rates["product"])
         took = seconds_of(step)
         rows.append({"step": name, "ms": 1000 * took, "least_ms": 1000 * least, "share": least / took})
+        if parts:
+            rows[-1]["parts"] = model.parts(step)
         say(f"{name}: {1000 * took:.2f} ms, {least / took:.0%} of what the machine could do")
     return {"rates": rates, "rows": rows}
 
@@ -131,10 +149,12 @@ def measure(folder: str, dtype: str, threads: int) -> dict[str, Any]:
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
-    cells = [["step", "ms", "at least", "share"]]
-    return table(
-        cells + [[row["step"], f"{row['ms']:.2f}", f"{row['least_ms']:.2f}", f"{row['share']:.0%}"] for row in rows]
-    )
+    parts = list(rows[0].get("parts", ()))
+    cells = [["step", "ms", "at least", "share", *parts]]
+    for row in rows:
+        cell = [row["step"], f"{row['ms']:.2f}", f"{row['least_ms']:.2f}", f"{row['share']:.0%}"]
+        cells.append(cell + [f"{row['parts'][part]:.2f}" for part in parts])
+    return table(cells)
 
 
 def write(found: dict[str, Any], folder: str, dtype: str, threads: int, seconds: float) -> None:
@@ -168,11 +188,12 @@ def main() -> None:
     parser.add_argument("--model", help="a folder (default: the demo model)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--parts", action="store_true", help="what each part of a step takes, too, in ms")
     parser.add_argument("--dry", action="store_true", help="write no results")
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = arguments.model or str(demo_model())
-    found = measure(folder, arguments.dtype, arguments.threads)
+    found = measure(folder, arguments.dtype, arguments.threads, parts=arguments.parts)
     if not arguments.dry:
         write(found, folder, arguments.dtype, arguments.threads, time.monotonic() - began)
     sys.stdout.write(as_table(found["rows"]) + "\n")

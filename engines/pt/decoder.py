@@ -25,6 +25,8 @@ from engines.pt.quantized_linear import PLAIN, Grid, QuantizedLinear
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 64
+PARTS = ("norms", "projections", "positions", "attention", "mlp", "head")
+"""What the time of steps goes to, as `kernels/parts.h` has it."""
 
 
 class _Matrix(ctypes.Structure):
@@ -62,7 +64,7 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("ids", "positions", "slots", "sequences", "table", "wanted")),
         *((name, ctypes.c_void_p) for name in ("keys", "values", "hidden", "logits", "scratch")),
-        *((name, ctypes.c_void_p) for name in ("embedded", "updates")),
+        *((name, ctypes.c_void_p) for name in ("embedded", "updates", "nanoseconds")),
         ("dealt", Dealt),
         *((name, ctypes.c_int32) for name in ("rows", "num_wanted", "max_blocks", "block_size")),
     )
@@ -127,6 +129,8 @@ class NativeDecoder:
         base, config = model.base_model, model.config
         self._library = library
         self._kept: list[Any] = []  # what the kernel points to
+        self.nanoseconds = (ctypes.c_int64 * len(PARTS))()
+        """What steps have spent so far in each of their parts."""
         first = shapes[0]
         down = base.layers[0].mlp.down_proj
         self._dots = down.dots if type(down) is QuantizedLinear else type(down) is DotLinear
@@ -233,6 +237,7 @@ class NativeDecoder:
             None,
             None if embedded is None else embedded.data_ptr(),
             None,
+            ctypes.addressof(self.nanoseconds),
             Dealt(),
             len(rows.ids),
             len(rows.wanted),

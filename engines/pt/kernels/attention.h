@@ -1,10 +1,24 @@
-/* Attention of some consecutive tokens to their sequence's cache, for the query heads of one key-value head: what those
- * know of it who call it (attention_rows.h, paged_attention.c). */
+/* Attention of some consecutive tokens to their sequence's cache, for the query heads of one key-value head.
+ *
+ * Keys are taken CHUNK at a time, from a multiple of it on: their scores, the largest of them, the weights, the weighted
+ * sum of the values (attend_chunk, in attention_rows.h for any machine and in attention_dots.c). The chunks' sums are
+ * joined in their order ("Online normalizer calculation for softmax", Milakov and Gimelshein 2018, arXiv:1805.02867), at
+ * once or, where several threads share a long row, later on ("Flash-Decoding", Dao et al. 2023). So a token's result
+ * depends on its own keys and their places alone.
+ */
 #pragma once
+#include <math.h>
+
 #include "lanes.h"
 
 #define CHUNK 512
-#define MOST_TOKENS 16 /* of a call */
+#define MOST_TOKENS 96 /* of a call */
+
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#define HAS_DOTS 1
+#else
+#define HAS_DOTS 0
+#endif
 
 typedef struct {
   const int32_t *blocks; /* of the sequence */
@@ -13,16 +27,39 @@ typedef struct {
 } Pages;
 
 typedef struct {
+  const void *k, *v; /* those of the key-value head, from the cache's first block on */
+  int narrow;        /* bfloat16, else float32 */
+  Pages pages;
+  int group, dim;
+  float scale, softcap;
+} Head;
+
+typedef struct {
   const float *q;         /* [group][dim] of the first token */
   float *out;             /* the same; may be q */
   int64_t stride;         /* floats from one token to the next */
   int tokens;             /* up to MOST_TOKENS */
-  int first[MOST_TOKENS]; /* key that each sees first */
-  int len[MOST_TOKENS];   /* and behind the last */
+  int first[MOST_TOKENS]; /* key that each sees first; never less than that of the one before */
+  int len[MOST_TOKENS];   /* and behind the last; the same */
 } Queries;
 
-/* Tokens of a call: as many as have their weights in the second-level cache. */
-static inline int tokens_at_once(int group) { return group < MOST_TOKENS ? MOST_TOKENS / group : 1; }
+/* What rows (tokens times heads) have seen of some keys. */
+typedef struct {
+  float *sums;   /* [rows][padded(dim)] values times weights */
+  float *tops;   /* [rows] largest score */
+  float *totals; /* [rows] of the weights, which are 1 at the largest score; 0: nothing seen */
+} Seen;
+
+static inline int padded(int dim) { return (dim + 31) / 32 * 32; }
+
+/* Rows whose weights are in the second-level cache. */
+static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 96 : 16; }
+
+/* Tokens of a call. */
+static inline int tokens_at_once(int group, int narrow) {
+  int rows = rows_at_once(narrow);
+  return group < rows ? rows / group : 1;
+}
 
 /* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`. Returns how many. */
 static inline int cut_rows(const int32_t *sequences, int rows, int most, int32_t *starts) {
@@ -33,16 +70,43 @@ static inline int cut_rows(const int32_t *sequences, int rows, int most, int32_t
   return runs;
 }
 
-static inline int padded(int dim) { return (dim + 31) / 32 * 32; }
+static inline int first_chunk(const Queries *queries) { return queries->first[0] / CHUNK; }
+static inline int end_chunk(const Queries *queries) { return (queries->len[queries->tokens - 1] + CHUNK - 1) / CHUNK; }
 
-/* Floats that `attend` needs for its own. */
-static inline int64_t attention_scratch(int group, int dim) {
-  int64_t heads = (int64_t)tokens_at_once(group) * group;
-  return heads * (CHUNK + 3 * padded(dim) + 4) + (int64_t)LANES * padded(dim) + 2 * (CHUNK + LANES);
+/* Floats of what `rows` have seen; and its parts, in memory of as many. */
+static inline int64_t seen_size(int64_t rows, int dim) { return rows * (padded(dim) + 2); }
+static inline Seen seen_at(float *memory, int64_t rows, int dim) {
+  float *tops = memory + rows * padded(dim);
+  return (Seen){memory, tops, tops + rows};
 }
 
-/* k and v: those of the key-value head, from the cache's first block on. `scratch`: attention_scratch floats. */
-void attend_tokens_float(const Queries *queries, const float *k, const float *v, const Pages *pages, int group, int dim,
-                         float scale, float softcap, float *scratch);
-void attend_tokens_bf16(const Queries *queries, const bf16 *k, const bf16 *v, const Pages *pages, int group, int dim,
-                        float scale, float softcap, float *scratch);
+/* Floats that `attend_chunk` needs for its own; and `attend_tokens`. */
+int64_t chunk_scratch(int group, int dim, int narrow);
+int64_t attention_scratch(int group, int dim, int narrow);
+
+/* What the queries see of the keys from chunk * CHUNK on. `scratch`: chunk_scratch floats. */
+void attend_chunk(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch);
+/* Join what is seen of the next chunk with what was seen before it. */
+void join_seen(const Seen *whole, const Seen *next, int rows, int dim);
+/* Nothing; and the results of all that was seen. */
+void see_nothing(const Seen *whole, int rows, int dim);
+void finish(const Head *head, const Queries *queries, const Seen *whole);
+
+/* All of it. `scratch`: attention_scratch floats. */
+void attend_tokens(const Head *head, const Queries *queries, float *scratch);
+
+/* attend_chunk, for each type of the cache. */
+int64_t chunk_scratch_float(int group, int dim);
+int64_t chunk_scratch_bf16(int group, int dim);
+void attend_chunk_float(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch);
+void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch);
+
+/* Where keys `begin` to `end` - 1 are, and the last of them again until `most` are full, a power of 2. */
+static inline void find_places(const Pages *pages, int begin, int end, int most, int64_t *places_of_keys) {
+  int block = begin / pages->block_size, offset = begin % pages->block_size;
+  for (int token = begin; token < end; token++) {
+    *places_of_keys++ = ((int64_t)pages->blocks[block] * pages->block_size + offset) * pages->stride;
+    if (++offset == pages->block_size) block++, offset = 0;
+  }
+  for (int64_t last = places_of_keys[-1], more = -end & (most - 1); more; more--) *places_of_keys++ = last;
+}

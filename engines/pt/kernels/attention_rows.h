@@ -1,51 +1,18 @@
-/* Attention of some consecutive tokens to their sequence's cache, for the query heads of one key-value head. Compiled
- * once for each type T of the cache.
- *
- * Keys are taken CHUNK at a time, from a multiple of it on: their scores, the largest of them, the weights, the weighted
- * sum of the values. The chunks' sums are joined in their order ("Online normalizer calculation for softmax", Milakov and
- * Gimelshein 2018, arXiv:1805.02867). So a token's result depends on its own keys and their places alone. LANES keys at a
- * time are used for all tokens while they are in the cache of the core.
+/* attend_chunk on any machine; compiled once for each type T of the cache. LANES keys at a time are used for all tokens
+ * while they are in the cache of the core. Values of a cache in bfloat16 are widened.
  */
 
 #ifndef ATTENTION_FACTORS
 #define ATTENTION_FACTORS
 #define INLINED static inline __attribute__((always_inline))
 #define HEADS 4 /* query heads whose sums are held in registers at once */
-
-/* Where keys `begin` to `end` - 1 are, and the last of them again until LANES are full. */
-INLINED void find_places(const Pages *pages, int begin, int end, int64_t *places_of_keys) {
-  int block = begin / pages->block_size, offset = begin % pages->block_size;
-  for (int token = begin; token < end; token++) {
-    *places_of_keys++ = ((int64_t)pages->blocks[block] * pages->block_size + offset) * pages->stride;
-    if (++offset == pages->block_size) block++, offset = 0;
-  }
-  for (int64_t last = places_of_keys[-1], more = -end & (LANES - 1); more; more--) *places_of_keys++ = last;
-}
-
-#define FACTOR_float float
-#define WIDTH_float LANES
-#define ROUND_float(values, p) store_float(values, p)
-#define ADD_DOT_float(key, query, sum) multiply_add(load_float(query), load_float(key), sum)
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
-#define FACTOR_bf16 bf16
-#define WIDTH_bf16 32
-#define ROUND_bf16(values, p) store_bf16(values, p)
-#define ADD_DOT_bf16(key, query, sum)                                                                                 \
-  (lanes) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_loadu_si512(query), (__m512bh)_mm512_loadu_si512(key))
-#else
-#define FACTOR_bf16 float
-#define WIDTH_bf16 LANES
-#define ROUND_bf16(values, p) store_float(values, p)
-#define ADD_DOT_bf16(key, query, sum) multiply_add(load_float(query), load_bf16(key), sum)
-#endif
 #endif
 
 /* The rows of LANES keys. Heads that do not fill whole registers are copied to `copies`, filled up with zeros. */
-INLINED void OF(rows_at)(const int64_t *places_of_keys, const T *from, int dim, int width, T *copies,
-                         const T *rows[LANES]) {
+INLINED void OF(rows_at)(const int64_t *places_of_keys, const T *from, int dim, T *copies, const T *rows[LANES]) {
   for (int j = 0; j < LANES; j++) {
     const T *row = from + places_of_keys[j];
-    if (dim % width) {
+    if (dim % LANES) {
       T *copy = copies + j * padded(dim);
       memcpy(copy, row, sizeof(T) * dim);
       memset(copy + dim, 0, sizeof(T) * (padded(dim) - dim));
@@ -55,11 +22,12 @@ INLINED void OF(rows_at)(const int64_t *places_of_keys, const T *from, int dim, 
   }
 }
 
-INLINED lanes OF(scores_of)(const OF(FACTOR) *query, const T *const rows[LANES], int dim) {
+INLINED lanes OF(scores_of)(const float *query, const T *const rows[LANES], int dim) {
   lanes sum[LANES];
   _Pragma("GCC unroll 16") for (int j = 0; j < LANES; j++) sum[j] = (lanes){0};
-  for (int d = 0; d < dim; d += OF(WIDTH))
-    _Pragma("GCC unroll 16") for (int j = 0; j < LANES; j++) sum[j] = OF(ADD_DOT)(rows[j] + d, query + d, sum[j]);
+  for (int d = 0; d < dim; d += LANES)
+    _Pragma("GCC unroll 16") for (int j = 0; j < LANES; j++)
+        sum[j] = multiply_add(load_float(query + d), OF(load)(rows[j] + d), sum[j]);
   return sums_of(sum);
 }
 
@@ -134,87 +102,60 @@ INLINED float OF(soften)(float *scores, int begin, int end, float scale, float s
   return highest;
 }
 
-/* Join the sums of a chunk with those before it. */
-INLINED void OF(join)(float *whole, const float *sums, int width, float *top, float *whole_total, float chunk_top,
-                      float chunk_total) {
-  float highest = chunk_top > *top ? chunk_top : *top;
-  lanes factors = exp_of((lanes){*top - highest, chunk_top - highest});
-  for (int d = 0; d < width; d += LANES)
-    store_float(load_float(whole + d) * factors[0] + load_float(sums + d) * factors[1], whole + d);
-  *whole_total = *whole_total * factors[0] + chunk_total * factors[1];
-  *top = highest;
+/* Floats of the parts of a call's scratch memory: places of keys, weights, queries, copies of rows. */
+int64_t OF(chunk_scratch)(int group, int dim) {
+  int64_t rows = (int64_t)tokens_at_once(group, sizeof(T) == sizeof(bf16)) * group;
+  return 2 * (CHUNK + LANES) + rows * (CHUNK + padded(dim)) + (int64_t)LANES * padded(dim);
 }
 
-INLINED void OF(attend)(const Queries *queries, const T *k, const T *v, const Pages *pages, int group, int dim,
-                        float scale, float softcap, float *scratch) {
-  int width = padded(dim), tokens = queries->tokens, heads = tokens * group;
+INLINED void OF(chunk_of)(const Head *head, const Queries *queries, int dim, int chunk, const Seen *seen,
+                          float *scratch) {
+  int group = head->group, width = padded(dim), tokens = queries->tokens, heads = tokens * group, start = chunk * CHUNK;
   int64_t *places_of_keys = (int64_t *)scratch;
-  float *weights = scratch + 2 * (CHUNK + LANES), *sums = weights + heads * CHUNK, *whole = sums + heads * width;
-  float *tops = whole + heads * width, *totals = tops + heads, *chunk_tops = totals + heads;
-  float *chunk_totals = chunk_tops + heads;
-  OF(FACTOR) *query = (OF(FACTOR) *)(chunk_totals + heads);
-  T *copies = (T *)(chunk_totals + heads + heads * width);
-  int lowest = queries->first[0], highest = queries->len[0];
+  float *weights = scratch + 2 * (CHUNK + LANES), *query = weights + heads * CHUNK;
+  T *copies = (T *)(query + heads * width);
+  int begin[MOST_TOKENS], end[MOST_TOKENS]; /* what each token sees of the chunk */
   for (int t = 0; t < tokens; t++) {
-    lowest = queries->first[t] < lowest ? queries->first[t] : lowest;
-    highest = queries->len[t] > highest ? queries->len[t] : highest;
+    begin[t] = queries->first[t] > start ? queries->first[t] - start : 0;
+    end[t] = queries->len[t] - start < CHUNK ? queries->len[t] - start : CHUNK;
     for (int g = 0; g < group; g++)
       for (int d = 0; d < width; d += LANES)
-        OF(ROUND)(d < dim ? take_float(queries->q + t * queries->stride + g * dim + d, dim - d) : (lanes){0},
-                  query + (t * group + g) * width + d);
+        store_float(d < dim ? take_float(queries->q + t * queries->stride + g * dim + d, dim - d) : (lanes){0},
+                    query + (t * group + g) * width + d);
   }
+  int from = begin[0] / LANES * LANES, to = end[tokens - 1];
+  find_places(&head->pages, start + from, start + to, LANES, places_of_keys + from);
   const T *rows[LANES];
-  for (int chunk = lowest / CHUNK * CHUNK; chunk < highest; chunk += CHUNK) {
-    int from = (lowest > chunk ? lowest - chunk : 0) / LANES * LANES;
-    int to = highest - chunk < CHUNK ? highest - chunk : CHUNK;
-    find_places(pages, chunk + from, chunk + to, places_of_keys + from);
-    int begin[MOST_TOKENS], end[MOST_TOKENS]; /* what each token sees of the chunk */
-    for (int t = 0; t < tokens; t++) {
-      begin[t] = queries->first[t] > chunk ? queries->first[t] - chunk : 0;
-      end[t] = queries->len[t] - chunk < CHUNK ? queries->len[t] - chunk : CHUNK;
-    }
-    for (int j = from; j < to; j += LANES) {
-      OF(rows_at)(places_of_keys + j, k, dim, OF(WIDTH), copies, rows);
-      for (int t = 0; t < tokens; t++)
-        if (j < end[t] && j + LANES > begin[t])
-          for (int h = t * group; h < (t + 1) * group; h++)
-            store_float(OF(scores_of)(query + h * width, rows, dim), weights + h * CHUNK + j);
-    }
+  for (int j = from; j < to; j += LANES) {
+    OF(rows_at)(places_of_keys + j, head->k, dim, copies, rows);
     for (int t = 0; t < tokens; t++)
-      if (begin[t] < end[t])
+      if (j < end[t] && j + LANES > begin[t])
         for (int h = t * group; h < (t + 1) * group; h++)
-          chunk_tops[h] = OF(soften)(weights + h * CHUNK, begin[t], end[t], scale, softcap, chunk_totals + h);
-    memset(sums, 0, sizeof(float) * heads * width);
-    for (int j = from; j < to; j += LANES) {
-      OF(rows_at)(places_of_keys + j, v, dim, LANES, copies, rows);
-      for (int t = 0; t < tokens; t++) {
-        int first = begin[t] > j ? begin[t] - j : 0, last = end[t] - j < LANES ? end[t] - j : LANES;
-        if (first < last)
-          OF(weigh)(group, weights + t * group * CHUNK + j, rows, first, last, dim, sums + t * group * width, width);
-      }
-    }
-    for (int t = 0; t < tokens; t++)
-      for (int h = t * group; h < (t + 1) * group && begin[t] < end[t]; h++)
-        if (chunk <= queries->first[t]) {
-          memcpy(whole + h * width, sums + h * width, sizeof(float) * width);
-          tops[h] = chunk_tops[h], totals[h] = chunk_totals[h];
-        } else {
-          OF(join)(whole + h * width, sums + h * width, width, tops + h, totals + h, chunk_tops[h], chunk_totals[h]);
-        }
+          store_float(OF(scores_of)(query + h * width, rows, dim), weights + h * CHUNK + j);
   }
-  for (int t = 0; t < tokens; t++)
-    for (int g = 0; g < group; g++)
-      for (int d = 0; d < dim; d += LANES)
-        put_float(load_float(whole + (t * group + g) * width + d) / totals[t * group + g],
-                  queries->out + t * queries->stride + g * dim + d, dim - d);
+  for (int h = 0; h < heads; h++) {
+    int t = h / group;
+    seen->totals[h] = 0.0f;
+    if (begin[t] < end[t])
+      seen->tops[h] =
+          OF(soften)(weights + h * CHUNK, begin[t], end[t], head->scale, head->softcap, seen->totals + h);
+  }
+  memset(seen->sums, 0, sizeof(float) * heads * width);
+  for (int j = from; j < to; j += LANES) {
+    OF(rows_at)(places_of_keys + j, head->v, dim, copies, rows);
+    for (int t = 0; t < tokens; t++) {
+      int first = begin[t] > j ? begin[t] - j : 0, last = end[t] - j < LANES ? end[t] - j : LANES;
+      if (first < last)
+        OF(weigh)(group, weights + t * group * CHUNK + j, rows, first, last, dim, seen->sums + t * group * width, width);
+    }
+  }
 }
 
 /* The same, with the usual sizes of heads as constants. */
-void OF(attend_tokens)(const Queries *queries, const T *k, const T *v, const Pages *pages, int group, int dim,
-                              float scale, float softcap, float *scratch) {
-  switch (dim) {
-    case 64: OF(attend)(queries, k, v, pages, group, 64, scale, softcap, scratch); break;
-    case 128: OF(attend)(queries, k, v, pages, group, 128, scale, softcap, scratch); break;
-    default: OF(attend)(queries, k, v, pages, group, dim, scale, softcap, scratch);
+void OF(attend_chunk)(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
+  switch (head->dim) {
+    case 64: OF(chunk_of)(head, queries, 64, chunk, seen, scratch); break;
+    case 128: OF(chunk_of)(head, queries, 128, chunk, seen, scratch); break;
+    default: OF(chunk_of)(head, queries, head->dim, chunk, seen, scratch);
   }
 }

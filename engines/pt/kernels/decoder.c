@@ -15,6 +15,7 @@
 #include <omp.h>
 
 #include "decoder.h"
+#include "parts.h"
 #include "rows.h"
 #include "team.h"
 
@@ -250,6 +251,14 @@ static void place(const Decoder *d, const Layer *layer, int number, const Step *
   meet(me, tasks);
 }
 
+/* The key-value head `head` of the sequence that row `t` belongs to. */
+static Head head_at(const Decoder *d, const Layer *layer, const Step *s, int number, int64_t t, int head) {
+  Pages pages = {s->table + (int64_t)s->sequences[t] * s->max_blocks, s->block_size, (int64_t)d->kv_heads * d->dim};
+  int64_t own = (int64_t)head * d->dim * (d->narrow_cache ? sizeof(bf16) : sizeof(float));
+  return (Head){(char *)s->keys[number] + own, (char *)s->values[number] + own, d->narrow_cache, pages,
+                d->heads / d->kv_heads, d->dim, layer->scale, layer->softcap};
+}
+
 static void attend_all(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b, Member *me) {
   int group = d->heads / d->kv_heads, size = group * d->dim, tasks = b->num_runs * d->kv_heads;
   float *scratch = b->own + me->number * b->own_size;
@@ -262,15 +271,8 @@ static void attend_all(const Decoder *d, const Layer *layer, int number, const S
       int len = s->positions[t + i] + 1;
       queries.len[i] = len, queries.first[i] = layer->window > 0 && len > layer->window ? len - layer->window : 0;
     }
-    Pages pages = {s->table + (int64_t)s->sequences[t] * s->max_blocks, s->block_size, (int64_t)d->kv_heads * d->dim};
-    const void *keys = s->keys[number], *values = s->values[number];
-    int64_t own = head * d->dim;
-    if (d->narrow_cache)
-      attend_tokens_bf16(&queries, (const bf16 *)keys + own, (const bf16 *)values + own, &pages, group, d->dim,
-                         layer->scale, layer->softcap, scratch);
-    else
-      attend_tokens_float(&queries, (const float *)keys + own, (const float *)values + own, &pages, group, d->dim,
-                          layer->scale, layer->softcap, scratch);
+    Head one = head_at(d, layer, s, number, t, head);
+    attend_tokens(&one, &queries, scratch);
     for (int i = 0; i < queries.tokens; i++)
       for (int c = 0; c < size; c += LANES)
         put_factor(d, take_float(query + i * stride + c, size - c), b->attended,
@@ -293,33 +295,43 @@ static void leave(const Decoder *d, const Step *s, const Buffers *b, Member *me)
 }
 
 static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
+  Clock clock = {me->number ? NULL : s->nanoseconds, now()};
   enter(d, s, b, me);
   for (int number = 0; number < d->num_layers; number++) {
     const Layer *layer = d->layers + number;
     const Updates *entries = updates_of(s, number, ENTRIES), *output = updates_of(s, number, OUTPUT);
     const Updates *gates = updates_of(s, number, GATES), *down = updates_of(s, number, DOWN);
     normalize_all(d, s, b, layer->attention_norm, me);
+    went_to(&clock, NORMS);
     Product all[] = {{&layer->query, b->query}, {&layer->key, b->key}, {&layer->value, b->value}};
     multiply_all(d, s, b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
     add_updates(d, entries, s, (float *[]){b->query, b->key, b->value}, me);
+    went_to(&clock, PROJECTIONS);
     place(d, layer, number, s, b, me);
+    went_to(&clock, POSITIONS);
     attend_all(d, layer, number, s, b, me);
+    went_to(&clock, ATTENTION);
     add_product(d, s, b, b->attended, &layer->output, layer->attention_after, output, me);
+    went_to(&clock, PROJECTIONS);
     normalize_all(d, s, b, layer->mlp_norm, me);
+    went_to(&clock, NORMS);
     if (gates == NULL && !d->fused)
       multiply_gated(d, layer, s, b, me);
     else
       multiply_apart(d, layer, gates, s, b, me);
     add_product(d, s, b, b->gated, &layer->down, layer->mlp_after, down, me);
+    went_to(&clock, MLP);
   }
   if (s->num_wanted) leave(d, s, b, me);
+  went_to(&clock, HEAD);
 }
 
 void decoder_step(const Decoder *d, const Step *s) {
   Team team = {0};
   Buffers buffers;
   divide(d, s, omp_get_max_threads(), s->scratch, &buffers);
-  buffers.num_runs = cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads), buffers.runs);
+  int most = tokens_at_once(d->heads / d->kv_heads, d->narrow_cache);
+  buffers.num_runs = cut_rows(s->sequences, s->rows, most, buffers.runs);
 #pragma omp parallel
   {
     Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0};

@@ -50,6 +50,7 @@ typedef struct {
   char *scratch;  /* decoder_scratch bytes */
   const float *embedded;        /* [rows][hidden] in place of the table's rows, or NULL */
   const Updates *const *updates; /* [layers][GROUPS] low-rank updates, NULL where there are none; or NULL */
+  int64_t *nanoseconds;         /* [PARTS] that steps have spent */
   Dealt dealt;                  /* rows that have updates */
   int32_t rows, num_wanted, max_blocks, block_size;
 } Step;
@@ -86,7 +87,8 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
   b->gate_stride = d->fused ? 2 * d->inner : d->inner;
-  b->own_size = aligned(sizeof(float) * attention_scratch(d->heads / d->kv_heads, d->dim)) / sizeof(float);
+  int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, d->narrow_cache);
+  b->own_size = aligned(own * sizeof(float)) / sizeof(float);
   struct {
     void **buffer;
     int64_t bytes;

@@ -11,54 +11,48 @@
  * Sums are float32. A cache in bfloat16 is multiplied with queries in bfloat16 where the machine has an instruction for
  * it, and is widened elsewhere.
  */
-#include <math.h>
 #include <stdlib.h>
 
 #include "attention.h"
 #include "typed.h"
 
-#define T float
-#include "attention_rows.h"
-#undef T
-#define T bf16
-#include "attention_rows.h"
-#undef T
+#define NARROW_float 0
+#define NARROW_bf16 1
 
 #define PAGED_ATTENTION(T)                                                                                            \
-  static void some_##T(const T *q, const T *k, const T *v, T *out, const int32_t *lens, int tokens, int heads,        \
-                       int group, int dim, const Pages *pages, float scale, int window, float softcap,                \
-                       float *scratch) {                                                                              \
-    int size = group * dim;                                                                                           \
-    float *query = scratch + attention_scratch(group, dim);                                                           \
+  static void some_##T(const T *q, T *out, const int32_t *lens, int tokens, int heads,                                \
+                       const Head *head, int window, float *scratch) {                                                \
+    int size = head->group * head->dim;                                                                               \
+    float *query = scratch + attention_scratch(head->group, head->dim, NARROW_##T);                                   \
     Queries queries = {query, query, size, tokens};                                                                   \
     for (int t = 0; t < tokens; t++) {                                                                                \
       queries.len[t] = lens[t], queries.first[t] = window > 0 && lens[t] > window ? lens[t] - window : 0;             \
-      const T *from = q + (int64_t)t * heads * dim;                                                                   \
+      const T *from = q + (int64_t)t * heads * head->dim;                                                             \
       for (int i = 0; i < size; i += LANES) put_float(take_##T(from + i, size - i), query + t * size + i, size - i);  \
     }                                                                                                                 \
-    attend_tokens_##T(&queries, k, v, pages, group, dim, scale, softcap, scratch);                                    \
+    attend_tokens(head, &queries, scratch);                                                                           \
     for (int t = 0; t < tokens; t++) {                                                                                \
-      T *to = out + (int64_t)t * heads * dim;                                                                         \
+      T *to = out + (int64_t)t * heads * head->dim;                                                                   \
       for (int i = 0; i < size; i += LANES) put_##T(take_float(query + t * size + i, size - i), to + i, size - i);    \
     }                                                                                                                 \
   }                                                                                                                   \
   int paged_attention_##T(const T *q, const T *k, const T *v, T *out, const int32_t *table, const int32_t *row,       \
                           const int32_t *lens, int tokens, int heads, int kv_heads, int dim, int block_size,          \
                           int max_blocks, float scale, int window, float softcap) {                                   \
-    int group = heads / kv_heads, failed = 0, most = tokens_at_once(group);                                           \
+    int group = heads / kv_heads, failed = 0, most = tokens_at_once(group, NARROW_##T);                               \
     int32_t *starts = malloc(sizeof(int32_t) * ((size_t)tokens + 1));                                                 \
     if (starts == NULL) return 1;                                                                                     \
     int runs = cut_rows(row, tokens, most, starts);                                                                   \
     _Pragma("omp parallel reduction(| : failed)") {                                                                   \
-      float *scratch = malloc(sizeof(float) * (size_t)(attention_scratch(group, dim) + most * group * dim));          \
+      float *scratch = malloc(sizeof(float) * (size_t)(attention_scratch(group, dim, NARROW_##T) + most * group * dim));\
       failed |= scratch == NULL;                                                                                      \
       _Pragma("omp for collapse(2) schedule(dynamic, 1)") for (int i = 0; i < runs; i++) {                            \
         for (int h = 0; h < kv_heads; h++) {                                                                          \
           if (scratch == NULL) continue;                                                                              \
           int64_t t = starts[i], at = (t * heads + (int64_t)h * group) * dim;                                         \
           Pages pages = {table + (int64_t)row[t] * max_blocks, block_size, (int64_t)kv_heads * dim};                  \
-          some_##T(q + at, k + (int64_t)h * dim, v + (int64_t)h * dim, out + at, lens + t, starts[i + 1] - starts[i], \
-                   heads, group, dim, &pages, scale, window, softcap, scratch);                                       \
+          Head head = {k + (int64_t)h * dim, v + (int64_t)h * dim, NARROW_##T, pages, group, dim, scale, softcap};    \
+          some_##T(q + at, out + at, lens + t, starts[i + 1] - starts[i], heads, &head, window, scratch);             \
         }                                                                                                             \
       }                                                                                                               \
       free(scratch);                                                                                                  \

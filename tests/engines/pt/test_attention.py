@@ -27,7 +27,8 @@ from engines.pt.attention import (
 from engines.pt.kernels import build
 
 BLOCK_SIZE = 4
-SEGMENTS = ((0, 1), (12, 13), (0, 9), (5, 22), (30, 31))
+Spans = tuple[tuple[int, int], ...]
+SEGMENTS: Spans = ((0, 1), (12, 13), (0, 9), (5, 22), (30, 31))
 """Positions (first, behind the last) that each segment of the step computes: prompts, chunks, decodes."""
 
 
@@ -46,10 +47,19 @@ def shape(
 class Step:
     """Random queries, keys and values of a step, with their blocks scattered over the cache."""
 
-    def __init__(self, layer: LayerShape, *, heads: int = 4, block_size: int = BLOCK_SIZE, large: float = 1.0) -> None:
+    def __init__(
+        self,
+        layer: LayerShape,
+        *,
+        heads: int = 4,
+        block_size: int = BLOCK_SIZE,
+        large: float = 1.0,
+        segments: Spans = SEGMENTS,
+    ) -> None:
         torch.manual_seed(0)
+        self.segments = segments
         device, dtype = layer.device, layer.dtype
-        lengths = [end for _, end in SEGMENTS]
+        lengths = [end for _, end in segments]
         counts = [-(-length // block_size) for length in lengths]
         order = torch.randperm(sum(counts) + 3).tolist()
         blocks = [[order.pop() for _ in range(count)] for count in counts]
@@ -62,7 +72,7 @@ class Step:
         for own, keys, values in zip(blocks, self.keys, self.values, strict=True):
             slots = torch.tensor([own[p // block_size] * block_size + p % block_size for p in range(len(keys))])
             self.cache.write(0, slots.to(device), keys, values)
-        spans = [end - first for first, end in SEGMENTS]
+        spans = [end - first for first, end in segments]
         starts = [sum(spans[:i]) for i in range(len(spans) + 1)]
         width = max(counts)
         self.query = large * torch.randn(starts[-1], heads, layer.key_dim, device=device, dtype=dtype)
@@ -71,7 +81,7 @@ class Step:
             attend_gather,
             torch.empty(0, device=device),
             torch.tensor([s for s, span in enumerate(spans) for _ in range(span)], dtype=torch.int32, device=device),
-            torch.tensor([p + 1 for a, b in SEGMENTS for p in range(a, b)], dtype=torch.int32, device=device),
+            torch.tensor([p + 1 for a, b in segments for p in range(a, b)], dtype=torch.int32, device=device),
             torch.tensor([own + [0] * (width - len(own)) for own in blocks], dtype=torch.int32, device=device),
             starts,
         )
@@ -83,7 +93,7 @@ class Step:
     def plain(self, scale: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
         """One sequence after another, one head after another, in double precision."""
         out = []
-        for s, (first, end) in enumerate(SEGMENTS):
+        for s, (first, end) in enumerate(self.segments):
             query = self.query[self.context.starts[s] : self.context.starts[s + 1]].double()
             keys, values = self.keys[s].double(), self.values[s].double()
             group = query.shape[1] // keys.shape[1]
@@ -130,13 +140,39 @@ def test_any_block_size_gives_the_same(kernel: KernelAttention, block_size: int)
 def test_bfloat16_loses_no_more_than_its_own_rounding(kernel: KernelAttention, options: dict[str, Any]) -> None:
     step = Step(shape(dim=64, dtype=torch.bfloat16))
     plain = step.plain(**options)
-    assert (step.run(kernel, **options) - plain).abs().max() < 2**-7
+    assert (step.run(kernel, **options) - plain).abs().max() < 2**-6
     assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
 
 
 def test_scores_beyond_the_range_of_exp_do_no_harm(kernel: KernelAttention) -> None:
     step = Step(shape(), large=300.0)
     assert (step.run(kernel) - step.plain()).abs().max() < 1e-3
+
+
+LONG: Spans = ((1000, 1130), (0, 70), (1299, 1300), (511, 514))
+"""More keys than the kernel takes at a time, and more queries."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 600}, {"window": 40, "softcap": 1.5}], ids=str)
+def test_many_keys_and_queries_are_taken_piece_by_piece(
+    kernel: KernelAttention, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    step = Step(shape(dim=48, dtype=dtype), heads=6, block_size=32, segments=LONG)
+    deviation = (step.run(kernel, **options) - step.plain(**options)).abs().max()
+    assert deviation < (1e-5 if dtype is torch.float32 else 2**-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [0, 600])
+def test_a_query_gets_the_same_alone_as_among_others(kernel: KernelAttention, window: int, dtype: torch.dtype) -> None:
+    together = Step(shape(dim=64, dtype=dtype), heads=6, block_size=32, segments=((900, 1100),))
+    results = together.run(kernel, window=window)
+    context, keys, values = together.context, together.cache.keys[0], together.cache.values[0]
+    for row in (0, 31, 32, 123, 124, 199):
+        one = replace(context, rows=context.rows[:1], lens=context.lens[row : row + 1], starts=[0, 1])
+        alone = kernel(together.query[row : row + 1], keys, values, one, 0.3, window, 0.0)
+        assert torch.equal(alone[0].float(), results[row])
 
 
 def test_gather_takes_values_of_another_width_than_keys() -> None:

@@ -1,0 +1,62 @@
+/* Attention, one chunk of keys after another: see attention.h. */
+#include "attention.h"
+
+int64_t chunk_scratch(int group, int dim, int narrow) {
+  return narrow ? chunk_scratch_bf16(group, dim) : chunk_scratch_float(group, dim);
+}
+
+int64_t attention_scratch(int group, int dim, int narrow) {
+  int64_t rows = (int64_t)tokens_at_once(group, narrow) * group;
+  return 2 * seen_size(rows, dim) + chunk_scratch(group, dim, narrow) + 16;
+}
+
+void attend_chunk(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
+  if (head->narrow)
+    attend_chunk_bf16(head, queries, chunk, seen, scratch);
+  else
+    attend_chunk_float(head, queries, chunk, seen, scratch);
+}
+
+void see_nothing(const Seen *whole, int rows, int dim) {
+  memset(whole->sums, 0, sizeof(float) * rows * padded(dim));
+  for (int r = 0; r < rows; r++) whole->tops[r] = -INFINITY, whole->totals[r] = 0.0f;
+}
+
+void join_seen(const Seen *whole, const Seen *next, int rows, int dim) {
+  int width = padded(dim);
+  for (int r = 0; r < rows; r++) {
+    if (next->totals[r] == 0.0f) continue;
+    float *to = whole->sums + (int64_t)r * width, top = whole->tops[r], more = next->tops[r];
+    const float *from = next->sums + (int64_t)r * width;
+    float highest = more > top ? more : top;
+    lanes factors = exp_of((lanes){top - highest, more - highest});
+    for (int d = 0; d < width; d += LANES)
+      store_float(load_float(to + d) * factors[0] + load_float(from + d) * factors[1], to + d);
+    whole->totals[r] = whole->totals[r] * factors[0] + next->totals[r] * factors[1];
+    whole->tops[r] = highest;
+  }
+}
+
+void finish(const Head *head, const Queries *queries, const Seen *whole) {
+  int group = head->group, dim = head->dim, width = padded(dim);
+  for (int t = 0; t < queries->tokens; t++)
+    for (int g = 0; g < group; g++) {
+      const float *sums = whole->sums + (int64_t)(t * group + g) * width;
+      for (int d = 0; d < dim; d += LANES)
+        put_float(load_float(sums + d) / whole->totals[t * group + g],
+                  queries->out + t * queries->stride + g * dim + d, dim - d);
+    }
+}
+
+void attend_tokens(const Head *head, const Queries *queries, float *scratch) {
+  int rows = queries->tokens * head->group, dim = head->dim;
+  int64_t size = seen_size(rows, dim);
+  Seen whole = seen_at(scratch, rows, dim), next = seen_at(scratch + size, rows, dim);
+  float *own = scratch + (2 * size + 15) / 16 * 16;
+  see_nothing(&whole, rows, dim);
+  for (int chunk = first_chunk(queries); chunk < end_chunk(queries); chunk++) {
+    attend_chunk(head, queries, chunk, &next, own);
+    join_seen(&whole, &next, rows, dim);
+  }
+  finish(head, queries, &whole);
+}

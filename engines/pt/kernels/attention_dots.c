@@ -1,0 +1,193 @@
+/* attend_chunk over a cache in bfloat16, with products of bfloat16 values (AVX512-BF16).
+ *
+ * Scores and weighted sums are products of matrices as linear_dots.c makes them. Keys are laid out as its weights are,
+ * PANEL of them for all rows; so are the values, PANEL columns of a chunk of them. Queries and weights are rounded to
+ * bfloat16, as a model in bfloat16 has them; sums are float32, the one of the rounded weights too.
+ */
+#include "attention.h"
+#include "products.h"
+
+#if HAS_DOTS
+
+#define PANEL DOTS_COLUMNS
+
+/* 16 rows of 16 values of 32 bits become columns. */
+static inline __attribute__((always_inline)) void transpose(__m512i r[16]) {
+  __m512i t[16];
+  _Pragma("GCC unroll 8") for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]), r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  _Pragma("GCC unroll 2") for (int i = 0; i < 16; i += 8)
+      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+    t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0x88);
+    t[i + 4 + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0xdd);
+  }
+  _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) {
+    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88), r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+  }
+}
+
+/* The next 32 values of a row, filled up with zeros. */
+static inline __m512i take_32(const bf16 *p, int n) {
+  return _mm512_maskz_loadu_epi16(n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1, p);
+}
+
+/* PANEL keys -> [width / 2][PANEL][2]. */
+static void lay_keys(const int64_t *places_of_keys, const bf16 *k, int dim, bf16 *panel) {
+  for (int half = 0; half < PANEL; half += 16)
+    for (int d = 0; d < dim; d += 32) {
+      __m512i pairs[16];
+      _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)
+          pairs[j] = take_32(k + places_of_keys[half + j] + d, dim - d);
+      transpose(pairs);
+      bf16 *to = panel + (int64_t)d * PANEL + 2 * half;
+      _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) _mm512_storeu_si512(to + j * 2 * PANEL, pairs[j]);
+    }
+}
+
+/* PANEL columns of `count` values, and zeros up to `end` -> [end / 2][PANEL][2]. */
+static void lay_values(const int64_t *places_of_keys, int count, int end, const bf16 *v, int columns, bf16 *panel) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int j = 0; j < end; j += 2) {
+    __m512i first = {0}, second = {0};
+    if (j < count) first = take_32(v + places_of_keys[j], columns);
+    if (j + 1 < count) second = take_32(v + places_of_keys[j + 1], columns);
+    _mm512_storeu_si512(panel + j * PANEL, _mm512_permutex2var_epi16(first, low, second));
+    _mm512_storeu_si512(panel + j * PANEL + 32, _mm512_permutex2var_epi16(first, high, second));
+  }
+}
+
+/* 2^x for x up to 127, to 3e-6 of it: much less than the rounding of the weights. What is no number stays none. */
+static inline __m512 power_of_2(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+  __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
+  __m512 y = _mm512_set1_ps(9.5827822e-3f);
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.5906277e-2f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4024099e-1f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9312423e-1f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, n);
+}
+
+/* Which of 16 keys from `j` on are from `begin` to `end` - 1. */
+static inline __mmask16 seen_of(int j, int begin, int end) {
+  int from = begin > j ? begin - j : 0, to = end - j < 16 ? end - j : 16;
+  return from < to ? (__mmask16)((0xffffu >> (16 - to)) & (0xffffu << from)) : 0;
+}
+
+/* The scores of a row's keys `begin` to `end` - 1, in panels `stride` apart, to weights of all keys from `from` to `to`
+ * - 1: nothing for those it does not see. Returns the largest score. */
+static float soften(float *scores, int64_t stride, int from, int to, int begin, int end, float scale, float softcap,
+                    bf16 *weights, float *total_of_weights) {
+  if (softcap > 0.0f) { /* done at once, and the rest as without it */
+    for (int j = from; j < to; j += PANEL)
+      for (int i = 0; i < PANEL; i += 16) {
+        float *at = scores + (j - from) / PANEL * stride + i;
+        store_float(softcap * tanh_of(load_float(at) * scale / softcap), at);
+      }
+    scale = 1.0f;
+  }
+  __m512 tops[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
+  for (int j = from; j < to; j += PANEL)
+    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+      __m512 score = _mm512_loadu_ps(scores + (j - from) / PANEL * stride + 16 * i);
+      tops[i] = _mm512_mask_max_ps(tops[i], seen_of(j + 16 * i, begin, end), score, tops[i]);
+    }
+  float top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
+  __m512 factor = _mm512_set1_ps(scale * 1.44269504f), shift = _mm512_set1_ps(-top * (scale * 1.44269504f));
+  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+  __m512 sums = _mm512_setzero_ps();
+  for (int j = from; j < to; j += PANEL) {
+    __m512 weight[2];
+    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+      __m512 score = _mm512_loadu_ps(scores + (j - from) / PANEL * stride + 16 * i);
+      weight[i] = power_of_2(_mm512_fmadd_ps(score, factor, shift));
+      weight[i] = _mm512_maskz_mov_ps(seen_of(j + 16 * i, begin, end), weight[i]);
+    }
+    __m512bh rounded = _mm512_cvtne2ps_pbh(weight[1], weight[0]);
+    sums = _mm512_dpbf16_ps(sums, rounded, ones);
+    _mm512_storeu_si512(weights + j - from, (__m512i)rounded);
+  }
+  *total_of_weights = total((lanes)sums);
+  return top * scale;
+}
+
+/* Buffers of a call, one after another in its scratch memory. */
+typedef struct {
+  int64_t *places_of_keys; /* [CHUNK] */
+  bf16 *query;             /* [rows][width] */
+  bf16 *panel;             /* of keys, then of values */
+  float *scores;           /* [CHUNK / PANEL][rows + 1][PANEL]: one row more, or they would share lines of the cache */
+  bf16 *weights;           /* [rows][CHUNK] */
+  float *tile;             /* [rows][PANEL] */
+} Buffers;
+
+static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
+  int64_t sizes[] = {CHUNK * 2,     rows * padded(dim) / 2,           (CHUNK > padded(dim) ? CHUNK : padded(dim)) * PANEL / 2,
+                     CHUNK * (rows + 1), rows * CHUNK / 2, rows * PANEL};
+  void **buffers[] = {(void **)&b->places_of_keys, (void **)&b->query,   (void **)&b->panel,
+                      (void **)&b->scores,         (void **)&b->weights, (void **)&b->tile};
+  int64_t floats = 0;
+  for (int i = 0; i < 6; i++) {
+    if (at != NULL) *buffers[i] = at + floats;
+    floats += (sizes[i] + 15) / 16 * 16;
+  }
+  return floats;
+}
+
+int64_t chunk_scratch_bf16(int group, int dim) {
+  Buffers none;
+  return divide((int64_t)tokens_at_once(group, 1) * group, dim, NULL, &none);
+}
+
+static void round_queries(const Head *head, const Queries *queries, bf16 *query) {
+  int dim = head->dim, width = padded(dim);
+  for (int t = 0; t < queries->tokens; t++)
+    for (int g = 0; g < head->group; g++, query += width) {
+      const float *from = queries->q + t * queries->stride + g * dim;
+      for (int d = 0; d < width; d += LANES)
+        store_bf16(d < dim ? take_float(from + d, dim - d) : (lanes){0}, query + d);
+    }
+}
+
+void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
+  int group = head->group, dim = head->dim, width = padded(dim), tokens = queries->tokens, rows = tokens * group;
+  int start = chunk * CHUNK, begin[MOST_TOKENS], end[MOST_TOKENS]; /* what each token sees of the chunk */
+  for (int t = 0; t < tokens; t++) {
+    begin[t] = queries->first[t] > start ? queries->first[t] - start : 0;
+    end[t] = queries->len[t] - start < CHUNK ? queries->len[t] - start : CHUNK;
+  }
+  int from = begin[0] / PANEL * PANEL, last = end[tokens - 1], to = (last + PANEL - 1) / PANEL * PANEL;
+  int64_t stride = (int64_t)(rows + 1) * PANEL, keys = to - from;
+  Buffers b;
+  divide(rows, dim, scratch, &b);
+  round_queries(head, queries, b.query);
+  find_places(&head->pages, start + from, start + last, PANEL, b.places_of_keys);
+  for (int j = from; j < to; j += PANEL) {
+    int first = 0, behind = tokens; /* tokens that see some of these keys */
+    while (first < tokens && end[first] <= j) first++;
+    while (behind > first && begin[behind - 1] >= j + PANEL) behind--;
+    if (first == behind) continue;
+    lay_keys(b.places_of_keys + j - from, head->k, dim, b.panel);
+    dots_product(b.query + (int64_t)first * group * width, b.panel, (behind - first) * group, width,
+                 b.scores + (j - from) / PANEL * stride + (int64_t)first * group * PANEL);
+  }
+  for (int r = 0; r < rows; r++)
+    seen->tops[r] = soften(b.scores + (int64_t)r * PANEL, stride, from, to, begin[r / group], end[r / group],
+                           head->scale, head->softcap, b.weights + r * keys, seen->totals + r);
+  for (int d = 0; d < dim; d += PANEL) {
+    lay_values(b.places_of_keys, last - from, keys, (const bf16 *)head->v + d, dim - d, b.panel);
+    dots_product(b.weights, b.panel, rows, keys, b.tile);
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < PANEL; c += LANES)
+        store_float(load_float(b.tile + r * PANEL + c), seen->sums + (int64_t)r * width + d + c);
+  }
+}
+
+#endif
