@@ -1,9 +1,9 @@
 """What speculative decoding gains and costs in our engine, without a server: `python -m benchmarks.speculation`.
 
-Texts that repeat what their prompt says (a JSON object with one value changed), and texts that do not (stories, drawn at
-temperature 0.8), at 1, 8 and 16 sequences at once: without guesses, with prompt lookup, and with the object as the
-requests' prediction. Every way must give the same outputs. Tokens a second are of decoding alone: from the step in which
-the last sequence got its first token.
+Texts that repeat what their prompt says (a JSON object with one value changed), and texts that do not (stories, drawn
+at temperature 0.8), at 1, 8 and 16 sequences at once: without guesses, with prompt lookup, and with the object as the
+requests' prediction. Every way must give the same outputs. Tokens a second are of decoding alone: from the step in
+which the last sequence got its first token.
 """
 
 import argparse
@@ -34,8 +34,36 @@ TOKENS = 128
 """The most of one output."""
 LOOKUP = PromptLookup(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=5)
 WAYS = {"repeated": ("plain", "lookup", "prediction"), "ordinary": ("plain", "lookup")}
-NAMES = "Ada Grace Alan Edsger Barbara Donald Frances Tony John Kathleen Leslie Niklaus Radia Robin Shafi Tim".split()
-TOPICS = "a lighthouse,a bakery,the sea,a robot,winter,a train,an old map,two friends,a garden,a storm".split(",")
+NAMES = [
+    "Ada",
+    "Grace",
+    "Alan",
+    "Edsger",
+    "Barbara",
+    "Donald",
+    "Frances",
+    "Tony",
+    "John",
+    "Kathleen",
+    "Leslie",
+    "Niklaus",
+    "Radia",
+    "Robin",
+    "Shafi",
+    "Tim",
+]
+TOPICS = [
+    "a lighthouse",
+    "a bakery",
+    "the sea",
+    "a robot",
+    "winter",
+    "a train",
+    "an old map",
+    "two friends",
+    "a garden",
+    "a storm",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +167,7 @@ def measure(bench: Bench, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    kind: str, count: int, way: str, runs: list[dict[str, Any]], plain: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _row(kind: str, count: int, way: str, runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:
     ratios = [run["tokens_per_second"] / other["tokens_per_second"] for run, other in zip(runs, plain, strict=True)]
     speed = statistics.median(run["tokens_per_second"] for run in runs)
     row = {"text": kind, "sequences": count, "way": way, "ratio": statistics.median(ratios)}
@@ -175,8 +201,8 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace, folder: str, se
         document,
         f"# Speculative decoding, {document['date']}\n\n{hardware(machine())}.\n\n"
         f"{document['model']} in {given.dtype}, {given.threads} threads, {given.repeats} repeats in turns. "
-        f"`{document['command']}` took {seconds:.0f} seconds. Decoding alone, without a server; outputs of all ways were "
-        f"the same. How: ../README.md.\n\n{as_table(rows)}\n",
+        f"`{document['command']}` took {seconds:.0f} seconds. Decoding alone, without a server; outputs of all ways "
+        f"were the same. How: ../README.md.\n\n{as_table(rows)}\n",
     )
 
 

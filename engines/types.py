@@ -152,9 +152,9 @@ class TokenOutput:
     preemptions: int | None = None
     """How often this output was put back to make room. On its last part only, where the engine can tell."""
     accepted_prediction_tokens: int = 0
-    """Tokens of the request's prediction that the engine tried for this part, and that are in it."""
+    """How many more tokens of the request's prediction were tried, and are in the output."""
     rejected_prediction_tokens: int = 0
-    """Those that it tried in vain."""
+    """How many more were tried, and are not in it; below 0 where some came after all."""
 
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]

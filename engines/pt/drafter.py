@@ -23,8 +23,8 @@ class Source:
     """The most guesses at a time."""
     likelihood: float
     """How likely it is that a guess is right where those before it were."""
-    of_prediction: bool = False
-    """Whether it is what the client predicted."""
+    prediction: "Prediction | None" = None
+    """What has come of it, where it is what the client predicted."""
 
     def follow(self, tokens: list[int]) -> None:
         """Take note of what came since: `tokens` are all of the sequence."""
@@ -40,11 +40,33 @@ class Source:
         return min(self.most, int(math.log(least) / math.log(min(self.likelihood, SUREST))))
 
 
+class Prediction:
+    """The tokens of a prediction that were tried, each counted once however often it was."""
+
+    def __init__(self) -> None:
+        self._tried: set[int] = set()
+        self._accepted: set[int] = set()
+
+    def add(self, draft: "Draft") -> tuple[int, int]:
+        """How many more tokens have been accepted, and how many more were tried and have not: fewer than none where
+        tokens came at last that had been tried before."""
+        accepted, rejected = self._counts()
+        self._tried.update(range(draft.place, draft.place + draft.rows))
+        self._accepted.update(range(draft.place, draft.place + draft.accepted))
+        accepted_now, rejected_now = self._counts()
+        return accepted_now - accepted, rejected_now - rejected
+
+    def _counts(self) -> tuple[int, int]:
+        return len(self._accepted), len(self._tried - self._accepted)
+
+
 @dataclass(slots=True)
 class Draft:
     """The guesses at what a sequence gets in one step."""
 
     source: Source
+    place: int
+    """Where they begin in what was looked in."""
     token_ids: list[int]
     rows: int
     """How many of them the step computes. Where it is none, the first is compared all the same: that costs nothing, and
@@ -80,5 +102,5 @@ class Drafter:
         for source in self._sources:
             worth = min(source.worth(least), most)
             if guess := source.lookup.propose(max(worth, 1)):
-                return Draft(source, guess, min(worth, len(guess)))
+                return Draft(source, source.lookup.reached, guess, min(worth, len(guess)))
         return None

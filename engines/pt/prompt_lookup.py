@@ -28,7 +28,7 @@ class Lookup:
         self._buffer = np.array(text, dtype=np.int64)
         self._length = len(text)
         self._corpus = None if corpus is None else np.array(corpus, dtype=np.int64)
-        self._reached = 0
+        self.reached = 0
         """How far the text has come in the corpus: the place of the token that would follow."""
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -40,8 +40,8 @@ class Lookup:
         self._length = end
         corpus = self._looked_in()
         for token_id in token_ids:
-            if self._reached < len(corpus) and corpus[self._reached] == token_id:
-                self._reached += 1
+            if self.reached < len(corpus) and corpus[self.reached] == token_id:
+                self.reached += 1
 
     @property
     def length(self) -> int:
@@ -50,10 +50,10 @@ class Lookup:
     def propose(self, count: int) -> list[int]:
         """At most `count` tokens that may come next; none where the last ones stand nowhere in the corpus."""
         text, corpus = self._buffer[: self._length], self._looked_in()
-        place = find(corpus, text, self._shortest, self._longest, self._reached)
+        place = find(corpus, text, self._shortest, self._longest, self.reached)
         if place is None:
             return []
-        self._reached = place
+        self.reached = place
         guess: list[int] = corpus[place : place + count].tolist()
         if self._corpus is None:
             # It runs into its own end where a text repeats itself: then it goes on with what it has just said.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engines.pt.config import PromptLookup
-from engines.pt.drafter import Drafter, Source
+from engines.pt.drafter import Drafter, Prediction, Source
 from engines.pt.prompt_lookup import NO_TOKEN, Lookup
 from engines.pt.requests import StepReport
 from engines.pt.scheduler import Chunk, Scheduler
@@ -100,7 +100,7 @@ class Speculation:
             # An output that has not begun stands where the prediction begins: both have the same mark there.
             lookup = Lookup([NO_TOKEN], shortest=shortest, longest=longest, corpus=[NO_TOKEN, *known])
             begins = group.num_prompt - 1
-            sources.append(Source(lookup, begins, MOST_PREDICTED, FIRST_LIKELIHOOD_OF_PREDICTION, of_prediction=True))
+            sources.append(Source(lookup, begins, MOST_PREDICTED, FIRST_LIKELIHOOD_OF_PREDICTION, Prediction()))
         if (config := self._lookup) is not None:
             lookup = Lookup([], shortest=config.prompt_lookup_min, longest=config.prompt_lookup_max)
             sources.append(Source(lookup, 0, config.num_speculative_tokens, FIRST_LIKELIHOOD))
@@ -114,8 +114,8 @@ class Speculation:
             self.drafts += draft.rows > 0
             self.draft_tokens += draft.rows
             self.accepted.update(range(draft.accepted))
-            if draft.source.of_prediction and draft.rows:
-                report.note_prediction(sequence, draft.accepted, draft.rows - draft.accepted)
+            if draft.source.prediction is not None:
+                report.note_prediction(sequence, *draft.source.prediction.add(draft))
             self._scheduler.give_back_room(sequence)
 
 
