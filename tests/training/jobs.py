@@ -126,13 +126,18 @@ def weights(job: JobFolder, step: int, inside: str = "") -> dict[str, torch.Tens
     return dict(load_file(next((job.path / f"checkpoint-{step}" / inside).glob("*.safetensors"))))
 
 
-def train_together(*jobs: JobFolder, processes: int) -> None:
-    """Run the jobs one after another, each by all of these processes."""
+def train_together(
+    *jobs: JobFolder, processes: int, alone: tuple[JobFolder, ...] = (), packages: Path | None = None
+) -> None:
+    """Run the jobs one after another, each by all of these processes, then those that one process does `alone`.
+    `packages`: a folder of further ones."""
     words = ["-m", "tests.training.parallel.many", str(processes), *(str(job.path) for job in jobs)]
+    words += ["--", "1", *(str(job.path) for job in alone)] if alone else []
+    path = f"{ROOT}:{packages}" if packages else str(ROOT)
     done = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=400,

@@ -26,7 +26,7 @@ from tests.engines.pt.driving import core_of, request, run
 from tests.four_layers import cut
 from tests.hqq import FOLDER
 from tests.quantized_folders import SAVED
-from tests.training.jobs import ROOT, losses, make_job, trained_by
+from tests.training.jobs import ROOT, losses, make_job, train_together, trained_by, weights
 from tests.training.trains_on_hqq import learns_alone
 from tests.training.tuners.kinds import KINDS, Kind
 from training.folder import JobFolder, Step
@@ -333,6 +333,21 @@ def test_hqq_trains_and_its_adapter_loads_without_us(shop: Shop) -> None:
     subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=300)
     told = losses(job)
     assert told[4] < told[1]
+
+
+def test_two_processes_learn_on_hqq_what_one_learns_from_batches_of_twice_the_size(shop: Shop) -> None:
+    alike = {"model": str(shop.tiny), "dataset": str(shop.lines), "average_tokens_across_devices": True}
+    given = QUICK | HQQ | alike | {"lora_dropout": 0, "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
+    one = make_job(shop.folder / "hqq-one", "sft", **given | {"per_device_train_batch_size": 2})
+    two, divided = (
+        make_job(shop.folder / f"hqq-{name}", "sft", **given, deepspeed=how)
+        for name, how in (("two", None), ("zero2", "zero2"))
+    )
+    train_together(two, divided, processes=2, alone=(one,), packages=FOLDER)
+    for job in (two, divided):
+        assert losses(job) == pytest.approx(losses(one), abs=1e-4)
+        learned, told = weights(job, 4), weights(one, 4)
+        assert max((learned[name] - told[name]).abs().max().item() for name in told) < 1e-4
 
 
 HQQ = {"quant_method": "hqq", "quant_bits": 3}

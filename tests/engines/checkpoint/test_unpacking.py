@@ -1,5 +1,6 @@
 """Checkpoints of GPTQ and AWQ are read as the plain models that they stand for, or refused by name."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -186,7 +187,37 @@ def test_what_does_not_make_a_whole_model_is_refused(damage: str, plain: Callabl
     assert refused.value.param == "model"
 
 
-@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_fp8_whose_scales_have_other_names_is_refused_by_them(plain: Callable[[str], Path], tmp_path: Path) -> None:
+    SAVED["fp8"](plain("llama"), tmp_path / "packed")
+    change(
+        tmp_path / "packed", lambda tensors: {name.replace("_scale_inv", "_scale"): tensors[name] for name in tensors}
+    )
+    with pytest.raises(UnsupportedModel, match=r"weight_scale has another name than weight_scale_inv") as refused:
+        loaded(tmp_path / "packed")
+    assert refused.value.param == "model"
+
+
+def test_scales_of_inputs_are_left_with_the_packing(plain: Callable[[str], Path], tmp_path: Path) -> None:
+    """As a checkpoint has them whose inputs share one scale."""
+    meant = SAVED["compressed-tensors in fp8, a scale for each weight"](plain("llama"), tmp_path / "packed")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["input_activations"] = group["weights"] | {"dynamic": False}
+    config["quantization_config"]["kv_cache_scheme"] = group["weights"] | {"dynamic": False}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    scale = torch.tensor([0.5])
+    layers = [name.removesuffix("weight") for name in meant if name.endswith("_proj.weight")]
+    cached = {f"model.layers.{n}.self_attn.{one}_scale": scale.clone() for n in range(2) for one in "kv"}
+    change(
+        tmp_path / "packed",
+        lambda tensors: tensors | cached | {f"{layer}input_scale": scale.clone() for layer in layers},
+    )
+    found = loaded(tmp_path / "packed")
+    assert found.state_dict().keys() == meant.keys()
+    assert all(torch.equal(found.state_dict()[name], meant[name]) for name in meant)
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq", "fp8"])
 def test_its_shapes_are_known_without_its_weights(form: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     """As vLLM's engine asks for the head of a model that classifies."""
     SAVED[form](plain("llama"), tmp_path / "packed")
