@@ -38,8 +38,10 @@ class Integers:
 
 
 def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
-    """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); None: there is no
-    place for them, as for 8 bits with zeros, or groups that are no multiple of four inputs."""
+    """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); fewer bits than 4
+    are kept in 4. None: there is no place for them, as for 8 bits with zeros, or groups that are no multiple of four
+    inputs."""
+    bits = max(bits, 4)
     if bits not in MOST or scales.dim() != 2 or signed.shape[1] % scales.shape[1]:
         return None
     group = _kernel_group(signed.shape[1] // scales.shape[1])
@@ -69,6 +71,19 @@ def integers_of(layer: Any) -> Integers | None:
     if getattr(weight, "target_dtype", torch.int4) is not torch.int4 or _rounds_inputs(weight):
         return None
     return integers(bits, weight.qdata, weight.scale, weight.zero_point)
+
+
+def integers_behind(weight: Tensor, bits: int, scales: Tensor, zeros: Tensor | None) -> Integers | None:
+    """Those that a weight (outputs, inputs) was made of by these scales and zeros (outputs, groups), however it was
+    rounded afterwards; None where it was not, or there is no place for them."""
+    if scales.dim() != 2 or weight.shape[1] % scales.shape[1]:
+        return None
+    zeros = torch.zeros_like(scales, dtype=torch.int32) if zeros is None else zeros.int()
+    steps = weight.float().unflatten(1, (scales.shape[1], -1)) / scales.float()[..., None]
+    signed = (steps.nan_to_num().round() + zeros[..., None]).flatten(1).int()
+    found = integers(bits, signed, scales, zeros)
+    close = found is not None and torch.allclose(found.weights(), weight.float(), rtol=2**-7, atol=0)
+    return found if close else None
 
 
 def _rounds_inputs(weight: Any) -> bool:

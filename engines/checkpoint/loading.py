@@ -72,12 +72,14 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
     quantization: Quantization | None = None,
+    keep_integers: bool = False,
 ) -> Any:
     """Return the model (a `PreTrainedModel`), ready for inference: by `task_type`, one that continues text, or one that
     classifies it, with a new head of `config.num_labels` outputs where the checkpoint has none, computed in float32.
 
     `own_head`: the head has to be the checkpoint's, the module `score`. `quantization`: how the weights of linear
-    layers are to be kept; None: as they are. Raises UnsupportedModel.
+    layers are to be kept; None: as they are. `keep_integers`: linear layers that are unpacked get what they were packed
+    from beside their weights (`integers_of`). Raises UnsupportedModel.
     """
     import transformers
 
@@ -93,7 +95,7 @@ def load_model(
     with _loading("weights", model, packed):
         found, info = auto.from_pretrained(
             model,
-            config=_unpacked(config) if packed else config,
+            config=_unpacked(config, keep_integers) if packed else config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
@@ -110,7 +112,7 @@ def load_model(
             _check_unpacked(model, packed, info)
         if packed == "fp8":
             _check_scales(model, info)
-        forget_packing(found)
+        forget_packing(found, keep_integers=keep_integers)
         if device_map != "meta":
             _tell_unpacked(model, packed, found, rounds_inputs(config))
     if quantized_by(found.config) and device_map != "meta":
@@ -154,7 +156,7 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _unpacked(config: Any) -> Any:
+def _unpacked(config: Any, keep_integers: bool) -> Any:
     """`config` (a `PreTrainedConfig`), as it has transformers load plain weights. Raises UnsupportedModel."""
     if quantized_by(config) in BY_TRANSFORMERS:
         found = copy.deepcopy(config)
@@ -164,7 +166,7 @@ def _unpacked(config: Any) -> Any:
         return found
     from engines.checkpoint.unpacking import unpacked
 
-    return unpacked(config)
+    return unpacked(config, keep_integers=keep_integers)
 
 
 def _check_unpacked(model: str, method: str, info: dict[str, Any]) -> None:
@@ -189,8 +191,9 @@ def _tell_unpacked(model: str, method: str, found: Any, rounded: bool) -> None:
     """`rounded`: whether its layers were meant to round what they get."""
     from engines.checkpoint.size import bytes_of_weights
 
-    kind, size = str(found.dtype).removeprefix("torch."), bytes_of_weights(found) / 2**30
-    log.info("%s is packed by %s, and was unpacked to %s: its weights take %.1f GiB", model, method, kind, size)
+    if not any(vars(layer).get("integers") for layer in found.modules()):
+        kind, size = str(found.dtype).removeprefix("torch."), bytes_of_weights(found) / 2**30
+        log.info("%s is packed by %s, and was unpacked to %s: its weights take %.1f GiB", model, method, kind, size)
     if rounded:
         log.info("the inputs of its layers are not rounded, as they would be where it computes in 8 bits")
 

@@ -13,11 +13,13 @@ A weight is `scale * (integer - zero)`. Inputs of a layer share scale and zero i
 GPTQ: Frantar et al. 2022, arXiv:2210.17323. AWQ: Lin et al. 2023, arXiv:2306.00978.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engines.checkpoint.integers import Integers, integers
 from engines.errors import UnsupportedModel
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -41,10 +43,43 @@ def layout_of(told: dict[str, Any]) -> str:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What was packed: integers (inputs, outputs), zeros and scales (groups, outputs), and each input's group."""
+
+    bits: int
+    codes: Tensor
+    zeros: Tensor
+    scales: Tensor
+    groups: Tensor
+
+    def __post_init__(self) -> None:
+        if self.zeros.shape != self.scales.shape or self.codes.shape != (len(self.groups), self.scales.shape[1]):
+            each = f"integers {tuple(self.codes.shape)}, zeros {tuple(self.zeros.shape)}"
+            raise ValueError(f"{each} and scales {tuple(self.scales.shape)} do not belong to one layer")
+
+    def weights(self) -> Tensor:
+        """(inputs, outputs) float32."""
+        groups = self.groups.long()
+        weights = self.codes.float()
+        weights -= self.zeros.float()[groups]
+        weights *= self.scales.float()[groups]
+        return weights
+
+    def integers(self) -> Integers | None:
+        """As a kernel multiplies them; None where it cannot, as where the inputs of a group are no neighbours."""
+        if self.codes.is_meta or len(self.codes) % len(self.scales):
+            return None
+        if not torch.equal(self.groups, torch.arange(len(self.codes)) // (len(self.codes) // len(self.scales))):
+            return None
+        middle = 2 ** (self.bits - 1)
+        return integers(self.bits, (self.codes - middle).T, self.scales.T, (self.zeros - middle).T)
+
+
 def unpack_gptq(
     qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, *, group_size: int, minus_one: bool
-) -> Tensor:
-    """(inputs, outputs) weights in float32.
+) -> Unpacked:
+    """A layer of GPTQ.
 
     `group_size`: inputs of a group, where `g_idx` says nothing; -1: all of them. `minus_one`: zeros are stored less
     one, as in all layouts before `gptq_v2`. Raises ValueError.
@@ -54,20 +89,20 @@ def unpack_gptq(
         raise ValueError(f"GPTQ with {bits} bits is not unpacked, only with 2, 4 or 8")
     if minus_one:  # in whole numbers, as it was subtracted: a zero of 0 has borrowed from the next one
         qzeros = qzeros + sum(1 << shift for shift in range(0, 32, bits))
-    integers, zeros = _integers(qweight.T, bits).T, _integers(qzeros, bits)
+    codes, zeros = _integers(qweight.T, bits).T, _integers(qzeros, bits)
     if g_idx is None or not (g_idx.is_meta or g_idx.any()):  # some programs leave zeros where inputs are in order
-        g_idx = _in_order(len(integers), len(scales), group_size, scales.device)
-    return _weights(integers, zeros, scales, g_idx)
+        g_idx = _in_order(len(codes), len(scales), group_size, scales.device)
+    return Unpacked(bits, codes, zeros, scales, g_idx)
 
 
-def unpack_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, *, group_size: int) -> Tensor:
-    """(inputs, outputs) weights in float32. Raises ValueError."""
+def unpack_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, *, group_size: int) -> Unpacked:
+    """A layer of AWQ. Raises ValueError."""
     if scales.shape[1] != 8 * qweight.shape[1]:
         raise ValueError(f"AWQ with {32 * qweight.shape[1] // scales.shape[1]} bits is not unpacked, only with 4")
-    integers, zeros = (
+    codes, zeros = (
         _integers(packed, 4).unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1) for packed in (qweight, qzeros)
     )
-    return _weights(integers, zeros, scales, _in_order(len(integers), len(scales), group_size, scales.device))
+    return Unpacked(4, codes, zeros, scales, _in_order(len(codes), len(scales), group_size, scales.device))
 
 
 def _integers(packed: Tensor, bits: int) -> Tensor:
@@ -83,14 +118,3 @@ def _in_order(inputs: int, groups: int, group_size: int, device: torch.device) -
             raise ValueError(f"{inputs} inputs in groups of {size} do not have {groups} scales")
         size = inputs // groups
     return torch.arange(inputs, device=device) // size
-
-
-def _weights(integers: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> Tensor:
-    if zeros.shape != scales.shape or integers.shape != (len(groups), scales.shape[1]):
-        message = f"integers {tuple(integers.shape)}, zeros {tuple(zeros.shape)} and scales {tuple(scales.shape)}"
-        raise ValueError(f"{message} do not belong to one layer")
-    groups = groups.long()
-    weights = integers.float()
-    weights -= zeros.float()[groups]
-    weights *= scales.float()[groups]
-    return weights

@@ -92,11 +92,17 @@ def unpack(model: Any) -> None:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
-def forget_packing(model: Any) -> None:
+def forget_packing(model: Any, *, keep_integers: bool) -> None:
     """Have a model whose weights were unpacked be a plain one, also as it is saved: compressed-tensors leaves its
-    scales in layers, and transformers would undo what it did as it loaded."""
+    scales in layers, and transformers would undo what it did as it loaded. `keep_integers`: see `unpacked`."""
+    from engines.checkpoint.integers import integers_behind
+
     for layer in model.modules():
         if hasattr(layer, "quantization_scheme"):
+            weights = layer.quantization_scheme.weights
+            if keep_integers and weights is not None and weights.type == "int":
+                zeros = getattr(layer, "weight_zero_point", None)
+                layer.integers = integers_behind(layer.weight, weights.num_bits, layer.weight_scale, zeros)
             for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith(SCALES)]:
                 delattr(layer, name)
             vars(layer).pop("forward", None)

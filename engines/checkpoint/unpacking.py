@@ -7,6 +7,7 @@ transformers has it for FP8 (`Fp8Dequantize`), and takes others through its regi
 import copy
 from typing import Any
 
+import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -14,6 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from engines.checkpoint.packed import Unpacked as Layer
 from engines.checkpoint.packed import layout_of, unpack_awq, unpack_gptq
 
 METHOD = "unpacked"
@@ -21,29 +23,34 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 """Tensors that a packed weight consists of."""
 
 
-def unpacked(config: Any) -> Any:
-    """`config` (a `PreTrainedConfig` of GPTQ or AWQ) for a model that is to be unpacked. Raises UnsupportedModel."""
+def unpacked(config: Any, *, keep_integers: bool) -> Any:
+    """`config` (a `PreTrainedConfig` of GPTQ or AWQ) for a model that is to be unpacked. Raises UnsupportedModel.
+
+    `keep_integers`: linear layers get what they were packed from beside their weights, as `integers`.
+    """
     told = config.quantization_config
     found = copy.deepcopy(config)
     found.quantization_config = {
         "quant_method": METHOD,
         "packing": layout_of(told),
         "group_size": told.get("group_size") or told.get("q_group_size") or -1,
+        "keep_integers": keep_integers,
     }
     return found
 
 
 @register_quantization_config(METHOD)
 class Unpacked(QuantizationConfigMixin):  # type: ignore[misc]  # Any at our border
-    def __init__(self, packing: str, group_size: int, quant_method: str = METHOD) -> None:
+    def __init__(self, packing: str, group_size: int, keep_integers: bool, quant_method: str = METHOD) -> None:
         self.quant_method, self.packing, self.group_size = quant_method, packing, group_size
+        self.keep_integers = keep_integers
         self.dequantize = True
         """For transformers: what is loaded is a plain model."""
 
 
 class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
-    def __init__(self, packing: str, group_size: int) -> None:
-        self.packing, self.group_size = packing, group_size
+    def __init__(self, packing: str, group_size: int, keep_integers: bool) -> None:
+        self.packing, self.group_size, self.keep_integers = packing, group_size, keep_integers
 
     def convert(self, input_dict: dict[str, Any], full_layer_name: str, model: Any, **more: Any) -> dict[str, Any]:
         """The tensors with weights in place of what these are packed in. `input_dict`: pattern of names -> tensors."""
@@ -55,7 +62,10 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
                 converted[pattern] = tensors
             elif part == PARTS[0]:
                 parts = [input_dict.get(rf"{before}\.{each}$", [None] * len(tensors)) for each in PARTS]
-                weights = [self._weight(*each) for each in zip(*parts, strict=True)]
+                layers = [self._layer(*each) for each in zip(*parts, strict=True)]
+                weights = [layer.weights() for layer in layers]
+                if self.keep_integers and type(module) is torch.nn.Linear:
+                    module.integers = layers[0].integers()
                 target = rf"{before}\.weight$" if before else full_layer_name
                 dtype = getattr(module, name).dtype
                 converted[target] = [
@@ -63,7 +73,7 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
                 ]
         return converted
 
-    def _weight(self, qweight: Any, qzeros: Any, scales: Any, g_idx: Any) -> Any:
+    def _layer(self, qweight: Any, qzeros: Any, scales: Any, g_idx: Any) -> Layer:
         if qzeros is None or scales is None:
             raise ValueError("a layer has no scales or no zeros")
         if self.packing == "gemm":
@@ -96,7 +106,8 @@ class Unpacker(HfQuantizer):  # type: ignore[misc]  # Any at our border
         return found
 
     def _unpack(self) -> Unpack:
-        return Unpack(self.quantization_config.packing, self.quantization_config.group_size)
+        told = self.quantization_config
+        return Unpack(told.packing, told.group_size, told.keep_integers)
 
     def is_serializable(self) -> bool:
         return True

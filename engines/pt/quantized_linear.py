@@ -56,6 +56,11 @@ class QuantizedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
         self._multiply = library.linear_quantized
 
+    @property
+    def nbytes(self) -> int:
+        """What the weights take in memory."""
+        return int(self._packed.nbytes)
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(torch.bfloat16 if self.dots else torch.float32).contiguous()
         out = rows.new_empty(*x.shape[:-1], self.out_features, dtype=torch.float32)

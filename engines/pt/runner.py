@@ -25,6 +25,7 @@ from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
 from engines.pt.quantized import rounds_by_batch
+from engines.pt.quantized_linear import QuantizedLinear
 from engines.pt.weights import write_weights
 from engines.sampler.native import SamplingKernel
 from engines.types import Head
@@ -91,6 +92,7 @@ class ModelRunner:
             revision=config.revision,
             token=config.token,
             quantization=config.quantization,
+            keep_integers=on_cpu,
         )
         rope.freeze(self.model, self.max_model_len)
         self.device: torch.device = self.model.get_input_embeddings().weight.device
@@ -159,9 +161,21 @@ class ModelRunner:
     def _pack(self) -> None:
         self._reason = self._reason_against_native()
         dots = self._reason is None and self.dtype is torch.bfloat16
+        without = sum(vars(module).get("integers", True) is None for module in self.model.modules())
         pack(self.model, self._library, head=self._head(), dots=dots)
+        self._tell_integers(without)
         if self.head is None:
             self._hook = self._head().register_forward_pre_hook(self._keep_hidden)
+
+    def _tell_integers(self, without: int) -> None:
+        """`without`: layers whose integers the kernel has no place for."""
+        kept = [module for module in self.model.modules() if type(module) is QuantizedLinear]
+        if kept:
+            bits = " and ".join(map(str, sorted({layer.grid.bits for layer in kept})))
+            size = sum(layer.nbytes for layer in kept) / GIB
+            log.info("%d linear layers stay integers of %s bits, and take %.2f GiB", len(kept), bits, size)
+        if without:
+            log.info("%d linear layers are unpacked: the kernel has no place for their integers", without)
 
     def _reason_against_native(self) -> str | None:
         """Why `decoder.py` does not compute the model, which is not packed yet; None: it does."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from engines.checkpoint.integers import integers_of
 from engines.checkpoint.loading import load_config, load_model
 from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, save
@@ -225,3 +226,42 @@ def test_its_shapes_are_known_without_its_weights(form: str, plain: Callable[[st
     assert {name: one.shape for name, one in shapes.items()} == {
         name: one.shape for name, one in load_file(plain("llama") / "model.safetensors").items()
     }
+
+
+KEPT = {
+    **dict.fromkeys(
+        ["gptq", "gptq with 8 bits", "gptq, asymmetric", "gptq_v2, asymmetric, a scale for each row", "awq"], True
+    ),
+    "gptq of 8 bits by activations, asymmetric": False,
+    "gptq_v2 by activations": False,
+}
+"""Whether the kernel for integers has a place for them."""
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_integers_that_are_kept_stand_for_the_weights(
+    packing: str, plain: Callable[[str], Path], tmp_path: Path
+) -> None:
+    meant = save_packed(plain("llama"), tmp_path / "packed", PACKINGS[packing])
+    found = loaded(tmp_path / "packed", keep_integers=True)
+    layers = {path: layer for path, layer in found.named_modules() if "integers" in vars(layer)}
+    assert len(layers) == 7 * found.config.num_hidden_layers
+    for path, layer in layers.items():
+        kept = integers_of(layer)
+        assert (kept is not None) == KEPT[packing]
+        assert kept is None or torch.equal(kept.weights(), meant[f"{path}.weight"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_do_those_of_compressed_tensors_whatever_type_the_weights_were_unpacked_to(
+    bits: int, dtype: torch.dtype, plain: Callable[[str], Path], tmp_path: Path
+) -> None:
+    meant = SAVED[f"compressed-tensors with {bits} bits"](plain("llama"), tmp_path / "packed")
+    found = loaded(tmp_path / "packed", dtype, keep_integers=True)
+    layers = {path: layer for path, layer in found.named_modules() if "integers" in vars(layer)}
+    assert layers
+    for path, layer in layers.items():
+        kept = integers_of(layer)
+        assert kept is not None
+        torch.testing.assert_close(kept.weights(), meant[f"{path}.weight"], rtol=2**-7, atol=0)

@@ -18,6 +18,7 @@ from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
 from engines.checkpoint.quantize import keep_unpacked
 from engines.checkpoint.size import bytes_of_weights
+from engines.pt.quantized_linear import QuantizedLinear
 from engines.pt.runner import ModelRunner
 from engines.types import GenerationRequest, PoolingRequest
 from tests.engines.pt.adapters import load, save_adapter
@@ -219,7 +220,11 @@ def test_a_model_that_another_program_saved_quantised_answers_as_the_weights_tha
 ) -> None:
     meant = loaded(folder("llama"), None)
     meant.load_state_dict(SAVED[form](folder("llama"), tmp_path / "saved"))
-    core = core_of(ModelRunner(settings(tmp_path / "saved")))
+    runner = ModelRunner(settings(tmp_path / "saved"))
+    assert all(
+        (type(layer.mlp.up_proj) is QuantizedLinear) == ("fp8" not in form) for layer in runner.model.model.layers
+    )
+    core = core_of(runner)
     load(core, a=adapter)
 
     answers = run(core, [*asked(None), *asked("a")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.checkpoint.integers import CENTRE, MOST, Integers, integers
+from engines.checkpoint.integers import CENTRE, MOST, Integers, integers, integers_behind
 from engines.pt.kernels import build
 from engines.pt.quantized_linear import QuantizedLinear
 from tests.engines.pt.test_lora import LESSER_MACHINES
@@ -73,7 +73,7 @@ def test_they_take_as_many_bits_as_they_have_beside_their_scales(library: ctypes
         kept = random_integers(bits, 512, 64, 128, zeros=zeros)
         layer = QuantizedLinear(nn.Linear(512, 64), kept, library, dots=False, wide=False)
         scales = 4 * 64 * 512 // 128
-        assert layer._packed.nbytes == 512 * 64 * bits // 8 + scales + (scales // 2 if zeros else 0)
+        assert layer.nbytes == 512 * 64 * bits // 8 + scales + (scales // 2 if zeros else 0)
 
 
 def test_results_are_of_the_type_of_the_inputs_unless_they_are_wanted_wide(library: ctypes.CDLL) -> None:
@@ -98,6 +98,16 @@ def test_infinite_and_undefined_inputs_are_not_hidden(library: ctypes.CDLL) -> N
 def test_what_the_kernel_has_no_place_for_is_left_as_it_is() -> None:
     signed, scales = torch.zeros(8, 24, dtype=torch.int8), torch.ones(8, 4)
     assert integers(4, signed, scales, torch.zeros(8, 4)) is None  # groups of six
-    assert integers(3, signed, torch.ones(8, 3), torch.zeros(8, 3)) is None
+    assert integers(5, signed, torch.ones(8, 3), torch.zeros(8, 3)) is None
     assert integers(8, signed, torch.ones(8, 3), torch.ones(8, 3)) is None  # zeros
     assert integers(4, signed + 9, torch.ones(8, 3), torch.zeros(8, 3)) is None  # beyond four bits
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, False)])
+def test_what_weights_were_made_of_is_found_behind_their_rounding(bits: int, zeros: bool) -> None:
+    kept = random_integers(bits, 64, 24, 16, zeros=zeros)
+    own = None if kept.zeros is None else kept.zeros.int() - 8
+    found = integers_behind(kept.weights().bfloat16(), bits, kept.scales, own)
+    assert found is not None
+    assert torch.equal(found.weights(), kept.weights())
+    assert integers_behind(torch.randn(24, 64), bits, kept.scales, own) is None
