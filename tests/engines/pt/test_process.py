@@ -106,6 +106,18 @@ def test_outputs_come_step_by_step_and_the_loop_ends_with_its_server(served: Ser
     assert isinstance(served.end, Closed)
 
 
+def test_a_prediction_that_is_sent_saves_steps_and_what_came_of_it_is_told(served: Served) -> None:
+    served.send(frames.Generate(request(prompt(9), ignore_eos=True)))
+    true = [token for step in served.until_ended("r") for _, output in step.outputs for token in output.token_ids]
+    predicting = request(prompt(9), "predicting", ignore_eos=True)
+    served.send(frames.Generate(replace(predicting, prediction_ids=true)))
+    steps = served.until_ended("predicting")
+    outputs = [output for step in steps for _, output in step.outputs]
+    assert [token for output in outputs for token in output.token_ids] == true
+    accepted = sum(output.accepted_prediction_tokens for output in outputs)
+    assert accepted == sum(steps[-1].stats.spec_accepted.values()) == len(true) - len(steps)
+
+
 def test_an_idle_loop_answers_a_ping(served: Served) -> None:
     served.send(frames.Ping())
     assert served.receive().stats.steps == 0

@@ -1,16 +1,20 @@
 """Guesses at the next tokens make outputs come in fewer steps, and change nothing about them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.pt.config import PromptLookup
+from engines.checkpoint.loading import load_tokenizer
+from engines.pt.config import PromptLookup, PtConfig
 from engines.pt.core import EngineCore
 from engines.pt.requests import StepReport
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.types import FinishReason, GenerationRequest, Structured
+from tests.engines.pt.adapters import load, save_adapter
 from tests.engines.pt.conftest import GetRunner, Grammars
 from tests.engines.pt.driving import BLOCK_SIZE, Answer, core_of, prompt, request, run
 from tests.engines.pt.tiny import VOCAB_SIZE
@@ -91,6 +95,40 @@ def test_outputs_are_the_same_with_guesses_and_without(runner: GetRunner, choice
         assert outputs(core, [replace(each, prediction_ids=predicted) for each in together]) == plain
         drafted += core.stats().spec_draft_tokens
     assert drafted > 0
+
+
+@pytest.mark.demo
+def test_a_trained_model_says_the_same_with_guesses_and_without(demo_model: Path) -> None:
+    """In the dtype that it is served in on this machine."""
+    model = ModelRunner(PtConfig(model=str(demo_model), threads=1, max_model_len=512))
+    text = '{"name": "Ada", "city": "Oslo", "tags": ["a", "b"]}'
+    tokenizer = load_tokenizer(str(demo_model))
+    said = [{"role": "user", "content": f"Repeat this, with the city changed to Paris: {text}"}]
+    ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
+    greedy = request(list(ids), "greedy", max_new_tokens=32)
+    together = [greedy, request(list(ids), "sampled", max_new_tokens=32, temperature=0.8, seed=1, logprobs=2)]
+    plain = outputs(core_of(model), together)
+    core = core_of(model, prompt_lookup=LOOKUP)
+    predicted = tokenizer.encode(text, add_special_tokens=False)
+    assert outputs(core, [replace(each, prediction_ids=predicted) for each in together]) == plain
+    assert sum(core.stats().spec_accepted.values()) > 8
+
+
+def test_an_adapters_outputs_are_the_same_with_guesses_and_without(
+    runner: GetRunner, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    saved = save_adapter(folder("llama"), tmp_path)
+
+    def adapted(lookup: PromptLookup | None) -> tuple[dict[str, Any], EngineCore]:
+        core = core_of(runner("llama"), prompt_lookup=lookup)
+        load(core, a=saved)
+        return outputs(core, [asked("base"), asked("adapted", adapter="a")]), core
+
+    plain, _ = adapted(None)
+    guessed, core = adapted(LOOKUP)
+    assert guessed == plain
+    assert plain["base"] != plain["adapted"]
+    assert core.stats().spec_draft_tokens > 0
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
