@@ -249,7 +249,8 @@ class EngineStats:
     preemptions: int = 0
     waiting_for: dict[str, int] = field(default_factory=dict)
     """Reason -> how many of `waiting` wait for something else than room, where the engine can tell: "adapter",
-    "constraint" (it is being compiled), "share" (others have had less)."""
+    "constraint" (it is being compiled), "prefix" (another computes what their prompts have in common), "share" (others
+    have had less)."""
     step_sizes: dict[int, int] = field(default_factory=dict)
     """Steps by the tokens they computed: the lowest of STEP_SIZES that holds them -> number of steps; 0: more."""
     step_tokens: int = 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
 from engines.pt.kv_cache import BlockPool
+from engines.pt.prefixes import is_under_way
 from engines.pt.sequence import Group, Sequence, order_of
 from engines.pt.shares import Amount, Holdings, Queue, Round
 
@@ -77,7 +78,8 @@ class Scheduler:
         """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
         self._may_hurry = True  # not in two steps on end: decodes have their turn at least in every second one
         self.waiting_for: dict[str, int] = {}
-        """Why sequences wait, after the last step: for an adapter, for their share's turn; all others for room."""
+        """Why sequences wait, after the last step: for an adapter, a prefix that another computes, their share's turn;
+        all others for room."""
         self.preemptions = 0
         self.prefix_queries = 0  # in tokens
         self.prefix_hits = 0
@@ -112,10 +114,14 @@ class Scheduler:
         turns.admits = self.preemptions == preemptions
         if turns.admits:
             self.adapters.begin()
+        alike = 0
         while (sequence := turns.next()) is not None and self._room(step, sequence) > 0:
             if turns.is_begun(sequence):
                 turns.go_on(sequence)
                 self._add_prompt(step, sequence)
+            elif is_under_way(self.pool, sequence, self._prefix(sequence), self.running):
+                turns.pass_over(sequence)
+                alike += 1
             elif not self.adapters.may_run(sequence.group.request.adapter, begun=sequence.group.forked):
                 turns.pass_over(sequence)  # its adapter is on its way or waits for a slot: others may go first
             elif self._admit(sequence):
@@ -128,16 +134,18 @@ class Scheduler:
             self.waiting.charge(chunk.sequence, 1)
         self._may_hurry = not step.hurries
         chunks = step.chunks
-        self.blocked = not chunks and turns.passed == len(self.waiting)
-        self._note_waiting(turns.passed, kept_short=sequence is not None and step.budget > 0)
+        adapters = turns.passed - alike
+        self.blocked = not chunks and adapters == len(self.waiting)
+        self._note_waiting(adapters, alike, kept_short=sequence is not None and step.budget > 0)
         if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in chunks):
             self.waiting.counters.forget()
         return chunks
 
-    def _note_waiting(self, passed: int, *, kept_short: bool) -> None:
-        """`passed`: those whose adapter is not there; `kept_short`: the step had room, which its turn did not fill."""
-        rest = len(self.waiting) - passed
-        waiting = {"adapter": passed, "share": rest if kept_short else 0}
+    def _note_waiting(self, adapters: int, alike: int, *, kept_short: bool) -> None:
+        """`adapters`: those whose adapter is not there; `alike`: those whose prefix is under way; `kept_short`: the
+        step had room, which its turn did not fill."""
+        rest = len(self.waiting) - adapters - alike
+        waiting = {"adapter": adapters, "prefix": alike, "share": rest if kept_short else 0}
         self.waiting_for = {reason: count for reason, count in waiting.items() if count}
 
     def _add_decodes(self, step: "_Step") -> None:
@@ -267,11 +275,15 @@ class Scheduler:
         return sum(sequence.num_seqs for sequence in self.running)
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
+        return self.pool.match(self._prefix(sequence))
+
+    def _prefix(self, sequence: Sequence) -> list[bytes]:
+        """The hashes of the blocks that it may share."""
         if sequence.group.request.sampling.prompt_logprobs is not None and not sequence.num_output:
             return []  # every prompt token's logits are asked for
         # The last token is always computed: its logits are what the next token is sampled from.
         full_blocks = (len(sequence.tokens) - 1) // self.pool.block_size
-        return self.pool.match(sequence.hashes.of(sequence.tokens, full_blocks))
+        return sequence.hashes.of(sequence.tokens, full_blocks)
 
     def _count(self, sequence: Sequence) -> None:
         group = sequence.group

@@ -11,7 +11,7 @@ from engines.errors import EngineUnavailable
 from engines.types import STEP_SIZES, EngineStats
 from server.metrics.families import PREFIX, Families
 
-WAITING_REASONS = ("adapter", "constraint", "share")
+WAITING_REASONS = ("adapter", "constraint", "prefix", "share")
 """Others wait for capacity."""
 
 
