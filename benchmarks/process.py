@@ -28,10 +28,20 @@ class Peak:
 class Tree:
     """A command in a process group of its own. A context manager: at its end, nothing of it is left."""
 
-    def __init__(self, command: list[str], variables: dict[str, str], log: Path, *, talks: bool = False) -> None:
-        """`talks`: its stdin and stdout are pipes to us; else its output goes to the log."""
+    def __init__(
+        self,
+        command: list[str],
+        variables: dict[str, str],
+        log: Path,
+        *,
+        talks: bool = False,
+        watch_seconds: float = WATCH_SECONDS,
+    ) -> None:
+        """`talks`: its stdin and stdout are pipes to us; else its output goes to the log. `watch_seconds`: how often
+        its memory is looked at."""
         self.started = time.perf_counter()
         self.peak = Peak()
+        self._watch_seconds = watch_seconds
         self._seen: dict[int, psutil.Process] = {}
         self._log: IO[bytes] = log.open("wb")
         self.process = subprocess.Popen(
@@ -94,7 +104,7 @@ class Tree:
         return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def _watch(self) -> None:
-        while not self._ending.wait(WATCH_SECONDS):
+        while not self._ending.wait(self._watch_seconds):
             rss = pss = 0
             for process in self._tree():
                 try:

@@ -31,6 +31,9 @@ SYSTEM = "You tell long stories."
 SHARE_LEAST = 1.0
 """Least share of the fastest peer's tokens/s."""
 
+WATCH_SECONDS = 0.1
+"""Between two looks at memory: a step takes most for less than half a second."""
+
 Row = dict[str, Any]
 
 
@@ -89,7 +92,7 @@ def measure(trainer: Trainer, training: Training, tokenizer: Any, setting: Setti
         command = trainer.command(training, folder)
         variables = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1"}
         log = HOME / f"{trainer.name}-train.log"
-        with Tree(command, variables, log) as tree:
+        with Tree(command, variables, log, watch_seconds=WATCH_SECONDS) as tree:
             status = tree.process.wait()
             seconds = time.perf_counter() - tree.started
         if status != 0:

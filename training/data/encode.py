@@ -34,6 +34,13 @@ class TooLong(BadRow):
     """More tokens than `max_length`, where such rows are to be left out."""
 
 
+def _as_asked(whole: Conversation | Text) -> dict[str, Any]:
+    """A row that has nothing but what is asked, and the answer where there is one."""
+    if isinstance(whole, Text):
+        return {"prompt": whole.prompt, "completion": whole.completion}
+    return {"messages": whole.messages} | ({"tools": whole.tools} if whole.tools else {})
+
+
 class Encoder:
     """Encodes for one model and one kind of training."""
 
@@ -69,7 +76,8 @@ class Encoder:
                 case Pair() | Labelled():
                     return list(self._labelled(sample))
                 case Prompt(whole):
-                    item = json.dumps(row, ensure_ascii=False, default=str)
+                    kept = _as_asked(whole) if self._params.remove_unused_columns else row
+                    item = json.dumps(kept, ensure_ascii=False, default=str)
                     return [self._prompt(whole) | {"item": item}]
                 case Classified():
                     return [self._classified(sample)]

@@ -6,8 +6,11 @@ from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
 
 JUDGES = frozenset(
-    {"grader", "reward_funcs", "reward_model", "reward_adapters", "reward_model_revision", "reward_weights"}
-)
+    {
+        "grader", "reward_funcs", "reward_model", "reward_adapters", "reward_model_revision", "reward_weights",
+        "remove_unused_columns",
+    }
+)  # fmt: skip
 """Parameters of judges."""
 
 
@@ -22,4 +25,8 @@ def of_judges(params: RlhfParams) -> Iterator[Refusal]:
     for name in ("reward_adapters", "reward_model_revision", "reward_model_type"):
         if getattr(params, name) and params.reward_model is None:
             yield name, "it belongs to reward_model, which is not given"
+    if params.remove_unused_columns:
+        for name in ("grader", "accuracy"):
+            if name in params.reward_funcs or (name == "grader" and params.grader is not None):
+                yield "remove_unused_columns", f"{name} compares with columns of the rows: leave it out"
     yield from graded.refusals(params)

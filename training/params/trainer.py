@@ -8,7 +8,10 @@ from engines.params.about import THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 from training.params.choices import Reporters, Schedule
 
-NO_OTHER_COLUMNS = "prepared rows have no columns but those that training reads: leave it out"
+NO_OTHER_COLUMNS = (
+    "prepared rows have no columns but those that training reads; only what judges answers (ppo, grpo, rloo) sees "
+    "others: leave it out"
+)
 
 Deepspeed = Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
@@ -54,8 +57,9 @@ class TrainerParams(Params):
     ] = ("tensorboard",)
     """Where metrics go besides the job's events, by transformers' names: `tensorboard`, `wandb`, ...; `all` that are
     installed; `none`."""
-    remove_unused_columns: Annotated[bool, About(not_in_training=NO_OTHER_COLUMNS)] = False
-    """Drop the columns of the data that the model's forward does not take."""
+    remove_unused_columns: Annotated[bool, About(prepares=True, not_in_training=NO_OTHER_COLUMNS)] = False
+    """Drop the columns of the data that the model's forward does not take: in ppo, grpo and rloo, what judges an answer
+    then sees the conversation or the text of its row, and no other column."""
     logging_first_step: Annotated[bool, About(TRAINING, trainer=True)] = True
     """Log the first step also where `logging_steps` would skip it."""
     logging_steps: Annotated[int | float, About(TRAINING, trainer=True)] = Field(5, gt=0)

@@ -404,6 +404,7 @@ TABLES: dict[str, dict[str, Row]] = {
             response_format=Two(UNGIVEN, {"type": "json_object"}, numbers),
             num_generations_eval=Two(1, 2, scores, EVALUATED),
             reward_weights=Two([1], [2], numbers),
+            remove_unused_columns=Two(False, True, numbers),
             log_completions=Two(False, True, left),
             rollout_device=Two(UNGIVEN, "cpu", told_of),
             rollout_max_num_seqs=Two(256, 2, told("max_num_seqs", to="PtConfig.__init__")),

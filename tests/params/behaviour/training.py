@@ -119,7 +119,11 @@ class Workshop:
         self.places["judgement"] = str(self.folder / "judgement")
         adapted.save_pretrained(self.places["judgement"])
         worth = self.folder / "worth.py"
-        worth.write_text("def worth(completion_ids, **_):\n    return [sum(ids) % 7 for ids in completion_ids]\n")
+        worth.write_text(
+            "def worth(completion_ids, **columns):\n"
+            "    most = 7 if 'query' in columns else 3\n"
+            "    return [sum(ids) % most for ids in completion_ids]\n"
+        )
         self.places["worth"] = f"{worth}:worth"
         registers = "import torch\nfrom training.plugins import metric, optimizer\n"
         registers += "optimizer('mine')(lambda model, arguments: torch.optim.SGD(model.parameters(), lr=1.0))\n"

@@ -162,3 +162,11 @@ def test_a_prepared_set_has_prompts_answers_and_items(
     made = sorted((next(pair) for pair in [iter(data)] * 2), key=lambda sample: len(sample["completion_ids"]))
     assert made == [encoded(row) for row in rows]
     assert [json.loads(sample["item"]) for sample in made] == rows
+
+
+@pytest.mark.parametrize("form", ["ms-swift", "ms-swift, query", "a prompt with a system column"])
+def test_a_row_without_unused_columns_is_the_conversation_that_it_asks_with(form: str) -> None:
+    row = ALONE[form]
+    kept, whole = (json.loads(encoded(row, remove_unused_columns=each)["item"]) for each in (True, False))
+    assert whole == row
+    assert kept == {"messages": [KIND, SKY]}
