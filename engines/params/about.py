@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 DEPLOY, TRAINING, MERGE, EXPORT = ("deploy",), ("training",), ("merge",), ("export",)
-INFER, EVAL = ("infer",), ("eval",)
+INFER, EVAL, PAGE = ("infer",), ("eval",), ("page",)
 EVERY_ENGINE = ("pt", "vllm", "lmdeploy")
 
 NOT_SUPPORTED = "not supported in this version"

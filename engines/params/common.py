@@ -66,7 +66,9 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
         bool, About(TRAINING + INFER, one_run=True, not_in_api="name the data in the request")
     ] = False
     """With `load_args`, take the parameters of data as well."""
-    use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE + EVAL, not_in_fine_tuning=THE_SERVER)] = True
+    use_hf: Annotated[bool, About(DEPLOY + TRAINING + MERGE + EVAL, choices=(True,), not_in_fine_tuning=THE_SERVER)] = (
+        True
+    )
     """Models and data sets come from the Hugging Face hub. True here, where the reference says false, and never false:
     ModelScope, the reference's other hub, is not built in."""
     hub_token: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, PAGE, About
 from engines.params.base import Params, Strings, listed
 from engines.params.infer import InferParams
 from engines.params.parsers import ParserParams
@@ -35,7 +35,7 @@ class ServerParams(Params):
     api_key_file: Annotated[str | None, About(DEPLOY)] = None
     """A file of more keys, one on a line, in the same form; what follows a # is a comment. It is read again on
     SIGHUP."""
-    allow_anonymous: Annotated[bool, About(DEPLOY)] = False
+    allow_anonymous: Annotated[bool, About(DEPLOY + PAGE)] = False
     """Let everybody in who reaches the address, without any key, also where other machines reach it."""
     key_max_running_requests: Annotated[int | None, About(DEPLOY)] = Field(None, ge=1)
     """Requests that may run at a time with one key; further ones are refused with status 429. Keys of one name count
@@ -58,12 +58,12 @@ class ServerParams(Params):
     """Connections that may be open at a time. For one more, the one that has been idle longest is closed; where none
     is idle, it gets status 503 for all but `/health`, `/ping`, `/ready` and `/metrics`. Unless given, as many as the
     limit of open files (`ulimit -n`) has room for, 4096 at most."""
-    ssl_certfile: Annotated[str | None, About(DEPLOY)] = None
+    ssl_certfile: Annotated[str | None, About(DEPLOY + PAGE)] = None
     """A file in PEM with the certificate and its chain: the server then speaks HTTPS only. It is read again on
     SIGHUP."""
-    ssl_keyfile: Annotated[str | None, About(DEPLOY)] = None
+    ssl_keyfile: Annotated[str | None, About(DEPLOY + PAGE)] = None
     """The file with the key of `ssl_certfile`; in that file too unless given."""
-    ssl_keyfile_password: Annotated[str | None, About(DEPLOY, secret=True)] = None
+    ssl_keyfile_password: Annotated[str | None, About(DEPLOY + PAGE, secret=True)] = None
     """Password of the key, where it is encrypted."""
     max_body_size: Annotated[float, About(DEPLOY)] = Field(4, gt=0)
     """MiB of the largest request body, uploaded files aside; larger ones are refused with status 413. A line of a batch
@@ -75,7 +75,7 @@ class ServerParams(Params):
     """What becomes of a request with a field that the server does not know: `ignore` answers it, and names the field in
     the header `x-ignored-fields`; `refuse` answers with status 400. Fields of messages and tools are ignored with
     either, parameters of trainings refused."""
-    max_file_size: Annotated[float, About(DEPLOY)] = Field(512, gt=0)
+    max_file_size: Annotated[float, About(DEPLOY + PAGE)] = Field(512, gt=0)
     """MiB of the largest file that can be uploaded."""
     max_files: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)
     """Files that each name of keys may have, with those that batches and jobs have made for it; one more upload is
@@ -97,10 +97,10 @@ class ServerParams(Params):
     disk_reserve: Annotated[float, About(DEPLOY)] = Field(256, ge=0)
     """MiB of the disk of `state_dir` that are kept for the database. Before they are taken, uploads and new batches and
     jobs are refused with status 507, batches wait, and running jobs fail with `insufficient_storage`."""
-    allowed_origins: Annotated[Origins, About(DEPLOY)] = ()
+    allowed_origins: Annotated[Origins, About(DEPLOY + PAGE)] = ()
     """Web origins whose pages may call the server from a browser (CORS), such as `https://chat.example`; `*` for all.
     Those of others are refused."""
-    allowed_hosts: Annotated[Hosts, About(DEPLOY)] = ()
+    allowed_hosts: Annotated[Hosts, About(DEPLOY + PAGE)] = ()
     """Names by which clients may call the server, besides IP addresses, localhost, `host` and the machine's own name;
     `*` for all. Unless given, a server with keys answers to every name, and one without keys to those only."""
     batch_concurrency: Annotated[int, About(DEPLOY)] = Field(16, ge=1)
@@ -167,7 +167,7 @@ class DeployParams(ChatTemplateParams, ParserParams, ServerParams, InferParams):
     `allow_anonymous`. The reference listens on all addresses, without a key as well."""
     port: Annotated[int, About(DEPLOY)] = Field(8000, ge=0, le=65535)
     """Port to listen on; 0: a free one. A port that is taken is an error."""
-    api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY, secret=True)] = None
+    api_key: Annotated[Annotated[Strings, Field(min_length=1)] | None, About(DEPLOY + PAGE, secret=True)] = None
     """Keys of which a request must bring one, each as `[NAME=][ROLE[+ROLE...]:]KEY`. The roles: `infer` may ask for
     answers, `train` run jobs, `admin` administer, `metrics` read `/metrics`; a key without any may do everything. The
     name, which is no secret, stands in logs and metrics, and what several keys of one name make belongs to one owner. A
@@ -177,7 +177,7 @@ class DeployParams(ChatTemplateParams, ParserParams, ServerParams, InferParams):
     """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
     served_model_name: Annotated[str | None, About(DEPLOY)] = None
     """Name that requests ask for. The last part of `model` unless given."""
-    verbose: Annotated[bool, About(DEPLOY)] = True
+    verbose: Annotated[bool, About(DEPLOY + PAGE)] = True
     """Log every request but those for `/health`, `/ping`, `/ready` and `/metrics`."""
     log_interval: Annotated[int, About(DEPLOY)] = Field(20, ge=-1)
     """Seconds between log lines about throughput; -1: none."""

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, THE_MODEL, THE_SERVER, TRAINING, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, PAGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
 OWN_TOOLS = (
@@ -39,7 +39,8 @@ class TemplateParams(Params):
     """Name of a chat template in place of the model's own: `chatml`, `qwen2_5` (also `qwen`), `qwen3`, `llama3`,
     `mistral`, `gemma`, `phi3`, `deepseek`, `deepseek_v2_5` or `deepseek_r1`. What is trained is served with it."""
     system: Annotated[
-        str | None, About(DEPLOY + TRAINING, prepares=True, text=True, not_in_fine_tuning=THE_MODEL, as_served=True)
+        str | None,
+        About(DEPLOY + PAGE + TRAINING, prepares=True, text=True, not_in_fine_tuning=THE_MODEL, as_served=True),
     ] = None
     """System message for conversations that bring none. The template's own unless given."""
     max_length: Annotated[int | None, About(TRAINING, engines=EVERY_ENGINE, same_as="max_model_len", prepares=True)] = (

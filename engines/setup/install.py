@@ -1,8 +1,10 @@
-"""vLLM, LMDeploy and llama.cpp: putting them in, and finding them.
+"""vLLM, LMDeploy, llama.cpp and what the pages are made with: putting them in, and finding them.
 
 `python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
 `python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder.
-`python -m engines.setup.install llamacpp` puts llama.cpp, which quantises GGUF files, into a folder there.
+`python -m engines.setup.install llamacpp` puts llama.cpp, which quantises GGUF files, into a folder there, and
+`python -m engines.setup.install pages` Gradio, which `tuneserve app` and `tuneserve web-ui` are made with: it wants an
+older Pillow than TensorBoard does.
 On a CPU the engines go in without what they need for CUDA only. What is installed here of PyTorch, transformers and
 FastAPI stays as it is. All comes from the lists of `locks/`, and needs no more than Python and pip.
 """
@@ -38,6 +40,8 @@ LMDEPLOY_NEEDS = (
     "sentencepiece", "shortuuid", "tiktoken", "transformers", "uvicorn", "xgrammar",
 )  # fmt: skip
 """What its PyTorch engine imports, of all that it asks for."""
+PAGES = ("gradio>=6.31,<7", "openai>=3.50")
+"""What makes the pages, and what asks the server."""
 ENGINES_NEED = (
     "filelock", "jinja2", "llguidance", "msgspec", "numpy", "platformdirs", "psutil", "pydantic", "regex",
     "safetensors", "tokenizers", "transformers",
@@ -215,7 +219,7 @@ def _python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-# ---- llama.cpp
+# ---- llama.cpp and the pages, in folders of their own: nothing imports them from there unless asked
 
 
 def llamacpp_folder() -> Path | None:
@@ -224,16 +228,39 @@ def llamacpp_folder() -> Path | None:
     spec = find_spec("xllamacpp")
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent
-    folder = _llamacpp_place()
+    folder = _place("llamacpp")
     return folder / "xllamacpp" if (folder / READY).exists() else None
 
 
 def install_llamacpp() -> Path:
-    """Put it into a folder of the user's cache where it is not there whole; nothing imports it from there unless asked.
+    """Put it into a folder of the user's cache where it is not there whole. Safe to call from several processes
+    at once."""
+    return _put("llamacpp") / "xllamacpp"
 
-    Safe to call from several processes at once.
-    """
-    folder = _llamacpp_place()
+
+def pages_folder() -> Path | None:
+    """The folder of packages that the pages are made with. None where they were not installed."""
+    folder = _place("pages")
+    return folder if (folder / READY).exists() else None
+
+
+def require_pages() -> Path:
+    """The same folder. Raises NotInstalled."""
+    folder = pages_folder()
+    if folder is None:
+        raise NotInstalled(_not_installed("Gradio, which the page is made with,", "pages"))
+    return folder
+
+
+def install_pages() -> Path:
+    """Put them into a folder of the user's cache where they are not there whole. Safe to call from several processes at
+    once."""
+    return _put("pages")
+
+
+def _put(name: str) -> Path:
+    """The folder with the packages of a list, whole."""
+    folder = _place(name)
     if not (folder / READY).exists():
         from filelock import FileLock
 
@@ -242,14 +269,15 @@ def install_llamacpp() -> Path:
             if not (folder / READY).exists():
                 shutil.rmtree(folder, ignore_errors=True)  # what an interrupted installation left
                 folder.mkdir()
-                locked.install_lists(sys.executable, "llamacpp", target=str(folder))
+                locked.install_lists(sys.executable, name, target=str(folder))
                 (folder / READY).touch()
-    return folder / "xllamacpp"
+    return folder
 
 
-def _llamacpp_place() -> Path:
-    recipe = (LOCKS / "llamacpp.txt").read_text()
-    return cache_folder() / "environments" / f"llamacpp-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+def _place(name: str) -> Path:
+    """Named by what is in it, as the environment of LMDeploy is."""
+    recipe = (LOCKS / f"{name}.txt").read_text()
+    return cache_folder() / "environments" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
 
 
 # ---- all
@@ -267,8 +295,10 @@ def _say(line: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m engines.setup.install", description="Install an engine.")
-    parser.add_argument("engine", choices=["vllm", "lmdeploy", "llamacpp"])
+    parser = argparse.ArgumentParser(
+        prog="python -m engines.setup.install", description="Install an engine, or the pages."
+    )
+    parser.add_argument("engine", choices=["vllm", "lmdeploy", "llamacpp", "pages"])
     parser.add_argument("--torch-index", metavar="URL", help="index that LMDeploy's PyTorch comes from, on a CPU")
     arguments = parser.parse_args()
     try:
@@ -277,6 +307,8 @@ def main() -> int:
             python = Path(sys.executable)
         elif arguments.engine == "llamacpp":
             python = install_llamacpp()
+        elif arguments.engine == "pages":
+            python = install_pages()
         else:  # where another one was chosen, ours would not be used
             python = _chosen_python() or install_lmdeploy(arguments.torch_index)
         sys.stdout.write(f"{python}\n")

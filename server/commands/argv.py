@@ -19,9 +19,9 @@ from pydantic.fields import FieldInfo
 
 from engines.params.about import secrets
 from engines.params.base import Params
+from engines.params.sections import sections
+from engines.params.shapes import default_of, shape_of
 from server.commands.parameter_file import read_parameters
-from server.commands.params import sections
-from server.commands.shapes import default_of, shape_of
 
 P = TypeVar("P", bound=Params)
 

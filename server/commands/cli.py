@@ -4,12 +4,13 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from engines.params.about import NOT_SUPPORTED
 from engines.params.deploy import DeployParams
 from server import __version__
 from server.commands import supported as supported_of_deploy
+from server.commands import supported_of_pages
 from server.commands.argv import parse, refuse
-from server.commands.params import COMMANDS, SUPPORTED
+from server.commands.params import COMMANDS, PAGES
+from training.params.app import AppParams
 from training.params.task import TASK, TASKS, InferTask
 from training.refusals import supported
 
@@ -27,10 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse("tuneserve", [f"{name!r} is not a command{_nearest(name)}"])
     if name == "deploy":
         return _deploy(words)
-    if name in TASKS:
-        return _run(name, words)
-    parse(COMMANDS[name], words, prog=f"tuneserve {name}")
-    refuse(f"tuneserve {name}", [f"{name} is {NOT_SUPPORTED}: its parameters are right, but nothing would run"])
+    return _run(name, words) if name in TASKS else _page(PAGES[name], name, words)
 
 
 def _deploy(words: Sequence[str]) -> int:
@@ -57,12 +55,18 @@ def _run(name: str, words: Sequence[str]) -> int:
     return run(task)
 
 
+def _page(model: type[AppParams], name: str, words: Sequence[str]) -> int:
+    params = parse(model, words, prog=f"tuneserve {name}", unsupported=supported_of_deploy.unsupported())
+    if problems := supported_of_pages.refusals(params):
+        refuse(f"tuneserve {name}", problems)
+    from server.commands.pages import run
+
+    return run(params)
+
+
 def overview() -> str:
     """What `tuneserve --help` says."""
-    lines = [
-        f"  {name:<8}{model.__doc__}{'' if name in SUPPORTED else ' (not supported yet)'}"
-        for name, model in COMMANDS.items()
-    ]
+    lines = [f"  {name:<8}{model.__doc__}" for name, model in COMMANDS.items()]
     return (
         "usage: tuneserve COMMAND [FILE.yaml|FILE.json] [--PARAMETER VALUE ...]\n\n"
         "Serve, train and hot-load language models behind one OpenAI-compatible API.\n\n"

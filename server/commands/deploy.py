@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from engines import logs
 from engines.errors import TuneserveError
@@ -29,7 +31,11 @@ BACKLOG = 2048
 """Connections that may wait to be taken."""
 
 
-def run(params: DeployParams) -> int:
+Beside = Callable[[str, bool], AbstractContextManager[None]]
+"""What runs while the server does: made of the server's address and of whether it has keys."""
+
+
+def run(params: DeployParams, beside: Beside = lambda address, keyed: nullcontext()) -> int:
     """Serve until a signal; return the exit status."""
     configure_logging()
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it asks for is about to be read anyway
@@ -40,11 +46,20 @@ def run(params: DeployParams) -> int:
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)
         check_limits(keys, params)
+        companion = beside(_address_here(listener, certificate), bool(keys))
         parts = load(params, keys)
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
-    return serve(parts, listener, certificate)
+    with companion:
+        return serve(parts, listener, certificate)
+
+
+def _address_here(listener: socket.socket, certificate: Certificate | None) -> str:
+    """Where this machine reaches what listens, also where it listens on all addresses."""
+    host, port = listener.getsockname()[:2]
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"{'http' if certificate is None else 'https'}://{f'[{here}]' if ':' in here else here}:{port}"
 
 
 def load(params: DeployParams, keys: Keys) -> Parts:

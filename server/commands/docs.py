@@ -7,8 +7,9 @@ from pydantic.fields import FieldInfo
 
 from engines.params.about import EVERY_ENGINE
 from engines.params.model_kwargs import FAMILIES
-from server.commands.params import COMMANDS, SUPPORTED, Section, groups, sections
-from server.commands.shapes import default_of, shape_of
+from engines.params.sections import Section, sections
+from engines.params.shapes import default_of, shape_of
+from server.commands.params import COMMANDS, groups
 from server.commands.supported import by_engine, whatever_the_engine
 
 PATH = Path(__file__).parents[2] / "docs" / "parameters.md"
@@ -51,8 +52,7 @@ def page() -> str:
 
 def _commands() -> str:
     rows = [
-        f"| `{name}`{'' if name in SUPPORTED else ' (not supported yet)'} | {model.__doc__} "
-        f"| {', '.join(_link(section) for section in sections(model))} |"
+        f"| `{name}` | {model.__doc__} | {', '.join(_link(section) for section in sections(model))} |"
         for name, model in COMMANDS.items()
     ]
     return "## Commands\n\n| command | what it is for | its parameters |\n|---|---|---|\n" + "\n".join(rows) + "\n"

@@ -17,7 +17,7 @@ EVERYTHING = [(command, name, said) for command, model in COMMANDS.items() for n
 
 
 def test_readers_are_commands_and_engines_that_there_are() -> None:
-    kinds = {"deploy"}.union(*(task.reads_as for task in TASKS.values()))
+    kinds = {"deploy", "page"}.union(*(task.reads_as for task in TASKS.values()))
     assert {reader for _, _, said in EVERYTHING for reader in said.readers} == kinds
     assert {engine for _, _, said in EVERYTHING for engine in said.engines} == set(EVERY_ENGINE)
 

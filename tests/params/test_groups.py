@@ -5,8 +5,8 @@ from pydantic import ValidationError
 
 from engines.params.deploy import DeployParams
 from engines.params.model_kwargs import FAMILIES, Qwen2VlKwargs, family_of, resolve_model_kwargs
+from engines.params.shapes import shape_of
 from server.commands.params import COMMANDS
-from server.commands.shapes import shape_of
 
 
 def test_parameters_cannot_be_changed() -> None:

@@ -25,7 +25,7 @@ from engines.params.speculation import SpeculationParams
 from engines.params.template import ChatTemplateParams, TemplateParams
 from engines.params.vllm import VllmParams
 from training.params import tuner
-from training.params.app import AppParams
+from training.params.app import AppParams, StudioParams
 from training.params.choices import Schedule
 from training.params.dry_run import DryRunParams
 from training.params.eval import EvalParams, HarnessParams
@@ -116,6 +116,7 @@ ADDITIONS: tuple[type[Params], ...] = (*SERVING, *LEARNING[1:], *OF_RLHF, FormPa
 
 OTHER_DEFAULTS = {
     "host": "127.0.0.1",
+    "server_name": "127.0.0.1",
     "owned_by": "tuneserve",
     "max_batch_size": None,
     "use_hf": True,
@@ -153,7 +154,7 @@ COMPOSITION: dict[type[Params], tuple[set[str], tuple[type[Params], ...]]] = {
     EvalParams: (INFER | {"deploy", "eval"}, (*SERVING, HarnessParams)),
     ExportParams: (BASE | {"merge", "export"}, (FormParams,)),
     MergeParams: (BASE | {"merge", "export"}, (FormParams,)),
-    WebUiParams: ({"web_ui"}, ()),
+    StudioParams: (INFER | {"deploy", "web_ui", "app"}, SERVING),
 }
 
 
@@ -241,7 +242,7 @@ def test_each_command_is_composed_as_the_reference_composes_it(command: type[Par
         (EvalParams, "temperature", 0.0),
         (EvalParams, "verbose", False),
         (DeployParams, "verbose", True),
-        (WebUiParams, "lang", "zh"),
+        (StudioParams, "lang", "zh"),
         (AppParams, "lang", "en"),
         (ExportParams, "max_length", 2048),
         (MergeParams, "merge_lora", True),
@@ -260,5 +261,5 @@ def test_every_parameter_is_described_in_whole_sentences(command: type[Params]) 
 
 @pytest.mark.parametrize("name", OTHER_DEFAULTS)
 def test_a_deviation_says_why(name: str) -> None:
-    description = DeployParams.model_fields[name].description or ""
+    description = AppParams.model_fields[name].description or ""
     assert "reference" in description

@@ -57,7 +57,7 @@ class MergeParams(ExportParams):
     quant_method: Annotated[Literal["bnb", "hqq", "eetq", "torchao"] | None, LOADED] = None  # type: ignore[assignment]
     """How the base model was quantised when the adapter was trained, where args.json beside the adapter does not say.
     The adapter is then merged into what quantising leaves of the weights."""
-    merge_lora: Annotated[bool, About(MERGE)] = True
+    merge_lora: Annotated[bool, About(MERGE, choices=(True,))] = True
     """Merging is what this command does: never false."""
 
     @field_validator("merge_lora")

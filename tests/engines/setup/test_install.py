@@ -306,6 +306,21 @@ def test_llamacpp_is_put_into_the_cache_once_and_whole(commands: Commands, monke
     assert commands.done == []
 
 
+# ---- the pages
+
+
+def test_the_pages_are_put_into_the_cache_once_and_whole(commands: Commands) -> None:
+    with pytest.raises(install.NotInstalled) as caught:
+        install.require_pages()
+    assert caught.value.message.endswith("`python -m engines.setup.install pages` installs it")
+
+    folder = install.install_pages()
+    assert commands.done[-1][commands.done[-1].index("--target") + 1] == str(folder) == str(install.require_pages())
+    commands.done.clear()
+    assert install.install_pages() == folder
+    assert commands.done == []
+
+
 # ---- the lists
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from engines.params.base import Params
 from engines.params.deploy import DeployParams
+from engines.params.shapes import default_of
 from server.commands.argv import build_parser, parse
 from server.commands.params import COMMANDS
-from server.commands.shapes import default_of
 from training.params.export import ExportParams
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams

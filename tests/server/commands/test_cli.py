@@ -7,10 +7,8 @@ import pytest
 
 from server import __version__
 from server.commands import cli
-from server.commands.params import COMMANDS, SUPPORTED
+from server.commands.params import COMMANDS
 from server.commands.supported import unsupported
-
-UNSUPPORTED = [name for name in COMMANDS if name not in SUPPORTED]
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
@@ -18,7 +16,6 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], words: lis
     assert cli.main(words) == 0
     told = capsys.readouterr().out
     assert all(f"\n  {name} " in told for name in COMMANDS)
-    assert told.count("(not supported yet)") == len(UNSUPPORTED)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,9 +30,8 @@ def test_help_of_a_command_shows_sections_and_stars(capsys: pytest.CaptureFixtur
     assert stopped.value.code == 0
     told = capsys.readouterr().out
     assert all(f"--{name} " in told for name in COMMANDS[command].model_fields)
-    if command != "web-ui":
-        assert "\nmodel:\n" in told
-        assert "* The model:" in told
+    assert "\nmodel:\n" in told
+    assert "* The model:" in told
 
 
 def test_help_of_deploy_marks_what_is_not_supported_yet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,15 +42,7 @@ def test_help_of_deploy_marks_what_is_not_supported_yet(capsys: pytest.CaptureFi
     assert marked == unsupported()
 
 
-@pytest.mark.parametrize("command", UNSUPPORTED)
-def test_a_command_that_is_not_supported_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([command])
-    assert stopped.value.code == 2
-    assert f"{command} is not supported in this version" in capsys.readouterr().err
-
-
-def test_a_command_that_is_not_supported_checks_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_checks_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["infer", "--temperature", "-1"])
     told = capsys.readouterr().err
@@ -88,6 +76,8 @@ def test_deploy_refuses_what_nothing_reads_before_anything_loads(capsys: pytest.
         ["sft", "--learning_rate", "x"],
         ["deploy", "--tp", "2"],
         ["merge"],
+        ["app"],
+        ["web-ui", "--base_url", "localhost:8000"],
     ],
 )
 def test_help_and_refusals_load_neither_torch_nor_a_web_server(words: list[str]) -> None:
