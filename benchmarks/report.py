@@ -128,8 +128,9 @@ def not_run(server: Server, reason: str) -> Row:
 # ---- what they say together
 
 
-def comparisons(rows: list[Row]) -> list[Row]:
-    """Ours divided by every other, at the same concurrency and in the same mode."""
+def comparisons(rows: list[Row], *, small: bool = True) -> list[Row]:
+    """Ours divided by every other, at the same concurrency and in the same mode. Start and memory have limits for a
+    `small` model."""
     found = []
     for row in rows:
         mine = find(rows, "tuneserve", row["mode"], row["concurrency"])
@@ -143,7 +144,7 @@ def comparisons(rows: list[Row]) -> list[Row]:
                     "least": least,
                 }
             )
-    return found + over_vllm(rows) + own(rows)
+    return found + over_vllm(rows) + own(rows, small=small)
 
 
 def over_vllm(rows: list[Row]) -> list[Row]:
@@ -160,7 +161,7 @@ def over_vllm(rows: list[Row]) -> list[Row]:
     return found
 
 
-def own(rows: list[Row]) -> list[Row]:
+def own(rows: list[Row], *, small: bool) -> list[Row]:
     """What is asked of ours alone."""
     mine = [row for row in rows if row["server"] == "tuneserve" and speed(row)]
     found: list[Row] = []
@@ -169,7 +170,7 @@ def own(rows: list[Row]) -> list[Row]:
         if row["mode"] == "sampled" and greedy:
             what = f"tuneserve sampled / greedy, c={row['concurrency']}"
             found.append({"what": what, "value": speed(row) / speed(greedy), "least": SAMPLED_LEAST})
-    if mine:
+    if mine and small:
         start, memory = mine[0]["startup_seconds"], max(row["pss_mib"] for row in mine)
         found.append({"what": "tuneserve start-up, s", "value": start, "most": STARTUP_MOST})
         found.append({"what": "tuneserve peak memory, MiB (PSS)", "value": memory, "most": MEMORY_MOST_MIB})
@@ -232,10 +233,11 @@ def write(runs: list[Row], setting: Setting, arguments: argparse.Namespace, seco
         "machine": machine(),
         "setting": asdict(setting) | {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS, "modes": MODES},
         "servers": servers(rows, setting),
-        "comparisons": comparisons(rows),
+        "comparisons": comparisons(rows, small=arguments.shape is None),
         "rows": rows,
     }
-    stem = RESULTS / f"{document['date']}-serving{'-quick' if arguments.quick else ''}"
+    shape = "" if arguments.shape is None else f"-{arguments.shape}"
+    stem = RESULTS / f"{document['date']}-serving{shape}{'-quick' if arguments.quick else ''}"
     save(stem, document, as_markdown(document))
     return document
 

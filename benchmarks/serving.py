@@ -20,6 +20,7 @@ from benchmarks import report
 from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import SERVERS, Server, Setting, with_port
+from benchmarks.shapes import SHAPES, model_of
 from benchmarks.workload import MODES, Load, make_prompts
 from engines.checkpoint.loading import choose_dtype, load_config, load_tokenizer
 
@@ -66,6 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", type=int, help="of every server (default: the physical cores)")
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
+    add("--shape", choices=SHAPES, help="in place of a model: one of this shape with random weights")
     add("--port", type=int, default=8190, help="the first of one for each server")
     add("--torch-index", help="index that torch comes from in the peers' environments")
     return parser.parse_args(argv)
@@ -76,7 +78,7 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
 
     from engines.setup.demo import demo_model
 
-    model = arguments.model or str(demo_model())
+    model = str(model_of(arguments.shape)) if arguments.shape else arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
     threads = arguments.threads or psutil.cpu_count(logical=False) or 1
     return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
