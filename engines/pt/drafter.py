@@ -8,7 +8,7 @@ from engines.pt.prompt_lookup import Lookup
 LEARNED = 0.2
 """How much one right or wrong guess counts against all before it."""
 
-SUREST = 0.99
+SUREST = 0.95
 """No guess is surer than this one, however many were right."""
 
 
