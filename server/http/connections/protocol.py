@@ -16,6 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from engines.errors import TuneserveError
+from server.http.connections.direct import offer_direct_writes
 from server.http.connections.refusals import only_probes, raw_answer
 from server.http.connections.room import Connections, Room
 from server.http.errors import (
@@ -204,6 +205,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        offer_direct_writes(cycle)
         if self._room is not None:
             self._room.work(self)
         super()._start_asgi_task(cycle, app)
