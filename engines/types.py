@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
+
 StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
 LOWEST_LOGPROB = -9999.0
@@ -130,8 +132,7 @@ class TokenLogprob:
     """Its place among all tokens, 1 for the likeliest. Engines need to tell it of prompt tokens only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenOutput:
+class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, omit_defaults=True):
     """The part of one output that a step adds. The last part of each output, and only it, has a finish reason."""
 
     index: int = 0

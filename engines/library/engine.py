@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, TuneserveError, UnsupportedParameter
@@ -227,9 +229,9 @@ class LibraryEngine:
             cached, queued = output.cached_tokens or 0, output.queue_seconds or 0.0
             self._prompt_tokens += len(running.request.prompt_ids)
             self._cached_tokens += cached
-            output = replace(output, cached_tokens=cached, queue_seconds=running.waited + queued)
+            output = msgspec.structs.replace(output, cached_tokens=cached, queue_seconds=running.waited + queued)
         elif output.queue_seconds is not None:  # the first of another output: it tells of the prompt once more
-            output = replace(output, cached_tokens=None, queue_seconds=None, prompt_logprobs=None)
+            output = msgspec.structs.replace(output, cached_tokens=None, queue_seconds=None, prompt_logprobs=None)
         self._gate.count_output(running.request.share, len(output.token_ids))
         running.outputs.put(output)
 

@@ -51,10 +51,10 @@ class ProcessEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._sent = 0
-        self._received = 0  # of those sent, how many `_stats` knows of
+        self._received = 0  # of those sent, how many `_now` knows of
         self._life: Life | None = None
         self._prepared = False  # it waits to be told what to load
-        self._stats = EngineStats()
+        self._now = EngineStats()  # of this life
         self._before = EngineStats()  # counters of earlier lives of the process
 
     # ---- life
@@ -84,7 +84,7 @@ class ProcessEngine:
 
     def stats(self) -> EngineStats:
         restarts, failures = self._supervisor.restarts, self._supervisor.task_failures
-        return replace(self._stats, restarts=dict(restarts), task_failures=dict(failures))
+        return replace(_sum(self._now, self._before), restarts=dict(restarts), task_failures=dict(failures))
 
     async def _begin_life(self) -> Awaitable[End]:
         """Start the process, load the model. Returns a task that ends with the process."""
@@ -108,7 +108,7 @@ class ProcessEngine:
         return owed or bool(self._loading) or bool(self._rests)
 
     def _dispatch(self, step: frames.Step) -> None:
-        self._stats, self._received = _sum(step.stats, self._before), step.received
+        self._now, self._received = step.stats, step.received
         for request_id, output in step.outputs:
             outputs = self._pending.get(request_id)
             if isinstance(outputs, Outputs):
@@ -129,8 +129,9 @@ class ProcessEngine:
         self._fail_all(EngineFailure, f"the engine ended while it ran this request: {reason}")
 
     def _fail_all(self, kind: type[TuneserveError], message: str) -> None:
-        self._before = EngineStats(**{name: getattr(self._stats, name) for name in COUNTERS + COUNTERS_BY_KEY})
-        self._stats = self._before
+        so_far = _sum(self._now, self._before)
+        self._before = EngineStats(**{name: getattr(so_far, name) for name in COUNTERS + COUNTERS_BY_KEY})
+        self._now = EngineStats()
         self._sent = self._received = 0
         for request_id in self._pending:
             self._fail(request_id, kind(message))
@@ -234,8 +235,12 @@ class ProcessEngine:
         self._take(request, outputs)
         try:
             self._send(message)
-            async for output in outputs:
-                yield output
+            while True:
+                while (output := outputs.next()) is not None:
+                    yield output
+                if not outputs.open:
+                    break
+                await outputs.news()
         finally:
             self._let_go(request, still_wanted=bool(outputs.open))
 
@@ -269,8 +274,8 @@ class ProcessEngine:
         self._check_ready()
         if request_id in self._pending:
             raise InvalidRequest(f"request id {request_id!r} is in use")
-        free_seats = self._program.max_num_seqs - self._stats.running
-        waiting = self._stats.waiting + max(0, self._sent + 1 - self._received - free_seats)
+        free_seats = self._program.max_num_seqs - self._now.running
+        waiting = self._now.waiting + max(0, self._sent + 1 - self._received - free_seats)
         if waiting > self._max_num_queued_reqs and not self._places.are_left(request):
             raise QueueFull(f"{waiting - 1} requests are waiting already; try again later")
         self._sent += 1

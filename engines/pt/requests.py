@@ -1,6 +1,8 @@
 """The requests that the engine has taken in and that have not ended, and the report of a step's results."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from engines.errors import TuneserveError
 from engines.pt.adapter_store import Arrival

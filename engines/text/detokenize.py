@@ -5,6 +5,7 @@ once, every step costs the same however long the output is, and a character appe
 """
 
 import codecs
+from collections.abc import Callable
 
 from engines.text.vocabulary import Vocabulary
 
@@ -16,6 +17,7 @@ class Detokenizer:
         self._vocabulary = vocabulary
         self._utf8 = new_utf8_decoder()
         self._at_start = starts_text
+        self.decode: Callable[[bytes], str] = self._utf8.decode
 
     def bytes_of(self, token_id: int) -> bytes:
         """What the token adds to the text. To be called once for each token that is shown, in order."""
@@ -23,9 +25,6 @@ class Detokenizer:
             return self._vocabulary.token_bytes(token_id)
         self._at_start = not self._vocabulary.token_bytes(token_id)
         return self._vocabulary.first_bytes(token_id)
-
-    def decode(self, data: bytes) -> str:
-        return self._utf8.decode(data)
 
     @property
     def complete(self) -> bool:

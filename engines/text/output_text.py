@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from engines.text.detokenize import Detokenizer
 from engines.text.logprob_entries import PendingEntries, TokenEntry
 from engines.text.stop_strings import NO_STOPS, StopStrings, StopTable
@@ -29,8 +31,7 @@ class TextOptions:
     """Give logprob entries also to tokens that are not shown (special tokens, the stop token), with empty bytes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What one step adds to the text of one output. The last one of each output, and only it, has a finish reason."""
 
     index: int
@@ -61,6 +62,7 @@ class OutputText:
         self._stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self._detokenizer = Detokenizer(vocabulary, starts_text=options.starts_text)
         self._stops = StopStrings(options.stop)
+        self._has_stops = bool(options.stop.first)
         self._held = ""  # decoded, and perhaps the beginning of a stop string
         self._tokens = 0
         self._entries = PendingEntries() if request.sampling.logprobs is not None else None
@@ -82,20 +84,19 @@ class OutputText:
     def _add(self, token_id: int, is_stop_token: bool, logprob: TokenLogprob | None) -> str | None:
         """Add one token to the text; return the stop string that it completed."""
         self._tokens += 1
-        hidden = self._is_hidden(token_id, is_stop_token)
+        hidden = token_id in self._hidden or (is_stop_token and self._hides_stop_token(token_id))
         shown = b"" if hidden else self._detokenizer.bytes_of(token_id)
         text = self._detokenizer.decode(shown)
-        if self._entries is not None and logprob is not None and (not hidden or self._options.hidden_entries):
-            entry = TokenEntry(token_id, shown, logprob.logprob, logprob.top)
-            self._entries.add(entry, len(text), complete=self._detokenizer.complete)
-        elif self._entries is not None:
-            self._entries.pass_over(len(text))
+        if self._entries is not None:
+            if logprob is not None and (not hidden or self._options.hidden_entries):
+                entry = TokenEntry(token_id, shown, logprob.logprob, logprob.top)
+                self._entries.add(entry, len(text), complete=self._detokenizer.complete)
+            else:
+                self._entries.pass_over(len(text))
         return self._take(text)
 
-    def _is_hidden(self, token_id: int, is_stop_token: bool) -> bool:
-        if token_id in self._hidden:
-            return True
-        if not is_stop_token or self._options.include_stop_str_in_output:
+    def _hides_stop_token(self, token_id: int) -> bool:
+        if self._options.include_stop_str_in_output:
             return False
         return token_id not in self._vocabulary.special_ids  # a special one is shown because it was asked for
 
@@ -103,7 +104,7 @@ class OutputText:
         """Append decoded text to what is held; return the stop string that is complete, with the text cut there."""
         if not text:
             return None
-        searched = self._tokens > self._options.min_tokens
+        searched = self._has_stops and self._tokens > self._options.min_tokens
         end = self._stops.feed(text) if searched else None
         if end is None:
             self._held += text
@@ -118,8 +119,10 @@ class OutputText:
         """Give away the text that no stop string can take back, and the entries that belong to it."""
         reason = step.finish_reason if matched is None else FinishReason.STOP
         self.finished = reason is not None
-        keep = 0 if self.finished or self._options.include_stop_str_in_output else self._stops.partial
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        text, self._held = self._held, ""
+        if self._has_stops and not self.finished and not self._options.include_stop_str_in_output:
+            sure = len(text) - self._stops.partial
+            text, self._held = text[:sure], text[sure:]
         return TextDelta(
             index=self._index,
             text=text,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
@@ -71,7 +72,7 @@ class VllmRequest:
 def _with_preemptions(output: TokenOutput, made: RequestOutput) -> TokenOutput:
     if output.finish_reason is None or made.metrics is None:
         return output
-    return replace(output, preemptions=made.metrics.num_preemptions)
+    return msgspec.structs.replace(output, preemptions=made.metrics.num_preemptions)
 
 
 def _with_prompt(output: TokenOutput, made: RequestOutput) -> TokenOutput:

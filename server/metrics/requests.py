@@ -13,9 +13,9 @@ from engines.errors import TuneserveError
 from engines.types import BATCH_PRIORITY, FinishReason, GenerationRequest, TokenOutput
 from server.metrics.adapters import AdapterCounts
 from server.metrics.families import Families
+from server.metrics.tokens import TOKEN_SECONDS, TokenMetrics
 
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
-TOKEN_SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5)
 REQUEST_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 OUTPUTS = (1, 2, 5, 10, 20)
@@ -34,9 +34,8 @@ class RequestMetrics:
         )
         self._prompt_tokens = families.counter("prompt_tokens", "Tokens of the prompts that were answered.")
         self._cached_tokens = families.counter("prompt_tokens_cached", "Those of them that the prefix cache had.")
-        self._generation_tokens = families.counter("generation_tokens", "Tokens that were generated.")
-        self.tokens = (0, 0)
-        """Tokens of prompts and of outputs so far."""
+        self.of_tokens = TokenMetrics(families)
+        self._prompted = 0
         # sizes
         self.prompt = histogram("request_prompt_tokens", "Tokens of a request's prompt.", TOKENS)
         self.computed = histogram(
@@ -53,7 +52,6 @@ class RequestMetrics:
         self.first_token = histogram(
             "time_to_first_token_seconds", "From the request to its first token.", FIRST_TOKEN_SECONDS
         )
-        self.inter_token = histogram("inter_token_latency_seconds", "Between two tokens of one output.", TOKEN_SECONDS)
         self.per_token = histogram(
             "request_time_per_output_token_seconds", "Between two tokens of one output, in the mean.", TOKEN_SECONDS
         )
@@ -71,6 +69,11 @@ class RequestMetrics:
             "request_inference_time_seconds", "From a request's first step to its last token.", REQUEST_SECONDS
         )
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of prompts and of outputs so far."""
+        return self._prompted, self.of_tokens.generated
+
     def count_finished(self, reason: str) -> None:
         self._finished.of(reason).inc()
 
@@ -80,12 +83,7 @@ class RequestMetrics:
         self._cached_tokens.inc(cached)
         self.prompt.observe(tokens)
         self.computed.observe(tokens - cached)
-        self.tokens = (self.tokens[0] + tokens, self.tokens[1])
-
-    def count_generated(self, tokens: int) -> None:
-        if tokens:
-            self._generation_tokens.inc(tokens)
-            self.tokens = (self.tokens[0], self.tokens[1] + tokens)
+        self._prompted += tokens
 
     @contextmanager
     def watch(
@@ -149,11 +147,10 @@ class Watch:
                 self._begin(step, now - self._began)
             output = self._outputs[step.index] = _Output(now, now)
         elif self._timed and tokens:
-            for _ in range(tokens):
-                self._metrics.inter_token.observe((now - output.last) / tokens)
+            self._metrics.of_tokens.count_gap(now - output.last, tokens)
         output.last = now
         output.tokens += tokens
-        self._metrics.count_generated(tokens)
+        self._metrics.of_tokens.generated += tokens
         if self._adapter is not None:
             self._adapter.generation_tokens.inc(tokens)
         if step.finish_reason is not None:

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from engines.answers.deltas import Delta
 from engines.errors import EngineUnavailable
@@ -46,15 +48,23 @@ class AnswerDelta(NamedTuple):
 
     @property
     def reasoned(self) -> bool:
-        return any(part.reasoning_content is not None for part in self.parts)
+        for part in self.parts:  # noqa: SIM110 (`any` would make a generator, for each token)
+            if part.reasoning_content is not None:
+                return True
+        return False
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it is to be rendered in a thread: the logprobs of a prompt's tokens come all at once."""
+        return self.text.prompt_logprobs is not None
 
     def finish_to_wire(self) -> dict[str, Any]:
         extra = {} if self.text.stop_reason is None else {"stop_reason": self.text.stop_reason}
         return {"finish_reason": self.finish, **extra}
 
 
-Take = Callable[[AnswerDelta], Awaitable[None]]
-Rendered = TypeVar("Rendered")
+Take = Callable[[AnswerDelta], Awaitable[None] | None]
+"""Takes what one step adds. Where that takes long, what it returns is to be awaited."""
 
 
 class Renderer(Protocol):
@@ -106,8 +116,17 @@ class Answer:
     async def stream(self, send: Callable[[dict[str, Any]], None]) -> None:
         """Give `send` each chunk, none before the engine's first output."""
 
-        async def take(delta: AnswerDelta) -> None:
-            for chunk in await self._rendered(self._renderer.chunks, delta):
+        chunks = self._renderer.chunks
+
+        def take(delta: AnswerDelta) -> Awaitable[None] | None:
+            if delta.takes_long:
+                return take_long(delta)
+            for chunk in chunks(delta):
+                send(chunk)
+            return None
+
+        async def take_long(delta: AnswerDelta) -> None:
+            for chunk in await self._inference.pools.text.run(chunks, delta):
                 send(chunk)
 
         await self._run(take)
@@ -115,15 +134,14 @@ class Answer:
             send(chunk)
 
     async def whole(self) -> dict[str, Any]:
-        async def take(delta: AnswerDelta) -> None:
-            await self._rendered(self._renderer.add, delta)
+        def take(delta: AnswerDelta) -> Awaitable[None] | None:
+            if delta.takes_long:
+                return self._inference.pools.text.run(self._renderer.add, delta)
+            self._renderer.add(delta)
+            return None
 
         await self._run(take)
         return self._renderer.whole(self._usage)
-
-    async def _rendered(self, render: Callable[[AnswerDelta], Rendered], delta: AnswerDelta) -> Rendered:
-        """Render, in a thread where that takes long: the logprobs of a prompt's tokens come all at once."""
-        return await self._inference.pools.text.run_long(delta.text.prompt_logprobs is not None, render, delta)
 
     async def _run(self, take: Take) -> None:
         """Give `take` what each step adds, until every output has ended. Raises what the engine raises."""
@@ -143,7 +161,7 @@ class Answer:
         async def run(number: int) -> None:
             try:
                 async with slots:
-                    await self._generate(number, queue.put)
+                    await self._generate(number, queue.put_nowait)
             except Exception as error:  # noqa: BLE001 (whatever it is, the answer ends with it)
                 errors.append(error)
             finally:
@@ -158,9 +176,10 @@ class Answer:
                     raise errors[0]
                 if delta is None:
                     running -= 1
-                else:
-                    await take(delta)
-                await turns.give()
+                elif (taking := take(delta)) is not None:
+                    await taking
+                if turns.over:
+                    await turns.give()
         finally:
             for task in tasks:
                 task.cancel()
@@ -181,8 +200,10 @@ class Answer:
                     delta = output.push(step)
                     if output.finished and step.finish_reason is None:
                         engine.finish(request.request_id, step.index)
-                    await take(delta)
-                    await turns.give()
+                    if (taking := take(delta)) is not None:
+                        await taking
+                    if turns.over:
+                        await turns.give()
 
     def _output(self, request: GenerationRequest, index: int) -> "_Output":
         return _Output(

@@ -1,9 +1,9 @@
 """An answer as chat completions have it: messages, or the chunks of messages."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from engines.text.vocabulary import Vocabulary
 from server.http.sse import CHUNKS
@@ -77,8 +77,6 @@ class ChatChoice:
 
     def _shown(self, delta: AnswerDelta) -> AnswerDelta:
         """The delta without the reasoning, and the tokens of it, where the client wants none."""
-        if self._shows_reasoning:
-            return delta
         parts = [part for part in delta.parts if part.reasoning_content is None]
         self._shows_reasoning = bool(parts)  # it has ended: all that comes is the answer
         return delta._replace(parts=parts, text=delta.text if parts else replace(delta.text, entries=(), token_ids=()))
@@ -86,7 +84,8 @@ class ChatChoice:
     # --- as a whole
 
     def add(self, delta: AnswerDelta) -> None:
-        delta = self._shown(delta)
+        if not self._shows_reasoning:
+            delta = self._shown(delta)
         for part in delta.parts:
             self._message.add(part)
         self._entries += self._wire_entries(delta)
@@ -115,12 +114,13 @@ class ChatChoice:
     def pieces(self, delta: AnswerDelta) -> list[dict[str, Any]]:
         """The delta as choices of chunks: none where it has nothing to say yet, several where it says several
         things."""
-        delta = self._shown(delta)
+        if not self._shows_reasoning:
+            delta = self._shown(delta)
         pieces = [] if self._begun else [self._piece({"role": "assistant", "content": self._echoed})]
         self._begun = True
         told = len(pieces)
         pieces += [self._piece(delta_to_wire(part)) for part in delta.parts]
-        entries = self._wire_entries(delta)
+        entries = self._wire_entries(delta) if delta.text.entries else []
         if len(pieces) == told and (entries or self._return_token_ids):
             pieces.append(self._piece({}))
         if entries:

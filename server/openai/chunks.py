@@ -34,23 +34,22 @@ class Chunks:
         self._include_usage = options is not None and bool(options.include_usage)
         self._continuous = options is not None and bool(options.continuous_usage_stats)
         self._usages: dict[int, Usage] = {}  # of each choice
+        self._no_usage: dict[str, Any] = {"usage": None} if self._include_usage else {}
         self._first = first
 
     def of(self, pieces: Iterable[dict[str, Any]], delta: AnswerDelta) -> list[dict[str, Any]]:
         """The chunks of one delta, which is in pieces."""
-        usage = self._usage_after(delta)
-        return [self._chunk(piece, usage) for piece in pieces]
+        usage = self._usage_after(delta) if self._continuous else self._no_usage
+        chunks = [{**self._head, "choices": [piece], **usage} for piece in pieces]
+        if self._first and chunks:
+            chunks[0].update(self._first)
+            self._first = {}
+        return chunks
 
     def last(self, usage: Usage) -> list[dict[str, Any]]:
         return [{**self._head, "choices": [], "usage": usage.to_wire()}] if self._include_usage else []
 
-    def _chunk(self, piece: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-        first, self._first = self._first, {}
-        return {**self._head, "choices": [piece], **usage, **first}
-
     def _usage_after(self, delta: AnswerDelta) -> dict[str, Any]:
-        if not self._continuous:
-            return {"usage": None} if self._include_usage else {}
         index = delta.text.index
         if index not in self._usages:
             prompt = self._asked.prompts[index // self._asked.n]

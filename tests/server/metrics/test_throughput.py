@@ -60,7 +60,7 @@ def nothing(metrics: Metrics, engine: Engine) -> None:
 
 def tokens(metrics: Metrics, engine: Engine) -> None:
     metrics.requests.count_prompt(200)
-    metrics.requests.count_generated(50)
+    metrics.requests.of_tokens.generated += 50
 
 
 def waiting(metrics: Metrics, engine: Engine) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from engines.capabilities import Capabilities
@@ -27,7 +28,7 @@ class Predicting(EchoEngine):
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
         self.asked, rejected = request, 2
         async for output in super().generate(request):
-            yield replace(output, accepted_prediction_tokens=1, rejected_prediction_tokens=rejected)
+            yield msgspec.structs.replace(output, accepted_prediction_tokens=1, rejected_prediction_tokens=rejected)
             rejected = 0
 
 

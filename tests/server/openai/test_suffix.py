@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from engines.echo import VOCAB_SIZE, EchoEngine, echo_tokenizer
@@ -36,7 +37,7 @@ class FillingEngine(EchoEngine):
             if output.finish_reason is None or PAD not in request.sampling.stop_token_ids:
                 yield output
             else:
-                yield replace(output, token_ids=(PAD,), stop_token_id=PAD)
+                yield msgspec.structs.replace(output, token_ids=(PAD,), stop_token_id=PAD)
 
 
 @contextmanager
