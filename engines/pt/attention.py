@@ -66,6 +66,11 @@ class KVCache:
         self.addresses = tuple(_addresses(tensors) for tensors in (self.keys, self.values))
         """Where the keys of each layer are, and the values, for the kernels."""
 
+    def fill(self, value: float) -> None:
+        """Have everything in it be one value."""
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor.fill_(value)
+
     def free(self) -> None:
         """Give the memory up, until it is made again."""
         self.keys, self.values, self.addresses = {}, {}, ()

@@ -17,23 +17,19 @@ from engines.checkpoint.heads import head_of, is_classifier
 from engines.checkpoint.size import bytes_of_weights
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
-from engines.pt import attention, rope
+from engines.pt import attention, check, rope
 from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
 from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
-from engines.pt.quantized import rounds_by_batch
 from engines.pt.quantized_linear import QuantizedLinear
 from engines.pt.weights import write_weights
 from engines.sampler.native import SamplingKernel
 from engines.types import Head
 
 log = logging.getLogger(__name__)
-
-CHECKED_BLOCK_SIZE = 4
-"""Tokens of a block while the model is checked: few tokens then lie in several blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,37 +122,62 @@ class ModelRunner:
 
     def _convert(self, config: PtConfig, block_size: int) -> dict[int, LayerShape]:
         """Switch the model to packed weights and paged attention, and check that it computes what it did before."""
-        expected = self._reference(self._check_ids())
+        on_cpu = self.device.type == "cpu"
+        plan = check.plan(self.vocab_size, check.BLOCK_SIZE if on_cpu else block_size, self.max_model_len)
+        expected = check.expected(self.model, plan, classifies=self.head is not None)
         self._library = build.load() if self.device.type == "cpu" else None
         self.sampling = None if self._library is None else SamplingKernel(self._library)
         self._attn_impl = config.attn_impl
         self._pack()
         with watching_calls(self.model) as calls:
             layers = self._probe()
-        if self._reason is None:  # its layers' results are float32, which the cache need not be
-            layers = {number: replace(shape, dtype=self.dtype) for number, shape in layers.items()}
         self.lora = LoraSlots(
             self.model,
             calls,
-            num_tokens=len(self._check_ids()),
+            num_tokens=len(self._probe_ids()),
             num_slots=config.max_loras,
             max_rank=config.max_lora_rank,
             dtype=self.dtype,
             library=self._library,
         )
-        self.model.set_attn_implementation(attention.NAME)
         self._attend: Attend = attention.choose(config.attn_impl, layers, self._library)
-        self._shapes = layers
+        self._check(plan, expected, layers)
+        return layers
+
+    def _check(self, plan: check.Plan, expected: check.Expected, layers: dict[int, LayerShape]) -> None:
+        """Have the model computed by the kernel, where that is right, or else by its modules. Raises UnsupportedModel
+        where they are not."""
+        narrowed = layers
+        if any(shape.window > plan.window for shape in layers.values()):
+            with check.narrow_windows(self.model, plan.window):
+                narrowed = self._probe()
+        self.model.set_attn_implementation(attention.NAME)
+        self._shapes = narrowed
         self._decoder = self._native_decoder()
-        problem = self._problem(expected, layers, block_size)
+        problem = self._problem(plan, expected)
         if problem is not None and self._decoder is not None:
             log.warning("%s in the kernel: it is computed by transformers' modules, which is slower", problem)
             self._decoder = None
             self._reason = problem
-            problem = self._problem(expected, layers, block_size)
+            problem = self._problem(plan, expected)
         if problem is not None:
             raise UnsupportedModel(f"{problem}: this engine cannot run it")
-        return layers
+        self._shapes = layers
+        if self._decoder is not None and narrowed != layers:
+            self._decoder = self._native_decoder()
+
+    def _problem(self, plan: check.Plan, expected: check.Expected) -> str | None:
+        """What is wrong with how it computes what is expected."""
+        cache = KVCache(self._shapes, plan.num_blocks, plan.block_size)
+        cache.fill(check.JUNK)
+
+        def compute(step: list[check.Piece]) -> list[Tensor]:
+            ids, tables = plan.ids, plan.tables
+            segments = [Segment(ids[p.sequence][p.start : p.end], p.start, tables[p.sequence], 1) for p in step]
+            result = self._forward(segments, cache)
+            return list(result.logits if self.head is None else result.hidden)
+
+        return check.problem(self._name, compute, plan, expected)
 
     def _pack(self) -> None:
         self._reason = self._reason_against_native()
@@ -290,14 +311,14 @@ class ModelRunner:
     def _keep_hidden(self, head: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]
 
-    def _check_ids(self) -> list[int]:
+    def _probe_ids(self) -> list[int]:
         """Eleven tokens from all over the vocabulary."""
         return [(i * 7919 + 13) % self.vocab_size for i in range(11)]
 
     def _probe(self) -> dict[int, LayerShape]:
         """Run the model once to see what each layer's cache must hold."""
         layers: dict[int, LayerShape] = {}
-        ids = torch.tensor([self._check_ids()], device=self.device)
+        ids = torch.tensor([self._probe_ids()], device=self.device)
         positions = torch.arange(ids.shape[1], device=self.device)[None]
         try:
             self.model.set_attn_implementation(attention.PROBE)
@@ -311,41 +332,9 @@ class ModelRunner:
         if len(layers) != expected:
             message = f"only {len(layers)} of the {expected} layers of {self._name} use the attention interface"
             raise UnsupportedModel(message)
+        if self._reason is None:  # its layers' results are float32, which the cache need not be
+            layers = {number: replace(shape, dtype=self.dtype) for number, shape in layers.items()}
         return layers
-
-    def _problem(self, expected: tuple[Tensor, Tensor], layers: dict[int, LayerShape], block_size: int) -> str | None:
-        """Compare two sequences, computed together in pieces, with plain forward passes of each alone, and say what is
-        wrong. On a CPU they lie in several blocks, in no order."""
-        ids = self._check_ids()
-        on_cpu = self.device.type == "cpu"
-        cache = KVCache(layers, 6, CHECKED_BLOCK_SIZE if on_cpu else max(block_size, len(ids)))
-        first, second = ([4, 1, 3], [5, 0]) if on_cpu else ([0], [1])
-        try:
-            self._forward([Segment(ids[:6], 0, first, 0), Segment(ids[:4], 0, second, 0)], cache)
-            result = self._forward([Segment(ids[6:], 6, first, 1), Segment(ids[4:5], 4, second, 1)], cache)
-        except UnsupportedModel:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told
-            return f"{self._name} fails on flat batches: {error}"
-        found = result.logits if self.head is None else result.hidden
-        reference = torch.stack(expected).float()
-        deviation = ((found.float() - reference).norm() / reference.norm()).item()
-        exact = self.dtype is torch.float32 and not rounds_by_batch(self.model)
-        if deviation < (1e-3 if exact else 0.1):
-            return None
-        return f"{self._name} computes something else on flat batches than alone (relative deviation {deviation:.2g})"
-
-    def _reference(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits (vocab_size,) after all of `ids`, and after the first five of them alone, by plain forward passes; of
-        a model that classifies, the hidden states (hidden_size,) that its head gets."""
-
-        def after(ids: list[int]) -> Tensor:
-            whole = torch.tensor([ids], device=self.device)
-            if self.head is None:
-                return self.model(input_ids=whole, use_cache=False).logits[0, -1]
-            return self.model.base_model(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
-
-        return after(ids), after(ids[:5])
 
     @property
     def _name(self) -> str:
