@@ -42,6 +42,8 @@ class PtConfig(EngineConfig):
     threads: int | None = None
     max_cpu_loras: int | None = None
     max_lora_rank: int = 64
+    max_itl_slowdown: float | None = None
+    """How many times as long a step may take, by estimate, as it would without prompts; None: any time."""
     prompt_lookup: PromptLookup | None = None
     """None: outputs are guessed at where their requests predict them, and nowhere else."""
     tempered_logprobs: bool = False
@@ -72,5 +74,6 @@ def pt_config(params: "DeployParams") -> PtConfig:
         threads=params.threads,
         max_cpu_loras=params.max_cpu_loras,
         max_lora_rank=params.max_lora_rank,
+        max_itl_slowdown=params.max_itl_slowdown,
         prompt_lookup=None if params.speculative_config is None else prompt_lookup(params.speculative_config),
     )

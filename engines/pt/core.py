@@ -5,6 +5,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from engines.pt.adapter_store import AdapterStore
 from engines.pt.beams import Beams, check_beams, new_search, too_many_beams
 from engines.pt.config import PtConfig
 from engines.pt.kv_cache import BlockPool
+from engines.pt.pace import NO_WORK, Pace, work_of
 from engines.pt.requests import Requests, StepReport
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
@@ -58,8 +60,13 @@ class EngineCore:
         pool = BlockPool(cache.num_blocks, cache.block_size, prefix_caching=config.enable_prefix_caching)
         budget = config.max_num_batched_tokens or (2048 if self.runner.device.type == "cuda" else 256)
         slots = AdapterSlots(runner.lora.num_slots)
+        self._pace = None if config.max_itl_slowdown is None else Pace(config.max_itl_slowdown)
         self.scheduler = Scheduler(
-            pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget, adapters=slots
+            pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=budget,
+            adapters=slots,
+            pace=self._pace,
         )
         max_in_host = config.max_cpu_loras or 4 * runner.lora.num_slots
         self.adapters = AdapterStore(runner.lora, slots, dtype=runner.dtype, max_in_host=max_in_host)
@@ -229,6 +236,7 @@ class EngineCore:
         What fails in it, fails alone: its request gets an error. An exception that leaves here concerns all requests
         of the step, which `fail_running` then ends.
         """
+        began = time.perf_counter()
         self._report = report = StepReport()
         self._read_adapters(report)
         chunks = self._fill_slots(self.scheduler.schedule(), report)
@@ -242,6 +250,7 @@ class EngineCore:
         rows = [row for sequence in complete if _samples(sequence) for row in self._siblings.outputs(sequence)]
         masks = self._masks and self._masks.start([row.sequence.grammar for row in rows])
         # 2. Forward.
+        work = sum((work_of(c.sequence.computed, c.length + len(c.guess)) for c in chunks), NO_WORK)
         result = self.runner.step([self._segment(chunk) for chunk in chunks])
         self._steps += 1
         self._sizes.add(sum(chunk.length + len(chunk.guess) for chunk in chunks))
@@ -255,6 +264,8 @@ class EngineCore:
             self._beams.search(beams, result.logits[[ends[id(s)] for s in beams]], report)
         self._sample(rows, ends, result, masks and masks.result(), report)
         self._speculation.end(report)
+        if self._pace is not None:
+            self._pace.note(work, time.perf_counter() - began)
         return report
 
     def fail_running(self, error: TuneserveError) -> StepReport:

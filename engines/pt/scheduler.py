@@ -1,11 +1,12 @@
 """The scheduler chooses the tokens that the next step computes.
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
-one budget of tokens. Running decodes come first, then prompts already begun, then new ones in order of priority and
-arrival; between the shares of those who ask, whose turn it is says `shares.py`, and the prompt of one that asks for
-little does not wait for the decodes of others. Where blocks run out, the latest comer gives its blocks back and
-computes them anew later (preemption by recompute); the first in line never does, so every request gets done. A running
-sequence also gives its blocks to a waiting one of a higher priority, or of a share that holds less.
+one budget of tokens, and prompts beside running outputs have one of time, too (`pace.py`). Running decodes come first,
+then prompts already begun, then new ones in order of priority and arrival; between the shares of those who ask, whose
+turn it is says `shares.py`, and the prompt of one that asks for little does not wait for the decodes of others. Where
+blocks run out, the latest comer gives its blocks back and computes them anew later (preemption by recompute); the first
+in line never does, so every request gets done. A running sequence also gives its blocks to a waiting one of a higher
+priority, or of a share that holds less.
 """
 
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
 from engines.pt.kv_cache import BlockPool
+from engines.pt.pace import NO_WORK, Pace, Work, work_of
 from engines.pt.prefixes import is_under_way
 from engines.pt.sequence import Group, Sequence, order_of
 from engines.pt.shares import Amount, Holdings, Queue, Round
@@ -55,6 +57,14 @@ class _Step:
     def prompt_tokens(self) -> int:
         return sum(chunk.length for chunk in self.prompts)
 
+    @property
+    def outputs(self) -> Work:
+        return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in self.decodes), NO_WORK)
+
+    @property
+    def prompt_work(self) -> Work:
+        return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in self.prompts), NO_WORK)
+
     def keep(self, running: list[Sequence]) -> None:
         """Leave out the chunks of sequences that do not run any more."""
         self.decodes = [chunk for chunk in self.decodes if chunk.sequence in running]
@@ -63,10 +73,18 @@ class _Step:
 
 class Scheduler:
     def __init__(
-        self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int, adapters: AdapterSlots
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        adapters: AdapterSlots,
+        pace: Pace | None = None,
     ) -> None:
+        """`pace` None: prompts take what the step's tokens leave them, however long that lasts."""
         self.pool = pool
         self.adapters = adapters
+        self.pace = pace
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Sequence] = []  # in order of admission
@@ -136,7 +154,7 @@ class Scheduler:
         chunks = step.chunks
         adapters = turns.passed - alike
         self.blocked = not chunks and adapters == len(self.waiting)
-        self._note_waiting(adapters, alike, kept_short=sequence is not None and step.budget > 0)
+        self._note_waiting(adapters, alike, kept_short=sequence is not None and self._is_kept_short(step, sequence))
         if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in chunks):
             self.waiting.counters.forget()
         return chunks
@@ -159,7 +177,15 @@ class Scheduler:
     def _room(self, step: "_Step", sequence: Sequence) -> int:
         if step.hurries and not self.waiting.has_saved(sequence):
             return 0
-        return min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
+        room = min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
+        if self.pace is None or (self._may_hurry and self.waiting.has_saved(sequence)):
+            return room
+        paced = self.pace.room(step.outputs, step.prompt_work, sequence.computed)
+        return room if paced is None else min(room, paced)
+
+    def _is_kept_short(self, step: "_Step", sequence: Sequence) -> bool:
+        """Whether this sequence waits for its share's turn, and not for the time that a step may take."""
+        return step.budget > 0 and (step.hurries or self.waiting.room(sequence, step.prompt_tokens) <= 0)
 
     def _add_prompt(self, step: "_Step", sequence: Sequence) -> None:
         """Whoever has saved does not wait for the decodes of those who have not: these go on in the next step."""

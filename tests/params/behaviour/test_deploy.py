@@ -166,6 +166,7 @@ TABLES: dict[str, dict[str, Row]] = {
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
         max_cpu_loras=Two(UNGIVEN, 9, config("max_cpu_loras")),
+        max_itl_slowdown=Two(2.0, 8.0, config("max_itl_slowdown")),
         speculative_config=Two(UNGIVEN, NGRAM, config("prompt_lookup")),
         quant_method=Two("bnb", "torchao", config("quantization"), {"quant_bits": 8}),
         quant_bits=Two(4, 8, config("quantization"), {"quant_method": "bnb"}),

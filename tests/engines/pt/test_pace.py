@@ -1,0 +1,90 @@
+"""How much of a prompt a step takes beside running outputs: as much as it has time for, by what steps have taken."""
+
+import pytest
+
+from engines.pt.pace import LEAST_TOKENS, Cost, Pace, Work, work_of
+from tests.engines.pt.conftest import GetRunner
+from tests.engines.pt.driving import core_of, prompt, request, run
+from tests.engines.pt.test_shares import BUDGET, Line
+
+COST = Cost(step=0.008, row=0.001, key=0.0)
+
+
+def pace_of(cost: Cost | None, slowdown: float = 2.0) -> Pace:
+    pace = Pace(slowdown)
+    pace.cost = cost
+    return pace
+
+
+def line_of(cost: Cost | None, *, running: int = 2) -> Line:
+    """A line where outputs run, and a long prompt has just come."""
+    line = Line()
+    for _ in range(running):
+        line.ask(None, 1, 1000)
+    line.run(1)
+    line.scheduler.pace = pace_of(cost)
+    line.ask(None, 500, 1)
+    line.run(1)
+    return line
+
+
+def test_a_prompt_takes_as_long_as_the_outputs_beside_it() -> None:
+    """Two rows take 10 ms, and ten more another 10."""
+    assert sum(length for _, length in line_of(COST).lengths[-1]) == 2 + 10
+
+
+def test_it_takes_less_where_it_sees_more() -> None:
+    cost = Cost(0.028, 0.001, 0.000001)
+    pace, outputs = pace_of(cost), work_of(100, 1)
+    rooms = [pace.room(outputs, Work(), start) for start in (0, 1000, 4000)]
+    assert rooms == [28, 14, LEAST_TOKENS]
+    assert cost.seconds(outputs + work_of(0, 28)) < 2 * cost.seconds(outputs) < cost.seconds(outputs + work_of(0, 29))
+
+
+@pytest.mark.parametrize("cost", [Cost(0.0, 1.0, 0.0), Cost(0.0, 0.001, 1.0)], ids=str)
+def test_it_never_stands_still(cost: Cost) -> None:
+    assert line_of(cost, running=1).lengths[-1][-1] == ("None-1", LEAST_TOKENS)
+
+
+@pytest.mark.parametrize(("cost", "running"), [(COST, 0), (None, 2), (Cost(0.008, 0.0, 0.0), 2)], ids=str)
+def test_it_takes_the_whole_step_where_nobody_would_wait(cost: Cost | None, running: int) -> None:
+    """Nothing runs; no step has been measured; rows take no time."""
+    assert sum(length for _, length in line_of(cost, running=running).lengths[-1]) == BUDGET
+
+
+def test_what_one_prompt_leaves_another_takes() -> None:
+    pace, outputs = pace_of(COST), Work(2, 0)
+    assert pace.room(outputs, Work(4, 0), 0) == 6
+    assert pace.room(outputs, Work(10, 0), 0) == 0
+
+
+def test_the_cost_is_learned_from_the_steps() -> None:
+    pace, truth = Pace(2.0), Cost(0.006, 0.0006, 0.0000003)
+    assert pace.cost is None
+    for start in (10, 100, 1000, 3000):
+        for length in (1, 8, 32, 200):
+            work = work_of(start, length)
+            pace.note(work, truth.seconds(work))
+    assert pace.cost is not None
+    for start, length in ((500, 20), (2000, 100), (50, 2)):
+        work = work_of(start, length)
+        assert pace.cost.seconds(work) == pytest.approx(truth.seconds(work), rel=0.1)
+
+
+def test_the_latest_steps_count_most() -> None:
+    pace = Pace(2.0)
+    for factor in (1.0, 3.0):
+        for _ in range(100):
+            pace.note(Work(1, 10), 0.01 * factor)
+            pace.note(Work(100, 1000), 0.1 * factor)
+    assert pace.cost is not None
+    assert pace.cost.seconds(Work(1, 10)) == pytest.approx(0.03, rel=0.1)
+
+
+def test_the_engine_measures_its_steps_and_answers_as_before(runner: GetRunner) -> None:
+    asked = [request(prompt(60, i), f"r{i}", ignore_eos=True) for i in range(3)]
+    core = core_of(runner("llama"), max_num_batched_tokens=32, max_itl_slowdown=1.5)
+    paced = run(core, asked)
+    plain = run(core_of(runner("llama"), max_num_batched_tokens=32), asked)
+    assert core.scheduler.pace is not None and core.scheduler.pace.cost is not None
+    assert all(paced[one.request_id].tokens == plain[one.request_id].tokens for one in asked)
