@@ -26,8 +26,8 @@ class EngineParams(Params):
     Fitted to the device unless given."""
     kv_cache_memory: Annotated[float | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, gt=0)
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
-    as the weights take, 0.5 to 4 GiB, and at most a quarter of the free memory. Never more than `max_num_seqs`
-    sequences of full length can fill."""
+    as the weights take, 0.5 to 4 GiB, and at most a quarter of the memory that is free, in the container too. Never
+    more than `max_num_seqs` sequences of full length can fill."""
     enable_prefix_caching: Annotated[bool, About(engines=EVERY_ENGINE)] = True
     """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
     enable_sleep_mode: Annotated[bool, About(engines=("vllm",))] = False
@@ -45,7 +45,8 @@ class EngineParams(Params):
     """Restarts of the engine in a row, without one that lasted for a minute, after which the server ends with status
     1."""
     threads: Annotated[int | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, ge=1)
-    """CPU threads of the engine. The number of physical cores unless given."""
+    """CPU threads of the engine. Unless given, one for each physical core that the process may use, by its affinity and
+    its container's quota of CPU time."""
     max_loras: Annotated[int, About(engines=EVERY_ENGINE)] = Field(8, ge=0)
     """Different adapters that one step computes with. More may be loaded: they take turns. 0: none can be loaded, which
     makes vLLM faster on a CPU."""

@@ -6,6 +6,7 @@ or blocks its thread takes only that process with it; it can live in an environm
 share; and a new life begins from nothing.
 """
 
+import gc
 import logging
 import os
 import select
@@ -83,6 +84,8 @@ def _host(make: Callable[[dict[str, Any]], Hosted], connection: Connection) -> N
         except TuneserveError as error:
             connection.send(frames.Refused(frames.take_apart(error)))
             return
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: a full collection, between two steps, need not go through it again
         connection.send(frames.Ready(capabilities))
         hosted.serve(connection)
     finally:

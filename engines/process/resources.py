@@ -2,15 +2,15 @@
 
 import os
 
-import psutil
+from engines.process.machine import available_memory, usable_cores
 
 GIB = 2**30
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
-    """Variables for a process that computes with this many CPU threads; None: one for each physical core."""
+    """Variables for a process that computes with this many CPU threads; None: one for each usable core."""
     return {
-        "OMP_NUM_THREADS": str(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(threads or usable_cores()),
         # A thread that waits gives its core to the HTTP process instead of spinning on it, but not at once: a step has
         # hundreds of parallel parts, and to be woken up for each of them costs more than a moment's spinning.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -24,4 +24,4 @@ def kv_cache_bytes(gib: float | None, *, weights: int) -> int:
     """
     if gib is not None:
         return int(gib * GIB)
-    return min(max(weights, GIB // 2), 4 * GIB, psutil.virtual_memory().available // 4)
+    return min(max(weights, GIB // 2), 4 * GIB, available_memory() // 4)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engines.errors import UnsupportedModel
+from engines.process.machine import available_memory
 
 NAME = "tuneserve_paged"
 PROBE = "tuneserve_probe"
@@ -81,10 +81,7 @@ class KVCache:
         """Blocks that fit into half of the memory which is free now."""
         block = self.block_size * sum(shape.bytes_per_token for shape in self._layers.values())
         devices = {shape.device for shape in self._layers.values()}
-        free = [
-            torch.cuda.mem_get_info(each)[0] if each.type == "cuda" else psutil.virtual_memory().available
-            for each in devices
-        ]
+        free = [torch.cuda.mem_get_info(each)[0] if each.type == "cuda" else available_memory() for each in devices]
         return int(min(free) * len(free) // 2 // block)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:

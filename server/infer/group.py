@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psutil
-
 from engines.errors import InvalidRequest
+from engines.process.machine import usable_cores
 from training.params.infer import AnswerParams
 from training.processes import Processes
 
@@ -60,10 +59,7 @@ class Group:
         """`params` with this process's part of the processor, where nothing else is said."""
         if self.count == 1 or params.threads is not None or params.infer_backend == "lmdeploy":
             return params
-        cores = psutil.cpu_count(logical=False) or self.count
-        return params.model_copy(
-            update={"threads": max(1, cores // self.count)},
-        )
+        return params.model_copy(update={"threads": max(1, usable_cores() // self.count)})
 
     def wait(self, stopped: Callable[[], bool]) -> bool:
         """Whether all have come this far; else this one was stopped as it waited."""

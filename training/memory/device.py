@@ -2,14 +2,11 @@
 
 import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from engines.process.machine import available_memory
 from training.device import accelerated
-
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +27,7 @@ def this_device() -> Device:
         kind = torch.accelerator.current_accelerator().type
         free, _ = torch.accelerator.get_memory_info()
         return Device(kind, free)
-    return Device("cpu", min(psutil.virtual_memory().available, _left_in_container(), _allowed()))
-
-
-def _left_in_container() -> int:
-    try:
-        return int(CGROUP_LIMIT.read_text()) - int(CGROUP_USED.read_text())
-    except (OSError, ValueError):  # there is no limit, or no container
-        return 1 << 62
+    return Device("cpu", min(available_memory(), _allowed()))
 
 
 def _allowed() -> int:
