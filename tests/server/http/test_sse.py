@@ -14,6 +14,7 @@ from engines.echo import EchoEngine, echo_tokenizer
 from engines.errors import EngineFailure, QueueFull
 from engines.params.deploy import DeployParams
 from server.app import create_app
+from server.http.connections.direct import EXTENSION, Write
 from server.http.sse import stream_events, until_disconnect
 from server.parts import make_parts
 
@@ -106,12 +107,21 @@ async def test_a_bug_in_the_events_is_told_without_its_details(client: httpx.Asy
 class Client:
     """An ASGI client that reads piece by piece, and goes away when told to."""
 
-    def __init__(self, app: FastAPI, path: str, query: bytes = b"") -> None:
+    def __init__(self, app: FastAPI, path: str, query: bytes = b"", *, write: Write | None = None) -> None:
+        """`write`: its connection takes direct writes."""
         self.gone = asyncio.Event()
         self.sent: list[Message] = []
         self.started = asyncio.Event()
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], "client": None}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": query,
+            "headers": [],
+            "client": None,
+        }
+        scope["extensions"] = {} if write is None else {EXTENSION: write}
         self.task = asyncio.create_task(app(scope, self.receive, self.send))
 
     async def receive(self) -> Message:
@@ -139,6 +149,45 @@ async def test_comments_keep_a_silent_stream_alive_before_and_after_the_first_ev
     await client.task
     text = "".join(client.pieces.get_nowait() for _ in range(client.pieces.qsize()))
     assert '"code":"rate_limit_exceeded"' in text and text.endswith("data: [DONE]\n\n")
+
+
+async def test_what_comes_together_is_written_together_and_directly_once_the_stream_has_begun(
+    app: FastAPI, source: Source
+) -> None:
+    written: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def write(piece: bytes) -> bool:
+        written.put_nowait(piece)
+        return True
+
+    client = Client(app, "/stream", write=write)
+    source.put({"a": 1})
+    assert await client.pieces.get() == 'data: {"a":1}\n\n'
+    source.put({"b": 1}, {"c": 1})
+    assert await written.get() == b'data: {"b":1}\n\ndata: {"c":1}\n\n'
+    source.put({"d": 1}, None)
+    await client.task
+    assert (client.pieces.get_nowait(), written.qsize()) == ('data: {"d":1}\n\ndata: [DONE]\n\n', 0)
+
+
+async def test_what_cannot_be_written_directly_waits_for_the_connection_in_order(app: FastAPI, source: Source) -> None:
+    client = Client(app, "/stream", write=lambda piece: False)
+    for number in range(3):
+        source.put({"a": number})
+        assert await client.pieces.get() == f'data: {{"a":{number}}}\n\n'
+    client.gone.set()
+    await client.task
+
+
+async def test_a_stream_that_is_written_directly_is_not_silent(app: FastAPI, source: Source) -> None:
+    client = Client(app, "/stream", query=b"keep_alive=0.01", write=lambda piece: True)
+    source.put({"a": 1})
+    while await client.pieces.get() == ": keep-alive\n\n":
+        pass
+    source.put({"b": 1})
+    assert await client.pieces.get() == ": keep-alive\n\n"
+    client.gone.set()
+    await client.task
 
 
 async def test_a_client_that_goes_away_closes_the_events(app: FastAPI, source: Source) -> None:
