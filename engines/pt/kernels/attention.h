@@ -61,12 +61,15 @@ static inline int tokens_at_once(int group, int narrow) {
   return group < rows ? rows / group : 1;
 }
 
-/* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`. Returns how many. */
+/* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`, where `starts` is not
+ * NULL. Returns how many. */
 static inline int cut_rows(const int32_t *sequences, int rows, int most, int32_t *starts) {
   int runs = 0;
-  for (int t = 0; t < rows; t++)
-    if (t == 0 || sequences[t] != sequences[t - 1] || t - starts[runs - 1] == most) starts[runs++] = t;
-  starts[runs] = rows;
+  for (int t = 0, start = 0; t <= rows; t++)
+    if (t == 0 || t == rows || sequences[t] != sequences[t - 1] || t - start == most) {
+      if (starts != NULL) starts[runs] = t;
+      start = t, runs += t < rows;
+    }
   return runs;
 }
 

@@ -259,24 +259,73 @@ static Head head_at(const Decoder *d, const Layer *layer, const Step *s, int num
                 d->heads / d->kv_heads, d->dim, layer->scale, layer->softcap};
 }
 
-static void attend_all(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b, Member *me) {
-  int group = d->heads / d->kv_heads, size = group * d->dim, tasks = b->num_runs * d->kv_heads;
+/* The queries of a run for one key-value head; the results take their place. */
+static Queries queries_of(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, int run, int head) {
+  int64_t t = b->runs[run];
+  float *query = b->query + t * b->query_stride + head * (d->heads / d->kv_heads) * d->dim;
+  Queries queries = {.q = query, .out = query, .stride = b->query_stride, .tokens = b->runs[run + 1] - t};
+  for (int i = 0; i < queries.tokens; i++) {
+    int len = s->positions[t + i] + 1;
+    queries.len[i] = len, queries.first[i] = layer->window > 0 && len > layer->window ? len - layer->window : 0;
+  }
+  return queries;
+}
+
+static void put_attended(const Decoder *d, const Buffers *b, const Queries *queries, int run, int head) {
+  int size = d->heads / d->kv_heads * d->dim;
+  for (int64_t i = 0; i < queries->tokens; i++)
+    for (int c = 0; c < size; c += LANES)
+      put_factor(d, take_float(queries->out + i * queries->stride + c, size - c), b->attended,
+                 ((b->runs[run] + i) * d->kv_heads + head) * size + c, size - c);
+}
+
+/* What a run has seen of a chunk. */
+static Seen seen_of(const Decoder *d, const Buffers *b, const Queries *queries, int run, int head, int chunk) {
+  int64_t number = ((int64_t)run * d->kv_heads + head) * b->pieces.chunks + chunk;
+  return seen_at(b->seen + number * b->pieces.size, queries->tokens * (d->heads / d->kv_heads), d->dim);
+}
+
+/* Each piece of a run's keys; then all chunks of each run joined in their order, as `attend_tokens` does. */
+static void attend_pieces(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b,
+                          Member *me) {
+  int count = b->pieces.count, tasks = b->num_runs * d->kv_heads;
   float *scratch = b->own + me->number * b->own_size;
+  EVERY_TASK(task, me, tasks * count) {
+    int piece = task % count, head = task / count % d->kv_heads, run = task / count / d->kv_heads;
+    Queries queries = queries_of(d, layer, s, b, run, head);
+    Head one = head_at(d, layer, s, number, b->runs[run], head);
+    int first = first_chunk(&queries), end = least(end_chunk(&queries), (piece + 1) * PIECE);
+    for (int chunk = first > piece * PIECE ? first : piece * PIECE; chunk < end; chunk++) {
+      Seen seen = seen_of(d, b, &queries, run, head, chunk);
+      attend_chunk(&one, &queries, chunk, &seen, scratch);
+    }
+  }
+  meet(me, tasks * count);
+  EVERY_TASK(task, me, tasks) {
+    int head = task % d->kv_heads, run = task / d->kv_heads;
+    Queries queries = queries_of(d, layer, s, b, run, head);
+    Head one = head_at(d, layer, s, number, b->runs[run], head);
+    int rows = queries.tokens * one.group;
+    Seen whole = seen_at(scratch, rows, d->dim);
+    see_nothing(&whole, rows, d->dim);
+    for (int chunk = first_chunk(&queries); chunk < end_chunk(&queries); chunk++) {
+      Seen seen = seen_of(d, b, &queries, run, head, chunk);
+      join_seen(&whole, &seen, rows, d->dim);
+    }
+    finish(&one, &queries, &whole);
+    put_attended(d, b, &queries, run, head);
+  }
+  meet(me, tasks);
+}
+
+static void attend_runs(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b, Member *me) {
+  int tasks = b->num_runs * d->kv_heads;
   EVERY_TASK(task, me, tasks) {
     int run = task / d->kv_heads, head = task % d->kv_heads;
-    int64_t t = b->runs[run], stride = b->query_stride;
-    float *query = b->query + t * stride + head * size; /* the results take its place */
-    Queries queries = {query, query, stride, b->runs[run + 1] - b->runs[run]};
-    for (int i = 0; i < queries.tokens; i++) {
-      int len = s->positions[t + i] + 1;
-      queries.len[i] = len, queries.first[i] = layer->window > 0 && len > layer->window ? len - layer->window : 0;
-    }
-    Head one = head_at(d, layer, s, number, t, head);
-    attend_tokens(&one, &queries, scratch);
-    for (int i = 0; i < queries.tokens; i++)
-      for (int c = 0; c < size; c += LANES)
-        put_factor(d, take_float(query + i * stride + c, size - c), b->attended,
-                   ((t + i) * d->kv_heads + head) * size + c, size - c);
+    Queries queries = queries_of(d, layer, s, b, run, head);
+    Head one = head_at(d, layer, s, number, b->runs[run], head);
+    attend_tokens(&one, &queries, b->own + me->number * b->own_size);
+    put_attended(d, b, &queries, run, head);
   }
   meet(me, tasks);
 }
@@ -309,7 +358,10 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     went_to(&clock, PROJECTIONS);
     place(d, layer, number, s, b, me);
     went_to(&clock, POSITIONS);
-    attend_all(d, layer, number, s, b, me);
+    if (b->pieces.count > 1)
+      attend_pieces(d, layer, number, s, b, me);
+    else
+      attend_runs(d, layer, number, s, b, me);
     went_to(&clock, ATTENTION);
     add_product(d, s, b, b->attended, &layer->output, layer->attention_after, output, me);
     went_to(&clock, PROJECTIONS);
@@ -330,8 +382,7 @@ void decoder_step(const Decoder *d, const Step *s) {
   Team team = {0};
   Buffers buffers;
   divide(d, s, omp_get_max_threads(), s->scratch, &buffers);
-  int most = tokens_at_once(d->heads / d->kv_heads, d->narrow_cache);
-  buffers.num_runs = cut_rows(s->sequences, s->rows, most, buffers.runs);
+  cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, d->narrow_cache), buffers.runs);
 #pragma omp parallel
   {
     Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0};

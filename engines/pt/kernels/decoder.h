@@ -58,6 +58,26 @@ typedef struct {
 /* Layers that get the same inputs. */
 enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
 
+/* Where each run has few tokens, threads share long rows: a task is PIECE chunks of a run's keys. */
+#define PIECE 2
+#define MOST_SHARED 8 /* tokens of a run */
+typedef struct {
+  int count;    /* of the longest row; 1: none are shared */
+  int chunks;   /* of the longest row */
+  int64_t size; /* floats of what a run has seen of one */
+} Pieces;
+
+static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
+  int length = 0, longest = 0, last = 0;
+  for (int t = 0; t < s->rows; t++) {
+    length = t > 0 && s->sequences[t] == s->sequences[t - 1] ? length + 1 : 1;
+    longest = length > longest ? length : longest;
+    last = s->positions[t] > last ? s->positions[t] : last;
+  }
+  int chunks = last / CHUNK + 1, shared = threads > 1 && longest <= MOST_SHARED;
+  return (Pieces){shared ? (chunks + PIECE - 1) / PIECE : 1, chunks, seen_size(longest * d->heads / d->kv_heads, d->dim)};
+}
+
 /* Buffers of a step, one after another in its scratch memory. */
 typedef struct {
   float *x, *query, *key, *value, *angles; /* float32; angles [rows][turns][2][rotary / 2]: cosines, sines */
@@ -69,6 +89,8 @@ typedef struct {
   float *own;                              /* [threads][own_size] */
   int64_t own_size;
   int num_runs;
+  Pieces pieces;
+  float *seen;                             /* [num_runs][kv_heads][pieces.chunks][pieces.size], where there are pieces */
 } Buffers;
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -87,6 +109,10 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
   b->gate_stride = d->fused ? 2 * d->inner : d->inner;
+  int most_tokens = tokens_at_once(d->heads / d->kv_heads, d->narrow_cache);
+  b->pieces = pieces_of(d, s, threads);
+  b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
+  int64_t seen = b->pieces.count > 1 ? b->num_runs * d->kv_heads * b->pieces.chunks * b->pieces.size : 0;
   int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, d->narrow_cache);
   b->own_size = aligned(own * sizeof(float)) / sizeof(float);
   struct {
@@ -106,6 +132,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {(void **)&b->given, given * sizeof(float)},
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
       {(void **)&b->own, threads * b->own_size * sizeof(float)},
+      {(void **)&b->seen, seen * sizeof(float)},
   };
   int64_t bytes = 0;
   for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from engines.checkpoint.quantization import Quantization
 from engines.pt.decoder import NativeDecoder
@@ -23,7 +23,7 @@ from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.test_lora import LESSER_MACHINES
-from tests.engines.pt.tiny import CONFIGS, POSITIONS, save
+from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, save
 
 KNOWN = (
     *("llama", "mistral", "qwen2", "qwen2-window", "qwen3", "gemma", "gemma2", "gemma3"),
@@ -75,6 +75,26 @@ def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path]) -> 
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(one, other) for other in more)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [None, 1100])
+def test_threads_share_a_long_row_and_change_no_bit(tmp_path: Path, dtype: str, window: int | None) -> None:
+    """Alone, beside another row, and as the last of a prompt."""
+    config = MistralConfig(**SIZES | {"max_position_embeddings": 2048}, sliding_window=window)
+    folder, ids, blocks = save(config, tmp_path), prompt(1600), list(range(200))
+    found = []
+    try:
+        for threads in (1, 3):
+            chosen = ModelRunner(settings(folder, threads=threads, dtype=dtype, max_num_seqs=3))
+            found.append(chosen.step([Segment(ids, 0, blocks, 1)]).logits[0])
+            last = Segment(ids[1599:], 1599, blocks, 1)
+            found.append(chosen.step([last]).logits[0])
+            found.append(chosen.step([Segment(prompt(3), 0, [200], 1), last]).logits[1])
+            found.append(chosen.step([Segment(ids[1594:], 1594, blocks, 1)]).logits[0])
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "phi3", "granite"])
