@@ -78,7 +78,8 @@ class EngineCore:
             self.scheduler,
             config.prompt_lookup,
             self._room,
-            device=self.runner.device.type,
+            device=self.runner.device,
+            dtype=self.runner.dtype,
             vocab_size=self.runner.vocab_size,
         )
         self._arrivals = 0

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from engines.pt.config import PromptLookup
 from engines.pt.drafter import Drafter, Prediction, Source
 from engines.pt.prompt_lookup import NO_TOKEN, Lookup
@@ -22,9 +24,10 @@ from engines.pt.requests import StepReport
 from engines.pt.scheduler import Chunk, Scheduler
 from engines.pt.sequence import Group, Sequence
 
-ROWS_PER_READ = {"cpu": 11, "cuda": 128}
-"""How many rows a step multiplies in the time in which it reads the weights: 11 for a model of 135M parameters in
-bfloat16 on two cores with AVX512-BF16 (`python -m benchmarks.steps`). Not measured on a GPU."""
+ROWS_PER_READ = {"bfloat16": 11, "float32": 5}
+ROWS_PER_READ_ON_GPU = 128
+"""How many rows a step multiplies in the time in which it reads the weights, on a CPU by dtype: measured for a model of
+135M parameters on two cores with AVX512-BF16 (`python -m benchmarks.steps`). Not measured on a GPU."""
 
 LIKELIEST = 0.9
 """Where a guess must be likelier than this one to be worth its row, none is looked for: that takes time, too."""
@@ -48,7 +51,8 @@ class Speculation:
         lookup: PromptLookup | None,
         room: Callable[[Group], int],
         *,
-        device: str,
+        device: torch.device,
+        dtype: torch.dtype,
         vocab_size: int,
     ) -> None:
         """`lookup`: None: outputs are looked up in what their clients predict alone. `room`: how many tokens
@@ -56,7 +60,8 @@ class Speculation:
         self._scheduler = scheduler
         self._lookup = lookup
         self._room = room
-        self._rows_per_read = ROWS_PER_READ.get(device, ROWS_PER_READ["cpu"])
+        on_cpu = ROWS_PER_READ.get(str(dtype).removeprefix("torch."), ROWS_PER_READ["float32"])
+        self._rows_per_read = on_cpu if device.type == "cpu" else ROWS_PER_READ_ON_GPU
         self._vocab_size = vocab_size
         self._guessed: list[Sequence] = []
         self.drafts = 0
