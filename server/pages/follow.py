@@ -50,15 +50,17 @@ def progress(events: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
 def summary(job: Mapping[str, Any], events: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str:
     """The job in Markdown. Errors stand first; what a job reports is shown as it is."""
     lines = [f"**{job['status']}** · `{job['id']}` · {job['type']}"]
-    if job.get("error"):
-        lines.append(f"**{job['error']['code']}**: {job['error']['message']}")
+    error = job.get("error") or {}
+    if error:
+        lines.append(f"**{error['code']}**: {error['message']}")
     if at := progress(events):
         lines.append(f"step {at[0]} / {at[1]}")
     if job.get("fine_tuned_model"):
         lines.append(f"`{job['fine_tuned_model']}`")
     if (result := job.get("result")) is not None:
         lines += [f"{name}: {value}" for name, value in _told(result)]
-    lines += [f"- {event['message']}" for event in messages if event["type"] == "message"][:8]
+    said = [event["message"] for event in messages if event["type"] == "message"]
+    lines += [f"- {text}" for text in said if text != error.get("message")][:8]
     return "\n\n".join(lines)
 
 
