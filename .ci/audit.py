@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 
 LOCKS = Path(__file__).parents[1] / "engines" / "setup" / "locks"
-AUDITED = ("server", "torch", "torch-cuda", "vllm-cpu", "vllm-cuda", "lmdeploy-cpu", "lmdeploy-cuda", "build", "dev")
+AUDITED = (
+    "server",
+    "torch",
+    "torch-cuda",
+    "vllm-cpu",
+    "vllm-cuda",
+    "lmdeploy-cpu",
+    "lmdeploy-cuda",
+    "pages",
+    "build",
+    "dev",
+)
 
 
 def main() -> int:

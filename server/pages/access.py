@@ -3,6 +3,7 @@
 import json
 import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
@@ -55,8 +56,11 @@ def ask(base_url: str, key: str | None) -> Found:
     """Raises WrongAccess where the server cannot be asked."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     request = urllib.request.Request(f"{base_url.rstrip('/')}/models", headers=headers)
+    host = urllib.parse.urlsplit(base_url).hostname or ""
+    here = host == "localhost" or is_loopback(host)
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
+        with opener.open(request, timeout=PROBE_SECONDS) as answer:
             return Found(wants_key=False, model=json.load(answer)["data"][0]["id"])
     except urllib.error.HTTPError as error:
         return Found(wants_key=error.code in (401, 403), model=None)

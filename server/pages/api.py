@@ -16,6 +16,7 @@ UPLOADS: Literal["fine-tune"] = "fine-tune"
 LOG_BYTES = 16 << 10
 """The end of a log that is shown."""
 MOST_LISTED = 100
+NOT_READY = 503
 
 
 class Api:
@@ -42,6 +43,15 @@ class Api:
     async def models(self, key: str | None) -> list[str]:
         """What requests can name now: the base model, its adapters, and what has been trained since."""
         return [model.id async for model in self._as(key).models.list()]
+
+    async def models_once_ready(self, key: str | None) -> list[str]:
+        """The same, and none while the server's engine starts."""
+        try:
+            return await self.models(key)
+        except openai.InternalServerError as error:
+            if error.status_code != NOT_READY:
+                raise
+            return []
 
     async def chat(
         self, key: str | None, messages: list[ChatCompletionMessageParam], options: Mapping[str, Any]

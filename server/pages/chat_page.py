@@ -13,6 +13,9 @@ from server.pages.chat import NotAnImage, read_answer, to_messages, to_options
 from server.pages.settings import Settings
 from server.pages.words import Words
 
+LOOKS_EVERY = 3.0
+"""Seconds between two questions whether the server's engine has started."""
+
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
@@ -45,15 +48,25 @@ def visitor(page: gr.Blocks, api: Api, settings: Settings, words: Words) -> Visi
         if settings.asks_for_key and not key:
             return gr.update(choices=[], value=None), None
         try:
-            names = await api.models(key)
+            names = await api.models_once_ready(key)
         except openai.OpenAIError as error:
             raise refused(error) from None
         first = next(iter(names), None)
         return gr.update(choices=names, value=chosen if chosen in names else first), first
 
+    async def list_again(key: str, chosen: str | None, base: str | None) -> tuple[Any, Any]:
+        """By the clock, until the server's engine has started."""
+        if base is not None or (settings.asks_for_key and not key):
+            return gr.skip(), gr.skip()
+        try:
+            return await list_models(key, chosen)
+        except gr.Error:  # it was told when the page opened
+            return gr.skip(), gr.skip()
+
     found = [model, base]
     gr.on([model.focus, key.submit, key.blur], list_models, [key, model], found, api_name="models", queue=False)
     page.load(list_models, [key, model], found, api_visibility="private")
+    gr.Timer(LOOKS_EVERY).tick(list_again, [key, model, base], found, api_visibility="private", show_progress="hidden")
     return Visitor(key, model, base)
 
 

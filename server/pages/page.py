@@ -95,7 +95,7 @@ def shown(settings: Settings, page: gr.Blocks) -> Iterator[str]:
     page.queue(default_concurrency_limit=None)
     try:
         _, local, public = page.launch(
-            server_name=settings.host,
+            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
             server_port=settings.port or free_port(settings.host),
             share=settings.share,
             ssl_certfile=settings.ssl_certfile,

@@ -13,17 +13,20 @@ from server.pages.settings import VARIABLE, Settings
 
 PACKAGES = Path(__file__).parents[2]
 """The folder that `server`, `training` and `engines` lie in."""
+HERE = ("localhost", "127.0.0.1", "::1")
+"""What no proxy is asked for: the server, and the page itself, where they are on this machine."""
 CLOSE_SECONDS = 10
 COMMAND = (sys.executable, "-m", "server.pages.page")
 
 
 def environment(settings: Settings, libraries: Path) -> dict[str, str]:
     """Gradio's packages go before ours; nothing of Gradio's own variables changes what `settings` say."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", "no_proxy"))}
     return ours | {
         VARIABLE: settings.model_dump_json(),
         "PYTHONPATH": f"{libraries}{os.pathsep}{PACKAGES}",
         "PYTHONSAFEPATH": "1",
+        "NO_PROXY": ",".join([*filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy")]), *HERE]),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }

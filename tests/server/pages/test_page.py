@@ -12,6 +12,7 @@ import pytest
 
 from server.pages.api import Api
 from tests import gradio_pages
+from tests.certificates import write_certificate
 from tests.server.keys import FULL
 from tests.server.pages.settings import settings
 from tests.server.process import ServerProcess
@@ -171,6 +172,24 @@ def config(page: str) -> str:
 def test_a_page_for_images_takes_images_and_another_text(show: Callable[..., str], echo_url: str) -> None:
     assert "multimodaltextbox" in config(show(echo_url, is_multimodal=True))
     assert "multimodaltextbox" not in config(show(echo_url))
+
+
+def test_a_page_sends_no_file_of_its_machine(show: Callable[..., str], echo_url: str, tmp_path: Path) -> None:
+    from gradio_client import Client
+
+    (tmp_path / "secret.png").write_bytes(b"x")
+    client = Client(show(echo_url, is_multimodal=True), verbose=False)
+    stolen = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [{"text": "what?", "files": [stolen]}, "", "echo", "", 0, 5]}
+    event = httpx2.post(f"{client.src}gradio_api/call/chat", json=body).json()["event_id"]
+    told = httpx2.get(f"{client.src}gradio_api/call/chat/{event}").text
+    assert told.startswith("event: error") and "eA==" not in told
+
+
+def test_a_page_is_served_by_https(show: Callable[..., str], echo_url: str, tmp_path: Path) -> None:
+    certificate, key = write_certificate(tmp_path)
+    page = show(echo_url, ssl_certfile=str(certificate), ssl_keyfile=str(key))
+    assert page.startswith("https://") and httpx2.get(page, verify=False).status_code == 200
 
 
 def test_a_page_speaks_chinese(show: Callable[..., str], echo_url: str) -> None:
