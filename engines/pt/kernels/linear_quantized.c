@@ -19,6 +19,7 @@
 #define NR QUANTIZED_COLUMNS
 #define MR 6
 #define DEPTH QUANTIZED_GROUP
+#define FEW_ROWS 4 /* of a tile for which codes are widened as they are multiplied: of one tile, or of two */
 
 #define INLINED static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -76,40 +77,57 @@ INLINED void take_zeros(int kind, const uint8_t *block, __m512i shift[2]) {
   }
 }
 
-INLINED void widen_bytes(__m512i codes, __m512i *first, __m512i *second) {
-  const uint8_t(*p)[128] = halves_of[0], (*n)[128] = halves_of[1];
-#define LOOK_UP(table) _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64))
+/* The tables in registers: for codes of 4 bits one, for those of 8 eight. */
+typedef struct {
+  __m512i parts[8];
+} Tables;
+
+INLINED Tables take_tables(int kind) {
+  Tables tables;
+  if (kind == EIGHT)
+    UNROLL for (int i = 0; i < 8; i++) tables.parts[i] = _mm512_loadu_si512((const uint8_t *)halves_of + 64 * i);
+  else
+    tables.parts[0] = _mm512_loadu_si512(kind == FOUR_ZEROS ? differences : centred);
+  return tables;
+}
+
+INLINED void widen_bytes(const Tables *tables, __m512i codes, __m512i *first, __m512i *second) {
+#define LOOK_UP(i) _mm512_permutex2var_epi8(tables->parts[2 * i], codes, tables->parts[2 * i + 1])
   __mmask64 negative = _mm512_movepi8_mask(codes);
-  __m512i low = _mm512_mask_blend_epi8(negative, LOOK_UP(p[0]), LOOK_UP(n[0]));
-  __m512i high = _mm512_mask_blend_epi8(negative, LOOK_UP(p[1]), LOOK_UP(n[1]));
+  __m512i low = _mm512_mask_blend_epi8(negative, LOOK_UP(0), LOOK_UP(2));
+  __m512i high = _mm512_mask_blend_epi8(negative, LOOK_UP(1), LOOK_UP(3));
   *first = _mm512_unpacklo_epi8(low, high), *second = _mm512_unpackhi_epi8(low, high);
 }
 
-/* The vectors of four inputs. */
-INLINED void widen(int kind, const uint8_t *codes, const __m512i shift[2], __m512i v[VECTORS]) {
+/* The two vectors of the first or second pair of four inputs. */
+INLINED void widen(int kind, const Tables *tables, const uint8_t *codes, int pair, const __m512i shift[2],
+                   __m512i v[2]) {
   if (kind == WIDE) {
-    UNROLL for (int t = 0; t < VECTORS; t++) v[t] = _mm512_loadu_si512(codes + 64 * t);
+    v[0] = _mm512_loadu_si512(codes + 128 * pair), v[1] = _mm512_loadu_si512(codes + 128 * pair + 64);
   } else if (kind == EIGHT) {
-    widen_bytes(_mm512_loadu_si512(codes), v, v + 1);
-    widen_bytes(_mm512_loadu_si512(codes + 64), v + 2, v + 3);
+    widen_bytes(tables, _mm512_loadu_si512(codes + 64 * pair), v, v + 1);
   } else {
     __m512i words = _mm512_loadu_si512(codes);
-    UNROLL for (int t = 0; t < VECTORS; t++) {
+    UNROLL for (int half = 0; half < 2; half++) {
+      int t = 2 * pair + half;
       __m512i place = t == 0 ? words : _mm512_srli_epi16(words, 4 * t);
       if (kind == FOUR_ZEROS)
-        place = _mm512_add_epi16(_mm512_and_si512(place, _mm512_set1_epi16(15)), shift[t % 2]);
-      v[t] = _mm512_permutexvar_epi16(place, _mm512_loadu_si512(kind == FOUR_ZEROS ? differences : centred));
+        place = _mm512_add_epi16(_mm512_and_si512(place, _mm512_set1_epi16(15)), shift[half]);
+      v[half] = _mm512_permutexvar_epi16(place, tables->parts[0]);
     }
   }
 }
 
 INLINED void widen_group(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
-  __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[VECTORS];
+  __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[2];
+  Tables tables = take_tables(kind);
   take_zeros(kind, block, shift);
   const uint8_t *codes = block + head_bytes(g);
-  for (int k = 0; k < g->group; k += 4, codes += line_of(kind), pairs += 2 * NR) {
-    widen(kind, codes, shift, v);
-    UNROLL for (int t = 0; t < VECTORS; t++) _mm512_storeu_si512(pairs + 16 * t, v[t]);
+  for (int k = 0; k < g->group; k += 4, codes += line_of(kind)) {
+    UNROLL for (int pair = 0; pair < 2; pair++, pairs += NR) {
+      widen(kind, &tables, codes, pair, shift, v);
+      _mm512_storeu_si512(pairs, v[0]), _mm512_storeu_si512(pairs + 16, v[1]);
+    }
   }
 }
 
@@ -154,38 +172,30 @@ typedef struct {
   int group;
 } Groups;
 
-/* Add the products of `ways` groups from number `at` on to the totals. Each group is summed by itself: more of them at
- * once only keep the processor from waiting for a sum. */
-INLINED void dot_groups(int kind, int rows, int ways, const Groups *from, int at, const uint32_t *x, int64_t pairs,
-                        __m512 total[MR][2]) {
-  const uint8_t *blocks = from->blocks + at * from->block_bytes, *codes = from->codes + at * from->code_bytes;
-  __m512 sum[4][MR][2];
-  __m512i shift[4][2];
-  UNROLL for (int w = 0; w < ways; w++) {
-    take_zeros(kind, blocks + w * from->block_bytes, shift[w]);
-    UNROLL for (int r = 0; r < rows; r++) sum[w][r][0] = sum[w][r][1] = _mm512_setzero_ps();
-  }
+/* Add the products of group number `at` to the totals. */
+INLINED void dot_group(int kind, const Tables *tables, int rows, const Groups *from, int at, const uint32_t *x,
+                       int64_t pairs, __m512 total[MR][2]) {
+  const uint8_t *block = from->blocks + at * from->block_bytes, *line = from->codes + at * from->code_bytes;
+  __m512 sum[MR][2];
+  __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  take_zeros(kind, block, shift);
+  UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
   x += at * from->group / 2;
-  for (int k = 0; k < from->group / 4; k++)
-    UNROLL for (int w = 0; w < ways; w++) {
-      __m512i v[VECTORS];
-      widen(kind, codes + w * from->code_bytes + k * line_of(kind), shift[w], v);
+  for (int k = 0; k < from->group / 4; k++, line += line_of(kind))
+    UNROLL for (int pair = 0; pair < 2; pair++) {
+      __m512i v[2];
+      widen(kind, tables, line, pair, shift, v);
       UNROLL for (int r = 0; r < rows; r++) {
-        const uint32_t *row = x + r * pairs + w * from->group / 2 + 2 * k;
-        __m512bh first = (__m512bh)_mm512_set1_epi32((int)row[0]), second = (__m512bh)_mm512_set1_epi32((int)row[1]);
-        sum[w][r][0] = _mm512_dpbf16_ps(sum[w][r][0], (__m512bh)v[0], first);
-        sum[w][r][1] = _mm512_dpbf16_ps(sum[w][r][1], (__m512bh)v[1], first);
-        sum[w][r][0] = _mm512_dpbf16_ps(sum[w][r][0], (__m512bh)v[2], second);
-        sum[w][r][1] = _mm512_dpbf16_ps(sum[w][r][1], (__m512bh)v[3], second);
+        __m512bh values = (__m512bh)_mm512_set1_epi32((int)x[r * pairs + 2 * k + pair]);
+        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)v[0], values);
+        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)v[1], values);
       }
     }
-  UNROLL for (int w = 0; w < ways; w++) {
-    const float *scales = (const float *)(blocks + w * from->block_bytes);
-    __m512 low = _mm512_loadu_ps(scales), high = _mm512_loadu_ps(scales + 16);
-    UNROLL for (int r = 0; r < rows; r++) {
-      total[r][0] = _mm512_fmadd_ps(low, sum[w][r][0], total[r][0]);
-      total[r][1] = _mm512_fmadd_ps(high, sum[w][r][1], total[r][1]);
-    }
+  const float *scales = (const float *)block;
+  __m512 low = _mm512_loadu_ps(scales), high = _mm512_loadu_ps(scales + 16);
+  UNROLL for (int r = 0; r < rows; r++) {
+    total[r][0] = _mm512_fmadd_ps(low, sum[r][0], total[r][0]);
+    total[r][1] = _mm512_fmadd_ps(high, sum[r][1], total[r][1]);
   }
 }
 
@@ -197,12 +207,8 @@ INLINED void dot_tile(int kind, int rows, const Groups *from, int count, const u
     total[r][0] = _mm512_loadu_ps(tile + r * NR);
     total[r][1] = _mm512_loadu_ps(tile + r * NR + 16);
   }
-  int at = 0;
-  if (rows == 1)
-    for (; at + 4 <= count; at += 4) dot_groups(kind, rows, 4, from, at, x, pairs, total);
-  if (rows <= 3)
-    for (; at + 2 <= count; at += 2) dot_groups(kind, rows, 2, from, at, x, pairs, total);
-  for (; at < count; at++) dot_groups(kind, rows, 1, from, at, x, pairs, total);
+  Tables tables = take_tables(kind);
+  for (int at = 0; at < count; at++) dot_group(kind, &tables, rows, from, at, x, pairs, total);
   UNROLL for (int r = 0; r < rows; r++) {
     _mm512_storeu_ps(tile + r * NR, total[r][0]);
     _mm512_storeu_ps(tile + r * NR + 16, total[r][1]);
@@ -214,23 +220,31 @@ typedef void (*DotTile)(const Groups *, int, const uint32_t *, int64_t, float *)
   static void dot_##KIND##_##ROWS(const Groups *from, int count, const uint32_t *x, int64_t pairs, float *tile) {     \
     dot_tile(KIND, ROWS, from, count, x, pairs, tile);                                                                \
   }
-#define FEW(KIND) DOT(KIND, 1) DOT(KIND, 2) DOT(KIND, 3)
-FEW(FOUR) FEW(FOUR_ZEROS) FEW(EIGHT) FEW(WIDE) DOT(WIDE, 4) DOT(WIDE, 5) DOT(WIDE, 6)
+#define FEW(KIND) DOT(KIND, 1) DOT(KIND, 2) DOT(KIND, 3) DOT(KIND, 4)
+FEW(FOUR) FEW(FOUR_ZEROS) FEW(EIGHT) FEW(WIDE) DOT(WIDE, 5) DOT(WIDE, 6)
 
 static const DotTile DOT_TILES[][MR] = {
-    [FOUR] = {dot_FOUR_1, dot_FOUR_2, dot_FOUR_3},
-    [FOUR_ZEROS] = {dot_FOUR_ZEROS_1, dot_FOUR_ZEROS_2, dot_FOUR_ZEROS_3},
-    [EIGHT] = {dot_EIGHT_1, dot_EIGHT_2, dot_EIGHT_3},
+    [FOUR] = {dot_FOUR_1, dot_FOUR_2, dot_FOUR_3, dot_FOUR_4},
+    [FOUR_ZEROS] = {dot_FOUR_ZEROS_1, dot_FOUR_ZEROS_2, dot_FOUR_ZEROS_3, dot_FOUR_ZEROS_4},
+    [EIGHT] = {dot_EIGHT_1, dot_EIGHT_2, dot_EIGHT_3, dot_EIGHT_4},
     [WIDE] = {dot_WIDE_1, dot_WIDE_2, dot_WIDE_3, dot_WIDE_4, dot_WIDE_5, dot_WIDE_6},
 };
-#define IN_REGISTERS 3 /* rows for which codes are widened as they are multiplied */
+/* Add the products of `count` groups to rows of a tile, which are dealt out evenly: 8 are 4 and 4, not 6 and 2. */
+static void dot_rows(int kind, const Groups *from, int count, const bf16 *x, int rows, int in, float *tile) {
+  int most = kind == WIDE ? MR : FEW_ROWS, tiles = (rows + most - 1) / most;
+  for (int t = 0, r = 0; t < tiles; t++) {
+    int height = (rows - r + tiles - t - 1) / (tiles - t);
+    DOT_TILES[kind][height - 1](from, count, (const uint32_t *)(x + (int64_t)r * in), in / 2, tile + r * NR);
+    r += height;
+  }
+}
 
 void quantized_dots(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
-  int count = in / g->group, tiles = (rows + MR - 1) / MR;
+  int count = in / g->group;
   Groups from = {panel, panel + head_bytes(g), block_bytes(g), block_bytes(g), g->group};
-  if (rows <= IN_REGISTERS) {
-    if (rows) DOT_TILES[kind_of(g)][rows - 1](&from, count, (const uint32_t *)x, in / 2, tile);
+  if (rows <= 2 * FEW_ROWS) {
+    dot_rows(kind_of(g), &from, count, x, rows, in, tile);
     return;
   }
   uint32_t widened[DEPTH / 2 * NR] __attribute__((aligned(64)));
@@ -240,13 +254,7 @@ void quantized_dots(const Grid *g, const bf16 *x, const uint8_t *panel, int rows
     int now = count - at < some ? count - at : some;
     from.blocks = panel + at * from.block_bytes;
     for (int i = 0; i < now; i++) expand(g, from.blocks + i * from.block_bytes, widened + i * g->group / 2 * NR);
-    /* Rows are dealt out evenly: 8 are 4 and 4, not 6 and 2. */
-    for (int t = 0, r = 0; t < tiles; t++) {
-      int height = (rows - r + tiles - t - 1) / (tiles - t);
-      const bf16 *row = x + (int64_t)r * in + at * g->group;
-      DOT_TILES[WIDE][height - 1](&from, now, (const uint32_t *)row, in / 2, tile + r * NR);
-      r += height;
-    }
+    dot_rows(WIDE, &from, now, x + at * g->group, rows, in, tile);
   }
 }
 
