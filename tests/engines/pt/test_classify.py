@@ -17,6 +17,7 @@ from engines.types import GenerationRequest, Head, PoolingRequest
 from tests.engines.pt.adapters import classify_with_peft, load, save_adapter, save_head_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
+from tests.engines.pt.test_decoder import KNOWN
 from tests.engines.pt.tiny import CONFIGS, EOS, save
 
 Requests = list[GenerationRequest | PoolingRequest]
@@ -55,6 +56,7 @@ def answered(core: EngineCore, requests: Requests) -> dict[str, list[float]]:
 def test_the_logits_are_those_of_a_plain_forward_pass_though_prompts_come_in_pieces(name: str, tmp_path: Path) -> None:
     folder = classifier(tmp_path, name)
     core = core_of(ModelRunner(settings(folder)), max_num_batched_tokens=16)
+    assert (core.runner._decoder is not None) == (name in KNOWN)
     prompts = [prompt(length) for length in LENGTHS]
     found = answered(core, [classify(ids, f"c{at}") for at, ids in enumerate(prompts)])
     for at, ids in enumerate(prompts):

@@ -177,11 +177,12 @@ def test_a_kernel_that_computes_something_else_is_not_used(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3"])
 def test_weights_that_are_written_take_the_place_of_the_old(
-    folder: Callable[[str], Path], tmp_path: Path, dtype: str
+    folder: Callable[[str], Path], tmp_path: Path, name: str, dtype: str
 ) -> None:
-    other = save(CONFIGS["llama"](), tmp_path, seed=1)
-    written, fresh = (ModelRunner(settings(path, dtype=dtype)) for path in (folder("llama"), other))
+    other = save(CONFIGS[name](), tmp_path, seed=1)
+    written, fresh = (ModelRunner(settings(path, dtype=dtype)) for path in (folder(name), other))
     written.write(AutoModelForCausalLM.from_pretrained(other).state_dict())
     assert written._decoder is not None
     assert torch.equal(decodes(written, 3), decodes(fresh, 3))
