@@ -18,9 +18,10 @@ class EngineParams(Params):
     """The most tokens that one step computes, prompts and outputs of all requests together: more is faster for prompts,
     fewer keeps running outputs smoother. Fitted to the device unless given."""
     max_itl_slowdown: Annotated[float, About(engines=("pt",))] = Field(2.0, gt=1)
-    """How many times the inter-token latency (ITL) of running outputs may be while prompts are computed beside them: a
-    step takes as many tokens of prompts as it has time for, by what earlier steps have taken. Less is smoother, more
-    has prompts begin sooner. Where nothing runs, prompts take whole steps of `max_num_batched_tokens`."""
+    """How many times the inter-token latency (ITL) of running outputs may be while a prompt of more than
+    `max_num_batched_tokens` is computed beside them: a step takes as many of its tokens as it has time for, by what
+    earlier steps have taken. Less is smoother, more has long prompts answered sooner. Where nothing runs they take
+    whole steps."""
     block_size: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """Tokens of one block of the KV cache: small blocks share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LEAST_TOKENS = 8
-"""Tokens that a prompt gets in a step at least: it never stands still."""
+"""Tokens that a step takes at least: the first of the long prompts never stands still."""
 LATEST = 0.1
 """Weight of the latest step among those of its size."""
 STEPS_PER_FIT = 16
@@ -76,7 +76,7 @@ class Pace:
         """How many tokens of a prompt, from its token `start` on, a step takes beside running outputs. None: as many
         as there are.
 
-        `outputs`, `prompts`: what the step has already.
+        `outputs`, `prompts`: what the step has already, the latter of long prompts.
         """
         cost = self.cost
         if cost is None or not outputs.rows:

@@ -1,7 +1,7 @@
 """The scheduler chooses the tokens that the next step computes.
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024, arXiv:2403.02310): every step has
-one budget of tokens, and prompts beside running outputs have one of time, too (`pace.py`). Running decodes come first,
+one budget of tokens, and long prompts beside running outputs have one of time (`pace.py`). Running decodes come first,
 then prompts already begun, then new ones in order of priority and arrival; between the shares of those who ask, whose
 turn it is says `shares.py`, and the prompt of one that asks for little does not wait for the decodes of others. Where
 blocks run out, the latest comer gives its blocks back and computes them anew later (preemption by recompute); the first
@@ -42,6 +42,8 @@ class _Step:
         self._budget = budget
         self.decodes: list[Chunk] = []
         self.prompts: list[Chunk] = []
+        self.lacks_time = False
+        """A running sequence has no chunk, as others took the time."""
         self.hurries = False
         """A prompt is computed of a share that has saved: others wait for the next step, so that this one is short."""
 
@@ -62,8 +64,9 @@ class _Step:
         return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in self.decodes), NO_WORK)
 
     @property
-    def prompt_work(self) -> Work:
-        return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in self.prompts), NO_WORK)
+    def long_prompts(self) -> Work:
+        chunks = (chunk for chunk in self.prompts if chunk.sequence.is_long)
+        return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in chunks), NO_WORK)
 
     def keep(self, running: list[Sequence]) -> None:
         """Leave out the chunks of sequences that do not run any more."""
@@ -103,6 +106,7 @@ class Scheduler:
         self.prefix_hits = 0
 
     def add(self, sequence: Sequence) -> None:
+        sequence.is_long = sequence.remaining > self.max_num_batched_tokens
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -132,7 +136,7 @@ class Scheduler:
         turns.admits = self.preemptions == preemptions
         if turns.admits:
             self.adapters.begin()
-        alike = 0
+        alike = late = 0
         while (sequence := turns.next()) is not None and self._room(step, sequence) > 0:
             if turns.is_begun(sequence):
                 turns.go_on(sequence)
@@ -140,6 +144,9 @@ class Scheduler:
             elif is_under_way(self.pool, sequence, self._prefix(sequence), self.running):
                 turns.pass_over(sequence)
                 alike += 1
+            elif self._time(step, sequence) == 0:
+                turns.pass_over(sequence)
+                late += 1
             elif not self.adapters.may_run(sequence.group.request.adapter, begun=sequence.group.forked):
                 turns.pass_over(sequence)  # its adapter is on its way or waits for a slot: others may go first
             elif self._admit(sequence):
@@ -152,10 +159,10 @@ class Scheduler:
             self.waiting.charge(chunk.sequence, 1)
         self._may_hurry = not step.hurries
         chunks = step.chunks
-        adapters = turns.passed - alike
+        adapters = turns.passed - alike - late
         self.blocked = not chunks and adapters == len(self.waiting)
-        self._note_waiting(adapters, alike, kept_short=sequence is not None and self._is_kept_short(step, sequence))
-        if not (self.waiting or turns.has_begun) and all(chunk.completes for chunk in chunks):
+        self._note_waiting(adapters, alike, kept_short=sequence is not None and step.budget > 0)
+        if not (self.waiting or turns.has_begun or step.lacks_time) and all(chunk.completes for chunk in chunks):
             self.waiting.counters.forget()
         return chunks
 
@@ -177,15 +184,14 @@ class Scheduler:
     def _room(self, step: "_Step", sequence: Sequence) -> int:
         if step.hurries and not self.waiting.has_saved(sequence):
             return 0
-        room = min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
-        if self.pace is None or (self._may_hurry and self.waiting.has_saved(sequence)):
-            return room
-        paced = self.pace.room(step.outputs, step.prompt_work, sequence.computed)
-        return room if paced is None else min(room, paced)
+        return min(step.budget, self.waiting.room(sequence, step.prompt_tokens))
 
-    def _is_kept_short(self, step: "_Step", sequence: Sequence) -> bool:
-        """Whether this sequence waits for its share's turn, and not for the time that a step may take."""
-        return step.budget > 0 and (step.hurries or self.waiting.room(sequence, step.prompt_tokens) <= 0)
+    def _time(self, step: "_Step", sequence: Sequence) -> int:
+        """How many tokens of a sequence the step has time for. Prompts of one step are not stretched over several."""
+        if self.pace is None or not sequence.is_long or (self._may_hurry and self.waiting.has_saved(sequence)):
+            return self.max_num_batched_tokens
+        time = self.pace.room(step.outputs, step.long_prompts, sequence.computed)
+        return self.max_num_batched_tokens if time is None else time
 
     def _add_prompt(self, step: "_Step", sequence: Sequence) -> None:
         """Whoever has saved does not wait for the decodes of those who have not: these go on in the next step."""
@@ -197,9 +203,12 @@ class Scheduler:
                 for chunk in step.decodes
                 if chunk.sequence.group.request.priority < priority or self.waiting.has_saved(chunk.sequence)
             ]
-        chunk = Chunk(sequence, min(sequence.remaining, self._room(step, sequence)))
-        step.prompts.append(chunk)
-        self.waiting.charge(sequence, chunk.length)
+        length = min(sequence.remaining, self._room(step, sequence), self._time(step, sequence))
+        if length == 0:
+            step.lacks_time = True
+            return
+        step.prompts.append(Chunk(sequence, length))
+        self.waiting.charge(sequence, length)
 
     def _make_way(self, first: Sequence, step: "_Step", turns: Round) -> bool:
         """Preempt what makes way for the first in line. False where nothing does: it waits, and all behind it."""
@@ -293,6 +302,7 @@ class Scheduler:
             return False
         sequence.blocks = hits + self.pool.allocate(fresh)
         sequence.computed = len(hits) * self.pool.block_size
+        sequence.is_long = sequence.remaining > self.max_num_batched_tokens
         self._count(sequence)
         return True
 

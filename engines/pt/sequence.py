@@ -27,6 +27,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     charged: int = 0
     """Number of `tokens` that its share has been charged for."""
+    is_long: bool = False
+    """Whether what was to be computed of it, when it came or was admitted, was more than a step."""
     preemptions: int = 0
     slot: int = -1
     """Slot of its adapter while it runs; -1: the base model, or not running."""

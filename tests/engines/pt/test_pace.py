@@ -52,6 +52,34 @@ def test_it_takes_the_whole_step_where_nobody_would_wait(cost: Cost | None, runn
     assert sum(length for _, length in line_of(cost, running=running).lengths[-1]) == BUDGET
 
 
+def test_a_prompt_of_one_step_is_not_stretched_and_goes_first_meanwhile() -> None:
+    line = line_of(Cost(0.0, 0.001, 0.0))
+    line.ask(None, 500, 1)  # it waits for the other long one
+    short = line.ask(None, 15, 1)
+    line.run(1)
+    assert dict(line.lengths[-1]) == {"None-0": 1, "None-1": 1, "None-2": LEAST_TOKENS, short: 15}
+    assert line.scheduler.waiting_for == {}
+
+
+def test_long_prompts_end_one_after_another_however_many_short_ones_come() -> None:
+    line = line_of(Cost(0.0, 0.001, 0.0))
+    line.ask(None, 100, 1)
+    for _ in range(90):
+        line.ask(None, 20, 1)
+        line.run(1)
+    assert [name for name in line.ended if name in ("None-2", "None-3")] == ["None-2", "None-3"]
+
+
+def test_two_long_prompts_that_began_in_quiet_end_both() -> None:
+    line = Line()
+    line.scheduler.pace = pace_of(COST)
+    line.ask(None, 1, 1000)
+    line.ask(None, 40, 1)
+    line.ask(None, 40, 1)
+    line.run(12)
+    assert line.ended == ["None-1", "None-2"]
+
+
 def test_what_one_prompt_leaves_another_takes() -> None:
     pace, outputs = pace_of(COST), Work(2, 0)
     assert pace.room(outputs, Work(4, 0), 0) == 6
