@@ -123,18 +123,18 @@ class OutputText:
         if self._has_stops and not self.finished and not self._options.include_stop_str_in_output:
             sure = len(text) - self._stops.partial
             text, self._held = text[:sure], text[sure:]
+        stop_reason: str | int | None = matched
+        if matched is None and step.stop_token_id in self._stop_token_ids:
+            stop_reason = step.stop_token_id
         return TextDelta(
             index=self._index,
             text=text,
             token_ids=step.token_ids[:used],
             entries=self._entries.release(len(text), final=self.finished) if self._entries is not None else (),
             finish_reason=reason,
-            stop_reason=self._stop_token_reason(step) if matched is None else matched,
+            stop_reason=stop_reason,
             cached_tokens=step.cached_tokens,
             prompt_logprobs=step.prompt_logprobs,
             accepted_prediction_tokens=step.accepted_prediction_tokens,
             rejected_prediction_tokens=step.rejected_prediction_tokens,
         )
-
-    def _stop_token_reason(self, step: TokenOutput) -> int | None:
-        return step.stop_token_id if step.stop_token_id in self._stop_token_ids else None

@@ -205,7 +205,7 @@ class _Events:
 
     def _flush(self) -> None:
         self._flushes = False
-        if not self._is_awaited or self.ended:  # whoever waits has been woken up, and writes in order
+        if self._waiting is None or self._waiting.done() or self.ended:  # whoever waited writes it, in order
             return
         if self.write is not None and self._ready:
             piece = self.take()
@@ -216,10 +216,6 @@ class _Events:
                 self._unsent += len(piece)
         if self._ready:
             self._wake()
-
-    @property
-    def _is_awaited(self) -> bool:
-        return self._waiting is not None and not self._waiting.done()
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
