@@ -132,7 +132,7 @@ def _number(text: str) -> Any:
 
 def blank(task: str, model: str | None) -> str:
     """The body of a request, as text, before anything was chosen."""
-    return written({"type": task, "parameters": {} if model is None or task == "eval" else {"model": model}})
+    return written({"type": task, "parameters": {} if model is None else {"model": model}})
 
 
 def written(body: Mapping[str, Any]) -> str:

@@ -98,7 +98,8 @@ def _shown(
     files: list[dict[str, Any]],
 ) -> list[Any]:
     """Values of the fields, in their order."""
-    frame = pandas.DataFrame(columns(points(curve)), columns=METRICS)
+    found = points(curve)
+    frame = pandas.DataFrame(columns(found), columns=METRICS) if found else None  # of no points no axis can be drawn
     rows = [[file["path"], file["bytes"]] for file in files]
     buttons = [gr.update(interactive=job["status"] in states) for states in ACTIONS.values()]
     talk = gr.update(interactive=job["fine_tuned_model"] is not None)

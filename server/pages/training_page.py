@@ -39,7 +39,6 @@ def training(api: Api, words: Words, who: Visitor) -> gr.Textbox:
             gr.Markdown(words.dry_run_help)
             job = gr.Textbox(label=words.job, interactive=False)
 
-    task.change(form.blank, [task, who.base], request, api_visibility="private", queue=False)
     who.base.change(with_model, [request, who.base], request, api_visibility="private", queue=False)
     request.change(as_command, request, command, api_visibility="private", queue=False)
 
@@ -111,19 +110,28 @@ def _data(api: Api, words: Words, who: Visitor, request: gr.Code) -> None:
 
 
 def _first(api: Api, words: Words, who: Visitor, task: gr.Radio, request: gr.Code) -> None:
-    """What most jobs are given, for each task: one group of them is shown. A change of the task empties them."""
+    """What most jobs are given, for each task: one group of them is shown. A change of the task begins a new request,
+    and then empties them: what is put into a field goes into the request as it is by then."""
     groups: list[gr.Group] = []
     fields: list[gr.Dropdown | gr.Textbox] = []
+    models: list[gr.Dropdown | gr.Textbox] = []
     for name in TASKS:
         with gr.Group(visible=name == FIRST_TASK) as group:
             for entry in form.first(name):
-                fields.append(_field(api, who, entry, request))
+                field = _field(api, who, entry, request)
+                (models if entry.name == "model" else fields).append(field)
         groups.append(group)
 
     def show(task: str) -> list[Any]:
         return [*(gr.update(visible=name == task) for name in TASKS), *[""] * len(fields)]
 
-    task.change(show, task, [*groups, *fields], api_visibility="private", queue=False)
+    def name_model(base: str | None) -> list[str]:
+        return [base or ""] * len(models)
+
+    task.change(form.blank, [task, who.base], request, api_visibility="private", queue=False).then(
+        show, task, [*groups, *fields], api_visibility="private", queue=False
+    ).then(name_model, who.base, models, api_visibility="private", queue=False)
+    who.base.change(name_model, who.base, models, api_visibility="private", queue=False)
 
 
 def _field(api: Api, who: Visitor, entry: Entry, request: gr.Code) -> gr.Dropdown | gr.Textbox:
@@ -145,7 +153,7 @@ def _field(api: Api, who: Visitor, entry: Entry, request: gr.Code) -> gr.Dropdow
         except openai.OpenAIError as error:
             raise refused(error) from None
 
-    field.input(put, [field, request], request, api_visibility="private", queue=False, trigger_mode="always_last")
+    field.change(put, [field, request], request, api_visibility="private", queue=False, trigger_mode="always_last")
     if entry.names:
         field.focus(list_names, [who.key, who.base], field, api_visibility="private", queue=False)
     return field
@@ -173,6 +181,7 @@ def _others(words: Words, task: gr.Radio, request: gr.Code) -> None:
             label=words.parameters,
             info=words.more_help,
             allow_custom_value=True,
+            num_choices_shown=None,
         )
         told = gr.Markdown()
         with gr.Row():

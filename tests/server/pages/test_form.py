@@ -82,6 +82,12 @@ def test_a_request_of_the_form_is_one_that_the_api_takes() -> None:
     assert form.as_command(body) == command
 
 
+def test_a_request_begins_with_the_servers_model() -> None:
+    for task in TASKS:
+        assert form.read_body(form.blank(task, "m")) == {"type": task, "parameters": {"model": "m"}}
+        assert form.read_body(form.blank(task, None)) == {"type": task, "parameters": {}}
+
+
 def test_the_model_is_set_only_where_nothing_was_chosen() -> None:
     assert form.with_model(form.blank("sft", None), "m") == form.blank("sft", "m")
     chosen = form.with_data(form.blank("sft", "m"), "file-1")
