@@ -76,8 +76,8 @@ class Work:
 
 
 class Model:
-    def __init__(self, folder: str, dtype: str, threads: int) -> None:
-        settings: dict[str, Any] = {"model": folder, "dtype": dtype, "threads": threads}
+    def __init__(self, folder: str, dtype: str, threads: int, **more: Any) -> None:
+        settings: dict[str, Any] = {"model": folder, "dtype": dtype, "threads": threads, **more}
         self.runner = ModelRunner(PtConfig(**settings))
         config = self.runner.model.config
         self._size = self.runner.cache.block_size
