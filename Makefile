@@ -59,6 +59,7 @@ $(EVAL): $(READY) engines/setup/locks/eval.txt
 lmdeploy-environment: $(READY)
 	@$(BIN)/python -m engines.setup.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
 
+# There, too: what the pages are made with.
 pages-folder: $(READY)
 	@$(BIN)/python -m engines.setup.install pages >/dev/null
 
