@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LEAST_TOKENS = 8
+LEAST_TOKENS = 4
 """Tokens that a step takes at least: the first of the long prompts never stands still."""
 LATEST = 0.1
 """Weight of the latest step among those of its size."""

@@ -36,7 +36,7 @@ def test_a_prompt_takes_as_long_as_the_outputs_beside_it() -> None:
 def test_it_takes_less_where_it_sees_more() -> None:
     cost = Cost(0.028, 0.001, 0.000001)
     pace, outputs = pace_of(cost), work_of(100, 1)
-    rooms = [pace.room(outputs, Work(), start) for start in (0, 1000, 4000)]
+    rooms = [pace.room(outputs, Work(), start) for start in (0, 1000, 40000)]
     assert rooms == [28, 14, LEAST_TOKENS]
     assert cost.seconds(outputs + work_of(0, 28)) < 2 * cost.seconds(outputs) < cost.seconds(outputs + work_of(0, 29))
 
@@ -64,7 +64,7 @@ def test_a_prompt_of_one_step_is_not_stretched_and_goes_first_meanwhile() -> Non
 def test_long_prompts_end_one_after_another_however_many_short_ones_come() -> None:
     line = line_of(Cost(0.0, 0.001, 0.0))
     line.ask(None, 100, 1)
-    for _ in range(90):
+    for _ in range(160):
         line.ask(None, 20, 1)
         line.run(1)
     assert [name for name in line.ended if name in ("None-2", "None-3")] == ["None-2", "None-3"]
