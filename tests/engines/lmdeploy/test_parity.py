@@ -1,6 +1,7 @@
 """LMDeploy says what plain transformers and PEFT say, in float32, whatever else is in the batch."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from engines.types import GenerationRequest, TokenOutput
 from tests.contract.engines import collect, whole
 from tests.engines.pt.adapters import save_adapter, with_peft
 from tests.engines.pt.driving import Output, Reference, prompt, request
+from tests.training.jobs import BRIEF, WORDS, trained
+from tests.training.tuners.kinds import KINDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,6 +26,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "rank-stabilised": {"r": 8, "lora_alpha": 6, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
     "patterns": {"r": 2, "rank_pattern": {"v_proj": 5}, "alpha_pattern": {"layers.1.mlp.up_proj": 30}},
 }
+TRAINED = ("train_type lora", "use_rslora True", "init_weights pissa", "train_type adalora")
+"""Kinds of training whose adapters are served as they are."""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,29 @@ async def test_adapters_of_all_kinds_that_take_turns(
         engine, reference, *(asked(length, name, prompt_logprobs=2) for length in (40, 70) for name in adapters)
     )
     for name in adapters:
+        await engine.unload_adapter(name)
+
+
+async def test_adapters_that_trainings_wrote(
+    engine: LmdeployEngine, reference: dict[str | None, Reference], model: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{word} and the {word}"}) + "\n" for word in WORDS))
+    ways = {
+        kind.name: {**BRIEF, "dataset": str(rows), "max_steps": 4, **kind.settings, **kind.choice}
+        for kind in KINDS
+        if kind.name in TRAINED
+    }
+    learned = {
+        name: trained(tmp_path / str(number), "pt", model=str(model), **params).path / "checkpoint-4"
+        for number, (name, params) in enumerate(ways.items())
+    }
+    assert len(learned) == len(TRAINED)
+    for name, folder in learned.items():
+        await engine.load_adapter(name, folder)
+    known = reference | {name: with_peft(model, folder) for name, folder in learned.items()}
+    await check(engine, known, *(asked(length, name) for length in (5, 40) for name in (None, *learned)))
+    for name in learned:
         await engine.unload_adapter(name)
 
 
