@@ -204,6 +204,9 @@ def _loading(what: str, model: str, packed: str | None = None) -> Iterator[None]
     `packed`: the method by which its weights are."""
     from safetensors import SafetensorError
 
+    if model.endswith(".gguf"):
+        message = f"{Path(model).name!r} is a GGUF file, which is not read here: name the model that it was made from"
+        raise UnsupportedModel(message, param="model")
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
