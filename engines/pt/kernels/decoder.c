@@ -211,19 +211,50 @@ static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, 
   meet(me, tasks);
 }
 
+#define GATED_COLUMNS 256 /* of a task; one after another in a register */
+
+/* Columns `first` to `last` - 1 of one row. */
+INLINED void put_gated(const Decoder *d, const Buffers *b, int64_t t, int first, int last) {
+  const float *gate = b->gate + t * b->gate_stride, *up = b->up + t * b->gate_stride;
+  for (int c = first; c < last; c += LANES)
+    put_factor(d, gated(d, take_float(gate + c, last - c), take_float(up + c, last - c)), b->gated, t * d->inner + c,
+               last - c);
+}
+
+/* Updates of gate and up, and what becomes of these. Behind the blocks of adapters' rows come those of the base's. */
+static void gate_updated(const Decoder *d, const Updates *u, const Step *s, const Buffers *b, Member *me) {
+  const Dealt *dealt = &s->dealt;
+  int plain = dealt->starts[dealt->blocks], chunks = PORTIONS(d->inner, GATED_COLUMNS);
+  int blocks = dealt->blocks + PORTIONS(s->rows - plain, UPDATED_ROWS), tasks = blocks * chunks;
+  EVERY_TASK(task, me, tasks) {
+    int block = task / chunks, first = task % chunks * GATED_COLUMNS, last = least(first + GATED_COLUMNS, d->inner);
+    int more = block - dealt->blocks, begin = more < 0 ? dealt->starts[block] : plain + more * UPDATED_ROWS;
+    int end = more < 0 ? dealt->starts[block + 1] : least(begin + UPDATED_ROWS, s->rows);
+    for (int second = 0; second < 2 && more < 0; second++) {
+      int layer = d->fused ? 0 : second, before = d->fused && second ? d->inner : 0;
+      float *to = layer ? b->up : b->gate;
+      if (d->dots)
+        lora_up_columns_mixed(u, dealt, to, block, layer, before + first, before + last);
+      else
+        lora_up_columns_float(u, dealt, to, block, layer, before + first, before + last);
+    }
+    for (int at = begin; at < end; at++) put_gated(d, b, dealt->order[at], first, last);
+  }
+  meet(me, tasks);
+}
+
 /* The same where updates come between product and gate, or where one matrix has both. */
 static void multiply_apart(const Decoder *d, const Layer *layer, const Updates *u, const Step *s, const Buffers *b,
                            Member *me) {
   Product gates[] = {{&layer->gate, b->gate}, {&layer->up, b->up}};
   multiply_all(d, s, b->normed, s->rows, STORED, gates, d->fused ? 1 : 2, u, me);
-  add_updates(d, u, s, (float *[]){b->gate, b->up}, me);
+  if (u != NULL) {
+    gate_updated(d, u, s, b, me);
+    return;
+  }
   int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
   EVERY_TASK(task, me, tasks)
-    for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++) {
-      const float *gate = b->gate + t * b->gate_stride, *up = b->up + t * b->gate_stride;
-      for (int c = 0, n = d->inner; c < n; c += LANES)
-        put_factor(d, gated(d, take_float(gate + c, n - c), take_float(up + c, n - c)), b->gated, t * n + c, n - c);
-    }
+    for (int t = task * some; t < least((task + 1) * some, s->rows); t++) put_gated(d, b, t, 0, d->inner);
   meet(me, tasks);
 }
 

@@ -16,12 +16,13 @@
 #include "lora.h"
 #include "typed.h"
 
-#define ROWS 4
+#define ROWS UPDATED_ROWS
+#define TILE (LANES / ROWS)
 #define RANKS 16
 #define COLUMNS 512
 
-/* Rows by slot, those without one (-1) left out, as blocks: `order[starts[block]]` to `order[starts[block + 1] - 1]`.
- * Returns how many; both arrays have room for rows + 1. */
+/* Rows by slot as blocks: `order[starts[block]]` to `order[starts[block + 1] - 1]`. Behind the last block come the rows
+ * without a slot (-1). Returns how many blocks there are; both arrays have room for rows + 1. */
 int deal_rows(int rows, const int32_t *slots, int32_t *order, int32_t *starts) {
   int highest = -1, dealt = 0, blocks = 0;
   for (int t = 0; t < rows; t++) highest = slots[t] > highest ? slots[t] : highest;
@@ -32,6 +33,8 @@ int deal_rows(int rows, const int32_t *slots, int32_t *order, int32_t *starts) {
     for (int at = first; at < dealt; at += ROWS) starts[blocks++] = at;
   }
   starts[blocks] = dealt;
+  for (int t = 0; t < rows; t++)
+    if (slots[t] < 0) order[dealt++] = t;
   return blocks;
 }
 

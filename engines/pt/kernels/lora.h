@@ -4,6 +4,8 @@
 
 typedef bf16 mixed; /* x and matrices in bfloat16, results in float32 */
 
+#define UPDATED_ROWS 4 /* of a block, at most */
+
 typedef struct {
   const void *const *a, *const *b;
   const int32_t *ranks, *outs;
@@ -24,3 +26,5 @@ void lora_down_mixed(const Updates *u, const Dealt *d, const bf16 *x, int task);
 void lora_up_float(const Updates *u, const Dealt *d, float *const *y, int task);
 void lora_up_bf16(const Updates *u, const Dealt *d, bf16 *const *y, int task);
 void lora_up_mixed(const Updates *u, const Dealt *d, float *const *y, int task);
+void lora_up_columns_float(const Updates *u, const Dealt *d, float *y, int block, int layer, int first, int last);
+void lora_up_columns_mixed(const Updates *u, const Dealt *d, float *y, int block, int layer, int first, int last);

@@ -10,34 +10,36 @@ INLINED OF(factors) OF(factors_of)(const T *p, int n) {
   return OF(FACTORS)(padded);
 }
 
-/* sum[r][i] += a[r] . x[i] over `n` values. */
-INLINED void OF(multiply)(int ranks, int count, const T *const *x, const T *a, int in, int k, int n,
-                          lanes sum[2][ROWS]) {
+/* sum[r * ROWS + i] += a[r] . x[i] over `n` values. */
+INLINED void OF(multiply)(int ranks, int count, const T *const *x, const T *a, int in, int k, int n, lanes *sum) {
   OF(factors) values[ROWS];
   _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) values[i] = OF(factors_of)(x[i] + k, n);
-  _Pragma("GCC unroll 2") for (int r = 0; r < ranks; r++) {
+  _Pragma("GCC unroll 4") for (int r = 0; r < ranks; r++) {
     OF(factors) row = OF(factors_of)(a + (int64_t)r * in + k, n);
-    _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) sum[r][i] = OF(ADD_PRODUCT)(row, values[i], sum[r][i]);
+    _Pragma("GCC unroll 4") for (int i = 0; i < count; i++)
+        sum[r * ROWS + i] = OF(ADD_PRODUCT)(row, values[i], sum[r * ROWS + i]);
   }
 }
 
-/* low[i][r] = a[r] . x[i] for one or two rows of A. */
+/* low[i][r] = a[r] . x[i] for up to TILE rows of A: as many sums as a register has lanes. */
 INLINED void OF(down_tile)(int ranks, int count, const T *const *x, const T *a, int in, float *low, int height) {
-  lanes sum[2][ROWS] = {0};
+  lanes sum[LANES] = {0};
   int k = 0;
   for (; k + OF(WIDTH) <= in; k += OF(WIDTH)) OF(multiply)(ranks, count, x, a, in, k, OF(WIDTH), sum);
   if (k < in) OF(multiply)(ranks, count, x, a, in, k, in - k, sum);
-  _Pragma("GCC unroll 2") for (int r = 0; r < ranks; r++)
-      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) low[(int64_t)i * height + r] = total(sum[r][i]);
+  lanes sums = sums_of(sum);
+  _Pragma("GCC unroll 4") for (int r = 0; r < ranks; r++)
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) low[(int64_t)i * height + r] = sums[r * ROWS + i];
 }
 
 INLINED void OF(down_rows)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
   int r = 0;
-  for (; r + 2 <= ranks; r += 2) OF(down_tile)(2, count, x, a + (int64_t)r * in, in, low + r, height);
-  if (r < ranks) OF(down_tile)(1, count, x, a + (int64_t)r * in, in, low + r, height);
+  for (; r + TILE <= ranks; r += TILE) OF(down_tile)(TILE, count, x, a + (int64_t)r * in, in, low + r, height);
+  for (; r < ranks; r++) OF(down_tile)(1, count, x, a + (int64_t)r * in, in, low + r, height);
 }
 
 static void OF(down)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
+  for (int64_t k = 0; k < (int64_t)ranks * in; k += 64 / (int)sizeof(T)) __builtin_prefetch(a + k);
   switch (count) {
     case 1: OF(down_rows)(1, x, a, ranks, in, low, height); break;
     case 2: OF(down_rows)(2, x, a, ranks, in, low, height); break;
@@ -102,20 +104,23 @@ void OF(lora_down)(const Updates *u, const Dealt *d, const T *x, int task) {
   }
 }
 
+/* The columns `first` to `last` - 1 of one layer's B, for one block of rows. */
+void OF(lora_up_columns)(const Updates *u, const Dealt *d, Y *y, int block, int layer, int first, int last) {
+  const int32_t *own = d->order + d->starts[block], *ranks = u->ranks + d->slots[own[0]] * u->layers;
+  int count = d->starts[block + 1] - d->starts[block], before = 0;
+  if (first >= last || ranks[layer] == 0) return;
+  for (int l = 0; l < layer; l++) before += ranks[l];
+  Y *to[ROWS];
+  for (int i = 0; i < count; i++) to[i] = y + (int64_t)own[i] * u->outs[layer];
+  OF(up)(count, d->low + (int64_t)d->starts[block] * u->height + before, u->height,
+         (const T *)u->b[ranks - u->ranks + layer], ranks[layer], u->outs[layer], to, first, last);
+}
+
 /* COLUMNS columns of B, of all layers one after another, for one block of rows. */
 void OF(lora_up)(const Updates *u, const Dealt *d, Y *const *y, int task) {
   int each = tasks_of(width_of(u), COLUMNS), block = task / each, begin = task % each * COLUMNS;
-  const int32_t *own = d->order + d->starts[block];
-  int count = d->starts[block + 1] - d->starts[block], first_table = d->slots[own[0]] * u->layers;
-  for (int l = 0, at = 0, rank = 0, before = 0; l < u->layers; at += u->outs[l++], before += rank) {
-    int first = most(begin - at, 0), last = least(begin + COLUMNS - at, u->outs[l]);
-    rank = u->ranks[first_table + l];
-    if (first >= last || rank == 0) continue;
-    Y *to[ROWS];
-    for (int i = 0; i < count; i++) to[i] = y[l] + (int64_t)own[i] * u->outs[l];
-    OF(up)(count, d->low + (int64_t)d->starts[block] * u->height + before, u->height,
-           (const T *)u->b[first_table + l], rank, u->outs[l], to, first, last);
-  }
+  for (int l = 0, at = 0; l < u->layers; at += u->outs[l++])
+    OF(lora_up_columns)(u, d, y[l], block, l, most(begin - at, 0), least(begin + COLUMNS - at, u->outs[l]));
 }
 
 void OF(lora_add)(const T *x, Y *const *y, const Updates *u, const Dealt *d) {

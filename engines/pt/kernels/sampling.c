@@ -1,8 +1,8 @@
 /* From rows of logits to tokens and to logprobs, on a CPU: the rules are those of engines/sampler/sampling.py.
  *
- * A row is read once for its largest score, and once more where its whole mass matters. Its likeliest tokens are found in
- * bands of falling score, each sorted and put behind those before it, until they settle the choice: seldom more than some
- * hundred. A row's result depends on nothing but the row.
+ * A row is read once for its largest score, and once more where its whole mass matters. Its likeliest tokens are found
+ * in bands of falling score, each sorted and put behind those before it, until they settle the choice: seldom more than
+ * some hundred. A row's result depends on nothing but the row.
  *
  * The structs are those of engines/sampler/native.py.
  */
