@@ -166,7 +166,8 @@ def as_markdown(document: dict[str, Any]) -> str:
     how = (
         f"SmolLM2-135M-Instruct, {document['threads']} threads. `{document['command']}`, one run of each. Perplexity of"
         f" {HELD_OUT} docstrings of at most {TOKENS} tokens. The head is bfloat16 in ours, 8 or 6 bits in llama.cpp's."
-        " Peak memory is that of the process, loading included. How: ../README.md."
+        " Peak memory is that of the process, loading included. llama.cpp's of eight at once has their prefills in it,"
+        " ours has not. How: ../README.md."
     )
     return "\n\n".join((f"# Quantised weights, {document['date']}", hardware(document["machine"]), how, table(cells)))
 
