@@ -151,6 +151,7 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
       multiply_down(d, u, s, x, task - stretches * blocks);
       continue;
     }
+    if (u != NULL) lora_fetch(u, &s->dealt, d->dots ? sizeof(bf16) : sizeof(float), (int)task, stretches * blocks);
     int64_t first = task / stretches * PRODUCT_ROWS;
     int height = least(rows - first, PRODUCT_ROWS), begin = task % stretches * some;
     for (int at = begin; at < least(begin + some, panels); at++) {

@@ -74,6 +74,25 @@ static inline int width_of(const Updates *u) {
 int lora_down_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(u->height, RANKS); }
 int lora_up_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(width_of(u), COLUMNS); }
 
+static void fetch(const char *matrix, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(matrix + at, 0, 2);
+}
+
+void lora_fetch(const Updates *u, const Dealt *d, int size, int part, int parts) {
+  int each = 2 * u->layers, number = 0;
+  for (int block = 0, last = -1; block < d->blocks; block++) {
+    int slot = d->slots[d->order[d->starts[block]]];
+    if (slot == last) continue;
+    last = slot;
+    for (int at = ((part - number) % parts + parts) % parts; at < each; at += parts) {
+      int layer = at / 2, table = slot * u->layers + layer;
+      int64_t width = at % 2 ? u->outs[layer] : u->in;
+      fetch(at % 2 ? u->b[table] : u->a[table], size * width * u->ranks[table]);
+    }
+    number += each;
+  }
+}
+
 #define T float
 #define Y float
 #include "lora_rows.h"

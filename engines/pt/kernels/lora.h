@@ -18,6 +18,9 @@ typedef struct {
   float *low;
 } Dealt;
 
+/* Have a part of the matrices come nearer from memory while something else is computed. `size` of a value in bytes. */
+void lora_fetch(const Updates *u, const Dealt *d, int size, int part, int parts);
+
 int lora_down_tasks(const Updates *u, const Dealt *d);
 int lora_up_tasks(const Updates *u, const Dealt *d);
 void lora_down_float(const Updates *u, const Dealt *d, const float *x, int task);
