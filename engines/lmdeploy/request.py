@@ -5,8 +5,9 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 from lmdeploy.messages import EngineOutput, EventType, RequestMetrics, ResponseType
 
 from engines.capabilities import Capabilities
@@ -119,7 +120,7 @@ class LmdeployRequest:
         return TokenOutput(index=index, token_ids=tokens, logprobs=logprobs, finish_reason=reason, stop_token_id=stop)
 
     def _with_prompt(self, output: TokenOutput, began: float, metrics: RequestMetrics | None) -> TokenOutput:
-        return replace(
+        return msgspec.structs.replace(
             output,
             cached_tokens=0 if metrics is None else int(metrics.cached_tokens),
             queue_seconds=_queue_seconds(began, metrics),

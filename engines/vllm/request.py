@@ -1,7 +1,6 @@
 """A request as vLLM computes it: each of its outputs is a request of its own there, so that each can be ended alone."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 from vllm.exceptions import VLLMClientError
@@ -77,7 +76,7 @@ def _with_preemptions(output: TokenOutput, made: RequestOutput) -> TokenOutput:
 
 def _with_prompt(output: TokenOutput, made: RequestOutput) -> TokenOutput:
     metrics, prompt = made.metrics, made.prompt_logprobs
-    return replace(
+    return msgspec.structs.replace(
         output,
         cached_tokens=made.num_cached_tokens or 0,
         queue_seconds=0.0 if metrics is None else max(0.0, metrics.scheduled_ts - metrics.queued_ts),
