@@ -5,12 +5,14 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from engines.params.about import EVERY_ENGINE
+from engines.params.about import EVERY_ENGINE, NOT_SUPPORTED, about
 from engines.params.model_kwargs import FAMILIES
 from engines.params.sections import Section, sections
 from engines.params.shapes import default_of, shape_of
 from server.commands.params import COMMANDS, groups
 from server.commands.supported import by_engine, whatever_the_engine
+from training.params.task import TASKS, params_of
+from training.refusals.supported import supported
 
 PATH = Path(__file__).parents[2] / "docs" / "parameters.md"
 
@@ -46,7 +48,14 @@ def write() -> None:
 
 def page() -> str:
     """The text of docs/parameters.md."""
-    parts = [INTRODUCTION, _commands(), _supported(), *(_section(section) for section in groups()), _families()]
+    parts = [
+        INTRODUCTION,
+        _commands(),
+        _supported(),
+        _refused(),
+        *(_section(section) for section in groups()),
+        _families(),
+    ]
     return "\n".join(parts)
 
 
@@ -65,6 +74,23 @@ def _supported() -> str:
         "Where two sections define a parameter, the later one in this list counts.\n\n"
         "A parameter that this version does not support, or not with the chosen engine, is refused, never ignored.\n"
         f"Those that `deploy` supports, whatever the engine: {_names(server)}; and besides\n\n{engines}"
+    )
+
+
+def _refused() -> str:
+    """What nothing reads, whatever the command."""
+    read = set().union(*(supported(params_of(task)) for task in TASKS.values()))
+    fields = [each for model in COMMANDS.values() for each in model.model_fields.items()]
+    read |= {name for name, field in fields if about(field).readers or about(field).engines}
+    said = {name: about(field) for name, field in fields if name not in read}
+    rows = [
+        f"| `{name}` | {each.not_in_training or each.not_in_deploy or NOT_SUPPORTED} |"
+        for name, each in sorted(said.items())
+    ]
+    return (
+        "## Not supported\n\nEvery value but the default is refused by every command, and so are all settings of"
+        " [model families](#model-specific), which are about images, videos and sound.\n\n"
+        "| parameter | why |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 

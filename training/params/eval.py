@@ -8,6 +8,8 @@ from engines.params.about import EVAL, THE_SERVER, About
 from engines.params.base import Params, Strings
 from engines.params.deploy import DeployParams
 
+NO_SERVER = "an evaluation asks the engine in its own process, where no request is logged: leave it out"
+
 
 class HarnessParams(Params):
     """How a model is measured. An addition to the reference's parameters."""
@@ -40,7 +42,7 @@ class EvalParams(HarnessParams, DeployParams):
     """Folder for scores and answers: each evaluation has one of its own in it."""
     temperature: Annotated[float, About(EVAL)] = Field(0.0, ge=0)
     """Temperature of the answers; 0: the likeliest tokens, so that scores can be repeated."""
-    verbose: bool = False
+    verbose: Annotated[bool, About(not_in_training=NO_SERVER)] = False
     """Log every request, where the model is served for the evaluation."""
     eval_num_proc: Annotated[int | None, About(EVAL)] = Field(None, ge=1, le=1024)
     """Questions asked at once: 32 in this process and 16 of a server unless given. More take more memory."""
