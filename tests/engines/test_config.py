@@ -27,7 +27,12 @@ BESIDE: dict[str, dict[str, Any]] = {
     "bnb_4bit_quant_storage": NF4,
 }
 """What has to be given beside a parameter for it to be read."""
-VALUES = {"quant_method": "torchao", "hqq_axis": 0}
+VALUES = {
+    "quant_method": "torchao",
+    "hqq_axis": 0,
+    "max_itl_slowdown": 3.0,
+    "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
+}
 
 
 @pytest.mark.parametrize("name", DeployParams.model_fields)

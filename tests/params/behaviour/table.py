@@ -81,7 +81,7 @@ def _values(annotation: Any) -> list[Any]:
     kinds: dict[Any, list[Any]] = {
         bool: [True, False],
         int: [3, 1],
-        float: [0.25, 0.75],
+        float: [0.25, 0.75, 3.0],
         str: ["x", "pissa", "1KB"],
         dict: [{"x": 1}],
     }
