@@ -62,7 +62,7 @@ class Store:
     def check_completed(self, id: str) -> None:
         """Each request was answered once."""
         batch = until(lambda: now if (now := self.batch(id)).get("status") in OVER else None, told=self.served.log)
-        assert (batch["status"], batch["errors"]) == ("completed", None), self.served.log()
+        assert (batch["status"], batch.get("errors")) == ("completed", None), self.served.log()
         lines = self.http.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
         assert sorted(json.loads(line)["custom_id"] for line in lines) == [f"r{number}" for number in range(8)]
 
