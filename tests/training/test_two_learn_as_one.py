@@ -33,7 +33,7 @@ class Learned:
     params: dict[str, Any] = field(default_factory=dict)
     told: tuple[str, ...] = ("loss",)
     """What is the same in each step."""
-    close: float = 1e-5
+    close: float = 1e-4
     """How near the weights are. Adam steps as far for the smallest gradient, of which rounding is a part."""
 
 
@@ -44,7 +44,7 @@ LEARNED = {
         "sft", "chats", LORA | ALL_TOKENS | {"streaming": True, "per_device_train_batch_size": 4}
     ),
     "pt": Learned("pt", "texts", LORA | ALL_TOKENS),
-    "dpo": Learned("rlhf", "pairs", LORA | {"rlhf_type": "dpo", "rpo_alpha": 1.0}, close=1e-4),
+    "dpo": Learned("rlhf", "pairs", LORA | {"rlhf_type": "dpo", "rpo_alpha": 1.0}),
     "dpo, of sorted answers, computed before": Learned(
         "rlhf", "pairs", LORA | {
             "rlhf_type": "dpo", "loss_type": "aot_unpaired", "per_device_train_batch_size": 2,

@@ -16,5 +16,5 @@ def test_the_page_has_every_parameter_and_every_link_a_section() -> None:
     links = {part.partition(")")[0] for part in page.split("](#")[1:]}
     assert links == {line[3:].replace(" ", "-") for line in page.splitlines() if line.startswith("## ")} - {
         "Commands",
-        "model-specific",
+        "Not-supported",
     }
