@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended with us
     HOME.mkdir(exist_ok=True)
+    if arguments.shape:
+        arguments.model = str(model_of(arguments.shape))
     setting = make_setting(arguments)
     servers = [server for server in SERVERS if server.name in arguments.peers]
     ready, runs = prepare(servers, arguments.torch_index)
@@ -78,7 +80,7 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
 
     from engines.setup.demo import demo_model
 
-    model = str(model_of(arguments.shape)) if arguments.shape else arguments.model or str(demo_model())
+    model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
     threads = arguments.threads or psutil.cpu_count(logical=False) or 1
     return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
