@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.text.encoding import encode
 from engines.text.fill_in_the_middle import FillInTheMiddle, find_fill_in_the_middle
 from engines.text.reasoning_formats import API_FIELDS, reasoning_field
 from engines.text.request_check import context_length_exceeded
@@ -251,8 +252,7 @@ class PromptRenderer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The same without any check, whatever the length."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
-        return self._with_one_bos(ids)
+        return self._with_one_bos(encode(self._tokenizer, text, add_special_tokens=add_special_tokens))
 
     def beginning(self, text: str, count: int) -> list[int]:
         """At most `count` tokens, with which the text begins. Most of one that is much too long is not tokenized."""
