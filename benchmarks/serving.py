@@ -23,6 +23,7 @@ from benchmarks.servers import SERVERS, Server, Setting, with_port
 from benchmarks.shapes import SHAPES, model_of
 from benchmarks.workload import MODES, Load, make_prompts
 from engines.checkpoint.loading import choose_dtype, load_config, load_tokenizer
+from engines.process.machine import usable_cores
 
 REQUESTS = {1: 3, 8: 16, 32: 64}
 """How many, by concurrency; others: twice the concurrency."""
@@ -66,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=int, default=2, help="how often each is started and measured, all in turns; the median counts"
     )
     add("--quick", action="store_true", help="one round, few requests: does everything run?")
-    add("--threads", type=int, help="of every server (default: the physical cores)")
+    add("--threads", type=int, help="of every server (default: as many as the engine takes)")
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
     add("--model", help="a folder (default: the demo model)")
     add("--shape", choices=SHAPES, help="in place of a model: one of this shape with random weights")
@@ -76,13 +77,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_setting(arguments: argparse.Namespace) -> Setting:
-    import psutil
-
     from engines.setup.demo import demo_model
 
     model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
-    threads = arguments.threads or psutil.cpu_count(logical=False) or 1
+    threads = arguments.threads or usable_cores()
     return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
 
 

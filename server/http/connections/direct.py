@@ -24,7 +24,7 @@ def offer_direct_writes(cycle: RequestResponseCycle) -> None:
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         return True
 
-    cycle.scope["extensions"] = {EXTENSION: write}  # type: ignore[dict-item]
+    cycle.scope["extensions"] = {EXTENSION: write}  # type: ignore[dict-item]  # typed for ASGI's own
 
 
 def direct_writer(scope: Scope) -> Write | None:

@@ -140,7 +140,8 @@ def test_any_block_size_gives_the_same(kernel: KernelAttention, block_size: int)
 def test_bfloat16_loses_no_more_than_its_own_rounding(kernel: KernelAttention, options: dict[str, Any]) -> None:
     step = Step(shape(dim=64, dtype=torch.bfloat16))
     plain = step.plain(**options)
-    assert (step.run(kernel, **options) - plain).abs().max() < 2**-6
+    # Half a digit of results up to 4; and a little for the weights, which are rounded as results are.
+    assert (step.run(kernel, **options) - plain).abs().max() < 2**-7 + 2**-10
     assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
 
 
@@ -160,7 +161,7 @@ def test_many_keys_and_queries_are_taken_piece_by_piece(
 ) -> None:
     step = Step(shape(dim=48, dtype=dtype), heads=6, block_size=32, segments=LONG)
     deviation = (step.run(kernel, **options) - step.plain(**options)).abs().max()
-    assert deviation < (1e-5 if dtype is torch.float32 else 2**-6)
+    assert deviation < (1e-5 if dtype is torch.float32 else 2**-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
