@@ -5,15 +5,13 @@ from typing import Any
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
     """Ids of the whole text. The places of tokens in it, which a prompt has no use for, take a third of the memory."""
-    from transformers import TokenizersBackend  # loaded with the tokenizer
-    from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
-
-    if getattr(type(tokenizer), "_encode_plus", None) is not TokenizersBackend._encode_plus:
+    own = getattr(type(tokenizer), "_encode_plus", None)
+    if getattr(own, "__qualname__", "") != "TokenizersBackend._encode_plus":
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
         return ids
     tokenizer.set_truncation_and_padding(
-        padding_strategy=PaddingStrategy.DO_NOT_PAD,
-        truncation_strategy=TruncationStrategy.DO_NOT_TRUNCATE,
+        padding_strategy="do_not_pad",
+        truncation_strategy="do_not_truncate",
         max_length=None,
         stride=0,
         pad_to_multiple_of=None,
