@@ -51,6 +51,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "packed_size": ([INT, INT], LONG),
     "pack_weights": ([P, P, INT, INT], None),
     "has_dots": ([], INT),
+    "has_tiles": ([], INT),
     "linear_dots": ([P, P, P, P, LONG, INT, INT], None),
     "dot_packed_size": ([INT, INT], LONG),
     "pack_dots": ([P, P, INT, INT], None),

@@ -18,6 +18,7 @@
 #include "parts.h"
 #include "rows.h"
 #include "team.h"
+#include "tiles.h"
 
 /* Bytes of scratch memory that a step needs, which begin at a multiple of 64. */
 int64_t decoder_scratch(const Decoder *d, const Step *s) {
@@ -419,5 +420,6 @@ void decoder_step(const Decoder *d, const Step *s) {
   {
     Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0};
     run(d, s, &buffers, &me);
+    leave_tiles();
   }
 }

@@ -11,6 +11,7 @@
  * depend on the rows beside it.
  */
 #include "products.h"
+#include "tiles.h"
 
 #define NR DOTS_COLUMNS
 #define MR 12
@@ -41,6 +42,10 @@ DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11) D
 void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
   static void (*const dot[])(const uint32_t *, int64_t, const bf16 *, float *) = {
       dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12};
+  if (in % TILE_INPUTS == 0 && has_tiles()) {
+    tiles_product(x, panel, rows, in, tile);
+    return;
+  }
   int tiles = (rows + MR - 1) / MR;
   /* Rows are dealt out evenly: 16 are 8 and 8, not 12 and 4. */
   for (int t = 0, r = 0; t < tiles; t++) {
@@ -62,16 +67,20 @@ int has_dots(void) { return 0; }
 
 void linear_dots(const bf16 *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
   int64_t panels = (out + NR - 1) / NR, blocks = (rows + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t task = 0; task < panels * blocks; task++) {
-    float tile[PRODUCT_ROWS * NR] __attribute__((aligned(64)));
-    int64_t first = task / panels * PRODUCT_ROWS, panel = task % panels;
-    int height = rows - first < PRODUCT_ROWS ? (int)(rows - first) : PRODUCT_ROWS;
-    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-    dots_product(x + first * in, w + panel * in * NR, height, in, tile);
-    for (int r = 0; r < height; r++)
-      for (int c = 0; c < columns; c++)
-        y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < panels * blocks; task++) {
+      float tile[PRODUCT_ROWS * NR] __attribute__((aligned(64)));
+      int64_t first = task / panels * PRODUCT_ROWS, panel = task % panels;
+      int height = rows - first < PRODUCT_ROWS ? (int)(rows - first) : PRODUCT_ROWS;
+      int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
+      dots_product(x + first * in, w + panel * in * NR, height, in, tile);
+      for (int r = 0; r < height; r++)
+        for (int c = 0; c < columns; c++)
+          y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
+    }
+    leave_tiles();
   }
 }
 

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "attention.h"
+#include "tiles.h"
 #include "typed.h"
 
 #define NARROW_float 0
@@ -55,6 +56,7 @@
           some_##T(q + at, out + at, lens + t, starts[i + 1] - starts[i], heads, &head, window, scratch);             \
         }                                                                                                             \
       }                                                                                                               \
+      leave_tiles();                                                                                                  \
       free(scratch);                                                                                                  \
     }                                                                                                                 \
     free(starts);                                                                                                     \

@@ -4,7 +4,7 @@
 #pragma once
 #include "lanes.h"
 
-#define PRODUCT_ROWS 66
+#define PRODUCT_ROWS 64
 #define WIDENING_COLUMNS (2 * LANES)
 #define DOTS_COLUMNS 32
 #define QUANTIZED_COLUMNS 32
@@ -20,6 +20,7 @@ typedef struct {
 
 void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile);
 void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile);
+void tiles_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile); /* where has_tiles() */
 void quantized_dots(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile);
 void quantized_widening(const Grid *grid, const float *x, const uint8_t *panel, int rows, int in, float *tile);
 int64_t quantized_panel(const Grid *grid, int in); /* bytes of a panel */

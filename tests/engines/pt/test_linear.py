@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from engines.pt.kernels import build
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear, pack
 from engines.pt.pages import ALIGNMENT, PAGE, REGION, Pages
 
@@ -30,7 +31,7 @@ def packed(layer: nn.Linear, library: ctypes.CDLL) -> nn.Module:
     return model[0]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 32, 66, 67, 150])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 32, 64, 65, 150])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (64, 16), (100, 33), (576, 192), (700, 15)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_bfloat16_weights_give_what_float32_ones_give(
@@ -48,7 +49,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library: 
     widening = packed(linear(576, 100), library)
     x = torch.randn(200, 576)
     alone = torch.cat([widening(row[None]) for row in x])
-    for rows in (2, 5, 6, 9, 13, 66, 67, 200):
+    for rows in (2, 5, 6, 9, 13, 64, 65, 200):
         assert torch.equal(widening(x[:rows]), alone[:rows])
 
 
@@ -124,23 +125,56 @@ def test_layers_of_other_classes_are_left_alone(library: ctypes.CDLL) -> None:
 # --- products of bfloat16 values
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("inputs", "outputs"), [(576, 192), (34, 150), (2, 1)])
-def test_a_head_of_bfloat16_weights_gives_float32_logits(
-    library: ctypes.CDLL, inputs: int, outputs: int, bias: bool
-) -> None:
-    if not library.has_dots():
+@pytest.fixture(params=["tiles", "no tiles"], scope="module")
+def dots(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL:
+    """The kernels with AMX's tiles, and without."""
+    found = library if request.param == "tiles" else build.load("-mno-amx-bf16")
+    assert found is not None
+    if not found.has_dots():
         pytest.skip("this CPU has no products of bfloat16 values")
-    torch.manual_seed(0)
+    if request.param == "tiles" and not found.has_tiles():
+        pytest.skip("this CPU has no AMX, or the system does not lend its tiles")
+    return found
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 192), (34, 150), (32, 33), (48, 32), (2, 1)])
+def test_bfloat16_values_are_multiplied_exactly_and_each_row_as_it_is_alone(
+    dots: ctypes.CDLL, inputs: int, outputs: int, bias: bool
+) -> None:
     linear = nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16)
-    head = DotLinear(linear, library)
-    x = torch.randn(70, inputs)
+    head = DotLinear(linear, dots)
+    x = torch.randn(150, inputs)
     exact = linear.weight.double() @ x.bfloat16().double().T + (linear.bias.double()[:, None] if bias else 0)
-    whole = head(x)
-    assert whole.dtype is torch.float32
-    assert torch.allclose(whole, exact.T.float(), rtol=1e-5, atol=1e-5)
-    for rows in (1, 2, 5, 6, 7, 67):
-        assert torch.equal(head(x[:rows]), whole[:rows])
+    alone = torch.cat([head(row[None]) for row in x])
+    assert alone.dtype is torch.float32
+    assert torch.allclose(alone, exact.T.float(), rtol=1e-5, atol=1e-5)
+    for rows in (*range(1, 71), 127, 128, 129, 150):
+        assert torch.equal(head(x[:rows]), alone[:rows])
+
+
+def test_infinite_and_undefined_inputs_stay_in_their_rows(dots: ctypes.CDLL) -> None:
+    head = DotLinear(nn.Linear(64, 48, dtype=torch.bfloat16), dots)
+    for value in (float("nan"), float("inf")):
+        x = torch.zeros(37, 64)
+        x[20, 5] = value
+        y = head(x)
+        assert not y[20].isfinite().any()
+        assert y[:20].isfinite().all()
+        assert y[21:].isfinite().all()
+
+
+def test_threads_change_no_bit_and_leave_nothing_behind(dots: ctypes.CDLL) -> None:
+    """Each thread has tiles of its own, of another shape from call to call."""
+    head, x = DotLinear(nn.Linear(320, 500, dtype=torch.bfloat16), dots), torch.randn(40, 320)
+    alone = torch.cat([head(row[None]) for row in x])
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for rows in (40, 1, 17, 7):
+                assert torch.equal(head(x[:rows]), alone[:rows])
+    finally:
+        torch.set_num_threads(1)
 
 
 # --- memory for weights
