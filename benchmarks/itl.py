@@ -1,7 +1,7 @@
 """What running outputs notice of long prompts: `python -m benchmarks.itl`, without a server.
 
-STREAMS outputs run, at first by themselves; then a prompt of `--prompt` tokens comes, and another when it has its first
-token, and so on. The time between two tokens of an output (inter-token latency, ITL) is that of a step.
+STREAMS outputs run, by themselves and beside a prompt of `--prompt` tokens until that has its first token, in turns:
+what they see grows meanwhile. The time between two tokens of an output (inter-token latency, ITL) is that of a step.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from engines.types import GenerationRequest, Sampling
 
 STREAMS = 8
 STREAM_PROMPT = 64
-QUIET_STEPS = 200
-PROMPTS = 2
+QUIET_STEPS = 150
+"""Before each prompt and after the last."""
+PROMPTS = 3
 
 
 class Engine:
@@ -44,6 +45,10 @@ class Engine:
         began = time.perf_counter()
         report = self._core.step()
         return time.perf_counter() - began, {name for name, _ in report.outputs}
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        return [self.step()[0] for _ in range(count)]
 
     def steps_until(self, *names: str) -> list[float]:
         """Seconds of each step, until one gives all of these a token."""
@@ -65,7 +70,7 @@ def measure(folder: str, dtype: str, threads: int, slowdowns: list[float], promp
         for name in streams:
             engine.ask(name, prompt=STREAM_PROMPT, output=runner.max_model_len - STREAM_PROMPT)
         engine.steps_until(*streams)
-        quiet = [engine.step()[0] for _ in range(QUIET_STEPS)]
+        quiet = engine.steps(QUIET_STEPS)
         beside: list[float] = []
         first: list[float] = []
         for number in range(PROMPTS):
@@ -73,6 +78,7 @@ def measure(folder: str, dtype: str, threads: int, slowdowns: list[float], promp
             steps = engine.steps_until(f"prompt {number}")
             beside += steps
             first.append(sum(steps))
+            quiet += engine.steps(QUIET_STEPS)
         row: dict[str, Any] = {
             "max_itl_slowdown": slowdown,
             "prompt_ttft_s": sum(first) / len(first),
@@ -122,8 +128,8 @@ def main() -> None:
     text = (
         f"# Inter-token latency beside long prompts, {document['date']}\n\n{hardware(machine())}.\n\n"
         f"{document['model']} in {arguments.dtype}, {arguments.threads} threads. `{document['command']}` took "
-        f"{document['duration_seconds']:.0f} seconds. {STREAMS} outputs run; prompts of {arguments.prompt} tokens come "
-        f"one after another. How: ../README.md.\n\n{as_table(rows)}\n"
+        f"{document['duration_seconds']:.0f} seconds. {STREAMS} outputs run; {PROMPTS} prompts of "
+        f"{arguments.prompt} tokens come, one after another. How: ../README.md.\n\n{as_table(rows)}\n"
     )
     if not arguments.dry:
         save(RESULTS / f"{document['date']}-itl", document, text)

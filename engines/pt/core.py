@@ -266,7 +266,7 @@ class EngineCore:
         self._sample(rows, ends, result, masks and masks.result(), report)
         self._speculation.end(report)
         if self._pace is not None:
-            self._pace.note(work, time.perf_counter() - began)
+            self._pace.note(work, time.perf_counter() - began, self.scheduler.kind)
         return report
 
     def fail_running(self, error: TuneserveError) -> StepReport:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from engines.adapters.slots import AdapterSlots
 from engines.errors import ContextLengthExceeded, InvalidRequest
 from engines.pt.kv_cache import BlockPool
-from engines.pt.pace import NO_WORK, Pace, Work, work_of
+from engines.pt.pace import NO_WORK, Kind, Pace, Work, work_of
 from engines.pt.prefixes import is_under_way
 from engines.pt.sequence import Group, Sequence, order_of
 from engines.pt.shares import Amount, Holdings, Queue, Round
@@ -68,6 +68,12 @@ class _Step:
         chunks = (chunk for chunk in self.prompts if chunk.sequence.is_long)
         return sum((work_of(chunk.sequence.computed, chunk.length) for chunk in chunks), NO_WORK)
 
+    @property
+    def kind(self) -> Kind:
+        if not (self.decodes and self.prompts):
+            return Kind.QUIET if self.decodes else Kind.OTHER
+        return Kind.BESIDE if self.long_prompts.rows else Kind.OTHER
+
     def keep(self, running: list[Sequence]) -> None:
         """Leave out the chunks of sequences that do not run any more."""
         self.decodes = [chunk for chunk in self.decodes if chunk.sequence in running]
@@ -97,6 +103,8 @@ class Scheduler:
         needs."""
         self.blocked = False
         """Whether the last step had nothing to compute, as every waiting sequence waits for an adapter."""
+        self.kind = Kind.OTHER
+        """Of the last step."""
         self._may_hurry = True  # not in two steps on end: decodes have their turn at least in every second one
         self.waiting_for: dict[str, int] = {}
         """Why sequences wait, after the last step: for an adapter, a prefix that another computes, their share's turn;
@@ -158,6 +166,7 @@ class Scheduler:
         for chunk in step.decodes:
             self.waiting.charge(chunk.sequence, 1)
         self._may_hurry = not step.hurries
+        self.kind = step.kind
         chunks = step.chunks
         adapters = turns.passed - alike - late
         self.blocked = not chunks and adapters == len(self.waiting)

@@ -1,8 +1,10 @@
 """How much of a prompt a step takes beside running outputs: as much as it has time for, by what steps have taken."""
 
+from collections.abc import Callable
+
 import pytest
 
-from engines.pt.pace import LEAST_TOKENS, Cost, Pace, Work, work_of
+from engines.pt.pace import LEAST_TOKENS, NO_WORK, STEPS_PER_REST, Cost, Kind, Pace, Work, work_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import core_of, prompt, request, run
 from tests.engines.pt.test_shares import BUDGET, Line
@@ -107,6 +109,112 @@ def test_the_latest_steps_count_most() -> None:
             pace.note(Work(100, 1000), 0.1 * factor)
     assert pace.cost is not None
     assert pace.cost.seconds(Work(1, 10)) == pytest.approx(0.03, rel=0.1)
+
+
+Piece = tuple[int, int]
+"""First token and length."""
+
+
+def steps_of_16_rows(pieces: list[Piece]) -> float:
+    rows, keys = sum(length for _, length in pieces), sum(length * start for start, length in pieces)
+    return max(0.007, 0.005 + 0.0015 * -(-rows // 16)) + 2e-8 * keys
+
+
+def cheaper_in_numbers(pieces: list[Piece]) -> float:
+    rows = sum(length for _, length in pieces)
+    return 0.006 + 0.00075 * min(rows, 32) + 0.0004 * max(0, rows - 32)
+
+
+def dear_to_read(pieces: list[Piece]) -> float:
+    """Keys are laid out for 32 rows at a time, and up to 8 rows have more threads."""
+    keys = sum(-(-length // 32) * (start + length) * (1.0 if length <= 8 else 1.33) for start, length in pieces)
+    return 0.008 + 0.0006 * sum(length for _, length in pieces) + 1.5e-6 * keys
+
+
+class Machine:
+    """Eight outputs run on a machine, and a long prompt beside them, whose pieces are as long as the pace has time."""
+
+    def __init__(self, seconds: Callable[[list[Piece]], float]) -> None:
+        self.seconds, self.pace, self.at, self.length = seconds, Pace(2.0), 0, 64
+        for _ in range(2):
+            prompts = [(0, 64)] * 4
+            self.pace.note(sum((work_of(*each) for each in prompts), NO_WORK), seconds(prompts))
+
+    def step(self, *, prompt: bool, best: bool = False) -> tuple[int, float]:
+        """Tokens of the prompt, and how many times as long as without it the step takes. `best`: as many as there is
+        time for in truth."""
+        outputs = [(self.length, 1)] * 8
+        work = sum((work_of(*each) for each in outputs), NO_WORK)
+        alone = self.seconds(outputs)
+        tokens = 0
+        if best:
+            tokens = sum(self.seconds([*outputs, (self.at, n)]) <= 2 * alone for n in range(1, 200))
+        elif prompt:
+            tokens = min(self.pace.room(work, NO_WORK, self.at) or 0, 200)
+        pieces = [*outputs, (self.at, tokens)] if tokens else outputs
+        taken = self.seconds(pieces)
+        kind = Kind.BESIDE if tokens else Kind.QUIET
+        self.pace.note(sum((work_of(*each) for each in pieces), NO_WORK), taken, kind)
+        self.at, self.length = self.at + tokens, self.length + 1
+        return tokens, taken / alone
+
+
+def prompt_on(machine: Machine, **how: bool) -> list[tuple[int, float]]:
+    steps = []
+    while machine.at < 4000:
+        steps.append(machine.step(prompt=True, **how))
+    return steps
+
+
+MACHINES = [steps_of_16_rows, cheaper_in_numbers, dear_to_read]
+
+
+@pytest.mark.parametrize("seconds", MACHINES)
+def test_steps_take_the_time_they_may_and_no_more_on_machines_that_no_sum_describes(
+    seconds: Callable[[list[Piece]], float],
+) -> None:
+    machine, ideal = Machine(seconds), Machine(seconds)
+    for _ in range(100):
+        machine.step(prompt=False)
+        ideal.step(prompt=False)
+    steps, best = prompt_on(machine), prompt_on(ideal, best=True)
+    times = sorted(time for _, time in steps)
+    assert times[len(times) // 2] < 2.05
+    assert times[len(times) * 98 // 100] < 2.2
+    assert len(steps) < 1.1 * len(best)
+
+
+def test_a_step_that_was_held_up_says_little_of_the_next() -> None:
+    machine = Machine(cheaper_in_numbers)
+    for number in range(200):
+        before, _ = machine.step(prompt=number >= 100)
+    held_up = work_of(machine.at, before) + Work(8, 8 * machine.length, 8 * machine.length)
+    machine.pace.note(held_up, 20 * cheaper_in_numbers([(machine.at, before + 8)]), Kind.BESIDE)
+    after, _ = machine.step(prompt=True)
+    assert after > before / 2
+
+
+def test_on_a_machine_that_has_become_slower_a_prompt_takes_its_part_as_before() -> None:
+    slower = 1.0
+
+    def seconds(pieces: list[Piece]) -> float:
+        return slower * cheaper_in_numbers(pieces)
+
+    machine = Machine(seconds)
+    for _ in range(100):
+        machine.step(prompt=False)
+    before = [machine.step(prompt=True)[0] for _ in range(STEPS_PER_REST)][-1]
+    slower = 3.0
+    later = [machine.step(prompt=True)[0] for _ in range(20 * STEPS_PER_REST)]
+    assert sorted(later[-STEPS_PER_REST:])[STEPS_PER_REST // 2] > 0.75 * before
+
+
+def test_every_so_often_a_step_leaves_long_prompts_out_to_know_what_outputs_take_alone() -> None:
+    machine = Machine(cheaper_in_numbers)
+    for _ in range(20):
+        machine.step(prompt=False)
+    tokens = [machine.step(prompt=True)[0] for _ in range(2 * (STEPS_PER_REST + 1))]
+    assert [at for at, length in enumerate(tokens) if length == 0] == [STEPS_PER_REST, 2 * STEPS_PER_REST + 1]
 
 
 def test_the_engine_measures_its_steps_and_answers_as_before(runner: GetRunner) -> None:
