@@ -115,52 +115,76 @@ static inline int stretch(int panels, int blocks, int threads) {
   return (panels + tasks - 1) / tasks;
 }
 
-static const Updates *updates_of(const Step *s, int number, int group) {
-  return s->updates == NULL ? NULL : s->updates[number * GROUPS + group];
+/* Updates of a phase's products, and those of the phase after it, whose A is about to be needed; NULL where there are
+ * none. */
+typedef struct {
+  const Updates *own, *next;
+} Adapted;
+
+static Adapted adapted_at(const Decoder *d, const Step *s, int number, int group) {
+  int at = number * GROUPS + group, more = at + 1 < d->num_layers * GROUPS;
+  if (s->updates == NULL) return (Adapted){NULL, NULL};
+  return (Adapted){s->updates[at], more ? s->updates[at + 1] : NULL};
 }
 
-static void multiply_down(const Decoder *d, const Updates *u, const Step *s, const void *x, int task) {
+static inline int factor_size(const Decoder *d) { return d->dots ? sizeof(bf16) : sizeof(float); }
+
+/* Tasks with which a phase begins: the products with the updates' A. */
+static int begin_updates(const Adapted *a, const Step *s, Member *me) {
+  int tasks = a->own == NULL ? 0 : lora_down_tasks(a->own, &s->dealt);
+  expect(me, tasks);
+  return tasks;
+}
+
+static void multiply_down(const Decoder *d, const Updates *u, const Step *s, const void *x, int task, Member *me) {
   if (d->dots)
     lora_down_mixed(u, &s->dealt, x, task);
   else
     lora_down_float(u, &s->dealt, x, task);
+  tell_done(me);
 }
 
-/* The rest of the updates, once the products with A are there. */
-static void add_updates(const Decoder *d, const Updates *u, const Step *s, float *const *to, Member *me) {
+static void fetch_next(const Decoder *d, const Adapted *a, const Step *s, int part, int parts) {
+  if (a->next != NULL) lora_fetch_down(a->next, &s->dealt, factor_size(d), part, parts);
+}
+
+/* One panel of a matrix times some rows of x, with their updates: `layer` is the matrix's place among those of its group. */
+static void multiply_updated(const Decoder *d, const Matrix *m, const void *x, const Updates *u, const Step *s,
+                             int layer, int64_t first, int rows, int panel, float *values, Member *me) {
+  int columns = columns_of(d, m), column = panel * columns;
+  Tile tile = {values, columns, (int)first, rows, column, least(columns, m->out - column)};
+  if (u != NULL) lora_fetch_up(u, &s->dealt, factor_size(d), layer, column, tile.columns);
+  multiply(d, m, x, first, rows, panel, values);
   if (u == NULL) return;
-  int tasks = lora_up_tasks(u, &s->dealt);
-  EVERY_TASK(task, me, tasks)
-    if (d->dots)
-      lora_up_mixed(u, &s->dealt, to, task);
-    else
-      lora_up_float(u, &s->dealt, to, task);
-  meet(me, tasks);
+  await(me);
+  if (d->dots)
+    lora_up_tile_mixed(u, &s->dealt, layer, &tile);
+  else
+    lora_up_tile_float(u, &s->dealt, layer, &tile);
 }
 
-/* The products of all rows of x with some matrices, which have the same inputs; beside them those with the updates' A. */
+/* The products of all rows of x with some matrices, which have the same inputs. */
 static void multiply_all(const Decoder *d, const Step *s, const void *x, int rows, int how, const Product *products,
-                         int count, const Updates *u, Member *me) {
+                         int count, Adapted a, Member *me) {
   int panels = 0;
   for (int i = 0; i < count; i++) panels += panels_of(d, products[i].matrix);
   int blocks = PORTIONS(rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
-  int stretches = PORTIONS(panels, some), downs = u == NULL ? 0 : lora_down_tasks(u, &s->dealt);
-  int tasks = stretches * blocks + downs;
+  int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
   float tile[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
   EVERY_TASK(task, me, tasks) {
-    if (task >= stretches * blocks) {
-      multiply_down(d, u, s, x, task - stretches * blocks);
+    if (task < downs) {
+      multiply_down(d, a.own, s, x, task, me);
       continue;
     }
-    if (u != NULL) lora_fetch(u, &s->dealt, d->dots ? sizeof(bf16) : sizeof(float), (int)task, stretches * blocks);
-    int64_t first = task / stretches * PRODUCT_ROWS;
-    int height = least(rows - first, PRODUCT_ROWS), begin = task % stretches * some;
-    for (int at = begin; at < least(begin + some, panels); at++) {
+    int own = task - downs, height = least(rows - own / stretches * PRODUCT_ROWS, PRODUCT_ROWS);
+    int64_t first = own / stretches * PRODUCT_ROWS;
+    fetch_next(d, &a, s, own, stretches * blocks);
+    for (int at = own % stretches * some, end = least(at + some, panels); at < end; at++) {
       const Product *product = products;
       int panel = at;
       for (; panel >= panels_of(d, product->matrix); product++) panel -= panels_of(d, product->matrix);
       const Matrix *m = product->matrix;
-      multiply(d, m, x, first, height, panel, tile);
+      multiply_updated(d, m, x, a.own, s, product - products, first, height, panel, tile, me);
       int columns = columns_of(d, m), column = panel * columns, width = least(columns, m->out - column);
       for (int r = 0; r < height; r++) {
         float *to = product->to + (first + r) * m->out + column;
@@ -180,26 +204,30 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
 
 /* What attention (`from` its heads) or MLP gives, to x. */
 static void add_product(const Decoder *d, const Step *s, const Buffers *b, const void *from, const Matrix *m,
-                        const float *after, const Updates *u, Member *me) {
+                        const float *after, Adapted a, Member *me) {
   int changed = is_changed(d, after);
-  float *to = changed ? b->given : b->x;
-  multiply_all(d, s, from, s->rows, changed ? STORED : ADDED, &(Product){m, to}, 1, u, me);
-  add_updates(d, u, s, (float *[]){to}, me);
+  multiply_all(d, s, from, s->rows, changed ? STORED : ADDED, &(Product){m, changed ? b->given : b->x}, 1, a, me);
   if (changed) take_given(d, s, b, after, me);
 }
 
-static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Member *me) {
+static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Adapted a,
+                           Member *me) {
   int columns = columns_of(d, &layer->gate), panels = panels_of(d, &layer->gate); /* those of `up`, too */
   int blocks = PORTIONS(s->rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
-  int stretches = PORTIONS(panels, some), tasks = stretches * blocks;
+  int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
   float gate[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
   float up[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
   EVERY_TASK(task, me, tasks) {
-    int64_t first = task / stretches * PRODUCT_ROWS;
-    int height = least(s->rows - first, PRODUCT_ROWS), begin = task % stretches * some;
-    for (int panel = begin; panel < least(begin + some, panels); panel++) {
-      multiply(d, &layer->gate, b->normed, first, height, panel, gate);
-      multiply(d, &layer->up, b->normed, first, height, panel, up);
+    if (task < downs) {
+      multiply_down(d, a.own, s, b->normed, task, me);
+      continue;
+    }
+    int own = task - downs, height = least(s->rows - own / stretches * PRODUCT_ROWS, PRODUCT_ROWS);
+    int64_t first = own / stretches * PRODUCT_ROWS;
+    fetch_next(d, &a, s, own, stretches * blocks);
+    for (int panel = own % stretches * some, end = least(panel + some, panels); panel < end; panel++) {
+      multiply_updated(d, &layer->gate, b->normed, a.own, s, 0, first, height, panel, gate, me);
+      multiply_updated(d, &layer->up, b->normed, a.own, s, 1, first, height, panel, up, me);
       int column = panel * columns, width = least(columns, d->inner - column);
       for (int r = 0; r < height; r++)
         for (int c = 0; c < width; c += LANES) {
@@ -213,50 +241,17 @@ static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, 
   meet(me, tasks);
 }
 
-#define GATED_COLUMNS 256 /* of a task; one after another in a register */
-
-/* Columns `first` to `last` - 1 of one row. */
-INLINED void put_gated(const Decoder *d, const Buffers *b, int64_t t, int first, int last) {
-  const float *gate = b->gate + t * b->gate_stride, *up = b->up + t * b->gate_stride;
-  for (int c = first; c < last; c += LANES)
-    put_factor(d, gated(d, take_float(gate + c, last - c), take_float(up + c, last - c)), b->gated, t * d->inner + c,
-               last - c);
-}
-
-/* Updates of gate and up, and what becomes of these. Behind the blocks of adapters' rows come those of the base's. */
-static void gate_updated(const Decoder *d, const Updates *u, const Step *s, const Buffers *b, Member *me) {
-  const Dealt *dealt = &s->dealt;
-  int plain = dealt->starts[dealt->blocks], chunks = PORTIONS(d->inner, GATED_COLUMNS);
-  int blocks = dealt->blocks + PORTIONS(s->rows - plain, UPDATED_ROWS), tasks = blocks * chunks;
-  EVERY_TASK(task, me, tasks) {
-    int block = task / chunks, first = task % chunks * GATED_COLUMNS, last = least(first + GATED_COLUMNS, d->inner);
-    int more = block - dealt->blocks, begin = more < 0 ? dealt->starts[block] : plain + more * UPDATED_ROWS;
-    int end = more < 0 ? dealt->starts[block + 1] : least(begin + UPDATED_ROWS, s->rows);
-    for (int second = 0; second < 2 && more < 0; second++) {
-      int layer = d->fused ? 0 : second, before = d->fused && second ? d->inner : 0;
-      float *to = layer ? b->up : b->gate;
-      if (d->dots)
-        lora_up_columns_mixed(u, dealt, to, block, layer, before + first, before + last);
-      else
-        lora_up_columns_float(u, dealt, to, block, layer, before + first, before + last);
-    }
-    for (int at = begin; at < end; at++) put_gated(d, b, dealt->order[at], first, last);
-  }
-  meet(me, tasks);
-}
-
-/* The same where updates come between product and gate, or where one matrix has both. */
-static void multiply_apart(const Decoder *d, const Layer *layer, const Updates *u, const Step *s, const Buffers *b,
+/* The same where one matrix has both. */
+static void multiply_fused(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Adapted a,
                            Member *me) {
-  Product gates[] = {{&layer->gate, b->gate}, {&layer->up, b->up}};
-  multiply_all(d, s, b->normed, s->rows, STORED, gates, d->fused ? 1 : 2, u, me);
-  if (u != NULL) {
-    gate_updated(d, u, s, b, me);
-    return;
-  }
-  int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
+  multiply_all(d, s, b->normed, s->rows, STORED, &(Product){&layer->gate, b->gate}, 1, a, me);
+  int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some), n = d->inner;
   EVERY_TASK(task, me, tasks)
-    for (int t = task * some; t < least((task + 1) * some, s->rows); t++) put_gated(d, b, t, 0, d->inner);
+    for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++) {
+      const float *gate = b->gate + t * 2 * n, *up = gate + n;
+      for (int c = 0; c < n; c += LANES)
+        put_factor(d, gated(d, take_float(gate + c, n - c), take_float(up + c, n - c)), b->gated, t * n + c, n - c);
+    }
   meet(me, tasks);
 }
 
@@ -373,7 +368,7 @@ static void leave(const Decoder *d, const Step *s, const Buffers *b, Member *me)
   meet(me, tasks);
   if (s->logits == NULL) return;
   Product logits = {&d->head, s->logits};
-  multiply_all(d, s, b->normed, s->num_wanted, LOGITS, &logits, 1, NULL, me);
+  multiply_all(d, s, b->normed, s->num_wanted, LOGITS, &logits, 1, (Adapted){NULL, NULL}, me);
 }
 
 static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
@@ -381,13 +376,12 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
   enter(d, s, b, me);
   for (int number = 0; number < d->num_layers; number++) {
     const Layer *layer = d->layers + number;
-    const Updates *entries = updates_of(s, number, ENTRIES), *output = updates_of(s, number, OUTPUT);
-    const Updates *gates = updates_of(s, number, GATES), *down = updates_of(s, number, DOWN);
+    Adapted entries = adapted_at(d, s, number, ENTRIES), output = adapted_at(d, s, number, OUTPUT);
+    Adapted gates = adapted_at(d, s, number, GATES), down = adapted_at(d, s, number, DOWN);
     normalize_all(d, s, b, layer->attention_norm, me);
     went_to(&clock, NORMS);
     Product all[] = {{&layer->query, b->query}, {&layer->key, b->key}, {&layer->value, b->value}};
     multiply_all(d, s, b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
-    add_updates(d, entries, s, (float *[]){b->query, b->key, b->value}, me);
     went_to(&clock, PROJECTIONS);
     place(d, layer, number, s, b, me);
     went_to(&clock, POSITIONS);
@@ -400,10 +394,10 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     went_to(&clock, PROJECTIONS);
     normalize_all(d, s, b, layer->mlp_norm, me);
     went_to(&clock, NORMS);
-    if (gates == NULL && !d->fused)
-      multiply_gated(d, layer, s, b, me);
+    if (d->fused)
+      multiply_fused(d, layer, s, b, gates, me);
     else
-      multiply_apart(d, layer, gates, s, b, me);
+      multiply_gated(d, layer, s, b, gates, me);
     add_product(d, s, b, b->gated, &layer->down, layer->mlp_after, down, me);
     went_to(&clock, MLP);
   }
@@ -418,7 +412,7 @@ void decoder_step(const Decoder *d, const Step *s) {
   cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, d->narrow_cache), buffers.runs);
 #pragma omp parallel
   {
-    Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0};
+    Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0, 0};
     run(d, s, &buffers, &me);
     leave_tiles();
   }

@@ -81,9 +81,9 @@ static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
 /* Buffers of a step, one after another in its scratch memory. */
 typedef struct {
   float *x, *query, *key, *value, *angles; /* float32; angles [rows][turns][2][rotary / 2]: cosines, sines */
-  float *gate, *up;                        /* where there are updates, or where they are one matrix */
+  float *gate;                             /* [rows][2][inner], where gate and up are one matrix */
   float *given;                            /* what attention or MLP adds to x, where it is scaled or normed before */
-  int64_t query_stride, key_stride, gate_stride; /* floats from row to row, of values and up, too */
+  int64_t query_stride, key_stride;        /* floats from row to row, of values, too */
   void *normed, *attended, *gated;         /* as they are multiplied: bfloat16 or float32 */
   int32_t *runs;                           /* first rows of the runs that attention takes at once */
   float *own;                              /* [threads][own_size] */
@@ -98,17 +98,13 @@ static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 /* Whether what attention or MLP gives is scaled or normed before x gets it. */
 static inline int is_changed(const Decoder *d, const float *after) { return after != NULL || d->given_scale != 1.0f; }
 
-/* Whether gate and up go through memory before they are multiplied. */
-static inline int has_gates(const Decoder *d, const Step *s) { return s->updates != NULL || d->fused; }
-
 /* Set the buffers, or count their bytes where `at` is NULL. */
 static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
   int64_t rows = s->rows, most = rows > s->num_wanted ? rows : s->num_wanted;
-  int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = has_gates(d, s) ? rows * d->inner : 0;
+  int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = d->fused ? 2 * rows * d->inner : 0;
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
-  b->gate_stride = d->fused ? 2 * d->inner : d->inner;
   int most_tokens = tokens_at_once(d->heads / d->kv_heads, d->narrow_cache);
   b->pieces = pieces_of(d, s, threads);
   b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
@@ -127,8 +123,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {&b->normed, most * d->hidden * factor},
       {&b->attended, rows * queries * factor},
       {&b->gated, rows * d->inner * factor},
-      {(void **)&b->gate, gates * (d->fused ? 2 : 1) * sizeof(float)},
-      {(void **)&b->up, (d->fused ? 0 : gates) * sizeof(float)},
+      {(void **)&b->gate, gates * sizeof(float)},
       {(void **)&b->given, given * sizeof(float)},
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
       {(void **)&b->own, threads * b->own_size * sizeof(float)},
@@ -139,6 +134,6 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
     if (at != NULL) *all[i].buffer = at + bytes;
     bytes += aligned(all[i].bytes);
   }
-  if (at != NULL && d->fused) b->key = b->query + queries, b->value = b->key + keys, b->up = b->gate + d->inner;
+  if (at != NULL && d->fused) b->key = b->query + queries, b->value = b->key + keys;
   return bytes;
 }

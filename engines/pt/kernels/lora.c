@@ -11,13 +11,13 @@
  *
  * A block is up to ROWS rows with the same adapter, wherever they are: they share the reading of its matrices. First
  * come all products with A, RANKS of its rows a task, then all those with B, COLUMNS of its columns a task; so one row
- * keeps several cores busy. The sums of a row are made in the same order whatever rows are beside it.
+ * keeps several cores busy. decoder.c adds those with B to the layer's own products, a panel's columns at a time. The
+ * sums of a row are made in the same order whatever rows are beside it.
  */
 #include "lora.h"
 #include "typed.h"
 
 #define ROWS UPDATED_ROWS
-#define TILE (LANES / ROWS)
 #define RANKS 16
 #define COLUMNS 512
 
@@ -72,24 +72,47 @@ static inline int width_of(const Updates *u) {
   return columns;
 }
 int lora_down_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(u->height, RANKS); }
-int lora_up_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks_of(width_of(u), COLUMNS); }
 
-static void fetch(const char *matrix, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(matrix + at, 0, 2);
+/* A block's rows, and what a layer adds to them. */
+typedef struct {
+  const int32_t *rows;
+  int count, rank;
+  const void *b;
+  const float *low; /* [count][height]: the products with the layer's A */
+} Own;
+
+static Own own_of(const Updates *u, const Dealt *d, int block, int layer) {
+  const int32_t *rows = d->order + d->starts[block];
+  int table = d->slots[rows[0]] * u->layers, before = 0;
+  for (int l = 0; l < layer; l++) before += u->ranks[table + l];
+  return (Own){rows, d->starts[block + 1] - d->starts[block], u->ranks[table + layer], u->b[table + layer],
+               d->low + (int64_t)d->starts[block] * u->height + before};
 }
 
-void lora_fetch(const Updates *u, const Dealt *d, int size, int part, int parts) {
-  int each = 2 * u->layers, number = 0;
-  for (int block = 0, last = -1; block < d->blocks; block++) {
-    int slot = d->slots[d->order[d->starts[block]]];
-    if (slot == last) continue;
-    last = slot;
-    for (int at = ((part - number) % parts + parts) % parts; at < each; at += parts) {
-      int layer = at / 2, table = slot * u->layers + layer;
-      int64_t width = at % 2 ? u->outs[layer] : u->in;
-      fetch(at % 2 ? u->b[table] : u->a[table], size * width * u->ranks[table]);
+static void fetch(const char *matrix, int64_t begin, int64_t end) {
+  for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(matrix + at, 0, 2);
+}
+
+/* Blocks with the same adapter are neighbours. */
+#define EVERY_SLOT(slot, d)                                                                                           \
+  for (int block = 0, slot, before = -1; block < (d)->blocks; before = slot, block++)                                 \
+    if ((slot = (d)->slots[(d)->order[(d)->starts[block]]]) != before)
+
+void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts) {
+  EVERY_SLOT(slot, d)
+    for (int table = slot * u->layers; table < (slot + 1) * u->layers; table++) {
+      int64_t lines = tasks_of(size * u->in * u->ranks[table], 64);
+      fetch(u->a[table], lines * part / parts * 64, lines * (part + 1) / parts * 64);
     }
-    number += each;
+}
+
+void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width) {
+  EVERY_SLOT(slot, d) {
+    int table = slot * u->layers + layer;
+    for (int64_t r = 0; r < u->ranks[table]; r++) {
+      int64_t begin = size * (r * u->outs[layer] + column);
+      fetch(u->b[table], begin, begin + size * width);
+    }
   }
 }
 
@@ -106,3 +129,21 @@ void lora_fetch(const Updates *u, const Dealt *d, int size, int part, int parts)
 #define T mixed
 #define Y float
 #include "lora_rows.h"
+
+#define UP_TILE(NAME, T, UP)                                                                                          \
+  void NAME(const Updates *u, const Dealt *d, int layer, const Tile *tile) {                                          \
+    for (int block = 0; block < d->blocks; block++) {                                                                 \
+      Own own = own_of(u, d, block, layer);                                                                           \
+      int first = 0, count = 0; /* rows rise from one to the next */                                                  \
+      float *to[ROWS];                                                                                                \
+      while (first < own.count && own.rows[first] < tile->row) first++;                                               \
+      for (int i = first; i < own.count && own.rows[i] < tile->row + tile->rows; i++)                                 \
+        to[count++] = tile->values + (int64_t)(own.rows[i] - tile->row) * tile->stride;                               \
+      if (count > 0 && own.rank > 0)                                                                                  \
+        UP(count, own.low + (int64_t)first * u->height, u->height, (const T *)own.b + tile->column, own.rank,         \
+           u->outs[layer], to, tile->columns);                                                                        \
+    }                                                                                                                 \
+  }
+
+UP_TILE(lora_up_tile_float, float, up_float)
+UP_TILE(lora_up_tile_mixed, mixed, up_mixed)

@@ -18,16 +18,20 @@ typedef struct {
   float *low;
 } Dealt;
 
-/* Have a part of the matrices come nearer from memory while something else is computed. `size` of a value in bytes. */
-void lora_fetch(const Updates *u, const Dealt *d, int size, int part, int parts);
+/* Have the `part`-th of `parts` of all A, or some columns of all B of a layer, come nearer from memory while something
+ * else is computed. `size` of a value in bytes. */
+void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts);
+void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width);
 
+/* The products with A of all rows, in tasks. */
 int lora_down_tasks(const Updates *u, const Dealt *d);
-int lora_up_tasks(const Updates *u, const Dealt *d);
 void lora_down_float(const Updates *u, const Dealt *d, const float *x, int task);
-void lora_down_bf16(const Updates *u, const Dealt *d, const bf16 *x, int task);
 void lora_down_mixed(const Updates *u, const Dealt *d, const bf16 *x, int task);
-void lora_up_float(const Updates *u, const Dealt *d, float *const *y, int task);
-void lora_up_bf16(const Updates *u, const Dealt *d, bf16 *const *y, int task);
-void lora_up_mixed(const Updates *u, const Dealt *d, float *const *y, int task);
-void lora_up_columns_float(const Updates *u, const Dealt *d, float *y, int block, int layer, int first, int last);
-void lora_up_columns_mixed(const Updates *u, const Dealt *d, float *y, int block, int layer, int first, int last);
+
+/* Those with B, for some rows and columns of a layer. */
+typedef struct {
+  float *values; /* [rows][stride]: added to */
+  int stride, row, rows, column, columns;
+} Tile;
+void lora_up_tile_float(const Updates *u, const Dealt *d, int layer, const Tile *tile);
+void lora_up_tile_mixed(const Updates *u, const Dealt *d, int layer, const Tile *tile);

@@ -10,41 +10,47 @@ INLINED OF(factors) OF(factors_of)(const T *p, int n) {
   return OF(FACTORS)(padded);
 }
 
-/* sum[r * ROWS + i] += a[r] . x[i] over `n` values. */
-INLINED void OF(multiply)(int ranks, int count, const T *const *x, const T *a, int in, int k, int n, lanes *sum) {
+/* sum[r * width + i] += a[r] . x[i] over `n` values. */
+INLINED void OF(multiply)(int ranks, int count, int width, const T *const *x, const T *a, int in, int k, int n,
+                          lanes *sum) {
   OF(factors) values[ROWS];
   _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) values[i] = OF(factors_of)(x[i] + k, n);
-  _Pragma("GCC unroll 4") for (int r = 0; r < ranks; r++) {
+  _Pragma("GCC unroll 16") for (int r = 0; r < ranks; r++) {
     OF(factors) row = OF(factors_of)(a + (int64_t)r * in + k, n);
     _Pragma("GCC unroll 4") for (int i = 0; i < count; i++)
-        sum[r * ROWS + i] = OF(ADD_PRODUCT)(row, values[i], sum[r * ROWS + i]);
+        sum[r * width + i] = OF(ADD_PRODUCT)(row, values[i], sum[r * width + i]);
   }
 }
 
-/* low[i][r] = a[r] . x[i] for up to TILE rows of A: as many sums as a register has lanes. */
-INLINED void OF(down_tile)(int ranks, int count, const T *const *x, const T *a, int in, float *low, int height) {
+/* low[i][r] = a[r] . x[i] for `ranks` rows of A, up to `width` rows of x: together as many sums as a register has lanes,
+ * or fewer. */
+INLINED void OF(down_tile)(int ranks, int count, int width, const T *const *x, const T *a, int in, float *low,
+                           int height) {
   lanes sum[LANES] = {0};
   int k = 0;
-  for (; k + OF(WIDTH) <= in; k += OF(WIDTH)) OF(multiply)(ranks, count, x, a, in, k, OF(WIDTH), sum);
-  if (k < in) OF(multiply)(ranks, count, x, a, in, k, in - k, sum);
+  for (; k + OF(WIDTH) <= in; k += OF(WIDTH)) OF(multiply)(ranks, count, width, x, a, in, k, OF(WIDTH), sum);
+  if (k < in) OF(multiply)(ranks, count, width, x, a, in, k, in - k, sum);
   lanes sums = sums_of(sum);
-  _Pragma("GCC unroll 4") for (int r = 0; r < ranks; r++)
-      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) low[(int64_t)i * height + r] = sums[r * ROWS + i];
+  _Pragma("GCC unroll 16") for (int r = 0; r < ranks; r++)
+      _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) low[(int64_t)i * height + r] = sums[r * width + i];
 }
 
-INLINED void OF(down_rows)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
+/* As many rows of A at once as there are registers for, then half as many, and so on. */
+INLINED void OF(down_rows)(int count, int width, const T *const *x, const T *a, int ranks, int in, float *low,
+                           int height) {
   int r = 0;
-  for (; r + TILE <= ranks; r += TILE) OF(down_tile)(TILE, count, x, a + (int64_t)r * in, in, low + r, height);
-  for (; r < ranks; r++) OF(down_tile)(1, count, x, a + (int64_t)r * in, in, low + r, height);
+  _Pragma("GCC unroll 5") for (int some = LANES / width; some >= 1; some /= 2)
+    for (; r + some <= ranks; r += some)
+      OF(down_tile)(some, count, width, x, a + (int64_t)r * in, in, low + r, height);
 }
 
 static void OF(down)(int count, const T *const *x, const T *a, int ranks, int in, float *low, int height) {
   for (int64_t k = 0; k < (int64_t)ranks * in; k += 64 / (int)sizeof(T)) __builtin_prefetch(a + k);
   switch (count) {
-    case 1: OF(down_rows)(1, x, a, ranks, in, low, height); break;
-    case 2: OF(down_rows)(2, x, a, ranks, in, low, height); break;
-    case 3: OF(down_rows)(3, x, a, ranks, in, low, height); break;
-    default: OF(down_rows)(4, x, a, ranks, in, low, height);
+    case 1: OF(down_rows)(1, 1, x, a, ranks, in, low, height); break;
+    case 2: OF(down_rows)(2, 2, x, a, ranks, in, low, height); break;
+    case 3: OF(down_rows)(3, 4, x, a, ranks, in, low, height); break;
+    default: OF(down_rows)(4, 4, x, a, ranks, in, low, height);
   }
 }
 
@@ -64,28 +70,24 @@ INLINED void OF(up_tile)(int registers, int n, int count, const float *low, int 
       _Pragma("GCC unroll 4") for (int i = 0; i < count; i++) OF_Y(put)(sum[v][i], y[i] + column + v * LANES, n);
 }
 
-/* The columns `first` to `last` - 1 of y. */
 INLINED void OF(up_rows)(int count, const float *low, int height, const T *b, int rank, int out, Y *const *y,
-                         int first, int last) {
-  int c = first;
-  for (; c + 2 * LANES <= last; c += 2 * LANES) OF(up_tile)(2, LANES, count, low, height, b, rank, out, y, c);
-  for (; c < last; c += LANES)
-    if (c + LANES <= last)
+                         int columns) {
+  int c = 0;
+  for (; c + 2 * LANES <= columns; c += 2 * LANES) OF(up_tile)(2, LANES, count, low, height, b, rank, out, y, c);
+  for (; c < columns; c += LANES)
+    if (c + LANES <= columns)
       OF(up_tile)(1, LANES, count, low, height, b, rank, out, y, c);
     else
-      OF(up_tile)(1, last - c, count, low, height, b, rank, out, y, c);
+      OF(up_tile)(1, columns - c, count, low, height, b, rank, out, y, c);
 }
 
-static void OF(up)(int count, const float *low, int height, const T *b, int rank, int out, Y *const *y, int first,
-                   int last) {
-  /* A tile's columns of one row of B are far from those of the next, which the hardware does not foresee. */
-  for (int r = 0; r < rank; r++)
-    for (int c = first; c < last; c += 64 / (int)sizeof(T)) __builtin_prefetch(b + (int64_t)r * out + c);
+/* y[i] += low[i] . b in `columns` columns of B, whose rows have `out`. */
+static void OF(up)(int count, const float *low, int height, const T *b, int rank, int out, Y *const *y, int columns) {
   switch (count) {
-    case 1: OF(up_rows)(1, low, height, b, rank, out, y, first, last); break;
-    case 2: OF(up_rows)(2, low, height, b, rank, out, y, first, last); break;
-    case 3: OF(up_rows)(3, low, height, b, rank, out, y, first, last); break;
-    default: OF(up_rows)(4, low, height, b, rank, out, y, first, last);
+    case 1: OF(up_rows)(1, low, height, b, rank, out, y, columns); break;
+    case 2: OF(up_rows)(2, low, height, b, rank, out, y, columns); break;
+    case 3: OF(up_rows)(3, low, height, b, rank, out, y, columns); break;
+    default: OF(up_rows)(4, low, height, b, rank, out, y, columns);
   }
 }
 
@@ -104,27 +106,25 @@ void OF(lora_down)(const Updates *u, const Dealt *d, const T *x, int task) {
   }
 }
 
-/* The columns `first` to `last` - 1 of one layer's B, for one block of rows. */
-void OF(lora_up_columns)(const Updates *u, const Dealt *d, Y *y, int block, int layer, int first, int last) {
-  const int32_t *own = d->order + d->starts[block], *ranks = u->ranks + d->slots[own[0]] * u->layers;
-  int count = d->starts[block + 1] - d->starts[block], before = 0;
-  if (first >= last || ranks[layer] == 0) return;
-  for (int l = 0; l < layer; l++) before += ranks[l];
-  Y *to[ROWS];
-  for (int i = 0; i < count; i++) to[i] = y + (int64_t)own[i] * u->outs[layer];
-  OF(up)(count, d->low + (int64_t)d->starts[block] * u->height + before, u->height,
-         (const T *)u->b[ranks - u->ranks + layer], ranks[layer], u->outs[layer], to, first, last);
-}
-
 /* COLUMNS columns of B, of all layers one after another, for one block of rows. */
-void OF(lora_up)(const Updates *u, const Dealt *d, Y *const *y, int task) {
+static void OF(lora_up)(const Updates *u, const Dealt *d, Y *const *y, int task) {
   int each = tasks_of(width_of(u), COLUMNS), block = task / each, begin = task % each * COLUMNS;
-  for (int l = 0, at = 0; l < u->layers; at += u->outs[l++])
-    OF(lora_up_columns)(u, d, y[l], block, l, most(begin - at, 0), least(begin + COLUMNS - at, u->outs[l]));
+  for (int l = 0, at = 0; l < u->layers; at += u->outs[l++]) {
+    int first = most(begin - at, 0), last = least(begin + COLUMNS - at, u->outs[l]);
+    Own own = own_of(u, d, block, l);
+    if (first >= last || own.rank == 0) continue;
+    const T *b = (const T *)own.b + first;
+    /* A tile's columns of one row of B are far from those of the next, which the hardware does not foresee. */
+    for (int r = 0; r < own.rank; r++)
+      for (int c = 0; c < last - first; c += 64 / (int)sizeof(T)) __builtin_prefetch(b + (int64_t)r * u->outs[l] + c);
+    Y *to[ROWS];
+    for (int i = 0; i < own.count; i++) to[i] = y[l] + (int64_t)own.rows[i] * u->outs[l] + first;
+    OF(up)(own.count, own.low, u->height, b, own.rank, u->outs[l], to, last - first);
+  }
 }
 
 void OF(lora_add)(const T *x, Y *const *y, const Updates *u, const Dealt *d) {
-  int downs = lora_down_tasks(u, d), ups = lora_up_tasks(u, d);
+  int downs = lora_down_tasks(u, d), ups = d->blocks * tasks_of(width_of(u), COLUMNS);
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)

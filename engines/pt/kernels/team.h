@@ -5,14 +5,13 @@
  */
 #pragma once
 #include <limits.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#else
-#include <sched.h>
 #endif
 
 #define TURNS 2000 /* of the loop: some tens of microseconds */
@@ -22,12 +21,14 @@ typedef struct {
   _Alignas(64) atomic_int arrived; /* threads, over all phases */
   _Alignas(64) atomic_int passed;  /* phases that are over */
   atomic_int asleep;
+  _Alignas(64) atomic_int done; /* tasks that others of their own phase need, over all phases */
 } Team;
 
 typedef struct {
   Team *team;
   int threads, number, phase;
   long long base; /* of this phase's tasks in `taken` */
+  int due;        /* of `done`, up to those of this phase */
 } Member;
 
 static inline long long next_task(Member *me) {
@@ -52,6 +53,18 @@ static inline void sleep_until_passed(Team *team, int phase) {
 #else
   while (atomic_load(&team->passed) == phase) sched_yield();
 #endif
+}
+
+/* The first `count` tasks of this phase are needed by its others: each ends with `tell_done`, and whoever needs them calls
+ * `await`. They wait for none, so all of them end. */
+static inline void expect(Member *me, int count) { me->due += count; }
+static inline void tell_done(Member *me) { atomic_fetch_add_explicit(&me->team->done, 1, memory_order_release); }
+static inline void await(Member *me) {
+  for (int turn = 0; atomic_load_explicit(&me->team->done, memory_order_acquire) < me->due; turn++)
+    if (turn < TURNS)
+      rest();
+    else
+      sched_yield();
 }
 
 /* End a phase of `tasks` tasks. What was written in it can be read by all. */

@@ -64,17 +64,24 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
     for slot in (-1, 0):
         alone = decodes(chosen, 0, slot=slot)
         for beside in (1, 6, 31, 255):
-            for others in (-1, 1):
+            for others in (-1, 0, 1):
                 assert torch.equal(decodes(chosen, beside, slot=slot, others=others), alone)
 
 
-def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path]) -> None:
-    """More threads than cores, too: they wait asleep for one another."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+    """More threads than cores, too: they wait asleep for one another, and for the products with an adapter's A."""
+    adapter = save_adapter(folder("llama"), tmp_path, seed=1)
+    found = []
     try:
-        one, *more = (decodes(ModelRunner(settings(folder("llama"), threads=n)), 30) for n in (1, 2, 5))
+        for threads in (1, 2, 5):
+            chosen = ModelRunner(settings(folder("llama"), threads=threads, dtype=dtype, max_loras=1))
+            chosen.lora.write(0, read_weights(spec_of(chosen, adapter), chosen.dtype))
+            found.append([decodes(chosen, 30, slot=slot, others=0) for slot in (-1, 0)])
     finally:
         torch.set_num_threads(1)
-    assert all(torch.equal(one, other) for other in more)
+    assert not torch.equal(*found[0])
+    assert all(torch.equal(torch.stack(found[0]), torch.stack(other)) for other in found[1:])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
