@@ -93,7 +93,7 @@ def reason_against(model: nn.Module) -> str | None:
         return f"{name} is not one of the decoders it knows"
     if any("forward" in vars(module) or _has_hooks(module) for module in model.modules()):
         return "its modules have hooks"
-    for layer in model.base_model.layers:
+    for layer in families.text_of(model).layers:
         if families.activation_of(layer) is None:
             return f"its activation is none of {', '.join(families.ACTIVATIONS)}"
         if not layer.self_attn.is_causal:
@@ -114,7 +114,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _groups(model: Any) -> Iterator[list[str]]:
     """The paths of linear layers that get the same input, in the order of the kernel."""
     paths = {id(module): path for path, module in model.named_modules()}
-    for layer in model.base_model.layers:
+    for layer in families.text_of(model).layers:
         linears = families.linears_of(layer)
         for group in families.GROUPS:
             yield [paths[id(linears[name])] for name in group if name in linears]
@@ -126,7 +126,7 @@ class NativeDecoder:
     def __init__(self, model: Any, shapes: dict[int, LayerShape], lora: LoraSlots, library: ctypes.CDLL) -> None:
         """`model` has been packed, and `reason_against` had none before. Raises ValueError where a layer is not packed
         for the kernel."""
-        base, config = model.base_model, model.config
+        base, config = families.text_of(model), model.config.get_text_config()
         self._library = library
         self._kept: list[Any] = []  # what the kernel points to
         self.nanoseconds = (ctypes.c_int64 * len(PARTS))()

@@ -27,8 +27,28 @@ FAMILIES = (
     "SmolLM3",
 )
 TASKS = ("ForCausalLM", "ForSequenceClassification")
-NAMES = {family + task for family in FAMILIES for task in TASKS} | {"Gemma3TextForSequenceClassification"}
+NAMES = {family + task for family in FAMILIES for task in TASKS} | {
+    "Gemma3ForConditionalGeneration",
+    "Gemma3TextForSequenceClassification",
+}
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+
+
+def has_images(model: Any) -> bool:
+    """Whether it is one of Gemma 3's classes for images and text, which have a decoder of text beside a tower."""
+    return type(model).__name__ in NAMES and hasattr(model.base_model, "language_model")
+
+
+def text_of(model: Any) -> Any:
+    """What computes text in a model of a known kind."""
+    return model.base_model.language_model if has_images(model) else model.base_model
+
+
+def leave_images(model: Any) -> None:
+    """Take the tower away: it would take memory, and no image comes."""
+    if has_images(model):
+        for name in ("vision_tower", "multi_modal_projector"):
+            setattr(model.base_model, name, None)
 
 
 def linears_of(layer: Any) -> dict[str, Any]:

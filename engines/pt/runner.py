@@ -17,7 +17,7 @@ from engines.checkpoint.heads import head_of, is_classifier
 from engines.checkpoint.size import bytes_of_weights
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
-from engines.pt import attention, check, rope
+from engines.pt import attention, check, families, rope
 from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
@@ -90,6 +90,7 @@ class ModelRunner:
             quantization=config.quantization,
             keep_integers=on_cpu,
         )
+        families.leave_images(self.model)
         rope.freeze(self.model, self.max_model_len)
         self.device: torch.device = self.model.get_input_embeddings().weight.device
         self.dtype = dtype
@@ -151,7 +152,7 @@ class ModelRunner:
         if any(shape.window > plan.window for shape in layers.values()):
             with check.narrow_windows(self.model, plan.window):
                 narrowed = self._probe()
-        self.model.set_attn_implementation(attention.NAME)
+        self._attend_by(attention.NAME)
         self._shapes = narrowed
         self._decoder = self._native_decoder()
         problem = self._problem(plan, expected)
@@ -321,7 +322,7 @@ class ModelRunner:
         ids = torch.tensor([self._probe_ids()], device=self.device)
         positions = torch.arange(ids.shape[1], device=self.device)[None]
         try:
-            self.model.set_attn_implementation(attention.PROBE)
+            self._attend_by(attention.PROBE)
             model = self.model if self.head is None else self.model.base_model
             model(input_ids=ids, position_ids=positions, use_cache=False, step=layers)
         except UnsupportedModel:
@@ -335,6 +336,10 @@ class ModelRunner:
         if self._reason is None:  # its layers' results are float32, which the cache need not be
             layers = {number: replace(shape, dtype=self.dtype) for number, shape in layers.items()}
         return layers
+
+    def _attend_by(self, implementation: str) -> None:
+        text = families.text_of(self.model) if families.has_images(self.model) else self.model
+        text.set_attn_implementation(implementation)
 
     @property
     def _name(self) -> str:
