@@ -148,7 +148,7 @@ static void fetch_next(const Decoder *d, const Adapted *a, const Step *s, int pa
   if (a->next != NULL) lora_fetch_down(a->next, &s->dealt, factor_size(d), part, parts);
 }
 
-/* One panel of a matrix times some rows of x, with their updates: `layer` is the matrix's place among those of its group. */
+/* One panel of a matrix, the `layer`-th of those with the same inputs, times some rows of x; with their updates. */
 static void multiply_updated(const Decoder *d, const Matrix *m, const void *x, const Updates *u, const Step *s,
                              int layer, int64_t first, int rows, int panel, float *values, Member *me) {
   int columns = columns_of(d, m), column = panel * columns;
