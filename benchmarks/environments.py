@@ -62,6 +62,18 @@ class Vllm(Environment):
 
 
 @dataclass(frozen=True, slots=True)
+class VllmZentorch(Vllm):
+    """The same beside AMD's library for its products, in the version for our torch."""
+
+    def prepare(self, torch_index: str | None) -> None:
+        """vLLM asks for it nowhere else. Raises NotRun."""
+        cpu = Path("/proc/cpuinfo")
+        if not cpu.exists() or not {"AuthenticAMD", "avx512f"} <= set(cpu.read_text().split()):
+            raise NotRun("vLLM takes zentorch on AMD's CPUs with AVX-512 alone")
+        Vllm.prepare(self, torch_index)
+
+
+@dataclass(frozen=True, slots=True)
 class LlamaCpp(Environment):
     """llama.cpp as tuneserve installs it, in a folder of its own beside our environment."""
 

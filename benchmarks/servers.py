@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.environments import Environment, LlamaCpp, Vllm
+from benchmarks.environments import Environment, LlamaCpp, Vllm, VllmZentorch
 from benchmarks.workload import MODES
 
 MOST_AT_ONCE = 32
@@ -84,6 +84,7 @@ def _module(name: str, setting: Setting) -> list[str]:
 TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.23.0", "accelerate==1.15.0"))
 SWIFT = Environment("swift", ("ms-swift==4.6.0", "bitsandbytes==0.50.2", "tensorboard"))
 VLLM = Vllm("vllm", ())
+ZENTORCH = VllmZentorch("vllm-zentorch", ("zentorch==2.13.0.2",))
 LLAMACPP = LlamaCpp("llamacpp", ())
 
 
@@ -115,11 +116,23 @@ def swift_deploy(setting: Setting) -> list[str]:
     ]
 
 
-def vllm_serve(setting: Setting) -> list[str]:
+def vllm_serve(setting: Setting, environment: Environment = VLLM) -> list[str]:
     return [
-        *(VLLM.program("vllm"), "serve", setting.model, "--served-model-name", "bench", "--dtype", setting.dtype),
+        *(
+            environment.program("vllm"),
+            "serve",
+            setting.model,
+            "--served-model-name",
+            "bench",
+            "--dtype",
+            setting.dtype,
+        ),
         *("--host", "127.0.0.1", "--port", str(setting.port), "--max-model-len", "4096", "--max-num-seqs", "64"),
     ]
+
+
+def vllm_zentorch_serve(setting: Setting) -> list[str]:
+    return vllm_serve(setting, ZENTORCH)
 
 
 def llamacpp_serve(setting: Setting) -> list[str]:
@@ -134,6 +147,8 @@ def all_candidates(sampling: dict[str, float]) -> dict[str, Any]:
     """llama.cpp leaves out tokens by rules of its own, where nobody asks for none."""
     return {"ignore_eos": True, "top_k": 0, "min_p": 0.0, "cache_prompt": False}
 
+
+VLLM_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 SERVERS = (
     Server("tuneserve", "tuneserve", ours, body=ignore_eos),
@@ -164,7 +179,15 @@ SERVERS = (
         "vLLM",
         vllm_serve,
         environment=VLLM,
-        variables={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        variables=VLLM_VARIABLES,
+        body=ignore_eos,
+    ),
+    Server(
+        "vllm-zentorch",
+        "vLLM with zentorch",
+        vllm_zentorch_serve,
+        environment=ZENTORCH,
+        variables=VLLM_VARIABLES,
         body=ignore_eos,
     ),
     Server("llamacpp", "llama.cpp", llamacpp_serve, environment=LLAMACPP, body=all_candidates),

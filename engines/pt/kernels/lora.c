@@ -130,14 +130,16 @@ void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int co
 #define Y float
 #include "lora_rows.h"
 
+/* The rows of a block rise from one to the next. */
 #define UP_TILE(NAME, T, UP)                                                                                          \
   void NAME(const Updates *u, const Dealt *d, int layer, const Tile *tile) {                                          \
     for (int block = 0; block < d->blocks; block++) {                                                                 \
+      int end = tile->row + tile->rows, first = 0, count = 0;                                                         \
+      if (d->order[d->starts[block]] >= end || d->order[d->starts[block + 1] - 1] < tile->row) continue;              \
       Own own = own_of(u, d, block, layer);                                                                           \
-      int first = 0, count = 0; /* rows rise from one to the next */                                                  \
       float *to[ROWS];                                                                                                \
-      while (first < own.count && own.rows[first] < tile->row) first++;                                               \
-      for (int i = first; i < own.count && own.rows[i] < tile->row + tile->rows; i++)                                 \
+      while (own.rows[first] < tile->row) first++;                                                                    \
+      for (int i = first; i < own.count && own.rows[i] < end; i++)                                                    \
         to[count++] = tile->values + (int64_t)(own.rows[i] - tile->row) * tile->stride;                               \
       if (count > 0 && own.rank > 0)                                                                                  \
         UP(count, own.low + (int64_t)first * u->height, u->height, (const T *)own.b + tile->column, own.rank,         \

@@ -39,9 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(config(), tmp_path_factory.mktemp("gemma3-images"), tokenizer=True)
 
 
-def test_it_answers_as_its_class_does_computed_in_one_call(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_answers_as_its_class_does_computed_in_one_call(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     chosen = ModelRunner(settings(folder))
     assert chosen._decoder is not None
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
