@@ -14,6 +14,7 @@ from engines.checkpoint.quantization import (
     UNPACKED,
     Quantization,
     check_not_quantized,
+    check_readable,
     is_unpacked,
     quantized_by,
     rounds_inputs,
@@ -83,6 +84,7 @@ def load_model(
     """
     import transformers
 
+    check_readable(model, config)
     if quantization is not None:
         check_not_quantized(model, config)
     auto = {

@@ -117,6 +117,16 @@ def check_not_quantized(model: str, config: Any) -> None:
         raise UnsupportedModel(message, param="quant_method")
 
 
+def check_readable(model: str, config: Any) -> None:
+    """Raises UnsupportedModel for a checkpoint that transformers would fill with random weights."""
+    if quantized_by(config) == "hqq":
+        message = (
+            f"{Path(model).name!r} was saved by HQQ, and transformers 5 no longer reads that: take the model that it was"
+            " made of, with quant_method hqq"
+        )
+        raise UnsupportedModel(message, param="model")
+
+
 def install_command(method: str) -> str:
     return f"pip install 'tuneserve[{_METHODS[method].extra}]'"
 

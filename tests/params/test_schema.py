@@ -137,7 +137,7 @@ OTHER_CHOICES = {
     "lr_scheduler_type": set(get_args(Schedule)),  # the reference leaves the names to transformers
     "init_weights": set(),  # the reference gives patterns; the validator has tests of its own
 }
-OF_EXPORT = {"quant_method": {"gptq", "awq", "fp8", "w8a8", "bnb", "torchao"}}
+OF_EXPORT = {"quant_method": {"gptq", "awq", "fp8", "w8a8", "bnb", "hqq", "torchao"}}
 """`quant_method` of export means another thing."""
 
 BASE = {"base", "model", "data", "template", "generation", "quantization"}

@@ -2,7 +2,8 @@
 2023, arXiv:2306.00978). Written in AutoAWQ's GEMM form, which vLLM, LMDeploy and transformers read.
 
 What the search looks at is the error of the layers' outputs: with the sum of x xᵀ over all inputs x, that of a change D
-of the weights is the trace of D (sum x xᵀ) Dᵀ.
+of the weights is the trace of D (sum x xᵀ) Dᵀ. The scaled weights are then rounded as GPTQ rounds: its numbers fit this
+form, and cost less than the nearest ones.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import UnsupportedModel
 from training.exports.blocks import Block, Inputs
-from training.exports.grid import Grid, fit_grid, groups_of, pack
+from training.exports.grid import Grid, fit_grid, groups_of, pack, saved
+from training.exports.rounding import round_block
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 BITS = 4
 STEPS = 20
-"""Exponents that are tried, between 0 (nothing is scaled) and 1."""
+"""Exponents that are told apart, between 0 (nothing is scaled) and 1."""
+STRIDES = (4, 2, 1)
+"""How far apart those are that are tried, first everywhere, then around the best."""
+ROWS = 256
+"""Of a layer, about: as many tell its error well enough."""
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Columns of eight in the order in which a word has them."""
 
@@ -63,57 +69,57 @@ def quantize_block(block: Block, model_type: str, *, group: int, stored: "torch.
     """Change the block's weights to what is left of them; return those of its linear layers as they are saved.
     `stored`: the type that its other weights are saved in."""
     inputs = block.inputs()
+    weights = {path: layer.weight.data.float() for path, layer in block.linears().items()}
     for shared in BLOCKS[model_type]:
-        _scale(block, shared, inputs, group, stored)
-    saved: dict[str, Tensor] = {}
-    for path, layer in block.linears().items():
-        size = layer.in_features if group == -1 else group
-        weight = layer.weight.data.float()
-        grid = _saved(fit_grid(weight, inputs[path].gram.diagonal(), bits=BITS, group=size, symmetric=False))
-        groups = groups_of(layer.in_features, size).to(weight.device)
-        numbers = grid.round(weight, groups)
-        layer.weight.data = grid.meant(numbers, groups).to(layer.weight.dtype)
-        tensors = packed(numbers, grid) | ({} if layer.bias is None else {"bias": layer.bias.data})
-        saved |= {f"{block.path}.{path}.{name}": tensor for name, tensor in tensors.items()}
-    return saved
+        _scale(block, shared, weights, inputs, group, stored)
+    return round_block(block, weights, inputs, packed, bits=BITS, group=group, symmetric=False)
 
 
-def _scale(block: Block, shared: Shared, inputs: dict[str, Inputs], group: int, stored: "torch.dtype") -> None:
-    """Multiply the columns of the layers by what serves best, and divide what makes their inputs by it."""
-    layers = [block.module.get_submodule(path) for path in shared.layers]
-    source = block.module.get_submodule(shared.source)
-    if len(source.weight) != layers[0].in_features:  # values that several heads share
+def _scale(
+    block: Block,
+    shared: Shared,
+    weights: dict[str, "Tensor"],
+    inputs: dict[str, Inputs],
+    group: int,
+    stored: "torch.dtype",
+) -> None:
+    """Multiply the columns of the layers' `weights` by what serves best, and divide what makes their inputs by it."""
+    given, source = inputs[shared.layers[0]], block.module.get_submodule(shared.source)
+    if len(source.weight) != len(given.magnitudes):  # values that several heads share
         return
-    given = inputs[shared.layers[0]]
-    scale = best_scale([layer.weight.data.float() for layer in layers], given, group=group)
-    before = source.weight.data.float()
-    divided = before / scale.view(-1, *[1] * (before.dim() - 1))
-    if before.dim() == 1:  # a norm's: what saving makes of it is made up for
-        divided = divided.to(stored).float()
+    scale = best_scale([weights[path] for path in shared.layers], given, group=group)
+    if shared.source in weights:
+        weights[shared.source] = weights[shared.source] / scale[:, None]
+    else:  # a norm's: what saving makes of it is made up for
+        before = source.weight.data.float()
+        divided = (before / scale).to(stored).float()
         scale = (before / divided).where(divided != 0, scale)
-    source.weight.data = divided.to(source.weight.dtype)
-    for layer in layers:
-        layer.weight.data = (layer.weight.data.float() * scale).to(layer.weight.dtype)
+        source.weight.data = divided.to(source.weight.dtype)
     if getattr(source, "bias", None) is not None:
         source.bias.data = (source.bias.data.float() / scale).to(source.bias.dtype)
+    divided_inputs = given.divided(scale)
     for path in shared.layers:
-        inputs[path].gram = inputs[path].gram / (scale[:, None] * scale)
-        inputs[path].magnitudes = inputs[path].magnitudes / scale
+        weights[path] = weights[path] * scale
+        inputs[path] = divided_inputs
 
 
 def best_scale(weights: Sequence["Tensor"], inputs: Inputs, *, group: int) -> "Tensor":
     """(columns,): by what to multiply the columns of `weights`, each (rows, columns), before they are rounded."""
-    import torch
-
     typical = (inputs.magnitudes / max(inputs.count, 1)).clamp(min=1e-4)
-    best, scale = torch.inf, torch.ones_like(typical)
-    for step in range(STEPS):
+    samples = [weight[:: max(1, len(weight) // ROWS)] for weight in weights]
+
+    def scale(step: int) -> "Tensor":
         tried = typical ** (step / STEPS)
-        tried = (tried / (tried.max() * tried.min()).sqrt()).clamp(min=1e-4)
-        error = sum(_error(weight, tried, inputs, group) for weight in weights)
-        if error < best:
-            best, scale = error, tried
-    return scale
+        return (tried / (tried.max() * tried.min()).sqrt()).clamp(min=1e-4)
+
+    errors: dict[int, float] = {}
+    places = range(0, STEPS, STRIDES[0])
+    for stride in STRIDES:
+        for step in {*places} - errors.keys():
+            errors[step] = sum(_error(each, scale(step), inputs, group) for each in samples)
+        best = min(errors, key=errors.__getitem__)
+        places = range(max(0, best - stride // 2), min(STEPS, best + stride // 2 + 1), max(1, stride // 2))
+    return scale(best)
 
 
 def _error(weight: "Tensor", scale: "Tensor", inputs: Inputs, group: int) -> float:
@@ -121,14 +127,9 @@ def _error(weight: "Tensor", scale: "Tensor", inputs: Inputs, group: int) -> flo
     size = weight.shape[1] if group == -1 else group
     groups = groups_of(weight.shape[1], size).to(weight.device)
     importance = inputs.gram.diagonal() / scale.square()
-    grid = _saved(fit_grid(weight * scale, importance, bits=BITS, group=size, symmetric=False, shrinks=1))
+    grid = saved(fit_grid(weight * scale, importance, bits=BITS, group=size, symmetric=False, shrinks=1))
     change = grid.meant(grid.round(weight * scale, groups), groups) / scale - weight
     return float(((change @ inputs.gram) * change).sum())
-
-
-def _saved(grid: Grid) -> Grid:
-    """With scales as they are saved, in float16."""
-    return Grid(grid.scale.half().float().clamp(min=2**-24), grid.zero, grid.bits, grid.group)
 
 
 def packed(numbers: "Tensor", grid: Grid) -> dict[str, "Tensor"]:

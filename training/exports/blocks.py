@@ -2,7 +2,7 @@
 by what the blocks before it, which are quantised already, make of texts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import UnsupportedModel
@@ -10,6 +10,10 @@ from training.exports.calibration import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+TOGETHER = 512
+"""Vectors whose products are summed at once."""
 
 
 @dataclass(slots=True)
@@ -21,6 +25,32 @@ class Inputs:
     magnitudes: "Tensor"
     """Sum of |x|: (inputs,), float32."""
     count: int = 0
+    _waiting: list["Tensor"] = field(default_factory=list)
+
+    def add(self, x: "Tensor") -> None:
+        """Vectors (count, inputs), which are counted once there are enough of them, or in `finish`."""
+        self._waiting.append(x)
+        if sum(map(len, self._waiting)) >= TOGETHER:
+            self.finish()
+
+    def finish(self) -> None:
+        import torch
+
+        if not self._waiting:
+            return
+        x = torch.cat(self._waiting)
+        self._waiting.clear()
+        self.magnitudes += x.abs().sum(0, dtype=torch.float32)
+        self.count += len(x)
+        if x.dtype == torch.bfloat16:  # exact but for one rounding of each sum, and several times faster
+            self.gram += x.T @ x
+        else:
+            x = x.float()
+            self.gram.addmm_(x.T, x)
+
+    def divided(self, scale: "Tensor") -> "Inputs":
+        """What the inputs were if they were divided by `scale` (inputs,)."""
+        return Inputs(self.gram / (scale[:, None] * scale), self.magnitudes / scale, self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +81,24 @@ class Block:
         return {path: each for path, each in self.module.named_modules() if type(each) is torch.nn.Linear}
 
     def inputs(self) -> dict[str, Inputs]:
-        """What each linear layer is given by all batches."""
+        """What each linear layer is given by all batches. Layers that are given the same have the same `Inputs`."""
         import torch
 
         found: dict[str, Inputs] = {}
         mask: list[Tensor] = []
+        last: list[tuple[Tensor, Inputs]] = []
 
         def listen(path: str) -> Callable[[Any, tuple[Any, ...]], None]:
             def hook(_: Any, given: tuple[Any, ...]) -> None:
-                x = given[0].detach().reshape(-1, given[0].shape[-1])[mask[-1]].float()
+                if last and last[-1][0] is given[0]:
+                    found[path] = last[-1][1]
+                    return
+                x = given[0].detach().reshape(-1, given[0].shape[-1])[mask[-1]]
                 if path not in found:
                     size = x.shape[-1]
-                    found[path] = Inputs(x.new_zeros(size, size), x.new_zeros(size))
-                found[path].gram.addmm_(x.T, x)
-                found[path].magnitudes += x.abs().sum(0)
-                found[path].count += len(x)
+                    found[path] = Inputs(*(torch.zeros(shape, device=x.device) for shape in ((size, size), size)))
+                found[path].add(x)
+                last[:] = [(given[0], found[path])]
 
             return hook
 
@@ -73,6 +106,8 @@ class Block:
         try:
             with torch.inference_mode():
                 self.forward(mask.append)
+                for each in found.values():
+                    each.finish()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -117,11 +152,13 @@ def blocks_of(model: Any) -> tuple[str, Any]:
 
 
 def _given(model: Any, blocks: Any, batches: Sequence[Batch]) -> tuple[list["Tensor"], list[list[Mapping[str, Any]]]]:
-    """For each batch what the first block is given, and which other arguments each block is."""
+    """For each batch what the first block is given, and which other arguments each block is. The first block alone is
+    computed: the others pass on what it has made."""
     import torch
 
     first: list[Tensor] = []
     settings: list[list[Mapping[str, Any]]] = []
+    made: list[Any] = []
 
     def listen(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if module is blocks[0]:
@@ -129,13 +166,19 @@ def _given(model: Any, blocks: Any, batches: Sequence[Batch]) -> tuple[list["Ten
         settings[-1].append({name: value for name, value in named.items() if name != "hidden_states"})
 
     hooks = [block.register_forward_pre_hook(listen, with_kwargs=True) for block in blocks]
+    hooks.append(blocks[0].register_forward_hook(lambda *told: made.append(told[-1])))
+    for block in blocks[1:]:
+        block.forward = lambda *_, **__: made[-1]
     try:
         with torch.inference_mode():
             for batch in batches:
                 settings.append([])
                 ids, mask = batch.input_ids.to(model.device), batch.mask.to(model.device)
                 model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+                made.clear()
     finally:
         for hook in hooks:
             hook.remove()
+        for block in blocks[1:]:
+            del block.forward
     return first, settings

@@ -1,7 +1,7 @@
 """The whole numbers that weights are rounded to, and how 32-bit words hold them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engines.errors import InvalidRequest
@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORD = 32
-SHRINKS = 40
+SHRINKS = 20
 """Smaller ranges that are tried for each scale: down to a half of the largest weight."""
+NEAR = 2**16
+"""Weights that are looked at together: as many as stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +45,44 @@ def fit_grid(
     """
     import torch
 
-    rows, columns = weight.shape
-    parts = weight.reshape(rows, columns // group, group)
+    columns = weight.shape[1]
     counts = importance.reshape(1, columns // group, group)
-    most = 2**bits - 1
+    parts = [
+        _fit(rows.reshape(len(rows), -1, group), counts, 2**bits - 1, symmetric=symmetric, shrinks=shrinks)
+        for rows in weight.split(max(1, NEAR // columns))
+    ]
+    scale, zero = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Grid(scale, zero, bits, group)
+
+
+def _fit(parts: "Tensor", counts: "Tensor", most: int, *, symmetric: bool, shrinks: int) -> tuple["Tensor", "Tensor"]:
+    """Scales and zeros (rows, groups) of `parts` (rows, groups, weights)."""
+    import torch
+
     low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
     if symmetric:
         high = torch.maximum(-low, high)
         low = -high
-    best = torch.full_like(low, torch.inf)
+    best, change = torch.full_like(low, torch.inf), torch.empty_like(parts)
     scale, zero = torch.ones_like(low), torch.zeros_like(low)
     for step in range(shrinks):
         shrunk = 1 - step / (2 * shrinks)
         tried = ((high - low) * shrunk / most).clamp(min=1e-8)
-        if symmetric:
-            middle = torch.full_like(tried, 2 ** (bits - 1))
-        else:
+        middle = torch.full_like(tried, (most + 1) / 2)
+        if not symmetric:
             middle = (-low * shrunk / tried).round().clamp(0, most)
-        numbers = ((parts / tried[..., None]).round() + middle[..., None]).clamp(0, most)
-        error = ((tried[..., None] * (numbers - middle[..., None]) - parts).square() * counts).sum(-1)
+        torch.div(parts, tried[..., None], out=change).round_().add_(middle[..., None]).clamp_(0, most)
+        change.sub_(middle[..., None]).mul_(tried[..., None]).sub_(parts).square_().mul_(counts)
+        error = change.sum(-1)
         better = error < best
         best = torch.where(better, error, best)
         scale, zero = torch.where(better, tried, scale), torch.where(better, middle, zero)
-    return Grid(scale, zero, bits, group)
+    return scale, zero
+
+
+def saved(grid: Grid) -> Grid:
+    """With scales as they are saved, in float16."""
+    return replace(grid, scale=grid.scale.half().float().clamp(min=2**-24))
 
 
 def pack(numbers: "Tensor", bits: int, order: Iterable[int] | None = None) -> "Tensor":

@@ -11,10 +11,14 @@ from training.params.refusal import Refusal, given
 if TYPE_CHECKING:
     from training.params.export import ExportParams
 
-ExportMethod = Literal["gptq", "awq", "fp8", "w8a8", "bnb", "torchao"]
+ExportMethod = Literal["gptq", "awq", "fp8", "w8a8", "bnb", "hqq", "torchao"]
 OF_LIBRARIES = ("bnb", "torchao")
 """Methods by which models are quantised while they are loaded, too."""
 OF_DATA = ("quant_n_samples", "max_length", "quant_batch_size", "dataset", "data_seed", "strict")
+_HQQ = (
+    "nothing that serves loads what HQQ saves: transformers 5 no longer makes layers of it, and vLLM 0.32 has no "
+    "reader for it. Quantise by it while the model is loaded, or choose gptq, awq, bnb or torchao"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ def export_conflicts(params: "ExportParams") -> list[Refusal]:
     name = params.quant_method
     method = METHODS.get(name or "")
     found = [(each, "only gptq and awq read it") for each in _unread(params, method)]
+    if name == "hqq":
+        return [*found, ("quant_method", _HQQ)]
     if name is None or name in OF_LIBRARIES:
         asked = params.model_dump(include=params.model_fields_set & QuantizationParams.model_fields.keys())
         return [*found, *quantization_conflicts(QuantizationParams.model_validate(asked))]

@@ -141,6 +141,7 @@ def test_where_inputs_are_in_order_a_file_may_leave_out_which_group_they_are_of_
         ({"quant_method": "gptq", "is_marlin_format": True}, "not from marlin"),
         ({"quant_method": "awq", "version": "gemv"}, "weights of awq are unpacked from gemm, not from gemv"),
         ({"quant_method": "awq", "backend": "llm-awq", "version": "gemm"}, "not from llm-awq"),
+        ({"quant_method": "hqq"}, "'packed' was saved by HQQ, and transformers 5 no longer reads that"),
     ],
     ids=str,
 )

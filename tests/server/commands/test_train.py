@@ -197,6 +197,7 @@ def test_what_merge_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], wor
         (["--model", "m", "--quant_method", "gptq", "--dataset", "d"], "--quant_method: say how many bits"),
         (["--model", "m", "--quant_method", "awq"], "--dataset: awq measures on texts which weights matter"),
         (["--model", "m", "--quant_method", "fp8", "--group_size", "64"], "--group_size: only gptq and awq read it"),
+        (["--model", "m", "--quant_method", "hqq"], "--quant_method: nothing that serves loads what HQQ saves"),
         (["--adapters", "a", "--quant_method", "fp8"], "--merge_lora: what is quantised is a whole model"),
         (["--adapters", "a", "--to_gguf", "q8_0"], "--to_gguf: a GGUF file of an adapter is f32, f16 or bf16"),
         (["--model", "m", "--to_peft_format"], "--adapters: name the adapter to write as PEFT has it"),

@@ -1,12 +1,16 @@
 """Rounding by what is known of the inputs changes the outputs less than rounding to the nearest."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 
+from engines.errors import UnsupportedModel
 from training.exports.awq import best_scale
 from training.exports.blocks import Inputs
-from training.exports.gptq import rounded
 from training.exports.grid import Grid, fit_grid, groups_of, pack
+from training.exports.rounding import rounded
 
 GROUP = 16
 
@@ -66,3 +70,25 @@ def test_a_grid_gives_back_what_lies_on_it() -> None:
     grid = fit_grid(weight, torch.ones(16), bits=4, group=16, symmetric=False)
     assert isinstance(grid, Grid)
     torch.testing.assert_close(grid.meant(grid.round(weight, groups_of(16, 16)), groups_of(16, 16)), weight)
+
+
+def test_scales_suit_the_numbers_best() -> None:
+    x, weight = some_inputs(), torch.randn(32, 64)
+    numbers, grid = rounded(weight, inputs_of(x), bits=4, group=GROUP)
+    groups = groups_of(64, GROUP)
+    found = error(grid.meant(numbers, groups), weight, x)
+    for factor in (0.97, 1.03):
+        for group in range(64 // GROUP):
+            other = grid.scale.clone()
+            other[:, group] *= factor
+            assert error(replace(grid, scale=other).meant(numbers, groups), weight, x) > found
+
+
+def test_inputs_that_hang_together_wholly_are_rounded_and_those_that_are_no_numbers_refused() -> None:
+    x, weight = some_inputs(count=8), torch.randn(32, 64)
+    numbers, grid = rounded(weight, inputs_of(x), bits=4, group=GROUP)
+    meant = grid.meant(numbers, groups_of(64, GROUP))
+    assert error(meant, weight, x) < error(nearest(weight, symmetric=True), weight, x) / 2
+    x[3, 5] = torch.nan
+    with pytest.raises(UnsupportedModel, match="cannot be told in numbers"):
+        rounded(weight, inputs_of(x), bits=4, group=GROUP)
