@@ -28,9 +28,10 @@ from training.trainers.groups import GroupsTrainer
 PROMPTS = ["red 1", "blue and red", "the value of two", "numbers"]
 STEPS = 6
 SETTINGS: dict[str, Any] = {
-    "max_steps": STEPS, "learning_rate": 5e-3, "weight_decay": 0.1, "lr_scheduler_type": "constant", "logging_steps": 1,
+    "max_steps": STEPS, "learning_rate": 0.2, "weight_decay": 0.1, "lr_scheduler_type": "constant", "logging_steps": 1,
     "gradient_checkpointing": False, "report_to": ["none"], "num_generations": 4, "max_completion_length": 9,
     "temperature": 0.8,
+    "optim": "sgd",  # Adam steps as far for a gradient that is rounding alone
 }  # fmt: skip
 
 
@@ -168,5 +169,4 @@ def same(found: Any, expected: Any) -> None:
     assert len(found[0]) == STEPS
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     for name, weight in expected[1].items():
-        # Adam divides by the gradient's size: where that is all but 0, what is rounded otherwise makes a difference.
-        torch.testing.assert_close(found[1][name], weight, atol=5e-4, rtol=1e-3)
+        torch.testing.assert_close(found[1][name], weight, atol=1e-4, rtol=1e-3)
