@@ -3,6 +3,8 @@
 Ours are what `--quant_method torchao` makes: decode steps of 1 and 8 sequences and a prefill of 256 tokens without a
 server, and the perplexity of texts that are not of the model's making (`benchmarks.exports`). llama.cpp's speed is
 what its server tells of its decoding, of one request and of eight at once. Each runs in a process of its own.
+
+With `--caches`: keys and values of 8 bits (`--kv_cache_dtype`) beside those in bfloat16, after LONG tokens of one text.
 """
 
 import argparse
@@ -25,15 +27,18 @@ from benchmarks.environments import HOME
 from benchmarks.exports import TOKENS, texts
 from benchmarks.report import RESULTS, hardware, machine, save, say, table
 from benchmarks.servers import MOST_AT_ONCE
-from benchmarks.steps import Model, seconds_of
+from benchmarks.steps import CHUNK, LONG, Model, seconds_of
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
+from engines.process.resources import GIB
+from engines.pt.eight_bits import KINDS
 from engines.pt.runner import Segment
 from engines.setup.demo import demo_model
 from engines.setup.install import install_llamacpp
 
 OURS = {"bfloat16": None, "8 bits": 8, "4 bits": 4}
 LLAMACPP = {"llama.cpp bf16": "bf16", "llama.cpp Q8_0": "q8_0", "llama.cpp Q4_K_M": "q4_k_m"}
+CACHES = {"bfloat16 cache": "auto", **{f"{name} cache": name for name in KINDS}}
 PROMPT = "The capital of France is"
 ANSWER = 12
 DECODED = 64
@@ -82,6 +87,29 @@ def _perplexity(model: Model, tokenizer: Any) -> float:
         lost += torch.nn.functional.cross_entropy(logits[:-1].float(), target, reduction="sum").item()
         count += len(ids) - 1
     return math.exp(lost / count)
+
+
+def cache(kind: str, threads: int) -> dict[str, Any]:
+    folder = str(demo_model())
+    torch.set_num_threads(threads)
+    model = Model(folder, "bfloat16", threads, kv_cache_dtype=kind)
+    tokenizer = load_tokenizer(folder)
+    ids: list[int] = tokenizer("\n\n".join(texts()[1])).input_ids[: LONG + 1]
+    blocks, lost = _blocks(model, len(ids)), []
+    for start in range(0, LONG, CHUNK):
+        given = ids[start : min(start + CHUNK, LONG)]
+        logits = model.runner.step([Segment(given, start, blocks, wants=len(given))]).logits
+        target = torch.tensor(ids[start + 1 : start + 1 + len(given)])
+        lost.append(torch.nn.functional.cross_entropy(logits.float(), target, reduction="none"))
+    losses = torch.cat(lost)
+    each = sum(shape.bytes_per_token for shape in model.runner.cache.layers.values())
+    return {
+        "perplexity": math.exp(losses.mean().item()),
+        "of its second half": math.exp(losses[LONG // 2 :].mean().item()),
+        "tokens of a GiB": int(GIB // each),
+        "decode": 1000 * seconds_of(model.decode(1, LONG)[0]),
+        "attention": model.parts(model.decode(1, LONG)[0])["attention"],
+    }
 
 
 # ---- llama.cpp's
@@ -147,7 +175,10 @@ def run(name: str, threads: int) -> dict[str, Any]:
 
 
 def one(name: str, threads: int) -> None:
-    row = ours(OURS[name], threads) if name in OURS else llamacpp(LLAMACPP[name], threads)
+    if name in CACHES:
+        row = cache(CACHES[name], threads)
+    else:
+        row = ours(OURS[name], threads) if name in OURS else llamacpp(LLAMACPP[name], threads)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     sys.stdout.write(json.dumps({"name": name, **row, "peak_mib": peak}) + "\n")
     sys.stdout.flush()
@@ -172,17 +203,34 @@ def as_markdown(document: dict[str, Any]) -> str:
     return "\n\n".join((f"# Quantised weights, {document['date']}", hardware(document["machine"]), how, table(cells)))
 
 
+def caches_as_markdown(document: dict[str, Any]) -> str:
+    base = document["rows"][0]
+    quality = ["perplexity", "of bfloat16's", "of its second half"]
+    cells = [["cache", "tokens of a GiB", *quality, f"decode 1 after {LONG}, ms", "attention, ms"]]
+    for row in document["rows"]:
+        share = f"{row['perplexity'] / base['perplexity']:.4f}"
+        numbers = [f"{row[name]:.3f}" for name in ("perplexity", "of its second half")]
+        times = [f"{row[name]:.2f}" for name in ("decode", "attention")]
+        cells.append([row["name"], str(row["tokens of a GiB"]), numbers[0], share, numbers[1], *times])
+    how = (
+        f"SmolLM2-135M-Instruct in bfloat16, {document['threads']} threads. `{document['command']}`, one run of each."
+        f" Perplexity of {LONG} tokens of docstrings in one text, {CHUNK} a step. How: ../README.md."
+    )
+    return "\n\n".join((f"# KV caches, {document['date']}", hardware(document["machine"]), how, table(cells)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantized", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without_llamacpp", action="store_true")
+    parser.add_argument("--caches", action="store_true", help="KV caches instead of weights")
     parser.add_argument("--dry", action="store_true", help="write no results")
-    parser.add_argument("--one", choices=[*OURS, *LLAMACPP], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*OURS, *LLAMACPP, *CACHES], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
         one(arguments.one, arguments.threads)
         return
-    names = [*OURS, *([] if arguments.without_llamacpp else LLAMACPP)]
+    names = [*CACHES] if arguments.caches else [*OURS, *([] if arguments.without_llamacpp else LLAMACPP)]
     document = {
         "date": time.strftime("%Y-%m-%d"),
         "command": shlex.join(["python", "-m", "benchmarks.quantized", *sys.argv[1:]]),
@@ -191,10 +239,10 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "torchao", "transformers")},
         "rows": [run(name, arguments.threads) for name in names],
     }
-    text = as_markdown(document)
+    text = caches_as_markdown(document) if arguments.caches else as_markdown(document)
     say(text)
     if not arguments.dry:
-        save(RESULTS / f"{document['date']}-quantized", document, text)
+        save(RESULTS / f"{document['date']}-{'caches' if arguments.caches else 'quantized'}", document, text)
 
 
 if __name__ == "__main__":

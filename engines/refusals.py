@@ -5,6 +5,7 @@ from itertools import combinations
 
 from engines.checkpoint.quantization import quantization_conflicts
 from engines.params.about import NOT_SUPPORTED, about, facts, unsupported_choice
+from engines.params.engine import unfit_cache_for_pt
 from engines.params.infer import InferParams
 from engines.params.speculation import unfit_for_pt
 
@@ -40,6 +41,12 @@ def unspeculative(params: InferParams) -> list[tuple[str, str]]:
     config = params.speculative_config
     reason = None if config is None or params.infer_backend != "pt" else unfit_for_pt(config)
     return [] if reason is None else [("speculative_config", reason)]
+
+
+def uncached(params: InferParams) -> list[tuple[str, str]]:
+    """The type of the KV cache where the engine has no such one, and why."""
+    reason = None if params.infer_backend != "pt" else unfit_cache_for_pt(params.kv_cache_dtype)
+    return [] if reason is None else [("kv_cache_dtype", reason)]
 
 
 def unquantised(params: InferParams, *, mark: str = "") -> list[tuple[str, str]]:

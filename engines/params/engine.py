@@ -10,6 +10,19 @@ from pydantic import Field
 from engines.params.about import DEPLOY, EVAL, EVERY_ENGINE, About
 from engines.params.base import Params
 
+KVCacheDType = Literal["auto", "int8_per_token_head", "fp8_per_token_head", "fp8", "fp8_e4m3", "fp8_e5m2"]
+
+OF_PT = ("auto", "int8_per_token_head", "fp8_per_token_head")
+
+
+def unfit_cache_for_pt(kv_cache_dtype: str) -> str | None:
+    """Why pt refuses to keep keys and values in it; None: it does not."""
+    if kv_cache_dtype in OF_PT:
+        return None
+    return f"pt keeps 8 bits with a scale for each token and head, which {kv_cache_dtype} has not: choose " + (
+        " or ".join(OF_PT[1:])
+    )
+
 
 class EngineParams(Params):
     """How an engine batches, caches and holds adapters. Which engine reads which parameter says the list above."""
@@ -29,6 +42,11 @@ class EngineParams(Params):
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
     as the weights take, 0.5 to 4 GiB, and at most a quarter of the memory that is free, in the container too. Never
     more than `max_num_seqs` sequences of full length can fill."""
+    kv_cache_dtype: Annotated[KVCacheDType, About(EVAL, engines=("pt", "vllm"))] = "auto"
+    """What keys and values are kept in, by vLLM's names; `auto`: the model's own type. 8 bits hold about twice as many
+    tokens in the same memory, at a cost in quality. pt has `int8_per_token_head` and `fp8_per_token_head`, with a scale
+    for each token and head; vLLM has these on GPUs, and `fp8` (which is `fp8_e4m3`) and `fp8_e5m2` on CPUs too. For
+    LMDeploy see `quant_policy`."""
     enable_prefix_caching: Annotated[bool, About(engines=EVERY_ENGINE)] = True
     """Keep the KV cache of prompts that were computed, and use it for later prompts that begin alike."""
     enable_sleep_mode: Annotated[bool, About(engines=("vllm",))] = False

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from engines.errors import UnsupportedModel
 from engines.process.machine import available_memory
+from engines.pt.eight_bits import EightBits, number_of
 
 NAME = "tuneserve_paged"
 PROBE = "tuneserve_probe"
@@ -42,65 +43,101 @@ class LayerShape:
     """What scores are multiplied by."""
     softcap: float = 0.0
     """Scores become softcap * tanh(scores / softcap); 0: they do not."""
+    kept: EightBits | None = None
+    """How keys and values are kept in 8 bits; None: as they are."""
 
     @property
     def bytes_per_token(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
+        width, scales = (int(self.dtype.itemsize), 0) if self.kept is None else (1, 2 * torch.float32.itemsize)
+        return self.kv_heads * ((self.key_dim + self.value_dim) * width + scales)
 
 
 class KVCache:
-    """Keys and values of every layer: (blocks, block_size, kv_heads, dim) tensors."""
+    """Keys and values of every layer: (blocks, block_size, kv_heads, dim) tensors. Those in 8 bits are bytes, with
+    scales (blocks, kv_heads, block_size) float32: a block is a row of each tensor."""
 
     def __init__(self, layers: dict[int, LayerShape], num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.windows = {i: s.window for i, s in layers.items()}
-        self._layers = layers
+        self.layers = layers
         self.make()
 
     def make(self) -> None:
         """Take the memory. What is in it is anybody's."""
-        layers, sizes = self._layers.items(), (self.num_blocks, self.block_size)
+        layers, sizes = self.layers.items(), (self.num_blocks, self.block_size)
         self.keys = {i: _blocks(*sizes, s.kv_heads, s.key_dim, s) for i, s in layers}
         self.values = {i: _blocks(*sizes, s.kv_heads, s.value_dim, s) for i, s in layers}
-        self.addresses = tuple(_addresses(tensors) for tensors in (self.keys, self.values))
-        """Where the keys of each layer are, and the values, for the kernels."""
+        self.key_scales, self.value_scales = ({i: _scales(*sizes, s) for i, s in layers if s.kept} for _ in range(2))
+        each = (self.keys, self.values, self.key_scales, self.value_scales)
+        self.addresses = tuple(_addresses(tensors, len(layers)) for tensors in each)
+        """Where the keys of each layer are, the values, and the scales of the two, for the kernels."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        each = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [tensor for tensors in each for tensor in tensors.values()]
+
+    @property
+    def dtype(self) -> str:
+        """What keys and values are kept in; of the first layer, where they differ."""
+        first = next(iter(self.layers.values()))
+        return str(first.dtype).removeprefix("torch.") if first.kept is None else first.kept.name
 
     def fill(self, value: float) -> None:
         """Have everything in it be one value."""
-        for tensor in (*self.keys.values(), *self.values.values()):
+        for tensor in self.tensors:
             tensor.fill_(value)
 
     def free(self) -> None:
         """Give the memory up, until it is made again."""
-        self.keys, self.values, self.addresses = {}, {}, ()
-        if any(shape.device.type == "cuda" for shape in self._layers.values()):
+        self.keys, self.values, self.key_scales, self.value_scales, self.addresses = {}, {}, {}, {}, ()
+        if any(shape.device.type == "cuda" for shape in self.layers.values()):
             torch.cuda.empty_cache()
 
     def room(self) -> int:
         """Blocks that fit into half of the memory which is free now."""
-        block = self.block_size * sum(shape.bytes_per_token for shape in self._layers.values())
-        devices = {shape.device for shape in self._layers.values()}
+        block = self.block_size * sum(shape.bytes_per_token for shape in self.layers.values())
+        devices = {shape.device for shape in self.layers.values()}
         free = [torch.cuda.mem_get_info(each)[0] if each.type == "cuda" else available_memory() for each in devices]
         return int(min(free) * len(free) // 2 // block)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store key and value (tokens, kv_heads, dim) at `slots` (tokens,): block * block_size + offset."""
-        self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
-        self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
+        kept = self.layers[layer].kept
+        pairs = ((self.keys, self.key_scales, key), (self.values, self.value_scales, value))
+        for tensors, scales, states in pairs:
+            if kept is not None:
+                states, each = kept.round(states)
+                scales[layer][slots // self.block_size, :, slots % self.block_size] = each
+            tensors[layer].view(-1, *states.shape[1:]).index_copy_(0, slots, states)
+
+    def read(self, layer: int, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The keys and values (blocks * block_size, kv_heads, dim) of some blocks."""
+        kept = self.layers[layer].kept
+        keys, values = self.keys[layer][blocks], self.values[layer][blocks]
+        if kept is not None:
+            key_scales, value_scales = (each[layer][blocks].mT for each in (self.key_scales, self.value_scales))
+            keys, values = kept.values(keys, key_scales).to(dtype), kept.values(values, value_scales).to(dtype)
+        return keys.flatten(0, 1), values.flatten(0, 1)
 
     def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
-        for tensor in (*self.keys.values(), *self.values.values()):
+        for tensor in self.tensors:
             tensor[targets] = tensor[sources]
 
 
 def _blocks(num_blocks: int, block_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:
     # Not torch.zeros: untouched blocks of an empty tensor take no memory yet.
-    return torch.empty(num_blocks, block_size, heads, dim, dtype=shape.dtype, device=shape.device)
+    dtype = shape.dtype if shape.kept is None else torch.uint8
+    return torch.empty(num_blocks, block_size, heads, dim, dtype=dtype, device=shape.device)
 
 
-def _addresses(tensors: dict[int, Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * len(tensors))(*(tensors[i].data_ptr() for i in sorted(tensors)))
+def _scales(num_blocks: int, block_size: int, shape: LayerShape) -> Tensor:
+    return torch.empty(num_blocks, shape.kv_heads, block_size, device=shape.device)
+
+
+def _addresses(tensors: dict[int, Tensor], count: int) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * count)(*(tensors[i].data_ptr() for i in sorted(tensors)))
 
 
 @dataclass(frozen=True)
@@ -148,8 +185,8 @@ class StepContext:
         return {}
 
 
-# (query (tokens, heads, dim), keys, values, step, scale, window, softcap) -> (tokens, heads, value_dim)
-Attend = Callable[[Tensor, Tensor, Tensor, StepContext, float, int, float], Tensor]
+# (query (tokens, heads, dim), layer, step, scale, window, softcap) -> (tokens, heads, value_dim)
+Attend = Callable[[Tensor, int, StepContext, float, int, float], Tensor]
 
 
 def register() -> None:
@@ -174,12 +211,11 @@ def paged_attention_forward(
     """The attention function that transformers' layers call; see `transformers.AttentionInterface`."""
     layer: int = module.layer_idx
     here = step.on(query.device)
-    keys, values = here.cache.keys[layer], here.cache.values[layer]
-    q, k, v = (states[0].transpose(0, 1).to(keys.dtype) for states in (query, key, value))
+    shape = here.cache.layers[layer]
+    q, k, v = (states[0].transpose(0, 1).to(shape.dtype) for states in (query, key, value))
     here.cache.write(layer, here.slot_mapping, k, v)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    window = here.cache.windows[layer]
-    return here.attend(q.contiguous(), keys, values, here, scale, window, softcap or 0.0)[None], None
+    return here.attend(q.contiguous(), layer, here, scale, shape.window, softcap or 0.0)[None], None
 
 
 def probe_forward(
@@ -227,6 +263,7 @@ def choose(attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes
     Raises UnsupportedModel where `flash_attn` is asked for and cannot be had.
     """
     shapes = set(layers.values())
+    in_eight_bits = any(shape.kept is not None for shape in shapes)
     on_cuda = all(shape.device.type == "cuda" for shape in shapes)
     half = all(shape.dtype in (torch.float16, torch.bfloat16) for shape in shapes)
     if attn_impl == "flash_attn":
@@ -234,10 +271,12 @@ def choose(attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes
             raise UnsupportedModel(
                 "attn_impl flash_attn needs a CUDA device and float16 or bfloat16", param="attn_impl"
             )
+        if in_eight_bits:
+            raise UnsupportedModel("flash_attn reads no keys in 8 bits: leave one out", param="kv_cache_dtype")
         return attend_varlen
     if attn_impl in ("sdpa", "eager"):
         return attend_gather
-    if on_cuda and half:
+    if on_cuda and half and not in_eight_bits:
         return attend_varlen
     on_cpu = all(shape.device.type == "cpu" for shape in shapes)
     known = all(shape.dtype in (torch.float32, torch.bfloat16) for shape in shapes)
@@ -251,27 +290,27 @@ class KernelAttention:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {torch.float32: library.paged_attention_float, torch.bfloat16: library.paged_attention_bf16}
 
-    def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
-    ) -> Tensor:
+    def __call__(self, q: Tensor, layer: int, step: StepContext, scale: float, window: int, softcap: float) -> Tensor:
         out = torch.empty_like(q)
         tokens, heads, dim = q.shape
-        tensors = (q, keys, values, out, step.block_table, step.rows, step.lens)
+        cache = step.cache
+        keys, values = cache.keys[layer], cache.values[layer]
+        scales = (cache.key_scales.get(layer), cache.value_scales.get(layer))
+        tensors = (q, keys, values, out, step.block_table, step.rows, step.lens, *scales)
         sizes = (tokens, heads, keys.shape[2], dim, keys.shape[1], step.block_table.shape[1])
-        function = self._functions[q.dtype]
-        if function(*(tensor.data_ptr() for tensor in tensors), *sizes, scale, window, softcap):
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        if self._functions[q.dtype](*pointers, number_of(cache.layers[layer].kept), *sizes, scale, window, softcap):
             raise MemoryError("no memory for attention scores")
         return out
 
 
-def attend_varlen(
-    q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
-) -> Tensor:
+def attend_varlen(q: Tensor, layer: int, step: StepContext, scale: float, window: int, softcap: float) -> Tensor:
     """FlashAttention over block tables (Dao 2023, arXiv:2307.08691), through torch."""
     from torch.nn.attention.varlen import varlen_attn
 
     if softcap:
-        return attend_gather(q, keys, values, step, scale, window, softcap)
+        return attend_gather(q, layer, step, scale, window, softcap)
+    keys, values = step.cache.keys[layer], step.cache.values[layer]
     out: Tensor = varlen_attn(
         q,
         keys,
@@ -290,16 +329,13 @@ def attend_varlen(
     return out
 
 
-def attend_gather(
-    q: Tensor, keys: Tensor, values: Tensor, step: StepContext, scale: float, window: int, softcap: float
-) -> Tensor:
+def attend_gather(q: Tensor, layer: int, step: StepContext, scale: float, window: int, softcap: float) -> Tensor:
     """One sequence after another: collect its blocks, attend with a mask."""
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], step.cache.values[layer].shape[-1])
     for s, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
         length = int(step.lens[end - 1])
         blocks = step.block_table[s, : -(-length // step.cache.block_size)].long()
-        k = keys[blocks].flatten(0, 1)[:length]
-        v = values[blocks].flatten(0, 1)[:length]
+        k, v = (states[:length] for states in step.cache.read(layer, blocks, q.dtype))
         out[start:end] = _attend_one(q[start:end], k, v, step.lens[start:end], scale, window, softcap)
     return out
 

@@ -8,7 +8,7 @@ tokens in float32 would take most of the start.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,10 @@ class Expected:
     """The deviation that is none."""
     jumps: bool
     """Whether rounding may send a token to other experts, whose results are others."""
+
+    def rounded(self) -> "Expected":
+        """The same of keys and values in 8 bits, which is what is asked for, and no mistake."""
+        return replace(self, tolerance=self.tolerance + ROUNDED)
 
 
 def expected(model: Any, what: Plan, *, classifies: bool) -> Expected:

@@ -37,6 +37,8 @@ class PtConfig(EngineConfig):
     """None: weights as the checkpoint has them."""
     kv_cache_memory: float | None = None
     """GiB of KV cache."""
+    kv_cache_dtype: str = "auto"
+    """`auto`: keys and values are kept as they are."""
     gpu_memory_utilization: float = 0.9
     """Share of a CUDA device's memory for weights and cache together."""
     threads: int | None = None
@@ -70,6 +72,7 @@ def pt_config(params: "DeployParams") -> PtConfig:
         task_type=params.task_type,
         quantization=quantization_of(params),
         kv_cache_memory=params.kv_cache_memory,
+        kv_cache_dtype=params.kv_cache_dtype,
         gpu_memory_utilization=params.gpu_memory_utilization,
         threads=params.threads,
         max_cpu_loras=params.max_cpu_loras,

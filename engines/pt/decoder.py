@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.integers import integers_of
-from engines.pt import families, low_rank
+from engines.pt import eight_bits, families, low_rank
 from engines.pt.attention import KVCache, LayerShape
 from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
 from engines.pt.lora import LoraSlots
@@ -55,7 +55,7 @@ class _Decoder(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("embeddings", "final_norm", "frequencies", "turn_scales")),
         ("head", _Matrix),
         *((name, ctypes.c_int32) for name in ("num_layers", "hidden", "inner", "heads", "kv_heads", "dim", "rotary")),
-        *((name, ctypes.c_int32) for name in ("turns", "dots", "narrow_cache", "fused", "whole_norms", "gelu")),
+        *((name, ctypes.c_int32) for name in ("turns", "dots", "narrow_cache", "kept", "fused", "whole_norms", "gelu")),
         *((name, ctypes.c_float) for name in ("epsilon", "embedding_scale", "given_scale", "logit_scale", "logit_cap")),
     )
 
@@ -63,7 +63,8 @@ class _Decoder(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("ids", "positions", "slots", "sequences", "table", "wanted")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "hidden", "logits", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "logits", "scratch")),
         *((name, ctypes.c_void_p) for name in ("embedded", "updates", "nanoseconds")),
         ("dealt", Dealt),
         *((name, ctypes.c_int32) for name in ("rows", "num_wanted", "max_blocks", "block_size")),
@@ -162,6 +163,7 @@ class NativeDecoder:
             turns=len(turns.frequencies),
             dots=self._dots,
             narrow_cache=first.dtype is torch.bfloat16,
+            kept=eight_bits.number_of(first.kept),
             fused="key" not in families.linears_of(base.layers[0]),
             whole_norms=query_norm is not None and query_norm.weight.numel() != first.key_dim,
             gelu=families.activation_of(base.layers[0]) != "silu",
@@ -227,11 +229,9 @@ class NativeDecoder:
             torch.tensor(each, dtype=torch.int64 if each is rows.slots else torch.int32)
             for each in (rows.ids, rows.positions, rows.slots, rows.sequences, rows.table, rows.wanted)
         ]
-        keys, values = cache.addresses
         step = _Step(
             *(each.data_ptr() for each in numbers),
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
+            *map(ctypes.addressof, cache.addresses),
             hidden.data_ptr(),
             logits.data_ptr() if with_logits else None,
             None,

@@ -212,7 +212,7 @@ def _cache_config(runner: ModelRunner, config: PtConfig) -> dict[str, str]:
         "block_size": str(cache.block_size),
         "num_gpu_blocks": str(cache.num_blocks),  # wherever they lie: vLLM has no other name for them
         "kv_cache_size_tokens": str(cache.num_blocks * cache.block_size),
-        "cache_dtype": str(runner.dtype).removeprefix("torch."),
+        "cache_dtype": cache.dtype,
         "enable_prefix_caching": str(config.enable_prefix_caching),
         "gpu_memory_utilization": str(config.gpu_memory_utilization),
     }

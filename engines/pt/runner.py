@@ -21,6 +21,7 @@ from engines.pt import attention, check, families, rope
 from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
+from engines.pt.eight_bits import EightBits, kept_as
 from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
@@ -111,13 +112,14 @@ class ModelRunner:
         if capacity < self.max_model_len:
             self._shorten(config, capacity)
         log.info(
-            "%s in %s on %s: attention %s, cache for %d tokens in blocks of %d, context of %d",
+            "%s in %s on %s: attention %s, cache for %d tokens in blocks of %d in %s, context of %d",
             config.model,
             str(dtype).removeprefix("torch."),
             self.device,
             getattr(self._attend, "__name__", type(self._attend).__name__),
             capacity,
             block_size,
+            self.cache.dtype,
             self.max_model_len,
         )
 
@@ -141,13 +143,17 @@ class ModelRunner:
             dtype=self.dtype,
             library=self._library,
         )
-        self._attend: Attend = attention.choose(config.attn_impl, layers, self._library)
-        self._check(plan, expected, layers)
-        return layers
+        kept = kept_as(config.kv_cache_dtype)
+        kept_layers = {number: replace(shape, kept=kept) for number, shape in layers.items()}
+        self._attend: Attend = attention.choose(config.attn_impl, kept_layers, self._library)
+        self._check(plan, expected, layers, kept)
+        return kept_layers
 
-    def _check(self, plan: check.Plan, expected: check.Expected, layers: dict[int, LayerShape]) -> None:
-        """Have the model computed by the kernel, where that is right, or else by its modules. Raises UnsupportedModel
-        where they are not."""
+    def _check(
+        self, plan: check.Plan, expected: check.Expected, layers: dict[int, LayerShape], kept: EightBits | None
+    ) -> None:
+        """Have the model computed by the kernel, where that is right, or else by its modules, and keys and values kept
+        in 8 bits, where these are enough. Raises UnsupportedModel where they are not."""
         narrowed = layers
         if any(shape.window > plan.window for shape in layers.values()):
             with check.narrow_windows(self.model, plan.window):
@@ -163,8 +169,19 @@ class ModelRunner:
             problem = self._problem(plan, expected)
         if problem is not None:
             raise UnsupportedModel(f"{problem}: this engine cannot run it")
-        self._shapes = layers
-        if self._decoder is not None and narrowed != layers:
+        if kept is not None:
+            self._keep(kept, narrowed)
+            problem = self._problem(plan, expected.rounded())
+            if problem is not None:
+                message = f"{problem} with keys and values in {kept.name}: leave kv_cache_dtype out"
+                raise UnsupportedModel(message, param="kv_cache_dtype")
+        if kept is not None or narrowed != layers:
+            self._keep(kept, layers)
+
+    def _keep(self, kept: EightBits | None, layers: dict[int, LayerShape]) -> None:
+        """Compute with a cache of these layers from now on."""
+        self._shapes = {number: replace(shape, kept=kept) for number, shape in layers.items()}
+        if self._decoder is not None:
             self._decoder = self._native_decoder()
 
     def _problem(self, plan: check.Plan, expected: check.Expected) -> str | None:

@@ -50,6 +50,7 @@ def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Se
         model=config.model,
         dtype=_dtype(config, structure) if on_cpu else config.dtype or "auto",
         max_num_seqs=config.max_num_seqs,
+        kv_cache_dtype=config.kv_cache_dtype,
         gpu_memory_utilization=config.gpu_memory_utilization,
         enable_prefix_caching=config.enable_prefix_caching,
         tensor_parallel_size=config.tensor_parallel_size,

@@ -15,6 +15,7 @@ class VllmConfig(EngineConfig):
     """Bits of each weight that torchao quantises. None: weights as the checkpoint has them."""
     kv_cache_memory: float | None = None
     """GiB. None: on a GPU what `gpu_memory_utilization` leaves; on a CPU as `kv_cache_bytes` says."""
+    kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -36,6 +37,7 @@ def vllm_config(params: "DeployParams") -> VllmConfig:
         **settings_of(params),
         torchao_bits=params.quant_bits if params.quant_method == "torchao" else None,
         kv_cache_memory=params.kv_cache_memory,
+        kv_cache_dtype=params.kv_cache_dtype,
         gpu_memory_utilization=params.gpu_memory_utilization,
         tensor_parallel_size=params.tensor_parallel_size,
         pipeline_parallel_size=params.pipeline_parallel_size,

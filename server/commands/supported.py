@@ -7,7 +7,7 @@ from engines.errors import InvalidAdapter, InvalidRequest
 from engines.params.about import DEPLOY, EVERY_ENGINE, facts
 from engines.params.deploy import DeployParams
 from engines.params.template import template_conflicts
-from engines.refusals import said_twice, unquantised, unread, unspeculative
+from engines.refusals import said_twice, uncached, unquantised, unread, unspeculative
 
 
 def whatever_the_engine() -> frozenset[str]:
@@ -40,6 +40,7 @@ def refusals(params: DeployParams) -> list[str]:
         + templates
         + [f"--{name}: {reason}" for name, reason in unquantised(params, mark="--")]
         + [f"--{name}: {reason}" for name, reason in unspeculative(params)]
+        + [f"--{name}: {reason}" for name, reason in uncached(params)]
         + _adapter_refusals(params)
         + _database_refusals(params)
     )

@@ -39,6 +39,7 @@ class EngineModel:
             max_loras=len(adapters),
             max_lora_rank=params.max_lora_rank,
             kv_cache_memory=params.kv_cache_memory,
+            kv_cache_dtype=params.kv_cache_dtype,
             threads=params.threads,
             seed=params.seed,
         )

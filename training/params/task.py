@@ -11,7 +11,7 @@ from engines.params.about import DEPLOY, EVAL, EXPORT, INFER, MERGE, TRAINING, a
 from engines.params.base import Params
 from engines.params.common import BaseParams
 from engines.params.template import template_conflicts
-from engines.refusals import said_twice, unquantised, unread, unspeculative
+from engines.refusals import said_twice, uncached, unquantised, unread, unspeculative
 from training.params.eval import EvalParams
 from training.params.export import ExportParams, MergeParams, calibration_data, made_of, result_folder
 from training.params.export_conflicts import conflicts
@@ -30,7 +30,8 @@ OF_DATA = ("result_path", "val_dataset_sample", "metric", "logprobs", "ddp_backe
 """Parameters of an inference over a data set."""
 MEASURES = ("accuracy", "rouge", "bleu")
 LOADED_HERE = (
-    "adapters", "torch_dtype", "model_revision", "max_lora_rank", "kv_cache_memory", "threads", "hub_token"
+    "adapters", "torch_dtype", "model_revision", "max_lora_rank", "kv_cache_memory", "kv_cache_dtype",
+    "threads", "hub_token",
 )  # fmt: skip
 """What says how a model is loaded to be measured."""
 NO_EVALSCOPE = (
@@ -224,7 +225,7 @@ class InferTask(Task):
         params = self.params
         found = [(name, why) for name in given(params, type(params).model_fields) if (why := self._unread(name))]
         found += [(one, f"it means the same here as {other}: give one") for one, other in said_twice(params)]
-        found += [*template_conflicts(params), *unquantised(params), *unspeculative(params)]
+        found += [*template_conflicts(params), *unquantised(params), *unspeculative(params), *uncached(params)]
         if params.merge_lora and not params.adapters:
             found.append(("merge_lora", "name the adapter to merge, in adapters"))
         return found + (self._over_data() if params.answers_data else self._without_data())

@@ -9,7 +9,7 @@
 #pragma once
 #include <math.h>
 
-#include "lanes.h"
+#include "eight_bits.h"
 
 #define CHUNK 512
 #define MOST_TOKENS 96 /* of a call */
@@ -28,7 +28,10 @@ typedef struct {
 
 typedef struct {
   const void *k, *v; /* those of the key-value head, from the cache's first block on */
-  int narrow;        /* bfloat16, else float32 */
+  int narrow;        /* bfloat16, else float32; where they are kept in 8 bits, what they are multiplied as */
+  int kept;          /* AS_IS, or how in 8 bits; then */
+  const float *k_scales, *v_scales; /* of the head's first token in the first block, */
+  int64_t scale_stride;             /* floats from there to the next block */
   Pages pages;
   int group, dim;
   float scale, softcap;
@@ -54,6 +57,9 @@ static inline int padded(int dim) { return (dim + 31) / 32 * 32; }
 
 /* Rows whose weights are in the second-level cache. */
 static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 96 : 16; }
+
+/* What 8 bits are multiplied as, where the model is `narrow`: only products of bfloat16 values need them rounded. */
+static inline int is_narrow(int narrow, int kept) { return narrow && (HAS_DOTS || kept == AS_IS); }
 
 /* Tokens of a call. */
 static inline int tokens_at_once(int group, int narrow) {
@@ -112,4 +118,15 @@ static inline void find_places(const Pages *pages, int begin, int end, int most,
     if (++offset == pages->block_size) block++, offset = 0;
   }
   for (int64_t last = places_of_keys[-1], more = -end & (most - 1); more; more--) *places_of_keys++ = last;
+}
+
+/* The scales of the same keys. */
+static inline void find_scales(const Head *head, const float *scales, int begin, int end, int most, float *to) {
+  const Pages *pages = &head->pages;
+  int block = begin / pages->block_size, offset = begin % pages->block_size;
+  for (int token = begin; token < end; token++) {
+    *to++ = scales[pages->blocks[block] * head->scale_stride + offset];
+    if (++offset == pages->block_size) block++, offset = 0;
+  }
+  for (int more = -end & (most - 1); more; more--, to++) to[0] = to[-1];
 }

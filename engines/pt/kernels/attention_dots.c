@@ -1,8 +1,9 @@
-/* attend_chunk over a cache in bfloat16, with products of bfloat16 values (AVX512-BF16).
+/* attend_chunk over a cache in bfloat16 or 8 bits, with products of bfloat16 values (AVX512-BF16).
  *
  * Scores and weighted sums are products of matrices as linear_dots.c makes them. Keys are laid out as its weights are,
  * PANEL of them for all rows; so are the values, PANEL columns of a chunk of them. Queries and weights are rounded to
- * bfloat16, as a model in bfloat16 has them; sums are float32, the one of the rounded weights too.
+ * bfloat16, as a model in bfloat16 has them; so are values of 8 bits times their scale. Sums are float32, the one of the
+ * rounded weights too.
  */
 #include "attention.h"
 #include "products.h"
@@ -10,6 +11,7 @@
 #if HAS_DOTS
 
 #define PANEL DOTS_COLUMNS
+#define INLINED static inline __attribute__((always_inline))
 
 /* 16 rows of 16 values of 32 bits become columns. */
 static inline __attribute__((always_inline)) void transpose(__m512i r[16]) {
@@ -31,35 +33,73 @@ static inline __attribute__((always_inline)) void transpose(__m512i r[16]) {
   }
 }
 
-/* The next 32 values of a row, filled up with zeros. */
-static inline __m512i take_32(const bf16 *p, int n) {
-  return _mm512_maskz_loadu_epi16(n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1, p);
+/* Keys or values of the chunk: those of a head, from the cache's first block on. */
+typedef struct {
+  const int64_t *places_of_keys;
+  const char *from;
+  const float *scales; /* of the keys in 8 bits */
+} Kept;
+
+/* 32 values of key `j` from `d` on, `n` of them and then zeros. E4M3 has three bits less of an exponent that is
+ * binary16's but for its bias. */
+INLINED __m512i take_32(int kept, const Kept *all, int j, int d, int n) {
+  const char *p = all->from + (all->places_of_keys[j] + d) * width_of(kept, 1);
+  __mmask32 some = n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1;
+  if (kept == AS_IS) return _mm512_maskz_loadu_epi16(some, p);
+  __m256i eights = _mm256_maskz_loadu_epi8(some, p);
+  __m512 low, high, scale = _mm512_set1_ps(all->scales[j]);
+  if (kept == INT8) {
+    low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(eights)));
+    high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(eights, 1)));
+  } else {
+    __m512i wide = _mm512_slli_epi16(_mm512_cvtepi8_epi16(eights), 7); /* the sign twice, of which one goes */
+    wide = _mm512_and_si512(wide, _mm512_set1_epi16((short)0xBF80));
+    low = _mm512_cvtph_ps(_mm512_castsi512_si256(wide)), high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(wide, 1));
+    scale = _mm512_mul_ps(scale, _mm512_set1_ps(256.0f));
+  }
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, scale), _mm512_mul_ps(low, scale));
 }
 
-/* PANEL keys -> [width / 2][PANEL][2]. */
-static void lay_keys(const int64_t *places_of_keys, const bf16 *k, int dim, bf16 *panel) {
+/* PANEL keys from `at` on -> [width / 2][PANEL][2]. */
+INLINED void lay_keys_of(int kept, const Kept *all, int at, int dim, bf16 *panel) {
   for (int half = 0; half < PANEL; half += 16)
     for (int d = 0; d < dim; d += 32) {
       __m512i pairs[16];
       _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)
-          pairs[j] = take_32(k + places_of_keys[half + j] + d, dim - d);
+          pairs[j] = take_32(kept, all, at + half + j, d, dim - d);
       transpose(pairs);
       bf16 *to = panel + (int64_t)d * PANEL + 2 * half;
       _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) _mm512_storeu_si512(to + j * 2 * PANEL, pairs[j]);
     }
 }
 
-/* PANEL columns of `count` values, and zeros up to `end` -> [end / 2][PANEL][2]. */
-static void lay_values(const int64_t *places_of_keys, int count, int end, const bf16 *v, int columns, bf16 *panel) {
+/* PANEL columns from `column` on of `count` values, and zeros up to `end` -> [end / 2][PANEL][2]. */
+INLINED void lay_values_of(int kept, const Kept *all, int count, int end, int column, int dim, bf16 *panel) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                        5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int j = 0; j < end; j += 2) {
     __m512i first = {0}, second = {0};
-    if (j < count) first = take_32(v + places_of_keys[j], columns);
-    if (j + 1 < count) second = take_32(v + places_of_keys[j + 1], columns);
+    if (j < count) first = take_32(kept, all, j, column, dim - column);
+    if (j + 1 < count) second = take_32(kept, all, j + 1, column, dim - column);
     _mm512_storeu_si512(panel + j * PANEL, _mm512_permutex2var_epi16(first, low, second));
     _mm512_storeu_si512(panel + j * PANEL + 32, _mm512_permutex2var_epi16(first, high, second));
+  }
+}
+
+static void lay_keys(int kept, const Kept *all, int at, int dim, bf16 *panel) {
+  switch (kept) {
+    case AS_IS: lay_keys_of(AS_IS, all, at, dim, panel); break;
+    case INT8: lay_keys_of(INT8, all, at, dim, panel); break;
+    default: lay_keys_of(E4M3, all, at, dim, panel);
+  }
+}
+
+static void lay_values(int kept, const Kept *all, int count, int end, int column, int dim, bf16 *panel) {
+  switch (kept) {
+    case AS_IS: lay_values_of(AS_IS, all, count, end, column, dim, panel); break;
+    case INT8: lay_values_of(INT8, all, count, end, column, dim, panel); break;
+    default: lay_values_of(E4M3, all, count, end, column, dim, panel);
   }
 }
 
@@ -169,20 +209,24 @@ void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, cons
   divide(rows, dim, scratch, &b);
   round_queries(head, queries, b.query);
   find_places(&head->pages, start + from, start + last, PANEL, b.places_of_keys);
+  float scales[CHUNK];
+  Kept keys_kept = {b.places_of_keys, head->k, scales}, values_kept = {b.places_of_keys, head->v, scales};
+  if (head->kept != AS_IS) find_scales(head, head->k_scales, start + from, start + last, PANEL, scales);
   for (int j = from; j < to; j += PANEL) {
     int first = 0, behind = tokens; /* tokens that see some of these keys */
     while (first < tokens && end[first] <= j) first++;
     while (behind > first && begin[behind - 1] >= j + PANEL) behind--;
     if (first == behind) continue;
-    lay_keys(b.places_of_keys + j - from, head->k, dim, b.panel);
+    lay_keys(head->kept, &keys_kept, j - from, dim, b.panel);
     dots_product(b.query + (int64_t)first * group * width, b.panel, (behind - first) * group, width,
                  b.scores + (j - from) / PANEL * stride + (int64_t)first * group * PANEL);
   }
   for (int r = 0; r < rows; r++)
     seen->tops[r] = soften(b.scores + (int64_t)r * PANEL, stride, from, to, begin[r / group], end[r / group],
                            head->scale, head->softcap, b.weights + r * keys, seen->totals + r);
+  if (head->kept != AS_IS) find_scales(head, head->v_scales, start + from, start + last, PANEL, scales);
   for (int d = 0; d < dim; d += PANEL) {
-    lay_values(b.places_of_keys, last - from, keys, (const bf16 *)head->v + d, dim - d, b.panel);
+    lay_values(head->kept, &values_kept, last - from, keys, d, dim, b.panel);
     dots_product(b.weights, b.panel, rows, keys, b.tile);
     for (int r = 0; r < rows; r++)
       for (int c = 0; c < PANEL; c += LANES)

@@ -1,5 +1,5 @@
 /* attend_chunk on any machine; compiled once for each type T of the cache. LANES keys at a time are used for all tokens
- * while they are in the cache of the core. Values of a cache in bfloat16 are widened.
+ * while they are in the cache of the core. Values of a cache in bfloat16 are widened, those in 8 bits are float32.
  */
 
 #ifndef ATTENTION_FACTORS
@@ -20,6 +20,27 @@ INLINED void OF(rows_at)(const int64_t *places_of_keys, const T *from, int dim, 
     }
     rows[j] = row;
   }
+}
+
+/* The same of a cache in 8 bits. */
+INLINED void OF(restored_at)(int kept, const int64_t *places_of_keys, const uint8_t *from, const float *scales, int dim,
+                             float *copies, const T *rows[LANES]) {
+  for (int j = 0; j < LANES; j++) {
+    float *copy = copies + j * padded(dim);
+    for (int d = 0; d < padded(dim); d += LANES)
+      store_float(d < dim ? take_eights(kept, from + places_of_keys[j] + d, dim - d) * scales[j] : (lanes){0}, copy + d);
+    rows[j] = (const T *)copy;
+  }
+}
+
+INLINED void OF(kept_at)(const Head *head, const int64_t *places_of_keys, const void *from, const float *scales, int dim,
+                         void *copies, const T *rows[LANES]) {
+  if (sizeof(T) != sizeof(float) || head->kept == AS_IS)
+    OF(rows_at)(places_of_keys, from, dim, copies, rows);
+  else if (head->kept == INT8)
+    OF(restored_at)(INT8, places_of_keys, from, scales, dim, copies, rows);
+  else
+    OF(restored_at)(E4M3, places_of_keys, from, scales, dim, copies, rows);
 }
 
 INLINED lanes OF(scores_of)(const float *query, const T *const rows[LANES], int dim) {
@@ -113,7 +134,7 @@ INLINED void OF(chunk_of)(const Head *head, const Queries *queries, int dim, int
   int group = head->group, width = padded(dim), tokens = queries->tokens, heads = tokens * group, start = chunk * CHUNK;
   int64_t *places_of_keys = (int64_t *)scratch;
   float *weights = scratch + 2 * (CHUNK + LANES), *query = weights + heads * CHUNK;
-  T *copies = (T *)(query + heads * width);
+  float *copies = query + heads * width, scales[CHUNK + LANES]; /* those of the keys, then of the values */
   int begin[MOST_TOKENS], end[MOST_TOKENS]; /* what each token sees of the chunk */
   for (int t = 0; t < tokens; t++) {
     begin[t] = queries->first[t] > start ? queries->first[t] - start : 0;
@@ -125,9 +146,10 @@ INLINED void OF(chunk_of)(const Head *head, const Queries *queries, int dim, int
   }
   int from = begin[0] / LANES * LANES, to = end[tokens - 1];
   find_places(&head->pages, start + from, start + to, LANES, places_of_keys + from);
+  if (head->kept != AS_IS) find_scales(head, head->k_scales, start + from, start + to, LANES, scales + from);
   const T *rows[LANES];
   for (int j = from; j < to; j += LANES) {
-    OF(rows_at)(places_of_keys + j, head->k, dim, copies, rows);
+    OF(kept_at)(head, places_of_keys + j, head->k, scales + j, dim, copies, rows);
     for (int t = 0; t < tokens; t++)
       if (j < end[t] && j + LANES > begin[t])
         for (int h = t * group; h < (t + 1) * group; h++)
@@ -141,8 +163,9 @@ INLINED void OF(chunk_of)(const Head *head, const Queries *queries, int dim, int
           OF(soften)(weights + h * CHUNK, begin[t], end[t], head->scale, head->softcap, seen->totals + h);
   }
   memset(seen->sums, 0, sizeof(float) * heads * width);
+  if (head->kept != AS_IS) find_scales(head, head->v_scales, start + from, start + to, LANES, scales + from);
   for (int j = from; j < to; j += LANES) {
-    OF(rows_at)(places_of_keys + j, head->v, dim, copies, rows);
+    OF(kept_at)(head, places_of_keys + j, head->v, scales + j, dim, copies, rows);
     for (int t = 0; t < tokens; t++) {
       int first = begin[t] > j ? begin[t] - j : 0, last = end[t] - j < LANES ? end[t] - j : LANES;
       if (first < last)

@@ -42,7 +42,7 @@ def load(*flags: str) -> ctypes.CDLL | None:
 
 
 P, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-ATTENTION = [*[P] * 7, *[INT] * 6, FLOAT, INT, FLOAT]
+ATTENTION = [*[P] * 9, *[INT] * 7, FLOAT, INT, FLOAT]
 LORA = [P] * 4
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "paged_attention_float": (ATTENTION, INT),

@@ -257,24 +257,36 @@ static void multiply_fused(const Decoder *d, const Layer *layer, const Step *s, 
 
 /* ---- attention */
 
+/* A row's keys or values go to the cache. */
+INLINED void keep(const Decoder *d, const Step *s, const float *from, void *to, float *scales, int64_t slot) {
+  int size = d->kv_heads * d->dim;
+  if (d->kept != AS_IS) {
+    int64_t block = slot / s->block_size, offset = slot % s->block_size;
+    for (int64_t h = 0; h < d->kv_heads; h++)
+      scales[(block * d->kv_heads + h) * s->block_size + offset] =
+          round_head(d->kept, from + h * d->dim, d->dim, (uint8_t *)to + slot * size + h * d->dim);
+    return;
+  }
+  for (int c = 0; c < size; c += LANES)
+    if (d->narrow_cache)
+      put_bf16(take_float(from + c, size - c), (bf16 *)to + slot * size + c, size - c);
+    else
+      put_float(take_float(from + c, size - c), (float *)to + slot * size + c, size - c);
+}
+
 /* Queries and keys of all rows get their positions; keys and values go to the cache. */
 static void place(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b, Member *me) {
-  int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some), size = d->kv_heads * d->dim;
+  int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
+  float *key_scales = d->kept == AS_IS ? NULL : s->key_scales[number];
+  float *value_scales = d->kept == AS_IS ? NULL : s->value_scales[number];
   EVERY_TASK(task, me, tasks)
     for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++) {
       const float *angles = layer->turn < 0 ? NULL : b->angles + (t * d->turns + layer->turn) * d->rotary;
       float *key = b->key + t * b->key_stride, *value = b->value + t * b->key_stride;
       turn(d, layer->query_norm, angles, b->query + t * b->query_stride, d->heads);
       turn(d, layer->key_norm, angles, key, d->kv_heads);
-      int64_t at = s->slots[t] * size;
-      for (int c = 0; c < size; c += LANES)
-        if (d->narrow_cache) {
-          put_bf16(take_float(key + c, size - c), (bf16 *)s->keys[number] + at + c, size - c);
-          put_bf16(take_float(value + c, size - c), (bf16 *)s->values[number] + at + c, size - c);
-        } else {
-          put_float(take_float(key + c, size - c), (float *)s->keys[number] + at + c, size - c);
-          put_float(take_float(value + c, size - c), (float *)s->values[number] + at + c, size - c);
-        }
+      keep(d, s, key, s->keys[number], key_scales, s->slots[t]);
+      keep(d, s, value, s->values[number], value_scales, s->slots[t]);
     }
   meet(me, tasks);
 }
@@ -282,9 +294,12 @@ static void place(const Decoder *d, const Layer *layer, int number, const Step *
 /* The key-value head `head` of the sequence that row `t` belongs to. */
 static Head head_at(const Decoder *d, const Layer *layer, const Step *s, int number, int64_t t, int head) {
   Pages pages = {s->table + (int64_t)s->sequences[t] * s->max_blocks, s->block_size, (int64_t)d->kv_heads * d->dim};
-  int64_t own = (int64_t)head * d->dim * (d->narrow_cache ? sizeof(bf16) : sizeof(float));
-  return (Head){(char *)s->keys[number] + own, (char *)s->values[number] + own, d->narrow_cache, pages,
-                d->heads / d->kv_heads, d->dim, layer->scale, layer->softcap};
+  int64_t own = (int64_t)head * d->dim * width_of(d->kept, d->narrow_cache), scales = (int64_t)head * s->block_size;
+  Head one = {(char *)s->keys[number] + own, (char *)s->values[number] + own, narrow_of(d), d->kept, NULL, NULL,
+              (int64_t)d->kv_heads * s->block_size, pages, d->heads / d->kv_heads, d->dim, layer->scale,
+              layer->softcap};
+  if (d->kept != AS_IS) one.k_scales = s->key_scales[number] + scales, one.v_scales = s->value_scales[number] + scales;
+  return one;
 }
 
 /* The queries of a run for one key-value head; the results take their place. */
@@ -409,7 +424,7 @@ void decoder_step(const Decoder *d, const Step *s) {
   Team team = {0};
   Buffers buffers;
   divide(d, s, omp_get_max_threads(), s->scratch, &buffers);
-  cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, d->narrow_cache), buffers.runs);
+  cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, narrow_of(d)), buffers.runs);
 #pragma omp parallel
   {
     Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0, 0};

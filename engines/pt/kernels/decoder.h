@@ -30,7 +30,8 @@ typedef struct {
   Matrix head;
   int32_t num_layers, hidden, inner, heads, kv_heads, dim, rotary, turns;
   int32_t dots;        /* rows are rounded to bfloat16 for products */
-  int32_t narrow_cache; /* keys and values are bfloat16, else float32 */
+  int32_t narrow_cache; /* keys and values are bfloat16, else float32; in 8 bits, what they are multiplied as */
+  int32_t kept;         /* AS_IS, or how they are kept in 8 bits */
   int32_t fused, whole_norms;
   int32_t gelu; /* the activation, else silu */
   float epsilon, embedding_scale;
@@ -45,6 +46,7 @@ typedef struct {
   const int32_t *table;           /* [sequences][max_blocks] */
   const int32_t *wanted;          /* [num_wanted] rows whose logits are wanted */
   void *const *keys, *const *values; /* [layers] of [blocks][block_size][kv_heads][dim] */
+  float *const *key_scales, *const *value_scales; /* [layers] of [blocks][kv_heads][block_size], of 8 bits */
   float *hidden;  /* [num_wanted][hidden]: after the last norm */
   float *logits;  /* [num_wanted][vocabulary], or NULL */
   char *scratch;  /* decoder_scratch bytes */
@@ -54,6 +56,9 @@ typedef struct {
   Dealt dealt;                  /* rows that have updates */
   int32_t rows, num_wanted, max_blocks, block_size;
 } Step;
+
+/* What attention multiplies. */
+static inline int narrow_of(const Decoder *d) { return is_narrow(d->narrow_cache, d->kept); }
 
 /* Layers that get the same inputs. */
 enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
@@ -105,11 +110,11 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
-  int most_tokens = tokens_at_once(d->heads / d->kv_heads, d->narrow_cache);
+  int most_tokens = tokens_at_once(d->heads / d->kv_heads, narrow_of(d));
   b->pieces = pieces_of(d, s, threads);
   b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
   int64_t seen = b->pieces.count > 1 ? b->num_runs * d->kv_heads * b->pieces.chunks * b->pieces.size : 0;
-  int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, d->narrow_cache);
+  int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, narrow_of(d));
   b->own_size = aligned(own * sizeof(float)) / sizeof(float);
   struct {
     void **buffer;

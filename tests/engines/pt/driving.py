@@ -66,8 +66,7 @@ def settings(folder: Path, **changes: Any) -> PtConfig:
 
 def cache_of(blocks: int, runner: ModelRunner) -> float:
     """The `kv_cache_memory` that comes to so many blocks of this model."""
-    tensors = (*runner.cache.keys.values(), *runner.cache.values.values())
-    return (blocks + 0.5) * sum(tensor[0].nbytes for tensor in tensors) / GIB
+    return (blocks + 0.5) * sum(tensor[0].nbytes for tensor in runner.cache.tensors) / GIB
 
 
 def core_of(

@@ -24,6 +24,7 @@ from engines.pt.attention import (
     attend_varlen,
     choose,
 )
+from engines.pt.eight_bits import KINDS, kept_as
 from engines.pt.kernels import build
 
 BLOCK_SIZE = 4
@@ -40,8 +41,9 @@ def shape(
     device: str = "cpu",
     window: int = 0,
     kv_heads: int = 2,
+    kept: str = "auto",
 ) -> LayerShape:
-    return LayerShape(kv_heads, dim, value_dim or dim, window, dtype, torch.device(device))
+    return LayerShape(kv_heads, dim, value_dim or dim, window, dtype, torch.device(device), kept=kept_as(kept))
 
 
 class Step:
@@ -65,13 +67,16 @@ class Step:
         blocks = [[order.pop() for _ in range(count)] for count in counts]
         self.cache = KVCache({0: layer}, sum(counts) + 3, block_size)
         # What no token may see: the rest of the last blocks, and blocks of nobody.
-        self.cache.keys[0].fill_(float("nan"))
-        self.cache.values[0].fill_(float("nan"))
+        for tensor in self.cache.tensors:
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
         self.keys = [torch.randn(n, layer.kv_heads, layer.key_dim, device=device, dtype=dtype) for n in lengths]
         self.values = [torch.randn(n, layer.kv_heads, layer.value_dim, device=device, dtype=dtype) for n in lengths]
         for own, keys, values in zip(blocks, self.keys, self.values, strict=True):
             slots = torch.tensor([own[p // block_size] * block_size + p % block_size for p in range(len(keys))])
             self.cache.write(0, slots.to(device), keys, values)
+            if layer.kept is not None:
+                for states in (keys, values):
+                    states.copy_(layer.kept.values(*layer.kept.round(states)))
         spans = [end - first for first, end in segments]
         starts = [sum(spans[:i]) for i in range(len(spans) + 1)]
         width = max(counts)
@@ -87,8 +92,7 @@ class Step:
         )
 
     def run(self, attend: Attend, scale: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
-        keys, values = self.cache.keys[0], self.cache.values[0]
-        return attend(self.query, keys, values, self.context, scale, window, softcap).float()
+        return attend(self.query, 0, self.context, scale, window, softcap).float()
 
     def plain(self, scale: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
         """One sequence after another, one head after another, in double precision."""
@@ -145,6 +149,27 @@ def test_bfloat16_loses_no_more_than_its_own_rounding(kernel: KernelAttention, o
     assert (step.run(attend_gather, **options) - plain).abs().max() < 2**-5
 
 
+@pytest.mark.parametrize("kept", sorted(KINDS))
+@pytest.mark.parametrize("dim", [20, 64])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_keys_and_values_in_8_bits_are_what_they_stand_for(
+    kernel: KernelAttention, options: dict[str, Any], dim: int, kept: str
+) -> None:
+    step = Step(shape(dim=dim, kept=kept))
+    plain = step.plain(**options)
+    assert (step.run(kernel, **options) - plain).abs().max() < 1e-5
+    assert (step.run(attend_gather, **options) - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kept", sorted(KINDS))
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_8_bits_are_multiplied_as_bfloat16_in_a_model_that_is(
+    kernel: KernelAttention, options: dict[str, Any], kept: str
+) -> None:
+    step = Step(shape(dim=64, dtype=torch.bfloat16, kept=kept))  # what bytes stand for is rounded there, too
+    assert (step.run(kernel, **options) - step.plain(**options)).abs().max() < 2**-7 + 2**-10
+
+
 def test_scores_beyond_the_range_of_exp_do_no_harm(kernel: KernelAttention) -> None:
     step = Step(shape(), large=300.0)
     assert (step.run(kernel) - step.plain()).abs().max() < 1e-3
@@ -154,25 +179,29 @@ LONG: Spans = ((1000, 1130), (0, 70), (1299, 1300), (511, 514))
 """More keys than the kernel takes at a time, and more queries."""
 
 
+@pytest.mark.parametrize("kept", ["auto", *sorted(KINDS)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"window": 600}, {"window": 40, "softcap": 1.5}], ids=str)
 def test_many_keys_and_queries_are_taken_piece_by_piece(
-    kernel: KernelAttention, options: dict[str, Any], dtype: torch.dtype
+    kernel: KernelAttention, options: dict[str, Any], dtype: torch.dtype, kept: str
 ) -> None:
-    step = Step(shape(dim=48, dtype=dtype), heads=6, block_size=32, segments=LONG)
+    step = Step(shape(dim=48, dtype=dtype, kept=kept), heads=6, block_size=32, segments=LONG)
     deviation = (step.run(kernel, **options) - step.plain(**options)).abs().max()
     assert deviation < (1e-5 if dtype is torch.float32 else 2**-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [0, 600])
-def test_a_query_gets_the_same_alone_as_among_others(kernel: KernelAttention, window: int, dtype: torch.dtype) -> None:
-    together = Step(shape(dim=64, dtype=dtype), heads=6, block_size=32, segments=((900, 1100),))
+@pytest.mark.parametrize("kept", ["auto", *sorted(KINDS)])
+def test_a_query_gets_the_same_alone_as_among_others(
+    kernel: KernelAttention, window: int, dtype: torch.dtype, kept: str
+) -> None:
+    together = Step(shape(dim=64, dtype=dtype, kept=kept), heads=6, block_size=32, segments=((900, 1100),))
     results = together.run(kernel, window=window)
-    context, keys, values = together.context, together.cache.keys[0], together.cache.values[0]
+    context = together.context
     for row in (0, 31, 32, 123, 124, 199):
         one = replace(context, rows=context.rows[:1], lens=context.lens[row : row + 1], starts=[0, 1])
-        alone = kernel(together.query[row : row + 1], keys, values, one, 0.3, window, 0.0)
+        alone = kernel(together.query[row : row + 1], 0, one, 0.3, window, 0.0)
         assert torch.equal(alone[0].float(), results[row])
 
 
@@ -191,12 +220,13 @@ def test_varlen_agrees_with_plain_attention(options: dict[str, Any], dtype: torc
     assert (step.run(attend_varlen, **options) - step.plain(**options)).abs().max() < 2**-6
 
 
-def test_copied_blocks_hold_the_same() -> None:
-    cache = KVCache({0: shape(), 3: shape(value_dim=8)}, 4, BLOCK_SIZE)
-    for tensor in (*cache.keys.values(), *cache.values.values()):
+@pytest.mark.parametrize("kept", ["auto", "int8_per_token_head"])
+def test_copied_blocks_hold_the_same(kept: str) -> None:
+    cache = KVCache({0: shape(kept=kept), 3: shape(value_dim=8, kept=kept)}, 4, BLOCK_SIZE)
+    for tensor in cache.tensors:
         tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
     cache.copy_blocks([0, 2], [3, 1])
-    for tensor in (*cache.keys.values(), *cache.values.values()):
+    for tensor in cache.tensors:
         assert torch.equal(tensor[0], tensor[3]) and torch.equal(tensor[2], tensor[1])
 
 
@@ -233,6 +263,16 @@ def test_without_a_compiler_plain_torch_does_the_work(
 )
 def test_on_cuda_varlen_takes_half_precision(layer: LayerShape, expected: Attend) -> None:
     assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None) is expected
+
+
+def test_8_bits_are_read_by_the_kernel_and_by_plain_torch(library: ctypes.CDLL) -> None:
+    layer = shape(dtype=torch.bfloat16, kept="int8_per_token_head")
+    on_cuda = {0: replace(layer, device=torch.device("cuda"))}
+    assert isinstance(choose(None, {0: layer}, library), KernelAttention)
+    assert choose(None, on_cuda, None) is attend_gather
+    with pytest.raises(UnsupportedModel, match="flash_attn reads no keys in 8 bits") as refused:
+        choose("flash_attn", on_cuda, None)
+    assert refused.value.param == "kv_cache_dtype"
 
 
 def test_flash_attention_needs_cuda() -> None:

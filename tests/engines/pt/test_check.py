@@ -119,8 +119,8 @@ def test_a_kernel_with_a_wrong_detail_is_found_and_not_used(
 def test_a_model_is_refused_where_its_modules_are_wrong_too(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_window(q: Tensor, keys: Tensor, values: Tensor, step: Any, scale: float, _: int, cap: float) -> Tensor:
-        return attention.attend_gather(q, keys, values, step, scale, 0, cap)
+    def without_window(q: Tensor, layer: int, step: Any, scale: float, _: int, cap: float) -> Tensor:
+        return attention.attend_gather(q, layer, step, scale, 0, cap)
 
     monkeypatch.setattr("engines.pt.runner.attention.choose", lambda *_: without_window)
     with pytest.raises(UnsupportedModel, match=r"MistralForCausalLM computes something else .* cannot run it"):

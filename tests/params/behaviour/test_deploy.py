@@ -163,6 +163,7 @@ TABLES: dict[str, dict[str, Row]] = {
         task_type=Two("causal_lm", "seq_cls", config("task_type")),
         device_map=Two("cpu", {"": "cpu"}, config("device_map")),
         kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
+        kv_cache_dtype=Two("auto", "int8_per_token_head", config("kv_cache_dtype")),
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
         max_cpu_loras=Two(UNGIVEN, 9, config("max_cpu_loras")),
@@ -180,6 +181,7 @@ TABLES: dict[str, dict[str, Row]] = {
     | apart(
         ON_VLLM,
         kv_cache_memory=Two(UNGIVEN, 0.5, config("kv_cache_memory")),
+        kv_cache_dtype=Two("auto", "fp8", config("kv_cache_dtype")),
         gpu_memory_utilization=Two(0.9, 0.5, config("gpu_memory_utilization")),
         threads=Two(UNGIVEN, 1, config("threads")),
         tensor_parallel_size=Two(1, 2, config("tensor_parallel_size")),

@@ -85,6 +85,18 @@ def test_of_speculative_decoding_is_refused_by_name_what_the_engine_does_not_do(
     assert unread == "--speculative_config: the engine lmdeploy does not support it; it is for pt and vllm"
 
 
+def test_a_type_of_the_kv_cache_that_the_engine_does_not_have_is_refused_with_those_that_it_has() -> None:
+    told = "--kv_cache_dtype: pt keeps 8 bits with a scale for each token and head, which fp8 has not: choose "
+    assert refusals(DeployParams(model="m", kv_cache_dtype="fp8")) == [
+        told + "int8_per_token_head or fp8_per_token_head"
+    ]
+    for engine, name in (("pt", "fp8_per_token_head"), ("pt", "int8_per_token_head"), ("vllm", "fp8")):
+        asked = {"model": "m", "infer_backend": engine, "kv_cache_dtype": name}
+        assert refusals(DeployParams.model_validate(asked)) == []
+    (unread,) = refusals(DeployParams(model="m", infer_backend="lmdeploy", kv_cache_dtype="fp8"))
+    assert unread == "--kv_cache_dtype: the engine lmdeploy does not support it; it is for pt and vllm"
+
+
 def test_what_quantises_the_base_is_refused_where_the_engine_has_no_such_thing_and_must_say_how() -> None:
     asked = {"model": "m", "quant_method": "bnb", "quant_bits": 4}
     assert refusals(DeployParams(**asked)) == []
