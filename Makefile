@@ -18,7 +18,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types format bench docs lock audit lmdeploy-environment pages-folder
+.PHONY: help setup serve test lint types format bench docs lock audit lmdeploy-environment evalscope-environment pages-folder
 
 help: ## List the targets and their variables
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,7 +59,10 @@ $(EVAL): $(READY) engines/setup/locks/eval.txt
 lmdeploy-environment: $(READY)
 	@$(BIN)/python -m engines.setup.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
 
-# There, too: what the pages are made with.
+# There, too: EvalScope, and what the pages are made with.
+evalscope-environment: $(READY)
+	@$(BIN)/python -m engines.setup.install evalscope >/dev/null
+
 pages-folder: $(READY)
 	@$(BIN)/python -m engines.setup.install pages >/dev/null
 
@@ -68,7 +71,7 @@ serve: ## Serve a model: OpenAI's API on PORT
 	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.setup.demo) || exit 1; \
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
-test: $(READY) $(VLLM) $(HQQ) $(EVAL) lmdeploy-environment pages-folder ## Run the tests
+test: $(READY) $(VLLM) $(HQQ) $(EVAL) lmdeploy-environment evalscope-environment pages-folder ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS) $(TESTS)
 
 lint: $(READY) ## Check format, code and the import rule

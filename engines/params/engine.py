@@ -38,11 +38,11 @@ class EngineParams(Params):
     block_size: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """Tokens of one block of the KV cache: small blocks share more of common prompts, large ones cost less to look up.
     Fitted to the device unless given."""
-    kv_cache_memory: Annotated[float | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, gt=0)
+    kv_cache_memory: Annotated[float | None, About(engines=("pt", "vllm"))] = Field(None, gt=0)
     """GiB of KV cache. Unless given: on a GPU what `gpu_memory_utilization` leaves beside the weights; on a CPU as much
     as the weights take, 0.5 to 4 GiB, and at most a quarter of the memory that is free, in the container too. Never
     more than `max_num_seqs` sequences of full length can fill."""
-    kv_cache_dtype: Annotated[KVCacheDType, About(EVAL, engines=("pt", "vllm"))] = "auto"
+    kv_cache_dtype: Annotated[KVCacheDType, About(engines=("pt", "vllm"))] = "auto"
     """What keys and values are kept in, by vLLM's names; `auto`: the model's own type. 8 bits hold about twice as many
     tokens in the same memory, at a cost in quality. pt has `int8_per_token_head` and `fp8_per_token_head`, with a scale
     for each token and head; vLLM has these on GPUs, and `fp8` (which is `fp8_e4m3`) and `fp8_e5m2` on CPUs too. For
@@ -54,16 +54,16 @@ class EngineParams(Params):
     max_num_queued_reqs: Annotated[int, About(DEPLOY)] = Field(256, ge=0)
     """Requests that may wait for their first step. Further ones are turned away with status 429 until some have
     started, except those of a key that has less than its share of the places."""
-    engine_start_timeout: Annotated[float, About(DEPLOY)] = Field(1800, gt=0)
+    engine_start_timeout: Annotated[float, About(DEPLOY + EVAL)] = Field(1800, gt=0)
     """Seconds that the engine has to load the model, a download included. One that takes longer is killed: at the
     server's start that ends the server, later the engine is started again."""
-    engine_watchdog_timeout: Annotated[float, About(DEPLOY)] = Field(300, ge=5)
+    engine_watchdog_timeout: Annotated[float, About(DEPLOY + EVAL)] = Field(300, ge=5)
     """Seconds after which an engine that has work and makes no step, or does not answer at all, is killed and started
     again. It must be longer than the longest step, and than it takes to load an adapter or to go to sleep."""
-    engine_max_restarts: Annotated[int, About(DEPLOY)] = Field(10, ge=0)
+    engine_max_restarts: Annotated[int, About(DEPLOY + EVAL)] = Field(10, ge=0)
     """Restarts of the engine in a row, without one that lasted for a minute, after which the server ends with status
     1."""
-    threads: Annotated[int | None, About(EVAL, engines=("pt", "vllm"))] = Field(None, ge=1)
+    threads: Annotated[int | None, About(engines=("pt", "vllm"))] = Field(None, ge=1)
     """CPU threads of the engine. Unless given, one for each physical core that the process may use, by its affinity and
     its container's quota of CPU time."""
     max_loras: Annotated[int, About(engines=EVERY_ENGINE)] = Field(8, ge=0)
@@ -72,7 +72,7 @@ class EngineParams(Params):
     max_cpu_loras: Annotated[int | None, About(engines=("pt",))] = Field(None, ge=1)
     """Adapters kept in host memory, ready to be copied to where they are computed with; further ones are read from disk
     when they are asked for. Four times `max_loras` unless given."""
-    max_lora_rank: Annotated[int, About(EVAL, engines=EVERY_ENGINE)] = Field(64, ge=1)
+    max_lora_rank: Annotated[int, About(engines=EVERY_ENGINE)] = Field(64, ge=1)
     """The highest rank of an adapter that can be loaded."""
     lmdeploy_backend: Annotated[Literal["pytorch", "turbomind"], About(engines=("lmdeploy",))] = "pytorch"
     """LMDeploy's engine: `pytorch`, which serves adapters, or `turbomind`, which serves the base model only."""

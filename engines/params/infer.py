@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVERY_ENGINE, INFER, About
+from engines.params.about import DEPLOY, EVAL, EVERY_ENGINE, INFER, About
 from engines.params.common import BaseParams
 from engines.params.engine import EngineParams
 from engines.params.lmdeploy import LmdeployParams
@@ -18,7 +18,7 @@ class InferParams(MergeLoraParams, VllmParams, LmdeployParams, SpeculationParams
 
     starred: ClassVar = frozenset({"infer_backend", "max_batch_size"})
 
-    infer_backend: Annotated[Literal["pt", "vllm", "lmdeploy"], About(DEPLOY)] = "pt"
+    infer_backend: Annotated[Literal["pt", "vllm", "lmdeploy"], About(DEPLOY + EVAL)] = "pt"
     """Which engine runs the model: our own (`pt`), vLLM or LMDeploy."""
     max_batch_size: Annotated[int | None, About(DEPLOY, engines=EVERY_ENGINE, same_as="max_num_seqs")] = Field(
         None, ge=1

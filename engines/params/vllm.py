@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from engines.params.about import DEPLOY, EVAL, EVERY_ENGINE, FOR_IMAGES, About
+from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, About
 from engines.params.base import Params
 
 
@@ -24,7 +24,7 @@ class VllmParams(Params):
     """Over how many stages, each on its own GPUs, the layers are divided."""
     max_num_seqs: Annotated[int, About(DEPLOY, engines=EVERY_ENGINE)] = Field(256, ge=1)
     """The most sequences that one step works on."""
-    max_model_len: Annotated[int | None, About(EVAL, engines=EVERY_ENGINE)] = Field(None, ge=1)
+    max_model_len: Annotated[int | None, About(engines=EVERY_ENGINE)] = Field(None, ge=1)
     """The most tokens of a prompt and its output together. The model's limit unless given."""
     disable_custom_all_reduce: Annotated[bool, About(engines=("vllm",))] = False
     """Let NCCL sum up over the GPUs instead of vLLM's own kernel."""

@@ -1,10 +1,11 @@
-"""vLLM, LMDeploy, llama.cpp and what the pages are made with: putting them in, and finding them.
+"""vLLM, LMDeploy, llama.cpp, EvalScope and what the pages are made with: putting them in, and finding them.
 
 `python -m engines.setup.install vllm` puts vLLM into the environment that runs it. LMDeploy's pins exclude ours, so
 `python -m engines.setup.install lmdeploy` makes an environment of its own for it, once, in the user's cache folder.
 `python -m engines.setup.install llamacpp` puts llama.cpp, which quantises GGUF files, into a folder there, and
 `python -m engines.setup.install pages` Gradio, which `tuneserve app` and `tuneserve web-ui` are made with: it wants an
-older Pillow than TensorBoard does.
+older Pillow than TensorBoard does. `python -m engines.setup.install evalscope` makes an environment of its own for
+EvalScope, which `tuneserve eval` measures with: it wants an older datasets than training does.
 On a CPU the engines go in without what they need for CUDA only. What is installed here of PyTorch, transformers and
 FastAPI stays as it is. All comes from the lists of `locks/`, and needs no more than Python and pip.
 """
@@ -40,6 +41,7 @@ LMDEPLOY_NEEDS = (
     "sentencepiece", "shortuuid", "tiktoken", "transformers", "uvicorn", "xgrammar",
 )  # fmt: skip
 """What its PyTorch engine imports, of all that it asks for."""
+EVALSCOPE = "evalscope==1.14.1"
 PAGES = ("gradio>=6.31,<7", "openai>=3.50")
 """What makes the pages, and what asks the server."""
 ENGINES_NEED = (
@@ -49,7 +51,7 @@ ENGINES_NEED = (
 """What `engines` imports: it runs in LMDeploy's environment too."""
 KEPT = ("torch", "transformers", "fastapi")
 READY = ".ready"
-"""Lies in LMDeploy's environment once it is whole."""
+"""Lies in an environment once it is whole."""
 
 
 class NotInstalled(UnsupportedModel):
@@ -177,22 +179,11 @@ def install_lmdeploy(torch_index: str | None = None) -> Path:
 
     Safe to call from several processes at once.
     """
-    folder = lmdeploy_folder()
-    if not is_whole(folder):
-        from filelock import FileLock
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not is_whole(folder):
-                _make(folder, torch_index)
-    return _python(folder)
+    return _environment(lmdeploy_folder(), "LMDeploy", lmdeploy_lists(), torch_index)
 
 
 def lmdeploy_folder() -> Path:
-    """Named by what is in it: a changed list makes an environment of its own, beside servers that run in the old."""
-    recipe = [sys.implementation.cache_tag, *((LOCKS / f"{name}.txt").read_text() for name in lmdeploy_lists())]
-    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-    return cache_folder() / "environments" / f"{LMDEPLOY.replace('==', '-')}-{digest}"
+    return _environment_folder(LMDEPLOY, lmdeploy_lists())
 
 
 def lmdeploy_lists() -> tuple[str, ...]:
@@ -200,16 +191,65 @@ def lmdeploy_lists() -> tuple[str, ...]:
     return ("lmdeploy-cuda",) if torch_cuda() else ("torch-cpu", "lmdeploy-cpu")
 
 
+# ---- EvalScope
+
+
+def evalscope_python() -> Path | None:
+    """The interpreter of the environment that was made for it. None where none was."""
+    folder = evalscope_folder()
+    return _python(folder) if is_whole(folder) else None
+
+
+def require_evalscope() -> Path:
+    """The same interpreter. Raises NotInstalled."""
+    python = evalscope_python()
+    if python is None:
+        raise NotInstalled(_not_installed("EvalScope", "evalscope"), param="eval_backend")
+    return python
+
+
+def install_evalscope() -> Path:
+    """Make its environment where it is not there whole. Returns its interpreter. Safe to call from several processes at
+    once."""
+    return _environment(evalscope_folder(), "EvalScope", ("evalscope",))
+
+
+def evalscope_folder() -> Path:
+    return _environment_folder(EVALSCOPE, ("evalscope",))
+
+
+# ---- environments of their own
+
+
 def is_whole(folder: Path) -> bool:
     return (folder / READY).exists() and _python(folder).exists()
 
 
-def _make(folder: Path, torch_index: str | None) -> None:
+def _environment_folder(requirement: str, lists: tuple[str, ...]) -> Path:
+    """Named by what is in it: a changed list makes an environment of its own, beside what runs in the old."""
+    recipe = [sys.implementation.cache_tag, *((LOCKS / f"{name}.txt").read_text() for name in lists)]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    return cache_folder() / "environments" / f"{requirement.replace('==', '-')}-{digest}"
+
+
+def _environment(folder: Path, title: str, lists: tuple[str, ...], torch_index: str | None = None) -> Path:
+    """The interpreter of an environment with the packages of these lists, whole."""
+    if not is_whole(folder):
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not is_whole(folder):
+                _make(folder, title, lists, torch_index)
+    return _python(folder)
+
+
+def _make(folder: Path, title: str, lists: tuple[str, ...], torch_index: str | None) -> None:
     """The caller holds the lock. What an interrupted installation left is cleared away."""
-    _say(f"making {folder} for LMDeploy: some minutes, some GB")
+    _say(f"making {folder} for {title}: some minutes, up to some GB")
     (folder / READY).unlink(missing_ok=True)
     locked.run([sys.executable, "-m", "venv", "--clear", str(folder)])
-    for name in lmdeploy_lists():
+    for name in lists:
         index = torch_index if name == "torch-cpu" else None
         locked.install_lists(str(_python(folder)), name, index=index)
     (folder / READY).touch()
@@ -296,9 +336,9 @@ def _say(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m engines.setup.install", description="Install an engine, or the pages."
+        prog="python -m engines.setup.install", description="Install an engine, EvalScope, or the pages."
     )
-    parser.add_argument("engine", choices=["vllm", "lmdeploy", "llamacpp", "pages"])
+    parser.add_argument("engine", choices=["vllm", "lmdeploy", "llamacpp", "evalscope", "pages"])
     parser.add_argument("--torch-index", metavar="URL", help="index that LMDeploy's PyTorch comes from, on a CPU")
     arguments = parser.parse_args()
     try:
@@ -307,6 +347,8 @@ def main() -> int:
             python = Path(sys.executable)
         elif arguments.engine == "llamacpp":
             python = install_llamacpp()
+        elif arguments.engine == "evalscope":
+            python = install_evalscope()
         elif arguments.engine == "pages":
             python = install_pages()
         else:  # where another one was chosen, ours would not be used

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from transformers import AutoTokenizer
 
-from engines.setup.install import NotInstalled, require_lmdeploy, require_vllm
+from engines.setup.install import NotInstalled, require_vllm
+from tests.engines.lmdeploy.engines import python_on_cpu
 from tests.four_layers import cut, reference, write_adapter
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
@@ -79,7 +79,7 @@ def served(
             if engine == "vllm":
                 require_vllm()
             if engine == "lmdeploy":
-                patch.setenv("TUNESERVE_LMDEPLOY_PYTHON", str(lmdeploy_on_cpu(folder)))
+                patch.setenv("TUNESERVE_LMDEPLOY_PYTHON", str(python_on_cpu(folder)))
         except NotInstalled as error:
             pytest.skip(error.message)
         flags = ["--model", str(checkpoint.model), "--infer_backend", engine, "--torch_dtype", "float32"]
@@ -97,14 +97,6 @@ def served(
         process = stack.enter_context(ServerProcess.ready(*flags, patience=SLOW))
         client = OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
         yield Served(engine, process, stack.enter_context(client), stack.enter_context(api_of(process)))
-
-
-def lmdeploy_on_cpu(folder: Path) -> Path:
-    """A Python that runs LMDeploy's process with the shim for CPUs, whatever it is told to run."""
-    script = folder / "python"
-    script.write_text(f'#!/bin/sh\nexec {require_lmdeploy()} -m tests.engines.lmdeploy.on_cpu "$3"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script
 
 
 @pytest.fixture

@@ -44,6 +44,10 @@ class Difference:
             return None
         return (self.value > self.other) == self.higher_is_better
 
+    def metrics(self) -> list[tuple[str, float]]:
+        """What a job's metrics have of it."""
+        return [("compared", self.other), ("p", self.p)]
+
 
 def compare(
     task: str, metric: str, mine: Mapping[str, Value], other: Mapping[str, Value], *, higher_is_better: bool, seed: int

@@ -31,11 +31,8 @@ class ServerModel:
         self._key = params.eval_api_key
         self._told, self._checkpoint = told, checkpoint
         self._threads = ThreadPoolExecutor(params.eval_num_proc or AT_ONCE, "eval")
-        cards = {card["id"]: card for card in self._ask("GET", f"{self._url}/models")["data"]}
-        self.name = params.model or next(iter(cards), "")
-        if self.name not in cards:
-            raise InvalidRequest(f"{self._url} serves no {self.name!r}, but {', '.join(cards)}", param="model")
-        self.max_length = int(cards[self.name].get("max_model_len") or params.max_model_len or 4096)
+        self.name, card = find_model(params)
+        self.max_length = int(card.get("max_model_len") or params.max_model_len or 4096)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
         self.end_token_id = self.prefix_token_id = self._first_token()
 
@@ -101,24 +98,40 @@ class ServerModel:
         return [future.result() for future in futures]
 
     def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON. Raises InvalidRequest, TuneserveError."""
-        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
-        data = None if body is None else json.dumps(body).encode()
-        for tried in range(1, TRIES + 1):
-            request = urllib.request.Request(url, data, headers, method=method)
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                told = error.read(2000).decode(errors="replace")
-                if error.code not in AGAIN or tried == TRIES:
-                    raise TuneserveError(f"{url} answered {error.code}: {told}", param="eval_url") from None
-                time.sleep(int(error.headers.get("retry-after") or 1))
-            except (OSError, ValueError) as error:
-                if tried == TRIES:
-                    raise InvalidRequest(f"{url} does not answer: {error}", param="eval_url") from None
-                time.sleep(1)
-        raise AssertionError("returned or raised")
+        return ask(self._key, method, url, body)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
+
+
+def find_model(params: EvalParams) -> tuple[str, Mapping[str, Any]]:
+    """The name of the model that is asked for, or of the server's first, and what the server says of it. Raises
+    InvalidRequest where the server does not answer, or has no such model."""
+    assert params.eval_url is not None
+    url = params.eval_url.rstrip("/")
+    cards = {card["id"]: card for card in ask(params.eval_api_key, "GET", f"{url}/models")["data"]}
+    name = params.model or next(iter(cards), "")
+    if name not in cards:
+        raise InvalidRequest(f"{url} serves no {name!r}, but {', '.join(cards)}", param="model")
+    return name, cards[name]
+
+
+def ask(key: str | None, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The answer's JSON. Raises InvalidRequest, TuneserveError."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    for tried in range(1, TRIES + 1):
+        request = urllib.request.Request(url, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            told = error.read(2000).decode(errors="replace")
+            if error.code not in AGAIN or tried == TRIES:
+                raise TuneserveError(f"{url} answered {error.code}: {told}", param="eval_url") from None
+            time.sleep(int(error.headers.get("retry-after") or 1))
+        except (OSError, ValueError) as error:
+            if tried == TRIES:
+                raise InvalidRequest(f"{url} does not answer: {error}", param="eval_url") from None
+            time.sleep(1)
+    raise AssertionError("returned or raised")

@@ -13,6 +13,8 @@ from training.evaluation.compare import Difference, compare, values_of
 
 RESULTS = "results.json"
 STDERR = "_stderr"
+COMPARED = "compared"
+"""Folder within, of what was found of the other model, where both were measured in one run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,12 @@ def measured_by_harness(model: str, found: Mapping[str, Any], settings: Mapping[
     return Measured(model=model, scores=scores, samples=found.get("samples", {}), settings=settings)
 
 
-def write(measured: Measured, differences: Sequence[Difference], folder: Path) -> None:
+def write(
+    measured: Measured, differences: Sequence[Difference], folder: Path, *, compared: Measured | None = None
+) -> None:
     folder.mkdir()
+    if compared is not None:
+        write(compared, (), folder / COMPARED)
     told = {
         "model": measured.model,
         "settings": measured.settings,

@@ -7,7 +7,6 @@ A file of rows becomes a task by what its rows have:
     {"text": ...}                                    how likely the text is: perplexity by word, by byte
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidRequest
+from training.evaluation import rows
+from training.evaluation.rows import check_row, is_file_of_rows, read_rows, read_text
 
 YAML = (".yaml", ".yml")
-ROWS = (".jsonl", ".json")
 CHOICE: dict[str, Any] = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{query}}",
@@ -47,9 +47,9 @@ TEXT: dict[str, Any] = {
     "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
 }
 FORMS: tuple[tuple[frozenset[str], dict[str, Any]], ...] = (
-    (frozenset({"query", "choices", "answer"}), CHOICE),
-    (frozenset({"query", "answer"}), WRITTEN),
-    (frozenset({"text"}), TEXT),
+    (rows.CHOICE, CHOICE),
+    (rows.WRITTEN, WRITTEN),
+    (rows.TEXT, TEXT),
 )
 SPLIT = "test"
 
@@ -73,12 +73,10 @@ def read_tasks(given: Sequence[str], *, allow_code: bool, few_shot: int = 0) -> 
     names: list[str] = []
     files: list[TaskFile] = []
     for text in given:
-        path, _, count = text.partition("#")
-        file = Path(path).expanduser()
-        if file.suffix in YAML:
-            files.append(_of_yaml(file, allow_code))
-        elif file.suffix in ROWS:
-            files.append(_of_rows(file, int(count) if count.isdecimal() else None, few_shot))
+        if Path(text).suffix in YAML:
+            files.append(_of_yaml(Path(text).expanduser(), allow_code))
+        elif is_file_of_rows(text):
+            files.append(_of_rows(text, few_shot))
         else:
             names.append(text)
     names_of_files = [file.name for file in files]
@@ -92,33 +90,29 @@ def _of_yaml(file: Path, allow_code: bool) -> TaskFile:
     if not allow_code:
         message = f"{file.name}: a task in YAML may run code, and is for the command line alone"
         raise InvalidRequest(message, param="eval_dataset")
-    text = _text(file)
+    text = read_text(file)
     found = re.search(r"(?m)^task:\s*[\"']?([\w.-]+)", text)
     if found is None:
         raise InvalidRequest(f"{file}: it names no task: `task: NAME`", param="eval_dataset")
     return TaskFile(found[1], file.resolve().parent, found[1])
 
 
-def _of_rows(file: Path, count: int | None, few_shot: int) -> TaskFile:
-    rows = _rows(file)[:count]
-    if len(rows) <= few_shot:
-        message = f"{file.name} has {len(rows)} rows: too few to show {few_shot} others before each"
+def _of_rows(text: str, few_shot: int) -> TaskFile:
+    file, found = read_rows(text)
+    if len(found) <= few_shot:
+        message = f"{file.name} has {len(found)} rows: too few to show {few_shot} others before each"
         raise InvalidRequest(message, param="eval_few_shot")
-    keys = frozenset(rows[0])
-    form = next((config for needed, config in FORMS if needed <= keys), None)
-    if form is None:
+    keys = frozenset(found[0])
+    needed, form = next(((needed, form) for needed, form in FORMS if needed <= keys), (None, None))
+    if needed is None or form is None:
         message = (
             f"{file.name}: rows have 'query' and 'answer', perhaps 'choices', or 'text'; these have {sorted(keys)}"
         )
         raise InvalidRequest(message, param="eval_dataset")
-    needed = next(needed for needed, config in FORMS if config is form)
-    for number, row in enumerate(rows, 1):
-        if not needed <= row.keys():
-            missing = min(needed - row.keys())
-            raise InvalidRequest(f"{file.name}, row {number}: there is no {missing!r}", param="eval_dataset")
-        _check(row, form, f"{file.name}, row {number}")
+    for number, row in enumerate(found, 1):
+        check_row(row, needed, f"{file.name}, row {number}")
     name = re.sub(r"[^\w.-]+", "_", file.stem)
-    kept = [{key: row[key] for key in sorted(needed)} for row in rows]
+    kept = [{key: row[key] for key in sorted(needed)} for row in found]
     config = {
         "task": name,
         "custom_dataset": _Dataset(kept),
@@ -140,37 +134,3 @@ class _Dataset:
         from datasets import Dataset
 
         return {SPLIT: Dataset.from_list(self._rows)}
-
-
-def _check(row: dict[str, Any], form: dict[str, Any], where: str) -> None:
-    """Raises InvalidRequest."""
-    if form is CHOICE:
-        choices, answer = row["choices"], row["answer"]
-        if not isinstance(choices, list) or not all(isinstance(each, str) and each for each in choices):
-            raise InvalidRequest(f"{where}: 'choices' is a list of texts", param="eval_dataset")
-        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise InvalidRequest(f"{where}: 'answer' is the place of the right choice, from 0", param="eval_dataset")
-        texts: tuple[str, ...] = ("query",)
-    else:
-        texts = ("query", "answer") if form is WRITTEN else ("text",)
-    for name in texts:
-        if not isinstance(row[name], str):
-            raise InvalidRequest(f"{where}: {name!r} is a text", param="eval_dataset")
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    text = _text(file)
-    try:
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
-    except ValueError as error:
-        raise InvalidRequest(f"{file.name}: it is no valid JSON: {error}", param="eval_dataset") from None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise InvalidRequest(f"{file.name}: it has no rows, or some are no objects", param="eval_dataset")
-    return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{file.name}: it cannot be read: {error}", param="eval_dataset") from None

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engines.checkpoint.quantization import quantization_conflicts
-from engines.params.about import DEPLOY, EVAL, EXPORT, INFER, MERGE, TRAINING, about
+from engines.params.about import DEPLOY, EVAL, EXPORT, INFER, MERGE, TRAINING, facts
 from engines.params.base import Params
 from engines.params.common import BaseParams
+from engines.params.infer import InferParams
 from engines.params.template import template_conflicts
 from engines.refusals import said_twice, uncached, unquantised, unread, unspeculative
-from training.params.eval import EvalParams
+from training.params.eval import BASE, EvalParams
 from training.params.export import ExportParams, MergeParams, calibration_data, made_of, result_folder
 from training.params.export_conflicts import conflicts
 from training.params.hub import Fetch
@@ -30,14 +31,17 @@ OF_DATA = ("result_path", "val_dataset_sample", "metric", "logprobs", "ddp_backe
 """Parameters of an inference over a data set."""
 MEASURES = ("accuracy", "rouge", "bleu")
 LOADED_HERE = (
-    "adapters", "torch_dtype", "model_revision", "max_lora_rank", "kv_cache_memory", "kv_cache_dtype",
-    "threads", "hub_token",
+    "adapters", "infer_backend", "model_revision", "engine_start_timeout", "engine_watchdog_timeout",
+    "engine_max_restarts", "verbose",
 )  # fmt: skip
-"""What says how a model is loaded to be measured."""
-NO_EVALSCOPE = (
-    "EvalScope's requirements exclude those of training here (its modelscope wants datasets 4, training 5): install it "
-    "in an environment of its own, and have it measure a server"
-)
+"""What says how a model is loaded to be measured, beside what its engine reads."""
+OF_SERVERS = ("model", "seed", "max_model_len")
+"""What of that an evaluation of a server reads all the same."""
+OF_EVALSCOPE = {
+    "verbose": "the harness asks the engine without a server, where no request is logged: leave it out",
+    "max_new_tokens": "a benchmark of the harness says it: leave it out",
+}
+"""Parameters of an evaluation that EvalScope alone reads, and why."""
 
 
 class Task(BaseModel):
@@ -223,16 +227,10 @@ class InferTask(Task):
 
     def refusals(self) -> list[Refusal]:
         params = self.params
-        found = [(name, why) for name in given(params, type(params).model_fields) if (why := self._unread(name))]
-        found += [(one, f"it means the same here as {other}: give one") for one, other in said_twice(params)]
-        found += [*template_conflicts(params), *unquantised(params), *unspeculative(params), *uncached(params)]
+        found = [*_unfit_for_the_engine(params, self.reads_as), *template_conflicts(params)]
         if params.merge_lora and not params.adapters:
             found.append(("merge_lora", "name the adapter to merge, in adapters"))
         return found + (self._over_data() if params.answers_data else self._without_data())
-
-    def _unread(self, name: str) -> str | None:
-        """Why the engine does not read a parameter that another engine does."""
-        return unread(self.params, name, self.reads_as) if about(type(self.params).model_fields[name]).engines else None
 
     def _over_data(self) -> list[Refusal]:
         params, found = self.params, []
@@ -251,6 +249,14 @@ class InferTask(Task):
         return [(name, "it is for a data set: name one as val_dataset") for name in given(self.params, OF_DATA)]
 
 
+def _unfit_for_the_engine(params: InferParams, readers: tuple[str, ...]) -> list[Refusal]:
+    """Parameters that another engine reads, mean the same, or do not go together."""
+    of_engines = [name for name, said in facts(type(params)) if said.engines]
+    found = [(name, why) for name in given(params, of_engines) if (why := unread(params, name, readers))]
+    found += [(one, f"it means the same here as {other}: give one") for one, other in said_twice(params)]
+    return [*found, *unquantised(params), *unspeculative(params), *uncached(params)]
+
+
 class EvalTask(Task):
     """Measuring a model."""
 
@@ -258,6 +264,8 @@ class EvalTask(Task):
     pipeline = "training.pipelines.eval"
     makes = ("scores",)
     gpus = 1
+    one_device = False
+    runs_engine = True
 
     task: Literal["eval"] = "eval"
     params: EvalParams
@@ -270,12 +278,17 @@ class EvalTask(Task):
         missing = [] if params.eval_dataset else [("eval_dataset", "name the benchmarks")]
         if not params.model and not params.eval_url:
             missing.append(("model", "name the model to measure, or the server at eval_url"))
-        if params.eval_backend == "evalscope":
-            missing.append(("eval_backend", NO_EVALSCOPE))
+        if params.eval_backend != "evalscope":
+            missing += [(name, OF_EVALSCOPE[name]) for name in given(params, OF_EVALSCOPE)]
+        if params.compare == BASE and not params.adapters and not params.eval_url:
+            missing.append(("compare", f"{BASE} is the model without its adapters, and none are named"))
         if params.eval_url:
-            idle = given(params, LOADED_HERE)
+            loading = [name for name, said in facts(type(params)) if said.engines or name in LOADED_HERE]
+            idle = given(params, [name for name in loading if name not in OF_SERVERS])
             return missing + [(name, "the server at eval_url says so itself: leave it out") for name in idle]
-        return missing + [(name, "only eval_url has a use for it") for name in given(params, ("eval_api_key",))]
+        idle = given(params, ("eval_api_key",))
+        missing += [(name, "only eval_url has a use for it") for name in idle]
+        return missing + _unfit_for_the_engine(params, self.reads_as)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -1,6 +1,7 @@
 """The LMDeploy engine on a CPU, for tests."""
 
 import json
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def run_alone(module: str, *words: str) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def python_on_cpu(folder: Path) -> Path:
+    """A Python that runs LMDeploy's process with the shim for CPUs, whatever it is told to run. Raises NotInstalled."""
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nexec {require_lmdeploy()} -m tests.engines.lmdeploy.on_cpu "$3"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
 
 
 def config_on_cpu(model: str, **settings: Any) -> LmdeployConfig:

@@ -306,7 +306,19 @@ def test_llamacpp_is_put_into_the_cache_once_and_whole(commands: Commands, monke
     assert commands.done == []
 
 
-# ---- the pages
+# ---- EvalScope and the pages
+
+
+def test_evalscope_gets_an_environment_of_its_own_once(commands: Commands) -> None:
+    with pytest.raises(install.NotInstalled) as caught:
+        install.require_evalscope()
+    assert caught.value.message.endswith("`python -m engines.setup.install evalscope` installs it")
+    assert caught.value.param == "eval_backend"
+    python = install.install_evalscope()
+    assert python == install.require_evalscope() != install.lmdeploy_python()
+    assert python.parents[1].name.startswith("evalscope-1.14.1-")
+    count = len(commands.done)
+    assert install.install_evalscope() == python and len(commands.done) == count
 
 
 def test_the_pages_are_put_into_the_cache_once_and_whole(commands: Commands) -> None:

@@ -72,6 +72,26 @@ async def test_answers_are_handed_on_from_attempt_to_attempt(office: Office) -> 
     assert files[2].read_text().split() == ["1:1", "1:2", "2:1", "2:2", "3:1", "3:2"]
 
 
+@pytest.mark.parametrize(("end", "again"), [("pause", "resume"), ("cancel", "retry"), (None, "retry")])
+async def test_answers_are_handed_on_where_a_job_was_stopped_or_failed(
+    office: Office, end: str | None, again: str
+) -> None:
+    task = TASK.validate_python({"task": "infer", "params": {"model": "m", "dataset": ["d.jsonl"]}})
+    plan = {"appends_to": "answers.jsonl", "steps": 200, "seconds": 0.02, "save_every": 999}
+    job = await office.create(plan if end else plan | {"fail_at": 3}, task)
+    if end:
+        await office.until_step(job, 3)
+        await getattr(office.jobs, end)(job.id, SERVER)
+    else:
+        await office.until(job, JobStatus.FAILED)
+    (office.jobs.folders.job(job.id) / "plan.json").write_text(json.dumps(plan | {"steps": 2}))
+    await getattr(office.jobs, again)(job.id, SERVER)
+    job = await office.until(job, JobStatus.SUCCEEDED)
+    first, second = (office.jobs.folders.attempt(job.id, number) / "answers.jsonl" for number in (1, 2))
+    lines = second.read_text().split()
+    assert lines[:3] == ["1:1", "1:2", "1:3"] and lines[-2:] == ["2:1", "2:2"] and not first.exists()
+
+
 async def test_a_worker_that_always_dies_fails_the_job(office: Office) -> None:
     job = await office.until(await office.create({"die_at": 5, "deaths": 9}), JobStatus.FAILED)
     assert (job.attempt, job.deaths, job.error["code"]) == (3, 3, "worker_died")

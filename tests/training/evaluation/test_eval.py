@@ -96,10 +96,23 @@ def test_what_was_found_is_in_files_messages_and_the_result(base: tuple[Result, 
     assert said[0] == "Loading model." and "| choices" in said[-1]
 
 
-def test_an_adapter_is_measured_and_compared_with_its_model(place: Path, base: tuple[Result, JobFolder]) -> None:
-    adapter, other = taught(place / "adapter", place / "model"), str(base[1].path / "evaluation")
-    result, folder = run(place, "tuned", adapters=[str(adapter)], eval_limit=4, compare=other)
+@pytest.mark.parametrize("how", ["earlier", "base"])
+def test_an_adapter_is_measured_and_compared_with_its_model(
+    how: str, place: Path, base: tuple[Result, JobFolder]
+) -> None:
+    adapter, earlier = place / "adapter", base[1].path / "evaluation"
+    if not adapter.exists():
+        taught(adapter, place / "model")
+    other = str(earlier) if how == "earlier" else "base"
+    result, folder = run(place, f"tuned-{how}", adapters=[str(adapter)], eval_limit=4, compare=other)
     told = json.loads((folder.path / "evaluation" / "results.json").read_text())
+    beside = folder.path / "evaluation" / "compared"
+    assert beside.exists() == (how == "base")
+    if how == "base":  # as an evaluation of its own has it
+        for name in ("results.json", "samples_choices.jsonl", "samples_texts.jsonl"):
+            assert (beside / name).read_text() == (earlier / name).read_text(), name
+    assert result.metrics["choices/acc_compared"] == base[0].metrics["choices/acc"]
+    assert 0 <= result.metrics["texts/word_perplexity_p"] <= 1
     found = {(each["task"], each["metric"]): each for each in told["differences"]}
     assert found["choices", "acc"]["test"] == "McNemar"
     text = found["texts", "word_perplexity"]
@@ -148,7 +161,15 @@ def test_a_job_of_the_api_runs_no_code(place: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval_dataset": []}, "eval_dataset"),
     ({"model": None}, "model"),
-    ({"eval_backend": "evalscope"}, "eval_backend"),
+    ({"compare": "base"}, "compare"),
+    ({"max_new_tokens": 3}, "max_new_tokens"),
+    ({"verbose": True}, "verbose"),
+    ({"eval_url": "http://localhost/v1", "eval_backend": "evalscope", "verbose": True}, "verbose"),
+    ({"eval_url": "http://localhost/v1", "infer_backend": "vllm"}, "infer_backend"),
+    ({"eval_url": "http://localhost/v1", "max_num_seqs": 3}, "max_num_seqs"),
+    ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+    ({"max_num_seqs": 3, "max_batch_size": 3}, "max_batch_size"),
+    ({"max_num_queued_reqs": 3}, "max_num_queued_reqs"),
     ({"eval_url": "http://localhost/v1", "adapters": ["a"]}, "adapters"),
     ({"eval_api_key": "x"}, "eval_api_key"),
     ({"port": 9}, "port"),
