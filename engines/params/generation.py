@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from engines.params.about import ANSWERS_ONLY, BY_REQUEST, DEPLOY, INFER, NOBODY_READS, PAGE, About
+from engines.params.about import ANSWERS_ONLY, BY_REQUEST, DEPLOY, EVAL, INFER, NOBODY_READS, PAGE, About
 from engines.params.base import Params, Strings
 
 
@@ -13,8 +13,9 @@ class GenerationParams(Params):
 
     starred: ClassVar = frozenset({"max_new_tokens", "stream"})
 
-    max_new_tokens: Annotated[int | None, About(DEPLOY + PAGE)] = Field(None, ge=1)
-    """The most tokens to generate. As many as the model's context leaves room for unless given."""
+    max_new_tokens: Annotated[int | None, About(DEPLOY + PAGE + EVAL)] = Field(None, ge=1)
+    """The most tokens to generate. As many as the model's context leaves room for unless given. In an evaluation it is
+    for EvalScope: a benchmark of the harness says it itself."""
     temperature: Annotated[float | None, About(DEPLOY + PAGE)] = Field(None, ge=0)
     """Divides the logits before sampling: below 1 the likely tokens become likelier still; 0 always takes the
     likeliest. From the model's generation_config.json unless given."""

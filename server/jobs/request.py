@@ -75,7 +75,7 @@ def outside_choices(said: About, value: Any) -> str | None:
     """Why jobs of the API may not choose `value`; None where they may."""
     if not said.api_choices:  # the others may be of any type, also one that no set holds
         return None
-    others = set(value if isinstance(value, tuple) else (value,)) - set(said.api_choices)
+    others = set(value if isinstance(value, tuple) else (value,)) - {*said.api_choices, None}
     if not others:
         return None
     return f"{min(others)!r} is not supported here; choose {' or '.join(said.api_choices)}"

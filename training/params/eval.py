@@ -46,9 +46,6 @@ class EvalParams(HarnessParams, DeployParams):
     """Temperature of the answers; 0: the likeliest tokens, so that scores can be repeated."""
     verbose: Annotated[bool, About(EVAL)] = False
     """Log every request, where the model is served for the evaluation: EvalScope asks servers alone."""
-    max_new_tokens: Annotated[int | None, About(EVAL)] = Field(None, ge=1)
-    """The most tokens of an answer, by EvalScope: as many as the server allows unless given. For the harness, a
-    benchmark says it."""
     eval_num_proc: Annotated[int | None, About(EVAL)] = Field(None, ge=1, le=1024)
     """Questions asked at once: as many as the engine is told to take (`max_num_seqs`), or 32, and 16 of a server unless
     given. More take more memory."""
