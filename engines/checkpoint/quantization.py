@@ -121,8 +121,8 @@ def check_readable(model: str, config: Any) -> None:
     """Raises UnsupportedModel for a checkpoint that transformers would fill with random weights."""
     if quantized_by(config) == "hqq":
         message = (
-            f"{Path(model).name!r} was saved by HQQ, and transformers 5 no longer reads that: take the model that it was"
-            " made of, with quant_method hqq"
+            f"{Path(model).name!r} was saved by HQQ, and transformers 5 no longer reads that: take the model that it"
+            " was made of, with quant_method hqq"
         )
         raise UnsupportedModel(message, param="model")
 
