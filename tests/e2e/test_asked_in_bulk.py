@@ -11,9 +11,10 @@ import pytest
 from engines.setup.install import NotInstalled, require_vllm
 from tests import harness
 from tests.engines.lmdeploy.engines import python_on_cpu
+from tests.engines.pt.tiny import byte_level_tokenizer
 from tests.engines.vllm.tiny import save_for_vllm
 from tests.training.evaluation.test_eval import taught
-from tests.training.jobs import TEMPLATE, byte_level_tokenizer, make_job
+from tests.training.jobs import TEMPLATE, make_job
 from training.folder import Result
 from training.report import Report
 
@@ -49,7 +50,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run(place: Path, engine: str, task: str, **params: Any) -> tuple[Result, Path]:
     """An inference or an evaluation of the adapter."""
-    given = {"model": str(place / "model"), "adapters": [str(place / "adapter")], "torch_dtype": "float32"}
+    given: dict[str, Any] = {
+        "model": str(place / "model"),
+        "adapters": [str(place / "adapter")],
+        "torch_dtype": "float32",
+    }
     given |= {"infer_backend": engine, "max_num_seqs": 4, **SETTINGS[engine], **params}
     job = make_job(place / f"{task}-{engine}", task, **given)
     asked = job.read_task()

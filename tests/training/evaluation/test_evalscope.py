@@ -18,10 +18,10 @@ from training.params.eval import EvalParams
 from training.pipelines import eval as pipeline
 from training.report import Report
 
-CHOICES = [
+CHOICES: list[dict[str, Any]] = [
     {"query": f"the {word} is", "choices": ["red", "blue", "name"], "answer": n % 3} for n, word in enumerate("abcde")
 ]
-WRITTEN = [{"query": f"value {n}", "response": "one two", "system": "be brief"} for n in range(4)]
+WRITTEN: list[dict[str, Any]] = [{"query": f"value {n}", "response": "one two", "system": "be brief"} for n in range(4)]
 BY_ITSELF = """
 import json, sys
 from evalscope import TaskConfig, run_task
