@@ -142,7 +142,7 @@ def test_a_wide_window_is_narrow_for_the_check_alone(wide: Path) -> None:
     chosen = ModelRunner(settings(wide))
     assert chosen._decoder is not None
     assert chosen.model.config.sliding_window == 100
-    assert set(chosen.cache.windows.values()) == {100}
+    assert {shape.window for shape in chosen.cache.layers.values()} == {100}
     one = request(prompt(120), max_new_tokens=6, ignore_eos=True, logprobs=3)
     plain = AutoModelForCausalLM.from_pretrained(wide, attn_implementation="eager").eval()
     Reference(plain).check_greedy(one, run(core_of(chosen), [one])["r"].outputs[0])
