@@ -175,7 +175,7 @@ def stem() -> Path:
 def measured_before() -> dict[str, dict[str, Any]]:
     """Today, on a machine like this one."""
     file = stem().with_suffix(".json")
-    document = json.loads(file.read_bytes()) if file.exists() else {"machine": None}
+    document: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {"machine": None}
     return {row["form"]: row for row in document["rows"]} if document["machine"] == machine() else {}
 
 
