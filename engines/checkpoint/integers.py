@@ -15,7 +15,8 @@ LARGEST_GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """scale * (code - zero), the scale and the zero one for each group of neighbours in an output's inputs."""
+    """scale * (code - zero) + offset, each of these one for a group of neighbours in an output's inputs. All tensors are
+    contiguous."""
 
     bits: int
     codes: Tensor
@@ -24,6 +25,8 @@ class Integers:
     """(outputs, groups) float32."""
     zeros: Tensor | None = None
     """(outputs, groups) uint8, of 4 bits only. None: `CENTRE`."""
+    offsets: Tensor | None = None
+    """(outputs, groups) float32. None: 0."""
 
     @property
     def group(self) -> int:
@@ -34,7 +37,8 @@ class Integers:
         """(outputs, inputs) float32."""
         zeros = CENTRE[self.bits] if self.zeros is None else self.zeros[..., None].float()
         codes = self.codes.unflatten(1, (-1, self.group)).float()
-        return ((codes - zeros) * self.scales[..., None]).flatten(1)
+        weights = (codes - zeros) * self.scales[..., None]
+        return (weights if self.offsets is None else weights + self.offsets[..., None]).flatten(1)
 
 
 def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
@@ -54,7 +58,7 @@ def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Intege
             return None
     times = signed.shape[1] // scales.shape[1] // group
     scales, zeros = (each.repeat_interleave(times, 1) for each in (scales.float(), zeros.to(torch.uint8)))
-    return Integers(bits, codes.to(torch.int8).contiguous(), scales.contiguous(), None if centred else zeros)
+    return Integers(bits, codes.to(torch.int8).contiguous(), scales.contiguous(), None if centred else zeros.contiguous())
 
 
 def integers_of(layer: Any) -> Integers | None:

@@ -12,10 +12,10 @@ from engines.pt.pages import Pages
 class Grid(ctypes.Structure):
     """How a layer's weights lie in memory (`kernels/products.h`)."""
 
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("bits", "group", "zeros"))
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("bits", "group", "zeros", "offsets"))
 
 
-PLAIN = (16, 0, 0)
+PLAIN = (16, 0, 0, 0)
 """The grid of weights that are bfloat16 values."""
 
 
@@ -39,16 +39,17 @@ class QuantizedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dots, self.wide = dots, wide
-        self.grid = Grid(integers.bits, integers.group, integers.zeros is not None)
+        zeros, offsets = integers.zeros, integers.offsets
+        self.grid = Grid(integers.bits, integers.group, zeros is not None, offsets is not None)
         self._grid = ctypes.addressof(self.grid)
         size = library.quantized_size(self._grid, self.in_features, self.out_features)
         self._packed = (pages or Pages()).empty(size, torch.uint8)
-        zeros = None if integers.zeros is None else integers.zeros.contiguous()
         library.pack_quantized(
             self._grid,
             integers.codes.data_ptr(),
             integers.scales.data_ptr(),
             None if zeros is None else zeros.data_ptr(),
+            None if offsets is None else offsets.data_ptr(),
             self._packed.data_ptr(),
             self.in_features,
             self.out_features,

@@ -58,7 +58,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "has_quantized_dots": ([], INT),
     "linear_quantized": ([P, INT, P, P, P, P, LONG, INT, INT], None),
     "quantized_size": ([P, INT, INT], LONG),
-    "pack_quantized": ([P, P, P, P, P, INT, INT], None),
+    "pack_quantized": ([P, P, P, P, P, P, INT, INT], None),
     "deal_rows": ([INT, P, P, P], INT),
     "lora_add_float": (LORA, None),
     "lora_add_bf16": (LORA, None),

@@ -1,18 +1,19 @@
-/* y = x W^T + b on a CPU, W in integers of 4 or 8 bits: w = scale (code - zero), the scale and the zero one for each
- * group of neighbours in a row of W.
+/* y = x W^T + b on a CPU, W in integers of 4 or 8 bits: w = scale (code - zero) + offset, each of these one for a group
+ * of neighbours in a row of W.
  *
  * x       [rows, in]    float32, or bfloat16 where `dots`; in is a multiple of the group
  * w       [panels][in / group] blocks (pack_quantized), which hold what NR rows of W have in a group:
  *           scales [NR] float32
  *           zeros  [NR] bytes, and as many again unused; only where there are zeros. Otherwise they are 8, or 0 of 8 bits
+ *           offsets [NR] float32; only where there are some
  *           codes, four inputs after one another: of 4 bits, or signed of 8
  * bias    [out] float32, or NULL
  * y       [rows, out]   float32
  *
  * code - zero is a small integer, which bfloat16 has exactly. Codes are widened to it in registers for a few rows, and
  * for more into the first-level cache; then multiplied as in linear_dots.c, or as float32 values. A group is summed by
- * itself, and its sum is scaled: w is never rounded. All sums are made in the order of the inputs, so that a row's
- * result does not depend on the rows beside it.
+ * itself, and its sum is scaled: w is never rounded. Offsets come first, times the sums of groups' inputs.
+ * All sums are made in the order of the inputs, so that a row's result does not depend on the rows beside it.
  */
 #include "products.h"
 
@@ -24,7 +25,8 @@
 #define INLINED static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
-static int64_t head_bytes(const Grid *g) { return NR * (int)sizeof(float) + (g->zeros ? 2 * NR : 0); }
+static int64_t offsets_at(const Grid *g) { return NR * (int)sizeof(float) + (g->zeros ? 2 * NR : 0); }
+static int64_t head_bytes(const Grid *g) { return offsets_at(g) + (g->offsets ? NR * (int)sizeof(float) : 0); }
 static int64_t code_bytes(const Grid *g) { return (int64_t)g->group * NR * g->bits / 8; }
 static int64_t block_bytes(const Grid *g) { return head_bytes(g) + code_bytes(g); }
 
@@ -37,6 +39,31 @@ int64_t quantized_panel(const Grid *g, int in) { return in / g->group * block_by
 #define VECTORS 4
 #define LINE(bits) (NR * VECTORS * (bits) / 8)
 #define BYTE_OF(half, i) ((i) / 8 * 16 + (half) * 8 + (i) % 8)
+
+/* Add the offsets of all groups, times the sums of the groups' inputs, to the tile. */
+INLINED void add_offsets(const Grid *g, int narrow, const void *x, const uint8_t *panel, int rows, int in,
+                         float *tile) {
+  int groups = in / g->group;
+  for (int r = 0; r < rows; r++)
+    for (int first = 0; first < groups; first += LANES) {
+      lanes inputs[LANES] = {0};
+      int some = groups - first < LANES ? groups - first : LANES;
+      for (int i = 0; i < some; i++)
+        for (int k = 0; k < g->group; k += LANES) {
+          int64_t from = (int64_t)r * in + (first + i) * g->group + k;
+          int left = g->group - k;
+          inputs[i] += narrow ? take_bf16((const bf16 *)x + from, left) : take_float((const float *)x + from, left);
+        }
+      lanes sums = sums_of(inputs), total[NR / LANES];
+      UNROLL for (int c = 0; c < NR / LANES; c++) total[c] = load_float(tile + r * NR + c * LANES);
+      for (int i = 0; i < some; i++) {
+        const float *offsets = (const float *)(panel + (first + i) * block_bytes(g) + offsets_at(g));
+        UNROLL for (int c = 0; c < NR / LANES; c++)
+          total[c] = multiply_add(all_of(sums[i]), load_float(offsets + c * LANES), total[c]);
+      }
+      UNROLL for (int c = 0; c < NR / LANES; c++) store_float(total[c], tile + r * NR + c * LANES);
+    }
+}
 
 INLINED int zero_of(const Grid *g, const uint8_t *block, int column) {
   return g->zeros ? block[NR * sizeof(float) + column] : g->bits == 4 ? 8 : 0;
@@ -243,6 +270,7 @@ void quantized_dots(const Grid *g, const bf16 *x, const uint8_t *panel, int rows
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
   int count = in / g->group;
   Groups from = {panel, panel + head_bytes(g), block_bytes(g), block_bytes(g), g->group};
+  if (g->offsets) add_offsets(g, 1, x, panel, rows, in, tile);
   if (rows <= 2 * FEW_ROWS) {
     dot_rows(kind_of(g), &from, count, x, rows, in, tile);
     return;
@@ -304,6 +332,7 @@ static void add_columns(int rows, const Grid *g, const uint32_t *pairs, const fl
 void quantized_widening(const Grid *g, const float *x, const uint8_t *panel, int rows, int in, float *tile) {
   uint32_t widened[DEPTH / 2 * NR] __attribute__((aligned(64)));
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
+  if (g->offsets) add_offsets(g, 0, x, panel, rows, in, tile);
   int tiles = (rows + MR - 1) / MR;
   for (int k = 0; k < in; k += g->group, panel += block_bytes(g)) {
     expand(g, panel, widened);
@@ -340,9 +369,10 @@ void linear_quantized(const Grid *g, int dots, const void *x, const uint8_t *w, 
 /* Bytes that `pack_quantized` writes. */
 int64_t quantized_size(const Grid *g, int in, int out) { return (out + NR - 1) / NR * quantized_panel(g, in); }
 
-/* Codes [out, in]: 0 to 15, or signed bytes. Scales [out, in / group]; zeros as they, where the grid has some. */
-void pack_quantized(const Grid *g, const int8_t *codes, const float *scales, const uint8_t *zeros, uint8_t *packed,
-                    int in, int out) {
+/* Codes [out, in]: 0 to 15, or signed bytes. Scales [out, in / group]; zeros and offsets as they, where the grid has
+ * some. */
+void pack_quantized(const Grid *g, const int8_t *codes, const float *scales, const uint8_t *zeros,
+                    const float *offsets, uint8_t *packed, int in, int out) {
   int groups = in / g->group;
 #pragma omp parallel for
   for (int panel = 0; panel < (out + NR - 1) / NR; panel++) {
@@ -354,6 +384,8 @@ void pack_quantized(const Grid *g, const int8_t *codes, const float *scales, con
         int64_t row = (int64_t)panel * NR + c;
         memcpy(block + c * sizeof(float), scales + row * groups + at, sizeof(float));
         if (g->zeros) block[NR * sizeof(float) + c] = zeros[row * groups + at];
+        if (g->offsets)
+          memcpy(block + offsets_at(g) + c * sizeof(float), offsets + row * groups + at, sizeof(float));
         uint8_t *to = block + head_bytes(g);
         for (int k = 0; k < g->group; k++) {
           int code = codes[row * in + at * g->group + k];

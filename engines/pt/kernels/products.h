@@ -13,9 +13,10 @@
 
 /* How integers stand for weights. */
 typedef struct {
-  int32_t bits;  /* 4 or 8; 16: the weights are bfloat16 values, and not integers */
-  int32_t group; /* inputs that share a scale: a multiple of 4 */
-  int32_t zeros; /* whether groups have zeros of their own; only of 4 bits */
+  int32_t bits;    /* 4 or 8; 16: the weights are bfloat16 values, and not integers */
+  int32_t group;   /* inputs that share a scale: a multiple of 4 */
+  int32_t zeros;   /* whether groups have zeros of their own; only of 4 bits */
+  int32_t offsets; /* whether they have offsets */
 } Grid;
 
 void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile);

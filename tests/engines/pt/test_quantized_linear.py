@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,15 +47,20 @@ def random_integers(bits: int, inputs: int, outputs: int, group: int, *, zeros: 
     return found
 
 
-@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, False)])
+@pytest.mark.parametrize(
+    ("bits", "zeros", "offsets"),
+    [(4, False, False), (4, True, False), (8, False, False), (4, False, True), (4, True, True), (8, False, True)],
+)
 @pytest.mark.parametrize("dots", [False, True])
 def test_they_give_what_their_weights_give_and_each_row_what_it_gives_alone(
-    machine: ctypes.CDLL, bits: int, zeros: bool, dots: bool
+    machine: ctypes.CDLL, bits: int, zeros: bool, offsets: bool, dots: bool
 ) -> None:
     if dots and not machine.has_quantized_dots():
         pytest.skip("this machine multiplies no bfloat16 values")
     for (inputs, outputs, group), bias in itertools.product(SIZES, (False, True)):
         kept = random_integers(bits, inputs, outputs, group, zeros=zeros)
+        if offsets:
+            kept = replace(kept, offsets=torch.randn(kept.scales.shape))
         plain = nn.Linear(inputs, outputs, bias=bias)
         layer = QuantizedLinear(plain, kept, machine, dots=dots, wide=True)
         x = torch.randn(max(ROWS), inputs)
@@ -74,6 +80,8 @@ def test_they_take_as_many_bits_as_they_have_beside_their_scales(library: ctypes
         layer = QuantizedLinear(nn.Linear(512, 64), kept, library, dots=False, wide=False)
         scales = 4 * 64 * 512 // 128
         assert layer.nbytes == 512 * 64 * bits // 8 + scales + (scales // 2 if zeros else 0)
+        more = replace(kept, offsets=kept.scales)
+        assert QuantizedLinear(nn.Linear(512, 64), more, library, dots=False, wide=False).nbytes - layer.nbytes == scales
 
 
 def test_results_are_of_the_type_of_the_inputs_unless_they_are_wanted_wide(library: ctypes.CDLL) -> None:
