@@ -1,7 +1,10 @@
 """From the parameters of `deploy` to the engine they ask for."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.checkpoint.gguf.file import is_gguf
+from engines.errors import UnsupportedModel
 from engines.process.client import ProcessEngine
 from engines.process.config import patience_of
 
@@ -15,6 +18,11 @@ def build_engine(params: "DeployParams", *, several_owners: bool) -> ProcessEngi
     `several_owners`: their requests are to find nothing of one another's in the prefix cache.
     Raises UnsupportedModel where the engine is not installed, or cannot do what the parameters ask.
     """
+    if params.infer_backend != "pt" and is_gguf(params.model or ""):
+        message = (
+            f"{Path(params.model or '').name!r} is a GGUF file, which {params.infer_backend} does not read: pt does"
+        )
+        raise UnsupportedModel(message, param="infer_backend")
     engine = _build(params, several_owners)
     engine.prepare()
     return engine

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from engines.adapters.spec import CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, MODEL_CONFIG, WEIGHTS
+from engines.checkpoint.gguf.file import is_gguf
 from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES
@@ -34,10 +35,10 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def whole_path(text: str) -> str:
-    """`text`, a path, a hub id or `NAME=PATH`, with its folder by its whole path, where it names one."""
+    """`text`, a path, a hub id or `NAME=PATH`, with its folder or GGUF file by its whole path, where it names one."""
     name, source = _split(text)
     folder = Path(source).expanduser()
-    if not source or not folder.is_dir():
+    if not source or not (folder.is_dir() or is_gguf(source)):
         return text
     return str(folder.resolve()) if source == text else f"{name}={folder.resolve()}"
 
@@ -47,6 +48,11 @@ def fetch_adapter(source: str, *, token: str | None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if is_gguf(source):
+        message = (
+            f"{folder.name!r} is a GGUF file: adapters are read as PEFT writes them, so name the folder it was made of"
+        )
+        raise InvalidAdapter(message, param="adapters")
     if folder.is_absolute():
         raise InvalidAdapter(f"there is no folder {folder.name!r}", param="adapters")
     from httpx2 import HTTPError

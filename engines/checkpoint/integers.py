@@ -1,10 +1,12 @@
 """Weights of linear layers that are kept as integers of 4 or 8 bits, whichever program rounded them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 MOST = {4: (0, 15), 8: (-128, 127)}
 """The least and the largest code."""
@@ -15,7 +17,7 @@ LARGEST_GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """scale * (code - zero) + offset, each of these one for a group of neighbours in an output's inputs. All tensors are
+    """scale * (code - zero) + offset, each of these one for a group of neighbours in an output's inputs; tensors are
     contiguous."""
 
     bits: int
@@ -41,6 +43,27 @@ class Integers:
         return (weights if self.offsets is None else weights + self.offsets[..., None]).flatten(1)
 
 
+class IntegersLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """A linear layer that keeps integers, wherever they lie, and makes weights of them each time it is called: what is
+    loaded, until a kernel packs it."""
+
+    def __init__(self, layer: nn.Linear, read: Callable[[], Integers]) -> None:
+        """`read` gives the integers in place of the weights of `layer`."""
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.dtype, self.bias, self.integers = layer.weight.dtype, layer.bias, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.integers().weights().to(x.dtype), self.bias)
+
+    def plain(self) -> nn.Linear:
+        """The layer with its weights."""
+        layer = nn.Linear(self.in_features, self.out_features, device="meta", bias=False)
+        layer.weight = nn.Parameter(self.integers().weights().to(self.dtype), requires_grad=False)
+        layer.bias = self.bias
+        return layer
+
+
 def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
     """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); fewer bits than 4
     are kept in 4. None: there is no place for them, as for 8 bits with zeros, or groups that are no multiple of four
@@ -58,11 +81,15 @@ def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Intege
             return None
     times = signed.shape[1] // scales.shape[1] // group
     scales, zeros = (each.repeat_interleave(times, 1) for each in (scales.float(), zeros.to(torch.uint8)))
-    return Integers(bits, codes.to(torch.int8).contiguous(), scales.contiguous(), None if centred else zeros.contiguous())
+    return Integers(
+        bits, codes.to(torch.int8).contiguous(), scales.contiguous(), None if centred else zeros.contiguous()
+    )
 
 
 def integers_of(layer: Any) -> Integers | None:
     """The integers of a linear layer: its `integers`, as our loading leaves them, or torchao's. None: it has none."""
+    if type(layer) is IntegersLinear:
+        return layer.integers()
     if type(layer) is not nn.Linear:
         return None
     if (kept := vars(layer).get("integers")) is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engines.checkpoint.gguf.file import is_gguf, open_gguf
 from engines.checkpoint.hub import reason_of
 from engines.checkpoint.quantization import (
     BY_TRANSFORMERS,
@@ -30,17 +31,25 @@ log = logging.getLogger(__name__)
 
 
 def load_tokenizer(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
-    """Return the tokenizer (a `PreTrainedTokenizerBase`) of a folder or hub id. Raises UnsupportedModel."""
+    """Return the tokenizer (a `PreTrainedTokenizerBase`) of a folder, hub id or GGUF file. Raises UnsupportedModel."""
     from transformers import AutoTokenizer
 
+    if is_gguf(model):
+        from engines.checkpoint.gguf.tokenizer import tokenizer_of
+
+        return tokenizer_of(open_gguf(model))
     with _loading("tokenizer", model):
         return AutoTokenizer.from_pretrained(model, revision=revision, token=token, trust_remote_code=False)
 
 
 def load_config(model: str, *, revision: str | None = None, token: str | None = None) -> Any:
-    """Return the `PreTrainedConfig` of a folder or hub id. Raises UnsupportedModel."""
+    """Return the `PreTrainedConfig` of a folder, hub id or GGUF file. Raises UnsupportedModel."""
     from transformers import AutoConfig
 
+    if is_gguf(model):
+        from engines.checkpoint.gguf.config import config_of
+
+        return config_of(open_gguf(model))
     with _loading("configuration", model):
         return AutoConfig.from_pretrained(model, revision=revision, token=token, trust_remote_code=False)
 
@@ -49,6 +58,10 @@ def load_generation_config(model: str, *, revision: str | None = None, token: st
     """Return the model's own sampling defaults (a `GenerationConfig`), made from its config where it has no file."""
     from transformers import GenerationConfig
 
+    if is_gguf(model):
+        from engines.checkpoint.gguf.config import generation_config_of
+
+        return generation_config_of(open_gguf(model))
     try:
         return GenerationConfig.from_pretrained(model, revision=revision, token=token)
     except OSError:
@@ -80,7 +93,7 @@ def load_model(
 
     `own_head`: the head has to be the checkpoint's, the module `score`. `quantization`: how the weights of linear
     layers are to be kept; None: as they are. `keep_integers`: linear layers that are unpacked get what they were packed
-    from beside their weights (`integers_of`). Raises UnsupportedModel.
+    from beside their weights, and those of a GGUF file in their place (`integers_of`). Raises UnsupportedModel.
     """
     import transformers
 
@@ -95,18 +108,31 @@ def load_model(
     if packed in BY_TRANSFORMERS and device_map == "meta":  # which unpacks numbers only
         packed = None
     with _loading("weights", model, packed):
-        found, info = auto.from_pretrained(
-            model,
-            config=_unpacked(config, keep_integers) if packed else config,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            token=token,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({} if quantization is None else transformers_settings(quantization, dtype)),
-        )
+        if is_gguf(model):
+            from engines.checkpoint.gguf.model import load
+
+            found, info = load(
+                open_gguf(model),
+                auto,
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                keep_integers=keep_integers,
+            )
+        else:
+            found, info = auto.from_pretrained(
+                model,
+                config=_unpacked(config, keep_integers) if packed else config,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                revision=revision,
+                token=token,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **({} if quantization is None else transformers_settings(quantization, dtype)),
+            )
         if quantization is not None:
             quantize(found, quantization)
     if packed:
@@ -206,9 +232,6 @@ def _loading(what: str, model: str, packed: str | None = None) -> Iterator[None]
     `packed`: the method by which its weights are."""
     from safetensors import SafetensorError
 
-    if model.endswith(".gguf"):
-        message = f"{Path(model).name!r} is a GGUF file, which is not read here: name the model that it was made from"
-        raise UnsupportedModel(message, param="model")
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

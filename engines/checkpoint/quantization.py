@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.checkpoint.gguf.file import is_gguf
 from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams, Storage
 
@@ -114,6 +115,9 @@ def check_not_quantized(model: str, config: Any) -> None:
     """Raises UnsupportedModel where a checkpoint that is to be quantised was saved quantised."""
     if method := quantized_by(config):
         message = f"{Path(model).name!r} is quantised already ({method}): leave it out"
+        raise UnsupportedModel(message, param="quant_method")
+    if is_gguf(model):
+        message = f"{Path(model).name!r} is a GGUF file, and keeps its own types: leave it out"
         raise UnsupportedModel(message, param="quant_method")
 
 

@@ -37,7 +37,7 @@ class ModelParams(Params):
         str | None,
         About(DEPLOY + TRAINING + MERGE + EVAL, engines=EVERY_ENGINE, names="model", not_in_fine_tuning=THE_MODEL),
     ] = None
-    """The model: the path of a local folder, or an id on the Hugging Face hub."""
+    """The model: the path of a local folder or of a GGUF file (pt), or an id on the Hugging Face hub."""
     model_type: Annotated[
         str | None, About(TRAINING, text=True, not_in_deploy=SAYS_ITSELF, not_in_fine_tuning=THE_MODEL)
     ] = None

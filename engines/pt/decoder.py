@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.checkpoint.integers import integers_of
+from engines.checkpoint.integers import IntegersLinear, integers_of
 from engines.pt import eight_bits, families, low_rank
 from engines.pt.attention import KVCache, LayerShape
 from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
@@ -100,6 +100,8 @@ def reason_against(model: nn.Module) -> str | None:
         if not layer.self_attn.is_causal:
             return "its tokens see those after them"
         for linear in families.linears_of(layer).values():
+            if type(linear) is IntegersLinear:
+                continue
             other = type(linear) is not nn.Linear or (is_quantized(linear) and integers_of(linear) is None)
             if other or linear.weight.device.type != "cpu":
                 return f"it has a layer that is {type(linear).__name__} on {next(linear.parameters()).device.type}"
@@ -135,8 +137,9 @@ class NativeDecoder:
         first = shapes[0]
         down = base.layers[0].mlp.down_proj
         self._dots = down.dots if type(down) is QuantizedLinear else type(down) is DotLinear
-        if type(base.embed_tokens) is not WideningEmbedding:
-            raise ValueError("its embeddings are not bfloat16 values")
+        narrow = type(base.embed_tokens) is WideningEmbedding
+        self._table = None if narrow else base.embed_tokens
+        """Embeddings that are looked up before the step; None: those that the kernel reads."""
         head = model.get_output_embeddings()
         self._vocab_size = 0 if head is None else head.out_features
         self._hidden_size = config.hidden_size
@@ -148,7 +151,7 @@ class NativeDecoder:
         query_norm = families.norms_of(base.layers[0])["query_norm"]
         self._decoder = _Decoder(
             layers=layers,
-            embeddings=self._pointer(base.embed_tokens.weight, torch.bfloat16),
+            embeddings=self._pointer(base.embed_tokens.weight, torch.bfloat16) if narrow else None,
             final_norm=self._pointer(families.weight_of(base.norm)),
             frequencies=self._pointer(torch.cat(turns.frequencies)),
             turn_scales=self._pointer(torch.tensor(turns.scales)),
@@ -221,6 +224,8 @@ class NativeDecoder:
         `adapted`: the rows by adapter; None: all of them are the base model's. `embedded` (rows, hidden_size) float32:
         in place of the embeddings of the ids.
         """
+        if embedded is None and self._table is not None:
+            embedded = self._table(torch.tensor(rows.ids)).float().contiguous()
         if embedded is not None and self._factors.embedded != 1.0:
             embedded = embedded * self._factors.embedded
         logits = torch.empty(len(rows.wanted), self._vocab_size if with_logits else 0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.exact_head import ExactHead
-from engines.checkpoint.integers import integers_of
+from engines.checkpoint.integers import IntegersLinear, integers_of
 from engines.pt.pages import Pages
 from engines.pt.quantized import is_quantized
 from engines.pt.quantized_linear import QuantizedLinear
@@ -144,12 +144,17 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             embeds = isinstance(child, nn.Embedding) and scale_of(child) is not None
-            if not (embeds or type(child) is nn.Linear) or child.weight.device.type != "cpu":
+            whole = type(child) is IntegersLinear
+            if not whole and (not (embeds or type(child) is nn.Linear) or child.weight.device.type != "cpu"):
                 continue
             if library is not None and (found := integers_of(child)) is not None:
-                narrow = child.weight.dtype is torch.bfloat16 and bool(library.has_quantized_dots())
+                dtype = child.dtype if whole else child.weight.dtype
+                narrow = dtype is torch.bfloat16 and bool(library.has_quantized_dots())
                 setattr(parent, name, QuantizedLinear(child, found, library, pages, dots=narrow, wide=wide))
                 continue
+            if whole:  # there is no kernel
+                child = child.plain()
+                setattr(parent, name, child)
             if is_quantized(child):
                 continue
             if wide and embeds:

@@ -60,7 +60,7 @@ class Publisher:
 
     async def before_attempt(self, job: Job) -> None:
         """Raises EngineUnavailable where the engine may still download the served model, which workers do not."""
-        if not (self.inference.lifecycle.has_started or Path(model_source(self.served)).is_dir()):
+        if not (self.inference.lifecycle.has_started or Path(model_source(self.served)).exists()):
             raise EngineUnavailable("The model is still loading.")
 
     async def on_checkpoint(self, job: Job, attempt: int, folder: Path, step: int) -> None:

@@ -106,7 +106,7 @@ class Sources:
             return {param: await self._named(param, name, "model", access)}
         found: dict[str, Any] = {param: self._served.source}
         revision, own = f"{param}_revision", self._served.revision
-        if given.get(revision) not in (None, own) and not Path(self._served.source).is_dir():
+        if given.get(revision) not in (None, own) and not Path(self._served.source).exists():
             raise _refused(revision, f"of the served model only the revision {own or 'of its main branch'} is here")
         return found if own is None else found | {revision: own}
 

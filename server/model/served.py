@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends
 
 from engines.adapters.registry import Lease
+from engines.checkpoint.gguf.file import SUFFIX, is_gguf
 from engines.params.deploy import DeployParams
 from engines.params.model import ModelParams
 from engines.text.prompt import PromptRenderer
@@ -62,7 +63,7 @@ def make_served_model(
     tokenizer: "PreTrainedTokenizerBase", params: DeployParams, generation_config: Mapping[str, Any]
 ) -> ServedModel:
     """`generation_config` holds what the model's generation_config.json says."""
-    root = PurePath(params.model or "").name
+    root = PurePath(params.model or "").name.removesuffix(SUFFIX)
 
     def output_format(renderer: PromptRenderer) -> OutputFormat:
         return find_output_format(
@@ -96,7 +97,8 @@ def make_served_model(
 
 
 def model_source(params: ModelParams) -> str:
-    """What the model is loaded from, wherever a process is started: an id on the hub, or a folder by its whole path."""
+    """What the model is loaded from, wherever a process is started: an id on the hub, or a folder or GGUF file by its
+    whole path."""
     model = params.model or ""
-    folder = Path(model).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else model
+    local = Path(model).expanduser()
+    return str(local.absolute()) if local.is_dir() or is_gguf(model) else model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.source import fetch_adapter, name_adapters
+from engines.checkpoint.gguf.file import is_gguf
 from engines.checkpoint.hub import hub_errors, reason_of
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by
@@ -195,6 +196,9 @@ def _as_it_is(params: ExportParams, report: Report, target: Path) -> Made:
     assert params.model, "refused without one"
     config = load_config(params.model, revision=params.model_revision, token=params.hub_token)
     folder = Path(params.model).expanduser()
+    if is_gguf(params.model):
+        message = f"{folder.name!r} is a GGUF file: say in what form it is to be written, as by to_gguf"
+        raise InvalidRequest(message, param="model")
     if not folder.is_dir():
         folder = _downloaded(params.model, params.model_revision, params.hub_token)
     report.message(f"Copying {folder.name}.")

@@ -24,8 +24,9 @@ from engines.adapters.folder import CHANGES_THE_BASE, refuse_inserted
 from engines.adapters.heads import put_on, take_head
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
+from engines.checkpoint.gguf.file import is_gguf
 from engines.checkpoint.heads import is_classifier
-from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization, quantization_of, stays_quantized
 from engines.checkpoint.quantize import dequantize
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
@@ -62,7 +63,7 @@ class Merged:
     model: Any
     base_name: str
     base: Path
-    """Folder of the files that it shares with the base model."""
+    """Folder of the files that it shares with the base model, or the GGUF file that says what is in them."""
     adapters: list[Path]
 
 
@@ -141,7 +142,7 @@ def _base_of(adapter: Path, config: dict[str, Any], params: ExportParams) -> tup
         return params.model, params.model_revision
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     saved = read_args(adapter)
-    if saved.get("model") and not (base and Path(base).is_dir()):
+    if saved.get("model") and not (base and Path(base).exists()):
         base, revision = saved["model"], saved.get("model_revision")
     if not base:
         raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
@@ -312,6 +313,9 @@ def written_whole(target: Path) -> Iterator[Path]:
 def copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> None:
     """The base model's files as they are; over them the adapters' tokenizers and chat templates, where they bring
     some."""
+    if is_gguf(str(base)):
+        load_tokenizer(str(base)).save_pretrained(target)
+        load_generation_config(str(base)).save_pretrained(target)
     for folder, patterns in ((base, BESIDE_WEIGHTS), *((adapter, TOKENIZER) for adapter in adapters)):
         template = template_in(folder)
         if template is not None:  # the base model's would go before it in a file of another kind
@@ -324,9 +328,10 @@ def copy_what_belongs_to_it(base: Path, adapters: list[Path], target: Path) -> N
 
 
 def model_folder(model: str, revision: str | None, token: str | None) -> Path:
-    """Where the model's files are; of a model on the hub, what the loading of weights did not bring is downloaded."""
-    if Path(model).is_dir():
-        return Path(model)
+    """Where the model's files are, or its one GGUF file; of a model on the hub, what the loading of weights did not
+    bring is downloaded."""
+    if (local := Path(model).expanduser()).is_dir() or is_gguf(model):
+        return local
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(model, revision=revision, token=token, allow_patterns=list(BESIDE_WEIGHTS)))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engines.adapters.source import fetch_adapter, name_adapters
+from engines.checkpoint.gguf.file import is_gguf
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by, stays_quantized
@@ -182,4 +183,4 @@ def model_of(params: SftParams) -> str:
     if not params.model:
         raise InvalidRequest("name the model to train, a folder or an id on the hub", param="model")
     local = Path(params.model).expanduser()
-    return str(local) if local.is_dir() else params.model
+    return str(local) if local.is_dir() or is_gguf(params.model) else params.model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from engines.checkpoint.loading import load_config, load_model, load_tokenizer
+from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization, quantization_conflicts, quantization_of
 from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams
@@ -143,12 +143,3 @@ def test_parameters_say_nothing_of_quantising_unless_asked() -> None:
     assert quantization_of(QuantizationParams()) is None
     assert not quantization_conflicts(QuantizationParams())
     assert not quantization_conflicts(QuantizationParams(**WAYS["nf4"]))
-
-
-@pytest.mark.parametrize("load", [load_config, load_tokenizer])
-def test_a_gguf_file_is_refused_by_its_name(load: Any, tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedModel, match=r"'model.gguf' is a GGUF file, which is not read here") as error:
-        load(str(file))
-    assert error.value.param == "model"

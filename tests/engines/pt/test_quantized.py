@@ -12,7 +12,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, DynamicCache
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    DynamicCache,
+    LlamaConfig,
+)
 
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
@@ -24,7 +30,8 @@ from engines.types import GenerationRequest, PoolingRequest
 from tests.engines.pt.adapters import load, save_adapter
 from tests.engines.pt.driving import TOLERANCE, Answer, Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.test_parity import check
-from tests.engines.pt.tiny import VOCAB_SIZE
+from tests.engines.pt.tiny import SIZES, VOCAB_SIZE, save
+from tests.gguf_files import write_gguf
 from tests.hqq import FOLDER
 from tests.quantized_folders import SAVED
 from tests.training.jobs import ROOT
@@ -224,6 +231,25 @@ def test_a_model_that_another_program_saved_quantised_answers_as_the_weights_tha
     assert all(
         (type(layer.mlp.up_proj) is QuantizedLinear) == ("fp8" not in form) for layer in runner.model.model.layers
     )
+    core = core_of(runner)
+    load(core, a=adapter)
+
+    answers = run(core, [*asked(None), *asked("a")])
+
+    check(Reference(meant), asked(None), answers)
+    check(Reference(PeftModel.from_pretrained(meant, adapter).eval()), asked("a"), answers)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_a_gguf_file_answers_as_the_weights_that_it_stands_for(kind: str, tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES | {"intermediate_size": 64, "tie_word_embeddings": True}), tmp_path / "model")
+    meant, adapter = loaded(model, None), save_adapter(model, tmp_path / "adapter")
+    meant.load_state_dict(write_gguf(meant, tmp_path / "model.gguf", kind), strict=False)
+    runner = ModelRunner(settings(tmp_path / "model.gguf"))
+    assert runner._decoder is not None
+    assert {type(layer) for layer in (runner.model.lm_head, runner.model.model.layers[0].self_attn.q_proj)} == {
+        QuantizedLinear
+    }
     core = core_of(runner)
     load(core, a=adapter)
 

@@ -81,7 +81,9 @@ def test_they_take_as_many_bits_as_they_have_beside_their_scales(library: ctypes
         scales = 4 * 64 * 512 // 128
         assert layer.nbytes == 512 * 64 * bits // 8 + scales + (scales // 2 if zeros else 0)
         more = replace(kept, offsets=kept.scales)
-        assert QuantizedLinear(nn.Linear(512, 64), more, library, dots=False, wide=False).nbytes - layer.nbytes == scales
+        assert (
+            QuantizedLinear(nn.Linear(512, 64), more, library, dots=False, wide=False).nbytes - layer.nbytes == scales
+        )
 
 
 def test_results_are_of_the_type_of_the_inputs_unless_they_are_wanted_wide(library: ctypes.CDLL) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engines.adapters.spec import CONFIG, WEIGHTS
-from engines.checkpoint.loading import load_config, load_model
+from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
 from engines.errors import InvalidAdapter, InvalidRequest, TuneserveError, UnsupportedModel
 from tests.engines.pt.adapters import save_adapter
@@ -218,6 +218,18 @@ def test_a_gguf_file_says_what_the_model_says(
     folder = exported(model, "gguf", to_gguf=file)
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
     assert change(logits(read), logits(loaded(given / model))) < most
+    assert change(logits(loaded(folder / "model.gguf")), logits(read)) < 1e-5
+    assert load_tokenizer(str(folder / "model.gguf")).chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize(("file", "most"), [("f16", 1e-3), ("q8_0", 0.05), ("q5_1", 0.3), ("q4_0", 1.0)])
+def test_a_gguf_file_is_served_and_exported_again(given: Path, exported: Export, file: str, most: float) -> None:
+    folder = exported("llama", "gguf", to_gguf=file)
+    found = logits(loaded(folder / "model.gguf", keep_integers=True))
+    assert 0 < change(found, logits(loaded(given / "llama"))) < most
+    again = exported(str(folder / "model.gguf"), "gguf", to_gguf="f32")
+    assert change(logits(loaded(again / "model.gguf")), found) < 1e-5
+    assert load_tokenizer(str(again / "model.gguf")).chat_template == TEMPLATE
 
 
 def test_an_adapter_of_gguf_is_what_peft_would_add(given: Path, exported: Export) -> None:

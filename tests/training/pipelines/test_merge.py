@@ -11,14 +11,15 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import Conflict, InvalidAdapter, InvalidRequest, UnsupportedModel
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
-from tests.engines.pt.tiny import CONFIGS, save
+from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer, save
+from tests.gguf_files import write_gguf
 from training.folder import JobFolder
 from training.params.export import MergeParams
 from training.pipelines import merge
@@ -225,6 +226,17 @@ def test_what_belongs_to_the_model_comes_along(
     for name in ("generation_config.json", "modeling_own.py"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     assert not {"args.json", CONFIG, WEIGHTS} & {path.name for path in folder.iterdir()}
+
+
+def test_an_adapter_is_merged_into_a_gguf_file(merged: Callable[..., Path], tmp_path: Path) -> None:
+    model, tokenizer = save(LlamaConfig(**SIZES), tmp_path / "base"), byte_level_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    file, adapter = tmp_path / "base.gguf", save_adapter(model, tmp_path / "adapter")
+    write_gguf(load(model), file, tokenizer=tokenizer)
+    folder = merged(model=str(file), adapters=[str(adapter)])
+    assert deviation(logits(load(folder)), expected(model, adapter)) < TOLERANCE
+    assert AutoTokenizer.from_pretrained(folder).encode("the red") == tokenizer.encode("the red")
+    assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def test_a_chat_template_of_an_older_adapter_goes_before_the_models_files(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint.gguf.file import is_gguf
 from engines.errors import UnsupportedModel
 from engines.text.templates import template_in
 
@@ -20,7 +21,8 @@ SPLITS = {
 
 
 def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int) -> None:
-    """Add the tokenizer of a model in `folder` whose embedding has `size` rows. `writer`: a `gguf.GGUFWriter`.
+    """Add the tokenizer of a model in `folder`, or a GGUF file, whose embedding has `size` rows. `writer`: a
+    `gguf.GGUFWriter`.
 
     Raises UnsupportedModel.
     """
@@ -37,7 +39,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int) -> No
             getattr(writer, f"add_{name}_token_id")(id)
     writer.add_add_bos_token(begins_with_bos(tokenizer))
     writer.add_add_space_prefix(False)
-    if template := template_in(folder):
+    if template := tokenizer.chat_template if is_gguf(str(folder)) else template_in(folder):
         writer.add_chat_template(template)
 
 
