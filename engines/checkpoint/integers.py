@@ -64,6 +64,18 @@ class IntegersLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return layer
 
 
+def hollow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """In place of weights that nobody is to see: it takes no memory."""
+    return torch.zeros(1, dtype=dtype).expand(shape)
+
+
+def keep_integers(model: nn.Module) -> None:
+    """Put an `IntegersLinear` in the place of each layer that has what reads its integers, as `integers`."""
+    for path, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and (read := vars(layer).get("integers")) is not None:
+            model.set_submodule(path, IntegersLinear(layer, read))
+
+
 def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
     """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); fewer bits than 4
     are kept in 4. None: there is no place for them, as for 8 bits with zeros, or groups that are no multiple of four
@@ -87,14 +99,11 @@ def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Intege
 
 
 def integers_of(layer: Any) -> Integers | None:
-    """The integers of a linear layer: its `integers`, as our loading leaves them, or torchao's. None: it has none."""
+    """The integers of a linear layer: those that our loading has kept, or torchao's. None: it has none."""
     if type(layer) is IntegersLinear:
         return layer.integers()
     if type(layer) is not nn.Linear:
         return None
-    if (kept := vars(layer).get("integers")) is not None:
-        found: Integers = kept
-        return found
     weight = layer.weight
     bits = {"Int8Tensor": 8, "IntxUnpackedToInt8Tensor": 4}.get(type(weight).__name__)
     if bits is None or not type(weight).__module__.startswith("torchao."):

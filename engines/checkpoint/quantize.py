@@ -7,6 +7,7 @@ The output head and the embeddings stay as they are, as the libraries have it by
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engines.checkpoint.quantization import Quantization, install_command, quantized_by
@@ -14,6 +15,8 @@ from engines.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
+
+    from engines.checkpoint.integers import Integers
 
 # A line for each layer of 8 bits in each forward pass, where the model is not in float16.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -95,19 +98,30 @@ def unpack(model: Any) -> None:
 def forget_packing(model: Any, *, keep_integers: bool) -> None:
     """Have a model whose weights were unpacked be a plain one, also as it is saved: compressed-tensors leaves its
     scales in layers, and transformers would undo what it did as it loaded. `keep_integers`: see `unpacked`."""
-    from engines.checkpoint.integers import integers_behind
+    import torch
+
+    from engines.checkpoint import integers
 
     for layer in model.modules():
         if hasattr(layer, "quantization_scheme"):
             weights = layer.quantization_scheme.weights
             if keep_integers and weights is not None and weights.type == "int":
                 zeros = getattr(layer, "weight_zero_point", None)
-                layer.integers = integers_behind(layer.weight, weights.num_bits, layer.weight_scale, zeros)
+                found = integers.integers_behind(layer.weight, weights.num_bits, layer.weight_scale, zeros)
+                layer.integers = None if found is None else partial(_same, found)
+                if found is not None:
+                    layer.weight = torch.nn.Parameter(integers.hollow(layer.weight.shape, layer.weight.dtype), False)
             for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith(SCALES)]:
                 delattr(layer, name)
             vars(layer).pop("forward", None)
             del layer.quantization_scheme, layer.quantization_status
+    if keep_integers:
+        integers.keep_integers(model)
     model._weight_conversions = None
+
+
+def _same(kept: "Integers") -> "Integers":
+    return kept
 
 
 def keep_unpacked(model: Any) -> None:

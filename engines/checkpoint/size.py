@@ -5,10 +5,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engines.checkpoint.integers import IntegersLinear
+
 
 def bytes_of_weights(model: nn.Module) -> int:
+    """Integers that are read as they are wanted count as a byte each, which is the most that they take once packed."""
     seen: dict[int, int] = {}
     for module in model.modules():
+        if type(module) is IntegersLinear:
+            seen[id(module)] = module.in_features * module.out_features
         for tensor in _tensors(module):
             storage = tensor.untyped_storage()
             seen[storage._cdata] = storage.nbytes()

@@ -5,6 +5,7 @@ transformers has it for FP8 (`Fp8Dequantize`), and takes others through its regi
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from engines.checkpoint.integers import hollow
 from engines.checkpoint.packed import Unpacked as Layer
 from engines.checkpoint.packed import layout_of, unpack_awq, unpack_gptq
 
@@ -26,7 +28,8 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 def unpacked(config: Any, *, keep_integers: bool) -> Any:
     """`config` (a `PreTrainedConfig` of GPTQ or AWQ) for a model that is to be unpacked. Raises UnsupportedModel.
 
-    `keep_integers`: linear layers get what they were packed from beside their weights, as `integers`.
+    `keep_integers`: linear layers get what reads the integers that they were packed from, as `integers`, and weights
+    that are `hollow`; None, and weights, where a kernel has no place for them.
     """
     told = config.quantization_config
     found = copy.deepcopy(config)
@@ -63,15 +66,28 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
             elif part == PARTS[0]:
                 parts = [input_dict.get(rf"{before}\.{each}$", [None] * len(tensors)) for each in PARTS]
                 layers = [self._layer(*each) for each in zip(*parts, strict=True)]
-                weights = [layer.weights() for layer in layers]
-                if self.keep_integers and type(module) is torch.nn.Linear:
-                    module.integers = layers[0].integers()
                 target = rf"{before}\.weight$" if before else full_layer_name
-                dtype = getattr(module, name).dtype
+                meant = getattr(module, name)
+                if self._keeps(module, layers):
+                    module.integers = partial(self._integers, *(each[0] for each in parts))
+                    converted[target] = [hollow(meant.shape, meant.dtype)]
+                    continue
+                weights = [layer.weights() for layer in layers]
                 converted[target] = [
-                    (weight if isinstance(module, Conv1D) else weight.T).to(dtype).contiguous() for weight in weights
+                    (weight if isinstance(module, Conv1D) else weight.T).to(meant.dtype).contiguous()
+                    for weight in weights
                 ]
         return converted
+
+    def _keeps(self, module: Any, layers: list[Layer]) -> bool:
+        """Whether a layer keeps its integers; one that would, and has none for a kernel, is marked by None."""
+        if not self.keep_integers or type(module) is not torch.nn.Linear:
+            return False
+        module.integers = None
+        return layers[0].integers() is not None
+
+    def _integers(self, *parts: Any) -> Any:
+        return self._layer(*parts).integers()
 
     def _layer(self, qweight: Any, qzeros: Any, scales: Any, g_idx: Any) -> Layer:
         if qzeros is None or scales is None:

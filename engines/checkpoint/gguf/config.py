@@ -35,7 +35,8 @@ def config_of(file: GgufFile) -> Any:
     if file.said.get(f"{file.architecture}.expert_count", 0):
         raise unsupported(file.path, "is a mixture of experts, of which GGUF files are not read here")
     model_type, name = ARCHITECTURES[file.architecture]
-    settings = _common(file) | EXTRA.get(file.architecture, lambda _: {})(file)
+    extra = EXTRA.get(file.architecture)
+    settings = _common(file) | ({} if extra is None else extra(file))
     config = AutoConfig.for_model(model_type, architectures=[name], dtype=_dtype(file), **settings)
     config.name_or_path = str(file.path)
     return config
@@ -111,15 +112,15 @@ def _short(value: float) -> float:
 
 def _rope(file: GgufFile) -> dict[str, Any]:
     """`rope_parameters`. Raises UnsupportedModel for a scaling that is not known."""
-    theta, said = _short(file.own("rope.freq_base", 10000.0)), lambda name: file.said.get(f"{file.architecture}.{name}")
-    kind, factor = said("rope.scaling.type") or "none", said("rope.scaling.factor")
-    if said("rope.scale_linear"):  # of files from 2023
-        kind, factor = "linear", said("rope.scale_linear")
-    before = said("rope.scaling.original_context_length")
+    prefix, theta = f"{file.architecture}.rope", _short(file.own("rope.freq_base", 10000.0))
+    kind, factor = file.said.get(f"{prefix}.scaling.type", "none"), file.said.get(f"{prefix}.scaling.factor", 0.0)
+    if by_all := file.said.get(f"{prefix}.scale_linear"):  # of files from 2023
+        kind, factor = "linear", by_all
+    before = file.said.get(f"{prefix}.scaling.original_context_length")
     if "rope_factors_long.weight" in file.tensors:
         long, short = (_values(file, f"rope_factors_{each}.weight") for each in ("long", "short"))
         before = before or file.own("context_length")
-        found = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        found: dict[str, Any] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
         return {**found, "rope_theta": theta, "original_max_position_embeddings": before}
     if "rope_freqs.weight" in file.tensors:
         return {"rope_theta": theta, **_by_frequency(file, theta)}

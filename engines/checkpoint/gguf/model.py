@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engines.checkpoint import integers
 from engines.checkpoint.gguf.config import generation_config_of
 from engines.checkpoint.gguf.file import GgufFile
 from engines.checkpoint.gguf.weights import Weight, weights_in
-from engines.checkpoint.integers import IntegersLinear
+from engines.checkpoint.integers import hollow
 
 
 class _Lazy:
@@ -20,7 +21,7 @@ class _Lazy:
 
     def __getitem__(self, _: Any) -> Tensor:
         if self._hollow:
-            return torch.zeros(1, dtype=self._dtype).expand(self._weight.stored.shape)
+            return hollow(self._weight.stored.shape, self._dtype)
         return self._weight.values().to(self._dtype)
 
 
@@ -57,7 +58,8 @@ def load(
         **more,
     )
     for path, weight in kept.items():
-        model.set_submodule(path, IntegersLinear(model.get_submodule(path), weight.integers))
+        model.get_submodule(path).integers = weight.integers
+    integers.keep_integers(model)
     model.config.name_or_path = model.name_or_path = str(file.path)
     if model.can_generate():
         model.generation_config = generation_config_of(file)

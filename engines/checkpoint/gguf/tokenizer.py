@@ -54,10 +54,9 @@ def _begin(tokenizer: Any, with_bos: bool) -> None:
     begins = id is not None and tokenizer("a").input_ids[:1] == [id]
     if begins == with_bos or (with_bos and id is None):
         return
+    made: Any = processors.ByteLevel(trim_offsets=False)
     if with_bos:
         made = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, id)]
         )
-    else:
-        made = processors.ByteLevel(trim_offsets=False)
     tokenizer.backend_tokenizer.post_processor = made
