@@ -58,3 +58,8 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_with_the_reason() ->
     with pytest.raises(InvalidAdapter, match="no folder") as refused:
         fetch_adapter("./not/a/folder/at/all", token=None)
     assert refused.value.param == "adapters"
+
+
+def test_an_adapter_in_a_gguf_file_is_refused_by_its_name() -> None:
+    with pytest.raises(InvalidAdapter, match=r"'sql\.gguf' is a GGUF file: adapters are read as PEFT writes them"):
+        fetch_adapter("/adapters/sql.gguf", token=None)
