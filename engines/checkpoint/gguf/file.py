@@ -44,10 +44,10 @@ class StoredTensor:
     bytes: memoryview = field(repr=False)
 
     def rows(self) -> "Tensor":
-        """(rows, bytes of a row) uint8, which lie in the file: they are not to be written to."""
+        """A copy of what lies in the file: (rows, bytes of a row) uint8."""
         import torch
 
-        return torch.frombuffer(self.bytes, dtype=torch.uint8).view(-1, len(self.bytes) // self._rows)
+        return torch.frombuffer(bytearray(self.bytes), dtype=torch.uint8).view(self._rows, -1)
 
     def values(self) -> "Tensor":
         """What it stands for, in float32."""
@@ -93,7 +93,7 @@ def open_gguf(model: str) -> GgufFile:
         raise unsupported(path, f"is a GGUF file, and the package gguf is not installed here: {INSTALL}")
     try:
         with path.open("rb") as opened:
-            content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
+            content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         reason = "it is empty" if isinstance(error, ValueError) else error.strerror
         raise unsupported(path, f"cannot be read as a GGUF file: {reason}") from error

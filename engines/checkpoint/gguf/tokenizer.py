@@ -12,6 +12,8 @@ BYTE_LEVEL = "gpt2"
 PLAIN = ("gpt-2", "default")
 """Names of splits that are GPT-2's, which a file without a name has, too."""
 DIGITS = "smollm"
+SPACE = "tokenizer.ggml.add_space_prefix"
+"""Whether a space is put before texts, as transformers' tokenizer of that kind has it, but for Gemma's."""
 
 
 def tokenizer_of(file: GgufFile) -> Any:
@@ -24,6 +26,8 @@ def tokenizer_of(file: GgufFile) -> Any:
         raise unsupported(file.path, f"has a tokenizer that splits texts as {split}; known are {known}")
     if kind not in (BYTE_LEVEL, "llama"):
         raise unsupported(file.path, f"has a tokenizer of the kind {kind}: known are {BYTE_LEVEL} and llama")
+    if kind == "llama" and not file.architecture.startswith("gemma") and not file.said.get(SPACE, True):
+        raise unsupported(file.path, f"has a tokenizer of SentencePiece that is not read here ({SPACE} is false)")
     found = PreTrainedTokenizerFast.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
     if kind == BYTE_LEVEL and split == DIGITS:
         _split_digits(found)
