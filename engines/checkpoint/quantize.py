@@ -105,7 +105,8 @@ def forget_packing(model: Any, *, keep_integers: bool) -> None:
     for layer in model.modules():
         if hasattr(layer, "quantization_scheme"):
             weights = layer.quantization_scheme.weights
-            if keep_integers and weights is not None and weights.type == "int":
+            plain = type(layer) is torch.nn.Linear
+            if keep_integers and plain and weights is not None and weights.type == "int":
                 zeros = getattr(layer, "weight_zero_point", None)
                 found = integers.integers_behind(layer.weight, weights.num_bits, layer.weight_scale, zeros)
                 layer.integers = None if found is None else partial(_same, found)
