@@ -138,6 +138,8 @@ class NativeDecoder:
         down = base.layers[0].mlp.down_proj
         self._dots = down.dots if type(down) is QuantizedLinear else type(down) is DotLinear
         narrow = type(base.embed_tokens) is WideningEmbedding
+        if not narrow and type(down) is not QuantizedLinear:
+            raise ValueError("its embeddings are not bfloat16 values")
         self._table = None if narrow else base.embed_tokens
         """Embeddings that are looked up before the step; None: those that the kernel reads."""
         head = model.get_output_embeddings()

@@ -22,11 +22,13 @@ from transformers import (
     SmolLM3Config,
 )
 
+from engines.build import build_engine
 from engines.checkpoint.gguf.blocks import KINDS, integers_from
 from engines.checkpoint.integers import IntegersLinear
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
 from engines.errors import UnsupportedModel
+from engines.params.deploy import DeployParams
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer, save
 from tests.gguf_files import ARCHITECTURES, write_gguf
 
@@ -251,3 +253,9 @@ def test_it_is_not_quantised_again(model: Any, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="keeps its own types") as error:
         loaded(tmp_path / "model.gguf", quantization=Quantization(method="torchao", bits=8))
     assert error.value.param == "quant_method"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmdeploy"])
+def test_engines_that_do_not_read_it_refuse_it_by_its_name(engine: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"'tiny\.gguf' is a GGUF file, which {engine} does not read: pt does"):
+        build_engine(DeployParams(model="/models/tiny.gguf", infer_backend=engine), several_owners=False)
