@@ -2,12 +2,14 @@
 benchmarks.steps`.
 
 Decode steps of 1, 8 and 32 sequences with CONTEXT tokens each, and of one with LONG; prefills of 128, 2048 and LONG
-tokens; with `--parts`, what each part of them takes. The least is the
-time to read the weights and the cache once from memory, or to multiply, whichever is longer, at the rates that this
-machine is measured to read and to multiply at, with as many threads.
+tokens; with `--parts`, what each part of them takes. The least is the time to read the weights and the cache once from
+memory, or to multiply, whichever is longer, at the rates that this machine is measured to read and to multiply at, with
+as many threads. With `--beside`, instead, what busy loops, one for each core, leave of the speed of decodes of 8 and a
+prefill of CHUNK tokens: half of it would be their share.
 """
 
 import argparse
+import os
 import shlex
 import statistics
 import sys
@@ -20,7 +22,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.beside import shares
 from benchmarks.report import RESULTS, hardware, machine, save, say, table
+from engines.process.resources import thread_environment
 from engines.pt.config import PtConfig
 from engines.pt.decoder import PARTS
 from engines.pt.runner import ModelRunner, Segment
@@ -145,7 +149,29 @@ def measure(folder: str, dtype: str, threads: int, *, parts: bool = False) -> di
     return {"rates": rates, "rows": rows}
 
 
+def measure_beside(folder: str, dtype: str, threads: int) -> dict[str, Any]:
+    """By the decoder, and by transformers' modules on torch's threads, which wait as in the engine's process."""
+    torch.set_num_threads(threads)
+    rows = []
+    for name, more in (("decoder", {}), ("modules", {"attn_impl": "sdpa"})):
+        model = Model(folder, dtype, threads, **more)
+        for what, (step, _) in {"decode 8": model.decode(8), f"prefill {CHUNK}": model.prefill(CHUNK)}.items():
+            quiet, beside = shares(step)
+            rows.append({"step": f"{what}, {name}", "ms": 1000 * quiet, "beside_ms": 1000 * beside})
+            say(f"{what}, {name}: {1000 * quiet:.2f} ms, {1000 * beside:.2f} beside the loops")
+    return {"rows": rows}
+
+
 # ---- what is told
+
+
+def beside_table(rows: list[dict[str, Any]]) -> str:
+    cells = [["step", "quiet, ms", "beside, ms", "of the quiet speed"]]
+    for row in rows:
+        cells.append(
+            [row["step"], f"{row['ms']:.2f}", f"{row['beside_ms']:.2f}", f"{row['ms'] / row['beside_ms']:.2f}"]
+        )
+    return table(cells)
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
@@ -171,15 +197,20 @@ def write(found: dict[str, Any], folder: str, dtype: str, threads: int, seconds:
         "versions": {name: version(name) for name in ("torch", "transformers")},
         **found,
     }
-    rates = found["rates"]
+    rates = found.get("rates")
+    if rates is None:
+        name, title, rows = "beside", "Steps beside other load", beside_table(found["rows"])
+        what = "Beside: a busy loop for each core, in turns with quiet."
+    else:
+        name, title, rows = "steps", "Steps", as_table(found["rows"])
+        what = f"The machine reads {rates['read'] / 1e9:.1f} GB/s and multiplies {rates['product'] / 1e9:.0f} GF/s."
     save(
-        RESULTS / f"{document['date']}-steps",
+        RESULTS / f"{document['date']}-{name}",
         document,
-        f"# Steps, {document['date']}\n\n{hardware(machine())}.\n\n"
+        f"# {title}, {document['date']}\n\n{hardware(machine())}.\n\n"
         f"{document['model']} in {dtype}, {threads} threads. `{document['command']}` took {seconds:.0f} seconds. "
-        f"Decodes see {CONTEXT} tokens each; prefills are computed {CHUNK} tokens at a time. The machine reads "
-        f"{rates['read'] / 1e9:.1f} GB/s and multiplies {rates['product'] / 1e9:.0f} GF/s. How: ../README.md.\n\n"
-        f"{as_table(found['rows'])}\n",
+        f"Decodes see {CONTEXT} tokens each; prefills are computed {CHUNK} tokens at a time. {what} "
+        f"How: ../README.md.\n\n{rows}\n",
     )
 
 
@@ -188,15 +219,25 @@ def main() -> None:
     parser.add_argument("--model", help="a folder (default: the demo model)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--parts", action="store_true", help="what each part of a step takes, too, in ms")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--parts", action="store_true", help="what each part of a step takes, too, in ms")
+    how.add_argument("--beside", action="store_true", help="what other load on the machine leaves of the speed")
     parser.add_argument("--dry", action="store_true", help="write no results")
     arguments = parser.parse_args()
+    variables = thread_environment(arguments.threads)
+    if arguments.beside and not variables.items() <= os.environ.items():
+        # They are read when the threads are made.
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.steps", *sys.argv[1:]], os.environ | variables)
     began = time.monotonic()
     folder = arguments.model or str(demo_model())
-    found = measure(folder, arguments.dtype, arguments.threads, parts=arguments.parts)
+    if arguments.beside:
+        found = measure_beside(folder, arguments.dtype, arguments.threads)
+    else:
+        found = measure(folder, arguments.dtype, arguments.threads, parts=arguments.parts)
     if not arguments.dry:
         write(found, folder, arguments.dtype, arguments.threads, time.monotonic() - began)
-    sys.stdout.write(as_table(found["rows"]) + "\n")
+    rows = found["rows"]
+    sys.stdout.write((beside_table(rows) if arguments.beside else as_table(rows)) + "\n")
 
 
 if __name__ == "__main__":
