@@ -55,16 +55,16 @@ typedef struct {
 
 static inline int padded(int dim) { return (dim + 31) / 32 * 32; }
 
-/* Rows whose weights are in the second-level cache. */
-static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 96 : 16; }
+/* Rows of a call: the more, the less often keys are laid out; the fewer, the more evenly threads get them. */
+static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 192 : 16; }
 
 /* What 8 bits are multiplied as, where the model is `narrow`: only products of bfloat16 values need them rounded. */
 static inline int is_narrow(int narrow, int kept) { return narrow && (HAS_DOTS || kept == AS_IS); }
 
 /* Tokens of a call. */
 static inline int tokens_at_once(int group, int narrow) {
-  int rows = rows_at_once(narrow);
-  return group < rows ? rows / group : 1;
+  int rows = rows_at_once(narrow), tokens = group < rows ? rows / group : 1;
+  return tokens < MOST_TOKENS ? tokens : MOST_TOKENS;
 }
 
 /* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`, where `starts` is not

@@ -1,9 +1,9 @@
 /* attend_chunk over a cache in bfloat16 or 8 bits, with products of bfloat16 values (AVX512-BF16).
  *
  * Scores and weighted sums are products of matrices as linear_dots.c makes them. Keys are laid out as its weights are,
- * PANEL of them for all rows; so are the values, PANEL columns of a chunk of them. Queries and weights are rounded to
- * bfloat16, as a model in bfloat16 has them; so are values of 8 bits times their scale. Sums are float32, the one of the
- * rounded weights too.
+ * PANEL of them for all rows; so are the values, PANEL columns of a chunk of them. Then some rows at a time are taken
+ * through both. Queries and weights are rounded to bfloat16, as a model in bfloat16 has them; so are values of 8 bits
+ * times their scale. Sums are float32, the one of the rounded weights too.
  */
 #include "attention.h"
 #include "products.h"
@@ -121,6 +121,11 @@ static inline __mmask16 seen_of(int j, int begin, int end) {
   return from < to ? (__mmask16)((0xffffu >> (16 - to)) & (0xffffu << from)) : 0;
 }
 
+/* Sixteen scores to weights, before those of keys that are not seen go. */
+static inline __m512 weights_of(const float *scores, __m512 factor, __m512 shift) {
+  return power_of_2(_mm512_fmadd_ps(_mm512_loadu_ps(scores), factor, shift));
+}
+
 /* The scores of a row's keys `begin` to `end` - 1, in panels `stride` apart, to weights of all keys from `from` to `to`
  * - 1: nothing for those it does not see. Returns the largest score. */
 static float soften(float *scores, int64_t stride, int from, int to, int begin, int end, float scale, float softcap,
@@ -134,23 +139,29 @@ static float soften(float *scores, int64_t stride, int from, int to, int begin, 
     scale = 1.0f;
   }
   __m512 tops[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
-  for (int j = from; j < to; j += PANEL)
-    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
-      __m512 score = _mm512_loadu_ps(scores + (j - from) / PANEL * stride + 16 * i);
-      tops[i] = _mm512_mask_max_ps(tops[i], seen_of(j + 16 * i, begin, end), score, tops[i]);
+  for (int j = from; j < to; j += PANEL) {
+    const float *at = scores + (j - from) / PANEL * stride;
+    if (begin <= j && j + PANEL <= end) {
+      _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) tops[i] = _mm512_max_ps(_mm512_loadu_ps(at + 16 * i), tops[i]);
+    } else {
+      _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+        __mmask16 seen = seen_of(j + 16 * i, begin, end);
+        tops[i] = _mm512_mask_max_ps(tops[i], seen, _mm512_loadu_ps(at + 16 * i), tops[i]);
+      }
     }
+  }
   float top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
   __m512 factor = _mm512_set1_ps(scale * 1.44269504f), shift = _mm512_set1_ps(-top * (scale * 1.44269504f));
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
   __m512 sums = _mm512_setzero_ps();
   for (int j = from; j < to; j += PANEL) {
-    __m512 weight[2];
-    _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
-      __m512 score = _mm512_loadu_ps(scores + (j - from) / PANEL * stride + 16 * i);
-      weight[i] = power_of_2(_mm512_fmadd_ps(score, factor, shift));
-      weight[i] = _mm512_maskz_mov_ps(seen_of(j + 16 * i, begin, end), weight[i]);
+    const float *at = scores + (j - from) / PANEL * stride;
+    __m512 low = weights_of(at, factor, shift), high = weights_of(at + 16, factor, shift);
+    if (begin > j || j + PANEL > end) {
+      low = _mm512_maskz_mov_ps(seen_of(j, begin, end), low);
+      high = _mm512_maskz_mov_ps(seen_of(j + 16, begin, end), high);
     }
-    __m512bh rounded = _mm512_cvtne2ps_pbh(weight[1], weight[0]);
+    __m512bh rounded = _mm512_cvtne2ps_pbh(high, low);
     sums = _mm512_dpbf16_ps(sums, rounded, ones);
     _mm512_storeu_si512(weights + j - from, (__m512i)rounded);
   }
@@ -158,23 +169,29 @@ static float soften(float *scores, int64_t stride, int from, int to, int begin, 
   return top * scale;
 }
 
+#define BLOCK 32 /* rows whose scores are made, and weights of them, while they are near */
+
+static inline int tokens_of_block(int group) { return group < BLOCK ? BLOCK / group : 1; }
+
 /* Buffers of a call, one after another in its scratch memory. */
 typedef struct {
   int64_t *places_of_keys; /* [CHUNK] */
   bf16 *query;             /* [rows][width] */
-  bf16 *panel;             /* of keys, then of values */
-  float *scores;           /* [CHUNK / PANEL][rows + 1][PANEL]: one row more, or they would share lines of the cache */
-  bf16 *weights;           /* [rows][CHUNK] */
-  float *tile;             /* [rows][PANEL] */
+  bf16 *keys;              /* [CHUNK / PANEL] panels */
+  bf16 *values;            /* [width / PANEL] panels */
+  float *scores;           /* [CHUNK / PANEL][block + 1][PANEL]: one row more, or they would share lines of the cache */
+  bf16 *weights;           /* [block][CHUNK] */
+  float *tile;             /* [block][PANEL] */
 } Buffers;
 
-static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
-  int64_t sizes[] = {CHUNK * 2,     rows * padded(dim) / 2,           (CHUNK > padded(dim) ? CHUNK : padded(dim)) * PANEL / 2,
-                     CHUNK * (rows + 1), rows * CHUNK / 2, rows * PANEL};
-  void **buffers[] = {(void **)&b->places_of_keys, (void **)&b->query,   (void **)&b->panel,
+static int64_t divide(int64_t rows, int group, int dim, float *at, Buffers *b) {
+  int64_t block = tokens_of_block(group) * group, panels = (int64_t)CHUNK * padded(dim);
+  int64_t sizes[] = {CHUNK * 2,         rows * padded(dim) / 2, panels / 2,   panels / 2,
+                     CHUNK * (block + 1), block * CHUNK / 2,      block * PANEL};
+  void **buffers[] = {(void **)&b->places_of_keys, (void **)&b->query,   (void **)&b->keys, (void **)&b->values,
                       (void **)&b->scores,         (void **)&b->weights, (void **)&b->tile};
   int64_t floats = 0;
-  for (int i = 0; i < 6; i++) {
+  for (int i = 0; i < 7; i++) {
     if (at != NULL) *buffers[i] = at + floats;
     floats += (sizes[i] + 15) / 16 * 16;
   }
@@ -183,7 +200,7 @@ static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
 
 int64_t chunk_scratch_bf16(int group, int dim) {
   Buffers none;
-  return divide((int64_t)tokens_at_once(group, 1) * group, dim, NULL, &none);
+  return divide((int64_t)tokens_at_once(group, 1) * group, group, dim, NULL, &none);
 }
 
 static void round_queries(const Head *head, const Queries *queries, bf16 *query) {
@@ -196,42 +213,60 @@ static void round_queries(const Head *head, const Queries *queries, bf16 *query)
     }
 }
 
-void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
-  int group = head->group, dim = head->dim, width = padded(dim), tokens = queries->tokens, rows = tokens * group;
-  int start = chunk * CHUNK, begin[MOST_TOKENS], end[MOST_TOKENS]; /* what each token sees of the chunk */
-  for (int t = 0; t < tokens; t++) {
-    begin[t] = queries->first[t] > start ? queries->first[t] - start : 0;
-    end[t] = queries->len[t] - start < CHUNK ? queries->len[t] - start : CHUNK;
+/* What each token sees of a chunk. */
+typedef struct {
+  int begin[MOST_TOKENS], end[MOST_TOKENS];
+} Sight;
+
+/* Tokens `first` to `behind` - 1, whose keys are laid out from key `from` of the chunk on. */
+static void attend_block(const Head *head, const Buffers *b, const Sight *sight, int first, int behind, int from,
+                         const Seen *seen) {
+  int group = head->group, dim = head->dim, width = padded(dim), rows = (behind - first) * group, row = first * group;
+  int begin = sight->begin[first] / PANEL * PANEL, end = (sight->end[behind - 1] + PANEL - 1) / PANEL * PANEL;
+  if (begin >= end) {
+    for (int r = 0; r < rows; r++) seen->totals[row + r] = 0.0f;
+    return;
   }
-  int from = begin[0] / PANEL * PANEL, last = end[tokens - 1], to = (last + PANEL - 1) / PANEL * PANEL;
-  int64_t stride = (int64_t)(rows + 1) * PANEL, keys = to - from;
+  int64_t stride = (int64_t)(rows + 1) * PANEL, keys = end - begin;
+  for (int j = begin; j < end; j += PANEL)
+    dots_product(b->query + (int64_t)row * width, b->keys + (int64_t)(j - from) * width, rows, width,
+                 b->scores + (j - begin) / PANEL * stride);
+  for (int r = 0; r < rows; r++) {
+    int t = first + r / group;
+    seen->tops[row + r] = soften(b->scores + (int64_t)r * PANEL, stride, begin, end, sight->begin[t], sight->end[t],
+                                 head->scale, head->softcap, b->weights + r * keys, seen->totals + row + r);
+  }
+  for (int d = 0; d < dim; d += PANEL) {
+    dots_product(b->weights, b->values + (int64_t)d * CHUNK + (int64_t)(begin - from) * PANEL, rows, keys, b->tile);
+    for (int r = 0; r < rows; r++)
+      for (int c = 0; c < PANEL; c += LANES)
+        store_float(load_float(b->tile + r * PANEL + c), seen->sums + (int64_t)(row + r) * width + d + c);
+  }
+}
+
+void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
+  int group = head->group, dim = head->dim, tokens = queries->tokens, start = chunk * CHUNK;
+  Sight sight;
+  for (int t = 0; t < tokens; t++) {
+    sight.begin[t] = queries->first[t] > start ? queries->first[t] - start : 0;
+    sight.end[t] = queries->len[t] - start < CHUNK ? queries->len[t] - start : CHUNK;
+  }
+  int from = sight.begin[0] / PANEL * PANEL, last = sight.end[tokens - 1], to = (last + PANEL - 1) / PANEL * PANEL;
   Buffers b;
-  divide(rows, dim, scratch, &b);
+  divide(tokens * group, group, dim, scratch, &b);
   round_queries(head, queries, b.query);
   find_places(&head->pages, start + from, start + last, PANEL, b.places_of_keys);
   float scales[CHUNK];
-  Kept keys_kept = {b.places_of_keys, head->k, scales}, values_kept = {b.places_of_keys, head->v, scales};
+  Kept keys = {b.places_of_keys, head->k, scales}, values = {b.places_of_keys, head->v, scales};
   if (head->kept != AS_IS) find_scales(head, head->k_scales, start + from, start + last, PANEL, scales);
-  for (int j = from; j < to; j += PANEL) {
-    int first = 0, behind = tokens; /* tokens that see some of these keys */
-    while (first < tokens && end[first] <= j) first++;
-    while (behind > first && begin[behind - 1] >= j + PANEL) behind--;
-    if (first == behind) continue;
-    lay_keys(head->kept, &keys_kept, j - from, dim, b.panel);
-    dots_product(b.query + (int64_t)first * group * width, b.panel, (behind - first) * group, width,
-                 b.scores + (j - from) / PANEL * stride + (int64_t)first * group * PANEL);
-  }
-  for (int r = 0; r < rows; r++)
-    seen->tops[r] = soften(b.scores + (int64_t)r * PANEL, stride, from, to, begin[r / group], end[r / group],
-                           head->scale, head->softcap, b.weights + r * keys, seen->totals + r);
+  for (int j = from; j < to; j += PANEL)
+    lay_keys(head->kept, &keys, j - from, dim, b.keys + (int64_t)(j - from) * padded(dim));
   if (head->kept != AS_IS) find_scales(head, head->v_scales, start + from, start + last, PANEL, scales);
-  for (int d = 0; d < dim; d += PANEL) {
-    lay_values(head->kept, &values_kept, last - from, keys, d, dim, b.panel);
-    dots_product(b.weights, b.panel, rows, keys, b.tile);
-    for (int r = 0; r < rows; r++)
-      for (int c = 0; c < PANEL; c += LANES)
-        store_float(load_float(b.tile + r * PANEL + c), seen->sums + (int64_t)r * width + d + c);
-  }
+  for (int d = 0; d < dim; d += PANEL)
+    lay_values(head->kept, &values, last - from, to - from, d, dim, b.values + (int64_t)d * CHUNK);
+  int some = tokens_of_block(group);
+  for (int first = 0; first < tokens; first += some)
+    attend_block(head, &b, &sight, first, first + some < tokens ? first + some : tokens, from, seen);
 }
 
 #endif

@@ -63,9 +63,10 @@ static inline int narrow_of(const Decoder *d) { return is_narrow(d->narrow_cache
 /* Layers that get the same inputs. */
 enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
 
-/* Where each run has few tokens, threads share long rows: a task is PIECE chunks of a run's keys. */
+/* Where one run's task is long beside the others, threads share the keys: a task is PIECE chunks of a run's. */
 #define PIECE 2
-#define MOST_SHARED 8 /* tokens of a run */
+#define TASKS_OF_THREAD 4           /* as long as the longest: fewer are not dealt out evenly */
+#define MOST_SEEN ((int64_t)1 << 24) /* floats of what all runs have seen */
 typedef struct {
   int count;    /* of the longest row; 1: none are shared */
   int chunks;   /* of the longest row */
@@ -73,14 +74,21 @@ typedef struct {
 } Pieces;
 
 static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
-  int length = 0, longest = 0, last = 0;
+  int group = d->heads / d->kv_heads, most = tokens_at_once(group, narrow_of(d));
+  int length = 0, longest = 0, last = 0, runs = 0;
+  int64_t all = 0, most_seen = 0; /* keys that tokens see: of all runs, of one */
   for (int t = 0; t < s->rows; t++) {
-    length = t > 0 && s->sequences[t] == s->sequences[t - 1] ? length + 1 : 1;
+    int keys = s->positions[t] + 1, goes_on = t > 0 && s->sequences[t] == s->sequences[t - 1] && length < most;
+    length = goes_on ? length + 1 : 1, runs += !goes_on, all += keys;
     longest = length > longest ? length : longest;
-    last = s->positions[t] > last ? s->positions[t] : last;
+    last = keys > last ? keys : last;
+    most_seen = (int64_t)length * keys > most_seen ? (int64_t)length * keys : most_seen;
   }
-  int chunks = last / CHUNK + 1, shared = threads > 1 && longest <= MOST_SHARED;
-  return (Pieces){shared ? (chunks + PIECE - 1) / PIECE : 1, chunks, seen_size(longest * d->heads / d->kv_heads, d->dim)};
+  int chunks = (last + CHUNK - 1) / CHUNK;
+  int64_t size = seen_size((int64_t)longest * group, d->dim);
+  int uneven = most_seen * TASKS_OF_THREAD * threads > all * d->kv_heads;
+  int shared = threads > 1 && uneven && runs * d->kv_heads * chunks * size <= MOST_SEEN;
+  return (Pieces){shared ? (chunks + PIECE - 1) / PIECE : 1, chunks, size};
 }
 
 /* Buffers of a step, one after another in its scratch memory. */

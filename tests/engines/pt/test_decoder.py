@@ -98,7 +98,8 @@ def test_threads_share_a_long_row_and_change_no_bit(tmp_path: Path, dtype: str, 
             last = Segment(ids[1599:], 1599, blocks, 1)
             found.append(chosen.step([last]).logits[0])
             found.append(chosen.step([Segment(prompt(3), 0, [200], 1), last]).logits[1])
-            found.append(chosen.step([Segment(ids[1594:], 1594, blocks, 1)]).logits[0])
+            for length in (6, 24, 100):
+                found.append(chosen.step([Segment(ids[-length:], 1600 - length, blocks, 1)]).logits[0])
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(found[0], other) for other in found[1:])
