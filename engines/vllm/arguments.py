@@ -36,6 +36,8 @@ def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Se
     if config.pipeline_parallel_size > 1 and on_cpu:  # its workers die of the first request
         message = "vLLM does not divide a model into stages on CPUs: set tensor_parallel_size instead"
         raise UnsupportedModel(message, param="pipeline_parallel_size")
+    if on_cpu:
+        _refuse_other_caches(config.kv_cache_dtype)
     if config.enable_sleep_mode and on_cpu:
         log.warning("enable_sleep_mode: on a CPU an engine that sleeps keeps its memory")
     given: dict[str, Any] = {
@@ -74,6 +76,16 @@ def engine_settings(config: VllmConfig, structure: Structure, **more: Any) -> Se
     )
     # As `vllm serve` does: how many tokens a step takes unless told depends on who asks, and on a large GPU by far.
     return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+def _refuse_other_caches(kv_cache_dtype: str) -> None:
+    """On a CPU. vLLM itself takes any, and answers with something else."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    known = CPUAttentionBackend.supported_kv_cache_dtypes
+    if kv_cache_dtype not in known:
+        message = f"on CPUs, vLLM's attention reads no {kv_cache_dtype}: choose {' or '.join(known)}"
+        raise UnsupportedModel(message, param="kv_cache_dtype")
 
 
 def lora_arguments(config: VllmConfig, structure: Structure) -> dict[str, Any]:

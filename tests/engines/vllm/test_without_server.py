@@ -45,6 +45,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "rank": {"model": model, "max_lora_rank": 1000},
         "stages": {"model": model, "pipeline_parallel_size": 2},
         "memory": {"model": model, "kv_cache_memory": 1e-5},
+        "cache": {"model": model, "kv_cache_dtype": "int8_per_token_head"},
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.engines.vllm.without_server", model, json.dumps(wrong)],
@@ -67,6 +68,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("no folder", "nowhere"),
         ("architecture", "NobodyForCausalLM"),
         ("context", "max_model_len"),
+        ("cache", "reads no int8_per_token_head: choose auto or fp8"),
         ("rank", "512"),
         ("stages", "tensor_parallel_size"),
         ("memory", "memory for the cache"),
