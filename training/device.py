@@ -1,6 +1,7 @@
 """The devices that a training runs on."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from engines.errors import InvalidRequest
@@ -16,6 +17,13 @@ def see_devices(processes: int, rollout_device: str | None) -> None:
         last = int((rollout_device or "").partition(":")[2] or 0)
         there = [str(number) for number in range(last + 1)] if visible is None else visible.split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(there[: last + 1])
+
+
+def leave_out_triton() -> None:
+    """Where only a CPU is, have nothing import Triton, which compiles for GPUs: torch does so wherever it is installed,
+    and it takes 96 MiB."""
+    if not accelerated():
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # Python's own way to say that it is not there
 
 
 def named_device(word: str | None, *, param: str) -> "torch.device | None":

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
-from training.device import check_devices, see_devices
+from training.device import check_devices, leave_out_triton, see_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.machines import common_folder
 from training.params.task import Task
@@ -51,6 +51,7 @@ def main(folder: JobFolder) -> int:
     keep_reports_within(folder.path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not bear the fork of a data loader
+    leave_out_triton()
     result = run(folder, report)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; what is left must be written
     for place in (folder, report.folder) if report.folder.path != folder.path else (folder,):

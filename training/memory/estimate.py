@@ -18,6 +18,7 @@ from training.methods import method_of
 from training.methods.base import Beside
 from training.optimizers import optimizer_of, state_bytes
 from training.params.sft import SftParams
+from training.trainers.narrow import gradients_stay, narrows
 from training.trainers.precision import Precision, precision_of
 from training.tuners import tuner_of
 
@@ -104,8 +105,15 @@ def _learner(params: SftParams, config: Any, precision: Precision, beside: Besid
     stored = precision.base if tuner.makes == "adapter" else precision.saved
     model = built(copy.deepcopy(config), stored, params, method.task_type)
     asked = params.model_copy(update={"task_type": method.task_type})
-    at_once = optimizer_of(params).each_at_once(params)
-    return Learner(tuned(model, asked, precision), method.task_type, beside.entropy, at_once)
+    on_cpu = this_device().is_cpu
+    return Learner(
+        tuned(model, asked, precision),
+        method.task_type,
+        beside.entropy,
+        at_once=optimizer_of(params).each_at_once(params),
+        in_place=on_cpu and gradients_stay(params),
+        narrow=on_cpu and narrows(params, precision),
+    )
 
 
 def _value_model(params: Any, precision: Precision) -> Learner:

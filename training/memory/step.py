@@ -12,6 +12,8 @@ from engines.params.model import TaskType
 from training.losses.log_probs import token_log_probs
 from training.memory.peak import Peak
 from training.memory.weightless import faked
+from training.trainers.narrow import NarrowGradients
+from training.trainers.tied import tied
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class Learner:
     """Whether what is told of a step has the entropy of the answers in it."""
     at_once: bool = False
     """Whether each weight is changed as soon as its gradient is there, which then goes."""
+    in_place: bool = False
+    """Whether the gradient of embeddings that are the output head, too, is that of the head, plus a few rows."""
+    narrow: bool = False
+    """Whether gradients of products in half precision are kept so."""
 
 
 def parts_of_step(
@@ -46,6 +52,10 @@ def parts_of_step(
     with FakeTensorMode(), torch.random.fork_rng():
         for learner in learners:
             faked(learner.model)
+            if learner.in_place and (embeddings := tied(learner.model)) is not None:
+                embeddings.register_forward_hook(_without_rows)
+            if learner.narrow:
+                NarrowGradients(learner.model)
             peak.hold(learner.model, at_once=learner.at_once)
         with peak:
             for _ in range(1 + accumulates):
@@ -58,6 +68,10 @@ def pass_through(learners: Sequence[Learner], batch: Batch, autocast: torch.dtyp
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None, cache_enabled=False):
         loss = torch.stack([_loss(learner, batch) for learner in learners]).sum()
     loss.backward()
+
+
+def _without_rows(module: Any, inputs: Any, found: Tensor) -> Tensor:
+    return found.detach().requires_grad_()
 
 
 def _loss(learner: Learner, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ TIMES = 4
 def give_back(model: Any) -> None:
     """In each forward pass of `model` that learns, before the logits take theirs, and as soon as each quarter of the
     gradients is there. Nothing is done where the C library is not glibc."""
-    head, trim = model.get_output_embeddings(), getattr(ctypes.CDLL(None), "malloc_trim", None)
+    head, trim = model.get_output_embeddings(), _malloc_trim()
     if trim is None:
         return
 
@@ -34,3 +34,12 @@ def give_back(model: Any) -> None:
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in learning[:: -(-len(learning) // TIMES)]:
         weight.register_post_accumulate_grad_hook(trim_always)
+
+
+def give_back_now() -> None:
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

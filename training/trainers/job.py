@@ -18,7 +18,6 @@ from training.folder import PARTIAL, Result
 from training.hub.upload import END, Uploads
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
-from training.processes import Processes
 from training.report import Report, Stopped
 from training.sharding import fsdp
 from training.trainers.arguments import on_one_device
@@ -26,8 +25,9 @@ from training.trainers.curves import Curves
 from training.trainers.divided import FullySharded, Redivided, is_divided
 from training.trainers.events import Events
 from training.trainers.finite import check_loss, check_weights
-from training.trainers.heap import give_back
+from training.trainers.heap import give_back, give_back_now
 from training.trainers.low_rank import in_one_piece
+from training.trainers.narrow import NarrowedGradients, gradients_stay, narrows
 from training.trainers.precision import Precision, keep_no_casts
 from training.trainers.tied import add_in_place
 from training.trainers.write_args import write_args
@@ -53,7 +53,7 @@ class Training(Generic[P]):
     """What takes checkpoints to the hub, in the process that writes them."""
 
 
-class JobTrainer(Redivided, FullySharded):
+class JobTrainer(Redivided, FullySharded, NarrowedGradients):
     """Goes before a Trainer among a class's bases: does the tuner's and the optimizer's part, tells the report what
     happens, and writes checkpoints that are there whole or not at all."""
 
@@ -89,8 +89,10 @@ class JobTrainer(Redivided, FullySharded):
             in_one_piece(job.tuned.model)
         if self.args.device.type == "cpu":
             give_back(job.tuned.model)
-            if Processes.of_environment().count == 1:  # DDP would sum sparse gradients
+            if gradients_stay(job.params):
                 add_in_place(job.tuned.model)
+            if narrows(job.params, job.precision):
+                self.narrow_gradients(job.tuned.model)
         self.remove_callback(PrinterCallback)  # a line of the log for each step: the events have it
         rows = None if job.params.streaming else len(job.data.train)
         changing = optimizer_of(job.params).callbacks(job.tuned.model, job.params)
@@ -159,6 +161,8 @@ class JobTrainer(Redivided, FullySharded):
         check_weights(self.model, self.args, step)
         grown = folder / PARTIAL / f"checkpoint-{step}"
         self._show_weights()
+        if self.args.device.type == "cpu":
+            give_back_now()
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # the Trainer behind us

@@ -1,0 +1,148 @@
+"""Gradients of float32 weights, kept in bfloat16 where that is what they were computed in.
+
+Under autocast a weight is cast for its product, and the gradient of that product is cast back: of its 32 bits, the last
+16 are zeros. Kept without them until the optimizer takes it, it is the same gradient in half the memory, at the moment
+at which a training of all weights has most. Whether a weight's gradients are so follows from how the model computes
+with it, and is seen by the first of them: one that is a sum of several, or of a layer that computes in float32, is not.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from training.optimizers import optimizer_of
+from training.optimizers.base import ADAMW
+from training.params.sft import SftParams
+from training.processes import Processes
+from training.trainers.divided import is_divided
+from training.trainers.precision import Precision
+from training.tuners import tuner_of
+
+PIECE = 1 << 23
+"""Numbers (32 MiB in float32) of gradients that the optimizer is given at a time."""
+
+
+def gradients_stay(params: SftParams) -> bool:
+    """Whether the gradients of a step are this process's alone, and stay until all of them are there."""
+    alone = Processes.of_environment().count == 1 and not is_divided(params)  # DDP sums them, and no sparse ones
+    return alone and not optimizer_of(params).each_at_once(params)
+
+
+def narrows(params: SftParams, precision: Precision) -> bool:
+    """Whether a training on a CPU keeps gradients so."""
+    is_adamw = optimizer_of(params).parameter == "optim" and params.optim in ADAMW
+    one_pass = params.gradient_accumulation_steps == 1 and params.method != "ppo"
+    types = precision.autocast == torch.bfloat16 and precision.learning == torch.float32
+    return tuner_of(params).makes == "model" and is_adamw and one_pass and types and gradients_stay(params)
+
+
+class NarrowGradients:
+    """Those of `model`, whose weights an AdamW of torch changes after one backward pass."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._scale: Tensor | None = None
+        self._known: dict[Tensor, bool] = {}
+        for weight in weights_of(model):
+            weight.grad_dtype = None  # any
+            weight.register_post_accumulate_grad_hook(self._keep)
+
+    def _keep(self, weight: Tensor) -> None:
+        grad = weight.grad
+        assert grad is not None, "it is there now"
+        if self._known.get(weight) is False:
+            return
+        narrow = grad.bfloat16()
+        if weight not in self._known and grad.any():  # of zeros nothing can be seen
+            self._known[weight] = torch.equal(narrow.float(), grad)
+        if self._known.get(weight, True):
+            weight.grad = narrow
+
+    def clip(self, most: float) -> Tensor:
+        """The norm of all gradients, scalar, which the optimizer will take scaled down to `most`. torch's
+        `clip_grad_norm_`, but for when it scales."""
+        grads = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
+        norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        self._scale = (most / (norm + 1e-6)).clamp(max=1.0)
+        return norm
+
+    def given_to(self, optimizer: Any) -> None:
+        """Have `optimizer`, a torch.optim.AdamW, take them as float32, some at a time."""
+        optimizer.__class__ = InPieces
+        optimizer.narrow = self
+
+    def pieces(self, weights: list[Tensor]) -> Iterator[None]:
+        """Have some of `weights` after others have their gradients as they are to be used, and the rest none. None has
+        one at the end."""
+        grads = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        begin = size = 0
+        for end, weight in enumerate(weights, 1):
+            size += weight.numel()
+            if size >= PIECE or end == len(weights):
+                for number in range(begin, end):
+                    weights[number].grad, grads[number] = self._used(grads[number]), None
+                yield
+                for number in range(begin, end):
+                    weights[number].grad = None
+                begin, size = end, 0
+        self._scale = None
+
+    def _used(self, grad: Any) -> Tensor:
+        wide: Tensor = grad.float()  # the gradient itself, where it is
+        return wide if self._scale is None else wide.mul_(self._scale)
+
+
+def weights_of(model: Any) -> list[Any]:
+    """Those whose gradients may be of products in half precision: of embeddings, rows are summed, and experts' products
+    are not cast."""
+    embeddings = model.get_input_embeddings()
+    rows = None if embeddings is None else embeddings.weight
+    learning = [weight for weight in model.parameters() if weight.requires_grad and weight is not rows]
+    return [weight for weight in learning if weight.dtype == torch.float32 and weight.dim() == 2]
+
+
+class InPieces(torch.optim.AdamW):
+    """Changes each weight as AdamW does, which looks at no other weight meanwhile."""
+
+    narrow: NarrowGradients
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None, "transformers' trainer has none"
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        for _ in self.narrow.pieces(weights):
+            super().step()
+
+
+class NarrowedGradients:
+    """Goes before a Trainer among a class's bases: keeps gradients so, where `narrow_gradients` asked for it."""
+
+    _narrow: NarrowGradients | None = None
+
+    if TYPE_CHECKING:
+        args: Any
+        optimizer: Any
+
+    def narrow_gradients(self, model: nn.Module) -> None:
+        self._narrow = NarrowGradients(model)
+
+    def create_optimizer(self, *given: Any) -> Any:
+        made = super().create_optimizer(*given)  # type: ignore[misc]  # the Trainer behind us
+        if self._narrow is not None:
+            self._narrow.given_to(self.optimizer)
+        return made
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self._narrow is None:
+            return super()._clip_grad_norm(model)  # type: ignore[misc]
+        return self._narrow.clip(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if self._narrow is not None and grad_norm is None:
+            grad_norm = self._narrow.clip(float("inf"))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
