@@ -178,15 +178,23 @@ def main(argv: list[str] | None = None) -> int:
         "date": time.strftime("%Y-%m-%d"),
         "machine": report.machine(),
         "setting": asdict(alike) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},
-        "setups": {name: SETUPS[name] for name in trainings},
+        "setups": SETUPS,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-        "rows": rows,
     }
-    text = f"{tables(rows)}\n"
     target = report.RESULTS / f"{document['date']}-training"
+    document["rows"] = rows = beside_others(rows, target)
+    text = f"{tables(rows)}\n"
     report.save(target, document, _page(document, text))
     sys.stdout.write(f"\n{text}")
     return 0
+
+
+def beside_others(rows: list[Row], target: Path) -> list[Row]:
+    """`rows`, with what was measured today of other set-ups."""
+    file, measured = target.with_suffix(".json"), {row["setup"] for row in rows}
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    every = [*rows, *(row for row in before if row["setup"] not in measured)]
+    return sorted(every, key=lambda row: list(SETUPS).index(row["setup"]))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
