@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def add_in_place(model: Any) -> None:
@@ -14,30 +14,31 @@ def add_in_place(model: Any) -> None:
     weight's own gradient is there before these are in it.
     """
     embeddings = tied(model)
-    if embeddings is None:
-        return
+    if embeddings is not None:
+        embeddings.sparse = True
+        embeddings.register_forward_pre_hook(_look_up_rows)
+        embeddings.register_forward_hook(_put_back, always_call=True)
+
+
+def _look_up_rows(embeddings: Any, _: Any) -> None:
     weight = embeddings.weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        rows: Any = nn.Parameter(weight.detach())
+        rows.of = weight
+        rows.register_post_accumulate_grad_hook(_add)
+        embeddings._parameters["weight"] = rows
 
-    def add(rows: Tensor) -> None:
-        assert rows.grad is not None, "it is there now"
-        if weight.grad is None:
-            weight.grad = rows.grad.to_dense()
-        else:
-            weight.grad.add_(rows.grad)
-        rows.grad = None
 
-    def look_up(module: Any, _: Any) -> None:
-        if torch.is_grad_enabled() and weight.requires_grad:
-            alias = nn.Parameter(weight.detach())
-            alias.register_post_accumulate_grad_hook(add)
-            module._parameters["weight"] = alias
+def _put_back(embeddings: Any, *_: Any) -> None:
+    embeddings._parameters["weight"] = getattr(embeddings.weight, "of", embeddings.weight)
 
-    def put_back(module: Any, *_: Any) -> None:
-        module._parameters["weight"] = weight
 
-    embeddings.sparse = True
-    embeddings.register_forward_pre_hook(look_up)
-    embeddings.register_forward_hook(put_back, always_call=True)
+def _add(rows: Any) -> None:
+    if rows.of.grad is None:
+        rows.of.grad = rows.grad.to_dense()
+    else:
+        rows.of.grad.add_(rows.grad)
+    rows.grad = None
 
 
 def tied(model: Any) -> Any | None:

@@ -1,5 +1,6 @@
 """Gradients of embeddings that are the output head, too."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -59,6 +60,17 @@ def test_the_weight_stays_what_the_embeddings_have() -> None:
     with pytest.raises(IndexError):
         model(input_ids=IDS + 10_000)
     assert model.get_input_embeddings().weight is model.lm_head.weight
+
+
+def test_a_copy_of_the_model_has_its_own() -> None:
+    model = model_with(tied=True)
+    add_in_place(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert gradient(other, batches=1).any()
+    assert model.lm_head.weight.grad is None
+    assert other.get_input_embeddings().weight is other.lm_head.weight
 
 
 @pytest.mark.parametrize("learns", [False, True])
