@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 ANSWERS = {
     torch.ops.aten.allclose.default: True,
+    torch.ops.aten.equal.default: True,
     torch.ops.aten._local_scalar_dense.default: False,
 }
 """What is said where a computation asks for values, which tensors without memory have not: that our logits are the
-model's, that not every token is seen, that a number is 0."""
+model's, that gradients are of bfloat16, that not every token is seen, that a number is 0."""
 
 
 class Answers(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here

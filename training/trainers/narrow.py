@@ -20,8 +20,8 @@ from training.trainers.divided import is_divided
 from training.trainers.precision import Precision
 from training.tuners import tuner_of
 
-PIECE = 1 << 23
-"""Numbers (32 MiB in float32) of gradients that the optimizer is given at a time."""
+PIECE = 1 << 22
+"""Numbers (16 MiB in float32) of gradients that the optimizer is given at a time."""
 
 
 def gradients_stay(params: SftParams) -> bool:
@@ -54,10 +54,12 @@ class NarrowGradients:
         assert grad is not None, "it is there now"
         if self._known.get(weight) is False:
             return
-        narrow = grad.bfloat16()
-        if weight not in self._known and grad.any():  # of zeros nothing can be seen
-            self._known[weight] = torch.equal(narrow.float(), grad)
-        if self._known.get(weight, True):
+        narrow, known = grad.bfloat16(), self._known.get(weight)
+        if known is None:
+            known = bool(torch.equal(narrow.float(), grad))
+            if not known or grad.any():  # of zeros nothing can be seen
+                self._known[weight] = known
+        if known:
             weight.grad = narrow
 
     def clip(self, most: float) -> Tensor:
@@ -77,23 +79,24 @@ class NarrowGradients:
     def pieces(self, weights: list[Tensor]) -> Iterator[None]:
         """Have some of `weights` after others have their gradients as they are to be used, and the rest none. None has
         one at the end."""
-        grads = [weight.grad for weight in weights]
+        waiting: list[tuple[Tensor, Any]] = [(weight, weight.grad) for weight in reversed(weights)]
         for weight in weights:
             weight.grad = None
-        begin = size = 0
-        for end, weight in enumerate(weights, 1):
-            size += weight.numel()
-            if size >= PIECE or end == len(weights):
-                for number in range(begin, end):
-                    weights[number].grad, grads[number] = self._used(grads[number]), None
-                yield
-                for number in range(begin, end):
-                    weights[number].grad = None
-                begin, size = end, 0
+        room = torch.empty(max([PIECE, *(weight.numel() for weight in weights)]))
+        while waiting:
+            size, given = 0, []
+            while waiting and (not given or size + waiting[-1][0].numel() <= PIECE):
+                weight, grad = waiting.pop()
+                weight.grad = self._used(grad, room[size : size + weight.numel()].view_as(weight))
+                size += weight.numel()
+                given.append(weight)
+            yield
+            for weight in given:
+                weight.grad = None
         self._scale = None
 
-    def _used(self, grad: Any) -> Tensor:
-        wide: Tensor = grad.float()  # the gradient itself, where it is
+    def _used(self, grad: Tensor, room: Tensor) -> Tensor:
+        wide = grad if grad.dtype == torch.float32 else room.copy_(grad)
         return wide if self._scale is None else wide.mul_(self._scale)
 
 
