@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         ENVIRONMENTS[name].prepare(arguments.torch_index)
     report.check_quiet()
     rows = measure_all(arguments.peers, trainings, setting, arguments.repeats)
-    document = {
+    document: Row = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": report.machine(),
         "setting": asdict(alike) | {"threads": setting.threads, "sample_tokens": SAMPLE_TOKENS},

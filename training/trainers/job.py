@@ -127,7 +127,7 @@ class JobTrainer(Redivided, FullySharded, NarrowedGradients):
     def create_optimizer(self, *given: Any) -> Any:
         chosen, model = optimizer_of(self.job.params), given[0] if given else self.model
         self.optimizer: Any = chosen.make(model, self.job.params, self.args, steps=self.state.max_steps)
-        return super().create_optimizer(*given)  # type: ignore[misc]  # the Trainer behind us, which makes one of None
+        return super().create_optimizer(*given)
 
     def _show_weights(self) -> None:
         """Have the model hold the weights to judge and save, where they are others than gradients are taken at. The

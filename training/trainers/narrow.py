@@ -84,7 +84,8 @@ class NarrowGradients:
             weight.grad = None
         room = torch.empty(max([PIECE, *(weight.numel() for weight in weights)]))
         while waiting:
-            size, given = 0, []
+            size = 0
+            given: list[Tensor] = []
             while waiting and (not given or size + waiting[-1][0].numel() <= PIECE):
                 weight, grad = waiting.pop()
                 weight.grad = self._used(grad, room[size : size + weight.numel()].view_as(weight))
@@ -109,12 +110,12 @@ def weights_of(model: Any) -> list[Any]:
     return [weight for weight in learning if weight.dtype == torch.float32 and weight.dim() == 2]
 
 
-class InPieces(torch.optim.AdamW):
+class InPieces(torch.optim.AdamW):  # type: ignore[misc]  # torch is untyped here
     """Changes each weight as AdamW does, which looks at no other weight meanwhile."""
 
     narrow: NarrowGradients
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:
         assert closure is None, "transformers' trainer has none"
         weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]

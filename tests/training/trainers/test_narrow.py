@@ -66,7 +66,7 @@ def test_a_sum_of_gradients_keeps_its_digits(twice: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(8, 8)
     model = nn.Sequential(layer, layer) if twice else nn.Sequential(layer)
-    model.get_input_embeddings = lambda: None  # type: ignore[assignment]
+    model.get_input_embeddings = lambda: None
     NarrowGradients(model)
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
         model(torch.randn(4, 8)).square().sum().backward()
@@ -76,7 +76,7 @@ def test_a_sum_of_gradients_keeps_its_digits(twice: bool) -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path, tiny: Path, lines: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def run(*, narrowed: bool) -> tuple[list[float], dict[str, Any]]:
+    def run(*, narrowed: bool) -> tuple[dict[int, float], dict[str, Any]]:
         monkeypatch.setattr(job, "narrows", lambda *given: narrowed and narrows(*given))
         settings: dict[str, Any] = {"logging_steps": 1, "max_steps": 3, "learning_rate": 1e-3, "report_to": "none"}
         folder = make_job(
