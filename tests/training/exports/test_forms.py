@@ -222,6 +222,17 @@ def test_a_gguf_file_says_what_the_model_says(
     assert load_tokenizer(str(folder / "model.gguf")).chat_template == TEMPLATE
 
 
+@pytest.mark.parametrize(("file", "most"), [("f16", 1e-3), ("q8_0", 0.05), ("q5_1", 0.5), ("q4_0", 1.0)])
+def test_a_gguf_file_is_served_and_exported_again(given: Path, exported: Export, file: str, most: float) -> None:
+    folder = exported("llama", "gguf", to_gguf=file)
+    found = logits(loaded(folder / "model.gguf", keep_integers=True))
+    moved = change(found, logits(loaded(given / "llama")))
+    assert moved < most and (moved == 0) == (file == "f16")  # which has every digit of these weights
+    again = exported(str(folder / "model.gguf"), "gguf", to_gguf="f32", torch_dtype="float32")
+    assert change(logits(loaded(again / "model.gguf")), found) < 1e-5
+    assert load_tokenizer(str(again / "model.gguf")).chat_template == TEMPLATE
+
+
 def test_an_adapter_of_gguf_is_what_peft_would_add(given: Path, exported: Export) -> None:
     from gguf import GGUFReader, dequantize
 
