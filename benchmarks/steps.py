@@ -9,6 +9,7 @@ prefill of CHUNK tokens: half of it would be their share.
 """
 
 import argparse
+import ctypes
 import os
 import shlex
 import statistics
@@ -27,6 +28,8 @@ from benchmarks.report import RESULTS, hardware, machine, save, say, table
 from engines.process.resources import thread_environment
 from engines.pt.config import PtConfig
 from engines.pt.decoder import PARTS
+from engines.pt.kernels import build
+from engines.pt.pages import Pages
 from engines.pt.runner import ModelRunner, Segment
 from engines.setup.demo import demo_model
 
@@ -52,20 +55,41 @@ def seconds_of(step: Callable[[], object], least: int = 5) -> float:
     return statistics.median(times)
 
 
+def fastest(step: Callable[[], object]) -> float:
+    """The shortest of as many runs as the time allows."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - began < SECONDS:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 # ---- the machine
 
 
-def read_rate() -> float:
-    """Bytes of memory that are read in a second."""
-    values = torch.ones(1 << 26)
-    return int(values.nbytes) / seconds_of(values.sum)
+READ = 1 << 28
+"""Bytes: about what the demo model has."""
+MULTIPLIED = 1 << 20
+
+
+def read_rate(library: ctypes.CDLL) -> float:
+    """Bytes of memory that are read in a second, from large pages as weights lie in."""
+    values = Pages().empty(READ, torch.uint8).fill_(1)
+    return READ / fastest(lambda: library.read_memory(values.data_ptr(), READ))
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations of a large product of matrices in a second."""
+    """Floating-point operations of a large product of matrices in a second, by torch."""
     size = 2048
     x, y = torch.randn(2, size, size, dtype=dtype)
-    return 2 * size**3 / seconds_of(lambda: x @ y)
+    return 2 * size**3 / fastest(lambda: x @ y)
+
+
+def tile_rate(library: ctypes.CDLL) -> float:
+    """Those of products of AMX's tiles alone, with nothing loaded; 0: there are none."""
+    return float(library.multiply_tiles(MULTIPLIED)) / fastest(lambda: library.multiply_tiles(MULTIPLIED))
 
 
 # ---- the model
@@ -133,14 +157,22 @@ class Model:
 def measure(folder: str, dtype: str, threads: int, *, parts: bool = False) -> dict[str, Any]:
     torch.set_num_threads(threads)
     model = Model(folder, dtype, threads)
-    rates = {"read": read_rate(), "product": product_rate(model.runner.dtype)}
-    say(f"reads {rates['read'] / 1e9:.1f} GB/s, multiplies {rates['product'] / 1e9:.0f} GF/s")
+    library = build.load()
+    if library is None:
+        raise SystemExit("there is no C compiler, and so no kernels to measure")
+    narrow = model.runner.dtype is torch.bfloat16
+    rates = {
+        "read": read_rate(library),
+        "product": product_rate(model.runner.dtype),
+        "tiles": tile_rate(library) if narrow else 0.0,
+    }
+    say(said(rates))
     steps = {f"decode {rows}": model.decode(rows) for rows in DECODES}
     steps[f"decode 1 after {LONG}"] = model.decode(1, LONG)
     steps |= {f"prefill {tokens}": model.prefill(tokens) for tokens in PREFILLS}
     rows = []
     for name, (step, work) in steps.items():
-        least = max(work.bytes / rates["read"], work.operations / rates["product"])
+        least = max(work.bytes / rates["read"], work.operations / max(rates["product"], rates["tiles"]))
         took = seconds_of(step)
         rows.append({"step": name, "ms": 1000 * took, "least_ms": 1000 * least, "share": least / took})
         if parts:
@@ -174,6 +206,11 @@ def beside_table(rows: list[dict[str, Any]]) -> str:
     return table(cells)
 
 
+def said(rates: dict[str, float]) -> str:
+    tiles = f", {rates['tiles'] / 1e9:.0f} by AMX's tiles alone" if rates["tiles"] else ""
+    return f"reads {rates['read'] / 1e9:.1f} GB/s and multiplies {rates['product'] / 1e9:.0f} GF/s by torch{tiles}"
+
+
 def as_table(rows: list[dict[str, Any]]) -> str:
     parts = list(rows[0].get("parts", ()))
     cells = [["step", "ms", "at least", "share", *parts]]
@@ -203,7 +240,7 @@ def write(found: dict[str, Any], folder: str, dtype: str, threads: int, seconds:
         what = "Beside: a busy loop for each core, in turns with quiet."
     else:
         name, title, rows = "steps", "Steps", as_table(found["rows"])
-        what = f"The machine reads {rates['read'] / 1e9:.1f} GB/s and multiplies {rates['product'] / 1e9:.0f} GF/s."
+        what = f"The machine {said(rates)}."
     save(
         RESULTS / f"{document['date']}-{name}",
         document,

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from engines.checkpoint.integers import IntegersLinear, integers_of
 from engines.pt import eight_bits, families, low_rank
 from engines.pt.attention import KVCache, LayerShape
-from engines.pt.linear import DotLinear, WideningEmbedding, WideningLinear
+from engines.pt.kernel_linear import Grid, KernelLinear
+from engines.pt.linear import WideningEmbedding
 from engines.pt.lora import LoraSlots
 from engines.pt.low_rank import Dealt
 from engines.pt.quantized import is_quantized
-from engines.pt.quantized_linear import PLAIN, Grid, QuantizedLinear
+from engines.pt.quantized_linear import QuantizedLinear
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class NativeDecoder:
         """What steps have spent so far in each of their parts."""
         first = shapes[0]
         down = base.layers[0].mlp.down_proj
-        self._dots = down.dots if type(down) is QuantizedLinear else type(down) is DotLinear
+        self._dots = isinstance(down, KernelLinear) and down.dots
         narrow = type(base.embed_tokens) is WideningEmbedding
         if not narrow and type(down) is not QuantizedLinear:
             raise ValueError("its embeddings are not bfloat16 values")
@@ -196,15 +197,11 @@ class NativeDecoder:
         return _Layer(**norms, **matrices, window=shape.window, turn=turn, scale=shape.scale, softcap=shape.softcap)
 
     def _matrix(self, linear: Any) -> _Matrix:
-        if type(linear) is QuantizedLinear and linear.dots == self._dots:
-            grid = linear.grid
-        elif type(linear) is (DotLinear if self._dots else WideningLinear):
-            grid = Grid(*PLAIN)
-        else:
+        if not isinstance(linear, KernelLinear) or linear.dots != self._dots:
             raise ValueError("its weights are neither bfloat16 values nor integers")
         self._kept.append(linear)
         bias = None if linear.bias is None else linear.bias.data_ptr()
-        return _Matrix(linear._packed.data_ptr(), bias, linear.in_features, linear.out_features, grid)
+        return _Matrix(linear._packed.data_ptr(), bias, linear.in_features, linear.out_features, linear.grid)
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
         kept = tensor.detach().to(dtype).contiguous()

@@ -15,12 +15,14 @@ the cache. What runs from layer to layer, norms, positions and logits are float3
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.exact_head import ExactHead
 from engines.checkpoint.integers import IntegersLinear, integers_of
+from engines.pt.kernel_linear import PLAIN, Grid, KernelLinear
 from engines.pt.pages import Pages
 from engines.pt.quantized import is_quantized
 from engines.pt.quantized_linear import QuantizedLinear
@@ -29,51 +31,30 @@ from engines.pt.quantized_linear import QuantizedLinear
 TYPICAL_ROWS = 32
 
 
-class WideningLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+class WideningLinear(KernelLinear):
     """y = x W^T + b in float32, W kept in bfloat16; (..., in_features) -> (..., out_features)."""
 
     def __init__(self, linear: nn.Linear, library: ctypes.CDLL, pages: Pages | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        size = library.packed_size(self.in_features, self.out_features)
-        weight = linear.weight.detach().bfloat16().contiguous()
-        self._packed = (pages or Pages()).empty(size, torch.bfloat16)
-        library.pack_weights(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
-        self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
-        self._multiply = library.linear_widening
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        out = x.new_empty(*x.shape[:-1], self.out_features)
-        rows = x.numel() // self.in_features
-        bias = None if self.bias is None else self.bias.data_ptr()
-        pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
-        self._multiply(*pointers, rows, self.in_features, self.out_features)
-        return out
+        packed = _packed(linear, library.packed_size, library.pack_weights, pages)
+        super().__init__(linear, packed, Grid(*PLAIN), library, dots=False, wide=True)
 
 
-class DotLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+class DotLinear(KernelLinear):
     """y = x W^T + b in float32, from x and W in bfloat16, where the CPU has an instruction for their products;
     (..., in_features), an even number, -> (..., out_features)."""
 
     def __init__(self, linear: nn.Linear, library: ctypes.CDLL, pages: Pages | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().bfloat16().contiguous()
-        size = library.dot_packed_size(self.in_features, self.out_features)
-        self._packed = (pages or Pages()).empty(size, torch.bfloat16)
-        library.pack_dots(weight.data_ptr(), self._packed.data_ptr(), self.in_features, self.out_features)
-        self.bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
-        self._multiply = library.linear_dots
+        packed = _packed(linear, library.dot_packed_size, library.pack_dots, pages)
+        super().__init__(linear, packed, Grid(*PLAIN), library, dots=True, wide=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.bfloat16().contiguous()
-        out = x.new_empty(*x.shape[:-1], self.out_features, dtype=torch.float32)
-        rows = x.numel() // self.in_features
-        bias = None if self.bias is None else self.bias.data_ptr()
-        pointers = x.data_ptr(), self._packed.data_ptr(), bias, out.data_ptr()
-        self._multiply(*pointers, rows, self.in_features, self.out_features)
-        return out
+
+def _packed(linear: nn.Linear, size: Any, pack_into: Any, pages: Pages | None) -> Tensor:
+    """The weights in bfloat16, as the functions of the kernel say and lay them out."""
+    sizes = linear.in_features, linear.out_features
+    weight = linear.weight.detach().bfloat16().contiguous()
+    packed = (pages or Pages()).empty(size(*sizes), torch.bfloat16)
+    pack_into(weight.data_ptr(), packed.data_ptr(), *sizes)
+    return packed
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here

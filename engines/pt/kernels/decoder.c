@@ -84,30 +84,7 @@ typedef struct {
   float *to; /* [rows][matrix->out] */
 } Product;
 
-static inline int columns_of(const Decoder *d, const Matrix *m) {
-  return m->grid.bits < 16 ? QUANTIZED_COLUMNS : d->dots ? DOTS_COLUMNS : WIDENING_COLUMNS;
-}
-static inline int panels_of(const Decoder *d, const Matrix *m) { return PORTIONS(m->out, columns_of(d, m)); }
-
-/* One panel of a matrix times rows `first` to `first` + `rows` - 1 of x. */
-INLINED void multiply(const Decoder *d, const Matrix *m, const void *x, int64_t first, int rows, int panel,
-                      float *tile) {
-  const bf16 *narrow = (const bf16 *)x + first * m->in;
-  const float *wide = (const float *)x + first * m->in;
-  if (m->grid.bits < 16) {
-    const uint8_t *packed = (const uint8_t *)m->packed + panel * quantized_panel(&m->grid, m->in);
-    if (d->dots)
-      quantized_dots(&m->grid, narrow, packed, rows, m->in, tile);
-    else
-      quantized_widening(&m->grid, wide, packed, rows, m->in, tile);
-    return;
-  }
-  const bf16 *packed = (const bf16 *)m->packed + (int64_t)panel * columns_of(d, m) * m->in;
-  if (d->dots)
-    dots_product(narrow, packed, rows, m->in, tile);
-  else
-    widening_product(wide, packed, rows, m->in, tile);
-}
+static inline int panels_of(const Decoder *d, const Matrix *m) { return PORTIONS(m->out, columns_of(m, d->dots)); }
 
 /* Panels of a task: neighbours, which are read as one stream. */
 static inline int stretch(int panels, int blocks, int threads) {
@@ -151,10 +128,10 @@ static void fetch_next(const Decoder *d, const Adapted *a, const Step *s, int pa
 /* One panel of a matrix, the `layer`-th of those with the same inputs, times some rows of x; with their updates. */
 static void multiply_updated(const Decoder *d, const Matrix *m, const void *x, const Updates *u, const Step *s,
                              int layer, int64_t first, int rows, int panel, float *values, Member *me) {
-  int columns = columns_of(d, m), column = panel * columns;
+  int columns = columns_of(m, d->dots), column = panel * columns;
   Tile tile = {values, columns, (int)first, rows, column, least(columns, m->out - column)};
   if (u != NULL) lora_fetch_up(u, &s->dealt, factor_size(d), layer, column, tile.columns);
-  multiply(d, m, x, first, rows, panel, values);
+  multiply_panel(m, d->dots, x, first, rows, panel, values);
   if (u == NULL) return;
   await(me);
   if (d->dots)
@@ -168,7 +145,8 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
                          int count, Adapted a, Member *me) {
   int panels = 0;
   for (int i = 0; i < count; i++) panels += panels_of(d, products[i].matrix);
-  int blocks = PORTIONS(rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
+  int most = block_rows(rows, products->matrix->in, d->dots), blocks = PORTIONS(rows, most);
+  int some = stretch(panels, blocks, me->threads);
   int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
   float tile[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
   EVERY_TASK(task, me, tasks) {
@@ -176,8 +154,8 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
       multiply_down(d, a.own, s, x, task, me);
       continue;
     }
-    int own = task - downs, height = least(rows - own / stretches * PRODUCT_ROWS, PRODUCT_ROWS);
-    int64_t first = own / stretches * PRODUCT_ROWS;
+    int own = task - downs, height = least(rows - own / stretches * most, most);
+    int64_t first = own / stretches * most;
     fetch_next(d, &a, s, own, stretches * blocks);
     for (int at = own % stretches * some, end = least(at + some, panels); at < end; at++) {
       const Product *product = products;
@@ -185,7 +163,7 @@ static void multiply_all(const Decoder *d, const Step *s, const void *x, int row
       for (; panel >= panels_of(d, product->matrix); product++) panel -= panels_of(d, product->matrix);
       const Matrix *m = product->matrix;
       multiply_updated(d, m, x, a.own, s, product - products, first, height, panel, tile, me);
-      int columns = columns_of(d, m), column = panel * columns, width = least(columns, m->out - column);
+      int columns = columns_of(m, d->dots), column = panel * columns, width = least(columns, m->out - column);
       for (int r = 0; r < height; r++) {
         float *to = product->to + (first + r) * m->out + column;
         for (int c = 0; c < width; c += LANES) {
@@ -212,8 +190,9 @@ static void add_product(const Decoder *d, const Step *s, const Buffers *b, const
 
 static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Adapted a,
                            Member *me) {
-  int columns = columns_of(d, &layer->gate), panels = panels_of(d, &layer->gate); /* those of `up`, too */
-  int blocks = PORTIONS(s->rows, PRODUCT_ROWS), some = stretch(panels, blocks, me->threads);
+  int columns = columns_of(&layer->gate, d->dots), panels = panels_of(d, &layer->gate); /* those of `up`, too */
+  int most = block_rows(s->rows, d->hidden, d->dots), blocks = PORTIONS(s->rows, most);
+  int some = stretch(panels, blocks, me->threads);
   int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
   float gate[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
   float up[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
@@ -222,8 +201,8 @@ static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, 
       multiply_down(d, a.own, s, b->normed, task, me);
       continue;
     }
-    int own = task - downs, height = least(s->rows - own / stretches * PRODUCT_ROWS, PRODUCT_ROWS);
-    int64_t first = own / stretches * PRODUCT_ROWS;
+    int own = task - downs, height = least(s->rows - own / stretches * most, most);
+    int64_t first = own / stretches * most;
     fetch_next(d, &a, s, own, stretches * blocks);
     for (int panel = own % stretches * some, end = least(panel + some, panels); panel < end; panel++) {
       multiply_updated(d, &layer->gate, b->normed, a.own, s, 0, first, height, panel, gate, me);

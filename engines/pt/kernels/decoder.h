@@ -5,13 +5,6 @@
 #include "products.h"
 
 typedef struct {
-  const void *packed; /* NULL: no such matrix */
-  const float *bias;  /* or NULL */
-  int32_t in, out;
-  Grid grid; /* what is packed: bfloat16 values, or integers */
-} Matrix;
-
-typedef struct {
   const float *attention_norm, *mlp_norm;   /* [hidden] of what goes in, or NULL */
   const float *attention_after, *mlp_after; /* [hidden] of what comes out, or NULL */
   const float *query_norm, *key_norm;       /* [dim] or, where `whole_norms`, [heads][dim]; or NULL */

@@ -16,7 +16,6 @@
 
 #define NR WIDENING_COLUMNS
 #define MR 6
-#define MC PRODUCT_ROWS
 #define KC 256
 
 /* Add x[0..rows) * panel to the tile; `FROM(k, half)` is the k-th row of the panel, its first or second half. */
@@ -72,21 +71,6 @@ void widening_product(const float *x, const bf16 *panel, int rows, int in, float
         multiply_packed(height, x + (int64_t)r * in + k, in, block, depth, tile + r * NR);
       r += height;
     }
-  }
-}
-
-void linear_widening(const float *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
-  int64_t panels = (out + NR - 1) / NR, blocks = (rows + MC - 1) / MC;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t task = 0; task < panels * blocks; task++) {
-    float tile[MC * NR] __attribute__((aligned(64)));
-    int64_t first = task / panels * MC, panel = task % panels;
-    int height = rows - first < MC ? (int)(rows - first) : MC;
-    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-    widening_product(x + first * in, w + panel * in * NR, height, in, tile);
-    for (int r = 0; r < height; r++)
-      for (int c = 0; c < columns; c++)
-        y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
   }
 }
 

@@ -43,7 +43,7 @@ void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *til
   static void (*const dot[])(const uint32_t *, int64_t, const bf16 *, float *) = {
       dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12};
   if (in % TILE_INPUTS == 0 && has_tiles()) {
-    tiles_product(x, panel, rows, in, tile);
+    dots_by_tiles(x, panel, rows, in, tile);
     return;
   }
   int tiles = (rows + MR - 1) / MR;
@@ -64,25 +64,6 @@ void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *til
 int has_dots(void) { return 0; }
 
 #endif
-
-void linear_dots(const bf16 *x, const bf16 *w, const float *bias, float *y, int64_t rows, int in, int out) {
-  int64_t panels = (out + NR - 1) / NR, blocks = (rows + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
-#pragma omp parallel
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < panels * blocks; task++) {
-      float tile[PRODUCT_ROWS * NR] __attribute__((aligned(64)));
-      int64_t first = task / panels * PRODUCT_ROWS, panel = task % panels;
-      int height = rows - first < PRODUCT_ROWS ? (int)(rows - first) : PRODUCT_ROWS;
-      int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-      dots_product(x + first * in, w + panel * in * NR, height, in, tile);
-      for (int r = 0; r < height; r++)
-        for (int c = 0; c < columns; c++)
-          y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
-    }
-    leave_tiles();
-  }
-}
 
 /* Values that `pack_dots` writes. */
 int64_t dot_packed_size(int in, int out) { return (int64_t)((out + NR - 1) / NR) * in * NR; }

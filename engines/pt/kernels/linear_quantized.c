@@ -16,6 +16,7 @@
  * All sums are made in the order of the inputs, so that a row's result does not depend on the rows beside it.
  */
 #include "products.h"
+#include "tiles.h"
 
 #define NR QUANTIZED_COLUMNS
 #define MR 6
@@ -28,9 +29,9 @@
 static int64_t offsets_at(const Grid *g) { return NR * (int)sizeof(float) + (g->zeros ? 2 * NR : 0); }
 static int64_t head_bytes(const Grid *g) { return offsets_at(g) + (g->offsets ? NR * (int)sizeof(float) : 0); }
 static int64_t code_bytes(const Grid *g) { return (int64_t)g->group * NR * g->bits / 8; }
-static int64_t block_bytes(const Grid *g) { return head_bytes(g) + code_bytes(g); }
+int64_t quantized_block(const Grid *g) { return head_bytes(g) + code_bytes(g); }
 
-int64_t quantized_panel(const Grid *g, int in) { return in / g->group * block_bytes(g); }
+int64_t quantized_panel(const Grid *g, int in) { return in / g->group * quantized_block(g); }
 
 /* How four inputs lie in a block: four vectors v of 32 values, those of 16 columns in pairs of inputs; vectors 0 and 1
  * have the first two inputs, 2 and 3 the next two; 0 and 2 the first 16 columns.
@@ -57,7 +58,7 @@ INLINED void add_offsets(const Grid *g, int narrow, const void *x, const uint8_t
       lanes sums = sums_of(inputs), total[NR / LANES];
       UNROLL for (int c = 0; c < NR / LANES; c++) total[c] = load_float(tile + r * NR + c * LANES);
       for (int i = 0; i < some; i++) {
-        const float *offsets = (const float *)(panel + (first + i) * block_bytes(g) + offsets_at(g));
+        const float *offsets = (const float *)(panel + (first + i) * quantized_block(g) + offsets_at(g));
         UNROLL for (int c = 0; c < NR / LANES; c++)
           total[c] = multiply_add(all_of(sums[i]), load_float(offsets + c * LANES), total[c]);
       }
@@ -73,7 +74,7 @@ INLINED int zero_of(const Grid *g, const uint8_t *block, int column) {
 
 static uint16_t differences[32]; /* bfloat16 of -15 to 15 */
 static uint16_t centred[32];     /* of -8 to 7, twice: the bit above a code is another's */
-static uint8_t halves_of[2][2][128]; /* of signed codes by their low seven bits: positive and negative, low and high */
+static uint8_t halves_of[2][128]; /* low and high, of 128 and of 1 to 127 */
 
 static uint16_t bf16_of(int value) {
   union { float value; uint32_t bits; } exact = {(float)value};
@@ -82,11 +83,10 @@ static uint16_t bf16_of(int value) {
 
 static __attribute__((constructor)) void fill_tables(void) {
   for (int i = 0; i < 32; i++) differences[i] = bf16_of(i - 15), centred[i] = bf16_of(i % 16 - 8);
-  for (int negative = 0; negative < 2; negative++)
-    for (int i = 0; i < 128; i++) {
-      uint16_t value = bf16_of(i - 128 * negative);
-      halves_of[negative][0][i] = (uint8_t)value, halves_of[negative][1][i] = (uint8_t)(value >> 8);
-    }
+  for (int i = 0; i < 128; i++) {
+    uint16_t value = bf16_of(i ? i : 128);
+    halves_of[0][i] = (uint8_t)value, halves_of[1][i] = (uint8_t)(value >> 8);
+  }
 }
 
 enum { FOUR, FOUR_ZEROS, EIGHT, WIDE };
@@ -104,25 +104,26 @@ INLINED void take_zeros(int kind, const uint8_t *block, __m512i shift[2]) {
   }
 }
 
-/* The tables in registers: for codes of 4 bits one, for those of 8 eight. */
+/* The tables in registers: for codes of 4 bits one, for those of 8 four. */
 typedef struct {
-  __m512i parts[8];
+  __m512i parts[4];
 } Tables;
 
 INLINED Tables take_tables(int kind) {
   Tables tables;
   if (kind == EIGHT)
-    UNROLL for (int i = 0; i < 8; i++) tables.parts[i] = _mm512_loadu_si512((const uint8_t *)halves_of + 64 * i);
+    UNROLL for (int i = 0; i < 4; i++) tables.parts[i] = _mm512_loadu_si512((const uint8_t *)halves_of + 64 * i);
   else
     tables.parts[0] = _mm512_loadu_si512(kind == FOUR_ZEROS ? differences : centred);
   return tables;
 }
 
+/* By their magnitude, of which 128 has the place of 0; then their sign. */
 INLINED void widen_bytes(const Tables *tables, __m512i codes, __m512i *first, __m512i *second) {
-#define LOOK_UP(i) _mm512_permutex2var_epi8(tables->parts[2 * i], codes, tables->parts[2 * i + 1])
-  __mmask64 negative = _mm512_movepi8_mask(codes);
-  __m512i low = _mm512_mask_blend_epi8(negative, LOOK_UP(0), LOOK_UP(2));
-  __m512i high = _mm512_mask_blend_epi8(negative, LOOK_UP(1), LOOK_UP(3));
+  const __m512i *parts = tables->parts, sign = _mm512_set1_epi8(-128), sizes = _mm512_abs_epi8(codes);
+  __m512i low = _mm512_permutex2var_epi8(parts[0], sizes, parts[1]);
+  __m512i high = _mm512_maskz_permutex2var_epi8(_mm512_test_epi8_mask(codes, codes), parts[2], sizes, parts[3]);
+  high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8); /* high | codes & sign */
   *first = _mm512_unpacklo_epi8(low, high), *second = _mm512_unpackhi_epi8(low, high);
 }
 
@@ -145,7 +146,7 @@ INLINED void widen(int kind, const Tables *tables, const uint8_t *codes, int pai
   }
 }
 
-INLINED void widen_group(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
+INLINED void widen_kind(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
   __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[2];
   Tables tables = take_tables(kind);
   take_zeros(kind, block, shift);
@@ -158,19 +159,17 @@ INLINED void widen_group(int kind, const Grid *g, const uint8_t *block, uint32_t
   }
 }
 
-/* A group's values in bfloat16: [group / 2][NR] pairs. */
-static void expand(const Grid *g, const uint8_t *block, uint32_t *pairs) {
+void widen_group(const Grid *g, const uint8_t *block, uint32_t *pairs) {
   switch (kind_of(g)) {
-    case FOUR: widen_group(FOUR, g, block, pairs); break;
-    case FOUR_ZEROS: widen_group(FOUR_ZEROS, g, block, pairs); break;
-    default: widen_group(EIGHT, g, block, pairs);
+    case FOUR: widen_kind(FOUR, g, block, pairs); break;
+    case FOUR_ZEROS: widen_kind(FOUR_ZEROS, g, block, pairs); break;
+    default: widen_kind(EIGHT, g, block, pairs);
   }
 }
 
 #else
 
-/* A group's values in bfloat16: [group / 2][NR] pairs. */
-static void expand(const Grid *g, const uint8_t *block, uint32_t *pairs) {
+void widen_group(const Grid *g, const uint8_t *block, uint32_t *pairs) {
   const uint8_t *codes = block + head_bytes(g);
   int32_t zeros[2][NR];
   for (int half = 0; half < 2; half++)
@@ -268,9 +267,13 @@ static void dot_rows(int kind, const Groups *from, int count, const bf16 *x, int
 
 void quantized_dots(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
-  int count = in / g->group;
-  Groups from = {panel, panel + head_bytes(g), block_bytes(g), block_bytes(g), g->group};
   if (g->offsets) add_offsets(g, 1, x, panel, rows, in, tile);
+  if (g->group % (TILE_INPUTS / 2) == 0 && has_tiles()) {
+    add_by_tiles(g, x, panel, rows, in, tile);
+    return;
+  }
+  int count = in / g->group;
+  Groups from = {panel, panel + head_bytes(g), quantized_block(g), quantized_block(g), g->group};
   if (rows <= 2 * FEW_ROWS) {
     dot_rows(kind_of(g), &from, count, x, rows, in, tile);
     return;
@@ -281,7 +284,7 @@ void quantized_dots(const Grid *g, const bf16 *x, const uint8_t *panel, int rows
   for (int at = 0; at < count; at += some) {
     int now = count - at < some ? count - at : some;
     from.blocks = panel + at * from.block_bytes;
-    for (int i = 0; i < now; i++) expand(g, from.blocks + i * from.block_bytes, widened + i * g->group / 2 * NR);
+    for (int i = 0; i < now; i++) widen_group(g, from.blocks + i * from.block_bytes, widened + i * g->group / 2 * NR);
     dot_rows(WIDE, &from, now, x + at * g->group, rows, in, tile);
   }
 }
@@ -334,8 +337,8 @@ void quantized_widening(const Grid *g, const float *x, const uint8_t *panel, int
   memset(tile, 0, sizeof(float) * (size_t)rows * NR);
   if (g->offsets) add_offsets(g, 0, x, panel, rows, in, tile);
   int tiles = (rows + MR - 1) / MR;
-  for (int k = 0; k < in; k += g->group, panel += block_bytes(g)) {
-    expand(g, panel, widened);
+  for (int k = 0; k < in; k += g->group, panel += quantized_block(g)) {
+    widen_group(g, panel, widened);
     for (int t = 0, r = 0; t < tiles; t++) {
       int height = (rows - r + tiles - t - 1) / (tiles - t);
       add_columns(height, g, widened, (const float *)panel, x + (int64_t)r * in + k, in, tile + r * NR);
@@ -344,27 +347,7 @@ void quantized_widening(const Grid *g, const float *x, const uint8_t *panel, int
   }
 }
 
-/* ---- a layer */
-
-void linear_quantized(const Grid *g, int dots, const void *x, const uint8_t *w, const float *bias, float *y,
-                      int64_t rows, int in, int out) {
-  int64_t panels = (out + NR - 1) / NR, blocks = (rows + PRODUCT_ROWS - 1) / PRODUCT_ROWS;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t task = 0; task < panels * blocks; task++) {
-    float tile[PRODUCT_ROWS * NR] __attribute__((aligned(64)));
-    int64_t first = task / panels * PRODUCT_ROWS, panel = task % panels;
-    int height = rows - first < PRODUCT_ROWS ? (int)(rows - first) : PRODUCT_ROWS;
-    int columns = out - panel * NR < NR ? (int)(out - panel * NR) : NR;
-    const uint8_t *packed = w + panel * quantized_panel(g, in);
-    if (dots)
-      quantized_dots(g, (const bf16 *)x + first * in, packed, height, in, tile);
-    else
-      quantized_widening(g, (const float *)x + first * in, packed, height, in, tile);
-    for (int r = 0; r < height; r++)
-      for (int c = 0; c < columns; c++)
-        y[(first + r) * out + panel * NR + c] = tile[r * NR + c] + (bias ? bias[panel * NR + c] : 0.0f);
-  }
-}
+/* ---- the layout */
 
 /* Bytes that `pack_quantized` writes. */
 int64_t quantized_size(const Grid *g, int in, int out) { return (out + NR - 1) / NR * quantized_panel(g, in); }
@@ -379,7 +362,7 @@ void pack_quantized(const Grid *g, const int8_t *codes, const float *scales, con
     uint8_t *block = packed + panel * quantized_panel(g, in);
     memset(block, 0, (size_t)quantized_panel(g, in));
     int columns = out - panel * NR < NR ? out - panel * NR : NR;
-    for (int at = 0; at < groups; at++, block += block_bytes(g))
+    for (int at = 0; at < groups; at++, block += quantized_block(g))
       for (int c = 0; c < columns; c++) {
         int64_t row = (int64_t)panel * NR + c;
         memcpy(block + c * sizeof(float), scales + row * groups + at, sizeof(float));

@@ -1,7 +1,8 @@
-/* dots_product by tiles (tiles.h): linear_dots.c's panels are what the instruction takes, 16 columns of 32 inputs a tile.
+/* dots_product and quantized_dots by tiles (tiles.h): panels of linear_dots.c are what the instruction takes, 16 columns
+ * of 32 inputs a tile, and so are the widened groups of linear_quantized.c, of 16 inputs where the group has no more.
  *
- * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Rows that do not fill a tile are few
- * alone; among more than 16 the last tile begins earlier, and sums some rows a second time, to the same.
+ * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
+ * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high.
  */
 #include "products.h"
 #include "tiles.h"
@@ -9,65 +10,122 @@
 #if TILES
 
 #define NR DOTS_COLUMNS
-#define LINE (NR * (int)sizeof(float)) /* of sums, and of pairs of weights */
-#define AHEAD 4096 /* bytes: how far before its use a panel is fetched */
+#define LINE (NR * (int)sizeof(float)) /* bytes of a row of sums, and of a pair of rows of weights */
+#define AHEAD 4096                     /* bytes: how far before its use a panel is fetched from memory */
 
-static inline void fetch(const bf16 *panel) {
-  for (int line = 0; line < TILE_INPUTS * NR * (int)sizeof(bf16); line += 64)
-    _mm_prefetch((const char *)panel + AHEAD + line, _MM_HINT_T0);
+static inline int least(int x, int y) { return x < y ? x : y; }
+
+/* Rows `stride` apart times part of a panel, `depth` inputs in steps of `step`. */
+typedef struct {
+  const bf16 *panel;
+  int64_t stride;
+  int depth, step, fetches;
+} Part;
+
+static inline void fetch(const Part *part, int k) {
+  if (!part->fetches) return;
+  const char *next = (const char *)(part->panel + k * NR) + AHEAD;
+  for (int line = 0; line < TILE_INPUTS * NR * (int)sizeof(bf16); line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
 }
 
-static void multiply_one(const bf16 *x, const bf16 *panel, int in, float *to, int fetches) {
-  int64_t stride = (int64_t)in * sizeof(bf16);
-  _tile_zero(0); _tile_zero(1);
-  for (int k = 0; k < in; k += TILE_INPUTS, panel += TILE_INPUTS * NR) {
-    if (fetches) fetch(panel);
+/* The sums of the rows of one tile, [rows][NR]. */
+static void sum_one(const Part *part, const bf16 *x, float *to) {
+  int64_t stride = part->stride * (int)sizeof(bf16);
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int k = 0; k < part->depth; k += part->step) {
+    const bf16 *weights = part->panel + k * NR;
+    fetch(part, k);
     LOAD_TILE(4, x + k, stride);
-    LOAD_TILE(6, panel, LINE);
+    LOAD_TILE(6, weights, LINE);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_TILE(7, panel + NR, LINE);
+    LOAD_TILE(7, weights + NR, LINE);
     _tile_dpbf16ps(1, 4, 7);
   }
   _tile_stored(0, to, LINE);
   _tile_stored(1, to + NR / 2, LINE);
 }
 
-static void multiply_two(const bf16 *const x[2], const bf16 *panel, int in, float *const to[2], int fetches) {
-  int64_t stride = (int64_t)in * sizeof(bf16);
-  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  for (int k = 0; k < in; k += TILE_INPUTS, panel += TILE_INPUTS * NR) {
-    if (fetches) fetch(panel);
-    LOAD_TILE(4, x[0] + k, stride);
-    LOAD_TILE(6, panel, LINE);
+/* Those of two. */
+static void sum_two(const Part *part, const bf16 *x, const bf16 *other, float *to, float *to_other) {
+  int64_t stride = part->stride * (int)sizeof(bf16);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int k = 0; k < part->depth; k += part->step) {
+    const bf16 *weights = part->panel + k * NR;
+    fetch(part, k);
+    LOAD_TILE(4, x + k, stride);
+    LOAD_TILE(6, weights, LINE);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_TILE(7, panel + NR, LINE);
+    LOAD_TILE(7, weights + NR, LINE);
     _tile_dpbf16ps(1, 4, 7);
-    LOAD_TILE(5, x[1] + k, stride);
+    LOAD_TILE(5, other + k, stride);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, to[0], LINE);
-  _tile_stored(1, to[0] + NR / 2, LINE);
-  _tile_stored(2, to[1], LINE);
-  _tile_stored(3, to[1] + NR / 2, LINE);
+  _tile_stored(0, to, LINE);
+  _tile_stored(1, to + NR / 2, LINE);
+  _tile_stored(2, to_other, LINE);
+  _tile_stored(3, to_other + NR / 2, LINE);
 }
 
-void tiles_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
-  int height = rows < TILE_ROWS ? rows : TILE_ROWS, last = rows - height;
-  take_tiles(height, TILE_INPUTS);
+/* Where the tiles of `rows` rows begin. */
+typedef struct {
+  int height, last;
+} Tiles;
+
+static Tiles tiles_of(int rows) {
+  int height = least(rows, TILE_ROWS);
+  return (Tiles){height, rows - height};
+}
+
+void dots_by_tiles(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
+  Tiles tiles = tiles_of(rows);
+  take_tiles(tiles.height, TILE_INPUTS);
   for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
-    int first = r < last ? r : last, second = r + TILE_ROWS < last ? r + TILE_ROWS : last;
-    const bf16 *from[] = {x + (int64_t)first * in, x + (int64_t)second * in};
-    float *to[] = {tile + first * NR, tile + second * NR};
+    int64_t first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last);
+    Part part = {panel, in, in, TILE_INPUTS, r == 0};
     if (first == second)
-      multiply_one(from[0], panel, in, to[0], r == 0);
+      sum_one(&part, x + first * in, tile + first * NR);
     else
-      multiply_two(from, panel, in, to, r == 0);
+      sum_two(&part, x + first * in, x + second * in, tile + first * NR, tile + second * NR);
+  }
+}
+
+/* Add sums to those of a row, times the columns' scales. */
+static inline void add_scaled(const float *scales, const float *sums, float *to) {
+  for (int c = 0; c < NR; c += 16)
+    _mm512_storeu_ps(to + c, _mm512_fmadd_ps(_mm512_loadu_ps(scales + c), _mm512_loadu_ps(sums + c),
+                                             _mm512_loadu_ps(to + c)));
+}
+
+void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {
+  bf16 widened[QUANTIZED_GROUP * NR] __attribute__((aligned(64)));
+  float sums[2][TILE_ROWS * NR] __attribute__((aligned(64)));
+  Tiles tiles = tiles_of(rows);
+  Part part = {widened, in, g->group, g->group % TILE_INPUTS ? TILE_INPUTS / 2 : TILE_INPUTS, 0};
+  take_tiles(tiles.height, part.step);
+  for (int k = 0; k < in; k += g->group, panel += quantized_block(g)) {
+    widen_group(g, panel, (uint32_t *)widened);
+    for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
+      int64_t first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last);
+      if (first == second)
+        sum_one(&part, x + first * in + k, sums[0]);
+      else
+        sum_two(&part, x + first * in + k, x + second * in + k, sums[0], sums[1]);
+      for (int row = r; row < least(r + TILE_ROWS, rows); row++)
+        add_scaled((const float *)panel, sums[0] + (row - first) * NR, tile + row * NR);
+      for (int row = r + TILE_ROWS; row < least(r + 2 * TILE_ROWS, rows); row++)
+        add_scaled((const float *)panel, sums[1] + (row - second) * NR, tile + row * NR);
+    }
   }
 }
 
 #else
 
-void tiles_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {}
+void dots_by_tiles(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {}
+void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {}
 
 #endif

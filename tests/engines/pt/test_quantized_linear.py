@@ -11,11 +11,12 @@ from torch import nn
 from engines.checkpoint.integers import CENTRE, MOST, Integers, integers, integers_behind
 from engines.pt.kernels import build
 from engines.pt.quantized_linear import QuantizedLinear
-from tests.engines.pt.test_lora import LESSER_MACHINES
+from tests.engines.pt.test_lora import LESSER_MACHINES as OTHERS
 
-ROWS = (1, 2, 3, 4, 5, 7, 13, 66, 67)
+LESSER_MACHINES = {"kernel without AMX": ("-mno-amx-bf16",), **OTHERS}
+ROWS = (1, 2, 3, 4, 5, 7, 13, 16, 17, 32, 33, 49, 66, 257)
 """Few, which are multiplied from registers, and many; with tiles of all heights, and two blocks of rows."""
-SIZES = ((64, 33, 32), (576, 70, 576), (320, 20, 64), (24, 5, 8))
+SIZES = ((64, 33, 32), (576, 70, 576), (320, 20, 64), (48, 40, 16), (24, 5, 8))
 """Inputs, outputs, inputs of a group."""
 
 
