@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.errors import UnsupportedModel
 from engines.process.client import ProcessEngine
 from engines.process.config import patience_of

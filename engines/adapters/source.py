@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from engines.adapters.spec import CONFIG, INSERTED_CONFIG, INSERTED_WEIGHTS, MODEL_CONFIG, WEIGHTS
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.hub import reason_of
 from engines.errors import InvalidAdapter
 from engines.text.templates import TEMPLATES

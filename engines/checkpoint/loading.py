@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engines.checkpoint.gguf.file import is_gguf, open_gguf
+from engines.checkpoint.gguf.file import open_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.hub import reason_of
 from engines.checkpoint.quantization import (
     BY_TRANSFORMERS,

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams, Storage
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends
 
 from engines.adapters.registry import Lease
-from engines.checkpoint.gguf.file import SUFFIX, is_gguf
+from engines.checkpoint.gguf.named import SUFFIX, is_gguf
 from engines.params.deploy import DeployParams
 from engines.params.model import ModelParams
 from engines.text.prompt import PromptRenderer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.source import fetch_adapter, name_adapters
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.hub import hub_errors, reason_of
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by

@@ -24,7 +24,7 @@ from engines.adapters.folder import CHANGES_THE_BASE, refuse_inserted
 from engines.adapters.heads import put_on, take_head
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.adapters.spec import CONFIG, WEIGHTS
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization, quantization_of, stays_quantized

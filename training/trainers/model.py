@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engines.adapters.source import fetch_adapter, name_adapters
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by, stays_quantized

@@ -16,7 +16,6 @@ from engines.errors import UnsupportedModel
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIX = ".gguf"
 INSTALL = "pip install 'tuneserve[gguf]'"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -25,11 +24,6 @@ NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, LIST = 8, 9
 ALIGNMENT = 32
 """Of the data, where the file says nothing of it."""
-
-
-def is_gguf(model: str) -> bool:
-    """Whether a model is named by a GGUF file, and not by a folder or an id on the hub."""
-    return model.endswith(SUFFIX) and not Path(model).expanduser().is_dir()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.checkpoint.gguf.file import is_gguf
+from engines.checkpoint.gguf.named import is_gguf
 from engines.errors import UnsupportedModel
 from engines.text.templates import template_in
 
