@@ -19,6 +19,8 @@ TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% end
 STEPS = 300
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
 STEPS_OF_EACH = 200
+ROWS = 60
+"""Enough that a data set is not answered yet once a step of it was told, on a quick machine."""
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +141,17 @@ def test_what_began_with_an_adapter_is_killed_or_paused_and_ends_as_if_left_alon
         disturb("sft", chat, lambda id: kill_worker(server, id))
         disturb("rlhf", dpo, pause)
         assert api.http.delete(f"/v1/jobs/{taught}").status_code == 200
+
+
+def test_a_data_set_is_answered_once_though_its_job_is_paused(model: Path, tmp_path: Path) -> None:
+    rows = [{"query": f"red {n}"} for n in range(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"model": "base", "dataset": ["rows.jsonl"], "max_new_tokens": 60, "torch_dtype": "float32", "threads": 1}
+    with serving(model, tmp_path) as (_, api):
+        id = api.jobs.create("infer", asked | {"max_num_seqs": 1, "max_num_queued_reqs": 0})["id"]
+        wait_for_step(api, id, 1)
+        assert api.jobs.move(id, "pause").status_code == 200
+        assert api.jobs.move(id, "resume").status_code == 200
+        assert api.jobs.wait(id, "succeeded")["attempt"] == 2
+        lines = api.jobs.artifact(id, api.jobs.artifacts(id)["result"]).text.splitlines()
+        assert [json.loads(line)["row"] for line in lines] == rows
