@@ -53,7 +53,7 @@ class VllmRequest:
             )
             async for made in outputs:
                 output = _with_preemptions(self._output(index, made), made)
-                tell(output if told else _with_prompt(output, made))
+                tell(output if told else self._with_prompt(output, made))
                 told = True
         except VLLMClientError as error:
             raise InvalidRequest(str(error.args[0]), param=getattr(error, "parameter", None)) from error
@@ -61,24 +61,24 @@ class VllmRequest:
             raise EngineFailure("vLLM's processes ended while they ran this request") from error
 
     def _output(self, index: int, made: RequestOutput) -> TokenOutput:
-        output = sampling.to_output(index, made.outputs[0])
+        output = sampling.to_output(index, made.outputs[0], self._request.sampling.logprobs)
         if self._request.sampling.max_new_tokens == 0:  # vLLM makes one token at least
             none = None if output.logprobs is None else ()
             return TokenOutput(index=index, logprobs=none, finish_reason=FinishReason.LENGTH)
         return output
+
+    def _with_prompt(self, output: TokenOutput, made: RequestOutput) -> TokenOutput:
+        metrics, prompt = made.metrics, made.prompt_logprobs
+        count = self._request.sampling.prompt_logprobs or 0
+        return msgspec.structs.replace(
+            output,
+            cached_tokens=made.num_cached_tokens or 0,
+            queue_seconds=0.0 if metrics is None else max(0.0, metrics.scheduled_ts - metrics.queued_ts),
+            prompt_logprobs=None if prompt is None else tuple(sampling.token_logprobs(prompt, count)),
+        )
 
 
 def _with_preemptions(output: TokenOutput, made: RequestOutput) -> TokenOutput:
     if output.finish_reason is None or made.metrics is None:
         return output
     return msgspec.structs.replace(output, preemptions=made.metrics.num_preemptions)
-
-
-def _with_prompt(output: TokenOutput, made: RequestOutput) -> TokenOutput:
-    metrics, prompt = made.metrics, made.prompt_logprobs
-    return msgspec.structs.replace(
-        output,
-        cached_tokens=made.num_cached_tokens or 0,
-        queue_seconds=0.0 if metrics is None else max(0.0, metrics.scheduled_ts - metrics.queued_ts),
-        prompt_logprobs=None if prompt is None else tuple(sampling.token_logprobs(prompt)),
-    )

@@ -96,31 +96,39 @@ def to_vllm(
     return params
 
 
-def to_output(index: int, made: CompletionOutput) -> TokenOutput:
-    """Return what vLLM's step added to an output. Raises EngineFailure where vLLM gave it up."""
+def to_output(index: int, made: CompletionOutput, logprobs: int | None) -> TokenOutput:
+    """Return what vLLM's step added to an output, with as many `logprobs` as were asked for. Raises EngineFailure where
+    vLLM gave it up."""
     if made.finish_reason is not None and made.finish_reason not in FINISH_REASONS:
         raise EngineFailure("vLLM failed while it computed this request")
     stopped = made.finish_reason == "stop" and isinstance(made.stop_reason, int)
     return TokenOutput(
         index=index,
         token_ids=tuple(made.token_ids),
-        logprobs=None if made.logprobs is None else _output_logprobs(made),
+        logprobs=None if made.logprobs is None else _output_logprobs(made, logprobs or 0),
         finish_reason=None if made.finish_reason is None else FINISH_REASONS[made.finish_reason],
         stop_token_id=made.stop_reason if stopped else None,
     )
 
 
-def _output_logprobs(made: CompletionOutput) -> tuple[TokenLogprob, ...]:
+def _output_logprobs(made: CompletionOutput, count: int) -> tuple[TokenLogprob, ...]:
     # Where an output ends without a token, vLLM tells the logprobs of all tokens once more.
-    return tuple(one for one in token_logprobs(made.logprobs) if one is not None) if made.token_ids else ()
+    return tuple(one for one in token_logprobs(made.logprobs, count) if one is not None) if made.token_ids else ()
 
 
-def token_logprobs(flat: FlatLogprobs) -> Iterator[TokenLogprob | None]:
-    """Log-probabilities by position: the token itself, then the likeliest ones; None where there are none."""
+def token_logprobs(flat: FlatLogprobs, count: int) -> Iterator[TokenLogprob | None]:
+    """Log-probabilities by position: the token itself, then the `count` likeliest ones; None where there are none.
+
+    Where outputs are not fetched as fast as steps make them, vLLM joins those of several steps, and then has each token
+    of a position once: one of the likeliest is told as the position's own alone, with its rank among them.
+    """
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
         if start == end:
             yield None
             continue
-        likeliest = zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True)
-        top = tuple((token, logprob) for token, logprob in likeliest if logprob != float("-inf"))
-        yield TokenLogprob(flat.token_ids[start], flat.logprobs[start], top, flat.ranks[start])
+        token, logprob, rank = flat.token_ids[start], flat.logprobs[start], flat.ranks[start]
+        likeliest = [*zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True)]
+        if len(likeliest) < count and rank is not None and rank <= count and token not in dict(likeliest):
+            likeliest.insert(rank - 1, (token, logprob))
+        top = tuple((one, value) for one, value in likeliest if value != float("-inf"))
+        yield TokenLogprob(token, logprob, top, rank)

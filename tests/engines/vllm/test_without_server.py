@@ -92,3 +92,10 @@ def test_an_engine_without_adapters_that_sleeps_and_wakes(seen: dict[str, Any]) 
 def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen: dict[str, Any]) -> None:
     tokens = seen["tokens of a step"]
     assert tokens["ours"] == tokens["vllm serve"] > tokens["elsewhere"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_steps_that_were_fetched_at_once_have_the_logprobs_of_each(seen: dict[str, Any], count: int) -> None:
+    at_once, one_by_one = seen["joined"][str(count)]
+    assert at_once == one_by_one
+    assert one_by_one.count("TokenLogprob(") == 3

@@ -7,19 +7,23 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable
+from itertools import chain, repeat
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput
 from vllm.usage.usage_lib import UsageContext
 
 from engines.checkpoint.loading import load_config
 from engines.checkpoint.structure import describe
 from engines.errors import EngineUnavailable, TuneserveError, UnsupportedParameter
 from engines.library.engine import LibraryEngine
-from engines.types import EngineState
+from engines.types import EngineState, TokenLogprob
 from engines.vllm.arguments import engine_settings
 from engines.vllm.config import VllmConfig
 from engines.vllm.core import VllmCore
+from engines.vllm.sampling import to_output
 from engines.vllm.waiting import wait_asleep
 from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY
@@ -84,9 +88,25 @@ def tokens_of_a_step(model: str) -> dict[str, int]:
     return {user: made.scheduler_config.max_num_batched_tokens for user, made in settings.items()}
 
 
+def told_of_steps(count: int, at_once: bool) -> list[TokenLogprob]:
+    """Of steps whose own token is the likeliest, the second, and neither: fetched at once, or one by one."""
+    steps = [([7, 7, 5], [-0.1, -0.1, -3.0], 1), ([9, 2, 9], [-2.0, -0.5, -2.0], 2), ([4, 8, 6], [-9, -0.5, -2.0], 6)]
+    made = []
+    for tokens, values, rank in steps:
+        one = FlatLogprobs()
+        one.append_fast(tokens[: count + 1], values, chain((rank,), (1, 2)), repeat(None))
+        made.append(CompletionOutput(0, "", [tokens[0]], None, one))
+    first, *others = made
+    for other in others if at_once else ():  # as RequestOutput.add joins them
+        first.token_ids += other.token_ids
+        first.logprobs.extend(other.logprobs)
+    return [told for output in made[: 1 if at_once else None] for told in to_output(0, output, count).logprobs or ()]
+
+
 async def main(model: str, wrong: dict[str, dict[str, Any]]) -> None:
     refusals = {name: await refusal(settings) for name, settings in wrong.items()}
     seen = {"refusals": refusals, "sleep": await sleep(model), "tokens of a step": tokens_of_a_step(model)}
+    seen["joined"] = {count: [repr(told_of_steps(count, at_once)) for at_once in (True, False)] for count in (0, 1, 2)}
     sys.stdout.write(json.dumps(seen))
 
 
