@@ -129,6 +129,15 @@ def test_an_answer_is_shown_as_it_comes(speaker: LocalSpeaker, shown: list[str])
     assert len(shown) > 1 and "".join(shown) == "hello"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as at a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_answer_and_keeps_what_was_shown(speaker: LocalSpeaker, engine: Listening) -> None:
     engine.faults.token_delay = 0.05
     shown: list[str] = []
