@@ -63,17 +63,26 @@ async def test_base_and_adapter_answer_as_in_transformers_and_peft_on_the_model_
 async def test_a_checkpoint_that_is_quantised_already_answers_nearly_as_the_weights_that_it_stands_for(
     tmp_path: Path,
 ) -> None:
-    """Its kernels compute in bfloat16."""
+    """Its kernels compute in bfloat16, so the adapter is a small one: with larger ones rounding counts for more here."""
     wide = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = save_for_vllm(tmp_path / "model", positions=512, **wide)
     meant = loaded(model, None)
     meant.load_state_dict(save_compressed(model, tmp_path / "packed", bits=4, group=32))
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter", lora_alpha=1)
+    told: dict[str | None, Any] = {}
     async with started(model=str(tmp_path / "packed"), dtype=None) as engine:
         await engine.load_adapter("a@1", tmp_path / "adapter")
         for name in (None, "a@1"):
-            told = (await answer(engine, asked(name))).logprobs[0].top
-            truth = meant if name is None else PeftModel.from_pretrained(meant, tmp_path / "adapter").eval()
-            logprobs = Reference(truth).logits(asked(name).prompt_ids)[-1].log_softmax(-1)
-            assert told[0][0] == logprobs.argmax()
-            assert dict(told) == pytest.approx({token: logprobs[token].item() for token, _ in told}, abs=0.6)
+            told[name] = (await answer(engine, asked(name))).logprobs[0].top
+    truth: dict[str | None, torch.Tensor] = {None: next_logprobs(meant)}
+    truth["a@1"] = next_logprobs(PeftModel.from_pretrained(meant, tmp_path / "adapter").eval())
+    for name, other in ((None, "a@1"), ("a@1", None)):
+        tokens, values = zip(*told[name], strict=True)
+        assert tokens[0] == truth[name].argmax()
+        right, wrong = ((torch.tensor(values) - truth[which][[*tokens]]).abs().max() for which in (name, other))
+        assert right < 0.6 and right < wrong
+
+
+def next_logprobs(model: Any) -> torch.Tensor:
+    logprobs: torch.Tensor = Reference(model).logits(asked(None).prompt_ids)[-1].log_softmax(-1)
+    return logprobs
