@@ -63,7 +63,7 @@ async def test_base_and_adapter_answer_as_in_transformers_and_peft_on_the_model_
 async def test_a_checkpoint_that_is_quantised_already_answers_nearly_as_the_weights_that_it_stands_for(
     tmp_path: Path,
 ) -> None:
-    """Its kernels compute in bfloat16, so the adapter is a small one: with larger ones rounding counts for more here."""
+    """Its kernels compute in bfloat16: of a larger adapter, rounding would be seen more than what it says."""
     wide = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = save_for_vllm(tmp_path / "model", positions=512, **wide)
     meant = loaded(model, None)
