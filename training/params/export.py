@@ -1,30 +1,42 @@
 """Writing a model in another form: merged, quantised, or to the hub."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from engines.adapters.source import name_adapters
-from engines.errors import Conflict
-from engines.params.about import MERGE, THE_SERVER, About
+from engines.params.about import EXPORT, MERGE, THE_SERVER, About
+from engines.params.common import BaseParams
 from engines.params.merge import MergeLoraParams
 from engines.params.quantization import LOADED
 from training.params.export_forms import FormParams
-from training.params.export_quantization import QuantizedExportParams, bits_of
 from training.params.sft import SftParams
 
+ExportMethod = Literal["gptq", "awq", "fp8", "w8a8", "bnb", "hqq", "torchao"]
 READ_OF_DATA = frozenset({"model", "model_revision", "hub_token", "dataset", "data_seed", "strict"})
 """Parameters that reading and encoding a data set takes from those of an export."""
 
 
-class ExportParams(FormParams, MergeLoraParams, QuantizedExportParams):
+class ExportParams(FormParams, MergeLoraParams, BaseParams):
     """Writing a model in another form: merged, quantised, as GGUF, or to the hub."""
 
-    starred: ClassVar = frozenset({"output_dir", "push_to_hub"})
+    starred: ClassVar = frozenset({"output_dir", "quant_method", "push_to_hub"})
 
     output_dir: Annotated[str | None, About(MERGE, not_in_api=THE_SERVER)] = None
     """Folder for the result. Beside the checkpoint, named after what was done, unless given."""
+    quant_method: Annotated[ExportMethod | None, About(EXPORT)] = None  # type: ignore[assignment]  # two meanings there
+    """How the linear layers' weights, but for the output head's, are quantised in the result. `gptq` and `awq` measure
+    on a data set which weights matter; `fp8` and `w8a8` quantise the activations too, while the model runs; `bnb`
+    and `torchao` are those libraries' own forms; `hqq` has one that nothing loads again, and is refused. The reference
+    documents the first two. Not quantised unless given."""
+    quant_n_samples: Annotated[int, About(EXPORT)] = Field(128, ge=1)
+    """For gptq and awq: samples of `dataset` that quantisation measures the weights' influence on."""
+    max_length: Annotated[int, About(EXPORT)] = Field(2048, ge=1)
+    """For gptq and awq: the most tokens of such a sample. What is longer is cut."""
+    quant_batch_size: Annotated[int, About(EXPORT)] = Field(1, ge=1)
+    """For gptq and awq: such samples of one forward pass."""
+    group_size: Annotated[int, About(EXPORT)] = Field(128, ge=-1)
+    """For gptq and awq: how many weights of a row share a scale; -1: all of it. It has to divide the inputs of each
+    layer: one that does not is refused with those that do."""
     push_to_hub: Annotated[bool, About(MERGE, not_in_api=THE_SERVER)] = False
     """Upload the result to the hub, with hub_token or the account that is logged in there."""
     hub_model_id: Annotated[str | None, About(MERGE, not_in_api=THE_SERVER)] = None
@@ -53,20 +65,6 @@ class MergeParams(ExportParams):
         return merge_lora
 
 
-def made_of(params: ExportParams) -> str:
-    """What is done to the model, in a word for the name of a folder: `merged-gptq-int4`, `gguf-q4_k_m`."""
-    done = ["merged"] if params.merge_lora else []
-    if params.quant_method is not None:
-        bits = bits_of(params)
-        done.append(
-            params.quant_method if params.quant_method in ("fp8", "w8a8") else f"{params.quant_method}-int{bits}"
-        )
-    if params.to_gguf is not None:
-        done.append(f"gguf-{params.to_gguf}")
-    done += [word for word, asked in (("ollama", params.to_ollama), ("peft", params.to_peft_format)) if asked]
-    return "-".join(done) or "exported"
-
-
 def calibration_data(params: ExportParams) -> SftParams | None:
     """The data set that quantisation measures on, as a training would read it; None: there is none."""
     if not params.dataset:
@@ -75,21 +73,3 @@ def calibration_data(params: ExportParams) -> SftParams | None:
     said = {name: getattr(params, name) for name in (*names, "max_length")}
     whole = {"split_dataset_ratio": 0, "truncation_strategy": "right", "loss_scale": "all"}
     return SftParams.model_validate(said | whole)
-
-
-def result_folder(params: ExportParams, suffix: str) -> Path:
-    """Where the result is to be: `<adapter>-<suffix>` beside the last adapter, or beside the model where there is none,
-    unless `output_dir` says.
-
-    Raises Conflict where there is something already, InvalidAdapter.
-    """
-    if params.output_dir:
-        folder = Path(params.output_dir).expanduser()
-    else:
-        sources = [*name_adapters(params.adapters).values()] or [params.model or ""]
-        beside = Path(sources[-1]).expanduser().resolve()
-        parent = beside.parent if beside.is_dir() else Path("output")
-        folder = parent / f"{beside.name}-{suffix}"
-    if folder.exists():
-        raise Conflict(f"{folder} is there already: remove it, or give another output_dir", param="output_dir")
-    return folder.absolute()

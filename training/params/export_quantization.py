@@ -1,18 +1,13 @@
-"""Quantising an exported model: the parameters, and what each method takes. What does it is in `training.exports`."""
+"""What each method of quantising an exported model takes. What does it is in `training.exports`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
 
 from engines.checkpoint.quantization import any_of, quantization_conflicts
-from engines.params.about import EXPORT, About
-from engines.params.common import BaseParams
 from engines.params.quantization import QuantizationParams
+from training.params.export import ExportParams
 from training.params.refusal import Refusal, given
 
-ExportMethod = Literal["gptq", "awq", "fp8", "w8a8", "bnb", "hqq", "torchao"]
 OF_LIBRARIES = ("bnb", "torchao")
 """Methods by which models are quantised while they are loaded, too."""
 OF_DATA = ("quant_n_samples", "max_length", "quant_batch_size", "dataset", "data_seed", "strict")
@@ -39,28 +34,7 @@ METHODS = {
 """Those that are computed here."""
 
 
-class QuantizedExportParams(BaseParams):
-    """Quantising the weights of what is written."""
-
-    starred: ClassVar = frozenset({"quant_method"})
-
-    quant_method: Annotated[ExportMethod | None, About(EXPORT)] = None  # type: ignore[assignment]  # two meanings there
-    """How the linear layers' weights, but for the output head's, are quantised in the result. `gptq` and `awq` measure
-    on a data set which weights matter; `fp8` and `w8a8` quantise the activations too, while the model runs; `bnb`
-    and `torchao` are those libraries' own forms; `hqq` has one that nothing loads again, and is refused. The reference
-    documents the first two. Not quantised unless given."""
-    quant_n_samples: Annotated[int, About(EXPORT)] = Field(128, ge=1)
-    """For gptq and awq: samples of `dataset` that quantisation measures the weights' influence on."""
-    max_length: Annotated[int, About(EXPORT)] = Field(2048, ge=1)
-    """For gptq and awq: the most tokens of such a sample. What is longer is cut."""
-    quant_batch_size: Annotated[int, About(EXPORT)] = Field(1, ge=1)
-    """For gptq and awq: such samples of one forward pass."""
-    group_size: Annotated[int, About(EXPORT)] = Field(128, ge=-1)
-    """For gptq and awq: how many weights of a row share a scale; -1: all of it. It has to divide the inputs of each
-    layer: one that does not is refused with those that do."""
-
-
-def bits_of(params: QuantizedExportParams) -> int | None:
+def bits_of(params: ExportParams) -> int | None:
     """Bits for each weight; None where the model is not quantised, or nothing fits."""
     if params.quant_method is None or params.quant_bits is not None:
         return params.quant_bits
@@ -68,7 +42,7 @@ def bits_of(params: QuantizedExportParams) -> int | None:
     return method.bits[0] if method is not None and len(method.bits) == 1 else None
 
 
-def export_conflicts(params: QuantizedExportParams) -> list[Refusal]:
+def export_conflicts(params: ExportParams) -> list[Refusal]:
     """Each parameter of quantisation that cannot be honoured, or that nothing would read beside the others, and why."""
     name = params.quant_method
     method = METHODS.get(name or "")
@@ -82,12 +56,12 @@ def export_conflicts(params: QuantizedExportParams) -> list[Refusal]:
     return [*found, *_unfit_bits(params, method), *_of_libraries(params)]
 
 
-def _unread(params: QuantizedExportParams, method: Method | None) -> Iterator[str]:
+def _unread(params: ExportParams, method: Method | None) -> Iterator[str]:
     if method is None or not method.calibrated:
         yield from given(params, (*OF_DATA, "group_size"))
 
 
-def _unfit_bits(params: QuantizedExportParams, method: Method) -> Iterator[Refusal]:
+def _unfit_bits(params: ExportParams, method: Method) -> Iterator[Refusal]:
     if bits_of(params) is None:
         yield "quant_method", f"say how many bits each weight is to have: quant_bits {any_of(method.bits)}"
     elif bits_of(params) not in method.bits:
@@ -96,7 +70,7 @@ def _unfit_bits(params: QuantizedExportParams, method: Method) -> Iterator[Refus
         yield "dataset", f"{params.quant_method} measures on texts which weights matter: name some"
 
 
-def _of_libraries(params: QuantizedExportParams) -> Iterator[Refusal]:
+def _of_libraries(params: ExportParams) -> Iterator[Refusal]:
     names = set(QuantizationParams.model_fields) - {"quant_method", "quant_bits"}
     for each in given(params, sorted(names)):
         reader = "a training on quantised weights" if each == "hqq_axis" else "quant_method bnb with quant_bits 4"

@@ -14,8 +14,9 @@ from engines.params.infer import InferParams
 from engines.params.template import template_conflicts
 from engines.refusals import said_twice, uncached, unquantised, unread, unspeculative
 from training.params.eval import BASE, EvalParams
-from training.params.export import ExportParams, MergeParams, calibration_data, made_of, result_folder
+from training.params.export import ExportParams, MergeParams, calibration_data
 from training.params.export_conflicts import conflicts
+from training.params.export_result import made_of, result_folder
 from training.params.hub import Fetch
 from training.params.infer import AnswerParams
 from training.params.refusal import Refusal, given

@@ -27,9 +27,10 @@ from training.exports.ollama import modelfile
 from training.exports.weights import write_quantized
 from training.folder import Result
 from training.hub.upload import FILES, open_repository, upload
-from training.params.export import ExportParams, made_of, result_folder
+from training.params.export import ExportParams
 from training.params.export_conflicts import UNQUANTIZED
 from training.params.export_quantization import OF_LIBRARIES, bits_of
+from training.params.export_result import made_of, result_folder
 from training.params.saved_args import read_args
 from training.params.task import Artifact
 from training.pipelines.merge import (

@@ -35,7 +35,8 @@ from engines.params.quantization import QuantizationParams
 from engines.text.templates import CHAT_TEMPLATE, template_in
 from training.folder import Result
 from training.hub.upload import open_repository, upload
-from training.params.export import ExportParams, MergeParams, result_folder
+from training.params.export import ExportParams, MergeParams
+from training.params.export_result import result_folder
 from training.params.saved_args import ARGS, read_args
 from training.processes import Processes
 from training.report import Report

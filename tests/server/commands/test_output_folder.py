@@ -7,7 +7,8 @@ import pytest
 
 from engines.errors import Conflict, InvalidRequest
 from server.commands.output_folder import new_training_folder
-from training.params.export import MergeParams, result_folder
+from training.params.export import MergeParams
+from training.params.export_result import result_folder
 from training.params.sft import SftParams
 
 
