@@ -25,7 +25,7 @@ def too_large(params: SftParams, weights: int | None) -> JobError | None:
     """Why no device here can hold a training of a model with so many weights; None: one may, or nothing is known."""
     if weights is None or params.quant_method is not None or _is_quantized(params):
         return None
-    if params.deepspeed is not None or params.fsdp is not None:  # several devices hold a part each
+    if params.deepspeed or params.fsdp or params.tensor_model_parallel_size > 1:  # several devices hold a part each
         return None
     least, device = weights * _bytes_of_each(params), largest_device()
     if least <= device:

@@ -13,11 +13,12 @@ from training.folder import Fit, Memory
 from training.memory.device import Device, this_device
 from training.memory.lengths import Lengths
 from training.memory.step import Batch, Learner, parts_of_step
-from training.memory.weightless import built, tuned
+from training.memory.weightless import built, divide_head, tuned
 from training.methods import method_of
 from training.methods.base import Beside
 from training.optimizers import optimizer_of, state_bytes
 from training.params.sft import SftParams
+from training.sharding.tensor import part_of
 from training.trainers.narrow import gradients_stay, narrows
 from training.trainers.precision import Precision, precision_of
 from training.tuners import tuner_of
@@ -103,7 +104,9 @@ def _parts(params: Any, config: Any, lengths: Lengths, device: Device) -> tuple[
 def _learner(params: SftParams, config: Any, precision: Precision, beside: Beside) -> Learner:
     method, tuner = method_of(params), tuner_of(params)
     stored = precision.base if tuner.makes == "adapter" else precision.saved
-    model = built(copy.deepcopy(config), stored, params, method.task_type)
+    part = part_of(copy.deepcopy(config), params.tensor_model_parallel_size)
+    model = built(part, stored, params, method.task_type)
+    divide_head(model, params.tensor_model_parallel_size)
     asked = params.model_copy(update={"task_type": method.task_type})
     on_cpu = this_device().is_cpu
     return Learner(

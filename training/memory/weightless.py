@@ -43,12 +43,22 @@ def tuned(model: Any, params: SftParams, precision: Precision) -> Any:
     hold(attached, precision)
     optimizer_of(params).rest(attached, params)
     attached.train()
-    if not is_divided(params):
+    if not is_divided(params) and params.tensor_model_parallel_size == 1:
         in_one_piece(attached)
     if params.gradient_checkpointing:
         kwargs = params.gradient_checkpointing_kwargs or {"use_reentrant": False}
         attached.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     return attached
+
+
+def divide_head(model: Any, size: int) -> None:
+    """Leave of the output head of `model` (on "meta") what each of `size` processes has of it, where they divide it:
+    each computes the logits of its part of the vocabulary, and gets all others."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if size == 1 or head.weight is embeddings.weight or len(head.weight) % size:
+        return
+    head.weight = nn.Parameter(head.weight.data.chunk(size)[0].clone())
+    head.forward = lambda hidden: torch.cat([nn.functional.linear(hidden, head.weight)] * size, dim=-1)
 
 
 def faked(model: nn.Module) -> None:

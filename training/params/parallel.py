@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from engines.params.about import THE_SERVER, TRAINING, About
 from engines.params.base import Params
 
@@ -16,3 +18,8 @@ class ParallelParams(Params):
     """Divide weights, gradients and optimizer among the processes (FSDP2): `full_shard`, or `shard_grad_op`, which
     gathers weights once a step instead of twice and holds them in between. With `offload` they wait in the memory of
     the CPU."""
+    tensor_model_parallel_size: Annotated[int, About(TRAINING, one_run=True, not_in_fine_tuning=THE_SERVER)] = Field(
+        1, ge=1
+    )
+    """Over how many devices each layer is divided, in sft and pt, with weights, gradients and optimizer: it divides the
+    heads of attention and the inner size of the layers. The more processes there are besides, the larger the batch."""

@@ -36,6 +36,7 @@ from training.trainers.model import (
     with_template,
 )
 from training.trainers.precision import Precision, hold, precision_of
+from training.trainers.tensor import check_layers
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
@@ -67,6 +68,7 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
     tuner_of(params).check_config(params, config)
     _check_quantized(params, config)
     precision = precision_of(params, config)
+    check_layers(params, config, precision)
     tokenizer = load_tokenizer_for(params, learns=method.rows)
     data = build(params, tokenizer, learns=method.rows)
     for note in data.notes:

@@ -31,6 +31,8 @@ def refusals(params: SftParams) -> list[Refusal]:
     for name in ("deepspeed", "fsdp"):
         if getattr(params, name) is not None:
             found += _divided(params, name, whole=name == "deepspeed" and stage(params.deepspeed) < 3)
+    if params.tensor_model_parallel_size > 1:
+        found += _layers(params)
     if params.sequence_parallel_size > 1:
         found += _sequences(params)
     divided = given(params, ("deepspeed", "fsdp", "sequence_parallel_size"))
@@ -79,13 +81,13 @@ def _divided(params: SftParams, name: str, *, whole: bool) -> Iterator[Refusal]:
         choices = ", ".join(each.name for each in METHODS.values() if each.divisible)
         yield name, f"{method.name} does not train with weights that are divided; {choices} do"
     # DeepSpeed makes an Adagrad of its own, of one group of weights, that no schedule reaches
-    optims = [optim for optim in BY_NUMBERS if name == "fsdp" or optim != "adagrad"]
+    optims = [optim for optim in BY_NUMBERS if name != "deepspeed" or optim != "adagrad"]
     if params.optim not in optims:
         yield "optim", f"with {name}, choose {', '.join(optims)}"
     if params.optimizer is not None:
         yield "optimizer", f"whether one of your own goes together with {name} is not known: leave it out"
-    if optimizer_of(params).whole and name == "fsdp":
-        yield optimizer_of(params).parameter, "it looks at whole weights, which fsdp divides"
+    if optimizer_of(params).whole and name != "deepspeed":
+        yield optimizer_of(params).parameter, f"it looks at whole weights, which {name} divides"
     if method is not None and method.compares and (tuner is None or tuner.makes == "model" or params.adapters):
         yield name, f"{method.name} keeps what it began with, which is whole beside a new adapter only"
     if whole:
@@ -96,6 +98,19 @@ def _divided(params: SftParams, name: str, *, whole: bool) -> Iterator[Refusal]:
         yield other, f"it needs whole weights, which {name} divides among the processes"
     if params.init_weights not in PLAIN and params.train_type == "lora":
         yield "init_weights", f"{params.init_weights} needs whole weights, which {name} divides among the processes"
+
+
+def _layers(params: SftParams) -> Iterator[Refusal]:
+    name = "tensor_model_parallel_size"
+    if params.method not in ("sft", "pt"):
+        yield name, f"{params.method} does not divide layers; sft and pt do"
+    yield from (each for each in _divided(params, name, whole=False) if each[0] != name)
+    for other in given(params, ("deepspeed", "fsdp", "sequence_parallel_size")):
+        yield other, f"not together with {name}: give one of the two"
+    if params.streaming:
+        yield name, "a stream is shared among all processes, not among groups of them: leave streaming out"
+    if params.use_liger:
+        yield "use_liger", f"its kernels compute whole layers, which {name} divides among the processes"
 
 
 def _sequences(params: SftParams) -> Iterator[Refusal]:

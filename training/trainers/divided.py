@@ -39,7 +39,7 @@ def loads_divided(params: SftParams, arguments: dict[str, Any], precision: Preci
     """
     if Processes.of_environment().count == 1 and is_divided(params):
         os.environ.update(A_GROUP_OF_ONE)
-    if params.fsdp is not None:
+    if params.fsdp is not None or params.tensor_model_parallel_size > 1:
         fsdp.meet(params.ddp_backend, Processes.of_environment().local_rank)
     if params.deepspeed is None:
         yield

@@ -120,9 +120,9 @@ def _place(params: SftParams, config: Any, *, quantized: bool) -> str | None:
     """Where the weights are loaded to; None: each process keeps its part of them."""
     divides = stage(params.deepspeed) == 3
     quantized = quantized or stays_quantized(config) is not None
-    if (divides and quantized_by(config)) or (quantized and params.fsdp is not None):
-        message = "quantised weights are not divided among processes"
-        raise UnsupportedModel(message, param="deepspeed" if divides else "fsdp")
+    by = "deepspeed" if divides else "fsdp" if params.fsdp else "tensor_model_parallel_size"
+    if (divides and quantized_by(config)) or (quantized and (params.fsdp or params.tensor_model_parallel_size > 1)):
+        raise UnsupportedModel("quantised weights are not divided among processes", param=by)
     if quantized:
         return device_name(Processes.of_environment().local_rank)
     return None if divides else "cpu"

@@ -15,9 +15,10 @@ from training.trainers.accuracy import Accuracy
 from training.trainers.generated import check_asks, score_answers
 from training.trainers.job import JobTrainer, Training
 from training.trainers.sequence import SequenceDivided
+from training.trainers.tensor import TensorDivided
 
 
-class SupervisedTrainer(SequenceDivided, JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
+class SupervisedTrainer(SequenceDivided, TensorDivided, JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
     """transformers' trainer with our loss, which also says how many predictions were right."""
 
     def __init__(self, job: Training[Any], *, data_collator: Any) -> None:

@@ -277,6 +277,7 @@ def of_plain_text(task: str) -> dict[str, Row]:
             loss_type=Two("nll", "dft", steps),
             packing=Two(False, True, prepared),
             sequence_parallel_size=Two(1, 2, outcome),
+            tensor_model_parallel_size=Two(1, 2, outcome),
             lazy_tokenize=Two(UNGIVEN, True, kind),
             padding_side=Two("right", "left", batches, {"per_device_train_batch_size": 3}),
             acc_strategy=Two("token", "seq", evaluated, EVALUATED),

@@ -111,6 +111,16 @@ def test_weights_and_what_adam_keeps_are_those_of_the_model(model: str) -> None:
     assert 0 <= lora.parts["weights"] - (weights + learning) < 1000  # buffers
 
 
+def test_of_divided_layers_a_process_has_its_part_and_all_that_stays_whole(model: str) -> None:
+    alone, two = (estimated(model, train_type="full", tensor_model_parallel_size=size) for size in (1, 2))
+    real = AutoModelForCausalLM.from_pretrained(model)
+    divided = sum(each.weight.numel() * 4 for each in real.modules() if isinstance(each, nn.Linear))
+
+    assert alone.parts["weights"] - two.parts["weights"] == divided // 2
+    assert alone.parts["optimizer"] - two.parts["optimizer"] == 2 * divided // 2
+    assert alone.parts["gradients"] > two.parts["gradients"]
+
+
 def test_layers_that_rest_have_no_gradients_and_nothing_of_them_is_kept(model: str) -> None:
     lisa, full = (estimated(model, train_type="full", lisa_activated_layers=number) for number in (1, 0))
     real = AutoModelForCausalLM.from_pretrained(model)

@@ -37,6 +37,7 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 """What is learned, by one process from batches of four rows and by several from as many together."""
 SEQUENCES = {"sequence_parallel_size": 2}
+LAYERS = {"tensor_model_parallel_size": 2}
 ZERO3 = {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
 TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("lora", {}),
@@ -46,20 +47,24 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "zero3, pairs": ("pairs", {"deepspeed": ZERO3}),
     "fsdp": ("lora", {"fsdp": "full_shard"}),
     "fsdp, offloaded": ("full", {"fsdp": "shard_grad_op offload"}),
-    "sequences": ("packed", {**SEQUENCES, "per_device_train_batch_size": 4}),
+    "sequences": ("packed", SEQUENCES),
+    "layers": ("full", LAYERS),
+    "layers, lora": ("packed", LAYERS),
 }
 """Name of a training by two processes -> what is learned, and how they divide it."""
-RESUMED = ("zero2", "zero3", "fsdp")
+RESUMED = ("zero2", "zero3", "fsdp", "layers", "layers, lora")
 """Those that go on from their second step."""
 FOUR: dict[str, tuple[str, dict[str, Any]]] = {
-    "sequences and fsdp": ("full", {**SEQUENCES, "fsdp": "full_shard", "per_device_train_batch_size": 2}),
+    "sequences and fsdp": ("full", {**SEQUENCES, "fsdp": "full_shard"}),
+    "layers": ("full", LAYERS),
 }
-ONE = ("zero1", "zero2", "zero3")
+ONE = ("zero1", "zero2", "zero3", "layers")
 """Trainings of two that one process begins, for two to go on with."""
 CHANGED = {
-    "two to four": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
-    "two to one": ("zero1", "zero2", "zero3"),
+    "two to four": ("ddp", "fsdp", "zero1", "zero2", "zero3", "layers"),
+    "two to one": ("zero1", "zero2", "zero3", "layers", "layers, lora"),
     "one to two": ONE,
+    "four to two": ("layers",),
 }
 """Those that another number of processes goes on with from the second step."""
 NUMBERS = {"one": 1, "two": 2, "four": 4}
@@ -125,7 +130,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path, lines: Path) -
     fours = [add(trained, "four", name, *how) for name, how in FOUR.items()]
     fours += [add(trained, "four", name, *TWO[name], resumed="two") for name in CHANGED["two to four"]]
     again = [add(trained, "one", name, *TWO[name], resumed="two") for name in CHANGED["two to one"]]
-    process = trained.start(("one", ones), ("two", twos), ("four", fours), ("one", again))
+    fewer = [add(trained, "two", name, *FOUR[name], resumed="four") for name in CHANGED["four to two"]]
+    process = trained.start(("one", ones), ("two", twos), ("four", fours), ("one", again), ("two", fewer))
     try:
         for learned in LEARNED:  # meanwhile
             job = trained.job(learned, learned, {"per_device_train_batch_size": 4})
@@ -139,7 +145,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path, lines: Path) -
 
 def add(trained: Trained, by: str, name: str, learned: str, how: Mapping[str, Any], resumed: str = "") -> str:
     """Name of the job by which `by` processes train, or go on with what `resumed` processes began."""
-    batch = {"ddp_backend": "gloo", "per_device_train_batch_size": 4 // NUMBERS[by]}
+    how = {**how, "tensor_model_parallel_size": min(how.get("tensor_model_parallel_size", 1), NUMBERS[by])}
+    alike = how["tensor_model_parallel_size"] * how.get("sequence_parallel_size", 1)  # processes with the same batch
+    batch = {"ddp_backend": "gloo", "per_device_train_batch_size": 4 * alike // NUMBERS[by]}
     before = trained.folder / f"{resumed}: {name}" / "checkpoint-2"
     on = {"resume_from_checkpoint": str(before)} if resumed else {}
     called = f"{by}, of {resumed}: {name}" if resumed else f"{by}: {name}"
@@ -206,6 +214,6 @@ def test_the_parts_of_a_checkpoint_are_there_once(trained: Trained) -> None:
 
 
 def test_tokens_are_counted_once(trained: Trained) -> None:
-    alone, together = (trained.jobs[name].read_result() for name in ("packed", "two: sequences"))
+    alone, *together = (trained.jobs[name].read_result() for name in ("packed", "two: sequences", "two: layers, lora"))
 
-    assert together.trained_tokens == alone.trained_tokens
+    assert [each.trained_tokens for each in together] == [alone.trained_tokens] * 2

@@ -8,6 +8,7 @@ from training.params.task import TASK
 from training.refusals import processes
 from training.refusals.supported import refusals
 
+LAYERS: dict[str, Any] = {"tensor_model_parallel_size": 2}
 ZERO3 = {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
 
 
@@ -19,6 +20,12 @@ def refused(given: dict[str, Any], task: str = "sft") -> dict[str, str]:
 @pytest.mark.parametrize("train_type", ["lora", "full"])
 def test_deepspeed_trains_by(how: Any, train_type: str) -> None:
     assert refused({"deepspeed": how, "train_type": train_type}) == {}
+
+
+@pytest.mark.parametrize("given", [{}, {"train_type": "full"}, {"optim": "sgd"}, {"lorap_lr_ratio": 16}], ids=str)
+def test_layers_are_divided_with(given: dict[str, Any]) -> None:
+    assert refused(LAYERS | given) == {}
+    assert refused(LAYERS | given | {"dry_run": True}) == {}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,22 @@ def test_deepspeed_trains_by(how: Any, train_type: str) -> None:
         ({"sequence_parallel_size": 2, "attn_impl": "eager"}, "attn_impl", "leave it out"),
         ({"sequence_parallel_size": 2, "padding_side": "left"}, "padding_side", "padded on the right"),
         ({"sequence_parallel_size": 2, "acc_strategy": "seq"}, "acc_strategy", "choose token"),
+        (LAYERS | {"fsdp": "full_shard"}, "fsdp", "not together with tensor_model_parallel_size"),
+        (
+            LAYERS | {"sequence_parallel_size": 2},
+            "sequence_parallel_size",
+            "not together with tensor_model_parallel_size",
+        ),
+        (LAYERS | {"train_type": "vera"}, "train_type", "with tensor_model_parallel_size, choose lora or full"),
+        (LAYERS | {"use_dora": True}, "use_dora", "needs whole weights, which tensor_model_parallel_size divides"),
+        (LAYERS | {"train_type": "full", "use_galore": True}, "use_galore", "looks at whole weights"),
+        (
+            LAYERS | {"task_type": "seq_cls"},
+            "tensor_model_parallel_size",
+            "seq_cls does not divide layers; sft and pt do",
+        ),
+        (LAYERS | {"streaming": True}, "tensor_model_parallel_size", "leave streaming out"),
+        (LAYERS | {"use_liger": True}, "use_liger", "kernels compute whole layers"),
         ({"sequence_parallel_size": 2, "router_aux_loss_coef": 0.1}, "router_aux_loss_coef", "set it to 0"),
     ],
 )
@@ -49,7 +72,7 @@ def test_what_does_not_go_together(given: dict[str, Any], name: str, words: str)
     assert words in refused(given)[name]
 
 
-@pytest.mark.parametrize("how", [{"deepspeed": "zero1"}, {"deepspeed": "zero3"}, {"fsdp": "full_shard"}])
+@pytest.mark.parametrize("how", [{"deepspeed": "zero1"}, {"deepspeed": "zero3"}, {"fsdp": "full_shard"}, LAYERS])
 @pytest.mark.parametrize(
     "given",
     [
