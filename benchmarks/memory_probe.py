@@ -9,6 +9,7 @@ import gc
 import sys
 from pathlib import Path
 
+from training.device import ask_for_huge_pages, leave_out_triton
 from training.folder import JobFolder
 from training.report import Report
 from training.run import run
@@ -19,6 +20,8 @@ HIGHEST_SINCE_NOW = "5"
 
 
 def main() -> None:
+    ask_for_huge_pages()
+    leave_out_triton()
     folder, warm_up = (JobFolder(Path(each)) for each in sys.argv[1:3])
     train(warm_up)
     gc.collect()

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
-from training.device import check_devices, leave_out_triton, see_devices
+from training.device import ask_for_huge_pages, check_devices, leave_out_triton, see_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
 from training.machines import common_folder
 from training.params.task import Task
@@ -47,6 +47,7 @@ def main(folder: JobFolder) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
         set_parent_death_signal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ask_for_huge_pages()
     _see_devices(folder)
     keep_reports_within(folder.path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
