@@ -174,6 +174,11 @@ def main(argv: list[str] | None = None) -> int:
         ENVIRONMENTS[name].prepare(arguments.torch_index)
     report.check_quiet()
     rows = measure_all(arguments.peers, trainings, setting, arguments.repeats)
+    run = {
+        "command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]]),
+        "ended": time.strftime("%H:%M UTC", time.gmtime()),
+    }
+    rows = [row | {"run": run} for row in rows]
     document: Row = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": report.machine(),
@@ -241,7 +246,13 @@ def _verdict(reached: bool) -> str:
 def _page(document: dict[str, Any], text: str) -> str:
     s = document["setting"]
     said = f"{s['steps']} steps of {s['batch_size']} samples with {s['sample_tokens']} tokens each"
-    return page("Training", document, said, text)
+    return page("Training", document, said, f"{text}\n{_runs(document['rows'])}")
+
+
+def _runs(rows: list[Row]) -> str:
+    """Of which run each set-up is: they may be of several, of one day."""
+    runs = {row["setup"]: f"`{row['run']['command']}`, ended at {row['run']['ended']}" for row in rows if "run" in row}
+    return "".join(f"- {setup}: {run}\n" for setup, run in runs.items())
 
 
 def page(title: str, document: dict[str, Any], said: str, text: str) -> str:

@@ -4,6 +4,7 @@ Under autocast a weight is cast for its product, and the gradient of that produc
 16 are zeros. Kept without them until the optimizer takes it, it is the same gradient in half the memory, at the moment
 at which a training of all weights has most. Whether a weight's gradients are so follows from how the model computes
 with it, and is seen by the first of them: one that is a sum of several, or of a layer that computes in float32, is not.
+The later ones of a dense layer are not cast back at all.
 """
 
 from collections.abc import Iterator
@@ -45,14 +46,32 @@ class NarrowGradients:
         self._model = model
         self._scale: Tensor | None = None
         self._known: dict[Tensor, bool] = {}
-        for weight in weights_of(model):
+        weights = weights_of(model)
+        for weight in weights:
             weight.grad_dtype = None  # any
             weight.register_post_accumulate_grad_hook(self._keep)
+        dense = set(weights)
+        for module in model.modules():
+            if type(module) is nn.Linear and module.weight in dense:
+                module.register_forward_pre_hook(self._cast)
+                module.register_forward_hook(_put_back, always_call=True)
+
+    def _cast(self, layer: Any, _: Any) -> None:
+        """Have `layer` multiply by what autocast would make of its weight, in a way that casts no gradient back."""
+        weight, kind = layer.weight, layer.weight.device.type
+        if not (self._known.get(weight) and torch.is_grad_enabled() and torch.is_autocast_enabled(kind)):
+            return
+        if torch.get_autocast_dtype(kind) == torch.bfloat16:
+            narrow: Any = _Cast.apply(weight)
+            narrow.of = weight
+            layer._parameters["weight"] = narrow
 
     def _keep(self, weight: Tensor) -> None:
         grad = weight.grad
         assert grad is not None, "it is there now"
         if self._known.get(weight) is False:
+            return
+        if grad.dtype == torch.bfloat16:  # as `_cast` had it
             return
         narrow, known = grad.bfloat16(), self._known.get(weight)
         if known is None:
@@ -99,6 +118,22 @@ class NarrowGradients:
     def _used(self, grad: Tensor, room: Tensor) -> Tensor:
         wide = grad if grad.dtype == torch.float32 else room.copy_(grad)
         return wide if self._scale is None else wide.mul_(self._scale)
+
+
+class _Cast(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """A weight in bfloat16, whose gradient stays so."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor) -> Tensor:
+        return weight.bfloat16()
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _put_back(layer: Any, *_: Any) -> None:
+    layer._parameters["weight"] = getattr(layer.weight, "of", layer.weight)
 
 
 def weights_of(model: Any) -> list[Any]:

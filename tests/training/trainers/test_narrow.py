@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from tests.engines.pt.tiny import CONFIGS
@@ -59,6 +60,36 @@ def test_steps_are_those_of_whole_gradients(family: str) -> None:
     assert {torch.bfloat16, torch.float32} == set(types.values())
     for weight, other in zip(model.parameters(), wide.parameters(), strict=True):
         assert torch.equal(weight, other)
+
+
+class Widened(TorchDispatchMode):
+    """While it lasts, counts what is cast to float32."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        self.count += function is torch.ops.aten._to_copy.default and named.get("dtype") == torch.float32
+        return function(*args, **named)
+
+
+def test_no_gradient_of_a_dense_layer_is_cast_back_after_the_first() -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    model, weight = nn.Sequential(layer), layer.weight
+    model.get_input_embeddings = lambda: None
+    NarrowGradients(model)
+    casts = []
+    for _ in range(3):
+        weight.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            loss = model(torch.randn(4, 8)).sum()
+        assert layer.weight is weight
+        with Widened() as widened:
+            loss.backward()
+        assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+        casts.append(widened.count)
+    assert casts[0] > 0
+    assert casts[1:] == [0, 0]
 
 
 @pytest.mark.parametrize("twice", [False, True])
