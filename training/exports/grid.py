@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from engines.errors import InvalidRequest
@@ -21,7 +22,7 @@ class Grid:
     """Numbers of `bits` bits, a scale and a zero for each group: weight = scale * (number - zero)."""
 
     scale: "Tensor"
-    """(rows, groups)."""
+    """(rows, groups). Below 0 in symmetric grids whose largest weights are positive: they have a number more there."""
     zero: "Tensor"
     """(rows, groups), whole numbers."""
     bits: int
@@ -41,7 +42,8 @@ def fit_grid(
     weight: "Tensor", importance: "Tensor", *, bits: int, group: int, symmetric: bool, shrinks: int = SHRINKS
 ) -> Grid:
     """The grid that changes `weight` (rows, columns) least, where an error in a column counts by its `importance`
-    (columns,). Symmetric: the zero is in the middle. With 1 for `shrinks`, each group's range is that of its weights.
+    (columns,). Symmetric: the zero is in the middle, with one number more below it than above, and a scale of either
+    sign. With 1 for `shrinks`, each group's range is that of its weights.
     """
     import torch
 
@@ -65,9 +67,9 @@ def _fit(parts: "Tensor", counts: "Tensor", most: int, *, symmetric: bool, shrin
         low = -high
     best, change = torch.full_like(low, torch.inf), torch.empty_like(parts)
     scale, zero = torch.ones_like(low), torch.zeros_like(low)
-    for step in range(shrinks):
+    for step, sign in product(range(shrinks), (1, -1) if symmetric else (1,)):
         shrunk = 1 - step / (2 * shrinks)
-        tried = ((high - low) * shrunk / most).clamp(min=1e-8)
+        tried = sign * ((high - low) * shrunk / most).clamp(min=1e-8)
         middle = torch.full_like(tried, (most + 1) / 2)
         if not symmetric:
             middle = (-low * shrunk / tried).round().clamp(0, most)
@@ -82,7 +84,8 @@ def _fit(parts: "Tensor", counts: "Tensor", most: int, *, symmetric: bool, shrin
 
 def saved(grid: Grid) -> Grid:
     """With scales as they are saved, in float16."""
-    return replace(grid, scale=grid.scale.half().float().clamp(min=2**-24))
+    scale = grid.scale.half().float()
+    return replace(grid, scale=scale.abs().clamp(min=2**-24).copysign(scale))
 
 
 def pack(numbers: "Tensor", bits: int, order: Iterable[int] | None = None) -> "Tensor":

@@ -137,5 +137,5 @@ def _solved(weight: "Tensor", whole: "Tensor", scale: "Tensor", hessian: "Tensor
     wanted = b - (a @ scale[..., None])[..., 0]
     change, failed = torch.linalg.solve_ex(a + torch.diag_embed(ridge[:, None].expand(rows, groups)), wanted)
     found = (scale + change).half().float()
-    better = (failed == 0) & (found > 0).all(-1) & (cost(found) < cost(scale))
+    better = (failed == 0) & (found * scale > 0).all(-1) & (cost(found) < cost(scale))
     return torch.where(better[:, None], found, scale)

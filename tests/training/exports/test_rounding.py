@@ -9,7 +9,7 @@ from torch import Tensor
 from engines.errors import UnsupportedModel
 from training.exports.awq import best_scale
 from training.exports.blocks import Inputs
-from training.exports.grid import Grid, fit_grid, groups_of, pack
+from training.exports.grid import Grid, fit_grid, groups_of, pack, saved
 from training.exports.rounding import rounded
 
 GROUP = 16
@@ -70,6 +70,14 @@ def test_a_grid_gives_back_what_lies_on_it() -> None:
     grid = fit_grid(weight, torch.ones(16), bits=4, group=16, symmetric=False)
     assert isinstance(grid, Grid)
     torch.testing.assert_close(grid.meant(grid.round(weight, groups_of(16, 16)), groups_of(16, 16)), weight)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_symmetric_grid_reaches_the_largest_weight_whatever_its_sign(sign: int) -> None:
+    weight, groups = sign * torch.arange(-8, 8).float().repeat(2, 1) / 4, groups_of(16, 16)
+    grid = saved(fit_grid(weight, torch.ones(16), bits=4, group=16, symmetric=True, shrinks=16))
+    assert (grid.zero == 8).all()
+    torch.testing.assert_close(grid.meant(grid.round(weight, groups), groups), weight)
 
 
 def test_scales_suit_the_numbers_best() -> None:
