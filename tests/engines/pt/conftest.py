@@ -26,6 +26,12 @@ def library() -> ctypes.CDLL:
     return found
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def way(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
+    """The kernel's library, or None for plain torch."""
+    return request.getfixturevalue("library") if request.param == "kernel" else None
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny model, by its name in `tiny.CONFIGS`."""

@@ -22,7 +22,7 @@ from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run, settings
-from tests.engines.pt.test_lora import LESSER_MACHINES
+from tests.engines.pt.machines import LESSER_MACHINES
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, save
 
 KNOWN = (

@@ -19,8 +19,8 @@ from engines.pt.kernels import build
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import TOLERANCE, Output, Reference, cache_of, core_of, prompt, request, run, settings
+from tests.engines.pt.machines import LESSER_MACHINES
 from tests.engines.pt.test_decoder import decodes, pages
-from tests.engines.pt.test_lora import LESSER_MACHINES
 
 NAMES = sorted(KINDS)
 

@@ -11,7 +11,7 @@ from torch import nn
 from engines.checkpoint.integers import CENTRE, MOST, Integers, integers, integers_behind
 from engines.pt.kernels import build
 from engines.pt.quantized_linear import QuantizedLinear
-from tests.engines.pt.test_lora import LESSER_MACHINES as OTHERS
+from tests.engines.pt.machines import LESSER_MACHINES as OTHERS
 
 LESSER_MACHINES = {"kernel without AMX": ("-mno-amx-bf16",), **OTHERS}
 ROWS = (1, 2, 3, 4, 5, 7, 13, 16, 17, 32, 33, 49, 66, 257)
