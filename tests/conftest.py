@@ -1,7 +1,7 @@
 """What every folder of tests shares."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import settings
 from engines.setup.demo import demo_model as converted_demo_model
 from tests.databases import database_url, postgres
 
-__all__ = ["collections_are_short", "database_url", "demo_model", "postgres", "state_of_its_own"]
+__all__ = ["database_url", "demo_model", "postgres", "pytest_collection", "state_of_its_own"]
 
 # The same examples every time, however slow the machine.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -25,10 +25,16 @@ def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def collections_are_short() -> None:
-    """Have no garbage collection look at what pytest keeps of thousands of tests: each training ends with one."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Have no garbage collection look at what is imported here, nor at what pytest keeps of thousands of tests: each
+    training ends with one."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
