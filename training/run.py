@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engines.errors import TuneserveError
 from engines.process.children import set_parent_death_signal, set_parent_death_signal_of_forks
 from training.device import ask_for_huge_pages, check_devices, leave_out_triton, see_devices
 from training.folder import PARTIAL, JobError, JobFolder, Result
+from training.imports import short_imports
 from training.machines import common_folder
 from training.params.task import Task
 from training.processes import Processes
@@ -96,7 +98,8 @@ def run(folder: JobFolder, report: Report) -> Result | None:
         if PROCESSES.machines > 1 and not (task.training and task.training.save_on_each_node):
             shared = common_folder(folder.path, rank=PROCESSES.rank, count=PROCESSES.count)
             report.folder = JobFolder(shared)
-        pipeline = import_module(task.pipeline)
+        with short_imports() if task.training else nullcontext():
+            pipeline = import_module(task.pipeline)
         result: Result = pipeline.run(task.params, report)
         assert result.kind is None or result.kind in task.makes, "a pipeline makes what its task says"
         return result

@@ -12,11 +12,13 @@ from engines.lmdeploy.config import LmdeployConfig
 from engines.logs import configure_logging
 from engines.process.asyncio_engine import AsyncioEngine
 from engines.process.host import host
+from engines.process.imports import uncollected
 
 
 def make(fields: dict[str, Any]) -> AsyncioEngine:
     try:
-        from engines.lmdeploy.core import LmdeployCore
+        with uncollected():
+            from engines.lmdeploy.core import LmdeployCore
     except ImportError as error:
         raise UnsupportedModel(f"LMDeploy cannot be imported by {sys.executable}: {error}") from error
     config = msgspec.convert(fields, LmdeployConfig)

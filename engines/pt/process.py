@@ -14,24 +14,28 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-from transformers.utils.logging import disable_progress_bar
 
 from engines.capabilities import Capabilities
-from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
 from engines.errors import EngineFailure, TuneserveError, UnsupportedModel
 from engines.logs import about, configure_logging
 from engines.process import frames
 from engines.process.children import set_parent_death_signal
 from engines.process.connection import Connection
 from engines.process.host import host
-from engines.pt.adapter_store import Arrival
+from engines.process.imports import uncollected
 from engines.pt.config import PtConfig
-from engines.pt.core import EngineCore
-from engines.pt.requests import StepReport
-from engines.pt.runner import ModelRunner
-from engines.sampler.grammar import GrammarCompiler, GrammarState
-from engines.text.vocabulary import Vocabulary
 from engines.types import GenerationRequest, PoolingRequest, StructuredKind
+
+with uncollected():
+    from transformers.utils.logging import disable_progress_bar
+
+    from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
+    from engines.pt.adapter_store import Arrival
+    from engines.pt.core import EngineCore
+    from engines.pt.requests import StepReport
+    from engines.pt.runner import ModelRunner
+    from engines.sampler.grammar import GrammarCompiler, GrammarState
+    from engines.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import msgspec
 
-from engines.library.engine import LibraryEngine
 from engines.process.asyncio_engine import AsyncioEngine
 from engines.process.host import host
+from engines.process.imports import uncollected
 from engines.vllm.config import VllmConfig
-from engines.vllm.core import VllmCore
-from engines.vllm.waiting import wait_asleep
+
+with uncollected():
+    from engines.library.engine import LibraryEngine
+    from engines.vllm.core import VllmCore
+    from engines.vllm.waiting import wait_asleep
 
 
 def make(fields: dict[str, Any]) -> AsyncioEngine:

@@ -1,0 +1,45 @@
+"""What a worker imports before a training."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from training.imports import short_imports
+
+BITSANDBYTES = """
+import gc, sys
+from training.imports import short_imports
+with short_imports():
+    import bitsandbytes
+print("torch._inductor.compile_fx" in sys.modules, gc.isenabled())
+"""
+
+
+def test_bitsandbytes_loads_no_compiler() -> None:
+    pytest.importorskip("bitsandbytes")
+    told = subprocess.run([sys.executable, "-c", BITSANDBYTES], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "True"]
+
+
+def test_what_is_compiled_meanwhile_is_so_once_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[object, dict[str, object]]] = []
+
+    def compile(function: object, **options: object) -> object:
+        compiled.append((function, options))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+    def double(number: int) -> int:
+        return 2 * number
+
+    with short_imports():
+        plain, decorated = torch.compile(double), torch.compile(dynamic=True)(double)
+        assert torch.compile(module := torch.nn.Identity()) is module
+    assert torch.compile is compile
+    assert compiled == [(module, {})]
+    assert [plain(2), plain(3), decorated(4)] == [4, 6, 8]
+    assert plain.__name__ == "double"
+    assert compiled == [(module, {}), (double, {}), (double, {"dynamic": True})]
