@@ -9,7 +9,10 @@ from typing import TypeVar
 PATIENCE = 120
 """Seconds after which something has not happened."""
 PAUSE = 0.01
-"""Seconds between two looks."""
+"""Seconds between two looks at first."""
+LONGEST_PAUSE = 0.25
+SHARE = 0.05
+"""A pause, of the time that was waited: what is awaited for long, such as a training, needs the processor itself."""
 
 Found = TypeVar("Found")
 
@@ -18,20 +21,26 @@ def until(
     condition: Callable[[], Found], *, seconds: float = PATIENCE, told: Callable[[], object] = lambda: ""
 ) -> Found:
     """What `condition` gives once that is true. `told` tells more where it never is, such as a log."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{_late(condition, seconds)}\n{told()}"
-        time.sleep(PAUSE)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"{_late(condition, seconds)}\n{told()}"
+        time.sleep(_pause(waited))
     return found
 
 
 async def async_until(condition: Callable[[], Found], *, seconds: float = PATIENCE) -> Found:
     """The same, while other tasks run."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, _late(condition, seconds)
-        await asyncio.sleep(PAUSE)
+        waited = time.monotonic() - began
+        assert waited < seconds, _late(condition, seconds)
+        await asyncio.sleep(_pause(waited))
     return found
+
+
+def _pause(waited: float) -> float:
+    return min(max(PAUSE, SHARE * waited), LONGEST_PAUSE)
 
 
 def _late(condition: Callable[[], object], seconds: float) -> str:

@@ -16,9 +16,9 @@ from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
-STEPS = 300
+STEPS = 200
 """Long enough to be still running, on a slow machine, once a step of it was seen."""
-STEPS_OF_EACH = 200
+STEPS_OF_EACH = 120
 ROWS = 60
 """Enough that a data set is not answered yet once a step of it was told, on a quick machine."""
 

@@ -19,6 +19,8 @@ from tests.training.jobs import ROOT, make_data, make_model, trained, weights
 from training.folder import JobFolder
 
 PATIENCE = 240
+STEPS = 150
+"""Enough that a training still runs once a step of it was told, on a quick machine."""
 PROGRAM = "import sys; from server.commands.cli import main; sys.exit(main())"
 
 
@@ -103,7 +105,7 @@ def wait_for_a_step(process: subprocess.Popen[str]) -> None:
 def test_ctrl_c_keeps_a_checkpoint_and_it_alone_goes_on_as_if_undisturbed(here: Path, tmp_path: Path) -> None:
     """What began with an adapter, and from wherever it is resumed."""
     save_adapter(here / "tiny", here / "taught", r=3, lora_alpha=24, lora_dropout=0.1)
-    length = ("--max_steps", "300", "--save_steps", "1000", "--logging_steps", "1")
+    length = ("--max_steps", str(STEPS), "--save_steps", "1000", "--logging_steps", "1")
     with start(here, "sft", *TRAINING, "--adapters", "taught", *length) as process:
         wait_for_a_step(process)
         process.send_signal(signal.SIGINT)
@@ -118,9 +120,9 @@ def test_ctrl_c_keeps_a_checkpoint_and_it_alone_goes_on_as_if_undisturbed(here: 
     assert first == int(checkpoint.rpartition("-")[2]) + 1 > 1
     undisturbed = trained(
         tmp_path / "undisturbed", "sft", model=str(here / "tiny"), dataset=[str(here / "lines.jsonl")],
-        adapters=[str(here / "taught")], max_steps=300, save_steps=1000, split_dataset_ratio=0, report_to=["none"],
+        adapters=[str(here / "taught")], max_steps=STEPS, save_steps=1000, split_dataset_ratio=0, report_to=["none"],
     )  # fmt: skip
-    one, other = weights(undisturbed, 300), load_file(Path(resumed) / "adapter_model.safetensors")
+    one, other = weights(undisturbed, STEPS), load_file(Path(resumed) / "adapter_model.safetensors")
     assert one.keys() == other.keys()
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
