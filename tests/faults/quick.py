@@ -1,5 +1,5 @@
-"""A server that starts its engine again after short pauses: `python -m tests.faults.quick HANG deploy WORD...`, or
-`HANG hosted SETTINGS` for what `echo_server.py` runs.
+"""A server that starts its engine again after short pauses, and waits as shortly for its store: `python -m
+tests.faults.quick HANG deploy WORD...`, or `HANG hosted SETTINGS` for what `echo_server.py` runs.
 
 As long as there is the file HANG, no process of an engine gets so far as to load anything, and each has little time.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 from engines.process import backoff, client
 from engines.process.config import Patience
 from engines.process.life import Life, Program
+from server import backlog
 from server.commands.cli import main
+from server.store import database
 from tests.server import echo_server
 
 SLEEPS = "import time; time.sleep(1000)"
@@ -29,5 +31,7 @@ class HangingLife(Life):
 if __name__ == "__main__":
     HANG = Path(sys.argv.pop(1))
     backoff.LONGEST_PAUSE = backoff.FIRST_PAUSE
+    backlog.RETRY_SECONDS = 1.0
+    database.BUSY_SECONDS = 3
     client.Life = HangingLife  # type: ignore[attr-defined]  # a name that it imports
     sys.exit(echo_server.main(json.loads(sys.argv[2])) if sys.argv[1] == "hosted" else main())

@@ -1,7 +1,7 @@
 """A server on EchoEngine as the program of a process: `{"params": {...}, "engine": {...}, "faults": {...},
-"hosted": true}` are its settings.
+"hosted": true, "retry_seconds": 0.1}` are its settings.
 
-Hosted, the engine runs in a process of its own.
+Hosted, the engine runs in a process of its own. `retry_seconds`: after which a batch that has to wait is tried again.
 """
 
 import os
@@ -14,6 +14,7 @@ from engines.echo import EchoEngine, EchoFaults, echo_tokenizer
 from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from engines.process.config import patience_of
+from server import backlog
 from server.commands.deploy import check_access, configure_logging, listen, serve
 from server.http.connections.tls import read_certificate
 from server.parts import make_parts, read_keys
@@ -33,6 +34,7 @@ def run(settings: dict[str, Any], log: Connection, folder: str, environment: dic
 
 def main(settings: dict[str, Any]) -> int:
     configure_logging()
+    backlog.RETRY_SECONDS = settings.get("retry_seconds", backlog.RETRY_SECONDS)
     params = DeployParams(**{"model": "tests/echo", "host": "127.0.0.1", "port": 0} | settings.get("params", {}))
     faults = settings.get("faults", {})
     if "start_error" in faults:

@@ -182,7 +182,7 @@ def test_expired_files_go_once_the_database_lets_them(start: Callable[..., Store
 
 
 def test_a_batch_that_its_database_refuses_fails_once_that_can_be_written(start: Callable[..., Stored]) -> None:
-    api = start()
+    api = start(retry_seconds=0.1)
     with api.broken("UPDATE", "batches"):
         batch = api.create_batch()
         until(lambda: api.failures("batch") >= 1)
