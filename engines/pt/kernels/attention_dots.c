@@ -2,8 +2,11 @@
  *
  * Scores and weighted sums are products of matrices as linear_dots.c makes them. Keys are laid out as its weights are,
  * PANEL of them for all rows; so are the values, PANEL columns of a chunk of them. Then some rows at a time are taken
- * through both. Queries and weights are rounded to bfloat16, as a model in bfloat16 has them; so are values of 8 bits
- * times their scale. Sums are float32, the one of the rounded weights too.
+ * through both, SPAN keys after SPAN keys, so that scores and weights stay in the first-level cache; what was seen before
+ * is scaled where a span has a larger score ("FlashAttention", Dao et al. 2022, arXiv:2205.14135). Spans begin at
+ * multiples of SPAN, and one that a row sees nothing of changes nothing for it. Queries and weights are rounded to
+ * bfloat16, as a model in bfloat16 has them; so are values of 8 bits times their scale. Sums are float32, the one of the
+ * rounded weights too.
  */
 #include "attention.h"
 #include "products.h"
@@ -103,16 +106,15 @@ static void lay_values(int kept, const Kept *all, int count, int end, int column
   }
 }
 
-/* 2^x for x up to 127, to 3e-6 of it: much less than the rounding of the weights. What is no number stays none. */
+/* 2^x for x up to 127, to 9e-5 of it: much less than the rounding of the weights. Exactly 1 for 0, and 0 for less than
+ * any number. What is no number stays none. */
 static inline __m512 power_of_2(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
-  __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
-  __m512 y = _mm512_set1_ps(9.5827822e-3f);
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.5906277e-2f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4024099e-1f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9312423e-1f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(y, n);
+  __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = _mm512_set1_ps(7.7067204e-2f);
+  y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.2764482e-1f));
+  y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.9511682e-1f));
+  y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, x);
 }
 
 /* Which of 16 keys from `j` on are from `begin` to `end` - 1. */
@@ -121,57 +123,59 @@ static inline __mmask16 seen_of(int j, int begin, int end) {
   return from < to ? (__mmask16)((0xffffu >> (16 - to)) & (0xffffu << from)) : 0;
 }
 
-/* Sixteen scores to weights, before those of keys that are not seen go. */
-static inline __m512 weights_of(const float *scores, __m512 factor, __m512 shift) {
-  return power_of_2(_mm512_fmadd_ps(_mm512_loadu_ps(scores), factor, shift));
-}
+#define SPAN 128 /* keys, a divisor of CHUNK */
+#define PARTS (SPAN / 16)
+#define BLOCK 32 /* rows that are taken through a chunk at once */
+#define EVERY_PART _Pragma("GCC unroll 8") for (int i = 0; i < PARTS; i++)
 
-/* The scores of a row's keys `begin` to `end` - 1, in panels `stride` apart, to weights of all keys from `from` to `to`
- * - 1: nothing for those it does not see. Returns the largest score. */
-static float soften(float *scores, int64_t stride, int from, int to, int begin, int end, float scale, float softcap,
-                    bf16 *weights, float *total_of_weights) {
-  if (softcap > 0.0f) { /* done at once, and the rest as without it */
-    for (int j = from; j < to; j += PANEL)
-      for (int i = 0; i < PANEL; i += 16) {
-        float *at = scores + (j - from) / PANEL * stride + i;
-        store_float(softcap * tanh_of(load_float(at) * scale / softcap), at);
-      }
-    scale = 1.0f;
-  }
-  __m512 tops[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
-  for (int j = from; j < to; j += PANEL) {
-    const float *at = scores + (j - from) / PANEL * stride;
-    if (begin <= j && j + PANEL <= end) {
-      _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) tops[i] = _mm512_max_ps(_mm512_loadu_ps(at + 16 * i), tops[i]);
-    } else {
-      _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
-        __mmask16 seen = seen_of(j + 16 * i, begin, end);
-        tops[i] = _mm512_mask_max_ps(tops[i], seen, _mm512_loadu_ps(at + 16 * i), tops[i]);
-      }
+/* Scores of a span: [SPAN / PANEL][BLOCK + 1][PANEL], one row more, or rows of panels would share lines of the cache. */
+#define SCORES_STRIDE ((BLOCK + 1) * PANEL)
+
+/* What a row sees of a span that begins with key `from`: keys `begin` to `end` - 1, some at least. */
+typedef struct {
+  int from, begin, end;
+  float scale, softcap;
+} Span;
+
+/* A row's scores to weights of all keys of the span: nothing for those it does not see. `top` is the largest score so
+ * far, times the scale where scores have a cap. Returns the sum of the weights. */
+INLINED float soften(int whole, int capped, const float *scores, const Span *span, float *top, bf16 *weights) {
+  const __m512 none = _mm512_set1_ps(-INFINITY);
+  __m512 s[PARTS];
+  EVERY_PART {
+    const float *at = scores + i / 2 * SCORES_STRIDE + i % 2 * 16;
+    __mmask16 seen = whole ? 0xffff : seen_of(span->from + 16 * i, span->begin, span->end);
+    s[i] = whole ? _mm512_loadu_ps(at) : _mm512_mask_loadu_ps(none, seen, at);
+    if (capped) {
+      lanes values = span->softcap * tanh_of((lanes)s[i] * span->scale / span->softcap);
+      s[i] = _mm512_mask_mov_ps(none, seen, (__m512)values);
     }
   }
-  float top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
-  __m512 factor = _mm512_set1_ps(scale * 1.44269504f), shift = _mm512_set1_ps(-top * (scale * 1.44269504f));
+  __m512 tops = _mm512_max_ps(_mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3])),
+                              _mm512_max_ps(_mm512_max_ps(s[4], s[5]), _mm512_max_ps(s[6], s[7])));
+  float highest = _mm512_reduce_max_ps(tops), factor = (capped ? 1.0f : span->scale) * 1.44269504f;
+  highest = *top > highest ? *top : highest;
+  *top = highest;
+  __m512 factors = _mm512_set1_ps(factor), shift = _mm512_set1_ps(-highest * factor), sums = _mm512_setzero_ps();
+  EVERY_PART s[i] = power_of_2(_mm512_fmadd_ps(s[i], factors, shift));
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  __m512 sums = _mm512_setzero_ps();
-  for (int j = from; j < to; j += PANEL) {
-    const float *at = scores + (j - from) / PANEL * stride;
-    __m512 low = weights_of(at, factor, shift), high = weights_of(at + 16, factor, shift);
-    if (begin > j || j + PANEL > end) {
-      low = _mm512_maskz_mov_ps(seen_of(j, begin, end), low);
-      high = _mm512_maskz_mov_ps(seen_of(j + 16, begin, end), high);
-    }
-    __m512bh rounded = _mm512_cvtne2ps_pbh(high, low);
+  _Pragma("GCC unroll 4") for (int i = 0; i < PARTS; i += 2) {
+    __m512bh rounded = _mm512_cvtne2ps_pbh(s[i + 1], s[i]);
     sums = _mm512_dpbf16_ps(sums, rounded, ones);
-    _mm512_storeu_si512(weights + j - from, (__m512i)rounded);
+    _mm512_storeu_si512(weights + 16 * i, (__m512i)rounded);
   }
-  *total_of_weights = total((lanes)sums);
-  return top * scale;
+  return _mm512_reduce_add_ps(sums);
 }
 
-#define BLOCK 32 /* rows whose scores are made, and weights of them, while they are near */
-
-static inline int tokens_of_block(int group) { return group < BLOCK ? BLOCK / group : 1; }
+static float soften_whole(const float *scores, const Span *span, float *top, bf16 *weights) {
+  return soften(1, 0, scores, span, top, weights);
+}
+static float soften_some(const float *scores, const Span *span, float *top, bf16 *weights) {
+  return soften(0, 0, scores, span, top, weights);
+}
+static float soften_capped(const float *scores, const Span *span, float *top, bf16 *weights) {
+  return soften(0, 1, scores, span, top, weights);
+}
 
 /* Buffers of a call, one after another in its scratch memory. */
 typedef struct {
@@ -179,15 +183,15 @@ typedef struct {
   bf16 *query;             /* [rows][width] */
   bf16 *keys;              /* [CHUNK / PANEL] panels */
   bf16 *values;            /* [width / PANEL] panels */
-  float *scores;           /* [CHUNK / PANEL][block + 1][PANEL]: one row more, or they would share lines of the cache */
-  bf16 *weights;           /* [block][CHUNK] */
-  float *tile;             /* [block][PANEL] */
+  float *scores;           /* [SPAN / PANEL] times SCORES_STRIDE */
+  bf16 *weights;           /* [BLOCK][SPAN] */
+  float *tile;             /* [BLOCK][PANEL] */
 } Buffers;
 
-static int64_t divide(int64_t rows, int group, int dim, float *at, Buffers *b) {
-  int64_t block = tokens_of_block(group) * group, panels = (int64_t)CHUNK * padded(dim);
-  int64_t sizes[] = {CHUNK * 2,         rows * padded(dim) / 2, panels / 2,   panels / 2,
-                     CHUNK * (block + 1), block * CHUNK / 2,      block * PANEL};
+static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
+  int64_t panels = (int64_t)CHUNK * padded(dim);
+  int64_t sizes[] = {CHUNK * 2,  rows * padded(dim) / 2,       panels / 2,       panels / 2,
+                     SPAN / PANEL * SCORES_STRIDE, BLOCK * SPAN / 2, BLOCK * PANEL};
   void **buffers[] = {(void **)&b->places_of_keys, (void **)&b->query,   (void **)&b->keys, (void **)&b->values,
                       (void **)&b->scores,         (void **)&b->weights, (void **)&b->tile};
   int64_t floats = 0;
@@ -200,7 +204,7 @@ static int64_t divide(int64_t rows, int group, int dim, float *at, Buffers *b) {
 
 int64_t chunk_scratch_bf16(int group, int dim) {
   Buffers none;
-  return divide((int64_t)tokens_at_once(group, 1) * group, group, dim, NULL, &none);
+  return divide((int64_t)tokens_at_once(group, 1) * group, dim, NULL, &none);
 }
 
 static void round_queries(const Head *head, const Queries *queries, bf16 *query) {
@@ -208,8 +212,10 @@ static void round_queries(const Head *head, const Queries *queries, bf16 *query)
   for (int t = 0; t < queries->tokens; t++)
     for (int g = 0; g < head->group; g++, query += width) {
       const float *from = queries->q + t * queries->stride + g * dim;
-      for (int d = 0; d < width; d += LANES)
-        store_bf16(d < dim ? take_float(from + d, dim - d) : (lanes){0}, query + d);
+      for (int d = 0; d < width; d += LANES) {
+        lanes values = d < dim ? take_float(from + d, dim - d) : (lanes){0};
+        _mm256_storeu_si256((__m256i *)(query + d), (__m256i)_mm512_cvtneps_pbh((__m512)values));
+      }
     }
 }
 
@@ -218,30 +224,74 @@ typedef struct {
   int begin[MOST_TOKENS], end[MOST_TOKENS];
 } Sight;
 
-/* Tokens `first` to `behind` - 1, whose keys are laid out from key `from` of the chunk on. */
-static void attend_block(const Head *head, const Buffers *b, const Sight *sight, int first, int behind, int from,
+/* By how much sums of earlier spans are scaled; 1 where nothing is seen yet. */
+INLINED __m512 factors_of(const float *before, const float *now, __m512 factor) {
+  __m512 old = _mm512_loadu_ps(before), top = _mm512_loadu_ps(now);
+  __m512 scaled = power_of_2(_mm512_mul_ps(_mm512_sub_ps(old, top), factor));
+  return _mm512_mask_mov_ps(scaled, _mm512_cmp_ps_mask(old, top, _CMP_EQ_OQ), _mm512_set1_ps(1.0f));
+}
+
+/* Rows of queries, up to BLOCK. */
+typedef struct {
+  int first, count;
+} Block;
+
+/* The weights of a span for some rows, whose scores are there. Their tops and totals are brought up to date; `factors`
+ * are those of the sums of earlier spans. */
+static void weigh(const Head *head, const Buffers *b, const Sight *sight, Block rows, int from, float *tops,
+                  float *totals, float *factors) {
+  float before[BLOCK], own[BLOCK] = {0};
+  memcpy(before, tops, sizeof before);
+  for (int r = 0; r < rows.count; r++) {
+    int t = (rows.first + r) / head->group, begin = sight->begin[t], end = sight->end[t];
+    Span span = {from, begin, end, head->scale, head->softcap};
+    const float *scores = b->scores + r * PANEL;
+    bf16 *weights = b->weights + r * SPAN;
+    if ((begin > from ? begin : from) >= (end < from + SPAN ? end : from + SPAN))
+      memset(weights, 0, sizeof(bf16) * SPAN);
+    else if (head->softcap > 0.0f)
+      own[r] = soften_capped(scores, &span, tops + r, weights);
+    else if (begin <= from && from + SPAN <= end)
+      own[r] = soften_whole(scores, &span, tops + r, weights);
+    else
+      own[r] = soften_some(scores, &span, tops + r, weights);
+  }
+  __m512 factor = _mm512_set1_ps((head->softcap > 0.0f ? 1.0f : head->scale) * 1.44269504f);
+  for (int r = 0; r < rows.count; r += 16) {
+    __m512 scaled = factors_of(before + r, tops + r, factor);
+    _mm512_storeu_ps(factors + r, scaled);
+    _mm512_storeu_ps(totals + r, _mm512_fmadd_ps(_mm512_loadu_ps(totals + r), scaled, _mm512_loadu_ps(own + r)));
+  }
+}
+
+/* Some rows, for which keys are laid out from key `from` of the chunk on. */
+static void attend_block(const Head *head, const Buffers *b, const Sight *sight, Block rows, int from,
                          const Seen *seen) {
-  int group = head->group, dim = head->dim, width = padded(dim), rows = (behind - first) * group, row = first * group;
-  int begin = sight->begin[first] / PANEL * PANEL, end = (sight->end[behind - 1] + PANEL - 1) / PANEL * PANEL;
-  if (begin >= end) {
-    for (int r = 0; r < rows; r++) seen->totals[row + r] = 0.0f;
-    return;
+  int dim = head->dim, width = padded(dim);
+  int first = rows.first / head->group, last = (rows.first + rows.count - 1) / head->group;
+  int begin = sight->begin[first] / PANEL * PANEL, end = (sight->end[last] + PANEL - 1) / PANEL * PANEL;
+  float tops[BLOCK], totals[BLOCK] = {0}, factors[BLOCK], *sums = seen->sums + (int64_t)rows.first * width;
+  for (int r = 0; r < BLOCK; r++) tops[r] = -INFINITY;
+  memset(sums, 0, sizeof(float) * rows.count * width);
+  for (int span = begin / SPAN * SPAN; span < end; span += SPAN) {
+    int at = span > begin ? span : begin, behind = span + SPAN < end ? span + SPAN : end;
+    for (int j = at; j < behind; j += PANEL)
+      dots_product(b->query + (int64_t)rows.first * width, width, b->keys + (int64_t)(j - from) * width, rows.count,
+                   width, 0, b->scores + (j - span) / PANEL * SCORES_STRIDE);
+    weigh(head, b, sight, rows, span, tops, totals, factors);
+    for (int d = 0; d < dim; d += PANEL) {
+      dots_product(b->weights + at - span, SPAN, b->values + (int64_t)d * CHUNK + (int64_t)(at - from) * PANEL,
+                   rows.count, behind - at, 0, b->tile);
+      for (int r = 0; r < rows.count; r++)
+        for (int c = 0; c < PANEL; c += LANES) {
+          float *to = sums + (int64_t)r * width + d + c;
+          store_float(multiply_add(load_float(to), all_of(factors[r]), load_float(b->tile + r * PANEL + c)), to);
+        }
+    }
   }
-  int64_t stride = (int64_t)(rows + 1) * PANEL, keys = end - begin;
-  for (int j = begin; j < end; j += PANEL)
-    dots_product(b->query + (int64_t)row * width, b->keys + (int64_t)(j - from) * width, rows, width,
-                 b->scores + (j - begin) / PANEL * stride);
-  for (int r = 0; r < rows; r++) {
-    int t = first + r / group;
-    seen->tops[row + r] = soften(b->scores + (int64_t)r * PANEL, stride, begin, end, sight->begin[t], sight->end[t],
-                                 head->scale, head->softcap, b->weights + r * keys, seen->totals + row + r);
-  }
-  for (int d = 0; d < dim; d += PANEL) {
-    dots_product(b->weights, b->values + (int64_t)d * CHUNK + (int64_t)(begin - from) * PANEL, rows, keys, b->tile);
-    for (int r = 0; r < rows; r++)
-      for (int c = 0; c < PANEL; c += LANES)
-        store_float(load_float(b->tile + r * PANEL + c), seen->sums + (int64_t)(row + r) * width + d + c);
-  }
+  float scale = head->softcap > 0.0f ? 1.0f : head->scale;
+  for (int r = 0; r < rows.count; r++)
+    seen->tops[rows.first + r] = tops[r] * scale, seen->totals[rows.first + r] = totals[r];
 }
 
 void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, const Seen *seen, float *scratch) {
@@ -253,7 +303,7 @@ void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, cons
   }
   int from = sight.begin[0] / PANEL * PANEL, last = sight.end[tokens - 1], to = (last + PANEL - 1) / PANEL * PANEL;
   Buffers b;
-  divide(tokens * group, group, dim, scratch, &b);
+  divide(tokens * group, dim, scratch, &b);
   round_queries(head, queries, b.query);
   find_places(&head->pages, start + from, start + last, PANEL, b.places_of_keys);
   float scales[CHUNK];
@@ -264,9 +314,10 @@ void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, cons
   if (head->kept != AS_IS) find_scales(head, head->v_scales, start + from, start + last, PANEL, scales);
   for (int d = 0; d < dim; d += PANEL)
     lay_values(head->kept, &values, last - from, to - from, d, dim, b.values + (int64_t)d * CHUNK);
-  int some = tokens_of_block(group);
-  for (int first = 0; first < tokens; first += some)
-    attend_block(head, &b, &sight, first, first + some < tokens ? first + some : tokens, from, seen);
+  for (int row = 0; row < tokens * group; row += BLOCK) {
+    Block rows = {row, tokens * group - row < BLOCK ? tokens * group - row : BLOCK};
+    attend_block(head, &b, &sight, rows, from, seen);
+  }
 }
 
 #endif

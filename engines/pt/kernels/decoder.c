@@ -15,10 +15,10 @@
 #include <omp.h>
 
 #include "decoder.h"
+#include "multiply.h"
 #include "parts.h"
 #include "rows.h"
 #include "team.h"
-#include "tiles.h"
 
 /* Bytes of scratch memory that a step needs, which begin at a multiple of 64. */
 int64_t decoder_scratch(const Decoder *d, const Step *s) {
@@ -32,7 +32,7 @@ static void normalize_all(const Decoder *d, const Step *s, const Buffers *b, con
   int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
   EVERY_TASK(task, me, tasks)
     for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++)
-      normalize(d, b->x + t * d->hidden, weight, b->normed, NULL, t);
+      normalize(d, b->x + t * d->hidden, weight, &b->normed, NULL, t);
   meet(me, tasks);
 }
 
@@ -74,164 +74,14 @@ static void enter(const Decoder *d, const Step *s, const Buffers *b, Member *me)
   meet(me, tasks);
 }
 
-/* ---- products */
-
-/* What becomes of a product. */
-enum { STORED, ADDED, LOGITS };
-
-typedef struct {
-  const Matrix *matrix;
-  float *to; /* [rows][matrix->out] */
-} Product;
-
-static inline int panels_of(const Decoder *d, const Matrix *m) { return PORTIONS(m->out, columns_of(m, d->dots)); }
-
-/* Panels of a task: neighbours, which are read as one stream. */
-static inline int stretch(int panels, int blocks, int threads) {
-  int tasks = blocks > 1 ? panels : 16 * threads;
-  return (panels + tasks - 1) / tasks;
-}
-
-/* Updates of a phase's products, and those of the phase after it, whose A is about to be needed; NULL where there are
- * none. */
-typedef struct {
-  const Updates *own, *next;
-} Adapted;
-
-static Adapted adapted_at(const Decoder *d, const Step *s, int number, int group) {
-  int at = number * GROUPS + group, more = at + 1 < d->num_layers * GROUPS;
-  if (s->updates == NULL) return (Adapted){NULL, NULL};
-  return (Adapted){s->updates[at], more ? s->updates[at + 1] : NULL};
-}
-
-static inline int factor_size(const Decoder *d) { return d->dots ? sizeof(bf16) : sizeof(float); }
-
-/* Tasks with which a phase begins: the products with the updates' A. */
-static int begin_updates(const Adapted *a, const Step *s, Member *me) {
-  int tasks = a->own == NULL ? 0 : lora_down_tasks(a->own, &s->dealt);
-  expect(me, tasks);
-  return tasks;
-}
-
-static void multiply_down(const Decoder *d, const Updates *u, const Step *s, const void *x, int task, Member *me) {
-  if (d->dots)
-    lora_down_mixed(u, &s->dealt, x, task);
-  else
-    lora_down_float(u, &s->dealt, x, task);
-  tell_done(me);
-}
-
-static void fetch_next(const Decoder *d, const Adapted *a, const Step *s, int part, int parts) {
-  if (a->next != NULL) lora_fetch_down(a->next, &s->dealt, factor_size(d), part, parts);
-}
-
-/* One panel of a matrix, the `layer`-th of those with the same inputs, times some rows of x; with their updates. */
-static void multiply_updated(const Decoder *d, const Matrix *m, const void *x, const Updates *u, const Step *s,
-                             int layer, int64_t first, int rows, int panel, float *values, Member *me) {
-  int columns = columns_of(m, d->dots), column = panel * columns;
-  Tile tile = {values, columns, (int)first, rows, column, least(columns, m->out - column)};
-  if (u != NULL) lora_fetch_up(u, &s->dealt, factor_size(d), layer, column, tile.columns);
-  multiply_panel(m, d->dots, x, first, rows, panel, values);
-  if (u == NULL) return;
-  await(me);
-  if (d->dots)
-    lora_up_tile_mixed(u, &s->dealt, layer, &tile);
-  else
-    lora_up_tile_float(u, &s->dealt, layer, &tile);
-}
-
-/* The products of all rows of x with some matrices, which have the same inputs. */
-static void multiply_all(const Decoder *d, const Step *s, const void *x, int rows, int how, const Product *products,
-                         int count, Adapted a, Member *me) {
-  int panels = 0;
-  for (int i = 0; i < count; i++) panels += panels_of(d, products[i].matrix);
-  int most = block_rows(rows, products->matrix->in, d->dots), blocks = PORTIONS(rows, most);
-  int some = stretch(panels, blocks, me->threads);
-  int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
-  float tile[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
-  EVERY_TASK(task, me, tasks) {
-    if (task < downs) {
-      multiply_down(d, a.own, s, x, task, me);
-      continue;
-    }
-    int own = task - downs, height = least(rows - own / stretches * most, most);
-    int64_t first = own / stretches * most;
-    fetch_next(d, &a, s, own, stretches * blocks);
-    for (int at = own % stretches * some, end = least(at + some, panels); at < end; at++) {
-      const Product *product = products;
-      int panel = at;
-      for (; panel >= panels_of(d, product->matrix); product++) panel -= panels_of(d, product->matrix);
-      const Matrix *m = product->matrix;
-      multiply_updated(d, m, x, a.own, s, product - products, first, height, panel, tile, me);
-      int columns = columns_of(m, d->dots), column = panel * columns, width = least(columns, m->out - column);
-      for (int r = 0; r < height; r++) {
-        float *to = product->to + (first + r) * m->out + column;
-        for (int c = 0; c < width; c += LANES) {
-          lanes values = load_float(tile + r * columns + c);
-          if (m->bias != NULL) values += take_float(m->bias + column + c, width - c);
-          if (how == ADDED) values += take_float(to + c, width - c);
-          if (how == LOGITS) values *= d->logit_scale;
-          if (how == LOGITS && d->logit_cap > 0.0f) values = capped(values, d->logit_cap);
-          put_float(values, to + c, width - c);
-        }
-      }
-    }
-  }
-  meet(me, tasks);
-}
+/* ---- what is added to x */
 
 /* What attention (`from` its heads) or MLP gives, to x. */
-static void add_product(const Decoder *d, const Step *s, const Buffers *b, const void *from, const Matrix *m,
+static void add_product(const Decoder *d, const Step *s, const Buffers *b, const Factors *from, const Matrix *m,
                         const float *after, Adapted a, Member *me) {
   int changed = is_changed(d, after);
   multiply_all(d, s, from, s->rows, changed ? STORED : ADDED, &(Product){m, changed ? b->given : b->x}, 1, a, me);
   if (changed) take_given(d, s, b, after, me);
-}
-
-static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Adapted a,
-                           Member *me) {
-  int columns = columns_of(&layer->gate, d->dots), panels = panels_of(d, &layer->gate); /* those of `up`, too */
-  int most = block_rows(s->rows, d->hidden, d->dots), blocks = PORTIONS(s->rows, most);
-  int some = stretch(panels, blocks, me->threads);
-  int stretches = PORTIONS(panels, some), downs = begin_updates(&a, s, me), tasks = downs + stretches * blocks;
-  float gate[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
-  float up[PRODUCT_ROWS * MOST_COLUMNS] __attribute__((aligned(64)));
-  EVERY_TASK(task, me, tasks) {
-    if (task < downs) {
-      multiply_down(d, a.own, s, b->normed, task, me);
-      continue;
-    }
-    int own = task - downs, height = least(s->rows - own / stretches * most, most);
-    int64_t first = own / stretches * most;
-    fetch_next(d, &a, s, own, stretches * blocks);
-    for (int panel = own % stretches * some, end = least(panel + some, panels); panel < end; panel++) {
-      multiply_updated(d, &layer->gate, b->normed, a.own, s, 0, first, height, panel, gate, me);
-      multiply_updated(d, &layer->up, b->normed, a.own, s, 1, first, height, panel, up, me);
-      int column = panel * columns, width = least(columns, d->inner - column);
-      for (int r = 0; r < height; r++)
-        for (int c = 0; c < width; c += LANES) {
-          lanes g = load_float(gate + r * columns + c), u = load_float(up + r * columns + c);
-          if (layer->gate.bias != NULL) g += take_float(layer->gate.bias + column + c, width - c);
-          if (layer->up.bias != NULL) u += take_float(layer->up.bias + column + c, width - c);
-          put_factor(d, gated(d, g, u), b->gated, (first + r) * d->inner + column + c, width - c);
-        }
-    }
-  }
-  meet(me, tasks);
-}
-
-/* The same where one matrix has both. */
-static void multiply_fused(const Decoder *d, const Layer *layer, const Step *s, const Buffers *b, Adapted a,
-                           Member *me) {
-  multiply_all(d, s, b->normed, s->rows, STORED, &(Product){&layer->gate, b->gate}, 1, a, me);
-  int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some), n = d->inner;
-  EVERY_TASK(task, me, tasks)
-    for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++) {
-      const float *gate = b->gate + t * 2 * n, *up = gate + n;
-      for (int c = 0; c < n; c += LANES)
-        put_factor(d, gated(d, take_float(gate + c, n - c), take_float(up + c, n - c)), b->gated, t * n + c, n - c);
-    }
-  meet(me, tasks);
 }
 
 /* ---- attention */
@@ -297,8 +147,8 @@ static void put_attended(const Decoder *d, const Buffers *b, const Queries *quer
   int size = d->heads / d->kv_heads * d->dim;
   for (int64_t i = 0; i < queries->tokens; i++)
     for (int c = 0; c < size; c += LANES)
-      put_factor(d, take_float(queries->out + i * queries->stride + c, size - c), b->attended,
-                 ((b->runs[run] + i) * d->kv_heads + head) * size + c, size - c);
+      put_factor(d, &b->attended, take_float(queries->out + i * queries->stride + c, size - c), b->runs[run] + i,
+                 d->kv_heads * size, head * size + c, size - c);
 }
 
 /* What a run has seen of a chunk. */
@@ -358,11 +208,11 @@ static void leave(const Decoder *d, const Step *s, const Buffers *b, Member *me)
   int some = portion(s->num_wanted, me->threads), tasks = PORTIONS(s->num_wanted, some);
   EVERY_TASK(task, me, tasks)
     for (int64_t t = task * some; t < least((task + 1) * some, s->num_wanted); t++)
-      normalize(d, b->x + (int64_t)s->wanted[t] * d->hidden, d->final_norm, b->normed, s->hidden, t);
+      normalize(d, b->x + (int64_t)s->wanted[t] * d->hidden, d->final_norm, &b->normed, s->hidden, t);
   meet(me, tasks);
   if (s->logits == NULL) return;
   Product logits = {&d->head, s->logits};
-  multiply_all(d, s, b->normed, s->num_wanted, LOGITS, &logits, 1, (Adapted){NULL, NULL}, me);
+  multiply_all(d, s, &b->normed, s->num_wanted, LOGITS, &logits, 1, (Adapted){NULL, NULL}, me);
 }
 
 static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
@@ -375,7 +225,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     normalize_all(d, s, b, layer->attention_norm, me);
     went_to(&clock, NORMS);
     Product all[] = {{&layer->query, b->query}, {&layer->key, b->key}, {&layer->value, b->value}};
-    multiply_all(d, s, b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
+    multiply_all(d, s, &b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
     went_to(&clock, PROJECTIONS);
     place(d, layer, number, s, b, me);
     went_to(&clock, POSITIONS);
@@ -384,7 +234,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     else
       attend_runs(d, layer, number, s, b, me);
     went_to(&clock, ATTENTION);
-    add_product(d, s, b, b->attended, &layer->output, layer->attention_after, output, me);
+    add_product(d, s, b, &b->attended, &layer->output, layer->attention_after, output, me);
     went_to(&clock, PROJECTIONS);
     normalize_all(d, s, b, layer->mlp_norm, me);
     went_to(&clock, NORMS);
@@ -392,7 +242,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
       multiply_fused(d, layer, s, b, gates, me);
     else
       multiply_gated(d, layer, s, b, gates, me);
-    add_product(d, s, b, b->gated, &layer->down, layer->mlp_after, down, me);
+    add_product(d, s, b, &b->gated, &layer->down, layer->mlp_after, down, me);
     went_to(&clock, MLP);
   }
   if (s->num_wanted) leave(d, s, b, me);

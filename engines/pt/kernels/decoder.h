@@ -84,13 +84,19 @@ static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
   return (Pieces){shared ? (chunks + PIECE - 1) / PIECE : 1, chunks, size};
 }
 
+/* Rows that are multiplied with weights: bfloat16 or float32; bfloat16 that lies in tiles (tiles.h) where `tiled`. */
+typedef struct {
+  void *values;
+  int tiled;
+} Factors;
+
 /* Buffers of a step, one after another in its scratch memory. */
 typedef struct {
   float *x, *query, *key, *value, *angles; /* float32; angles [rows][turns][2][rotary / 2]: cosines, sines */
   float *gate;                             /* [rows][2][inner], where gate and up are one matrix */
   float *given;                            /* what attention or MLP adds to x, where it is scaled or normed before */
   int64_t query_stride, key_stride;        /* floats from row to row, of values, too */
-  void *normed, *attended, *gated;         /* as they are multiplied: bfloat16 or float32 */
+  Factors normed, attended, gated;
   int32_t *runs;                           /* first rows of the runs that attention takes at once */
   float *own;                              /* [threads][own_size] */
   int64_t own_size;
@@ -104,9 +110,24 @@ static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 /* Whether what attention or MLP gives is scaled or normed before x gets it. */
 static inline int is_changed(const Decoder *d, const float *after) { return after != NULL || d->given_scale != 1.0f; }
 
+/* Whether rows can lie in tiles: everything that reads them takes them so. */
+static inline int are_tiled(const Decoder *d, const Step *s) {
+  int queries = d->heads * d->dim, group = d->heads / d->kv_heads * d->dim;
+  if (!d->dots || !has_tiles() || s->updates != NULL) return 0;
+  if (d->hidden % TILE_INPUTS || d->inner % TILE_INPUTS || queries % TILE_INPUTS || group % LANES) return 0;
+  for (const Layer *layer = d->layers; layer < d->layers + d->num_layers; layer++) {
+    const Matrix *all[] = {&layer->query, &layer->key, &layer->value, &layer->output,
+                           &layer->gate,  &layer->up,  &layer->down,  &d->head};
+    for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
+      if (all[i]->packed != NULL && all[i]->grid.bits < 16) return 0;
+  }
+  return 1;
+}
+
 /* Set the buffers, or count their bytes where `at` is NULL. */
 static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
   int64_t rows = s->rows, most = rows > s->num_wanted ? rows : s->num_wanted;
+  int64_t whole = (most + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; /* rows that tiles take */
   int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = d->fused ? 2 * rows * d->inner : 0;
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
@@ -126,9 +147,9 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {(void **)&b->key, every * keys * sizeof(float)},
       {(void **)&b->value, every * keys * sizeof(float)},
       {(void **)&b->angles, rows * d->turns * d->rotary * sizeof(float)},
-      {&b->normed, most * d->hidden * factor},
-      {&b->attended, rows * queries * factor},
-      {&b->gated, rows * d->inner * factor},
+      {&b->normed.values, whole * d->hidden * factor},
+      {&b->attended.values, whole * queries * factor},
+      {&b->gated.values, whole * d->inner * factor},
       {(void **)&b->gate, gates * sizeof(float)},
       {(void **)&b->given, given * sizeof(float)},
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
@@ -136,6 +157,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {(void **)&b->seen, seen * sizeof(float)},
   };
   int64_t bytes = 0;
+  b->normed.tiled = b->attended.tiled = b->gated.tiled = are_tiled(d, s);
   for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
     if (at != NULL) *all[i].buffer = at + bytes;
     bytes += aligned(all[i].bytes);

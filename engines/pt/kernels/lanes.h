@@ -52,8 +52,14 @@ static inline lanes all_of(float value) { return value - (lanes){0}; }
 
 /* y where one of the two is no number. */
 static inline lanes larger_of(lanes x, lanes y) {
+#if defined(__AVX512F__)
+  return (lanes)_mm512_max_ps((__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+  return (lanes)_mm256_max_ps((__m256)x, (__m256)y);
+#else
   places first = x > y;
   return (lanes)(((bits)x & (bits)first) | ((bits)y & ~(bits)first));
+#endif
 }
 
 /* The next `n` values as float32, filled up with zeros; and back. */

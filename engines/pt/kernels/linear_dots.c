@@ -19,14 +19,14 @@
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 
 #define DOT(ROWS)                                                                                                     \
-  static void dot_##ROWS(const uint32_t *x, int64_t pairs, const bf16 *panel, float *tile) {                          \
+  static void dot_##ROWS(const uint32_t *x, int64_t stride, int64_t pairs, const bf16 *panel, float *tile) {          \
     __m512 sum[ROWS][2];                                                                                              \
     _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();              \
     for (int64_t k = 0; k < pairs; k++) {                                                                             \
       const bf16 *row = panel + k * 2 * NR;                                                                           \
       __m512bh first = (__m512bh)_mm512_loadu_si512(row), second = (__m512bh)_mm512_loadu_si512(row + 32);            \
       _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) {                                                       \
-        __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[r * pairs + k]);                                           \
+        __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[r * stride + k]);                                          \
         sum[r][0] = _mm512_dpbf16_ps(sum[r][0], first, pair);                                                         \
         sum[r][1] = _mm512_dpbf16_ps(sum[r][1], second, pair);                                                        \
       }                                                                                                               \
@@ -39,18 +39,18 @@
 
 DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11) DOT(12)
 
-void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
-  static void (*const dot[])(const uint32_t *, int64_t, const bf16 *, float *) = {
+void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {
+  static void (*const dot[])(const uint32_t *, int64_t, int64_t, const bf16 *, float *) = {
       dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12};
   if (in % TILE_INPUTS == 0 && has_tiles()) {
-    dots_by_tiles(x, panel, rows, in, tile);
+    dots_by_tiles(x, stride, panel, rows, in, far, tile);
     return;
   }
   int tiles = (rows + MR - 1) / MR;
   /* Rows are dealt out evenly: 16 are 8 and 8, not 12 and 4. */
   for (int t = 0, r = 0; t < tiles; t++) {
     int height = (rows - r + tiles - t - 1) / (tiles - t);
-    dot[height - 1]((const uint32_t *)(x + (int64_t)r * in), in / 2, panel, tile + r * NR);
+    dot[height - 1]((const uint32_t *)(x + (int64_t)r * stride), stride / 2, in / 2, panel, tile + r * NR);
     r += height;
   }
 }
@@ -59,7 +59,7 @@ int has_dots(void) { return 1; }
 
 #else
 
-void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {}
+void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {}
 
 int has_dots(void) { return 0; }
 

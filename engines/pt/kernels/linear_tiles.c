@@ -2,7 +2,8 @@
  * of 32 inputs a tile, and so are the widened groups of linear_quantized.c, of 16 inputs where the group has no more.
  *
  * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
- * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high.
+ * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high. Rows
+ * that lie in tiles (IN_TILES) are loaded from neighbouring lines of the cache, which come about half again as fast.
  */
 #include "products.h"
 #include "tiles.h"
@@ -15,10 +16,10 @@
 
 static inline int least(int x, int y) { return x < y ? x : y; }
 
-/* Rows `stride` apart times part of a panel, `depth` inputs in steps of `step`. */
+/* Rows times part of a panel, `depth` inputs in steps of `step`. */
 typedef struct {
   const bf16 *panel;
-  int64_t stride;
+  int64_t stride, along; /* values of x from row to row, and from step to step */
   int depth, step, fetches;
 } Part;
 
@@ -33,10 +34,10 @@ static void sum_one(const Part *part, const bf16 *x, float *to) {
   int64_t stride = part->stride * (int)sizeof(bf16);
   _tile_zero(0);
   _tile_zero(1);
-  for (int k = 0; k < part->depth; k += part->step) {
+  for (int k = 0; k < part->depth; k += part->step, x += part->along) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_TILE(4, x + k, stride);
+    LOAD_TILE(4, x, stride);
     LOAD_TILE(6, weights, LINE);
     _tile_dpbf16ps(0, 4, 6);
     LOAD_TILE(7, weights + NR, LINE);
@@ -53,15 +54,15 @@ static void sum_two(const Part *part, const bf16 *x, const bf16 *other, float *t
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int k = 0; k < part->depth; k += part->step) {
+  for (int k = 0; k < part->depth; k += part->step, x += part->along, other += part->along) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_TILE(4, x + k, stride);
+    LOAD_TILE(4, x, stride);
     LOAD_TILE(6, weights, LINE);
     _tile_dpbf16ps(0, 4, 6);
     LOAD_TILE(7, weights + NR, LINE);
     _tile_dpbf16ps(1, 4, 7);
-    LOAD_TILE(5, other + k, stride);
+    LOAD_TILE(5, other, stride);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
@@ -81,16 +82,21 @@ static Tiles tiles_of(int rows) {
   return (Tiles){height, rows - height};
 }
 
-void dots_by_tiles(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {
   Tiles tiles = tiles_of(rows);
+  Part part = {panel, stride, TILE_INPUTS, in, TILE_INPUTS, far};
+  int64_t apart = stride;
+  if (stride == IN_TILES) {
+    part.stride = TILE_INPUTS, part.along = TILE_ROWS * TILE_INPUTS, apart = in;
+    tiles.last = (rows - 1) / TILE_ROWS * TILE_ROWS; /* with whatever fills it up */
+  }
   take_tiles(tiles.height, TILE_INPUTS);
-  for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
+  for (int r = 0; r < rows; r += 2 * TILE_ROWS, part.fetches = 0) {
     int64_t first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last);
-    Part part = {panel, in, in, TILE_INPUTS, r == 0};
     if (first == second)
-      sum_one(&part, x + first * in, tile + first * NR);
+      sum_one(&part, x + first * apart, tile + first * NR);
     else
-      sum_two(&part, x + first * in, x + second * in, tile + first * NR, tile + second * NR);
+      sum_two(&part, x + first * apart, x + second * apart, tile + first * NR, tile + second * NR);
   }
 }
 
@@ -105,7 +111,8 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
   bf16 widened[QUANTIZED_GROUP * NR] __attribute__((aligned(64)));
   float sums[2][TILE_ROWS * NR] __attribute__((aligned(64)));
   Tiles tiles = tiles_of(rows);
-  Part part = {widened, in, g->group, g->group % TILE_INPUTS ? TILE_INPUTS / 2 : TILE_INPUTS, 0};
+  int step = g->group % TILE_INPUTS ? TILE_INPUTS / 2 : TILE_INPUTS;
+  Part part = {widened, in, step, g->group, step, 0};
   take_tiles(tiles.height, part.step);
   for (int k = 0; k < in; k += g->group, panel += quantized_block(g)) {
     widen_group(g, panel, (uint32_t *)widened);
@@ -125,7 +132,7 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
 
 #else
 
-void dots_by_tiles(const bf16 *x, const bf16 *panel, int rows, int in, float *tile) {}
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {}
 void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {}
 
 #endif

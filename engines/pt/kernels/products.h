@@ -1,7 +1,7 @@
 /* Products of some rows of x with one panel of packed weights, in the layouts of linear.c, linear_dots.c and
  * linear_quantized.c. `tile` [rows][panel's columns] float32. A row's result does not depend on the rows beside it. */
 #pragma once
-#include "lanes.h"
+#include "tiles.h"
 
 #define PRODUCT_ROWS 256 /* at most, of what has a tile on the stack */
 #define WIDENING_COLUMNS (2 * LANES)
@@ -26,8 +26,9 @@ typedef struct {
 } Matrix;
 
 void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile);
-void dots_product(const bf16 *x, const bf16 *panel, int rows, int in, float *tile);
-void dots_by_tiles(const bf16 *x, const bf16 *panel, int rows, int in, float *tile); /* where has_tiles() */
+/* Rows of x lie `stride` values apart, or IN_TILES (tiles.h). `far`: the panel comes from memory, not from a cache. */
+void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile);
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile); /* has_tiles() */
 void quantized_dots(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile);
 void add_by_tiles(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile); /* to the tile */
 void quantized_widening(const Grid *grid, const float *x, const uint8_t *panel, int rows, int in, float *tile);
@@ -50,14 +51,24 @@ static inline int block_rows(int64_t rows, int in, int dots) {
   return rows <= most ? (int)rows : (int)(((rows + blocks - 1) / blocks + 31) / 32 * 32);
 }
 
-/* Panel number `panel` of a matrix times rows `first` to `first` + `rows` - 1 of x: bfloat16 where `dots`. */
-static inline void multiply_panel(const Matrix *m, int dots, const void *x, int64_t first, int rows, int panel,
-                                  float *tile) {
+/* Rows of x: bfloat16 where `dots`, in tiles where `tiled`, which a matrix of plain values takes. */
+typedef struct {
+  const void *x;
+  int64_t first; /* a multiple of TILE_ROWS where `tiled` */
+  int count, dots, tiled;
+  int far; /* the panel comes from memory, and not from a cache */
+} Rows;
+
+/* Panel number `panel` of a matrix times rows of x. */
+static inline void multiply_panel(const Matrix *m, const Rows *of, int panel, float *tile) {
+  int dots = of->dots, rows = of->count;
+  const void *x = of->x;
+  int64_t first = of->first;
   const bf16 *narrow = (const bf16 *)x + first * m->in;
   const float *wide = (const float *)x + first * m->in;
   const bf16 *plain = (const bf16 *)m->packed + (int64_t)panel * columns_of(m, dots) * m->in;
   if (m->grid.bits == 16 && dots)
-    dots_product(narrow, plain, rows, m->in, tile);
+    dots_product(narrow, of->tiled ? IN_TILES : m->in, plain, rows, m->in, of->far, tile);
   else if (m->grid.bits == 16)
     widening_product(wide, plain, rows, m->in, tile);
   else {

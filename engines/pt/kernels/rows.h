@@ -12,12 +12,17 @@ static inline int least(int x, int y) { return x < y ? x : y; }
 static inline int portion(int rows, int threads) { return (rows + 4 * threads - 1) / (4 * threads); }
 #define PORTIONS(rows, portion) (((rows) + (portion) - 1) / (portion))
 
-/* `n` values, as they are multiplied with weights, to row[at]. */
-INLINED void put_factor(const Decoder *d, lanes values, void *row, int64_t at, int n) {
-  if (d->dots)
-    put_bf16(values, (bf16 *)row + at, n);
+/* `n` values from column `c` on, a multiple of LANES, of a row that is multiplied with weights: one of [rows][size]. */
+INLINED void put_factor(const Decoder *d, const Factors *to, lanes values, int64_t row, int size, int c, int n) {
+  int64_t at = to->tiled ? place_in_tiles(row, c, size) : row * size + c;
+  if (!d->dots)
+    put_float(values, (float *)to->values + at, n);
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  else if (n >= LANES) /* products take what is less than normal for 0 anyway, as this does */
+    _mm256_storeu_si256((__m256i *)((bf16 *)to->values + at), (__m256i)_mm512_cvtneps_pbh((__m512)values));
+#endif
   else
-    put_float(values, (float *)row + at, n);
+    put_bf16(values, (bf16 *)to->values + at, n);
 }
 
 /* 1 / the root of the mean of squares ("Root Mean Square Layer Normalization", Zhang and Sennrich 2019,
@@ -32,13 +37,14 @@ INLINED float inverse_norm(const float *x, int n, float epsilon) {
 }
 
 /* `weight` NULL: x as it is. */
-static void normalize(const Decoder *d, const float *x, const float *weight, void *normed, float *exact, int64_t row) {
+static void normalize(const Decoder *d, const float *x, const float *weight, const Factors *normed, float *exact,
+                      int64_t row) {
   int n = d->hidden;
   float inverse = weight == NULL ? 1.0f : inverse_norm(x, n, d->epsilon);
   for (int c = 0; c < n; c += LANES) {
     lanes values = take_float(x + c, n - c) * inverse;
     if (weight != NULL) values *= take_float(weight + c, n - c);
-    put_factor(d, values, normed, row * n + c, n - c);
+    put_factor(d, normed, values, row, n, c, n - c);
     if (exact != NULL) put_float(values, exact + row * n + c, n - c);
   }
 }

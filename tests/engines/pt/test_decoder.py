@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from engines.checkpoint.quantization import Quantization
 from engines.pt.decoder import NativeDecoder
@@ -66,6 +66,19 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
         for beside in (1, 6, 31, 255):
             for others in (-1, 0, 1):
                 assert torch.equal(decodes(chosen, beside, slot=slot, others=others), alone)
+
+
+def test_so_it_is_where_rows_fill_tiles_and_lie_as_these_are_loaded(tmp_path: Path) -> None:
+    """Which they do in steps without adapters; beside rows that have one, they lie one after another."""
+    folder = save(LlamaConfig(**SIZES | {"hidden_size": 64, "intermediate_size": 160}), tmp_path / "model")
+    chosen = ModelRunner(settings(folder, dtype="bfloat16", max_loras=1))
+    assert chosen._decoder is not None
+    spec = spec_of(chosen, save_adapter(folder, tmp_path / "adapter"))
+    chosen.lora.write(0, read_weights(spec, chosen.dtype))
+    alone = decodes(chosen, 0)
+    for beside in (1, 14, 15, 16, 31, 255, 270):
+        for others in (-1, 0):
+            assert torch.equal(decodes(chosen, beside, others=others), alone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
