@@ -1,6 +1,7 @@
 """Three ways to attend to blocks, one answer: that of plain attention over the whole sequence."""
 
 import ctypes
+import platform
 import shutil
 import subprocess
 from dataclasses import replace
@@ -202,6 +203,21 @@ def test_a_query_gets_the_same_alone_as_among_others(
     for row in (0, 31, 32, 123, 124, 199):
         one = replace(context, rows=context.rows[:1], lens=context.lens[row : row + 1], starts=[0, 1])
         alone = kernel(together.query[row : row + 1], 0, one, 0.3, window, 0.0)
+        assert torch.equal(alone[0].float(), results[row])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is one of x86")
+@pytest.mark.parametrize("options", [{}, {"window": 600}, {"window": 40, "softcap": 1.5}], ids=str)
+def test_both_hold_on_a_machine_without_amx(options: dict[str, Any]) -> None:
+    library = build.load("-mno-amx-bf16")
+    assert library is not None
+    kernel = KernelAttention(library)
+    step = Step(shape(dim=48, dtype=torch.bfloat16), heads=6, block_size=32, segments=LONG)
+    results, context = step.run(kernel, **options), step.context
+    assert (results - step.plain(**options)).abs().max() < 2**-7
+    for row in (0, 42, 43, 129, 160, 200, 203):
+        one = replace(context, rows=context.rows[row : row + 1], lens=context.lens[row : row + 1], starts=[0, 1])
+        alone = kernel(step.query[row : row + 1], 0, one, 0.3, options.get("window", 0), options.get("softcap", 0.0))
         assert torch.equal(alone[0].float(), results[row])
 
 
