@@ -3,7 +3,7 @@
  *
  * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
  * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high. Rows
- * that lie in tiles (IN_TILES) are loaded from neighbouring lines of the cache, which come about half again as fast.
+ * that lie in tiles (IN_TILES) are loaded from neighbouring lines of the cache.
  */
 #include "products.h"
 #include "tiles.h"

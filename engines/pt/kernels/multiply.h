@@ -71,15 +71,15 @@ static void multiply_updated(const Decoder *d, const Matrix *m, const Rows *x, c
     lora_up_tile_float(u, &s->dealt, layer, &tile);
 }
 
-/* How the products of all rows with some panels are cut into tasks: blocks of rows, and stretches of panels, which a task
- * takes one after another for some rows at a time. */
+/* How the products of all rows with some panels are cut into tasks: blocks of rows, and stretches of panels, which a
+ * task takes one after another for some rows at a time. */
 typedef struct {
   int panels, stretch, stretches, rows, most, some;
   int64_t tasks;
 } Cut;
 
-/* Where rows lie in tiles, few of them are taken through several panels: they stay in the first-level cache, and panels
- * come from the second as one stream, which is faster than the other way round. */
+/* Where rows lie in tiles, few of them are taken through several panels: they stay in the first-level cache, and so do
+ * their products until they are where they belong. Panels come from the second as one stream. */
 static Cut cut_products(const Decoder *d, const Factors *x, int rows, int in, int panels, int threads) {
   Cut cut = {.panels = panels, .rows = rows, .most = block_rows(rows, in, d->dots)};
   int blocks = PORTIONS(rows, cut.most);
