@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.disk import sync
+from engines.checkpoint.gguf.config import config_of
+from engines.checkpoint.gguf.file import GgufFile, open_gguf
+from engines.checkpoint.gguf.tokenizer import backend_of, tokenizer_of
 from engines.errors import NotFound, TuneserveError
 from engines.setup.cache import cache_folder
 
@@ -23,6 +26,11 @@ NAME = "SmolLM2-135M-Instruct"
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Raise it when the conversion changes: folders of another format are converted anew."""
+SETTINGS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+)  # fmt: skip
+"""Of its configuration."""
 
 
 def demo_model(cache: Path | None = None, gguf: Path | None = None) -> Path:
@@ -80,129 +88,53 @@ def _replace(folder: Path, gguf: Path) -> None:
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Write the files of a Hugging Face model folder for a Llama model in GGUF with SmolLM's tokenizer."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise NotFound("converting the demo model needs the package gguf: pip install 'tuneserve[demo]'") from error
-    reader = GGUFReader(gguf)
-    meta = {name: field.contents() for name, field in reader.fields.items()}
-    tokens = {
-        "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
-    }
-    config = {**_config(meta), **tokens}
-    (target / "config.json").write_text(json.dumps(config, indent=2))
+    """Write the files of a Hugging Face model folder for a Llama model in GGUF."""
+    file = open_gguf(str(gguf))
+    config = config_of(file)
+    tokens = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    (target / "config.json").write_text(json.dumps({**_settings(config), **tokens}, indent=2))
     (target / "generation_config.json").write_text(json.dumps(tokens, indent=2))
-    _save_tokenizer(meta, target)
-    _save_weights(reader, config, target)
+    _save_tokenizer(file, target)
+    _save_weights(file, config, target)
 
 
-def _config(meta: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: Any) -> dict[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": config.architectures,
+        "model_type": config.model_type,
         "dtype": "bfloat16",
-        "vocab_size": meta["llama.vocab_size"],
-        "hidden_size": meta["llama.embedding_length"],
-        "intermediate_size": meta["llama.feed_forward_length"],
-        "num_hidden_layers": meta["llama.block_count"],
-        "num_attention_heads": meta["llama.attention.head_count"],
-        "num_key_value_heads": meta["llama.attention.head_count_kv"],
-        "head_dim": meta["llama.rope.dimension_count"],
-        "hidden_act": "silu",
-        "max_position_embeddings": meta["llama.context_length"],
-        "rms_norm_eps": round(meta["llama.attention.layer_norm_rms_epsilon"], 12),  # 1e-05, stored as a float32
-        "rope_theta": meta["llama.rope.freq_base"],
-        "tie_word_embeddings": True,
+        **{name: getattr(config, name) for name in SETTINGS},
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
-def _save_tokenizer(meta: dict[str, Any], target: Path) -> None:
-    """Byte-level BPE that splits every digit off first: transformers' own reading of a GGUF leaves the digits
-    together."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    vocabulary: list[str] = meta["tokenizer.ggml.tokens"]
-    control = 3  # token_type of GGUF
-    merges = [tuple(pair.split(" ")) for pair in meta["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = meta["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(vocabulary, kinds, strict=True)
-            if kind == control
-        ]
-    )
-    tokenizer.save(str(target / "tokenizer.json"))
+def _save_tokenizer(file: GgufFile, target: Path) -> None:
+    tokenizer = tokenizer_of(file)
+    backend_of(file).save(str(target / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": vocabulary[meta["tokenizer.ggml.bos_token_id"]],
-        "eos_token": vocabulary[meta["tokenizer.ggml.eos_token_id"]],
-        "pad_token": vocabulary[meta["tokenizer.ggml.padding_token_id"]],
-        "unk_token": vocabulary[meta["tokenizer.ggml.unknown_token_id"]],
-        "model_max_length": meta["llama.context_length"],
+        **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")},
+        "model_max_length": tokenizer.model_max_length,
         "clean_up_tokenization_spaces": False,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    (target / "chat_template.jinja").write_text(meta["tokenizer.chat_template"])
+    (target / "chat_template.jinja").write_text(tokenizer.chat_template)
 
 
-def _save_weights(reader: Any, config: dict[str, Any], target: Path) -> None:
+def _save_weights(file: GgufFile, config: Any, target: Path) -> None:
     import torch
-    from gguf import dequantize
     from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
 
-    weights = {}
-    for tensor in reader.tensors:
-        name = _hf_name(tensor.name)
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        if name.endswith("q_proj.weight"):
-            weight = _unpermute(weight, config["num_attention_heads"])
-        elif name.endswith("k_proj.weight"):
-            weight = _unpermute(weight, config["num_key_value_heads"])
-        weights[name] = weight.to(torch.bfloat16).contiguous()
+    from engines.checkpoint.gguf.weights import weights_in
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = {name: each.values().to(torch.bfloat16).contiguous() for name, each in weights_in(file, model).items()}
     path = target / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors leaves it to its owner alone: an image is built by one user and run by another
-
-
-def _unpermute(weight: Any, heads: int) -> Any:
-    """Undo llama.cpp's order of a head's rows: it keeps the two rows of a rotation side by side, transformers half a
-    head apart."""
-    rows, columns = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-_HF_NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _hf_name(gguf_name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`.
-
-    There is no output matrix: embeddings are tied.
-    """
-    *block, name, kind = gguf_name.split(".")
-    layer = f"layers.{block[1]}." if block else ""
-    return f"model.{layer}{_HF_NAMES[name]}.{kind}"
 
 
 def _sha256(path: Path) -> str:

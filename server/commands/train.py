@@ -161,8 +161,10 @@ def _how_to_use_gguf(made: Path, files: list[Path]) -> str:
     if (made / "Modelfile").exists():
         name = shlex.quote(made.name.lower())
         return f"The files are in {made}. ollama create {name} --file {shlex.quote(str(made / 'Modelfile'))}"
-    option = "--lora" if files[0].name == "adapter.gguf" else "--model"
-    return f"The file is {files[0]}. Serve it: llama-server {option} {shlex.quote(str(files[0]))}"
+    path = shlex.quote(str(files[0]))
+    if files[0].name == "adapter.gguf":
+        return f"The file is {files[0]}. Serve it beside its model's: llama-server --model ... --lora {path}"
+    return f"The file is {files[0]}. Serve it: tuneserve deploy --model {path}"
 
 
 def died(task: Task, folder: JobFolder, ended: Ended) -> int:

@@ -220,6 +220,8 @@ def _card(made: Made, name: str) -> Card:
     library, command = {
         "model": ("transformers", f"tuneserve deploy --model {shlex.quote(name)}"),
         "adapter": ("peft", f"tuneserve deploy --model {shlex.quote(made.base)} --adapters {shlex.quote(name)}"),
-        "gguf": ("gguf", f"llama-server --model {shlex.quote(name)}/{MODEL}"),
+        "gguf": ("gguf", f"tuneserve deploy --model {shlex.quote(name)}/{MODEL}"),
     }[made.kind]
+    if made.kind == "gguf" and made.relation == "adapter":
+        command = f"llama-server --model ... --lora {shlex.quote(name)}/{ADAPTER}"
     return Card(name=name, base=made.base, relation=made.relation, library=library, made=made.done, use=command)

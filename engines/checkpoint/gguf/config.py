@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from engines.checkpoint.gguf.file import GgufFile, unsupported
+from engines.checkpoint.gguf.vocabulary import end_ids, special_ids
 
 ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -43,11 +44,10 @@ def config_of(file: GgufFile) -> Any:
 
 
 def generation_config_of(file: GgufFile) -> Any:
-    """A `GenerationConfig`, whose ends are all that the file names."""
+    """A `GenerationConfig`, whose ends are all that end an answer."""
     from transformers import GenerationConfig
 
-    named = [file.said.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    ends = list(dict.fromkeys(each for each in named if each is not None))
+    ends = end_ids(file)
     return GenerationConfig(**_special(file) | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None})
 
 
@@ -83,8 +83,7 @@ def _rows_of_the_embedding(file: GgufFile) -> int:
 
 
 def _special(file: GgufFile) -> dict[str, Any]:
-    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    return {f"{ours}_token_id": file.said.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names.items()}
+    return {f"{name}_token_id": id for name, id in special_ids(file).items() if name != "unk"}
 
 
 def _dtype(file: GgufFile) -> str:

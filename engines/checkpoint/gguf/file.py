@@ -62,10 +62,24 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """A list of texts, which is read where it is wanted: a vocabulary is long, and mostly is not."""
+
+    content: memoryview = field(repr=False)
+    start: int
+    count: int
+
+    def read(self) -> list[str]:
+        """Raises UnicodeDecodeError."""
+        cursor = _Cursor(self.content, self.start)
+        return [cursor.text() for _ in range(self.count)]
+
+
+@dataclass(frozen=True, slots=True)
 class GgufFile:
     path: Path
     said: dict[str, Any]
-    """Its metadata; of lists of texts only how long they are."""
+    """Its metadata; lists of texts are `Texts`."""
     tensors: dict[str, StoredTensor]
 
     @property
@@ -147,9 +161,12 @@ class _Cursor:
         kind, count = self.numbers("IQ")
         if kind != STRING:
             return list(self.numbers(f"{count}{_letter(kind)}"))
+        start = self.at
         for _ in range(count):
             self.skip_text()
-        return count
+        if self.at > len(self._content):
+            raise struct.error("beyond the end")
+        return Texts(self._content, start, count)
 
 
 def _letter(kind: int) -> str:

@@ -1,66 +1,101 @@
 """The tokenizer of a model in a GGUF file.
 
-transformers builds it (`gguf_file`); what it does not know of is put right here: how texts are split for SmolLM, of
-which it leaves digits together, and whether a text begins with the model's first token.
+transformers' own reading (`gguf_file`) knows fewer ways to split texts, takes the names of DeepSeek's tokens apart,
+leaves out which words are taken whole and where texts begin with the first token, and puts no space after it.
 """
 
 from typing import Any
 
 from engines.checkpoint.gguf.file import GgufFile, unsupported
+from engines.checkpoint.gguf.pieces import tokenizer_of_pieces
+from engines.checkpoint.gguf.splits import Split, split_of
+from engines.checkpoint.gguf.vocabulary import (
+    CONTROL,
+    ENDS,
+    SENTENCEPIECE,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    special_ids,
+    texts,
+    vocabulary_of,
+)
 
 BYTE_LEVEL = "gpt2"
-PLAIN = ("gpt-2", "default")
-"""Names of splits that are GPT-2's, which a file without a name has, too."""
-DIGITS = "smollm"
-SPACE = "tokenizer.ggml.add_space_prefix"
-"""Whether a space is put before texts, as transformers' tokenizer of that kind has it, but for Gemma's."""
+NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
+"""Of Phi-3's tokens of SentencePiece, those that white space may follow: after the others it is no part of the text."""
 
 
 def tokenizer_of(file: GgufFile) -> Any:
     """A `PreTrainedTokenizerFast`. Raises UnsupportedModel."""
     from transformers import PreTrainedTokenizerFast
 
-    kind, split = file.said.get("tokenizer.ggml.model"), file.said.get("tokenizer.ggml.pre", PLAIN[0])
-    if kind == BYTE_LEVEL and split not in _known_splits():
-        known = ", ".join(sorted(_known_splits()))
-        raise unsupported(file.path, f"has a tokenizer that splits texts as {split}; known are {known}")
-    if kind not in (BYTE_LEVEL, "llama"):
-        raise unsupported(file.path, f"has a tokenizer of the kind {kind}: known are {BYTE_LEVEL} and llama")
-    if kind == "llama" and not file.architecture.startswith("gemma") and not file.said.get(SPACE, True):
-        raise unsupported(file.path, f"has a tokenizer of SentencePiece that is not read here ({SPACE} is false)")
-    found = PreTrainedTokenizerFast.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
-    if kind == BYTE_LEVEL and split == DIGITS:
-        _split_digits(found)
-    _begin(found, bool(file.said.get("tokenizer.ggml.add_bos_token", kind == "llama")))
-    found.model_max_length = file.own("context_length")
+    tokens = vocabulary_of(file).tokens
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=backend_of(file),
+        model_max_length=file.own("context_length"),
+        clean_up_tokenization_spaces=False,
+        **{f"{name}_token": tokens[id] for name, id in special_ids(file).items() if id is not None},
+    )
+    found.chat_template = file.said.get("tokenizer.chat_template")
     found.name_or_path = str(file.path)
     return found
 
 
-def _known_splits() -> set[str]:
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+def backend_of(file: GgufFile) -> Any:
+    """The `tokenizers.Tokenizer`. Raises UnsupportedModel."""
+    kind, vocabulary = file.said.get("tokenizer.ggml.model"), vocabulary_of(file)
+    if kind == BYTE_LEVEL:
+        split = split_of(file)
+        tokenizer, begins = _byte_level(file, vocabulary, split), split.takes_whole_words
+    elif kind == SENTENCEPIECE:
+        tokenizer, begins = tokenizer_of_pieces(file, vocabulary), True
+    else:
+        raise unsupported(file.path, f"has a tokenizer of the kind {kind}: known are {BYTE_LEVEL} and {SENTENCEPIECE}")
+    _add_tokens(tokenizer, vocabulary, stripped=file.architecture == "phi3" and kind == SENTENCEPIECE)
+    ends = file.said.get("tokenizer.ggml.add_eos_token", False)
+    _surround(tokenizer, file, vocabulary, file.said.get("tokenizer.ggml.add_bos_token", begins), ends)
+    return tokenizer
 
-    return {*GGUF_PRE_TOKENIZER_SPLITS, *PLAIN, DIGITS}
+
+def _byte_level(file: GgufFile, vocabulary: Vocabulary, split: Split) -> Any:
+    from tokenizers import Tokenizer, decoders, models
+
+    merges = [tuple(pair.split(" ")) for pair in texts(file, "tokenizer.ggml.merges")]
+    whole = split.takes_whole_words
+    tokenizer = Tokenizer(models.BPE({t: id for id, t in enumerate(vocabulary.tokens)}, merges, ignore_merges=whole))
+    if (normalizer := split.normalizer) is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = split.pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
-def _split_digits(tokenizer: Any) -> None:
-    from tokenizers import pre_tokenizers
+def _add_tokens(tokenizer: Any, vocabulary: Vocabulary, *, stripped: bool) -> None:
+    """Have those found in a text first that are no part of it. `stripped`: with the white space after them."""
+    from tokenizers import AddedToken
 
-    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    found = []
+    for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True):
+        special = kind in (CONTROL, UNKNOWN) or token in ENDS
+        if special or kind == USER_DEFINED:
+            strips = stripped and token not in NOT_STRIPPED
+            found.append(AddedToken(token, special=special, normalized=False, rstrip=strips))
+    tokenizer.add_tokens(found)
 
 
-def _begin(tokenizer: Any, with_bos: bool) -> None:
-    """Have every text begin with the first token, or none."""
+def _surround(tokenizer: Any, file: GgufFile, vocabulary: Vocabulary, begins: bool, ends: bool) -> None:
+    """Have texts begin with the first token, and end with the last."""
     from tokenizers import processors
 
-    bos, id = tokenizer.bos_token, tokenizer.bos_token_id
-    begins = id is not None and tokenizer("a").input_ids[:1] == [id]
-    if begins == with_bos or (with_bos and id is None):
+    ids, tokens = special_ids(file), vocabulary.tokens
+    wanted = [name for name, put in (("bos", begins), ("eos", ends)) if put and ids[name] is not None]
+    around = {name: tokens[ids[name]] for name in wanted}
+    if not around:
         return
-    made: Any = processors.ByteLevel(trim_offsets=False)
-    if with_bos:
-        made = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, id)]
-        )
-    tokenizer.backend_tokenizer.post_processor = made
+    before, after = ([around[name]] if name in around else [] for name in ("bos", "eos"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)],
+        special_tokens=[(token, ids[name]) for name, token in around.items()],
+    )

@@ -82,6 +82,19 @@ def test_a_trained_model_is_served_as_it_is(
     assert "Serve it: tuneserve deploy --model /" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("model.gguf", "Serve it: tuneserve deploy --model /"), ("adapter.gguf", "llama-server --model ... --lora /")],
+)
+def test_a_gguf_file_is_served_by_what_reads_it(
+    name: str, command: str, worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker("exports", name)
+    assert cli.main(["export", "--model", "m", "--to_gguf", "f16", "--output_dir", "out"]) == 0
+    said = capsys.readouterr().out
+    assert command in said and f"out/{name}" in said
+
+
 def test_a_failure_is_told_in_the_words_of_the_worker(
     worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

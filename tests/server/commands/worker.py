@@ -39,6 +39,11 @@ class Worker:
         (self.folder / "merged" / "config.json").write_text("{}")
         self.trains_a_model("merged")
 
+    def exports(self, name: str) -> None:
+        (self.folder / "exported").mkdir()
+        (self.folder / "exported" / name).touch()
+        self.result(status="succeeded", artifact="exported", kind="gguf")
+
     def fails(self, message: str, param: str | None) -> None:
         sys.stdout.write("Traceback ...\n")
         self.result(status="failed", error={"code": "c", "message": message, "param": param})
@@ -71,7 +76,7 @@ class Worker:
 DEEDS: dict[str, Callable[..., None]] = {
     deed.__name__: deed
     for deed in (
-        Worker.trains_an_adapter, Worker.trains_a_model, Worker.merges, Worker.fails, Worker.dies,
+        Worker.trains_an_adapter, Worker.trains_a_model, Worker.merges, Worker.exports, Worker.fails, Worker.dies,
         Worker.stops_when_told, Worker.does_not_stop,
     )
 }  # fmt: skip
