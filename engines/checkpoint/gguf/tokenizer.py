@@ -61,9 +61,12 @@ def backend_of(file: GgufFile) -> Any:
 def _byte_level(file: GgufFile, vocabulary: Vocabulary, split: Split) -> Any:
     from tokenizers import Tokenizer, decoders, models
 
-    merges = [tuple(pair.split(" ")) for pair in texts(file, "tokenizer.ggml.merges")]
-    whole = split.takes_whole_words
-    tokenizer = Tokenizer(models.BPE({t: id for id, t in enumerate(vocabulary.tokens)}, merges, ignore_merges=whole))
+    ids = {token: id for id, token in enumerate(vocabulary.tokens)}
+    merges: Any = [tuple(pair.split(" ")) for pair in texts(file, "tokenizer.ggml.merges")]
+    try:
+        tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=split.takes_whole_words))
+    except Exception as error:  # tokenizers has no class of its own
+        raise unsupported(file.path, f"has a tokenizer whose merges are not of its tokens: {error}") from error
     if (normalizer := split.normalizer) is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = split.pre_tokenizer

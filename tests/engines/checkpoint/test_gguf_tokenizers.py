@@ -149,6 +149,14 @@ def test_what_is_no_way_to_split_that_is_known_is_refused_by_its_name(tmp_path: 
     assert error.value.param == "model"
 
 
+def test_merges_of_other_tokens_are_refused(tmp_path: Path) -> None:
+    own = of_bytes()
+    for merges in (["a b"], ["a"]):
+        path = write_merges(own, tmp_path / "a.gguf", "gpt-2", tokenizer__ggml__merges=merges)
+        with pytest.raises(UnsupportedModel, match="merges are not of its tokens"):
+            load_tokenizer(str(path))
+
+
 def test_words_that_are_tokens_are_taken_whole_where_llama_3_takes_them(tmp_path: Path) -> None:
     """Though no merges come to them."""
     found = {}
