@@ -54,7 +54,8 @@ def write_pieces(pieces: Any, path: Path, architecture: str = "llama", **said: A
     """A GGUF file with the tokenizer and nothing else of a model. `said`: more of what it says, `__` for dots."""
     from sentencepiece import sentencepiece_model_pb2
 
-    stored = sentencepiece_model_pb2.ModelProto.FromString(pieces.serialized_model_proto()).pieces
+    messages: Any = sentencepiece_model_pb2  # its classes are made while it is imported
+    stored = messages.ModelProto.FromString(pieces.serialized_model_proto()).pieces
     plain = [piece.piece.replace("\u2581", " ") if piece.type == USER_DEFINED else piece.piece for piece in stored]
     ids = {f"{name}_token_id": getattr(pieces, f"{ours}_id")() for name, ours in NAMES.items()}
     own = {"model": "llama", "pre": "default", "tokens": plain, "scores": [piece.score for piece in stored]}
