@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any, TypeVar
 
+import orjson
+
 from server.infer.endpoint import LocalEndpoint, make_endpoint, started
 from server.openai.schema import ChatRequest
 from training.params.infer import AnswerParams
@@ -33,7 +35,7 @@ class LocalSpeaker:
     async def _answer(self, body: dict[str, Any], said: "_Said") -> None:
         with ExitStack() as held:
             answer = await self._endpoint.chat(ChatRequest.model_validate({**body, "stream": True}), held)
-            await answer.stream(said.take)
+            await answer.stream(lambda chunk: said.take(orjson.loads(orjson.dumps(chunk))))  # as a client reads it
 
 
 class _Said:

@@ -73,9 +73,11 @@ class Renderer(Protocol):
     events: EventStyle
     """How its chunks are sent."""
 
-    def chunks(self, delta: AnswerDelta) -> Iterable[dict[str, Any]]: ...
+    def chunks(self, delta: AnswerDelta) -> Iterable[Any]:
+        """Each is a dict, or JSON that has been made of one."""
+        ...
 
-    def last_chunks(self, usage: Usage) -> Iterable[dict[str, Any]]: ...
+    def last_chunks(self, usage: Usage) -> Iterable[Any]: ...
 
     def add(self, delta: AnswerDelta) -> None: ...
 
@@ -113,7 +115,7 @@ class Answer:
         """How its stream looks."""
         return self._renderer.events
 
-    async def stream(self, send: Callable[[dict[str, Any]], None]) -> None:
+    async def stream(self, send: Callable[[Any], None]) -> None:
         """Give `send` each chunk, none before the engine's first output."""
 
         chunks = self._renderer.chunks

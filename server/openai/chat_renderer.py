@@ -31,8 +31,12 @@ class ChatRenderer:
         reasons = asked.plan.reasoning is not None
         self._choices = [ChatChoice(index, body, vocabulary, reasons) for index in range(body.n)]
 
-    def chunks(self, delta: AnswerDelta) -> list[dict[str, Any]]:
-        return self._chunks.of(self._choices[delta.text.index].pieces(delta), delta)
+    def chunks(self, delta: AnswerDelta) -> list[Any]:
+        choice = self._choices[delta.text.index]
+        text = choice.only_text(delta) if self._chunks.alike else None
+        if text is not None:
+            return [self._chunks.of_text(delta.text.index, text, choice.text_piece)]
+        return self._chunks.of(choice.pieces(delta), delta)
 
     def last_chunks(self, usage: Usage) -> list[dict[str, Any]]:
         return self._chunks.last(usage)
@@ -67,6 +71,7 @@ class ChatChoice:
         self._vocabulary = vocabulary
         self._begun = False
         self._shows_reasoning = body.include_reasoning or not reasons
+        self._plain = not (self._logprobs or self._return_token_ids or self._calls_function)
         self._message = Message(self._echoed)
         self._entries: list[orjson.Fragment] = []
         self._token_ids: list[int] = []
@@ -110,6 +115,15 @@ class ChatChoice:
         return choice
 
     # --- in pieces
+
+    def only_text(self, delta: AnswerDelta) -> str | None:
+        """The text of a delta that brings nothing but more text, as nearly all do; None for any other."""
+        if not (self._plain and self._begun and self._shows_reasoning) or delta.finish is not None:
+            return None
+        return delta.parts[0].content if len(delta.parts) == 1 else None
+
+    def text_piece(self, text: str) -> dict[str, Any]:
+        return self._piece({"content": text})
 
     def pieces(self, delta: AnswerDelta) -> list[dict[str, Any]]:
         """The delta as choices of chunks: none where it has nothing to say yet, several where it says several

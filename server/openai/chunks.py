@@ -1,13 +1,19 @@
 """The envelope of an answer, and of each of its chunks: the same for chat completions and completions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from server.openai.answer import AnswerDelta
 from server.openai.asked import Asked
 from server.openai.schema import StreamOptions
 from server.openai.usage import Usage
+
+MARK = "\0text"
+"""Stands for a text where it will be: no id and no name of a model has a NUL in it."""
+QUOTED = orjson.dumps(MARK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,7 @@ class Chunks:
         self._usages: dict[int, Usage] = {}  # of each choice
         self._no_usage: dict[str, Any] = {"usage": None} if self._include_usage else {}
         self._first = first
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # text of each choice
 
     def of(self, pieces: Iterable[dict[str, Any]], delta: AnswerDelta) -> list[dict[str, Any]]:
         """The chunks of one delta, which is in pieces."""
@@ -45,6 +52,23 @@ class Chunks:
             chunks[0].update(self._first)
             self._first = {}
         return chunks
+
+    @property
+    def alike(self) -> bool:
+        """Whether chunks that only bring more text differ in nothing else."""
+        return not self._continuous and not self._first
+
+    def of_text(self, index: int, text: str, piece: Callable[[str], dict[str, Any]]) -> orjson.Fragment:
+        """The chunk of a choice with more text, while chunks are `alike`: all but the text is made once.
+
+        `piece`: the choice with a text, the same for every call.
+        """
+        if index not in self._around:
+            chunk = {**self._head, "choices": [piece(MARK)], **self._no_usage}
+            before, _, after = orjson.dumps(chunk).partition(QUOTED)
+            self._around[index] = before, after
+        before, after = self._around[index]
+        return orjson.Fragment(before + orjson.dumps(text) + after)
 
     def last(self, usage: Usage) -> list[dict[str, Any]]:
         return [{**self._head, "choices": [], "usage": usage.to_wire()}] if self._include_usage else []

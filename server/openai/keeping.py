@@ -71,11 +71,11 @@ class KeepingRenderer:
         self._kept.keep_later(answer["id"], lambda: self._completion(answer))
         return answer
 
-    def chunks(self, delta: AnswerDelta) -> Iterable[dict[str, Any]]:
+    def chunks(self, delta: AnswerDelta) -> Iterable[Any]:
         self._inner.add(delta)
         return self._inner.chunks(delta)
 
-    def last_chunks(self, usage: Usage) -> Iterable[dict[str, Any]]:
+    def last_chunks(self, usage: Usage) -> Iterable[Any]:
         self.whole(usage)
         return self._inner.last_chunks(usage)
 

@@ -57,6 +57,19 @@ def test_a_character_of_several_tokens_comes_in_one_chunk(api: Api) -> None:
     assert contents == ["", "a", "🙂", "b", None]
 
 
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}], ids=["", "usage"])
+def test_whatever_signs_a_text_has_its_chunks_bring_it_and_are_all_alike(api: Api, options: dict[str, Any]) -> None:
+    text = 'quotes ", \\ and \'; \n\t; }]}; \0text "\\u0000text"; \u2028 é 😀'
+    chunks = api.chat_chunks(text, n=2, **options)
+    for index in range(2):
+        own = [chunk for chunk in chunks if chunk["choices"] and choice_of(chunk)["index"] == index]
+        assert "".join(choice_of(chunk)["delta"].get("content", "") for chunk in own) == text
+        first, *others = own[1:-1]
+        for chunk in others:
+            choice_of(first)["delta"]["content"] = choice_of(chunk)["delta"]["content"]
+            assert chunk == first
+
+
 def test_include_usage_adds_the_totals_at_the_end(api: Api) -> None:
     *chunks, last = api.chat_chunks("hi", stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
