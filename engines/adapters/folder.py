@@ -119,17 +119,6 @@ def refuse_inserted(folder: Path) -> None:
         raise InvalidAdapter(message, param="adapters")
 
 
-def check_base_model(spec: AdapterSpec, model: str) -> None:
-    """Refuse an adapter that says it was trained on another model. Raises InvalidAdapter.
-
-    The last part of the names decides, as a hub id and the folder of a copy differ in what comes before it.
-    """
-    named, served = (name.rstrip("/").rpartition("/")[2] for name in (spec.base_model, model))
-    if named and named.lower() != served.lower():
-        message = f"the adapter was trained on {named[:100]!r}, and this server serves {served!r}"
-        raise InvalidAdapter(message, param="base_model_name_or_path")
-
-
 def content_hash(folder: Path) -> str:
     """Hex digest of what determines the outputs of an adapter that has been read: its settings, its weights, and the
     chat template that it brings."""

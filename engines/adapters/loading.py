@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.adapters.folder import check_base_model
+from engines.adapters.base_model import check_base_model
 from engines.adapters.held import HeldVersions
 from engines.adapters.names import check_name
 from engines.adapters.published import PublishedNames

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engines.adapters import folder as adapter_folder
-from engines.adapters.folder import check_base_model, content_hash, read_adapter
+from engines.adapters.folder import content_hash, read_adapter
 from engines.adapters.spec import CONFIG, MODEL_CONFIG, WEIGHTS, LoraModule
 from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
@@ -341,27 +341,6 @@ def test_numbers_that_are_no_floats_are_refused(tmp_path: Path, kind: type[np.ge
 def test_floats_of_any_width_are_served(tmp_path: Path, kind: type[np.generic]) -> None:
     tensors = {name: tensor.astype(kind) for name, tensor in lora_tensors().items()}
     assert read_adapter(write_adapter(tmp_path, tensors=tensors), ECHO).rank == 2
-
-
-# ---- the base model
-
-
-@pytest.mark.parametrize("named", ["org/echo", "echo", "/models/Echo/", "ECHO", ""])
-def test_the_last_part_of_a_base_models_name_decides(tmp_path: Path, named: str) -> None:
-    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=named), ECHO)
-    check_base_model(spec, "tests/echo")
-
-
-def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path) -> None:
-    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path="org/echo-large"), ECHO)
-    with pytest.raises(InvalidAdapter, match=r"'echo-large'.*'echo'") as error:
-        check_base_model(spec, "tests/echo")
-    assert error.value.param == "base_model_name_or_path"
-
-
-def test_an_adapter_that_names_no_base_model_fits_by_its_shapes(tmp_path: Path) -> None:
-    spec = read_adapter(write_adapter(tmp_path, base_model_name_or_path=None), ECHO)
-    check_base_model(spec, "tests/echo")
 
 
 # ---- heads that classify
