@@ -29,7 +29,7 @@ def leave_out_triton() -> None:
 def ask_for_huge_pages() -> None:
     """Before anything imports torch: have tensors of 2 MiB or more lie in pages of as much, where Linux grants them to
     those that ask (madvise). A step on a CPU takes and gives back more than the weights, and each page that it takes
-    again is a fault: there are 4 to 5 times fewer, and a training of 135 million weights takes 90 MiB less.
+    again is a fault: there are fewer so, and a training of all of 135 million weights takes 90 MiB less.
 
     `THP_MEM_ALLOC_ENABLE` is torch's own variable, which whoever sets it to 0 keeps so.
     """

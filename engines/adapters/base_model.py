@@ -11,7 +11,7 @@ FORM = re.compile(
         | (i?q|tq)\d(_[a-z0-9]+)* | mxfp4 | nvfp4  # its types
         | f32 | fp32 | f16 | fp16 | bf16
         | gptq | awq | hqq | eetq | bnb | torchao | autoround | marlin | nf4 | fp4 | fp8(_e4m3)? | quantized
-        | w\d+a\d+(g\d+)? | (u?int)?\d+bits? | u?int\d+ | g\d+ | dynamic
+        | w\d+a\d+(g\d+)? | (u?int)?\d+bits? | u?int\d+ | g(32|64|128) | dynamic
     )$""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -30,12 +30,12 @@ def tokenizer_of(file: GgufFile) -> Any:
     """A `PreTrainedTokenizerFast`. Raises UnsupportedModel."""
     from transformers import PreTrainedTokenizerFast
 
-    tokens = vocabulary_of(file).tokens
+    backend = backend_of(file)
     found = PreTrainedTokenizerFast(
-        tokenizer_object=backend_of(file),
+        tokenizer_object=backend,
         model_max_length=file.own("context_length"),
         clean_up_tokenization_spaces=False,
-        **{f"{name}_token": tokens[id] for name, id in special_ids(file).items() if id is not None},
+        **{f"{name}_token": backend.id_to_token(id) for name, id in special_ids(file).items() if id is not None},
     )
     found.chat_template = file.said.get("tokenizer.chat_template")
     found.name_or_path = str(file.path)
