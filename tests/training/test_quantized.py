@@ -188,6 +188,7 @@ def test_grpo_draws_from_the_quantised_model_what_it_says_after_two_steps(shop: 
     [
         ({"rlhf_type": "grpo", "reward_funcs": ["format"], "use_dora": True}, "quant_method"),
         ({"rlhf_type": "gkd", "teacher_model": "m", "seq_kd": True}, "seq_kd"),
+        ({"rlhf_type": "gkd", "teacher_model": "m", "seq_kd": True, "lmbda": 0}, "seq_kd"),
     ],
     ids=str,
 )

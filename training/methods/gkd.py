@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from training.methods.base import Beside, Method
 from training.params.gkd import GkdParams
-from training.params.refusal import Refusal
+from training.params.refusal import Refusal, given
 from training.params.rlhf import RlhfParams
 from training.params.rollouts import RolloutParams
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BETA = 0.5
 """Unless given: TRL's."""
+DRAWING = ("temperature", "response_length", *RolloutParams.model_fields)
+"""Parameters of answers that are drawn."""
 
 
 class Gkd(Method[RlhfParams]):
@@ -48,6 +50,9 @@ class Gkd(Method[RlhfParams]):
             found.append(("router_aux_loss_coef", "gkd adds no such loss: leave it out"))
         if params.seq_kd and params.lmbda == 1:
             found.append(("seq_kd", "with lmbda 1 all answers are the model's own, and none the teacher's"))
+        if not params.seq_kd and params.lmbda == 0:
+            reason = "with lmbda 0 and without seq_kd no answer is drawn: leave it out"
+            found += [(name, reason) for name in given(params, DRAWING)]
         return found
 
     def trainer(self, job: "Training[RlhfParams]") -> Any:

@@ -27,6 +27,11 @@ class ScheduleFree(Optimizer):
         found = missing("schedulefree", "optim", params.optim)
         if "lr_scheduler_type" in params.model_fields_set and params.lr_scheduler_type != "constant":
             found.append(("lr_scheduler_type", f"{params.optim} does without a schedule: leave it out"))
+        if params.lr_scheduler_kwargs:
+            found.append(("lr_scheduler_kwargs", f"{params.optim} does without a schedule: leave it out"))
+        if params.train_type == "adalora":
+            reason = f"the average of {params.optim} brings back what adalora takes away: choose adamw_torch"
+            found.append(("optim", reason))
         if params.warmup_ratio > 0 and params.optim == "schedule_free_radam":
             found.append(("warmup_ratio", "RAdam needs no warm-up: leave it out"))
         for name in given(params, ("deepspeed", "fsdp")):

@@ -7,12 +7,8 @@ from training.methods import METHODS
 from training.params.evaluation import given_for_evaluation
 from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
+from training.refusals.schedules import FOLLOW_EVALUATION, unfit_schedule
 from training.tuners import TUNERS
-
-FOLLOW_EVALUATION = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that go by what an evaluation found."""
-CONSTANT = ("constant", "constant_with_warmup")
-MIN_LR = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +27,7 @@ def idle(params: SftParams) -> list[Refusal]:
         *found,
         *_beside_an_adapter(params),
         *_without_evaluation(params),
-        *_unfit_schedule(params),
+        *unfit_schedule(params),
         *_unknown_metric(params),
     ]
 
@@ -68,7 +64,21 @@ RULES = (
         lambda params: not params.gradient_checkpointing,
         "gradient_checkpointing is off: turn it on, or leave this out",
     ),
+    _Rule(
+        ("save_steps",),
+        lambda params: params.save_strategy != "steps" and not _evaluated_every_save_steps(params),
+        "no checkpoint is written by steps: set save_strategy to steps, or leave this out",
+    ),
+    _Rule(
+        ("eval_steps",),
+        lambda params: (params.eval_strategy or params.save_strategy) == "epoch",
+        "evaluations come after each epoch: set eval_strategy to steps, or leave this out",
+    ),
 )
+
+
+def _evaluated_every_save_steps(params: SftParams) -> bool:
+    return params.eval_strategy == "steps" and params.eval_steps is None
 
 
 def _beside_an_adapter(params: SftParams) -> Iterator[Refusal]:
@@ -99,18 +109,6 @@ def _no_evaluation(params: SftParams) -> str | None:
     if (params.eval_strategy or params.save_strategy) == "no":
         return "nothing is evaluated: set eval_strategy to steps or epoch"
     return None
-
-
-def _unfit_schedule(params: SftParams) -> Iterator[Refusal]:
-    schedule, settings = params.lr_scheduler_type, params.lr_scheduler_kwargs or {}
-    if schedule in CONSTANT and settings:
-        yield "lr_scheduler_kwargs", f"the schedule {schedule} has no settings: leave it out"
-    if schedule == "constant" and params.warmup_ratio > 0:
-        yield "warmup_ratio", "the schedule constant has no warm-up: choose constant_with_warmup"
-    if schedule in MIN_LR and len({"min_lr", "min_lr_rate"} & settings.keys()) != 1:
-        yield "lr_scheduler_kwargs", f"the schedule {schedule} needs min_lr or min_lr_rate in it"
-    if schedule == "warmup_stable_decay" and "num_decay_steps" not in settings:
-        yield "lr_scheduler_kwargs", f"the schedule {schedule} needs num_decay_steps in it"
 
 
 def _unknown_metric(params: SftParams) -> Iterator[Refusal]:

@@ -44,13 +44,13 @@ def _of_adapter(params: SftParams) -> Iterator[Refusal]:
 
 def _of_rollouts(params: SftParams) -> Iterator[Refusal]:
     method = METHODS.get(params.method)
+    if isinstance(params, RlhfParams) and params.method == "gkd" and params.seq_kd:
+        yield "seq_kd", "a quantised teacher writes no answers: leave it out, or quant_method"
     if method is None or not method.draws(params):
         return
     if params.train_type != "lora" or params.use_dora or params.lora_bias != "none":
         reason = "answers are drawn by the quantised base with the adapter beside it, which only plain LoRA can be"
         yield "quant_method", reason
-    if isinstance(params, RlhfParams) and method.name == "gkd" and params.seq_kd:
-        yield "seq_kd", "a quantised teacher writes no answers: leave it out, or quant_method"
 
 
 def _of_processes(params: SftParams) -> Iterator[Refusal]:

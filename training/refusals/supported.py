@@ -15,6 +15,9 @@ from training.params.task import TASKS, Task, params_of
 from training.refusals import libraries, processes, quantized
 from training.refusals.idle import idle
 
+CHECKPOINTING = frozenset({"use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"})
+"""Settings of torch.utils.checkpoint that JSON can say."""
+
 
 @cache
 def supported(params: type[Params]) -> frozenset[str]:
@@ -96,6 +99,9 @@ def _unfit(params: SftParams) -> list[Refusal]:
             found.append((name, "streamed data has no epochs: choose steps"))
     if params.interleave_prob is not None and len(params.interleave_prob) != len(params.dataset):
         found.append(("interleave_prob", f"there must be one for each of the {len(params.dataset)} data sets"))
+    for name in sorted((params.gradient_checkpointing_kwargs or {}).keys() - CHECKPOINTING):
+        choices = ", ".join(sorted(CHECKPOINTING))
+        found.append(("gradient_checkpointing_kwargs", f"there is no setting {name!r}; there are {choices}"))
     return found
 
 

@@ -176,10 +176,10 @@ def _check_answered(job: Training[RlhfParams]) -> None:
     """Whether whatever has to be answered by the data is. Raises InvalidRequest."""
     params = job.params
     for param, rows, needed in (
-        ("dataset", job.data.train, params.lmbda < 1 and not params.seq_kd),
+        ("dataset", None if params.streaming else job.data.train, params.lmbda < 1 and not params.seq_kd),
         ("val_dataset", job.data.evaluation, params.lmbda == 0),
     ):
-        if needed and rows is not None and not params.streaming and not all(map(len, rows["completion_ids"])):
+        if needed and rows is not None and not all(map(len, rows["completion_ids"])):
             raise InvalidRequest(NO_ANSWER, param=param)
 
 

@@ -94,11 +94,9 @@ def of_every_training(task: str) -> dict[str, Row]:
             logging_steps=Two(1, 2, asked("logging_steps")),
             max_steps=Two(1, 2, asked("max_steps")),
             num_train_epochs=Two(3, 2, asked("num_train_epochs")),
-            save_strategy=Two("steps", "epoch", asked("save_strategy")),
             save_steps=Two(1, 2, asked("save_steps")),
             save_only_model=Two(False, True, files),
             save_on_each_node=Two(False, True, asked("save_on_each_node")),
-            eval_strategy=Two("steps", "epoch", asked("eval_strategy")),
             eval_steps=Two(1, 2, asked("eval_steps")),
             metric_for_best_model=Two("loss", "token_accuracy", asked("metric_for_best_model")),
             greater_is_better=Two(False, True, asked("greater_is_better")),
@@ -114,6 +112,11 @@ def of_every_training(task: str) -> dict[str, Row]:
             dataset_num_proc=Two(1, 2, told("num_proc", to="Dataset.map")),
             seed=Two(42, 1, asked("seed")),
             data_seed=Two(42, 1, asked("data_seed")),
+        ),
+        **together(
+            base | EVALUATED,
+            save_strategy=Two("steps", "epoch", asked("save_strategy")),
+            eval_strategy=Two("steps", "epoch", asked("eval_strategy")),
         ),
         **together(
             base | THREE_STEPS,

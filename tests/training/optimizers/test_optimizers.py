@@ -127,6 +127,12 @@ def test_no_name_is_made_by_two() -> None:
             "lr_scheduler_type",
             "schedule_free_adamw does without a schedule",
         ),
+        (
+            {"optim": "schedule_free_adamw", "lr_scheduler_kwargs": {"num_cycles": 2}},
+            "lr_scheduler_kwargs",
+            "schedule_free_adamw does without a schedule",
+        ),
+        ({"optim": "schedule_free_adamw", "train_type": "adalora"}, "optim", "brings back what adalora takes away"),
         ({"optim": "schedule_free_radam", "warmup_ratio": 0.1}, "warmup_ratio", "needs no warm-up"),
         ({"optim": "schedule_free_adamw", "deepspeed": "zero2"}, "deepspeed", "into their average"),
         ({"optim": "adamw_8bit", "fsdp": "full_shard"}, "fsdp", "keeps what belongs to whole weights"),

@@ -1,12 +1,15 @@
 """Names that transformers' trainer knows: ours are its own, and another one is refused before anything is loaded."""
 
+from inspect import signature
 from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 from transformers.trainer_utils import SchedulerType
 
 from training.params.choices import Reporter, Schedule
@@ -14,6 +17,7 @@ from training.params.sft import SftParams
 from training.params.task import TASK
 from training.refusals.idle import idle
 from training.refusals.reporters import PACKAGES
+from training.refusals.schedules import SETTINGS
 from training.refusals.supported import refusals
 
 
@@ -64,7 +68,7 @@ def test_every_reporter_says_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("schedule", get_args(Schedule))
-@pytest.mark.parametrize("settings", [None, {"min_lr": 1e-5}, {"num_decay_steps": 2}], ids=str)
+@pytest.mark.parametrize("settings", [None, {"min_lr": 1e-5}, {"num_decay_steps": 2}, {"power": 2.0}], ids=str)
 def test_a_schedule_that_the_library_would_not_make_is_refused_at_once(
     schedule: Any, settings: dict[str, Any] | None
 ) -> None:
@@ -73,8 +77,16 @@ def test_a_schedule_that_the_library_would_not_make_is_refused_at_once(
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     made = make(schedule, optimizer, settings)
 
-    if "unexpected" not in made:  # which setting is whose, the library says itself
-        assert refused == (made != "made" or (schedule.startswith("constant") and settings is not None)), made
+    assert refused == (made != "made" or (schedule.startswith("constant") and settings is not None)), made
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_the_settings_of_a_schedule_are_the_librarys(schedule: str) -> None:
+    made_by: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}
+    function = made_by.get(schedule) or TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(schedule)]
+    ours = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+
+    assert SETTINGS[schedule] == signature(function).parameters.keys() - ours
 
 
 def make(schedule: str, optimizer: torch.optim.Optimizer, settings: dict[str, Any] | None) -> str:

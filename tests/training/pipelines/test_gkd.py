@@ -21,7 +21,8 @@ SETTINGS = BRIEF | {
     "rlhf_type": "gkd", "gradient_accumulation_steps": 2, "response_length": 12, "temperature": 1.0,
 }  # fmt: skip
 OF_LORA = {"lora_dropout": 0.0}
-TO_THE_DATA = {"lmbda": 0}
+TO_THE_DATA = {"lmbda": 0, "response_length": 512, "temperature": 0.7}
+"""With what is said of answers that are drawn at its default."""
 ON_POLICY = {"lmbda": 1}
 BY_THE_TEACHER = {"lmbda": 0, "seq_kd": True}
 
@@ -97,15 +98,22 @@ def test_prompts_alone_do_where_the_model_answers_them(
     assert list(PeftModel.from_pretrained(base, folder.path / "checkpoint-6").peft_config) == ["default"]
 
 
-@pytest.mark.parametrize(
-    ("given", "param"), [({}, "dataset"), ({"lmbda": 0}, "dataset"), ({"streaming": True}, "dataset")]
-)
+@pytest.mark.parametrize("given", [{}, TO_THE_DATA, {"streaming": True}], ids=["some", "all", "streamed"])
 def test_rows_that_nobody_answers_are_refused(
-    train: Callable[..., JobFolder], prompts: Path, given: dict[str, Any], param: str
+    train: Callable[..., JobFolder], prompts: Path, given: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidRequest, match="lmbda 1") as refused:
         train(dataset=str(prompts), **given)
-    assert refused.value.param == param
+    assert refused.value.param == "dataset"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_validation_rows_that_nobody_answers_are_refused(
+    train: Callable[..., JobFolder], prompts: Path, streaming: bool
+) -> None:
+    with pytest.raises(InvalidRequest, match="lmbda 1") as refused:
+        train(val_dataset=str(prompts), eval_strategy="steps", eval_steps=3, streaming=streaming, **TO_THE_DATA)
+    assert refused.value.param == "val_dataset"
 
 
 def test_a_teacher_with_other_tokens_is_refused(train: Callable[..., JobFolder], teacher: Path, tmp_path: Path) -> None:
@@ -130,6 +138,9 @@ def test_a_teacher_with_other_tokens_is_refused(train: Callable[..., JobFolder],
         ({"teacher_model": None}, ("teacher_model", "name the model")),
         ({"beta": 1.5}, ("beta", "from 0 to 1")),
         ({"seq_kd": True, "lmbda": 1}, ("seq_kd", "none the teacher's")),
+        ({"lmbda": 0, "temperature": 0.3}, ("temperature", "no answer is drawn")),
+        ({"lmbda": 0, "response_length": 9}, ("response_length", "no answer is drawn")),
+        ({"lmbda": 0, "rollout_device": "cpu"}, ("rollout_device", "no answer is drawn")),
         ({"rpo_alpha": 0.3}, ("rpo_alpha", "only rlhf_type dpo")),
         ({"rlhf_type": "dpo", "lmbda": 0.3}, ("lmbda", "only rlhf_type gkd")),
     ],

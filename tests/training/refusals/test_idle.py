@@ -68,6 +68,22 @@ def test_going_on_from_a_whole_checkpoint_makes_the_adapter_anew() -> None:
         ({"val_dataset": ["v"], "save_strategy": "no", "eval_steps": 3}, "eval_steps", "set eval_strategy"),
         (NO_EVALUATION | {"lr_scheduler_type": "greedy"}, "lr_scheduler_type", "name a val_dataset"),
         ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, "warmup_ratio", "constant_with_warmup"),
+        ({"val_dataset": ["v"], "eval_strategy": "epoch", "eval_steps": 3}, "eval_steps", "set eval_strategy to steps"),
+        ({"val_dataset": ["v"], "save_strategy": "epoch", "eval_steps": 3}, "eval_steps", "set eval_strategy to steps"),
+        ({"save_strategy": "epoch", "save_steps": 3}, "save_steps", "set save_strategy to steps"),
+        ({"save_strategy": "no", "save_steps": 3}, "save_steps", "set save_strategy to steps"),
+        (
+            {"save_strategy": "no", "save_steps": 3, "val_dataset": ["v"], "eval_strategy": "steps", "eval_steps": 2},
+            "save_steps",
+            "set save_strategy to steps",
+        ),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs", "no settings"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs", "what it has is num_cycles"),
+        (
+            {"val_dataset": ["v"], "lr_scheduler_type": "reduce_lr_on_plateau", "warmup_ratio": 0.1},
+            "warmup_ratio",
+            "has no warm-up",
+        ),
         (
             {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 2}},
             "lr_scheduler_kwargs",
@@ -96,6 +112,7 @@ def test_what_others_keep_from_being_read(params: dict[str, Any], name: str, tol
         {"streaming": True, "max_steps": 1, "dataset_num_proc": 1},
         NO_EVALUATION | {"eval_strategy": "no"},
         {"eval_steps": 3, "metric_for_best_model": "eval_token_accuracy"},
+        {"val_dataset": ["v"], "save_strategy": "epoch", "eval_strategy": "steps", "save_steps": 3},
         {"val_dataset": ["v"], "predict_with_generate": True, "metric_for_best_model": "bleu-4"},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
     ],
@@ -136,6 +153,7 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
         ("pt", {"loss_scale": "last_round"}, "loss_scale"),
         ("rlhf", {"rlhf_type": "dpo", "average_tokens_across_devices": True}, "average_tokens_across_devices"),
         ("sft", {"template_backend": "swift"}, "template_backend"),
+        ("sft", {"gradient_checkpointing_kwargs": {"reentrant": False}}, "gradient_checkpointing_kwargs"),
     ],
 )
 def test_what_a_task_does_not_read(task: str, params: dict[str, Any], name: str) -> None:
