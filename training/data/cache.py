@@ -24,7 +24,7 @@ from training.data.saved import Made, load, save
 from training.data.sources import Source
 from training.params.sft import SftParams
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when the preparation changes."""
 MOST = 20 << 30
 """Bytes of all that is kept."""

@@ -157,7 +157,7 @@ class _Preparation:
             if train and self._params.system is not None and self._only_text:
                 self._notes.append("system is not used: the data is plain text, and has no messages")
             if rows is not None and held is None:
-                rows, held = self._split(rows)
+                rows, held = self._split(rows, repeats=any(source.count is not None for source in train))
             made = None if rows is None else self._made(rows, "dataset")
             other = None if held is None else self._made(held, "val_dataset" if evaluation else "dataset")
             return made, other, self._notes
@@ -197,7 +197,8 @@ class _Preparation:
                 self._only_text = is_plain(read(row, self._learns))
             yield place, row
 
-    def _split(self, rows: Any) -> tuple[Any, Any | None]:
+    def _split(self, rows: Any, *, repeats: bool) -> tuple[Any, Any | None]:
+        """`repeats`: rows may come several times. None that is set aside is trained on, however often it comes."""
         aside = rows_aside(self._params, len(rows))
         if aside == len(rows):
             raise InvalidRequest("that leaves no row to train on", param="split_dataset_ratio")
@@ -207,7 +208,13 @@ class _Preparation:
             return rows, None
         order = list(range(len(rows)))
         random.Random(self._params.data_seed).shuffle(order)
-        return rows.select(sorted(order[aside:])), rows.select(sorted(order[:aside]))
+        learned, held = sorted(order[aside:]), sorted(order[:aside])
+        if repeats or self._params.interleave_prob is not None:
+            texts = set(rows.select(held)["row"])
+            learned = [at for at, text in zip(learned, rows.select(learned)["row"], strict=True) if text not in texts]
+            if not learned:
+                raise InvalidRequest("every row that is left is also set aside", param="split_dataset_ratio")
+        return rows.select(learned), rows.select(held)
 
     def _made(self, rows: Any, param: Param) -> Any:
         if self._params.lazy_tokenize:

@@ -74,6 +74,23 @@ def test_a_part_is_set_aside_for_validation(ten: str) -> None:
         built(dataset=ten, split_dataset_ratio=1)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_row_that_comes_several_times_is_trained_on_or_set_aside(tmp_path: Path, ten: str, interleaved: bool) -> None:
+    sets: dict[str, Any] = {"dataset": f"{ten}#30"}
+    if interleaved:
+        other = save(tmp_path / "other.jsonl", [question(77)])
+        sets = {"dataset": [ten, other], "interleave_prob": [0.5, 0.5], "stopping_strategy": "all_exhausted"}
+    data = built(**sets, split_dataset_ratio=0.1)
+    learned, held = texts(data.train), texts(data.evaluation)
+    assert len({*learned, *held}) < len([*learned, *held])
+    assert held and set(learned).isdisjoint(held)
+
+
+def test_a_row_that_is_all_there_is_cannot_be_both(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="also set aside"):
+        built(dataset=f"{save(tmp_path / 'one.jsonl', [question(1)])}#4", split_dataset_ratio=0.5)
+
+
 def test_validation_data_of_its_own_is_taken_whole(tmp_path: Path, ten: str) -> None:
     data = built(dataset=ten, val_dataset=save(tmp_path / "v.jsonl", [question(5)]), split_dataset_ratio=0.5)
     assert len(data.train) == 10
