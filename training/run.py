@@ -151,15 +151,15 @@ def _to_job_error(error: Exception, folder: Path) -> JobError:
     if _out_of_memory(error):
         return JobError(
             code="out_of_memory",
-            message="memory ran out: make per_device_train_batch_size or max_length smaller, and gradient_accumulation_"
-            f"steps larger in exchange ({text})",
+            message=f"memory ran out ({text}): in a training, make per_device_train_batch_size or max_length smaller,"
+            " and gradient_accumulation_steps larger in exchange",
         )
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT) or _full(folder):
         return JobError(code="disk_full", message=f"the disk that holds the job's folder is full ({text})")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return JobError(code="folder_not_writable", message=f"the job's folder cannot be written ({text})")
-    return JobError(code="internal_error", message=f"the training failed: {type(error).__name__}: {text}")
+    return JobError(code="internal_error", message=f"{type(error).__name__}: {text}")
 
 
 def _out_of_memory(error: Exception) -> bool:

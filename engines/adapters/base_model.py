@@ -3,6 +3,7 @@
 import re
 
 from engines.adapters.spec import AdapterSpec
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import InvalidAdapter
 
 FORM = re.compile(
@@ -16,8 +17,6 @@ FORM = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """The last word of a name, where it tells how the weights are kept and not which they are."""
-SAYS_NOTHING = "model.gguf"
-"""What a GGUF file is called where its folder has the model's name."""
 
 
 def check_base_model(spec: AdapterSpec, model: str) -> None:
@@ -27,19 +26,14 @@ def check_base_model(spec: AdapterSpec, model: str) -> None:
     the words that tell how the weights are kept: `SmolLM2-135M-Instruct-Q8_0.gguf` is `SmolLM2-135M-Instruct`.
     """
     if spec.base_model and weights_name(spec.base_model) != weights_name(model):
-        named, served = _last(spec.base_model), _last(model)
+        named, served = name_of(spec.base_model), name_of(model)
         message = f"the adapter was trained on {named[:100]!r}, and this server serves {served!r}"
         raise InvalidAdapter(message, param="base_model_name_or_path")
 
 
 def weights_name(model: str) -> str:
     """What the weights are called, whatever they are kept in: in small letters."""
-    name = _last(model)
+    name = name_of(model)
     while (form := FORM.search(name)) and form.start() > 0:
         name = name[: form.start()]
     return name.lower()
-
-
-def _last(model: str) -> str:
-    parts = model.rstrip("/").split("/")
-    return parts[-2] if len(parts) > 1 and parts[-1].lower() == SAYS_NOTHING else parts[-1]

@@ -176,7 +176,8 @@ class DeployParams(ChatTemplateParams, ParserParams, ServerParams, InferParams):
     owned_by: Annotated[str, About(DEPLOY)] = "tuneserve"
     """Owner of the served models, as `/v1/models` says. The reference names itself there, and so does this one."""
     served_model_name: Annotated[str | None, About(DEPLOY)] = None
-    """Name that requests ask for. The last part of `model`, without `.gguf`, unless given."""
+    """Name that requests ask for. The last part of `model`, without `.gguf`, unless given; of a file `model.gguf` the
+    name of its folder."""
     verbose: Annotated[bool, About(DEPLOY + PAGE)] = True
     """Log every request but those for `/health`, `/ping`, `/ready` and `/metrics`."""
     log_interval: Annotated[int, About(DEPLOY)] = Field(20, ge=-1)

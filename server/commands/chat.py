@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from engines.adapters.source import name_adapters
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import TuneserveError
 from engines.setup.cache import cache_folder
 from server.commands.train import failed
@@ -41,7 +42,7 @@ def _talk(task: InferTask, folder: Path) -> int:
     from training.report import Report
 
     params = with_checkpoint(task.params)
-    _tell(f"Loading {Path(params.model or '').name}.\n")
+    _tell(f"Loading {name_of(params.model or '')}.\n")
     params = merged(params, Report(JobFolder(folder)))
     with speaking(params) as speaker, _history():
         model = next(iter(name_adapters(params.adapters)), speaker.names()[0])

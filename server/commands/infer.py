@@ -5,9 +5,10 @@ import signal
 import sys
 import tempfile
 import time
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from engines.adapters.source import name_adapters, whole_path
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import InvalidRequest, TuneserveError
 from engines.params.secrets import secrets_of
 from server.commands.argv import refuse
@@ -72,7 +73,7 @@ def _result_path(params: AnswerParams) -> Path:
     checkpoint = next(iter(name_adapters(params.adapters).values()), params.model or "")
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
-        folder = Path("result") / PurePath(checkpoint).name
+        folder = Path("result") / name_of(checkpoint)
     return folder.absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
 
 

@@ -5,6 +5,7 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import TuneserveError
 from engines.setup.install import require_pages
 from server.commands.supported_of_pages import to_deploy
@@ -51,7 +52,7 @@ def _show_beside_server(params: AppParams, libraries: Path) -> int:
     def beside(address: str, keyed: bool) -> AbstractContextManager[None]:
         check_access(params, asks_for_key=keyed)
         assert params.model is not None, "the command line asks for one"
-        name = params.served_model_name or Path(params.model).name
+        name = params.served_model_name or name_of(params.model)
         settings = Settings.of(params, f"{address}/v1", model=name, key=None, asks_for_key=keyed)
         pages.append(Beside(settings, libraries))
         return pages[0]

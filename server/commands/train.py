@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.source import whole_path
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import TuneserveError
 from engines.params.about import facts
 from engines.params.secrets import secrets_of
@@ -109,7 +110,7 @@ def _measure(task: EvalTask, progress: Progress) -> int:
     """Scores and answers go to a folder of their own."""
     output = Path(task.params.eval_output_dir).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    name = Path(task.params.model or "server").name
+    name = name_of(task.params.model or "server")
     made = _whole(task, progress, output, ".running.", lambda: new_eval_folder(output, name))
     if isinstance(made, Path):
         progress.say(f"Scores, answers, a table and a plot are in {made}.")

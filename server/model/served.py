@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
 
 from engines.adapters.registry import Lease
-from engines.checkpoint.gguf.named import SUFFIX, is_gguf
+from engines.checkpoint.gguf.named import is_gguf, name_of
 from engines.params.deploy import DeployParams
 from engines.params.model import ModelParams
 from engines.text.prompt import PromptRenderer
@@ -63,7 +63,7 @@ def make_served_model(
     tokenizer: "PreTrainedTokenizerBase", params: DeployParams, generation_config: Mapping[str, Any]
 ) -> ServedModel:
     """`generation_config` holds what the model's generation_config.json says."""
-    root = PurePath(params.model or "").name.removesuffix(SUFFIX)
+    root = name_of(params.model or "")
 
     def output_format(renderer: PromptRenderer) -> OutputFormat:
         return find_output_format(

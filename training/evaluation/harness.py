@@ -20,6 +20,27 @@ def require_harness() -> None:
         raise UnsupportedModel(message, param="eval_dataset")
 
 
+def check_tasks(names: Sequence[str], files: Sequence[TaskFile]) -> None:
+    """Raises InvalidRequest for a task that is not there, or whose data cannot be had."""
+    require_harness()
+    manager = _manager(files)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise InvalidRequest(f"there is no benchmark {unknown[0]!r}, and no such file", param="eval_dataset")
+    for name in (*names, *(file.name for file in files if isinstance(file.config, str))):
+        try:
+            manager.load(name)
+        except Exception as error:  # whatever its file, its code or the hub come to
+            reason = next(iter(str(error).splitlines()), "")
+            message = f"the benchmark {name!r} cannot be had: {type(error).__name__}: {reason}"
+            raise InvalidRequest(message, param="eval_dataset") from error
+
+
+def _manager(files: Sequence[TaskFile]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=sorted({str(file.folder) for file in files}) or None)
+
+
 def measure(
     model: Model,
     names: Sequence[str],
@@ -33,17 +54,11 @@ def measure(
 ) -> dict[str, Any]:
     """What the harness finds: its `results`, `configs`, `versions`, `n-samples`, and `samples` by task.
 
-    names: tasks that the harness brings; files: tasks of users'
-    Raises InvalidRequest for a task that is not there.
+    names: tasks that the harness brings; files: tasks of users'; see `check_tasks`
     """
-    require_harness()
     os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=sorted({str(file.folder) for file in files}) or None)
-    if unknown := [name for name in names if name not in manager.all_tasks]:
-        raise InvalidRequest(f"there is no benchmark {unknown[0]!r}, and no such file", param="eval_dataset")
     found: dict[str, Any] = simple_evaluate(
         model=_model_class()(model, temperature),
         tasks=[*names, *(file.config for file in files)],
@@ -51,7 +66,7 @@ def measure(
         limit=limit,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
-        task_manager=manager,
+        task_manager=_manager(files),
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from engines.adapters.source import name_adapters
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import EngineFailure, InvalidRequest
 from engines.params.about import facts
 from engines.params.deploy import DeployParams
@@ -66,7 +67,7 @@ def served(params: EvalParams, checkpoint: Callable[[], None]) -> Iterator[Serve
         log = _Log(process.stderr)
         try:
             _wait(process, log, checkpoint)
-            yield Served(f"{log.url}/v1", key, ADAPTER if params.adapters else Path(params.model or "").name)
+            yield Served(f"{log.url}/v1", key, ADAPTER if params.adapters else name_of(params.model or ""))
         finally:
             _end(process)
 
@@ -78,7 +79,7 @@ def settings_of(params: EvalParams) -> dict[str, object]:
     given = params.model_dump(mode="json", include=read & params.model_fields_set)
     adapters = [f"{ADAPTER}={path}" for path in name_adapters(params.adapters).values()]
     here = {"host": "127.0.0.1", "port": 0, "without_state": True, "verbose": params.verbose}
-    return {**given, **here, "model": params.model, "served_model_name": Path(params.model or "").name} | (
+    return {**given, **here, "model": params.model, "served_model_name": name_of(params.model or "")} | (
         {"adapters": adapters} if adapters else {}
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from engines.checkpoint.gguf.named import name_of
 from engines.errors import InvalidRequest
 from engines.setup.install import require_evalscope
 from training.evaluation import results
@@ -11,7 +12,7 @@ from training.evaluation.asking import Model
 from training.evaluation.evalscope import found
 from training.evaluation.evalscope import run as evalscope
 from training.evaluation.evalscope.benchmarks import read_benchmarks
-from training.evaluation.harness import measure, require_harness
+from training.evaluation.harness import check_tasks, measure, require_harness
 from training.evaluation.results import Measured
 from training.evaluation.served import Served, served
 from training.evaluation.tasks import read_tasks
@@ -70,6 +71,7 @@ class _ByHarness:
         shown = params.eval_few_shot or 0
         self._names, self._files = read_tasks(params.eval_dataset, allow_code=not report.discreet, few_shot=shown)
         _only_files(self._names, report)
+        check_tasks(self._names, self._files)
         self._report = report
 
     def measured(self, params: EvalParams) -> Measured:
@@ -113,7 +115,7 @@ class _ByEvalScope:
 
     def _server(self, params: EvalParams, checkpoint: Callable[[], None]) -> AbstractContextManager[Served]:
         if params.eval_url is None:
-            self._report.message(f"Loading {Path(params.model or '').name}.")
+            self._report.message(f"Loading {name_of(params.model or '')}.")
             return served(params, checkpoint)
         from training.evaluation.over_http import find_model
 
@@ -145,13 +147,13 @@ def _model(params: EvalParams, report: Report) -> Model:
         return ServerModel(params, told, _checkpoint(report))
     from training.evaluation.on_engine import EngineModel
 
-    report.message(f"Loading {Path(params.model or '').name}.")
+    report.message(f"Loading {name_of(params.model or '')}.")
     return EngineModel(params, told, _checkpoint(report))
 
 
 def _name(params: EvalParams) -> str:
     named = [Path(text.rpartition("=")[2]).name for text in params.adapters]
-    return "+".join([Path(params.model or params.eval_url or "").name, *named])
+    return "+".join([name_of(params.model or params.eval_url or ""), *named])
 
 
 def _settings(params: EvalParams) -> dict[str, object]:

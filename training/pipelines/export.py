@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.adapters.source import fetch_adapter, name_adapters
-from engines.checkpoint.gguf.named import is_gguf
+from engines.checkpoint.gguf.named import is_gguf, name_of
 from engines.checkpoint.hub import hub_errors, reason_of
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by
@@ -168,7 +168,7 @@ def _load(params: ExportParams, report: Report) -> Source:
     if method := quantized_by(config):
         message = f"{Path(params.model).name!r} is quantised ({method}): export the model that it was made of"
         raise UnsupportedModel(message, param="model")
-    report.message(f"Loading {Path(params.model).name}.")
+    report.message(f"Loading {name_of(params.model)}.")
     model = load_model(
         params.model,
         config=config,

@@ -63,6 +63,6 @@ def special_ids(file: GgufFile) -> dict[str, Any]:
 def end_ids(file: GgufFile) -> list[int]:
     """The tokens that end an answer: those that the file names, that of its texts first."""
     named = [special_ids(file)["eos"], *(file.said.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))]
-    if "tokenizer.ggml.tokens" in file.said:
-        named += [id for id, token in enumerate(vocabulary_of(file).tokens) if token in ENDS]
+    if isinstance(tokens := file.said.get("tokenizer.ggml.tokens"), Texts):
+        named += tokens.places(ENDS)
     return list(dict.fromkeys(each for each in named if each is not None))

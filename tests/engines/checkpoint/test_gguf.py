@@ -24,6 +24,7 @@ from transformers import (
 
 from engines.build import build_engine
 from engines.checkpoint.gguf.blocks import KINDS, integers_from
+from engines.checkpoint.gguf.named import name_of
 from engines.checkpoint.integers import IntegersLinear
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
@@ -171,6 +172,20 @@ def test_texts_begin_with_the_first_token_where_the_file_says_so(
 def test_answers_end_at_every_end_that_the_file_names(model: Any, tmp_path: Path) -> None:
     write_gguf(model, tmp_path / "model.gguf", tokenizer__ggml__eot_token_id=7)
     assert load_generation_config(str(tmp_path / "model.gguf")).eos_token_id == [1, 7]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
+        ("/models/SmolLM2-135M-Instruct-Q8_0.gguf", "SmolLM2-135M-Instruct-Q8_0"),
+        ("out/SmolLM2-135M-Instruct-gguf-q8_0/model.gguf", "SmolLM2-135M-Instruct-gguf-q8_0"),
+        ("model.gguf", "model"),
+        ("run/checkpoint-45/", "checkpoint-45"),
+    ],
+)
+def test_a_file_that_is_called_model_has_the_name_of_its_folder(model: str, name: str) -> None:
+    assert name_of(model) == name
 
 
 # ---- what is refused

@@ -158,6 +158,15 @@ def test_a_job_of_the_api_runs_no_code(place: Path) -> None:
             pipeline.run(EvalParams(model=str(place / "model"), eval_dataset=(dataset,)), report)
 
 
+def test_a_benchmark_whose_data_cannot_be_had_is_refused_before_the_model_is_loaded(place: Path) -> None:
+    asked = {"dataset_path": "json", "dataset_kwargs": {"data_files": str(place / "gone.jsonl")}, "test_split": "train"}
+    told = {"task": "gone", "output_type": "generate_until", "doc_to_text": "x", "doc_to_target": "y", **asked}
+    (place / "gone.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in told.items()))
+    with pytest.raises(InvalidRequest, match=r"'gone' cannot be had: FileNotFoundError.*gone\.jsonl") as error:
+        run(place, "gone", model=str(place / "no-model"), eval_dataset=[str(place / "gone.yaml")])
+    assert error.value.param == "eval_dataset"
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval_dataset": []}, "eval_dataset"),
     ({"model": None}, "model"),

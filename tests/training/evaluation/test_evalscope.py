@@ -11,6 +11,7 @@ from engines.errors import InvalidRequest
 from engines.setup.install import NotInstalled, require_evalscope
 from tests.training.jobs import make_model
 from training.evaluation.evalscope.benchmarks import read_benchmarks
+from training.evaluation.evalscope.found import in_short
 from training.evaluation.results import read
 from training.evaluation.served import Served, served
 from training.folder import JobFolder, Message
@@ -98,6 +99,21 @@ def test_rows_become_data_as_evalscope_has_it(tmp_path: Path) -> None:
     ]
     assert (second.rows, third.rows) == (own, WRITTEN)
     assert (named.name, named.kind, named.arguments(tmp_path / "none")) == ("gsm8k", "gsm8k", {})
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (
+            "LookupError: \n***\n  Resource 'punkt' not found.\n  See\n",
+            "LookupError: Resource 'punkt' not found.",
+        ),
+        ("ImportError: no module named x\nsee there", "ImportError: no module named x"),
+        ("KeyError: 'a'", "KeyError: 'a'"),
+    ],
+)
+def test_why_it_could_not_measure_is_told_in_one_line(why: str, told: str) -> None:
+    assert in_short(why) == told
 
 
 @pytest.mark.parametrize(

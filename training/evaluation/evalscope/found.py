@@ -67,8 +67,14 @@ def _sample(subset: str, review: Mapping[str, Any]) -> dict[str, Any]:
         "response": score["prediction"],
         "extracted": score["extracted_prediction"],
         "grades": score["value"],
-        "unmeasured": score["metadata"].get("metric_errors", {}) if score["metadata"] else {},
+        "unmeasured": {name: in_short(why) for name, why in (score["metadata"] or {}).get("metric_errors", {}).items()},
     }
+
+
+def in_short(why: str) -> str:
+    """An error in one line: NLTK frames its own, and lists folders."""
+    told = [line.strip() for line in why.splitlines() if line.strip(" *")]
+    return " ".join(told[: 2 if why.partition("\n")[0].rstrip().endswith(":") else 1])
 
 
 def _is_asked(message: Mapping[str, Any]) -> bool:
