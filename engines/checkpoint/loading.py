@@ -132,7 +132,7 @@ def load_model(
                 token=token,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({} if quantization is None else transformers_settings(quantization, dtype)),
+                **({} if quantization is None else transformers_settings(quantization, dtype, auto, config)),
             )
         if quantization is not None:
             quantize(found, quantization)
@@ -186,10 +186,13 @@ def _cpu_computes(dtype: "torch.dtype") -> bool:
 
 
 def _unpacked(config: Any, keep_integers: bool) -> Any:
-    """`config` (a `PreTrainedConfig`), as it has transformers load plain weights. Raises UnsupportedModel."""
+    """`config` (a `PreTrainedConfig`), as it has transformers load plain weights, or integers that are to be kept.
+
+    Raises UnsupportedModel."""
     if quantized_by(config) in BY_TRANSFORMERS:
         found = copy.deepcopy(config)
-        found.quantization_config |= {"dequantize": True}
+        stays_packed = keep_integers and quantized_by(config) == "compressed-tensors"  # `forget_packing` goes on
+        found.quantization_config |= {"dequantize": not stays_packed}
         if "kv_cache_scheme" in found.quantization_config:  # the cache holds keys and values as they are
             found.quantization_config["kv_cache_scheme"] = None
         return found

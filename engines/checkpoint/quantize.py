@@ -1,14 +1,16 @@
-"""Quantise the linear layers of a model: while transformers loads them (bitsandbytes), or once they are there (HQQ and
-torchao, layer by layer).
+"""Quantise the linear layers of a model: as transformers reads the weights of each (bitsandbytes and torchao), or once
+all are there (HQQ, layer by layer).
 
 The output head and the embeddings stay as they are, as the libraries have it by default: `get_keys_to_not_convert`.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engines.checkpoint.quantization import Quantization, install_command, quantized_by
 from engines.errors import UnsupportedModel
@@ -27,10 +29,15 @@ SCALES = ("weight_", "input_", "output_")
 """How what compressed-tensors keeps beside a layer's weight and bias begins."""
 
 
-def transformers_settings(quantization: Quantization, dtype: "torch.dtype | str") -> dict[str, Any]:
-    """What `from_pretrained` is told besides. `dtype`: the model's."""
-    if quantization.method != "bnb":
+def transformers_settings(
+    quantization: Quantization, dtype: "torch.dtype | str", classes: Any, config: Any
+) -> dict[str, Any]:
+    """What `from_pretrained` is told besides. `dtype`: the model's; `classes`: one of transformers' Auto classes.
+    Raises UnsupportedModel."""
+    if quantization.method == "hqq":
         return {}
+    if quantization.method == "torchao":
+        return {"quantization_config": torchao_config(quantization.bits, classes, config)}
     from transformers import BitsAndBytesConfig
 
     if quantization.bits == 8:
@@ -46,13 +53,22 @@ def transformers_settings(quantization: Quantization, dtype: "torch.dtype | str"
 
 
 def quantize(model: Any, quantization: Quantization) -> None:
-    """Quantise in place what transformers has loaded and does not quantise itself. Raises UnsupportedModel."""
-    if quantization.method == "bnb":
-        return
+    """Quantise in place what transformers has loaded and does not quantise itself; have it forget what it has quantised
+    where that is in the weights themselves. Raises UnsupportedModel."""
+    if quantization.method == "hqq":
+        with _imported(quantization.method):
+            _by_hqq(model, quantization)
+    if quantization.method == "torchao":
+        model.hf_quantizer.remove_quantization_config(model)
+
+
+@contextmanager
+def _imported(method: Literal["hqq", "torchao"]) -> Iterator[None]:
+    """Raises UnsupportedModel where its package cannot be."""
     try:
-        {"hqq": _by_hqq, "torchao": _by_torchao}[quantization.method](model, quantization)
+        yield
     except ImportError as error:
-        message = f"{quantization.method} cannot be imported ({error}): {install_command(quantization.method)}"
+        message = f"{method} cannot be imported ({error}): {install_command(method)}"
         raise UnsupportedModel(message, param="quant_method") from error
 
 
@@ -98,31 +114,59 @@ def unpack(model: Any) -> None:
 def forget_packing(model: Any, *, keep_integers: bool) -> None:
     """Have a model whose weights were unpacked be a plain one, also as it is saved: compressed-tensors leaves its
     scales in layers, and transformers would undo what it did as it loaded. `keep_integers`: see `unpacked`."""
-    import torch
-
     from engines.checkpoint import integers
 
     for layer in model.modules():
         if hasattr(layer, "quantization_scheme"):
-            weights = layer.quantization_scheme.weights
-            plain = type(layer) is torch.nn.Linear
-            if keep_integers and plain and weights is not None and weights.type == "int":
-                zeros = getattr(layer, "weight_zero_point", None)
-                found = integers.integers_behind(layer.weight, weights.num_bits, layer.weight_scale, zeros)
-                layer.integers = None if found is None else partial(_same, found)
-                if found is not None:
-                    layer.weight = torch.nn.Parameter(integers.hollow(layer.weight.shape, layer.weight.dtype), False)
+            _unpack_layer(layer, keep_integers=keep_integers)
             for name in [name for name, _ in layer.named_parameters(recurse=False) if name.startswith(SCALES)]:
                 delattr(layer, name)
             vars(layer).pop("forward", None)
             del layer.quantization_scheme, layer.quantization_status
+    if (left := getattr(model, "hf_quantizer", None)) is not None:
+        left.compressor.remove_decompression_hook(model)
+        left.remove_quantization_config(model)
     if keep_integers:
         integers.keep_integers(model)
     model._weight_conversions = None
 
 
-def _same(kept: "Integers") -> "Integers":
-    return kept
+def _unpack_layer(layer: Any, *, keep_integers: bool) -> None:
+    """Give a layer of compressed-tensors, if it is still packed, plain weights; or hollow ones, and what reads its
+    integers."""
+    import torch
+
+    from engines.checkpoint.integers import hollow
+
+    weights, packed = layer.quantization_scheme.weights, _copy(layer)
+    if getattr(layer.quantization_status, "value", None) == "compressed":
+        from compressed_tensors.compressors import decompress_module
+
+        decompress_module(layer)
+    if keep_integers and type(layer) is torch.nn.Linear and weights is not None and weights.type == "int":
+        layer.integers = None if _integers(packed) is None else partial(_integers, packed)
+        if layer.integers is not None:
+            layer.weight = torch.nn.Parameter(hollow(layer.weight.shape, layer.weight.dtype), False)
+
+
+def _integers(layer: Any) -> "Integers | None":
+    """Those of a layer of compressed-tensors, packed or not."""
+    from compressed_tensors.compressors import decompress_module
+
+    from engines.checkpoint.integers import integers_behind
+
+    plain = _copy(layer)
+    if plain.quantization_status.value == "compressed":
+        decompress_module(plain)
+    zeros = getattr(plain, "weight_zero_point", None)
+    return integers_behind(plain.weight, plain.quantization_scheme.weights.num_bits, plain.weight_scale, zeros)
+
+
+def _copy(layer: Any) -> Any:
+    """The same tensors, in another layer."""
+    found = copy.copy(layer)
+    found._parameters, found._buffers = dict(layer._parameters), dict(layer._buffers)
+    return found
 
 
 def keep_unpacked(model: Any) -> None:
@@ -145,14 +189,17 @@ def _by_hqq(model: Any, quantization: Quantization) -> None:
         model.set_submodule(path, packed.requires_grad_(False))
 
 
-def _by_torchao(model: Any, quantization: Quantization) -> None:
-    from torchao.quantization import quantize_
+def torchao_config(bits: int, classes: Any, config: Any) -> Any:
+    """transformers' for a model with the configuration `config`. `classes`: one of its Auto classes. Raises
+    UnsupportedModel."""
+    import torch
 
-    linears = [linear for _, linear in linears_to_quantize(model)]
-    settings = torchao_settings(quantization.bits, [linear.in_features for linear in linears])
-    for linear in linears:
-        quantize_(linear, settings)
-        linear.weight.requires_grad_(False)
+    with torch.device("meta"):
+        widths = [layer.in_features for _, layer in linears_to_quantize(classes.from_config(copy.deepcopy(config)))]
+    with _imported("torchao"):
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(torchao_settings(bits, widths))
 
 
 def torchao_settings(bits: int, widths: Iterable[int]) -> Any:

@@ -132,6 +132,7 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
                 dtype = child.dtype if whole else child.weight.dtype
                 narrow = dtype is torch.bfloat16 and bool(library.has_quantized_dots())
                 setattr(parent, name, QuantizedLinear(child, found, library, pages, dots=narrow, wide=wide))
+                child.weight = None  # transformers gives torchao's layers a method of their own, so that they do not go
                 continue
             if whole:  # there is no kernel
                 child = child.plain()
@@ -149,6 +150,14 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     if wide:
         for parameter in model.parameters():  # of norms
             parameter.data = parameter.data.float()
+    _let_go_of_files(model)
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy the weights that were not packed: one that still lies in a file keeps all of the file in memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous():
+            tensor.data = tensor.data.clone()
 
 
 def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None, pages: Pages) -> nn.Module:

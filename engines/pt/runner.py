@@ -22,6 +22,7 @@ from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
 from engines.pt.eight_bits import EightBits, kept_as
+from engines.pt.heap import large_tensors_apart
 from engines.pt.kernels import build
 from engines.pt.linear import pack
 from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
@@ -56,6 +57,7 @@ class StepResult:
 class ModelRunner:
     """The model on its device, with its paged cache."""
 
+    @large_tensors_apart()
     def __init__(self, config: PtConfig) -> None:
         """Load and check the model. Raises UnsupportedModel where it cannot be run as asked, and says why."""
         if config.threads:

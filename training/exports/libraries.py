@@ -6,7 +6,7 @@ from typing import Any
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
-from engines.checkpoint.quantize import linears_to_quantize, torchao_settings
+from engines.checkpoint.quantize import torchao_config
 
 
 def write_by_library(folder: Path, quantization: Quantization, target: Path, *, dtype: Any, shard: int) -> None:
@@ -31,11 +31,8 @@ def write_by_library(folder: Path, quantization: Quantization, target: Path, *, 
 
 def _by_torchao(folder: Path, config: Any, quantization: Quantization, dtype: Any) -> Any:
     """By transformers, which writes only what it has quantised itself so that it can be loaded again."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TorchAoConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
-    with torch.device("meta"):
-        widths = [layer.in_features for _, layer in linears_to_quantize(auto.from_config(config))]
-    settings = TorchAoConfig(torchao_settings(quantization.bits, widths))
+    settings = torchao_config(quantization.bits, auto, config)
     return auto.from_pretrained(folder, dtype=dtype, device_map="cpu", quantization_config=settings)

@@ -1,5 +1,6 @@
 """Models whose weights are quantised while they are loaded, and what is refused before."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
+from torchao.quantization import quantize_
 from transformers import LlamaConfig
 
 from engines.checkpoint.loading import load_config, load_model
@@ -15,6 +17,7 @@ from engines.checkpoint.quantization import Quantization, quantization_conflicts
 from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.plain_weights import plain_layers
 
 WAYS = {
     "nf4": {"quant_method": "bnb", "quant_bits": 4},
@@ -63,6 +66,22 @@ def test_head_and_embeddings_stay_as_they_are(model: Path, way: str) -> None:
     plain, quantised = loaded(model), loaded(model, **WAYS[way])
     assert quantised.lm_head.weight.equal(plain.lm_head.weight)
     assert quantised.get_input_embeddings().weight.equal(plain.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_are_quantised_as_they_are_read(model: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the plain weights of the whole model are never there together."""
+    plain: list[int] = []
+
+    def watched(*given: Any, **more: Any) -> None:
+        plain.append(plain_layers() - before)
+        quantize_(*given, **more)
+
+    monkeypatch.setattr("torchao.quantization.quantize_", watched)
+    gc.collect()
+    before = plain_layers()
+    loaded(model, quant_method="torchao", quant_bits=bits)
+    assert len(plain) == 14 and max(plain) <= 2  # the layer itself, and the head
 
 
 def test_the_linear_layers_of_an_nf4_model_take_less_than_0_35_of_their_memory_in_bfloat16(tmp_path: Path) -> None:

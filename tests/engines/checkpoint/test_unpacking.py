@@ -1,5 +1,6 @@
 """Checkpoints of GPTQ and AWQ are read as the plain models that they stand for, or refused by name."""
 
+import gc
 import json
 import logging
 import shutil
@@ -17,6 +18,7 @@ from engines.checkpoint.loading import load_config, load_model
 from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.packed import Packing
+from tests.plain_weights import plain_layers
 from tests.quantized_folders import SAVED, save_packed, say_quantized
 
 PACKINGS = {
@@ -266,3 +268,23 @@ def test_so_do_those_of_compressed_tensors_whatever_type_the_weights_were_unpack
         kept = integers_of(layer)
         assert kept is not None
         torch.testing.assert_close(kept.weights(), meant[f"{path}.weight"], rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_of_compressed_tensors_whose_integers_are_kept_are_unpacked_one_at_a_time(
+    bits: int, plain: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SAVED[f"compressed-tensors with {bits} bits"](plain("llama"), tmp_path / "packed")
+    from compressed_tensors import compressors
+
+    decompress_module, seen = compressors.decompress_module, list[int]()
+
+    def watched(layer: Any) -> None:
+        decompress_module(layer)
+        seen.append(plain_layers() - before)
+
+    monkeypatch.setattr(compressors, "decompress_module", watched)
+    gc.collect()
+    before = plain_layers()
+    found = loaded(tmp_path / "packed", keep_integers=True)
+    assert len(seen) >= 7 * found.config.num_hidden_layers and max(seen) <= 3  # it, its copy, and the head

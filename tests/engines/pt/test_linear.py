@@ -1,6 +1,9 @@
 """Packed linear layers and embeddings against torch's own."""
 
 import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from torch import nn
 from engines.pt.kernels import build
 from engines.pt.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear, pack
 from engines.pt.pages import ALIGNMENT, PAGE, REGION, Pages
+from engines.pt.runner import ModelRunner
+from tests.engines.pt.driving import settings
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +56,14 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(library: 
     alone = torch.cat([widening(row[None]) for row in x])
     for rows in (2, 5, 6, 9, 13, 64, 65, 200):
         assert torch.equal(widening(x[:rows]), alone[:rows])
+
+
+def test_nothing_of_a_packed_model_lies_in_the_file_that_it_was_read_from(folder: Callable[[str], Path]) -> None:
+    """The smallest part of it would keep all of the file in memory."""
+    runner = ModelRunner(settings(folder("llama")))
+    assert runner.model.model.norm.weight.any()
+    gc.collect()
+    assert str(folder("llama")) not in Path("/proc/self/maps").read_text()
 
 
 def test_rows_need_not_be_contiguous(library: ctypes.CDLL) -> None:
