@@ -7,6 +7,8 @@ from typing import Any
 from engines.errors import InvalidRequest
 
 ARGS = "args.json"
+GIVEN = "given"
+"""What it calls the names of those that were not left at their defaults."""
 BEGINNING = ("model", "adapters")
 """Parameters that say what a training had before its first step."""
 
@@ -23,11 +25,15 @@ def read_args(folder: Path) -> dict[str, Any]:
 def read_given(folder: Path) -> dict[str, Any] | None:
     """The parameters that were given to the training of a checkpoint; None where it says nothing of them.
 
+    ms-swift writes a file of this name, too, which does not say what was given: it counts as none.
+
     Raises InvalidRequest where the file is broken.
     """
     try:
         saved = json.loads((folder / ARGS).read_bytes())
-        return {name: saved[name] for name in saved["given"]}
+        if isinstance(saved, dict) and GIVEN not in saved:
+            return None
+        return {name: saved[name] for name in saved[GIVEN]}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

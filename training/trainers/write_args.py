@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.params.saved_args import ARGS
+from training.params.saved_args import ARGS, GIVEN
 from training.params.sft import SftParams
 from training.tuners import tuner_of
 
 
 def write_args(params: SftParams, folder: Path, model: Any = None) -> None:
-    """All parameters, and under `given` the names of those that were not left at their defaults.
+    """All parameters, and under GIVEN the names of those that were not left at their defaults.
 
     Where training goes on with an adapter, those that would have made another are left out, and what that adapter is
     stands in their place as soon as there is the `model` that holds it.
@@ -21,4 +21,4 @@ def write_args(params: SftParams, folder: Path, model: Any = None) -> None:
         shape = {} if model is None else tuner.shape(model)
         values = {name: value for name, value in values.items() if name not in tuner.reads} | shape
     given = sorted(params.model_fields_set & values.keys())
-    (folder / ARGS).write_text(json.dumps(values | {"given": given}, indent=1, ensure_ascii=False) + "\n")
+    (folder / ARGS).write_text(json.dumps(values | {GIVEN: given}, indent=1, ensure_ascii=False) + "\n")

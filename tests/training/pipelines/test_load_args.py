@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engines.errors import InvalidRequest
 from training.params.sft import SftParams
 from training.pipelines.load_args import with_saved_args
 
@@ -26,3 +27,17 @@ def test_it_brings_no_data_back_and_no_code_that_makes_some(checkpoint: str) -> 
 def test_unless_it_is_asked_for_the_data(checkpoint: str) -> None:
     params = with_saved_args(SftParams(adapters=(checkpoint,), load_data_args=True))
     assert (params.lora_rank, params.custom_register_path) == (4, ("code.py",))
+
+
+def test_one_that_another_program_wrote_says_nothing(checkpoint: str) -> None:
+    (Path(checkpoint) / "args.json").write_text(json.dumps(SAVED | {"tuner_type": "lora"}))
+    given = SftParams(adapters=(checkpoint,), learning_rate=1e-3)
+    assert with_saved_args(given) == given
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"given": ["lora_rank"]}'])
+def test_one_that_is_broken_is_refused(checkpoint: str, broken: str) -> None:
+    (Path(checkpoint) / "args.json").write_text(broken)
+    with pytest.raises(InvalidRequest, match="repair it") as refused:
+        with_saved_args(SftParams(adapters=(checkpoint,)))
+    assert refused.value.param == "load_args"
