@@ -3,7 +3,7 @@
 messages                                   OpenAI's conversations, with `tools` and `weight`; ms-swift's, with `loss`
 conversations, conversation                ShareGPT's, whose turns are {"from", "value"}; {"human", "assistant"}
 instruction, input, output                 Alpaca's, with `history`
-query, response                            ms-swift's, with `history`; also question and response, question and answer
+query, response                            ms-swift's, with `history`; also by other names: QUESTIONS, ANSWERS
 query, answers                             xlam's: the calls that answer a question
 data                                       UltraChat's: texts of the user and the assistant in turn
 prompt, completion                         texts that go on, or messages
@@ -40,6 +40,10 @@ from training.data.samples import Conversation, Learns, Message, Pair, Text
 
 LABELS = ("label", "kto_tag")
 """Columns that say whether an answer is a good one."""
+QUESTIONS = ("query", "question", "prompt", "instruction", "input", "problem")
+ANSWERS = ("response", "output", "answer", "solution")
+"""Columns of a question and of its answer, by whatever names sets have them. A `solution` to anything but a problem is
+what rewards compare with."""
 Ends = Callable[[list[Message], str], list[Message]]
 """Returns the messages, or raises BadRow where they end with what is not wanted there."""
 
@@ -63,6 +67,19 @@ def _rounds(asked: str, answer: str) -> Callable[[Row], Conversation]:
         return Conversation(messages, tools)
 
     return read_rounds
+
+
+def _round(asked: str, answer: str) -> Callable[[Row], Conversation]:
+    """The same of names that say less: no other column may hold a question."""
+    read_rounds = _rounds(asked, answer)
+
+    def read_round(row: Row) -> Conversation:
+        others = [name for name in QUESTIONS if name != asked and row.get(name)]
+        if others and (asked, others) != ("instruction", ["input"]):
+            raise BadRow(others[0], f"stands beside {asked}: which of the two is the question?")
+        return read_rounds(row)
+
+    return read_round
 
 
 def _calls(row: Row) -> Conversation:
@@ -138,6 +155,18 @@ def _shape(needs: str, read_row: Callable[[Row], Conversation | Text | Pair], *,
     return Shape(frozenset(needs.split()), read_row, compares)
 
 
+ROUNDS = {
+    "instruction/output": _shape("instruction output", _rounds("instruction", "output")),
+    "query/response": _shape("query response", _rounds("query", "response")),
+    "question/response": _shape("question response", _rounds("question", "response")),
+    "question/answer": _shape("question answer", _rounds("question", "answer")),
+}
+OTHER_ROUNDS = {
+    f"{asked}/{answer}": _shape(f"{asked} {answer}", _round(asked, answer))
+    for answer in ANSWERS
+    for asked in QUESTIONS
+    if f"{asked}/{answer}" not in ROUNDS and (answer != "solution" or asked == "problem")
+}
 SHAPES = {
     "messages": _shape("messages", _turns("messages")),
     "conversations": _shape("conversations", _turns("conversations")),
@@ -147,22 +176,20 @@ SHAPES = {
         "input preferred_completion non_preferred_completion", openai_preference, compares=True
     ),
     "preference": _shape("chosen rejected", preference, compares=True),
-    "instruction/output": _shape("instruction output", _rounds("instruction", "output")),
-    "query/response": _shape("query response", _rounds("query", "response")),
-    "question/response": _shape("question response", _rounds("question", "response")),
-    "question/answer": _shape("question answer", _rounds("question", "answer")),
+    **ROUNDS,
     "query/answers": _shape("query answers", _calls),
     "prompt/completion": _shape("prompt completion", _completion),
     "text": _shape("text", _plain),
     "data": _shape("data", _dialogue()),
+    **OTHER_ROUNDS,
 }
 """By name. The first that fits is taken, in this order but for `compares`: see `shape_of`."""
 UNANSWERED = {
-    **{name: shape for name, shape in SHAPES.items() if name != "text"},
+    **{name: shape for name, shape in SHAPES.items() if name != "text" and name not in OTHER_ROUNDS},
     **{name: _shape(name, _turns(name, asked)) for name in ("messages", "conversations", "conversation")},
     "data": _shape("data", _dialogue(asked)),
     "prompt": _shape("prompt", _prompt),
-    **{name: _shape(name, _asked(name)) for name in ("instruction", "query", "question")},
+    **{name: _shape(name, _asked(name)) for name in ("instruction", "query", "question", "problem")},
     "text": _shape("text", _plain_prompt),
 }
 """The same where no answer is needed, in this order."""

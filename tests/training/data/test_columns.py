@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from training.data.columns import read
 from training.data.problems import BadRow
-from training.data.samples import Conversation, Labelled, Learns, Pair, Text
+from training.data.samples import Conversation, Labelled, Learns, Pair, Prompt, Text
 
 HI = {"role": "user", "content": "Hi"}
 HELLO = {"role": "assistant", "content": "Hello"}
@@ -35,6 +35,25 @@ SAME_CONVERSATION: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("row", SAME_CONVERSATION.values(), ids=SAME_CONVERSATION)
 def test_conversations_of_every_shape_are_the_same(row: dict[str, Any]) -> None:
     assert read(row, "answers") == Conversation([SYSTEM, HI, HELLO], [])
+
+
+@pytest.mark.parametrize("answer", ["response", "output", "answer"])
+@pytest.mark.parametrize("question", ["query", "question", "prompt", "instruction", "input", "problem"])
+def test_a_question_and_its_answer_are_known_by_all_their_names(question: str, answer: str) -> None:
+    assert read({question: "Hi", answer: "Hello", "source": "x"}, "answers") == Conversation([HI, HELLO], [])
+
+
+def test_a_problem_has_a_solution_and_a_prompt_for_rewards_none() -> None:
+    row = {"problem": "Hi", "solution": "Hello", "answer": ""}
+    assert read(row, "answers") == Conversation([HI, HELLO], [])
+    assert read(row, "prompts") == Prompt(Conversation([HI], [], context=1))
+    assert read({"prompt": "Hi", "answer": "Hello"}, "prompts") == Prompt(Text("Hi", ""))
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Hi", "input": "Hallo", "output": "Hello"}, {"input": "a", "problem": "b"}])
+def test_of_two_questions_none_is_left_out(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="which of the two is the question"):
+        read(row | {"response": "Hello"}, "answers")
 
 
 def test_alpacas_input_follows_the_instruction() -> None:
