@@ -24,7 +24,7 @@ from training.data.saved import Made, load, save
 from training.data.sources import Source
 from training.params.sft import SftParams
 
-FORMAT = 5
+FORMAT = 6
 """Raise it when the preparation changes."""
 MOST = 20 << 30
 """Bytes of all that is kept."""
@@ -61,7 +61,7 @@ def _key(params: SftParams, encoder: Encoder, tokenizer: Any, found: Sequence[So
     content = {
         "format": FORMAT,
         "params": params.model_dump(mode="json", include=read),
-        "columns": [dict(source.columns) for source in found],
+        "columns": [[dict(source.columns), sorted(source.hidden)] for source in found],
         "learns": encoder.learns,
         "loss_scale": repr(encoder.loss_scale),
         "limit": encoder.max_length,

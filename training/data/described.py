@@ -10,6 +10,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.params.common import BaseParams
 from training.data.messages import ROLES, SHAREGPT_ROLES
+from training.data.shapes import ANSWERS, QUESTIONS
 from training.plugins import load
 
 
@@ -26,6 +27,8 @@ class Description:
     """Number of rows to take; None: all."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the data -> the name that it is known by."""
+    hidden: frozenset[str] = frozenset()
+    """Columns that are not read, whatever they are called."""
     function: Callable[[], Iterable[Any]] | None = None
     problem: str | None = None
     """Why it cannot be read."""
@@ -97,6 +100,9 @@ LLAMAFACTORY_COLUMNS = {
     "images": "images", "videos": "videos", "audios": "audios",
 }  # fmt: skip
 """Their names for columns -> what a row calls them here."""
+NOT_TEXT = {"images", "videos", "audios"}
+READ_OTHERWISE = frozenset({*LLAMAFACTORY_COLUMNS.values(), *QUESTIONS, *ANSWERS, "messages", "text", "completion"})
+"""Columns that would be read beside those that a description names. LLaMA-Factory reads what is named alone."""
 TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content")}
 SPEAKERS = {
     "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "function_tag": "assistant",
@@ -140,6 +146,7 @@ def _llamafactory_set(name: str, entry: Mapping[str, Any], file: Path) -> Descri
         splits=(split,),
         count=count,
         columns=dict(_renamed(columns)),
+        hidden=READ_OTHERWISE - NOT_TEXT if columns else frozenset(),
     )
 
 

@@ -44,6 +44,8 @@ class Source:
     """What yields the rows of a set that a file of `custom_register_path` registers."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Name in the data -> the name that it is known by."""
+    hidden: frozenset[str] = frozenset()
+    """Columns that are not read."""
 
     def rows(self, params: BaseParams) -> Iterator[Found]:
         """Where no row follows that can be told, the last one has the problem. Raises InvalidRequest."""
@@ -51,8 +53,13 @@ class Source:
         for found in self._rows(params):
             row = found.row
             if self.columns and isinstance(row, Mapping):
-                row = {self.columns.get(name, name): value for name, value in row.items()}
+                row = self._renamed(row)
             yield Found(found.place, row if named is None else self_cognition.named(row, named), found.problem)
+
+    def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns that are called as one which is renamed are left out."""
+        others = self.hidden.union(self.columns.values()) - self.columns.keys()
+        return {self.columns.get(name, name): value for name, value in row.items() if name not in others}
 
     def _rows(self, params: BaseParams) -> Iterator[Found]:
         if self.function is not None:
@@ -142,7 +149,8 @@ def _source(name: str, param: Param, known: Mapping[str, Description]) -> Source
     if description.problem is not None:
         raise InvalidRequest(description.problem, param="custom_dataset_info")
     count = description.count if count is None else count
-    base: dict[str, Any] = {"name": name, "param": param, "count": count, "columns": description.columns}
+    read_as = {"columns": description.columns, "hidden": description.hidden}
+    base: dict[str, Any] = {"name": name, "param": param, "count": count, **read_as}
     if description.function is not None:
         if subset is not None:
             raise BadData(f"{whole!r} is made by a function, and has no subset {subset!r}", param=param)

@@ -371,8 +371,9 @@ def test_self_cognition_says_the_names_it_is_given() -> None:
     assert caught.value.param == "model_name"
 
 
-def test_a_described_set_has_its_columns_renamed(tmp_path: Path) -> None:
-    save(tmp_path / "data" / "mine.jsonl", [{"q": "Hi", "a": "Hello"}])
+@pytest.mark.parametrize("beside", [{}, {"response": "Bye", "query": "No"}], ids=["alone", "beside others so called"])
+def test_a_described_set_has_its_columns_renamed(tmp_path: Path, beside: dict[str, str]) -> None:
+    save(tmp_path / "data" / "mine.jsonl", [{"q": "Hi", "a": "Hello", **beside}])
     info = tmp_path / "info.json"
     entry = {"dataset_name": "mine", "dataset_path": "data/mine.jsonl", "columns": {"q": "query", "a": "response"}}
     info.write_text(json.dumps([entry]))
@@ -384,6 +385,10 @@ def test_a_described_set_has_its_columns_renamed(tmp_path: Path) -> None:
 
 LLAMAFACTORY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alpaca": ({"columns": {"prompt": "q", "response": "a"}}, {"q": "Hi", "a": "Hello"}),
+    "columns that are not named": (
+        {"columns": {"prompt": "q", "response": "a"}},
+        {"q": "Hi", "a": "Hello", "instruction": "No", "input": "No", "output": "Bye", "messages": []},
+    ),
     "alpaca, as its columns are called": ({}, {"instruction": "Hi", "input": "", "output": "Hello"}),
     "sharegpt": (
         {"formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": {"role_tag": "role", "user_tag": "user"}},
@@ -405,8 +410,9 @@ def test_a_set_that_llamafactorys_file_describes_is_read(
     info.write_text(json.dumps({"mine": {"file_name": "mine.jsonl", **entry}, "other": {"script_url": "x"}}))
     data = built(dataset="mine", custom_dataset_info=str(info), loss_scale="last_round").train
     assert texts(data) == ["Hello"]
+    text = tokenizer().decode(data[0]["input_ids"])
+    assert "No" not in text
     if "s" in row:
-        text = tokenizer().decode(data[0]["input_ids"])
         assert "Be kind." in text and "Hi\nthere" in text and text.index("b<|im_end|>") < text.index("Hi")
 
 
