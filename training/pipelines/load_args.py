@@ -7,12 +7,22 @@ from typing import TypeVar
 from engines.params.about import facts
 from engines.params.common import BaseParams
 from engines.params.data import DataParams
+from training.params.mixing import MixingParams
 from training.params.saved_args import read_given
 from training.refusals.supported import supported
 
 P = TypeVar("P", bound=BaseParams)
 
-OF_DATA = frozenset({*DataParams.model_fields, "custom_register_path"})
+OF_DATA = frozenset({*DataParams.model_fields, *MixingParams.model_fields, "custom_register_path"})
+CODE = frozenset({"reward_funcs"})
+"""Parameters that name files whose code is run: only whoever starts the training says those."""
+INSTEAD = (
+    ("template", "chat_template"),
+    ("target_modules", "target_regex"),
+    ("boft_block_size", "boft_block_num"),
+    ("num_train_epochs", "max_steps"),
+)
+"""Of these, one takes the place of the other."""
 
 
 def with_saved_args(params: P, loadable: Collection[str] | None = None) -> P:
@@ -26,19 +36,21 @@ def with_saved_args(params: P, loadable: Collection[str] | None = None) -> P:
     found = ((folder, saved) for folder in _checkpoints(params) if (saved := read_given(folder)) is not None)
     folder, saved = next(found, (None, {}))
     loadable = _loadable(params) if loadable is None else loadable
-    loaded = {name: value for name, value in saved.items() if name in loadable}
+    known = type(params).model_fields.keys() & loadable
+    loaded = {name: value for name, value in saved.items() if name in known}
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)
-    if {"template", "chat_template"} & given.keys():  # one of them takes the place of the other
-        loaded = {name: value for name, value in loaded.items() if name not in ("template", "chat_template")}
+    for pair in INSTEAD:
+        if given.keys() & set(pair):
+            loaded = {name: value for name, value in loaded.items() if name not in pair}
     return type(params).model_validate(loaded | given)
 
 
 def _loadable(params: BaseParams) -> frozenset[str]:
     """What a checkpoint may say. One of a task of another kind may say what this one does not know."""
     one_run = {name for name, said in facts(type(params)) if said.one_run}
-    return supported(type(params)) - one_run - (frozenset() if params.load_data_args else OF_DATA)
+    return supported(type(params)) - one_run - CODE - (frozenset() if params.load_data_args else OF_DATA)
 
 
 def _checkpoints(params: BaseParams) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidRequest
+from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.pipelines.load_args import with_saved_args
 
@@ -27,6 +28,32 @@ def test_it_brings_no_data_back_and_no_code_that_makes_some(checkpoint: str) -> 
 def test_unless_it_is_asked_for_the_data(checkpoint: str) -> None:
     params = with_saved_args(SftParams(adapters=(checkpoint,), load_data_args=True))
     assert (params.lora_rank, params.custom_register_path) == (4, ("code.py",))
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        ({"interleave_prob": [0.5, 0.5], "stopping_strategy": "all_exhausted"}, {}),
+        ({"max_steps": 500}, {"num_train_epochs": 1}),
+        ({"chat_template": "{{ x }}"}, {"template": "chatml"}),
+        ({"target_regex": ".*q_proj"}, {"target_modules": ("q_proj", "v_proj")}),
+        ({"boft_block_num": 4}, {"boft_block_size": 2}),
+    ],
+    ids=str,
+)
+def test_it_brings_nothing_that_would_undo_what_is_asked_for(
+    checkpoint: str, saved: dict[str, Any], given: dict[str, Any]
+) -> None:
+    (Path(checkpoint) / "args.json").write_text(json.dumps(saved | {"given": list(saved)}))
+    asked = SftParams(adapters=(checkpoint,), dataset=("rows.jsonl",), **given)
+    assert with_saved_args(asked) == asked
+
+
+def test_it_brings_no_code_that_judges(checkpoint: str) -> None:
+    saved = {"reward_funcs": ["code.py:judge"], "num_generations": 4}
+    (Path(checkpoint) / "args.json").write_text(json.dumps(saved | {"given": list(saved)}))
+    params = with_saved_args(RlhfParams(rlhf_type="grpo", adapters=(checkpoint,)))
+    assert (params.num_generations, params.reward_funcs) == (4, ())
 
 
 def test_one_that_another_program_wrote_says_nothing(checkpoint: str) -> None:
