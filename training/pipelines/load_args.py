@@ -1,15 +1,19 @@
 """What `load_args` takes from the args.json of the checkpoint that a training goes on from, or that answers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engines.params.about import facts
 from engines.params.common import BaseParams
 from engines.params.data import DataParams
+from training.methods import METHODS
+from training.optimizers import OPTIMIZERS
 from training.params.mixing import MixingParams
 from training.params.saved_args import read_given
+from training.params.sft import SftParams
 from training.refusals.supported import supported
+from training.tuners import TUNERS
 
 P = TypeVar("P", bound=BaseParams)
 
@@ -41,10 +45,28 @@ def with_saved_args(params: P, loadable: Collection[str] | None = None) -> P:
     given = {name: getattr(params, name) for name in params.model_fields_set}
     if "model" in given and params.model and Path(params.model).expanduser() == folder:
         loaded.pop("model", None)
+    if isinstance(params, SftParams):
+        loaded = {name: value for name, value in loaded.items() if name not in _of_another(params, saved)}
     for pair in INSTEAD:
         if given.keys() & set(pair):
             loaded = {name: value for name, value in loaded.items() if name not in pair}
     return type(params).model_validate(loaded | given)
+
+
+def _of_another(params: SftParams, saved: Mapping[str, Any]) -> frozenset[str]:
+    """What a method, a tuner or an optimizer reads, where the checkpoint was trained by another one than is asked for:
+    the same name means another thing there, or nothing."""
+    found: set[str] = set()
+    if _method(saved.get("rlhf_type"), saved.get("task_type")) != _method(params.method, params.task_type):
+        found.update(*(method.reads for method in METHODS.values()))
+    if "train_type" in params.model_fields_set and params.train_type != saved.get("train_type", "lora"):
+        found.update(*(each.reads for each in (*TUNERS.values(), *OPTIMIZERS)))
+    return frozenset(found)
+
+
+def _method(name: str | None, task_type: str | None) -> str:
+    """As what a method goes whose name only preferences and rewards have in their parameters."""
+    return name if name not in (None, "sft", "pt", "seq_cls") else f"sft of {task_type or 'causal_lm'}"
 
 
 def _loadable(params: BaseParams) -> frozenset[str]:

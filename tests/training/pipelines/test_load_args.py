@@ -49,6 +49,35 @@ def test_it_brings_nothing_that_would_undo_what_is_asked_for(
     assert with_saved_args(asked) == asked
 
 
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        ({"loss_type": "dft", "packing": True}, {"rlhf_type": "dpo"}),
+        ({"rlhf_type": "dpo", "beta": 0.5, "rpo_alpha": 0.2}, {"rlhf_type": "simpo"}),
+        (
+            {"train_type": "full", "optim": "muon", "freeze_parameters_ratio": 0.5},
+            {"rlhf_type": "dpo", "train_type": "lora"},
+        ),
+    ],
+    ids=["sft to dpo", "dpo to simpo", "full to lora"],
+)
+def test_it_brings_nothing_of_another_method_tuner_or_optimizer(
+    checkpoint: str, saved: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    (Path(checkpoint) / "args.json").write_text(
+        json.dumps({"weight_decay": 0.3, **saved, "given": ["weight_decay", *saved]})
+    )
+    params = with_saved_args(RlhfParams(model=checkpoint, **asked))
+    assert params.model_fields_set == {"model", "weight_decay", *asked}
+
+
+def test_of_the_same_method_it_brings_back_all(checkpoint: str) -> None:
+    saved = {"rlhf_type": "dpo", "beta": 0.5, "train_type": "full", "optim": "sgd"}
+    (Path(checkpoint) / "args.json").write_text(json.dumps(saved | {"given": list(saved)}))
+    params = with_saved_args(RlhfParams(model=checkpoint, rlhf_type="dpo"))
+    assert (params.beta, params.train_type, params.optim) == (0.5, "full", "sgd")
+
+
 def test_it_brings_no_code_that_judges(checkpoint: str) -> None:
     saved = {"reward_funcs": ["code.py:judge"], "num_generations": 4}
     (Path(checkpoint) / "args.json").write_text(json.dumps(saved | {"given": list(saved)}))
