@@ -61,7 +61,8 @@ class BaseParams(GenerationParams, QuantizationParams, DataParams, TemplateParam
     Upper and lower case mean the same. The environment variable of a setting's name is read where it is not here."""
     load_args: Annotated[bool, About(TRAINING + INFER, one_run=True, not_in_fine_tuning=THE_SERVER)] = True
     """Where `model`, `adapters` or `resume_from_checkpoint` names a checkpoint of ours, take the parameters that it was
-    trained with, all but those of data and generation, for those that are not given here."""
+    trained with for those that are not given here: all but those of data, generation and code, and of a method or tuner
+    that is another here."""
     load_data_args: Annotated[
         bool, About(TRAINING + INFER, one_run=True, not_in_api="name the data in the request")
     ] = False

@@ -41,9 +41,9 @@ from training.data.samples import Conversation, Learns, Message, Pair, Text
 LABELS = ("label", "kto_tag")
 """Columns that say whether an answer is a good one."""
 QUESTIONS = ("query", "question", "prompt", "instruction", "input", "problem")
-ANSWERS = ("response", "output", "answer", "solution")
+ANSWERS = ("solution", "response", "output", "answer")
 """Columns of a question and of its answer, by whatever names sets have them. A `solution` to anything but a problem is
-what rewards compare with."""
+what rewards compare with; to a problem, it is worked out, and the `answer` beside it is its last line."""
 Ends = Callable[[list[Message], str], list[Message]]
 """Returns the messages, or raises BadRow where they end with what is not wanted there."""
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from engines.errors import InvalidRequest
 from engines.params.quantization import QuantizationParams
+from training.folder import JobFolder
 from training.params.saved_args import read_given
 from training.params.sft import SftParams
 from training.processes import Processes
@@ -28,6 +29,11 @@ def with_beginning(params: P) -> P:
     checkpoint = Path(params.resume_from_checkpoint).expanduser()
     if not checkpoint.is_dir():
         raise InvalidRequest(f"there is no folder {checkpoint.name!r}", param="resume_from_checkpoint")
+    if steps := JobFolder(checkpoint).checkpoints():
+        message = (
+            f"{checkpoint.name} is the folder of a training: name a checkpoint in it, such as checkpoint-{steps[-1]}"
+        )
+        raise InvalidRequest(message, param="resume_from_checkpoint")
     if not params.resume_only_model:
         _check_same(params, checkpoint)
         return params

@@ -44,7 +44,7 @@ def test_a_question_and_its_answer_are_known_by_all_their_names(question: str, a
 
 
 def test_a_problem_has_a_solution_and_a_prompt_for_rewards_none() -> None:
-    row = {"problem": "Hi", "solution": "Hello", "answer": ""}
+    row = {"problem": "Hi", "solution": "Hello", "answer": "lo"}
     assert read(row, "answers") == Conversation([HI, HELLO], [])
     assert read(row, "prompts") == Prompt(Conversation([HI], [], context=1))
     assert read({"prompt": "Hi", "answer": "Hello"}, "prompts") == Prompt(Text("Hi", ""))

@@ -79,7 +79,7 @@ def test_of_the_same_method_it_brings_back_all(checkpoint: str) -> None:
 
 
 def test_it_brings_no_code_that_judges(checkpoint: str) -> None:
-    saved = {"reward_funcs": ["code.py:judge"], "num_generations": 4}
+    saved = {"rlhf_type": "grpo", "reward_funcs": ["code.py:judge"], "num_generations": 4}
     (Path(checkpoint) / "args.json").write_text(json.dumps(saved | {"given": list(saved)}))
     params = with_saved_args(RlhfParams(rlhf_type="grpo", adapters=(checkpoint,)))
     assert (params.num_generations, params.reward_funcs) == (4, ())

@@ -312,6 +312,16 @@ def test_a_checkpoint_without_its_optimizer_is_not_resumed(train: Callable[..., 
         train(resume_from_checkpoint=str(whole.path / "checkpoint-3"))
 
 
+def test_in_place_of_the_folder_of_a_training_a_checkpoint_in_it_is_to_be_named(
+    train: Callable[..., tuple[JobFolder, Result]],
+) -> None:
+    whole, _ = train()
+
+    with pytest.raises(InvalidRequest, match="name a checkpoint in it, such as checkpoint-6") as refused:
+        train(resume_from_checkpoint=str(whole.path))
+    assert refused.value.param == "resume_from_checkpoint"
+
+
 def test_training_goes_on_with_an_adapter(train: Callable[..., tuple[JobFolder, Result]]) -> None:
     first, result = train()
     second, _ = train(adapters=str(first.path / result.artifact))
