@@ -60,7 +60,7 @@ def _of_another(params: SftParams, saved: Mapping[str, Any]) -> frozenset[str]:
     if _method(saved.get("rlhf_type"), saved.get("task_type")) != _method(params.method, params.task_type):
         found.update(*(method.reads for method in METHODS.values()))
     if "train_type" in params.model_fields_set and params.train_type != saved.get("train_type", "lora"):
-        found.update(*(each.reads for each in (*TUNERS.values(), *OPTIMIZERS)))
+        found.update(*(tuner.reads for tuner in TUNERS.values()), *(each.reads for each in OPTIMIZERS))
     return frozenset(found)
 
 
