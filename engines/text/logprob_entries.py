@@ -1,6 +1,9 @@
 """Logprob entries: a token with the bytes that it adds to the text, given once its text has been."""
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from engines.text.detokenize import new_utf8_decoder
 
@@ -65,6 +68,17 @@ class PendingEntries:
             kept.append(TokenEntry(entry.token_id, entry.shown[:left], entry.logprob, entry.top))
             left -= len(entry.shown)
         return tuple(kept)
+
+
+def that_spell(text: str, pieces: Sequence[bytes]) -> slice:
+    """Which of `pieces`, the bytes of tokens that follow one another, make up `text`, the last time that they spell it;
+    all where they do not."""
+    data = text.encode()
+    start = b"".join(pieces).rfind(data) if data else -1
+    if start < 0:
+        return slice(0, len(pieces))
+    ends = list(accumulate(map(len, pieces)))
+    return slice(bisect_right(ends, start), bisect_left(ends, start + len(data)) + 1)
 
 
 def length_of_characters(data: bytes, characters: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
+from engines.text.logprob_entries import that_spell
 from engines.text.vocabulary import Vocabulary
 from server.http.sse import CHUNKS
 from server.openai.answer import AnswerDelta
@@ -83,8 +84,16 @@ class ChatChoice:
     def _shown(self, delta: AnswerDelta) -> AnswerDelta:
         """The delta without the reasoning, and the tokens of it, where the client wants none."""
         parts = [part for part in delta.parts if part.reasoning_content is None]
-        self._shows_reasoning = bool(parts)  # it has ended: all that comes is the answer
-        return delta._replace(parts=parts, text=delta.text if parts else replace(delta.text, entries=(), token_ids=()))
+        if not parts:
+            return delta._replace(parts=[], text=replace(delta.text, entries=(), token_ids=()))
+        self._shows_reasoning = True  # it has ended: all that comes is the answer
+        if len(parts) == len(delta.parts):
+            return delta
+        content = "".join(part.content or "" for part in parts)
+        entries, ids = delta.text.entries, delta.text.token_ids
+        first = that_spell(content, [entry.shown for entry in entries]).start
+        first_id = that_spell(content, [self._vocabulary.token_bytes(id) for id in ids]).start
+        return delta._replace(parts=parts, text=replace(delta.text, entries=entries[first:], token_ids=ids[first_id:]))
 
     # --- as a whole
 

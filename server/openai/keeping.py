@@ -46,8 +46,10 @@ def keeping(
         return endpoint
 
     def renderer(body: ChatRequest, asked: Asked, envelope: Envelope, vocabulary: Vocabulary) -> Renderer:
-        inner = endpoint.renderer(body, asked, envelope, vocabulary)
-        return KeepingRenderer(inner, body, kept, caller.name)
+        def inner() -> Renderer:
+            return endpoint.renderer(body, asked, envelope, vocabulary)
+
+        return KeepingRenderer(inner(), inner(), body, kept, caller.name)
 
     return replace(endpoint, renderer=renderer)
 
@@ -55,29 +57,33 @@ def keeping(
 class KeepingRenderer:
     """Renders as another does, and gives the whole answer away as it ends."""
 
-    def __init__(self, inner: Renderer, body: ChatRequest, kept: KeptCompletions, owner: str | None) -> None:
-        self.events = inner.events
-        self._inner = inner
+    def __init__(
+        self, told: Renderer, gathered: Renderer, body: ChatRequest, kept: KeptCompletions, owner: str | None
+    ) -> None:
+        """`told` renders the chunks of a stream, `gathered` the answer as a whole: no renderer does both."""
+        self.events = told.events
+        self._told = told
+        self._gathered = gathered
         self._body = body
         self._kept = kept
         self._owner = owner
         self._request_id = current_http_request_id()
 
     def add(self, delta: AnswerDelta) -> None:
-        self._inner.add(delta)
+        self._gathered.add(delta)
 
     def whole(self, usage: Usage) -> dict[str, Any]:
-        answer = self._inner.whole(usage)
+        answer = self._gathered.whole(usage)
         self._kept.keep_later(answer["id"], lambda: self._completion(answer))
         return answer
 
     def chunks(self, delta: AnswerDelta) -> Iterable[Any]:
-        self._inner.add(delta)
-        return self._inner.chunks(delta)
+        self._gathered.add(delta)
+        return self._told.chunks(delta)
 
     def last_chunks(self, usage: Usage) -> Iterable[Any]:
         self.whole(usage)
-        return self._inner.last_chunks(usage)
+        return self._told.last_chunks(usage)
 
     def _completion(self, answer: dict[str, Any]) -> KeptCompletion:
         body = self._body

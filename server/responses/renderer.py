@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from engines.answers.deltas import Delta
-from engines.text.logprob_entries import TokenEntry
+from engines.text.logprob_entries import TokenEntry, that_spell
 from engines.text.vocabulary import Vocabulary
 from server.http.errors import error_body, error_status
 from server.http.sse import EventStyle
@@ -38,7 +38,7 @@ class ResponseRenderer:
         self._output = Output(
             head.token, summarized=head.body.summary is not None, seal=seal if ENCRYPTED in head.body.include else None
         )
-        self._entries: list[TokenEntry] = []  # of tokens whose text has not come yet
+        self._entries: list[TokenEntry] = []  # of tokens of which no part has come yet
         self._cut_short = False
         self._begun = False
         self._next = first_event
@@ -119,13 +119,16 @@ class ResponseRenderer:
         self._cut_short = delta.finish == "length"
         for part in delta.parts:
             yield from self._output.push(part, self._logprobs(part))
+        if delta.parts and all(part.content is None for part in delta.parts):
+            self._entries = []
 
     def _logprobs(self, part: Delta) -> list[orjson.Fragment]:
         """Those of content: reasoning, calls and what marks them have none."""
-        entries, self._entries = self._entries, []
         if part.content is None:
             return []
-        return [chat_entry(entry, self._vocabulary) for entry in _entries_of(part.content, entries)]
+        spelling = that_spell(part.content, [entry.shown for entry in self._entries])
+        entries, self._entries = self._entries[spelling], self._entries[spelling.stop :]
+        return [chat_entry(entry, self._vocabulary) for entry in entries]
 
     def _ended(self, usage: Usage) -> dict[str, Any]:
         status = "incomplete" if self._cut_short else "completed"
@@ -134,18 +137,6 @@ class ResponseRenderer:
         response = self._head.to_wire(status, output, usage=used, incomplete_details=reason)
         self._on_end(response)
         return response
-
-
-def _entries_of(text: str, entries: list[TokenEntry]) -> Iterator[TokenEntry]:
-    """The last of `entries` that make up `text`; all where they do not spell it."""
-    start = b"".join(entry.shown for entry in entries).rfind(text.encode())
-    end = start + len(text.encode())
-    position = 0
-    for entry in entries:
-        following = position + len(entry.shown)
-        if start < 0 or (position < end and following > start):
-            yield entry
-        position = following
 
 
 def _failure(error: Exception) -> str:

@@ -82,7 +82,7 @@ def test_a_call_that_came_back_without_arguments_is_kept_with_none(http: ReadyCl
         {"role": "tool", "tool_call_id": "c1", "content": "noon"},
     ]
     succeeded(http.post(PATH, json=said() | {"messages": asked}))
-    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "evals"}))["id"]
+    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "fine-tune"}))["id"]
     [row] = http.get(f"/v1/files/{file}/content").text.splitlines()
     called = json.loads(row)["messages"][1]["tool_calls"][0]["function"]
     assert called == {"name": "now", "arguments": ""}
@@ -113,6 +113,18 @@ def test_a_stream_is_kept_as_if_it_had_not_been_one(http: ReadyClient) -> None:
         shown = succeeded(http.get(f"{PATH}/{id}"))
         assert without_call_ids(shown["choices"]) == without_call_ids(whole["choices"])
         assert shown["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_a_kept_stream_leaves_reasoning_out_as_any_other_does() -> None:
+    text, stop = "<think>\nhm, well\n</think>\n\nHello.", "l\n</think>\n\nHe!"  # held back: one chunk has both
+    asked = {"include_reasoning": False, "stream": True, "stop": stop}
+    with echo_client(keep_completions=True, reasoning_parser="deepseek_r1") as http:
+        kept, plain = (
+            chunks_of(http.post(PATH, json=said(text, **asked, store=store, seed=1))) for store in (True, False)
+        )
+        assert [each["choices"] for each in kept] == [each["choices"] for each in plain]
+        (choice,) = succeeded(http.get(f"{PATH}/{kept[0]['id']}"))["choices"]
+        assert (choice["message"]["content"], "reasoning" in choice["message"]) == ("Hello.", False)
 
 
 def without_call_ids(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,7 +217,7 @@ def test_an_export_takes_what_it_is_told_to(http: ReadyClient) -> None:
     made = [succeeded(http.post(PATH, json=said(text)))["created"] for text in ("one", "two", "three")]
 
     def texts(**body: Any) -> list[str]:
-        file = succeeded(http.post(f"{PATH}/export", json={"purpose": "evals", **body}))
+        file = succeeded(http.post(f"{PATH}/export", json={"purpose": "fine-tune", **body}))
         return [line["messages"][0]["content"] for line in lines(http, file["id"])]
 
     assert texts() == ["one", "two", "three"]
@@ -226,7 +238,7 @@ def test_a_message_that_was_continued_is_one_message_of_the_data(http: ReadyClie
     messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "I say"}]
     fields = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
     answers = [succeeded(http.post(PATH, json=said(**fields, echo=echo))) for echo in (False, True)]
-    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "evals"}))["id"]
+    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "fine-tune"}))["id"]
     plain, echoed = (answer["choices"][0]["message"]["content"] for answer in answers)
     assert [line["messages"][1:] for line in lines(http, file)] == [
         [{"role": "assistant", "content": "I say" + plain}], [{"role": "assistant", "content": echoed}],

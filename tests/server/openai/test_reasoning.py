@@ -86,6 +86,16 @@ def test_reasoning_is_left_out_where_the_client_wants_none(api: Api) -> None:
     assert chunks[-1]["usage"] == whole["usage"]
 
 
+def test_what_ends_the_reasoning_and_begins_the_answer_at_once_is_told_by_the_answers_tokens_alone(api: Api) -> None:
+    """The beginning of a stop string is held back until another character follows: then all of it comes at once."""
+    asked = {"include_reasoning": False, "logprobs": True, "stop": "l\n</think>\n\nHe!"}
+    (choice,) = api.chat(TEXT, **asked)["choices"]
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == list("Hello.")
+    chunks = api.chat_chunks(TEXT, **asked)
+    told = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
+    assert [entry["token"] for each in told for entry in each["content"]] == list("Hello.")
+
+
 def test_a_model_that_does_not_reason_leaves_nothing_out(make_api: Callable[..., Api]) -> None:
     (choice,) = make_api().chat(TEXT, include_reasoning=False, logprobs=True)["choices"]
     assert choice["message"]["content"] == TEXT

@@ -96,8 +96,9 @@ def test_a_summary_is_told_beside_the_reasoning(make_api: Callable[..., Api]) ->
         assert "".join(deltas) == "hm, well"
 
 
-def test_logprobs_come_with_the_deltas_of_the_text(make_api: Callable[..., Api]) -> None:
-    events = make_api(reasoning_parser="deepseek_r1").response_events(THOUGHT, top_logprobs=1)
+@pytest.mark.parametrize("stop", [None, "l\n</think>\n\nHe!"], ids=["piecewise", "held_back"])
+def test_logprobs_come_with_the_deltas_of_the_text(make_api: Callable[..., Api], stop: str | None) -> None:
+    events = make_api(reasoning_parser="deepseek_r1").response_events(THOUGHT, top_logprobs=1, stop=stop)
     entries = [entry for event in events if event["type"].endswith("text.delta") for entry in event.get("logprobs", [])]
     assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == "Hello."
     (done,) = (event for event in events if event["type"] == "response.output_text.done")
