@@ -1,6 +1,5 @@
 """The input of a batch: which requests it has and where, or what is wrong with its lines."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ import orjson
 from pydantic import Field, ValidationError
 
 from engines.errors import InvalidRequest
+from server.files.lines import lines_of
 from server.http.body import RequestBody, check_counts
 from server.http.validation import to_invalid_request
 
@@ -57,7 +57,7 @@ def read_plan(path: Path, endpoint: str, max_line: int) -> Plan:
     places: dict[str, tuple[int, int]] = {}
     models: set[str | None] = set()
     errors: list[dict[str, Any]] = []
-    for number, (offset, data) in enumerate(_lines(path, max_line), 1):
+    for number, (offset, data) in enumerate(lines_of(path, max_line), 1):
         if not data.strip():
             continue
         try:
@@ -84,17 +84,6 @@ def read_plan(path: Path, endpoint: str, max_line: int) -> Plan:
     if errors:
         raise InvalidInput(errors)
     return Plan(path, places, models.pop() if len(models) == 1 else None)
-
-
-def _lines(path: Path, max_line: int) -> Iterator[tuple[int, bytes]]:
-    """Each line with its offset; one that is too long is cut after the limit, and the rest of the file left out."""
-    offset = 0
-    with path.open("rb") as file:
-        while data := file.readline(max_line + 1):
-            yield offset, data
-            offset += len(data)
-            if len(data) > max_line:
-                return
 
 
 def _parse(data: bytes, endpoint: str, max_line: int) -> Line:

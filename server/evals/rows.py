@@ -1,6 +1,6 @@
 """The rows of a run: a file with an object in each line, `{"item": ..., "sample": ...}`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from engines.errors import InvalidRequest
 from server.evals.item_schema import ItemSchema
 from server.evals.schema import Row
-from server.http.body import check_counts
+from server.files.lines import lines_of
+from server.http.body import check_counts, check_depth
 from server.http.validation import to_invalid_request
 
 MAX_ROWS = 50_000
@@ -37,7 +38,9 @@ def read_rows(path: Path, schema: Mapping[str, Any] | None, max_line: int) -> Ro
     """Check every row, by the eval's schema of items where it has one. Raises InvalidRequest, which names the line."""
     check = None if schema is None else ItemSchema(schema)
     places: list[tuple[int, int]] = []
-    for number, (offset, line) in enumerate(_lines(path, max_line), 1):
+    for number, (offset, line) in enumerate(lines_of(path, max_line), 1):
+        if len(line) > max_line:
+            raise InvalidRequest(f"line {number}: it is longer than {max_line} bytes")
         if not line.strip():
             continue
         try:
@@ -62,20 +65,11 @@ def parse_row(line: bytes) -> Row:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"it is no valid JSON: {error.msg}") from None
     try:
-        return Row.model_validate(value)
+        row = Row.model_validate(value)
     except ValidationError as error:
         raise to_invalid_request(error.errors(include_url=False, include_context=False), value) from None
-
-
-def _lines(path: Path, max_line: int) -> Iterator[tuple[int, bytes]]:
-    """Each line with where it begins. Raises InvalidRequest for one that is too long, before it is read whole."""
-    offset = 0
-    with path.open("rb") as file:
-        while line := file.readline(max_line + 1):
-            if len(line) > max_line:
-                raise InvalidRequest(f"a line is longer than {max_line} bytes")
-            yield offset, line
-            offset += len(line)
+    check_depth(value)
+    return row
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -166,7 +166,7 @@ def parse_json(model: type[Model], data: bytes, *, refuse_unknown: bool = False)
 
 def parse_object(model: type[Model], body: dict[str, Any], *, refuse_unknown: bool = False) -> Model:
     """The same for what has been parsed as a part of something else."""
-    _check_depth(body)
+    check_depth(body)
     return validate(model, body, refuse_unknown=refuse_unknown, long=True)
 
 
@@ -216,7 +216,7 @@ def load_object(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
-        _check_depth(body)
+        check_depth(body)
     return body
 
 
@@ -236,7 +236,8 @@ def check_counts(data: bytes) -> None:
             raise InvalidRequest(f"The body has more than {most} {what}.")
 
 
-def _check_depth(body: dict[str, Any]) -> None:
+def check_depth(body: dict[str, Any]) -> None:
+    """Refuse what is nested so deep that whatever reads or writes it may fail. Raises InvalidRequest."""
     level: list[Any] = [body]
     for _ in range(MAX_DEPTH):
         level = [

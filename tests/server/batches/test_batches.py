@@ -271,6 +271,11 @@ def test_a_line_that_is_no_request_fails_the_batch_by_its_number(api: Api, bad: 
     assert error.message
 
 
+def test_a_file_that_an_editor_began_with_a_byte_order_mark_is_read(api: Api) -> None:
+    batch = api.wait(api.create(b"\xef\xbb\xbf", said("a", "hi"), said("b", "ho")))
+    assert (batch.status, batch.request_counts.completed) == ("completed", 2)
+
+
 def test_all_lines_are_looked_at_and_the_errors_are_not_too_many(api: Api) -> None:
     batch = api.wait(api.create(b"{\n", said("a", "hi"), b"{\n"))
     assert [error.line for error in batch.errors.data] == [1, 3]

@@ -1,5 +1,6 @@
 """/v1/evals, as OpenAI's SDK asks it, on EchoEngine, which says the last message back."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -287,14 +288,26 @@ def test_a_run_that_could_ask_nothing_is_refused(api: Api, given: dict[str, Any]
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param), reply.text
 
 
+def deep(levels: int) -> Any:
+    return functools.reduce(lambda inner, _: [inner], range(levels), 0)
+
+
 def test_a_file_whose_rows_are_wrong_fails_the_run_and_names_the_line(api: Api) -> None:
     for rows, told in (
         (({"item": {"text": "a"}}, {"item": {}}), "line 2: item: 'text' is a required property"),
         (({"text": "a"},), "line 1"),
+        (({"item": {"text": "a", "more": deep(300)}},), "line 1: The body is nested deeper than 100 levels"),
     ):
         data = {"type": "file_id", "id": api.upload(*rows)}
         run = api.wait(api.start(api.create(), {"type": "jsonl", "source": data}))
         assert (run.status, run.error.code) == ("failed", "invalid_data") and told in run.error.message
+
+
+def test_rows_that_an_editor_began_with_a_byte_order_mark_are_read(api: Api) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps({"item": {"text": "a", "label": "a"}}).encode()
+    id = api.client.files.create(file=("rows.jsonl", content), purpose="evals").id
+    run = api.wait(api.start(api.create(config=CUSTOM), {"type": "jsonl", "source": {"type": "file_id", "id": id}}))
+    assert (run.status, counts(run)[0]) == ("completed", 1)
 
 
 # ---- changed, listed, deleted
