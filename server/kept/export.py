@@ -1,4 +1,4 @@
-"""Kept chat completions become a file: a conversation in each line, as fine-tuning takes it."""
+"""Kept chat completions become a file: a conversation in each line, as fine-tuning takes it, or a row of an eval."""
 
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from server.http.body import Metadata, StrictBody
 from server.http.field_limits import Name
 from server.kept.completions import Filter, KeptCompletion, KeptCompletions
 from server.store.access import Access
+from training.rewards.graders.grading import sample_of
 
 INT64 = 2**63
 CALLS = ("tool_calls", "function_call")
@@ -49,7 +50,7 @@ async def export(
         created_before=body.created_before,
     )
     found = await kept.find(wanted, access, limit=body.limit)
-    async with files.storing(_lines(kept, found)) as content:
+    async with files.storing(_lines(kept, found, body.purpose)) as content:
         if not content.stored.bytes:
             raise InvalidRequest("No chat completion is kept that matches and was not cut short.", code="empty_file")
         file = content.as_file(body.purpose, body.filename, owner=access.owner, expires_after=None)
@@ -57,18 +58,34 @@ async def export(
     return file
 
 
-async def _lines(kept: KeptCompletions, found: Sequence[tuple[int, int]]) -> AsyncIterator[bytes]:
+async def _lines(
+    kept: KeptCompletions, found: Sequence[tuple[int, int]], purpose: Literal["fine-tune", "evals"]
+) -> AsyncIterator[bytes]:
+    line_of = _sample if purpose == "fine-tune" else _row
     async for completion in kept.read(found):
-        yield b"".join(lines_of(completion))
+        yield b"".join(orjson.dumps(line_of(completion, each)) + b"\n" for each in conversations_of(completion))
 
 
-def lines_of(completion: KeptCompletion) -> Iterator[bytes]:
-    """A line for each of its answers that says something and was not cut short."""
-    tools = {name: given for name in ("tools", "functions") if (given := completion.asked[name])}
+def conversations_of(completion: KeptCompletion) -> Iterator[list[dict[str, Any]]]:
+    """One for each of its answers that says something and was not cut short, which is the last message."""
     for choice in completion.answer["choices"]:
         message = choice["message"]
         if choice["finish_reason"] in WHOLE and any(message.get(name) for name in ("content", *CALLS)):
-            yield orjson.dumps({"messages": _conversation(completion.asked, message), **tools}) + b"\n"
+            yield _conversation(completion.asked, message)
+
+
+def _sample(completion: KeptCompletion, conversation: list[dict[str, Any]]) -> dict[str, Any]:
+    """As fine-tuning takes it."""
+    tools = {name: given for name in ("tools", "functions") if (given := completion.asked[name])}
+    return {"messages": conversation, **tools}
+
+
+def _row(completion: KeptCompletion, conversation: list[dict[str, Any]]) -> dict[str, Any]:
+    """As evals take it: the same as of the source `stored_completions`."""
+    *asked, answer = conversation
+    sample = sample_of(answer.get("content") or "", calls=answer.get("tool_calls") or ())
+    item = {"input": asked, "output_text": sample["output_text"], "metadata": completion.metadata}
+    return {"item": item, "sample": {**sample, "model": completion.answer["model"]}}
 
 
 def _conversation(asked: dict[str, Any], message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -218,6 +218,26 @@ def test_kept_chats_are_judged_and_asked_again(api: Api) -> None:
     assert (counts(run), run.model) == ((1, 0, 1, 0), "tuned")
 
 
+def test_a_file_of_kept_chats_is_judged_as_they_would_be_themselves(api: Api) -> None:
+    for said in ("yes", "no"):
+        messages: Any = [{"role": "user", "content": said}]
+        api.client.chat.completions.create(
+            model="echo", messages=messages, store=True, metadata={"eval": "file", "said": said}
+        )
+    file = api.http.post("/v1/chat/completions/export", json={"purpose": "evals", "metadata": {"eval": "file"}}).json()
+    criteria = [{**SAME, "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{item.metadata.said}}"}]
+    made = api.create(criteria, {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True})
+    run = api.wait(api.start(made, {"type": "jsonl", "source": {"type": "file_id", "id": file["id"]}}))
+    assert (run.status, counts(run)) == ("completed", (2, 2, 0, 0))
+    of_themselves = api.create(criteria, {"type": "logs", "metadata": {"eval": "file"}})
+    stored = api.wait(api.start(of_themselves, {"type": "completions", "source": {"type": "stored_completions"}}))
+    assert [item.datasource_item for item in api.items(run)] == [item.datasource_item for item in api.items(stored)]
+    again = {"type": "item_reference", "item_reference": "item.input"}
+    source = {"type": "file_id", "id": file["id"]}
+    asked = {"type": "completions", "model": "echo", "input_messages": again, "source": source}
+    assert counts(api.wait(api.start(made, asked))) == (2, 2, 0, 0)
+
+
 def test_kept_responses_are_judged_with_what_came_before(api: Api) -> None:
     first = api.client.responses.create(model="echo", input="first", metadata={"eval": "kept responses"})
     api.client.responses.create(
