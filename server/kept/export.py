@@ -90,9 +90,15 @@ def _row(completion: KeptCompletion, conversation: list[dict[str, Any]]) -> dict
 
 def _conversation(asked: dict[str, Any], message: dict[str, Any]) -> list[dict[str, Any]]:
     """One that continued the final message is one message with it."""
+    said = [_complete(message) for message in asked["messages"]]
     answer = {name: value for name in LEARNED if (value := message.get(name)) is not None}
     if not asked["continue_final_message"]:
-        return [*asked["messages"], answer]
-    *before, begun = asked["messages"]
+        return [*said, answer]
+    *before, begun = said
     text = "" if asked["echo"] or not isinstance(begun["content"], str) else begun["content"]
     return [*before, answer | {"content": text + (answer.get("content") or "")}]
+
+
+def _complete(message: dict[str, Any]) -> dict[str, Any]:
+    """An assistant may have said nothing, which requests may leave out and data may not."""
+    return message if any(name in message for name in ("content", *CALLS)) else {**message, "content": ""}

@@ -14,6 +14,7 @@ from tests.server.fine_tuning.conftest import Start, start
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
 from tests.until import until
+from training.data.messages import messages_of
 
 __all__ = ["start"]
 
@@ -211,6 +212,19 @@ def test_kept_completions_become_a_file_that_a_fine_tuning_job_takes(start: Star
         assert (call["tools"], call["messages"][1]["tool_calls"][0]["function"]["name"]) == (TOOLS, "now")
         job = api.fine_tuning.create(training_file=file["id"])
         assert api.fine_tuning.wait(job["id"], "succeeded")["fine_tuned_model"]
+
+
+def test_an_assistant_who_said_nothing_is_an_empty_text_of_the_data(http: ReadyClient) -> None:
+    asked = [{"role": "user", "content": "Well?"}, {"role": "assistant"}, {"role": "user", "content": "Go on."}]
+    succeeded(http.post(PATH, json=said(messages=asked)))
+    file = succeeded(http.post(f"{PATH}/export", json={"purpose": "fine-tune"}))["id"]
+    [line] = lines(http, file)
+    assert [message["content"] for message in messages_of(line["messages"], "messages")] == [
+        "Well?",
+        "",
+        "Go on.",
+        "Go on.",
+    ]
 
 
 def test_an_export_takes_what_it_is_told_to(http: ReadyClient) -> None:
