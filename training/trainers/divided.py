@@ -30,6 +30,11 @@ def is_divided(params: SftParams) -> bool:
     return params.deepspeed is not None or params.fsdp is not None
 
 
+def divides_weights(params: SftParams) -> bool:
+    """Whether we divide the weights among processes, and not a library as it loads them."""
+    return params.fsdp is not None or params.tensor_model_parallel_size > 1
+
+
 @contextmanager
 def loads_divided(params: SftParams, arguments: dict[str, Any], precision: Precision) -> Iterator[None]:
     """Have a model that is loaded within be divided at once, where it is to be: it may be too large for one device.
@@ -39,7 +44,7 @@ def loads_divided(params: SftParams, arguments: dict[str, Any], precision: Preci
     """
     if Processes.of_environment().count == 1 and is_divided(params):
         os.environ.update(A_GROUP_OF_ONE)
-    if params.fsdp is not None or params.tensor_model_parallel_size > 1:
+    if divides_weights(params):
         fsdp.meet(params.ddp_backend, Processes.of_environment().local_rank)
     if params.deepspeed is None:
         yield
@@ -104,7 +109,24 @@ class Redivided:
         return prepared
 
 
-class FullySharded:
+class InPlace:
+    """Goes before a Trainer among a class's bases: leaves weights where `shard` has put them, which may be too many for
+    one device."""
+
+    if TYPE_CHECKING:
+        job: Any
+
+    def shard(self) -> None:
+        """Divide the weights, where that is asked for: before anything keeps or trains them."""
+        if divides_weights(self.job.params):
+            self.is_distributed_loading_by_transformers = True  # it leaves model and gradients to us
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not divides_weights(self.job.params):
+            super()._move_model_to_device(model, device)  # type: ignore[misc]  # the Trainer behind us
+
+
+class FullySharded(InPlace):
     """Goes before a Trainer among a class's bases: with the parameter `fsdp`, divides the weights, and gathers them
     for a checkpoint.
 
@@ -112,22 +134,16 @@ class FullySharded:
     """
 
     if TYPE_CHECKING:
-        job: Any
         args: Any
         model: Any
         optimizer: Any
         lr_scheduler: Any
 
     def shard(self) -> None:
-        """Divide the weights, where that is asked for: before anything keeps or trains them."""
+        super().shard()
         how = self.job.params.fsdp
         if how is not None:
             fsdp.shard(self.model, self.args.device, how=how)
-            self.is_distributed_loading_by_transformers = True  # it leaves model and gradients to us
-
-    def _move_model_to_device(self, model: Any, device: Any) -> None:
-        if self.job.params.fsdp is None:  # else it may be too large for one
-            super()._move_model_to_device(model, device)  # type: ignore[misc]  # the Trainer behind us
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.job.params.fsdp is None:

@@ -18,6 +18,7 @@ from training.optimizers.base import ADAMW
 from training.params.sft import SftParams
 from training.processes import Processes
 from training.trainers.divided import is_divided
+from training.trainers.own_norm import OwnNorm
 from training.trainers.precision import Precision
 from training.tuners import tuner_of
 
@@ -158,13 +159,12 @@ class InPieces(torch.optim.AdamW):  # type: ignore[misc]  # torch is untyped her
             super().step()
 
 
-class NarrowedGradients:
+class NarrowedGradients(OwnNorm):
     """Goes before a Trainer among a class's bases: keeps gradients so, where `narrow_gradients` asked for it."""
 
     _narrow: NarrowGradients | None = None
 
     if TYPE_CHECKING:
-        args: Any
         optimizer: Any
 
     def narrow_gradients(self, model: nn.Module) -> None:
@@ -176,12 +176,5 @@ class NarrowedGradients:
             self._narrow.given_to(self.optimizer)
         return made
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        if self._narrow is None:
-            return super()._clip_grad_norm(model)  # type: ignore[misc]
-        return self._narrow.clip(self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        if self._narrow is not None and grad_norm is None:
-            grad_norm = self._narrow.clip(float("inf"))
-        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+    def _clipped(self, model: Any, most: float) -> Tensor | None:
+        return self._narrow.clip(most) if self._narrow is not None else super()._clipped(model, most)

@@ -213,7 +213,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         self._value.train()
         for number, rows in enumerate(self._mini_batches(len(experience.rollouts))):
             if number:
-                self._clip_grad_norm(model)
+                self._clipped(model, self.args.max_grad_norm or float("inf"))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             parts = [
@@ -352,12 +352,9 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
     def _decayed(self) -> set[str]:
         return set(self.get_decay_parameter_names(self._value_model.value))
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        weights = [*model.parameters(), *self._value.parameters()]
-        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm or float("inf"))
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return self._clip_grad_norm(model) if grad_norm is None else grad_norm
+    def _clipped(self, model: Any, most: float) -> Tensor | None:
+        norm: Tensor | None = self.accelerator.clip_grad_norm_([*model.parameters(), *self._value.parameters()], most)
+        return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         check_weights(self._value, self.args, self.state.global_step)

@@ -12,11 +12,13 @@ from training.params.sft import SftParams
 from training.processes import Processes
 from training.sharding import tensor
 from training.sharding.tensor import Meshes, Parts
+from training.trainers.divided import InPlace
+from training.trainers.own_norm import OwnNorm
 from training.trainers.precision import Precision
 from training.tuners import tuner_of
 
 
-class TensorDivided:
+class TensorDivided(InPlace, OwnNorm):
     """Goes before a Trainer among a class's bases: with `tensor_model_parallel_size` above 1, gives its processes the
     same batches by groups, and each a part of the layers.
 
@@ -37,22 +39,17 @@ class TensorDivided:
         gather_function: Any
 
     def shard(self) -> None:
-        super().shard()  # type: ignore[misc]  # the JobTrainer behind us
+        super().shard()
         size = self.job.params.tensor_model_parallel_size
         if size > 1:
             self._meshes = tensor.meshes(self.args.device.type, self.args.world_size, size)
             tensor.divide(self.model, self._meshes.tensor, self.args.device)
             self._parts = Parts(self.model, self._meshes)
-            self.is_distributed_loading_by_transformers = True  # it leaves model and gradients to us
 
     @property
     def _copies(self) -> int:
         """Processes that have the same batch."""
         return self._meshes.tensor.size() if self._meshes else 1
-
-    def _move_model_to_device(self, model: Any, device: Any) -> None:
-        if self.job.params.tensor_model_parallel_size == 1:  # else it may be too large for one
-            super()._move_model_to_device(model, device)  # type: ignore[misc]
 
     def _sync_replicated_trainable_parameters(self, model: Any) -> None:
         """transformers' averages gradients of weights that are not divided by a way that gloo has not, and leaves the
@@ -105,15 +102,8 @@ class TensorDivided:
             self._parts.share_gradients()
         return loss
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        if self._meshes is None:
-            return super()._clip_grad_norm(model)  # type: ignore[misc]
-        return self._parts.clip(self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        if self._meshes is not None and grad_norm is None:
-            grad_norm = self._parts.clip(float("inf"))
-        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+    def _clipped(self, model: Any, most: float) -> torch.Tensor | None:
+        return self._parts.clip(most) if self._meshes is not None else super()._clipped(model, most)
 
     def create_optimizer(self, *given: Any) -> Any:
         if self._meshes is None:
