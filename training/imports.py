@@ -1,5 +1,6 @@
 """What keeps a worker's imports short: they are most of what passes between a job's start and its first step."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, wraps
@@ -25,6 +26,22 @@ def short_imports() -> Iterator[None]:
             yield
     finally:
         torch.compile = compiled_now
+
+
+@contextmanager
+def left_out(package: str) -> Iterator[None]:
+    """Within, `package` is not there for those who look for it, unless it has been imported before.
+
+    accelerate imports DeepSpeed, wherever it is installed, to see whether a model is one of its own.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _compiled_later(compiled: Function, model: Function | None = None, **options: Any) -> Any:

@@ -1,5 +1,6 @@
 """Training by any method: what all of them have in common, in the order in which it is done."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from training.data.prepare import Datasets, longest
 from training.folder import Result
 from training.hub.compare import check_files
 from training.hub.upload import Uploads, open_repository
+from training.imports import left_out
 from training.memory.estimate import estimate
 from training.memory.lengths import Lengths, lengths_of
 from training.methods import method_of
@@ -52,7 +54,8 @@ def run(params: SftParams, report: Report) -> Result:
     params = with_template(with_beginning(with_saved_args(params)))
     check_registered(params)
     write_args(params, report.folder.path)
-    return train_with(method_of(params), params, report)
+    with nullcontext() if params.deepspeed is not None else left_out("deepspeed"):
+        return train_with(method_of(params), params, report)
 
 
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
