@@ -21,7 +21,14 @@ from engines.checkpoint.quantization import (
     quantized_by,
     rounds_inputs,
 )
-from engines.checkpoint.quantize import forget_packing, keep_unpacked, quantize, transformers_settings, unpack
+from engines.checkpoint.quantize import (
+    forget_packing,
+    keep_unpacked,
+    let_go_of_file,
+    quantize,
+    transformers_settings,
+    unpack,
+)
 from engines.errors import UnsupportedModel
 from engines.params.model import TaskType
 
@@ -136,6 +143,7 @@ def load_model(
             )
         if quantization is not None:
             quantize(found, quantization)
+            let_go_of_file(found)
     if packed:
         if packed in UNPACKED:
             _check_unpacked(model, packed, info)

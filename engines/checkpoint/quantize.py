@@ -72,6 +72,14 @@ def _imported(method: Literal["hqq", "torchao"]) -> Iterator[None]:
         raise UnsupportedModel(message, param="quant_method") from error
 
 
+def let_go_of_file(model: Any) -> None:
+    """Give the weights on a CPU that stay as they are memory of their own: they lie in the checkpoint's file, which is
+    mapped, and keep all of it in memory, with what the others were made of."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not is_quantized(tensor):
+            tensor.data = tensor.data.clone()
+
+
 def is_quantized(tensor: Any) -> bool:
     """Whether a parameter is not the numbers that it stands for, so that its type must not be changed."""
     if type(tensor).__name__ in PACKED:

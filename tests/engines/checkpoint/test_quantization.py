@@ -29,6 +29,7 @@ WAYS = {
     "torchao with 4 bits": {"quant_method": "torchao", "quant_bits": 4},
 }
 IDS = torch.arange(16)[None]
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,16 @@ def test_the_linear_layers_of_an_nf4_model_take_less_than_0_35_of_their_memory_i
     plain, quantised = loaded(wide(tmp_path)), loaded(tmp_path, **WAYS["nf4"])
     in_bfloat16 = 2 * sum(layer.weight.numel() for layer in linears(plain))
     assert sum(map(size_of, linears(quantised))) <= 0.35 * in_bfloat16
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not say what is mapped")
+@pytest.mark.parametrize("way", ["nf4", "bnb with 8 bits", "torchao with 8 bits"])
+def test_the_file_that_weights_were_quantised_from_stays_nowhere_in_memory(tmp_path: Path, way: str) -> None:
+    kept = loaded(wide(tmp_path), **WAYS[way])
+    gc.collect()
+
+    assert kept.get_input_embeddings().weight.shape
+    assert str(tmp_path) not in MAPS.read_text()
 
 
 def linears(model: Any) -> Iterator[Any]:
