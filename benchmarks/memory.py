@@ -1,6 +1,5 @@
 """What `--dry_run` says that trainings take of memory, beside what they take: the highest resident size of a training
-of one step (two where all weights learn: Adam's averages are there then), above that of a process that has imported
-the same.
+of two steps (in the second, Adam's averages are there), above that of a process that has imported the same.
 
     python -m benchmarks.memory [--threads 1] [--only NAME ...]
 
@@ -28,19 +27,26 @@ from training.params.task import TASK
 WITHIN = 0.15
 """How far the estimate may be from what was measured."""
 COMMON: dict[str, Any] = {
-    "max_steps": 1, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
+    "max_steps": 2, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
 }  # fmt: skip
 SETUPS: dict[str, dict[str, Any]] = {
     "demo lora": {"per_device_train_batch_size": 2, "max_length": 256},
     "demo lora, all kept": {"per_device_train_batch_size": 1, "max_length": 384, "gradient_checkpointing": False},
-    "demo full": {"train_type": "full", "per_device_train_batch_size": 1, "max_length": 256, "max_steps": 2},
+    "demo full": {"train_type": "full", "per_device_train_batch_size": 1, "max_length": 256},
     "demo dpo": {"rlhf_type": "dpo", "per_device_train_batch_size": 1, "max_length": 320},
     "wide lora": {"per_device_train_batch_size": 4, "max_length": 128},
     "wide full, all kept": {
         "train_type": "full", "per_device_train_batch_size": 4, "max_length": 128, "gradient_checkpointing": False,
-        "max_steps": 2,
     },
+    "demo qlora": {"quant_method": "bnb", "quant_bits": 4, "per_device_train_batch_size": 2, "max_length": 256},
+    "demo dora": {"use_dora": True, "per_device_train_batch_size": 2, "max_length": 256},
+    "demo orpo": {"rlhf_type": "orpo", "per_device_train_batch_size": 2, "max_length": 256},
+    "demo kto": {"rlhf_type": "kto", "per_device_train_batch_size": 4, "max_length": 256},
+    "demo packed": {"packing": True, "per_device_train_batch_size": 1, "max_length": 1024},
+    "demo lora, many lengths": {"per_device_train_batch_size": 1, "max_length": 256, "max_steps": 24},
 }  # fmt: skip
+VARIED = ("demo packed", "demo lora, many lengths")
+"""Set-ups whose samples differ in length."""
 SIZES = {"wide": (4, 1536, 4096), "tiny": (1, 64, 128)}
 """Random models with the demo model's tokenizer: layers, width, width within."""
 
@@ -53,8 +59,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = {"demo": str(demo_model())} | {name: random_model(root / name, *SIZES[name]) for name in SIZES}
-        rows = [measure(root, name, models, given.threads) for name in given.only]
-    write(rows, given)
+        for name in given.only:
+            table = write(measure(root, name, models, given.threads), given)
+    say(table)
 
 
 def random_model(folder: Path, layers: int, width: int, within: int) -> str:
@@ -77,7 +84,8 @@ def random_model(folder: Path, layers: int, width: int, within: int) -> str:
 def measure(root: Path, name: str, models: dict[str, str], threads: int) -> dict[str, Any]:
     params = COMMON | SETUPS[name]
     task = "rlhf" if "rlhf_type" in params else "sft"
-    params["dataset"] = [data(root, task, params["max_length"])]
+    method = params.get("rlhf_type", task)
+    params["dataset"] = [data(root, method, params["max_length"], varied=name in VARIED)]
     number = len(list(root.iterdir()))
 
     def job(what: str, model: str, **changes: Any) -> Path:
@@ -91,7 +99,7 @@ def measure(root: Path, name: str, models: dict[str, str], threads: int) -> dict
     started("training.run", [dry], threads)
     result = JobFolder(dry).read_result()
     assert result is not None and result.memory is not None, result
-    warm_up = job("warm-up", models["tiny"], per_device_train_batch_size=1, max_length=64)
+    warm_up = job("warm-up", models["tiny"], per_device_train_batch_size=2, max_length=64)
     measured = int(started("benchmarks.memory_probe", [job("run", model), warm_up], threads).splitlines()[-1])
     row = {
         "set-up": name,
@@ -105,14 +113,21 @@ def measure(root: Path, name: str, models: dict[str, str], threads: int) -> dict
     return row
 
 
-def data(root: Path, task: str, length: int) -> str:
-    """Rows that are cut at `length`."""
-    file = root / f"{task}-{length}.jsonl"
-    answer = "The quick brown fox jumps over the lazy dog. " * (length // 5)
-    question = [{"role": "user", "content": "Say it."}]
-    messages = [*question, {"role": "assistant", "content": answer}]
-    row = {"messages": messages} | ({"rejected_response": answer[4:]} if task == "rlhf" else {})
-    file.write_text("".join(json.dumps(row) + "\n" for _ in range(64)))
+def data(root: Path, method: str, length: int, *, varied: bool = False) -> str:
+    """Rows that are cut at `length`; `varied`: that differ in length, and are shorter."""
+    file = root / f"{method}-{length}{'-varied' if varied else ''}.jsonl"
+    sentence, question = "The quick brown fox jumps over the lazy dog. ", [{"role": "user", "content": "Say it."}]
+
+    def row(number: int) -> dict[str, Any]:
+        answer = "word " * (length * (number + 8) // 100) if varied else sentence * (length // 5)
+        beside: dict[str, dict[str, Any]] = {
+            "dpo": {"rejected_response": answer[4:]},
+            "orpo": {"rejected_response": answer[4:]},
+            "kto": {"label": number % 2 == 0},
+        }
+        return {"messages": [*question, {"role": "assistant", "content": answer}]} | beside.get(method, {})
+
+    file.write_text("".join(json.dumps(row(number)) + "\n" for number in range(64)))
     return str(file)
 
 
@@ -123,11 +138,11 @@ def started(module: str, folders: list[Path], threads: int) -> str:
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    """Beside what was measured today of other set-ups."""
+def write(measured: dict[str, Any], given: argparse.Namespace) -> str:
+    """Beside what was measured today of other set-ups. The table."""
     stem = RESULTS / f"{time.strftime('%Y-%m-%d')}-memory"
     before = json.loads(stem.with_suffix(".json").read_text())["rows"] if stem.with_suffix(".json").exists() else []
-    known = {row["set-up"]: row for row in (*before, *rows)}
+    known = {row["set-up"]: row for row in (*before, measured)}
     rows = [known[name] for name in SETUPS if name in known]
     lines = ["| set-up | estimate, MiB | measured, MiB | ratio | of it |", "|---|---|---|---|---|"]
     for row in rows:
@@ -145,12 +160,12 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
         f"# Memory of trainings, {document['date']}",
         "",
         f"{hardware(facts)}; {given.threads} threads. What `--dry_run` says, and the highest resident size of",
-        "a training of one step (two where all weights learn) above that of a process that has imported the same.",
+        "a training of two steps above that of a process that has imported the same; `many lengths`: of 24 steps.",
         "",
     ]
-    for line in lines:
-        say(line)
-    save(stem, document, "\n".join([*head, *lines]) + "\n")
+    table = "\n".join(lines)
+    save(stem, document, "\n".join([*head, table]) + "\n")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """`python -m benchmarks.memory_probe FOLDER WARM_UP`: the training of a job's folder, and what it took of memory: the
 highest resident size on the way, above that of the process with all that it imports. Prints bytes.
 
+What is resident while weights are loaded and quantised is left out: it has the file that they come from, all of it, in
+pages that the system takes back where memory is wanted.
+
 WARM_UP is the folder of a job like it on a tiny model, which is done first: it imports what a training imports.
 """
 
@@ -23,17 +26,24 @@ def main() -> None:
     ask_for_huge_pages()
     leave_out_triton()
     folder, warm_up = (JobFolder(Path(each)) for each in sys.argv[1:3])
-    train(warm_up)
+    train(warm_up, Report(warm_up))
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    FORGET.write_text(HIGHEST_SINCE_NOW)
     before = resident("VmRSS")
-    train(folder)
+    train(folder, Loaded(folder))
     sys.stdout.write(f"{resident('VmHWM') - before}\n")
 
 
-def train(folder: JobFolder) -> None:
-    result = run(folder, Report(folder))
+class Loaded(Report):
+    """Has the highest resident size be that from the first step on."""
+
+    def started(self, *, total_steps: int, rows: int | None) -> None:
+        FORGET.write_text(HIGHEST_SINCE_NOW)
+        super().started(total_steps=total_steps, rows=rows)
+
+
+def train(folder: JobFolder, report: Report) -> None:
+    result = run(folder, report)
     assert result is not None and result.status == "succeeded", result
 
 

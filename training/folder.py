@@ -128,7 +128,7 @@ class Memory(_Written):
     which most is in use."""
 
     parts: dict[str, int]
-    """`weights`, `gradients`, `optimizer`, `activations`, `logits`, and what the method adds."""
+    """`weights`, `gradients`, `optimizer`, `activations`, `logits`, on a CPU `kernels`, and what the method adds."""
     total: int
     device: str
     available: int

@@ -93,11 +93,16 @@ def judge_at(
         with _in_pieces(head, _Pieces(positions, known, PIECE // config.vocab_size, config, judge)) as pieces:
             outputs = model(**inputs, use_cache=False)
         if torch.allclose(outputs.logits.float(), pieces.first):
-            return *pieces.judged, outputs.get("aux_loss")
+            return *pieces.judged, _aux_loss(outputs)
         logger.warning("The model changes its logits in a way of its own: all of them are held at once.")
     with only_at(positions, head):
         outputs = model(**inputs, use_cache=False)  # its logits: (positions, vocabulary)
-    return *judge(outputs.logits, known), outputs.get("aux_loss")
+    return *judge(outputs.logits, known), _aux_loss(outputs)
+
+
+def _aux_loss(outputs: Any) -> Tensor | None:
+    found: Tensor | None = outputs.get("aux_loss")
+    return None if found is None else found.float()
 
 
 def _judged(logits: Tensor, wanted: Tensor, *, temperature: float, entropy: bool) -> Judged:

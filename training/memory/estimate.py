@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from engines.checkpoint.quantization import quantized_by
 from engines.params.model import TaskType
 from training.folder import Fit, Memory
 from training.memory.device import Device, this_device
+from training.memory.kernels import kernels
 from training.memory.lengths import Lengths
-from training.memory.step import Batch, Learner, parts_of_step
+from training.memory.step import Batch, Learner, peak_of_step
 from training.memory.weightless import built, divide_head, tuned
 from training.methods import method_of
 from training.methods.base import Beside
@@ -72,8 +74,12 @@ def _changes(params: SftParams, config: Any, lengths: Lengths) -> Iterator[dict[
 def _cut(lengths: Lengths, longest: int | None) -> Lengths:
     if longest is None:
         return lengths
-    on_average = min(lengths.learned_on_average, longest)
-    return Lengths(longest, learned=min(lengths.learned, longest), learned_on_average=on_average)
+    return replace(
+        lengths,
+        longest=longest,
+        learned=min(lengths.learned, longest),
+        learned_on_average=min(lengths.learned_on_average, longest),
+    )
 
 
 def _parts(params: Any, config: Any, lengths: Lengths, device: Device) -> tuple[dict[str, int], Batch]:
@@ -95,9 +101,11 @@ def _parts(params: Any, config: Any, lengths: Lengths, device: Device) -> tuple[
     if draws:
         parts["rollouts"] = plain + (_head_twice(config, precision) if device.is_cpu else 0)
     accumulates = params.gradient_accumulation_steps > 1
-    step = parts_of_step(learners, batch, autocast=precision.autocast, accumulates=accumulates)
-    drawing = _drawing(config, precision, beside, lengths, step, params.rollout_max_num_seqs) if draws else {}
-    most = max((step, drawing), key=lambda each: sum(each.values()))
+    step = peak_of_step(learners, batch, autocast=precision.autocast, accumulates=accumulates)
+    if device.is_cpu:
+        parts["kernels"] = kernels(step.seen.products, lengths, params)
+    drawing = _drawing(config, precision, beside, lengths, step.parts, params.rollout_max_num_seqs) if draws else {}
+    most = max((step.parts, drawing), key=lambda each: sum(each.values()))
     return {name: size for name, size in (most | parts).items() if size}, batch
 
 

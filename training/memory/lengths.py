@@ -1,6 +1,6 @@
 """How long the texts of a training are, which its largest batch is made of."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,15 +20,24 @@ class Lengths:
     """Tokens that are learned of the longest sample."""
     learned_on_average: float
     """Those of a sample."""
+    rows: int = 1
+    """Samples."""
+    different: int = 1
+    """Lengths that texts have."""
+    different_learned: int = 1
+    """Numbers of tokens that are learned of a sample."""
 
 
-def lengths_of(rows: Iterable[Mapping[str, Any]], learns: Learns, *, drawn: int = 0) -> Lengths:
+def lengths_of(rows: Collection[Mapping[str, Any]], learns: Learns, *, drawn: int = 0) -> Lengths:
     """`drawn`: the most tokens of an answer that the model gives while it learns; 0: it gives none."""
     found = [_lengths(row, learns, drawn) for row in islice(rows, LOOKED_AT)]
     return Lengths(
         longest=max(longest for longest, _ in found),
         learned=max(learned for _, learned in found),
         learned_on_average=sum(learned for _, learned in found) / len(found),
+        rows=len(rows),
+        different=max(drawn, len({longest for longest, _ in found})),
+        different_learned=max(drawn, len({learned for _, learned in found})),
     )
 
 

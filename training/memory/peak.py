@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from training.memory.kernels import Seen
+
 ANSWERS = {
     torch.ops.aten.allclose.default: True,
     torch.ops.aten.equal.default: True,
@@ -51,6 +53,7 @@ class Peak(Answers):
         super().__init__()
         self.parts: dict[str, int] = {}
         """Bytes by what they are, at the moment at which most were in use."""
+        self.seen = Seen(vocab_size)
         self._vocab_size = vocab_size
         self._now: dict[str, int] = {}
         self._most = 0
@@ -71,6 +74,7 @@ class Peak(Answers):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = super().__torch_dispatch__(function, types, args, kwargs)
+        self.seen.add(function, args)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 of_vocabulary = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size

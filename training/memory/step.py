@@ -41,10 +41,8 @@ class Learner:
     """Whether gradients of products in half precision are kept so."""
 
 
-def parts_of_step(
-    learners: Sequence[Learner], batch: Batch, *, autocast: torch.dtype | None, accumulates: bool
-) -> dict[str, int]:
-    """Bytes at the moment at which a step takes most: `weights`, `gradients`, `activations`, `logits`.
+def peak_of_step(learners: Sequence[Learner], batch: Batch, *, autocast: torch.dtype | None, accumulates: bool) -> Peak:
+    """What a step takes: `weights`, `gradients`, `activations`, `logits`.
 
     `accumulates`: whether gradients are there already when the pass begins.
     """
@@ -60,7 +58,7 @@ def parts_of_step(
         with peak:
             for _ in range(1 + accumulates):
                 pass_through(learners, batch, autocast)
-    return peak.parts
+    return peak
 
 
 def pass_through(learners: Sequence[Learner], batch: Batch, autocast: torch.dtype | None) -> None:

@@ -15,7 +15,7 @@ from training.hub.compare import check_files
 from training.hub.upload import Uploads, open_repository
 from training.imports import left_out
 from training.memory.estimate import estimate
-from training.memory.lengths import Lengths, lengths_of
+from training.memory.lengths import LOOKED_AT, Lengths, lengths_of
 from training.methods import method_of
 from training.methods.base import Method
 from training.params.sft import SftParams
@@ -149,5 +149,5 @@ def _lengths(params: SftParams, method: Method[Any], data: Datasets, tokenizer: 
     """Those of the data; of a stream, which is not read before training, the longest that it may have."""
     if params.streaming:
         most = longest(params, tokenizer) or 0
-        return Lengths(most, most, most)
+        return Lengths(most, most, most, rows=LOOKED_AT, different=most, different_learned=most)
     return lengths_of(data.train, method.rows, drawn=method.beside(params).drawn_tokens)

@@ -28,7 +28,7 @@ from training.trainers.finite import check_loss, check_weights
 from training.trainers.heap import give_back, give_back_now
 from training.trainers.low_rank import in_one_piece
 from training.trainers.narrow import NarrowedGradients, gradients_stay, narrows
-from training.trainers.precision import Precision, keep_no_casts
+from training.trainers.precision import Precision, keep_no_casts, return_as_computed
 from training.trainers.tied import add_in_place
 from training.trainers.write_args import write_args
 from training.tuners import tuner_of
@@ -123,6 +123,11 @@ class JobTrainer(Redivided, FullySharded, NarrowedGradients):
             put_on_device=True,
             dispatch_batches=False,  # which gives all processes what the first one reads
         )
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        return_as_computed(self.model)
+        return prepared
 
     def create_optimizer(self, *given: Any) -> Any:
         chosen, model = optimizer_of(self.job.params), given[0] if given else self.model

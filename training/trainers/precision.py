@@ -1,6 +1,7 @@
 """In which types a training holds its weights, and computes with them."""
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from engines.checkpoint.loading import choose_dtype
@@ -63,6 +64,17 @@ def keep_no_casts(accelerator: Any) -> None:
     from accelerate.utils import AutocastKwargs
 
     accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+
+
+def return_as_computed(model: Any) -> None:
+    """Have `model`, which accelerate has prepared, return what it has computed: accelerate makes float32 of it, a copy
+    of the logits twice as large, where losses make float32 of some rows at a time."""
+    from accelerate.utils.operations import ConvertOutputsToFp32
+
+    converts = getattr(model.forward, "__wrapped__", None)
+    if isinstance(converts, ConvertOutputsToFp32):
+        computes = converts.model_forward
+        model.forward = MethodType(computes, model) if isinstance(model.forward, MethodType) else computes
 
 
 def _asked(params: SftParams, stored: "torch.dtype") -> str | None:

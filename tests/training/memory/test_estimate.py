@@ -19,7 +19,7 @@ from training.memory.device import Device
 from training.memory.estimate import estimate
 from training.memory.lengths import Lengths, lengths_of
 from training.memory.peak import Peak
-from training.memory.step import Batch, Learner, parts_of_step, pass_through
+from training.memory.step import Batch, Learner, pass_through, peak_of_step
 from training.memory.weightless import built, tuned
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
@@ -76,7 +76,7 @@ def test_a_step_without_memory_takes_what_the_step_itself_takes(
     precision, batch = precision_of(params, config), Batch(texts=2, tokens=24, learned=20)
     weightless = tuned(built(config, torch.float32, params), params, precision)
 
-    without_memory = parts_of_step([Learner(weightless)], batch, autocast=None, accumulates=False)
+    without_memory = peak_of_step([Learner(weightless)], batch, autocast=None, accumulates=False).parts
 
     real = tuner_of(params).attach(
         load_model(model, config=load_config(model), dtype=torch.float32, device_map="cpu"), params
@@ -215,9 +215,9 @@ def test_the_largest_batch_is_made_of_the_longest_row() -> None:
     pairs = [{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}]
     prompts = [{"prompt_ids": [1, 2], "completion_ids": []}]
 
-    assert lengths_of(rows, "answers") == Lengths(8, 6, 4)
+    assert lengths_of(rows, "answers") == Lengths(8, 6, 4, rows=2, different=2, different_learned=2)
     assert lengths_of(pairs, "pairs") == Lengths(4, 3, 3)
-    assert lengths_of(prompts, "prompts", drawn=5) == Lengths(7, 5, 5)
+    assert lengths_of(prompts, "prompts", drawn=5) == Lengths(7, 5, 5, different=5, different_learned=5)
 
 
 def test_a_dry_run_prepares_the_data_and_says_what_it_would_take_and_trains_nothing(model: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from engines.errors import TuneserveError
 from tests.engines.pt.tiny import CONFIGS
 from tests.training.jobs import losses, make_job
 from training.folder import JobFolder, Message, Step
+from training.losses import log_probs
 from training.params.sft import SftParams
 from training.params.task import TASK
 from training.pipelines import train as pipeline
@@ -73,6 +74,36 @@ def test_at_a_small_rate_pure_bfloat16_stands_still_and_float32_learns(train: Ca
     learned = exact[1] - exact[60]
     assert ours[1] - ours[60] > learned / 2
     assert abs(pure[1] - pure[60]) < learned / 50
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_logits_are_judged_as_they_were_computed(
+    train: Callable[..., JobFolder], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    judged = log_probs._judged
+    seen: set[torch.dtype] = set()
+
+    def judge(logits: torch.Tensor, *given: Any, **named: Any) -> Any:
+        seen.add(logits.dtype)
+        return judged(logits, *given, **named)
+
+    monkeypatch.setattr(log_probs, "_judged", judge)
+    train(torch_dtype=dtype, max_steps=1)
+
+    assert seen == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("train_type", ["full", "lora"])
+def test_to_make_float32_of_all_logits_first_would_change_no_bit(
+    train: Callable[..., JobFolder], monkeypatch: pytest.MonkeyPatch, train_type: str
+) -> None:
+    ours = train(train_type=train_type)
+    monkeypatch.setattr("training.trainers.job.return_as_computed", lambda model: None)
+    accelerates = train(train_type=train_type)
+
+    assert losses(ours) == losses(accelerates)
+    one, two = (load_file(next((job.path / "checkpoint-4").glob("*.safetensors"))) for job in (ours, accelerates))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_pure_bfloat16_says_what_it_costs(train: Callable[..., JobFolder]) -> None:
