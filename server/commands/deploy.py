@@ -176,4 +176,4 @@ async def _stop_in_order(server: HttpServer, parts: Parts) -> None:
         await asyncio.gather(lifecycle.drain(grace), parts[Jobs].stop(grace))
     except Exception:  # of any kind: a server that was told to stop stops
         logger.exception("The drain broke off.")
-    server.should_exit = True
+    server.end()

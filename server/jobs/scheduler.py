@@ -21,7 +21,8 @@ from training.params.task import TASKS
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Seconds between two looks at the queue while nothing changes."""
+"""Seconds to the next try where the database was away, or while jobs wait for GPUs: who else takes their memory tells
+nobody when it is free."""
 MOST_VALIDATIONS = 2
 """Checks of data at a time, and as many again for jobs that fetch something from the hub: downloads do not hold up jobs
 that bring their data along."""
@@ -90,15 +91,20 @@ class Scheduler:
                 self._begin(RecoveredRun(self._shop, job, ()))
 
     async def run(self) -> None:
-        """Start what can be started, until `stop`."""
+        """Start what can be started, until `stop`.
+
+        No other process puts jobs into the queue, as one server owns its database: what changes it calls `wake`, and
+        while nothing does and no job waits for a time to come, the database is left alone.
+        """
         while not self._stopping:
             self._news.clear()
             try:
-                await self._fill()
+                pause = await self._fill()
             except TuneserveError as error:
                 log.warning("No job can be started now: %s", error)
+                pause = LOOK_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._news.wait()
 
     async def stop(self, grace: float) -> None:
@@ -119,27 +125,32 @@ class Scheduler:
 
     # ---- starting
 
-    async def _fill(self) -> None:
+    async def _fill(self) -> float | None:
+        """Start what can be started. Returns the seconds until more could be without news; None: never."""
         ran = set(self._runs)  # the list can name what comes to its end while it is read
         waiting = await self._shop.store.all(JOBS.c.status.in_((JobStatus.VALIDATING, JobStatus.QUEUED)))
         now = time.time()
+        later = [job.not_before - now for job in waiting if job.not_before is not None and job.not_before > now]
         ready = [job for job in waiting if job.id not in ran and (job.not_before or 0) <= now]
         for job in [job for job in ready if job.status is JobStatus.VALIDATING]:
             run = ValidationRun(self._shop, job)
             others = [each for each in self._runs.values() if isinstance(each, ValidationRun)]
             if sum(each.fetches == run.fetches for each in others) < MOST_VALIDATIONS:
                 self._begin(run)
-        await self._start_queued([job for job in ready if job.status is JobStatus.QUEUED])
+        if await self._start_queued([job for job in ready if job.status is JobStatus.QUEUED]):
+            later.append(LOOK_SECONDS)
+        return min(later, default=None)
 
-    async def _start_queued(self, jobs: Sequence[Job]) -> None:
-        """One that has to wait for GPUs holds up those behind it that want some, or it might wait for ever."""
+    async def _start_queued(self, jobs: Sequence[Job]) -> bool:
+        """Returns whether one has to wait for GPUs. It holds up those behind it that want some, or it might wait for
+        ever."""
         if not jobs or self._count(AttemptRun) >= self._limits.max_running:
-            return
+            return False
         devices = await self._devices.look()
         gpus_are_awaited = False
         for job in jobs:
             if self._count(AttemptRun) >= self._limits.max_running or self._stopping:
-                return
+                break
             wanted = min(TASKS[job.type].gpus, len(devices)) if job.devices is None else job.devices
             if wanted and gpus_are_awaited:
                 continue
@@ -151,6 +162,7 @@ class Scheduler:
             if begun is not None:
                 self._shop.metrics.began(begun)
                 self._begin(AttemptRun(self._shop, begun, [device.id for device in chosen]))
+        return gpus_are_awaited
 
     def _choose(self, devices: Sequence[Device], wanted: int) -> list[Device] | None:
         taken = {id for run in self._runs.values() for id in run.devices}

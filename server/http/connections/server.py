@@ -23,6 +23,8 @@ KEEP_ALIVE_SECONDS = 75
 just as a request comes."""
 CLOSING_SECONDS = 5
 """Seconds for connections to close, once every request has been answered."""
+DATE_SECONDS = 1
+"""Seconds between two looks at the clock, for the header `date`."""
 AGAIN_SECONDS = 1
 """Seconds after which a second SIGINT counts: one that comes sooner is the first one, sent twice."""
 
@@ -48,6 +50,7 @@ class HttpServer(uvicorn.Server):
         )
         super().__init__(config)
         self.told_to_stop = asyncio.Event()
+        self._told_to_end = asyncio.Event()
         self._told_at = 0.0
         self._tls = tls
         self._connections = connections
@@ -71,6 +74,18 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         return await loop.create_server(protocol, sock=listener, backlog=self.config.backlog)
 
+    async def main_loop(self) -> None:
+        """As uvicorn's, which wakes up ten times a second to see whether it is to end."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self._told_to_end.wait()
+
+    def end(self) -> None:
+        """Close the port and what is connected: `serve` returns then."""
+        self.should_exit = True
+        self._told_to_end.set()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks for an orderly end, and so does every SIGTERM after it: `timeout` and `make` send one
         to the process and one to its group. A later SIGINT, Ctrl-C by a person who will not wait, ends it at once."""
@@ -79,7 +94,8 @@ class HttpServer(uvicorn.Server):
             self._told_at = now
             self.told_to_stop.set()
         elif sig == signal.SIGINT and now - self._told_at >= AGAIN_SECONDS:
-            self.should_exit = self.force_exit = True
+            self.force_exit = True
+            self.end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

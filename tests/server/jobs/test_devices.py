@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from engines.errors import InvalidRequest
+from server.jobs import scheduler
 from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
@@ -69,6 +70,19 @@ async def test_two_jobs_never_share_a_gpu_and_one_for_the_cpu_goes_past(tmp_path
     with pytest.raises(InvalidRequest, match="this server has 2 GPUs"):
         await office.create(devices=3)
     await office.close(grace=0)
+
+
+async def test_a_job_gets_the_gpu_whose_memory_another_program_gives_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    devices = FixedDevices(Device("GPU-0", 0))
+    office = Office(tmp_path, devices=devices)
+    await office.open()
+    job = await office.until(await office.create(devices=1), JobStatus.QUEUED)
+    devices.devices = (Device("GPU-0", GIB),)
+    await office.until(job, JobStatus.SUCCEEDED)
+    await office.close()
 
 
 def test_a_training_wants_a_gpu_where_there_is_one_and_a_merge_none() -> None:

@@ -10,11 +10,13 @@ import psutil
 import pytest
 
 from engines.errors import Conflict, EngineUnavailable, InvalidAdapter, NotFound
+from server.jobs import scheduler
 from server.jobs.hooks import NoHooks
 from server.jobs.job import Job, JobStatus
 from server.jobs.processes import MARK
 from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
+from tests.until import async_until
 from training.folder import Result, Validation
 from training.params.task import TASK, Task
 
@@ -31,6 +33,26 @@ async def test_a_job_is_validated_queued_run_and_succeeds(office: Office) -> Non
     assert (await office.messages(job))[-1] == "The job has successfully completed"
     log = office.jobs.folders.attempt(job.id, 1) / "worker.log"
     assert log.read_text().startswith("It begins.")
+
+
+async def test_a_queue_in_which_nothing_waits_is_left_alone_until_something_does(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.001)
+    fill, looks = office.jobs._scheduler._fill, 0
+
+    async def counted() -> float | None:
+        nonlocal looks
+        looks += 1
+        return await fill()
+
+    monkeypatch.setattr(office.jobs._scheduler, "_fill", counted)
+    await office.until(await office.create(), JobStatus.SUCCEEDED)
+    await async_until(lambda: not office.jobs._scheduler._runs)
+    before = looks
+    await asyncio.sleep(0.2)
+    assert looks <= before + 1  # for the end of the job
+    await office.until(await office.create(), JobStatus.SUCCEEDED)
 
 
 async def test_a_merge_has_no_data_to_look_at(office: Office) -> None:
