@@ -45,6 +45,8 @@ class Tree:
         its memory is looked at."""
         self.started = time.perf_counter()
         self.peak = Peak()
+        self.watched = True
+        """Whether its memory is looked at: that takes time from whatever else runs."""
         self._watch_seconds = watch_seconds
         self._seen: dict[int, psutil.Process] = {}
         self._log: IO[bytes] = log.open("wb")
@@ -109,6 +111,8 @@ class Tree:
 
     def _watch(self) -> None:
         while not self._ending.wait(self._watch_seconds):
+            if not self.watched:
+                continue
             tree = self._tree()
             rss = sum(_read(process, lambda process: process.memory_info().rss) for process in tree) / MIB
             if rss >= NEAR * self.peak.rss_mib:

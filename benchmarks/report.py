@@ -140,11 +140,20 @@ def comparisons(rows: list[Row], *, small: bool = True) -> list[Row]:
             found.append(
                 {
                     "what": f"tuneserve / {row['server']}, c={row['concurrency']}, {row['mode']}",
-                    "value": speed(mine) / speed(row),
+                    "value": ratio(mine, row),
                     "least": least,
                 }
             )
     return found + over_vllm(rows) + own(rows, small=small)
+
+
+def ratio(mine: Row, theirs: Row) -> float:
+    """Of the speeds: the median over the rounds, where both were measured in each."""
+    ours, others = (list(map(speed, row.get("runs", ()))) for row in (mine, theirs))
+    if len(ours) != len(others) or not all(others):
+        return speed(mine) / speed(theirs)
+    rounds = zip(ours or [speed(mine)], others or [speed(theirs)], strict=True)
+    return statistics.median(one / other for one, other in rounds)
 
 
 def over_vllm(rows: list[Row]) -> list[Row]:
@@ -154,7 +163,7 @@ def over_vllm(rows: list[Row]) -> list[Row]:
         theirs = find(rows, "vllm", row["mode"], row["concurrency"])
         if row["server"] == "tuneserve-vllm" and theirs and speed(row):
             what = f"tuneserve over vLLM / vLLM, c={row['concurrency']}, {row['mode']}"
-            found.append({"what": what, "value": speed(row) / speed(theirs), "least": VLLM_LEAST})
+            found.append({"what": what, "value": ratio(row, theirs), "least": VLLM_LEAST})
             for name, key in (("mean", "ttft_mean_ms"), ("p50", "ttft_p50_ms")):
                 first = row[key] / theirs[key]
                 found.append({"what": f"{what}, TTFT {name}", "value": first, "most": VLLM_FIRST_TOKEN_MOST})

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -44,12 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     ready, runs = prepare(servers, arguments.torch_index)
     report.check_quiet()
     began = time.time()
-    # All of them before any again: a machine is faster at one time than at another, and so both sides of a ratio get
-    # some of each.
-    for number in range(1 if arguments.quick else arguments.repeats):
-        for server in ready:
-            runs += measure_server(server, with_port(setting, server), arguments, number)
-            report.write(runs, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
+    for measured in (measure_together if arguments.together else measure_in_turns)(ready, setting, arguments):
+        runs += measured
+        report.write(runs, setting, arguments, time.time() - began)  # a run that is cut off keeps what it has
     document = report.write(runs, setting, arguments, time.time() - began)
     sys.stdout.write(f"\n{report.tables(document)}\n")
     return 0
@@ -66,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--repeats", type=int, default=2, help="how often each is started and measured, all in turns; the median counts"
     )
+    add("--together", action="store_true", help="start all at once: each measurement of one is followed by the others'")
     add("--quick", action="store_true", help="one round, few requests: does everything run?")
     add("--threads", type=int, help="of every server (default: as many as the engine takes)")
     add("--dtype", choices=["float32", "bfloat16"], help="of every server (default: the fastest on this machine)")
@@ -73,7 +71,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--shape", choices=SHAPES, help="in place of a model: one of this shape with random weights")
     add("--port", type=int, default=8190, help="the first of one for each server")
     add("--torch-index", help="index that torch comes from in the peers' environments")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    alone = [server.name for server in SERVERS if server.one_mode and server.name in arguments.peers]
+    if arguments.together and alone and len(arguments.modes) > 1:
+        parser.error(f"--together: {alone[0]} is started anew for each mode: name one of --modes")
+    return arguments
 
 
 def make_setting(arguments: argparse.Namespace) -> Setting:
@@ -97,6 +99,53 @@ def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server
         except NotRun as reason:
             runs.append(report.not_run(server, str(reason)))
     return ready, runs
+
+
+def measure_in_turns(
+    servers: list[Server], setting: Setting, arguments: argparse.Namespace
+) -> Iterator[list[report.Row]]:
+    """All of them before any again: a machine is faster at one time than at another, and so both sides of a ratio get
+    some of each."""
+    for number in range(rounds(arguments)):
+        for server in servers:
+            yield measure_server(server, with_port(setting, server), arguments, number)
+
+
+def measure_together(
+    servers: list[Server], setting: Setting, arguments: argparse.Namespace
+) -> Iterator[list[report.Row]]:
+    """The same while all of them are up, so that both sides of a ratio are measured within seconds. Who comes first
+    changes from round to round."""
+    with ExitStack() as stack:
+        running = []
+        for server in servers:
+            own = with_port(setting, server)
+            try:
+                running.append((server, own, *stack.enter_context(started(server, own, arguments.modes[0]))))
+            except NotRun as reason:
+                yield [report.not_run(server, str(reason))]
+            else:
+                running[-1][2].watched = False
+        for number in range(rounds(arguments)):
+            for mode in arguments.modes:
+                for concurrency in arguments.concurrency:
+                    for one in [one for one in running if mode in one[0].modes][:: -1 if number % 2 else 1]:
+                        server, own, tree, driver, startup = one
+                        tree.watched = True
+                        try:
+                            run = measure(server, own, tree, driver, mode, concurrency, arguments, number)
+                        except NotRun as reason:
+                            running.remove(one)
+                            yield [report.not_run(server, str(reason))]
+                            continue
+                        finally:
+                            tree.watched = False
+                        report.say_row(run)
+                        yield [run | {"startup_seconds": startup, **asdict(tree.peak)}]
+
+
+def rounds(arguments: argparse.Namespace) -> int:
+    return 1 if arguments.quick else arguments.repeats
 
 
 def measure_server(server: Server, setting: Setting, arguments: argparse.Namespace, number: int) -> list[report.Row]:

@@ -75,6 +75,16 @@ def test_ours_is_divided_by_the_peer_of_the_same_concurrency_and_mode() -> None:
     assert verdict(found["tuneserve start-up, s"]) == "at most 15: reached"
 
 
+def test_a_ratio_is_the_median_of_those_of_the_rounds_where_both_were_measured_in_each() -> None:
+    def of_rounds(server: str, *speeds: float) -> dict[str, Any]:
+        return row(server, "greedy", 8, speeds[0], runs=[{"output_tokens_per_second": speed} for speed in speeds])
+
+    mine = of_rounds("tuneserve", 90.0, 200.0, 100.0)  # the machine was slower in the first round and in the last
+    assert comparisons([mine, of_rounds("engine", 100.0, 200.0, 80.0)])[0]["value"] == 1
+    assert comparisons([mine, of_rounds("engine", 100.0, 200.0)])[0]["value"] == 0.9
+    assert comparisons([mine, of_rounds("engine", 100.0, 0.0, 80.0)])[0]["value"] == 0.9
+
+
 def test_our_server_over_vllm_is_held_to_vllms_own() -> None:
     rows = [
         row("tuneserve-vllm", "greedy", 8, 96.0, ttft_p50_ms=120.0, ttft_mean_ms=105.0),
