@@ -1,14 +1,13 @@
 """Where the results of a training go."""
 
-import contextlib
 import itertools
-import json
 import re
 import time
 from pathlib import Path
 
 from engines.adapters.source import name_adapters
 from engines.errors import Conflict, InvalidRequest
+from training.params.saved_args import base_of
 from training.params.sft import SftParams
 
 VERSION = re.compile(r"v(\d+)-")
@@ -41,8 +40,9 @@ def _model(params: SftParams) -> str:
     if params.model:
         return params.model
     for checkpoint in filter(None, (*name_adapters(params.adapters).values(), params.resume_from_checkpoint)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the worker tells what is wrong with it
-            return str(json.loads((Path(checkpoint).expanduser() / "args.json").read_bytes())["model"])
+        base, _ = base_of(Path(checkpoint).expanduser())
+        if base:
+            return base
     raise InvalidRequest("name the model to train, a folder or an id on the hub", param="model")
 
 

@@ -27,7 +27,7 @@ def with_checkpoint(params: AnswerParams) -> AnswerParams:
     if loaded.rope_scaling is not None and loaded.max_length is None:  # which says for how many tokens
         loaded = load_args.with_saved_args(params, wanted | {"max_length"})
     if not loaded.model:
-        message = "name the model, a folder or an id on the hub: no args.json beside the adapters does"
+        message = "name the model, a folder or an id on the hub: neither the adapters nor an args.json beside them do"
         raise InvalidRequest(message, param="model")
     return loaded
 

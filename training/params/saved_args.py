@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.adapters.spec import CONFIG
 from engines.errors import InvalidRequest
 
 ARGS = "args.json"
@@ -16,10 +17,10 @@ BEGINNING = ("model", "adapters")
 def read_args(folder: Path) -> dict[str, Any]:
     """All that it says; nothing where there is no such file."""
     try:
-        saved: dict[str, Any] = json.loads((folder / ARGS).read_bytes())
+        saved = json.loads((folder / ARGS).read_bytes())
     except (OSError, ValueError):
         return {}
-    return saved
+    return saved if isinstance(saved, dict) else {}
 
 
 def read_given(folder: Path) -> dict[str, Any] | None:
@@ -45,3 +46,19 @@ def read_beginning(checkpoint: Path) -> dict[str, Any]:
     """What the training of `checkpoint` began with, as parameters. Raises InvalidRequest."""
     saved = read_given(checkpoint) or {}
     return {name: saved[name] for name in BEGINNING if name in saved}
+
+
+def base_of(folder: Path) -> tuple[str | None, str | None]:
+    """The base model of a checkpoint or adapter, and its revision; None where nothing says it.
+
+    An adapter of a server's job names it without its folder, which args.json beside the adapter has.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (OSError, ValueError, AttributeError):
+        base, revision = None, None
+    saved = read_args(folder)
+    if saved.get("model") and not (base and Path(base).exists()):
+        base, revision = saved["model"], saved.get("model_revision")
+    return base or None, revision

@@ -4,13 +4,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engines.adapters.source import name_adapters
 from engines.params.about import facts
 from engines.params.common import BaseParams
 from engines.params.data import DataParams
 from training.methods import METHODS
 from training.optimizers import OPTIMIZERS
 from training.params.mixing import MixingParams
-from training.params.saved_args import read_given
+from training.params.saved_args import base_of, read_given
 from training.params.sft import SftParams
 from training.refusals.supported import supported
 from training.tuners import TUNERS
@@ -50,7 +51,16 @@ def with_saved_args(params: P, loadable: Collection[str] | None = None) -> P:
     for pair in INSTEAD:
         if given.keys() & set(pair):
             loaded = {name: value for name, value in loaded.items() if name not in pair}
-    return type(params).model_validate(loaded | given)
+    return _with_base(type(params).model_validate(loaded | given))
+
+
+def _with_base(params: P) -> P:
+    """`params` with the base model that the adapter names, where nothing else names one."""
+    if params.model or not params.adapters:
+        return params
+    base, revision = base_of(Path(next(iter(name_adapters(params.adapters).values()))).expanduser())
+    revision = params.model_revision or revision
+    return params.model_copy(update={"model": base, "model_revision": revision}) if base else params
 
 
 def _of_another(params: SftParams, saved: Mapping[str, Any]) -> frozenset[str]:

@@ -37,7 +37,7 @@ from training.folder import Result
 from training.hub.upload import open_repository, upload
 from training.params.export import ExportParams, MergeParams
 from training.params.export_result import result_folder
-from training.params.saved_args import ARGS, read_args
+from training.params.saved_args import ARGS, base_of, read_args
 from training.processes import Processes
 from training.report import Report
 from training.tuners.adapter import PEFT_TASKS
@@ -112,7 +112,7 @@ def merged_model(params: ExportParams, report: Report, quantization: Quantizatio
     """
     adapters = [fetch_adapter(source, token=params.hub_token) for source in name_adapters(params.adapters).values()]
     configs = [_read_config(folder) for folder in adapters]
-    base, revision = _base_of(adapters[0], configs[0], params)
+    base, revision = _base_of(adapters[0], params)
     report.message(f"Loading {Path(base).name}.")
     quantization = quantization or _trained_on(adapters)
     model = _load_base(base, revision, adapters, configs, params, quantization)
@@ -128,23 +128,17 @@ def merged_model(params: ExportParams, report: Report, quantization: Quantizatio
 def base_named_by(adapter: Path, params: ExportParams) -> tuple[str, str | None]:
     """The base model of the adapter in a folder, and its revision. Raises InvalidAdapter, InvalidRequest."""
     try:
-        config = json.loads((adapter / CONFIG).read_bytes())
+        json.loads((adapter / CONFIG).read_bytes())
     except (OSError, ValueError):
         raise InvalidAdapter(f"{adapter.name!r} has no {CONFIG} that can be read", param="adapters") from None
-    return _base_of(adapter, config, params)
+    return _base_of(adapter, params)
 
 
-def _base_of(adapter: Path, config: dict[str, Any], params: ExportParams) -> tuple[str, str | None]:
-    """The model to merge into and its revision: as given, or as the adapter says. Raises InvalidRequest.
-
-    An adapter of a server's job names it without its folder, which args.json beside the adapter has.
-    """
+def _base_of(adapter: Path, params: ExportParams) -> tuple[str, str | None]:
+    """The model to merge into and its revision: as given, or as the adapter says. Raises InvalidRequest."""
     if params.model:
         return params.model, params.model_revision
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    saved = read_args(adapter)
-    if saved.get("model") and not (base and Path(base).exists()):
-        base, revision = saved["model"], saved.get("model_revision")
+    base, revision = base_of(adapter)
     if not base:
         raise InvalidRequest("the adapter does not say what its base model is: name it", param="model")
     return base, params.model_revision or revision

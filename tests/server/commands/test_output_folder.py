@@ -46,6 +46,12 @@ def test_a_checkpoint_says_which_model_it_is_of(here: Path) -> None:
         assert new_training_folder(params).parent == here / "output" / "tiny-model"
 
 
+def test_an_adapter_alone_says_it_too(here: Path) -> None:
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/tiny-model"}')
+    assert new_training_folder(SftParams(adapters=("adapter",))).parent == here / "output" / "tiny-model"
+
+
 def test_a_model_must_be_named(here: Path) -> None:
     for params in (SftParams(), SftParams(adapters=("none/there",))):
         with pytest.raises(InvalidRequest, match="name the model"):

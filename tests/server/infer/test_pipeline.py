@@ -183,7 +183,9 @@ def test_of_a_checkpoints_own_data_what_it_had_set_aside_is_answered(answered: A
 
 def test_adapters_that_name_no_model_need_one(answered: Answered, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "bare")
-    with pytest.raises(InvalidRequest, match=r"no args\.json beside the adapters"):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(InvalidRequest, match=r"neither the adapters nor an args\.json beside them"):
         answered([{"query": "one"}], model=None, adapters=[str(adapter)])
 
 

@@ -97,3 +97,10 @@ def test_one_that_is_broken_is_refused(checkpoint: str, broken: str) -> None:
     with pytest.raises(InvalidRequest, match="repair it") as refused:
         with_saved_args(SftParams(adapters=(checkpoint,)))
     assert refused.value.param == "load_args"
+
+
+def test_where_nothing_names_a_model_it_is_the_one_that_the_adapter_names(checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
+    found = with_saved_args(SftParams(adapters=(f"mine={checkpoint}",)))
+    assert (found.model, found.model_revision) == ("org/base", "v2")
+    assert with_saved_args(SftParams(model="other", adapters=(checkpoint,))).model == "other"
