@@ -15,6 +15,7 @@ from training.tuners.base import Examples, Tuned, Tuner
 
 WHERE = frozenset({"target_modules", "target_regex", "modules_to_save"})
 """Parameters that say which modules are trained."""
+ALL_LINEAR = "all-linear"
 NOT_SHAPE = frozenset(
     {
         "base_model_name_or_path",
@@ -56,6 +57,8 @@ class AdapterTuner(Tuner):
     def refusals(self, params: SftParams) -> list[Refusal]:
         if params.target_regex is not None and "target_modules" in params.model_fields_set:
             return [("target_modules", "target_regex goes before it: give one of the two")]
+        if ALL_LINEAR in params.target_modules and params.target_modules != (ALL_LINEAR,):
+            return [("target_modules", f"{ALL_LINEAR} stands alone: name all modules, or use target_regex")]
         return []
 
     def begins_as_base(self, params: SftParams) -> bool:
@@ -158,7 +161,7 @@ def _fit_quantized(config: Any, model: Any) -> None:
             message = f"{whole} is quantised, and only weights that are not can be trained whole"
             raise InvalidRequest(message, param="modules_to_save")
     others = {path for path, layer in layers.items() if not isinstance(layer, torch.nn.Linear)}
-    if config.target_modules == "all-linear" and others:
+    if config.target_modules == ALL_LINEAR and others:
         config.target_modules = others
 
 
@@ -173,14 +176,7 @@ def saved_whole(params: SftParams) -> dict[str, Any]:
 
 
 def targets(params: SftParams) -> str | list[str]:
-    """PEFT's `target_modules`, which takes a text for a regular expression, `all-linear` aside.
-
-    Raises InvalidRequest.
-    """
+    """PEFT's `target_modules`, which takes a text for a regular expression, `all-linear` aside."""
     if params.target_regex is not None:
         return params.target_regex
-    if params.target_modules == ("all-linear",):
-        return "all-linear"
-    if "all-linear" in params.target_modules:
-        raise InvalidRequest("all-linear stands alone: name all modules, or use target_regex", param="target_modules")
-    return list(params.target_modules)
+    return ALL_LINEAR if params.target_modules == (ALL_LINEAR,) else list(params.target_modules)

@@ -154,6 +154,8 @@ def test_dpo_tells_the_best_checkpoint_by_its_own_metrics() -> None:
         ("rlhf", {"rlhf_type": "dpo", "average_tokens_across_devices": True}, "average_tokens_across_devices"),
         ("sft", {"template_backend": "swift"}, "template_backend"),
         ("sft", {"gradient_checkpointing_kwargs": {"reentrant": False}}, "gradient_checkpointing_kwargs"),
+        ("sft", {"target_modules": ["all-linear", "q_proj"]}, "target_modules"),
+        ("sft", {"train_type": "boft", "target_modules": ["all-linear", "q_proj"]}, "target_modules"),
     ],
 )
 def test_what_a_task_does_not_read(task: str, params: dict[str, Any], name: str) -> None:
