@@ -1,5 +1,6 @@
 """Rounding a layer's weights by what is known of its inputs: column by column, where what is left of the row makes up
-for each error (GPTQ: Frantar et al. 2022, arXiv:2210.17323), and then with the scales that suit these numbers best.
+for each error (GPTQ: Frantar et al. 2022, arXiv:2210.17323), then each number once more beside all others (QuantEase:
+Behdin et al. 2023, arXiv:2309.01885), in turn with the scales that suit these numbers best.
 
 With H, the mean of x xᵀ over all inputs x, a change D of a row of weights costs D H Dᵀ.
 """
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DAMPINGS = (0.01, 0.1, 1.0)
 """Of the mean of H's diagonal, added to it: the first that leaves something to invert."""
+SWEEPS = 3
+"""How often scales and numbers are found anew."""
 COLUMNS = 32
 """Columns after which the errors are carried to all that follow."""
 LARGEST = 2**25
@@ -65,6 +68,9 @@ def rounded(
     hessian.diagonal()[idle] = 1
     grid = saved(fit_grid(weight, hessian.diagonal(), bits=bits, group=group, symmetric=symmetric))
     numbers = _by_columns(weight, hessian, grid)
+    for _ in range(SWEEPS):
+        grid = replace(grid, scale=_best_scales(weight, hessian, numbers, grid))
+        numbers = beside_others(weight, hessian, numbers, grid)
     return numbers, replace(grid, scale=_best_scales(weight, hessian, numbers, grid))
 
 
@@ -88,6 +94,24 @@ def _by_columns(weight: "Tensor", hessian: "Tensor", grid: Grid) -> "Tensor":
         left[end:].addmm_(inverse[start:end, end:].T, errors[: end - start], alpha=-1)
     found = torch.empty_like(numbers)
     found[order] = numbers
+    return found.T.contiguous()
+
+
+def beside_others(weight: "Tensor", hessian: "Tensor", numbers: "Tensor", grid: Grid) -> "Tensor":
+    """Numbers (rows, columns), one column after another those that cost least beside the others."""
+    groups = groups_of(weight.shape[1], grid.group).to(weight.device)
+    scales = grid.scale[:, groups].T.contiguous()  # a row of memory for each column, here and in what follows
+    found = numbers.T.contiguous()
+    change = (grid.meant(numbers, groups) - weight).T.contiguous()
+    slopes, steps = hessian @ change, scales * hessian.diagonal()[:, None]
+    for start in range(0, len(found), COLUMNS):
+        part = slice(start, min(start + COLUMNS, len(found)))
+        before, near, among = found[part].clone(), slopes[part].clone(), hessian[part, part]
+        for at, (number, slope) in enumerate(zip(found[part], near, strict=True), start):
+            moved = (number - slope / steps[at]).round_().clamp_(0, 2**grid.bits - 1) - number
+            number += moved
+            near.addr_(among[at - start], moved * scales[at])
+        slopes.addmm_(hessian[:, part], (found[part] - before) * scales[part])
     return found.T.contiguous()
 
 

@@ -10,7 +10,7 @@ from engines.errors import UnsupportedModel
 from training.exports.awq import best_scale
 from training.exports.blocks import Inputs
 from training.exports.grid import Grid, fit_grid, groups_of, pack, saved
-from training.exports.rounding import rounded
+from training.exports.rounding import beside_others, rounded
 
 GROUP = 16
 
@@ -90,6 +90,22 @@ def test_scales_suit_the_numbers_best() -> None:
             other = grid.scale.clone()
             other[:, group] *= factor
             assert error(replace(grid, scale=other).meant(numbers, groups), weight, x) > found
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_other_number_of_a_column_costs_less_than_the_one_that_was_found_last(symmetric: bool) -> None:
+    x, weight = some_inputs(), torch.randn(32, 64)
+    known, groups = inputs_of(x), groups_of(64, GROUP)
+    hessian = known.gram / known.count
+    grid = saved(fit_grid(weight, hessian.diagonal(), bits=4, group=GROUP, symmetric=symmetric))
+    numbers = grid.round(weight, groups)
+    found = beside_others(weight, hessian, numbers, grid)
+    assert error(grid.meant(found, groups), weight, x) < error(grid.meant(numbers, groups), weight, x)
+    for step in (-1, 1):
+        other = found.clone()
+        other[:, -1] = (other[:, -1] + step).clamp(0, 15)
+        costs = [(x @ (grid.meant(each, groups) - weight).T).square().mean(0) for each in (found, other)]
+        assert (costs[0] <= costs[1] * (1 + 1e-5)).all()
 
 
 def test_inputs_that_hang_together_wholly_are_rounded_and_those_that_are_no_numbers_refused() -> None:
