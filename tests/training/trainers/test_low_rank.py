@@ -4,11 +4,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from engines.checkpoint.quantize import keep_unpacked
 from training.trainers.low_rank import OnePiece, in_one_piece
 
 
@@ -92,11 +95,65 @@ def test_whatever_is_done_to_the_model_it_computes_what_peft_does(changed: Calla
         assert torch.allclose(before, model(ROWS), atol=1e-5)
 
 
-def test_only_beside_plain_layers_it_is_computed_so() -> None:
-    quantised = adapted()
-    quantised.base_model.model.first.base_layer.__class__ = type("Linear4bit", (nn.Linear,), {})
-    in_one_piece(quantised)
-    kinds = [type(layer) is OnePiece for layer in (quantised.base_model.model.first, quantised.base_model.model.second)]
+def four_bits(*, dtype: torch.dtype = torch.float32, nested: bool = True, **settings: Any) -> Any:
+    """Adapters beside layers of bitsandbytes' 4 bits, which compute in `dtype`."""
+    torch.manual_seed(1)
+    base = Two().to(dtype)
+    for name in ("first", "second"):
+        plain = getattr(base, name)
+        layer = bitsandbytes.nn.Linear4bit(
+            plain.in_features,
+            plain.out_features,
+            plain.bias is not None,
+            dtype,
+            compress_statistics=nested,
+            quant_type="nf4",
+        )
+        layer.load_state_dict(plain.state_dict())
+        setattr(base, name, layer.to("cpu"))
+    told = {"r": 3, "lora_alpha": 10, "target_modules": ["first", "second"], "init_lora_weights": False} | settings
+    base.is_loaded_in_4bit = True
+    model = get_peft_model(base, LoraConfig(**told)).train()
+    keep_unpacked(model)
+    return model
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_beside_4_bits_it_computes_what_peft_does(dropout: float, dora: bool, nested: bool) -> None:
+    model = four_bits(nested=nested, lora_dropout=dropout, use_dora=dora)
+    theirs, ours = both(model, ROWS)
+    for one, other in zip(theirs, ours, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_beside_4_bits_in_bfloat16_it_is_as_near_to_float32_as_peft_is(dora: bool) -> None:
+    model = four_bits(dtype=torch.bfloat16, use_dora=dora)
+    exact = adapted(use_dora=dora)
+    for name in ("first", "second"):
+        kept, plain = (getattr(each.base_model.model, name).base_layer for each in (model, exact))
+        plain.weight.data = dequantize_4bit(kept.weight.data, kept.weight.quant_state).float()
+        if plain.bias is not None:
+            plain.bias.data = kept.bias.data.float()
+    exact.load_state_dict({name: each for name, each in model.state_dict().items() if "lora" in name}, strict=False)
+    theirs, ours = both(model, ROWS.bfloat16(), autocast=True)
+    for right, one, other in zip(seen(exact, ROWS.bfloat16().float()), theirs, ours, strict=True):
+        assert other.dtype == one.dtype
+        assert (other.float() - right).norm() <= 1.2 * (one.float() - right).norm() + 0.005 * right.norm()
+
+
+def test_beside_4_bits_that_compute_in_another_type_than_their_rows_peft_computes() -> None:
+    theirs, ours = both(four_bits(dtype=torch.bfloat16), ROWS)
+    assert all(torch.equal(one, other) for one, other in zip(theirs, ours, strict=True))
+
+
+def test_only_beside_plain_layers_and_those_of_4_bits_it_is_computed_so() -> None:
+    model = adapted()
+    model.base_model.model.first.base_layer.__class__ = type("Linear8bitLt", (nn.Linear,), {})
+    in_one_piece(model)
+    kinds = [isinstance(getattr(model.base_model.model, name), OnePiece) for name in ("first", "second")]
     assert kinds == [False, True]
 
 
