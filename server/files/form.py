@@ -149,6 +149,7 @@ def _text(value: bytes) -> str:
 
 
 def _filename(given: str) -> str:
-    """Its last part, without what would not do in a header or a terminal."""
+    """Its last part, without what would not do in a header or a terminal. A long one keeps its end, which says what the
+    file is."""
     name = given.replace("\\", "/").rpartition("/")[2]
-    return "".join(letter if letter.isprintable() else "_" for letter in name)[:MAX_FILENAME]
+    return "".join(letter if letter.isprintable() else "_" for letter in name)[-MAX_FILENAME:]

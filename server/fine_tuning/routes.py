@@ -111,9 +111,15 @@ async def list_fine_tuning_job_checkpoints(
 
 async def _get(jobs: Jobs, id: str, access: Access) -> Job:
     """Raises NotFound; also for a job that was not made here."""
-    job = await jobs.store.get(id, access) if ID.fullmatch(id) else None
-    if job is None or job.fine_tuning is None:
-        raise NotFound(f"There is no fine-tuning job {id[:100]!r}.", param="fine_tuning_job_id")
+    missing = NotFound(f"There is no fine-tuning job {id[:100]!r}.", param="fine_tuning_job_id")
+    if not ID.fullmatch(id):
+        raise missing
+    try:
+        job = await jobs.store.get(id, access)
+    except NotFound:
+        raise missing from None
+    if job.fine_tuning is None:
+        raise missing
     return job
 
 

@@ -33,6 +33,15 @@ def test_an_engine_that_has_failed_for_good_ends_the_server_which_says_503_meanw
         until(lifecycle.failed.is_set)
 
 
+def test_monitors_that_ask_by_head_get_the_status_of_get() -> None:
+    engine = EchoEngine()
+    with echo_client(engine) as client:
+        for path in ("/health", "/ping", "/ready"):
+            assert (client.head(path).status_code, client.get(path).status_code) == (200, 200)
+        engine.die()
+        assert (client.head("/health").status_code, client.head("/ready").status_code) == (200, 503)
+
+
 def test_without_the_chat_template_messages_are_one_text() -> None:
     with echo_client(model="tests/echo", use_chat_template=False) as client:
         messages = [{"role": "user", "content": "once upon"}, {"role": "assistant", "content": " a time"}]

@@ -50,6 +50,7 @@ async def test_however_the_bytes_are_cut_the_parts_are_the_same() -> None:
         ("C:\\data\\train.jsonl", "train.jsonl"),
         ("a\r\nb\x1b.jsonl", "a__b_.jsonl"),
         ("x" * 300, "x" * 255),
+        ("x" * 300 + ".jsonl", "x" * 249 + ".jsonl"),
     ],
 )
 async def test_a_filename_is_its_last_part(sent: str, kept: str) -> None:

@@ -323,6 +323,9 @@ def test_an_unknown_job_is_not_found(api: TrainingApi) -> None:
             assert api.http.get(f"/v1/fine_tuning/jobs/{id}{path}").status_code == 404
         for verb in ("cancel", "pause", "resume"):
             assert api.fine_tuning.move(id, verb).status_code == 404
+    for id in ("ftjob-nope", "job-1"):
+        error = api.http.get(f"/v1/fine_tuning/jobs/{id}").json()["error"]
+        assert (error["param"], error["code"]) == ("fine_tuning_job_id", "not_found") and id in error["message"]
 
 
 def test_fine_tuning_needs_the_role_train(start: Start) -> None:
