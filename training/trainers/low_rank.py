@@ -18,6 +18,9 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+PIECE = 1 << 18
+"""Weights (1 MiB) that are made float32 at a time for their norms: larger pieces leave gaps in the C library's heap."""
+
 Weight = Callable[[], Tensor]
 """Gives the weights of a layer (out, in), in the type that it computes in."""
 
@@ -116,7 +119,8 @@ def _norms(made: Weight, a: Tensor, b: Tensor, s: float) -> Tensor:
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
         weight, a, b = made(), a.float(), b.float()
         crossed = (weight @ a.to(weight.dtype).T).float()
-        squares = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+        pieces = weight.split(max(1, PIECE // weight.shape[1]))
+        squares = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in pieces]).square()
         squares += ((2 * s * crossed + s * s * (b @ (a @ a.T))) * b).sum(1)
         return squares.clamp_(min=0).sqrt_()
 
