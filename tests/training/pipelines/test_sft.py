@@ -495,7 +495,6 @@ def test_what_is_no_number_between_two_logs_is_in_no_checkpoint(
     ("params", "param"),
     [
         ({"target_modules": ["nothing_proj"]}, "target_modules"),
-        ({"target_modules": ["all-linear", "q_proj"]}, "target_modules"),
         ({"train_type": "full", "freeze_parameters_ratio": 1.0}, "freeze_parameters_ratio"),
         ({"train_type": "full", "freeze_parameters": ["no.such"]}, "freeze_parameters"),
         ({"torch_dtype": "float16"}, "torch_dtype"),
