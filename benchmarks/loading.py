@@ -76,8 +76,6 @@ FORMS: dict[str, tuple[str, Callable[[Path, Path], None] | None, int | None]] = 
 
 
 def loaded(model: str, bits: int | None) -> dict[str, Any]:
-    import torchao.quantization  # noqa: F401
-
     from engines.pt.config import PtConfig
     from engines.pt.runner import ModelRunner
 

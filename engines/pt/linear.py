@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engines.checkpoint.exact_head import ExactHead
 from engines.checkpoint.integers import IntegersLinear, integers_of
+from engines.checkpoint.quantize import let_go_of_file
 from engines.pt.kernel_linear import PLAIN, Grid, KernelLinear
 from engines.pt.pages import Pages
 from engines.pt.quantized import is_quantized
@@ -150,14 +151,7 @@ def pack(model: nn.Module, library: ctypes.CDLL | None, *, head: nn.Module | Non
     if wide:
         for parameter in model.parameters():  # of norms
             parameter.data = parameter.data.float()
-    _let_go_of_files(model)
-
-
-def _let_go_of_files(model: nn.Module) -> None:
-    """Copy the weights that were not packed: one that still lies in a file keeps all of the file in memory."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous():
-            tensor.data = tensor.data.clone()
+    let_go_of_file(model)
 
 
 def _with_wide_results(linear: nn.Linear, library: ctypes.CDLL | None, pages: Pages) -> nn.Module:
