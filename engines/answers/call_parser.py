@@ -159,7 +159,10 @@ class CallParser(StateParser):
         skipped = self._pending[: len(self._pending) - len(text)]
         if end := leading(self._form.ends, text):
             self._pending = text.removeprefix(end)
-            return self._close_calls() if end == self._form.ends[-1] else True
+            if end != self._form.ends[-1]:
+                return True
+            self.done = self._form.results_follow
+            return self._close_calls()
         if may_lead(self._form.ends, text) or not text:
             if not last:
                 return False

@@ -9,7 +9,8 @@ from engines.params.base import JsonObject, Params
 
 SAYS_ITSELF = "the model says it itself, in its config.json: leave it out"
 NO_REPOSITORY = (
-    "models are made by transformers' own classes, and none needs a repository beside its weights: leave it out"
+    "it is for models of images whose code is a repository of its own; models are made by transformers' classes here, "
+    "and none needs a repository: leave it out"
 )
 ONE_DEVICE = "a training has the model on the device that it computes on; deepspeed zero3 divides it among several"
 

@@ -32,6 +32,7 @@ ToolCallParser = Literal[
     "phi4_mini_json",
     "pythonic",
     "qwen3_coder",
+    "react",
     "seed_oss",
     "xlam",
     "none",

@@ -7,11 +7,6 @@ from pydantic import Field
 from engines.params.about import DEPLOY, EVERY_ENGINE, FOR_IMAGES, PAGE, THE_MODEL, THE_SERVER, TRAINING, About
 from engines.params.base import JsonObject, Params
 
-OWN_TOOLS = (
-    "tools are written as the model's own chat template has them, or, where it has none, in the form that its answers "
-    "are read in: leave it out"
-)
-
 NAMED = {
     "chatml": "chatml",
     "qwen": "qwen2_5",
@@ -26,6 +21,9 @@ NAMED = {
     "deepseek_r1": "deepseek_r1",
 }
 """Chat templates that are known by name -> their files in `engines/text/named_templates`."""
+
+
+TOOLS_PROMPTS = ("hermes", "react_en", "react_zh")
 
 
 class TemplateParams(Params):
@@ -54,8 +52,12 @@ class TemplateParams(Params):
     (`left`) or its end (`right`), or, in pt, becomes several (`split`)."""
     max_pixels: Annotated[int | None, About(not_in_deploy=FOR_IMAGES, not_in_training=FOR_IMAGES)] = Field(None, ge=1)
     """Images with more pixels (height times width) are scaled down to this many. Not scaled unless given."""
-    tools_prompt: Annotated[str, About(not_in_deploy=OWN_TOOLS, not_in_training=OWN_TOOLS)] = "react_en"
-    """In which form the tools of an agent's conversation are written into the system message."""
+    tools_prompt: Annotated[
+        str | None, About(DEPLOY + TRAINING, choices=(None, *TOOLS_PROMPTS), prepares=True, text=True, as_served=True)
+    ] = None
+    """How the model is told of tools, and writes its calls: by a system message that asks for ReAct's `Action:` and
+    `Action Input:` (`react_en`, the reference's default; `react_zh`, in Chinese), or for calls in Hermes's form
+    (`hermes`). As its own chat template has them unless given. What is trained is served with it."""
     padding_side: Literal["left", "right"] = "right"
     """Which side short samples of a training batch are padded on. Generation does not depend on it."""
     loss_scale: Annotated[
@@ -102,7 +104,9 @@ def template_conflicts(params: ChatTemplateParams, *, mark: str = "") -> list[tu
     if params.template is not None and params.chat_template is not None:
         found.append(("chat_template", f"{mark}template names another one: give one of the two"))
     if not params.use_chat_template:
-        names = ("template", "chat_template", "chat_template_kwargs")
+        names = ("template", "chat_template", "chat_template_kwargs", "tools_prompt")
         unread = [name for name in names if getattr(params, name) is not None]
         found += [(name, f"nothing uses it where {mark}use_chat_template is false") for name in unread]
+    if params.tools_prompt is not None and getattr(params, "tool_call_parser", None) is not None:
+        found.append(("tool_call_parser", f"{mark}tools_prompt says how calls are written: give one of the two"))
     return found

@@ -1,6 +1,6 @@
 """Which chat template a model is trained and served with: the one that is given, one of those named here, or its own.
 
-A template holds its variables' values in itself (`with_variables`), so that one file, chat_template.jinja, is all that
+A template holds its variables' values, and how tools are told of, in itself (`_with_settings`), so that one file, chat_template.jinja, is all that
 has to go with what was trained: every program that reads it writes the same prompts.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 from engines.errors import InvalidRequest
 from engines.params.template import NAMED, ChatTemplateParams
 from engines.text.prompt import RESERVED_KWARGS, checked_template, plain_template, read_chat_template
+from engines.text.tool_prompts import with_tools_prompt
 
 CHAT_TEMPLATE = "chat_template.jinja"
 TEMPLATES = (CHAT_TEMPLATE, "tokenizer_config.json")
@@ -26,13 +27,20 @@ def chosen_template(params: ChatTemplateParams, tokenizer: Any) -> str | dict[st
     Raises InvalidRequest, whose `param` is the parameter at fault.
     """
     template = _chosen(params, tokenizer)
-    if not params.chat_template_kwargs:
+    if not params.chat_template_kwargs and params.tools_prompt is None:
         return template
     if template is None:
-        raise InvalidRequest("the model has no chat template to have variables", param="chat_template_kwargs")
+        lacking = "chat_template_kwargs" if params.chat_template_kwargs else "tools_prompt"
+        raise InvalidRequest("the model has no chat template that could hold it", param=lacking)
     if isinstance(template, str):
-        return with_variables(template, params.chat_template_kwargs)
-    return {name: with_variables(one, params.chat_template_kwargs) for name, one in template.items()}
+        return _with_settings(template, params)
+    return {name: _with_settings(one, params) for name, one in template.items()}
+
+
+def _with_settings(template: str, params: ChatTemplateParams) -> str:
+    if params.tools_prompt is not None:
+        template = with_tools_prompt(template, params.tools_prompt)
+    return with_variables(template, params.chat_template_kwargs or {})
 
 
 def _chosen(params: ChatTemplateParams, tokenizer: Any) -> str | dict[str, str] | None:

@@ -174,6 +174,15 @@ FUNCTIONARY = ToolFormat(
     separator="",
     head=Head(rf"(?P<name>{NAME})\s*>\s*(?=\{{)", "{"),
 )
+REACT = ToolFormat(
+    name="react",
+    starts=("Action:",),
+    ends=("Observation:",),
+    before="Action: ",
+    between="\nAction Input: ",
+    head=Head(rf"(?P<name>{NAME})\s*\n\s*Action Input:\s*(?=\{{)", "{"),
+    results_follow=True,
+)
 
 # ---- each argument in tags
 
@@ -379,4 +388,4 @@ FAMILIES = (
     LLAMA3_JSON,
 )
 """Those that chat templates tell of; the first that does is meant."""
-NAMED = {form.name: form for form in (*FAMILIES, GRANITE4, HUNYUAN, PYTHONIC, XLAM)}
+NAMED = {form.name: form for form in (*FAMILIES, GRANITE4, HUNYUAN, PYTHONIC, REACT, XLAM)}

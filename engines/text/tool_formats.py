@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from engines.params.parsers import ToolCallParser
 from engines.text.tool_families import FAMILIES, HERMES, MISTRAL, MISTRAL_NAMED, NAMED
+from engines.text.tool_prompts import PROMPTS, tools_prompt_of
 from engines.text.tool_syntax import ToolFormat
 
 MORE_MARKERS = ("[ARGS]", "[CALL_ID]")
@@ -20,11 +21,15 @@ def find_tool_format(
 
     `chat_template` is the one used for requests with tools; `added_tokens` is the tokenizer's `get_added_vocab()`. A
     model whose template knows no tools, or a form of calls that we do not, is asked for calls in Hermes's form by a
-    system message of ours. One whose template shows calls but no tools is told of the tools by such a message.
+    system message of ours. One whose template shows calls but no tools is told of the tools by such a message, and so
+    is one whose template holds the name of such a message (`tools_prompt`).
     """
     if parser == "none":
         return None
     template = chat_template or ""
+    chosen = tools_prompt_of(template)
+    if chosen is not None and parser is None:
+        return replace(_bound(PROMPTS[chosen].form, added_tokens), native=False, prompt=chosen)
     known = next((form for form in FAMILIES if form.known_by and re.search(form.known_by, template)), None)
     form = NAMED[parser] if parser else known or HERMES
     shows_tools = re.search(r"\btools\b", READS_TOOLS_OF_MESSAGE.sub("", template)) is not None

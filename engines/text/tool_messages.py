@@ -9,10 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from engines.text.reasoning_formats import FIELDS, reasoning_field
 from engines.text.tool_formats import READS_TOOLS_OF_MESSAGE
+from engines.text.tool_prompts import PLAIN, PROMPTS, ToolPrompt
 from engines.text.tool_syntax import ToolFormat
 from engines.text.written_calls import parse_arguments, written_calls
 
@@ -21,17 +23,7 @@ NO_SYSTEM: Message = {"role": "system", "content": ""}
 ADDS_ARGUMENTS = re.compile(r"""\+\s*\w[\w.\[\]'"]*\barguments['"]?\]?\s*\+""")
 """Templates that take arguments as text: those of DeepSeek."""
 
-INSTRUCTIONS = """You can call functions to help the user. The functions, each described by a line of JSON:
-<tools>
-{tools}
-</tools>
-
-To call a function, write its name and its arguments in this form, and nothing else:
-{example}
-The result of each call is then given to you{where}. Call a function only where it helps to answer; otherwise answer in
-plain text."""
 EXAMPLE = ("the function's name", '{"argument": "value"}')
-WITHIN_TAGS = " within <tool_response></tool_response> tags"
 
 
 def for_template(
@@ -46,9 +38,10 @@ def for_template(
         messages = _native(messages, form, chat_template)
         if form is None or form.shows_tools or not tools:
             return messages, tools or None
-        return _told(messages, tools, form, "", chat_template), None
-    messages = list(_as_text(messages, form))
-    return (_told(messages, tools, form, WITHIN_TAGS, chat_template) if tools else messages), None
+        return _told(messages, tools, form, replace(PLAIN, where=""), chat_template), None
+    prompt = PROMPTS[form.prompt] if form.prompt else PLAIN
+    messages = list(_as_text(messages, form, prompt.result))
+    return (_told(messages, tools, form, prompt, chat_template) if tools else messages), None
 
 
 def _native(messages: list[Message], form: ToolFormat | None, chat_template: str) -> list[Message]:
@@ -153,12 +146,12 @@ def _without_reasoning(message: Message) -> Message:
     return {key: value for key, value in message.items() if key not in FIELDS}
 
 
-def _as_text(messages: list[Message], form: ToolFormat) -> Iterator[Message]:
+def _as_text(messages: list[Message], form: ToolFormat, result: str) -> Iterator[Message]:
     """Calls as the model writes them, and results as messages of the user, those that follow one another as one."""
     results: list[str] = []
     for message in messages:
         if message["role"] == "tool":
-            results.append(f"<tool_response>\n{message.get('content') or ''}\n</tool_response>")
+            results.append(result.replace("{result}", message.get("content") or ""))
             continue
         if results:
             yield {"role": "user", "content": "\n".join(results)}
@@ -177,16 +170,21 @@ def _with_written_calls(message: Message, form: ToolFormat) -> Message:
 
 
 def _told(
-    messages: list[Message], tools: list[dict[str, Any]], form: ToolFormat, where: str, chat_template: str
+    messages: list[Message], tools: list[dict[str, Any]], form: ToolFormat, prompt: ToolPrompt, chat_template: str
 ) -> list[Message]:
     """Tell the model of the tools: in the system message, or in the first message where there can be none."""
     functions = [tool["function"] for tool in tools]
     first = messages[0] if messages else None
-    if READS_TOOLS_OF_MESSAGE.search(chat_template):
+    if form.prompt is None and READS_TOOLS_OF_MESSAGE.search(chat_template):
         system, rest = (first, messages[1:]) if first and first["role"] == "system" else (NO_SYSTEM, messages)
         return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
     lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
-    text = INSTRUCTIONS.format(tools=lines, example=written_calls(form, [EXAMPLE]), where=where)
+    text = prompt.instructions.format(
+        tools=lines,
+        names=", ".join(function["name"] for function in functions),
+        example=written_calls(form, [EXAMPLE]),
+        where=prompt.where,
+    )
     if first is not None and (first["role"] == "system" or _refuses_system(chat_template)):
         parts = [first["content"], text] if first["role"] == "system" else [text, first["content"]]
         return [{**first, "content": "\n\n".join(filter(None, parts))}, *messages[1:]]

@@ -100,6 +100,10 @@ class ToolFormat:
     it."""
     ends_reasoning: bool = False
     """The model begins its calls within its reasoning, too, without an end of that."""
+    results_follow: bool = False
+    """Behind the last of `ends` comes a result, which is not the model's to write: its answer is over there."""
+    prompt: str | None = None
+    """Name of how the model is told of tools, where that was chosen: one of `tool_prompts.PROMPTS`."""
     native: bool = True
     """The chat template shows calls to the model. Otherwise we do: see `tool_messages`."""
     shows_calls: bool = True

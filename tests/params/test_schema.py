@@ -121,6 +121,7 @@ OTHER_DEFAULTS = {
     "max_batch_size": None,
     "use_hf": True,
     "template_backend": "jinja",
+    "tools_prompt": None,
 }
 """Documented deviations: the field's docstring gives the reason."""
 

@@ -8,9 +8,10 @@ import trl
 
 from engines.errors import InvalidRequest
 from engines.params.deploy import DeployParams
-from engines.params.template import NAMED
+from engines.params.template import NAMED, TOOLS_PROMPTS
 from engines.text.prompt import Conversation, PromptRenderer
 from engines.text.templates import chosen_template, named_template, template_in, with_variables
+from engines.text.tool_prompts import PROMPTS, tools_prompt_of
 from tests.training.data.tokenizers import CHATML, tokenizer
 
 ORIGINALS = {
@@ -110,9 +111,27 @@ def test_each_of_several_has_the_variables() -> None:
     assert rendered(chosen, PROMPT, tools=[{"type": "function"}]).startswith("merry [")
 
 
-def test_a_model_without_template_has_no_variables() -> None:
-    with pytest.raises(InvalidRequest, match="no chat template"):
-        chosen_template(DeployParams(chat_template_kwargs={"mood": "merry"}), tokenizer(None))
+@pytest.mark.parametrize("given", [{"chat_template_kwargs": {"mood": "merry"}}, {"tools_prompt": "react_en"}])
+def test_a_model_without_template_has_no_variables_and_tells_of_no_tools(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="no chat template") as refused:
+        chosen_template(DeployParams(**given), tokenizer(None))
+    assert refused.value.param == next(iter(given))
+
+
+def test_a_template_holds_how_tools_are_told_of_and_writes_the_same_otherwise() -> None:
+    assert set(TOOLS_PROMPTS) == set(PROMPTS)
+    own = tokenizer("{{ mood }}\n" + CHATML)
+    plain, told = (DeployParams(chat_template_kwargs={"mood": "merry"}, tools_prompt=name) for name in (None, "hermes"))
+    chosen = chosen_template(told, own)
+    assert isinstance(chosen, str)
+    assert tools_prompt_of(chosen) == "hermes"
+    assert rendered(chosen, PROMPT) == rendered(chosen_template(plain, own), PROMPT)
+    own.chat_template = chosen
+    assert chosen_template(told, own) == chosen
+    other = chosen_template(DeployParams(tools_prompt="react_zh"), own)
+    assert isinstance(other, str)
+    assert (tools_prompt_of(other), tools_prompt_of(CHATML)) == ("react_zh", None)
+    assert rendered(other, PROMPT) == rendered(chosen, PROMPT)
 
 
 def test_a_folder_has_the_template_in_a_file_of_its_own_or_of_its_tokenizer(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from engines.text.tool_formats import find_tool_format
+from engines.text.tool_prompts import with_tools_prompt
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, QWEN3, UNKNOWN_FORM
 
 
@@ -62,6 +63,20 @@ def test_a_template_may_show_calls_and_leave_the_tools_to_the_system_message() -
     form = find_tool_format("{{ message['tool_calls'] }}<｜tool▁sep｜>", {})
     assert form is not None
     assert (form.name, form.native, form.shows_tools) == ("deepseek_v31", True, False)
+
+
+@pytest.mark.parametrize(("name", "form"), [("react_en", "react"), ("react_zh", "react"), ("hermes", "hermes")])
+@pytest.mark.parametrize("template", [QWEN, LLAMA, PLAIN])
+def test_a_template_that_holds_how_tools_are_told_of_is_not_asked_for_its_own_way(
+    template: str, name: str, form: str
+) -> None:
+    found = find_tool_format(with_tools_prompt(template, name), {"<tool_call>": 7})
+    assert found is not None
+    assert (found.name, found.prompt, found.native) == (form, name, False)
+    assert found.token_ids == ({"<tool_call>": 7} if form == "hermes" else {})
+    other = find_tool_format(with_tools_prompt(template, name), {}, "mistral")
+    assert other is not None
+    assert (other.name, other.prompt) == ("mistral", None)
 
 
 def test_newer_mistral_models_write_the_name_before_the_arguments() -> None:

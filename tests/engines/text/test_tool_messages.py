@@ -7,6 +7,7 @@ import pytest
 
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
+from engines.text.tool_prompts import with_tools_prompt
 from server.model.tools import ToolRequest, read_tools
 from tests.server.openai.chat_templates import LLAMA, MISTRAL, NO_SYSTEM, PLAIN, QWEN, UNKNOWN_FORM, render
 
@@ -87,6 +88,23 @@ def test_a_template_without_tools_gets_everything_as_text(template: str) -> None
         '<|im_start|>user\n<tool_response>\n{"sky": "grey"}\n</tool_response>\n<tool_response>\n{"sky": "blue"}'
         in prompt
     )
+
+
+@pytest.mark.parametrize("template", [QWEN, LLAMA, MISTRAL, PLAIN, NO_SYSTEM])
+@pytest.mark.parametrize(("name", "told"), [("react_en", "Stop there."), ("react_zh", "写到这里请停下")])
+def test_by_name_any_template_gets_tools_and_calls_as_react_has_them(template: str, name: str, told: str) -> None:
+    said = {**HISTORY[1], "content": "Thought: I need both.", "tool_calls": [call("call_a", "Paris")]}
+    prompt = rendered(with_tools_prompt(template, name), [HISTORY[0], said, HISTORY[3], *HISTORY[4:]])
+    steps = [
+        '{"name": "get_weather", "description": "The weather in a city"', "Action: ", "get_weather\n", told,
+        "Thought: I need both.\nAction: get_weather\nAction Input: {\"city\": \"Paris\"}",
+        'Observation: {"sky": "blue"}', "Blue and grey.",
+    ]  # fmt: skip
+    rest = prompt
+    for step in steps:
+        assert step in rest
+        rest = rest.split(step, 1)[1]
+    assert not any(mark in prompt for mark in ("[AVAILABLE_TOOLS]", "<tools>", "<tool_response>", "tools_prompt"))
 
 
 def test_the_instructions_join_the_system_message_that_is_there() -> None:

@@ -129,11 +129,11 @@ def kept_completions(server: Server) -> int:
         return len(client.get("/v1/chat/completions").json()["data"])
 
 
-def asked(name: str | None = None) -> Seen:
+def asked(name: str | None = None, **fields: Any) -> Seen:
     """What a chat request comes to for the engine: its prompt, or that of its sampling."""
 
     def look(server: Server) -> Any:
-        chat()(server)
+        chat(**fields)(server)
         assert server.engine.asked is not None
         return server.engine.asked.prompt_ids if name is None else asdict(server.engine.asked.sampling)[name]
 

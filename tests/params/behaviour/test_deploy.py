@@ -69,6 +69,7 @@ OF_THE_SERVER = apart(
     template=Two(UNGIVEN, "phi3", asked()),
     chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, asked(), {"chat_template": "{{ mood }} I am"}),
     use_chat_template=Two(True, False, asked()),
+    tools_prompt=Two("react_en", "react_zh", asked(tools=TOOLS)),
     system=Two(UNGIVEN, "Be brief.", asked()),
     tool_call_parser=Two("hermes", "none", chat(CALL, tools=TOOLS)),
     reasoning_parser=Two("deepseek_r1", "none", chat("<think>so</think>this")),

@@ -71,6 +71,7 @@ PPO = {"rlhf_type": "ppo", "reward_model": "$judge-of-tiny", "per_device_train_b
 DRAWN = {"dataset": ["$rows", "$fewer"], "interleave_prob": [0.5, 0.5]}
 CLASSES = {"task_type": "seq_cls", "dataset": ["$classes"]}
 PUSHED = {"push_to_hub": True}
+BIASED = {"model": "$biased"}
 TALKS = {"dataset": ["$talks"], "use_chat_template": True}
 
 
@@ -212,6 +213,7 @@ def of_every_training(task: str) -> dict[str, Row]:
             system=Two(UNGIVEN, "Be brief.", prepared, TALKS),
             use_chat_template=Two(True, False, prepared, TALKS),
             template=Two(UNGIVEN, "chatml", prepared, TALKS),
+            tools_prompt=Two("react_en", "react_zh", prepared, TALKS | {"dataset": ["$tools"]}),
             chat_template=Two(UNGIVEN, MOODY, prepared, TALKS),
             chat_template_kwargs=Two({"mood": "merry"}, {"mood": "sad"}, prepared, TALKS | {"chat_template": MOODY}),
             max_length=Two(UNGIVEN, 12, prepared, {"truncation_strategy": "right"}),
@@ -263,10 +265,10 @@ def of_plain_text(task: str) -> dict[str, Row]:
             base,
             average_tokens_across_devices=Two(False, True, asked("average_tokens_across_devices")),
             lora_dropout=Two(0, 0.5, adapter("lora_dropout")),
-            lora_bias=Two("none", "all", adapter("bias")),
         ),
         **apart(
             base,
+            lora_bias=Two("none", "all", adapter("bias"), BIASED),
             vera_dropout=Two(0, 0.5, adapter("vera_dropout"), VERA),
             boft_dropout=Two(0, 0.1, adapter("boft_dropout"), BOFT),
             adalora_target_r=Two(8, 4, adalora("target_r"), ADALORA),
@@ -337,10 +339,10 @@ TABLES: dict[str, dict[str, Row]] = {
         **together(
             BASE["rlhf"],
             ref_model=Two(UNGIVEN, "$other", steps),
-            lora_bias=Two("none", "all", adapter("bias")),
         ),
         **apart(
             BASE["rlhf"],
+            lora_bias=Two("none", "all", adapter("bias"), BIASED),
             rlhf_type=Two("dpo", "ipo", steps),
             center_rewards_coefficient=Two(0, 0.1, steps, {"rlhf_type": "rm"}),
             ref_model_revision=Two(

@@ -108,6 +108,8 @@ class Workshop:
             tokenizer.save_pretrained(self.folder / name)
             judge = save_reward_model(self.folder / name, self.folder / f"judge-of-{name}", seed=seed)
             self.places[f"judge-of-{name}"] = str(judge)
+        self.places["biased"] = str(save(CONFIGS["qwen2"](), self.folder / "biased"))
+        tokenizer.save_pretrained(self.places["biased"])
         copied = shutil.copytree(self.places["tiny"], self.folder / "copied")
         said = json.loads((copied / "config.json").read_text())
         (copied / "config.json").write_text(json.dumps(said | {"_name_or_path": "org/tiny"}))
@@ -144,6 +146,9 @@ class Workshop:
         self._write("talks-sft", answers)
         self._write("talks-pt", answers)
         self._write("talks-rlhf", pairs)
+        for task in ("sft", "pt", "rlhf"):
+            rows = pairs if task == "rlhf" else answers
+            self._write(f"tools-{task}", [{**row, "tools": [{"name": "f", "parameters": {}}]} for row in rows])
         for task in ("sft", "pt", "rlhf"):
             for name, other in (("rows", "one"), ("fewer", "two")):
                 path = self.places[f"{name}-{task}"]

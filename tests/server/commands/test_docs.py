@@ -18,3 +18,14 @@ def test_the_page_has_every_parameter_and_every_link_a_section() -> None:
         "Commands",
         "Not-supported",
     }
+
+
+def test_what_no_command_reads_is_about_images() -> None:
+    table = docs.page().split("## Not supported")[1].split("\n## ")[0]
+    refused = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+    assert refused == {
+        "freeze_aligner", "freeze_llm", "freeze_vit", "limit_mm_per_prompt", "local_repo_path", "max_pixels",
+        "model_kwargs", "vision_batch_size",
+    }  # fmt: skip
+    of_families = {name for family in FAMILIES for name in family.model_fields}
+    assert len(refused | of_families) <= 40

@@ -105,6 +105,10 @@ RECORDED: list[tuple[ToolCallParser, str, str, list[tuple[str, dict[str, Any]]]]
     ("functionary",
      'I will.<function=plan_trip>{"city": "Rome", "days": 3}</function><function=now>{}</function>',
      "I will.", [("plan_trip", {"city": "Rome", "days": 3}), ("now", NOW)]),
+    ("react",
+     ('Thought: They want a trip.\nAction: plan_trip\nAction Input: {"city": "Rome", "days": 3}\n'
+      "Observation: booked\nThought: I can answer.\nFinal Answer: Done."),
+     "Thought: They want a trip.", [("plan_trip", {"city": "Rome", "days": 3})]),
     ("minimax_m2",
      ('\n<minimax:tool_call>\n<invoke name="plan_trip">\n<parameter name="city">Rome</parameter>\n'
      '<parameter name="stops">'
@@ -170,6 +174,9 @@ LEFT: list[tuple[ToolCallParser, str]] = [
     ("qwen3_coder", "a <function is a mapping = b"),
     ("glm45", "<tool_call>now and then</tool_call>"),
     ("glm45", "<tool_call>now\n<arg_key>city</arg_key>\nRome"),
+    ("react", "Thought: I can answer.\nFinal Answer: Action: none. Action Input: {}"),
+    ("react", "Action: plan a trip\nAction Input: {}"),
+    ("react", "Action: now\nAction Input: at once"),
     ("minimax_m2", '<invoke name="now"></invoke>'),
     ("minimax_m2", "<minimax:tool_call>\n<invoke now>"),
     ("gemma4", "<|tool_call>call:now{"),

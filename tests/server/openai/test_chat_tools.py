@@ -205,6 +205,20 @@ def test_calls_in_other_forms_than_json_come_alike_streamed_or_not(
     assert [name for name, _ in calls_of(message_of(required))] == ["get_weather"]
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_result_that_the_model_makes_up_behind_its_call_is_left_out(
+    make_api: Callable[..., Api], parallel: bool
+) -> None:
+    text = 'Thought: I look.\nAction: get_weather\nAction Input: {"city": "Oslo", "days": 2}\nObservation: it rains'
+    api = make_api(tools_prompt="react_en")
+    asked: dict[str, Any] = {"tools": [WEATHER], "parallel_tool_calls": parallel}
+    answer = api.chat(text, **asked)
+    for message in (message_of(answer), streamed_message(api.chat_chunks(text, **asked))):
+        assert calls_of(message) == [("get_weather", {"city": "Oslo", "days": 2})]
+        assert message["content"] == "Thought: I look."
+    assert reason_of(answer) == "tool_calls"
+
+
 # --- reasoning
 
 

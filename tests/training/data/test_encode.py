@@ -9,6 +9,7 @@ from engines.capabilities import Capabilities
 from engines.text.prompt import Conversation, PromptRenderer
 from engines.text.tool_formats import find_tool_format
 from engines.text.tool_messages import for_template
+from engines.text.tool_prompts import with_tools_prompt
 from tests.server.openai.chat_templates import LLAMA, PLAIN, QWEN
 from tests.training.data.tokenizers import CHATML, MERGES, THINKS_LAST, tokenizer
 from training.data.encode import IGNORED, Encoder, TooLong
@@ -84,6 +85,22 @@ async def test_tools_are_shown_as_the_chat_endpoint_shows_them(template: str) ->
     else:
         assert sample["input_ids"][:start] == prompt
     assert '"zone": "CET"' in learned(sample)[0]
+
+
+@pytest.mark.parametrize("template", [QWEN, PLAIN])
+async def test_tools_are_told_of_by_name_as_the_chat_endpoint_tells_of_them(template: str) -> None:
+    question = [turn("user", "What time is it?")]
+    said = {"role": "assistant", "content": "Thought: I have to look.", "tool_calls": [CALL]}
+    rows = [*question, said, turn("tool", "noon", tool_call_id="call_0"), turn("assistant", "Final Answer: Noon.")]
+    (sample,) = encoder(template, tools_prompt="react_en").encode({"messages": rows, "tools": [TOOL]})
+    start = next(i for i, label in enumerate(sample["labels"]) if label != IGNORED)
+    told = with_tools_prompt(template, "react_en")
+    assert sample["input_ids"][:start] == await endpoint(question, [TOOL], told)
+    assert [text.partition("<|im_end|>")[0] for text in learned(sample)] == [
+        'Thought: I have to look.\nAction: now\nAction Input: {"zone": "CET"}',
+        "Final Answer: Noon.",
+    ]
+    assert "Observation: noon" in tokenizer().decode(sample["input_ids"])
 
 
 def test_calls_that_a_template_takes_one_at_a_time_are_learned_all_the_same() -> None:

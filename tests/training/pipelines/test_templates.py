@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from engines.text.prompt import Conversation, PromptRenderer
 from engines.text.templates import named_template
+from engines.text.tool_formats import find_tool_format
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
 from tests.training.jobs import TEMPLATE, make_data, make_job
 from training.data.problems import BadData
@@ -71,6 +72,14 @@ def test_a_template_of_ones_own_and_its_variables_are_in_the_checkpoint(train: T
     assert renderer.render(Conversation(messages=asked)).startswith("merry<user>hi")
     assert renderer.render(Conversation(messages=asked, template_kwargs={"mood": "sad"})).startswith("sad<user>hi")
     assert file.name not in (job.path / "args.json").read_text()
+
+
+def test_how_tools_are_told_of_is_in_the_checkpoint(train: Train, base: Path) -> None:
+    job, template = train(template="chatml", tools_prompt="react_en")
+    form = find_tool_format(template, {})
+    assert form is not None
+    assert (form.name, form.prompt) == ("react", "react_en")
+    assert train(adapters=[str(job.path / "checkpoint-1")], load_args=False)[1] == template
 
 
 def test_a_training_that_goes_on_with_an_adapter_keeps_its_template(train: Train) -> None:

@@ -14,7 +14,8 @@ MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
     ("task", "given", "told"),
     [
         ("sft", MODEL | {"max_pixels": 9}, "images are not supported"),
-        ("sft", MODEL | {"tools_prompt": "react_zh"}, "the model's own chat template"),
+        ("sft", MODEL | {"tools_prompt": "toolbench"}, "choose None or hermes or react_en or react_zh"),
+        ("sft", MODEL | {"use_chat_template": False, "tools_prompt": "react_zh"}, "nothing uses it"),
         ("sft", MODEL | {"tuner_backend": "unsloth"}, "unsloth/bin/pip install unsloth"),
         ("sft", MODEL | {"top_k": 3}, "predict_with_generate"),
         ("sft", MODEL | {"predict_with_generate": True, "top_k": 3}, "with temperature 0 no token is drawn"),
