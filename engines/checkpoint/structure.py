@@ -43,6 +43,11 @@ def conv1ds(config: Any) -> list[str]:
     return [path for path, module in modules if isinstance(module, transformers.pytorch_utils.Conv1D)]
 
 
+def has_biases(config: Any) -> bool:
+    """Whether any weight is one, by its name, as PEFT finds them."""
+    return any("bias" in name for name, _ in _without_weights(config).named_parameters())
+
+
 def _without_weights(config: Any) -> Any:
     with torch.device("meta"):
         return _model_class(config)._from_config(config)

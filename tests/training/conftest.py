@@ -13,5 +13,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose layers have biases."""
+    return make_model(tmp_path_factory.mktemp("biased"), "qwen2")
+
+
+@pytest.fixture(scope="session")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data") / "lines.jsonl")

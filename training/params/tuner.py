@@ -85,7 +85,7 @@ class LoraParams(Params):
     lora_dropout: float = Field(0.05, ge=0, le=1)
     """The part of the adapter's input that is dropped while training; with train_type bone and randlora too."""
     lora_bias: Literal["none", "all"] = "none"
-    """Train none of the biases, or `all`."""
+    """Train none of the model's biases, or `all`. A model that has none is refused."""
     lora_dtype: DType | None = None
     """Type of the adapter's weights. float32 unless given: half precision loses small steps."""
     use_dora: bool = False

@@ -43,6 +43,7 @@ class LongLora(Lora):
         return [("train_type", "norms that longlora trains are not served beside the model")]
 
     def check_config(self, params: SftParams, config: Any) -> None:
+        super().check_config(params, config)
         text = config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
         windows = getattr(text, "sliding_window", None) is not None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from engines.capabilities import AdapterSupport
+from engines.errors import InvalidRequest
 from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
@@ -29,6 +30,13 @@ class Lora(AdapterTuner):
             return [*found, ("init_weights", not_supported(params.init_weights, STARTS))]
         readers = OF_STARTS | {start.name: start.reads}
         return found + read_by_others_only(params, "init_weights", start.name, readers) + [*start.refusals(params)]
+
+    def check_config(self, params: SftParams, config: Any) -> None:
+        from engines.checkpoint.structure import has_biases
+
+        if params.lora_bias != "none" and not has_biases(config):
+            message = f"{config.get_text_config().model_type} has no biases that could be trained: leave it out"
+            raise InvalidRequest(message, param="lora_bias")
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
         found = []

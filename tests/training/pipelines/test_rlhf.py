@@ -60,11 +60,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def train(base: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
+def train(base: Path, biased: Path, pairs: str, tmp_path: Path) -> Callable[..., JobFolder]:
     """Run a job on ROWS; returns its folder."""
 
     def run(name: str = "job", **params: Any) -> JobFolder:
-        given: dict[str, Any] = SETTINGS | {"model": str(base), "dataset": [pairs]} | params
+        model = biased if "lora_bias" in params else base
+        given: dict[str, Any] = SETTINGS | {"model": str(model), "dataset": [pairs]} | params
         given = (OF_DPO if given["rlhf_type"] == "dpo" else {}) | given
         given = (OF_LORA if params.keys().isdisjoint({"train_type", "adapters"}) else {}) | given
         if "eval_strategy" in params:

@@ -19,7 +19,9 @@ from engines.pt.runner import ModelRunner
 from tests.training.jobs import evaluations, losses, make_job, make_model
 from training.data import build
 from training.folder import Checkpoint, JobFolder, Message, Result, Started
+from training.params.export import MergeParams
 from training.params.sft import SftParams
+from training.pipelines import merge
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Diverged, Report
@@ -363,9 +365,9 @@ def test_the_adapter_is_where_it_was_asked_for(
         ({"use_rslora": True}, {"use_rslora": True}),
         ({"lora_rank": 3, "lora_alpha": 5}, {"r": 3, "lora_alpha": 5}),
         ({"init_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
-        ({"lora_dropout": 0.2, "lora_bias": "all"}, {"lora_dropout": 0.2, "bias": "all"}),
+        ({"lora_dropout": 0.2}, {"lora_dropout": 0.2, "bias": "none"}),
     ],
-    ids=["rslora", "rank and alpha", "gaussian", "dropout and bias"],
+    ids=["rslora", "rank and alpha", "gaussian", "dropout"],
 )
 def test_the_adapter_is_of_the_kind_asked_for(
     train: Callable[..., tuple[JobFolder, Result]], params: dict[str, Any], config: dict[str, Any]
@@ -374,6 +376,34 @@ def test_the_adapter_is_of_the_kind_asked_for(
 
     written = json.loads((job.path / "checkpoint-1" / "adapter_config.json").read_text())
     assert config.items() <= written.items()
+
+
+def test_the_biases_are_trained_beside_the_adapter(
+    train: Callable[..., tuple[JobFolder, Result]], biased: Path, tmp_path: Path
+) -> None:
+    job, result = train(model=str(biased), lora_bias="all", max_steps=1)
+
+    checkpoint, before = job.path / result.artifact, load_file(biased / "model.safetensors")
+    moved = {name: tensor for name, tensor in weights(job, 1).items() if name.endswith("bias")}
+    assert len(moved) == sum(name.endswith("bias") for name in before) > 0
+    assert not any(torch.equal(tensor, before[_in_model(name)]) for name, tensor in moved.items())
+    merging = MergeParams(model=str(biased), adapters=[str(checkpoint)])
+    merged = load_file(tmp_path / merge.run(merging, Report(JobFolder(tmp_path))).artifact / "model.safetensors")
+    assert all(torch.equal(tensor, merged[_in_model(name)]) for name, tensor in moved.items())
+
+
+def _in_model(name: str) -> str:
+    """What the base model calls a weight of an adapter's file."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+@pytest.mark.parametrize("train_type", ["lora", "longlora"])
+def test_biases_of_a_model_that_has_none_are_refused_before_data_is_read(
+    train: Callable[..., tuple[JobFolder, Result]], train_type: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="llama has no biases that could be trained") as told:
+        train(dataset="missing.jsonl", lora_bias="all", train_type=train_type)
+    assert told.value.param == "lora_bias"
 
 
 def test_lora_dtype_is_the_type_of_the_adapter(train: Callable[..., tuple[JobFolder, Result]]) -> None:
