@@ -1,7 +1,7 @@
 """Which chat template a model is trained and served with: the one that is given, one of those named here, or its own.
 
-A template holds its variables' values, and how tools are told of, in itself (`_with_settings`), so that one file, chat_template.jinja, is all that
-has to go with what was trained: every program that reads it writes the same prompts.
+A template holds its variables' values, and how tools are told of, in itself (`_with_settings`), so that one file,
+chat_template.jinja, is all that has to go with what was trained: every program that reads it writes the same prompts.
 """
 
 import json

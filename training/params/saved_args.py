@@ -10,6 +10,8 @@ from engines.errors import InvalidRequest
 ARGS = "args.json"
 GIVEN = "given"
 """What it calls the names of those that were not left at their defaults."""
+ROWS = "rows"
+"""What it calls the number of samples and the digest of what they hold."""
 BEGINNING = ("model", "adapters")
 """Parameters that say what a training had before its first step."""
 

@@ -1,6 +1,7 @@
 """Training by any method: what all of them have in common, in the order in which it is done."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import set_seed
 from engines.checkpoint.quantization import quantized_by, stays_quantized
 from engines.errors import UnsupportedModel
 from training.data import build
+from training.data.digest import Rows, rows_of
 from training.data.prepare import Datasets, longest
 from training.folder import Result
 from training.hub.compare import check_files
@@ -18,6 +20,7 @@ from training.memory.estimate import estimate
 from training.memory.lengths import LOOKED_AT, Lengths, lengths_of
 from training.methods import method_of
 from training.methods.base import Method
+from training.params.saved_args import ROWS, read_args
 from training.params.sft import SftParams
 from training.pipelines.beginning import with_beginning
 from training.pipelines.load_args import with_saved_args
@@ -78,12 +81,15 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         report.message(note, level="warn")
     if params.dry_run:
         return Result(status="succeeded", memory=estimate(params, config, _lengths(params, method, data, tokenizer)))
+    rows = rows_of(data.train)
+    if (other := _other_rows(params, rows)) is not None:
+        report.message(other, level="warn")
     arguments = trainer_arguments(
         params, report.folder.path, precision=precision, evaluates=data.evaluation is not None
     )
     report.message("Loading the model.")
-    rows = data.train.of_all() if params.streaming else data.train
-    examples = DataExamples(rows, method.rows, tokenizer.pad_token_id)
+    shown = data.train.of_all() if params.streaming else data.train
+    examples = DataExamples(shown, method.rows, tokenizer.pad_token_id)
     with loads_divided(params, arguments, precision):
         tuned = _tuned(params, config, precision, report, examples)
     if params.use_liger:
@@ -97,12 +103,25 @@ def train_with(method: Method[Any], params: SftParams, report: Report) -> Result
         tokenizer=tokenizer,
         data=data,
         arguments=arguments,
+        rows=rows,
         uploads=uploads,
     )
     result = train(method.trainer(training))
     for note in data.notes_later():
         report.message(note, level="warn")
     return result
+
+
+def _other_rows(params: SftParams, rows: Rows | None) -> str | None:
+    """What the user should know where a training goes on with other rows than those that it began with."""
+    checkpoint = Path(params.resume_from_checkpoint or "").expanduser()
+    before = read_args(checkpoint).get(ROWS) if params.resume_from_checkpoint else None
+    if rows is None or not isinstance(before, list) or before == list(rows):
+        return None
+    return (
+        f"{checkpoint.name} has learned from other rows ({before[0]} samples, and {rows.samples} now): the training "
+        "goes on at the same place of these."
+    )
 
 
 def _uploads(params: SftParams, report: Report) -> Uploads | None:

@@ -13,6 +13,7 @@ from transformers.integrations import TensorBoardCallback
 from engines.adapters.disk import sync
 from engines.errors import InvalidRequest
 from training.data import Datasets
+from training.data.digest import Rows
 from training.discreet import make_discreet
 from training.folder import PARTIAL, Result
 from training.hub.upload import END, Uploads
@@ -49,6 +50,8 @@ class Training(Generic[P]):
     data: Datasets
     arguments: dict[str, Any]
     """Settings of transformers' TrainingArguments."""
+    rows: Rows | None = None
+    """Those of `data` that are learned from, where they are known."""
     uploads: Uploads | None = None
     """What takes checkpoints to the hub, in the process that writes them."""
 
@@ -175,7 +178,7 @@ class JobTrainer(Redivided, FullySharded, NarrowedGradients):
             self._saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_args(self.job.params, grown, self.job.tuned.model)
+            write_args(self.job.params, grown, self.job.tuned.model, self.job.rows)
             if self.job.report.discreet:
                 make_discreet(grown)
             for path in grown.rglob("*"):

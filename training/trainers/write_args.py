@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.params.saved_args import ARGS, GIVEN
+from training.data.digest import Rows
+from training.params.saved_args import ARGS, GIVEN, ROWS
 from training.params.sft import SftParams
 from training.tuners import tuner_of
 
 
-def write_args(params: SftParams, folder: Path, model: Any = None) -> None:
-    """All parameters, and under GIVEN the names of those that were not left at their defaults.
+def write_args(params: SftParams, folder: Path, model: Any = None, rows: Rows | None = None) -> None:
+    """All parameters, under GIVEN the names of those that were not left at their defaults, and what tells `rows` from
+    others.
 
     Where training goes on with an adapter, those that would have made another are left out, and what that adapter is
     stands in their place as soon as there is the `model` that holds it.
@@ -21,4 +23,5 @@ def write_args(params: SftParams, folder: Path, model: Any = None) -> None:
         shape = {} if model is None else tuner.shape(model)
         values = {name: value for name, value in values.items() if name not in tuner.reads} | shape
     given = sorted(params.model_fields_set & values.keys())
-    (folder / ARGS).write_text(json.dumps(values | {GIVEN: given}, indent=1, ensure_ascii=False) + "\n")
+    told = {} if rows is None else {ROWS: list(rows)}
+    (folder / ARGS).write_text(json.dumps(values | told | {GIVEN: given}, indent=1, ensure_ascii=False) + "\n")

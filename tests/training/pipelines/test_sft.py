@@ -217,6 +217,28 @@ def test_a_checkpoint_alone_says_with_which_adapter_it_began(train: Callable[...
     assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
 
 
+def test_what_goes_on_with_other_rows_says_so(
+    train: Callable[..., tuple[JobFolder, Result]], lines: Path, tmp_path: Path
+) -> None:
+    whole, _ = train()
+    checkpoint = str(whole.path / "checkpoint-3")
+    rows = lines.read_text().splitlines(keepends=True)
+    copied, other, fewer = (tmp_path / f"{name}.jsonl" for name in ("copied", "other", "fewer"))
+    copied.write_text("".join(rows))
+    other.write_text("".join(reversed(rows)))
+    fewer.write_text("".join(rows[:5]))
+
+    def told(data: Path) -> list[str]:
+        job, _ = train(resume_from_checkpoint=checkpoint, dataset=str(data))
+        said = [event.message for event, _ in job.read_events() if isinstance(event, Message)]
+        return [text for text in said if "other rows" in text]
+
+    assert told(copied) == []
+    (said,) = told(other)
+    assert said.startswith("checkpoint-3 has learned from other rows (12 samples, and 12 now): the training goes on at")
+    assert "(12 samples, and 5 now)" in told(fewer)[0]
+
+
 @pytest.mark.parametrize("train_type", ["lora", "full"])
 def test_what_takes_the_weights_only_goes_on_after_an_interruption(
     train: Callable[..., tuple[JobFolder, Result]], train_type: str
