@@ -55,7 +55,7 @@ def ours(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]
     base, adapted = (ModelRunner(PtConfig(**settings, max_loras=max(ADAPTERS))) for _ in range(2))
     for slot in range(max(ADAPTERS)):
         spec = read_adapter(folder / str(slot), adapted.lora.support)
-        adapted.lora.write(slot, read_weights(spec, adapted.dtype))
+        adapted.lora.write(slot, adapted.lora.laid_out(read_weights(spec, adapted.dtype)))
     blocks = -(-(CONTEXT + 1) // base.cache.block_size)
 
     def segment(i: int, tokens: list[int], start: int, adapters: int) -> Segment:

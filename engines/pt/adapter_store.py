@@ -108,7 +108,7 @@ class AdapterStore:
 
     def _read_folder(self, folder: Path) -> AdapterWeights:
         spec: AdapterSpec = read_adapter(folder, self._lora.support)
-        return read_weights(spec, self._dtype)
+        return self._lora.laid_out(read_weights(spec, self._dtype))
 
     def arrivals(self) -> list[Arrival]:
         """The reads that have ended since the last call."""

@@ -184,6 +184,7 @@ class NativeDecoder:
         if None in updates:
             raise ValueError("its layers were not called in groups")
         self._updates = [each for each in updates if each is not None]
+        self._addresses = [ctypes.addressof(each) for each in self._updates]
 
     def _layer(self, layer: Any, shape: LayerShape, turn: int) -> _Layer:
         norms = {
@@ -250,10 +251,10 @@ class NativeDecoder:
         )
         if adapted is not None:
             # A group that no adapter has ever touched has no height.
-            used = [None if u.height == 0 else ctypes.addressof(u) for u in self._updates]
+            used = [u.height and address for u, address in zip(self._updates, self._addresses, strict=True)]
             updates = (ctypes.c_void_p * len(used))(*used)
             step.updates = ctypes.addressof(updates)
-            step.dealt = adapted.dealt(max(u.height for u in self._updates))
+            step.dealt = adapted.dealt
         step.scratch = self._room(step)
         self._library.decoder_step(ctypes.addressof(self._decoder), ctypes.addressof(step))
         return logits, hidden

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from engines.capabilities import AdapterSupport
 from engines.errors import InvalidAdapter
 from engines.pt.linear import DotLinear, PackedLinear, WideningLinear, scale_of
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
+from engines.pt.pages import Pages, room
 from engines.pt.quantized import is_quantized
 from engines.pt.quantized_linear import QuantizedLinear
 
@@ -187,6 +188,19 @@ class LoraSlots:
         """The type of a linear layer's matrices in which it loses least of them."""
         return self._dtype if self._library is None else torch.float32
 
+    def laid_out(self, weights: AdapterWeights) -> AdapterWeights:
+        """An adapter whose matrices lie side by side as the kernel reads them, in large pages: whoever computes with
+        many reads them from memory. Raises ValueError where they do not fit."""
+        groups = dict.fromkeys(self._groups.values())
+        ordered = [path for group in groups for path in group.paths if path in weights.linears]
+        linears = {path: self._groups[path].laid_out(path, weights.linears[path]) for path in ordered}
+        pages = Pages(sum(room(matrix.nbytes) for matrices in linears.values() for matrix in matrices))
+        for group in groups:
+            own = [path for path in group.paths if path in linears]
+            firsts, seconds = ([pages.copy(linears[path][i]) for path in own] for i in (0, 1))
+            linears |= dict(zip(own, zip(firsts, seconds, strict=True), strict=True))
+        return replace(weights, linears=weights.linears | linears)
+
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
         matrices = weights.linears | weights.embeddings
@@ -253,10 +267,10 @@ class Group:
     def updates(self) -> Updates:
         return self._kernel.updates
 
+    def laid_out(self, path: str, matrices: Matrices) -> Matrices:
+        return self._kernel.laid_out(self.paths.index(path), *matrices)
+
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
-        if matrices is not None:
-            a, b = matrices
-            matrices = (a.to(self._kernel.dtype), b.to(self._kernel.dtype))
         self._kernel.write(layer.place, slot, matrices)
         self._layers[layer.place] = layer
 

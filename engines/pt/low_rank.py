@@ -18,6 +18,23 @@ MIXED = "lora_add_mixed"
 Matrices = tuple[Tensor, Tensor]
 """A (rank, in_features) and the scaled B^T (rank, out_features) of an adapter in a layer."""
 
+PANEL, TILE_INPUTS, TILE_COLUMNS = 32, 32, 16
+"""Of the kernel for `MIXED`."""
+
+
+def in_pairs(a: Tensor) -> Tensor:
+    """A (rank, in_features) as tiles take it: (in_features / 2, rank, 2), and zeros behind it for the last of them."""
+    rank, inputs = a.shape
+    pairs = a.view(rank, inputs // 2, 2).transpose(0, 1)
+    return F.pad(pairs, (0, 0, 0, 0, 0, -(-TILE_COLUMNS // rank))).contiguous()
+
+
+def in_panels(b: Tensor) -> Tensor:
+    """B^T (rank, out_features) as `MIXED` takes it: (panels, rank / 2, PANEL, 2), filled up with zeros."""
+    rank, outputs = b.shape
+    padded = F.pad(b, (0, -outputs % PANEL, 0, rank % 2))
+    return padded.view(-(-rank // 2), 2, -1, PANEL).permute(2, 0, 3, 1).contiguous()
+
 
 class Updates(ctypes.Structure):
     """The matrices of all slots for layers that get the same input, as the kernel takes them."""
@@ -32,9 +49,8 @@ class Dealt(ctypes.Structure):
     """The rows of a step by slot, as the kernel takes them, with its scratch memory."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("slots", "order", "starts")),
-        ("blocks", ctypes.c_int32),
-        ("low", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("slots", "order", "starts", "places", "low")),
+        *((name, ctypes.c_int32) for name in ("blocks", "rows", "width")),
     )
 
 
@@ -44,27 +60,30 @@ class Rows:
     def __init__(self, slots: Tensor, library: ctypes.CDLL | None) -> None:
         """`slots` (rows,) int32, -1: the base model. `library` has the C kernel; None: only `Stack` takes the rows."""
         self.slots = slots
-        self._dealt: tuple[int, ...] = ()
+        self.dealt = Dealt()
         if library is not None:
             self._order, self._starts = torch.empty(2, len(slots) + 1, dtype=torch.int32)
             pointers = slots.data_ptr(), self._order.data_ptr(), self._starts.data_ptr()
-            self._dealt = (*pointers, library.deal_rows(len(slots), *pointers))
+            blocks = library.deal_rows(len(slots), *pointers)
+            self.dealt = Dealt(*pointers, None, None, blocks, len(slots), 0)
         self._scratch = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    def dealt(self, height: int) -> Dealt:
-        """With room for `height` float32 values of every row. What is in it is anybody's."""
-        if len(self._scratch) < len(self) * height:
-            self._scratch = torch.empty(len(self) * height)
-        return Dealt(*self._dealt, self._scratch.data_ptr())
+    def with_room(self, layers: int, width: int) -> Dealt:
+        """The rows with room for `width` float32 values of each in every layer. What is in it is anybody's."""
+        if len(self._scratch) < layers * len(self) * width:
+            self._scratch = torch.empty(layers * len(self) * width)
+        self.dealt.low, self.dealt.width = self._scratch.data_ptr(), width
+        return self.dealt
 
 
 class Kernel:
     """The matrices of every slot for layers that get the same input. They stay where they are: a slot points to them.
 
-    So a slot takes no memory beside the adapter's own, and gives it back when it is written again.
+    So a slot takes no memory beside the adapter's own, where that is laid out as the kernel takes it (`laid_out`), and
+    gives it back when it is written again.
     """
 
     def __init__(
@@ -80,31 +99,51 @@ class Kernel:
         """`outputs`: the out_features of each layer; `dtype`: one of KERNELS; `wide`: results are float32."""
         self._inputs, self._outputs, self.dtype = inputs, outputs, dtype
         self._results_dtype = torch.float32 if wide else dtype
-        self._lora_add = getattr(library, KERNELS[dtype] if self._results_dtype is dtype else MIXED)
+        self._mixed = self._results_dtype is not dtype
+        self._tiles = self._mixed and inputs % TILE_INPUTS == 0 and bool(library.has_tiles())
+        self._lora_add = getattr(library, MIXED if self._mixed else KERNELS[dtype])
         self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
         self._ranks = torch.zeros(num_slots, len(outputs), dtype=torch.int32)
         self._a, self._b = torch.zeros(2, num_slots, len(outputs), dtype=torch.int64)
         self._widths = torch.tensor(outputs, dtype=torch.int32)
         tables = self._a.data_ptr(), self._b.data_ptr(), self._ranks.data_ptr(), self._widths.data_ptr()
         self.updates = Updates(*tables, len(outputs), inputs, 0)
+        self._width = 0
         self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
 
     def write(self, layer: int, slot: int, matrices: Matrices | None) -> None:
-        """Point a slot of the layer with this number to matrices. Raises ValueError where they do not fit."""
-        if matrices is not None:
-            self._check(*matrices, self._outputs[layer])
-        self._held[slot][layer] = matrices
-        rank, a, b = (0, 0, 0) if matrices is None else (len(matrices[0]), *(m.data_ptr() for m in matrices))
-        self._ranks[slot, layer], self._a[slot, layer], self._b[slot, layer] = rank, a, b
-        self.updates.height = int(self._ranks.sum(1).max())
+        """Point a slot of the layer with this number to matrices, `laid_out` or not.
 
-    def _check(self, a: Tensor, b: Tensor, outputs: int) -> None:
-        if a.shape != (len(a), self._inputs) or b.shape != (len(a), outputs):
+        Raises ValueError where they do not fit.
+        """
+        if matrices is not None:
+            matrices = self.laid_out(layer, *matrices)
+        self._held[slot][layer] = matrices
+        rank, a, b = (0, None, None) if matrices is None else (self._rank(matrices[0]), *matrices)
+        self._ranks[slot, layer] = rank
+        self._a[slot, layer], self._b[slot, layer] = (0 if m is None else m.data_ptr() for m in (a, b))
+        self.updates.height = int(self._ranks.sum(1).max())
+        self._width = -(-int(self._ranks.max()) // 2) * 2
+
+    def laid_out(self, layer: int, a: Tensor, b: Tensor) -> Matrices:
+        """Matrices of a layer as they are read, in the kernel's type; themselves where they are that. Raises ValueError
+        where they do not fit."""
+        a, b = a.to(self.dtype), b.to(self.dtype)
+        outputs = self._outputs[layer]
+        rank = self._rank(a)
+        pairs = (self._inputs // 2 + -(-TILE_COLUMNS // max(rank, 1)), rank, 2)
+        panels = (-(-outputs // PANEL), -(-rank // 2), PANEL, 2)
+        if a.shape not in ((rank, self._inputs), pairs) or b.shape not in ((rank, outputs), panels):
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
-        for matrix in (a, b):
-            if matrix.dtype is not self.dtype or matrix.device.type != "cpu" or not matrix.is_contiguous():
-                raise ValueError(f"matrices that are not {self.dtype}, contiguous and on the CPU")
+        if any(matrix.device.type != "cpu" or not matrix.is_contiguous() for matrix in (a, b)):
+            raise ValueError("matrices that are not contiguous and on the CPU")
+        return in_pairs(a) if self._tiles and a.dim() == 2 else a, in_panels(b) if self._mixed and b.dim() == 2 else b
+
+    @staticmethod
+    def _rank(a: Tensor) -> int:
+        """Of A, laid out or not."""
+        return int(a.shape[0 if a.dim() == 2 else 1])
 
     def add(self, x: Tensor, ys: dict[int, Tensor], rows: Rows) -> None:
         """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""
@@ -113,7 +152,7 @@ class Kernel:
             if y.dtype is not self._results_dtype or not y.is_contiguous():
                 raise RuntimeError(f"a layer's rows are {y.dtype}, its adapters' results {self._results_dtype}")
             self._results[layer] = y.data_ptr()
-        dealt = rows.dealt(self.updates.height)
+        dealt = rows.with_room(len(self._outputs), self._width)
         structs = ctypes.addressof(self.updates), ctypes.addressof(dealt)
         self._lora_add(x.data_ptr(), ctypes.addressof(self._results), *structs)
 

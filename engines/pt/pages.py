@@ -11,24 +11,34 @@ from torch import Tensor
 
 PAGE = 1 << 21
 REGION = 32 * PAGE
-"""Bytes that are mapped at once. What is not written to takes no memory."""
+"""Bytes; what is not written to takes no memory."""
 ALIGNMENT = 64
 
 
 class Pages:
     """Tensors side by side in large pages. A region is given back when the last tensor in it has gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, region: int = REGION) -> None:
+        """`region`: bytes that are mapped at once."""
+        self._region = region
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def empty(self, size: int, dtype: torch.dtype) -> Tensor:
         """A tensor (size,). What is in it is anybody's."""
         taken = size * dtype.itemsize
         if len(self._rest) < taken:
-            self._rest = _region(max(REGION, taken))
+            self._rest = _region(max(self._region, taken))
         tensor = self._rest[:taken].view(dtype)
-        self._rest = self._rest[-(-taken // ALIGNMENT) * ALIGNMENT :]
+        self._rest = self._rest[room(taken) :]
         return tensor
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        return self.empty(tensor.numel(), tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def room(size: int) -> int:
+    """Bytes that a tensor of so many takes from a region."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _region(size: int) -> Tensor:

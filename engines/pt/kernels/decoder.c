@@ -32,7 +32,7 @@ static void normalize_all(const Decoder *d, const Step *s, const Buffers *b, con
   int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
   EVERY_TASK(task, me, tasks)
     for (int64_t t = task * some; t < least((task + 1) * some, s->rows); t++)
-      normalize(d, b->x + t * d->hidden, weight, &b->normed, NULL, t);
+      normalize(d, b->x + t * d->hidden, weight, b->normed, NULL, t);
   meet(me, tasks);
 }
 
@@ -77,10 +77,10 @@ static void enter(const Decoder *d, const Step *s, const Buffers *b, Member *me)
 /* ---- what is added to x */
 
 /* What attention (`from` its heads) or MLP gives, to x. */
-static void add_product(const Decoder *d, const Step *s, const Buffers *b, const Factors *from, const Matrix *m,
+static void add_product(const Decoder *d, const Step *s, const Buffers *b, const void *from, const Matrix *m,
                         const float *after, Adapted a, Member *me) {
   int changed = is_changed(d, after);
-  multiply_all(d, s, from, s->rows, changed ? STORED : ADDED, &(Product){m, changed ? b->given : b->x}, 1, a, me);
+  multiply_all(d, b, from, s->rows, changed ? STORED : ADDED, &(Product){m, changed ? b->given : b->x}, 1, a, me);
   if (changed) take_given(d, s, b, after, me);
 }
 
@@ -147,7 +147,7 @@ static void put_attended(const Decoder *d, const Buffers *b, const Queries *quer
   int size = d->heads / d->kv_heads * d->dim;
   for (int64_t i = 0; i < queries->tokens; i++)
     for (int c = 0; c < size; c += LANES)
-      put_factor(d, &b->attended, take_float(queries->out + i * queries->stride + c, size - c), b->runs[run] + i,
+      put_factor(d, b->attended, take_float(queries->out + i * queries->stride + c, size - c), b->runs[run] + i,
                  d->kv_heads * size, head * size + c, size - c);
 }
 
@@ -208,11 +208,11 @@ static void leave(const Decoder *d, const Step *s, const Buffers *b, Member *me)
   int some = portion(s->num_wanted, me->threads), tasks = PORTIONS(s->num_wanted, some);
   EVERY_TASK(task, me, tasks)
     for (int64_t t = task * some; t < least((task + 1) * some, s->num_wanted); t++)
-      normalize(d, b->x + (int64_t)s->wanted[t] * d->hidden, d->final_norm, &b->normed, s->hidden, t);
+      normalize(d, b->x + (int64_t)s->wanted[t] * d->hidden, d->final_norm, b->normed, s->hidden, t);
   meet(me, tasks);
   if (s->logits == NULL) return;
   Product logits = {&d->head, s->logits};
-  multiply_all(d, s, &b->normed, s->num_wanted, LOGITS, &logits, 1, (Adapted){NULL, NULL}, me);
+  multiply_all(d, b, b->normed, s->num_wanted, LOGITS, &logits, 1, (Adapted){NULL, NULL}, me);
 }
 
 static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
@@ -225,7 +225,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     normalize_all(d, s, b, layer->attention_norm, me);
     went_to(&clock, NORMS);
     Product all[] = {{&layer->query, b->query}, {&layer->key, b->key}, {&layer->value, b->value}};
-    multiply_all(d, s, &b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
+    multiply_all(d, b, b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
     went_to(&clock, PROJECTIONS);
     place(d, layer, number, s, b, me);
     went_to(&clock, POSITIONS);
@@ -234,7 +234,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     else
       attend_runs(d, layer, number, s, b, me);
     went_to(&clock, ATTENTION);
-    add_product(d, s, b, &b->attended, &layer->output, layer->attention_after, output, me);
+    add_product(d, s, b, b->attended, &layer->output, layer->attention_after, output, me);
     went_to(&clock, PROJECTIONS);
     normalize_all(d, s, b, layer->mlp_norm, me);
     went_to(&clock, NORMS);
@@ -242,7 +242,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
       multiply_fused(d, layer, s, b, gates, me);
     else
       multiply_gated(d, layer, s, b, gates, me);
-    add_product(d, s, b, &b->gated, &layer->down, layer->mlp_after, down, me);
+    add_product(d, s, b, b->gated, &layer->down, layer->mlp_after, down, me);
     went_to(&clock, MLP);
   }
   if (s->num_wanted) leave(d, s, b, me);

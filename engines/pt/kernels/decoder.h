@@ -46,7 +46,7 @@ typedef struct {
   const float *embedded;        /* [rows][hidden] in place of the table's rows, or NULL */
   const Updates *const *updates; /* [layers][GROUPS] low-rank updates, NULL where there are none; or NULL */
   int64_t *nanoseconds;         /* [PARTS] that steps have spent */
-  Dealt dealt;                  /* rows that have updates */
+  Dealt dealt;                  /* rows that have updates; the decoder has their places, and room for `low` */
   int32_t rows, num_wanted, max_blocks, block_size;
 } Step;
 
@@ -55,6 +55,7 @@ static inline int narrow_of(const Decoder *d) { return is_narrow(d->narrow_cache
 
 /* Layers that get the same inputs. */
 enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
+#define MOST_LAYERS 3 /* of them */
 
 /* Where one run's task is long beside the others, threads share the keys: a task is PIECE chunks of a run's. */
 #define PIECE 2
@@ -84,23 +85,21 @@ static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
   return (Pieces){shared ? (chunks + PIECE - 1) / PIECE : 1, chunks, size};
 }
 
-/* Rows that are multiplied with weights: bfloat16 or float32; bfloat16 that lies in tiles (tiles.h) where `tiled`. */
-typedef struct {
-  void *values;
-  int tiled;
-} Factors;
-
 /* Buffers of a step, one after another in its scratch memory. */
 typedef struct {
   float *x, *query, *key, *value, *angles; /* float32; angles [rows][turns][2][rotary / 2]: cosines, sines */
   float *gate;                             /* [rows][2][inner], where gate and up are one matrix */
   float *given;                            /* what attention or MLP adds to x, where it is scaled or normed before */
   int64_t query_stride, key_stride;        /* floats from row to row, of values, too */
-  Factors normed, attended, gated;
+  void *normed, *attended, *gated;         /* what is multiplied with weights: bfloat16 or float32 */
   int32_t *runs;                           /* first rows of the runs that attention takes at once */
   float *own;                              /* [threads][own_size] */
   int64_t own_size;
   int num_runs;
+  Dealt dealt;                             /* the step's, where it has updates */
+  void *places;
+  Range *ranges;                           /* [rows / TILE_ROWS] of low-rank products, of inputs that tiles take */
+  bf16 *stacked;                           /* [threads][dealt.width][DOTS_COLUMNS] */
   Pieces pieces;
   float *seen;                             /* [num_runs][kv_heads][pieces.chunks][pieces.size], where there are pieces */
 } Buffers;
@@ -110,29 +109,45 @@ static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 /* Whether what attention or MLP gives is scaled or normed before x gets it. */
 static inline int is_changed(const Decoder *d, const float *after) { return after != NULL || d->given_scale != 1.0f; }
 
-/* Whether rows can lie in tiles: everything that reads them takes them so. */
-static inline int are_tiled(const Decoder *d, const Step *s) {
-  int queries = d->heads * d->dim, group = d->heads / d->kv_heads * d->dim;
-  if (!d->dots || !has_tiles() || s->updates != NULL) return 0;
-  if (d->hidden % TILE_INPUTS || d->inner % TILE_INPUTS || queries % TILE_INPUTS || group % LANES) return 0;
-  for (const Layer *layer = d->layers; layer < d->layers + d->num_layers; layer++) {
-    const Matrix *all[] = {&layer->query, &layer->key, &layer->value, &layer->output,
-                           &layer->gate,  &layer->up,  &layer->down,  &d->head};
-    for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
-      if (all[i]->packed != NULL && all[i]->grid.bits < 16) return 0;
+static inline int tiles_of(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+/* Whether low-rank products are inputs of layers behind their own. */
+static inline int is_stacked(const Decoder *d) { return d->dots && has_tiles(); }
+
+/* Where those of each row are. What is no row's own stays 0. */
+static void place_updates(const Decoder *d, const Step *s, Buffers *b, int64_t low) {
+  Dealt *dealt = &b->dealt;
+  int32_t *places = b->places, all = d->num_layers * GROUPS;
+  dealt->places = places;
+  lora_places(s->updates, all, &s->dealt, is_stacked(d), places);
+  if (!is_stacked(d)) return;
+  memset(dealt->low, 0, low);
+  for (int tile = 0; tile < tiles_of(dealt->rows); tile++) b->ranges[tile] = (Range){dealt->width, 0};
+  for (int block = 0; block < dealt->blocks; block++) {
+    int32_t next = block;
+    while (places[next] == places[block] && next < dealt->blocks) next++;
+    Range own = {places[block] / TILE_INPUTS * TILE_INPUTS, (places[next] + TILE_INPUTS - 1) / TILE_INPUTS * TILE_INPUTS};
+    for (int at = dealt->starts[block]; at < dealt->starts[block + 1]; at++) {
+      Range *range = b->ranges + dealt->order[at] / TILE_ROWS;
+      if (own.begin < range->begin) range->begin = own.begin;
+      if (own.end > range->end) range->end = own.end;
+    }
   }
-  return 1;
 }
 
 /* Set the buffers, or count their bytes where `at` is NULL. */
 static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
   int64_t rows = s->rows, most = rows > s->num_wanted ? rows : s->num_wanted;
-  int64_t whole = (most + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; /* rows that tiles take */
   int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = d->fused ? 2 * rows * d->inner : 0;
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
   int most_tokens = tokens_at_once(d->heads / d->kv_heads, narrow_of(d));
+  int updated = s->updates != NULL, groups = d->num_layers * GROUPS;
+  b->dealt = s->dealt, b->dealt.rows = s->rows;
+  b->dealt.width = updated ? lora_places(s->updates, groups, &s->dealt, is_stacked(d), NULL) : 0;
+  int64_t low = updated ? MOST_LAYERS * rows * b->dealt.width * factor : 0, places = updated ? s->dealt.blocks + 1 : 0;
+  int64_t stacked = updated && is_stacked(d) ? threads * (int64_t)b->dealt.width * DOTS_COLUMNS : 0;
   b->pieces = pieces_of(d, s, threads);
   b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
   int64_t seen = b->pieces.count > 1 ? b->num_runs * d->kv_heads * b->pieces.chunks * b->pieces.size : 0;
@@ -147,21 +162,25 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {(void **)&b->key, every * keys * sizeof(float)},
       {(void **)&b->value, every * keys * sizeof(float)},
       {(void **)&b->angles, rows * d->turns * d->rotary * sizeof(float)},
-      {&b->normed.values, whole * d->hidden * factor},
-      {&b->attended.values, whole * queries * factor},
-      {&b->gated.values, whole * d->inner * factor},
+      {&b->normed, most * d->hidden * factor},
+      {&b->attended, rows * queries * factor},
+      {&b->gated, rows * d->inner * factor},
       {(void **)&b->gate, gates * sizeof(float)},
       {(void **)&b->given, given * sizeof(float)},
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
+      {&b->dealt.low, low},
+      {&b->places, places * sizeof(int32_t)},
+      {(void **)&b->ranges, stacked ? tiles_of(rows) * sizeof(Range) : 0},
+      {(void **)&b->stacked, stacked * sizeof(bf16)},
       {(void **)&b->own, threads * b->own_size * sizeof(float)},
       {(void **)&b->seen, seen * sizeof(float)},
   };
   int64_t bytes = 0;
-  b->normed.tiled = b->attended.tiled = b->gated.tiled = are_tiled(d, s);
   for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
     if (at != NULL) *all[i].buffer = at + bytes;
     bytes += aligned(all[i].bytes);
   }
   if (at != NULL && d->fused) b->key = b->query + queries, b->value = b->key + keys;
+  if (at != NULL && updated) place_updates(d, s, b, low);
   return bytes;
 }

@@ -23,7 +23,7 @@ void linear(const Grid *grid, int dots, const void *x, const void *w, const floa
       int64_t first = task / panels * most, column = task % panels * columns;
       int height = rows - first < most ? (int)(rows - first) : most;
       int width = out - column < columns ? (int)(out - column) : columns;
-      multiply_panel(&m, &(Rows){x, first, height, dots, .far = 1}, (int)(task % panels), tile);
+      multiply_panel(&m, &(Rows){x, first, height, dots, .far = 1}, (int)(task % panels), NULL, tile);
       for (int r = 0; r < height; r++)
         for (int c = 0; c < width; c++)
           y[(first + r) * out + column + c] = tile[r * columns + c] + (bias ? bias[column + c] : 0.0f);

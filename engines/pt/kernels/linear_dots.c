@@ -43,7 +43,7 @@ void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in
   static void (*const dot[])(const uint32_t *, int64_t, int64_t, const bf16 *, float *) = {
       dot_1, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12};
   if (in % TILE_INPUTS == 0 && has_tiles()) {
-    dots_by_tiles(x, stride, panel, rows, in, far, tile);
+    dots_by_tiles(x, stride, panel, rows, in, far, NULL, tile);
     return;
   }
   int tiles = (rows + MR - 1) / MR;

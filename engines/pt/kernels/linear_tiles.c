@@ -2,8 +2,7 @@
  * of 32 inputs a tile, and so are the widened groups of linear_quantized.c, of 16 inputs where the group has no more.
  *
  * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
- * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high. Rows
- * that lie in tiles (IN_TILES) are loaded from neighbouring lines of the cache.
+ * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high.
  */
 #include "products.h"
 #include "tiles.h"
@@ -19,7 +18,7 @@ static inline int least(int x, int y) { return x < y ? x : y; }
 /* Rows times part of a panel, `depth` inputs in steps of `step`. */
 typedef struct {
   const bf16 *panel;
-  int64_t stride, along; /* values of x from row to row, and from step to step */
+  int64_t stride; /* values of x from row to row */
   int depth, step, fetches;
 } Part;
 
@@ -29,45 +28,57 @@ static inline void fetch(const Part *part, int k) {
   for (int line = 0; line < TILE_INPUTS * NR * (int)sizeof(bf16); line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
 }
 
-/* The sums of the rows of one tile, [rows][NR]. */
-static void sum_one(const Part *part, const bf16 *x, float *to) {
+/* Add to the sums of the rows of one tile. */
+static void add_one(const Part *part, const bf16 *x) {
   int64_t stride = part->stride * (int)sizeof(bf16);
-  _tile_zero(0);
-  _tile_zero(1);
-  for (int k = 0; k < part->depth; k += part->step, x += part->along) {
+  for (int k = 0; k < part->depth; k += part->step) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_TILE(4, x, stride);
+    LOAD_TILE(4, x + k, stride);
     LOAD_TILE(6, weights, LINE);
     _tile_dpbf16ps(0, 4, 6);
     LOAD_TILE(7, weights + NR, LINE);
     _tile_dpbf16ps(1, 4, 7);
   }
-  _tile_stored(0, to, LINE);
-  _tile_stored(1, to + NR / 2, LINE);
 }
 
-/* Those of two. */
-static void sum_two(const Part *part, const bf16 *x, const bf16 *other, float *to, float *to_other) {
+/* To those of two. */
+static void add_two(const Part *part, const bf16 *x, const bf16 *other) {
   int64_t stride = part->stride * (int)sizeof(bf16);
+  for (int k = 0; k < part->depth; k += part->step) {
+    const bf16 *weights = part->panel + k * NR;
+    fetch(part, k);
+    LOAD_TILE(4, x + k, stride);
+    LOAD_TILE(6, weights, LINE);
+    _tile_dpbf16ps(0, 4, 6);
+    LOAD_TILE(7, weights + NR, LINE);
+    _tile_dpbf16ps(1, 4, 7);
+    LOAD_TILE(5, other + k, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+/* Where rows of one tile or two begin; NULL: there is no second. */
+static inline void add(const Part *part, const bf16 *x, const bf16 *other) {
+  if (other == NULL)
+    add_one(part, x);
+  else
+    add_two(part, x, other);
+}
+
+static inline void begin_sums(void) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int k = 0; k < part->depth; k += part->step, x += part->along, other += part->along) {
-    const bf16 *weights = part->panel + k * NR;
-    fetch(part, k);
-    LOAD_TILE(4, x, stride);
-    LOAD_TILE(6, weights, LINE);
-    _tile_dpbf16ps(0, 4, 6);
-    LOAD_TILE(7, weights + NR, LINE);
-    _tile_dpbf16ps(1, 4, 7);
-    LOAD_TILE(5, other, stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
+}
+
+/* The sums, [rows][NR]. */
+static inline void store_sums(float *to, float *to_other) {
   _tile_stored(0, to, LINE);
   _tile_stored(1, to + NR / 2, LINE);
+  if (to_other == NULL) return;
   _tile_stored(2, to_other, LINE);
   _tile_stored(3, to_other + NR / 2, LINE);
 }
@@ -82,21 +93,29 @@ static Tiles tiles_of(int rows) {
   return (Tiles){height, rows - height};
 }
 
-void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {
-  Tiles tiles = tiles_of(rows);
-  Part part = {panel, stride, TILE_INPUTS, in, TILE_INPUTS, far};
-  int64_t apart = stride;
-  if (stride == IN_TILES) {
-    part.stride = TILE_INPUTS, part.along = TILE_ROWS * TILE_INPUTS, apart = in;
-    tiles.last = (rows - 1) / TILE_ROWS * TILE_ROWS; /* with whatever fills it up */
+/* The sums of tiles that begin with rows `first` and `second`, with more inputs. */
+static void add_more(const More *more, int first, int second, int height) {
+  Range range = more->ranges[first / TILE_ROWS];
+  for (int tile = first / TILE_ROWS + 1; tile <= (second + height - 1) / TILE_ROWS; tile++) {
+    range.begin = least(range.begin, more->ranges[tile].begin);
+    if (range.end < more->ranges[tile].end) range.end = more->ranges[tile].end;
   }
+  Part part = {more->panel + range.begin * NR, more->inputs, range.end - range.begin, TILE_INPUTS, 0};
+  const bf16 *x = more->x + range.begin;
+  add(&part, x + (int64_t)first * more->inputs, first == second ? NULL : x + (int64_t)second * more->inputs);
+}
+
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
+                   float *tile) {
+  Tiles tiles = tiles_of(rows);
+  Part part = {panel, stride, in, TILE_INPUTS, far};
   take_tiles(tiles.height, TILE_INPUTS);
   for (int r = 0; r < rows; r += 2 * TILE_ROWS, part.fetches = 0) {
-    int64_t first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last);
-    if (first == second)
-      sum_one(&part, x + first * apart, tile + first * NR);
-    else
-      sum_two(&part, x + first * apart, x + second * apart, tile + first * NR, tile + second * NR);
+    int first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last), two = first != second;
+    begin_sums();
+    add(&part, x + (int64_t)first * stride, two ? x + (int64_t)second * stride : NULL);
+    if (more != NULL) add_more(more, first, second, tiles.height);
+    store_sums(tile + first * NR, two ? tile + second * NR : NULL);
   }
 }
 
@@ -112,16 +131,16 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
   float sums[2][TILE_ROWS * NR] __attribute__((aligned(64)));
   Tiles tiles = tiles_of(rows);
   int step = g->group % TILE_INPUTS ? TILE_INPUTS / 2 : TILE_INPUTS;
-  Part part = {widened, in, step, g->group, step, 0};
+  Part part = {widened, in, g->group, step, 0};
   take_tiles(tiles.height, part.step);
   for (int k = 0; k < in; k += g->group, panel += quantized_block(g)) {
     widen_group(g, panel, (uint32_t *)widened);
     for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
       int64_t first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last);
-      if (first == second)
-        sum_one(&part, x + first * in + k, sums[0]);
-      else
-        sum_two(&part, x + first * in + k, x + second * in + k, sums[0], sums[1]);
+      int two = first != second;
+      begin_sums();
+      add(&part, x + first * in + k, two ? x + second * in + k : NULL);
+      store_sums(sums[0], two ? sums[1] : NULL);
       for (int row = r; row < least(r + TILE_ROWS, rows); row++)
         add_scaled((const float *)panel, sums[0] + (row - first) * NR, tile + row * NR);
       for (int row = r + TILE_ROWS; row < least(r + 2 * TILE_ROWS, rows); row++)
@@ -132,7 +151,8 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
 
 #else
 
-void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {}
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
+                   float *tile) {}
 void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {}
 
 #endif

@@ -1,10 +1,10 @@
 /* Low-rank updates of a step's rows; lora.c says what the arrays are. */
 #pragma once
-#include "lanes.h"
+#include "products.h"
 
 typedef bf16 mixed; /* x and matrices in bfloat16, results in float32 */
 
-#define UPDATED_ROWS 4 /* of a block, at most */
+#define UPDATED_ROWS 16 /* of a block, at most */
 
 typedef struct {
   const void *const *a, *const *b;
@@ -14,14 +14,23 @@ typedef struct {
 
 typedef struct {
   const int32_t *slots, *order, *starts;
-  int32_t blocks;
-  float *low;
+  const int32_t *places; /* NULL: all 0 */
+  void *low;
+  int32_t blocks, rows, width;
 } Dealt;
 
+/* Where each block's products with A begin in a row of `low`, [blocks + 1], for all groups of layers alike; not where
+ * `places` is NULL. Returns the width of a row. `stacked`: slots follow one another, so that a row has zeros where others
+ * have theirs, and no slot is in more tiles than it needs. */
+int lora_places(const Updates *const *groups, int count, const Dealt *d, int stacked, int32_t *places);
+
 /* Have the `part`-th of `parts` of all A, or some columns of all B of a layer, come nearer from memory while something
- * else is computed. `size` of a value in bytes. */
+ * else is computed. `size` of a value in bytes: of 2, B lies in panels. */
 void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts);
 void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width);
+
+/* Where there are tiles: low[i] = a . x[i] for some ranks, from `a` and `low` on. */
+void lora_down_by_tiles(int count, const bf16 *const *x, const bf16 *a, int rank, int ranks, int in, bf16 *const *low);
 
 /* The products with A of all rows, in tasks. */
 int lora_down_tasks(const Updates *u, const Dealt *d);
@@ -35,3 +44,6 @@ typedef struct {
 } Tile;
 void lora_up_tile_float(const Updates *u, const Dealt *d, int layer, const Tile *tile);
 void lora_up_tile_mixed(const Updates *u, const Dealt *d, int layer, const Tile *tile);
+
+/* A panel of B of all slots that rows use, stacked as their products with A are: [width / 2][DOTS_COLUMNS][2]. */
+void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, bf16 *to);

@@ -10,6 +10,10 @@
 #define QUANTIZED_GROUP 256 /* the largest */
 #define MOST_COLUMNS 32
 
+typedef struct {
+  int32_t begin, end;
+} Range;
+
 /* How integers stand for weights. */
 typedef struct {
   int32_t bits;    /* 4 or 8; 16: the weights are bfloat16 values, and not integers */
@@ -26,9 +30,20 @@ typedef struct {
 } Matrix;
 
 void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile);
-/* Rows of x lie `stride` values apart, or IN_TILES (tiles.h). `far`: the panel comes from memory, not from a cache. */
+/* Rows of x lie `stride` values apart. `far`: the panel comes from memory, not from a cache. */
 void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile);
-void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile); /* has_tiles() */
+
+/* Inputs behind the others of each row, and a panel of weights for them; `inputs` is a multiple of TILE_INPUTS. */
+typedef struct {
+  const bf16 *x;       /* [rows][inputs] */
+  const bf16 *panel;   /* [inputs / 2][DOTS_COLUMNS][2] */
+  const Range *ranges; /* of the inputs of TILE_ROWS rows after another: others are 0 */
+  int inputs;
+} More;
+
+/* Where there are tiles; `more` may be NULL. */
+void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
+                   float *tile);
 void quantized_dots(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile);
 void add_by_tiles(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile); /* to the tile */
 void quantized_widening(const Grid *grid, const float *x, const uint8_t *panel, int rows, int in, float *tile);
@@ -51,24 +66,31 @@ static inline int block_rows(int64_t rows, int in, int dots) {
   return rows <= most ? (int)rows : (int)(((rows + blocks - 1) / blocks + 31) / 32 * 32);
 }
 
-/* Rows of x: bfloat16 where `dots`, in tiles where `tiled`, which a matrix of plain values takes. */
+/* Rows of x: bfloat16 where `dots`. */
 typedef struct {
   const void *x;
-  int64_t first; /* a multiple of TILE_ROWS where `tiled` */
-  int count, dots, tiled;
+  int64_t first;
+  int count, dots;
   int far; /* the panel comes from memory, and not from a cache */
 } Rows;
 
-/* Panel number `panel` of a matrix times rows of x. */
-static inline void multiply_panel(const Matrix *m, const Rows *of, int panel, float *tile) {
+/* Whether a matrix is multiplied by tiles with nothing done to its weights before. */
+static inline int takes_tiles(const Matrix *m, int dots) {
+  return dots && m->grid.bits == 16 && m->in % TILE_INPUTS == 0 && has_tiles();
+}
+
+/* Panel number `panel` of a matrix times rows of x. `more`, which only a matrix that takes tiles has, may be NULL. */
+static inline void multiply_panel(const Matrix *m, const Rows *of, int panel, const More *more, float *tile) {
   int dots = of->dots, rows = of->count;
   const void *x = of->x;
   int64_t first = of->first;
   const bf16 *narrow = (const bf16 *)x + first * m->in;
   const float *wide = (const float *)x + first * m->in;
   const bf16 *plain = (const bf16 *)m->packed + (int64_t)panel * columns_of(m, dots) * m->in;
-  if (m->grid.bits == 16 && dots)
-    dots_product(narrow, of->tiled ? IN_TILES : m->in, plain, rows, m->in, of->far, tile);
+  if (more != NULL)
+    dots_by_tiles(narrow, m->in, plain, rows, m->in, of->far, more, tile);
+  else if (m->grid.bits == 16 && dots)
+    dots_product(narrow, m->in, plain, rows, m->in, of->far, tile);
   else if (m->grid.bits == 16)
     widening_product(wide, plain, rows, m->in, tile);
   else {

@@ -13,16 +13,16 @@ static inline int portion(int rows, int threads) { return (rows + 4 * threads - 
 #define PORTIONS(rows, portion) (((rows) + (portion) - 1) / (portion))
 
 /* `n` values from column `c` on, a multiple of LANES, of a row that is multiplied with weights: one of [rows][size]. */
-INLINED void put_factor(const Decoder *d, const Factors *to, lanes values, int64_t row, int size, int c, int n) {
-  int64_t at = to->tiled ? place_in_tiles(row, c, size) : row * size + c;
+INLINED void put_factor(const Decoder *d, void *to, lanes values, int64_t row, int size, int c, int n) {
+  int64_t at = row * size + c;
   if (!d->dots)
-    put_float(values, (float *)to->values + at, n);
+    put_float(values, (float *)to + at, n);
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
   else if (n >= LANES) /* products take what is less than normal for 0 anyway, as this does */
-    _mm256_storeu_si256((__m256i *)((bf16 *)to->values + at), (__m256i)_mm512_cvtneps_pbh((__m512)values));
+    _mm256_storeu_si256((__m256i *)((bf16 *)to + at), (__m256i)_mm512_cvtneps_pbh((__m512)values));
 #endif
   else
-    put_bf16(values, (bf16 *)to->values + at, n);
+    put_bf16(values, (bf16 *)to + at, n);
 }
 
 /* 1 / the root of the mean of squares ("Root Mean Square Layer Normalization", Zhang and Sennrich 2019,
@@ -37,7 +37,7 @@ INLINED float inverse_norm(const float *x, int n, float epsilon) {
 }
 
 /* `weight` NULL: x as it is. */
-static void normalize(const Decoder *d, const float *x, const float *weight, const Factors *normed, float *exact,
+static void normalize(const Decoder *d, const float *x, const float *weight, void *normed, float *exact,
                       int64_t row) {
   int n = d->hidden;
   float inverse = weight == NULL ? 1.0f : inverse_norm(x, n, d->epsilon);

@@ -11,14 +11,6 @@
 #define TILE_ROWS 16
 #define TILE_INPUTS 32
 
-/* Rows of inputs that lie as tiles load them, in neighbouring lines: [rows / TILE_ROWS][inputs / TILE_INPUTS] tiles
- * [TILE_ROWS][TILE_INPUTS], the last ones filled up with anything. In place of how far rows lie apart. */
-#define IN_TILES 0
-static inline int64_t place_in_tiles(int64_t row, int64_t input, int64_t inputs) {
-  int64_t tile = row / TILE_ROWS * (inputs / TILE_INPUTS) + input / TILE_INPUTS;
-  return (tile * TILE_ROWS + row % TILE_ROWS) * TILE_INPUTS + input % TILE_INPUTS;
-}
-
 int has_tiles(void); /* whether this machine has tiles and this process may use them */
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)

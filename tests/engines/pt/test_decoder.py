@@ -4,7 +4,7 @@ That they are those of plain transformers is in test_parity.py, test_runner.py a
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,16 @@ def pages(number: int) -> list[int]:
     return [number * BLOCKS + (5 * i + 3) % BLOCKS for i in range(BLOCKS)]
 
 
-def decodes(chosen: ModelRunner, beside: int, *, slot: int = -1, others: int = -1) -> Tensor:
-    """(vocab_size,) logits of one decode after 40 tokens, in a step with `beside` rows of other sequences."""
+def decodes(chosen: ModelRunner, beside: int, *, slot: int = -1, others: Sequence[int] = (-1,)) -> Tensor:
+    """(vocab_size,) logits of one decode after 40 tokens, in a step with `beside` rows of other sequences, which use
+    the slots `others` in turn."""
     ids = prompt(41)
     chosen.step([Segment(ids[:40], 0, pages(0), 0, slot)])
     neighbours: list[Segment] = []
     for number in range(1, 9):
         length = min(POSITIONS, beside - sum(len(segment.token_ids) for segment in neighbours))
         if length > 0:
-            neighbours.append(Segment(prompt(length, number), 0, pages(number), 1, others))
+            neighbours.append(Segment(prompt(length, number), 0, pages(number), 1, others[number % len(others)]))
     own = Segment(ids[40:], 40, pages(0), 1, slot)
     half = len(neighbours) // 2
     return chosen.step([*neighbours[:half], own, *neighbours[half:]]).logits[half]
@@ -65,20 +66,22 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
         alone = decodes(chosen, 0, slot=slot)
         for beside in (1, 6, 31, 255):
             for others in (-1, 0, 1):
-                assert torch.equal(decodes(chosen, beside, slot=slot, others=others), alone)
+                assert torch.equal(decodes(chosen, beside, slot=slot, others=[others]), alone)
 
 
-def test_so_it_is_where_rows_fill_tiles_and_lie_as_these_are_loaded(tmp_path: Path) -> None:
-    """Which they do in steps without adapters; beside rows that have one, they lie one after another."""
+def test_so_it_is_where_rows_fill_tiles_and_those_of_several_adapters_share_them(tmp_path: Path) -> None:
+    """Ranks are odd, more than a tile takes, and such as leave room for another's."""
     folder = save(LlamaConfig(**SIZES | {"hidden_size": 64, "intermediate_size": 160}), tmp_path / "model")
-    chosen = ModelRunner(settings(folder, dtype="bfloat16", max_loras=1))
+    chosen = ModelRunner(settings(folder, dtype="bfloat16", max_loras=4))
     assert chosen._decoder is not None
-    spec = spec_of(chosen, save_adapter(folder, tmp_path / "adapter"))
-    chosen.lora.write(0, read_weights(spec, chosen.dtype))
-    alone = decodes(chosen, 0)
-    for beside in (1, 14, 15, 16, 31, 255, 270):
-        for others in (-1, 0):
-            assert torch.equal(decodes(chosen, beside, others=others), alone)
+    for slot, rank in enumerate((5, 33, 20, 8)):
+        config = {"r": rank, "rank_pattern": {"k_proj": 2, "up_proj": rank + 1}}
+        spec = spec_of(chosen, save_adapter(folder, tmp_path / str(slot), seed=slot, **config))
+        chosen.lora.write(slot, chosen.lora.laid_out(read_weights(spec, chosen.dtype)))
+    for slot in (-1, 0, 1):
+        alone = decodes(chosen, 0, slot=slot)
+        for beside in (1, 14, 15, 16, 31, 255, 270):
+            assert torch.equal(decodes(chosen, beside, slot=slot, others=[-1, 0, 1, 2, 3]), alone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -90,7 +93,7 @@ def test_the_number_of_threads_changes_no_bit(folder: Callable[[str], Path], tmp
         for threads in (1, 2, 5):
             chosen = ModelRunner(settings(folder("llama"), threads=threads, dtype=dtype, max_loras=1))
             chosen.lora.write(0, read_weights(spec_of(chosen, adapter), chosen.dtype))
-            found.append([decodes(chosen, 30, slot=slot, others=0) for slot in (-1, 0)])
+            found.append([decodes(chosen, 30, slot=slot, others=[0]) for slot in (-1, 0)])
     finally:
         torch.set_num_threads(1)
     assert not torch.equal(*found[0])
@@ -222,4 +225,4 @@ def test_with_weights_that_are_integers_a_row_is_the_same_whatever_is_beside_it(
     for slot in (-1, 0):
         alone = decodes(chosen, 0, slot=slot)
         for beside in (1, 6, 31, 255):
-            assert torch.equal(decodes(chosen, beside, slot=slot, others=-1), alone)
+            assert torch.equal(decodes(chosen, beside, slot=slot), alone)
