@@ -20,31 +20,36 @@ def require_harness() -> None:
         raise UnsupportedModel(message, param="eval_dataset")
 
 
-def check_tasks(names: Sequence[str], files: Sequence[TaskFile]) -> None:
-    """Raises InvalidRequest for a task that is not there, or whose data cannot be had."""
+def find_tasks(names: Sequence[str], files: Sequence[TaskFile]) -> Any:
+    """The harness's TaskManager, which knows these tasks, for `measure`. Raises InvalidRequest for a task that is not
+    there, or whose data cannot be had."""
     require_harness()
-    manager = _manager(files)
+    manager = _manager(names, files)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise InvalidRequest(f"there is no benchmark {unknown[0]!r}, and no such file", param="eval_dataset")
-    for name in (*names, *(file.name for file in files if isinstance(file.config, str))):
+    for name in (*names, *(file.config for file in files if isinstance(file.config, str))):
         try:
             manager.load(name)
         except Exception as error:  # whatever its file, its code or the hub come to
             reason = next(iter(str(error).splitlines()), "")
             message = f"the benchmark {name!r} cannot be had: {type(error).__name__}: {reason}"
             raise InvalidRequest(message, param="eval_dataset") from error
+    return manager
 
 
-def _manager(files: Sequence[TaskFile]) -> Any:
+def _manager(names: Sequence[str], files: Sequence[TaskFile]) -> Any:
+    """It reads some 14,000 files to know its own tasks, and all in YAML below each folder: rows of a file need none."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=sorted({str(file.folder) for file in files}) or None)
+    folders = sorted({str(file.folder) for file in files if isinstance(file.config, str)})
+    return TaskManager(include_path=folders or None, include_defaults=bool(names or folders))
 
 
 def measure(
     model: Model,
     names: Sequence[str],
     files: Sequence[TaskFile],
+    manager: Any,
     *,
     limit: int | None,
     few_shot: int | None,
@@ -54,7 +59,7 @@ def measure(
 ) -> dict[str, Any]:
     """What the harness finds: its `results`, `configs`, `versions`, `n-samples`, and `samples` by task.
 
-    names: tasks that the harness brings; files: tasks of users'; see `check_tasks`
+    names: tasks that the harness brings; files: tasks of users'; manager: of `find_tasks`
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.evaluator import simple_evaluate
@@ -66,7 +71,7 @@ def measure(
         limit=limit,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
-        task_manager=_manager(files),
+        task_manager=manager,
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,

@@ -12,7 +12,7 @@ from training.evaluation.asking import Model
 from training.evaluation.evalscope import found
 from training.evaluation.evalscope import run as evalscope
 from training.evaluation.evalscope.benchmarks import read_benchmarks
-from training.evaluation.harness import check_tasks, measure, require_harness
+from training.evaluation.harness import find_tasks, measure, require_harness
 from training.evaluation.results import Measured
 from training.evaluation.served import Served, served
 from training.evaluation.tasks import read_tasks
@@ -71,7 +71,7 @@ class _ByHarness:
         shown = params.eval_few_shot or 0
         self._names, self._files = read_tasks(params.eval_dataset, allow_code=not report.discreet, few_shot=shown)
         _only_files(self._names, report)
-        check_tasks(self._names, self._files)
+        self._manager = find_tasks(self._names, self._files)
         self._report = report
 
     def measured(self, params: EvalParams) -> Measured:
@@ -81,6 +81,7 @@ class _ByHarness:
                 model,
                 self._names,
                 self._files,
+                self._manager,
                 limit=params.eval_limit,
                 few_shot=params.eval_few_shot,
                 chat=params.eval_chat,

@@ -12,6 +12,7 @@ from tests import harness
 from tests.server.process import ServerProcess
 from tests.training.jobs import make_model
 from tests.until import until
+from training.evaluation.harness import find_tasks
 from training.evaluation.tasks import read_tasks
 from training.folder import JobFolder, Message, Result
 from training.params.eval import EvalParams
@@ -56,12 +57,14 @@ def by_transformers(place: Path, **options: Any) -> dict[str, float]:
     """What the harness's own model class finds."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     _, files = read_tasks([str(place / f"{rows}.jsonl") for rows in ROWS], allow_code=True)
     model = HFLM(pretrained=str(place / "model"), dtype="float32", device="cpu", batch_size=4, max_length=128)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 42)
     tasks: Any = [file.config for file in files]
-    found: Any = simple_evaluate(model=model, tasks=tasks, **seeds, **options)
+    manager = TaskManager(include_defaults=False)
+    found: Any = simple_evaluate(model=model, tasks=tasks, task_manager=manager, **seeds, **options)
     return {
         f"{task}/{key.removesuffix(',none')}": value
         for task, scores in found["results"].items()
@@ -77,6 +80,11 @@ def test_scores_are_those_of_the_harness_with_transformers(place: Path) -> None:
     assert told.keys() >= {"choices/acc", "choices/acc_stderr", "written/exact_match", "texts/word_perplexity"}
     for name, value in told.items():
         assert f"{value:.{SHOWN}g}" == f"{expected[name]:.{SHOWN}g}", name
+
+
+def test_for_rows_of_a_file_no_task_of_the_harness_is_read(place: Path) -> None:
+    _, files = read_tasks([str(place / f"{rows}.jsonl") for rows in ROWS], allow_code=False)
+    assert find_tasks([], files).all_tasks == []
 
 
 @pytest.fixture(scope="module")
