@@ -72,7 +72,7 @@ serve: ## Serve a model: OpenAI's API on PORT
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
 test: $(READY) $(VLLM) $(HQQ) $(EVAL) lmdeploy-environment evalscope-environment pages-folder ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS) $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) $(TESTS)
 
 lint: $(READY) ## Check format, code and the import rule
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """What every folder of tests shares."""
 
 import gc
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,7 +11,17 @@ from hypothesis import settings
 from engines.setup.demo import demo_model as converted_demo_model
 from tests.databases import database_url, postgres
 
-__all__ = ["database_url", "demo_model", "postgres", "pytest_collection", "state_of_its_own"]
+__all__ = [
+    "database_url",
+    "demo_model",
+    "postgres",
+    "pytest_collection",
+    "pytest_collection_modifyitems",
+    "state_of_its_own",
+]
+
+LONG = ("e2e", "faults", "contract", "engines/vllm", "engines/lmdeploy", "training/evaluation", "training/parallel")
+"""Folders whose files take longest: their tests start engines, servers and trainings in processes of their own."""
 
 # The same examples every time, however slow the machine.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -35,6 +46,17 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give several workers the longest files first, then those with the most tests: at the end, where one of them would
+    wait for another, there are short ones."""
+    if not hasattr(config, "workerinput"):
+        return
+    counts = Counter(item.path for item in items)
+    here = Path(__file__).parent
+    late = {path: not any(path.is_relative_to(here / folder) for folder in LONG) for path in counts}
+    items.sort(key=lambda item: (late[item.path], -counts[item.path]))
 
 
 @pytest.fixture(scope="session")
