@@ -18,7 +18,8 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types format bench docs lock audit lmdeploy-environment evalscope-environment pages-folder
+.PHONY: help setup serve test lint types format bench docs lock audit
+.PHONY: environments lmdeploy-environment evalscope-environment pages-folder
 
 help: ## List the targets and their variables
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -66,12 +67,17 @@ evalscope-environment: $(READY)
 pages-folder: $(READY)
 	@$(BIN)/python -m engines.setup.install pages >/dev/null
 
+# What tests run beside .venv.
+environments: $(HQQ) $(EVAL) lmdeploy-environment evalscope-environment pages-folder
+
 serve: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM)) $(if $(filter lmdeploy,$(ENGINE)),lmdeploy-environment)
 serve: ## Serve a model: OpenAI's API on PORT
 	@model="$(MODEL)"; [ -n "$$model" ] || model=$$($(BIN)/python -m engines.setup.demo) || exit 1; \
 	  exec $(BIN)/tuneserve deploy --model "$$model" --infer_backend $(ENGINE) --port $(PORT) $(ARGS)
 
-test: $(READY) $(VLLM) $(HQQ) $(EVAL) lmdeploy-environment evalscope-environment pages-folder ## Run the tests
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of the many processes that tests start would do it again.
+test: $(READY) $(VLLM) environments ## Run the tests
+	@$(BIN)/python -m compileall -q engines server training tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) $(TESTS)
 
 lint: $(READY) ## Check format, code and the import rule
