@@ -35,9 +35,9 @@ TEMPLATE = (
 WORDS = ["red", "blue", "name", "value", "numbers", "the", "and", "one", "two", "three", "four", "five"]
 
 
-def make_model(folder: Path, name: str = "llama") -> Path:
+def make_model(folder: Path, name: str = "llama", *, seed: int = 0) -> Path:
     """A tiny model with a tokenizer that has a chat template."""
-    save(CONFIGS[name](), folder)
+    save(CONFIGS[name](), folder, seed=seed)
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)

@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.jobs import evaluations, make_data, make_job, steps, train_together, trained, weights
+from tests.training.jobs import (
+    evaluations,
+    make_data,
+    make_job,
+    make_model,
+    steps,
+    train_together,
+    trained,
+    weights,
+)
 from training.folder import JobFolder, Message
 
 COMMON: dict[str, Any] = {
@@ -25,6 +34,11 @@ LORA = {"lora_dropout": 0.0}
 ALL_TOKENS = {"average_tokens_across_devices": True}
 SMALL: dict[str, Any] = LORA | ALL_TOKENS | {"lora_rank": 4}
 NF4: dict[str, Any] = {"quant_method": "bnb", "quant_bits": 4}
+
+
+DRAWN: dict[str, Any] = LORA | {
+    "num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 8, "reward_funcs": ["$reward"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,18 @@ LEARNED = {
         }
     ),
     "kto": Learned("rlhf", "labelled", LORA | {"rlhf_type": "kto", "per_device_train_batch_size": 2}),
+    "grpo": Learned("rlhf", "prompts", DRAWN | {"rlhf_type": "grpo", "beta": 0.1}, told=("loss", "reward", "kl")),
+    "rloo": Learned(
+        "rlhf", "prompts", DRAWN | {"rlhf_type": "rloo", "gradient_accumulation_steps": 2},
+        told=("loss", "reward", "kl"),
+    ),
+    "gkd": Learned(
+        "rlhf", "chats", LORA | {
+            "rlhf_type": "gkd", "teacher_model": "$teacher", "response_length": 8, "gradient_accumulation_steps": 2,
+            "learning_rate": 1,
+        },
+        told=("loss", "on_policy"),
+    ),
     "rm": Learned(
         "rlhf", "pairs", {"rlhf_type": "rm", "train_type": "full", "per_device_train_batch_size": 2},
         told=("loss", "margin", "min_reward", "max_reward"),
@@ -74,14 +100,27 @@ STREAMED: dict[str, Any] = LORA | ALL_TOKENS | {"per_device_train_batch_size": 4
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Name -> file. Rows of different lengths."""
     folder = tmp_path_factory.mktemp("rows")
-    made = {name: folder / f"{name}.jsonl" for name in ("chats", "texts", "pairs", "labelled", "gap", "bad", "val")}
-    for name in ("chats", "texts", "pairs", "labelled"):
+    named = ("chats", "texts", "pairs", "labelled", "prompts", "gap", "bad", "val")
+    made = {name: folder / f"{name}.jsonl" for name in named}
+    for name in ("chats", "texts", "pairs", "labelled", "prompts"):
         made[name].write_text("".join(json.dumps(row) + "\n" for row in rows(name)))
     make_data(made["gap"], 8)
     made["gap"].write_text(made["gap"].read_text() + json.dumps({"nothing": 1}) + "\n")
     made["bad"].write_text('{"nothing": 1}\n')
     make_data(made["val"], 3)
-    return {name: str(file) for name, file in made.items()}
+    reward = folder / "reward.py"
+    reward.write_text("def reward(completion_ids, **_):\n    return [sum(ids) % 5 / 5 for ids in completion_ids]\n")
+    teacher = make_model(folder / "teacher", seed=1)
+    return {name: str(file) for name, file in made.items()} | {"$reward": f"{reward}:reward", "$teacher": str(teacher)}
+
+
+def placed(params: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    """`params` with what they name by `$NAME`."""
+    named = json.dumps(params)
+    for name in ("$reward", "$teacher"):
+        named = named.replace(name, data[name])
+    given: dict[str, Any] = json.loads(named)
+    return given
 
 
 def rows(of: str) -> Iterator[dict[str, Any]]:
@@ -90,6 +129,8 @@ def rows(of: str) -> Iterator[dict[str, Any]]:
         turns = [{"role": "user", "content": f"number {number}"}, {"role": "assistant", "content": text}]
         if of == "texts":
             yield {"messages": turns[1:]}
+        elif of == "prompts":
+            yield {"messages": turns[:1]}
         elif of == "labelled":  # each prompt has the answer to another one, whichever are in its process's batch
             yield {"query": f"number {number}", "response": "the red and", "label": number % 4 > 0}
         else:
@@ -102,7 +143,9 @@ def by_two(tiny: Path, data: dict[str, str], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("by-two")
     alike = COMMON | {"model": str(tiny), "ddp_backend": "gloo"}
     jobs = {
-        name: make_job(folder / name, learned.task, **alike | {"dataset": data[learned.rows]} | learned.params)
+        name: make_job(
+            folder / name, learned.task, **alike | {"dataset": data[learned.rows]} | placed(learned.params, data)
+        )
         for name, learned in LEARNED.items()
     }
     for name in ("gap", "bad"):
@@ -118,7 +161,7 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(
     name: str, by_two: dict[str, JobFolder], tiny: Path, data: dict[str, str], tmp_path: Path
 ) -> None:
     learned = LEARNED[name]
-    given = COMMON | {"model": str(tiny), "dataset": data[learned.rows]} | learned.params
+    given = COMMON | {"model": str(tiny), "dataset": data[learned.rows]} | placed(learned.params, data)
     given.pop("deepspeed", None)
     given["per_device_train_batch_size"] *= 2
     one, two = trained(tmp_path / "one", learned.task, **given), by_two[name]

@@ -29,17 +29,22 @@ class AheadRollouts:
     def version(self) -> int:
         return self._engine.version
 
-    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
-        return list(self.groups(prompts, n, drawing, seed=seed))
+    def draw(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> list[list[Rollout]]:
+        return list(self.groups(prompts, n, drawing, seed=seed, places=places))
 
-    def groups(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> Groups:
+    def groups(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> Groups:
         """The answers to each prompt in turn, as soon as they are there: the draw has begun, and goes on meanwhile.
 
         Raises as `draw`, in the place of the first group that is missing.
         """
         self._wait()
         ready: SimpleQueue[list[Rollout] | None] = SimpleQueue()
-        self._running = self._thread.submit(self._draw, self._engine.groups(prompts, n, drawing, seed=seed), ready)
+        groups = self._engine.groups(prompts, n, drawing, seed=seed, places=places)
+        self._running = self._thread.submit(self._draw, groups, ready)
         return self._handed_over(ready, self._running)
 
     def ask_base(self, asked: Sequence[Asked]) -> list[list[int] | TuneserveError]:

@@ -114,19 +114,21 @@ class EngineRollouts:
         self._stopped = False
         self._put()
 
-    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+    def draw(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> list[list[Rollout]]:
         """See `Rollouts`. Raises InvalidRequest where a prompt leaves no room for an answer, EngineFailure."""
-        return list(self.groups(prompts, n, drawing, seed=seed))
+        return list(self.groups(prompts, n, drawing, seed=seed, places=places))
 
     def groups(
-        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
     ) -> Iterator[list[Rollout]]:
         """The answers to each prompt in turn, as soon as they and all before them are there: drawn while they are asked
         for, to the end. Raises as `draw`."""
         if not prompts:
             return
         answers = [[_Answer() for _ in range(n)] for _ in prompts]
-        seeds = random.Random(seed)
+        seeds = [random.Random(f"{seed} {place}").getrandbits(63) for place in places or range(len(prompts))]
         sampling = replace(_sampling(drawing), logprobs=0)
         longest = max(map(len, prompts)) + drawing.max_new_tokens
         with self._awake(self._blocks(n * len(prompts), longest)):
@@ -134,7 +136,7 @@ class EngineRollouts:
                 request = GenerationRequest(
                     request_id=str(number),
                     prompt_ids=list(prompt),
-                    sampling=replace(sampling, seed=seeds.getrandbits(63)),
+                    sampling=replace(sampling, seed=seeds[number]),
                     n=n,
                     adapter=self._adapter if self._in_slot else None,
                 )

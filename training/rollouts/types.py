@@ -48,10 +48,15 @@ class Rollouts(Protocol):
         """Number of the policy that answers come from."""
         ...
 
-    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+    def draw(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> list[list[Rollout]]:
         """`n` answers to each prompt, of the policy as it was last taken over. The same seed, prompts and weights give
-        the same answers. Raises EngineFailure; InvalidRequest where a prompt leaves no room for an answer; what the
-        owner's check between steps raises.
+        the same answers. `places`: where each prompt stands among those that all processes draw for, so that its
+        answers are the same however they are divided; as they come unless given.
+
+        Raises EngineFailure; InvalidRequest where a prompt leaves no room for an answer; what the owner's check between
+        steps raises.
         """
         ...
 

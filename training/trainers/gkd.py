@@ -73,26 +73,35 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         for drawer, whose in ((self._own, True), (self._teachers, False)):
             numbers = [i for i, own in enumerate(by_itself) if own is whose]
             if drawer is not None and numbers:
-                drawn = iter(self._draw(drawer, [row for i in numbers for row in batches[i]["rows"]], what))
+                rows = [row for i in numbers for row in batches[i]["rows"]]
+                places = [place for i in numbers for place in self._places(i, len(batches[i]["rows"]))]
+                drawn = iter(self._draw(drawer, rows, what, places))
                 for i in numbers:
                     answers[i] = [next(drawn) for _ in batches[i]["rows"]]
         made = [self._batch(batch["rows"], ids) for batch, ids in zip(batches, answers, strict=True)]
-        count = sum(len(answer) for batch in answers for answer in batch)
+        tokens = {"": float(sum(len(answer) for batch in answers for answer in batch))}
+        count = over_processes(tokens, self.accelerator)[""]  # of each on average, as their gradients are averaged
         share = torch.tensor(float(sum(by_itself))), torch.tensor(len(batches))
         self._seen["train"].add({"on_policy": share})
         return made, torch.tensor(count, device=device)
 
-    def _draw(self, drawer: Rollouts, rows: Rows, what: str) -> list[Sequence[int]]:
-        prompts = [row["prompt_ids"] for row in rows]
+    def _places(self, number: int, rows: int) -> range:
+        """Where the rows of a batch stand among those of all processes."""
+        args = self.args
+        first = number * args.per_device_train_batch_size * args.world_size + args.process_index * rows
+        return range(first, first + rows)
+
+    def _draw(self, drawer: Rollouts, rows: Rows, what: str, places: Sequence[int]) -> list[Sequence[int]]:
+        prompts, seed = [row["prompt_ids"] for row in rows], self._seed(what)
         with self._times.waiting():
             if drawer is self._own:
                 drawer.take_over()
-            drawn = [one[0].token_ids for one in drawer.draw(prompts, 1, self._drawing, seed=self._seed(what))]
+            drawn = [one[0].token_ids for one in drawer.draw(prompts, 1, self._drawing, seed=seed, places=places)]
         self._times.add_tokens(sum(map(len, drawn)))
         return drawn
 
     def _seed(self, what: str) -> int:
-        return random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
+        return random.Random(f"{self.args.seed} {what}").getrandbits(63)
 
     def _batch(self, rows: Rows, answers: Sequence[Sequence[int]]) -> Batch:
         if not all(answers):  # of a stream
@@ -127,7 +136,9 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         missing = [i for i, answer in enumerate(answers) if not answer]
         if missing:
             assert self._own is not None, "checked before training"
-            for i, drawn in zip(missing, self._draw(self._own, [rows[i] for i in missing], "evaluation"), strict=True):
+            places = self._places(0, len(rows))
+            asked = [rows[i] for i in missing], "evaluation", [places[i] for i in missing]
+            for i, drawn in zip(missing, self._draw(self._own, *asked), strict=True):
                 answers[i] = drawn
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(self._batch(rows, answers)))

@@ -243,11 +243,12 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             elif self._policy != self.state.global_step:
                 self._rollouts.take_over()
             self._policy = self.state.global_step
-            seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
+            seed = random.Random(f"{self.args.seed} {what}").getrandbits(63)
+            first = self.args.process_index * len(rows)
             asked = [row["prompt_ids"] for row in rows], n, self._drawing
-            if ahead and isinstance(self._rollouts, AheadRollouts):
-                return self._rollouts.groups(*asked, seed=seed)
-            return self._rollouts.draw(*asked, seed=seed)
+            drawer = self._rollouts
+            draw = drawer.groups if ahead and isinstance(drawer, AheadRollouts) else drawer.draw
+            return draw(*asked, seed=seed, places=range(first, first + len(rows)))
 
     def _drawn_by(self) -> JudgingRollouts:
         assert self._rollouts is not None, "answers are drawn before they are judged"

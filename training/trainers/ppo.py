@@ -138,11 +138,12 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
 
     def _draw(self, rows: Sequence[Mapping[str, Any]], what: str) -> list[Rollout]:
         """An answer to each prompt, of the policy as it is. The same weights and `what` give the same answers."""
-        seed = random.Random(f"{self.args.seed} {what} {self.args.process_index}").getrandbits(63)
-        prompts = [row["prompt_ids"] for row in rows]
+        seed = random.Random(f"{self.args.seed} {what}").getrandbits(63)
+        first = self.args.process_index * len(rows)
+        prompts, places = [row["prompt_ids"] for row in rows], range(first, first + len(rows))
         with self._times.waiting():
             self._rollouts.take_over()
-            drawn = [answers[0] for answers in self._rollouts.draw(prompts, 1, self._drawing, seed=seed)]
+            drawn = [answers[0] for answers in self._rollouts.draw(prompts, 1, self._drawing, seed=seed, places=places)]
         self._times.add_tokens(sum(len(rollout.token_ids) for rollout in drawn))
         return drawn
 

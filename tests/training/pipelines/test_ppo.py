@@ -128,7 +128,7 @@ def test_an_adapter_is_a_reward_model_too(
     config = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
     adapted = get_peft_model(model, config)
     with torch.no_grad():
-        adapted.get_base_model().score.modules_to_save["default"].weight.fill_(0.5)
+        adapted.get_base_model().score.modules_to_save["default"].weight.fill_(5.0)
     adapted.save_pretrained(tmp_path / "judge")
 
     by_adapter = steps(train("adapter", reward_model=str(tiny), reward_adapters=[str(tmp_path / "judge")], max_steps=1))

@@ -91,7 +91,9 @@ class GivenRollouts:
         self.version = version
         self._ends = ends
 
-    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+    def draw(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> list[list[Rollout]]:
         answers = answers_of(self.version, ends=self._ends)
         drawn = []
         for prompt in prompts:

@@ -53,7 +53,9 @@ class Scripted:
 
     def __init__(self, _: Any) -> None: ...
 
-    def draw(self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int) -> list[list[Rollout]]:
+    def draw(
+        self, prompts: Sequence[Sequence[int]], n: int, drawing: Drawing, *, seed: int, places: Sequence[int] = ()
+    ) -> list[list[Rollout]]:
         return [[self._answer(prompt, index) for index in range(n)] for prompt in prompts]
 
     def _answer(self, prompt: Sequence[int], index: int) -> Rollout:
