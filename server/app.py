@@ -46,6 +46,7 @@ from server.responses.again import Unfinished
 from server.responses.background import Background
 from server.store.database import Database
 from server.tasks import Tasks
+from server.uploads import routes as upload_routes
 
 ROUTERS = (
     operations.router,
@@ -63,6 +64,7 @@ ROUTERS = (
     conversations.router,
     adapter_routes.router,
     file_routes.router,
+    upload_routes.router,
     batch_routes.router,
     eval_routes.router,
     fine_tuning_routes.router,

@@ -59,6 +59,7 @@ from server.responses.seal import Seal
 from server.store.database import Database
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
+from server.uploads.uploads import Uploads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,7 @@ def make_parts(
     # 2. The store side.
     reserve = DiskReserve(state, int(params.disk_reserve * MIB))
     files = _files(database, state / "files", reserve, pools, params)
+    uploads = Uploads(database, files, max_bytes=int(params.max_upload_size * MIB))
     store = JobStore(database)
     publisher = Publisher(model=model, served=params, inference=inference, store=store, files=files)
     hub = JobHub(allowed=params.job_hub, cache=state / "hub", max_bytes=int(params.job_hub_max_size * GIB))
@@ -187,6 +189,7 @@ def make_parts(
         roots,
         database,
         files,
+        uploads,
         kept,
         kept.responses,
         kept.completions,

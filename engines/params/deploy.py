@@ -76,7 +76,9 @@ class ServerParams(Params):
     the header `x-ignored-fields`; `refuse` answers with status 400. Fields of messages and tools are ignored with
     either, parameters of trainings refused."""
     max_file_size: Annotated[float, About(DEPLOY + PAGE)] = Field(512, gt=0)
-    """MiB of the largest file that can be uploaded."""
+    """MiB of the largest file that can be uploaded at once."""
+    max_upload_size: Annotated[float, About(DEPLOY)] = Field(8192, gt=0)
+    """MiB of the largest file that can be uploaded in parts."""
     max_files: Annotated[int, About(DEPLOY)] = Field(10_000, ge=0)
     """Files that each name of keys may have, with those that batches and jobs have made for it; one more upload is
     refused with status 429. Without keys: all files together."""

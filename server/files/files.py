@@ -30,8 +30,10 @@ from server.store.reserve import DiskReserve
 
 log = logging.getLogger(__name__)
 
-Purpose = Literal["fine-tune", "fine-tune-results", "evals", "batch", "batch_output"]
+UploadPurpose = Literal["fine-tune", "batch", "evals"]
+Purpose = Literal["fine-tune", "fine-tune-results", "evals", "batch", "batch_output", "upload_part"]
 ALL_PURPOSES: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "evals", "batch", "batch_output")
+"""Those of files that a client may see, which a part of an upload is not."""
 GIB = 1 << 30
 READ_BYTES = 1 << 20
 """Bytes of a content that are in memory at a time."""
@@ -50,6 +52,8 @@ class FileObject:
     owner: str | None
     """Name of the key that made it; None: nobody's."""
     expires_at: int | None = None
+    upload_id: str | None = None
+    """Of a part: the upload that it belongs to."""
 
     def to_wire(self) -> dict[str, Any]:
         """As OpenAI has it."""
@@ -80,7 +84,15 @@ class Content:
     id: str
     stored: Stored
 
-    def as_file(self, purpose: Purpose, filename: str, *, owner: str | None, expires_after: int | None) -> FileObject:
+    def as_file(
+        self,
+        purpose: Purpose,
+        filename: str,
+        *,
+        owner: str | None,
+        expires_after: int | None,
+        upload_id: str | None = None,
+    ) -> FileObject:
         now = int(time.time())
         return FileObject(
             id=self.id,
@@ -91,6 +103,7 @@ class Content:
             created_at=now,
             owner=owner,
             expires_at=None if expires_after is None else now + expires_after,
+            upload_id=upload_id,
         )
 
 
@@ -157,13 +170,15 @@ class Files:
         return file
 
     @contextlib.asynccontextmanager
-    async def storing(self, content: Path | bytes | AsyncIterator[bytes]) -> AsyncIterator["Content"]:
-        """The content is stored for the block, which is to `keep` or `add` a file of it.
+    async def storing(
+        self, content: Path | bytes | AsyncIterator[bytes], *, prefix: str = "file-"
+    ) -> AsyncIterator["Content"]:
+        """The content is stored for the block, which is to `keep` or `add` a file of it, with an id that begins so.
 
         Where the block raises, it is gone.
         """
         storage = self._open_storage()
-        id = new_id("file-")
+        id = new_id(prefix)
         stored = await storage.store(id, _pieces(content))
         try:
             yield Content(id, stored)
@@ -181,9 +196,15 @@ class Files:
 
     async def keep_within_quota(self, file: FileObject) -> None:
         """The file is there from now on, unless its owner may not have it. Raises QuotaExceeded."""
+        async with self.within_quota(file):
+            await self.keep(file)
+
+    @contextlib.asynccontextmanager
+    async def within_quota(self, file: FileObject) -> AsyncIterator[None]:
+        """For a block that keeps or adds the file. Raises QuotaExceeded where its owner may not have it."""
         async with self._counting:
             await self.check_quota(file.owner, file.bytes)
-            await self.keep(file)
+            yield
 
     async def keep(self, file: FileObject) -> None:
         """The file is there from now on."""
@@ -230,6 +251,12 @@ class Files:
         except FileNotFoundError:
             raise _no_such(id) from None
 
+    async def parts_of(self, upload_id: str) -> dict[str, FileObject]:
+        """By their ids."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(select(FILES).where(FILES.c.upload_id == upload_id))
+            return {row["id"]: _to_file(row) for row in found.mappings()}
+
     async def copy_to(self, id: str, access: Access, target: Path) -> FileObject:
         """Have the content at `target`, a new file, for as long as it is needed there. Raises NotFound, StorageFull."""
         file = await self.get(id, access)
@@ -258,12 +285,20 @@ class Files:
             await asyncio.sleep(EXPIRY_SECONDS)
 
     async def _delete(self, *which: ColumnElement[bool]) -> Iterable[str]:
-        storage = self._open_storage()
         async with self._database.writing() as connection:
             ids = (await connection.execute(delete(FILES).where(*which).returning(FILES.c.id))).scalars().all()
-        for id in ids:
-            await storage.delete(id)
+        await self.delete_contents(ids)
         return ids
+
+    async def drop_parts(self, connection: AsyncConnection, upload_id: str) -> Iterable[str]:
+        """The parts are gone once the transaction of `connection` is committed: have these contents deleted then."""
+        gone = await connection.execute(delete(FILES).where(FILES.c.upload_id == upload_id).returning(FILES.c.id))
+        return gone.scalars().all()
+
+    async def delete_contents(self, ids: Iterable[str]) -> None:
+        """Of rows that are gone."""
+        for id in ids:
+            await self._open_storage().delete(id)
 
     def _open_storage(self) -> FileStorage:
         self._database.check_open()

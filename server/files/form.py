@@ -117,7 +117,10 @@ class Form:
     def _on_headers_finished(self) -> None:
         filename = self._disposition.get(b"filename")
         self._events.append(
-            _Begin(_text(self._disposition.get(b"name", b"")), None if filename is None else _filename(_text(filename)))
+            _Begin(
+                _text(self._disposition.get(b"name", b"")),
+                None if filename is None else plain_filename(_text(filename)),
+            )
         )
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -148,7 +151,7 @@ def _text(value: bytes) -> str:
     return text
 
 
-def _filename(given: str) -> str:
+def plain_filename(given: str) -> str:
     """Its last part, without what would not do in a header or a terminal. A long one keeps its end, which says what the
     file is."""
     name = given.replace("\\", "/").rpartition("/")[2]

@@ -16,5 +16,6 @@ FILES = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, index=True),
     Column("owner", Text),
+    Column("upload_id", Text, index=True),
     Index("ix_files_owner", "owner", "number"),
 )

@@ -2,25 +2,22 @@
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Literal
+from typing import Any
 
 from engines.errors import InvalidRequest
-from server.files.expiry import ExpiresAfter
-from server.files.files import Content, FileObject, Files, Purpose
+from server.files.expiry import ExpiresAfter, seconds_kept
+from server.files.files import Content, FileObject, Files, Purpose, UploadPurpose
 from server.files.form import Field, FilePart, Form
 from server.http.body import MIB, RequestBody, validate
 from server.http.errors import BodyTooLarge
 from server.http.ignored import Ignored
 from server.http.validation import MISSING, unknown_parameter
 
-BATCH_EXPIRY_SECONDS = 30 * 24 * 3600
-"""OpenAI's, for the input of batches that does not say."""
-
 
 class UploadFields(RequestBody):
     """What a form says beside the file."""
 
-    purpose: Literal["fine-tune", "batch", "evals"]
+    purpose: UploadPurpose
     expires_after: ExpiresAfter | None = None
 
 
@@ -48,16 +45,20 @@ async def receive(
             _check_part(part, content)
             filename = part.filename
             if "purpose" in given:
-                _check(_read(given, refuse_unknown=refuse_unknown), filename, purposes)  # before a byte is stored
-            content = await stack.enter_async_context(files.storing(_limited(part.pieces, files.max_bytes)))
+                check_file(
+                    _read(given, refuse_unknown=refuse_unknown).purpose, filename, purposes
+                )  # before it is stored
+            pieces = limited(part.pieces, files.max_bytes, "file")
+            content = await stack.enter_async_context(files.storing(pieces))
         fields = _read(given, refuse_unknown=refuse_unknown)
         ignored.add(*fields.ignored)
         if content is None:
             raise InvalidRequest("Missing required parameter: 'file'.", param="file", code=MISSING)
-        _check(fields, filename, purposes)
+        check_file(fields.purpose, filename, purposes)
         if not content.stored.bytes:
             raise InvalidRequest("The file is empty.", param="file", code="empty_file")
-        file = content.as_file(fields.purpose, filename, owner=owner, expires_after=_seconds(fields))
+        expires_after = seconds_kept(fields.purpose, fields.expires_after)
+        file = content.as_file(fields.purpose, filename, owner=owner, expires_after=expires_after)
         await files.keep_within_quota(file)
     return file
 
@@ -98,27 +99,22 @@ def _given_twice(name: str) -> InvalidRequest:
     return InvalidRequest("The field is given twice.", param=name[:100])
 
 
-def _check(fields: UploadFields, filename: str, purposes: Collection[Purpose]) -> None:
-    if fields.purpose not in purposes:
-        raise InvalidRequest(f"This API key uploads no files for {fields.purpose!r}.", param="purpose")
+def check_file(purpose: UploadPurpose, filename: str, purposes: Collection[Purpose], param: str = "file") -> None:
+    """Raises InvalidRequest where the caller, who has `purposes`, uploads no such file; `param` brings its name."""
+    if purpose not in purposes:
+        raise InvalidRequest(f"This API key uploads no files for {purpose!r}.", param="purpose")
     if not filename.lower().endswith(".jsonl"):
         raise InvalidRequest(
-            f"A file for {fields.purpose!r} is JSON Lines, and named so: it must end in .jsonl "
-            f"(got {filename[-60:]!r}).",
-            param="file",
+            f"A file for {purpose!r} is JSON Lines, and named so: it must end in .jsonl (got {filename[-60:]!r}).",
+            param=param,
         )
 
 
-def _seconds(fields: UploadFields) -> int | None:
-    if fields.expires_after is not None:
-        return fields.expires_after.seconds
-    return BATCH_EXPIRY_SECONDS if fields.purpose == "batch" else None
-
-
-async def _limited(pieces: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+async def limited(pieces: AsyncIterator[bytes], max_bytes: int, name: str) -> AsyncIterator[bytes]:
+    """The pieces of what a form calls `name`. Raises BodyTooLarge."""
     total = 0
     async for piece in pieces:
         total += len(piece)
         if total > max_bytes:
-            raise BodyTooLarge(f"The file is larger than {max_bytes / MIB:.3g} MiB.", param="file")
+            raise BodyTooLarge(f"The {name} is larger than {max_bytes / MIB:.3g} MiB.", param=name)
         yield piece

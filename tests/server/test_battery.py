@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
+from hashlib import md5
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -90,6 +91,14 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/adapters": {"name": "sql", "path": "a", "replace": True, "pinned": False},
     "/v1/adapters/{alias}/alias": {"target": "sql"},
     "/v1/unload_lora_adapter": {"lora_name": "free"},
+    "/v1/uploads": {
+        "filename": "a.jsonl",
+        "purpose": "batch",
+        "bytes": 2,
+        "mime_type": "text/jsonl",
+        "expires_after": {"anchor": "created_at", "seconds": 3600},
+    },
+    "/v1/uploads/{upload_id}/complete": {"part_ids": ["of-the-battery"], "md5": md5(b"{}").hexdigest()},  # as above
     "/v1/batches": {
         "input_file_id": "file-of-the-battery",  # in its place comes the id of a file that is there
         "endpoint": "/v1/embeddings",
@@ -171,6 +180,9 @@ def client(echo_url: str) -> Iterator[Client]:
         ):
             upload = {"data": {"purpose": purpose}, "files": {"file": ("a.jsonl", b"{}")}}
             VALID[path][field] = client.post("/v1/files", **upload).json()["id"]
+        Client.things["upload_id"] = client.post("/v1/uploads", json=VALID["/v1/uploads"]).json()["id"]
+        part = client.post("/v1/uploads/{upload_id}/parts", files={"data": ("a.jsonl", b"{}")}).json()["id"]
+        VALID["/v1/uploads/{upload_id}/complete"]["part_ids"] = [part]
         client.post("/v1/adapters", json={"name": "judge", "path": "judge"})
         kept = {"model": "echo", "messages": HELLO, "store": True, "metadata": {"a": "b"}}
         Client.things["completion_id"] = client.post("/v1/chat/completions", json=kept).json()["id"]

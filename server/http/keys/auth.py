@@ -38,6 +38,7 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
     (frozenset({"POST"}), "/tokenize", frozenset({Role.INFER})),
     (frozenset({"POST"}), "/detokenize", frozenset({Role.INFER})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/files", USERS),
+    (frozenset({"POST"}), "/v1/uploads", USERS),
     (frozenset({"GET", "POST"}), "/v1/batches", frozenset({Role.INFER, Role.ADMIN})),
     (frozenset({"GET", "POST", "DELETE"}), "/v1/evals", frozenset({Role.INFER, Role.ADMIN})),
     (frozenset({"DELETE"}), "/v1/models/", frozenset({Role.TRAIN, Role.ADMIN})),

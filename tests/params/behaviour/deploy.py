@@ -176,6 +176,12 @@ def uploaded(server: Server) -> int:
         return client.post("/v1/files", data={"purpose": "batch"}, files={"file": file}).status_code
 
 
+def uploaded_in_parts(server: Server) -> int:
+    with server.client() as client:
+        body = {"filename": "a.jsonl", "purpose": "batch", "bytes": 10_000, "mime_type": "text/jsonl"}
+        return client.post("/v1/uploads", json=body).status_code
+
+
 def files(server: Server) -> list[str]:
     """What lies in the folder afterwards."""
     with server.client():

@@ -33,6 +33,7 @@ from tests.params.behaviour.deploy import (
     stopped,
     streamed,
     uploaded,
+    uploaded_in_parts,
     which_engine,
 )
 from tests.params.behaviour.table import UNGIVEN, Row, Two, another_value, apart
@@ -101,6 +102,7 @@ OF_THE_SERVER = apart(
     root_path=Two("", "/llm", got("/llm/v1/models")),
     unknown_fields=Two("ignore", "refuse", chat(zeta=1)),
     max_file_size=Two(512, 0.001, uploaded),
+    max_upload_size=Two(8192, 0.001, uploaded_in_parts),
     max_connections=Two(UNGIVEN, 5, handed_to(server_parts, "Connections", "most")),
     ssl_certfile=Two(UNGIVEN, "$FOLDER/server.pem", certified),
     ssl_keyfile=Two(UNGIVEN, "$FOLDER/server.key", certified, {"ssl_certfile": "$FOLDER/server.crt"}),

@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def look(state: Path) -> list[str]:
     return names
 
 
-def kill_at_every_step(state: Path, prepared: Path, work: Callable[[Files], Awaitable[None]]) -> str:
+def kill_at_every_step(
+    state: Path, prepared: Path, work: Callable[[Files], Awaitable[None]], look: Callable[[Path], list[str]]
+) -> str:
     def begin_anew() -> None:
         shutil.rmtree(state)
         shutil.copytree(prepared, state)
@@ -98,7 +100,13 @@ def kill_at_every_step(state: Path, prepared: Path, work: Callable[[Files], Awai
     return check_all_or_nothing(begin_anew, change, lambda: look(state))
 
 
-def main(root: Path) -> None:
+def kill_each(
+    root: Path,
+    prepare: Callable[[Files], Awaitable[None]],
+    works: Sequence[Callable[[Files], Awaitable[None]]],
+    look: Callable[[Path], list[str]],
+) -> None:
+    """Each of the works, from what `prepare` has made; `look` says what is there."""
     connect = sqlite3.connect
     sqlite3.connect = lambda *args, **kwargs: connect(*args, **kwargs, factory=Statements)  # type: ignore[assignment]
     killer.watch_events(EVENTS)
@@ -106,9 +114,9 @@ def main(root: Path) -> None:
     state, prepared = root / "state", root / "prepared"
     asyncio.run(server(state, prepare))
     shutil.copytree(state, prepared)
-    for work in (create, delete):
-        sys.stdout.write(f"{work.__name__}: {kill_at_every_step(state, prepared, work)}\n")
+    for work in works:
+        sys.stdout.write(f"{work.__name__}: {kill_at_every_step(state, prepared, work, look)}\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    kill_each(Path(sys.argv[1]), prepare, (create, delete), look)

@@ -40,6 +40,8 @@ class Row:
     """With `{file_id}` and the like in its texts."""
     form: dict[str, str] | None = None
     """Of an upload, in place of a body."""
+    file: str = "file"
+    """What the form calls its file."""
 
     @property
     def id(self) -> str:
@@ -54,6 +56,7 @@ MESSAGES = [{"role": "user", "content": "a"}]
 SFT = {"type": "sft", "parameters": {"model": "echo", "dataset": ["{file_id}"]}}
 MERGE = {"type": "merge", "parameters": {"model": "echo", "adapters": ["{done_job_id}"]}}
 BATCH = {"input_file_id": "{input_id}", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+UPLOAD = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
 EXPORT = {"purpose": "fine-tune", "metadata": {"tag": "{completion_tag}"}}
 
 CHECK = {"type": "string_check", "name": "check", "input": "a", "reference": "a", "operation": "eq"}
@@ -163,6 +166,11 @@ ROWS = (
     row("GET", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
     row("GET", "/v1/files/{file_id}/content", ACMES_TRAINING_FILE),
     row("DELETE", "/v1/files/{file_id}", ACMES_TRAINING_FILE),
+    row("POST", "/v1/uploads", (NO_KEY, FORBIDDEN, REFUSED, OK, OK, OK), body=UPLOAD),
+    row("POST", "/v1/uploads", (NO_KEY, FORBIDDEN, OK, REFUSED, OK, OK), body={**UPLOAD, "purpose": "batch"}),
+    row("POST", "/v1/uploads/{upload_id}/parts", ACMES_TRAINING_FILE, form={}, file="data"),
+    row("POST", "/v1/uploads/{upload_id}/complete", ACMES_TRAINING_FILE, body={"part_ids": ["{part_id}"]}),
+    row("POST", "/v1/uploads/{upload_id}/cancel", ACMES_TRAINING_FILE),
     # ---- batches
     row("POST", "/v1/batches", ACMES_BATCH, body=BATCH),
     row("GET", "/v1/batches", (NO_KEY, FORBIDDEN, OK, FORBIDDEN, OK, OK)),

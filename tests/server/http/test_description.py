@@ -19,6 +19,7 @@ WITHOUT_BODY = {
     "/v1/evals/{eval_id}/runs/{run_id}",
     "/v1/evals/{eval_id}/runs/{run_id}/cancel",
     "/v1/responses/compact",
+    "/v1/uploads/{upload_id}/cancel",
     "/v1/responses/{response_id}/cancel",
     *(f"/v1/jobs/{{job_id}}/{verb}" for verb in ("cancel", "pause", "resume", "retry")),
     *(f"/v1/fine_tuning/jobs/{{fine_tuning_job_id}}/{verb}" for verb in ("cancel", "pause", "resume")),
@@ -44,8 +45,8 @@ def test_it_is_a_valid_openapi_document(description: dict[str, Any]) -> None:
 def test_every_route_that_takes_a_body_says_which(description: dict[str, Any]) -> None:
     posts = {path: operations["post"] for path, operations in description["paths"].items() if "post" in operations}
     bodies = {path: post["requestBody"] for path, post in posts.items() if "requestBody" in post}
-    others = {"/v1/files", "/v1/conversations", "/v1/evals/{eval_id}"}  # a form, and what takes no field as well
-    others.add("/v1/evals/{eval_id}/runs")
+    others = {"/v1/files", "/v1/uploads/{upload_id}/parts"}  # forms, and what takes no field as well
+    others |= {"/v1/conversations", "/v1/evals/{eval_id}", "/v1/evals/{eval_id}/runs"}
     assert VALID.keys() | others == bodies.keys()
     assert all(body["required"] for body in bodies.values())
     assert posts.keys() - bodies.keys() == WITHOUT_BODY

@@ -16,6 +16,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "AdapterBody": {"name": "a", "path": "b"},
     "AliasBody": {"target": "a"},
     "CohereRerankBody": {"query": "a", "documents": ["b"]},
+    "CompletionBody": {"part_ids": []},
     "Document": {"text": "a"},
     "RerankBody": {"query": "a", "documents": ["b"]},
     "BatchBody": {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"},
@@ -62,6 +63,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "ToolResultBlock": {"type": "tool_result", "tool_use_id": "t"},
     "ToolUseBlock": {"type": "tool_use", "id": "t", "name": "f", "input": {}},
     "UnloadLoraBody": {"lora_name": "a"},
+    "UploadBody": {"filename": "a.jsonl", "purpose": "batch", "bytes": 1, "mime_type": "text/jsonl"},
     "UploadFields": {"purpose": "batch"},
 }
 """The least that bodies with required fields must have."""

@@ -28,7 +28,7 @@ from server.store.ids import new_id
 from tests.adapter_folders import write_adapter
 from tests.server.api import LINE, succeeded
 from tests.server.client import ReadyClient, Response
-from tests.server.http.routes_table import CALLERS, EVAL, JSONL, MERGE, MISSING, ROWS, Row
+from tests.server.http.routes_table import CALLERS, EVAL, JSONL, MERGE, MISSING, ROWS, UPLOAD, Row
 from tests.server.jobs.conftest import WORKER
 from tests.server.keys import bearer
 
@@ -57,7 +57,7 @@ class Server:
     def send(self, caller: str, row: Row, things: "Things | Unknown") -> Response:
         sent: dict[str, Any] = {} if row.body is None else {"json": _filled(row.body, things)}
         if row.form is not None:
-            sent = {"data": row.form, "files": {"file": ("a.jsonl", LINE.encode())}}
+            sent = {"data": row.form, "files": {row.file: ("a.jsonl", LINE.encode())}}
         return self.ask(caller, row.method, _filled(re.sub(r":path}", "}", row.path), things), **sent)
 
 
@@ -82,6 +82,14 @@ class Things:
     @cached_property
     def input_id(self) -> str:
         return self._upload("infer", "batch")
+
+    @cached_property
+    def upload_id(self) -> str:
+        return self._make("train", "/v1/uploads", json={**UPLOAD, "bytes": len(LINE)})
+
+    @cached_property
+    def part_id(self) -> str:
+        return self._make("train", f"/v1/uploads/{self.upload_id}/parts", files={"data": ("a.jsonl", LINE.encode())})
 
     @cached_property
     def batch_id(self) -> str:
@@ -221,6 +229,8 @@ class Unknown:
     """Names of the same kinds, of what never was."""
 
     file_id = input_id = rows_id = "file-0123456789abcdefghijklmn"
+    upload_id = "upload_0123456789abcdefghijklmn"
+    part_id = "part_0123456789abcdefghijklmn"
     eval_id = "eval_0123456789abcdefghijklmn"
     run_id = "evalrun_0123456789abcdefghijklmn"
     output_item_id = "outputitem_0123456789abcdefghijklmn"
