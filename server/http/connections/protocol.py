@@ -19,6 +19,7 @@ from engines.errors import TuneserveError
 from server.http.connections.direct import offer_direct_writes
 from server.http.connections.refusals import only_probes, raw_answer
 from server.http.connections.room import Connections, Room
+from server.http.connections.unchunked import unchunked
 from server.http.errors import (
     HeadersTooLarge,
     InvalidHttp,
@@ -208,7 +209,7 @@ class LimitedProtocol(HttpToolsProtocol):
         offer_direct_writes(cycle)
         if self._room is not None:
             self._room.work(self)
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, unchunked(app, cycle) if cycle.scope["http_version"] == "1.0" else app)
 
     def on_response_complete(self) -> None:
         self._running = None

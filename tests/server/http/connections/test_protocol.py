@@ -51,6 +51,8 @@ class App:
             elif path == "/large":
                 pieces = (PIECE for _ in range(ANSWER_BYTES // len(PIECE)))
                 return await StreamingResponse(self._watched(pieces))(scope, receive, send)
+            elif path == "/pieces":
+                return await StreamingResponse(self._watched(iter((b"a", b"", b"bc"))))(scope, receive, send)
             elif path == "/late":
                 await self.open.wait()
                 answer = PlainTextResponse(str(len(await request.body())))
@@ -109,6 +111,33 @@ async def test_what_is_within_the_limits_is_answered() -> None:
     async with served(App()) as here:
         answer = await here.told(b"GET /" + b"y" * (16380) + b" HTTP/1.1\r\nHost: a\r\n" + headers + b"\r\n")
     assert answer.status == 200 and len(answer.body) == 16381
+
+
+# ---- HTTP/1.0
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: keep-alive\r\n"])
+async def test_an_answer_of_unknown_length_to_http_1_0_ends_with_the_connection_and_has_no_chunks(more: bytes) -> None:
+    async with served(App()) as here:
+        wire = await here.connect()
+        wire.send(b"GET /pieces HTTP/1.0\r\n" + more + b"\r\n")
+        head, _, body = (await wire.rest()).partition(b"\r\n\r\n")
+    assert body == b"abc" and b"\r\nconnection: close" in head and b"transfer-encoding" not in head
+
+
+async def test_one_of_a_known_length_is_as_long_as_it_says() -> None:
+    async with served(App()) as here:
+        answer = await here.told(b"GET /hello HTTP/1.0\r\n\r\n")
+    assert (answer.status, answer.body) == (200, b"/hello")
+
+
+async def test_http_1_0_knows_no_head_before_the_answer() -> None:
+    async with served(App()) as here:
+        wire = await here.connect()
+        wire.send(b"POST /read HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+        wire.send(b"a")
+        answer = await wire.answer()
+    assert (answer.status, answer.body) == (200, b"1")
 
 
 # ---- too slow
