@@ -23,7 +23,12 @@ from tests.server.process import Kept, ServerProcess
 from tests.until import until
 
 CONTENT = b'{"messages": []}\n' * 5000
-CREATION = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": len(CONTENT), "mime_type": "text/jsonl"}
+CREATION: dict[str, Any] = {
+    "filename": "a.jsonl",
+    "purpose": "fine-tune",
+    "bytes": len(CONTENT),
+    "mime_type": "text/jsonl",
+}
 
 
 class Api(Kept):
@@ -133,10 +138,8 @@ def test_the_file_has_the_parts_that_are_named_in_that_order(api: Api) -> None:
 
 
 def test_a_file_expires_as_the_upload_said(api: Api) -> None:
-    for fields, seconds in (
-        ({"expires_after": {"anchor": "created_at", "seconds": 7200}}, 7200),
-        ({"purpose": "batch"}, 30 * 24 * 3600),
-    ):
+    said: dict[str, Any] = {"expires_after": {"anchor": "created_at", "seconds": 7200}}
+    for fields, seconds in ((said, 7200), ({"purpose": "batch"}, 30 * 24 * 3600)):
         upload = api.create(bytes=1, **fields)
         made = api.complete(upload, api.add(upload, b"1")).json()["file"]
         assert made["expires_at"] == made["created_at"] + seconds
@@ -225,17 +228,28 @@ def test_parts_that_are_not_what_was_announced_are_refused_and_kept(api: Api) ->
     api.client.uploads.cancel(other.id)
 
 
-def test_a_form_that_is_no_part_is_refused_by_the_name_of_its_field(api: Api) -> None:
-    upload = api.create()
-    path = f"/v1/uploads/{upload.id}/parts"
-    for options, param in (
+@pytest.mark.parametrize(
+    ("sent", "param"),
+    [
         ({"files": {"data": (None, "1")}}, "data"),
         ({"files": {"file": ("a", b"1")}}, "file"),
         ({"files": [("data", ("a", b"1")), ("data", ("b", b"2"))]}, "data"),
         ({"files": {"x": (None, "1")}}, "data"),
         ({"json": {"data": "1"}}, None),
-    ):
-        assert refused(api.http.post(path, **options))["param"] == param
+    ],
+)
+def test_a_form_that_is_no_part_is_refused_by_the_name_of_its_field(
+    api: Api, sent: dict[str, Any], param: str | None
+) -> None:
+    upload = api.create()
+    assert refused(api.http.post(f"/v1/uploads/{upload.id}/parts", **sent))["param"] == param
+    assert "part" not in api.contents()
+    api.client.uploads.cancel(upload.id)
+
+
+def test_an_unknown_field_of_a_part_is_ignored_and_told(api: Api) -> None:
+    upload = api.create()
+    path = f"/v1/uploads/{upload.id}/parts"
     reply = api.http.post(path, data={"x": "1"}, files={"data": ("a", b"1")})
     assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "x")
     api.client.uploads.cancel(upload.id)
