@@ -196,8 +196,8 @@ def _check_content_type(request: Request) -> None:
 
 
 def check_encoding(request: Request) -> None:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
         raise InvalidRequest(f"The content encoding {encoding[:60]!r} is not supported.")
 
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from engines.errors import (
@@ -191,7 +192,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     told = {404: (f"There is no {where}.", "not_found"), 405: (f"{where} is not allowed.", "method_not_allowed")}
     message, code = told.get(error.status_code, (str(error.detail), None))
     failure = Failure(status=error.status_code, message=message, code=code)
-    return _respond(failure, request.scope, error.headers or {})
+    headers = {"allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return _respond(failure, request.scope, headers or {})
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes that have this path: Starlette tells those of the first."""
+    having = (each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for each in having if isinstance(each, Route) for method in each.methods or ()}))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

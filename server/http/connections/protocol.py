@@ -169,6 +169,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check_head()
+        if self.url.startswith(b"//"):  # a path (RFC 9112, 3.2.1), which the parser of URLs takes for a host
+            self.url = b"http://-" + self.url
         self._stage = _Stage.BODY
         self._since = 0
         super().on_headers_complete()

@@ -113,6 +113,14 @@ def test_an_unknown_path_and_a_wrong_method(client: ReadyClient) -> None:
     assert error_of(reply)["code"] == "method_not_allowed"
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/files", "GET, POST"), ("/v1/files/a", "DELETE, GET"), ("/v1/models/a/b", "DELETE, GET")],
+)
+def test_a_wrong_method_is_told_all_that_the_path_has(client: ReadyClient, path: str, methods: str) -> None:
+    assert client.put(path).headers["allow"] == methods
+
+
 def test_a_wrong_value_in_the_path_is_a_400(client: ReadyClient) -> None:
     reply = client.get("/raise/x")
     assert reply.status_code == 400
@@ -254,6 +262,12 @@ def test_another_content_type_is_a_400_that_says_which_one_is_right(client: Read
 def test_json_goes_by_several_names(client: ReadyClient, content_type: str) -> None:
     reply = client.post("/body", content=b'{"messages": []}', headers={"content-type": content_type})
     assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_may_say_that_it_is_not_compressed(client: ReadyClient, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    assert client.post("/body", content=b'{"messages": []}', headers=headers).status_code == 200
 
 
 def test_a_compressed_body_is_refused(client: ReadyClient) -> None:

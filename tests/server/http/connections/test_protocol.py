@@ -113,6 +113,13 @@ async def test_what_is_within_the_limits_is_answered() -> None:
     assert answer.status == 200 and len(answer.body) == 16381
 
 
+@pytest.mark.parametrize("path", ["//hello", "//", "//a/hello", "///hello"])
+async def test_a_path_may_begin_with_two_slashes_and_names_no_host(path: str) -> None:
+    async with served(App()) as here:
+        answer = await here.told(f"GET {path}?a=b HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert (answer.status, answer.body.decode()) == (200, path)
+
+
 # ---- HTTP/1.0
 
 
