@@ -71,6 +71,10 @@ class Workshop:
             needed = {"named": paths_of(others), "unannounced": unannounced}
             await asyncio.to_thread(tidy, self.folders, job, running=running, **needed)
 
+    def pause_after(self, deaths: int) -> float:
+        """Seconds before the next worker of a job of which so many have died."""
+        return self.back_off_seconds * 2.0 ** (deaths - 1)
+
 
 class Run(ABC):
     """Something of a job that goes on now: `work` in a task of its own."""
@@ -137,7 +141,7 @@ class Run(ABC):
         error = _tell_death(exit_status, out_of_memory=self.worker is not None and self.worker.out_of_memory)
         if deaths > self.shop.retries:
             return await self.fail(error, {status}, deaths=deaths)
-        pause = self.shop.back_off_seconds * 2 ** (deaths - 1)
+        pause = self.shop.pause_after(deaths)
         text = message(f"{error.message} It is started again in {pause:.3g} s.", "warn")
         await self.change({status}, text, status=back, deaths=deaths, not_before=time.time() + pause)
 

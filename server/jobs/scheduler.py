@@ -130,8 +130,9 @@ class Scheduler:
         ran = set(self._runs)  # the list can name what comes to its end while it is read
         waiting = await self._shop.store.all(JOBS.c.status.in_((JobStatus.VALIDATING, JobStatus.QUEUED)))
         now = time.time()
-        later = [job.not_before - now for job in waiting if job.not_before is not None and job.not_before > now]
-        ready = [job for job in waiting if job.id not in ran and (job.not_before or 0) <= now]
+        pauses = {job.id: self._pause(job, now) for job in waiting}
+        later = [pause for pause in pauses.values() if pause]
+        ready = [job for job in waiting if job.id not in ran and not pauses[job.id]]
         for job in [job for job in ready if job.status is JobStatus.VALIDATING]:
             run = ValidationRun(self._shop, job)
             others = [each for each in self._runs.values() if isinstance(each, ValidationRun)]
@@ -140,6 +141,11 @@ class Scheduler:
         if await self._start_queued([job for job in ready if job.status is JobStatus.QUEUED]):
             later.append(LOOK_SECONDS)
         return min(later, default=None)
+
+    def _pause(self, job: Job, now: float) -> float:
+        """Seconds until the job may begin. None waits longer than it was told to, where the clock has been set back."""
+        left = 0.0 if job.not_before is None else max(0.0, job.not_before - now)
+        return left if left <= self._shop.pause_after(max(1, job.deaths)) else 0.0
 
     async def _start_queued(self, jobs: Sequence[Job]) -> bool:
         """Returns whether one has to wait for GPUs. It holds up those behind it that want some, or it might wait for

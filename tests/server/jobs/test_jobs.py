@@ -2,18 +2,21 @@
 
 import asyncio
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from engines.errors import Conflict, EngineUnavailable, InvalidAdapter, NotFound
 from server.jobs import scheduler
 from server.jobs.hooks import NoHooks
 from server.jobs.job import Job, JobStatus
 from server.jobs.processes import MARK
+from server.jobs.table import JOBS
 from server.store.access import SERVER
 from tests.server.jobs.conftest import Office, sft_task
 from tests.until import async_until
@@ -123,6 +126,19 @@ async def test_a_worker_that_always_dies_fails_the_job(office: Office) -> None:
 async def test_a_validation_that_always_dies_fails_the_job(office: Office) -> None:
     job = await office.until(await office.create({"validation_dies": True}), JobStatus.FAILED)
     assert (job.attempt, job.error["code"]) == (0, "worker_died")
+
+
+async def test_a_clock_that_is_set_back_does_not_make_a_job_wait_longer_than_it_was_told_to(tmp_path: Path) -> None:
+    office = Office(tmp_path, max_running=0)
+    await office.open()
+    job = await office.until(await office.create(), JobStatus.QUEUED)
+    async with office.database.writing() as connection:  # as a worker's death leaves it, an hour ahead
+        await connection.execute(update(JOBS).values(deaths=1, not_before=time.time() + 3600))
+    await office.close()
+    office.limits["max_running"] = 1
+    await office.open()
+    await office.until(job, JobStatus.SUCCEEDED)
+    await office.close()
 
 
 # ---- cancel, pause, resume, retry, delete
