@@ -33,10 +33,7 @@ class Packing:
         return told | {"checkpoint_format": self.layout, "desc_act": self.act_order, "sym": self.symmetric}
 
     def packs(self, name: str) -> bool:
-        """Whether it packs the weight of that name: those of linear layers, but for the head and what chooses
-        experts."""
-        found = re.search(r"(\w+_proj|c_attn|c_proj|c_fc|w[123])\.weight$", name)
-        return found is not None
+        return packs(name)
 
     def pack(self, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The tensors that a weight (outputs, inputs) is packed in, by name, and the weight that they stand for, in
@@ -75,6 +72,12 @@ class Packing:
             return scales, torch.full_like(scales, 2 ** (self.bits - 1))
         scales = ((high - low) / self.most).half().float()
         return scales, (-low / scales).round().clamp(0, self.most)
+
+
+def packs(name: str) -> bool:
+    """Whether the weight of that name is packed: those of linear layers are, but for the head and what chooses
+    experts."""
+    return re.search(r"(\w+_proj|c_attn|c_proj|c_fc|w[123])\.weight$", name) is not None
 
 
 def _columns(numbers: Tensor, bits: int, order: tuple[int, ...] | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.packed import Packing
+from tests.packed_by_hqq import HqqPacking
 
 BLOCK = 16
 """Rows and columns of an FP8 weight that share a scale."""
@@ -98,9 +99,9 @@ def _scale(layer: Any, form: dict[str, Any]) -> Tensor:
     return (rounded * scales).view(rows, columns)
 
 
-def save_packed(model: Path, folder: Path, packing: Packing) -> dict[str, Tensor]:
-    """Write `model` as GPTQ's or AWQ's programs do, with the weights of linear layers packed. Returns the weights that
-    they stand for, by name."""
+def save_packed(model: Path, folder: Path, packing: Packing | HqqPacking) -> dict[str, Tensor]:
+    """Write `model` as the programs of GPTQ, AWQ or HQQ do, with the weights of linear layers packed. Returns the
+    weights that they stand for, by name."""
     tensors = load_file(model / "model.safetensors")
     meant, saved = dict(tensors), dict(tensors)
     for name in [name for name in tensors if packing.packs(name)]:
@@ -137,4 +138,5 @@ SAVED: dict[str, Callable[[Path, Path], dict[str, Tensor]]] = {
     "compressed-tensors with 4 bits": lambda model, folder: save_compressed(model, folder, bits=4),
     "gptq": lambda model, folder: save_packed(model, folder, Packing()),
     "awq": lambda model, folder: save_packed(model, folder, Packing(method="awq", layout="gemm", symmetric=False)),
+    "hqq": lambda model, folder: save_packed(model, folder, HqqPacking()),
 }

@@ -83,7 +83,7 @@ def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Intege
     bits = max(bits, 4)
     if bits not in MOST or scales.dim() != 2 or signed.shape[1] % scales.shape[1]:
         return None
-    group = _kernel_group(signed.shape[1] // scales.shape[1])
+    group = kernel_group(signed.shape[1] // scales.shape[1])
     codes, zeros = signed + CENTRE[bits], zeros + CENTRE[bits]
     centred = bool((zeros == CENTRE[bits]).all())
     if group is None or (not centred and bits == 8):
@@ -131,6 +131,6 @@ def _rounds_inputs(weight: Any) -> bool:
     return any(getattr(weight, name, None) is not None for name in ("act_quant_kwargs", "activation_quantization"))
 
 
-def _kernel_group(size: int) -> int | None:
+def kernel_group(size: int) -> int | None:
     """How many inputs share a scale in the kernel, so that groups of `size` are some of these."""
     return max((each for each in range(4, LARGEST_GROUP + 1, 4) if size % each == 0), default=None)

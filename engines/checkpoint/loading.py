@@ -16,7 +16,6 @@ from engines.checkpoint.quantization import (
     UNPACKED,
     Quantization,
     check_not_quantized,
-    check_readable,
     is_unpacked,
     quantized_by,
     rounds_inputs,
@@ -105,7 +104,6 @@ def load_model(
     """
     import transformers
 
-    check_readable(model, config)
     if quantization is not None:
         check_not_quantized(model, config)
     auto = {

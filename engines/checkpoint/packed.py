@@ -24,7 +24,7 @@ from engines.errors import UnsupportedModel
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a number AWQ keeps each of eight outputs, lowest bits first."""
-FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",), "hqq": ("hqq",)}
 """Layouts that are known, by method; the first one is meant where config.json names none."""
 
 

@@ -41,7 +41,7 @@ _METHODS = {
     "hqq": _Method((2, 3, 4, 8), "hqq", "hqq"),
     "torchao": _Method((4, 8), "torchao", "train"),
 }
-UNPACKED = ("gptq", "awq")
+UNPACKED = ("gptq", "awq", "hqq")
 """Methods of checkpoints that we unpack ourselves, while transformers reads them."""
 BY_TRANSFORMERS = ("compressed-tensors", "fp8")
 """Those that transformers unpacks, where it is told to."""
@@ -119,16 +119,6 @@ def check_not_quantized(model: str, config: Any) -> None:
     if is_gguf(model):
         message = f"{Path(model).name!r} is a GGUF file, and keeps its own types: leave it out"
         raise UnsupportedModel(message, param="quant_method")
-
-
-def check_readable(model: str, config: Any) -> None:
-    """Raises UnsupportedModel for a checkpoint that transformers would fill with random weights."""
-    if quantized_by(config) == "hqq":
-        message = (
-            f"{Path(model).name!r} was saved by HQQ, and transformers 5 no longer reads that: take the model that it"
-            " was made of, with quant_method hqq"
-        )
-        raise UnsupportedModel(message, param="model")
 
 
 def install_command(method: str) -> str:

@@ -1,5 +1,6 @@
-"""Checkpoints of GPTQ and AWQ, read by transformers as if they held plain weights: each layer's are unpacked as soon as
-they are there. The packages that would compute with packed ones exclude versions of ours.
+"""Checkpoints of GPTQ, AWQ and HQQ, read by transformers as if they held plain weights: each layer's are unpacked as
+soon as they are there. The packages that would compute with packed ones exclude versions of ours, and transformers 5 no
+longer reads what HQQ has saved.
 
 transformers has it for FP8 (`Fp8Dequantize`), and takes others through its registries of quantisation methods.
 """
@@ -16,17 +17,24 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from engines.checkpoint import hqq
+from engines.checkpoint.hqq import UnpackedByHqq, unpack_hqq
 from engines.checkpoint.integers import hollow
 from engines.checkpoint.packed import Unpacked as Layer
 from engines.checkpoint.packed import layout_of, unpack_awq, unpack_gptq
 
 METHOD = "unpacked"
+HQQ = "hqq"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-"""Tensors that a packed weight consists of."""
+"""Tensors that a weight packed by GPTQ or AWQ consists of; the first is there if any is."""
+
+
+def parts_of(packing: str) -> tuple[str, ...]:
+    return hqq.PARTS if packing == HQQ else PARTS
 
 
 def unpacked(config: Any, *, keep_integers: bool) -> Any:
-    """`config` (a `PreTrainedConfig` of GPTQ or AWQ) for a model that is to be unpacked. Raises UnsupportedModel.
+    """`config` (a `PreTrainedConfig` of GPTQ, AWQ or HQQ) for a model that is to be unpacked. Raises UnsupportedModel.
 
     `keep_integers`: linear layers get what reads the integers that they were packed from, as `integers`, and weights
     that are `hollow`; None, and weights, where a kernel has no place for them.
@@ -54,6 +62,7 @@ class Unpacked(QuantizationConfigMixin):  # type: ignore[misc]  # Any at our bor
 class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
     def __init__(self, packing: str, group_size: int, keep_integers: bool) -> None:
         self.packing, self.group_size, self.keep_integers = packing, group_size, keep_integers
+        self.parts = parts_of(packing)
 
     def convert(self, input_dict: dict[str, Any], full_layer_name: str, model: Any, **more: Any) -> dict[str, Any]:
         """The tensors with weights in place of what these are packed in. `input_dict`: pattern of names -> tensors."""
@@ -61,13 +70,16 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
         converted: dict[str, Any] = {}
         for pattern, tensors in input_dict.items():
             before, _, part = pattern.removesuffix("$").rpartition(r"\.")
-            if part not in PARTS:
+            if part not in self.parts:
                 converted[pattern] = tensors
-            elif part == PARTS[0]:
-                parts = [input_dict.get(rf"{before}\.{each}$", [None] * len(tensors)) for each in PARTS]
-                layers = [self._layer(*each) for each in zip(*parts, strict=True)]
+            elif part == self.parts[0]:
                 target = rf"{before}\.weight$" if before else full_layer_name
                 meant = getattr(module, name)
+                if self.packing == HQQ and tensors[0].is_meta:  # its settings are numbers, which are not there
+                    converted[target] = [torch.empty_like(meant, device="meta")]
+                    continue
+                parts = [input_dict.get(rf"{before}\.{each}$", [None] * len(tensors)) for each in self.parts]
+                layers = [self._layer(*each) for each in zip(*parts, strict=True)]
                 if self._keeps(module, layers):
                     module.integers = partial(self._integers, *(each[0] for each in parts))
                     converted[target] = [hollow(meant.shape, meant.dtype)]
@@ -79,7 +91,7 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
                 ]
         return converted
 
-    def _keeps(self, module: Any, layers: list[Layer]) -> bool:
+    def _keeps(self, module: Any, layers: list[Layer | UnpackedByHqq]) -> bool:
         """Whether a layer keeps its integers; one that would, and has none for a kernel, is marked by None."""
         if not self.keep_integers or type(module) is not torch.nn.Linear:
             return False
@@ -89,7 +101,10 @@ class Unpack(ConversionOps):  # type: ignore[misc]  # Any at our border
     def _integers(self, *parts: Any) -> Any:
         return self._layer(*parts).integers()
 
-    def _layer(self, qweight: Any, qzeros: Any, scales: Any, g_idx: Any) -> Layer:
+    def _layer(self, *parts: Any) -> Layer | UnpackedByHqq:
+        if self.packing == HQQ:
+            return unpack_hqq(dict(zip(self.parts, parts, strict=True)))
+        qweight, qzeros, scales, g_idx = parts
         if qzeros is None or scales is None:
             raise ValueError("a layer has no scales or no zeros")
         if self.packing == "gemm":
@@ -104,7 +119,8 @@ class Unpacker(HfQuantizer):  # type: ignore[misc]  # Any at our border
 
     def update_weight_conversions(self, weight_conversions: list[Any]) -> list[Any]:
         """Unpack the parts of what the model puts together (experts) before it does, and all other layers' weights."""
-        layers = WeightConverter([rf"\.{part}$" for part in PARTS], ".weight", [self._unpack()])
+        parts = parts_of(self.quantization_config.packing)
+        layers = WeightConverter([rf"\.{part}$" for part in parts], ".weight", [self._unpack()])
         return [*map(self._unpacking, weight_conversions), layers]
 
     def _unpacking(self, conversion: Any) -> Any:
@@ -112,7 +128,8 @@ class Unpacker(HfQuantizer):  # type: ignore[misc]  # Any at our border
         weights = [each.removesuffix(".weight").removesuffix("\\") for each in sources if each.endswith(".weight")]
         if not isinstance(conversion, WeightConverter) or not weights or len(conversion.target_patterns) > 1:
             return conversion
-        packed = [rf"{before}\.{part}$" for part in PARTS for before in weights]
+        parts = parts_of(self.quantization_config.packing)
+        packed = [rf"{before}\.{part}$" for part in parts for before in weights]
         plain = [rf"{before}\.weight$" for before in weights]
         others = [each for each in conversion.source_patterns if not each.removesuffix("$").endswith(".weight")]
         found = WeightConverter(

@@ -1,4 +1,4 @@
-"""A model's folder whose linear layers are quantised as a library has them: bitsandbytes or torchao."""
+"""A model's folder whose linear layers are quantised as a library has them: bitsandbytes, HQQ or torchao."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
-from engines.checkpoint.quantize import torchao_config
+from engines.checkpoint.quantize import quantized_layers, torchao_config
+from training.exports.weights import save
 
 
 def write_by_library(folder: Path, quantization: Quantization, target: Path, *, dtype: Any, shard: int) -> None:
@@ -26,7 +27,19 @@ def write_by_library(folder: Path, quantization: Quantization, target: Path, *, 
             device_map="cpu",
             quantization=quantization,
         )
-    model.save_pretrained(target, max_shard_size=shard)
+    if quantization.method == "hqq":
+        save(model, {}, _told_by_hqq(model), target, shard)
+    else:
+        model.save_pretrained(target, max_shard_size=shard)
+
+
+def _told_by_hqq(model: Any) -> dict[str, Any]:
+    """`quantization_config` of config.json, as transformers 4 wrote it, of which 5 writes nothing."""
+    return {
+        "quant_method": "hqq",
+        "quant_config": next(iter(quantized_layers(model).values())).quant_config,
+        "skip_modules": ["lm_head"],
+    }
 
 
 def _by_torchao(folder: Path, config: Any, quantization: Quantization, dtype: Any) -> Any:

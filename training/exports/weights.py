@@ -30,7 +30,7 @@ def write_quantized(model: Any, tokenizer: Any, params: ExportParams, report: Re
         replaced, settings = _by_data(model, tokenizer, params, report)
     else:
         replaced, settings = _by_themselves(model, params)
-    _save(model.to(dtype=stored), replaced, settings, target, shard)
+    save(model.to(dtype=stored), replaced, settings, target, shard)
 
 
 def _by_data(
@@ -94,7 +94,7 @@ def _by_themselves(model: Any, params: ExportParams) -> tuple[dict[str, "Tensor"
     return replaced, eight_bits.settings(kind)
 
 
-def _save(model: Any, replaced: Mapping[str, "Tensor"], settings: dict[str, Any], target: Path, shard: int) -> None:
+def save(model: Any, replaced: Mapping[str, "Tensor"], settings: dict[str, Any], target: Path, shard: int) -> None:
     """The model as transformers writes it, with the tensors of quantised layers in place of their own."""
     layers = {name.rpartition(".")[0] for name in replaced}
     kept = {name: each for name, each in model.state_dict().items() if name.rpartition(".")[0] not in layers}

@@ -25,9 +25,9 @@ class ExportParams(FormParams, MergeLoraParams, BaseParams):
     """Folder for the result. Beside the checkpoint, named after what was done, unless given."""
     quant_method: Annotated[ExportMethod | None, About(EXPORT)] = None  # type: ignore[assignment]  # two meanings there
     """How the linear layers' weights, but for the output head's, are quantised in the result. `gptq` and `awq` measure
-    on a data set which weights matter; `fp8` and `w8a8` quantise the activations too, while the model runs; `bnb`
-    and `torchao` are those libraries' own forms; `hqq` has one that nothing loads again, and is refused. The reference
-    documents the first two. Not quantised unless given."""
+    on a data set which weights matter; `fp8` and `w8a8` quantise the activations too, while the model runs; `bnb`,
+    `hqq` and `torchao` are those libraries' own forms. The reference documents the first two. Not quantised unless
+    given."""
     quant_n_samples: Annotated[int, About(EXPORT)] = Field(128, ge=1)
     """For gptq and awq: samples of `dataset` that quantisation measures the weights' influence on."""
     max_length: Annotated[int, About(EXPORT)] = Field(2048, ge=1)

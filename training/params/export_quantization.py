@@ -8,13 +8,9 @@ from engines.params.quantization import QuantizationParams
 from training.params.export import ExportParams
 from training.params.refusal import Refusal, given
 
-OF_LIBRARIES = ("bnb", "torchao")
+OF_LIBRARIES = ("bnb", "hqq", "torchao")
 """Methods by which models are quantised while they are loaded, too."""
 OF_DATA = ("quant_n_samples", "max_length", "quant_batch_size", "dataset", "data_seed", "strict")
-_HQQ = (
-    "nothing that serves loads what HQQ saves: transformers 5 no longer makes layers of it, and vLLM 0.32 has no "
-    "reader for it. Quantise by it while the model is loaded, or choose gptq, awq, bnb or torchao"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +43,6 @@ def export_conflicts(params: ExportParams) -> list[Refusal]:
     name = params.quant_method
     method = METHODS.get(name or "")
     found = [(each, "only gptq and awq read it") for each in _unread(params, method)]
-    if name == "hqq":
-        return [*found, ("quant_method", _HQQ)]
     if name is None or name in OF_LIBRARIES:
         asked = params.model_dump(include=params.model_fields_set & QuantizationParams.model_fields.keys())
         return [*found, *quantization_conflicts(QuantizationParams.model_validate(asked))]
@@ -73,5 +67,5 @@ def _unfit_bits(params: ExportParams, method: Method) -> Iterator[Refusal]:
 def _of_libraries(params: ExportParams) -> Iterator[Refusal]:
     names = set(QuantizationParams.model_fields) - {"quant_method", "quant_bits"}
     for each in given(params, sorted(names)):
-        reader = "a training on quantised weights" if each == "hqq_axis" else "quant_method bnb with quant_bits 4"
+        reader = "quant_method hqq" if each == "hqq_axis" else "quant_method bnb with quant_bits 4"
         yield each, f"only {reader} reads it"

@@ -1,4 +1,4 @@
-"""Checkpoints of GPTQ and AWQ are read as the plain models that they stand for, or refused by name."""
+"""Checkpoints of GPTQ, AWQ and HQQ are read as the plain models that they stand for, or refused by name."""
 
 import gc
 import json
@@ -18,6 +18,7 @@ from engines.checkpoint.loading import load_config, load_model
 from engines.errors import UnsupportedModel
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.packed import Packing
+from tests.packed_by_hqq import HqqPacking
 from tests.plain_weights import plain_layers
 from tests.quantized_folders import SAVED, save_packed, say_quantized
 
@@ -143,7 +144,6 @@ def test_where_inputs_are_in_order_a_file_may_leave_out_which_group_they_are_of_
         ({"quant_method": "gptq", "is_marlin_format": True}, "not from marlin"),
         ({"quant_method": "awq", "version": "gemv"}, "weights of awq are unpacked from gemm, not from gemv"),
         ({"quant_method": "awq", "backend": "llm-awq", "version": "gemm"}, "not from llm-awq"),
-        ({"quant_method": "hqq"}, "'packed' was saved by HQQ, and transformers 5 no longer reads that"),
     ],
     ids=str,
 )
@@ -221,7 +221,7 @@ def test_scales_of_inputs_are_left_with_the_packing(plain: Callable[[str], Path]
     assert all(torch.equal(found.state_dict()[name], meant[name]) for name in meant)
 
 
-@pytest.mark.parametrize("form", ["gptq", "awq", "fp8"])
+@pytest.mark.parametrize("form", ["gptq", "awq", "fp8", "hqq"])
 def test_its_shapes_are_known_without_its_weights(form: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     """As vLLM's engine asks for the head of a model that classifies."""
     SAVED[form](plain("llama"), tmp_path / "packed")
@@ -288,3 +288,65 @@ def test_layers_of_compressed_tensors_whose_integers_are_kept_are_unpacked_one_a
     before = plain_layers()
     found = loaded(tmp_path / "packed", keep_integers=True)
     assert len(seen) >= 7 * found.config.num_hidden_layers and max(seen) <= 3  # it, its copy, and the head
+
+
+# ---- HQQ
+
+
+BY_HQQ = {
+    "4 bits": HqqPacking(),
+    "2 bits in groups that go on in the next row": HqqPacking(bits=2, group=32),
+    "3 bits": HqqPacking(bits=3, group=8),
+    "8 bits": HqqPacking(bits=8),
+    "4 bits along outputs": HqqPacking(axis=0),
+    "3 bits along outputs": HqqPacking(bits=3, axis=0, group=8),
+}
+
+
+@pytest.mark.parametrize("packing", BY_HQQ)
+def test_what_hqq_has_saved_is_read_without_it(packing: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
+    how = BY_HQQ[packing]
+    meant = save_packed(plain("llama"), tmp_path / "packed", how)
+    found = loaded(tmp_path / "packed").state_dict()
+    assert found.keys() == meant.keys()
+    assert all(torch.equal(found[name], meant[name]) for name in meant)
+    kept = {path: layer for path, layer in loaded(tmp_path / "packed", keep_integers=True).named_modules()
+            if "integers" in vars(layer)}  # fmt: skip
+    assert len(kept) == 14
+    for path, layer in kept.items():
+        there = integers_of(layer)
+        assert (there is not None) == (how.axis == 1 and layer.in_features % how.group == 0)
+        if there is not None:
+            torch.testing.assert_close(there.weights(), meant[f"{path}.weight"], rtol=1e-5, atol=1e-6)
+
+
+def test_experts_that_hqq_has_saved_are_put_together(plain: Callable[[str], Path], tmp_path: Path) -> None:
+    meant = save_packed(plain("mixtral"), tmp_path / "packed", HqqPacking())
+    loaded(tmp_path / "packed").save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == meant.keys() and all(torch.equal(saved[name], meant[name]) for name in meant)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"W_q": None}, "there is no model.layers.0.mlp.up_proj.weight"),
+        ({"zero": None}, "cannot be unpacked"),
+        ({"packing": torch.tensor([*b"5bit_u8"], dtype=torch.uint8)}, "cannot be unpacked"),
+        ({"shape": torch.tensor([48, 31])}, "cannot be unpacked"),
+    ],
+    ids=["no integers", "no zeros", "packing", "shape"],
+)
+def test_what_is_no_layer_of_hqq_is_refused(
+    changed: dict[str, Any], reason: str, plain: Callable[[str], Path], tmp_path: Path
+) -> None:
+    save_packed(plain("llama"), tmp_path / "packed", HqqPacking())
+    layer = "model.layers.0.mlp.up_proj."
+    others = {f"{layer}{name}": tensor for name, tensor in changed.items()}
+    change(
+        tmp_path / "packed",
+        lambda tensors: {name: each for name, each in (tensors | others).items() if each is not None},
+    )
+    with pytest.raises(UnsupportedModel, match=reason) as refused:
+        loaded(tmp_path / "packed")
+    assert refused.value.param == "model"

@@ -39,6 +39,7 @@ def by_itself(method: str, bits: int | None = None, **engines: Any) -> Form:
 
 _NO_MARLIN = "Marlin does not support weight_bits = uint8b128"
 _NO_BNB = "Unknown quantization method: bitsandbytes"
+_NO_HQQ = "Unknown quantization method: hqq"
 _PACKED_ONLY = "Only compressed-tensors `pack-quantized` format is supported"
 FORMS = (
     by_data("gptq", 4, lmdeploy="Unsupported quant method: gptq"),
@@ -48,6 +49,7 @@ FORMS = (
     by_itself("w8a8"),
     by_itself("bnb", 4, vllm=_NO_BNB),
     by_itself("bnb", 8, vllm=_NO_BNB),
+    by_itself("hqq", 4, vllm=_NO_HQQ),
     by_itself("torchao", 4),
     by_itself("torchao", 8),
 )

@@ -18,6 +18,7 @@ from engines.checkpoint.quantization import Quantization
 from engines.errors import InvalidAdapter, InvalidRequest, TuneserveError, UnsupportedModel
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
+from tests.hqq import importable
 from tests.training.jobs import TEMPLATE, make_data, make_job
 from training.folder import JobFolder
 from training.params.export import ExportParams
@@ -135,6 +136,15 @@ def test_what_a_library_has_quantised_is_what_it_is_while_it_is_loaded(
     folder = exported(quant_method=method, quant_bits=bits)
     truth = logits(loaded(given / "llama", quantization=Quantization(method=method, bits=bits)))
     assert change(logits(loaded(folder)), truth) == 0
+
+
+@pytest.mark.parametrize(("bits", "axis"), [(4, 1), (3, 0)])
+def test_what_hqq_has_quantised_is_read_without_it(given: Path, exported: Export, bits: int, axis: int) -> None:
+    with importable():
+        folder = exported(quant_method="hqq", quant_bits=bits, hqq_axis=axis)
+        truth = logits(loaded(given / "llama", quantization=Quantization(method="hqq", bits=bits, axis=axis)))
+    assert change(logits(loaded(folder)), truth) < 1e-5
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "hqq"
 
 
 @pytest.mark.parametrize(("method", "most"), [("fp8", 0.04), ("w8a8", 0.01)])
