@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.errors import InvalidRequest
 from training.evaluation.compare import Difference, compare, values_of
+from training.evaluation.rows import json_lines
 
 RESULTS = "results.json"
 STDERR = "_stderr"
@@ -107,10 +108,7 @@ def read(folder: Path) -> Measured:
     try:
         told = json.loads((folder / RESULTS).read_text())
         scores = [Score(**score) for score in told["scores"]]
-        samples = {
-            score.task: [json.loads(line) for line in (folder / _file_of(score.task)).read_text().splitlines()]
-            for score in scores
-        }
+        samples = {score.task: json_lines((folder / _file_of(score.task)).read_text()) for score in scores}
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"'{folder}' holds no evaluation of ours: {error}"
         raise InvalidRequest(message, param="compare") from None

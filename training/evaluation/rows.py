@@ -20,14 +20,17 @@ def is_file_of_rows(text: str) -> bool:
 
 def read_rows(text: str) -> tuple[Path, list[dict[str, Any]]]:
     """The file and its rows, as many as are asked for; not yet checked. Raises InvalidRequest."""
-    path, _, count = text.partition("#")
+    path, sharp, count = text.partition("#")
+    if sharp and (not count.isdecimal() or int(count) < 1):
+        message = f"{text!r}: after # there must be a number of rows, not {count!r}"
+        raise InvalidRequest(message, param="eval_dataset")
     file = Path(path).expanduser()
-    return file, _rows(file)[: int(count) if count.isdecimal() else None]
+    return file, _rows(file)[: int(count) if sharp else None]
 
 
 def read_text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{file.name}: it cannot be read: {error}", param="eval_dataset") from None
 
@@ -47,10 +50,16 @@ def check_row(row: Mapping[str, Any], form: frozenset[str], where: str) -> None:
             raise InvalidRequest(f"{where}: {name!r} is a text", param="eval_dataset")
 
 
+def json_lines(text: str) -> list[Any]:
+    """What stands in each line. Only a line feed ends one: JSON's strings may hold what else Python takes for an end.
+    Raises ValueError."""
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def _rows(file: Path) -> list[dict[str, Any]]:
     text = read_text(file)
     try:
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        rows = json.loads(text) if file.suffix == ".json" else json_lines(text)
     except ValueError as error:
         raise InvalidRequest(f"{file.name}: it is no valid JSON: {error}", param="eval_dataset") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

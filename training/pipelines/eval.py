@@ -60,7 +60,17 @@ def _compared(params: EvalParams, *, discreet: bool) -> Measured | EvalParams | 
         return params.model_copy(update={"model": name})
     if (folder / "adapter_config.json").is_file():
         return params.model_copy(update={"adapters": (name,)})
+    _check_model(name, folder)
     return params.model_copy(update={"model": name, "adapters": (), "model_revision": None})
+
+
+def _check_model(name: str, folder: Path) -> None:
+    """Raises InvalidRequest for what is plainly no model: before the first one is measured."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        message = f"{name!r} holds neither an evaluation nor an adapter nor a model"
+        raise InvalidRequest(message, param="compare")
+    if not folder.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise InvalidRequest(f"there is no {name!r}", param="compare")
 
 
 class _ByHarness:

@@ -10,6 +10,7 @@ from engines.errors import InvalidRequest
 from training.evaluation import results
 from training.evaluation.compare import compare, mcnemar
 from training.evaluation.results import Measured, measured_by_harness
+from training.evaluation.rows import read_rows
 from training.evaluation.tasks import read_tasks
 
 
@@ -50,7 +51,10 @@ def test_other_questions_are_not_compared() -> None:
 
 
 def measured(name: str, right: list[float]) -> Measured:
-    samples = [{"doc_id": n, "doc_hash": "x", "filter": "none", "acc": value} for n, value in enumerate(right)]
+    samples = [
+        {"doc_id": n, "doc_hash": "x", "filter": "none", "acc": value, "resps": ["one\u2028two\x85"]}
+        for n, value in enumerate(right)
+    ]
     found = {
         "results": {"capitals": {"alias": "capitals", "acc,none": sum(right) / len(right), "acc_stderr,none": 0.1}},
         "higher_is_better": {"capitals": {"acc": True}},
@@ -98,6 +102,21 @@ def test_rows_that_ask_nothing_are_refused(tmp_path: Path, text: str, told: str)
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(InvalidRequest, match=told):
         read_tasks([str(tmp_path / "rows.jsonl")], allow_code=True)
+
+
+@pytest.mark.parametrize("count", ["0", "x", "", "-1", "1.5"])
+def test_no_number_of_rows_is_refused(tmp_path: Path, count: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(InvalidRequest, match="after # there must be a number of rows") as refused:
+        read_tasks([f"{tmp_path}/rows.jsonl#{count}"], allow_code=True)
+    assert refused.value.param == "eval_dataset"
+
+
+def test_a_row_ends_with_a_line_feed_alone_and_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    rows = [{"text": "one\u2028two\x85"}, {"text": "three"}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{lines}\n \n".encode())
+    assert read_rows(str(tmp_path / "rows.jsonl"))[1] == rows
 
 
 def test_files_and_names_are_told_apart(tmp_path: Path) -> None:

@@ -128,6 +128,17 @@ def test_an_adapter_is_measured_and_compared_with_its_model(
     assert result.metrics["choices/acc"] == found["choices", "acc"]["value"]
 
 
+def test_what_is_nothing_to_compare_with_is_refused_before_a_model_is_measured(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pipelines.eval.measure", None)
+    (place / "empty").mkdir()
+    for name, said in (("empty", "neither an evaluation nor an adapter nor a model"), ("missing", "there is no")):
+        with pytest.raises(InvalidRequest, match=said) as refused:
+            run(place, f"beside-{name}", compare=str(place / name))
+        assert refused.value.param == "compare"
+
+
 def taught(folder: Path, model: Path) -> Path:
     """A LoRA adapter that changes what the model says."""
     import torch

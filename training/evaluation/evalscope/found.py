@@ -11,6 +11,7 @@ from typing import Any
 from engines.errors import TuneserveError
 from training.evaluation.evalscope.benchmarks import Benchmark
 from training.evaluation.results import Measured, Score
+from training.evaluation.rows import json_lines
 
 ROUNDED = 1e-4
 """EvalScope's reports have four decimals, and parts that were rounded before they were put together."""
@@ -32,8 +33,8 @@ def read(benchmark: Benchmark, folder: Path) -> Found:
         raise TuneserveError(f"EvalScope has left {len(reports)} reports of {benchmark.kind}")
     report = json.loads(reports[0].read_text())
     subsets = {file: file.stem.removeprefix(f"{benchmark.kind}_") for file in sorted(folder.glob("reviews/*/*.jsonl"))}
-    lines = [(subset, line) for file, subset in subsets.items() for line in file.read_text().splitlines()]
-    samples = [_sample(subset, json.loads(line)) for subset, line in lines]
+    reviews = [(subset, review) for file, subset in subsets.items() for review in json_lines(file.read_text())]
+    samples = [_sample(*each) for each in reviews]
     unmeasured = {name: why for sample in samples for name, why in sample.pop("unmeasured").items()}
     failed = tuple(name.lower() for name in unmeasured)
     scores = [score for score in _scores(benchmark, report, samples) if not score.metric.lower().startswith(failed)]
