@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from engines.errors import InvalidRequest, TuneserveError
 from server.evals.records import ItemStatus, labels_of
@@ -13,10 +13,26 @@ from training.params.graders import LabelModel, OneGrader, ScoreModel, StringChe
 from training.rewards.graders.grading import Graded, Grading
 from training.rewards.graders.judging import Question, Reply, TokenUsage
 
+Key = TypeVar("Key")
+Told = TypeVar("Told")
 MIDDLE = 0.5
 """From which grade on a criterion counts as passed whose grader says nothing: the middle of most ranges."""
 AskModel = Callable[[Question], Awaitable[Reply]]
 """Has a served model answer. Raises TuneserveError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """What the embeddings of two texts have in common."""
+
+    cosine: float
+    model: str
+    """Which made them."""
+    usage: TokenUsage
+
+
+Compare = Callable[[str, str], Awaitable[Likeness]]
+"""Raises TuneserveError."""
 
 
 def check_criterion(criterion: OneGrader, param: str) -> None:
@@ -51,31 +67,38 @@ class Verdict:
 
 REPLIES: ContextVar[Mapping[str, Reply | TuneserveError]] = ContextVar("replies")
 """What models have said of the answer that a thread grades."""
+LIKENESSES: ContextVar[Mapping[tuple[str, str], Likeness | TuneserveError]] = ContextVar("likenesses")
+"""How much the embeddings of texts have in common that it compares."""
 
 
 class Judge:
     """The criteria of a run. Closed, it has left no process behind."""
 
-    def __init__(self, criteria: list[OneGrader], ask: AskModel, pool: Pool) -> None:
+    def __init__(self, criteria: list[OneGrader], ask: AskModel, compare: Compare, pool: Pool) -> None:
         """`pool` has the threads that grade: none of them waits for a model. Raises InvalidRequest."""
         self._criteria = criteria
         self._labels = labels_of(criteria)
         self._ask = ask
+        self._compare = compare
         self._pool = pool
         self._closed = False
-        self._gradings = [Grading(each, _reply) for each in criteria]
+        self._gradings = [Grading(each, _reply, _cosine) for each in criteria]
 
     async def __call__(self, sample: Mapping[str, Any], item: Mapping[str, Any]) -> Verdict:
         """Raises QueueFull where too much is graded."""
         asked = {each.key: each for grading in self._gradings for each in grading.questions(sample, item)}
-        replies = await self._ask_all(asked)
+        pairs = {pair: pair for grading in self._gradings for pair in grading.pairs(sample, item)}
+        replies = await _all(self._ask, {key: (question,) for key, question in asked.items()})
+        likenesses = await _all(self._compare, pairs)
         REPLIES.set(replies)
+        LIKENESSES.set(likenesses)
         grading = asyncio.ensure_future(self._pool.run(self._grade, sample, item))
         try:
             graded = await asyncio.shield(grading)
         finally:  # its processes are not closed under a thread that would start them again
             await asyncio.wait((grading,))
         tokens = [(asked[key].model, reply.usage) for key, reply in replies.items() if isinstance(reply, Reply)]
+        tokens += [(each.model, each.usage) for each in likenesses.values() if isinstance(each, Likeness)]
         return Verdict(status=self._status(graded), results=self._results(graded), tokens=tokens)
 
     def _status(self, graded: list[Graded]) -> ItemStatus:
@@ -86,21 +109,6 @@ class Judge:
 
     def _grade(self, sample: Mapping[str, Any], item: Mapping[str, Any]) -> list[Graded]:
         return [grading(sample, item) for grading in self._gradings if not self._closed]
-
-    async def _ask_all(self, questions: Mapping[str, Question]) -> Mapping[str, Reply | TuneserveError]:
-        """What the models answer."""
-        replies: dict[str, Reply | TuneserveError] = {}
-
-        async def ask(key: str, question: Question) -> None:
-            try:
-                replies[key] = await self._ask(question)
-            except TuneserveError as error:
-                replies[key] = error
-
-        async with asyncio.TaskGroup() as asking:
-            for key, question in questions.items():
-                asking.create_task(ask(key, question))
-        return replies
 
     def _results(self, graded: list[Graded]) -> list[dict[str, Any]]:
         """As output items show them. A grader that failed says why."""
@@ -119,12 +127,38 @@ class Judge:
             grading.close()
 
 
+async def _all(
+    ask: Callable[..., Awaitable[Told]], asked: Mapping[Key, tuple[Any, ...]]
+) -> dict[Key, Told | TuneserveError]:
+    """What comes of `ask` with the arguments of each key, all at once."""
+    told: dict[Key, Told | TuneserveError] = {}
+
+    async def one(key: Key, arguments: tuple[Any, ...]) -> None:
+        try:
+            told[key] = await ask(*arguments)
+        except TuneserveError as error:
+            told[key] = error
+
+    async with asyncio.TaskGroup() as asking:
+        for key, arguments in asked.items():
+            asking.create_task(one(key, arguments))
+    return told
+
+
 def _reply(question: Question) -> Reply:
     """Called in the threads that grade, which have the context of the call. Raises TuneserveError."""
     reply = REPLIES.get()[question.key]
     if isinstance(reply, TuneserveError):
         raise reply
     return reply
+
+
+def _cosine(text: str, reference: str) -> float:
+    """Likewise."""
+    likeness = LIKENESSES.get()[text, reference]
+    if isinstance(likeness, TuneserveError):
+        raise likeness
+    return likeness.cosine
 
 
 def _result(label: str, criterion: OneGrader, said: Graded) -> dict[str, Any]:

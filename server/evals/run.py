@@ -7,16 +7,20 @@ transaction for those of about a second.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from engines.errors import InvalidRequest, QueueFull, RateLimited, TuneserveError
 from server.batches.answers import Answering, Reply, answer
-from server.evals.judging import Judge, Verdict
+from server.evals.judging import Judge, Likeness, Verdict
 from server.evals.records import Counts, Eval, ItemStatus, ModelUsage, OutputItem, Run, Status
 from server.evals.rows import Rows, read_rows
 from server.evals.sampling import (
@@ -30,7 +34,7 @@ from server.evals.sampling import (
 from server.evals.schema import CustomConfig, Jsonl, LogsConfig, Row
 from server.evals.store import EvalStore
 from server.evals.stored import Stored, StoredAnswers
-from server.fine_tuning.graders import question_body
+from server.fine_tuning.graders import ask_in_room
 from server.inference.inference import Inference
 from server.kept.completions import KeptCompletions
 from server.model.served import ServedModel
@@ -135,7 +139,7 @@ class EvalRun:
 
     @contextlib.asynccontextmanager
     async def _judge(self) -> AsyncIterator[Judge]:
-        judge = Judge(self._eval.criteria, self._ask_judge, self._shared.inference.pools.graders)
+        judge = Judge(self._eval.criteria, self._ask_judge, self._compare, self._shared.inference.pools.graders)
         try:
             yield judge
         finally:
@@ -217,9 +221,18 @@ class EvalRun:
 
     async def _ask_judge(self, question: Question) -> JudgeReply:
         """What a model says that grades. Raises TuneserveError."""
-        reply = await self._answer("/v1/chat/completions", question_body(question))
+        reply = await ask_in_room(question, partial(self._answer, "/v1/chat/completions"))
         text = reply.body["choices"][0]["message"]["content"] or ""
         return JudgeReply(text=text, usage=TokenUsage(**tokens_of(reply.body)))
+
+    async def _compare(self, text: str, reference: str) -> Likeness:
+        """By the embeddings of the base model. Raises TuneserveError."""
+        model = self._shared.model.name
+        reply = await self._answer("/v1/embeddings", {"model": model, "input": [text, reference]})
+        told = orjson.loads(orjson.dumps(reply.body))  # the vectors are JSON already
+        cosine = math.fsum(a * b for a, b in zip(*(each["embedding"] for each in told["data"]), strict=True))
+        usage = TokenUsage(prompt_tokens=told["usage"]["prompt_tokens"])
+        return Likeness(cosine=cosine, model=model, usage=usage)
 
     async def _answer(self, endpoint: str, body: dict[str, Any]) -> Reply:
         """The answer to one request, at the priority of batches. What its owner may have only later is waited for

@@ -72,7 +72,7 @@ class Evals:
             param = f"testing_criteria[{place}]"
             check_criterion(criterion, param)
             try:
-                await self._graders.check(criterion, caller)
+                await self._graders.check_for_eval(criterion, caller)
             except (InvalidRequest, ModelNotFound) as error:
                 raise _at(error, param) from None
         now = int(time.time())

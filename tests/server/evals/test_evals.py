@@ -165,6 +165,33 @@ def test_every_kind_of_grader_judges(api: Api) -> None:
     }  # fmt: skip
 
 
+def test_cosine_compares_the_embeddings_of_the_base_model(api: Api) -> None:
+    alike = {**SAME, "type": "text_similarity", "evaluation_metric": "cosine", "pass_threshold": 0.999}
+    made = api.create([alike])
+    run = api.wait(api.ask(made, {"text": "abcd", "label": "abcd"}, {"text": "abcd", "label": "wxyz"}))
+    vectors = [each.embedding for each in api.client.embeddings.create(model="echo", input=["abcd", "wxyz"]).data]
+    cosine = sum(one * two for one, two in zip(*vectors, strict=True))
+    same, other = api.items(run)
+    assert [each.results[0].score for each in (same, other)] == pytest.approx([1, max(0, cosine)], abs=1e-6)
+    assert (same.status, other.status) == ("pass", "fail")
+    [usage] = run.per_model_usage
+    assert usage.invocation_count == 4, "two rows, and the embeddings of the texts of each"
+
+
+def test_a_model_that_judges_has_what_its_context_leaves(api: Api) -> None:
+    length = api.http.get("/v1/models").json()["data"][0]["max_model_len"]
+    asked = [
+        {"role": "system", "content": "x" * (length - 1500)},
+        {"role": "user", "content": '{"steps": [], "result": 1}'},
+    ]
+    score: Any = {"type": "score_model", "name": "score", "model": "echo", "input": asked}
+    limited = {**score, "name": "limited", "sampling_params": {"max_completions_tokens": 2000}}
+    [item] = api.items(api.wait(api.ask(api.create([score, limited]), {"text": "a"})))
+    found, refused = item.results
+    assert (found.score, found.passed) == (1, True)
+    assert "maximum context length" in refused.model_extra["error"]["message"]
+
+
 def test_a_grade_that_fails_is_an_error_of_its_item(api: Api) -> None:
     run = api.wait(api.ask(api.create(), {"text": "a"}, {"text": "a", "label": "a"}))
     assert (run.status, counts(run)) == ("completed", (2, 1, 0, 1))

@@ -21,9 +21,9 @@ from training.params.graders import (
 )
 from training.rewards.graders.errors import GradeError
 from training.rewards.graders.formula import Formula
-from training.rewards.graders.judging import Ask, Question, TokenUsage, question_of, reward_of
+from training.rewards.graders.judging import Ask, Cosine, Question, TokenUsage, question_of, reward_of
 from training.rewards.graders.sandbox import Sandbox
-from training.rewards.graders.similarity import check_metric, similarity
+from training.rewards.graders.similarity import COSINE, check_metric, similarity
 from training.rewards.graders.templates import references, render
 
 
@@ -69,11 +69,12 @@ def sample_of(text: str, *, ended: bool = True, calls: Sequence[Mapping[str, Any
 class Grading:
     """A grader, ready to judge. Closed, it has left no process behind."""
 
-    def __init__(self, grader: OneGrader, ask: Ask) -> None:
+    def __init__(self, grader: OneGrader, ask: Ask, cosine: Cosine | None = None) -> None:
         """Raises InvalidRequest, whose `param` is a path within the grader, where it can judge nothing."""
-        check_grader(grader)
+        check_grader(grader, embeds=cosine is not None)
         self._grader = grader
         self._ask = ask
+        self._cosine = cosine
         self._sandboxes = {each.source: Sandbox(each.source) for each in python_graders(grader)}
 
     def __call__(self, sample: Mapping[str, Any], item: Mapping[str, Any]) -> Graded:
@@ -89,6 +90,15 @@ class Grading:
             if isinstance(part, AsksModel):
                 with suppress(GradeError, RecursionError):  # which grading it tells
                     found.append(question_of(part, item=item, sample=sample))
+        return found
+
+    def pairs(self, sample: Mapping[str, Any], item: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The texts whose embeddings it will compare."""
+        found = []
+        for _, part in self._grader.parts():
+            if isinstance(part, TextSimilarity) and part.evaluation_metric == COSINE:
+                with suppress(GradeError, RecursionError):  # which grading it tells
+                    found.append(_two_texts(part, sample, item))
         return found
 
     def close(self) -> None:
@@ -116,8 +126,7 @@ class Grading:
         try:
             match grader:
                 case StringCheck() | TextSimilarity():
-                    texts = [render(text, item=item, sample=sample) for text in (grader.input, grader.reference)]
-                    reward = _compared(grader, *texts)
+                    reward = self._compared(grader, *_two_texts(grader, sample, item))
                 case ScoreModel() | LabelModel():
                     text, usage[grader.model] = self._asked(grader, sample, item)
                     reward = reward_of(grader, text)
@@ -128,6 +137,17 @@ class Grading:
         except RecursionError:
             error = GradeError("sample_parse_error", "the sample's JSON is nested too deep")
         return Graded(reward=reward, error=error, seconds=time.monotonic() - begun, usage=usage)
+
+    def _compared(self, grader: StringCheck | TextSimilarity, input: str, reference: str) -> float:
+        if isinstance(grader, StringCheck):
+            return _checked(grader, input, reference)
+        if grader.evaluation_metric != COSINE:
+            return similarity(grader.evaluation_metric, input, reference)
+        assert self._cosine is not None, "checked"
+        try:
+            return min(1.0, max(0.0, self._cosine(input, reference)))
+        except TuneserveError as failed:
+            raise GradeError("other_error", f"their embeddings: {failed.message}") from None
 
     def _asked(
         self, grader: ScoreModel | LabelModel, sample: Mapping[str, Any], item: Mapping[str, Any]
@@ -140,8 +160,9 @@ class Grading:
         return reply.text, reply.usage
 
 
-def check_grader(grader: OneGrader) -> None:
-    """Raises InvalidRequest, whose `param` is a path within the grader, where it can judge nothing."""
+def check_grader(grader: OneGrader, *, embeds: bool = False) -> None:
+    """Raises InvalidRequest, whose `param` is a path within the grader, where it can judge nothing. `embeds`: whether a
+    model makes embeddings for it."""
     for name, part in grader.parts():
         within = f"graders.{name}." if isinstance(grader, Multi) else ""
         for path, text in _texts(part):
@@ -151,7 +172,7 @@ def check_grader(grader: OneGrader) -> None:
                 raise InvalidRequest(f"{within}{path}: {error.message}", param=f"{within}{path}") from None
         try:
             if isinstance(part, TextSimilarity):
-                check_metric(part.evaluation_metric)
+                check_metric(part.evaluation_metric, embeds=embeds)
         except InvalidRequest as error:
             raise type(error)(f"{within}{error.message}", param=f"{within}{error.param}") from None
         if isinstance(part, PythonCode):
@@ -163,6 +184,10 @@ def check_grader(grader: OneGrader) -> None:
 def models_of(grader: OneGrader) -> list[str]:
     """The models that it asks."""
     return [part.model for _, part in grader.parts() if isinstance(part, AsksModel)]
+
+
+def compares_embeddings(grader: OneGrader) -> bool:
+    return any(isinstance(part, TextSimilarity) and part.evaluation_metric == COSINE for _, part in grader.parts())
 
 
 def python_graders(grader: OneGrader) -> list[PythonCode]:
@@ -191,9 +216,15 @@ def _check_source(source: str, param: str) -> None:
         raise InvalidRequest(f"{param}: there is no function grade(sample, item).", param=param)
 
 
-def _compared(grader: StringCheck | TextSimilarity, input: str, reference: str) -> float:
-    if isinstance(grader, TextSimilarity):
-        return similarity(grader.evaluation_metric, input, reference)
+def _two_texts(
+    grader: StringCheck | TextSimilarity, sample: Mapping[str, Any], item: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Raises GradeError."""
+    input, reference = (render(text, item=item, sample=sample) for text in (grader.input, grader.reference))
+    return input, reference
+
+
+def _checked(grader: StringCheck, input: str, reference: str) -> float:
     match grader.operation:
         case "eq":
             return float(input == reference)

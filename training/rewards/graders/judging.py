@@ -68,6 +68,8 @@ class Reply:
 
 Ask = Callable[[Question], Reply]
 """Has a model answer. Several threads may call it at a time. Raises TuneserveError."""
+Cosine = Callable[[str, str], float]
+"""The cosine of two texts' embeddings. Raises TuneserveError."""
 
 
 def question_of(grader: AsksModel, *, item: Mapping[str, Any], sample: Mapping[str, Any]) -> Question:

@@ -8,13 +8,15 @@ from training.rewards.graders.errors import GradeError
 
 MAX_TEXT = 1 << 15
 """Characters of a text that is compared: the time of some metrics grows with the product of both lengths."""
+COSINE = "cosine"
+"""The one metric that is not computed here: a model makes the embeddings."""
 ROUGE_N = ("rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5")
 WITHOUT_WORDNET = "meteor needs WordNet, which is not on this machine: python -m nltk.downloader wordnet"
 
 
-def check_metric(name: str) -> None:
-    """Raises UnsupportedParameter."""
-    if name == "cosine":
+def check_metric(name: str, *, embeds: bool = False) -> None:
+    """`embeds`: whether there is a model that makes embeddings. Raises UnsupportedParameter."""
+    if name == COSINE and not embeds:
         reason = "cosine compares embeddings, and is for evals only, in OpenAI's API too: choose another"
         raise UnsupportedParameter(f"evaluation_metric: {reason}.", param="evaluation_metric")
     if name == "meteor" and _wordnet() is None:
