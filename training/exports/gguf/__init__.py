@@ -9,6 +9,12 @@ ARCHITECTURES = {
     "MistralForCausalLM": "LLAMA",
     "Qwen2ForCausalLM": "QWEN2",
     "Qwen3ForCausalLM": "QWEN3",
+    "GemmaForCausalLM": "GEMMA",
+    "Gemma2ForCausalLM": "GEMMA2",
+    "Gemma3ForCausalLM": "GEMMA3",
+    "Phi3ForCausalLM": "PHI3",
+    "GraniteForCausalLM": "GRANITE",
+    "SmolLM3ForCausalLM": "SMOLLM3",
 }
 """Class of a model -> llama.cpp's architecture."""
 INSTALL = "pip install 'tuneserve[gguf]'"

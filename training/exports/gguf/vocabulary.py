@@ -1,13 +1,14 @@
-"""A byte-level BPE tokenizer, as GGUF files have it."""
+"""A tokenizer as GGUF files have it: byte-level BPE, or SentencePiece's."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.gguf.named import is_gguf
 from engines.errors import UnsupportedModel
 from engines.text.templates import template_in
+from training.exports.gguf.pieces import write_pieces
 
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -27,20 +28,29 @@ def write_vocabulary(writer: Any, tokenizer: Any, folder: Path, size: int) -> No
     Raises UnsupportedModel.
     """
     said = json.loads(tokenizer.backend_tokenizer.to_str())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split_of(said))
-    tokens, types = zip(*_tokens(tokenizer, said, size), strict=True)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    merges = said["model"]["merges"]
-    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
+    tokens = [*_tokens(tokenizer, said, size)]
+    if said["model"]["type"] == "BPE" and said["model"].get("byte_fallback"):
+        write_pieces(writer, said, tokens)
+    else:
+        _write_merges(writer, said, tokens)
     for name in ("bos", "eos", "pad", "unk"):
         if (id := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(id)
     writer.add_add_bos_token(begins_with_bos(tokenizer))
-    writer.add_add_space_prefix(False)
     if template := tokenizer.chat_template if is_gguf(str(folder)) else template_in(folder):
         writer.add_chat_template(template)
+
+
+def _write_merges(writer: Any, said: dict[str, Any], tokens: Sequence[tuple[str, int]]) -> None:
+    """Raises UnsupportedModel."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split_of(said))
+    names, kinds = zip(*tokens, strict=True)
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+    merges = said["model"]["merges"]
+    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
+    writer.add_add_space_prefix(False)
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
@@ -51,8 +61,9 @@ def begins_with_bos(tokenizer: Any) -> bool:
 def split_of(said: dict[str, Any]) -> str:
     """llama.cpp's name of how the tokenizer with this `tokenizer.json` splits a text. Raises UnsupportedModel."""
     model, before = said["model"], said.get("pre_tokenizer") or {}
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedModel("GGUF files are made of models with byte-level BPE tokenizers", param="model")
+    if model["type"] != "BPE":
+        message = "GGUF files are made of models with tokenizers of BPE, byte-level or SentencePiece's"
+        raise UnsupportedModel(message, param="model")
     steps = before.get("pretokenizers", [before])
     *splits, last = steps
     how = "".join(map(_split, splits))
