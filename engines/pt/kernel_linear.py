@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Grid(ctypes.Structure):
-    """How a layer's weights lie in memory (`kernels/products.h`)."""
+    """How a layer's weights lie in memory (`kernels/panels.h`)."""
 
     _fields_ = tuple((name, ctypes.c_int32) for name in ("bits", "group", "zeros", "offsets"))
 

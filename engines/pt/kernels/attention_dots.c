@@ -9,15 +9,14 @@
  * rounded weights too.
  */
 #include "attention.h"
-#include "products.h"
+#include "panels.h"
 
 #if HAS_DOTS
 
 #define PANEL DOTS_COLUMNS
-#define INLINED static inline __attribute__((always_inline))
 
 /* 16 rows of 16 values of 32 bits become columns. */
-static inline __attribute__((always_inline)) void transpose(__m512i r[16]) {
+INLINED void transpose(__m512i r[16]) {
   __m512i t[16];
   _Pragma("GCC unroll 8") for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -186,9 +185,9 @@ typedef struct {
   float *scores;           /* [SPAN / PANEL] times SCORES_STRIDE */
   bf16 *weights;           /* [BLOCK][SPAN] */
   float *tile;             /* [BLOCK][PANEL] */
-} Buffers;
+} ChunkBuffers;
 
-static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
+static int64_t chunk_buffers(int64_t rows, int dim, float *at, ChunkBuffers *b) {
   int64_t panels = (int64_t)CHUNK * padded(dim);
   int64_t sizes[] = {CHUNK * 2,  rows * padded(dim) / 2,       panels / 2,       panels / 2,
                      SPAN / PANEL * SCORES_STRIDE, BLOCK * SPAN / 2, BLOCK * PANEL};
@@ -203,8 +202,8 @@ static int64_t divide(int64_t rows, int dim, float *at, Buffers *b) {
 }
 
 int64_t chunk_scratch_bf16(int group, int dim) {
-  Buffers none;
-  return divide((int64_t)tokens_at_once(group, 1) * group, dim, NULL, &none);
+  ChunkBuffers none;
+  return chunk_buffers((int64_t)tokens_at_once(group, 1) * group, dim, NULL, &none);
 }
 
 static void round_queries(const Head *head, const Queries *queries, bf16 *query) {
@@ -238,7 +237,7 @@ typedef struct {
 
 /* The weights of a span for some rows, whose scores are there. Their tops and totals are brought up to date; `factors`
  * are those of the sums of earlier spans. */
-static void weigh(const Head *head, const Buffers *b, const Sight *sight, Block rows, int from, float *tops,
+static void weigh(const Head *head, const ChunkBuffers *b, const Sight *sight, Block rows, int from, float *tops,
                   float *totals, float *factors) {
   float before[BLOCK], own[BLOCK] = {0};
   memcpy(before, tops, sizeof before);
@@ -265,7 +264,7 @@ static void weigh(const Head *head, const Buffers *b, const Sight *sight, Block 
 }
 
 /* Some rows, for which keys are laid out from key `from` of the chunk on. */
-static void attend_block(const Head *head, const Buffers *b, const Sight *sight, Block rows, int from,
+static void attend_block(const Head *head, const ChunkBuffers *b, const Sight *sight, Block rows, int from,
                          const Seen *seen) {
   int dim = head->dim, width = padded(dim);
   int first = rows.first / head->group, last = (rows.first + rows.count - 1) / head->group;
@@ -302,8 +301,8 @@ void attend_chunk_bf16(const Head *head, const Queries *queries, int chunk, cons
     sight.end[t] = queries->len[t] - start < CHUNK ? queries->len[t] - start : CHUNK;
   }
   int from = sight.begin[0] / PANEL * PANEL, last = sight.end[tokens - 1], to = (last + PANEL - 1) / PANEL * PANEL;
-  Buffers b;
-  divide(tokens * group, dim, scratch, &b);
+  ChunkBuffers b;
+  chunk_buffers(tokens * group, dim, scratch, &b);
   round_queries(head, queries, b.query);
   find_places(&head->pages, start + from, start + last, PANEL, b.places_of_keys);
   float scales[CHUNK];

@@ -2,9 +2,7 @@
  * while they are in the cache of the core. Values of a cache in bfloat16 are widened, those in 8 bits are float32.
  */
 
-#ifndef ATTENTION_FACTORS
-#define ATTENTION_FACTORS
-#define INLINED static inline __attribute__((always_inline))
+#ifndef HEADS
 #define HEADS 4 /* query heads whose sums are held in registers at once */
 #endif
 

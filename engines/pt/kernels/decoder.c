@@ -14,7 +14,7 @@
 #include <math.h>
 #include <omp.h>
 
-#include "decoder.h"
+#include "buffers.h"
 #include "multiply.h"
 #include "parts.h"
 #include "rows.h"
@@ -23,7 +23,7 @@
 /* Bytes of scratch memory that a step needs, which begin at a multiple of 64. */
 int64_t decoder_scratch(const Decoder *d, const Step *s) {
   Buffers none;
-  return divide(d, s, omp_get_max_threads(), NULL, &none);
+  return step_buffers(d, s, omp_get_max_threads(), NULL, &none);
 }
 
 /* ---- rows */
@@ -104,7 +104,8 @@ INLINED void keep(const Decoder *d, const Step *s, const float *from, void *to, 
 }
 
 /* Queries and keys of all rows get their positions; keys and values go to the cache. */
-static void place(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b, Member *me) {
+static void turn_and_keep(const Decoder *d, const Layer *layer, int number, const Step *s, const Buffers *b,
+                          Member *me) {
   int some = portion(s->rows, me->threads), tasks = PORTIONS(s->rows, some);
   float *key_scales = d->kept == AS_IS ? NULL : s->key_scales[number];
   float *value_scales = d->kept == AS_IS ? NULL : s->value_scales[number];
@@ -227,7 +228,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
     Product all[] = {{&layer->query, b->query}, {&layer->key, b->key}, {&layer->value, b->value}};
     multiply_all(d, b, b->normed, s->rows, STORED, all, d->fused ? 1 : 3, entries, me);
     went_to(&clock, PROJECTIONS);
-    place(d, layer, number, s, b, me);
+    turn_and_keep(d, layer, number, s, b, me);
     went_to(&clock, POSITIONS);
     if (b->pieces.count > 1)
       attend_pieces(d, layer, number, s, b, me);
@@ -252,7 +253,7 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
 void decoder_step(const Decoder *d, const Step *s) {
   Team team = {0};
   Buffers buffers;
-  divide(d, s, omp_get_max_threads(), s->scratch, &buffers);
+  step_buffers(d, s, omp_get_max_threads(), s->scratch, &buffers);
   cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, narrow_of(d)), buffers.runs);
 #pragma omp parallel
   {

@@ -17,6 +17,13 @@
 #define LANES 4
 #endif
 
+#define INLINED static inline __attribute__((always_inline))
+
+static inline int least(int x, int y) { return x < y ? x : y; }
+
+/* Bytes of the cache's lines that so many bytes take. */
+static inline int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 typedef uint16_t bf16;
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
@@ -115,7 +122,7 @@ static inline void put_bf16(lanes values, bf16 *p, int n) {
     lanes x = v[2 * i], y = v[2 * i + 1];                                                                             \
     v[i] = LANES_OF(x, y, EVERY_LANE(OF_FIRST, d)) + LANES_OF(x, y, EVERY_LANE(OF_SECOND, d));                        \
   }
-static inline __attribute__((always_inline)) lanes sums_of(lanes *v) {
+INLINED lanes sums_of(lanes *v) {
   ADD_PAIRS(1)
   ADD_PAIRS(2)
 #if LANES > 4

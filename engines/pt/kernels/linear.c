@@ -12,7 +12,7 @@
  * MR rows a block of the panel is widened once, into the first-level cache, and used for all rows. The innermost loop
  * holds an MR x NR tile of y in registers (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication").
  */
-#include "products.h"
+#include "panels.h"
 
 #define NR WIDENING_COLUMNS
 #define MR 6

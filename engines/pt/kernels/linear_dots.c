@@ -10,7 +10,7 @@
  * and each of its instructions adds two products. Every sum is made in the order of k, so that a row's result does not
  * depend on the rows beside it.
  */
-#include "products.h"
+#include "panels.h"
 #include "tiles.h"
 
 #define NR DOTS_COLUMNS

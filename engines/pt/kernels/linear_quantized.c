@@ -2,44 +2,21 @@
  * of neighbours in a row of W.
  *
  * x       [rows, in]    float32, or bfloat16 where `dots`; in is a multiple of the group
- * w       [panels][in / group] blocks (pack_quantized), which hold what NR rows of W have in a group:
- *           scales [NR] float32
- *           zeros  [NR] bytes, and as many again unused; only where there are zeros. Otherwise they are 8, or 0 of 8 bits
- *           offsets [NR] float32; only where there are some
- *           codes, four inputs after one another: of 4 bits, or signed of 8
+ * w       [panels][in / group] blocks (quantized.h)
  * bias    [out] float32, or NULL
  * y       [rows, out]   float32
  *
- * code - zero is a small integer, which bfloat16 has exactly. Codes are widened to it in registers for a few rows, and
- * for more into the first-level cache; then multiplied as in linear_dots.c, or as float32 values. A group is summed by
- * itself, and its sum is scaled: w is never rounded. Offsets come first, times the sums of groups' inputs.
+ * Codes are widened in registers for a few rows, and for more into the first-level cache; then multiplied as in
+ * linear_dots.c, or as float32 values. A group is summed by itself, and its sum is scaled: w is never rounded. Offsets
+ * come first, times the sums of groups' inputs.
  * All sums are made in the order of the inputs, so that a row's result does not depend on the rows beside it.
  */
-#include "products.h"
+#include "quantized.h"
 #include "tiles.h"
 
-#define NR QUANTIZED_COLUMNS
 #define MR 6
 #define DEPTH QUANTIZED_GROUP
 #define FEW_ROWS 4 /* of a tile for which codes are widened as they are multiplied: of one tile, or of two */
-
-#define INLINED static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
-static int64_t offsets_at(const Grid *g) { return NR * (int)sizeof(float) + (g->zeros ? 2 * NR : 0); }
-static int64_t head_bytes(const Grid *g) { return offsets_at(g) + (g->offsets ? NR * (int)sizeof(float) : 0); }
-static int64_t code_bytes(const Grid *g) { return (int64_t)g->group * NR * g->bits / 8; }
-int64_t quantized_block(const Grid *g) { return head_bytes(g) + code_bytes(g); }
-
-int64_t quantized_panel(const Grid *g, int in) { return in / g->group * quantized_block(g); }
-
-/* How four inputs lie in a block: four vectors v of 32 values, those of 16 columns in pairs of inputs; vectors 0 and 1
- * have the first two inputs, 2 and 3 the next two; 0 and 2 the first 16 columns.
- *   4 bits: 32 words, word i has value i of vector t in bits 4t to 4t + 3
- *   8 bits: two inputs are 64 bytes, each 16 of which have 8 values of vector 0 and 8 of vector 1 */
-#define VECTORS 4
-#define LINE(bits) (NR * VECTORS * (bits) / 8)
-#define BYTE_OF(half, i) ((i) / 8 * 16 + (half) * 8 + (i) % 8)
 
 /* Add the offsets of all groups, times the sums of the groups' inputs, to the tile. */
 INLINED void add_offsets(const Grid *g, int narrow, const void *x, const uint8_t *panel, int rows, int in,
@@ -65,127 +42,6 @@ INLINED void add_offsets(const Grid *g, int narrow, const void *x, const uint8_t
       UNROLL for (int c = 0; c < NR / LANES; c++) store_float(total[c], tile + r * NR + c * LANES);
     }
 }
-
-INLINED int zero_of(const Grid *g, const uint8_t *block, int column) {
-  return g->zeros ? block[NR * sizeof(float) + column] : g->bits == 4 ? 8 : 0;
-}
-
-#if defined(__AVX512BW__) && defined(__AVX512VBMI__)
-
-static uint16_t differences[32]; /* bfloat16 of -15 to 15 */
-static uint16_t centred[32];     /* of -8 to 7, twice: the bit above a code is another's */
-static uint8_t halves_of[2][128]; /* low and high, of 128 and of 1 to 127 */
-
-static uint16_t bf16_of(int value) {
-  union { float value; uint32_t bits; } exact = {(float)value};
-  return (uint16_t)(exact.bits >> 16);
-}
-
-static __attribute__((constructor)) void fill_tables(void) {
-  for (int i = 0; i < 32; i++) differences[i] = bf16_of(i - 15), centred[i] = bf16_of(i % 16 - 8);
-  for (int i = 0; i < 128; i++) {
-    uint16_t value = bf16_of(i ? i : 128);
-    halves_of[0][i] = (uint8_t)value, halves_of[1][i] = (uint8_t)(value >> 8);
-  }
-}
-
-enum { FOUR, FOUR_ZEROS, EIGHT, WIDE };
-
-INLINED int kind_of(const Grid *g) { return g->bits == 8 ? EIGHT : g->zeros ? FOUR_ZEROS : FOUR; }
-INLINED int line_of(int kind) { return kind == WIDE ? LINE(16) : kind == EIGHT ? LINE(8) : LINE(4); }
-
-/* What is added to codes of both halves of the columns, for the table of differences. */
-INLINED void take_zeros(int kind, const uint8_t *block, __m512i shift[2]) {
-  UNROLL for (int half = 0; half < 2 && kind == FOUR_ZEROS; half++) {
-    __m128i bytes = _mm_loadu_si128((const __m128i *)(block + NR * sizeof(float) + 16 * half));
-    __m512i zeros = _mm512_cvtepu8_epi32(bytes);
-    zeros = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 16));
-    shift[half] = _mm512_sub_epi16(_mm512_set1_epi16(15), zeros);
-  }
-}
-
-/* The tables in registers: for codes of 4 bits one, for those of 8 four. */
-typedef struct {
-  __m512i parts[4];
-} Tables;
-
-INLINED Tables take_tables(int kind) {
-  Tables tables;
-  if (kind == EIGHT)
-    UNROLL for (int i = 0; i < 4; i++) tables.parts[i] = _mm512_loadu_si512((const uint8_t *)halves_of + 64 * i);
-  else
-    tables.parts[0] = _mm512_loadu_si512(kind == FOUR_ZEROS ? differences : centred);
-  return tables;
-}
-
-/* By their magnitude, of which 128 has the place of 0; then their sign. */
-INLINED void widen_bytes(const Tables *tables, __m512i codes, __m512i *first, __m512i *second) {
-  const __m512i *parts = tables->parts, sign = _mm512_set1_epi8(-128), sizes = _mm512_abs_epi8(codes);
-  __m512i low = _mm512_permutex2var_epi8(parts[0], sizes, parts[1]);
-  __m512i high = _mm512_maskz_permutex2var_epi8(_mm512_test_epi8_mask(codes, codes), parts[2], sizes, parts[3]);
-  high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8); /* high | codes & sign */
-  *first = _mm512_unpacklo_epi8(low, high), *second = _mm512_unpackhi_epi8(low, high);
-}
-
-/* The two vectors of the first or second pair of four inputs. */
-INLINED void widen(int kind, const Tables *tables, const uint8_t *codes, int pair, const __m512i shift[2],
-                   __m512i v[2]) {
-  if (kind == WIDE) {
-    v[0] = _mm512_loadu_si512(codes + 128 * pair), v[1] = _mm512_loadu_si512(codes + 128 * pair + 64);
-  } else if (kind == EIGHT) {
-    widen_bytes(tables, _mm512_loadu_si512(codes + 64 * pair), v, v + 1);
-  } else {
-    __m512i words = _mm512_loadu_si512(codes);
-    UNROLL for (int half = 0; half < 2; half++) {
-      int t = 2 * pair + half;
-      __m512i place = t == 0 ? words : _mm512_srli_epi16(words, 4 * t);
-      if (kind == FOUR_ZEROS)
-        place = _mm512_add_epi16(_mm512_and_si512(place, _mm512_set1_epi16(15)), shift[half]);
-      v[half] = _mm512_permutexvar_epi16(place, tables->parts[0]);
-    }
-  }
-}
-
-INLINED void widen_kind(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
-  __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[2];
-  Tables tables = take_tables(kind);
-  take_zeros(kind, block, shift);
-  const uint8_t *codes = block + head_bytes(g);
-  for (int k = 0; k < g->group; k += 4, codes += line_of(kind)) {
-    UNROLL for (int pair = 0; pair < 2; pair++, pairs += NR) {
-      widen(kind, &tables, codes, pair, shift, v);
-      _mm512_storeu_si512(pairs, v[0]), _mm512_storeu_si512(pairs + 16, v[1]);
-    }
-  }
-}
-
-void widen_group(const Grid *g, const uint8_t *block, uint32_t *pairs) {
-  switch (kind_of(g)) {
-    case FOUR: widen_kind(FOUR, g, block, pairs); break;
-    case FOUR_ZEROS: widen_kind(FOUR_ZEROS, g, block, pairs); break;
-    default: widen_kind(EIGHT, g, block, pairs);
-  }
-}
-
-#else
-
-void widen_group(const Grid *g, const uint8_t *block, uint32_t *pairs) {
-  const uint8_t *codes = block + head_bytes(g);
-  int32_t zeros[2][NR];
-  for (int half = 0; half < 2; half++)
-    for (int i = 0; i < NR; i++) zeros[half][i] = zero_of(g, block, half * NR / 2 + i / 2);
-  bf16 *to = (bf16 *)pairs;
-  for (int k = 0; k < g->group; k += 4, codes += LINE(g->bits))
-    for (int t = 0; t < VECTORS; t++, to += NR)
-      for (int i = 0; i < NR; i++) {
-        int code = g->bits == 4 ? ((const uint16_t *)codes)[i] >> 4 * t & 15
-                                : ((const int8_t *)codes)[t / 2 * 2 * NR + BYTE_OF(t % 2, i)];
-        union { float value; uint32_t bits; } exact = {(float)(code - zeros[t % 2][i])};
-        to[i] = (bf16)(exact.bits >> 16);
-      }
-}
-
-#endif
 
 /* ---- inputs in bfloat16 */
 
@@ -344,44 +200,5 @@ void quantized_widening(const Grid *g, const float *x, const uint8_t *panel, int
       add_columns(height, g, widened, (const float *)panel, x + (int64_t)r * in + k, in, tile + r * NR);
       r += height;
     }
-  }
-}
-
-/* ---- the layout */
-
-/* Bytes that `pack_quantized` writes. */
-int64_t quantized_size(const Grid *g, int in, int out) { return (out + NR - 1) / NR * quantized_panel(g, in); }
-
-/* Codes [out, in]: 0 to 15, or signed bytes. Scales [out, in / group]; zeros and offsets as they, where the grid has
- * some. */
-void pack_quantized(const Grid *g, const int8_t *codes, const float *scales, const uint8_t *zeros,
-                    const float *offsets, uint8_t *packed, int in, int out) {
-  int groups = in / g->group;
-#pragma omp parallel for
-  for (int panel = 0; panel < (out + NR - 1) / NR; panel++) {
-    uint8_t *block = packed + panel * quantized_panel(g, in);
-    memset(block, 0, (size_t)quantized_panel(g, in));
-    int columns = out - panel * NR < NR ? out - panel * NR : NR;
-    for (int at = 0; at < groups; at++, block += quantized_block(g))
-      for (int c = 0; c < columns; c++) {
-        int64_t row = (int64_t)panel * NR + c;
-        memcpy(block + c * sizeof(float), scales + row * groups + at, sizeof(float));
-        if (g->zeros) block[NR * sizeof(float) + c] = zeros[row * groups + at];
-        if (g->offsets)
-          memcpy(block + offsets_at(g) + c * sizeof(float), offsets + row * groups + at, sizeof(float));
-        uint8_t *to = block + head_bytes(g);
-        for (int k = 0; k < g->group; k++) {
-          int code = codes[row * in + at * g->group + k];
-          int half = c / (NR / 2), i = c % (NR / 2) * 2 + k % 2, t = k % 4 / 2 * 2 + half;
-          uint8_t *line = to + k / 4 * LINE(g->bits);
-          if (g->bits == 4) {
-            uint16_t word;
-            memcpy(&word, line + 2 * i, sizeof word);
-            word |= (uint16_t)(code << 4 * t);
-            memcpy(line + 2 * i, &word, sizeof word);
-          } else
-            line[t / 2 * 2 * NR + BYTE_OF(half, i)] = (uint8_t)code;
-        }
-      }
   }
 }

@@ -4,7 +4,7 @@
  * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
  * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high.
  */
-#include "products.h"
+#include "panels.h"
 #include "tiles.h"
 
 #if TILES
@@ -12,8 +12,6 @@
 #define NR DOTS_COLUMNS
 #define LINE (NR * (int)sizeof(float)) /* bytes of a row of sums, and of a pair of rows of weights */
 #define AHEAD 4096                     /* bytes: how far before its use a panel is fetched from memory */
-
-static inline int least(int x, int y) { return x < y ? x : y; }
 
 /* Rows times part of a panel, `depth` inputs in steps of `step`. */
 typedef struct {

@@ -20,8 +20,6 @@
 #include "lora.h"
 #include "typed.h"
 
-#define INLINED static inline __attribute__((always_inline))
-
 #define BLOCK UPDATED_ROWS
 #define ROWS 4 /* of a block that are computed at once */
 #define RANKS 16
@@ -45,7 +43,6 @@ int deal_rows(int rows, const int32_t *slots, int32_t *order, int32_t *starts) {
   return blocks;
 }
 
-static inline int least(int x, int y) { return x < y ? x : y; }
 static inline int most(int x, int y) { return x > y ? x : y; }
 static inline int tasks_of(int values, int size) { return (values + size - 1) / size; }
 static inline int whole(int values, int size) { return tasks_of(values, size) * size; }

@@ -1,6 +1,6 @@
 /* Low-rank updates of a step's rows; lora.c says what the arrays are. */
 #pragma once
-#include "products.h"
+#include "panels.h"
 
 typedef bf16 mixed; /* x and matrices in bfloat16, results in float32 */
 

@@ -8,8 +8,6 @@
 #define PARTS 4
 #define SOME 512 /* inputs that are gathered at once: PARTS tiles, or a multiple */
 
-static inline int least(int x, int y) { return x < y ? x : y; }
-
 #define ADD(sum, rows, ranks, step)                                                                                   \
   if ((step) < steps) {                                                                                               \
     LOAD_TILE(rows, x + (step) * TILE_INPUTS, stride * (int)sizeof(bf16));                                            \

@@ -2,11 +2,7 @@
 #pragma once
 #include <math.h>
 
-#include "decoder.h"
-
-#define INLINED static inline __attribute__((always_inline))
-
-static inline int least(int x, int y) { return x < y ? x : y; }
+#include "buffers.h"
 
 /* Rows of a task: as few as keep all threads busy. */
 static inline int portion(int rows, int threads) { return (rows + 4 * threads - 1) / (4 * threads); }

@@ -46,11 +46,8 @@ typedef struct {
   float reach, bound;      /* how far they reach: to this logarithm of a weight, negated; to this score */
 } Row;
 
-static inline int least(int x, int y) { return x < y ? x : y; }
-static inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 /* Set a row's buffers, or count their bytes where `at` is NULL. */
-static int64_t divide(Row *r, int width, char *at) {
+static int64_t row_buffers(Row *r, int width, char *at) {
   r->width = width, r->blocks = (width + BLOCK - 1) / BLOCK;
   struct {
     void **buffer;
@@ -63,7 +60,7 @@ static int64_t divide(Row *r, int width, char *at) {
   int64_t bytes = 0;
   for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
     if (at != NULL) *all[i].buffer = at + bytes;
-    bytes += aligned(all[i].bytes);
+    bytes += whole_lines(all[i].bytes);
   }
   return bytes;
 }
@@ -71,7 +68,7 @@ static int64_t divide(Row *r, int width, char *at) {
 /* Bytes of scratch memory for rows of this width. */
 int64_t sampling_scratch(int width) {
   Row none;
-  return divide(&none, width, NULL) * omp_get_max_threads();
+  return row_buffers(&none, width, NULL) * omp_get_max_threads();
 }
 
 /* ---- vectors */
@@ -355,7 +352,7 @@ static void tell(Row *r, Telling *t) {
   void NAME(TYPE *rows, int count, int width, char *scratch) {                                                        \
     _Pragma("omp parallel if (count > 3)") {                                                                          \
       Row own;                                                                                                        \
-      divide(&own, width, scratch + divide(&own, width, NULL) * omp_get_thread_num());                                \
+      row_buffers(&own, width, scratch + row_buffers(&own, width, NULL) * omp_get_thread_num());                      \
       _Pragma("omp for schedule(dynamic, 1)") for (int i = 0; i < count; i++) DO(&own, rows + i);                     \
     }                                                                                                                 \
   }

@@ -1,61 +1,6 @@
-/* What a decoder, a layer of it and a step are: the structs of decoder.py; and where a step keeps what it computes. */
+/* Where a step keeps what it computes. */
 #pragma once
-#include "attention.h"
-#include "lora.h"
-#include "products.h"
-
-typedef struct {
-  const float *attention_norm, *mlp_norm;   /* [hidden] of what goes in, or NULL */
-  const float *attention_after, *mlp_after; /* [hidden] of what comes out, or NULL */
-  const float *query_norm, *key_norm;       /* [dim] or, where `whole_norms`, [heads][dim]; or NULL */
-  Matrix query, key, value, output, gate, up, down; /* where `fused`, query has key and value in it, gate has up */
-  int32_t window; /* keys that a token sees, its own included; 0: all */
-  int32_t turn;   /* the set of frequencies by which queries and keys are turned; -1: they are not */
-  float scale, softcap; /* of scores; 0: no cap */
-} Layer;
-
-typedef struct {
-  const Layer *layers;
-  const bf16 *embeddings;   /* [vocabulary][hidden] */
-  const float *final_norm;  /* [hidden] */
-  const float *frequencies; /* [turns][rotary / 2] of the positions' angles */
-  const float *turn_scales; /* [turns] of cosines and sines */
-  Matrix head;
-  int32_t num_layers, hidden, inner, heads, kv_heads, dim, rotary, turns;
-  int32_t dots;        /* rows are rounded to bfloat16 for products */
-  int32_t narrow_cache; /* keys and values are bfloat16, else float32; in 8 bits, what they are multiplied as */
-  int32_t kept;         /* AS_IS, or how they are kept in 8 bits */
-  int32_t fused, whole_norms;
-  int32_t gelu; /* the activation, else silu */
-  float epsilon, embedding_scale;
-  float given_scale; /* of what attention and MLP add to x */
-  float logit_scale, logit_cap; /* 0: no cap */
-} Decoder;
-
-typedef struct {
-  const int32_t *ids, *positions; /* [rows] */
-  const int64_t *slots;           /* [rows] where each row's key and value are stored: block * block_size + offset */
-  const int32_t *sequences;       /* [rows] row of `table` */
-  const int32_t *table;           /* [sequences][max_blocks] */
-  const int32_t *wanted;          /* [num_wanted] rows whose logits are wanted */
-  void *const *keys, *const *values; /* [layers] of [blocks][block_size][kv_heads][dim] */
-  float *const *key_scales, *const *value_scales; /* [layers] of [blocks][kv_heads][block_size], of 8 bits */
-  float *hidden;  /* [num_wanted][hidden]: after the last norm */
-  float *logits;  /* [num_wanted][vocabulary], or NULL */
-  char *scratch;  /* decoder_scratch bytes */
-  const float *embedded;        /* [rows][hidden] in place of the table's rows, or NULL */
-  const Updates *const *updates; /* [layers][GROUPS] low-rank updates, NULL where there are none; or NULL */
-  int64_t *nanoseconds;         /* [PARTS] that steps have spent */
-  Dealt dealt;                  /* rows that have updates; the decoder has their places, and room for `low` */
-  int32_t rows, num_wanted, max_blocks, block_size;
-} Step;
-
-/* What attention multiplies. */
-static inline int narrow_of(const Decoder *d) { return is_narrow(d->narrow_cache, d->kept); }
-
-/* Layers that get the same inputs. */
-enum { ENTRIES, OUTPUT, GATES, DOWN, GROUPS };
-#define MOST_LAYERS 3 /* of them */
+#include "step.h"
 
 /* Where one run's task is long beside the others, threads share the keys: a task is PIECE chunks of a run's. */
 #define PIECE 2
@@ -104,12 +49,10 @@ typedef struct {
   float *seen;                             /* [num_runs][kv_heads][pieces.chunks][pieces.size], where there are pieces */
 } Buffers;
 
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 /* Whether what attention or MLP gives is scaled or normed before x gets it. */
 static inline int is_changed(const Decoder *d, const float *after) { return after != NULL || d->given_scale != 1.0f; }
 
-static inline int tiles_of(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+static inline int num_tiles(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
 /* Whether low-rank products are inputs of layers behind their own. */
 static inline int is_stacked(const Decoder *d) { return d->dots && has_tiles(); }
@@ -122,7 +65,7 @@ static void place_updates(const Decoder *d, const Step *s, Buffers *b, int64_t l
   lora_places(s->updates, all, &s->dealt, is_stacked(d), places);
   if (!is_stacked(d)) return;
   memset(dealt->low, 0, low);
-  for (int tile = 0; tile < tiles_of(dealt->rows); tile++) b->ranges[tile] = (Range){dealt->width, 0};
+  for (int tile = 0; tile < num_tiles(dealt->rows); tile++) b->ranges[tile] = (Range){dealt->width, 0};
   for (int block = 0; block < dealt->blocks; block++) {
     int32_t next = block;
     while (places[next] == places[block] && next < dealt->blocks) next++;
@@ -136,7 +79,7 @@ static void place_updates(const Decoder *d, const Step *s, Buffers *b, int64_t l
 }
 
 /* Set the buffers, or count their bytes where `at` is NULL. */
-static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
+static int64_t step_buffers(const Decoder *d, const Step *s, int threads, char *at, Buffers *b) {
   int64_t rows = s->rows, most = rows > s->num_wanted ? rows : s->num_wanted;
   int64_t factor = d->dots ? sizeof(bf16) : sizeof(float), gates = d->fused ? 2 * rows * d->inner : 0;
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
@@ -152,7 +95,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
   b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
   int64_t seen = b->pieces.count > 1 ? b->num_runs * d->kv_heads * b->pieces.chunks * b->pieces.size : 0;
   int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, narrow_of(d));
-  b->own_size = aligned(own * sizeof(float)) / sizeof(float);
+  b->own_size = whole_lines(own * sizeof(float)) / sizeof(float);
   struct {
     void **buffer;
     int64_t bytes;
@@ -170,7 +113,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
       {&b->dealt.low, low},
       {&b->places, places * sizeof(int32_t)},
-      {(void **)&b->ranges, stacked ? tiles_of(rows) * sizeof(Range) : 0},
+      {(void **)&b->ranges, stacked ? num_tiles(rows) * sizeof(Range) : 0},
       {(void **)&b->stacked, stacked * sizeof(bf16)},
       {(void **)&b->own, threads * b->own_size * sizeof(float)},
       {(void **)&b->seen, seen * sizeof(float)},
@@ -178,7 +121,7 @@ static int64_t divide(const Decoder *d, const Step *s, int threads, char *at, Bu
   int64_t bytes = 0;
   for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
     if (at != NULL) *all[i].buffer = at + bytes;
-    bytes += aligned(all[i].bytes);
+    bytes += whole_lines(all[i].bytes);
   }
   if (at != NULL && d->fused) b->key = b->query + queries, b->value = b->key + keys;
   if (at != NULL && updated) place_updates(d, s, b, low);
