@@ -20,8 +20,7 @@ from engines.adapters.spec import CONFIG, INSERTED_CONFIG, MODEL_CONFIG, WEIGHTS
 from engines.capabilities import AdapterSupport
 from engines.checkpoint.heads import HEAD_NAMES, SCORE
 from engines.errors import InvalidAdapter, InvalidRequest
-from engines.text.prompt import checked_template
-from engines.text.templates import template_in
+from engines.text.templates import checked_template, template_in
 from engines.types import Head, ProblemType
 
 PREFIX = "base_model.model."

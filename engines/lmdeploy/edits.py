@@ -10,9 +10,9 @@ from torch import Tensor
 
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError
 from engines.logs import about
+from engines.sampler.edits import edited
 from engines.sampler.grammar import GrammarState, MaskWorker
 from engines.sampler.row import SamplerRow
-from engines.sampler.sampling import edited
 from engines.types import GenerationRequest, Sampling
 
 log = logging.getLogger(__name__)

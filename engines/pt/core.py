@@ -17,16 +17,17 @@ from engines.errors import EngineFailure, InvalidRequest, TuneserveError, Unsupp
 from engines.pt.adapter_store import AdapterStore
 from engines.pt.beams import Beams, check_beams, new_search, too_many_beams
 from engines.pt.config import PtConfig
+from engines.pt.drawing import Drawing
 from engines.pt.kv_cache import BlockPool
 from engines.pt.pace import NO_WORK, Pace, work_of
 from engines.pt.requests import Requests, StepReport
 from engines.pt.runner import ModelRunner, Segment, StepResult
 from engines.pt.scheduler import Chunk, Scheduler, check_fits
 from engines.pt.sequence import Group, Sequence
-from engines.pt.siblings import Row, Siblings
+from engines.pt.siblings import Siblings
 from engines.pt.speculation import Speculation
 from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
-from engines.sampler.sampling import SampledBatch, SamplingError, sample, token_logprobs
+from engines.sampler.sampling import token_logprobs
 from engines.text.request_check import check_prompt
 from engines.types import (
     EngineStats,
@@ -35,7 +36,6 @@ from engines.types import (
     PoolingRequest,
     Sampling,
     StepSizes,
-    TokenLogprob,
     TokenOutput,
 )
 
@@ -82,10 +82,19 @@ class EngineCore:
             dtype=self.runner.dtype,
             vocab_size=self.runner.vocab_size,
         )
+        self._drawing = Drawing(
+            self.scheduler,
+            self.requests,
+            self._siblings,
+            self._masks,
+            self._room,
+            runner.sampling,
+            eos_token_ids,
+            tempered=config.tempered_logprobs,
+        )
         self._arrivals = 0
         self._steps = 0
         self._sizes = StepSizes()
-        self._tempered = config.tempered_logprobs
         self._seeds = None if config.seed is None else random.Random(config.seed)
 
     # ---- requests in and out
@@ -263,7 +272,7 @@ class EngineCore:
         self._end_without_output([s for s in complete if _wants_nothing(s)], report)
         if beams := [s for s in complete if s.group.beams is not None]:
             self._beams.search(beams, result.logits[[ends[id(s)] for s in beams]], report)
-        self._sample(rows, ends, result, masks and masks.result(), report)
+        self._drawing.draw(rows, ends, result.logits, masks and masks.result(), report)
         self._speculation.end(report)
         if self._pace is not None:
             self._pace.note(work, time.perf_counter() - began, self.scheduler.kind)
@@ -341,99 +350,6 @@ class EngineCore:
         for sequence in sequences:
             for index in range(sequence.group.request.n):
                 self.requests.tell(sequence.group, TokenOutput(index=index, finish_reason=FinishReason.LENGTH), report)
-            self.requests.drop(sequence)
-
-    def _sample(
-        self, rows: list[Row], ends: dict[int, int], result: StepResult, masks: Tensor | None, report: StepReport
-    ) -> None:
-        for row in rows:
-            if row.sequence is not row.parent:
-                self._siblings.run(row.sequence, row.parent)
-        sequences = [row.sequence for row in rows]
-        places = {id(row.sequence): ends[id(row.parent)] for row in rows}
-        while sequences:
-            sequences, batch = self._draw(sequences, places, result.logits, masks, report)
-            for sequence, token, logprob in zip(sequences, batch.token_ids, batch.logprobs, strict=True):
-                self._take(sequence, token, logprob, report)
-            # Where the token was guessed, the row after it is computed, too.
-            drawn = zip(sequences, batch.token_ids, strict=True)
-            sequences = [sequence for sequence, token in drawn if self._was_guessed(sequence, token)]
-            for sequence in sequences:
-                places[id(sequence)] += 1
-            constrained = self._masks if any(sequence.grammar for sequence in sequences) else None
-            masks = constrained and constrained.start([sequence.grammar for sequence in sequences]).result()
-
-    def _was_guessed(self, sequence: Sequence, token: int) -> bool:
-        """Whether a sequence goes on within the step, as the token that it just got was guessed."""
-        guessed = sequence.draft is not None and sequence.draft.compare(token)
-        if not guessed or sequence not in self.scheduler.running:
-            return False
-        self.scheduler.guessed(sequence)
-        return True
-
-    def _draw(
-        self,
-        sequences: list[Sequence],
-        places: dict[int, int],
-        logits: Tensor,
-        masks: Tensor | None,
-        report: StepReport,
-    ) -> tuple[list[Sequence], SampledBatch]:
-        """Draw a token for each sequence from its place in the logits. The requests of those that have none to choose
-        fail; returns the others, with their tokens."""
-        while sequences:
-            at = [places[id(sequence)] for sequence in sequences]
-            own = logits if at == list(range(len(logits))) else logits[at]
-            try:
-                samplers, kernel = [sequence.sampler for sequence in sequences], self.runner.sampling
-                return sequences, sample(own, samplers, masks, tempered=self._tempered, kernel=kernel)
-            except SamplingError as error:
-                sequences, masks = self._without(sequences, masks, error, report)
-        return [], SampledBatch([], [])
-
-    def _without(
-        self, sequences: list[Sequence], masks: Tensor | None, error: SamplingError, report: StepReport
-    ) -> tuple[list[Sequence], Tensor | None]:
-        """Fail the requests of the sequences that have no token to choose; return the others, with their masks."""
-        for at, reason in error.failures.items():
-            self.requests.fail(sequences[at].group, reason, report)
-        failed = {id(sequences[at].group) for at in error.failures}
-        kept = [at for at, sequence in enumerate(sequences) if id(sequence.group) not in failed]
-        return [sequences[at] for at in kept], None if masks is None else masks[kept]
-
-    def _take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, report: StepReport) -> None:
-        """Add a sampled token to its sequence, and end it where it ends."""
-        group = sequence.group
-        if group.request.request_id not in self.requests:
-            return  # another of its outputs has just failed, and the request with it
-        if sequence.index in group.ended:
-            self.requests.drop(sequence)
-            return
-        sequence.tokens.append(token)
-        sequence.sampler.accept(token)
-        stops = token in group.request.sampling.stop_token_ids
-        stops |= token in self.eos_token_ids and not group.request.sampling.ignore_eos
-        if sequence.grammar is not None and not stops:
-            try:
-                sequence.grammar.accept(token)
-            except TuneserveError as error:
-                self.requests.fail(group, error, report)
-                return
-        reason = None
-        if stops or (sequence.grammar is not None and sequence.grammar.finished):
-            reason = FinishReason.STOP
-        elif sequence.num_output >= self._room(group):
-            reason = FinishReason.LENGTH
-        output = TokenOutput(
-            index=sequence.index,
-            token_ids=(token,),
-            logprobs=None if logprob is None else (logprob,),
-            finish_reason=reason,
-            stop_token_id=token if stops else None,
-            preemptions=None if reason is None else sequence.preemptions,
-        )
-        self.requests.tell(group, output, report)
-        if reason is not None:
             self.requests.drop(sequence)
 
 

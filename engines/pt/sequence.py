@@ -8,7 +8,7 @@ from engines.pt.beam_search import BeamSearch
 from engines.pt.drafter import Draft, Drafter
 from engines.pt.kv_cache import BlockHashes
 from engines.sampler.grammar import GrammarState
-from engines.sampler.sampling import SamplerRow
+from engines.sampler.row import SamplerRow
 from engines.types import GenerationRequest, TokenLogprob
 
 

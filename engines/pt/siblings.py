@@ -11,7 +11,7 @@ from engines.pt.runner import ModelRunner
 from engines.pt.scheduler import Scheduler
 from engines.pt.sequence import Group, Sequence
 from engines.sampler.grammar import GrammarState
-from engines.sampler.sampling import SamplerRow
+from engines.sampler.row import SamplerRow
 from engines.text.thinking import Thinking
 
 

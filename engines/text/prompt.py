@@ -5,14 +5,9 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateError
-from jinja2 import meta as templates
-from jinja2.ext import Extension
-from jinja2.nodes import Node, Template
-from jinja2.parser import Parser
+from jinja2 import TemplateError, meta
 
 from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest, UnsupportedParameter
@@ -20,6 +15,7 @@ from engines.text.encoding import encode
 from engines.text.fill_in_the_middle import FillInTheMiddle, find_fill_in_the_middle
 from engines.text.reasoning_formats import API_FIELDS, reasoning_field
 from engines.text.request_check import context_length_exceeded
+from engines.text.templates import RESERVED_KWARGS, parsed_template
 from engines.text.truncation import Truncation
 
 Message = Mapping[str, Any]
@@ -38,27 +34,6 @@ PROBE = "tuneserve probe"
 MOST_PROBED = 100
 """Other roles whose probes are remembered."""
 
-RESERVED_KWARGS = frozenset(
-    [
-        "messages",
-        "conversation",
-        "tools",
-        "documents",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-    ]
-)
-"""What `chat_template_kwargs` may not set: parameters of the rendering itself, not variables of the template."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
@@ -76,44 +51,6 @@ class Conversation:
 class Prompt:
     text: str
     ids: list[int]
-
-
-def read_chat_template(value: str) -> str:
-    """A template, from the path of its .jinja file or as it is. InvalidRequest where it is none."""
-    text = Path(value).read_text() if value.endswith(".jinja") and Path(value).is_file() else value
-    if value.endswith(".jinja") and text is value:
-        raise InvalidRequest(f"There is no file {value!r}.", param="chat_template")
-    return checked_template(text)
-
-
-def checked_template(text: str) -> str:
-    """The same text. Raises InvalidRequest where it is no template."""
-    try:
-        _parse(text)
-    except TemplateError as error:
-        raise InvalidRequest(f"The chat template is not valid Jinja: {error}", param="chat_template") from error
-    return text
-
-
-def _parse(text: str) -> Template:
-    return Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
-
-
-class _Generation(Extension):
-    """transformers' mark of what the assistant writes."""
-
-    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def plain_template(tokenizer: Any) -> str:
-    """A template without form: messages follow one another as they are, behind the token that begins every text."""
-    first = tokenizer.encode("a")[:1]
-    begin = "{{ bos_token }}" if first and first[0] == tokenizer.bos_token_id else ""
-    return begin + "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 class PromptRenderer:
@@ -159,7 +96,7 @@ class PromptRenderer:
     def variables(self) -> frozenset[str]:
         """Names of the variables that the template reads and does not set itself."""
         try:
-            return frozenset(templates.find_undeclared_variables(_parse(self.template)))
+            return frozenset(meta.find_undeclared_variables(parsed_template(self.template)))
         except TemplateError:  # it will be told to those who send messages
             return frozenset()
 

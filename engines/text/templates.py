@@ -10,15 +10,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Node, Template
+from jinja2.parser import Parser
+
 from engines.errors import InvalidRequest
 from engines.params.template import NAMED, ChatTemplateParams
-from engines.text.prompt import RESERVED_KWARGS, checked_template, plain_template, read_chat_template
 from engines.text.tool_prompts import with_tools_prompt
 
 CHAT_TEMPLATE = "chat_template.jinja"
 TEMPLATES = (CHAT_TEMPLATE, "tokenizer_config.json")
 """Files that hold a model's chat template: the one that transformers writes, and the one that it wrote before."""
 FOLDER = Path(__file__).parent / "named_templates"
+
+RESERVED_KWARGS = frozenset(
+    [
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+"""What `chat_template_kwargs` may not set: parameters of the rendering itself, not variables of the template."""
 
 
 def chosen_template(params: ChatTemplateParams, tokenizer: Any) -> str | dict[str, str] | None:
@@ -75,6 +100,45 @@ def _assigned(name: str, value: Any, template: str) -> str:
         raise InvalidRequest(f"the chat template knows no {name!r}", param="chat_template_kwargs")
     # A value of JSON is written in Jinja as in Python. The line break goes with the block: `trim_blocks` is on.
     return f"{{%- set {name} = {name} | default({value!r}) %}}\n"
+
+
+def read_chat_template(value: str) -> str:
+    """A template, from the path of its .jinja file or as it is. InvalidRequest where it is none."""
+    text = Path(value).read_text() if value.endswith(".jinja") and Path(value).is_file() else value
+    if value.endswith(".jinja") and text is value:
+        raise InvalidRequest(f"There is no file {value!r}.", param="chat_template")
+    return checked_template(text)
+
+
+def checked_template(text: str) -> str:
+    """The same text. Raises InvalidRequest where it is no template."""
+    try:
+        parsed_template(text)
+    except TemplateError as error:
+        raise InvalidRequest(f"The chat template is not valid Jinja: {error}", param="chat_template") from error
+    return text
+
+
+def parsed_template(text: str) -> Template:
+    """Raises TemplateError."""
+    return Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+
+
+class _Generation(Extension):
+    """transformers' mark of what the assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def plain_template(tokenizer: Any) -> str:
+    """A template without form: messages follow one another as they are, behind the token that begins every text."""
+    first = tokenizer.encode("a")[:1]
+    begin = "{{ bos_token }}" if first and first[0] == tokenizer.bos_token_id else ""
+    return begin + "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def template_in(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from engines.params.about import facts
 from engines.params.deploy import DeployParams
-from engines.text.prompt import read_chat_template
+from engines.text.templates import read_chat_template
 from server.fine_tuning.record import FineTuning
 from server.model.served import model_source
 from training.auto import BASE_LEARNING_RATE, Hyperparameters

@@ -10,8 +10,7 @@ from engines.checkpoint.heads import is_classifier
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by, stays_quantized
 from engines.errors import InvalidRequest, UnsupportedModel
-from engines.text.prompt import read_chat_template
-from engines.text.templates import chosen_template, template_in
+from engines.text.templates import chosen_template, read_chat_template, template_in
 from training.data.encode import stop_token_ids
 from training.data.samples import Learns
 from training.device import device_name

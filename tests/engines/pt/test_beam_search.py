@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.pt.beam_search import BeamSearch, Hypothesis
-from engines.sampler.sampling import SamplerRow, beam_candidates
+from engines.sampler.row import SamplerRow
+from engines.sampler.sampling import beam_candidates
 from engines.types import Sampling
 
 VOCAB = 40

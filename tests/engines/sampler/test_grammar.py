@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.sampler import grammar as grammar_module
 from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
-from engines.sampler.sampling import SamplerRow, SamplingError, sample
+from engines.sampler.row import SamplerRow
+from engines.sampler.sampling import SamplingError, sample
 from engines.types import Sampling, Structured, StructuredKind
 
 EOS = 0

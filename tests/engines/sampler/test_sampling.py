@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from engines.errors import EngineFailure, InvalidRequest
-from engines.sampler import sampling as sampling_module
-from engines.sampler.sampling import SamplerRow, SamplingError, beam_candidates, sample, token_logprobs
+from engines.sampler import by_torch
+from engines.sampler.row import SamplerRow
+from engines.sampler.sampling import SamplingError, beam_candidates, sample, token_logprobs
 from engines.types import Sampling
 
 EOS = (2,)
@@ -271,7 +272,7 @@ def test_the_shortcut_chooses_what_the_full_sort_chooses(
     logits = logits_of(LARGE, rows=200).to(dtype)
     rows = [row(vocab=LARGE, seed=i, **parameters) for i in range(len(logits))]
     chosen = sample(logits, rows, None).token_ids
-    monkeypatch.setattr(sampling_module, "CANDIDATES", (LARGE * 2,))
+    monkeypatch.setattr(by_torch, "CANDIDATES", (LARGE * 2,))
     assert sample(logits, rows, None).token_ids == chosen
 
 

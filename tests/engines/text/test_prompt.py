@@ -11,7 +11,8 @@ from tokenizers import processors
 
 from engines.capabilities import Capabilities
 from engines.errors import ContextLengthExceeded, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.text.prompt import Conversation, PromptRenderer, plain_template, read_chat_template
+from engines.text.prompt import Conversation, PromptRenderer
+from engines.text.templates import plain_template, read_chat_template
 from engines.text.truncation import Side, Truncation
 from tests.engines.tokenizers import byte_fallback, byte_level
 
