@@ -3,6 +3,7 @@
 from typing import Any
 
 from engines.errors import UnsupportedModel
+from engines.params.model import TaskType
 from engines.types import Head
 
 CLASSIFIER = "ForSequenceClassification"
@@ -15,6 +16,10 @@ HEAD_NAMES = (SCORE, "classifier")
 def is_classifier(config: Any) -> bool:
     """Whether the checkpoint was saved as a model for sequence classification."""
     return any(name.endswith(CLASSIFIER) for name in getattr(config, "architectures", None) or ())
+
+
+def task_of(config: Any) -> TaskType:
+    return "seq_cls" if is_classifier(config) else "causal_lm"
 
 
 def refuse_classifier(config: Any, engine: str) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engines.checkpoint.heads import is_classifier
+from engines.checkpoint.heads import is_classifier, task_of
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
 from engines.checkpoint.quantize import quantized_layers, torchao_config
@@ -22,7 +22,7 @@ def write_by_library(folder: Path, quantization: Quantization, target: Path, *, 
         model = load_model(
             str(folder),
             config=config,
-            task_type="seq_cls" if is_classifier(config) else "causal_lm",
+            task_type=task_of(config),
             dtype=dtype,
             device_map="cpu",
             quantization=quantization,

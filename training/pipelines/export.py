@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.gguf.named import is_gguf, name_of
+from engines.checkpoint.heads import task_of
 from engines.checkpoint.hub import hub_errors, reason_of
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by
@@ -19,7 +20,14 @@ from training.device import device_name
 from training.discreet import make_discreet
 from training.exports.adapter import write_peft
 from training.exports.card import Card, Relation
-from training.exports.files import copy_files
+from training.exports.files import (
+    copy_files,
+    copy_what_belongs_to_it,
+    model_folder,
+    new_target,
+    shard_bytes,
+    written_whole,
+)
 from training.exports.gguf.adapter import write_adapter
 from training.exports.gguf.model import write_model
 from training.exports.libraries import write_by_library
@@ -33,17 +41,7 @@ from training.params.export_quantization import OF_LIBRARIES, bits_of
 from training.params.export_result import made_of, result_folder
 from training.params.saved_args import read_args
 from training.params.task import Artifact
-from training.pipelines.merge import (
-    base_named_by,
-    copy_what_belongs_to_it,
-    merged_model,
-    model_folder,
-    new_target,
-    refuse_several_processes,
-    shard_bytes,
-    task_of,
-    written_whole,
-)
+from training.pipelines.merge import base_named_by, merged_model, refuse_several_processes
 from training.report import Report
 
 OUTPUT = "exported"
