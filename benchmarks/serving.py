@@ -30,7 +30,6 @@ REQUESTS = {1: 3, 8: 16, 32: 64}
 WARM_UP_TOKENS = 8
 START_SECONDS = 600
 """vLLM compiles at its first start."""
-LOAD_SECONDS = 900
 
 
 def main(argv: list[str] | None = None) -> int:

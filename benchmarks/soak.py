@@ -69,7 +69,6 @@ class Seen:
 
 class Load:
     def __init__(self, setting: Setting, folder: Path, seen: Seen, *, seconds: float) -> None:
-        self._setting = setting
         self._folder = folder
         self._seen = seen
         self._client = Client(setting.url, "bench")

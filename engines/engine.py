@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Protocol
 
 from engines.capabilities import Capabilities
-from engines.types import EngineStats, GenerationRequest, Health, PoolingRequest, TokenOutput
+from engines.errors import EngineUnavailable, UnsupportedParameter
+from engines.types import EngineState, EngineStats, GenerationRequest, Health, PoolingRequest, TokenOutput
 
 
 class Engine(Protocol):
@@ -83,3 +84,16 @@ class Engine(Protocol):
     def health(self) -> Health: ...
 
     def stats(self) -> EngineStats: ...
+
+
+def check_ready(engine: Engine) -> None:
+    """Raises EngineUnavailable."""
+    state = engine.health().state
+    if state is not EngineState.READY:
+        raise EngineUnavailable(f"the engine is {state}")
+
+
+def check_can_sleep(engine: Engine) -> None:
+    """Raises UnsupportedParameter."""
+    if not engine.capabilities().sleep:
+        raise UnsupportedParameter("this engine cannot sleep, or was not started with --enable_sleep_mode true")

@@ -18,6 +18,7 @@ import msgspec
 
 from engines.adapters.turns import AdapterTurns, Turn
 from engines.capabilities import Capabilities
+from engines.engine import check_can_sleep, check_ready
 from engines.errors import EngineFailure, EngineUnavailable, InvalidRequest, TuneserveError, UnsupportedParameter
 from engines.library.core import Asked, Core, Load
 from engines.library.gate import Gate, Place
@@ -119,37 +120,28 @@ class LibraryEngine:
                 waiting[running.waits_for] += len(running.outputs.open)
         return dict(waiting)
 
-    def _check_ready(self) -> None:
-        state = self.health().state
-        if state is not EngineState.READY:
-            raise EngineUnavailable(f"the engine is {state}")
-
     # ---- sleep
 
     async def sleep(self) -> None:
-        self._check_can_sleep()
+        check_can_sleep(self)
         if self._state is EngineState.SLEEPING:
             return
-        self._check_ready()
+        check_ready(self)
         self._state = EngineState.SLEEPING
         while self._running or self._pooling:
             await asyncio.sleep(PAUSE_SECONDS)
         await self._core.sleep()
 
     async def wake_up(self) -> None:
-        self._check_can_sleep()
+        check_can_sleep(self)
         if self._state is EngineState.SLEEPING:
             await self._core.wake_up()
             self._state = EngineState.READY
 
-    def _check_can_sleep(self) -> None:
-        if not self.capabilities().sleep:
-            raise UnsupportedParameter("this engine cannot sleep, or was not started with --enable_sleep_mode true")
-
     # ---- adapters
 
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
-        self._check_ready()
+        check_ready(self)
         if self.capabilities().adapters is None:
             raise UnsupportedParameter("this engine serves the base model only")
         if version not in self._turns.loaded:
@@ -176,7 +168,7 @@ class LibraryEngine:
     # ---- requests
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput, None]:
-        self._check_ready()
+        check_ready(self)
         self._core.check(request)
         if request.request_id in self._running:
             raise InvalidRequest(f"request id {request.request_id!r} is in use")
@@ -241,7 +233,7 @@ class LibraryEngine:
             running.computing[index].cancel()
 
     async def pool(self, request: PoolingRequest) -> list[float]:
-        self._check_ready()
+        check_ready(self)
         self._core.check_pooling(request)
         self._pooling += 1
         try:

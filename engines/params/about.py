@@ -124,8 +124,9 @@ def unsupported_choice(field: FieldInfo, value: Any) -> str | None:
     choices = about(field).choices
     if not choices or value in choices:
         return None
-    return f"{_word(value)} is {NOT_SUPPORTED}; choose {' or '.join(map(_word, choices))}"
+    return f"{spelled(value)} is {NOT_SUPPORTED}; choose {' or '.join(map(spelled, choices))}"
 
 
-def _word(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value as the command line has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from engines.capabilities import Capabilities
+from engines.engine import check_can_sleep, check_ready
 from engines.errors import (
     Conflict,
     EngineFailure,
@@ -14,7 +15,6 @@ from engines.errors import (
     InvalidRequest,
     QueueFull,
     TuneserveError,
-    UnsupportedParameter,
 )
 from engines.fairness.places import Places, Request
 from engines.process import frames
@@ -151,10 +151,10 @@ class ProcessEngine:
 
     async def sleep(self) -> None:
         async with self._resting:
-            self._check_can_sleep()
+            check_can_sleep(self)
             if self._asleep:
                 return
-            self._check_ready()
+            check_ready(self)
             self._asleep = True  # from now on no request is taken
             try:
                 await self._idle.wait()
@@ -169,14 +169,10 @@ class ProcessEngine:
 
     async def wake_up(self) -> None:
         async with self._resting:
-            self._check_can_sleep()
+            check_can_sleep(self)
             if self._asleep:
                 await self._rest(frames.WakeUp())
                 self._asleep = False
-
-    def _check_can_sleep(self) -> None:
-        if not self.capabilities().sleep:
-            raise UnsupportedParameter("this engine cannot sleep, or was not started with --enable_sleep_mode true")
 
     async def _rest(self, message: frames.Sleep | frames.WakeUp) -> None:
         if self._supervisor.health.state is not EngineState.READY:
@@ -195,7 +191,7 @@ class ProcessEngine:
     # ---- adapters
 
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
-        self._check_ready()
+        check_ready(self)
         message = frames.LoadAdapter(version, str(folder), pinned)
         loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._loading.setdefault(version, set())
@@ -271,7 +267,7 @@ class ProcessEngine:
     def _take(self, request: Request, pending: "Outputs | asyncio.Future[list[float]]") -> None:
         """Admit a request, or raise EngineUnavailable, QueueFull or, for an id that is in use, InvalidRequest."""
         request_id = request.request_id
-        self._check_ready()
+        check_ready(self)
         if request_id in self._pending:
             raise InvalidRequest(f"request id {request_id!r} is in use")
         free_seats = self._program.max_num_seqs - self._now.running
@@ -282,11 +278,6 @@ class ProcessEngine:
         self._idle.clear()
         self._pending[request_id] = pending
         self._places.take(request)
-
-    def _check_ready(self) -> None:
-        state = self.health().state
-        if state is not EngineState.READY:
-            raise EngineUnavailable(f"the engine is {state}")
 
     def _send(self, message: bytes) -> None:
         """Nothing goes to a process that has ended or has not begun: what it would concern has ended too."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.http.keys.caller import ALL_ROLES, Caller, Role
+from server.http.keys.caller import Caller, in_background
 
 Status = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -96,7 +96,7 @@ class Batch:
     @property
     def caller(self) -> Caller:
         """Who asks in its requests."""
-        return Caller(name=self.owner, roles=ALL_ROLES if self.by_admin else frozenset({Role.INFER}))
+        return in_background(self.owner, by_admin=self.by_admin)
 
     def to_wire(self) -> dict[str, Any]:
         """As OpenAI has it: what there is not yet is left out, but for the metadata."""

@@ -96,6 +96,7 @@ def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]
             signal.signal(number, handler)
 
 
-def end_of_log(folder: Path, lines: int = 20) -> str:
+def end_of_log(folder: Path) -> str:
+    """The last 20 lines of what the libraries said."""
     text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(text.splitlines()[-20:])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from engines.params.about import spelled
 from training.folder import Fit, Memory
 
 GIB = 2**30
@@ -26,9 +27,5 @@ def _line(name: str, size: int) -> str:
 
 
 def _proposed(change: Fit) -> str:
-    flags = " ".join(f"--{name} {_spelled(value)}" for name, value in change.parameters.items())
+    flags = " ".join(f"--{name} {spelled(value)}" for name, value in change.parameters.items())
     return f"  {flags}: {change.total / GIB:.2f} GiB, which {'fits' if change.fits else 'does not fit either'}"
-
-
-def _spelled(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

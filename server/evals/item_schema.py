@@ -23,22 +23,23 @@ MAX_UNIQUE = 1000
 """Items of a list whose `uniqueItems` is checked: each is compared with each."""
 REFUSED = ("$dynamicRef", "$recursiveRef", "patternProperties", "$schema", "$id")
 """Keywords that lead elsewhere, or whose patterns jsonschema runs by itself. `$schema` may name its own draft."""
+PARAM = "data_source_config.item_schema"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class ItemSchema:
     """One thread at a time checks items with it."""
 
-    def __init__(self, schema: Mapping[str, Any], param: str = "data_source_config.item_schema") -> None:
+    def __init__(self, schema: Mapping[str, Any]) -> None:
         """Raises InvalidRequest."""
         self._followed = 0
         try:
-            _refuse_keywords(schema, param)
+            _refuse_keywords(schema)
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
-            raise InvalidRequest(f"{param}: {error.message[:300]}", param=param) from None
+            raise InvalidRequest(f"{PARAM}: {error.message[:300]}", param=PARAM) from None
         except RecursionError:
-            raise InvalidRequest(f"{param}: it is nested too deep.", param=param) from None
+            raise InvalidRequest(f"{PARAM}: it is nested too deep.", param=PARAM) from None
         keywords = {"pattern": _pattern, "uniqueItems": _unique, "$ref": self._ref}
         validator: Any = extend(Draft202012Validator, keywords)  # type: ignore[no-untyped-call]
         self._validator = validator(schema, registry=Registry())
@@ -76,26 +77,26 @@ def _unique(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator
         yield from Draft202012Validator.VALIDATORS["uniqueItems"](validator, wanted, instance, schema) or ()
 
 
-def _refuse_keywords(schema: Any, param: str) -> None:
+def _refuse_keywords(schema: Any) -> None:
     """Also a pattern that is none. Values of `const`, `enum`, `default` and `examples` are no schemas."""
     if isinstance(schema, list):
         for each in schema:
-            _refuse_keywords(each, param)
+            _refuse_keywords(each)
     if not isinstance(schema, Mapping):
         return
     for name in REFUSED:
         if name in schema and not (name == "$schema" and str(schema[name]).rstrip("#") == DRAFT):
-            raise InvalidRequest(f"{param}: {name!r} is not supported.", param=param)
+            raise InvalidRequest(f"{PARAM}: {name!r} is not supported.", param=PARAM)
     if not str(schema.get("$ref", "#")).startswith("#"):
-        message = f"{param}: {str(schema['$ref'])[:100]!r} leads out of the schema, and nothing is fetched."
-        raise InvalidRequest(message, param=param)
+        message = f"{PARAM}: {str(schema['$ref'])[:100]!r} leads out of the schema, and nothing is fetched."
+        raise InvalidRequest(message, param=PARAM)
     if isinstance(pattern := schema.get("pattern"), str):
         try:
             regex.compile(pattern)
         except regex.error as error:
-            raise InvalidRequest(f"{param}: the pattern {pattern[:100]!r}: {error}", param=param) from None
+            raise InvalidRequest(f"{PARAM}: the pattern {pattern[:100]!r}: {error}", param=PARAM) from None
     for name, value in schema.items():
         if name in ("properties", "$defs", "definitions", "dependentSchemas") and isinstance(value, Mapping):
-            _refuse_keywords(list(value.values()), param)
+            _refuse_keywords(list(value.values()))
         elif name not in ("const", "enum", "default", "examples"):
-            _refuse_keywords(value, param)
+            _refuse_keywords(value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from server.evals.schema import CustomConfig, LogsConfig, RunBody
-from server.http.keys.caller import ALL_ROLES, Caller, Role
+from server.http.keys.caller import Caller, in_background
 from training.params.graders import OneGrader
 
 Status = Literal["queued", "in_progress", "completed", "failed", "canceled"]
@@ -176,7 +176,7 @@ class Run:
     @property
     def caller(self) -> Caller:
         """Who asks in it."""
-        return Caller(name=self.owner, roles=ALL_ROLES if self.by_admin else frozenset({Role.INFER}))
+        return in_background(self.owner, by_admin=self.by_admin)
 
     @property
     def source(self) -> Any:

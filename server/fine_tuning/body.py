@@ -13,7 +13,7 @@ from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 from training.params.graders import Grader, OneGrader
 from training.params.grpo import MOST_GENERATIONS
-from training.params.response_format import structured_of
+from training.params.response_format import checked_format
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 FileId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", max_length=64)]
@@ -67,11 +67,6 @@ class Kto(StrictBody):
     hyperparameters: KtoHyperparameters | None = None
 
 
-def _sound(response_format: Any) -> Any:
-    structured_of(response_format)
-    return response_format
-
-
 class ReinforcementHyperparameters(SupervisedHyperparameters):
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
     compute_multiplier: Auto | Annotated[float, Field(gt=0.00001, le=10)] = "auto"
@@ -86,7 +81,7 @@ class Reinforcement(StrictBody):
     grader: Grader
     """What judges the model's answers."""
     hyperparameters: ReinforcementHyperparameters | None = None
-    response_format: Annotated[Json, AfterValidator(_sound)] = None
+    response_format: Annotated[Json, AfterValidator(checked_format)] = None
     """What the answers are held to."""
 
 

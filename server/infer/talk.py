@@ -95,16 +95,16 @@ class Talk:
         self.messages = [*asked, answer]
 
 
-def read_message(read: Callable[[str], str], *, prompt: str = "> ", more: str = ". ") -> str:
+def read_message(read: Callable[[str], str]) -> str:
     """The next message, from the lines that `read` gives for a prompt: one, or all from three quotes to the next
     three. Raises EOFError."""
-    first = read(prompt)
+    first = read("> ")
     if not first.lstrip().startswith(QUOTES):
         return first
     lines = [first.lstrip().removeprefix(QUOTES)]
     while not lines[-1].rstrip().endswith(QUOTES):
         with suppress(EOFError):
-            lines.append(read(more))
+            lines.append(read(". "))
             continue
         return "\n".join(lines)
     return "\n".join(lines).rstrip().removesuffix(QUOTES).strip("\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from engines.params.about import about, closed_to_api
+from engines.params.about import about, closed_to_api, spelled
 from engines.params.sections import sections
 from engines.params.shapes import Shape, default_of, shape_of
 from training.params.dry_run import DryRunParams
@@ -83,7 +83,7 @@ def _entry(name: str, section: str, field: FieldInfo, *, starred: bool) -> Entry
         name=name,
         section=section,
         shape=shape,
-        choices=tuple(_word(each) for each in said.choices if each is not None)
+        choices=tuple(spelled(each) for each in said.choices if each is not None)
         or _choices(said.api_choices or shape.choices, shape),
         default=default_of(field) or "",
         help=" ".join((field.description or "").split()),
@@ -97,11 +97,7 @@ def _choices(words: tuple[Any, ...], shape: Shape) -> tuple[str, ...]:
     truths = ("true", "false") if bool in shape.kinds else ()
     if shape.kinds - {bool} - ({str} if words else set()):
         return ()
-    return tuple(dict.fromkeys((*map(_word, words), *truths)))
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return tuple(dict.fromkeys((*map(spelled, words), *truths)))
 
 
 def read_value(entry: Entry, text: str) -> Any:

@@ -17,7 +17,6 @@ class Words:
     key_help: str
     model: str
     model_help: str
-    refresh: str
     settings: str
     system: str
     system_help: str
@@ -66,7 +65,6 @@ ENGLISH = Words(
     key_help="A key of the server. It is sent to the server, and kept nowhere.",
     model="Model",
     model_help="The base model, its adapters, and what has been trained since.",
-    refresh="Refresh",
     settings="Settings",
     system="System prompt",
     system_help="What the model is told before the conversation.",
@@ -115,7 +113,6 @@ CHINESE = Words(
     key_help="服务器的密钥。只发送给服务器，不会保存。",
     model="模型",
     model_help="基础模型、它的适配器，以及之后训练出的模型。",
-    refresh="刷新",
     settings="设置",
     system="系统提示词",
     system_help="对话开始之前告诉模型的内容。",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from engines.errors import EngineUnavailable, InvalidRequest, QueueFull, RateLimited, StoreUnavailable
 from engines.logs import about
 from server.http.body import parse_object
-from server.http.keys.caller import ALL_ROLES, Caller, Role
+from server.http.keys.caller import Caller, in_background
 from server.inference.inference import Inference
 from server.kept.responses import KeptRequest, KeptResponse, KeptResponses
 from server.model.served import ServedModel
@@ -68,7 +68,7 @@ class Unfinished:
         )
         run.use(renderer)
         turn = alone if request.attempts == MOST_ATTEMPTS - 1 else nullcontext()
-        again = _Again(self, run, body, _caller(response, request), turn)
+        again = _Again(self, run, body, in_background(response.owner, by_admin=request.by_admin), turn)
         self.background.start_again(run, again.make)
         log.info("The response %s, which the server before has left, is made again.", run.id)
 
@@ -76,10 +76,6 @@ class Unfinished:
         error = {"code": "server_error", "message": why}
         failed = {**response.answer, "status": "failed", "error": error}
         await self.kept.move(replace(response, answer=failed, request=None))
-
-
-def _caller(response: KeptResponse, request: KeptRequest) -> Caller:
-    return Caller(name=response.owner, roles=ALL_ROLES if request.by_admin else frozenset({Role.INFER}))
 
 
 @dataclass(frozen=True, slots=True)

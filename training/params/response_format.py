@@ -57,7 +57,8 @@ def structured_of(response_format: Any) -> Structured | None:
             return Structured(kind="json_schema", value=json.dumps(named.schema_), lenient=named.strict is not True)
 
 
-def _sound(response_format: Any) -> Any:
+def checked_format(response_format: Any) -> Any:
+    """The same. Raises ValueError where it is no format."""
     structured_of(response_format)
     return response_format
 
@@ -67,7 +68,7 @@ class ResponseFormatParams(Params):
 
     response_format: Annotated[
         JsonObject | None,
-        BeforeValidator(_sound),
+        BeforeValidator(checked_format),
         About(text=True, not_in_fine_tuning="say it in method.reinforcement"),
     ] = None
     """What the answers that are drawn and judged are held to, as OpenAI's `response_format`: `{"type": "json_schema",

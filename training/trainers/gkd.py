@@ -20,7 +20,7 @@ from training.params.refusal import said_of
 from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollouts
 from training.trainers.averages import Averages, over_processes
-from training.trainers.collate import Padded
+from training.trainers.collate import Padded, as_they_are
 from training.trainers.drawing_times import DrawingTimes
 from training.trainers.job import JobTrainer, Training
 from training.trainers.model import load_base_config, load_for_training, model_of
@@ -46,7 +46,7 @@ class GkdTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         params = job.params
         _check_answered(job)
         taught = load_teacher(job)
-        super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=_as_they_are)
+        super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=as_they_are)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of all accumulated batches
         self._beta = beta
         self._teacher = Teacher(taught.tuned.model.to(self.args.device))
@@ -192,8 +192,3 @@ def _check_answered(job: Training[RlhfParams]) -> None:
     ):
         if needed and rows is not None and not all(map(len, rows["completion_ids"])):
             raise InvalidRequest(NO_ANSWER, param=param)
-
-
-def _as_they_are(rows: Rows) -> dict[str, Any]:
-    """A batch: its rows."""
-    return {"rows": list(rows)}

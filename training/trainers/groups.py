@@ -15,7 +15,6 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,27 +39,17 @@ from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.answer_form import answer_form
 from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
+from training.trainers.collate import as_they_are
 from training.trainers.drawing_times import DrawingTimes
 from training.trainers.generation import FILE, Batch, Generation
 from training.trainers.job import JobTrainer, Training
-from training.trainers.judges import Judges, mean
+from training.trainers.judged import Judged, together, told
+from training.trainers.judges import Judges
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.rollouts import rollouts_of
 
 COMPLETIONS = "completions.jsonl"
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Answers and what they are worth."""
-
-    answers: list[Rollout]
-    """Those of this process."""
-    rewards: Tensor
-    """(answers of all processes, judges): NaN where one does not apply."""
-    alike: Tensor
-    """(answers of all processes,) bool: see `Advantages`."""
 
 
 class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -78,7 +67,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         Raises InvalidRequest, UnsupportedModel.
         """
         without_dropout(job.tuned.model)
-        super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=_as_they_are)
+        super().__init__(job, args=TrainingArguments(**job.arguments), data_collator=as_they_are)
         params = job.params
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True  # by the loss itself
@@ -232,7 +221,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
         self._write(answers, rewards, generation.advantages[first:])
         self._judged.append(Judged(answers, whole, found.alike))
         if len(generation.answers) == n * self._prompts:
-            self._tell(_together(self._judged))
+            self._tell(together(self._judged))
 
     def _draw(self, rows: Sequence[Row], what: str, n: int, *, ahead: bool = False) -> Iterable[list[Rollout]]:
         """`n` answers to each of the policy as it is. The same weights and `what` give the same answers. `ahead`: the
@@ -320,8 +309,8 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             logs |= over_processes(self._seen.taken(), self.accelerator) | times
         super().log(logs, start_time)
 
-    def _tell(self, judged: "Judged") -> None:
-        self._seen.add(_told(judged, self._weights, self._judges.names))
+    def _tell(self, judged: Judged) -> None:
+        self._seen.add(told(judged, self._weights, self._judges.names))
         self._seen.add({"policy_version": (torch.tensor(self._policy), torch.tensor(1))})
         self._count_tokens(judged.answers)
         self._times.add_tokens(sum(len(answer.token_ids) for answer in judged.answers))
@@ -362,7 +351,7 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
             rewards = self._judges([row for row, group in zip(rows, groups, strict=True) for _ in group], answers)
             same = alike(weighted_sum(rewards, self._weights), n)
             self._times.add_tokens(sum(len(answer.token_ids) for answer in answers))
-            seen.add(_told(Judged(answers, rewards, same), self._weights, self._judges.names))
+            seen.add(told(Judged(answers, rewards, same), self._weights, self._judges.names))
             seen.add(self._judges.parts())
             count += len(rows)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -382,45 +371,6 @@ class GroupsTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed = Path(resume_from_checkpoint)
-
-
-def _together(parts: Sequence[Judged]) -> Judged:
-    return Judged(
-        [answer for part in parts for answer in part.answers],
-        torch.cat([part.rewards for part in parts]),
-        torch.cat([part.alike for part in parts]),
-    )
-
-
-def _told(judged: Judged, weights: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums of what is told of answers, by name, each with what it is divided by."""
-    answers, rewards = judged.answers, judged.rewards
-    total = weighted_sum(rewards, weights)
-    lengths = torch.tensor([len(answer.token_ids) for answer in answers])
-    count, one = torch.tensor(len(answers)), torch.tensor(1)
-    told = {
-        "reward": mean(total),
-        "reward_std": (_spread(total), one),
-        "frac_reward_zero_std": (judged.alike.sum(), torch.tensor(judged.alike.numel())),
-        "completions/mean_length": (lengths.sum(), count),
-        "completions/min_length": (lengths.min(), one),
-        "completions/max_length": (lengths.max(), one),
-        "completions/clipped_ratio": (torch.tensor(sum(not answer.ended for answer in answers)), count),
-    }
-    for number, name in enumerate(names):
-        told[f"rewards/{name}/mean"] = mean(rewards[:, number])
-        told[f"rewards/{name}/std"] = _spread(rewards[:, number]), one
-    return told
-
-
-def _spread(values: Tensor) -> Tensor:
-    known = values[~values.isnan()]
-    return known.std() if len(known) > 1 else torch.tensor(0.0)
-
-
-def _as_they_are(rows: Sequence[Row]) -> dict[str, Any]:
-    """A batch: its rows."""
-    return {"rows": list(rows)}
 
 
 def _places(places: Sequence[int]) -> dict[str, Any]:

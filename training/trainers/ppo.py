@@ -35,6 +35,7 @@ from training.rollouts.types import Drawing, JudgingRollouts, Rollout
 from training.trainers.answer_form import answer_form
 from training.trainers.averages import Averages, over_processes
 from training.trainers.base_judge import BaseJudge
+from training.trainers.collate import as_they_are
 from training.trainers.drawing_times import DrawingTimes
 from training.trainers.finite import check_weights
 from training.trainers.job import JobTrainer, Training
@@ -101,7 +102,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         whole = {"per_device_train_batch_size": self.batch, "gradient_accumulation_steps": 1}
         without_dropout(job.tuned.model)
         self._value_model = value_model_of(job)
-        super().__init__(job, args=TrainingArguments(**job.arguments | whole), data_collator=_as_they_are)
+        super().__init__(job, args=TrainingArguments(**job.arguments | whole), data_collator=as_they_are)
         judges = functions_of(params, params.response_length)
         self._place_of_model = len(judges) if params.reward_model is not None else None
         """Of the reward model among those who judge; it is no judge of texts here, and reads tokens."""
@@ -369,11 +370,6 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._value_model.load(Path(resume_from_checkpoint))
-
-
-def _as_they_are(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: its rows."""
-    return {"rows": list(rows)}
 
 
 def _texts(rollouts: Sequence[Rollout], states: Sequence[int], pad: int, device: torch.device) -> Texts:

@@ -38,6 +38,11 @@ class Caller:
         return Access(owner=self.name, everything=self.is_admin)
 
 
+def in_background(name: str | None, *, by_admin: bool) -> Caller:
+    """Who asks what a key of this name has left to the server to ask; `by_admin`: it had every right."""
+    return Caller(name=name, roles=ALL_ROLES if by_admin else frozenset({Role.INFER}))
+
+
 ANYBODY = Caller(name=None, roles=ALL_ROLES)
 """Who asks where no key is needed."""
 

@@ -20,6 +20,7 @@ from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer, save
 from tests.gguf_files import write_gguf
+from training.exports.files import shard_bytes
 from training.folder import JobFolder
 from training.params.export import MergeParams
 from training.pipelines import merge
@@ -204,7 +205,7 @@ def test_shards_are_no_larger_than_asked_for(
 
 @pytest.mark.parametrize(("size", "count"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("300b", 300), ("2kb", 2000)])
 def test_sizes(size: str, count: int) -> None:
-    assert merge.shard_bytes(MergeParams(max_shard_size=size).max_shard_size) == count
+    assert shard_bytes(MergeParams(max_shard_size=size).max_shard_size) == count
 
 
 def test_what_belongs_to_the_model_comes_along(
