@@ -14,6 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 LOCKS = Path(__file__).with_name("locks")
+COMPILE = """
+import compileall, sys, sysconfig
+compileall.compile_dir(sys.argv[1] or sysconfig.get_path("purelib"), quiet=2, workers=0)
+"""
 
 
 class InstallationFailed(Exception):
@@ -41,8 +45,15 @@ def install_lists(
     """
     files = [option for name in names for option in ("--requirement", str(LOCKS / f"{name}.txt"))]
     options = [*(["--index-url", index] if index else []), *(["--target", target, "--upgrade"] if target else [])]
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-compile"]
     run([*command, "--require-hashes", "--no-deps", *options, *files], quiet=quiet)
+    compile_files(python, target)
+
+
+def compile_files(python: str, folder: str | None = None) -> None:
+    """Compile what lies in the environment of `python`, or in `folder`, on all cores: pip does so on one, and takes
+    longer for it than for the rest. What is no Python of this version stays as it is, as with pip."""
+    subprocess.run([python, "-c", COMPILE, folder or ""], check=False)
 
 
 def pinned(name: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Putting vLLM, LMDeploy and llama.cpp in, and their lists, without a network: a stand-in runs for pip."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ class Commands:
 
     def __init__(self) -> None:
         self.done: list[list[str]] = []
+        self.compiled: list[tuple[str, str | None]] = []
+        """Interpreters whose environments were compiled, or folders of theirs."""
         self.failing: str | None = None
         """A list whose installation fails."""
 
@@ -42,6 +45,9 @@ class Commands:
             python = Path(command[-1]) / "bin" / "python"
             python.parent.mkdir(parents=True, exist_ok=True)
             python.touch()
+
+    def compile_files(self, python: str, folder: str | None = None) -> None:
+        self.compiled.append((python, folder))
 
     @property
     def installed(self) -> list[str]:
@@ -59,6 +65,7 @@ class Commands:
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     commands = Commands()
     monkeypatch.setattr(locked, "run", commands)
+    monkeypatch.setattr(locked, "compile_files", commands.compile_files)
     return commands
 
 
@@ -170,6 +177,7 @@ def test_on_a_cpu_lmdeploy_gets_the_torch_that_we_have(commands: Commands) -> No
 
     assert commands.installed == ["--index-url", "https://index", "torch-cpu", "lmdeploy-cpu"]
     assert commands.done[1][0] == str(python)
+    assert commands.compiled == 2 * [(str(python), None)]
     assert locked.pinned("torch-cpu") == {"torch": f"{locked.pinned('torch')['torch']}+cpu"}
     assert locked.pinned("lmdeploy-cpu")["lmdeploy"] == "0.18.0"
     assert {*install.LMDEPLOY_NEEDS, *install.ENGINES_NEED, "peft"} <= locked.pinned("lmdeploy-cpu").keys()
@@ -301,6 +309,7 @@ def test_llamacpp_is_put_into_the_cache_once_and_whole(commands: Commands, monke
     commands.failing = None
     folder = install.install_llamacpp()
     assert commands.done[-1][commands.done[-1].index("--target") + 1] == str(folder.parent)
+    assert commands.compiled == [(sys.executable, str(folder.parent))]
     commands.done.clear()
     assert install.install_llamacpp() == folder == install.llamacpp_folder()
     assert commands.done == []
@@ -403,6 +412,29 @@ def test_pip_takes_no_file_but_those_of_the_list(tmp_path: Path, monkeypatch: py
         locked.install_lists(sys.executable, "one")
 
     assert not (tmp_path / "target").exists()
+
+
+def test_what_was_installed_is_compiled_but_for_what_is_no_python_of_this_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "wheels" / "one-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("one/__init__.py", "VALUE = 1\n")
+        archive.writestr("one/of_python_2.py", "print 1\n")
+        archive.writestr("one-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: one\nVersion: 1.0\n")
+        archive.writestr("one-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("one-1.0.dist-info/RECORD", "")
+    monkeypatch.setattr(locked, "LOCKS", tmp_path)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (tmp_path / "one.txt").write_text(f"one==1.0 \\\n    --hash=sha256:{digest}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+
+    locked.install_lists(sys.executable, "one", target=str(tmp_path / "target"))
+
+    compiled = [path.name for path in (tmp_path / "target" / "one" / "__pycache__").iterdir()]
+    assert compiled == [f"__init__.{sys.implementation.cache_tag}.pyc"]
 
 
 # ---- both
