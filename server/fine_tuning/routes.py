@@ -1,6 +1,8 @@
 """/v1/fine_tuning/jobs, as OpenAI has it."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -67,13 +69,15 @@ async def cancel_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access:
 @router.post("/{fine_tuning_job_id}/pause")
 async def pause_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     await _get(jobs, fine_tuning_job_id, access)
-    return await _to_wire(jobs, await jobs.pause(fine_tuning_job_id, access))
+    with _named_here():
+        return await _to_wire(jobs, await jobs.pause(fine_tuning_job_id, access))
 
 
 @router.post("/{fine_tuning_job_id}/resume")
 async def resume_fine_tuning_job(fine_tuning_job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, Any]:
     await _get(jobs, fine_tuning_job_id, access)
-    return await _to_wire(jobs, await jobs.resume(fine_tuning_job_id, access))
+    with _named_here():
+        return await _to_wire(jobs, await jobs.resume(fine_tuning_job_id, access))
 
 
 @router.get("/{fine_tuning_job_id}/events")
@@ -107,6 +111,16 @@ async def list_fine_tuning_job_checkpoints(
     ids = [checkpoint["id"] for checkpoint in data]
     first, last = (ids[0], ids[-1]) if ids else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
+
+
+@contextmanager
+def _named_here() -> Iterator[None]:
+    """Have a conflict name the job as these routes do."""
+    try:
+        yield
+    except Conflict as error:
+        error.param = "fine_tuning_job_id"
+        raise
 
 
 async def _get(jobs: Jobs, id: str, access: Access) -> Job:

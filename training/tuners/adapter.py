@@ -94,6 +94,9 @@ class AdapterTuner(Tuner):
             return get_peft_model(model, config)
         except ValueError as error:  # names that fit no module or one of another kind, or an adapter that fits none
             said, where = str(error).splitlines()[0], "target_regex" if params.target_regex else "target_modules"
+            if "lora_dropout" in said:
+                message = f"experts of {model.config.model_type} are adapted without dropout: set it to 0"
+                raise InvalidRequest(message, param="lora_dropout") from error
             names_modules = self.size is None or "arget" in said
             raise InvalidRequest(said, param=where if names_modules else self.size) from error
         except TypeError as error:  # a layer of a kind that PEFT does not have it for
@@ -166,8 +169,13 @@ def _fit_quantized(config: Any, model: Any) -> None:
 
 
 def _shape(config: Any) -> dict[str, Any]:
-    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_SHAPE}
+    fields = {name: _in_order(value) for name, value in config.to_dict().items() if name not in NOT_SHAPE}
     return {name: value for name, value in fields.items() if "dropout" not in name and "init" not in name}
+
+
+def _in_order(value: Any) -> Any:
+    """What was a set before it was written is a list when it is read; no names are none."""
+    return sorted(value, key=str) or None if isinstance(value, list | set | tuple) else value
 
 
 def saved_whole(params: SftParams) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def test_a_job_is_paused_resumed_and_goes_on_where_it_was(api: TrainingApi) -> N
     while not any("training loss" in event["message"] for event in api.fine_tuning.events(job["id"])["data"]):
         pass
     assert api.fine_tuning.move(job["id"], "pause").json()["status"] == "paused"
-    assert api.fine_tuning.move(job["id"], "pause").status_code == 409
+    again = api.fine_tuning.move(job["id"], "pause")
+    assert (again.status_code, again.json()["error"]["param"]) == (409, "fine_tuning_job_id")
     api.plan(seconds=0.01)
     assert api.fine_tuning.move(job["id"], "resume").json()["status"] == "queued"
     job = api.fine_tuning.wait(job["id"])

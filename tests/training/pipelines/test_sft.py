@@ -217,6 +217,18 @@ def test_a_checkpoint_alone_says_with_which_adapter_it_began(train: Callable[...
     assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
 
 
+def test_an_adapter_beside_experts_goes_on_where_it_was_and_has_no_dropout(
+    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path
+) -> None:
+    model = str(make_model(tmp_path / "experts", "qwen3-moe"))
+    whole, _ = train(model=model)
+    resumed, _ = train(model=model, resume_from_checkpoint=str(whole.path / "checkpoint-3"))
+    assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    with pytest.raises(InvalidRequest, match="experts of qwen3_moe are adapted without dropout") as told:
+        train(model=model, lora_dropout=0.1)
+    assert told.value.param == "lora_dropout"
+
+
 def test_what_goes_on_with_other_rows_says_so(
     train: Callable[..., tuple[JobFolder, Result]], lines: Path, tmp_path: Path
 ) -> None:
