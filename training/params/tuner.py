@@ -83,7 +83,8 @@ class LoraParams(Params):
     lora_alpha: int = Field(32, ge=1)
     """The adapter's output is scaled by this, divided by the rank; with train_type loha, lokr and randlora too."""
     lora_dropout: float = Field(0.05, ge=0, le=1)
-    """The part of the adapter's input that is dropped while training; with train_type bone and randlora too."""
+    """The part of the adapter's input that is dropped while training; with train_type bone and randlora too. 0 where
+    LoRA adapts the experts of a mixture, unless given: PEFT has no dropout there."""
     lora_bias: Literal["none", "all"] = "none"
     """Train none of the model's biases, or `all`. A model that has none is refused."""
     lora_dtype: DType | None = None

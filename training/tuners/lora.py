@@ -1,5 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): a low-rank matrix beside each weight."""
 
+from copy import deepcopy
 from typing import Any
 
 from engines.capabilities import AdapterSupport
@@ -87,6 +88,8 @@ class Lora(AdapterTuner):
 
     def new(self, model: Any, params: SftParams, examples: Examples | None) -> Any:
         config, start = self.config(params), _start(params)
+        if "lora_dropout" not in params.model_fields_set and not _takes_dropout(model, config):
+            config.lora_dropout = 0.0
         start.prepare(model, config, params, examples)
         adapted = self.put_into(model, config, params)
         start.finish(adapted, params, examples)
@@ -99,6 +102,22 @@ def _start(params: SftParams) -> Start:
     start = start_of(params.init_weights)
     assert start is not None, "refused otherwise"
     return start
+
+
+def _takes_dropout(model: Any, config: Any) -> bool:
+    """Whether PEFT can put the adapter of `config` into `model` with its dropout: not beside the weights of experts."""
+    import torch
+    from peft import get_peft_model
+
+    if not any(weight.dim() == 3 for name, weight in model.named_parameters() if "experts" in name):
+        return True
+    with torch.device("meta"):
+        bare = type(model)._from_config(deepcopy(model.config))
+        try:
+            get_peft_model(bare, deepcopy(config))
+        except ValueError as error:
+            return "lora_dropout" not in str(error)
+    return True
 
 
 def _cast(model: Any, dtype: str) -> None:

@@ -218,12 +218,15 @@ def test_a_checkpoint_alone_says_with_which_adapter_it_began(train: Callable[...
 
 
 def test_an_adapter_beside_experts_goes_on_where_it_was_and_has_no_dropout(
-    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path
+    train: Callable[..., tuple[JobFolder, Result]], lines: Path, tmp_path: Path
 ) -> None:
     model = str(make_model(tmp_path / "experts", "qwen3-moe"))
     whole, _ = train(model=model)
     resumed, _ = train(model=model, resume_from_checkpoint=str(whole.path / "checkpoint-3"))
     assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 3}
+    usual = make_job(tmp_path / "usual", "sft", model=model, dataset=str(lines), max_steps=1, report_to=["none"])
+    asked: Any = usual.read_task().params
+    assert pipeline.run(asked, Report(usual)).status == "succeeded"
     with pytest.raises(InvalidRequest, match="experts of qwen3_moe are adapted without dropout") as told:
         train(model=model, lora_dropout=0.1)
     assert told.value.param == "lora_dropout"
