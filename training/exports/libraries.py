@@ -1,12 +1,14 @@
 """A model's folder whose linear layers are quantised as a library has them: bitsandbytes, HQQ or torchao."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.heads import is_classifier, task_of
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization
-from engines.checkpoint.quantize import quantized_layers, torchao_config
+from engines.checkpoint.quantize import linears_to_quantize, quantized_layers, torchao_config
+from engines.errors import UnsupportedModel
 from training.exports.weights import save
 
 
@@ -16,6 +18,8 @@ def write_by_library(folder: Path, quantization: Quantization, target: Path, *, 
     `folder`: of the model as it is. `dtype`: of what is not quantised; `shard`: bytes of the largest file.
     """
     config = load_config(str(folder))
+    if quantization.method != "bnb":  # which quantises GPT-2's layers, too
+        _check_linears(config)
     if quantization.method == "torchao":
         model = _by_torchao(folder, config, quantization, dtype)
     else:
@@ -31,6 +35,18 @@ def write_by_library(folder: Path, quantization: Quantization, target: Path, *, 
         save(model, {}, _told_by_hqq(model), target, shard)
     else:
         model.save_pretrained(target, max_shard_size=shard)
+
+
+def _check_linears(config: Any) -> None:
+    """Raises UnsupportedModel where there is nothing that torchao or HQQ would quantise."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(copy.deepcopy(config))
+    if next(linears_to_quantize(model), None) is None:
+        message = f"models of type {config.model_type} have no linear layers to quantise"
+        raise UnsupportedModel(message, param="model")
 
 
 def _told_by_hqq(model: Any) -> dict[str, Any]:

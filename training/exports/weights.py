@@ -83,8 +83,10 @@ def _tell(found: Calibration, params: ExportParams, report: Report) -> None:
 
 
 def _by_themselves(model: Any, params: ExportParams) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Raises UnsupportedModel."""
     from engines.checkpoint.quantize import linears_to_quantize
 
+    blocks_of(model)  # refuses what has no linear layers, or most of its weights in none
     kind: eight_bits.Kind = "fp8" if params.quant_method == "fp8" else "w8a8"
     replaced: dict[str, Tensor] = {}
     for path, layer in linears_to_quantize(model):

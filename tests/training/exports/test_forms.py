@@ -216,6 +216,20 @@ def test_blocks_that_awq_does_not_know_are_refused_by_name(exported: Export) -> 
         exported("gpt2", quant_method="awq", **OURS)
 
 
+@pytest.mark.parametrize(("method", "bits"), [("torchao", 4), ("hqq", 4), ("fp8", None), ("w8a8", None)])
+def test_a_model_without_linear_layers_is_refused(exported: Export, method: str, bits: int | None) -> None:
+    with importable(), pytest.raises(UnsupportedModel, match="models of type gpt2 have no"):
+        exported("gpt2", quant_method=method, **({} if bits is None else {"quant_bits": bits}))
+
+
+@pytest.mark.parametrize("method", ["fp8", "w8a8"])
+def test_mixtures_of_experts_are_not_quantised_in_part(given: Path, exported: Export, method: str) -> None:
+    save(CONFIGS["mixtral"](), given / f"mixtral-{method}")
+    byte_level_tokenizer().save_pretrained(given / f"mixtral-{method}")
+    with pytest.raises(UnsupportedModel, match="mixtures of experts, which are not quantised"):
+        exported(f"mixtral-{method}", quant_method=method)
+
+
 # ---- GGUF
 
 

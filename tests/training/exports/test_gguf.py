@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaTokenizer, Qwen2Config
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaTokenizer, Phi3Config, Qwen2Config
 from transformers.models.gemma import GemmaTokenizer
 
 from engines.checkpoint.loading import load_tokenizer
@@ -16,11 +16,7 @@ from tests.gguf_tokenizers import AWKWARD, RUNS, trained
 from training.exports.gguf.model import write_model
 
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [2.0] * 4, "short_factor": [1.5] * 4}
-WRITTEN = FAMILIES | {
-    "phi3 with longrope": lambda: type(CONFIGS["phi3"]())(
-        **SIZES, rope_parameters=LONG, original_max_position_embeddings=64
-    ),
-}
+WRITTEN = FAMILIES | {"phi3 without a window": lambda: Phi3Config(**SIZES)}
 
 
 @pytest.mark.parametrize("family", sorted(WRITTEN))
@@ -38,10 +34,11 @@ def test_a_file_that_is_written_says_what_the_model_says(family: str, tmp_path: 
         (CONFIGS["gemma"], "llama.cpp has no tensor for lm_head.weight"),
         (CONFIGS["smollm3"], "in all layers but each 4th"),
         (CONFIGS["qwen2-window"], "look back a window of tokens, and llama.cpp's all the way"),
+        (lambda: Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=64), "'longrope' is not"),
         (lambda: Qwen2Config(**TIED, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
          "rope_type 'dynamic' is not written"),
     ],
-    ids=["gemma2", "gemma3", "gemma with a head", "smollm3", "qwen2-window", "dynamic"],
+    ids=["gemma2", "gemma3", "gemma with a head", "smollm3", "qwen2-window", "longrope", "dynamic"],
 )  # fmt: skip
 def test_what_llama_cpp_computes_otherwise_is_refused(config: Any, reason: str, tmp_path: Path) -> None:
     model = model_of(config(), tmp_path / "model")
@@ -49,8 +46,9 @@ def test_what_llama_cpp_computes_otherwise_is_refused(config: Any, reason: str, 
         write_model(model, byte_level_tokenizer(), tmp_path / "model", tmp_path / "m.gguf", "f32", name="m")
 
 
-def test_a_text_of_mistral_is_no_longer_than_its_window(tmp_path: Path) -> None:
-    model = model_of(CONFIGS["mistral"](), tmp_path / "model")
+@pytest.mark.parametrize("family", ["mistral", "phi3"])
+def test_a_text_is_no_longer_than_the_window_that_llama_cpp_does_not_know(family: str, tmp_path: Path) -> None:
+    model = model_of(CONFIGS[family](), tmp_path / "model")
     write_model(model, byte_level_tokenizer(), tmp_path / "model", tmp_path / "m.gguf", "f32", name="m")
     assert loaded(tmp_path / "m.gguf").config.max_position_embeddings == model.config.sliding_window
 

@@ -30,7 +30,7 @@ def write_config(writer: Any, config: Any, architecture: str) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = rope_of(config)
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
-    _write_rope(writer, rope, config)
+    _write_rope(writer, rope)
     if (family := FAMILIES.get(architecture)) is not None:
         family(writer, config)
 
@@ -55,25 +55,21 @@ def tensors_of(config: Any) -> "Iterator[tuple[str, Tensor]]":
         changed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         size = 2 * len(changed)
         yield "rope_freqs.weight", rope["rope_theta"] ** -(torch.arange(0, size, 2).float() / size) / changed
-    if rope.get("rope_type") == "longrope":
-        for each in ("long", "short"):
-            yield f"rope_factors_{each}.weight", torch.tensor(rope[f"{each}_factor"], dtype=torch.float32)
 
 
 def _context(config: Any, architecture: str) -> int:
-    """Tokens of a text: of Mistral as many as its window has, as llama.cpp looks back without one.
+    """Tokens of a text: of Mistral and Phi-3 as many as a window has, as llama.cpp looks back without one.
 
     Raises UnsupportedModel."""
     longest = int(config.max_position_embeddings)
-    if architecture in ("LLAMA", "QWEN2", "QWEN3", "GRANITE", "SMOLLM3"):
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            raise _unsupported("some of its layers look back a window of tokens, and llama.cpp's all the way")
-        if config.model_type == "mistral" and config.sliding_window is not None:
-            return min(longest, int(config.sliding_window))
+    if config.model_type in ("mistral", "phi3"):
+        return longest if config.sliding_window is None else min(longest, int(config.sliding_window))
+    if not architecture.startswith("GEMMA") and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise _unsupported("some of its layers look back a window of tokens, and llama.cpp's all the way")
     return longest
 
 
-def _write_rope(writer: Any, rope: dict[str, Any], config: Any) -> None:
+def _write_rope(writer: Any, rope: dict[str, Any]) -> None:
     """Raises UnsupportedModel."""
     from gguf import RopeScalingType
 
@@ -88,20 +84,8 @@ def _write_rope(writer: Any, rope: dict[str, Any], config: Any) -> None:
             writer.add_rope_scaling_type(RopeScalingType.YARN)
             writer.add_rope_scaling_factor(rope["factor"])
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        case "longrope":  # whose factors are tensors of their own
-            before = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-            writer.add_rope_scaling_orig_ctx_len(before)
-            writer.add_rope_scaling_attn_factors(_attention_factor(config))
         case other:
             raise _unsupported(f"rope_type {other!r} is not written to GGUF files")
-
-
-def _attention_factor(config: Any) -> float:
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    _, factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=1)
-    return float(factor)
 
 
 # ---- what the families have besides
