@@ -163,6 +163,7 @@ class LoraSlots:
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
             head_inputs=_linear_shape(self._last)[0],
             padding=model.config.get_text_config().pad_token_id,
+            experts=any("experts" in path for path, _ in model.named_modules()),
             max_pinned=max_pinned(num_slots),
         )
         self._groups = {path: group for group in self._group(calls.groups) for path in group.paths}

@@ -35,6 +35,10 @@ def _check_modules(params: SftParams, support: AdapterSupport) -> None:
     else:
         if not params.target_modules:
             raise _refused("target_modules", "it names no layer")
+        if support.experts and "all-linear" in params.target_modules:
+            names = ", ".join(sorted({path.rpartition(".")[2] for path in support.linears})[:8])
+            reason = f"all-linear adapts experts, too, and adapters of experts are not served: name layers, of {names}"
+            raise _refused("target_modules", reason)
         for module in params.target_modules:
             if module != "all-linear" and not _ends_any(module, known):
                 raise _refused("target_modules", f"the model has no layer {module[:100]!r} that can be adapted")

@@ -1,5 +1,6 @@
 """The extra field `parameters`: what it may hold, and what is refused by its name."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,15 @@ SUPPORT = AdapterSupport(
     embeddings={"model.embed_tokens": (32, 8)},
     replaceable=frozenset({"lm_head"}),
 )
+
+
+def test_a_mixture_of_experts_is_trained_in_layers_that_are_named() -> None:
+    experts = replace(SUPPORT, experts=True)
+    check_servable(SftParams(target_modules=["q_proj"]), experts)
+    check_servable(SftParams(), SUPPORT)
+    with pytest.raises(UnsupportedParameter, match="adapters of experts are not served: name layers, of") as error:
+        check_servable(SftParams(), experts)
+    assert error.value.param == "parameters.target_modules"
 
 
 def check(**given: Any) -> None:
