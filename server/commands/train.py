@@ -152,7 +152,8 @@ def _how_to_serve(made: Path, model: str | None) -> str:
     if not config.exists():
         return f"The model is in {made}. Serve it: tuneserve deploy --model {path}"
     adapter = json.loads(config.read_bytes())
-    if adapter["peft_type"] != "LORA" or adapter.get("use_dora") or adapter.get("bias") != "none":
+    unserved = adapter.get("use_dora") or adapter.get("target_parameters") or adapter.get("bias") != "none"
+    if adapter["peft_type"] != "LORA" or unserved:
         return f"The adapter is in {made}. Merge it into its model, to serve that: tuneserve merge --adapters {path}"
     base = shlex.quote(model or adapter["base_model_name_or_path"])
     return f"The adapter is in {made}. Serve it: tuneserve deploy --model {base} --adapters {path}"

@@ -97,6 +97,9 @@ class AdapterTuner(Tuner):
             if "lora_dropout" in said:
                 message = f"experts of {model.config.model_type} are adapted without dropout: set it to 0"
                 raise InvalidRequest(message, param="lora_dropout") from error
+            if "use_dora" in said:
+                message = f"experts of {model.config.model_type} are adapted without DoRA: name other layers"
+                raise InvalidRequest(message, param="use_dora") from error
             names_modules = self.size is None or "arget" in said
             raise InvalidRequest(said, param=where if names_modules else self.size) from error
         except TypeError as error:  # a layer of a kind that PEFT does not have it for

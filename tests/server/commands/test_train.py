@@ -66,10 +66,11 @@ def test_a_training_says_where_its_adapter_is_and_how_to_serve_it(
     }
 
 
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"bias": "all"}, {"target_parameters": ["experts.down_proj"]}])
 def test_an_adapter_that_cannot_be_served_is_to_be_merged(
-    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    worker: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], kind: dict[str, Any]
 ) -> None:
-    worker("trains_an_adapter", LORA | {"use_dora": True})
+    worker("trains_an_adapter", LORA | kind)
     assert cli.main(["sft", "--model", "m"]) == 0
     assert "tuneserve merge --adapters /" in capsys.readouterr().out
 

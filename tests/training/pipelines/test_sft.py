@@ -230,6 +230,9 @@ def test_an_adapter_beside_experts_goes_on_where_it_was_and_has_no_dropout(
     with pytest.raises(InvalidRequest, match="experts of qwen3_moe are adapted without dropout") as told:
         train(model=model, lora_dropout=0.1)
     assert told.value.param == "lora_dropout"
+    with pytest.raises(InvalidRequest, match="experts of qwen3_moe are adapted without DoRA") as refused:
+        train(model=model, use_dora=True)
+    assert refused.value.param == "use_dora"
 
 
 def test_what_goes_on_with_other_rows_says_so(
