@@ -28,7 +28,7 @@ static inline int64_t code_bytes(const Grid *g) { return (int64_t)g->group * NR 
 
 #if defined(__AVX512BW__) && defined(__AVX512VBMI__)
 
-extern struct {
+extern __attribute__((visibility("hidden"))) struct { /* read without a detour by way of other libraries */
   uint16_t differences[32]; /* bfloat16 of -15 to 15 */
   uint16_t centred[32];     /* of -8 to 7, twice: the bit above a code is another's */
   uint8_t halves[2][128];   /* low and high, of 128 and of 1 to 127 */
