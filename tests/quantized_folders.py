@@ -41,18 +41,19 @@ def save_fp8(model: Path, folder: Path, *, block: int | None = BLOCK) -> dict[st
 
 
 def save_compressed(
-    model: Path, folder: Path, *, bits: int, group: int = BLOCK, inputs: bool = False
+    model: Path, folder: Path, *, bits: int, group: int = BLOCK, inputs: bool = False, symmetric: bool = True
 ) -> dict[str, Tensor]:
     """Write `model` as compressed-tensors does, which comes with vLLM: integers, and a scale for each row (8 bits) or
-    each `group` of them (4 bits). `inputs`: what layers get is to be rounded, too, each token with a scale of its own.
-    Returns the weights that they stand for, by name."""
+    each `group` of them (4 bits), with a zero where not `symmetric`. `inputs`: what layers get is to be rounded, too,
+    each token with a scale of its own. Returns the weights that they stand for, by name."""
     shared: dict[str, Any] = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": group}
-    return _save_compressed(model, folder, {"num_bits": bits, "type": "int", **shared}, inputs=inputs)
+    form = {"num_bits": bits, "type": "int", "symmetric": symmetric, **shared}
+    return _save_compressed(model, folder, form, inputs=inputs)
 
 
 def save_compressed_fp8(model: Path, folder: Path, *, inputs: bool, **shared: Any) -> dict[str, Tensor]:
     """The same, with 8-bit floating-point numbers. `shared`: which of them have a scale in common, in its words."""
-    return _save_compressed(model, folder, {"num_bits": 8, "type": "float", **shared}, inputs=inputs)
+    return _save_compressed(model, folder, {"num_bits": 8, "type": "float", "symmetric": True, **shared}, inputs=inputs)
 
 
 def _save_compressed(model: Path, folder: Path, form: dict[str, Any], *, inputs: bool) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def _save_compressed(model: Path, folder: Path, form: dict[str, Any], *, inputs:
     kind = {"num_bits": form["num_bits"], "type": form["type"]}
     scheme = QuantizationScheme(
         targets=["Linear"],
-        weights=QuantizationArgs(symmetric=True, **form),
+        weights=QuantizationArgs(**form),
         input_activations=QuantizationArgs(strategy="token", dynamic=True, **kind) if inputs else None,
     )
     apply_quantization_config(plain, QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"]))
@@ -86,7 +87,7 @@ def _save_compressed(model: Path, folder: Path, form: dict[str, Any], *, inputs:
 
 
 def _scale(layer: Any, form: dict[str, Any]) -> Tensor:
-    """Give a layer its scales. Returns the weight that it then stands for."""
+    """Give a layer its scales and zeros. Returns the weight that it then stands for."""
     rows, columns = layer.weight.shape
     high, wide = (*layer.weight_scale.shape, 1)[:2]
     shared = layer.weight.detach().view(high, rows // high, wide, columns // wide)
@@ -95,8 +96,13 @@ def _scale(layer: Any, form: dict[str, Any]) -> Tensor:
     scales = shared.abs().amax((1, 3), keepdim=True) / most
     layer.weight_scale.data = scales.reshape(layer.weight_scale.shape)
     numbers = shared / scales
-    rounded = numbers.to(torch.float8_e4m3fn).float() if float8 else numbers.round()
-    return (rounded * scales).view(rows, columns)
+    if form["symmetric"]:
+        rounded = numbers.to(torch.float8_e4m3fn).float() if float8 else numbers.round()
+        return (rounded * scales).view(rows, columns)
+    zeros = -(numbers.amax((1, 3), keepdim=True) / 4).round()
+    layer.weight_zero_point.data = zeros.reshape(layer.weight_scale.shape).to(layer.weight_zero_point.dtype)
+    rounded = (numbers + zeros).round().clamp(-most - 1, most)
+    return ((rounded - zeros) * scales).view(rows, columns)
 
 
 def save_packed(model: Path, folder: Path, packing: Packing | HqqPacking) -> dict[str, Tensor]:
@@ -136,6 +142,9 @@ SAVED: dict[str, Callable[[Path, Path], dict[str, Tensor]]] = {
     ),
     "compressed-tensors with 8 bits": lambda model, folder: save_compressed(model, folder, bits=8),
     "compressed-tensors with 4 bits": lambda model, folder: save_compressed(model, folder, bits=4),
+    "compressed-tensors with 4 bits and zeros": lambda model, folder: save_compressed(
+        model, folder, bits=4, symmetric=False
+    ),
     "gptq": lambda model, folder: save_packed(model, folder, Packing()),
     "awq": lambda model, folder: save_packed(model, folder, Packing(method="awq", layout="gemm", symmetric=False)),
     "hqq": lambda model, folder: save_packed(model, folder, HqqPacking()),

@@ -78,10 +78,10 @@ def keep_integers(model: nn.Module) -> None:
 
 def integers(bits: int, signed: Tensor, scales: Tensor, zeros: Tensor) -> Integers | None:
     """Those of `signed` codes (outputs, inputs) around 0, and of scales and zeros (outputs, groups); fewer bits than 4
-    are kept in 4. None: there is no place for them, as for 8 bits with zeros, or groups that are no multiple of four
-    inputs."""
+    are kept in 4. None: there is no place for them, as for 8 bits with zeros, a scale for all outputs, or groups that
+    are no multiple of four inputs."""
     bits = max(bits, 4)
-    if bits not in MOST or scales.dim() != 2 or signed.shape[1] % scales.shape[1]:
+    if bits not in MOST or scales.dim() != 2 or len(scales) != len(signed) or signed.shape[1] % scales.shape[1]:
         return None
     group = kernel_group(signed.shape[1] // scales.shape[1])
     codes, zeros = signed + CENTRE[bits], zeros + CENTRE[bits]

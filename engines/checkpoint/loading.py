@@ -104,6 +104,7 @@ def load_model(
     """
     import transformers
 
+    attn_implementation = attention_of(config, attn_implementation)
     if quantization is not None:
         check_not_quantized(model, config)
     auto = {
@@ -161,6 +162,19 @@ def load_model(
 
         make_exact(found)
     return found.eval()
+
+
+def attention_of(config: Any, asked: str | None) -> str | None:
+    """The attention that computes what `config` (a `PreTrainedConfig`) says, by transformers' names; None: the one that
+    transformers takes. Its `sdpa` leaves out the cap of Gemma 2's scores, and is what it would take.
+
+    Raises UnsupportedModel."""
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
+        return asked
+    if asked == "sdpa":
+        message = f"the scores of {config.model_type} are capped, which sdpa does not do: choose eager or flash_attn"
+        raise UnsupportedModel(message, param="attn_impl")
+    return asked or "eager"
 
 
 def choose_dtype(asked: str | None, config: Any, device: str) -> "torch.dtype":

@@ -146,28 +146,46 @@ def _unpack_layer(layer: Any, *, keep_integers: bool) -> None:
 
     from engines.checkpoint.integers import hollow
 
-    weights, packed = layer.quantization_scheme.weights, _copy(layer)
-    if getattr(layer.quantization_status, "value", None) == "compressed":
+    weights = layer.quantization_scheme.weights
+    if keep_integers and type(layer) is torch.nn.Linear and weights is not None and weights.type == "int":
+        packed = _copy(layer)
+        layer.integers = None if _integers(packed) is None else partial(_integers, packed)
+        if layer.integers is not None:
+            shape = (layer.out_features, layer.in_features)
+            layer.weight = torch.nn.Parameter(hollow(shape, layer.weight_scale.dtype), False)
+            return
+    if _is_packed(layer):
         from compressed_tensors.compressors import decompress_module
 
         decompress_module(layer)
-    if keep_integers and type(layer) is torch.nn.Linear and weights is not None and weights.type == "int":
-        layer.integers = None if _integers(packed) is None else partial(_integers, packed)
-        if layer.integers is not None:
-            layer.weight = torch.nn.Parameter(hollow(layer.weight.shape, layer.weight.dtype), False)
+
+
+def _is_packed(layer: Any) -> bool:
+    return getattr(layer.quantization_status, "value", None) == "compressed"
 
 
 def _integers(layer: Any) -> "Integers | None":
     """Those of a layer of compressed-tensors, packed or not."""
+    import torch
     from compressed_tensors.compressors import decompress_module
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    from engines.checkpoint.integers import integers_behind
+    from engines.checkpoint.integers import integers, integers_behind
 
-    plain = _copy(layer)
-    if plain.quantization_status.value == "compressed":
-        decompress_module(plain)
-    zeros = getattr(plain, "weight_zero_point", None)
-    return integers_behind(plain.weight, plain.quantization_scheme.weights.num_bits, plain.weight_scale, zeros)
+    weights, scales = layer.quantization_scheme.weights, layer.weight_scale
+    if not _is_packed(layer) or getattr(layer, "weight_g_idx", None) is not None:
+        plain = _copy(layer)
+        if _is_packed(layer):
+            decompress_module(plain)
+        return integers_behind(plain.weight, weights.num_bits, scales, getattr(plain, "weight_zero_point", None))
+    zeros = None if weights.symmetric else layer.weight_zero_point
+    if hasattr(layer, "weight_packed"):
+        codes = unpack_from_int32(layer.weight_packed, weights.num_bits, torch.Size(layer.weight_shape.tolist()))
+        if zeros is not None:
+            zeros = unpack_from_int32(zeros, weights.num_bits, scales.shape, packed_dim=0)
+    else:
+        codes = layer.weight
+    return integers(weights.num_bits, codes, scales, torch.zeros_like(scales) if zeros is None else zeros)
 
 
 def _copy(layer: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engines.checkpoint.loading import attention_of
 from engines.checkpoint.quantization import quantization_of
 from engines.params.model import TaskType
 from training.memory.packed import pack
@@ -27,7 +28,8 @@ def built(
         "causal_lm": transformers.AutoModelForCausalLM,
         "seq_cls": transformers.AutoModelForSequenceClassification,
     }[task_type]
-    chosen = {"flash_attn": "sdpa"}.get(params.attn_impl or "", params.attn_impl)  # they take as much
+    asked = attention_of(config, params.attn_impl)
+    chosen = {"flash_attn": "sdpa"}.get(asked or "", asked)  # they take as much
     with torch.device("meta"):
         model = auto.from_config(config, dtype=dtype, attn_implementation=chosen)
     if packed and (quantization := quantization_of(params)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engines.adapters.source import fetch_adapter, name_adapters
 from engines.checkpoint.gguf.named import is_gguf
 from engines.checkpoint.heads import is_classifier
-from engines.checkpoint.loading import load_config, load_model, load_tokenizer
+from engines.checkpoint.loading import attention_of, load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import quantization_of, quantized_by, stays_quantized
 from engines.errors import InvalidRequest, UnsupportedModel
 from engines.text.templates import chosen_template, read_chat_template, template_in
@@ -41,6 +41,7 @@ def load_base_config(params: SftParams) -> Any:
     if params.router_aux_loss_coef and not hasattr(text_config, "output_router_logits"):
         message = f"{text_config.model_type} is no mixture of experts: leave it out"
         raise UnsupportedModel(message, param="router_aux_loss_coef")
+    attention_of(config, params.attn_impl)
     _stretch(text_config, params)
     return config
 
