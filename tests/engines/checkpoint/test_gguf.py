@@ -74,7 +74,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def model_of(config: PreTrainedConfig, folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(save(config, folder), dtype=torch.float32)
+    """Its attention is the one that can cap scores."""
+    return AutoModelForCausalLM.from_pretrained(save(config, folder), dtype=torch.float32, attn_implementation="eager")
 
 
 def loaded(file: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Any:

@@ -172,7 +172,7 @@ def test_models_of_other_families_get_a_head(train: Callable[..., JobFolder], tm
     said = next(event.metrics for event, _ in folder.read_events() if isinstance(event, Evaluation))
     checkpoint = folder.path / "checkpoint-6"
     config = AutoConfig.from_pretrained(checkpoint)
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, attn_implementation="eager")
     model = PeftModel.from_pretrained(model, checkpoint).eval()
     found = rewards(model, AutoTokenizer.from_pretrained(checkpoint), ROWS)
     assert [found.min(), found.max()] == pytest.approx([said["min_reward"], said["max_reward"]], abs=1e-4)
