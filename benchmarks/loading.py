@@ -98,6 +98,7 @@ def loaded(model: str, bits: int | None) -> dict[str, Any]:
     runner = ModelRunner(PtConfig(model=model, dtype="bfloat16", quantization=_torchao(bits), kv_cache_memory=0.01))
     done.set()
     watching.join()
+    gc.collect()  # as the engine's process does then
     after = _status()
     return {
         "weights": _bytes_of(runner.model),
