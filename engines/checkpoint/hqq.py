@@ -60,10 +60,10 @@ class UnpackedByHqq:
         if self.axis != 1 or self.scales.shape != (len(self.codes), 1) or inputs % group or size is None:
             return None
         bits = 4 if self.bits <= 4 else 8
-        codes = self.codes.reshape(outputs, inputs) - (0 if bits == 4 else 128)
-        middle = CENTRE[bits] if bits == 4 else 128
+        shift = 0 if bits == 4 else 128
+        codes = self.codes.reshape(outputs, inputs) - shift
         scales, zeros = (each.float().view(outputs, -1) for each in (self.scales, self.zeros))
-        offsets = (middle - zeros) * scales
+        offsets = (CENTRE[bits] + shift - zeros) * scales
         scales, offsets = (each.repeat_interleave(group // size, 1) for each in (scales, offsets))
         return Integers(bits, codes.to(torch.int8).contiguous(), scales.contiguous(), offsets=offsets.contiguous())
 

@@ -12,6 +12,7 @@ from engines.capabilities import Capabilities
 from engines.echo.adapters import HIDDEN_SIZE, Adapters, adapter_support
 from engines.echo.answer import outputs
 from engines.echo.tokenizer import END_OF_TEXT, IM_END, VOCAB_SIZE
+from engines.engine import check_ready
 from engines.errors import (
     EngineFailure,
     EngineUnavailable,
@@ -153,11 +154,11 @@ class EchoEngine:
         return [value / norm for value in values]
 
     async def load_adapter(self, version: str, folder: Path, *, pinned: bool = False) -> None:
-        self._check_ready()
+        check_ready(self)
         await asyncio.sleep(self.faults.adapter_delay)
         if self.faults.adapter_error is not None:
             raise self.faults.adapter_error
-        self._check_ready()
+        check_ready(self)
         self._adapters.load(version, folder, pinned)
 
     async def unload_adapter(self, version: str) -> None:
@@ -166,14 +167,14 @@ class EchoEngine:
     async def sleep(self) -> None:
         if self._state is EngineState.SLEEPING:
             return
-        self._check_ready()
+        check_ready(self)
         self._state = EngineState.SLEEPING
         while self._unfinished:
             await asyncio.sleep(0.001)
 
     async def wake_up(self) -> None:
         if self._state is not EngineState.SLEEPING:
-            return self._check_ready()
+            return check_ready(self)
         self._state = EngineState.READY
 
     def health(self) -> Health:
@@ -192,7 +193,7 @@ class EchoEngine:
 
     def _admit(self, request: GenerationRequest) -> None:
         self._check_prompt(request.prompt_ids)
-        self._check_ready()
+        check_ready(self)
         if self._max_requests is not None and len(self._unfinished) >= self._max_requests:
             raise QueueFull(f"{self._max_requests} requests are running already.")
         self._adapters.use(request.adapter)
@@ -204,10 +205,6 @@ class EchoEngine:
         own = self._adapters.num_labels.get(adapter or "", 0)
         head = self._capabilities.head
         return own or (0 if head is None else len(head.labels))
-
-    def _check_ready(self) -> None:
-        if self._state is not EngineState.READY:
-            raise EngineUnavailable(f"The engine is {self._state}.")
 
     def _check_prompt(self, prompt_ids: list[int]) -> None:
         if not prompt_ids or not all(0 <= token < VOCAB_SIZE for token in prompt_ids):

@@ -68,7 +68,7 @@ class ModelParams(Params):
         Literal["flash_attn", "sdpa", "eager"] | None, About(TRAINING, engines=("pt",), as_served=True)
     ] = None
     """Attention kernel: the fastest that runs here unless given. Not every model runs with each of them: one that
-    cannot is refused when it is loaded, and so is a training of Gemma 2 with `sdpa`, which leaves out a cap of its."""
+    cannot is refused when it is loaded, and so is `sdpa` in a training of Gemma 2: it leaves out the cap on scores."""
     num_labels: Annotated[int | None, About(prepares=True, not_in_fine_tuning=THE_MODEL)] = Field(None, ge=1)
     """Number of classes of a `seq_cls` model; 1 makes it a regression, as reward models are. In training, that of the
     model's head unless given, where it has one."""

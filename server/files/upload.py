@@ -44,10 +44,8 @@ async def receive(
                 continue
             _check_part(part, content)
             filename = part.filename
-            if "purpose" in given:
-                check_file(
-                    _read(given, refuse_unknown=refuse_unknown).purpose, filename, purposes
-                )  # before it is stored
+            if "purpose" in given:  # refused before a byte is stored
+                check_file(_read(given, refuse_unknown=refuse_unknown).purpose, filename, purposes)
             pieces = limited(part.pieces, files.max_bytes, "file")
             content = await stack.enter_async_context(files.storing(pieces))
         fields = _read(given, refuse_unknown=refuse_unknown)

@@ -46,11 +46,11 @@ class Keeping:
         return super().step(closure)  # type: ignore[misc]  # the optimizer behind us
 
     def state_dict(self) -> Any:
-        found = super().state_dict()  # type: ignore[misc]  # the same
+        found = super().state_dict()  # type: ignore[misc]  # the optimizer behind us
         return {**found, "state": {index: _plain(state) for index, state in found["state"].items()}}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        super().load_state_dict(state_dict)  # type: ignore[misc]  # the same
+        super().load_state_dict(state_dict)  # type: ignore[misc]  # the optimizer behind us
         for group in self.param_groups:
             for weight in group["params"]:
                 if "projector" in (state := self.state.get(weight, {})):

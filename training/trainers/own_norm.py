@@ -21,4 +21,4 @@ class OwnNorm:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = self._clipped(model, float("inf")) if grad_norm is None else grad_norm
-        return super()._get_grad_norm(model, grad_norm=norm)  # type: ignore[misc]  # the same
+        return super()._get_grad_norm(model, grad_norm=norm)  # type: ignore[misc]  # the Trainer behind us
