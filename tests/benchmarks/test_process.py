@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.process import Tree
+from tests.processes import ended
 
 PARENT = str(Path(__file__).with_name("parent.py"))
 
@@ -17,7 +18,7 @@ def test_a_child_that_left_the_process_group_is_ended_too(tmp_path: Path) -> Non
         child = psutil.Process(int(tree.process.stdout.readline()))
         tree.cpu_seconds()
 
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert ended(child)
     assert tree.process.returncode is not None
 
 

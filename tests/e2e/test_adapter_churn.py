@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.test_deploy import TEMPLATE, engine_of
+from tests.e2e.test_deploy import TEMPLATE
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import engine_of
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 
@@ -103,5 +104,5 @@ def test_two_hundred_loads_replacements_and_unloads_under_load_leave_nothing_beh
 
 def memory_of(server: ServerProcess) -> int:
     """Bytes of the server and its engine that nobody else uses."""
-    processes = [psutil.Process(server.pid), engine_of(server)]
+    processes = [psutil.Process(server.pid), engine_of(server.pid)]
     return sum(process.memory_full_info().uss for process in processes)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
-import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import engine_of
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until
@@ -105,8 +105,7 @@ async def test_a_killed_engine_comes_back_with_its_adapters(start: Callable[[], 
     with api_of(server) as api:
         load_both(api)
     before = await answers(server, "a", "b")
-    children = psutil.Process(server.pid).children()
-    next(child for child in children if "engines.pt.process" in child.cmdline()).kill()
+    engine_of(server.pid).kill()
     until(lambda: not server.is_ready())
     until(server.is_ready)
     assert await answers(server, "a", "b") == before

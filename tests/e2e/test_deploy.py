@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import engine_of
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until
 
@@ -60,11 +60,6 @@ def chat(text: str = SENTENCE, **fields: Any) -> dict[str, Any]:
 def metric(http: httpx.Client, name: str) -> float:
     families = text_string_to_metric_families(http.get("/metrics").text)
     return next(sample.value for family in families for sample in family.samples if sample.name == f"tuneserve:{name}")
-
-
-def engine_of(server: ServerProcess) -> psutil.Process:
-    children = psutil.Process(server.pid).children()
-    return next(child for child in children if "engines.pt.process" in child.cmdline())
 
 
 # ---- answers
@@ -154,7 +149,7 @@ def test_a_killed_engine_fails_what_ran_and_comes_back_by_itself(server: ServerP
     with http.stream("POST", "/v1/chat/completions", json=endless) as reply:
         lines = (line for line in reply.iter_lines() if line)
         next(lines)
-        engine_of(server).kill()
+        engine_of(server.pid).kill()
         *_, error, done = lines
     assert json.loads(error.removeprefix("data: "))["error"]["type"] == "server_error"
     assert done == "data: [DONE]"
@@ -169,7 +164,7 @@ def test_on_sigterm_the_server_ends_and_its_engine_with_it(folder: Path) -> None
     try:
         with httpx.Client(base_url=server.wait_until_listening(), timeout=PATIENCE) as http:
             until(lambda: http.get("/ready").status_code == 200)
-            engine = engine_of(server)
+            engine = engine_of(server.pid)
             server.signal()
             assert server.wait() == 0
         until(lambda: not engine.is_running())

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from transformers import AutoTokenizer
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer
 from engines.setup.install import NotInstalled, require_vllm
 from tests.engines.lmdeploy.engines import python_on_cpu
 from tests.four_layers import cut, reference, write_adapter
+from tests.processes import ended, engine_of, family
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until
@@ -248,18 +248,11 @@ def test_an_adapter_that_does_not_fit_is_refused_by_the_field_at_fault(
 # ---- death
 
 
-def descendants(served: Served) -> list[psutil.Process]:
-    """Of the engine's process, and itself first."""
-    children = psutil.Process(served.process.pid).children()
-    [engine] = [child for child in children if PROCESSES[served.engine] in child.cmdline()]
-    return [engine, *engine.children(recursive=True)]
-
-
 def test_an_engine_that_is_killed_comes_back_with_its_adapters(
     served: Served, checkpoint: Checkpoint, both: None
 ) -> None:
     """Where a process below it is killed: tests/faults/test_vllm_process.py."""
-    before = descendants(served)
+    before = family(engine_of(served.process.pid, PROCESSES[served.engine]).pid)
     stream = served.client.completions.create(
         model="a", prompt=LONG, max_tokens=800, stream=True, extra_body={"ignore_eos": True}
     )
@@ -275,7 +268,7 @@ def test_an_engine_that_is_killed_comes_back_with_its_adapters(
     until(served.process.is_ready, seconds=SLOW)
     for choice, name in zip(ask_all(served, "tiny", "a", "b"), (None, "a", "b"), strict=True):
         assert_as_transformers(choice, checkpoint.expected[name])
-    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in before), seconds=SLOW)
+    until(lambda: all(map(ended, before)), seconds=SLOW)
 
 
 # ---- the loop

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.e2e.test_training_commands import PATIENCE, start
+from tests.processes import command_of
 from tests.training.jobs import make_data
 
 TOKEN = "hf_s3cret"
@@ -31,7 +32,7 @@ class _Gate(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.brought.add(self.headers.get("authorization"))
         for process in psutil.Process().children(recursive=True):
-            self.server.commands.add(" ".join(process.cmdline()[1:]))
+            self.server.commands.add(command_of(process))
         self.send_response(401)
         self.send_header("X-Error-Code", "GatedRepo")
         self.send_header("Content-Length", "0")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import whose_commands_have
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
 
@@ -54,7 +55,7 @@ def wait_for_step(api: Api, id: str, step: int) -> None:
 def kill_worker(server: ServerProcess, id: str) -> None:
     """As the system does where memory runs out."""
     workers = psutil.Process(server.pid).children(recursive=True)
-    (worker,) = [each for each in workers if any(f"/{id}/" in word for word in each.cmdline())]
+    (worker,) = whose_commands_have(f"/{id}/", workers)
     worker.kill()
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.engines.pt.adapters import classify_with_peft
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import engine_of
 from tests.server.api import Api, Response, api_of
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE, until
@@ -91,10 +91,7 @@ def test_a_reward_model_that_a_job_trains_scores_beside_its_base_the_moment_it_i
         refusal = api.post("/v1/chat/completions", model=reward, messages=ASKED)
         assert refusal.status_code == 400 and "classifies texts" in refusal.json()["error"]["message"]
         # 3. An engine that was killed is started again, and knows it still.
-        (engine,) = [
-            child for child in psutil.Process(server.pid).children() if "engines.pt.process" in child.cmdline()
-        ]
-        engine.kill()
+        engine_of(server.pid).kill()
         until(lambda: scores(api, reward).status_code == 200)
         assert [one["score"] for one in scores(api, reward).json()["data"]] == pytest.approx([good, bad], abs=1e-5)
         # 4. Unloaded, it has gone.

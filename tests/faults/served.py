@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.processes import engine_of
 from tests.server.process import ROOT, ServerProcess, environment
 from tests.until import PATIENCE, until
 
@@ -78,8 +79,7 @@ class Served:
 
     def engine(self) -> psutil.Process:
         """The leader of the engine's processes."""
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if self.engine_program in " ".join(child.cmdline()))
+        return engine_of(self.process.pid, self.engine_program)
 
     def asked(self) -> list[Asking]:
         """Two who wait for answers, of whom one reads."""

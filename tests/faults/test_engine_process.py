@@ -31,6 +31,7 @@ from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.faults.server import begun
+from tests.processes import ended
 from tests.until import async_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -371,4 +372,4 @@ async def test_the_process_dies_with_its_server(config: PtConfig) -> None:
     child.suspend()  # so that it cannot notice by itself
     server.kill()
     await server.wait()
-    await async_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    await async_until(lambda: ended(child))

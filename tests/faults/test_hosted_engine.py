@@ -18,6 +18,7 @@ from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, collect, request
 from tests.faults.server import begun
 from tests.hosted_echo import echo_in_its_process
+from tests.processes import ended
 from tests.until import async_until
 
 
@@ -109,4 +110,4 @@ async def test_the_process_and_its_children_die_with_their_server() -> None:
     assert hosted.is_running()
     server.kill()
     await server.wait()
-    await async_until(lambda: not hosted.is_running() or hosted.status() == psutil.STATUS_ZOMBIE)
+    await async_until(lambda: ended(hosted))

@@ -5,7 +5,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -17,6 +16,7 @@ from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import answer, request
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
 from tests.faults.server import begun
+from tests.processes import ended, family, whose_commands_have
 from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
@@ -35,19 +35,6 @@ async def engine(model: Path) -> AsyncIterator[VllmEngine]:
     await engine.stop()
 
 
-def family(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def named(processes: list[psutil.Process], name: str) -> psutil.Process:
-    return next(process for process in processes if name in " ".join([process.name(), *process.cmdline()]))
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_core_that_is_killed_or_stopped_while_idle_is_noticed_and_another_takes_over_with_the_adapters(
     engine: VllmEngine, tmp_path: Path, how: signal.Signals
@@ -57,7 +44,7 @@ async def test_a_core_that_is_killed_or_stopped_while_idle_is_noticed_and_anothe
     asked = [request(ignore_eos=True), request(ignore_eos=True, adapter="a@1")]
     before = [await answer(engine, one) for one in asked]
     processes = family(engine._life.process.pid)
-    named(processes, "EngineCore").send_signal(how)
+    next(whose_commands_have("EngineCore", processes)).send_signal(how)
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)
     await async_until(lambda: engine.health().state is EngineState.READY)
     assert all(map(ended, processes))
@@ -71,7 +58,7 @@ async def test_a_worker_that_is_killed_ends_what_runs_and_leaves_nothing_behind(
     endless = [request("x", f"r{i}", max_new_tokens=4000, ignore_eos=True) for i in range(3)]
     running = [asyncio.create_task(answer(engine, one)) for one in endless]
     await async_until(lambda: engine.stats().running == 3)
-    named(processes, "Worker").kill()
+    next(whose_commands_have("Worker", processes)).kill()
     for result in await asyncio.gather(*running, return_exceptions=True):
         assert isinstance(result, EngineFailure)
     await async_until(lambda: engine.health().state is EngineState.RESTARTING)

@@ -22,6 +22,7 @@ from tests.engines.pt.adapters import classify_with_peft, save_head_adapter
 from tests.engines.pt.driving import prompt
 from tests.engines.pt.tiny import EOS
 from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.processes import family, whose_commands_have
 from tests.until import async_until
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module")]
@@ -148,8 +149,7 @@ async def test_numbers_that_are_not_finite_fail_their_text_alone(engine: VllmEng
 
 def core_of(engine: VllmEngine) -> psutil.Process:
     assert engine._life is not None
-    family = psutil.Process(engine._life.process.pid).children(recursive=True)
-    return next(process for process in family if "EngineCore" in " ".join([process.name(), *process.cmdline()]))
+    return next(whose_commands_have("EngineCore", family(engine._life.process.pid)))
 
 
 async def test_a_text_that_nobody_waits_for_any_more_is_not_computed(engine: VllmEngine, model: Path) -> None:

@@ -16,6 +16,7 @@ from server.jobs.devices import Device, FixedDevices, choose, parse
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
 from server.store.access import SERVER
+from tests.processes import ended
 from tests.server.jobs.conftest import Office
 from tests.server.process import ROOT
 from tests.until import async_until
@@ -162,4 +163,4 @@ async def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) ->
     await async_until(lambda: "setpriv" not in " ".join(worker.cmdline()))  # it has become the worker
     server.kill()
     await server.wait()
-    await async_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    await async_until(lambda: ended(worker))

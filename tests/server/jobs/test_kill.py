@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from server.jobs.processes import MARK
+from tests.processes import command_of, ended, whose_commands_have
 from tests.server.process import ROOT
 from tests.until import PATIENCE, until
 
@@ -74,15 +75,14 @@ def of_jobs(folder: Path) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             marked = process.environ().get(MARK, "").startswith(database)
-            if (marked or str(folder / "jobs") in " ".join(process.cmdline())) and process.status() != "zombie":
+            if (marked or str(folder / "jobs") in command_of(process)) and not ended(process):
                 yield process
 
 
 def kill_worker(folder: Path) -> None:
-    for process in of_jobs(folder):
-        if "worker.py" in " ".join(process.cmdline()):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+    for process in whose_commands_have("worker.py", of_jobs(folder)):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def check_the_end(server: Server) -> None:
