@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from functools import partial
+from functools import cache, partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from engines.errors import TuneserveError
 from engines.params.deploy import DeployParams
@@ -21,7 +22,7 @@ from server.files import routes as file_routes
 from server.files.files import Files
 from server.fine_tuning import grader_routes
 from server.fine_tuning import routes as fine_tuning_routes
-from server.http.description import DescribedApp
+from server.http.description import DescribedApp, described
 from server.http.errors import add_error_handlers
 from server.http.ignored import HEADER as IGNORED_FIELDS
 from server.http.keys.auth import Auth
@@ -101,10 +102,14 @@ def create_app(parts: Parts) -> FastAPI:
 
     app = DescribedApp(lifespan, params.root_path)
     add_error_handlers(app)
-    for router in ROUTERS:
-        app.include_router(router)
+    app.router.routes += _routes()
     _add_middleware(app, parts)
     return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    return described(ROUTERS)
 
 
 async def _open_store(parts: Parts) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -81,6 +81,15 @@ ANY_ERROR = _any_error("OpenAI's", "Error")
 ANY_ANTHROPIC_ERROR = _any_error("Anthropic's", "AnthropicError")
 
 
+def described(routers: Iterable[APIRouter]) -> list[BaseRoute]:
+    """Their routes, each named in the description by its function, and with the errors that it may answer. They keep
+    nothing of an app, so that several may have the same ones: to make them takes longer than the rest of an app."""
+    together = APIRouter(responses=ANY_ERROR, generate_unique_id_function=lambda route: route.name)
+    for router in routers:
+        together.include_router(router)
+    return together.routes
+
+
 class DescribedApp(FastAPI):
     """An app whose description is complete. `/docs` shows it."""
 
@@ -91,8 +100,6 @@ class DescribedApp(FastAPI):
             lifespan=lifespan,
             root_path=root_path,
             redirect_slashes=False,
-            responses=ANY_ERROR,
-            generate_unique_id_function=lambda route: route.name,
         )
 
     def openapi(self) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """A client of an app in the test's own process."""
 
-import os
 import time
-from tempfile import mkdtemp
 from typing import Any, Self
 
 from fastapi import FastAPI
@@ -16,6 +14,7 @@ from server.app import create_app
 from server.deps import Parts
 from server.inference.inference import Inference
 from server.parts import make_parts
+from tests.server.states import new_state
 
 __all__ = ["ReadyClient", "Response", "echo_client"]
 
@@ -49,7 +48,7 @@ def echo_client(
     **params: Any,
 ) -> ReadyClient:
     """A client, to be entered, of a server on EchoEngine with these parameters of `deploy`, and a state of its own."""
-    state = {} if "without_state" in params else {"state_dir": mkdtemp(dir=os.environ["XDG_DATA_HOME"])}
+    state = {} if "without_state" in params else {"state_dir": new_state()}
     given = DeployParams(**{"model": "echo"} | state | params)
     parts = make_parts(engine or EchoEngine(), echo_tokenizer(), given, generation_config)
     return ReadyClient(parts, raise_server_exceptions=raise_server_exceptions)

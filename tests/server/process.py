@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ import openai
 
 from tests.forks import FORKS, preload
 from tests.server import echo_server
+from tests.server.states import new_state
 from tests.until import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +55,6 @@ class Fork:
         return self._process.exitcode
 
 
-def _own_state() -> str:
-    return mkdtemp(dir=os.environ["XDG_DATA_HOME"])
-
-
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -78,7 +74,7 @@ class ServerProcess:
     def echo(cls, **settings: Any) -> "ServerProcess":
         """EchoEngine; settings as in `echo_server.py`. It has a state of its own unless `params` say where it is."""
         params = settings.pop("params", {})
-        state = {} if params.keys() & {"state_dir", "without_state"} else {"state_dir": _own_state()}
+        state = {} if params.keys() & {"state_dir", "without_state"} else {"state_dir": new_state()}
         return cls(Fork(settings | {"params": state | params}))
 
     @classmethod
@@ -86,7 +82,7 @@ class ServerProcess:
         """`tuneserve deploy`, with these words, on a free port, and with a state of its own unless they say where it
         is."""
         if not {"--state_dir", "--state-dir", "--without_state"} & set(words):
-            words = (*words, "--state_dir", _own_state())
+            words = (*words, "--state_dir", new_state())
         program = "import sys; from server.commands.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "deploy", *words, "--host", "127.0.0.1", "--port", "0"]
         return cls(subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True))

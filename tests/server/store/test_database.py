@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Text, column, insert, select, table, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -19,7 +20,7 @@ from server.store import ownership
 from server.store.address import read_address
 from server.store.database import Database, UnusableDatabase
 from server.store.ids import new_id
-from server.store.migrate import NewerDatabase
+from server.store.migrate import MIGRATIONS, NewerDatabase
 from server.store.tables import METADATA
 from tests.postgres import Postgres
 from tests.until import PATIENCE
@@ -190,6 +191,22 @@ async def test_a_database_of_a_later_version_is_not_touched(
     await database.close()
     with pytest.raises(NewerDatabase, match="later version"):
         await Database(tmp_path, database_url).open()
+
+
+async def test_where_no_step_is_missing_none_is_read(
+    database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.close()
+    monkeypatch.setattr("alembic.command.upgrade", lambda *_: pytest.fail("the steps were read"))
+    again = Database(tmp_path, database_url)
+    await again.open()
+    await again.close()
+
+
+def test_the_number_of_a_step_begins_the_name_of_its_file() -> None:
+    steps = [*ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    assert all(Path(step.path).name.startswith(f"{step.revision}_") for step in steps)
+    assert sorted((step.revision for step in steps), reverse=True) == [step.revision for step in steps]
 
 
 # ---- SQLite
