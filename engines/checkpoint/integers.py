@@ -1,12 +1,14 @@
 """Weights of linear layers that are kept as integers of 4 or 8 bits, whichever program rounded them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from engines.checkpoint.spans import spans
 
 MOST = {4: (0, 15), 8: (-128, 127)}
 """The least and the largest code."""
@@ -35,12 +37,45 @@ class Integers:
         """Inputs of a group."""
         return int(self.codes.shape[1] // self.scales.shape[1])
 
-    def weights(self) -> Tensor:
-        """(outputs, inputs) float32."""
-        zeros = CENTRE[self.bits] if self.zeros is None else self.zeros[..., None].float()
-        codes = self.codes.unflatten(1, (-1, self.group)).float()
-        weights = (codes - zeros) * self.scales[..., None]
-        return (weights if self.offsets is None else weights + self.offsets[..., None]).flatten(1)
+    def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(outputs, inputs)."""
+        found = torch.empty_like(self.codes, dtype=dtype)
+        for span, weights in self.some_weights():
+            found[span] = weights
+        return found
+
+    def some_weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Those of some outputs after others: which, and (outputs, inputs) float32."""
+        for span in spans(*self.codes.shape):
+            weights = self.codes[span].unflatten(1, (-1, self.group)).float()
+            weights -= CENTRE[self.bits] if self.zeros is None else self.zeros[span][..., None]
+            weights *= self.scales[span][..., None]
+            if self.offsets is not None:
+                weights += self.offsets[span][..., None]
+            yield span, weights.flatten(1)
+
+    def like(self, outputs: int) -> "Integers":
+        """Room for those of so many outputs, of the same layer."""
+        return self._each(lambda tensor: tensor.new_empty(outputs, tensor.shape[1]))
+
+    def write(self, span: slice, some: "Integers") -> None:
+        """Have these for some of the outputs."""
+        for whole, part in zip(self._tensors, some._tensors, strict=True):
+            if whole is not None:
+                whole[span] = part
+
+    def reordered(self, move: Callable[[Tensor], Tensor]) -> "Integers":
+        """With the outputs where `move` has them."""
+        return self._each(move)
+
+    @property
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.codes, self.scales, self.zeros, self.offsets
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Integers":
+        codes, scales, zeros, offsets = (None if each is None else change(each) for each in self._tensors)
+        assert codes is not None and scales is not None, "there are always some"
+        return Integers(self.bits, codes, scales, zeros, offsets)
 
 
 class IntegersLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -54,12 +89,15 @@ class IntegersLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.dtype, self.bias, self.integers = layer.weight.dtype, layer.bias, read
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.integers().weights().to(x.dtype), self.bias)
+        found = x.new_empty(*x.shape[:-1], self.out_features)
+        for span, weights in self.integers().some_weights():
+            found[..., span] = linear(x, weights.to(x.dtype), None if self.bias is None else self.bias[span])
+        return found
 
     def plain(self) -> nn.Linear:
         """The layer with its weights."""
         layer = nn.Linear(self.in_features, self.out_features, device="meta", bias=False)
-        layer.weight = nn.Parameter(self.integers().weights().to(self.dtype), requires_grad=False)
+        layer.weight = nn.Parameter(self.integers().weights(self.dtype), requires_grad=False)
         layer.bias = self.bias
         return layer
 

@@ -22,9 +22,9 @@ from engines.checkpoint.quantization import (
 )
 from engines.checkpoint.quantize import (
     forget_packing,
+    forget_quantizing,
     keep_unpacked,
     let_go_of_file,
-    quantize,
     transformers_settings,
     unpack,
 )
@@ -141,7 +141,7 @@ def load_model(
                 **({} if quantization is None else transformers_settings(quantization, dtype, auto, config)),
             )
         if quantization is not None:
-            quantize(found, quantization)
+            forget_quantizing(found, quantization)
             let_go_of_file(found)
     if packed:
         if packed in UNPACKED:

@@ -1,5 +1,4 @@
-"""Quantise the linear layers of a model: as transformers reads the weights of each (bitsandbytes and torchao), or once
-all are there (HQQ, layer by layer).
+"""Quantise the linear layers of a model, as transformers reads the weights of each.
 
 The output head and the embeddings stay as they are, as the libraries have it by default: `get_keys_to_not_convert`.
 """
@@ -35,7 +34,11 @@ def transformers_settings(
     """What `from_pretrained` is told besides. `dtype`: the model's; `classes`: one of transformers' Auto classes.
     Raises UnsupportedModel."""
     if quantization.method == "hqq":
-        return {}
+        from engines.checkpoint.hqq_as_read import ByHqq
+
+        with _imported(quantization.method):
+            import hqq.core.quantize  # noqa: F401 (before the model is read)
+        return {"quantization_config": ByHqq(quantization.bits, quantization.axis)}
     if quantization.method == "torchao":
         return {"quantization_config": torchao_config(quantization.bits, classes, config)}
     from transformers import BitsAndBytesConfig
@@ -52,13 +55,9 @@ def transformers_settings(
     return {"quantization_config": settings}
 
 
-def quantize(model: Any, quantization: Quantization) -> None:
-    """Quantise in place what transformers has loaded and does not quantise itself; have it forget what it has quantised
-    where that is in the weights themselves. Raises UnsupportedModel."""
-    if quantization.method == "hqq":
-        with _imported(quantization.method):
-            _by_hqq(model, quantization)
-    if quantization.method == "torchao":
+def forget_quantizing(model: Any, quantization: Quantization) -> None:
+    """Have transformers forget what it has quantised, where that is in the layers themselves."""
+    if quantization.method in ("hqq", "torchao"):
         model.hf_quantizer.remove_quantization_config(model)
 
 
@@ -73,11 +72,16 @@ def _imported(method: Literal["hqq", "torchao"]) -> Iterator[None]:
 
 
 def let_go_of_file(model: Any) -> None:
-    """Give the weights on a CPU that stay as they are memory of their own: they lie in the checkpoint's file, which is
-    mapped, and keep all of it in memory, with what the others were made of."""
+    """Give the weights on a CPU that stay as they are memory of their own: they may lie in the checkpoint's file, which
+    is mapped, and keep all of it in memory, with what the others were made of."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and not is_quantized(tensor):
+        if tensor.device.type == "cpu" and not is_quantized(tensor) and _is_lent(tensor):
             tensor.data = tensor.data.clone()
+
+
+def _is_lent(tensor: "torch.Tensor") -> bool:
+    """Whether its memory is none that torch has taken itself, and could resize."""
+    return not tensor.untyped_storage().resizable()
 
 
 def is_quantized(tensor: Any) -> bool:
@@ -204,17 +208,6 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _by_hqq(model: Any, quantization: Quantization) -> None:
-    from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
-
-    HQQLinear.set_backend(HQQBackend.PYTORCH)
-    for path, linear in list(linears_to_quantize(model)):
-        group = _group(linear.weight.numel(), 64) or linear.weight.numel()
-        settings = BaseQuantizeConfig(nbits=quantization.bits, group_size=group, axis=quantization.axis)
-        packed = HQQLinear(linear, settings, compute_dtype=linear.weight.dtype, device=str(linear.weight.device))
-        model.set_submodule(path, packed.requires_grad_(False))
-
-
 def torchao_config(bits: int, classes: Any, config: Any) -> Any:
     """transformers' for a model with the configuration `config`. `classes`: one of its Auto classes. Raises
     UnsupportedModel."""
@@ -237,7 +230,7 @@ def torchao_settings(bits: int, widths: Iterable[int]) -> Any:
 
     if bits == 8:
         return Int8WeightOnlyConfig()
-    group = _group(math.gcd(*widths), 32)
+    group = group_of(math.gcd(*widths), 32)
     return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0) if group is None else PerGroup(group))
 
 
@@ -253,6 +246,6 @@ def linears_to_quantize(model: Any) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def _group(size: int, most: int) -> int | None:
+def group_of(size: int, most: int) -> int | None:
     """How many weights share a scale: a divisor of `size`, `most` where that is one. None: there is none to choose."""
     return next((each for each in (64, 32, 16, 8) if each <= most and size % each == 0), None)

@@ -9,11 +9,13 @@ tokens in float32 would take most of the start.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engines.checkpoint.spans import spans
 from engines.errors import UnsupportedModel
 from engines.pt.quantized import is_quantized, rounds_by_batch
 
@@ -136,8 +138,8 @@ def can_widen(model: nn.Module) -> bool:
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """While it lasts, a model of fewer digits computes in float32. The weights of a module are float32 while it runs;
-    tables are looked up as they are, and the rows widened."""
+    """While it lasts, a model of fewer digits computes in float32. The weights of a module are float32 while it runs,
+    those of a linear layer some outputs after others; tables are looked up as they are, and the rows widened."""
     narrow: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, _: Any) -> None:
@@ -154,10 +156,13 @@ def widened(model: nn.Module) -> Iterator[None]:
     def widen_rows(_: nn.Module, __: Any, rows: Tensor) -> Tensor:
         return rows.float()
 
-    handles = []
+    handles, linears = [], []
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             handles.append(module.register_forward_hook(widen_rows))
+        elif type(module) is nn.Linear and "forward" not in vars(module):
+            module.forward = partial(_some_after_others, module)
+            linears.append(module)
         elif next(module.parameters(recurse=False), None) is not None:
             handles.append(module.register_forward_pre_hook(widen))
             handles.append(module.register_forward_hook(give_back))
@@ -166,8 +171,19 @@ def widened(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for linear in linears:
+            del linear.forward
         for parameter, data in narrow.items():
             parameter.data = data
+
+
+def _some_after_others(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What a linear layer gives in float32: a head's weights, all together, would take twice their memory."""
+    found = x.new_empty(*x.shape[:-1], layer.out_features, dtype=torch.float32)
+    for span in spans(layer.out_features, layer.in_features):
+        bias = None if layer.bias is None else layer.bias[span].float()
+        found[..., span] = nn.functional.linear(x.float(), layer.weight[span].float(), bias)
+    return found
 
 
 @contextmanager

@@ -134,7 +134,9 @@ def _rope(file: GgufFile) -> dict[str, Any]:
 
 
 def _values(file: GgufFile, name: str) -> list[float]:
-    return [_short(value) for value in file.tensors[name].values().tolist()]
+    import torch
+
+    return [_short(value) for value in file.tensors[name].values(torch.float32).tolist()]
 
 
 def _by_frequency(file: GgufFile, theta: float) -> dict[str, Any]:

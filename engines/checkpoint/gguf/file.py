@@ -4,17 +4,20 @@ The layout is that of `docs/gguf.md` of ggml. The package `gguf` knows what tens
 array of every token: it took 4.7 seconds over a vocabulary of 49,152, and this one takes 0.1.
 """
 
+import math
 import mmap
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.checkpoint.spans import spans
 from engines.errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 INSTALL = "pip install 'tuneserve[gguf]'"
@@ -38,28 +41,28 @@ class StoredTensor:
     """ggml's name of its type."""
     bytes: memoryview = field(repr=False)
 
-    def rows(self) -> "Tensor":
-        """A copy of what lies in the file: (rows, bytes of a row) uint8."""
+    def rows(self) -> "Iterator[tuple[slice, Tensor]]":
+        """Copies of what lies in the file, some rows after others: which, and (rows, bytes of a row) uint8."""
         import torch
 
-        return torch.frombuffer(bytearray(self.bytes), dtype=torch.uint8).view(self._rows, -1)
+        count = math.prod(self.shape[:-1])
+        size = len(self.bytes) // count
+        for span in spans(count, self.shape[-1]):
+            copied = bytearray(self.bytes[span.start * size : span.stop * size])
+            yield span, torch.frombuffer(copied, dtype=torch.uint8).view(-1, size)
 
-    def values(self) -> "Tensor":
-        """What it stands for, in float32."""
+    def values(self, dtype: "torch.dtype") -> "Tensor":
+        """What it stands for."""
         import torch
         from gguf import GGMLQuantizationType, dequantize
 
-        raw, kind = self.rows().numpy(), GGMLQuantizationType[self.kind]
-        plain = {"F32": "<f4", "F16": "<f2"}.get(self.kind)
-        found = raw.view(plain) if plain else dequantize(raw, kind)
-        return torch.tensor(found, dtype=torch.float32).view(self.shape)
-
-    @property
-    def _rows(self) -> int:
-        rows = 1
-        for each in self.shape[:-1]:
-            rows *= each
-        return rows
+        plain, kind = {"F32": "<f4", "F16": "<f2"}.get(self.kind), GGMLQuantizationType[self.kind]
+        found = torch.empty(self.shape, dtype=dtype)
+        for span, rows in self.rows():
+            raw = rows.numpy()
+            values = raw.view(plain) if plain else dequantize(raw, kind)
+            found.view(-1, self.shape[-1])[span] = torch.from_numpy(values)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class _Lazy:
     def __getitem__(self, _: Any) -> Tensor:
         if self._hollow:
             return hollow(self._weight.stored.shape, self._dtype)
-        return self._weight.values().to(self._dtype)
+        return self._weight.values(self._dtype)
 
 
 def load(

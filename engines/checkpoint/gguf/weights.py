@@ -1,4 +1,4 @@
-"""The weights of a model in a GGUF file, tensor by tensor as they are wanted: no more than a few are in memory twice.
+"""The weights of a model in a GGUF file, tensor by tensor as they are wanted, and some rows of a tensor at a time.
 
 llama.cpp has its own names, rotates pairs of neighbours where transformers rotates the halves of a head, and keeps
 Gemma's norms with the one that they are above.
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engines.checkpoint.gguf.blocks import KINDS, integers_from
@@ -38,11 +39,18 @@ class Weight:
         return self.stored.kind in KINDS and len(self.stored.shape) == 2
 
     def integers(self) -> Integers:
-        return integers_from(self.stored.kind, self._in_order(self.stored.rows()))
+        found: Integers | None = None
+        for span, rows in self.stored.rows():
+            some = integers_from(self.stored.kind, rows)
+            found = some.like(self.stored.shape[0]) if found is None else found
+            found.write(span, some)
+        assert found is not None, "no tensor is empty"
+        return found.reordered(self._in_order)
 
-    def values(self) -> Tensor:
-        """In float32."""
-        return self._in_order(self.stored.values()) - (1.0 if self.above_one else 0.0)
+    def values(self, dtype: torch.dtype) -> Tensor:
+        if self.above_one:
+            return (self._in_order(self.stored.values(torch.float32)) - 1.0).to(dtype)
+        return self._in_order(self.stored.values(dtype))
 
     def _in_order(self, rows: Tensor) -> Tensor:
         """Rows as transformers has them. Those of quantised weights are moved whole."""

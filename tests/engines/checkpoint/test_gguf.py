@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from engines.build import build_engine
+from engines.checkpoint import spans
 from engines.checkpoint.gguf.blocks import KINDS, integers_from
+from engines.checkpoint.gguf.file import open_gguf
 from engines.checkpoint.gguf.named import name_of
 from engines.checkpoint.integers import IntegersLinear
 from engines.checkpoint.loading import load_config, load_generation_config, load_model, load_tokenizer
@@ -32,6 +34,7 @@ from engines.errors import UnsupportedModel
 from engines.params.deploy import DeployParams
 from tests.engines.pt.tiny import CONFIGS, SIZES, byte_level_tokenizer, save
 from tests.gguf_files import ARCHITECTURES, write_gguf
+from tests.training.largest import largest_tensor
 
 IDS = torch.tensor([[3, 40, 5, 60, 7, 80, 9, 10, 110, 12, 130, 14, 15, 16, 17, 18, 19]])
 TIED = SIZES | {"tie_word_embeddings": True}
@@ -125,6 +128,28 @@ def test_matrices_keep_their_integers_or_are_what_these_stand_for(kind: str, kee
         layers = [found.lm_head, *(each.self_attn.q_proj for each in found.model.layers)]
         assert {type(layer) is IntegersLinear for layer in layers} == {asked and keeps}
         torch.testing.assert_close(logits(found), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q4_1", "Q8_0"])
+def test_some_rows_of_a_tensor_are_read_at_a_time(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, or as bytes that each hold one of its bits, all of them would take many times what comes of them."""
+    write_gguf(model_of(LlamaConfig(**TIED | {"intermediate_size": 64}), tmp_path), tmp_path / "model.gguf", kind)
+    whole = [loaded(tmp_path / "model.gguf", keep_integers=keep) for keep in (False, True)]
+    meant = [logits(model) for model in whole]
+
+    monkeypatch.setattr(spans, "VALUES", 256)
+    file = open_gguf(str(tmp_path / "model.gguf"))
+    sizes = [
+        (len(rows), tensor.shape[-1]) for tensor in file.tensors.values() for _, rows in tensor.rows()
+    ]  # fmt: skip
+    assert max(count * width for count, width in sizes) <= 256
+    for keep in (False, True):
+        found = loaded(tmp_path / "model.gguf", keep_integers=keep)
+        torch.testing.assert_close(logits(found), meant[keep], rtol=1e-5, atol=1e-5)
+        if keep and kind != "BF16":
+            with largest_tensor(torch.float32) as largest, torch.inference_mode():
+                found(IDS[:, :1])
+            assert largest.numel <= SIZES["vocab_size"]  # the logits, and not the weights of the head
 
 
 @pytest.mark.parametrize(

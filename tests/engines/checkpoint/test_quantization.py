@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 from engines.checkpoint.loading import load_config, load_model
 from engines.checkpoint.quantization import Quantization, quantization_conflicts, quantization_of
+from engines.checkpoint.quantize import let_go_of_file
 from engines.errors import UnsupportedModel
 from engines.params.quantization import QuantizationParams
 from tests.engines.pt.tiny import CONFIGS, save
@@ -99,6 +100,14 @@ def test_the_file_that_weights_were_quantised_from_stays_nowhere_in_memory(tmp_p
 
     assert kept.get_input_embeddings().weight.shape
     assert str(tmp_path) not in MAPS.read_text()
+
+
+@pytest.mark.parametrize("way", ["nf4", "torchao with 8 bits"])
+def test_weights_that_lie_in_no_file_are_copied_no_more(model: Path, way: str) -> None:
+    kept = loaded(model, **WAYS[way]).get_input_embeddings()
+    lies = kept.weight.data_ptr()
+    let_go_of_file(kept)
+    assert kept.weight.data_ptr() == lies
 
 
 def linears(model: Any) -> Iterator[Any]:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engines.checkpoint import spans
 from engines.errors import UnsupportedModel
 from engines.pt import attention, check, families
 from engines.pt.decoder import NativeDecoder, Rows
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, VOCAB_SIZE, WINDOW, save
+from tests.training.largest import largest_tensor
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -168,6 +170,17 @@ def test_a_bfloat16_model_is_compared_with_its_weights_in_float32(folder: Callab
     assert (found.tolerance, truth.tolerance) == (check.ROUNDED, check.EXACT)
     assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
     assert check.can_widen(narrow)  # no hooks are left
+
+
+def test_some_outputs_of_a_head_are_widened_at_a_time(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head's weights in float32 would take twice what the model has them in."""
+    monkeypatch.setattr(spans, "VALUES", 256)
+    narrow = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.bfloat16).eval()
+    with torch.inference_mode(), check.widened(narrow), largest_tensor(torch.float32) as largest:
+        narrow(torch.tensor([[3]]))
+    assert largest.numel <= VOCAB_SIZE  # the logits
 
 
 def test_sequences_lie_in_more_than_three_blocks_and_pass_the_window() -> None:
