@@ -149,6 +149,10 @@ class Files:
                 f"{self._quota.bytes / GIB:.3g} (max_files_size): delete some."
             )
 
+    async def check_room(self, more: int) -> None:
+        """Raises StorageFull where the disk has no room for so many bytes."""
+        await self._pool.run(self._reserve.check, more)
+
     # ---- making
 
     async def create(

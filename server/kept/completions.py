@@ -8,7 +8,7 @@ from fastapi import Depends
 from sqlalchemy import ColumnElement, RowMapping, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engines.errors import NotFound
+from engines.errors import NotFound, StorageFull, StoreUnavailable
 from server.deps import part
 from server.http.body import MIB
 from server.kept.encoding import decode, encode
@@ -91,8 +91,15 @@ class KeptCompletions:
 
     @property
     def keeps(self) -> bool:
-        """Whether this server keeps any."""
-        return self._asked_for and self._database.is_open
+        """Whether this server keeps any, and has room for one more."""
+        if not (self._asked_for and self._database.is_open):
+            return False
+        try:
+            self.shelf.check_room()
+            self._writer.check_room()
+        except (StorageFull, StoreUnavailable):
+            return False
+        return True
 
     def keep_later(self, id: str, make: Callable[[], KeptCompletion]) -> None:
         """Keep what `make` gives, in a thread, without waiting for that. A look at what is kept finds it from now on.

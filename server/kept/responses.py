@@ -118,6 +118,11 @@ class KeptResponses:
 
     # ---- keeping
 
+    def check_room(self) -> None:
+        """Raises StorageFull, StoreUnavailable where it is known beforehand that one more would not be kept."""
+        self.shelf.check_room()
+        self._writer.check_room()
+
     def keep_later(self, response: KeptResponse, conversation: str | None = None) -> None:
         """Keep it without waiting for that, and append what it read and said to the conversation of its owner.
 

@@ -46,6 +46,10 @@ class Shelf:
         """When something ends that is kept now, in seconds since 1970."""
         return int(time.time()) + self.limits.seconds
 
+    def check_room(self) -> None:
+        """Raises StorageFull where the disk has no room for anything."""
+        self._reserve.check()
+
     async def put(self, connection: AsyncConnection, row: dict[str, Any]) -> None:
         """Add a row, which brings all columns but its expiry; in place of itself, where a try before this one was
         committed and nobody heard of it. Raises StorageFull, QuotaExceeded."""

@@ -54,6 +54,11 @@ class Writer:
         self._waiting.append(_Waiting(about, prepare))
         self._news.set()
 
+    def check_room(self) -> None:
+        """Raises StoreUnavailable where one more would make another one lost."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise StoreUnavailable("The server cannot keep answers now: too many wait for its database.")
+
     async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Wait until all that has been added up to now is written or lost, but not for ever."""
         if self._waiting:

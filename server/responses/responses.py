@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from engines.capabilities import Capabilities
-from engines.errors import InvalidRequest, UnsupportedParameter
+from engines.errors import InvalidRequest, StorageFull, StoreUnavailable, UnsupportedParameter
 from engines.text.vocabulary import Vocabulary
 from server.deps import part
 from server.kept.responses import KeptResponse, KeptResponses
@@ -48,7 +48,11 @@ class Responses:
         return to_chat(body, context, self.seal.open)
 
     def keeps(self, body: ResponsesRequest) -> bool:
-        """Whether the response is to be kept. Raises UnsupportedParameter where that is asked for and cannot be."""
+        """Whether the response is to be kept.
+
+        Raises UnsupportedParameter, StorageFull, StoreUnavailable where that is asked for and cannot be: by `store`, by
+        `background`, or by a conversation that it would be missing from.
+        """
         name = "background" if body.background else "store"
         if not self.kept.keeps:
             if getattr(body, name):
@@ -56,7 +60,15 @@ class Responses:
             return False
         if body.background and body.store is False:
             raise InvalidRequest("'background' needs 'store': the response is looked at later.", param="background")
-        return body.store is not False
+        if body.store is False:
+            return False
+        try:
+            self.kept.check_room()
+        except (StorageFull, StoreUnavailable):
+            if body.store or body.background or body.conversation_id is not None:
+                raise
+            return False
+        return True
 
     def keep_later(self, body: ResponsesRequest, context: Context, owner: str | None, answer: dict[str, Any]) -> None:
         """Keep a response that has ended, for a client of this name."""

@@ -60,9 +60,10 @@ class Uploads:
         self._database.check_open()
 
     async def create(self, upload: Upload) -> None:
-        """Raises InvalidRequest, QuotaExceeded."""
+        """Raises BodyTooLarge, QuotaExceeded, StorageFull."""
         self._check_size(upload.bytes)
         await self._files.check_quota(upload.owner, upload.bytes)  # before a byte is sent
+        await self._files.check_room(2 * upload.bytes)  # the parts, and the file that they are joined to
         async with self._database.writing() as connection:
             await connection.execute(delete(UPLOADS).where(UPLOADS.c.created_at <= int(time.time()) - KEPT_SECONDS))
             query = select(func.count()).where(UPLOADS.c.owner == upload.owner)

@@ -116,7 +116,10 @@ def test_what_is_kept_for_the_database_is_not_taken(serve: Serve, tmp_path: Path
         rows, requests = client.upload().json()["id"], client.upload(REQUEST, "batch").json()["id"]
     with serve(disk_reserve=2**40) as http:
         client = Client(http)
-        for reply in (client.upload(), client.batch(requests), client.job(rows)):
+        part = client.post(
+            "/v1/uploads", {"filename": "a.jsonl", "purpose": "batch", "bytes": 1, "mime_type": "text/jsonl"}
+        )
+        for reply in (client.upload(), part, client.batch(requests), client.job(rows)):
             assert (reply.status_code, reply.json()["error"]["code"]) == (507, "insufficient_storage"), reply.text
         chat = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
         assert client.post("/v1/chat/completions", chat).status_code == 200

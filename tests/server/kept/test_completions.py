@@ -179,6 +179,14 @@ def test_a_server_that_keeps_none_answers_and_says_so(params: dict[str, Any]) ->
             assert ids(http) == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_whose_disk_is_full_answers_and_says_that_it_keeps_nothing(stream: bool) -> None:
+    with echo_client(keep_completions=True, disk_reserve=2**40) as http:
+        reply = http.post(PATH, json=said(stream=stream))
+        assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "store")
+        assert ids(http) == []
+
+
 def test_filters_hold_whatever_is_in_a_key(http: ReadyClient) -> None:
     odd = {'a"b': "1", "c.d": "2", "e'f": "%_"}
     id = succeeded(http.post(PATH, json=said(metadata=odd)))["id"]

@@ -227,9 +227,13 @@ async def test_no_more_waits_than_memory_is_meant_for(
             for id in "abc":
                 kept.responses.keep_later(response(id))
                 await asyncio.sleep(0.02)
+        with pytest.raises(StoreUnavailable):
+            kept.responses.check_room()
+        assert not kept.completions.keeps
         back.set()
         assert await kept_ids(kept, *"abc") == ["b", "c"]
-        assert kept.lost() == 1
+        kept.responses.check_room()
+        assert kept.lost() == 1 and kept.completions.keeps
 
 
 async def test_completions_are_found_by_what_they_were_marked_with(open_kept: Open) -> None:

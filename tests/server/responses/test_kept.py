@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from engines.errors import StorageFull
 from server.kept.conversations import Conversation, Conversations
 from server.store.access import Access
+from server.store.reserve import DiskReserve
 from tests.server.api import Api, succeeded
 from tests.server.client import ReadyClient
 from tests.server.keys import bearer
@@ -73,6 +75,21 @@ def test_a_server_that_keeps_nothing_says_so(make_api: Callable[..., Api]) -> No
     refusal = api.refused_response(store=True)
     assert (refusal.status, refusal.param) == (400, "store")
     assert api.refused_response(previous_response_id="resp_1").status == 409
+
+
+def test_where_the_disk_is_full_a_response_that_has_to_be_kept_is_refused_before_it_is_made(
+    kept: Api, engine: ReadingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFull("There is no room left.")
+
+    asked: list[dict[str, Any]] = [{"store": True}, {"background": True}, {"conversation": make_conversation(kept).id}]
+    monkeypatch.setattr(DiskReserve, "check", full)
+    for each in asked:
+        refusal = kept.refused_response(**each)
+        assert (refusal.status, refusal.code) == (507, "insufficient_storage")
+    assert not engine.prompts
+    assert kept.respond("hello")["store"] is False
 
 
 def test_a_deleted_response_is_gone(kept: Api) -> None:

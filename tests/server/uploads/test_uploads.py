@@ -280,6 +280,12 @@ def test_sizes_have_limits(api: Api) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
+def test_an_upload_that_the_disk_cannot_hold_is_refused_at_once() -> None:
+    with echo_client(max_upload_size=2**40, max_files_size=2**40) as client:
+        reply = client.post("/v1/uploads", json={**CREATION, "bytes": 2**58})
+        assert refused(reply, 507)["code"] == "insufficient_storage"
+
+
 def test_parts_count_for_the_quotas_of_their_owner() -> None:
     with echo_client(max_files=2, max_files_size=100 / 2**30) as client:
 
