@@ -35,13 +35,17 @@ def read_constraint(response_format: Any, structured_outputs: Any = None) -> Con
 
 
 def _of_response_format(value: Any) -> Constraint | None:
-    kind = as_object(value, {"type", "json_schema"}, "response_format").get("type")
+    kind = as_object(value, {"type", "json_schema", "schema"}, "response_format").get("type")
     if kind == "json_schema":
+        as_object(value, {"type", "json_schema"}, "response_format")
         return _of_json_schema(value.get("json_schema"), "response_format.json_schema")
-    as_object(value, {"type"}, "response_format")
+    as_object(value, {"type", "schema"} if kind == "json_object" else {"type"}, "response_format")
     if kind == "text":
         return None
     if kind == "json_object":
+        if value.get("schema") is not None:  # as llama.cpp has it, and clients that were made for it
+            structured = _of_schema(value["schema"], "response_format.schema", strict=False)
+            return Constraint(structured, "response_format.schema")
         return Constraint(Structured(kind="json_object", value=""), "response_format")
     raise InvalidRequest(f"Expected {FORMAT_TYPES}, got {shown(kind)}", param="response_format.type")
 
@@ -51,13 +55,14 @@ def _of_json_schema(value: Any, param: str) -> Constraint:
     as_name(value.get("name"), f"{param}.name")
     check_description(value.get("description"), f"{param}.description")
     as_flag(value.get("strict"), f"{param}.strict")
-    schema = value.get("schema")
-    if not isinstance(schema, dict):
-        raise InvalidRequest(f"Expected a JSON schema, got {shown(schema)}", param=f"{param}.schema")
-    structured = Structured(
-        kind="json_schema", value=_text(schema, f"{param}.schema"), lenient=value.get("strict") is not True
-    )
+    structured = _of_schema(value.get("schema"), f"{param}.schema", strict=value.get("strict") is True)
     return Constraint(structured, f"{param}.schema")
+
+
+def _of_schema(schema: Any, param: str, *, strict: bool) -> Structured:
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"Expected a JSON schema, got {shown(schema)}", param=param)
+    return Structured(kind="json_schema", value=_text(schema, param), lenient=not strict)
 
 
 def _of_structured_outputs(value: Any) -> Constraint:

@@ -36,6 +36,8 @@ def test_each_way_to_ask_has_its_constraint() -> None:
     assert (free.kind, free.value) == ("json_object", "")
     schema = read_structured(json_schema(strict=True, description="An answer"))
     assert (schema.kind, json.loads(schema.value)) == ("json_schema", SCHEMA)
+    assert read_structured({"type": "json_object", "schema": SCHEMA}) == read_structured(json_schema())
+    assert read_structured({"type": "json_object", "schema": None}) == free
     assert read_structured(None, {"json": SCHEMA}) == schema
     assert read_structured(None, {"json": json.dumps(SCHEMA)}) == schema
     assert read_structured(None, {"regex": "a+"}) == Structured(kind="regex", value="a+")
@@ -73,7 +75,10 @@ def nested(levels: int) -> list[Any]:
         ({}, None, "response_format.type"),
         ({"type": "xml"}, None, "response_format.type"),
         ({"type": ["text"]}, None, "response_format.type"),
-        ({"type": "json_object", "schema": SCHEMA}, None, "response_format.schema"),
+        ({"type": "json_object", "schema": []}, None, "response_format.schema"),
+        ({"type": "json_object", "json_schema": {}}, None, "response_format.json_schema"),
+        ({"type": "text", "schema": SCHEMA}, None, "response_format.schema"),
+        ({**json_schema(), "schema": SCHEMA}, None, "response_format.schema"),
         ({"type": "text", "json_schema": {}}, None, "response_format.json_schema"),
         ({"type": "json_schema"}, None, "response_format.json_schema"),
         (json_schema(name="has space"), None, "response_format.json_schema.name"),
