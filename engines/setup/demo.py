@@ -131,7 +131,7 @@ def _save_weights(file: GgufFile, config: Any, target: Path) -> None:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    weights = {name: each.values().to(torch.bfloat16).contiguous() for name, each in weights_in(file, model).items()}
+    weights = {name: each.values(torch.bfloat16) for name, each in weights_in(file, model).items()}
     path = target / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors leaves it to its owner alone: an image is built by one user and run by another

@@ -282,7 +282,7 @@ def test_sizes_have_limits(api: Api) -> None:
 
 def test_an_upload_that_the_disk_cannot_hold_is_refused_at_once() -> None:
     with echo_client(max_upload_size=2**40, max_files_size=2**40) as client:
-        reply = client.post("/v1/uploads", json={**CREATION, "bytes": 2**58})
+        reply: Any = client.post("/v1/uploads", json={**CREATION, "bytes": 2**58})
         assert refused(reply, 507)["code"] == "insufficient_storage"
 
 
