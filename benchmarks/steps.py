@@ -76,7 +76,7 @@ MULTIPLIED = 1 << 20
 
 def read_rate(library: ctypes.CDLL) -> float:
     """Bytes of memory that are read in a second, from large pages as weights lie in."""
-    values = Pages().empty(READ, torch.uint8).fill_(1)
+    values = Pages().zeros([READ], torch.uint8).fill_(1)
     return READ / fastest(lambda: library.read_memory(values.data_ptr(), READ))
 
 

@@ -19,7 +19,8 @@ from engines.adapters.pins import with_pin
 from engines.adapters.slots import AdapterSlots
 from engines.adapters.spec import AdapterSpec
 from engines.errors import EngineFailure, TuneserveError
-from engines.pt.lora import AdapterWeights, LoraSlots, read_weights
+from engines.pt.adapter_weights import AdapterWeights, read_weights
+from engines.pt.lora import LoraSlots
 
 log = logging.getLogger(__name__)
 

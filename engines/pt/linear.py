@@ -53,7 +53,7 @@ def _packed(linear: nn.Linear, size: Any, pack_into: Any, pages: Pages | None) -
     """The weights in bfloat16, as the functions of the kernel say and lay them out."""
     sizes = linear.in_features, linear.out_features
     weight = linear.weight.detach().bfloat16().contiguous()
-    packed = (pages or Pages()).empty(size(*sizes), torch.bfloat16)
+    packed = (pages or Pages()).zeros([size(*sizes)], torch.bfloat16)
     pack_into(weight.data_ptr(), packed.data_ptr(), *sizes)
     return packed
 

@@ -16,15 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from engines.adapters.pins import max_pinned
-from engines.adapters.spec import WEIGHTS, AdapterSpec, LoraModule
 from engines.capabilities import AdapterSupport
-from engines.errors import InvalidAdapter
+from engines.pt.adapter_weights import AdapterWeights
 from engines.pt.linear import DotLinear, PackedLinear, WideningLinear, scale_of
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
 from engines.pt.pages import Pages, room
@@ -34,43 +32,6 @@ from engines.pt.quantized_linear import QuantizedLinear
 log = logging.getLogger(__name__)
 
 LINEARS = (nn.Linear, PackedLinear, WideningLinear, DotLinear, QuantizedLinear, Conv1D)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterWeights:
-    """One adapter in host memory, in the form in which it goes into a slot. Modules by their path in the model."""
-
-    linears: dict[str, Matrices]
-    embeddings: dict[str, Matrices]  # A^T (num_embeddings, rank), scaled B^T (rank, embedding_dim)
-    saved: dict[str, Tensor]  # in place of the module's own weight
-    head: Tensor | None = None  # (labels, hidden_size), float32
-
-
-def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
-    """Read a checked adapter from its folder. Raises InvalidAdapter where a value is not finite or the file is gone."""
-    try:
-        with safe_open(spec.folder / WEIGHTS, framework="pt") as file:
-
-            def read(name: str, scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
-                # The product is in memory of its own, where the file's tensor would be read when it is used.
-                tensor: Tensor = (file.get_tensor(name).float() * scale).to(dtype)
-                if not math.isfinite(tensor.sum(dtype=torch.float64)):  # in double, finite values have a finite sum
-                    message = f"{name} has values that are not finite numbers in {str(dtype).removeprefix('torch.')}"
-                    raise InvalidAdapter(message, param=name)
-                return tensor
-
-            def up(module: LoraModule) -> Tensor:
-                return read(module.b, module.scale).T.contiguous()
-
-            return AdapterWeights(
-                linears={path: (read(m.a), up(m)) for path, m in spec.linears.items()},
-                embeddings={path: (read(m.a).T.contiguous(), up(m)) for path, m in spec.embeddings.items()},
-                saved={path: read(name) for path, name in spec.saved.items()},
-                head=None if spec.head_weight is None else read(spec.head_weight, dtype=torch.float32),
-            )
-    except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be read: %s", spec.folder / WEIGHTS, error)
-        raise InvalidAdapter(f"{WEIGHTS} cannot be read", param=WEIGHTS) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +153,13 @@ class LoraSlots:
     def laid_out(self, weights: AdapterWeights) -> AdapterWeights:
         """An adapter whose matrices lie side by side as the kernel reads them, in large pages: whoever computes with
         many reads them from memory. Raises ValueError where they do not fit."""
+        linears = dict(weights.linears)
         groups = dict.fromkeys(self._groups.values())
-        ordered = [path for group in groups for path in group.paths if path in weights.linears]
-        linears = {path: self._groups[path].laid_out(path, weights.linears[path]) for path in ordered}
-        pages = Pages(sum(room(matrix.nbytes) for matrices in linears.values() for matrix in matrices))
-        for group in groups:
-            own = [path for path in group.paths if path in linears]
-            firsts, seconds = ([pages.copy(linears[path][i]) for path in own] for i in (0, 1))
-            linears |= dict(zip(own, zip(firsts, seconds, strict=True), strict=True))
-        return replace(weights, linears=weights.linears | linears)
+        matrices = {group: {path: linears[path] for path in group.paths if path in linears} for group in groups}
+        pages = Pages(sum(group.room(own) for group, own in matrices.items()))
+        for group, own in matrices.items():
+            linears |= group.laid_out(own, pages)
+        return replace(weights, linears=linears)
 
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
@@ -268,8 +227,22 @@ class Group:
     def updates(self) -> Updates:
         return self._kernel.updates
 
-    def laid_out(self, path: str, matrices: Matrices) -> Matrices:
-        return self._kernel.laid_out(self.paths.index(path), *matrices)
+    def room(self, matrices: dict[str, Matrices]) -> int:
+        """Bytes of pages that these take, laid out."""
+        shapes = self._shapes(matrices)
+        return sum(room(math.prod(shape) * self._kernel.dtype.itemsize) for pair in shapes for shape in pair)
+
+    def laid_out(self, matrices: dict[str, Matrices], pages: Pages) -> dict[str, Matrices]:
+        """All A and then all B^T of the group, in the order in which they are read."""
+        shapes = self._shapes(matrices)
+        firsts, seconds = ([pages.zeros(pair[i], self._kernel.dtype) for pair in shapes] for i in (0, 1))
+        return {
+            path: self._kernel.lay_out(self.paths.index(path), matrices[path], (a, b))
+            for path, a, b in zip(matrices, firsts, seconds, strict=True)
+        }
+
+    def _shapes(self, matrices: dict[str, Matrices]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        return [self._kernel.shapes(self.paths.index(path), len(a)) for path, (a, _) in matrices.items()]
 
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
         self._kernel.write(layer.place, slot, matrices)

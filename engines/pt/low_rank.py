@@ -22,18 +22,22 @@ PANEL, TILE_INPUTS, TILE_COLUMNS = 32, 32, 16
 """Of the kernel for `MIXED`."""
 
 
-def in_pairs(a: Tensor) -> Tensor:
+def write_pairs(a: Tensor, into: Tensor) -> None:
     """A (rank, in_features) as tiles take it: (in_features / 2, rank, 2), and zeros behind it for the last of them."""
     rank, inputs = a.shape
-    pairs = a.view(rank, inputs // 2, 2).transpose(0, 1)
-    return F.pad(pairs, (0, 0, 0, 0, 0, -(-TILE_COLUMNS // rank))).contiguous()
+    _pairs(into)[: inputs // 2] = _pairs(a.contiguous().view(rank, -1, 2)).T
 
 
-def in_panels(b: Tensor) -> Tensor:
+def write_panels(b: Tensor, into: Tensor) -> None:
     """B^T (rank, out_features) as `MIXED` takes it: (panels, rank / 2, PANEL, 2), filled up with zeros."""
     rank, outputs = b.shape
-    padded = F.pad(b, (0, -outputs % PANEL, 0, rank % 2))
-    return padded.view(-(-rank // 2), 2, -1, PANEL).permute(2, 0, 3, 1).contiguous()
+    padded = F.pad(b.T, (0, rank % 2, 0, -outputs % PANEL)).contiguous()
+    _pairs(into).copy_(_pairs(padded.view(-1, PANEL, -(-rank // 2), 2)).transpose(1, 2))
+
+
+def _pairs(values: Tensor) -> Tensor:
+    """(..., 2) in bfloat16 -> (...): what is moved together, as one number."""
+    return values.view(torch.int32)[..., 0]
 
 
 class Updates(ctypes.Structure):
@@ -82,7 +86,7 @@ class Rows:
 class Kernel:
     """The matrices of every slot for layers that get the same input. They stay where they are: a slot points to them.
 
-    So a slot takes no memory beside the adapter's own, where that is laid out as the kernel takes it (`laid_out`), and
+    So a slot takes no memory beside the adapter's own, where that is laid out as the kernel takes it (`lay_out`), and
     gives it back when it is written again.
     """
 
@@ -112,12 +116,15 @@ class Kernel:
         self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
 
     def write(self, layer: int, slot: int, matrices: Matrices | None) -> None:
-        """Point a slot of the layer with this number to matrices, `laid_out` or not.
+        """Point a slot of the layer with this number to matrices, laid out or not.
 
         Raises ValueError where they do not fit.
         """
         if matrices is not None:
-            matrices = self.laid_out(layer, *matrices)
+            shapes = self.shapes(layer, self._rank(matrices[0]))
+            if not all(self._can_read(matrix, shape) for matrix, shape in zip(matrices, shapes, strict=True)):
+                room = torch.zeros(shapes[0], dtype=self.dtype), torch.zeros(shapes[1], dtype=self.dtype)
+                matrices = self.lay_out(layer, matrices, room)
         self._held[slot][layer] = matrices
         rank, a, b = (0, None, None) if matrices is None else (self._rank(matrices[0]), *matrices)
         self._ranks[slot, layer] = rank
@@ -125,20 +132,34 @@ class Kernel:
         self.updates.height = int(self._ranks.sum(1).max())
         self._width = -(-int(self._ranks.max()) // 2) * 2
 
-    def laid_out(self, layer: int, a: Tensor, b: Tensor) -> Matrices:
-        """Matrices of a layer as they are read, in the kernel's type; themselves where they are that. Raises ValueError
-        where they do not fit."""
-        a, b = a.to(self.dtype), b.to(self.dtype)
+    def shapes(self, layer: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the layer's A and B^T of that rank, laid out as the kernel reads them."""
         outputs = self._outputs[layer]
-        rank = self._rank(a)
         pairs = (self._inputs // 2 + -(-TILE_COLUMNS // max(rank, 1)), rank, 2)
         panels = (-(-outputs // PANEL), -(-rank // 2), PANEL, 2)
-        if a.shape not in ((rank, self._inputs), pairs) or b.shape not in ((rank, outputs), panels):
+        return pairs if self._tiles else (rank, self._inputs), panels if self._mixed else (rank, outputs)
+
+    def lay_out(self, layer: int, matrices: Matrices, into: Matrices) -> Matrices:
+        """Write matrices of a layer as they are read into zeros of those `shapes`, and return these. Raises ValueError
+        where they do not fit."""
+        a, b = (matrix.to(self.dtype) for matrix in matrices)
+        outputs, rank = self._outputs[layer], self._rank(a)
+        if a.shape != (rank, self._inputs) or b.shape != (rank, outputs):
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
-        if any(matrix.device.type != "cpu" or not matrix.is_contiguous() for matrix in (a, b)):
-            raise ValueError("matrices that are not contiguous and on the CPU")
-        return in_pairs(a) if self._tiles and a.dim() == 2 else a, in_panels(b) if self._mixed and b.dim() == 2 else b
+        if self._tiles:
+            write_pairs(a, into[0])
+        else:
+            into[0].copy_(a)
+        if self._mixed:
+            write_panels(b, into[1])
+        else:
+            into[1].copy_(b)
+        return into
+
+    def _can_read(self, matrix: Tensor, shape: tuple[int, ...]) -> bool:
+        here = matrix.device.type == "cpu" and matrix.is_contiguous()
+        return here and matrix.dtype is self.dtype and matrix.shape == shape
 
     @staticmethod
     def _rank(a: Tensor) -> int:

@@ -4,7 +4,9 @@ A step of one row reads all weights once. With pages of 4 KiB the search for the
 machine above all; Linux gives pages of 2 MiB to memory for which they are asked for.
 """
 
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,17 +25,14 @@ class Pages:
         self._region = region
         self._rest = torch.empty(0, dtype=torch.uint8)
 
-    def empty(self, size: int, dtype: torch.dtype) -> Tensor:
-        """A tensor (size,). What is in it is anybody's."""
-        taken = size * dtype.itemsize
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """No memory is given out twice, and new memory is zeros."""
+        taken = math.prod(shape) * dtype.itemsize
         if len(self._rest) < taken:
             self._rest = _region(max(self._region, taken))
-        tensor = self._rest[:taken].view(dtype)
+        tensor = self._rest[:taken].view(dtype).view(shape)
         self._rest = self._rest[room(taken) :]
         return tensor
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        return self.empty(tensor.numel(), tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def room(size: int) -> int:

@@ -26,7 +26,7 @@ class QuantizedLinear(KernelLinear):
         zeros, offsets = integers.zeros, integers.offsets
         grid = Grid(integers.bits, integers.group, zeros is not None, offsets is not None)
         address, sizes = ctypes.addressof(grid), (linear.in_features, linear.out_features)
-        packed = (pages or Pages()).empty(library.quantized_size(address, *sizes), torch.uint8)
+        packed = (pages or Pages()).zeros([library.quantized_size(address, *sizes)], torch.uint8)
         library.pack_quantized(
             address,
             integers.codes.data_ptr(),

@@ -16,8 +16,8 @@ from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.capabilities import AdapterSupport
 from engines.errors import EngineFailure, InvalidAdapter, TuneserveError
 from engines.pt.adapter_store import AdapterStore
+from engines.pt.adapter_weights import AdapterWeights
 from engines.pt.core import EngineCore
-from engines.pt.lora import AdapterWeights
 from engines.pt.requests import StepReport
 from engines.types import FinishReason, GenerationRequest
 from tests.engines.pt.adapters import PATIENCE, load, save_adapter, with_peft

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from engines.adapters.spec import CONFIG, WEIGHTS
 from engines.errors import InvalidAdapter
-from engines.pt.lora import read_weights, watching_calls
+from engines.pt.adapter_weights import read_weights
+from engines.pt.lora import watching_calls
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.tiny import VOCAB_SIZE
