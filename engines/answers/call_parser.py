@@ -35,6 +35,7 @@ class CallParser(StateParser):
         self._parallel = parallel
         self._head = re.compile(form.head.pattern) if form.head else None
         self._ends = (*form.ends, *form.starts)
+        self._bare = tuple(f"{name}\n" for name in schemas) if form.bare_names else (form.bare,) if form.bare else ()
         self._raw = ""  # parsed as the beginning of a call; becomes content if it is none
         self._call: CallReader = CallObject()
         self._announced = False
@@ -43,14 +44,14 @@ class CallParser(StateParser):
         self._after_call = False  # no text since the last call
 
     def _first_state(self, last: bool) -> bool:
-        return self._start_of_answer(last) if self._form.bare else self._text(last)
+        return self._without_marker(last) if self._bare else self._text(last)
 
-    def _start_of_answer(self, last: bool) -> bool:
-        """At the start of an answer, the one place where a call may come without its marker."""
+    def _without_marker(self, last: bool) -> bool:
+        """Where a call may come without its marker: at the start of an answer, and with `bare_names` behind a call."""
         text = self._pending.lstrip(SPACE)
-        if not text and not last:
-            return False
-        if not text.startswith(self._form.bare):
+        if not leading(self._bare, text):
+            if not last and may_lead(self._bare, text):
+                return False
             self._state = self._text
             return True
         self._raw, self._pending = self._pending[: -len(text)], text
@@ -195,7 +196,7 @@ class CallParser(StateParser):
     def _close_calls(self) -> bool:
         """The list of calls is over; text may follow, or a marker."""
         self._in_list = False
-        self._state = self._text
+        self._state = self._without_marker if self._form.bare_names else self._text
         return True
 
     def _begin(self, call: CallReader) -> bool:
@@ -221,7 +222,9 @@ class CallParser(StateParser):
     def _give_back(self) -> bool:
         """Turn what was read of a call into content, as it is no call, and go on with the text."""
         self._content(self._raw)
-        return self._close_calls()
+        self._in_list = False
+        self._state = self._text
+        return True
 
     def _take(self, text: str) -> None:
         """Move text with which `_pending` begins to what becomes content if there is no call."""

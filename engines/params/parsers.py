@@ -13,6 +13,7 @@ ToolCallParser = Literal[
     "functionary",
     "functiongemma",
     "gemma4",
+    "glm4",
     "glm45",
     "glm47",
     "granite",

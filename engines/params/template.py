@@ -23,7 +23,7 @@ NAMED = {
 """Chat templates that are known by name -> their files in `engines/text/named_templates`."""
 
 
-TOOLS_PROMPTS = ("hermes", "react_en", "react_zh")
+TOOLS_PROMPTS = ("glm4", "hermes", "react_en", "react_zh", "toolbench")
 
 
 class TemplateParams(Params):
@@ -56,8 +56,9 @@ class TemplateParams(Params):
         str | None, About(DEPLOY + TRAINING, choices=(None, *TOOLS_PROMPTS), prepares=True, text=True, as_served=True)
     ] = None
     """How the model is told of tools, and writes its calls: by a system message that asks for ReAct's `Action:` and
-    `Action Input:` (`react_en`, the reference's default; `react_zh`, in Chinese), or for calls in Hermes's form
-    (`hermes`). As its own chat template has them unless given. What is trained is served with it."""
+    `Action Input:` (`react_en`, the reference's default; `react_zh`, in Chinese; `toolbench`, ended by a call of
+    `Finish`, as ToolBench's answers are), or for calls in the form of Hermes (`hermes`) or of GLM-4 (`glm4`, in
+    Chinese). As its own chat template has them unless given. What is trained is served with it."""
     padding_side: Literal["left", "right"] = "right"
     """Which side short samples of a training batch are padded on. Generation does not depend on it."""
     loss_scale: Annotated[

@@ -183,6 +183,18 @@ REACT = ToolFormat(
     head=Head(rf"(?P<name>{NAME})\s*\n\s*Action Input:\s*(?=\{{)", "{"),
     results_follow=True,
 )
+GLM4 = ToolFormat(
+    name="glm4",
+    starts=("<|assistant|>",),
+    ends=("<|observation|>",),
+    before="",
+    between="\n",
+    separator="<|assistant|>",
+    bare_names=True,
+    behind_content="<|assistant|>",
+    head=Head(rf"(?P<name>{NAME})[ \t]*\n\s*(?=\{{)", "{"),
+    results_follow=True,
+)
 
 # ---- each argument in tags
 
@@ -388,4 +400,4 @@ FAMILIES = (
     LLAMA3_JSON,
 )
 """Those that chat templates tell of; the first that does is meant."""
-NAMED = {form.name: form for form in (*FAMILIES, GRANITE4, HUNYUAN, PYTHONIC, REACT, XLAM)}
+NAMED = {form.name: form for form in (*FAMILIES, GLM4, GRANITE4, HUNYUAN, PYTHONIC, REACT, XLAM)}

@@ -166,7 +166,7 @@ def _with_written_calls(message: Message, form: ToolFormat) -> Message:
     calls = written_calls(form, ((function["name"], function["arguments"]) for function in functions))
     content = [message["content"]] if message.get("content") else []
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**kept, "content": "\n".join([*content, calls])}
+    return {**kept, "content": form.behind_content.join([*content, calls])}
 
 
 def _told(
@@ -178,9 +178,9 @@ def _told(
     if form.prompt is None and READS_TOOLS_OF_MESSAGE.search(chat_template):
         system, rest = (first, messages[1:]) if first and first["role"] == "system" else (NO_SYSTEM, messages)
         return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
-    lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+    lines = (prompt.tool.format(name=each["name"], tool=json.dumps(each, ensure_ascii=False)) for each in functions)
     text = prompt.instructions.format(
-        tools=lines,
+        tools="\n".join(lines),
         names=", ".join(function["name"] for function in functions),
         example=written_calls(form, [EXAMPLE]),
         where=prompt.where,

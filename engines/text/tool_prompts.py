@@ -9,7 +9,7 @@ A chat template holds the name in itself, in a comment, so that what is trained 
 import re
 from dataclasses import dataclass
 
-from engines.text.tool_families import HERMES, REACT
+from engines.text.tool_families import GLM4, HERMES, REACT
 from engines.text.tool_syntax import ToolFormat
 
 _COMMENT = re.compile(r"\{# tools_prompt: (\w+) #\}\n")
@@ -20,10 +20,12 @@ class ToolPrompt:
     form: ToolFormat
     """In which calls are asked for, unless the model has one of its own."""
     instructions: str
-    """With {tools}, a line of JSON for each, {names}, {example}, a call, and {where} results are told."""
+    """With {tools}, each described by `tool`, {names}, {example}, a call, and {where} results are told."""
     result: str
     """With {result}."""
     where: str = ""
+    tool: str = "{tool}"
+    """With {name} and {tool}, its description as a line of JSON."""
 
 
 PLAIN = ToolPrompt(
@@ -68,7 +70,36 @@ Thought: 为什么现在可以回答
 Final Answer: 你的回答""",
     "Observation: {result}",
 )
-PROMPTS = {"hermes": PLAIN, "react_en": REACT_EN, "react_zh": REACT_ZH}
+TOOLBENCH = ToolPrompt(
+    REACT,
+    """You handle a task by calling functions, one step at a time. Each line describes one of them in JSON:
+{tools}
+
+Every step has this form:
+Thought: how things stand and what comes next, in a few short sentences
+Action: the name of one function: {names}
+Action Input: its arguments, as a JSON object
+Stop there. The next message brings the result, as `Observation:`. What a call has changed stays changed. To try several
+things, try one in each step.
+
+End with a call of the function Finish where there is one: with the whole answer to the user, or to give up where calls
+keep failing. Where there is none, end with:
+Final Answer: your answer""",
+    "Observation: {result}",
+)
+GLM4_ZH = ToolPrompt(
+    GLM4,
+    """# 可用工具
+
+{tools}
+
+需要调用工具时，先单独一行写出工具的名称，再从下一行开始把参数写成一个 JSON 对象，不要写别的内容：
+{example}
+写完参数后请停下，工具的结果会在下一条消息中给出。不需要工具时，请直接回答。""",
+    "<|observation|>\n{result}",
+    tool="## {name}\n\n{tool}",
+)
+PROMPTS = {"glm4": GLM4_ZH, "hermes": PLAIN, "react_en": REACT_EN, "react_zh": REACT_ZH, "toolbench": TOOLBENCH}
 """Those that `engines.params.template.TOOLS_PROMPTS` names."""
 
 

@@ -91,6 +91,11 @@ class ToolFormat:
     """Written once, after the last call."""
     bare: str = ""
     """The character with which a call may begin without its marker, as the first thing in an answer."""
+    bare_names: bool = False
+    """A call may begin without its marker, as the first thing in an answer and behind another call: with the name of a
+    tool of the request, on a line of its own."""
+    behind_content: str = "\n"
+    """Between content and the first call."""
     head: Head | None = None
     """None: the name stands in the JSON, beside the arguments."""
     arguments: Tags | Literals | None = None

@@ -65,7 +65,16 @@ def test_a_template_may_show_calls_and_leave_the_tools_to_the_system_message() -
     assert (form.name, form.native, form.shows_tools) == ("deepseek_v31", True, False)
 
 
-@pytest.mark.parametrize(("name", "form"), [("react_en", "react"), ("react_zh", "react"), ("hermes", "hermes")])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("react_en", "react"),
+        ("react_zh", "react"),
+        ("toolbench", "react"),
+        ("hermes", "hermes"),
+        ("glm4", "glm4"),
+    ],
+)
 @pytest.mark.parametrize("template", [QWEN, LLAMA, PLAIN])
 def test_a_template_that_holds_how_tools_are_told_of_is_not_asked_for_its_own_way(
     template: str, name: str, form: str

@@ -91,7 +91,10 @@ def test_a_template_without_tools_gets_everything_as_text(template: str) -> None
 
 
 @pytest.mark.parametrize("template", [QWEN, LLAMA, MISTRAL, PLAIN, NO_SYSTEM])
-@pytest.mark.parametrize(("name", "told"), [("react_en", "Stop there."), ("react_zh", "写到这里请停下")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("react_en", "Stop there."), ("react_zh", "写到这里请停下"), ("toolbench", "a call of the function Finish")],
+)
 def test_by_name_any_template_gets_tools_and_calls_as_react_has_them(template: str, name: str, told: str) -> None:
     said = {**HISTORY[1], "content": "Thought: I need both.", "tool_calls": [call("call_a", "Paris")]}
     prompt = rendered(with_tools_prompt(template, name), [HISTORY[0], said, HISTORY[3], *HISTORY[4:]])
@@ -105,6 +108,26 @@ def test_by_name_any_template_gets_tools_and_calls_as_react_has_them(template: s
         assert step in rest
         rest = rest.split(step, 1)[1]
     assert not any(mark in prompt for mark in ("[AVAILABLE_TOOLS]", "<tools>", "<tool_response>", "tools_prompt"))
+
+
+@pytest.mark.parametrize("template", [QWEN, PLAIN, NO_SYSTEM])
+def test_by_name_any_template_gets_tools_and_calls_as_glm_4_has_them(template: str) -> None:
+    said = {**HISTORY[1], "content": "I look.", "tool_calls": [call("call_a", "Paris"), call("call_b", "Köln")]}
+    told = with_tools_prompt(template, "glm4")
+    prompt = rendered(told, [HISTORY[0], said, *HISTORY[2:]])
+    steps = [
+        "# 可用工具\n\n## get_weather\n\n{\"name\": \"get_weather\", ",
+        "the function's name\n{\"argument\": \"value\"}\n",
+        'I look.<|assistant|>get_weather\n{"city": "Paris"}<|assistant|>get_weather\n{"city": "Köln"}',
+        '<|observation|>\n{"sky": "grey"}\n<|observation|>\n{"sky": "blue"}', "Blue and grey.",
+    ]  # fmt: skip
+    rest = prompt
+    for step in steps:
+        assert step in rest
+        rest = rest.split(step, 1)[1]
+    alone = rendered(told, [HISTORY[0], {**said, "content": ""}, *HISTORY[2:]])
+    assert 'assistant\nget_weather\n{"city": "Paris"}' in alone
+    assert not any(mark in prompt for mark in ("<tools>", "<tool_response>", "tools_prompt"))
 
 
 def test_the_instructions_join_the_system_message_that_is_there() -> None:

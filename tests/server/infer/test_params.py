@@ -39,7 +39,11 @@ def test_what_an_engine_or_the_endpoint_reads_reaches_them(name: str) -> None:
         ({**DATA, "max_batch_size": 2, "max_num_seqs": 3}, "max_batch_size", "means the same here as max_num_seqs"),
         ({**DATA, "train_type": "full"}, "train_type", "only sft, pt and rlhf read it"),
         ({**DATA, "streaming": True}, "streaming", "only sft, pt and rlhf read it"),
-        ({**DATA, "tools_prompt": "toolbench"}, "tools_prompt", "choose None or hermes or react_en or react_zh"),
+        (
+            {**DATA, "tools_prompt": "qwen"},
+            "tools_prompt",
+            "choose None or glm4 or hermes or react_en or react_zh or toolbench",
+        ),
         ({**DATA, "local_repo_path": "/repo"}, "local_repo_path", "none needs a repository"),
         ({"model": "m", "result_path": "a.jsonl"}, "result_path", "it is for a data set"),
         ({"model": "m", "logprobs": True}, "logprobs", "it is for a data set"),

@@ -109,6 +109,12 @@ RECORDED: list[tuple[ToolCallParser, str, str, list[tuple[str, dict[str, Any]]]]
      ('Thought: They want a trip.\nAction: plan_trip\nAction Input: {"city": "Rome", "days": 3}\n'
       "Observation: booked\nThought: I can answer.\nFinal Answer: Done."),
      "Thought: They want a trip.", [("plan_trip", {"city": "Rome", "days": 3})]),
+    ("glm4",
+     ('\nplan_trip\n{"city": "Rome", "days": 3}<|assistant|>now\n{}\nnow\n{"zip": "1"}<|observation|>\nbooked'),
+     "", [("plan_trip", {"city": "Rome", "days": 3}), ("now", NOW), ("now", {"zip": "1"})]),
+    ("glm4",
+     'I plan the trip now.\n<|assistant|>plan_trip\n{"city": "Rome"}',
+     "I plan the trip now.", [("plan_trip", {"city": "Rome"})]),
     ("minimax_m2",
      ('\n<minimax:tool_call>\n<invoke name="plan_trip">\n<parameter name="city">Rome</parameter>\n'
      '<parameter name="stops">'
@@ -177,6 +183,11 @@ LEFT: list[tuple[ToolCallParser, str]] = [
     ("react", "Thought: I can answer.\nFinal Answer: Action: none. Action Input: {}"),
     ("react", "Action: plan a trip\nAction Input: {}"),
     ("react", "Action: now\nAction Input: at once"),
+    ("glm4", "now\nI will plan the trip."),
+    ("glm4", "now {}"),
+    ("glm4", 'tomorrow\n{"city": "Rome"}'),
+    ("glm4", 'I call it.\nnow\n{"city": "Rome"}'),
+    ("glm4", "Hello.<|assistant|>Hello again."),
     ("minimax_m2", '<invoke name="now"></invoke>'),
     ("minimax_m2", "<minimax:tool_call>\n<invoke now>"),
     ("gemma4", "<|tool_call>call:now{"),

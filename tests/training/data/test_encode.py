@@ -87,20 +87,30 @@ async def test_tools_are_shown_as_the_chat_endpoint_shows_them(template: str) ->
     assert '"zone": "CET"' in learned(sample)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "result"),
+    [
+        ("react_en", '\nAction: now\nAction Input: {"zone": "CET"}', "Observation: noon"),
+        ("toolbench", '\nAction: now\nAction Input: {"zone": "CET"}', "Observation: noon"),
+        ("glm4", '<|assistant|>now\n{"zone": "CET"}', "<|observation|>\nnoon"),
+    ],
+)
 @pytest.mark.parametrize("template", [QWEN, PLAIN])
-async def test_tools_are_told_of_by_name_as_the_chat_endpoint_tells_of_them(template: str) -> None:
+async def test_tools_are_told_of_by_name_as_the_chat_endpoint_tells_of_them(
+    template: str, name: str, written: str, result: str
+) -> None:
     question = [turn("user", "What time is it?")]
     said = {"role": "assistant", "content": "Thought: I have to look.", "tool_calls": [CALL]}
     rows = [*question, said, turn("tool", "noon", tool_call_id="call_0"), turn("assistant", "Final Answer: Noon.")]
-    (sample,) = encoder(template, tools_prompt="react_en").encode({"messages": rows, "tools": [TOOL]})
+    (sample,) = encoder(template, tools_prompt=name).encode({"messages": rows, "tools": [TOOL]})
     start = next(i for i, label in enumerate(sample["labels"]) if label != IGNORED)
-    told = with_tools_prompt(template, "react_en")
+    told = with_tools_prompt(template, name)
     assert sample["input_ids"][:start] == await endpoint(question, [TOOL], told)
     assert [text.partition("<|im_end|>")[0] for text in learned(sample)] == [
-        'Thought: I have to look.\nAction: now\nAction Input: {"zone": "CET"}',
+        f"Thought: I have to look.{written}",
         "Final Answer: Noon.",
     ]
-    assert "Observation: noon" in tokenizer().decode(sample["input_ids"])
+    assert result in tokenizer().decode(sample["input_ids"])
 
 
 def test_calls_that_a_template_takes_one_at_a_time_are_learned_all_the_same() -> None:

@@ -14,7 +14,7 @@ MODEL: dict[str, Any] = {"model": "m", "dataset": ["d"]}
     ("task", "given", "told"),
     [
         ("sft", MODEL | {"max_pixels": 9}, "images are not supported"),
-        ("sft", MODEL | {"tools_prompt": "toolbench"}, "choose None or hermes or react_en or react_zh"),
+        ("sft", MODEL | {"tools_prompt": "qwen"}, "choose None or glm4 or hermes or react_en or react_zh or toolbench"),
         ("sft", MODEL | {"use_chat_template": False, "tools_prompt": "react_zh"}, "nothing uses it"),
         ("sft", MODEL | {"tuner_backend": "unsloth"}, "unsloth/bin/pip install unsloth"),
         ("sft", MODEL | {"top_k": 3}, "predict_with_generate"),
