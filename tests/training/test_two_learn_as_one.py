@@ -79,6 +79,13 @@ LEARNED = {
         },
         told=("loss", "on_policy"),
     ),
+    "ppo": Learned(
+        "rlhf", "prompts", LORA | {
+            "rlhf_type": "ppo", "per_device_train_batch_size": 4, "response_length": 8, "reward_funcs": ["$reward"],
+            "num_ppo_epochs": 2, "learning_rate": 0.01,
+        },
+        told=("loss", "loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl"),
+    ),
     "rm": Learned(
         "rlhf", "pairs", {"rlhf_type": "rm", "train_type": "full", "per_device_train_batch_size": 2},
         told=("loss", "margin", "min_reward", "max_reward"),

@@ -9,22 +9,21 @@ tokens. An answer shorter than that has one position more, at which it has ended
 the longest answers get theirs at their last token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def mean_of(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar: the mean of `values` where `mask` holds; 0 where it holds nowhere."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def whitened(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
+def whitened(
+    values: Tensor, mask: Tensor, *, keep_mean: bool = False, summed: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
     """`values` with variance 1 and, unless `keep_mean`, mean 0 over `mask`; 0 outside of it (Huang et al. 2024,
-    reward and advantage whitening)."""
-    mean = mean_of(values, mask)
-    variance = ((values - mean).square() * mask).sum() / (mask.sum() - 1).clamp(min=1)
+    reward and advantage whitening). `summed`: makes the sum of a batch of the sum of this part of it."""
+    total, count = summed(torch.stack([(values * mask).sum(), mask.sum()]))
+    mean = total / count.clamp(min=1)
+    variance = summed(((values - mean).square() * mask).sum()) / (count - 1).clamp(min=1)
     scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (scaled + mean if keep_mean else scaled).masked_fill(~mask, 0)
 

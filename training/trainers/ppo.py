@@ -158,7 +158,8 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         """`rows`: what the rollouts answer."""
         rewards = self._judges(rows, rollouts).to(self.args.device)
         lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], device=self.args.device)
-        at = torch.arange(int(lengths.max()), device=self.args.device)
+        longest = self.accelerator.gather(lengths.max()[None]).max()
+        at = torch.arange(int(longest), device=self.args.device)
         answered, valued = at < lengths[:, None], at <= lengths[:, None]
         pieces: list[tuple[Tensor, Tensor, Tensor]] = []
         scores: list[Tensor] = []
@@ -202,9 +203,14 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         params = self.job.params
         rewards = token_rewards(experience.scores, experience.kl, experience.answered, params.kl_coef)
         if params.whiten_rewards:
-            rewards = whitened(rewards, experience.valued, keep_mean=True)
+            rewards = whitened(rewards, experience.valued, keep_mean=True, summed=self._summed)
         advantages = advantages_of(rewards, experience.values, gamma=params.gamma, lam=params.lam)
-        return Lesson(whitened(advantages, experience.answered), advantages + experience.values)
+        return Lesson(whitened(advantages, experience.answered, summed=self._summed), advantages + experience.values)
+
+    def _summed(self, own: Tensor) -> Tensor:
+        """Over all processes."""
+        total: Tensor = self.accelerator.reduce(own, reduction="sum")
+        return total
 
     def _learn(self, model: Any, experience: Experience, lesson: Lesson) -> Tensor:
         """All updates of a step but the last, whose gradients are left to the trainer. The mean of their losses."""
@@ -214,12 +220,13 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         model.train()
         self._value.train()
         for number, rows in enumerate(self._mini_batches(len(experience.rollouts))):
+            tokens = self._tokens(experience, rows)
             if number:
                 self._clipped(model, self.args.max_grad_norm or float("inf"))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             parts = [
-                self._backward(model, experience, lesson, part, rows)
+                self._backward(model, experience, lesson, part, tokens, len(part) / len(rows))
                 for part in rows.split(params.per_device_train_batch_size)
             ]
             losses.append(torch.stack(parts).sum())
@@ -236,8 +243,17 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
     def _order(self, answers: int, drawn: torch.Generator) -> Tensor:
         return torch.randperm(answers, generator=drawn)
 
-    def _backward(self, model: Any, experience: Experience, lesson: Lesson, part: Tensor, whole: Tensor) -> Tensor:
-        """The loss of `part` of the answers of an update, as a part of the mean over all tokens of the `whole`."""
+    def _tokens(self, experience: Experience, rows: Tensor) -> Tensor:
+        """(2,): the choices and the states of an update, which are all processes', for each of them: as its gradients
+        are averaged, all learn what one would learn from all."""
+        own = torch.stack([experience.answered[rows].sum(), experience.valued[rows].sum()])
+        return self._summed(own) / self.args.world_size
+
+    def _backward(
+        self, model: Any, experience: Experience, lesson: Lesson, part: Tensor, tokens: Tensor, share: float
+    ) -> Tensor:
+        """The loss of `part` of the answers of an update, which are this `share` of them, as a part of the mean over
+        all `tokens` of the update."""
         params = self.job.params
         answered, valued = experience.answered[part], experience.valued[part]
         texts = self._texts([experience.rollouts[i] for i in part], valued)
@@ -247,7 +263,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
         log_ratio = _placed(said.log_probs, answered) - experience.log_probs[part]
         policy = policy_losses(log_ratio, lesson.advantages[part], params.cliprange)
         value = value_losses(values, experience.values[part], lesson.returns[part], params.cliprange_value)
-        choices, states = experience.answered[whole].sum(), experience.valued[whole].sum()
+        choices, states = tokens
         policy_loss = (policy.losses * answered).sum() / choices
         value_loss = (value.losses * valued).sum() / states
         loss = policy_loss + params.vf_coef * value_loss
@@ -262,8 +278,7 @@ class PpoTrainer(JobTrainer, Trainer):  # type: ignore[misc]  # transformers is 
             "val/clipfrac_avg": (value.clipped & valued).sum() / states,
             "val/ratio": (log_ratio.exp() * answered).sum() / choices,
         }
-        share = torch.tensor(len(part) / len(whole))
-        self._seen.add({name: (total, share) for name, total in sums.items()})
+        self._seen.add({name: (total, torch.tensor(share)) for name, total in sums.items()})
         return loss.detach()
 
     def _log_probs(self, model: Any, texts: Texts, *, entropy: bool = False) -> Any:
