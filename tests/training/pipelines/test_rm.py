@@ -72,6 +72,10 @@ def steps_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: An
     return [log for log in trainer.state.log_history if "loss" in log]
 
 
+UNEVEN = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}
+"""Of 12 pairs, two batches of five and then one of two."""
+
+
 @pytest.mark.parametrize(
     ("params", "settings"),
     [
@@ -79,8 +83,9 @@ def steps_of_trl(base: Path, folder: Path, *, full: bool = False, **settings: An
         ({"center_rewards_coefficient": 0.1}, {"center_rewards_coefficient": 0.1}),
         ({"train_type": "full", "learning_rate": 1e-3}, {"full": True, "learning_rate": 1e-3}),
         ({"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 2}),
+        (UNEVEN, UNEVEN),
     ],
-    ids=["lora", "centred", "full", "accumulated"],
+    ids=["lora", "centred", "full", "accumulated", "uneven"],
 )
 def test_the_losses_and_gradients_are_trls(
     train: Callable[..., JobFolder], tiny: Path, tmp_path: Path, params: dict[str, Any], settings: dict[str, Any]

@@ -81,6 +81,8 @@ def by_trl(base: Path, folder: Path, rows: list[dict[str, Any]], **settings: Any
 GOOD_ONES = [row for row in ROWS if row["label"]]
 BAD_ONES = [row for row in ROWS if not row["label"]]
 FULL = {"train_type": "full", "learning_rate": 1e-3}
+UNEVEN = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+"""Of 11 rows, two batches of four and then one of three."""
 ALIKE: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "lora": (ROWS, {}, {}),
     "weights": (
@@ -93,6 +95,7 @@ ALIKE: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = 
     "only good ones in a batch": ([*GOOD_ONES[:4], *BAD_ONES[:4], *ROWS[:4]], {}, {}),
     "only good ones": (GOOD_ONES[:4], {}, {}),
     "only bad ones": (BAD_ONES[:4], {}, {}),
+    "uneven": (ROWS[:11], UNEVEN, UNEVEN),
     "accumulated": (ROWS, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
                     {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
 }  # fmt: skip
