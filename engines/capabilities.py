@@ -21,8 +21,8 @@ class AdapterSupport:
     """Width of the hidden states that a head gets which an adapter brings, to classify; None: adapters bring none."""
     padding: int | None = None
     """Token that the model pads with, where an adapter with a head does not say its own."""
-    experts: bool = False
-    """Whether the model is a mixture of experts, which no adapter may change."""
+    experts: frozenset[str] = frozenset()
+    """Paths by which PEFT adapts experts and their routers, which no adapter that is served may change."""
     max_pinned: int = 0
     """Number of adapters that may be pinned: never swapped out of their slots."""
 

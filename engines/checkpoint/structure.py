@@ -7,8 +7,17 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 log = logging.getLogger(__name__)
+
+EXPERTS = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
+"""The pattern by which transformers stacks the weights of experts, and what their layers, and the router's, were called
+before. PEFT still adapts the stacked weights of all layers by these names, and by `all-linear`; experts of models with
+other patterns it leaves as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +27,8 @@ class Structure:
     num_parameters: int
     linears: dict[str, tuple[int, int]]
     """Path -> (in_features, out_features) of the linear layers, but for the head: as PEFT names them."""
+    experts: frozenset[str] = frozenset()
+    """See `expert_layers`."""
 
 
 def describe(config: Any) -> Structure:
@@ -33,7 +44,17 @@ def describe(config: Any) -> Structure:
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    return Structure(config, sum(parameter.numel() for parameter in model.parameters()), linears)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Structure(config, parameters, linears, expert_layers(model))
+
+
+def expert_layers(model: Any) -> frozenset[str]:
+    """Paths that layers of experts and routers would have, which PEFT adapts by their names although the model has no
+    such layers any more."""
+    patterns = {**_MODEL_TO_CONVERSION_PATTERN, "mixtral": "mixtral"}  # as PEFT has them
+    names = EXPERTS.get(patterns.get(model.config.model_type, ""), ())
+    owners = [path.rpartition(".")[0] for path, _ in model.named_modules() if path.endswith(".experts")]
+    return frozenset(f"{owner}.{'' if name == 'gate' else 'experts.'}{name}" for owner in owners for name in names)
 
 
 def conv1ds(config: Any) -> list[str]:

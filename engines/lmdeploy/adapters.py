@@ -1,16 +1,19 @@
 """Which layers LMDeploy may be asked to adapt."""
 
+from dataclasses import replace
+
 from engines.checkpoint.loading import load_config
-from engines.checkpoint.structure import describe
+from engines.checkpoint.structure import Structure, describe
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 """LMDeploy has no place for LoRA there, and ends where it is asked for one."""
 
 
-def adaptable_linears(folder: str) -> dict[str, tuple[int, int]]:
-    """Path -> (in_features, out_features) of the linear layers of transformers' model, its head and routers aside.
+def adaptable(folder: str) -> Structure:
+    """transformers' model, of whose linear layers the routers are left out.
 
     Whether LMDeploy's model has a place for each shows once it is built.
     """
-    linears = describe(load_config(folder)).linears
-    return {path: shape for path, shape in linears.items() if path.rpartition(".")[2] not in ROUTERS}
+    structure = describe(load_config(folder))
+    linears = {path: shape for path, shape in structure.linears.items() if path.rpartition(".")[2] not in ROUTERS}
+    return replace(structure, linears=linears)

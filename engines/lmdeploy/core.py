@@ -7,9 +7,10 @@ from typing import get_args
 from engines.capabilities import Capabilities
 from engines.checkpoint.heads import refuse_classifier
 from engines.checkpoint.loading import load_config, load_eos_token_ids, load_tokenizer
+from engines.checkpoint.structure import Structure
 from engines.errors import UnsupportedModel, UnsupportedParameter
 from engines.library.core import Load
-from engines.lmdeploy.adapters import adaptable_linears
+from engines.lmdeploy.adapters import adaptable
 from engines.lmdeploy.config import LmdeployConfig
 from engines.lmdeploy.edits import EDITS
 from engines.lmdeploy.hot_slots import HotSlots
@@ -39,9 +40,9 @@ class LmdeployCore:
     async def start(self) -> Capabilities:
         refuse_classifier(load_config(self._library.folder), "lmdeploy")
         reachable = self._config.backend == "pytorch" and self._config.tp == 1  # the model is in this process
-        linears = adaptable_linears(self._library.folder) if self._config.backend == "pytorch" else {}
-        if linears:
-            self.slots = await self._build_with_adapters(linears, reachable=reachable)
+        structure = adaptable(self._library.folder) if self._config.backend == "pytorch" else None
+        if structure is not None and structure.linears:
+            self.slots = await self._build_with_adapters(structure, reachable=reachable)
         if not isinstance(self.slots, HotSlots):
             self._library.build({})
         eos_token_ids = load_eos_token_ids(self._library.folder)
@@ -64,9 +65,7 @@ class LmdeployCore:
         )
         return self._capabilities
 
-    async def _build_with_adapters(
-        self, linears: dict[str, tuple[int, int]], *, reachable: bool
-    ) -> HotSlots | Rebuild | None:
+    async def _build_with_adapters(self, structure: Structure, *, reachable: bool) -> HotSlots | Rebuild | None:
         """Choose how adapters come and go, None where they cannot. Only with hot slots the engine is built then.
 
         `reachable`: the model will be in this process.
@@ -75,7 +74,7 @@ class LmdeployCore:
         if reachable:
             hot = HotSlots(self._library, slots, rank)
             try:
-                hot.build(linears)
+                hot.build(structure)
                 problem = await hot.check() if hot.support.linears else None
             except UnsupportedModel as error:
                 if not isinstance(error.__cause__, AssertionError):
@@ -88,7 +87,7 @@ class LmdeployCore:
                 log.warning("LMDeploy's model of this kind has no place for adapters")
                 return None
             log.warning("adapters are loaded by building the engine anew: %s", problem)
-        return Rebuild(self._library, slots, rank, linears)
+        return Rebuild(self._library, slots, rank, structure)
 
     def _compile_constraints(self, eos_token_ids: tuple[int, ...]) -> Constraints | None:
         """None where the tokenizer does not say what bytes its tokens stand for."""

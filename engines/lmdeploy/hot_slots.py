@@ -7,7 +7,7 @@ CUDA graphs hold.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from engines.adapters.folder import PREFIX, read_adapter
 from engines.adapters.pins import max_pinned
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.structure import Structure
 from engines.lmdeploy.library import Library
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,12 @@ class HotSlots:
         self._loras: dict[str, Any] = {}  # path in transformers' model -> LMDeploy's LoRA module
         self.support = AdapterSupport(max_rank=rank, linears={})
 
-    def build(self, linears: Mapping[str, tuple[int, int]]) -> None:
-        """Build the engine with empty slots for these layers, as far as it has room for them.
+    def build(self, structure: Structure) -> None:
+        """Build the engine with empty slots for the linear layers, as far as it has room for them.
 
         Raises UnsupportedModel.
         """
+        linears = structure.linears
         with TemporaryDirectory(prefix="tuneserve-") as folder:
             empty = write_plain(Path(folder) / "empty", {}, rank=self._rank, linears=linears)
             self._library.build(dict.fromkeys(self._names, empty))
@@ -64,6 +66,7 @@ class HotSlots:
         self.support = AdapterSupport(
             max_rank=self._rank,
             linears={path: linears[path] for path in self._loras},
+            experts=structure.experts,
             max_pinned=max_pinned(len(self._names)),
         )
 

@@ -5,7 +5,6 @@ What runs is let finish first, and what comes meanwhile waits: seconds to minute
 
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -13,6 +12,7 @@ from engines.adapters.folder import read_adapter
 from engines.adapters.pins import max_pinned
 from engines.adapters.plain import plain_tensors, write_plain
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.structure import Structure
 from engines.errors import EngineFailure, UnsupportedModel
 from engines.lmdeploy.library import Library
 
@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 class Rebuild:
     """The same to the engine as `HotSlots`."""
 
-    def __init__(self, library: Library, num_slots: int, rank: int, linears: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, library: Library, num_slots: int, rank: int, structure: Structure) -> None:
         self._library = library
         self._root = Path(mkdtemp(prefix="tuneserve-"))
         self._built: dict[str, Path] = {}  # what the next build has again
         self._written = 0
-        self.support = AdapterSupport(max_rank=rank, linears=dict(linears), max_pinned=max_pinned(num_slots))
+        self.support = AdapterSupport(
+            max_rank=rank, linears=structure.linears, experts=structure.experts, max_pinned=max_pinned(num_slots)
+        )
 
     async def put(self, slot: int, name: str, folder: Path) -> None:
         """Build the engine with one more adapter. Raises EngineFailure, and is then as it was before."""

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engines.adapters.pins import max_pinned
 from engines.capabilities import AdapterSupport
+from engines.checkpoint.structure import expert_layers
 from engines.pt.adapter_weights import AdapterWeights
 from engines.pt.linear import DotLinear, PackedLinear, WideningLinear, scale_of
 from engines.pt.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
@@ -124,7 +125,7 @@ class LoraSlots:
             replaceable=frozenset({self._head, entrance} & (linears.keys() | embeddings.keys())),
             head_inputs=_linear_shape(self._last)[0],
             padding=model.config.get_text_config().pad_token_id,
-            experts=any("experts" in path for path, _ in model.named_modules()),
+            experts=expert_layers(model),
             max_pinned=max_pinned(num_slots),
         )
         self._groups = {path: group for group in self._group(calls.groups) for path in group.paths}

@@ -108,6 +108,7 @@ class VllmCore:
         return AdapterSupport(
             max_rank=self._config.max_lora_rank,
             linears={path: shape for path, shape in structure.linears.items() if path in adapted},
+            experts=structure.experts,
             head_inputs=None if head is None else structure.config.get_text_config().hidden_size,
             padding=None if head is None else head.padding,
             max_pinned=max_pinned(self._config.max_loras),

@@ -29,17 +29,18 @@ def check_servable(params: SftParams, support: AdapterSupport | None) -> None:
 
 def _check_modules(params: SftParams, support: AdapterSupport) -> None:
     known = [*support.linears, *support.embeddings]
+    experts = {_leaf(path) for path in support.experts}
     if params.target_regex is not None:
         if not _matches_any(params.target_regex, known):
             raise _refused("target_regex", "no layer that can be adapted matches it")
+        if _matches_any(params.target_regex, [*support.experts, *(path for path in known if _leaf(path) in experts)]):
+            raise _refused("target_regex", f"it adapts experts, too, {_no_experts(support)}")
     else:
         if not params.target_modules:
             raise _refused("target_modules", "it names no layer")
-        if support.experts and "all-linear" in params.target_modules:
-            names = ", ".join(sorted({path.rpartition(".")[2] for path in support.linears})[:8])
-            reason = f"all-linear adapts experts, too, and adapters of experts are not served: name layers, of {names}"
-            raise _refused("target_modules", reason)
         for module in params.target_modules:
+            if experts and (module == "all-linear" or _leaf(module) in experts):
+                raise _refused("target_modules", f"{module[:100]} adapts experts, {_no_experts(support)}")
             if module != "all-linear" and not _ends_any(module, known):
                 raise _refused("target_modules", f"the model has no layer {module[:100]!r} that can be adapted")
     for module in params.modules_to_save:
@@ -48,6 +49,15 @@ def _check_modules(params: SftParams, support: AdapterSupport) -> None:
             raise _refused(
                 "modules_to_save", f"{module[:100]!r} cannot be replaced in the served model; these can: {served}"
             )
+
+
+def _no_experts(support: AdapterSupport) -> str:
+    names = {_leaf(path) for path in support.linears} - {_leaf(path) for path in support.experts}
+    return f"and adapters of experts are not served: name layers, of {', '.join(sorted(names)[:8])}"
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _ends_any(module: str, paths: "list[str] | frozenset[str]") -> bool:

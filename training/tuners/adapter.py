@@ -1,6 +1,7 @@
 """What tuners have in common that put an adapter of PEFT's into the model."""
 
 import json
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,6 +91,7 @@ class AdapterTuner(Tuner):
         from peft import get_peft_model
 
         _fit_quantized(config, model)
+        _fit_experts(config, model)
         try:
             return get_peft_model(model, config)
         except ValueError as error:  # names that fit no module or one of another kind, or an adapter that fits none
@@ -169,6 +171,37 @@ def _fit_quantized(config: Any, model: Any) -> None:
     others = {path for path, layer in layers.items() if not isinstance(layer, torch.nn.Linear)}
     if config.target_modules == ALL_LINEAR and others:
         config.target_modules = others
+
+
+def _fit_experts(config: Any, model: Any) -> None:
+    """Name the layers that a regular expression fits, where PEFT would take their last names for it, and so adapt the
+    layers that it leaves out.
+
+    Raises InvalidRequest where PEFT would adapt experts in place of the layers that are asked for.
+    """
+    from peft import PeftType
+
+    from engines.checkpoint.structure import expert_layers
+
+    asked, experts = config.target_modules, expert_layers(model)
+    if not experts or config.peft_type != PeftType.LORA or asked == ALL_LINEAR:
+        return
+    paths, names = experts.union(dict(model.named_modules())), {_leaf(path) for path in experts}
+    if isinstance(asked, str):
+        where, fitting = "target_regex", {path for path in paths if re.fullmatch(asked, path)}
+        config.target_modules = fitting or asked
+    else:  # a name alone means all layers that are called so
+        where, longer = "target_modules", [name for name in asked if "." in name]
+        fitting = {path for path in paths for name in longer if f".{path}".endswith(f".{name}")}
+    for path in sorted(path for path in fitting if _leaf(path) in names):
+        left_out = {each for each in experts - fitting if _leaf(each) == _leaf(path)}
+        if left_out or path not in experts:
+            message = f"it fits {path}, and PEFT adapts the {_leaf(path)} of all experts by that name: leave it out"
+            raise InvalidRequest(message, param=where)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _shape(config: Any) -> dict[str, Any]:

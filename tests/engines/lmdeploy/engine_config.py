@@ -4,10 +4,15 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
+from engines.capabilities import AdapterSupport
+from engines.lmdeploy.adapters import adaptable
 from engines.lmdeploy.config import LmdeployConfig
-from engines.lmdeploy.library import engine_config
+from engines.lmdeploy.library import Library, engine_config
+from engines.lmdeploy.rebuild import Rebuild
+from tests.engines.pt.tiny import CONFIGS
 
 SETTINGS: dict[str, Any] = {
     "model": "m",
@@ -24,8 +29,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def support_of(name: str) -> AdapterSupport:
+    """Which adapters are served on such a model."""
+    with TemporaryDirectory() as folder:
+        CONFIGS[name]().save_pretrained(folder)
+        slots = Rebuild(cast(Library, None), 1, 8, adaptable(folder))
+        slots.close()
+        return slots.support
+
+
 def main() -> None:
-    told = {}
+    told: dict[str, Any] = {"experts": sorted(support_of("mixtral").experts)}
     for backend in ("pytorch", "turbomind"):
         config = LmdeployConfig(**SETTINGS, backend=backend)
         told[backend] = dataclasses.asdict(engine_config(config, {"a": Path("/a")}))

@@ -8,7 +8,7 @@ def test_the_lora_kernel_computes_with_what_lies_in_a_slot_now() -> None:
     assert errors["before"] < 2e-3 and errors["after"] < 2e-3
 
 
-def test_settings_become_those_of_each_of_its_engines() -> None:
+def test_settings_become_those_of_each_of_its_engines_and_adapters_of_experts_are_not_served() -> None:
     told = run_alone("engine_config")
     common = {
         "dtype": "bfloat16",
@@ -25,3 +25,4 @@ def test_settings_become_those_of_each_of_its_engines() -> None:
     pytorch = {"block_size": 32, "eager_mode": True, "logprobs_mode": "raw_logprobs", "adapters": {"a": "/a"}}
     assert pytorch.items() <= told["pytorch"].items()
     assert told["turbomind"]["cache_block_seq_len"] == 32
+    assert "model.layers.1.mlp.experts.w2" in told["experts"]

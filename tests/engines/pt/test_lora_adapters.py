@@ -52,10 +52,8 @@ def test_a_model_says_which_of_its_layers_can_be_adapted(runner: GetRunner) -> N
     assert support.replaceable == {"model.embed_tokens", "lm_head"}
     assert len(support.linears) == 2 * 7 + 1
     assert runner("gpt2").lora.support.linears["transformer.h.0.attn.c_attn"] == (32, 96)
-    assert [name for name in ("llama", "gpt2", "mixtral", "qwen3-moe") if runner(name).lora.support.experts] == [
-        "mixtral",
-        "qwen3-moe",
-    ]
+    assert runner("mixtral").lora.support.experts >= {"model.layers.1.mlp.experts.w1", "model.layers.0.mlp.gate"}
+    assert "model.layers.1.mlp.experts.up_proj" in runner("qwen3-moe").lora.support.experts
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])

@@ -94,6 +94,10 @@ def test_a_step_takes_as_many_tokens_as_in_vllms_own_server(seen: dict[str, Any]
     assert tokens["ours"] == tokens["vllm serve"] > tokens["elsewhere"]
 
 
+def test_it_tells_that_adapters_of_experts_are_not_served(seen: dict[str, Any]) -> None:
+    assert "model.layers.1.mlp.experts.w2" in seen["experts"]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_steps_that_were_fetched_at_once_have_the_logprobs_of_each(seen: dict[str, Any], count: int) -> None:
     at_once, one_by_one = seen["joined"][str(count)]

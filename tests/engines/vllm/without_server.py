@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Awaitable
 from itertools import chain, repeat
+from types import SimpleNamespace
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -26,6 +27,7 @@ from engines.vllm.core import VllmCore
 from engines.vllm.sampling import to_output
 from engines.vllm.waiting import wait_asleep
 from tests.contract.engines import answer, request
+from tests.engines.pt.tiny import CONFIGS
 from tests.engines.vllm.tiny import TINY
 
 
@@ -103,9 +105,24 @@ def told_of_steps(count: int, at_once: bool) -> list[TokenLogprob]:
     return [told for output in made[: 1 if at_once else None] for told in to_output(0, output, count).logprobs or ()]
 
 
+async def experts() -> list[str]:
+    """What is told of experts where vLLM takes adapters of a mixture, which it does on GPUs."""
+
+    async def adapted(*_: Any, **__: Any) -> list[list[str]]:
+        return [["model.layers.0.self_attn.q_proj"]]
+
+    with_adapters: Any = SimpleNamespace(vllm_config=SimpleNamespace(lora_config=True), collective_rpc=adapted)
+    support = await VllmCore(VllmConfig(**TINY, model="m"))._adapter_support(
+        with_adapters, describe(CONFIGS["mixtral"]()), None
+    )
+    assert support is not None
+    return sorted(support.experts)
+
+
 async def main(model: str, wrong: dict[str, dict[str, Any]]) -> None:
     refusals = {name: await refusal(settings) for name, settings in wrong.items()}
     seen = {"refusals": refusals, "sleep": await sleep(model), "tokens of a step": tokens_of_a_step(model)}
+    seen["experts"] = await experts()
     seen["joined"] = {count: [repr(told_of_steps(count, at_once)) for at_once in (True, False)] for count in (0, 1, 2)}
     sys.stdout.write(json.dumps(seen))
 

@@ -21,12 +21,23 @@ SUPPORT = AdapterSupport(
 
 
 def test_a_mixture_of_experts_is_trained_in_layers_that_are_named() -> None:
-    experts = replace(SUPPORT, experts=True)
-    check_servable(SftParams(target_modules=["q_proj"]), experts)
+    dense, shared = "model.layers.0.mlp.down_proj", "model.layers.1.mlp.shared_experts.down_proj"
+    experts = replace(
+        SUPPORT,
+        linears=SUPPORT.linears | {dense: (8, 8), shared: (8, 8)},
+        experts=frozenset({"model.layers.1.mlp.gate", "model.layers.1.mlp.experts.down_proj"}),
+    )
+    for served in ({"target_modules": ["q_proj", "lm_head"]}, {"target_regex": r".*\.q_proj"}):
+        check_servable(SftParams.model_validate(served), experts)
     check_servable(SftParams(), SUPPORT)
-    with pytest.raises(UnsupportedParameter, match="adapters of experts are not served: name layers, of") as error:
-        check_servable(SftParams(), experts)
-    assert error.value.param == "parameters.target_modules"
+    for param, values in {
+        "target_modules": (["all-linear"], ["q_proj", "down_proj"], ["shared_experts.down_proj"], ["gate"]),
+        "target_regex": (r".*\.(q|down)_proj", r".*\.q_proj|.*mlp\.gate", r".*\.q_proj|.*shared_experts.*"),
+    }.items():
+        for value in values:
+            with pytest.raises(UnsupportedParameter, match="served: name layers, of lm_head, q_proj") as error:
+                check_servable(SftParams.model_validate({param: value}), experts)
+            assert error.value.param == f"parameters.{param}"
 
 
 def check(**given: Any) -> None:

@@ -235,6 +235,28 @@ def test_an_adapter_beside_experts_goes_on_where_it_was_and_has_no_dropout(
     assert refused.value.param == "use_dora"
 
 
+def test_of_a_mixture_a_pattern_adapts_the_layers_that_it_fits_and_no_others(
+    train: Callable[..., tuple[JobFolder, Result]], tmp_path: Path
+) -> None:
+    model = str(make_model(tmp_path / "experts", "qwen3-moe"))
+    for pattern, layers in {
+        r".*layers\.1\.self_attn\.[qv]_proj": {"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"},
+        r".*(layers\.0\.self_attn\.q|down)_proj": {
+            "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts", "model.layers.1.mlp.experts",
+        },
+    }.items():  # fmt: skip
+        job, _ = train(model=model, target_regex=pattern, max_steps=1, save_steps=1)
+        names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in weights(job, 1)}
+        assert names == layers
+    with pytest.raises(InvalidRequest, match=r"fits model\.layers\.0\.mlp\.experts\.down_proj, and PEFT") as told:
+        train(model=model, target_regex=r".*layers\.0.*_proj")
+    assert told.value.param == "target_regex"
+    for asked in (["layers.0.mlp.experts.down_proj"], ["q_proj", "1.mlp.gate"]):
+        with pytest.raises(InvalidRequest, match="of all experts by that name: leave it out") as told:
+            train(model=model, target_modules=asked)
+        assert told.value.param == "target_modules"
+
+
 def test_what_goes_on_with_other_rows_says_so(
     train: Callable[..., tuple[JobFolder, Result]], lines: Path, tmp_path: Path
 ) -> None:
