@@ -29,6 +29,7 @@ WITHIN = 0.15
 COMMON: dict[str, Any] = {
     "max_steps": 2, "split_dataset_ratio": 0, "report_to": ["none"], "truncation_strategy": "right", "logging_steps": 1,
 }  # fmt: skip
+MANY: dict[str, Any] = {"per_device_train_batch_size": 1, "max_length": 256, "max_steps": 24}
 SETUPS: dict[str, dict[str, Any]] = {
     "demo lora": {"per_device_train_batch_size": 2, "max_length": 256},
     "demo lora, all kept": {"per_device_train_batch_size": 1, "max_length": 384, "gradient_checkpointing": False},
@@ -43,9 +44,12 @@ SETUPS: dict[str, dict[str, Any]] = {
     "demo orpo": {"rlhf_type": "orpo", "per_device_train_batch_size": 2, "max_length": 256},
     "demo kto": {"rlhf_type": "kto", "per_device_train_batch_size": 4, "max_length": 256},
     "demo packed": {"packing": True, "per_device_train_batch_size": 1, "max_length": 1024},
-    "demo lora, many lengths": {"per_device_train_batch_size": 1, "max_length": 256, "max_steps": 24},
+    "demo lora, many lengths": MANY,
+    "demo full, many lengths": {"train_type": "full", **MANY},
+    "demo qlora, many lengths": {"quant_method": "bnb", "quant_bits": 4, **MANY},
+    "demo dpo, many lengths": {"rlhf_type": "dpo", **MANY},
 }  # fmt: skip
-VARIED = ("demo packed", "demo lora, many lengths")
+VARIED = tuple(name for name in SETUPS if name == "demo packed" or name.endswith("many lengths"))
 """Set-ups whose samples differ in length."""
 SIZES = {"wide": (4, 1536, 4096), "tiny": (1, 64, 128)}
 """Random models with the demo model's tokenizer: layers, width, width within."""

@@ -21,6 +21,7 @@ from engines.params.about import secrets
 from engines.params.base import Params
 from engines.params.sections import sections
 from engines.params.shapes import default_of, shape_of
+from server.commands.other_names import OTHER_NAMES, SAMPLED
 from server.commands.parameter_file import read_parameters
 
 P = TypeVar("P", bound=Params)
@@ -165,5 +166,8 @@ def _strayed(strays: Sequence[str], model: type[Params]) -> list[str]:
 
 
 def _unknown(label: str, name: str, model: type[Params]) -> str:
-    nearest = difflib.get_close_matches(name.lstrip("-"), model.model_fields, n=1)
-    return f"{label}: unknown parameter" + (f"; did you mean --{nearest[0]}?" if nearest else "")
+    written = name.lstrip("-").replace("-", "_")
+    meant = OTHER_NAMES.get(written, "")
+    nearest = [meant] if meant in model.model_fields else difflib.get_close_matches(written, model.model_fields, n=1)
+    example = f" (500 rows of a set are --{meant} NAME#500)" if written in SAMPLED and meant in nearest else ""
+    return f"{label}: unknown parameter" + (f"; did you mean --{nearest[0]}?{example}" if nearest else "")

@@ -10,6 +10,7 @@ from engines.params.base import Params
 from engines.params.deploy import DeployParams
 from engines.params.shapes import default_of
 from server.commands.argv import build_parser, parse
+from server.commands.other_names import OTHER_NAMES
 from server.commands.params import COMMANDS
 from training.params.export import ExportParams
 from training.params.rlhf import RlhfParams
@@ -81,12 +82,24 @@ def test_words_mean(model: type[Params], words: list[str], meaning: dict[str, An
     assert given(model, *words) == meaning
 
 
+def test_other_programs_names_are_none_of_ours_and_mean_one() -> None:
+    ours = RlhfParams.model_fields
+    assert {other: name for other, name in OTHER_NAMES.items() if name not in ours or other in ours} == {}
+
+
 @pytest.mark.parametrize(
     ("model", "words", "told"),
     [
         pytest.param(DeployParams, ["--prot", "1"], "--prot: unknown parameter; did you mean --port?", id="a slip"),
         pytest.param(
             DeployParams, ["--max-model-length", "1"], "did you mean --max_model_len", id="a slip with dashes"
+        ),
+        pytest.param(SftParams, ["--cutoff-len", "9"], "did you mean --max_length?", id="another program's name"),
+        pytest.param(
+            SftParams,
+            ["--train_dataset_sample", "9"],
+            "did you mean --dataset? (500 rows of a set are --dataset NAME#500)",
+            id="what a name says here",
         ),
         pytest.param(DeployParams, ["--qqqqqq"], "--qqqqqq: unknown parameter\n", id="nothing near"),
         pytest.param(DeployParams, ["--por", "1"], "--por: unknown", id="no abbreviations"),

@@ -1,0 +1,36 @@
+"""What other programs that train call parameters of ours: ms-swift now and before, LLaMA-Factory, transformers, TRL."""
+
+OTHER_NAMES = {
+    "adapter_name_or_path": "adapters",
+    "agent_template": "tools_prompt",
+    "batch_size": "per_device_train_batch_size",
+    "ckpt_dir": "adapters",
+    "cutoff_len": "max_length",
+    "dataset_test_ratio": "split_dataset_ratio",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "finetuning_type": "train_type",
+    "flash_attn": "attn_impl",
+    "lora_r": "lora_rank",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "loraplus_lr_ratio": "lorap_lr_ratio",
+    "max_samples": "dataset",
+    "max_seq_length": "max_length",
+    "model_id_or_path": "model",
+    "model_name_or_path": "model",
+    "neat_packing": "packing",
+    "pref_beta": "beta",
+    "pref_ftx": "rpo_alpha",
+    "pref_loss": "loss_type",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "quantization_bit": "quant_bits",
+    "quantization_method": "quant_method",
+    "sft_type": "train_type",
+    "train_dataset_sample": "dataset",
+    "tuner_type": "train_type",
+    "val_dataset_sample": "val_dataset",
+    "val_size": "split_dataset_ratio",
+    "warmup_steps": "warmup_ratio",
+}
+SAMPLED = frozenset({"max_samples", "train_dataset_sample", "val_dataset_sample"})
+"""Those that say how many rows of a set are taken, which is part of its name here."""
