@@ -154,6 +154,17 @@ class Adapted(Tuned):
         return checkpoint
 
 
+def conv1d_asked(asked: Any, config: Any) -> str | None:
+    """The first layer of those that PEFT's configuration `asked` names which is no linear one but a `Conv1D`, in a
+    model by `config`."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    from engines.checkpoint.structure import conv1ds
+
+    everywhere = asked.target_modules == ALL_LINEAR
+    return next((path for path in conv1ds(config) if everywhere or check_target_module_exists(asked, path)), None)
+
+
 def _fit_quantized(config: Any, model: Any) -> None:
     """Name the quantised layers that PEFT's `all-linear` does not know.
 

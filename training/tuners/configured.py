@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from engines.errors import InvalidRequest
 from training.params.sft import SftParams
-from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
+from training.tuners.adapter import WHERE, AdapterTuner, conv1d_asked, saved_whole, targets
 
 
 class Configured(AdapterTuner):
@@ -22,15 +22,9 @@ class Configured(AdapterTuner):
     def check_config(self, params: SftParams, config: Any) -> None:
         if self.conv1d:
             return
-        from peft.tuners.tuners_utils import check_target_module_exists
-
-        from engines.checkpoint.structure import conv1ds
-
-        asked = self.config(params)
-        for path in conv1ds(config):
-            if asked.target_modules == "all-linear" or check_target_module_exists(asked, path):
-                message = f"{self.name} changes linear layers only, and {path} of {config.model_type} is a Conv1D"
-                raise InvalidRequest(f"{message}: choose lora, or name other layers", param="train_type")
+        if (path := conv1d_asked(self.config(params), config)) is not None:
+            message = f"{self.name} changes linear layers only, and {path} of {config.model_type} is a Conv1D"
+            raise InvalidRequest(f"{message}: choose lora, or name other layers", param="train_type")
 
     def config(self, params: SftParams) -> Any:
         import peft

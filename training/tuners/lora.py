@@ -8,7 +8,7 @@ from engines.errors import InvalidRequest
 from training.params.refusal import Refusal, not_supported, read_by_others_only
 from training.params.sft import SftParams
 from training.params.tuner import LoraParams
-from training.tuners.adapter import WHERE, AdapterTuner, saved_whole, targets
+from training.tuners.adapter import WHERE, AdapterTuner, conv1d_asked, saved_whole, targets
 from training.tuners.base import Examples, Tuned
 from training.tuners.starts import STARTS, start_of
 from training.tuners.starts.base import Start
@@ -38,6 +38,10 @@ class Lora(AdapterTuner):
         if params.lora_bias != "none" and not has_biases(config):
             message = f"{config.get_text_config().model_type} has no biases that could be trained: leave it out"
             raise InvalidRequest(message, param="lora_bias")
+        start = _start(params)
+        if not start.conv1d and (path := conv1d_asked(self.config(params), config)) is not None:
+            message = f"{start.name} begins with linear layers only, and {path} of {config.model_type} is a Conv1D"
+            raise InvalidRequest(f"{message}: choose another, or name other layers", param="init_weights")
 
     def unserved(self, params: SftParams, support: AdapterSupport) -> list[Refusal]:
         found = []

@@ -22,8 +22,8 @@ from server.fine_tuning.servable import check_servable
 from tests.engines.pt.adapters import load as load_into
 from tests.engines.pt.driving import core_of, request, run
 from tests.engines.pt.tiny import CONFIGS, save
-from tests.training.jobs import losses, trained_by
-from tests.training.tuners.kinds import DOCS, KINDS, METHODS, Kind, page, with_peft
+from tests.training.jobs import losses, make_model, trained_by
+from tests.training.tuners.kinds import DOCS, KINDS, METHODS, Kind, lora, page, with_peft
 from training.folder import JobFolder
 from training.params.export import MergeParams
 from training.params.sft import SftParams
@@ -228,6 +228,23 @@ def test_layers_for_which_peft_does_not_have_it_are_told_before_data_is_read(
     with pytest.raises(InvalidRequest, match=rf"{train_type} changes linear layers only, and .*c_\w+ of gpt2") as told:
         trained_by(tmp_path / "job", "sft", **given)
     assert told.value.param == "train_type"
+
+
+def test_an_olora_start_of_such_layers_is_told_too(tmp_path: Path, shop: Shop) -> None:
+    model = save(CONFIGS["gpt2"](), tmp_path / "gpt2")
+    given = {"model": str(model), "dataset": str(tmp_path / "missing.jsonl"), "init_weights": "olora"}
+    with pytest.raises(InvalidRequest, match=r"olora begins with linear layers only, and .*c_\w+ of gpt2") as told:
+        trained_by(tmp_path / "job", "sft", **given)
+    assert told.value.param == "init_weights"
+
+
+@pytest.mark.parametrize("init_weights", ["pissa", "corda", "lora-ga"])
+def test_what_was_taken_out_of_such_layers_is_taken_out_again(init_weights: str, tmp_path: Path, shop: Shop) -> None:
+    model = make_model(tmp_path / "gpt2", "gpt2")
+    given = asked(lora(init_weights=init_weights), "sft") | {"model": str(model)}
+    whole, _ = shop.train(lora(), "sft", **given)
+    resumed, _ = shop.train(lora(), "sft", **given, resume_from_checkpoint=str(whole.path / "checkpoint-2"))
+    assert list(losses(resumed).values()) == list(losses(whole).values())[2:]
 
 
 def test_the_documentation_has_what_is_tested_here() -> None:

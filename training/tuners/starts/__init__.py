@@ -15,7 +15,7 @@ _ALL = (
     Start("gaussian", begins_as_base=True),
     Orthogonal(),
     Start(PISSA, takes_out=True),
-    Start("olora", takes_out=True),
+    Start("olora", takes_out=True, conv1d=False),
     Eva(),
     Corda(),
     LoraGa(),

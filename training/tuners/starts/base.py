@@ -23,6 +23,7 @@ class Start:
         takes_out: bool = False,
         uses_data: bool = False,
         widens: int = 1,
+        conv1d: bool = True,
     ) -> None:
         """
         name: value of `init_weights`
@@ -30,6 +31,7 @@ class Start:
         begins_as_base: whether the adapter changes nothing before the first step
         takes_out: whether the base model loses what the adapter adds at first (`taken_out.py`)
         uses_data: whether it is computed of the training's data
+        conv1d: whether PEFT has it for transformers' `Conv1D`, too, which GPT-2 has in place of linear layers
         widens: how many times the rank asked for a layer of what is written can have
         """
         self.name = name
@@ -37,6 +39,7 @@ class Start:
         self.begins_as_base = begins_as_base
         self.takes_out = takes_out
         self.uses_data = uses_data
+        self.conv1d = conv1d
         self.widens = 2 if takes_out else widens
 
     def refusals(self, params: SftParams) -> Iterator[Refusal]:

@@ -98,5 +98,6 @@ def _take_out_instead(model: Any, mine: dict[str, Any], theirs: dict[str, Any]) 
         weight = layer.get_base_layer().weight
         names = f"{path}.lora_B.weight", f"{path}.lora_A.weight"
         delta = mine[names[0]] @ mine[names[1]] - theirs[names[0]] @ theirs[names[1]]
+        delta = delta.T if layer.fan_in_fan_out else delta
         with torch.no_grad():
             weight += layer.scaling["default"] * delta.to(weight)
