@@ -11,12 +11,12 @@ import pytest
 from engines.echo import EchoEngine, echo_tokenizer
 from engines.params.deploy import DeployParams
 from server.jobs.devices import FixedDevices
-from server.jobs.executor import LocalExecutor
 from server.jobs.jobs import Jobs, Machine
 from server.parts import make_parts
 from tests.server.api import EchoApi
 from tests.server.client import ReadyClient
 from tests.training.jobs import make_data, make_model
+from tests.training.worker import ForkedExecutor
 
 QUICK = {"model": "tiny", "dataset": ["lines.jsonl"], "num_train_epochs": 1, "save_steps": 2, "torch_dtype": "float32"}
 EVALUATED = {"split_dataset_ratio": 0.2, "eval_steps": 2, "report_to": ["tensorboard"]}
@@ -37,7 +37,7 @@ def api(root: Path) -> Iterator[EchoApi]:
     (root / "state").mkdir()
     given: dict[str, Any] = {"state_dir": str(root / "state"), "job_roots": (str(root),), "job_retries": 0}
     params = DeployParams(model="tests/echo", verbose=False, **given)
-    machine = Machine(executor=LocalExecutor(), devices=FixedDevices())
+    machine = Machine(executor=ForkedExecutor(), devices=FixedDevices())
     with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), params, machine=machine)) as client:
         yield EchoApi(client)
 

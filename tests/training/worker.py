@@ -1,6 +1,7 @@
 """A worker forked from a process that has imported what trainings need: what `python -m training.run` does, begun in
 milliseconds."""
 
+import asyncio
 import importlib
 import multiprocessing
 import os
@@ -10,10 +11,12 @@ from pathlib import Path
 import torch
 
 import training.pipelines.train  # noqa: F401  (with all that it imports)
+from server.jobs.executor import Order
+from server.jobs.worker_process import client_environment
 from tests.forks import FORKS, preload
 from training.folder import JobFolder
 
-preload(__name__)
+preload(__name__, "training.validate")
 
 
 class Worker:
@@ -38,7 +41,37 @@ class Worker:
         self._process.kill()
 
 
-def _work(job: Path, fault: str, environment: dict[str, str]) -> None:
+class ForkedExecutor:
+    """Runs the jobs of a server by such workers, which nobody kills."""
+
+    async def start(self, order: Order) -> "ForkedWorker":
+        return ForkedWorker(order)
+
+
+class ForkedWorker:
+    out_of_memory = False
+    started = 0.0
+
+    def __init__(self, order: Order) -> None:
+        environment = dict(client_environment(online=order.online))
+        self._process = FORKS.Process(target=_work, args=(order.folder, "", environment, f"training.{order.program}"))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    async def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> int:
+        await asyncio.to_thread(self._process.join)
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def _work(job: Path, fault: str, environment: dict[str, str], program: str = "training.run") -> None:
     with (job / "worker.log").open("wb") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
@@ -48,4 +81,5 @@ def _work(job: Path, fault: str, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     if fault:
         importlib.import_module(f"tests.training.faults.{fault}")
-    sys.exit(importlib.import_module("training.run").main(JobFolder(job)))
+    os.chdir(job)
+    sys.exit(importlib.import_module(program).main(JobFolder(job)))
