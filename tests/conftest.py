@@ -20,8 +20,12 @@ __all__ = [
     "state_of_its_own",
 ]
 
-LONG = ("e2e", "faults", "contract", "engines/vllm", "engines/lmdeploy", "training/evaluation", "training/parallel")
-"""Folders whose files take longest: their tests start engines, servers and trainings in processes of their own."""
+LONG = (
+    "e2e", "faults", "contract", "engines/vllm", "engines/lmdeploy", "training/evaluation", "training/parallel",
+    "engines/pt/test_quantized.py", "engines/setup/test_demo.py", "server/test_edge.py",
+    "training/exports/test_readers.py", "training/test_several_processes.py", "training/test_two_learn_as_one.py",
+)  # fmt: skip
+"""Folders and files that take longest: their tests start engines, servers and trainings in processes of their own."""
 
 # The same examples every time, however slow the machine.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -55,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     counts = Counter(item.path for item in items)
     here = Path(__file__).parent
-    late = {path: not any(path.is_relative_to(here / folder) for folder in LONG) for path in counts}
+    late = {path: not any(path.is_relative_to(here / place) for place in LONG) for path in counts}
     items.sort(key=lambda item: (late[item.path], -counts[item.path]))
 
 
