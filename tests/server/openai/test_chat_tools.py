@@ -205,12 +205,20 @@ def test_calls_in_other_forms_than_json_come_alike_streamed_or_not(
     assert [name for name, _ in calls_of(message_of(required))] == ["get_weather"]
 
 
+MADE_UP = {
+    "react_en": '\nAction: get_weather\nAction Input: {"city": "Oslo", "days": 2}\nObservation: it rains',
+    "toolbench": '\nAction: get_weather\nAction Input: {"city": "Oslo", "days": 2}\nObservation: it rains',
+    "glm4": '<|assistant|>get_weather\n{"city": "Oslo", "days": 2}<|observation|>\nit rains',
+}
+
+
 @pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("name", MADE_UP)
 def test_a_result_that_the_model_makes_up_behind_its_call_is_left_out(
-    make_api: Callable[..., Api], parallel: bool
+    make_api: Callable[..., Api], name: str, parallel: bool
 ) -> None:
-    text = 'Thought: I look.\nAction: get_weather\nAction Input: {"city": "Oslo", "days": 2}\nObservation: it rains'
-    api = make_api(tools_prompt="react_en")
+    text = f"Thought: I look.{MADE_UP[name]}"
+    api = make_api(tools_prompt=name)
     asked: dict[str, Any] = {"tools": [WEATHER], "parallel_tool_calls": parallel}
     answer = api.chat(text, **asked)
     for message in (message_of(answer), streamed_message(api.chat_chunks(text, **asked))):
