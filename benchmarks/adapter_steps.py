@@ -47,8 +47,8 @@ def in_turns(steps: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> Ti
 
 def ours(model: str, dtype: str, threads: int, folder: Path) -> dict[str, Times]:
     from engines.adapters.folder import read_adapter
-    from engines.pt.adapter_weights import read_weights
     from engines.pt.config import PtConfig
+    from engines.pt.lora.weights import read_weights
     from engines.pt.runner import ModelRunner, Segment
 
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "threads": threads}

@@ -78,7 +78,7 @@ FORMS: dict[str, tuple[str, Callable[[Path, Path], None] | None, int | None]] = 
 
 def loaded(model: str, bits: int | None) -> dict[str, Any]:
     from engines.pt.config import PtConfig
-    from engines.pt.heap import large_tensors_apart
+    from engines.pt.layers.heap import large_tensors_apart
     from engines.pt.runner import ModelRunner
 
     warm = ModelRunner(PtConfig(model=str(demo_model()), dtype="bfloat16", quantization=_torchao(bits)))

@@ -31,7 +31,7 @@ from benchmarks.steps import CHUNK, LONG, Model, seconds_of
 from engines.checkpoint.loading import load_config, load_model, load_tokenizer
 from engines.checkpoint.quantization import Quantization
 from engines.process.resources import GIB
-from engines.pt.eight_bits import KINDS
+from engines.pt.layers.eight_bits import KINDS
 from engines.pt.runner import Segment
 from engines.setup.demo import demo_model
 from engines.setup.install import install_llamacpp

@@ -29,7 +29,7 @@ from engines.process.resources import thread_environment
 from engines.pt.config import PtConfig
 from engines.pt.decoder import PARTS
 from engines.pt.kernels import build
-from engines.pt.pages import Pages
+from engines.pt.layers.pages import Pages
 from engines.pt.runner import ModelRunner, Segment
 from engines.setup.demo import demo_model
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engines.checkpoint.spans import spans
 from engines.errors import UnsupportedModel
-from engines.pt.quantized import is_quantized, rounds_by_batch
+from engines.pt.layers.quantized import is_quantized, rounds_by_batch
 
 BLOCK_SIZE = 16
 """Of the check, on a CPU."""

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from engines.adapters.slots import AdapterSlots
 from engines.errors import EngineFailure, InvalidRequest, TuneserveError, UnsupportedParameter
-from engines.pt.adapter_store import AdapterStore
-from engines.pt.beams import Beams, check_beams, new_search, too_many_beams
 from engines.pt.config import PtConfig
-from engines.pt.drawing import Drawing
-from engines.pt.kv_cache import BlockPool
-from engines.pt.pace import NO_WORK, Pace, work_of
-from engines.pt.requests import Requests, StepReport
+from engines.pt.lora.store import AdapterStore
+from engines.pt.outputs.beams import Beams, check_beams, new_search, too_many_beams
+from engines.pt.outputs.drawing import Drawing
+from engines.pt.outputs.requests import Requests, StepReport
+from engines.pt.outputs.siblings import Siblings
+from engines.pt.outputs.speculation import Speculation
 from engines.pt.runner import ModelRunner, Segment, StepResult
-from engines.pt.scheduler import Chunk, Scheduler, check_fits
-from engines.pt.sequence import Group, Sequence
-from engines.pt.siblings import Siblings
-from engines.pt.speculation import Speculation
+from engines.pt.sequences.kv_cache import BlockPool
+from engines.pt.sequences.pace import NO_WORK, Pace, work_of
+from engines.pt.sequences.scheduler import Chunk, Scheduler, check_fits
+from engines.pt.sequences.sequence import Group, Sequence
 from engines.sampler.grammar import GrammarCompiler, GrammarState, MaskWorker
 from engines.sampler.sampling import token_logprobs
 from engines.text.request_check import check_prompt

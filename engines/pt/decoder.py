@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from engines.checkpoint.integers import IntegersLinear, integers_of
-from engines.pt import eight_bits, families, low_rank
-from engines.pt.attention import KVCache, LayerShape
-from engines.pt.kernel_linear import Grid, KernelLinear
-from engines.pt.linear import WideningEmbedding
-from engines.pt.lora import LoraSlots
-from engines.pt.low_rank import Dealt
-from engines.pt.quantized import is_quantized
-from engines.pt.quantized_linear import QuantizedLinear
+from engines.pt import families
+from engines.pt.layers import eight_bits
+from engines.pt.layers.attention import KVCache, LayerShape
+from engines.pt.layers.kernel_linear import Grid, KernelLinear
+from engines.pt.layers.linear import WideningEmbedding
+from engines.pt.layers.quantized import is_quantized
+from engines.pt.layers.quantized_linear import QuantizedLinear
+from engines.pt.lora import low_rank
+from engines.pt.lora.low_rank import Dealt
+from engines.pt.lora.slots import LoraSlots
 
 log = logging.getLogger(__name__)
 

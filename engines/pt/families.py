@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from engines.pt.linear import scale_of
+from engines.pt.layers.linear import scale_of
 
 FAMILIES = (
     "Llama",

@@ -30,9 +30,9 @@ with uncollected():
     from transformers.utils.logging import disable_progress_bar
 
     from engines.checkpoint.loading import load_eos_token_ids, load_tokenizer
-    from engines.pt.adapter_store import Arrival
     from engines.pt.core import EngineCore
-    from engines.pt.requests import StepReport
+    from engines.pt.lora.store import Arrival
+    from engines.pt.outputs.requests import StepReport
     from engines.pt.runner import ModelRunner
     from engines.sampler.grammar import GrammarCompiler, GrammarState
     from engines.text.vocabulary import Vocabulary

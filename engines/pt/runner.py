@@ -17,17 +17,18 @@ from engines.checkpoint.heads import head_of, is_classifier
 from engines.checkpoint.size import bytes_of_weights
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB, kv_cache_bytes
-from engines.pt import attention, check, families, rope
-from engines.pt.attention import Attend, KVCache, LayerShape, StepContext
+from engines.pt import check, families
 from engines.pt.config import PtConfig
 from engines.pt.decoder import NativeDecoder, Rows, reason_against
-from engines.pt.eight_bits import EightBits, kept_as
-from engines.pt.heap import large_tensors_apart
 from engines.pt.kernels import build
-from engines.pt.linear import pack
-from engines.pt.lora import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
-from engines.pt.quantized_linear import QuantizedLinear
-from engines.pt.weights import write_weights
+from engines.pt.layers import attention, rope
+from engines.pt.layers.attention import Attend, KVCache, LayerShape, StepContext
+from engines.pt.layers.eight_bits import EightBits, kept_as
+from engines.pt.layers.heap import large_tensors_apart
+from engines.pt.layers.linear import pack
+from engines.pt.layers.quantized_linear import QuantizedLinear
+from engines.pt.layers.weights import write_weights
+from engines.pt.lora.slots import LoraEmbedding, LoraLinear, LoraSlots, watching_calls
 from engines.sampler.native import SamplingKernel
 from engines.types import Head
 

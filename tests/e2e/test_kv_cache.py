@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.pt.eight_bits import KINDS
-from tests.engines.pt.test_eight_bits import RoundedCache
+from engines.pt.layers.eight_bits import KINDS
+from tests.engines.pt.layers.test_eight_bits import RoundedCache
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.server.process import ServerProcess
 from tests.until import PATIENCE

@@ -16,7 +16,7 @@ from training.folder import JobFolder
 from training.params.sft import SftParams
 from training.params.task import TASK, TASKS, params_of
 from training.refusals.supported import supported
-from training.trainers.write_args import write_args
+from training.trainers.job.write_args import write_args
 
 SOUNDS_SECRET = re.compile(r"(^|_)(token|tokens|key|keys|secret|password|credentials?|auth)(_|$)|^database_url$")
 NO_SECRET = {

@@ -20,7 +20,7 @@ from training.params.task import TASK
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
-from training.trainers.job import train as train_with_it
+from training.trainers.job.job import train as train_with_it
 
 ROOT = Path(__file__).parents[2]
 BRIEF: dict[str, Any] = {

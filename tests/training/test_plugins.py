@@ -121,7 +121,7 @@ def test_what_goes_wrong_in_it_is_told(
 
 
 def test_a_metric_returns_a_number(mine: str) -> None:
-    from training.trainers.generated import _measured
+    from training.trainers.answers.generated import _measured
 
     params = TASK.validate_python({"task": "sft", "params": {"custom_register_path": mine, "metric": "words"}}).training
     assert params is not None

@@ -14,7 +14,7 @@ from tests.training.jobs import make_job, start
 from tests.until import until
 from training import device
 from training.folder import JobFolder, Message, Result, Step
-from training.trainers.arguments import on_one_device
+from training.trainers.job.arguments import on_one_device
 
 PATIENCE = 120
 LONG: dict[str, Any] = {

@@ -21,8 +21,8 @@ from training.methods.base import Beside
 from training.optimizers import optimizer_of, state_bytes
 from training.params.sft import SftParams
 from training.sharding.tensor import part_of
-from training.trainers.narrow import gradients_stay, narrows
-from training.trainers.precision import Precision, precision_of
+from training.trainers.weights.narrow import gradients_stay, narrows
+from training.trainers.weights.precision import Precision, precision_of
 from training.tuners import tuner_of
 
 SHORTEST = 256

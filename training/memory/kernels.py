@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.memory.lengths import Lengths
 from training.params.sft import SftParams
-from training.trainers.heap import give_back_now
+from training.trainers.weights.heap import give_back_now
 
 CAPACITY = 1024
 """Products whose code is kept, unless ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise. Fewer save less than their part:

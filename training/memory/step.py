@@ -12,8 +12,8 @@ from engines.params.model import TaskType
 from training.losses.log_probs import token_log_probs
 from training.memory.peak import Peak
 from training.memory.weightless import faked
-from training.trainers.narrow import NarrowGradients
-from training.trainers.tied import tied
+from training.trainers.weights.narrow import NarrowGradients
+from training.trainers.weights.tied import tied
 
 
 @dataclass(frozen=True, slots=True)

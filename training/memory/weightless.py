@@ -12,9 +12,9 @@ from training.memory.packed import pack
 from training.memory.peak import Answers
 from training.optimizers import optimizer_of
 from training.params.sft import SftParams
-from training.trainers.divided import is_divided
-from training.trainers.low_rank import in_one_piece
-from training.trainers.precision import Precision, hold
+from training.trainers.weights.divided import is_divided
+from training.trainers.weights.low_rank import in_one_piece
+from training.trainers.weights.precision import Precision, hold
 from training.tuners import tuner_of
 
 

@@ -11,7 +11,7 @@ from training.params.refusal import Refusal
 from training.params.sft import SftParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 P = TypeVar("P", bound=SftParams)
 

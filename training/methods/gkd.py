@@ -10,7 +10,7 @@ from training.params.rlhf import RlhfParams
 from training.params.rollouts import RolloutParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 BETA = 0.5
 """Unless given: TRL's."""

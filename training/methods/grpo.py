@@ -14,7 +14,7 @@ from training.params.rollouts import RolloutParams
 
 if TYPE_CHECKING:
     from training.losses.policy import LossType
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 GENERATIONS: int = RlhfParams.model_fields["num_generations"].default
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")

@@ -10,7 +10,7 @@ from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 
 class Kto(Method[RlhfParams]):

@@ -9,7 +9,7 @@ from training.params.refusal import Refusal, not_supported
 from training.params.rlhf import RlhfParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 BETA = 0.1
 """Unless given: the reference's."""

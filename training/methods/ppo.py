@@ -13,7 +13,7 @@ from training.params.rollouts import RolloutParams
 from training.tuners.starts import start_of
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 WHITENED_AT_LEAST = 8
 """Answers of an update from which their rewards can be whitened, as in TRL."""

@@ -7,7 +7,7 @@ from training.methods.grpo import FromGroups
 from training.params.rlhf import RlhfParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 
 class Rloo(FromGroups):

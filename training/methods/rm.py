@@ -8,7 +8,7 @@ from training.params.refusal import Refusal
 from training.params.rlhf import RlhfParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 
 class Rm(Method[RlhfParams]):

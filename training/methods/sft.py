@@ -12,7 +12,7 @@ from training.params.refusal import Refusal, given
 from training.params.sft import SftParams
 
 if TYPE_CHECKING:
-    from training.trainers.job import Training
+    from training.trainers.job.job import Training
 
 
 GENERATION = (
@@ -62,7 +62,7 @@ class Sft(Method[SftParams]):
         return found + _unregistered(params, self.reads)
 
     def trainer(self, job: "Training[SftParams]") -> Any:
-        from training.trainers.collate import Packed, Padded, runs_flash_attention
+        from training.trainers.batches.collate import Packed, Padded, runs_flash_attention
         from training.trainers.supervised import SupervisedTrainer
 
         pad = job.tokenizer.pad_token_id

@@ -27,11 +27,10 @@ from training.pipelines.load_args import with_saved_args
 from training.pipelines.registered import check_registered
 from training.processes import Processes
 from training.report import Report
-from training.trainers.arguments import trainer_arguments
-from training.trainers.divided import keep_packed_apart, loads_divided
-from training.trainers.examples import DataExamples
-from training.trainers.job import Training, train
-from training.trainers.liger import apply_liger, check_liger
+from training.trainers.batches.examples import DataExamples
+from training.trainers.job.arguments import trainer_arguments
+from training.trainers.job.job import Training, train
+from training.trainers.job.write_args import write_args
 from training.trainers.model import (
     check_type,
     load_base_config,
@@ -40,9 +39,10 @@ from training.trainers.model import (
     with_head,
     with_template,
 )
-from training.trainers.precision import Precision, hold, precision_of
-from training.trainers.tensor import check_layers
-from training.trainers.write_args import write_args
+from training.trainers.weights.divided import keep_packed_apart, loads_divided
+from training.trainers.weights.liger import apply_liger, check_liger
+from training.trainers.weights.precision import Precision, hold, precision_of
+from training.trainers.weights.tensor import check_layers
 from training.tuners import tuner_of
 from training.tuners.base import Tuned
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from engines.adapters.folder import CHANGES_THE_BASE
 from engines.capabilities import AdapterSupport
 from engines.checkpoint.loading import load_config, load_model
-from engines.pt.adapter_weights import AdapterWeights
 from engines.pt.config import PtConfig
+from engines.pt.lora.weights import AdapterWeights
 
 ADAPTER = "default"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from training.trainers.job import JobTrainer, Training
+from training.trainers.job.job import JobTrainer, Training
 
 Mode = Literal["train", "eval"]
 

@@ -19,12 +19,12 @@ from training.losses.log_probs import asked_of, judge_at
 from training.params.refusal import said_of
 from training.params.rlhf import RlhfParams
 from training.rollouts.types import Drawing, Rollouts
-from training.trainers.averages import Averages, over_processes
-from training.trainers.collate import Padded, as_they_are
-from training.trainers.drawing_times import DrawingTimes
-from training.trainers.job import JobTrainer, Training
+from training.trainers.answers.drawing_times import DrawingTimes
+from training.trainers.answers.rollouts import rollouts_of
+from training.trainers.batches.averages import Averages, over_processes
+from training.trainers.batches.collate import Padded, as_they_are
+from training.trainers.job.job import JobTrainer, Training
 from training.trainers.model import load_base_config, load_for_training, model_of
-from training.trainers.rollouts import rollouts_of
 from training.tuners.base import Tuned
 
 NO_ANSWER = "some rows have no answer: with lmbda 1 the model gives all of them, with seq_kd the teacher"

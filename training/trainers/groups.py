@@ -36,17 +36,17 @@ from training.rewards.graded import asks_base
 from training.rewards.types import Reward
 from training.rollouts.ahead import AheadRollouts
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
-from training.trainers.answer_form import answer_form
-from training.trainers.averages import Averages, over_processes
-from training.trainers.base_judge import BaseJudge
-from training.trainers.collate import as_they_are
-from training.trainers.drawing_times import DrawingTimes
-from training.trainers.generation import FILE, Batch, Generation
-from training.trainers.job import JobTrainer, Training
-from training.trainers.judged import Judged, together, told
-from training.trainers.judges import Judges
+from training.trainers.answers.answer_form import answer_form
+from training.trainers.answers.base_judge import BaseJudge
+from training.trainers.answers.drawing_times import DrawingTimes
+from training.trainers.answers.generation import FILE, Batch, Generation
+from training.trainers.answers.judged import Judged, together, told
+from training.trainers.answers.judges import Judges
+from training.trainers.answers.rollouts import rollouts_of
+from training.trainers.batches.averages import Averages, over_processes
+from training.trainers.batches.collate import as_they_are
+from training.trainers.job.job import JobTrainer, Training
 from training.trainers.reference import reference_of, without_dropout
-from training.trainers.rollouts import rollouts_of
 
 COMPLETIONS = "completions.jsonl"
 Row = Mapping[str, Any]

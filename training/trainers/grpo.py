@@ -17,7 +17,7 @@ from training.losses.policy import (
     token_weights,
 )
 from training.params.rlhf import RlhfParams
-from training.trainers.generation import Batch
+from training.trainers.answers.generation import Batch
 from training.trainers.groups import GroupsTrainer
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from training.losses.head import HeadLoss
 from training.trainers.batch_loss import BatchLossTrainer, Mode, mode_of
-from training.trainers.job import Training
+from training.trainers.job.job import Training
 from training.tuners import tuner_of
 
 

@@ -20,11 +20,11 @@ from engines.errors import UnsupportedModel
 from training.data.prepare import longest
 from training.losses.log_probs import asked_of, token_log_probs
 from training.params.rlhf import RlhfParams
-from training.trainers.averages import Averages
 from training.trainers.batch_loss import BatchLossTrainer, Mode, mode_of
-from training.trainers.collate import MISMATCHED, Judged
-from training.trainers.columns import Columns
-from training.trainers.job import Training
+from training.trainers.batches.averages import Averages
+from training.trainers.batches.collate import MISMATCHED, Judged
+from training.trainers.batches.columns import Columns
+from training.trainers.job.job import Training
 from training.trainers.pairs import spread
 from training.trainers.reference import reference_of, without_dropout
 from training.trainers.supervised import aux_loss_coef

@@ -48,7 +48,7 @@ def load_base_config(params: SftParams) -> Any:
 
 def _stretch(text_config: Any, params: SftParams) -> None:
     """Have the model take `max_length` tokens, where `rope_scaling` says so. Raises UnsupportedModel."""
-    from engines.pt import rope
+    from engines.pt.layers import rope
 
     rope.scale(text_config, params.rope_scaling, params.max_length)
     if params.rope_scaling == "linear":  # which goes by its factor; the other kind goes by the positions of before
@@ -94,7 +94,7 @@ def with_head(params: P, config: Any, num_labels: int | None = None) -> P:
 def load_for_training(params: SftParams, config: Any, dtype: "torch.dtype") -> Any:
     """The base model (a `PreTrainedModel`) on the CPU, or where it trains, if it is quantised: packed weights stay
     where they are. Raises UnsupportedModel."""
-    from engines.pt import rope
+    from engines.pt.layers import rope
 
     quantization = quantization_of(params)
     model = load_model(

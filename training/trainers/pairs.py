@@ -17,11 +17,11 @@ from training.data.encode import IGNORED
 from training.losses.log_probs import asked_of, token_log_probs
 from training.losses.pairs import LOSSES, Pairs, Weights
 from training.params.rlhf import RlhfParams
-from training.trainers.averages import Averages
 from training.trainers.batch_loss import BatchLossTrainer, Mode
-from training.trainers.collate import Paired
-from training.trainers.columns import Columns
-from training.trainers.job import Training
+from training.trainers.batches.averages import Averages
+from training.trainers.batches.collate import Paired
+from training.trainers.batches.columns import Columns
+from training.trainers.job.job import Training
 from training.trainers.precomputed import COLUMN, with_ref_log_probs
 from training.trainers.reference import Reference, reference_of, without_dropout
 from training.trainers.supervised import aux_loss_coef

@@ -32,16 +32,16 @@ from training.params.rlhf import RlhfParams
 from training.rewards.chosen import functions_of, graders_of
 from training.rewards.reward_model import RewardModel
 from training.rollouts.types import Drawing, JudgingRollouts, Rollout
-from training.trainers.answer_form import answer_form
-from training.trainers.averages import Averages, over_processes
-from training.trainers.base_judge import BaseJudge
-from training.trainers.collate import as_they_are
-from training.trainers.drawing_times import DrawingTimes
-from training.trainers.finite import check_weights
-from training.trainers.job import JobTrainer, Training
-from training.trainers.judges import Judges, mean
+from training.trainers.answers.answer_form import answer_form
+from training.trainers.answers.base_judge import BaseJudge
+from training.trainers.answers.drawing_times import DrawingTimes
+from training.trainers.answers.judges import Judges, mean
+from training.trainers.answers.rollouts import rollouts_of
+from training.trainers.batches.averages import Averages, over_processes
+from training.trainers.batches.collate import as_they_are
+from training.trainers.job.finite import check_weights
+from training.trainers.job.job import JobTrainer, Training
 from training.trainers.reference import reference_of, without_dropout
-from training.trainers.rollouts import rollouts_of
 from training.trainers.value_model import value_model_of
 
 MODEL = RewardModel.name

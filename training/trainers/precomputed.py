@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engines.adapters.disk import sync
-from training.trainers.processes import in_any_process
 from training.trainers.reference import Reference
+from training.trainers.weights.processes import in_any_process
 
 COLUMN = "ref_log_probs"
 FILE = f"{COLUMN}.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engines.errors import InvalidRequest
 from training.losses.log_probs import token_log_probs
 from training.params.rlhf import RlhfParams
-from training.trainers.job import Training
+from training.trainers.job.job import Training
 from training.trainers.model import load_base_config, load_for_training
 from training.tuners import tuner_of
 

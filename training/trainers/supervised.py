@@ -11,11 +11,11 @@ from training.losses.tokens import LOSSES, TokenLoss
 from training.params.choices import TOKEN_LOSSES
 from training.params.sft import SftParams
 from training.plugins import load
-from training.trainers.accuracy import Accuracy
-from training.trainers.generated import check_asks, score_answers
-from training.trainers.job import JobTrainer, Training
+from training.trainers.answers.generated import check_asks, score_answers
+from training.trainers.batches.accuracy import Accuracy
+from training.trainers.job.job import JobTrainer, Training
 from training.trainers.sequence import SequenceDivided
-from training.trainers.tensor import TensorDivided
+from training.trainers.weights.tensor import TensorDivided
 
 
 class SupervisedTrainer(SequenceDivided, TensorDivided, JobTrainer, Trainer):  # type: ignore[misc]  # transformers is untyped here

@@ -19,10 +19,10 @@ from engines.adapters.source import fetch_adapter, name_adapters
 from engines.errors import InvalidAdapter, InvalidRequest, TuneserveError, UnsupportedModel
 from training.params.refusal import said_of
 from training.params.rlhf import RlhfParams
-from training.trainers.job import Training
+from training.trainers.job.job import Training
 from training.trainers.model import load_base_config, load_for_training, with_head
-from training.trainers.precision import hold
 from training.trainers.reference import Reference, without_dropout
+from training.trainers.weights.precision import hold
 from training.tuners import tuner_of
 
 FOLDER = "value_model"

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from engines.checkpoint import spans
 from engines.errors import UnsupportedModel
-from engines.pt import attention, check, families
+from engines.pt import check, families
 from engines.pt.decoder import NativeDecoder, Rows
+from engines.pt.layers import attention
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, VOCAB_SIZE, WINDOW, save

@@ -478,7 +478,7 @@ def test_what_a_failed_step_did_get_done_is_told(runner: GetRunner, monkeypatch:
     def broken(*_: Any, **__: Any) -> Never:
         raise RuntimeError("a broken sampler")
 
-    monkeypatch.setattr("engines.pt.drawing.sample", broken)
+    monkeypatch.setattr("engines.pt.outputs.drawing.sample", broken)
     with pytest.raises(RuntimeError):
         core.step()
     report = core.fail_running(EngineFailure("sorry"))

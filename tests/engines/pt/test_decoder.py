@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from engines.checkpoint.quantization import Quantization
-from engines.pt.adapter_weights import read_weights
 from engines.pt.decoder import NativeDecoder
 from engines.pt.kernels import build
-from engines.pt.quantized_linear import QuantizedLinear
+from engines.pt.layers.quantized_linear import QuantizedLinear
+from engines.pt.lora.weights import read_weights
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner

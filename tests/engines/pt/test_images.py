@@ -12,7 +12,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from engines.pt.adapter_weights import read_weights
+from engines.pt.lora.weights import read_weights
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.driving import Reference, core_of, prompt, request, run, settings

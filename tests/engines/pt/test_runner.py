@@ -23,9 +23,9 @@ from transformers import (
 
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB
-from engines.pt import rope
-from engines.pt.attention import KernelAttention, attend_gather
-from engines.pt.linear import PackedLinear, WideningLinear
+from engines.pt.layers import rope
+from engines.pt.layers.attention import KernelAttention, attend_gather
+from engines.pt.layers.linear import PackedLinear, WideningLinear
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import BLOCK_SIZE, Reference, cache_of, core_of, prompt, request, run, settings

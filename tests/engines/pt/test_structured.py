@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from engines.pt.core import EngineCore
-from engines.pt.requests import StepReport
+from engines.pt.outputs.requests import StepReport
 from engines.types import FinishReason, Structured
 from tests.engines.pt.conftest import GetRunner, Grammars
 from tests.engines.pt.driving import Answer, Reference, core_of, prompt, request, run

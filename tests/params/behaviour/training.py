@@ -39,9 +39,9 @@ from training.params.sft import SftParams
 from training.params.task import TASK, Task
 from training.report import Report
 from training.run import run
-from training.trainers.arguments import trainer_arguments
+from training.trainers.job.arguments import trainer_arguments
 from training.trainers.model import load_base_config, load_for_training
-from training.trainers.precision import Precision
+from training.trainers.weights.precision import Precision
 
 QUICK: dict[str, Any] = {
     "model": "$tiny", "dataset": ["$rows"], "torch_dtype": "float32", "split_dataset_ratio": 0, "max_steps": 1,

@@ -20,7 +20,7 @@ from training.data.packing import packed, samples_of
 from training.losses.answers import answer_loss
 from training.methods import METHODS
 from training.params.sft import SftParams
-from training.trainers.collate import Packed, Padded
+from training.trainers.batches.collate import Packed, Padded
 
 REACT = "Hm. Thought: I look.\nAction: see\nAction Input: x\nObservation: red\nThought: ok\nFinal Answer: red"
 

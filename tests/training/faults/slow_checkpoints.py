@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.trainers import write_args as module
+from training.trainers.job import write_args as module
 
 _write_args = module.write_args
 

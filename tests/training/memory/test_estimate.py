@@ -25,8 +25,8 @@ from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.report import Report
 from training.run import run
-from training.trainers.low_rank import in_one_piece
-from training.trainers.precision import hold, precision_of
+from training.trainers.weights.low_rank import in_one_piece
+from training.trainers.weights.precision import hold, precision_of
 from training.tuners import tuner_of
 
 LENGTHS = Lengths(longest=24, learned=10, learned_on_average=10)

@@ -16,8 +16,8 @@ from tests.training.jobs import ROOT
 from tests.training.parallel.gradients import MODELS
 from training.params.sft import SftParams
 from training.sharding.tensor import check, check_adapter
-from training.trainers.precision import precision_of
-from training.trainers.tensor import check_layers
+from training.trainers.weights.precision import precision_of
+from training.trainers.weights.tensor import check_layers
 
 CLOSE = 1e-4
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from engines.errors import EngineFailure, InvalidRequest
 from engines.pt.core import EngineCore
-from engines.pt.requests import StepReport
+from engines.pt.outputs.requests import StepReport
 from tests.training.jobs import make_job
 from tests.training.ppo.given import save_reward_model
 from training.folder import Checkpoint, Evaluation, JobFolder, Result, Step

@@ -23,11 +23,11 @@ from training.data import Datasets
 from training.folder import JobFolder, Step
 from training.params.rlhf import RlhfParams
 from training.report import Report
-from training.trainers.arguments import trainer_arguments
-from training.trainers.job import Training, train
+from training.trainers.job.arguments import trainer_arguments
+from training.trainers.job.job import Training, train
 from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for
 from training.trainers.ppo import PpoTrainer
-from training.trainers.precision import precision_of
+from training.trainers.weights.precision import precision_of
 from training.tuners import tuner_of
 
 FILE = Path(__file__).parents[2] / "data" / "ppo_of_trl.json"

@@ -19,7 +19,7 @@ from training.rewards.graded import GraderReward
 from training.rewards.graders.grading import sample_of
 from training.rewards.graders.judging import Question, Reply
 from training.rewards.types import Answered
-from training.trainers.base_judge import BaseJudge
+from training.trainers.answers.base_judge import BaseJudge
 
 LENGTH = {
     "type": "python",

@@ -21,7 +21,7 @@ from training.folder import Evaluation, JobFolder, Message
 from training.params.rlhf import RlhfParams
 from training.params.task import RlhfTask
 from training.refusals.supported import refusals
-from training.trainers.collate import Judged
+from training.trainers.batches.collate import Judged
 
 ANSWERS = ["the red and", "blue", "the blue value", "one two three"]
 ROWS = [

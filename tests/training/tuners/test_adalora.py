@@ -18,7 +18,7 @@ from training.folder import JobFolder
 from training.params.sft import SftParams
 from training.pipelines import train as pipeline
 from training.report import Report
-from training.trainers.job import train as train_with_it
+from training.trainers.job.job import train as train_with_it
 
 SETTINGS: dict[str, Any] = {
     "train_type": "adalora",

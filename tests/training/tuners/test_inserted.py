@@ -30,7 +30,7 @@ from training.pipelines import merge
 from training.pipelines import train as pipeline
 from training.refusals.supported import refusals
 from training.report import Report
-from training.trainers.job import train as train_with_it
+from training.trainers.job.job import train as train_with_it
 
 SETTINGS: dict[str, Any] = {
     "torch_dtype": "float32", "split_dataset_ratio": 0, "per_device_train_batch_size": 2, "learning_rate": 0.01,

@@ -32,7 +32,7 @@ from training.pipelines import merge
 from training.refusals.supported import refusals
 from training.report import Report
 from training.rollouts.types import Drawing
-from training.trainers.rollouts import rollouts_of
+from training.trainers.answers.rollouts import rollouts_of
 
 QUICK: dict[str, Any] = {
     "torch_dtype": "float32", "split_dataset_ratio": 0, "per_device_train_batch_size": 2, "learning_rate": 1e-2,

@@ -14,7 +14,7 @@ from training.data.samples import Learns
 from training.params.rlhf import RlhfParams
 from training.params.sft import SftParams
 from training.refusals import quantized
-from training.trainers.examples import DataExamples
+from training.trainers.batches.examples import DataExamples
 from training.trainers.model import load_base_config, load_for_training, load_tokenizer_for
 from training.tuners import tuner_of
 
