@@ -30,6 +30,8 @@ from training.discreet import without_folders
 from training.params.task import TASK, Artifact, Task
 
 PARTIAL = ".partial"
+BEFORE_A_STEP = ("args.json", "events.jsonl", "validation.json", "worker.log", "result.json", "task.json")
+"""What may lie in a folder before anything is learned."""
 
 
 class _Written(BaseModel):
@@ -169,6 +171,21 @@ class JobFolder:
         self.path = path
 
     # ---- by whoever starts the worker
+
+    def clear(self) -> bool:
+        """Forget a run that failed before its first step, as where a model's name was mistyped. Whether no run is
+        left."""
+        if not (self.path / "task.json").exists():
+            return True
+        result = self.read_result()
+        began = any(event.type == "started" for event, _ in self.read_events())
+        if result is None or result.status != "failed" or began:
+            return False
+        if any(path.name not in BEFORE_A_STEP for path in self.path.iterdir()):
+            return False
+        for name in BEFORE_A_STEP:
+            (self.path / name).unlink(missing_ok=True)
+        return True
 
     def write_task(self, task: Task) -> None:
         self._write("task.json", task.model_dump_json(exclude_unset=True, by_alias=False))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.adapters.source import name_adapters
 from engines.errors import Conflict, InvalidRequest
+from training.folder import JobFolder
 from training.params.saved_args import base_of
 from training.params.sft import SftParams
 
@@ -16,12 +17,12 @@ VERSION = re.compile(r"v(\d+)-")
 def new_training_folder(params: SftParams) -> Path:
     """Make the folder of a training: `output/<model>/v0-<time>`, or as `output_dir` and `add_version` say.
 
-    Raises InvalidRequest where nothing names a model, Conflict where the folder was used before, OSError.
+    Raises InvalidRequest where nothing names a model, Conflict where something was learned in the folder, OSError.
     """
     parent = Path(params.output_dir or Path("output", Path(_model(params)).name)).expanduser()
     if params.add_version:
         return _new_version(parent)
-    if (parent / "task.json").exists():
+    if not JobFolder(parent).clear():
         message = f"{parent} holds an earlier run: give another output_dir, or leave add_version true"
         raise Conflict(message, param="output_dir")
     parent.mkdir(parents=True, exist_ok=True)

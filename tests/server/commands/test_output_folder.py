@@ -7,6 +7,7 @@ import pytest
 
 from engines.errors import Conflict, InvalidRequest
 from server.commands.output_folder import new_training_folder
+from training.folder import JobError, JobFolder, Message, Result, Started
 from training.params.export import MergeParams
 from training.params.export_result import result_folder
 from training.params.sft import SftParams
@@ -34,6 +35,29 @@ def test_without_versions_it_is_the_folder_itself_and_used_once(here: Path) -> N
     params = SftParams(model="m", output_dir="out", add_version=False)
     assert new_training_folder(params) == here / "out"
     (here / "out" / "task.json").touch()
+    with pytest.raises(Conflict, match="earlier run"):
+        new_training_folder(params)
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_use_it_up(here: Path) -> None:
+    params = SftParams(model="m", output_dir="out", add_version=False)
+    folder = JobFolder(new_training_folder(params))
+    failed = Result(status="failed", error=JobError(code="invalid_request", message="there is no such model"))
+    for name in ("task.json", "worker.log", "args.json"):
+        (folder.path / name).touch()
+    folder.append(Message(time=0, message="the model is loaded"))
+    folder.write_result(failed)
+    assert new_training_folder(params) == here / "out"
+    assert list(folder.path.iterdir()) == []
+    (folder.path / "args.json").touch()  # of no run
+    assert new_training_folder(params) == here / "out"
+    for name in ("args.json", "task.json", "a file of somebody's"):
+        (folder.path / name).touch()
+    folder.write_result(failed)
+    with pytest.raises(Conflict, match="earlier run"):
+        new_training_folder(params)
+    (folder.path / "a file of somebody's").unlink()
+    folder.append(Started(time=0, total_steps=2, rows=1))
     with pytest.raises(Conflict, match="earlier run"):
         new_training_folder(params)
 
