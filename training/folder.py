@@ -8,6 +8,7 @@
     runs/            TensorBoard's files
     answers.jsonl    the answers to a data set, a line each
     ref_log_probs.safetensors  what a reference model says of the data, where it was computed before training
+    worker.log       what the worker says, caught by whoever started it
     result.json      how it ended, by the worker as the last thing it does
 
 `python -m training.run FOLDER` does what task.json says. A folder is run once: to go on from a checkpoint is a new
@@ -27,10 +28,13 @@ from engines.adapters.disk import sync
 from engines.params.model import TaskType
 from engines.params.secrets import with_secrets
 from training.discreet import without_folders
+from training.params.saved_args import ARGS
 from training.params.task import TASK, Artifact, Task
 
 PARTIAL = ".partial"
-BEFORE_A_STEP = ("args.json", "events.jsonl", "validation.json", "worker.log", "result.json", "task.json")
+LOG = "worker.log"
+"""What the libraries in the worker say."""
+BEFORE_A_STEP = (ARGS, "events.jsonl", "validation.json", LOG, "result.json", "task.json")
 """What may lie in a folder before anything is learned."""
 
 

@@ -12,11 +12,9 @@ from types import FrameType
 from engines.process.children import kill_group, with_parent_death_signal
 from server.commands.progress import Progress
 from server.jobs.worker_process import worker_command, worker_environment
-from training.folder import JobFolder, Result
+from training.folder import LOG, JobFolder, Result
 from training.machines import ALONE, Machines
 
-LOG = "worker.log"
-"""File of the job's folder with what the libraries in the worker say."""
 LOOKS_EVERY = 0.2
 """Seconds between two looks at the events."""
 AFTER_THIS_STEP = "Stopping after this step. A second Ctrl-C ends it at once, and keeps nothing."

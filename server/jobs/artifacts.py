@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import NotFound
-from server.jobs.executor import LOG
+from training.folder import LOG
+from training.params.saved_args import ARGS
 
-OURS = frozenset({"task.json", "args.json", LOG})
+OURS = frozenset({"task.json", ARGS, LOG})
 """Files that name folders of the server's machine, which no client gets. The log is told line by line, without them."""
 
 

@@ -19,8 +19,8 @@ from engines.process.children import with_parent_death_signal
 from server.jobs.memory import confine, count_oom_kills
 from server.jobs.processes import MARK, kill_marked, start_time
 from server.jobs.worker_process import Program, client_environment, worker_command
+from training.folder import LOG
 
-LOG = "worker.log"
 NICENESS = 10
 """Niceness of a worker on the CPU, which the served model may be computed on as well."""
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from server.jobs.executor import LOG
 from training.discreet import without_folders
+from training.folder import LOG
 
 
 def read_log(folder: Path, *, offset: int, limit: int) -> dict[str, Any]:
