@@ -1,4 +1,4 @@
-"""llama.cpp's own server, by the package xllamacpp: `python -m benchmarks.llamacpp_serve MODEL DTYPE THREADS PORT`.
+"""llama.cpp's own server, by xllamacpp: `python -m benchmarks.llamacpp_serve MODEL DTYPE THREADS PORT TOKENS`.
 
 The model goes into a GGUF file of the same weights first, once, under .bench/.
 """
@@ -12,8 +12,8 @@ from benchmarks.environments import HOME
 from benchmarks.servers import MOST_AT_ONCE
 from engines.setup.install import install_llamacpp
 
-TOKENS_EACH = 512
-"""Room for a prompt and its answer."""
+LEAST_TOKENS, SPARE_TOKENS = 512, 64
+"""Room for a request: at least, and beside what it is meant to have."""
 TYPES = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -34,14 +34,15 @@ def gguf_of(model: Path, dtype: str) -> Path:
     return target
 
 
-def serve(file: Path, threads: int, port: int) -> None:
+def serve(file: Path, threads: int, port: int, tokens: int) -> None:
+    """`tokens`: of a prompt and its answer."""
     sys.path.append(str(install_llamacpp().parent))
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
     params.hostnames, params.port = ["127.0.0.1"], port
-    params.n_parallel, params.n_ctx = MOST_AT_ONCE, MOST_AT_ONCE * TOKENS_EACH
+    params.n_parallel, params.n_ctx = MOST_AT_ONCE, MOST_AT_ONCE * max(LEAST_TOKENS, tokens + SPARE_TOKENS)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     sys.stdout.write(f"{file} at {server.listening_address}\n")
@@ -49,5 +50,5 @@ def serve(file: Path, threads: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    model, dtype, threads, port = sys.argv[1:]
-    serve(gguf_of(Path(model), dtype), int(threads), int(port))
+    model, dtype, threads, port, tokens = sys.argv[1:]
+    serve(gguf_of(Path(model), dtype), int(threads), int(port), int(tokens))

@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.environments import ROOT
 from benchmarks.servers import LLAMACPP, SERVERS, Server, Setting, with_port
-from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
+from benchmarks.workload import MODES, PROMPT_TOKENS
 from engines.setup.locked import LOCKS
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -240,13 +240,14 @@ def write(runs: list[Row], setting: Setting, arguments: argparse.Namespace, seco
         "duration_seconds": seconds,
         "quick": arguments.quick,
         "machine": machine(),
-        "setting": asdict(setting) | {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS, "modes": MODES},
+        "setting": asdict(setting) | {"modes": MODES},
         "servers": servers(rows, setting),
         "comparisons": comparisons(rows, small=arguments.shape is None),
         "rows": rows,
     }
     shape = "" if arguments.shape is None else f"-{arguments.shape}"
-    stem = RESULTS / f"{document['date']}-serving{shape}{'-quick' if arguments.quick else ''}"
+    prompts = "" if setting.prompt_tokens == PROMPT_TOKENS else f"-{setting.prompt_tokens}"
+    stem = RESULTS / f"{document['date']}-serving{shape}{prompts}{'-quick' if arguments.quick else ''}"
     save(stem, document, as_markdown(document))
     return document
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.environments import Environment, LlamaCpp, Vllm, VllmZentorch
-from benchmarks.workload import MODES
+from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS
 
 MOST_AT_ONCE = 32
 NEVER = -1
@@ -23,6 +23,8 @@ class Setting:
     dtype: str
     threads: int
     port: int
+    prompt_tokens: int = PROMPT_TOKENS
+    output_tokens: int = OUTPUT_TOKENS
 
     @property
     def url(self) -> str:
@@ -136,7 +138,8 @@ def vllm_zentorch_serve(setting: Setting) -> list[str]:
 
 
 def llamacpp_serve(setting: Setting) -> list[str]:
-    return [*_module("benchmarks.llamacpp_serve", setting), str(setting.port)]
+    tokens = setting.prompt_tokens + setting.output_tokens
+    return [*_module("benchmarks.llamacpp_serve", setting), str(setting.port), str(tokens)]
 
 
 def ignore_eos(sampling: dict[str, float]) -> dict[str, Any]:

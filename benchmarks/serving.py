@@ -21,7 +21,7 @@ from benchmarks.environments import HOME, NotRun
 from benchmarks.process import Tree
 from benchmarks.servers import SERVERS, Server, Setting, with_port
 from benchmarks.shapes import SHAPES, model_of
-from benchmarks.workload import MODES, Load, make_prompts
+from benchmarks.workload import MODES, OUTPUT_TOKENS, PROMPT_TOKENS, Load, make_prompts
 from engines.checkpoint.loading import choose_dtype, load_config, load_tokenizer
 from engines.process.machine import usable_cores
 
@@ -59,6 +59,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--concurrency", nargs="+", type=int, default=[1, 8, 32], metavar="N")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
     add("--requests", type=int, help="for each measurement (default: 3, 16, 64 at concurrency 1, 8, 32)")
+    add("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="of each request (default: %(default)s)")
+    add("--output-tokens", type=int, default=OUTPUT_TOKENS, help="of each answer (default: %(default)s)")
     add(
         "--repeats", type=int, default=2, help="how often each is started and measured, all in turns; the median counts"
     )
@@ -83,7 +85,14 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
     model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
     threads = arguments.threads or usable_cores()
-    return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
+    return Setting(
+        model=model,
+        dtype=dtype,
+        threads=threads,
+        port=arguments.port,
+        prompt_tokens=arguments.prompt_tokens,
+        output_tokens=arguments.output_tokens,
+    )
 
 
 def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[report.Row]]:
@@ -241,9 +250,10 @@ def last_line(server: Server) -> str:
 
 def make_load(server: Server, setting: Setting, mode: str, concurrency: int, requests: int, *, seed: int) -> Load:
     return Load(
-        messages=make_prompts(load_tokenizer(setting.model), requests, seed=seed),
+        messages=make_prompts(load_tokenizer(setting.model), requests, seed=seed, tokens=setting.prompt_tokens),
         concurrency=concurrency,
         sampling=MODES[mode],
+        output_tokens=setting.output_tokens,
         extra=server.body(MODES[mode]),
     )
 

@@ -1,5 +1,6 @@
 """The work that every server gets: distinct chat prompts of one length, greedy or sampled, answered at one length."""
 
+import bisect
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,21 +38,22 @@ class Load:
     """What requests name as `model`, in turn; none: the driver's own."""
 
 
-def make_prompts(tokenizer: Any, count: int, *, seed: int) -> list[list[dict[str, str]]]:
-    """Conversations of PROMPT_TOKENS tokens each. They differ from their first words on: no prefix cache helps."""
+def make_prompts(tokenizer: Any, count: int, *, seed: int, tokens: int = PROMPT_TOKENS) -> list[list[dict[str, str]]]:
+    """Conversations of so many tokens each. They differ from their first words on: no prefix cache helps."""
     rng = random.Random(seed)
-    return [_prompt(tokenizer, rng) for _ in range(count)]
+    return [_prompt(tokenizer, rng, tokens) for _ in range(count)]
 
 
-def _prompt(tokenizer: Any, rng: random.Random) -> list[dict[str, str]]:
+def _prompt(tokenizer: Any, rng: random.Random, tokens: int) -> list[dict[str, str]]:
     system = f"{' '.join(rng.choices(WORDS, k=6))}. You tell long stories and never stop early."
-    words = rng.choices(WORDS, k=PROMPT_TOKENS)
-    for length in range(PROMPT_TOKENS):
-        task = f"Tell a very long story with these words: {' '.join(words[:length])}."
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": task}]
-        if count_tokens(tokenizer, messages) >= PROMPT_TOKENS:
-            return messages
-    raise AssertionError("every word has a token at least")
+    words = rng.choices(WORDS, k=tokens)
+
+    def with_words(count: int) -> list[dict[str, str]]:
+        task = f"Tell a very long story with these words: {' '.join(words[:count])}."
+        return [{"role": "system", "content": system}, {"role": "user", "content": task}]
+
+    enough = bisect.bisect_left(range(tokens), tokens, key=lambda count: count_tokens(tokenizer, with_words(count)))
+    return with_words(enough)  # every word has a token at least
 
 
 def count_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> int:
