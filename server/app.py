@@ -25,7 +25,7 @@ from server.fine_tuning import routes as fine_tuning_routes
 from server.http.description import DescribedApp, described
 from server.http.errors import add_error_handlers
 from server.http.ignored import HEADER as IGNORED_FIELDS
-from server.http.keys.auth import Auth
+from server.http.keys.auth import Auth, public_paths
 from server.http.keys.keys import Keys
 from server.http.middleware import RequestContext
 from server.http.origins import Origins
@@ -100,7 +100,8 @@ def create_app(parts: Parts) -> FastAPI:
             await parts[Database].close()
             parts[Pools].close()
 
-    app = DescribedApp(lifespan, params.root_path)
+    public = public_paths(metrics_auth=params.metrics_auth)
+    app = DescribedApp(lifespan, params.root_path, public=public, keyed=bool(parts[Keys]))
     add_error_handlers(app)
     app.router.routes += _routes()
     _add_middleware(app, parts)

@@ -11,7 +11,6 @@ from starlette.routing import BaseRoute
 
 from server import __version__
 from server.http.body import JsonBody
-from server.http.keys.auth import PUBLIC
 
 REFERENCE = "#/components/schemas/{model}"
 KEY = {
@@ -68,7 +67,16 @@ ANTHROPIC_ERROR = {
     },
 }
 ERRORS = {"Error": ERROR, "AnthropicError": ANTHROPIC_ERROR}
+Security = list[dict[str, list[str]]]
+KEYS: Security = [{"key": []}, {"anthropic_key": []}]
 Responses = dict[int | str, dict[str, Any]]
+STREAMED: Responses = {
+    200: {
+        "description": "The answer; in a stream, its server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+"""Of a route that answers with events where it is asked to, beside what it answers else."""
 
 
 def _any_error(whose: str, model: str) -> Responses:
@@ -93,7 +101,8 @@ def described(routers: Iterable[APIRouter]) -> list[BaseRoute]:
 class DescribedApp(FastAPI):
     """An app whose description is complete. `/docs` shows it."""
 
-    def __init__(self, lifespan: Callable[[Any], Any], root_path: str) -> None:
+    def __init__(self, lifespan: Callable[[Any], Any], root_path: str, *, public: frozenset[str], keyed: bool) -> None:
+        """`public`: paths that need no key; where the server is not `keyed`, no path does."""
         super().__init__(
             title="tuneserve",
             version=__version__,
@@ -101,14 +110,18 @@ class DescribedApp(FastAPI):
             root_path=root_path,
             redirect_slashes=False,
         )
+        self._public = public
+        self._keys = KEYS if keyed else [{}, *KEYS]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = _completed(super().openapi(), self.routes)
+            self.openapi_schema = _completed(super().openapi(), self.routes, self._public, self._keys)
         return self.openapi_schema
 
 
-def _completed(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[str, Any]:
+def _completed(
+    document: dict[str, Any], routes: Iterable[BaseRoute], public: frozenset[str], keys: Security
+) -> dict[str, Any]:
     bodies = dict(_bodies(routes))
     references, definitions = models_json_schema(
         [(body, "validation") for body in bodies.values()], ref_template=REFERENCE
@@ -119,7 +132,7 @@ def _completed(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[st
         path: {
             method: {
                 **operation,
-                **({} if path in PUBLIC else {"security": [{"key": []}, {"anthropic_key": []}]}),
+                **({} if path in public else {"security": keys}),
                 **_request_body(references, bodies.get((path, method))),
             }
             for method, operation in operations.items()

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from engines.errors import InvalidRequest
 from server.http.body import json_body
+from server.http.description import STREAMED
 from server.http.errors import InsufficientPermissions
 from server.http.keys.caller import AccessDep
 from server.http.paging import Limit
@@ -115,7 +116,7 @@ async def retry_job(job_id: str, jobs: JobsDep, access: AccessDep) -> dict[str, 
 # ---- what it reports
 
 
-@router.get("/{job_id}/events", response_model=None)
+@router.get("/{job_id}/events", response_model=None, responses=STREAMED)
 async def get_job_events(
     request: Request,
     job_id: str,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from engines.capabilities import Capabilities
 from server.http.body import json_body
-from server.http.description import ANY_ANTHROPIC_ERROR
+from server.http.description import ANY_ANTHROPIC_ERROR, STREAMED
 from server.http.keys.caller import AccessDep
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
@@ -31,7 +31,7 @@ BETAS = "anthropic-beta"
 """The header that asks for features of Anthropic's by their names. What there is of them here needs no asking."""
 
 
-@router.post("", response_model=None)
+@router.post("", response_model=None, responses=STREAMED)
 async def create_message(
     request: Request,
     body: Annotated[MessageRequest, json_body(MessageRequest)],

@@ -10,6 +10,7 @@ from engines.errors import InvalidRequest
 from engines.text.prompt import Conversation, Prompt
 from engines.types import ThinkingBudget
 from server.http.body import json_body
+from server.http.description import STREAMED
 from server.http.keys.caller import CallerDep
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
@@ -30,7 +31,7 @@ from server.pools import Pools
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create_chat_completion(
     request: Request,
     body: Annotated[ChatRequest, json_body(ChatRequest)],

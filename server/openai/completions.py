@@ -10,6 +10,7 @@ from engines.text.fill_in_the_middle import FillInTheMiddle
 from engines.text.prompt import Prompt
 from engines.text.truncation import Truncation
 from server.http.body import json_body
+from server.http.description import STREAMED
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
 from server.model.output import text_plan
@@ -28,7 +29,7 @@ MAX_OUTPUTS = 2048
 """Outputs of all prompts of a request together."""
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def create_completion(
     request: Request,
     body: Annotated[CompletionRequest, json_body(CompletionRequest)],

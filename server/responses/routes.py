@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import json_body
+from server.http.description import STREAMED
 from server.http.keys.caller import AccessDep
 from server.http.paging import Limit
 from server.http.settings import HttpDep, HttpSettings
@@ -27,7 +28,7 @@ from server.store.pages import Order
 router = APIRouter(prefix="/v1/responses")
 
 
-@router.post("", response_model=None)
+@router.post("", response_model=None, responses=STREAMED)
 async def create_response(
     request: Request,
     body: Annotated[ResponsesRequest, json_body(ResponsesRequest)],
@@ -87,7 +88,7 @@ async def compact() -> None:
     )
 
 
-@router.get("/{response_id}", response_model=None)
+@router.get("/{response_id}", response_model=None, responses=STREAMED)
 async def get_response(
     request: Request,
     response_id: str,

@@ -54,6 +54,11 @@ ROLES_OF_PATHS: tuple[tuple[frozenset[str], str, frozenset[Role]], ...] = (
 """What is not here needs a key with every role."""
 
 
+def public_paths(*, metrics_auth: bool) -> frozenset[str]:
+    """What needs no key."""
+    return PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
+
+
 class Auth:
     """Lets a request through, or answers it with 401 or 403.
 
@@ -75,7 +80,7 @@ class Auth:
         self._keys = keys
         self._on_request = on_request
         self._on_failure = on_failure
-        self._public = PUBLIC if metrics_auth else PUBLIC | {"/metrics"}
+        self._public = public_paths(metrics_auth=metrics_auth)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

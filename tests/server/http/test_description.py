@@ -10,7 +10,7 @@ from openapi_spec_validator import validate
 from tests.server.client import ReadyClient, echo_client
 from tests.server.test_battery import VALID
 
-PUBLIC = {"/health", "/ping", "/ready"}
+PUBLIC = {"/health", "/ping", "/ready", "/metrics"}
 WITHOUT_BODY = {
     "/ping",
     "/sleep",
@@ -74,14 +74,46 @@ def test_the_forms_of_a_prompt_and_of_stops_are_described(description: dict[str,
     assert not accepts(description, "/v1/completions", body | {"stop": 1})
 
 
+KEY = "k" * 16
 EITHER_KEY: list[dict[str, list[str]]] = [{"key": []}, {"anthropic_key": []}]
 
 
-def test_every_operation_but_the_public_ones_names_the_key(description: dict[str, Any]) -> None:
-    assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    for path, operations in description["paths"].items():
-        for operation in operations.values():
-            assert operation.get("security") == (None if path in PUBLIC else EITHER_KEY)
+@pytest.mark.parametrize("metrics_auth", [False, True])
+def test_every_operation_but_the_public_ones_names_the_key(metrics_auth: bool) -> None:
+    with echo_client(api_key=KEY, metrics_auth=metrics_auth) as client:
+        reply = client.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})
+    public = PUBLIC - {"/metrics"} if metrics_auth else PUBLIC
+    assert reply.json()["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert all(keys == (None if path in public else EITHER_KEY) for path, keys in keys_of_operations(reply.json()))
+
+
+def test_where_there_are_no_keys_none_is_needed(description: dict[str, Any]) -> None:
+    assert all(path in PUBLIC or {} in keys for path, keys in keys_of_operations(description))
+
+
+def keys_of_operations(description: dict[str, Any]) -> list[tuple[str, Any]]:
+    paths = description["paths"].items()
+    return [(path, operation.get("security")) for path, operations in paths for operation in operations.values()]
+
+
+STREAMING = [
+    ("post", "/v1/chat/completions"),
+    ("post", "/v1/completions"),
+    ("post", "/v1/messages"),
+    ("post", "/v1/responses"),
+    ("get", "/v1/responses/{response_id}"),
+    ("get", "/v1/jobs/{job_id}/events"),
+]
+
+
+def test_a_route_that_may_answer_with_events_says_so(description: dict[str, Any]) -> None:
+    told = [
+        (method, path)
+        for path, operations in description["paths"].items()
+        for method, operation in operations.items()
+        if {"application/json", "text/event-stream"} == operation["responses"].get("200", {}).get("content", {}).keys()
+    ]
+    assert sorted(told) == sorted(STREAMING)
 
 
 def test_every_error_is_openais_or_anthropics_and_never_fastapis(
