@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def build_engine(params: "DeployParams", *, several_owners: bool) -> ProcessEngine:
-    """Return the engine, not yet started but on its way: what comes before `start` costs it no time.
+    """Return the engine, which loads the model already: what comes before `start` costs it no time.
 
     `several_owners`: their requests are to find nothing of one another's in the prefix cache.
     Raises UnsupportedModel where the engine is not installed, or cannot do what the parameters ask.

@@ -79,7 +79,7 @@ def make_parts(
     """`generation_config` holds what the model's generation_config.json says; `machine` runs the jobs, this one unless
     given; `keys` are those that `params` name, unless given. Raises WrongKeys, TooManyFiles, and InvalidRequest for
     parameters that exclude each other."""
-    keys = read_keys(params) if keys is None else keys
+    keys = Keys(params.api_key, file=params.api_key_file) if keys is None else keys
     state = _state(params)
     # 1. The model side and the engine side.
     model = make_served_model(tokenizer, params, generation_config or {})
@@ -204,12 +204,6 @@ def make_parts(
         background,
         Unfinished(kept.responses, background, responses, model, inference),
     )
-
-
-def read_keys(params: DeployParams, variable: str = "") -> Keys:
-    """The keys that `params` name, and those of the environment variable. Raises WrongKeys."""
-    file = None if params.api_key_file is None else Path(params.api_key_file).expanduser()
-    return Keys(params.api_key or (), variable=variable, file=file)
 
 
 def _state(params: DeployParams) -> Path:

@@ -25,7 +25,12 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        defer_build=True,  # until one is validated first: most processes know all commands and run one
     )
 
     starred: ClassVar[frozenset[str]] = frozenset()

@@ -53,14 +53,14 @@ class ProcessEngine:
         self._sent = 0
         self._received = 0  # of those sent, how many `_now` knows of
         self._life: Life | None = None
-        self._prepared = False  # it waits to be told what to load
+        self._prepared = False  # it has begun, and nobody waits for it yet
         self._now = EngineStats()  # of this life
         self._before = EngineStats()  # counters of earlier lives of the process
 
     # ---- life
 
     def prepare(self) -> None:
-        """Begin the process ahead of `start`: its imports take seconds, which the caller may have a use for."""
+        """Begin the process ahead of `start`: it loads the model while the caller does something else."""
         self._life, self._prepared = Life(self._program, self._patience), True
 
     async def start(self) -> None:
@@ -70,6 +70,8 @@ class ProcessEngine:
         await self._supervisor.stop()
         self._fail_all(EngineUnavailable, "The server is shutting down.")
         if self._life is not None:
+            if self._prepared:  # for nobody any more, and while it loads it would not notice
+                self._life.kill()
             self._life.close()
             await self._life.end()
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -62,19 +62,23 @@ class End:
 
 class Life:
     def __init__(self, program: Program, patience: Patience) -> None:
-        """Begin the process, as the leader of a group of its own. Raises EngineFailure."""
-        self._program = program
+        """Begin the process, as the leader of a group of its own: it loads the model without waiting for more. Raises
+        EngineFailure, and InvalidRequest where its configuration has a number that is out of range.
+        """
+        what = frames.frame(frames.Start(msgspec.to_builtins(program.config)))
         self._patience = patience
         self._socket, self.process = _begin(program)
+        with suppress(OSError):  # it has ended already, which `start` tells
+            self._socket.sendall(what)
         self._writer: asyncio.StreamWriter | None = None
         self._over = False
 
     async def start(self) -> Capabilities:
-        """Have it load the model. Raises what it refuses it with, and EngineFailure where it ends, takes too long or is
-        stuck; then nothing is left of it.
+        """Wait until it has loaded the model. Raises what it refuses it with, and EngineFailure where it ends, takes
+        too long or is stuck; then nothing is left of it.
         """
         try:
-            first = await self._load()
+            first = await self._first()
         except asyncio.CancelledError:
             self.kill()
             raise
@@ -87,10 +91,9 @@ class Life:
             raise frames.put_together(first.failure)
         return first.capabilities
 
-    async def _load(self) -> frames.Ready | frames.Refused:
+    async def _first(self) -> frames.Ready | frames.Refused:
         reader, self._writer = await asyncio.open_connection(sock=self._socket)
         self._incoming = _Incoming(reader)
-        self.send(frames.frame(frames.Start(msgspec.to_builtins(self._program.config))))
         first = await _first_of(self._incoming.next(), self._deadline(), watch_for_stopped(self.process.pid))
         if isinstance(first, frames.Step):
             raise frames.Unreadable("a step of a model that is not loaded")

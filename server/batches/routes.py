@@ -10,7 +10,7 @@ from server.files.expiry import ExpiresAfter
 from server.files.files import FilesDep
 from server.http.body import Metadata, RequestBody, json_body
 from server.http.field_limits import Name
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.paging import Limit
 
 router = APIRouter(prefix="/v1/batches")

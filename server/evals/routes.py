@@ -10,7 +10,7 @@ from server.evals.schema import EvalBody, EvalChanges, RunBody
 from server.evals.service import EvalsDep
 from server.evals.store import OrderBy
 from server.http.body import json_body
-from server.http.keys.caller import AccessDep, CallerDep
+from server.http.keys.deps import AccessDep, CallerDep
 from server.http.paging import Limit
 from server.store.pages import Order
 

@@ -12,7 +12,8 @@ from server.files.files import ALL_PURPOSES, FilesDep, Purpose, read_pieces
 from server.files.form import Form
 from server.files.upload import receive
 from server.http.body import check_announced, check_encoding, linger
-from server.http.keys.caller import Caller, CallerDep, Role
+from server.http.keys.caller import Caller, Role
+from server.http.keys.deps import CallerDep
 from server.http.settings import HttpDep
 from server.store.pages import Order
 

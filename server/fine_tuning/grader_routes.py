@@ -8,7 +8,7 @@ from pydantic import Field
 from server.fine_tuning.graders import GradersDep
 from server.http.body import StrictBody, json_body
 from server.http.field_limits import JsonObject, Text
-from server.http.keys.caller import CallerDep
+from server.http.keys.deps import CallerDep
 from server.http.sse import until_disconnect
 from training.params.graders import Grader, OneGrader
 from training.rewards.graders.errors import ErrorKind

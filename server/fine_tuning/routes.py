@@ -14,7 +14,7 @@ from server.fine_tuning.create import CreatorDep
 from server.fine_tuning.record import FineTuning
 from server.fine_tuning.wire import checkpoint_to_wire, estimate_finish, event_to_wire, job_to_wire
 from server.http.body import json_body
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.paging import Limit
 from server.http.settings import PoolsDep
 from server.jobs.job import Job, JobStatus

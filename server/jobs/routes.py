@@ -12,7 +12,7 @@ from engines.errors import InvalidRequest
 from server.http.body import json_body
 from server.http.description import STREAMED
 from server.http.errors import InsufficientPermissions
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.paging import Limit
 from server.http.settings import HttpDep, PoolsDep
 from server.jobs.artifacts import find_artifact, list_artifacts

@@ -8,7 +8,7 @@ from server.files.files import FilesDep
 from server.files.routes import purposes_of
 from server.http.body import Metadata, RequestBody, json_body
 from server.http.field_limits import Name
-from server.http.keys.caller import AccessDep, CallerDep
+from server.http.keys.deps import AccessDep, CallerDep
 from server.http.paging import Limit
 from server.kept.completions import Filter, KeptCompletionsDep
 from server.kept.export import ExportBody, export

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from engines.capabilities import Capabilities
 from server.http.body import json_body
 from server.http.description import ANY_ANTHROPIC_ERROR, STREAMED
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
 from server.messages.convert import to_chat

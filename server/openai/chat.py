@@ -11,7 +11,7 @@ from engines.text.prompt import Conversation, Prompt
 from engines.types import ThinkingBudget
 from server.http.body import json_body
 from server.http.description import STREAMED
-from server.http.keys.caller import CallerDep
+from server.http.keys.deps import CallerDep
 from server.http.settings import HttpDep
 from server.inference.inference import ReadyInference
 from server.kept.completions import KeptCompletionsDep

@@ -14,7 +14,8 @@ from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.text.truncation import Truncation
 from server.http.body import json_body
 from server.http.field_limits import Name
-from server.http.keys.caller import Caller, CallerDep
+from server.http.keys.caller import Caller
+from server.http.keys.deps import CallerDep
 from server.http.sse import until_disconnect
 from server.inference.inference import Inference, ReadyInference
 from server.inference.pooling import Asker, pool

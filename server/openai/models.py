@@ -11,7 +11,7 @@ from engines.adapters.view import Adapter
 from engines.errors import InvalidRequest, ModelNotFound
 from server.http.error_shapes import speaks_anthropic
 from server.http.errors import InsufficientPermissions
-from server.http.keys.caller import AccessDep, CallerDep
+from server.http.keys.deps import AccessDep, CallerDep
 from server.inference.fine_tuned import FINE_TUNED
 from server.inference.inference import Inference, ReadyInference
 from server.model.served import ModelDep, ServedModel

@@ -10,7 +10,7 @@ from engines.capabilities import Capabilities
 from engines.errors import InvalidRequest
 from server.http.body import Items, RequestBody, json_body
 from server.http.field_limits import Name
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep, ServedModel

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from engines.errors import InvalidRequest
 from engines.text.truncation import Truncation
 from server.http.body import json_body
-from server.http.keys.caller import CallerDep
+from server.http.keys.deps import CallerDep
 from server.http.validation import MISSING
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from server.http.body import json_body
-from server.http.keys.caller import CallerDep
+from server.http.keys.deps import CallerDep
 from server.inference.inference import ReadyInference
 from server.model.served import ModelDep
 from server.pooling import pairs

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engines.errors import InvalidRequest
 from server.http.body import Items, Metadata, RequestBody, json_body
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.paging import Limit
 from server.kept.conversations import ConversationsDep
 from server.kept.items import page_to_wire

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import json_body
 from server.http.description import STREAMED
-from server.http.keys.caller import AccessDep
+from server.http.keys.deps import AccessDep
 from server.http.paging import Limit
 from server.http.settings import HttpDep, HttpSettings
 from server.http.sse import stream_events

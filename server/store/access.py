@@ -4,8 +4,10 @@ Every query on behalf of a client takes an Access, so that none can forget to as
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Table, false, true
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +21,10 @@ class Access:
     """Name of the client: what it makes is its own."""
     everything: bool
 
-    def rows(self, table: Table) -> ColumnElement[bool]:
+    def rows(self, table: "Table") -> "ColumnElement[bool]":
         """Whether a row of `table` may be seen, as a condition of a query."""
+        from sqlalchemy import false, true  # here, as keys are read before anything of the database is imported
+
         if self.everything:
             return true()
         return false() if self.owner is None else table.c.owner == self.owner

@@ -13,7 +13,7 @@ from server.files.routes import FORM_BYTES, purposes_of
 from server.files.upload import check_file
 from server.http.body import Items, RequestBody, check_announced, check_encoding, json_body, linger
 from server.http.field_limits import MAX_NAME, GivenName, Name
-from server.http.keys.caller import CallerDep
+from server.http.keys.deps import CallerDep
 from server.http.settings import HttpDep
 from server.uploads.part import MAX_PART_BYTES, receive_part
 from server.uploads.uploads import MAX_PARTS, UploadsDep, new_upload

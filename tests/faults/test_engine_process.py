@@ -1,6 +1,7 @@
 """The engine's process is killed, frozen, overloaded, orphaned; the server's side of it keeps its word."""
 
 import asyncio
+import select
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -348,12 +349,20 @@ async def test_a_process_begun_ahead_is_the_one_that_starts(config: PtConfig) ->
     await engine.stop()
 
 
-async def test_a_process_begun_ahead_that_is_never_needed_ends(config: PtConfig) -> None:
+async def test_a_process_begun_ahead_loads_the_model_before_anybody_waits_for_it(config: PtConfig) -> None:
+    engine = PtEngine(config, max_num_queued_reqs=1)
+    engine.prepare()
+    told, _, _ = await asyncio.to_thread(select.select, [engine._life._socket], [], [], 60)
+    assert told
+    await engine.stop()
+
+
+async def test_a_process_begun_ahead_that_is_never_needed_ends_without_loading_to_the_end(config: PtConfig) -> None:
     engine = PtEngine(config, max_num_queued_reqs=1)
     engine.prepare()
     ahead = engine._life.process
     await engine.stop()
-    assert ahead.poll() is not None
+    assert ahead.poll() == -signal.SIGKILL
 
 
 async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config: PtConfig, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from engines.engine import Engine
 from engines.params.deploy import DeployParams
 from engines.process.config import patience_of
 from server import backlog
-from server.commands.deploy import check_access, configure_logging, listen, serve
+from server.commands.deploy import check_access, configure_logging, listen
+from server.commands.serving import serve
 from server.http.connections.tls import read_certificate
-from server.parts import make_parts, read_keys
+from server.http.keys.keys import Keys
+from server.parts import make_parts
 
 TOKENIZER = echo_tokenizer()
 """Made, and what it needs loaded, before the forks."""
@@ -45,7 +47,7 @@ def main(settings: dict[str, Any]) -> int:
         else EchoEngine(**settings.get("engine", {}), faults=EchoFaults(**faults))
     )
     try:
-        keys = read_keys(params)
+        keys = Keys(params.api_key, file=params.api_key_file)
         certificate = read_certificate(params.ssl_certfile, params.ssl_keyfile, params.ssl_keyfile_password)
         listener = listen(params.host, params.port)
         check_access(listener, keys, params)

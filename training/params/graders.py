@@ -40,7 +40,7 @@ class GraderModel(BaseModel):
     """Nothing is guessed, and nothing unknown is ignored."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )
 
 
@@ -211,7 +211,7 @@ def parse_grader(grader: Any) -> OneGrader:
     return one
 
 
-_GRADER: TypeAdapter[Any] = TypeAdapter(Grader)
+_GRADER: TypeAdapter[Any] = TypeAdapter(Grader, config=ConfigDict(defer_build=True))
 
 
 def asking(grader: Mapping[str, Any], model: str) -> dict[str, Any]:

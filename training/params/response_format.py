@@ -12,7 +12,7 @@ from training.params.refusal import first_problem
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class _Text(_Form):
@@ -36,7 +36,7 @@ class _Schema(_Form):
 
 
 _FORM: TypeAdapter[_Text | _Object | _Schema] = TypeAdapter(
-    Annotated[_Text | _Object | _Schema, Field(discriminator="type")]
+    Annotated[_Text | _Object | _Schema, Field(discriminator="type")], config=ConfigDict(defer_build=True)
 )
 
 

@@ -48,7 +48,7 @@ OF_EVALSCOPE = {
 class Task(BaseModel):
     """A command with its parameters, and all that the rest of the program knows of the command."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     reads_as: ClassVar[tuple[str, ...]]
     """What the fields that it reads name among their readers."""
@@ -298,7 +298,8 @@ TASKS: dict[str, type[Task]] = {
 }
 """By their names. The only list of them."""
 TASK: TypeAdapter[Task] = TypeAdapter(
-    Annotated[Union[*TASKS.values()], Field(discriminator="task")]  # type: ignore[arg-type]  # built at run time
+    Annotated[Union[*TASKS.values()], Field(discriminator="task")],  # type: ignore[arg-type]  # built at run time
+    config=ConfigDict(defer_build=True),
 )
 """`TASK.validate_python({"task": "sft", "params": {...}})`."""
 

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
-
-from fastapi import Depends, Request
 
 from server.store.access import Access
 
@@ -45,20 +42,3 @@ def in_background(name: str | None, *, by_admin: bool) -> Caller:
 
 ANYBODY = Caller(name=None, roles=ALL_ROLES)
 """Who asks where no key is needed."""
-
-
-async def find_caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller
-
-
-CallerDep = Annotated[Caller, Depends(find_caller)]
-"""For routes that treat callers differently."""
-
-
-async def find_access(caller: CallerDep) -> Access:
-    return caller.access
-
-
-AccessDep = Annotated[Access, Depends(find_access)]
-"""For routes to things that have an owner."""

@@ -76,11 +76,13 @@ NO_OPTIONS = (KeyLimits(), None)
 class Keys:
     """All keys of the server, and the caller that each stands for."""
 
-    def __init__(self, texts: Sequence[str] = (), *, variable: str = "", file: Path | None = None) -> None:
+    def __init__(
+        self, texts: Sequence[str] | None = None, *, variable: str = "", file: str | Path | None = None
+    ) -> None:
         """`variable` has keys separated by white space or commas, `file` one on each line. Raises WrongKeys."""
         in_variable = [text for text in re.split(r"[\s,]+", variable) if text]
-        self._fixed = (*_parse_all(texts, "--api_key"), *_parse_all(in_variable, VARIABLE))
-        self._file = file
+        self._fixed = (*_parse_all(texts or (), "--api_key"), *_parse_all(in_variable, VARIABLE))
+        self._file = None if file is None else Path(file).expanduser()
         self._keys = self._read()
 
     def __bool__(self) -> bool:

@@ -10,6 +10,12 @@ from server.commands import cli
 from server.commands.params import COMMANDS
 from server.commands.supported import unsupported
 
+HEAVY = {
+    *("torch", "transformers", "peft", "accelerate", "datasets", "numpy"),
+    *("fastapi", "uvicorn", "sqlalchemy", "alembic"),
+}
+"""Libraries that take long to import."""
+
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
@@ -82,14 +88,38 @@ def test_deploy_refuses_what_nothing_reads_before_anything_loads(capsys: pytest.
 )
 def test_help_and_refusals_load_neither_torch_nor_a_web_server(words: list[str]) -> None:
     code = f"""
-import sys
 from server.commands.cli import main
 try:
     main({words!r})
 except SystemExit:
     pass
-heavy = {{"torch", "transformers", "fastapi", "uvicorn", "numpy"}} & set(sys.modules)
-sys.exit(f"loaded {{heavy}}" if heavy else 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert loaded_by(code) == set()
+
+
+def test_a_command_that_is_not_run_has_its_parameters_checked_by_nobody() -> None:
+    code = """
+from server.commands.cli import main
+from training.params.sft import SftParams
+try:
+    main(["deploy", "--tp", "2"])
+except SystemExit:
+    assert not SftParams.__pydantic_complete__
+"""
+    assert loaded_by(code) == set()
+
+
+def test_before_its_engine_begins_a_server_loads_neither_a_web_server_nor_a_database() -> None:
+    assert loaded_by("import server.commands.deploy, engines.build, engines.pt.client, engines.pt.config") == set()
+
+
+def test_a_server_without_a_model_loads_no_library_of_models() -> None:
+    assert loaded_by("import server.parts, server.commands.serving") == {"fastapi", "uvicorn", "sqlalchemy"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Those libraries of HEAVY that a process has imported which has run `code`."""
+    told = f"{code}\nimport sys\nprint(chr(10), *({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
