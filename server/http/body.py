@@ -11,7 +11,16 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from engines.errors import InvalidRequest
 from server.deps import find_part
@@ -47,6 +56,10 @@ SIGNS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{:,]')
 JSON_TYPES = re.compile(r"application/([\w.-]+\+)?json", re.IGNORECASE)
 
 
+NULL = {"type": "null"}
+ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated"})
+"""Keywords of JSON Schema that refuse nothing."""
+
 Value = TypeVar("Value")
 Items = Annotated[list[Value], Field(fail_fast=True)]
 """A list in a body. The first wrong item is told: to find all of a million takes seconds."""
@@ -75,6 +88,16 @@ class RequestBody(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         cls._required = frozenset(name for name, field in cls.model_fields.items() if field.is_required())
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With null among what an optional field may be."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        for name, field in described.get("properties", {}).items():
+            if name not in described.get("required", ()):
+                described["properties"][name] = _or_null(field)
+        return schema
+
     @property
     def is_long(self) -> bool:
         """Whether what is done with it should be done in a thread."""
@@ -91,6 +114,16 @@ class RequestBody(BaseModel):
         if not isinstance(body, dict) or not any(value is None for value in body.values()):
             return body
         return {key: value for key, value in body.items() if value is not None or key in cls._required}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an optional field, its annotations outside."""
+    told = {key: value for key, value in schema.items() if key in ANNOTATIONS}
+    form = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
+    branches = form["anyOf"] if form.keys() == {"anyOf"} else [form]
+    if NULL in branches or all(key.startswith("x-") for key in form):  # of any form
+        return schema
+    return {"anyOf": [*branches, NULL], **told}
 
 
 class StrictBody(RequestBody):

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from server.http.body import Items
 from server.http.field_limits import MAX_PROMPTS, MAX_TOKENS, Text
 
-Ids = Annotated[Items[int], Field(max_length=MAX_TOKENS)]
+Ids = Annotated[Items[int], Field(min_length=1, max_length=MAX_TOKENS)]
 Input = Text | Ids
 """One text: as it is, or as token ids."""
 
@@ -40,6 +40,6 @@ def _is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-Texts = Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
-IdLists = Annotated[list[Ids], Field(max_length=MAX_PROMPTS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+IdLists = Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
 Inputs = Annotated[Items[Input], BeforeValidator(_listed, json_schema_input_type=Text | Texts | Ids | IdLists)]

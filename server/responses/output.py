@@ -158,9 +158,10 @@ class CallItem(_Item):
         return {"type": "response.function_call_arguments.delta", **self._at, "delta": arguments}
 
     def end(self, status: Status) -> Iterator[Event]:
-        told = {"name": self._name, "arguments": "".join(self._arguments)}
+        arguments = "".join(self._arguments)
+        told = {"name": self._name, "arguments": arguments}
         yield {"type": "response.function_call_arguments.done", **self._at, **told}
-        yield self._done(status)
+        yield self._done("completed" if _is_whole(arguments) else status)
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -171,6 +172,14 @@ class CallItem(_Item):
             "name": self._name,
             "arguments": "".join(self._arguments),
         }
+
+
+def _is_whole(arguments: str) -> bool:
+    """Whether nothing can follow: an answer may be cut short behind a call that it has made."""
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 class Output:

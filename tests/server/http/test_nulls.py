@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 import server.app  # noqa: F401  # every body of every route
@@ -99,6 +100,15 @@ def outcome(body: type[RequestBody], value: dict[str, Any]) -> Any:
 def test_null_is_the_same_as_no_field(name: str, field: str, body: type[RequestBody]) -> None:
     least = {key: value for key, value in LEAST.get(name, {}).items() if key != field}
     assert outcome(body, {**least, field: None}) == outcome(body, least)
+
+
+def test_the_description_says_so() -> None:
+    for body in set(bodies()):
+        schema = body.model_json_schema()
+        described = schema if "properties" in schema else schema["$defs"][body.__name__]
+        for name, field in described.get("properties", {}).items():
+            takes_null = Draft202012Validator({**field, "$defs": schema.get("$defs", {})}).is_valid(None)
+            assert takes_null or name in described["required"], f"{body.__name__}.{name}"
 
 
 @pytest.mark.parametrize("name", LEAST)

@@ -119,6 +119,14 @@ def test_a_call_that_is_cut_short_is_incomplete(api: Api) -> None:
     assert '{"city": "Oslo"}'.startswith(item["arguments"])
 
 
+def test_a_call_that_is_whole_is_completed_where_the_answer_is_cut_short_behind_it(api: Api) -> None:
+    cut = len(CALL) + len("<tool_call>")
+    *_, last = api.response_events(CALL + CALL, tools=[WEATHER], max_output_tokens=cut)
+    (item,) = last["response"]["output"]
+    assert (last["response"]["status"], item["status"]) == ("incomplete", "completed")
+    assert item["arguments"] == '{"city": "Oslo"}'
+
+
 def test_an_error_on_the_way_is_told_and_the_response_has_failed(make_api: Callable[..., Api]) -> None:
     api = make_api(engine=FailingEngine(), raise_server_exceptions=False)
     *rest, error, failed = api.response_events("hello")
