@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
 HQQ := $(VENV)/opt/hqq/.ready
 EVAL := $(VENV)/opt/eval/.ready
+REPORTERS := $(VENV)/opt/reporters/.ready
 LOCKED := $(wildcard engines/setup/locks/*.txt)
 
 PORT ?= 8000
@@ -56,6 +57,10 @@ $(EVAL): $(READY) engines/setup/locks/eval.txt
 	$(BIN)/python -m engines.setup.locked eval --target $(@D)
 	@touch $@
 
+$(REPORTERS): $(READY) engines/setup/locks/reporters.txt
+	$(BIN)/python -m engines.setup.locked reporters --target $(@D)
+	@touch $@
+
 # Kept in the user's cache for all checkouts. Where it is there, finding that out takes no more than a moment.
 lmdeploy-environment: $(READY)
 	@$(BIN)/python -m engines.setup.install lmdeploy $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) >/dev/null
@@ -68,7 +73,7 @@ pages-folder: $(READY)
 	@$(BIN)/python -m engines.setup.install pages >/dev/null
 
 # What tests run beside .venv.
-environments: $(HQQ) $(EVAL) lmdeploy-environment evalscope-environment pages-folder
+environments: $(HQQ) $(EVAL) $(REPORTERS) lmdeploy-environment evalscope-environment pages-folder
 
 serve: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM)) $(if $(filter lmdeploy,$(ENGINE)),lmdeploy-environment)
 serve: ## Serve a model: OpenAI's API on PORT

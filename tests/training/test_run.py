@@ -173,15 +173,3 @@ def test_a_training_says_that_it_began_before_its_first_step(
     assert started(short).wait(PATIENCE) == 0
     kinds = [type(event) for event, _ in short.read_events()]
     assert kinds.index(Started) < kinds.index(Step)
-
-
-def test_wandb_reports_and_keeps_to_the_jobs_folder(
-    job: Callable[..., JobFolder], started: Callable[..., Any], tmp_path: Path
-) -> None:
-    pytest.importorskip("wandb")
-    made = job(max_steps=2, report_to=["wandb"])
-    (home := tmp_path / "home").mkdir()
-    assert started(made, WANDB_MODE="offline", HOME=str(home)).wait(PATIENCE) == 0
-    [run] = made.path.glob("wandb/offline-run-*/run-*.wandb")
-    assert run.stat().st_size
-    assert [path for path in home.rglob("*") if "wandb" in path.name] == []

@@ -30,6 +30,7 @@ from training.report import Report
 from training.trainers.batches.examples import DataExamples
 from training.trainers.job.arguments import trainer_arguments
 from training.trainers.job.job import Training, train
+from training.trainers.job.reporters import check_reporters
 from training.trainers.job.write_args import write_args
 from training.trainers.model import (
     check_type,
@@ -64,6 +65,8 @@ def run(params: SftParams, report: Report) -> Result:
 def train_with(method: Method[Any], params: SftParams, report: Report) -> Result:
     set_seed(params.seed)
     uploads = _uploads(params, report)
+    if not (params.dry_run or Processes.of_environment().rank):
+        check_reporters(params)
     check_liger(params)
     config = load_base_config(params)
     check_type(params, config)

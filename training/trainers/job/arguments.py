@@ -10,6 +10,7 @@ from training.optimizers import optimizer_of
 from training.params.sft import SftParams
 from training.processes import Processes
 from training.sharding.zero import configuration
+from training.trainers.job.reporters import run_name
 from training.trainers.weights.precision import Precision, precision_arguments
 from training.tuners import tuner_of
 
@@ -28,6 +29,7 @@ def trainer_arguments(params: SftParams, folder: Path, *, precision: Precision, 
         "gradient_checkpointing_kwargs": params.gradient_checkpointing_kwargs or {"use_reentrant": False},
         "neftune_noise_alpha": params.neftune_noise_alpha or None,
         "report_to": list(params.report_to),
+        "run_name": run_name(folder),
         "ddp_backend": params.ddp_backend if several else None,  # for one process it would wait for others
         "eval_strategy": (params.eval_strategy or params.save_strategy) if evaluates else "no",
         "eval_steps": params.eval_steps or params.save_steps,

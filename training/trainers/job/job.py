@@ -25,6 +25,7 @@ from training.trainers.job.arguments import on_one_device
 from training.trainers.job.curves import Curves
 from training.trainers.job.events import Events
 from training.trainers.job.finite import check_loss, check_weights
+from training.trainers.job.reporters import end_reports, guard_reporters
 from training.trainers.job.write_args import write_args
 from training.trainers.weights.divided import FullySharded, Redivided, is_divided
 from training.trainers.weights.heap import give_back, give_back_now
@@ -71,6 +72,7 @@ class JobTrainer(Redivided, FullySharded, NarrowedGradients):
         add_callback: Any
         remove_callback: Any
         pop_callback: Any
+        callback_handler: Any
         data_collator: Any
         train_dataset: Any
         eval_dataset: Any
@@ -103,6 +105,7 @@ class JobTrainer(Redivided, FullySharded, NarrowedGradients):
             self.add_callback(callback)
         if job.report.discreet and self.pop_callback(TensorBoardCallback):
             self.add_callback(Curves())
+        guard_reporters(self.callback_handler.callbacks, job.params, job.report)
 
     def _train_dataset(self, job: Training[Any]) -> Any:
         return job.data.train
@@ -223,6 +226,10 @@ def train(trainer: Any) -> Result:
             metrics = {name: float(value) for name, value in done.metrics.items()}
         except Stopped:  # in an evaluation: the weights are those of the last step
             metrics = {}
+        except Exception as error:
+            end_reports(error)
+            raise
+        end_reports(None)
         step = trainer.state.global_step
         if step and step not in report.folder.checkpoints():
             trainer._save_checkpoint(trainer.model, None)
