@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10
 """Seconds that a transaction waits for its turn, and then for what another program does with the database."""
+SYNCHRONOUS = "FULL"
+"""SQLite's pragma: what is committed outlives a loss of power."""
 CONNECT_SECONDS = 10
 COMMAND_SECONDS = 60
 """Seconds for Postgres to answer, after which it counts as lost."""
@@ -212,10 +214,10 @@ def _engine(url: URL) -> AsyncEngine:
 
 
 def _set_up_sqlite(connection: Any, record: Any) -> None:
-    """What is committed outlives a loss of power; transactions begin where we say."""
+    """Transactions begin where we say."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", f"synchronous={SYNCHRONOUS}", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -19,13 +19,12 @@ from engines.pt.client import PtEngine
 from engines.pt.config import PtConfig
 from engines.text.grammar_check import validate
 from engines.types import EngineState, FinishReason, GenerationRequest, PoolingRequest, Structured, StructuredKind
-from engines.vllm.client import VllmEngine
 from engines.vllm.config import VllmConfig
 from tests.adapter_folders import lora_tensors, write_adapter
 from tests.contract.engines import Contestant, answer, collect, request, whole
 from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
 from tests.engines.pt.tiny import CONFIGS, byte_level_tokenizer, save
-from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.engines.vllm.tiny import TINY, forking, needs_vllm, save_for_vllm
 from tests.hosted_echo import echo_in_its_process
 from tests.until import async_until
 
@@ -71,7 +70,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Contestant:
     config = VllmConfig(
         **TINY, enable_sleep_mode=True, model=str(save_for_vllm(tmp_path_factory.mktemp("vllm"), positions=4096))
     )
-    return Contestant(make=lambda: VllmEngine(config, max_num_queued_reqs=64), decode=decode)
+    return Contestant(make=lambda: forking(config, max_num_queued_reqs=64), decode=decode)
 
 
 @pytest.fixture(scope="module", params=[echo, hosted_echo, pt, lmdeploy, pytest.param(vllm, marks=needs_vllm)])

@@ -2,6 +2,7 @@
 who ask."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,18 +15,24 @@ import httpx
 import psutil
 
 from tests.engines.pt.tiny import CONFIGS, save
+from tests.forks import Fork, preload
 from tests.processes import engine_of
 from tests.server.process import ROOT, ServerProcess, environment
 from tests.until import PATIENCE, until
 
 HANG = "hang"
 """The file in the way of every load."""
+PROGRAM = "tests.faults.quick"
+preload(PROGRAM, "engines.build", "engines.checkpoint.loading")
 
 
 def quick(folder: Path, *words: str) -> ServerProcess:
     """A server that starts its engine again after short pauses; see `quick.py`."""
-    command = [sys.executable, "-m", "tests.faults.quick", str(folder / HANG), *words]
-    return ServerProcess(subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True))
+    given = [str(folder / HANG), *words]
+    if "LD_PRELOAD" in os.environ:  # which only a program heeds that begins
+        command = [sys.executable, "-m", PROGRAM, *given]
+        return ServerProcess(subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True))
+    return ServerProcess(Fork(PROGRAM, given, str(ROOT), environment()))
 
 
 def quick_hosted(folder: Path, params: dict[str, Any], **faults: Any) -> ServerProcess:

@@ -1,12 +1,11 @@
 """A server on EchoEngine as the program of a process: `{"params": {...}, "engine": {...}, "faults": {...},
-"hosted": true, "retry_seconds": 0.1}` are its settings.
+"hosted": true, "retry_seconds": 0.1, "synchronous": "OFF"}` are its settings.
 
 Hosted, the engine runs in a process of its own. `retry_seconds`: after which a batch that has to wait is tried again.
+`synchronous`: whether SQLite waits for the disk.
 """
 
-import os
 import sys
-from multiprocessing.connection import Connection
 from typing import Any
 
 from engines import errors
@@ -20,22 +19,15 @@ from server.commands.serving import serve
 from server.http.connections.tls import read_certificate
 from server.http.keys.keys import Keys
 from server.parts import make_parts
+from server.store import database
 
 TOKENIZER = echo_tokenizer()
 """Made, and what it needs loaded, before the forks."""
 
 
-def run(settings: dict[str, Any], log: Connection, folder: str, environment: dict[str, str]) -> None:
-    """Run in a process forked for this, in this folder, and write its log to the pipe."""
-    os.dup2(log.fileno(), sys.stderr.fileno())
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.exit(main(settings))
-
-
 def main(settings: dict[str, Any]) -> int:
     configure_logging()
+    database.SYNCHRONOUS = settings.get("synchronous", database.SYNCHRONOUS)
     backlog.RETRY_SECONDS = settings.get("retry_seconds", backlog.RETRY_SECONDS)
     params = DeployParams(**{"model": "tests/echo", "host": "127.0.0.1", "port": 0} | settings.get("params", {}))
     faults = settings.get("faults", {})

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.forks import FORKS, preload
+from tests.forks import Fork, preload
 from tests.server import echo_server
 from tests.server.states import new_state
 from tests.until import PATIENCE, until
@@ -24,35 +24,6 @@ LISTENING = re.compile(r"Listening on (https?://[\d.]+:\d+)")
 
 
 preload(echo_server.__name__, "alembic.context")  # a server loads Alembic as it starts
-
-
-class Fork:
-    """A fork of a process that has loaded the server already, which begins in milliseconds; used as a Popen is."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        log, its_log = FORKS.Pipe(duplex=False)
-        self._process = FORKS.Process(
-            target=echo_server.run, args=(settings, its_log, str(ROOT), environment()), daemon=True
-        )
-        self._process.start()
-        its_log.close()
-        self.stderr = os.fdopen(os.dup(log.fileno()))
-        log.close()
-        self.pid = self._process.pid
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        assert self._process.exitcode is not None, f"still running after {timeout} s"
-        return self._process.exitcode
 
 
 def environment() -> dict[str, str]:
@@ -75,7 +46,8 @@ class ServerProcess:
         """EchoEngine; settings as in `echo_server.py`. It has a state of its own unless `params` say where it is."""
         params = settings.pop("params", {})
         state = {} if params.keys() & {"state_dir", "without_state"} else {"state_dir": new_state()}
-        return cls(Fork(settings | {"params": state | params}))
+        given = {"synchronous": "OFF", **settings, "params": state | params}  # it need not outlive the machine
+        return cls(Fork(echo_server.__name__, given, str(ROOT), environment()))
 
     @classmethod
     def deploy(cls, *words: str) -> "ServerProcess":

@@ -15,10 +15,15 @@ FILE = "tuneserve.sqlite3"
 
 def new_state() -> str:
     """A folder for `state_dir`."""
-    folder = Path(mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
-    (folder / STORE).mkdir(mode=0o700)
-    (folder / STORE / FILE).write_bytes(_database())
-    return str(folder)
+    return str(as_state(Path(mkdtemp(dir=os.environ["XDG_DATA_HOME"]))))
+
+
+def as_state(folder: Path) -> Path:
+    """Put such a database into `folder`, unless there is one."""
+    if not (folder / STORE).exists():
+        (folder / STORE).mkdir(mode=0o700, parents=True)
+        (folder / STORE / FILE).write_bytes(_database())
+    return folder
 
 
 @cache

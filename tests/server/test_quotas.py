@@ -9,6 +9,7 @@ import pytest
 
 from engines.echo import EchoEngine, EchoFaults
 from tests.server.client import ReadyClient, Response, echo_client
+from tests.server.states import as_state
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 REQUEST = (
@@ -51,7 +52,7 @@ def serve(tmp_path: Path) -> Serve:
     @contextmanager
     def serve(**params: Any) -> Iterator[ReadyClient]:
         engine = EchoEngine(faults=EchoFaults(token_delay=0.05))
-        with echo_client(engine, state_dir=str(tmp_path), max_running_jobs=0, **params) as http:
+        with echo_client(engine, state_dir=str(as_state(tmp_path)), max_running_jobs=0, **params) as http:
             yield http
 
     return serve

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from engines.checkpoint.loading import load_config
 from engines.errors import InvalidRequest
@@ -234,6 +235,7 @@ class _Preparation:
             fn_kwargs={"encoder": self._encoder, "forms": forms},
             load_from_cache_file=False,
             cache_file_name=self._file(),
+            new_fingerprint=uuid4().hex,  # nothing asks for it, and to compute it would pickle the tokenizer
             desc="Encoding",
         )
         encoded = self._without_problems(encoded, param, len(rows))

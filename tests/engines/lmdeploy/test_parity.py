@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from engines.errors import InvalidRequest
 from engines.lmdeploy.client import LmdeployEngine
 from engines.types import GenerationRequest, TokenOutput
-from tests.contract.engines import collect, whole
+from tests.contract.engines import answer, collect, whole
 from tests.engines.pt.adapters import save_adapter, with_peft
 from tests.engines.pt.driving import Output, Reference, prompt, request
 from tests.training.jobs import BRIEF, WORDS, trained
@@ -101,6 +102,16 @@ async def test_adapters_that_trainings_wrote(
     await check(engine, known, *(asked(length, name) for length in (5, 40) for name in (None, *learned)))
     for name in learned:
         await engine.unload_adapter(name)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_and_an_output_ends_where_the_context_does(
+    engine: LmdeployEngine,
+) -> None:
+    limit = engine.capabilities().max_model_len
+    with pytest.raises(InvalidRequest, match=f"maximum context length is {limit} tokens"):
+        await answer(engine, request(prompt(limit)))
+    end = await answer(engine, request(prompt(limit - 3), max_new_tokens=100, ignore_eos=True))
+    assert len(end.token_ids) == 3
 
 
 async def test_prefix_hits(engine: LmdeployEngine, reference: dict[str | None, Reference]) -> None:

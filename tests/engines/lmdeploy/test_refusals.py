@@ -7,37 +7,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engines.errors import InvalidRequest, UnsupportedModel
+from engines.errors import UnsupportedModel
 from engines.lmdeploy.client import LmdeployEngine
 from engines.lmdeploy.config import LmdeployConfig, for_several_owners, lmdeploy_config
 from engines.params.deploy import DeployParams
 from engines.setup.install import NotInstalled
 from engines.types import EngineState
-from tests.contract.engines import answer
-from tests.engines.lmdeploy.engines import config_on_cpu, lmdeploy_on_cpu, lmdeploy_or_skip, run_alone
-from tests.engines.pt.driving import prompt, request
+from tests.engines.lmdeploy.engines import config_on_cpu, lmdeploy_or_skip, run_alone
 from tests.engines.pt.tiny import CONFIGS, save
 
 
-async def refusal(engine: LmdeployEngine) -> UnsupportedModel:
-    with pytest.raises(UnsupportedModel) as refused:
-        await engine.start()
-    assert engine.health().state is EngineState.FAILED
-    await engine.stop()
-    assert "\n" not in refused.value.message
-    return refused.value
-
-
-async def test_a_model_that_it_cannot_run(tmp_path: Path) -> None:
-    engine = lmdeploy_on_cpu(str(save(CONFIGS["opt"](), tmp_path / "opt", tokenizer=True)))
-    assert "OPTForCausalLM" in (await refusal(engine)).message
-
-
-def test_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
+def test_models_and_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
     reasons: dict[str, LmdeployConfig] = {
+        "OPTForCausalLM": config_on_cpu(str(save(CONFIGS["opt"](), tmp_path / "opt", tokenizer=True))),
         "broken": config_on_cpu(str(broken)),
         "quant_policy: 3": config_on_cpu(str(model), quant_policy=3),
         "kernel_block_size must be >= 16": config_on_cpu(str(model), block_size=8),
@@ -53,7 +38,10 @@ def test_settings_that_it_cannot_run(model: Path, tmp_path: Path) -> None:
 async def test_a_machine_without_a_gpu(model: Path) -> None:
     lmdeploy_or_skip()
     engine = LmdeployEngine(LmdeployConfig(model=str(model)), max_num_queued_reqs=1)
-    assert (await refusal(engine)).message == "LMDeploy needs a CUDA GPU, and none is found"
+    with pytest.raises(UnsupportedModel, match=r"\ALMDeploy needs a CUDA GPU, and none is found\Z"):
+        await engine.start()
+    assert engine.health().state is EngineState.FAILED
+    await engine.stop()
 
 
 def test_an_environment_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,12 +75,3 @@ def test_turbomind_caches_no_prefixes_of_several_owners() -> None:
     with pytest.raises(UnsupportedModel, match="cached prefixes of several keys") as refused:
         for_several_owners(lmdeploy_config(given), given)
     assert refused.value.param == "enable_prefix_caching"
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_prompt_that_is_too_long(engine: LmdeployEngine) -> None:
-    limit = engine.capabilities().max_model_len
-    with pytest.raises(InvalidRequest, match=f"maximum context length is {limit} tokens"):
-        await answer(engine, request(prompt(limit)))
-    end = await answer(engine, request(prompt(limit - 3), max_new_tokens=100, ignore_eos=True))
-    assert len(end.token_ids) == 3

@@ -21,7 +21,7 @@ from tests.contract.engines import answer, request
 from tests.engines.pt.adapters import classify_with_peft, save_head_adapter
 from tests.engines.pt.driving import prompt
 from tests.engines.pt.tiny import EOS
-from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.engines.vllm.tiny import TINY, forking, needs_vllm, save_for_vllm
 from tests.processes import family, whose_commands_have
 from tests.until import async_until
 
@@ -55,7 +55,7 @@ async def engine(model: Path) -> AsyncIterator[VllmEngine]:
     config = VllmConfig(
         **TINY, model=str(model), max_loras=3, max_num_batched_tokens=STEP
     )  # long prompts come in pieces
-    engine = VllmEngine(config, max_num_queued_reqs=64)
+    engine = forking(config, max_num_queued_reqs=64)
     await engine.start()
     yield engine
     await engine.stop()

@@ -26,7 +26,7 @@ from tests.contract.engines import answer, collect, request
 from tests.engines.pt.adapters import load
 from tests.engines.pt.driving import core_of, run
 from tests.engines.pt.tiny import byte_level_tokenizer
-from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.engines.vllm.tiny import TINY, forking, needs_vllm, save_for_vllm
 from tests.training.jobs import trained
 from tests.training.tuners.kinds import KINDS, Kind
 from tests.until import async_until
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(
+    engine = forking(
         VllmConfig(**TINY | {"max_num_seqs": SEATS}, model=str(model), max_loras=2), max_num_queued_reqs=64
     )
     await engine.start()

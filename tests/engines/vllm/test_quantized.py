@@ -17,7 +17,7 @@ from engines.vllm.config import VllmConfig
 from tests.contract.engines import answer, request
 from tests.engines.pt.adapters import save_adapter
 from tests.engines.pt.driving import Output, Reference
-from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.engines.vllm.tiny import TINY, forking, needs_vllm, save_for_vllm
 from tests.quantized_folders import save_compressed
 
 pytestmark = [needs_vllm, pytest.mark.asyncio]
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def started(**settings: Any) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(VllmConfig(**TINY | {"max_loras": 1} | settings), max_num_queued_reqs=8)
+    engine = forking(VllmConfig(**TINY | {"max_loras": 1} | settings), max_num_queued_reqs=8)
     await engine.start()
     yield engine
     await engine.stop()

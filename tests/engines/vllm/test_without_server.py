@@ -12,7 +12,7 @@ import pytest
 
 from engines.vllm.client import environment
 from engines.vllm.config import VllmConfig
-from tests.engines.vllm.tiny import TINY, needs_vllm, save_for_vllm
+from tests.engines.vllm.tiny import FORKS, TINY, needs_vllm, save_for_vllm
 from tests.quantized_folders import say_quantized
 
 pytestmark = needs_vllm
@@ -49,7 +49,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.engines.vllm.without_server", model, json.dumps(wrong)],
-        env=os.environ | environment(VllmConfig(**TINY, model=model)),
+        env=os.environ | environment(VllmConfig(**TINY, model=model)) | FORKS,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -15,6 +15,7 @@ from tests.server.api import EchoApi
 from tests.server.client import echo_client
 from tests.server.keys import ASK, KEYS, RULE, TEACH, bearer
 from tests.server.process import ServerProcess
+from tests.server.states import as_state
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 
@@ -32,7 +33,8 @@ def make_api(root: Path, tmp_path: Path) -> Iterator[Callable[..., EchoApi]]:
     clients = []
 
     def make(engine: EchoEngine | None = None, **params: Any) -> EchoApi:
-        given = {"model": "org/echo", "adapter_roots": (str(root),), "state_dir": str(tmp_path / "state")} | params
+        state = as_state(tmp_path / "state")
+        given = {"model": "org/echo", "adapter_roots": (str(root),), "state_dir": str(state)} | params
         client = echo_client(engine, **given)
         clients.append(client)
         client.__enter__()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.adapter_folders import write_adapter
 from tests.server.client import ReadyClient, echo_client
+from tests.server.states import as_state
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 OWN = "own: {{ messages[0].content }}"
@@ -22,7 +23,7 @@ def own(tmp_path: Path) -> Path:
 
 def client_of(tmp_path: Path, **params: Any) -> ReadyClient:
     return echo_client(
-        model="org/echo", adapter_roots=(str(tmp_path / "root"),), state_dir=str(tmp_path / "s"), **params
+        model="org/echo", adapter_roots=(str(tmp_path / "root"),), state_dir=str(as_state(tmp_path / "s")), **params
     )
 
 

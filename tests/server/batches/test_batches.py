@@ -17,6 +17,7 @@ from tests.adapter_folders import write_adapter
 from tests.server.keys import ASK, KEYS, TEACH, bearer
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
+from tests.server.states import as_state
 from tests.until import until
 
 CHAT: Final = "/v1/chat/completions"
@@ -74,7 +75,7 @@ class Api(Kept):
 @pytest.fixture
 def start(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Callable[..., Api]:
     def start(*, faults: dict[str, Any] | None = None, engine: dict[str, Any] | None = None, **params: Any) -> Api:
-        params = {"state_dir": str(tmp_path), "verbose": False, **params}
+        params = {"state_dir": str(as_state(tmp_path)), "verbose": False, **params}
         return Api(start_echo(params=params, faults=faults or {}, engine=engine or {}), tmp_path)
 
     return start

@@ -18,6 +18,7 @@ from server.parts import make_parts
 from tests.adapter_folders import write_adapter
 from tests.server.api import EchoApi
 from tests.server.client import ReadyClient
+from tests.server.states import as_state
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -47,8 +48,8 @@ def start(tmp_path: Path) -> Start:
 
     @contextmanager
     def start(engine: EchoEngine | None = None, **params: Any) -> Iterator[TrainingApi]:
-        limits = {"max_running_jobs": 2, "job_retries": 1, "job_gpu_memory": 1}
-        given = {"model": "tests/echo", "state_dir": str(tmp_path / "state"), "log_interval": -1} | limits | params
+        given = {"model": "tests/echo", "state_dir": str(as_state(tmp_path / "state")), "log_interval": -1}
+        given |= {"max_running_jobs": 2, "job_retries": 1, "job_gpu_memory": 1} | params
         machine = Machine(
             executor=LocalExecutor(command=(sys.executable, "-S", str(WORKER), str(plan))),
             devices=FixedDevices(),

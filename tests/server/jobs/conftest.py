@@ -22,6 +22,7 @@ from server.store.access import SERVER
 from server.store.database import Database
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
+from tests.server.states import as_state
 from tests.until import PATIENCE
 from training.params.task import TASK, Task
 
@@ -117,7 +118,7 @@ class Office:
 
 @pytest.fixture
 async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    office = Office(tmp_path / "state")
+    office = Office(as_state(tmp_path / "state"))
     await office.open()
     yield office
     await office.close()

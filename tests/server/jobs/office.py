@@ -1,6 +1,6 @@
 """A server of jobs and nothing else, in a process of its own to be killed: `python office.py FOLDER [PLAN]`.
 
-With a PLAN it creates a job. What is published is a line in FOLDER/published.
+With a PLAN it creates a job. What is published is a line in FOLDER/published. That it is open, it says in its log.
 """
 
 import asyncio
@@ -26,18 +26,24 @@ class Publisher(NoHooks):
         return {"fine_tuned_model": "ft:m"}
 
 
-async def main(folder: Path, plan: str | None) -> None:
+async def serve(folder: Path, plan: str | None = None) -> None:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     office = Office(folder, hooks=Publisher(folder), retries=20)
     await office.open()
     if plan is not None:
         await office.create(json.loads(plan))
-    sys.stdout.write("open\n")
-    sys.stdout.flush()
+    sys.stderr.write("open\n")
+    sys.stderr.flush()
     await told.wait()
     await office.close()
 
 
+def main(words: list[str]) -> int:
+    folder, *plan = words
+    asyncio.run(serve(Path(folder), *plan))
+    return 0
+
+
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), *(sys.argv[2:] or [None])))
+    sys.exit(main(sys.argv[1:]))

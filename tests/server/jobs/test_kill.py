@@ -6,8 +6,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +15,16 @@ import psutil
 import pytest
 
 from server.jobs.processes import MARK
+from tests.forks import Fork, preload
 from tests.processes import command_of, ended, whose_commands_have
-from tests.server.process import ROOT
+from tests.server.process import ROOT, environment
+from tests.server.states import as_state
 from tests.until import PATIENCE, until
 
 STEPS = 24
 PLAN = {"steps": STEPS, "seconds": 0.03, "save_every": 3, "children": True}
-OFFICE = Path(__file__).with_name("office.py")
+OFFICE = "tests.server.jobs.office"
+preload(OFFICE, "alembic.context")
 
 
 class Server:
@@ -31,15 +32,9 @@ class Server:
 
     def __init__(self, folder: Path, plan: dict[str, Any] | None = None) -> None:
         self.folder = folder
-        words = [str(folder)] if plan is None else [str(folder), json.dumps(plan)]
-        self.process = subprocess.Popen(
-            [sys.executable, str(OFFICE), *words],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "open\n"
+        words = [str(as_state(folder))] if plan is None else [str(as_state(folder)), json.dumps(plan)]
+        self.process = Fork(OFFICE, words, str(ROOT), environment())
+        assert "open\n" in iter(self.process.stderr.readline, "")
 
     def kill(self) -> None:
         self.process.kill()

@@ -17,7 +17,6 @@ from server.jobs import executor, memory
 from server.jobs.executor import LocalExecutor, Order
 from server.jobs.job import JobStatus
 from tests.server.jobs.conftest import Office
-from tests.server.jobs.test_kill import OFFICE
 from tests.server.process import ROOT
 from tests.training.jobs import make_data, make_job, make_model
 from tests.until import PATIENCE, until
@@ -107,7 +106,7 @@ def cgroup() -> Iterator[Path]:
 
 def test_a_worker_that_takes_all_memory_ends_alone_and_its_server_goes_on(tmp_path: Path, cgroup: Path) -> None:
     plan: dict[str, Any] = {"take_all": 5, "deaths": 1}
-    words = [sys.executable, str(OFFICE), str(tmp_path), json.dumps(plan)]
+    words = [sys.executable, "-m", "tests.server.jobs.office", str(tmp_path), json.dumps(plan)]
     server = subprocess.Popen(
         ["sh", "-c", f"echo $$ > {cgroup}/cgroup.procs && exec {shlex.join(words)}"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

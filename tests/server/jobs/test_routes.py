@@ -21,6 +21,7 @@ from server.parts import make_parts
 from tests.server.api import LINE, EchoApi
 from tests.server.client import ReadyClient
 from tests.server.jobs.conftest import WORKER
+from tests.server.states import as_state
 from tests.training.jobs import make_data, make_model
 from tests.until import PATIENCE, until
 
@@ -30,10 +31,10 @@ SFT = {"model": "org/model", "dataset": ["org/data#20"]}
 
 @contextmanager
 def serving(state: Path, *, executor: LocalExecutor | None = None, **params: Any) -> Iterator[EchoApi]:
-    limits = {"max_running_jobs": 1, "job_retries": 1, "job_gpu_memory": 0}
-    params = {"model": "tests/echo", "state_dir": str(state), "verbose": False, "job_hub": "on"} | limits | params
+    given = {"model": "tests/echo", "state_dir": str(as_state(state)), "verbose": False, "job_hub": "on"}
+    given |= {"max_running_jobs": 1, "job_retries": 1, "job_gpu_memory": 0} | params
     machine = Machine(executor=executor or LocalExecutor(command=WORKER), devices=FixedDevices())
-    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(**params), machine=machine)) as client:
+    with ReadyClient(make_parts(EchoEngine(), echo_tokenizer(), DeployParams(**given), machine=machine)) as client:
         yield EchoApi(client)
 
 

@@ -13,6 +13,7 @@ from tests.server.client import ReadyClient, echo_client
 from tests.server.fine_tuning.conftest import Start, start
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
+from tests.server.states import as_state
 from tests.until import until
 from training.data.messages import messages_of
 
@@ -29,7 +30,7 @@ def said(content: Any = "hello", **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def kept(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Kept:
-    server = start_echo(params={"state_dir": str(tmp_path), "keep_completions": True})
+    server = start_echo(params={"state_dir": str(as_state(tmp_path)), "keep_completions": True})
     until(server.is_ready)
     return Kept(server, tmp_path)
 
@@ -138,7 +139,7 @@ def without_call_ids(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture
 def start_keeping(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Callable[..., ServerProcess]:
     def start(**faults: Any) -> ServerProcess:
-        server = start_echo(params={"state_dir": str(tmp_path), "keep_completions": True}, faults=faults)
+        server = start_echo(params={"state_dir": str(as_state(tmp_path)), "keep_completions": True}, faults=faults)
         until(server.is_ready)
         return server
 

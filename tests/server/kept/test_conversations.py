@@ -11,6 +11,7 @@ from tests.server.api import succeeded
 from tests.server.client import ReadyClient, echo_client
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
+from tests.server.states import as_state
 from tests.until import until
 
 PATH = "/v1/conversations"
@@ -37,7 +38,7 @@ def texts(http: ReadyClient, id: str) -> list[str]:
 
 
 def test_openais_client_makes_changes_and_deletes_one(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    server = start_echo(params={"state_dir": str(tmp_path)})
+    server = start_echo(params={"state_dir": str(as_state(tmp_path))})
     until(server.is_ready)
     conversations = Kept(server, tmp_path).client.conversations
     made = conversations.create(metadata={"of": "support"}, items=[{"role": "user", "content": "one"}])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.echo import IM_END, IM_START, VOCAB_SIZE, EchoEngine
+from server.openai import sizes
 from server.openai.sizes import MAX_OUTPUT_LOGPROBS
 from tests.server.api import Api
 
@@ -272,10 +273,11 @@ def test_a_stream_is_sent_as_it_grows_and_may_have_more_in_all(make_api: Callabl
 
 
 def test_an_output_of_no_given_length_ends_where_its_logprobs_are_as_many_as_an_answer_has(
-    make_api: Callable[..., Api],
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sizes, "MAX_OUTPUT_LOGPROBS", 1 << 16)
     api = make_api(max_logprobs=-1, max_new_tokens=4000)
-    most = MAX_OUTPUT_LOGPROBS // (3 * (VOCAB_SIZE + 1))
+    most = sizes.MAX_OUTPUT_LOGPROBS // (3 * (VOCAB_SIZE + 1))
     answer = api.complete("ab", logprobs=-1, n=3, ignore_eos=True)
     assert answer["usage"]["completion_tokens"] == 3 * most
     assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}

@@ -14,6 +14,7 @@ from tests.server.keys import ASK, KEYS, bearer
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
 from tests.server.responses.said import WEATHER, message, text_of, types_of
+from tests.server.states import as_state
 from tests.until import until
 
 TEXT = "a text that takes its time"
@@ -75,7 +76,7 @@ def start(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Iterator[
 
     def start(*, delay: float = 0.0, max_requests: int | None = None, key: str = ASK, **params: Any) -> Server:
         process = start_echo(
-            params={"state_dir": str(tmp_path / "state"), **params},
+            params={"state_dir": str(as_state(tmp_path / "state")), **params},
             faults={"token_delay": delay},
             engine={"max_requests": max_requests},
         )

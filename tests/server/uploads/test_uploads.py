@@ -20,6 +20,7 @@ from openai.types import Upload
 from tests.server.client import echo_client
 from tests.server.openai_schema import check
 from tests.server.process import Kept, ServerProcess
+from tests.server.states import as_state
 from tests.until import until
 
 CONTENT = b'{"messages": []}\n' * 5000
@@ -62,7 +63,7 @@ def refused(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
 @pytest.fixture
 def start(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Callable[..., Api]:
     def start(**params: Any) -> Api:
-        return Api(start_echo(params={"state_dir": str(tmp_path), "verbose": False, **params}), tmp_path)
+        return Api(start_echo(params={"state_dir": str(as_state(tmp_path)), "verbose": False, **params}), tmp_path)
 
     return start
 
@@ -70,7 +71,7 @@ def start(start_echo: Callable[..., ServerProcess], tmp_path: Path) -> Callable[
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("state")
-    server = ServerProcess.echo(params={"state_dir": str(folder), "max_upload_size": 1, "verbose": False})
+    server = ServerProcess.echo(params={"state_dir": str(as_state(folder)), "max_upload_size": 1, "verbose": False})
     server.wait_until_listening()
     yield Api(server, folder)
     server.close()
