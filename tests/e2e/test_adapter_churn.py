@@ -41,9 +41,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def busy(tiny: tuple[Path, Path], tmp_path: Path) -> Iterator[ServerProcess]:
+def busy(tiny: tuple[Path, Path]) -> Iterator[ServerProcess]:
     model, adapters = tiny
-    flags = ["--threads", "1", "--torch-dtype", "float32", "--chat-template", TEMPLATE, "--state-dir", str(tmp_path)]
+    flags = ["--threads", "1", "--torch-dtype", "float32", "--chat-template", TEMPLATE]
     flags += [
         "--adapters",
         f"resident={adapters / 'resident'}",

@@ -16,6 +16,7 @@ from tests.engines.pt.tiny import CONFIGS, save
 from tests.processes import engine_of
 from tests.server.api import Api, api_of
 from tests.server.process import ServerProcess
+from tests.server.states import new_state
 from tests.until import PATIENCE, until
 
 PROMPT = "the red and the blue"
@@ -39,12 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(folder: Path, tmp_path: Path) -> Iterator[Callable[[], ServerProcess]]:
+def start(folder: Path) -> Iterator[Callable[[], ServerProcess]]:
     """Starts servers that share one state, one after the other; each is ready."""
     servers: list[ServerProcess] = []
+    state = new_state()
 
     def start() -> ServerProcess:
-        flags = ["--adapter_roots", str(folder / "adapters"), "--state_dir", str(tmp_path / "state")]
+        flags = ["--adapter_roots", str(folder / "adapters"), "--state_dir", state]
         engine = ["--threads", "1", "--device_map", "cpu", "--torch_dtype", "float32"]
         servers.append(ServerProcess.deploy("--model", str(folder / "tiny"), *flags, *engine))
         servers[-1].wait_until_listening()

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from engines.setup.install import NotInstalled, require_vllm
+from engines.vllm import client
+from engines.vllm.client import environment
 from tests import harness
 from tests.engines.lmdeploy.engines import python_on_cpu
 from tests.engines.pt.tiny import byte_level_tokenizer
-from tests.engines.vllm.tiny import save_for_vllm
+from tests.engines.vllm.tiny import FORKS, save_for_vllm
 from tests.training.evaluation.test_eval import taught
 from tests.training.jobs import TEMPLATE, make_job
 from training.folder import Result
@@ -87,6 +89,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     try:
         if request.param == "vllm":
             require_vllm()
+            monkeypatch.setattr(client, "environment", lambda config: environment(config) | FORKS)
         else:
             monkeypatch.setenv("TUNESERVE_LMDEPLOY_PYTHON", str(python_on_cpu(tmp_path)))
     except NotInstalled as error:

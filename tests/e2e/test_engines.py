@@ -93,7 +93,7 @@ def served(
             "--adapter_roots",
             str(checkpoint.model.parent),
         ]
-        flags += ["--state_dir", str(folder / "state"), *FLAGS[engine]]
+        flags += FLAGS[engine]
         process = stack.enter_context(ServerProcess.ready(*flags, patience=SLOW))
         client = OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
         yield Served(engine, process, stack.enter_context(client), stack.enter_context(api_of(process)))

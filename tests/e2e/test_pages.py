@@ -14,6 +14,7 @@ from tests import gradio_pages
 from tests.engines.pt.tiny import CONFIGS, save
 from tests.server.keys import FULL
 from tests.server.process import ROOT, environment
+from tests.server.states import new_state
 from tests.until import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def app(tmp_path: Path) -> Iterator[App]:
             "--api_key",
             FULL,
             "--state_dir",
-            str(tmp_path / "state"),
+            new_state(),
             "--threads",
             "1",
             "--template",

@@ -59,12 +59,9 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(
-    demo_model: Path, taught: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def server(demo_model: Path, taught: dict[str, Path]) -> Iterator[ServerProcess]:
     named = [f"{name}={folder}" for name, folder in taught.items()]
-    state = str(tmp_path_factory.mktemp("state"))
-    flags = ["--served-model-name", "base", "--torch-dtype", "float32", "--threads", "1", "--state-dir", state]
+    flags = ["--served-model-name", "base", "--torch-dtype", "float32", "--threads", "1"]
     with ServerProcess.ready("--model", str(demo_model), *flags, "--adapters", *named) as process:
         yield process
 

@@ -124,7 +124,7 @@ def test_a_job_opens_nothing_but_its_own_and_brings_the_hub_no_token(
 def test_a_served_model_that_only_a_token_shows_is_trained_without_it(tmp_path: Path, hub: Hub) -> None:
     """The server has it in its cache; its jobs ask the hub nothing."""
     hub.repos["models/org/gated"] = model_repo(tmp_path / "gated", token=SECRET)
-    words = ["--model", "org/gated", "--hub_token", SECRET, "--state_dir", str(tmp_path / "state"), "--threads", "1"]
+    words = ["--model", "org/gated", "--hub_token", SECRET, "--threads", "1"]
     with ServerProcess.ready(*words) as server, api_of(server) as api:
         assert hub.brought == {f"Bearer {SECRET}"}
         hub.asked.clear()
