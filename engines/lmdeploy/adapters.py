@@ -17,3 +17,11 @@ def adaptable(folder: str) -> Structure:
     structure = describe(load_config(folder))
     linears = {path: shape for path, shape in structure.linears.items() if path.rpartition(".")[2] not in ROUTERS}
     return replace(structure, linears=linears)
+
+
+def name_packed_layers() -> None:
+    """Mixtral's class of LMDeploy leaves out which layers it has packed into one, without which LMDeploy finds no place
+    for adapters of these."""
+    from lmdeploy.pytorch.models.mixtral import MixtralForCausalLM
+
+    MixtralForCausalLM.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}

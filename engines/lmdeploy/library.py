@@ -31,6 +31,7 @@ from torch import Tensor
 
 from engines.errors import EngineFailure, UnsupportedModel
 from engines.lmdeploy import sampler
+from engines.lmdeploy.adapters import name_packed_layers
 from engines.lmdeploy.config import LmdeployConfig
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class Library:
 
     def build(self, adapters: Mapping[str, Path]) -> None:
         """Load the model, with these adapters fixed in it. Raises UnsupportedModel. Blocks: seconds to minutes."""
+        if self._config.backend == "pytorch":
+            name_packed_layers()
         try:
             self._engine = AsyncEngine(
                 self.folder, backend=self._config.backend, backend_config=engine_config(self._config, adapters)

@@ -1,9 +1,9 @@
 """Lets the real LMDeploy PyTorch engine run on a CPU: its loop, scheduler, paging, sampler, model code and LoRA
 routing.
 
-What is not real: streams, events and the memory of CUDA, the device's name, and three kernels (attention, LoRA,
-sampling), which become plain torch on LMDeploy's own default operators. LMDeploy itself calls devices other than
-CUDA patches.
+What is not real: streams, events and the memory of CUDA, the device's name, and four kernels (attention, LoRA,
+experts, sampling), which become plain torch on LMDeploy's own default operators. LMDeploy itself calls devices other
+than CUDA patches.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 os.environ["LMDEPLOY_SKIP_WARMUP"] = "1"
 
 import torch  # LMDeploy reads the variable when it is imported
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.overrides import TorchFunctionMode
 
 MEMORY = 96 * 2**20
@@ -124,6 +124,7 @@ def _replace_kernels() -> None:
     from lmdeploy.pytorch.backends.cuda.step_metadata import CudaSequenceMetadata
     from lmdeploy.pytorch.backends.default import DefaultOpsBackend
     from lmdeploy.pytorch.backends.lora import LoRABuildSpec, LoRAImpl
+    from lmdeploy.pytorch.backends.moe import FusedMoEBuildSpec, FusedMoEImpl
     from lmdeploy.pytorch.backends.multinomial_sampling import MultinomialSamplingBuildSpec, MultinomialSamplingImpl
 
     class Attention(AttentionImpl):
@@ -180,6 +181,22 @@ def _replace_kernels() -> None:
             base_output[..., adapter_info.base_slice] = out.view_as(base_output[..., adapter_info.base_slice])
             return base_output
 
+    class Experts(FusedMoEImpl):
+        """Each row goes through its own experts, whose first matrix has those of gate and up one above the other."""
+
+        def __init__(self, *, renormalize: bool) -> None:
+            self._renormalize = renormalize
+
+        def forward(self, x: Any, weights: Any, chosen: Any, gate_up: Any, down: Any, *_: Any, **__: Any) -> Any:
+            if self._renormalize:
+                weights = weights / weights.sum(-1, keepdim=True)
+            out = torch.zeros_like(x)
+            for expert in chosen.unique().tolist():
+                row, place = (chosen == expert).nonzero(as_tuple=True)
+                gate, up = (x[row] @ gate_up[expert].t()).chunk(2, dim=-1)
+                out[row] += weights[row, place, None].to(x) * ((silu(gate) * up) @ down[expert].t())
+            return out
+
     class Multinomial(MultinomialSamplingImpl):
         """As the CUDA kernel, a number that depends on seed and position alone decides."""
 
@@ -209,6 +226,8 @@ def _replace_kernels() -> None:
                     sliding_window=spec.sliding_window,
                     causal=spec.causal,
                 )
+            if isinstance(spec, FusedMoEBuildSpec):
+                return Experts(renormalize=spec.renormalize)
             ours = {LoRABuildSpec: Lora, MultinomialSamplingBuildSpec: Multinomial}
             if type(spec) in ours:
                 return ours[type(spec)]()
