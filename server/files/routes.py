@@ -40,7 +40,7 @@ FORM = {
                         "expires_after": {
                             "type": "object",
                             "required": ["anchor", "seconds"],
-                            "description": "Sent as `expires_after[anchor]` and `expires_after[seconds]`.",
+                            "description": "As JSON, or as `expires_after[anchor]` and `expires_after[seconds]`.",
                             "properties": {
                                 "anchor": {"type": "string", "enum": ["created_at"]},
                                 "seconds": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},

@@ -1,8 +1,11 @@
 """One upload: a form with a file, its purpose and perhaps its expiry, streamed into the storage."""
 
+import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
+
+import orjson
 
 from engines.errors import InvalidRequest
 from server.files.expiry import ExpiresAfter, seconds_kept
@@ -77,7 +80,8 @@ def _check_part(part: FilePart, content: Content | None) -> None:
 
 
 def _read(given: Mapping[str, str], *, refuse_unknown: bool) -> UploadFields:
-    """Forms are flat, so that OpenAI's clients write `expires_after[seconds]`, and have no numbers."""
+    """Forms are flat, so that OpenAI's clients write `expires_after[seconds]`, and have no numbers. Clients that are
+    made of a description write the object as JSON (OpenAPI 3.1, "Encoding Object")."""
     body: dict[str, Any] = {}
     for name, value in given.items():
         outer, _, inner = name.partition("[")
@@ -90,6 +94,9 @@ def _read(given: Mapping[str, str], *, refuse_unknown: bool) -> UploadFields:
             raise _given_twice(name)
         else:
             body[name] = value
+    if isinstance(expiry := body.get("expires_after"), str):
+        with contextlib.suppress(orjson.JSONDecodeError):  # what is none is refused as the text that it is
+            body["expires_after"] = orjson.loads(expiry)
     return validate(UploadFields, body, refuse_unknown=refuse_unknown)
 
 

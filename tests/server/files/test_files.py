@@ -149,6 +149,11 @@ def test_a_file_says_when_it_expires(api: Api) -> None:
     assert batch.expires_at == batch.created_at + 30 * 24 * 3600
 
 
+def test_a_form_may_say_so_as_json(api: Api) -> None:
+    file = api.upload(purpose="batch", expires_after='{"anchor": "created_at", "seconds": 3600}').json()
+    assert file["expires_at"] == file["created_at"] + 3600
+
+
 def test_a_file_whose_time_has_come_is_not_found_and_is_removed(start: Callable[..., Api]) -> None:
     api = start()
     kept, gone = (api.upload(purpose=purpose).json()["id"] for purpose in ("fine-tune", "batch"))
@@ -177,6 +182,12 @@ def test_only_three_purposes_can_be_uploaded(api: Api, purpose: str) -> None:
     [
         ({}, "purpose", "missing_required_parameter"),
         ({"purpose": "batch", "expires_after": "1"}, "expires_after", "invalid_request"),
+        ({"purpose": "batch", "expires_after": "{"}, "expires_after", "invalid_request"),
+        (
+            {"purpose": "batch", "expires_after": '{"seconds": 3600}'},
+            "expires_after.anchor",
+            "missing_required_parameter",
+        ),
         ({"purpose": "batch", "expires_after[seconds]": "3600"}, "expires_after.anchor", "missing_required_parameter"),
         (
             {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "10"},
