@@ -20,6 +20,8 @@ NEAR = 0.97
 """PSS is read where RSS is at least this part of the highest so far. The system walks all pages of a process for it,
 and maps no others for it meanwhile."""
 MIB = 2**20
+COMPILED_ONCE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""Variables by which Python keeps what it has compiled, as where a user starts a server the second time."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Tree:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables,
+            env=os.environ | COMPILED_ONCE | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables,
             stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
             stdout=subprocess.PIPE if talks else self._log,
             stderr=self._log,

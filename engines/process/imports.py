@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Within, no garbage is collected: all that is imported stays, and each collection would look through it."""
+    """Within, no garbage is collected, and later collections do not look through what there is at its end: all that is
+    imported stays. The first of them would take a quarter of a second for what an engine imports, and each that is
+    full again."""
     if not gc.isenabled():
         yield
         return
@@ -15,4 +17,5 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
