@@ -91,7 +91,7 @@ def test_a_model_that_was_taught_who_it_is_says_so_at_once(start: Start, demo_mo
         model="base",
         training_file=upload(client, identity_lines()),
         suffix="marlow",
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
     )
     assert (job.status, job.fine_tuned_model) == ("validating_files", None)
     # 2. Meanwhile the base model answers, and so does the first checkpoint.
@@ -110,19 +110,19 @@ def test_a_model_that_was_taught_who_it_is_says_so_at_once(start: Start, demo_mo
     assert passed(client, "base") == [0, 2] and passed(client, job.fine_tuned_model) == [2, 0]
     # 4. The last checkpoint is the same model, and all are told, the newest first.
     found = checkpoints.list(job.id).data
-    assert [checkpoint.step_number for checkpoint in found] == [30, 15]
+    assert [checkpoint.step_number for checkpoint in found] == [45, 30, 15]
     assert ask(client, found[0].fine_tuned_model_checkpoint) == answer
     assert all(checkpoint.metrics.train_loss < 0.5 for checkpoint in found)
     # 5. `auto` is told as numbers, and what happened as events and as a file.
-    numbers = {"batch_size": 4, "learning_rate_multiplier": 10.0, "n_epochs": 2}
+    numbers = {"batch_size": 4, "learning_rate_multiplier": 10.0, "n_epochs": 3}
     assert job.hyperparameters.model_dump(exclude_none=True) == numbers
     assert job.method.supervised.hyperparameters.model_dump(exclude_none=True) == numbers
     assert job.trained_tokens > 1000
     events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=20))
-    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(30, 0, -1))
+    assert [event.data["step"] for event in events if event.type == "metrics"] == list(range(45, 0, -1))
     assert events[0].message == "The job has successfully completed"
     rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
-    assert [int(row["step"]) for row in rows] == list(range(1, 31))
+    assert [int(row["step"]) for row in rows] == list(range(1, 46))
     assert float(rows[0]["train_loss"]) > 1.5
     assert float(rows[-1]["train_loss"]) < 0.5
     # 6. Deleted, it answers no more.
