@@ -1,18 +1,16 @@
-"""`tuneserve COMMAND [FILE] [--PARAMETER VALUE ...]`. Light until a command runs: help and refusals import no torch."""
+"""`tuneserve COMMAND [FILE] [--PARAMETER VALUE ...]`. Light until a command runs: help and refusals import no torch.
+
+`deploy` imports the parameters of no other command before it begins its engine, whose start takes longest.
+"""
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from engines.params.deploy import DeployParams
 from server import __version__
 from server.commands import supported as supported_of_deploy
-from server.commands import supported_of_pages
 from server.commands.argv import parse, refuse
-from server.commands.params import COMMANDS, PAGES
-from training.params.app import AppParams
-from training.params.task import TASK, TASKS, InferTask
-from training.refusals import supported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-V", "--version"):
         sys.stdout.write(f"tuneserve {__version__}\n")
         return 0
-    if name not in COMMANDS:
-        refuse("tuneserve", [f"{name!r} is not a command{_nearest(name)}"])
     if name == "deploy":
         return _deploy(words)
-    return _run(name, words) if name in TASKS else _page(PAGES[name], name, words)
+    from server.commands.params import COMMANDS, PAGES
+
+    if name not in COMMANDS:
+        refuse("tuneserve", [f"{name!r} is not a command{_nearest(name, COMMANDS)}"])
+    return _page(name, words) if name in PAGES else _run(name, words)
 
 
 def _deploy(words: Sequence[str]) -> int:
@@ -41,6 +41,10 @@ def _deploy(words: Sequence[str]) -> int:
 
 
 def _run(name: str, words: Sequence[str]) -> int:
+    from server.commands.params import COMMANDS
+    from training.params.task import TASK, InferTask
+    from training.refusals import supported
+
     prog = f"tuneserve {name}"
     params = parse(COMMANDS[name], words, prog=prog, unsupported=supported.unsupported(COMMANDS[name]))
     task = TASK.validate_python({"task": name, "params": params})
@@ -55,8 +59,11 @@ def _run(name: str, words: Sequence[str]) -> int:
     return run(task)
 
 
-def _page(model: type[AppParams], name: str, words: Sequence[str]) -> int:
-    params = parse(model, words, prog=f"tuneserve {name}", unsupported=supported_of_deploy.unsupported())
+def _page(name: str, words: Sequence[str]) -> int:
+    from server.commands import supported_of_pages
+    from server.commands.params import PAGES
+
+    params = parse(PAGES[name], words, prog=f"tuneserve {name}", unsupported=supported_of_deploy.unsupported())
     if problems := supported_of_pages.refusals(params):
         refuse(f"tuneserve {name}", problems)
     from server.commands.pages import run
@@ -66,6 +73,8 @@ def _page(model: type[AppParams], name: str, words: Sequence[str]) -> int:
 
 def overview() -> str:
     """What `tuneserve --help` says."""
+    from server.commands.params import COMMANDS
+
     lines = [f"  {name:<8}{model.__doc__}" for name, model in COMMANDS.items()]
     return (
         "usage: tuneserve COMMAND [FILE.yaml|FILE.json] [--PARAMETER VALUE ...]\n\n"
@@ -76,6 +85,6 @@ def overview() -> str:
     )
 
 
-def _nearest(name: str) -> str:
-    nearest = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(COMMANDS)}"
+def _nearest(name: str, names: Collection[str]) -> str:
+    nearest = difflib.get_close_matches(name.replace("_", "-"), names, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(names)}"

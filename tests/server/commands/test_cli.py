@@ -97,14 +97,24 @@ except SystemExit:
     assert loaded_by(code) == set()
 
 
+def test_deploy_reads_the_parameters_of_no_other_command() -> None:
+    code = """
+import sys
+from server.commands.cli import main
+try:
+    main(["deploy", "--tp", "2"])
+except SystemExit:
+    assert not any(name.partition(".")[0] == "training" for name in sys.modules)
+"""
+    assert loaded_by(code) == set()
+
+
 def test_a_command_that_is_not_run_has_its_parameters_checked_by_nobody() -> None:
     code = """
 from server.commands.cli import main
 from training.params.sft import SftParams
-try:
-    main(["deploy", "--tp", "2"])
-except SystemExit:
-    assert not SftParams.__pydantic_complete__
+main(["--help"])
+assert not SftParams.__pydantic_complete__
 """
     assert loaded_by(code) == set()
 
