@@ -180,6 +180,8 @@ class LimitedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise InvalidHttp("The request is not HTTP/1.1.")
+        if self.parser.get_method() == b"CONNECT":
+            raise InvalidHttp("CONNECT is not supported: this server is no proxy.")
         if not self.url.startswith(b"/") and httptools.parse_url(self.url).path is None:
             raise InvalidHttp("The request's URL has no path.")
         hosts = sum(name == b"host" for name, _ in self.headers)
