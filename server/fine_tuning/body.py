@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from engines.errors import InvalidRequest, UnsupportedParameter
 from server.http.body import Items, Metadata, RequestBody, StrictBody
 from server.http.field_limits import Json, Options
-from server.http.validation import MISSING
+from server.http.validation import MISSING, misplaced
 from training.auto import Hyperparameters
 from training.methods import BY_OPENAI_NAME
 from training.params.graders import Grader, OneGrader
@@ -128,9 +128,9 @@ class CreateFineTuningJob(RequestBody):
         name = self.method_name
         for other in self.method.settings if self.method else ():
             if other != name:
-                raise ValueError(f"method.{other} was given, and the method's type is {name!r}")
+                raise misplaced(f"method.{other}", f"it was given, and the method's type is {name!r}")
         if self.hyperparameters and (name != "supervised" or (self.method and self.method.supervised)):
-            raise ValueError("hyperparameters: give them in the method of that type alone")
+            raise misplaced("hyperparameters", "give them in the method of that type alone")
         return self
 
     def check_built(self) -> None:

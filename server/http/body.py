@@ -211,7 +211,7 @@ def validate(model: type[Model], body: dict[str, Any], *, refuse_unknown: bool, 
     try:
         valid = model.model_validate(body)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
+        errors = error.errors(include_url=False)
         raise to_invalid_request(errors, body, ignored=unknown) from None
     valid._is_long = long
     valid.ignored.add(*unknown)

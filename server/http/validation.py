@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from engines.errors import InvalidRequest
 
 MAX_ERRORS = 3
@@ -28,7 +30,7 @@ def to_invalid_request(
 
     It tells one of the unknown fields that are `ignored`: that may be the missing one, misspelt.
     """
-    told = _worth_telling([(_path(error, body), error) for error in errors])
+    told = _worth_telling([(_misplaced(error) or _path(error, body), error) for error in errors])
     messages = list(dict.fromkeys(_tell(path, error) for path, error in told[:MAX_ERRORS]))
     more = f"; and {len(told) - MAX_ERRORS} more" if len(told) > MAX_ERRORS else ""
     misspelt = f"; the unknown parameter {ignored[0][:MAX_PATH]!r} is ignored" if ignored else ""
@@ -38,9 +40,18 @@ def to_invalid_request(
     )
 
 
+def misplaced(param: str, reason: str) -> PydanticCustomError:
+    """For a validator of a whole body: what is wrong with one field beside the others."""
+    return PydanticCustomError("misplaced", "{reason}", {"param": param, "reason": reason})
+
+
 def unknown_parameter(name: str) -> InvalidRequest:
     name = name[:MAX_PATH]
     return InvalidRequest(f"Unknown parameter: {name!r}.", param=name, code=UNKNOWN)
+
+
+def _misplaced(error: Mapping[str, Any]) -> str | None:
+    return error["ctx"]["param"] if error["type"] == "misplaced" else None
 
 
 def _worth_telling(errors: list[PathError]) -> list[PathError]:

@@ -217,7 +217,7 @@ def shape_of(row: Any, learns: Learns) -> str:
             return name
     known = (
         "messages; conversations; instruction and output; query and response; prompt and completion; text; "
-        "chosen and rejected"
+        "chosen and rejected; input, preferred_output and non_preferred_output"
     )
     if not given:
         raise BadRow("", f"the row is empty; it needs the fields of one of these: {known}")

@@ -73,8 +73,8 @@ def test_kto_has_weights_of_good_and_of_bad_answers() -> None:
         ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
         ({"method": {"type": "magic"}}, "method.type"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta"),
-        ({"method": {"type": "dpo", "supervised": {}}}, "method"),
-        ({"method": {"type": "dpo", "orpo": {}}}, "method"),
+        ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
+        ({"method": {"type": "dpo", "orpo": {}}}, "method.orpo"),
         (
             {"method": {"type": "kto", "kto": {"hyperparameters": {"batch_size": 1}}}},
             "method.kto.hyperparameters.batch",
@@ -113,10 +113,10 @@ def test_integrations_are_refused_by_name() -> None:
 
 
 def test_two_places_for_hyperparameters_are_one_too_many() -> None:
-    with pytest.raises(InvalidRequest, match="hyperparameters"):
-        parse(hyperparameters={}, method={"type": "supervised", "supervised": {}})
-    with pytest.raises(InvalidRequest, match="hyperparameters"):
-        parse(hyperparameters={}, method={"type": "dpo"})
+    for method in ({"type": "supervised", "supervised": {}}, {"type": "dpo"}):
+        with pytest.raises(InvalidRequest, match="hyperparameters") as error:
+            parse(hyperparameters={}, method=method)
+        assert error.value.param == "hyperparameters"
 
 
 @pytest.mark.parametrize("metadata", [{"a": "\x00"}, {"\x00": "a"}])
