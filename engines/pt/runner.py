@@ -106,7 +106,7 @@ class ModelRunner:
         """None: transformers' modules compute the steps."""
         self._reason: str | None = None
         """Why they do."""
-        block_size = config.block_size or (256 if self.device.type == "cuda" else 32)
+        block_size = config.block_size or (attention.FLASH_BLOCK if self.device.type == "cuda" else 32)
         weights = bytes_of_weights(self.model)
         with torch.inference_mode():
             layers = self._convert(config, block_size)
@@ -148,7 +148,7 @@ class ModelRunner:
         )
         kept = kept_as(config.kv_cache_dtype)
         kept_layers = {number: replace(shape, kept=kept) for number, shape in layers.items()}
-        self._attend: Attend = attention.choose(config.attn_impl, kept_layers, self._library)
+        self._attend: Attend = attention.choose(config.attn_impl, kept_layers, self._library, block_size)
         self._check(plan, expected, layers, kept)
         return kept_layers
 

@@ -25,6 +25,8 @@ from engines.pt.layers.eight_bits import EightBits, number_of
 
 NAME = "tuneserve_paged"
 PROBE = "tuneserve_probe"
+FLASH_BLOCK, FLASH_DIMS, FLASH_MOST_DIM = 256, 8, 256
+"""Of FlashAttention: blocks of a cache and sizes of heads are multiples of them, and heads no larger."""
 """Attention of the first, throw-away forward pass, which finds the shape of every layer."""
 
 
@@ -255,7 +257,9 @@ def _window_as_mask(
     return torch.full((batch_size, 1, q_length, kv_length), local_size or 0)
 
 
-def choose(attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes.CDLL | None) -> Attend:
+def choose(
+    attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes.CDLL | None, block_size: int
+) -> Attend:
     """Return the attention for these layers: by `attn_impl` where given (`sdpa`, `eager`: `gather`), else the fastest.
 
     `library` has the kernels for CPUs, where there are any.
@@ -263,25 +267,36 @@ def choose(attn_impl: str | None, layers: dict[int, LayerShape], library: ctypes
     Raises UnsupportedModel where `flash_attn` is asked for and cannot be had.
     """
     shapes = set(layers.values())
-    in_eight_bits = any(shape.kept is not None for shape in shapes)
-    on_cuda = all(shape.device.type == "cuda" for shape in shapes)
-    half = all(shape.dtype in (torch.float16, torch.bfloat16) for shape in shapes)
-    if attn_impl == "flash_attn":
-        if not (on_cuda and half):
-            raise UnsupportedModel(
-                "attn_impl flash_attn needs a CUDA device and float16 or bfloat16", param="attn_impl"
-            )
-        if in_eight_bits:
-            raise UnsupportedModel("flash_attn reads no keys in 8 bits: leave one out", param="kv_cache_dtype")
-        return attend_varlen
+    refusal = _refusal_of_flash(shapes, block_size)
+    if attn_impl == "flash_attn" and refusal is not None:
+        raise refusal
     if attn_impl in ("sdpa", "eager"):
         return attend_gather
-    if on_cuda and half and not in_eight_bits:
+    if refusal is None:
         return attend_varlen
     on_cpu = all(shape.device.type == "cpu" for shape in shapes)
     known = all(shape.dtype in (torch.float32, torch.bfloat16) for shape in shapes)
     square = all(shape.key_dim == shape.value_dim for shape in shapes)
     return KernelAttention(library) if library is not None and on_cpu and known and square else attend_gather
+
+
+def _refusal_of_flash(shapes: set[LayerShape], block_size: int) -> UnsupportedModel | None:
+    """Why `attend_varlen` cannot attend to these layers; None: it can."""
+    on_cuda = all(shape.device.type == "cuda" for shape in shapes)
+    if not on_cuda or any(shape.dtype not in (torch.float16, torch.bfloat16) for shape in shapes):
+        message = "attn_impl flash_attn needs a CUDA device and float16 or bfloat16"
+        return UnsupportedModel(message, param="attn_impl")
+    if any(shape.kept is not None for shape in shapes):
+        return UnsupportedModel("flash_attn reads no keys in 8 bits: leave one out", param="kv_cache_dtype")
+    for shape in shapes:
+        if shape.key_dim != shape.value_dim or shape.key_dim > FLASH_MOST_DIM or shape.key_dim % FLASH_DIMS:
+            dims = f"{shape.key_dim} and {shape.value_dim}"
+            message = f"flash_attn needs keys and values of one size, a multiple of {FLASH_DIMS} up to {FLASH_MOST_DIM}"
+            return UnsupportedModel(f"{message}, and this model has {dims}", param="attn_impl")
+    if block_size % FLASH_BLOCK:
+        message = f"flash_attn needs a block_size that is a multiple of {FLASH_BLOCK}: it is {block_size}"
+        return UnsupportedModel(message, param="block_size")
+    return None
 
 
 class KernelAttention:

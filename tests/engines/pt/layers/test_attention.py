@@ -250,18 +250,18 @@ def test_copied_blocks_hold_the_same(kept: str) -> None:
 
 
 def test_the_kernel_is_chosen_where_it_can_run(library: ctypes.CDLL) -> None:
-    assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}, library), KernelAttention)
-    assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}, library), KernelAttention)
+    assert isinstance(choose(None, {0: shape(), 1: shape(dim=8)}, library, 256), KernelAttention)
+    assert isinstance(choose(None, {0: shape(dtype=torch.bfloat16)}, library, 256), KernelAttention)
 
 
 @pytest.mark.parametrize("odd", [shape(value_dim=8), shape(dtype=torch.float16)])
 def test_one_layer_that_the_kernel_cannot_run_takes_all_to_gather(library: ctypes.CDLL, odd: LayerShape) -> None:
-    assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}, library) is attend_gather
+    assert choose(None, {0: shape(dtype=odd.dtype), 1: odd}, library, 256) is attend_gather
 
 
 @pytest.mark.parametrize("attn_impl", ["eager", "sdpa"])
 def test_plain_torch_is_used_where_it_is_asked_for(library: ctypes.CDLL, attn_impl: str) -> None:
-    assert choose(attn_impl, {0: shape()}, library) is attend_gather
+    assert choose(attn_impl, {0: shape()}, library, 256) is attend_gather
 
 
 def test_without_a_compiler_plain_torch_does_the_work(
@@ -269,7 +269,7 @@ def test_without_a_compiler_plain_torch_does_the_work(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert build.load() is None
-    assert choose(None, {0: shape()}, None) is attend_gather
+    assert choose(None, {0: shape()}, None, 256) is attend_gather
     assert "no C compiler found" in caplog.text
 
 
@@ -278,22 +278,41 @@ def test_without_a_compiler_plain_torch_does_the_work(
     [(shape(dtype=torch.float16), attend_varlen), (shape(dtype=torch.float32), attend_gather)],
 )
 def test_on_cuda_varlen_takes_half_precision(layer: LayerShape, expected: Attend) -> None:
-    assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None) is expected
+    assert choose(None, {0: replace(layer, device=torch.device("cuda"))}, None, 256) is expected
+
+
+@pytest.mark.parametrize(
+    ("odd", "block_size", "reason", "param"),
+    [
+        ({}, 32, "block_size that is a multiple of 256: it is 32", "block_size"),
+        ({"dim": 12}, 256, "a multiple of 8 up to 256, and this model has 12 and 12", "attn_impl"),
+        ({"dim": 264}, 256, "this model has 264 and 264", "attn_impl"),
+        ({"dim": 16, "value_dim": 24}, 256, "of one size.* 16 and 24", "attn_impl"),
+    ],
+)
+def test_what_varlen_cannot_take_goes_to_gather_and_is_no_flash_attention(
+    odd: dict[str, Any], block_size: int, reason: str, param: str
+) -> None:
+    layers = {0: replace(shape(dtype=torch.bfloat16, **odd), device=torch.device("cuda"))}
+    assert choose(None, layers, None, block_size) is attend_gather
+    with pytest.raises(UnsupportedModel, match=reason) as refused:
+        choose("flash_attn", layers, None, block_size)
+    assert refused.value.param == param
 
 
 def test_8_bits_are_read_by_the_kernel_and_by_plain_torch(library: ctypes.CDLL) -> None:
     layer = shape(dtype=torch.bfloat16, kept="int8_per_token_head")
     on_cuda = {0: replace(layer, device=torch.device("cuda"))}
-    assert isinstance(choose(None, {0: layer}, library), KernelAttention)
-    assert choose(None, on_cuda, None) is attend_gather
+    assert isinstance(choose(None, {0: layer}, library, 256), KernelAttention)
+    assert choose(None, on_cuda, None, 256) is attend_gather
     with pytest.raises(UnsupportedModel, match="flash_attn reads no keys in 8 bits") as refused:
-        choose("flash_attn", on_cuda, None)
+        choose("flash_attn", on_cuda, None, 256)
     assert refused.value.param == "kv_cache_dtype"
 
 
 def test_flash_attention_needs_cuda() -> None:
     with pytest.raises(UnsupportedModel, match="CUDA device") as refused:
-        choose("flash_attn", {0: shape(dtype=torch.bfloat16)}, None)
+        choose("flash_attn", {0: shape(dtype=torch.bfloat16)}, None, 256)
     assert refused.value.param == "attn_impl"
 
 
