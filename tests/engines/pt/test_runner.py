@@ -24,7 +24,7 @@ from transformers import (
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB
 from engines.pt.layers import rope
-from engines.pt.layers.attention import KernelAttention, attend_gather
+from engines.pt.layers.attention import KernelAttention, attend_gather, attend_varlen
 from engines.pt.layers.linear import PackedLinear, WideningLinear
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.conftest import GetRunner
@@ -201,6 +201,26 @@ def test_bfloat16_answers_within_its_precision(
     truth = reference(name).logits(one.prompt_ids)[:-1].log_softmax(-1)
     errors = [abs(t.logprob - row[t.token_id].item()) for t, row in zip(told, truth, strict=True)]
     assert sum(errors) / len(errors) < 0.25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "qwen3-moe"])
+def test_on_cuda_flash_attention_answers_within_its_precision(
+    runner: GetRunner, reference: Callable[[str], Reference], name: str, dtype: str
+) -> None:
+    chosen = runner(name, dtype=dtype, block_size=None)
+    assert (chosen.device.type, chosen._attend) == ("cuda", attend_varlen)
+    asked = [request(prompt(20 + i, i), f"r{i}", prompt_logprobs=0, max_new_tokens=4) for i in range(3)]
+    answers = run(core_of(chosen, block_size=None), asked)
+    for one in asked:
+        first = answers[one.request_id].first
+        assert first is not None and first.prompt_logprobs is not None
+        truth = reference(name).logits(one.prompt_ids)[:-1].log_softmax(-1)
+        told = zip(first.prompt_logprobs[1:], truth, strict=True)
+        errors = [abs(t.logprob - row[t.token_id].item()) for t, row in told if t is not None]
+        assert sum(errors) / len(errors) < 0.25
 
 
 @pytest.mark.parametrize(
