@@ -102,7 +102,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = model.eval()(input_ids=IDS).logits
+        found: torch.Tensor = model.eval()(input_ids=IDS.to(model.device)).logits
     return found.clone()
 
 
