@@ -30,6 +30,7 @@ LONG = (
     "e2e", "faults", "contract", "engines/vllm", "engines/lmdeploy", "training/evaluation", "training/parallel",
     "engines/pt/layers/test_quantized.py", "engines/setup/test_demo.py", "server/test_edge.py",
     "training/exports/test_readers.py", "training/test_several_processes.py", "training/test_two_learn_as_one.py",
+    "pretended_gpu",
 )  # fmt: skip
 """Folders and files that take longest: their tests start engines, servers and trainings in processes of their own."""
 
