@@ -50,11 +50,10 @@ def run(params: DeployParams, beside: Beside = lambda address, keyed: nullcontex
         companion = beside(_address_here(listener, certificate), bool(keys))
         with uncollected():  # most of this is imports
             parts = load(params, keys)
+            from server.commands.serving import serve
     except TuneserveError as error:
         logger.error("%s", error)
         return 1
-    from server.commands.serving import serve
-
     with companion:
         return serve(parts, listener, certificate)
 

@@ -1,7 +1,6 @@
 """A server from the first request that it takes to its end: a signal, or an engine that has failed for good."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 def serve(parts: Parts, listener: socket.socket, certificate: Certificate | None = None) -> int:
     """Serve on `listener` until a signal, or until the engine fails for good; return the exit status."""
-    gc.freeze()  # what has been loaded stays: without this each full collection goes through it again, in one piece
     tls = None if certificate is None else certificate.context
     server = HttpServer(create_app(parts), parts[Connections], tls)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:

@@ -55,6 +55,7 @@ class OnGpu(Tensor):
 
     @data.setter
     def data(self, given: Tensor) -> None:
+        # What torch knows of a wrapper cannot be changed.
         if not isinstance(given, OnGpu) or given.shape != self.shape or given.dtype is not self.dtype:
             raise NotImplementedError(f"{given.dtype} {tuple(given.shape)} in the place of {tuple(self.shape)}")
         self.held = given.held

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from engines.lmdeploy.client import LmdeployEngine
-from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
+from tests.engines.lmdeploy.engines import with_two_slots
 from tests.engines.pt.tiny import CONFIGS, save
 
 
@@ -20,8 +20,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: Path) -> AsyncIterator[LmdeployEngine]:
-    """Two slots, and steps so short that prompts are computed in several."""
-    engine = lmdeploy_on_cpu(str(model), max_loras=2, max_num_batched_tokens=32)
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with with_two_slots(model) as engine:
+        yield engine

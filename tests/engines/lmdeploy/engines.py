@@ -3,6 +3,8 @@
 import json
 import stat
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,12 @@ def lmdeploy_on_cpu(model: str, *, module: str = "on_cpu", **settings: Any) -> L
         threads=1,
         module=f"tests.engines.lmdeploy.{module}",
     )
+
+
+@asynccontextmanager
+async def with_two_slots(model: Path) -> AsyncIterator[LmdeployEngine]:
+    """An engine that runs, with two slots, and steps so short that prompts are computed in several."""
+    engine = lmdeploy_on_cpu(str(model), max_loras=2, max_num_batched_tokens=32)
+    await engine.start()
+    yield engine
+    await engine.stop()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from engines.adapters.folder import read_adapter
 from engines.errors import InvalidAdapter, TuneserveError
 from engines.lmdeploy.client import LmdeployEngine
-from tests.engines.lmdeploy.engines import lmdeploy_on_cpu
+from tests.engines.lmdeploy.engines import with_two_slots
 from tests.engines.lmdeploy.test_parity import asked, check
 from tests.engines.pt.adapters import save_adapter, with_peft
 from tests.engines.pt.driving import Reference
@@ -31,11 +31,8 @@ def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mixed(mixture: Path) -> AsyncIterator[LmdeployEngine]:
-    """Two slots, and steps so short that prompts are computed in several."""
-    engine = lmdeploy_on_cpu(str(mixture), max_loras=2, max_num_batched_tokens=32)
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with with_two_slots(mixture) as engine:
+        yield engine
 
 
 async def test_adapters_of_the_attention_take_turns_in_the_slots(

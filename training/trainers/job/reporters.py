@@ -52,7 +52,7 @@ def _log_in_to_wandb() -> None:
     try:
         wandb.login()
     except wandb.Error as error:
-        raise _refused("wandb", error, mended) from error
+        raise _refused("wandb", _line(error), mended) from error
 
 
 def _log_in_to_swanlab() -> None:
@@ -64,7 +64,7 @@ def _log_in_to_swanlab() -> None:
     try:
         swanlab.login()
     except Exception as error:
-        raise _refused("swanlab", error, mended) from error
+        raise _refused("swanlab", _line(error), mended) from error
 
 
 def _log_in_to_trackio() -> None:
@@ -78,7 +78,7 @@ def _log_in_to_trackio() -> None:
         HfApi().whoami()
     except hub_errors() as error:
         mended = f"`hf auth login` or HF_TOKEN lets you in; without TRACKIO_SPACE_ID ({space}) it needs no account"
-        raise InvalidRequest(f"trackio cannot report ({reason_of(error)}): {mended}", param="report_to") from error
+        raise _refused("trackio", reason_of(error), mended) from error
 
 
 LOGINS: dict[str, Callable[[], None]] = {
@@ -88,8 +88,8 @@ LOGINS: dict[str, Callable[[], None]] = {
 }
 
 
-def _refused(name: str, error: Exception, mended: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} cannot report ({_line(error)}): {mended}", param="report_to")
+def _refused(name: str, reason: str, mended: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} cannot report ({reason}): {mended}", param="report_to")
 
 
 def _line(error: Exception) -> str:
@@ -145,12 +145,12 @@ class _SwanLab:
 
 def guard_reporters(callbacks: list[Any], params: SftParams, report: Report) -> None:
     """`callbacks`: those of a trainer."""
-    for name in reporters(params):
-        for callback in callbacks:
+    for callback in callbacks:
+        if isinstance(callback, SwanLabCallback):
+            callback._swanlab = _SwanLab(callback._swanlab)
+        for name in reporters(params):
             if isinstance(callback, INTEGRATION_TO_CALLBACK[name]):
                 guard(callback, name, report)
-            if isinstance(callback, SwanLabCallback):
-                callback._swanlab = _SwanLab(callback._swanlab)
 
 
 def end_reports(error: Exception | None) -> None:

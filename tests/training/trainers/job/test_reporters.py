@@ -17,7 +17,7 @@ from engines.errors import InvalidRequest
 from tests.reporters import FOLDER
 from tests.training.jobs import losses, make_job, trained
 from tests.training.worker import Worker
-from training.folder import JobFolder, Message
+from training.folder import LOG, JobFolder, Message
 
 PATIENCE = 120
 QUICK: dict[str, Any] = {
@@ -119,7 +119,7 @@ def run(job: JobFolder, *, fault: str = "", **environment: str) -> int:
 
 
 def log(job: JobFolder) -> str:
-    return (job.path / "worker.log").read_text()
+    return (job.path / LOG).read_text()
 
 
 def of_wandb(job: JobFolder) -> list[Any]:
