@@ -26,6 +26,7 @@ from engines.errors import InvalidRequest
 from server.deps import find_part
 from server.http.errors import BodyTooLarge
 from server.http.ignored import Ignored
+from server.http.integers import with_integers
 from server.http.settings import HttpSettings
 from server.http.validation import to_invalid_request, unknown_parameter
 from server.pools import Pools
@@ -50,6 +51,8 @@ LIMITS = {
 """Sign in a text of JSON -> how often it may occur, and what it is counted for."""
 LONG = 8192
 """Bytes. A longer body is parsed and read in a thread, so that the event loop goes on meanwhile."""
+TRIES = 8
+"""How often a body is read again with integers in place of whole floats: of each list, one is found at a time."""
 LINGER_SECONDS = 5.0
 SIGNS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{:,]')
 """Texts, to be left out, and the signs that separate values."""
@@ -209,13 +212,25 @@ def validate(model: type[Model], body: dict[str, Any], *, refuse_unknown: bool, 
     if unknown and (refuse_unknown or issubclass(model, StrictBody)):
         raise unknown_parameter(unknown[0])
     try:
-        valid = model.model_validate(body)
+        valid = _read(model, body)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         raise to_invalid_request(errors, body, ignored=unknown) from None
     valid._is_long = long
     valid.ignored.add(*unknown)
     return valid
+
+
+def _read(model: type[Model], body: dict[str, Any]) -> Model:
+    for _ in range(TRIES):
+        try:
+            return model.model_validate(body)
+        except ValidationError as error:
+            whole = with_integers(body, error.errors(include_url=False))
+            if whole is body:
+                raise
+            body = whole
+    return model.model_validate(body)
 
 
 def _check_content_type(request: Request) -> None:

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from server.http.body import Items
 from server.http.field_limits import MAX_PROMPTS, MAX_TOKENS, Text
+from server.http.integers import as_integer
 
 Ids = Annotated[Items[int], Field(min_length=1, max_length=MAX_TOKENS)]
 Input = Text | Ids
@@ -14,6 +15,7 @@ Input = Text | Ids
 
 def _listed(value: Any) -> list[Input]:
     """The four forms as one: a list of inputs."""
+    value = _with_integers(value)
     if isinstance(value, str) or _is_ids(value):
         return [value]
     if not isinstance(value, list) or not value:
@@ -24,6 +26,13 @@ def _listed(value: Any) -> list[Input]:
     if odd is not None:
         raise ValueError(f"A list should hold strings, or token ids, or lists of token ids: item {odd} does not fit")
     return value
+
+
+def _with_integers(value: Any) -> Any:
+    """Token ids that are written as 2.0, as ids."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], float | list):
+        return value
+    return [_with_integers(item) if isinstance(item, list) else as_integer(item) for item in value]
 
 
 def _first_odd(items: list[Any]) -> int | None:
