@@ -24,6 +24,7 @@ from server.fine_tuning import grader_routes
 from server.fine_tuning import routes as fine_tuning_routes
 from server.http.description import DescribedApp, described
 from server.http.errors import add_error_handlers
+from server.http.head import Head
 from server.http.ignored import HEADER as IGNORED_FIELDS
 from server.http.keys.auth import Auth, public_paths
 from server.http.keys.keys import Keys
@@ -153,6 +154,7 @@ def _add_middleware(app: FastAPI, parts: Parts) -> None:
         on_request=count.count_request,
         on_failure=count.count_failure,
     )
+    app.add_middleware(Head)
     if params.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -26,8 +26,6 @@ LOOK_SECONDS = 2.0
 @router.post("/ping", name="ping_post", response_model=None)
 @router.get("/ping", name="ping", response_model=None)
 @router.get("/health", response_model=None)
-@router.head("/ping", response_model=None, include_in_schema=False)
-@router.head("/health", response_model=None, include_in_schema=False)
 async def health(request: Request, tasks: TasksDep, inference: InferenceDep) -> Response | dict[str, str]:
     """The process is up, and what dies in it is started again; else 503: only a new process helps."""
     if dead := tasks.dead():
@@ -41,7 +39,6 @@ async def health(request: Request, tasks: TasksDep, inference: InferenceDep) -> 
 
 
 @router.get("/ready", response_model=None)
-@router.head("/ready", response_model=None, include_in_schema=False)
 async def ready(request: Request, model: ModelDep, inference: InferenceDep) -> Response | dict[str, str]:
     """Requests can be answered; else 503. To ask is no request that was turned away, so none is counted."""
     try:

@@ -197,9 +197,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of all routes that have this path: Starlette tells those of the first."""
+    """The methods of all routes that have this path: Starlette tells those of the first. HEAD goes where GET does."""
     having = (each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for each in having if isinstance(each, Route) for method in each.methods or ()}))
+    methods = {method for each in having if isinstance(each, Route) for method in each.methods or ()}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

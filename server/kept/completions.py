@@ -84,7 +84,7 @@ class KeptCompletions:
         self, database: Database, writer: Writer, limits: Limits, reserve: DiskReserve, *, asked_for: bool
     ) -> None:
         """`asked_for`: whether the server was told to keep what requests want to have kept."""
-        self.shelf = Shelf(COMPLETIONS, limits, reserve)
+        self.shelf = Shelf(COMPLETIONS, limits, reserve, writer)
         self._database = database
         self._writer = writer
         self._asked_for = asked_for
@@ -96,7 +96,6 @@ class KeptCompletions:
             return False
         try:
             self.shelf.check_room()
-            self._writer.check_room()
         except (StorageFull, StoreUnavailable):
             return False
         return True

@@ -48,7 +48,7 @@ class Conversations:
         self._database = database
         self._writer = writer
         self._reserve = reserve
-        self.shelf = Shelf(CONVERSATIONS, limits, reserve)
+        self.shelf = Shelf(CONVERSATIONS, limits, reserve, writer)
 
     # ---- conversations
 

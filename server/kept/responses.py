@@ -109,7 +109,7 @@ class KeptResponses:
         self._database = database
         self._conversations = conversations
         self._writer = writer
-        self.shelf = Shelf(RESPONSES, limits, reserve, stays=RESPONSES.c.status.in_(UNFINISHED))
+        self.shelf = Shelf(RESPONSES, limits, reserve, writer, stays=RESPONSES.c.status.in_(UNFINISHED))
 
     @property
     def keeps(self) -> bool:
@@ -117,11 +117,6 @@ class KeptResponses:
         return self._database.is_open
 
     # ---- keeping
-
-    def check_room(self) -> None:
-        """Raises StorageFull, StoreUnavailable where it is known beforehand that one more would not be kept."""
-        self.shelf.check_room()
-        self._writer.check_room()
 
     def keep_later(self, response: KeptResponse, conversation: str | None = None) -> None:
         """Keep it without waiting for that, and append what it read and said to the conversation of its owner.

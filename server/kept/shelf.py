@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engines.errors import QuotaExceeded
 from server.http.body import MIB
+from server.kept.writer import Writer
 from server.store.access import Access
 from server.store.reserve import DiskReserve
 
@@ -29,12 +30,19 @@ class Shelf:
     """What is put on it when it is full takes the place of its owner's oldest."""
 
     def __init__(
-        self, table: Table, limits: Limits, reserve: DiskReserve, *, stays: ColumnElement[bool] | None = None
+        self,
+        table: Table,
+        limits: Limits,
+        reserve: DiskReserve,
+        writer: Writer,
+        *,
+        stays: ColumnElement[bool] | None = None,
     ) -> None:
-        """`stays`: rows that make no place for others."""
+        """`writer` writes what is put on it behind the answers. `stays`: rows that make no place for others."""
         self.table = table
         self.limits = limits
         self._reserve = reserve
+        self._writer = writer
         self._may_go = true() if stays is None else ~stays
         self._last_to_go = (*(() if stays is None else (stays.desc(),)), table.c.number.desc())
 
@@ -47,8 +55,9 @@ class Shelf:
         return int(time.time()) + self.limits.seconds
 
     def check_room(self) -> None:
-        """Raises StorageFull where the disk has no room for anything."""
+        """Raises StorageFull, StoreUnavailable where it is known beforehand that one more would not be kept."""
         self._reserve.check()
+        self._writer.check_room()
 
     async def put(self, connection: AsyncConnection, row: dict[str, Any]) -> None:
         """Add a row, which brings all columns but its expiry; in place of itself, where a try before this one was

@@ -63,7 +63,7 @@ class Responses:
         if body.store is False:
             return False
         try:
-            self.kept.check_room()
+            self.kept.shelf.check_room()
         except (StorageFull, StoreUnavailable):
             if body.store or body.background or body.conversation_id is not None:
                 raise

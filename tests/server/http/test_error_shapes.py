@@ -76,7 +76,7 @@ def test_what_is_refused_before_any_route_has_the_shape_too(client: ReadyClient)
     missing = client.post("/v1/messages/batches", json={})
     assert (missing.status_code, error_of(missing)["type"]) == (404, "not_found_error")
     wrong = client.post("/v1/messages/raise/1", json={})
-    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
     assert error_of(wrong)["type"] == "invalid_request_error"
     number = client.get("/v1/messages/raise/x")
     assert (number.status_code, error_of(number)["type"]) == (400, "invalid_request_error")

@@ -115,7 +115,7 @@ def test_an_unknown_path_and_a_wrong_method(client: ReadyClient) -> None:
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/files", "GET, POST"), ("/v1/files/a", "DELETE, GET"), ("/v1/models/a/b", "DELETE, GET")],
+    [("/v1/files", "GET, HEAD, POST"), ("/v1/files/a", "DELETE, GET, HEAD"), ("/v1/models/a/b", "DELETE, GET, HEAD")],
 )
 def test_a_wrong_method_is_told_all_that_the_path_has(client: ReadyClient, path: str, methods: str) -> None:
     assert client.put(path).headers["allow"] == methods

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,17 @@ def test_a_route_answers_each_caller_as_the_table_says(server: Server, row: Row,
         assert (unknown.status_code, _anonymous(unknown, Unknown())) == (MISSING, _anonymous(reply, things))
 
 
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.method == "GET"], ids=lambda row: row.id)
+def test_head_answers_each_caller_with_the_status_and_headers_of_get_alone(
+    server: Server, row: Row, caller: str
+) -> None:
+    things = Things(server)
+    whole, head = (server.send(caller, replace(row, method=method), things) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers.keys() == whole.headers.keys()
+
+
 def _anonymous(reply: Response, things: Things | Unknown) -> str:
     """What it says, without the names of things, and without the request's id, which Anthropic's errors have."""
     found = {**vars(type(things)), **vars(things)}
@@ -304,7 +316,7 @@ def test_no_route_is_missing_from_the_table(server: Server) -> None:
         (method, each.path)
         for each in server.client.app.routes
         if isinstance(each, Route)
-        for method in each.methods or ()
+        for method in (each.methods or set()) - {"HEAD"}
     }
     assert routes == {(row.method, row.path) for row in ROWS}
     assert len(server.client.app.routes) == len([each for each in server.client.app.routes if isinstance(each, Route)])

@@ -228,11 +228,11 @@ async def test_no_more_waits_than_memory_is_meant_for(
                 kept.responses.keep_later(response(id))
                 await asyncio.sleep(0.02)
         with pytest.raises(StoreUnavailable):
-            kept.responses.check_room()
+            kept.responses.shelf.check_room()
         assert not kept.completions.keeps
         back.set()
         assert await kept_ids(kept, *"abc") == ["b", "c"]
-        kept.responses.check_room()
+        kept.responses.shelf.check_room()
         assert kept.lost() == 1 and kept.completions.keeps
 
 
